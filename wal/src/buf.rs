@@ -1,0 +1,170 @@
+//! Memory aligned for O_DIRECT, written once from the front and shared while it is still being written.
+//!
+//! A [`Chunk`] has one writer. What it has written can be frozen into [`Bytes`] that other cores may hold: readers only
+//! ever see bytes below the writer's mark, the writer only touches bytes above it.
+
+use bytes::Bytes;
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    ptr::NonNull,
+    sync::Arc,
+};
+
+/// O_DIRECT's unit here: offset, length and address of each transfer are multiples of it.
+pub const BLOCK: usize = 4096;
+
+/// Rounds up to whole blocks.
+pub const fn block_ceil(bytes: usize) -> usize {
+    bytes.div_ceil(BLOCK) * BLOCK
+}
+
+/// One aligned allocation, a whole number of blocks, zeroed.
+struct Memory {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: `Memory` is a plain allocation without thread affinity. Shared access is restricted by `Chunk` and `Frozen`:
+// bytes below a chunk's mark are never written again, bytes above it are reached by the one `Chunk` alone.
+unsafe impl Send for Memory {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn layout(len: usize) -> Layout {
+        Layout::from_size_align(len, BLOCK).expect("a chunk's size fits the address space")
+    }
+
+    fn new(len: usize) -> Self {
+        assert!(len > 0 && len.is_multiple_of(BLOCK), "chunks are whole blocks, not {len} bytes");
+        let layout = Self::layout(len);
+        // SAFETY: the layout's size is not zero (asserted above).
+        let ptr = unsafe { alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        Self { ptr, len }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout, freed once.
+        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
+    }
+}
+
+/// A range of a chunk that will not change any more.
+struct Frozen {
+    memory: Arc<Memory>,
+    start: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Frozen {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `Chunk::frozen` checked the range against its mark; bytes below the mark are never written again.
+        unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr().add(self.start), self.len) }
+    }
+}
+
+/// An aligned buffer that is filled from the front, once. Not clonable: it is the only writer of its memory.
+pub struct Chunk {
+    memory: Arc<Memory>,
+    mark: usize,
+}
+
+impl Chunk {
+    /// Allocates `capacity` zeroed bytes. Panics unless that is a positive number of whole blocks.
+    pub fn new(capacity: usize) -> Self {
+        Self { memory: Arc::new(Memory::new(capacity)), mark: 0 }
+    }
+
+    /// A chunk of whole blocks that starts with `bytes`, the rest zero.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut chunk = Self::new(block_ceil(bytes.len().max(1)));
+        chunk.push(bytes);
+        chunk
+    }
+
+    pub fn len(&self) -> usize {
+        self.mark
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.mark == 0
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.memory.len
+    }
+
+    pub fn remaining(&self) -> usize {
+        self.memory.len - self.mark
+    }
+
+    /// Appends `bytes`; panics if they do not fit: the caller asks [`Chunk::remaining`] first.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.space(bytes.len()).copy_from_slice(bytes);
+        self.advance(bytes.len());
+    }
+
+    /// The next `len` unwritten bytes, to be filled and then taken by [`Chunk::advance`].
+    pub fn space(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.remaining(), "{len} bytes do not fit in the {} that remain", self.remaining());
+        // SAFETY: in bounds (asserted), above the mark, so no frozen range overlaps, and `&mut self` is the only writer.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.ptr.as_ptr().add(self.mark), len) }
+    }
+
+    /// Moves the mark over `len` bytes that are now final.
+    pub fn advance(&mut self, len: usize) {
+        assert!(len <= self.remaining(), "the mark can't pass the chunk's end");
+        self.mark += len;
+    }
+
+    /// Moves the mark to the next block boundary over zeros.
+    pub fn pad_to_block(&mut self) {
+        let to = block_ceil(self.mark);
+        self.space(to - self.mark).fill(0);
+        self.mark = to;
+    }
+
+    /// Shares `start .. start + len`, which must lie below the mark. Keeps the whole chunk alive while it is held.
+    pub fn frozen(&self, start: usize, len: usize) -> Bytes {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.mark), "only written bytes can be shared");
+        Bytes::from_owner(Frozen { memory: self.memory.clone(), start, len })
+    }
+
+    /// Writes over bytes that are not shared yet, such as a header left blank. Panics unless `at .. at + bytes.len()`
+    /// lies in `unshared_from ..` the mark; the caller vouches that nothing at or above `unshared_from` was frozen.
+    ///
+    /// # Safety
+    /// No [`Bytes`] from [`Chunk::frozen`] that overlaps the range may be alive.
+    pub unsafe fn patch(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.mark, "only written bytes can be patched");
+        // SAFETY: in bounds (asserted); no reader of the range exists, as the caller promises.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.ptr.as_ptr().add(at), bytes.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_bytes_stay_while_the_writer_goes_on() {
+        let mut chunk = Chunk::new(2 * BLOCK);
+        chunk.push(b"first");
+        let first = chunk.frozen(0, 5);
+        chunk.pad_to_block();
+        chunk.push(b"second");
+        let second = chunk.frozen(BLOCK, 6);
+        drop(chunk);
+        assert_eq!((&first[..], &second[..]), (&b"first"[..], &b"second"[..]));
+        assert_eq!(first.as_ptr() as usize % BLOCK, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "only written bytes")]
+    fn bytes_above_the_mark_are_not_shared() {
+        Chunk::new(BLOCK).frozen(0, 1);
+    }
+}

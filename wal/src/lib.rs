@@ -1,0 +1,17 @@
+//! The write-ahead ring, the partition segments and the checkpoints of one core.
+//!
+//! Layers, each knowing only those above it in this list:
+//!
+//! | module | is |
+//! |---|---|
+//! | [`buf`], [`disk`] | aligned memory; the seam to storage ([`disk::Disk`]) and its backends |
+//! | `ring_format`, `ring`, `ring_recovery` | the ring as a pure state machine |
+//! | `journal` | the ring's shell: one write and one sync for all that arrived during the last |
+//! | `segment*`, `log` | a partition's batches: memory tail, segment files, indexes |
+//! | `checkpoint`, `store` | one core's ring, logs and checkpoints as one thing that recovers |
+//!
+//! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
+
+pub mod buf;
+pub mod disk;
+pub mod record;

@@ -1,0 +1,38 @@
+//! What the ring carries: one record is one Raft entry with its payload, or a group's hard state.
+//! Lives on: the owning core. Numbers only; what they mean is the caller's.
+
+use bytes::Bytes;
+
+/// A replicated group. Never used again once its group is gone, so it names a generation too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);
+
+/// What a Raft group must never forget. Rides with every record of its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
+}
+
+/// Which offsets a payload covers: `base .. base + count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub base_offset: u64,
+    pub count: u32,
+    /// Largest record timestamp inside, in ms since the epoch; -1 if it has none.
+    pub max_timestamp: i64,
+}
+
+/// One Raft entry: its small data, and, for a partition's batch, the payload that travels beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub index: u64,
+    pub term: u64,
+    /// The Raft entry's type, as its number in raft-proto (normal, conf change, …).
+    pub entry_type: u8,
+    /// The Raft entry's own data, opaque here.
+    pub data: Bytes,
+    /// The batch, opaque here; with `Some`, a span says which offsets it holds.
+    pub payload: Option<(Span, Bytes)>,
+}
