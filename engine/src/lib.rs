@@ -1,0 +1,4 @@
+pub mod core;
+pub mod mesh;
+pub mod rt;
+pub mod sync;
