@@ -146,6 +146,19 @@ pub async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Outp
     .await
 }
 
+/// Runs both to their end, at the same time.
+pub async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    let mut first = std::pin::pin!(first);
+    let mut second = std::pin::pin!(second);
+    let (mut first_done, mut second_done) = (false, false);
+    poll_fn(|cx| {
+        first_done = first_done || first.as_mut().poll(cx).is_ready();
+        second_done = second_done || second.as_mut().poll(cx).is_ready();
+        if first_done && second_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await
+}
+
 /// Runs all to their end, at the same time, and keeps the order of their results.
 pub async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
     let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
