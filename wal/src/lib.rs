@@ -14,4 +14,8 @@
 
 pub mod buf;
 pub mod disk;
+pub mod log;
+pub mod log_read;
+pub mod manifest;
 pub mod record;
+pub mod store;

@@ -1,0 +1,191 @@
+//! One connection on its core: frames in, vectored writes out.
+//!
+//! Lives on: the core that drives it. Reader and writer share the socket and may be driven by two tasks.
+//! Futures may be dropped at any await: what was read or not yet written stays in the reader or writer.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::rc::Rc;
+
+use bytes::{Buf, Bytes};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::frame::{FrameDecoder, FrameError};
+use crate::listen::Accepted;
+use crate::parts::Parts;
+use crate::rt::{self, Watched};
+
+/// Buffers per system call; the kernel takes at most 1024 (IOV_MAX).
+const IOV_MAX: usize = 1024;
+
+/// Why a connection ended other than by the peer closing it between two frames.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnError {
+    /// The peer does not speak the protocol, or stopped within a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Splits a connection in its two halves. Must be called on the executor that will drive them.
+pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameReader, FrameWriter)> {
+    let peer = accepted.peer;
+    let socket = Rc::new(Watched::new(accepted.stream)?);
+    let shared = Shared { socket, peer };
+    let reader = FrameReader { shared: shared.clone(), decoder: FrameDecoder::new(frame_bytes_max) };
+    Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
+}
+
+/// Connects without blocking the core. There is no timeout here: race it against a timer and drop it.
+pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    let started = socket.connect(&addr.into());
+    let stream = TcpStream::from(socket);
+    match started {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+            // The duplicate lets the socket leave the reactor again: it may go to another core.
+            let watched = Watched::new(stream.try_clone()?)?;
+            watched.writable().await?;
+            if let Some(e) = stream.take_error()? {
+                return Err(e);
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    Accepted::new(stream, addr)
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    socket: Rc<Watched<TcpStream>>,
+    peer: SocketAddr,
+}
+
+impl Shared {
+    fn shutdown(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.get().shutdown(Shutdown::Both);
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct FrameReader {
+    shared: Shared,
+    decoder: FrameDecoder,
+}
+
+impl FrameReader {
+    pub fn peer(&self) -> SocketAddr {
+        self.shared.peer
+    }
+
+    /// The next frame without its length prefix; `None` when the peer has closed between two frames.
+    pub async fn read_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                // A peer that sends without pause must not keep the core to itself.
+                rt::yield_if_needed().await;
+                return Ok(Some(frame));
+            }
+            match SockRef::from(self.shared.socket.get()).recv(self.decoder.spare()) {
+                Ok(0) => {
+                    self.decoder.end()?;
+                    return Ok(None);
+                }
+                // SAFETY: recv wrote that many bytes to the start of the spare room.
+                Ok(byte_count) => unsafe { self.decoder.advance(byte_count) },
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.decoder.rest();
+                    self.shared.socket.readable().await?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
+    }
+
+    /// Bytes of memory held beyond the frames handed out.
+    pub fn buffer_bytes(&self) -> usize {
+        self.decoder.buffer_bytes()
+    }
+}
+
+/// The sending half: a queue of shared buffers.
+#[derive(Debug)]
+pub struct FrameWriter {
+    shared: Shared,
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+}
+
+impl FrameWriter {
+    pub fn peer(&self) -> SocketAddr {
+        self.shared.peer
+    }
+
+    /// Queues a message behind those before it. The queue has no bound of its own: whoever pushes keeps count by
+    /// [`FrameWriter::queued_bytes`].
+    pub fn push(&mut self, parts: Parts) {
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
+            self.queued_bytes += part.len();
+            self.queue.push_back(part);
+        }
+    }
+
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Sends all that is queued.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.queue.is_empty() {
+            match self.send() {
+                Ok(byte_count) => self.consume(byte_count),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.shared.socket.writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a message and sends all that is queued.
+    pub async fn write(&mut self, parts: Parts) -> io::Result<()> {
+        self.push(parts);
+        self.flush().await
+    }
+
+    /// One vectored write. A peer that is gone is an error, not a signal (MSG_NOSIGNAL).
+    fn send(&self) -> io::Result<usize> {
+        let slices: Vec<IoSlice<'_>> = self.queue.iter().take(IOV_MAX).map(|part| IoSlice::new(part)).collect();
+        SockRef::from(self.shared.socket.get()).send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL)
+    }
+
+    fn consume(&mut self, mut byte_count: usize) {
+        self.queued_bytes -= byte_count;
+        while byte_count > 0 {
+            let front = self.queue.front_mut().expect("no more was sent than was queued");
+            if front.len() > byte_count {
+                front.advance(byte_count);
+                return;
+            }
+            byte_count -= front.len();
+            self.queue.pop_front();
+        }
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
+    }
+}

@@ -1,0 +1,41 @@
+//! Kafka's error codes: the only file that lists them.
+//!
+//! Source: <https://kafka.apache.org/protocol#protocol_error_codes>.
+
+pub use kafka_protocol::error::ResponseError as ErrorCode;
+
+/// The code of "no error", which [`ErrorCode`] leaves out.
+pub const NONE: i16 = 0;
+
+/// The code to put on the wire for an outcome.
+pub fn code<T>(outcome: &Result<T, ErrorCode>) -> i16 {
+    match outcome {
+        Ok(_) => NONE,
+        Err(e) => e.code(),
+    }
+}
+
+/// The outcome that a code off the wire stands for.
+pub fn check(code: i16) -> Result<(), ErrorCode> {
+    match ErrorCode::try_from_code(code) {
+        None => Ok(()),
+        Some(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_outcomes_are_inverse() {
+        assert_eq!(code(&Ok(1)), 0);
+        assert_eq!(check(0), Ok(()));
+        for n in -1..=130 {
+            let outcome = check(n);
+            assert_eq!(code(&outcome), n);
+        }
+        assert_eq!(check(35), Err(ErrorCode::UnsupportedVersion));
+        assert_eq!(check(43), Err(ErrorCode::UnsupportedForMessageFormat));
+    }
+}

@@ -1,0 +1,116 @@
+//! Requests: from a frame to a header and a decoded message.
+//!
+//! Produce and Fetch are decoded here without copying; the control APIs by the `kafka-protocol` crate.
+
+use bytes::Bytes;
+use kafka_protocol::messages as kafka;
+use kafka_protocol::protocol::Decodable;
+
+use crate::api::{ApiKey, Unsupported};
+use crate::fetch::FetchRequest;
+use crate::header::{RequestHeader, RequestPrefix};
+use crate::produce::ProduceRequest;
+use crate::wire::{Malformed, Reader};
+
+/// Why a frame is not a request that can be handled, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Answer with [`crate::response::encode_api_versions_fallback`] and keep the connection (KIP-511).
+    #[error("ApiVersions version {version} is not served")]
+    ApiVersionsVersion { version: i16, correlation_id: i32 },
+    /// Close: the client did not heed ApiVersions, and there is no layout to answer in.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// Close: the bytes are not the message that the header announces.
+    #[error("{}: {source}", of_api(*.api, *.version))]
+    Malformed { api: Option<ApiKey>, version: i16, source: Malformed },
+}
+
+fn of_api(api: Option<ApiKey>, version: i16) -> String {
+    match api {
+        Some(api) => format!("malformed {} request, version {version}", api.api().name),
+        None => "malformed request header".to_owned(),
+    }
+}
+
+macro_rules! control_apis {
+    ($($name:ident($type:ty)),* $(,)?) => {
+        /// A decoded request. Strings and bytes in it are slices of the frame: copy what is kept for long.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Request {
+            Produce(ProduceRequest),
+            Fetch(FetchRequest),
+            $($name($type),)*
+        }
+
+        impl Request {
+            pub fn api(&self) -> ApiKey {
+                match self {
+                    Request::Produce(_) => ApiKey::Produce,
+                    Request::Fetch(_) => ApiKey::Fetch,
+                    $(Request::$name(_) => ApiKey::$name,)*
+                }
+            }
+        }
+
+        fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
+            let request = match api {
+                ApiKey::Produce => Request::Produce(ProduceRequest::read(reader, version)?),
+                ApiKey::Fetch => Request::Fetch(FetchRequest::read(reader, version)?),
+                $(ApiKey::$name => Request::$name(read_control(api, version, reader)?),)*
+            };
+            reader.finish()?;
+            Ok(request)
+        }
+    };
+}
+
+control_apis! {
+    ListOffsets(kafka::ListOffsetsRequest),
+    Metadata(kafka::MetadataRequest),
+    OffsetCommit(kafka::OffsetCommitRequest),
+    OffsetFetch(kafka::OffsetFetchRequest),
+    FindCoordinator(kafka::FindCoordinatorRequest),
+    JoinGroup(kafka::JoinGroupRequest),
+    Heartbeat(kafka::HeartbeatRequest),
+    LeaveGroup(kafka::LeaveGroupRequest),
+    SyncGroup(kafka::SyncGroupRequest),
+    DescribeGroups(kafka::DescribeGroupsRequest),
+    ListGroups(kafka::ListGroupsRequest),
+    ApiVersions(kafka::ApiVersionsRequest),
+    CreateTopics(kafka::CreateTopicsRequest),
+    DeleteTopics(kafka::DeleteTopicsRequest),
+    InitProducerId(kafka::InitProducerIdRequest),
+    OffsetForLeaderEpoch(kafka::OffsetForLeaderEpochRequest),
+    DescribeConfigs(kafka::DescribeConfigsRequest),
+    CreatePartitions(kafka::CreatePartitionsRequest),
+    DeleteGroups(kafka::DeleteGroupsRequest),
+    IncrementalAlterConfigs(kafka::IncrementalAlterConfigsRequest),
+    DescribeCluster(kafka::DescribeClusterRequest),
+    DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
+}
+
+/// Decodes a frame, without its length prefix.
+pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
+    let mut reader = Reader::new(frame);
+    let prefix =
+        RequestPrefix::read(&mut reader).map_err(|source| DecodeError::Malformed { api: None, version: 0, source })?;
+    let api = prefix.supported().map_err(|unsupported| match unsupported {
+        Unsupported::Version { api: ApiKey::ApiVersions, version } => {
+            DecodeError::ApiVersionsVersion { version, correlation_id: prefix.correlation_id }
+        }
+        other => DecodeError::Unsupported(other),
+    })?;
+    let malformed = |source| DecodeError::Malformed { api: Some(api), version: prefix.version, source };
+    let header = RequestHeader::read(prefix, api, &mut reader).map_err(malformed)?;
+    let request = read_body(api, prefix.version, &mut reader).map_err(malformed)?;
+    Ok((header, request))
+}
+
+fn read_control<T: Decodable>(_api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
+    let mut body = reader.rest();
+    let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
+    let used = reader.remaining() - body.len();
+    reader.skip("message", used)?;
+    Ok(message)
+}

@@ -1,0 +1,36 @@
+//! The runtime, as this crate sees it: waiting until a socket is ready. The only file here that names glommio.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use glommio::io::PollableFd;
+
+/// A non-blocking descriptor watched by this core's reactor.
+#[derive(Debug)]
+pub struct Watched<T: AsRawFd>(PollableFd<T>);
+
+impl<T: AsRawFd> Watched<T> {
+    /// Must be called on an executor; stays with it.
+    pub fn new(fd: T) -> io::Result<Watched<T>> {
+        PollableFd::new(fd).map(Watched).map_err(io::Error::from)
+    }
+
+    /// Resolves when a read would not block, also because of an error or the end.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map_err(io::Error::from)
+    }
+
+    /// Resolves when a write would not block, also because of an error.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.0.writable().await.map_err(io::Error::from)
+    }
+
+    pub fn get(&self) -> &T {
+        self.0.get_ref()
+    }
+}
+
+/// Lets other tasks run if this one has had its share.
+pub async fn yield_if_needed() {
+    glommio::executor().yield_if_needed().await;
+}
