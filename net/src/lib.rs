@@ -7,6 +7,12 @@
 //! re-encoded on the way through; no input makes this crate panic.
 
 pub mod api;
+pub mod batch;
+pub mod batch_build;
+#[cfg(test)]
+mod batch_tests;
+mod bounds;
+pub mod compression;
 pub mod conn;
 pub mod errors;
 pub mod fetch;
@@ -15,9 +21,15 @@ pub mod header;
 pub mod listen;
 pub mod parts;
 pub mod produce;
+pub mod record;
 pub mod request;
+#[cfg(test)]
+mod request_tests;
 pub mod response;
 mod rt;
+mod schema;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 /// The message types of the control APIs, as the `kafka-protocol` crate generates them from Kafka's own schemas.
