@@ -12,13 +12,12 @@ use uuid::Uuid;
 use crate::api::ApiKey;
 use crate::errors::{ErrorCode, NONE};
 use crate::parts::PartsBuilder;
-use crate::produce::write_endpoint_tags;
 pub use crate::produce::{LeaderHint, NodeEndpoint, TopicRef};
+use crate::produce::{TOPIC_NAME_TO, write_endpoint_tags};
 use crate::response::EncodeError;
 use crate::wire::{Malformed, Reader, Write};
 
 const API: ApiKey = ApiKey::Fetch;
-const TOPIC_ID_FROM: i16 = 13;
 const ENDPOINTS_FROM: i16 = 16;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +160,7 @@ impl FetchRequest {
         }
         out.put_count(self.topics.len(), flexible)?;
         for topic in &self.topics {
-            topic.topic.write(out, version >= TOPIC_ID_FROM, flexible)?;
+            topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
             out.put_count(topic.partitions.len(), flexible)?;
             topic.partitions.iter().for_each(|partition| partition.write(out, version, flexible));
             out.put_no_tags(flexible);
@@ -169,7 +168,7 @@ impl FetchRequest {
         if version >= 7 {
             out.put_count(self.forgotten.len(), flexible)?;
             for topic in &self.forgotten {
-                topic.topic.write(out, version >= TOPIC_ID_FROM, flexible)?;
+                topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
                 out.put_count(topic.partitions.len(), flexible)?;
                 topic.partitions.iter().for_each(|partition| out.put_i32(*partition));
                 out.put_no_tags(flexible);
@@ -210,7 +209,7 @@ impl FetchTopic {
         let topic_count = reader.count("topics", flexible, if flexible { 3 } else { 6 })?;
         let mut topics = Vec::with_capacity(topic_count);
         for _ in 0..topic_count {
-            let topic = TopicRef::read(reader, version >= TOPIC_ID_FROM, flexible)?;
+            let topic = TopicRef::read(reader, version > TOPIC_NAME_TO, flexible)?;
             let partition_count = reader.count("partitions", flexible, 16)?;
             let mut partitions = Vec::with_capacity(partition_count);
             for _ in 0..partition_count {
@@ -296,7 +295,7 @@ impl ForgottenTopic {
         let topic_count = reader.count("forgotten topics", flexible, if flexible { 3 } else { 6 })?;
         let mut topics = Vec::with_capacity(topic_count);
         for _ in 0..topic_count {
-            let topic = TopicRef::read(reader, version >= TOPIC_ID_FROM, flexible)?;
+            let topic = TopicRef::read(reader, version > TOPIC_NAME_TO, flexible)?;
             let partition_count = reader.count("forgotten partitions", flexible, 4)?;
             let mut partitions = Vec::with_capacity(partition_count);
             for _ in 0..partition_count {
@@ -399,7 +398,7 @@ impl FetchResponse {
         out.put_count(self.topics.len(), flexible)?;
         for topic in self.topics {
             let out = parts.fields();
-            topic.topic.write(out, version >= TOPIC_ID_FROM, flexible)?;
+            topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
             out.put_count(topic.partitions.len(), flexible)?;
             for partition in topic.partitions {
                 partition.write(parts, version, flexible)?;

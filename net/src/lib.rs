@@ -12,8 +12,12 @@ pub mod batch_build;
 #[cfg(test)]
 mod batch_tests;
 mod bounds;
+pub mod client;
+pub mod client_blocking;
 pub mod compression;
 pub mod conn;
+#[cfg(test)]
+mod conn_tests;
 pub mod errors;
 pub mod fetch;
 pub mod frame;
@@ -26,8 +30,13 @@ pub mod request;
 #[cfg(test)]
 mod request_tests;
 pub mod response;
+#[cfg(test)]
+mod response_tests;
 mod rt;
 mod schema;
+pub mod shape;
+#[cfg(test)]
+mod shape_tests;
 #[cfg(test)]
 mod testing;
 pub mod wire;

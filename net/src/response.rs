@@ -9,6 +9,7 @@ use crate::fetch::FetchResponse;
 use crate::header::RequestHeader;
 use crate::parts::{Parts, PartsBuilder};
 use crate::produce::ProduceResponse;
+use crate::shape;
 use crate::wire::TooLong;
 
 /// Why a message can't be put on the wire: a mistake of whoever made it.
@@ -95,11 +96,13 @@ impl From<FetchResponse> for Response {
     }
 }
 
-/// Encodes the answer to a request, in the request's version.
-pub fn encode(request: &RequestHeader, response: Response) -> Result<Parts, EncodeError> {
+/// Encodes the answer to a request, in the request's version. An answer in the API's newest shape is brought into the
+/// version's ([`crate::shape`]).
+pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, EncodeError> {
     if response.api() != request.api {
         return Err(EncodeError::OtherApi { header: request.api, message: response.api() });
     }
+    shape::fit(&mut response, request.version);
     frame(|parts| {
         request.write_response_header(parts.fields());
         response.write(parts, request.version)
