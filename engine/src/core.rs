@@ -5,29 +5,32 @@
 //! metadata slices whose number is, and its client connections. Holds besides a view of all topics.
 
 use crate::{
+    admission::Admission,
     config::Config,
     config_topic::TopicConfig,
+    front::{Connections, Spread},
+    kafka::{Fetches, ProducerIds},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta},
     metrics::CoreMetrics,
     partition::{Partition, TopicPartition},
-    producers::Producers,
     replica::{ReadyLoop, Replicated},
-    sync::Notify,
+    sync::{Flag, Notify},
 };
 use ahash::AHashMap;
 use consensus::{
-    group::{Group, GroupConfig, Restored},
-    metadata::{Applied, Command, Delta, Slice, SliceId, Topic, View},
+    group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
+    metadata::{Command, Delta, Slice, SliceId, Topic, View},
 };
+use net::{errors::ErrorCode, produce::TopicRef};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use uuid::Uuid;
 use wal::{
     disk_uring::UringDisk,
     record::GroupId,
@@ -48,20 +51,35 @@ pub struct Leadership {
     pub epoch: i32,
 }
 
+/// What a core is made from.
+pub struct CoreParts {
+    pub mesh: Mesh<Core>,
+    pub config: Arc<Config>,
+    pub cluster_id: Arc<str>,
+    /// Host and port that clients are told.
+    pub advertised: (Arc<str>, u16),
+    pub store: Store,
+    pub metrics: Arc<CoreMetrics>,
+    pub spread: Arc<Spread>,
+    pub recovered: Vec<RecoveredGroup>,
+}
+
 pub struct Core {
     mesh: Mesh<Core>,
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
+    advertised: (Arc<str>, u16),
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
+    pub admission: Admission,
+    pub fetches: Fetches,
+    pub producer_ids: ProducerIds,
     /// On core 0 only.
     meta: OnceCell<Rc<Meta>>,
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
-    /// The effective settings of each topic of which this core has partitions.
-    topic_configs: RefCell<AHashMap<Uuid, Rc<TopicConfig>>>,
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
     untold: RefCell<Vec<(GroupId, Leadership)>>,
@@ -70,8 +88,8 @@ pub struct Core {
     /// What the store recovered and no topic has claimed yet.
     unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
     failed: RefCell<Option<String>>,
-    pub connections: crate::front::Connections,
-    pub stopping: Cell<bool>,
+    pub connections: Connections,
+    pub lifecycle: Lifecycle,
 }
 
 impl HasMesh for Core {
@@ -96,6 +114,33 @@ pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
 }
 
 impl Core {
+    pub fn new(parts: CoreParts) -> Rc<Self> {
+        let unclaimed = parts.recovered.into_iter().map(|recovered| (recovered.id, recovered)).collect();
+        Rc::new(Self {
+            mesh: parts.mesh,
+            config: parts.config,
+            cluster_id: parts.cluster_id,
+            advertised: parts.advertised,
+            store: parts.store,
+            metrics: parts.metrics,
+            ready_loop: ReadyLoop::default(),
+            admission: Admission::default(),
+            fetches: Fetches::default(),
+            producer_ids: ProducerIds::default(),
+            meta: OnceCell::new(),
+            partitions: RefCell::default(),
+            slices: RefCell::default(),
+            view: RefCell::default(),
+            leaders: RefCell::default(),
+            untold: RefCell::default(),
+            view_changed: Notify::default(),
+            unclaimed: RefCell::new(unclaimed),
+            failed: RefCell::default(),
+            connections: Connections::new(parts.spread),
+            lifecycle: Lifecycle::default(),
+        })
+    }
+
     pub fn id(&self) -> CoreId {
         self.mesh.me()
     }
@@ -122,8 +167,24 @@ impl Core {
         if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(self.mesh.call(to, job)) }
     }
 
+    /// Runs `job` on `to`, in order with the calls from here, and expects nothing back.
+    pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
+        if to == self.id() {
+            return job(self);
+        }
+        drop(self.mesh.call(to, move |there| {
+            job(&there);
+            std::future::ready(())
+        }));
+    }
+
     pub fn meta(&self) -> &Rc<Meta> {
         self.meta.get().expect("only core 0 is asked for the metadata group")
+    }
+
+    /// This core's partitions.
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().cloned().collect()
     }
 
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
@@ -185,18 +246,15 @@ impl Core {
         match change {
             Delta::Topic(topic) => self.follow_topic(topic),
             Delta::TopicDeleted(topic) => {
-                self.topic_configs.borrow_mut().remove(&topic.id);
                 for partition in &topic.partitions {
                     self.drop_group(GroupId(partition.group));
                 }
             }
-            _ => {}
         }
     }
 
     fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
         let config = Rc::new(TopicConfig::resolve(&topic.configs, &self.config));
-        self.topic_configs.borrow_mut().insert(topic.id, config.clone());
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
             if self.owner(group) != self.id() {
@@ -215,28 +273,35 @@ impl Core {
         }
     }
 
-    /// Starts a partition's replica from what the store recovered, or anew.
+    /// Starts a partition's replica from what the store recovered, or anew. One that can't be brought back stays without a
+    /// leader and says why; the others serve.
     fn open_partition(self: &Rc<Self>, name: TopicPartition, group: GroupId, config: Rc<TopicConfig>) {
         let recovered = self.unclaimed.borrow_mut().remove(&group);
-        let (restored, producers, end) = match &recovered {
-            Some(recovered) => {
-                self.store.set_options(group, config.log_options());
-                (restored(recovered), Partition::recover_producers(recovered), recovered.next_offset)
-            }
+        let identity = GroupConfig::single(group.0, self.node() as u64);
+        let opened = match &recovered {
             None => {
                 self.store.create_group(group, config.log_options());
-                (Restored::default(), Producers::default(), 0)
+                let raft = Group::new(identity, Restored::default()).expect("a new group needs nothing from storage");
+                Ok(Partition::new(name.clone(), group, raft, config))
+            }
+            Some(recovered) => {
+                self.store.set_options(group, config.log_options());
+                Group::new(identity, restored(recovered)).map_err(|error| error.to_string()).and_then(|raft| {
+                    Partition::recovered(name.clone(), raft, config, recovered).map_err(|error| error.to_string())
+                })
             }
         };
-        let raft = Group::new(self.group_config(group), restored).expect("a recovered group is whole");
-        let partition = Rc::new(Partition::new(name, group, raft, config, end, producers));
-        partition.replica().with(|raft| raft.campaign());
-        self.partitions.borrow_mut().insert(group, partition.clone());
-        self.ready_loop.wake(partition);
-    }
-
-    fn group_config(&self, group: GroupId) -> GroupConfig {
-        GroupConfig::single(group.0, self.node() as u64)
+        match opened {
+            Ok(partition) => {
+                let partition = Rc::new(partition);
+                partition.replica().with(Group::campaign);
+                self.partitions.borrow_mut().insert(group, partition.clone());
+                self.ready_loop.wake(partition);
+            }
+            Err(why) => {
+                tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
+            }
+        }
     }
 
     /// Forgets a group that the metadata no longer names, files and all.
@@ -292,7 +357,11 @@ impl Core {
         if self.failed.borrow().is_some() {
             return;
         }
-        tracing::error!(core = self.id().0, why, "storage failed: this core acks nothing more until the broker is restarted");
+        tracing::error!(
+            core = self.id().0,
+            why,
+            "storage failed: this core acks nothing more until the broker is restarted"
+        );
         *self.failed.borrow_mut() = Some(why.to_owned());
         let partitions: Vec<_> = self.partitions.borrow().values().cloned().collect();
         partitions.iter().for_each(|partition| partition.storage_failed());
@@ -305,13 +374,13 @@ impl Core {
 /// The slices of this core.
 impl Core {
     /// Applies one entry's commands to the slices here, and reports to the sequencer.
-    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Vec<(usize, SliceId, Arc<Command>)>) {
+    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Vec<(usize, Command)>) {
         let mut slices = self.slices.borrow_mut();
-        let results: Vec<(usize, Applied)> = commands
+        let results: Vec<_> = commands
             .into_iter()
-            .map(|(at, slice, command)| {
-                let slice = slices.get_mut(&slice).expect("a command goes to the owner of its slice");
-                (at, slice.apply(index, &command))
+            .map(|(at, command)| {
+                let slice = slices.get_mut(&command.slice()).expect("a command goes to the owner of its slice");
+                (at, slice.apply(&command))
             })
             .collect();
         drop(slices);
@@ -319,7 +388,149 @@ impl Core {
     }
 }
 
+/// What requests ask of the view.
+impl Core {
+    /// Host and port that clients are told.
+    pub fn advertised(&self) -> (&str, u16) {
+        (&self.advertised.0, self.advertised.1)
+    }
+
+    /// The group of a partition, by its topic's name or id.
+    pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
+        let view = self.view.borrow();
+        let (topic, unknown) = match topic {
+            TopicRef::Name(name) => (view.topic(name.as_str()), ErrorCode::UnknownTopicOrPartition),
+            TopicRef::Id(id) => (view.topic_by_id(*id), ErrorCode::UnknownTopicId),
+        };
+        let partitions = &topic.ok_or(unknown)?.partitions;
+        let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
+        partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.
+    pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
+        loop {
+            let seen = self.view_changed.version();
+            let (leaders, view) = (self.leaders.borrow(), self.view.borrow());
+            groups.retain(|group| !leaders.contains_key(group) && view.has_group(group.0));
+            drop((leaders, view));
+            if groups.is_empty() {
+                return;
+            }
+            self.view_changed.past(seen).await;
+        }
+    }
+}
+
+/// Start and stop.
+impl Core {
+    /// Takes the slices of this core and the whole view, as of the snapshot that core 0 read.
+    pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {
+        self.slices.borrow_mut().extend(slices.into_iter().map(|slice| (slice.id(), slice)));
+        *self.view.borrow_mut() = View::new(index, image);
+        image.iter().for_each(|change| self.follow(change));
+        self.view_changed.notify();
+    }
+
+    /// Copies this core's slices as they are now (topics are shared, not copied): called from the queue that brings them their commands, so the cut lies
+    /// exactly behind what came before it.
+    pub fn cut_slices(&self) -> Vec<Slice> {
+        self.slices.borrow().values().cloned().collect()
+    }
+
+    pub fn hold_meta(&self, meta: Rc<Meta>) {
+        assert!(self.meta.set(meta).is_ok(), "there is one metadata group");
+    }
+
+    pub fn take_recovered(&self, group: GroupId) -> Option<RecoveredGroup> {
+        self.unclaimed.borrow_mut().remove(&group)
+    }
+
+    /// Waits until the metadata is complete and every partition of this core has its leader.
+    pub async fn until_serving(self: &Rc<Self>) {
+        self.lifecycle.metadata_complete.wait().await;
+        self.drop_unclaimed();
+        let groups = self.partitions.borrow().keys().copied().collect();
+        self.leaders_known(groups).await;
+    }
+
+    /// No new connections or requests from now on.
+    pub fn begin_stop(&self) {
+        self.lifecycle.stopping.set();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.lifecycle.stopping.is_set()
+    }
+
+    /// Waits until every core has drained: each tells all, the last one frees all.
+    pub async fn all_drained(self: &Rc<Self>) {
+        for to in (0..self.cores()).map(CoreId) {
+            self.post(to, |there| {
+                let lifecycle = &there.lifecycle;
+                lifecycle.drained_cores.set(lifecycle.drained_cores.get() + 1);
+                if lifecycle.drained_cores.get() == there.cores() {
+                    lifecycle.drained.set();
+                }
+            });
+        }
+        self.lifecycle.drained.wait().await;
+    }
+}
+
+/// The stages of a core's life that others wait for.
+#[derive(Default)]
+pub struct Lifecycle {
+    pub metadata_complete: Flag,
+    pub stopping: Flag,
+    drained_cores: Cell<usize>,
+    drained: Flag,
+}
+
+impl FlushHost for Core {
+    fn app_state(&self, group: GroupId) -> Option<AppState> {
+        self.partition(group).map(|partition| partition.app_state())
+    }
+
+    fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
+        let pause = FLUSH_RETRY_MIN.saturating_mul(1 << attempt.clamp(1, 7)).min(FLUSH_RETRY_MAX);
+        Box::pin(crate::rt::sleep(pause))
+    }
+
+    fn flush_failed(&self, why: &str) {
+        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; trying again");
+    }
+}
+
+/// First and longest pause before a flush that failed is tried again.
+const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);
+const FLUSH_RETRY_MAX: Duration = Duration::from_secs(5);
+
 /// What the group needs to go on from where the store found it.
-fn restored(recovered: &RecoveredGroup) -> Restored {
-    todo_restored(recovered)
+pub fn restored(recovered: &RecoveredGroup) -> Restored {
+    let state = recovered.hard_state;
+    // The tail begins above the lesser of what is flushed and what is applied; below, terms are all that Raft needs.
+    let first = recovered.tail.first().map_or(recovered.flushed_index + 1, |entry| entry.index);
+    let before = first - 1;
+    let runs = &recovered.terms;
+    let term = runs[..runs.partition_point(|run| run.first_index <= before)]
+        .last()
+        .map_or(recovered.first_prev_term, |run| run.term);
+    Restored {
+        hard_state: HardState { term: state.term, vote: state.vote, commit: state.commit },
+        conf_state: recovered.app.conf_state.clone(),
+        terms: runs.iter().map(|run| TermRun { first_index: run.first_index, term: run.term }).collect(),
+        before: (before > 0).then_some(Position { index: before, term }),
+        applied: recovered.app.index,
+        entries: recovered
+            .tail
+            .iter()
+            .map(|entry| Entry {
+                index: entry.index,
+                term: entry.term,
+                entry_type: entry.entry_type,
+                data: entry.data.clone(),
+            })
+            .collect(),
+    }
 }

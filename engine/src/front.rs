@@ -128,11 +128,7 @@ impl Connections {
 pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
     let listener = Listener::new(bound)?;
     loop {
-        let seen = core.stop.version();
-        if core.stopping.get() {
-            return Ok(());
-        }
-        match race(listener.accept(), core.stop.past(seen)).await {
+        match race(listener.accept(), core.lifecycle.stopping.wait()).await {
             Either::First(Ok(accepted)) => hand_over(&core, accepted),
             Either::First(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection; trying again in 100 ms");
@@ -158,7 +154,7 @@ fn hand_over(core: &Rc<Core>, accepted: Accepted) {
 /// Closes what has been idle for longer than `connections.max.idle.ms`, until the broker stops.
 pub async fn close_idle(core: Rc<Core>) {
     let Some(idle) = core.config.connections_max_idle() else { return };
-    while !core.stopping.get() {
+    while !core.is_stopping() {
         rt::sleep((idle / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
         core.connections.close_idle(idle);
     }
@@ -207,7 +203,7 @@ enum Refused {
 async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameReader) -> Result<(), Refused> {
     loop {
         room(core, connection).await;
-        if core.stopping.get() {
+        if core.is_stopping() {
             return Ok(());
         }
         // Closing is for good, so its first notification counts whenever it came.
@@ -238,7 +234,8 @@ async fn room(core: &Rc<Core>, connection: &Rc<Connection>) {
     loop {
         let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
         let in_flight = connection.answers.borrow().len();
-        let crowded = core.connections.request_bytes.get() >= core.config.queued_max_request_bytes_per_core(core.cores());
+        let crowded =
+            core.connections.request_bytes.get() >= core.config.queued_max_request_bytes_per_core(core.cores());
         // A connection without requests in flight is let through, or nobody might ever move.
         if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
             return;

@@ -1,4 +1,17 @@
+pub mod admission;
+pub mod broker;
+pub mod config;
+pub mod config_topic;
 pub mod core;
+pub mod cpus;
+pub mod front;
+pub mod kafka;
 pub mod mesh;
+pub mod meta;
+pub mod metrics;
+pub mod partition;
+pub mod producers;
+pub mod replica;
+pub mod retention;
 pub mod rt;
 pub mod sync;

@@ -13,6 +13,7 @@ use crate::{
 };
 use bytes::Bytes;
 use consensus::group::{Entry, Group, Position, ProposeError};
+use net::batch::HEADER_BYTES;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -20,14 +21,21 @@ use std::{
     time::Instant,
 };
 use wal::{
-    journal::{AppendError, LogPos},
     record::{self, GroupId, HardState, Span},
+    store::{AppendError, LogPos},
 };
 
-/// A batch that travels beside its entry: what is written in front of `bytes` in place of as many of its own.
+/// A batch that travels beside its entry: `header` is written in place of the first bytes of `bytes`.
 pub struct Payload {
     pub span: Span,
+    pub header: [u8; HEADER_BYTES],
     pub bytes: Bytes,
+}
+
+impl Payload {
+    fn whole(&self) -> Bytes {
+        [&self.header, &self.bytes[HEADER_BYTES..]].concat().into()
+    }
 }
 
 /// A Raft group and the payloads of entries it has not handed out yet.
@@ -80,7 +88,7 @@ impl Replica {
         let state = hard_state(&self.raft.borrow());
         let mut position = None;
         for entry in ready.entries {
-            let payload = self.payload_of(entry.index).map(|payload| (payload.span, payload.bytes));
+            let payload = self.payload_of(entry.index).map(|payload| (payload.span, payload.whole()));
             let entry = record::Entry {
                 index: entry.index,
                 term: entry.term,
@@ -88,11 +96,11 @@ impl Replica {
                 data: entry.data,
                 payload,
             };
-            position = Some(store.append(self.id, state, &entry)?.pos);
+            position = Some(store.append(self.id, state, &entry)?.end);
         }
         let before = self.staged.get();
         if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
-            position = Some(store.append_hard_state(self.id, state)?.pos);
+            position = Some(store.append_hard_state(self.id, state)?.end);
         }
         self.staged.set(state);
         // What needs no write of its own is durable with whatever was staged before it, never earlier.

@@ -78,6 +78,30 @@ impl Drop for Past<'_> {
     }
 }
 
+/// Something that comes about once and stays.
+#[derive(Default)]
+pub struct Flag {
+    set: Cell<bool>,
+    changed: Notify,
+}
+
+impl Flag {
+    pub fn set(&self) {
+        self.set.set(true);
+        self.changed.notify();
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.set.get()
+    }
+
+    pub async fn wait(&self) {
+        while !self.set.get() {
+            self.changed.next().await;
+        }
+    }
+}
+
 struct Slot<T> {
     value: Option<T>,
     waker: Option<Waker>,

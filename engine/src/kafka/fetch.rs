@@ -9,13 +9,27 @@ use crate::{
     rt,
     sync::{self, Either, Notify, race},
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use net::{
-    errors::ErrorCode,
+    errors::{self, ErrorCode},
     fetch::{FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse, LeaderHint},
 };
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 use wal::record::GroupId;
+
+/// An answer without a session.
+const EMPTY: FetchResponse = FetchResponse {
+    throttle_time_ms: 0,
+    error_code: errors::NONE,
+    session_id: 0,
+    topics: Vec::new(),
+    node_endpoints: Vec::new(),
+};
 
 /// One partition's part of a fetch, on its way to the owner.
 #[derive(Clone)]
@@ -52,17 +66,14 @@ struct Wish {
     bytes_min: usize,
     bytes_max: usize,
     wait: Duration,
-    /// Names this fetch on other cores, for [`crate::core::Core::cancel_fetch`].
+    /// Names this fetch on other cores, for [`Fetches::cancel`].
     id: (CoreId, u64),
 }
 
 pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 && request.session_epoch > 0 {
         // We never gave out a session; the client falls back to a full fetch.
-        return FetchResponse {
-            error_code: ErrorCode::FetchSessionIdNotFound.code(),
-            ..FetchResponse::empty()
-        };
+        return FetchResponse { error_code: ErrorCode::FetchSessionIdNotFound.code(), ..EMPTY };
     }
     let mut parts: Vec<Option<Result<Found, ErrorCode>>> = Vec::new();
     let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
@@ -90,19 +101,14 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
         bytes_max: (request.max_bytes.max(0) as usize).min(core.config.fetch_max_bytes),
         // With an error to tell there is nothing to wait for.
         wait: if refused_at_once { Duration::ZERO } else { Duration::from_millis(request.max_wait_ms.max(0) as u64) },
-        id: core.next_fetch_id(),
+        id: core.fetches.next_id(core.id()),
     };
     gather(core, by_owner, wish, &mut parts).await;
     respond(core, request, parts, wish.bytes_max, version)
 }
 
 /// Asks every owner; as soon as one brings enough, calls the others back from their waits.
-async fn gather(
-    core: &Rc<Core>,
-    by_owner: Vec<Vec<Item>>,
-    wish: Wish,
-    parts: &mut [Option<Result<Found, ErrorCode>>],
-) {
+async fn gather(core: &Rc<Core>, by_owner: Vec<Vec<Item>>, wish: Wish, parts: &mut [Option<Result<Found, ErrorCode>>]) {
     let owners: Vec<CoreId> = (0..by_owner.len()).map(CoreId).filter(|owner| !by_owner[owner.0].is_empty()).collect();
     let gathered = Cell::new(0usize);
     let called_back = Cell::new(false);
@@ -111,10 +117,14 @@ async fn gather(
         let (gathered, called_back, owners) = (&gathered, &called_back, &owners);
         async move {
             let (found, enough) = call.result().await;
-            gathered.set(gathered.get() + found.iter().filter_map(|part| part.found.as_ref().ok()).map(Found::bytes).sum::<usize>());
+            gathered.set(
+                gathered.get()
+                    + found.iter().filter_map(|part| part.found.as_ref().ok()).map(Found::bytes).sum::<usize>(),
+            );
             if (enough || gathered.get() >= wish.bytes_min) && !called_back.replace(true) {
                 for other in owners.iter().copied().filter(|other| other.0 != owner) {
-                    core.post(other, move |there| there.cancel_fetch(wish.id));
+                    // Behind the request itself, in the same lane, so that it finds what it ends.
+                    core.send(other, move |there| there.fetches.cancel(wish.id));
                 }
             }
             found
@@ -128,21 +138,24 @@ async fn gather(
 /// Reads this core's part of a fetch, and waits until there is enough of it, something to report, or no more time.
 /// The flag says that the whole fetch should end now.
 async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> (Vec<Part>, bool) {
+    let wake = Rc::new(Notify::default());
+    let _registered = (!wish.wait.is_zero()).then(|| core.fetches.register(wish.id, wake.clone()));
     let (parts, enough) = read_once(core, &items, wish).await;
     if enough || wish.wait.is_zero() {
         return (parts, enough);
     }
-    let wake = Rc::new(Notify::default());
-    let _registered = core.register_fetch(wish.id, wake.clone());
-    let _watches: Vec<Watch> =
-        items.iter().filter_map(|item| core.partition(item.group)).map(|partition| partition.watch(wake.clone())).collect();
+    let _watches: Vec<Watch> = items
+        .iter()
+        .filter_map(|item| core.partition(item.group))
+        .map(|partition| partition.watch(wake.clone()))
+        .collect();
     core.metrics.fetch_waits_total.add(1);
     let timeout = rt::sleep(wish.wait);
     let mut timeout = std::pin::pin!(timeout);
     loop {
         let seen = wake.version();
         let (parts, enough) = read_once(core, &items, wish).await;
-        if enough || core.fetch_cancelled(wish.id) {
+        if enough || core.fetches.is_cancelled(wish.id) {
             return (parts, enough);
         }
         if let Either::Second(()) = race(wake.past(seen), timeout.as_mut()).await {
@@ -256,5 +269,53 @@ fn respond(
             FetchTopicResponse { topic: topic.topic, partitions }
         })
         .collect();
-    FetchResponse { topics, ..FetchResponse::empty() }
+    FetchResponse { topics, ..EMPTY }
+}
+
+/// The fetches that wait on this core, by the name that their origin gave them.
+#[derive(Default)]
+pub struct Fetches {
+    next: Cell<u64>,
+    waiting: RefCell<AHashMap<(CoreId, u64), Waiting>>,
+}
+
+struct Waiting {
+    wake: Rc<Notify>,
+    cancelled: bool,
+}
+
+/// Takes a fetch off the list when it ends.
+struct Registered<'a> {
+    fetches: &'a Fetches,
+    id: (CoreId, u64),
+}
+
+impl Fetches {
+    fn next_id(&self, origin: CoreId) -> (CoreId, u64) {
+        self.next.set(self.next.get() + 1);
+        (origin, self.next.get())
+    }
+
+    fn register(&self, id: (CoreId, u64), wake: Rc<Notify>) -> Registered<'_> {
+        self.waiting.borrow_mut().insert(id, Waiting { wake, cancelled: false });
+        Registered { fetches: self, id }
+    }
+
+    /// Ends a wait: another core has brought enough. A fetch that does not wait (any more) is answered already.
+    fn cancel(&self, id: (CoreId, u64)) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&id) {
+            waiting.cancelled = true;
+            waiting.wake.notify();
+        }
+    }
+
+    fn is_cancelled(&self, id: (CoreId, u64)) -> bool {
+        self.waiting.borrow().get(&id).is_some_and(|waiting| waiting.cancelled)
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.fetches.waiting.borrow_mut().remove(&self.id);
+    }
 }

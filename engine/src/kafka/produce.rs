@@ -12,11 +12,9 @@ use crate::{
 use bytes::Bytes;
 use net::{
     StrBytes,
-    batch::{self, BatchInfo},
-    errors::ErrorCode,
-    produce::{
-        LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef,
-    },
+    batch::{self, BatchHeader},
+    errors::{self, ErrorCode},
+    produce::{LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
 };
 use std::{rc::Rc, time::Duration};
 use wal::record::GroupId;
@@ -27,7 +25,7 @@ struct Item {
     place: usize,
     group: GroupId,
     batch: Bytes,
-    info: BatchInfo,
+    info: BatchHeader,
 }
 
 type Outcome = Result<Appended, ErrorCode>;
@@ -91,7 +89,7 @@ fn check(
     records: Option<Bytes>,
     version: i16,
     acks: i16,
-) -> Result<(GroupId, Bytes, BatchInfo), Refusal> {
+) -> Result<(GroupId, Bytes, BatchHeader), Refusal> {
     if version < ProduceRequest::VERSION_STORABLE_MIN {
         return Err(ErrorCode::UnsupportedForMessageFormat.into());
     }
@@ -100,10 +98,8 @@ fn check(
     }
     let group = core.find_group(topic, partition)?;
     let batch = records.ok_or(ErrorCode::InvalidRecord)?;
-    let info = batch::validate(&batch).map_err(|error| Refusal {
-        code: error.code(),
-        message: Some(error.to_string()),
-    })?;
+    let info = batch::validate(&batch, version)
+        .map_err(|error| Refusal { code: errors::of_batch(&error), message: Some(error.to_string()) })?;
     Ok((group, batch, info))
 }
 

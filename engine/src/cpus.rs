@@ -1,0 +1,4 @@
+//! stand-in
+pub struct CorePlan {
+    pub cpus: Vec<usize>,
+}
