@@ -361,7 +361,8 @@ impl Group {
     /// Committed entries up to `index` are applied.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
-        while let Some((_, change)) = self.changes.pop_front_if(|(at, _)| *at <= index) {
+        while self.changes.front().is_some_and(|(at, _)| *at <= index) {
+            let (_, change) = self.changes.pop_front().expect("it was just looked at");
             self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
         }
         self.raw.advance_apply_to(index);
