@@ -21,6 +21,8 @@ mod conn_tests;
 pub mod errors;
 pub mod fetch;
 pub mod frame;
+#[cfg(test)]
+mod golden_tests;
 pub mod header;
 pub mod listen;
 pub mod parts;

@@ -106,6 +106,13 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
                 r.endpoint_type = 1;
             }
         }
+        // Null is allowed, but Kafka 4.1's TopicCommand falls over it.
+        Response::DescribeTopicPartitions(r) => {
+            for partition in r.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+                partition.eligible_leader_replicas.get_or_insert_default();
+                partition.last_known_elr.get_or_insert_default();
+            }
+        }
         _ => {}
     }
 }
