@@ -93,10 +93,7 @@ fn a_reorder_within_one_producer_is_caught() {
     // Nothing was acked or seen: the order alone gives it away.
     let (a, b) = (log[80].1.clone(), log[82].1.clone());
     (log[80].1, log[82].1) = (b, a);
-    assert_eq!(
-        History::default().check(&log),
-        [Violation::Reordered { id: id(0, 40), offset: 82, after: id(0, 41) }]
-    );
+    assert_eq!(History::default().check(&log), [Violation::Reordered { id: id(0, 40), offset: 82, after: id(0, 41) }]);
 }
 
 #[test]
@@ -120,16 +117,10 @@ fn a_flipped_bit_is_caught() {
 fn a_record_that_changes_after_it_was_seen_is_caught() {
     let (mut history, log) = sound();
     history.seen(99, &log[98].1);
-    assert_eq!(
-        history.check(&log),
-        [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]
-    );
+    assert_eq!(history.check(&log), [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]);
     // Two reads that differ contradict each other, whatever the log says in the end.
     history.seen(99, &log[99].1);
-    assert_eq!(
-        history.check(&log),
-        [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]
-    );
+    assert_eq!(history.check(&log), [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]);
 }
 
 #[test]

@@ -95,7 +95,14 @@ impl Broker {
             .arg("serve")
             .arg("--data-dir")
             .arg(self.data.path())
-            .args(["--kafka-addr", &self.kafka.to_string(), "--peer-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"])
+            .args([
+                "--kafka-addr",
+                &self.kafka.to_string(),
+                "--peer-addr",
+                "127.0.0.1:0",
+                "--admin-addr",
+                "127.0.0.1:0",
+            ])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -123,7 +130,9 @@ impl Broker {
     /// The first line of output since this life began that `wanted` takes. Panics with the output if none comes.
     pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let (_, output) = self.life.as_ref().expect("the broker runs");
-        output.wait_for(wanted).unwrap_or_else(|| panic!("no line about {what:?} in the broker's output:\n{}", output.text()))
+        output
+            .wait_for(wanted)
+            .unwrap_or_else(|| panic!("no line about {what:?} in the broker's output:\n{}", output.text()))
     }
 
     pub fn output(&self) -> String {

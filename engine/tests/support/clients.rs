@@ -55,8 +55,14 @@ pub fn admin_options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
 }
 
-pub fn try_create_topic(broker: &Broker, name: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<(), RDKafkaErrorCode> {
-    let topic = settings.iter().fold(NewTopic::new(name, partitions, TopicReplication::Fixed(1)), |t, (k, v)| t.set(k, v));
+pub fn try_create_topic(
+    broker: &Broker,
+    name: &str,
+    partitions: i32,
+    settings: &[(&str, &str)],
+) -> Result<(), RDKafkaErrorCode> {
+    let topic =
+        settings.iter().fold(NewTopic::new(name, partitions, TopicReplication::Fixed(1)), |t, (k, v)| t.set(k, v));
     let results = wait(admin(broker).create_topics([&topic], &admin_options())).expect("CreateTopics is answered");
     results.into_iter().next().expect("one result").map(|_| ()).map_err(|(_, code)| code)
 }
@@ -180,7 +186,9 @@ pub fn next(consumer: &BaseConsumer) -> Option<BorrowedMessage<'_>> {
             Some(Err(KafkaError::PartitionEOF(_))) => return None,
             // A broker that is gone for the moment: librdkafka comes back by itself.
             Some(Err(KafkaError::MessageConsumption(
-                RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::OperationTimedOut,
+                RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut,
             ))) => {}
             Some(Err(e)) => panic!("consuming failed: {e}"),
             None => {}

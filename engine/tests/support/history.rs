@@ -52,18 +52,42 @@ impl Id {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
     /// Acked at this offset, and not in the log.
-    Lost { id: Id, offset: i64 },
+    Lost {
+        id: Id,
+        offset: i64,
+    },
     /// Acked at one offset, found at another.
-    Moved { id: Id, acked: i64, found: i64 },
-    Duplicated { id: Id, first: i64, again: i64 },
+    Moved {
+        id: Id,
+        acked: i64,
+        found: i64,
+    },
+    Duplicated {
+        id: Id,
+        first: i64,
+        again: i64,
+    },
     /// Lies behind a record that its producer sent later.
-    Reordered { id: Id, offset: i64, after: Id },
+    Reordered {
+        id: Id,
+        offset: i64,
+        after: Id,
+    },
     /// The offset does not follow the one before it.
-    Gap { before: Option<i64>, offset: i64 },
+    Gap {
+        before: Option<i64>,
+        offset: i64,
+    },
     /// Bytes that nobody sent.
-    Foreign { offset: i64 },
+    Foreign {
+        offset: i64,
+    },
     /// A consumer saw this record at this offset; now another lies there, or none.
-    Unseen { id: Id, offset: i64, now: Option<Id> },
+    Unseen {
+        id: Id,
+        offset: i64,
+        now: Option<Id>,
+    },
 }
 
 /// One partition's promises.
