@@ -56,6 +56,11 @@ impl<'a> Reader<'a> {
         Reader { message, at: 0, end: message.len(), elements_left: ELEMENTS_MAX }
     }
 
+    /// For answers of a broker that one chose to ask: not held to [`ELEMENTS_MAX`].
+    pub fn without_element_bound(message: &'a Bytes) -> Reader<'a> {
+        Reader { elements_left: usize::MAX, ..Reader::new(message) }
+    }
+
     /// Position within the message.
     pub fn at(&self) -> usize {
         self.at
