@@ -5,9 +5,9 @@
 
 use crate::api::ApiKey;
 use crate::schema::Type::{Array, Bool, Bytes, Int8, Int16, Int32, Int64, OptionalStruct, String, Struct, Uuid};
-use crate::schema::{Field, f};
+use crate::schema::{Field, Type, f};
 
-/// The fields of a response. Produce below version 3 is not known: no client here sends it.
+/// The fields of a response, for the versions in the API table; of Produce only from version 3 on.
 pub fn response(api: ApiKey) -> &'static [Field] {
     match api {
         ApiKey::Produce => PRODUCE,
@@ -37,6 +37,11 @@ pub fn response(api: ApiKey) -> &'static [Field] {
     }
 }
 
+/// Leader hints (KIP-951).
+const LEADER: Type = Struct(&[f("leader id", Int32), f("leader epoch", Int32)]);
+const NODE_ENDPOINTS: Type =
+    Array(&Struct(&[f("node id", Int32), f("host", String), f("port", Int32), f("rack", String).nullable()]));
+
 const PRODUCE: &[Field] = &[
     f(
         "responses",
@@ -57,18 +62,13 @@ const PRODUCE: &[Field] = &[
                     )
                     .from(8),
                     f("error message", String).from(8).nullable(),
-                    f("current leader", Struct(&[f("leader id", Int32), f("leader epoch", Int32)])).from(10).tag(0),
+                    f("current leader", LEADER).from(10).tag(0),
                 ])),
             ),
         ])),
     ),
     f("throttle time ms", Int32),
-    f(
-        "node endpoints",
-        Array(&Struct(&[f("node id", Int32), f("host", String), f("port", Int32), f("rack", String).nullable()])),
-    )
-    .from(10)
-    .tag(0),
+    f("node endpoints", NODE_ENDPOINTS).from(10).tag(0),
 ];
 
 const FETCH: &[Field] = &[
@@ -89,7 +89,7 @@ const FETCH: &[Field] = &[
                     f("last stable offset", Int64),
                     f("log start offset", Int64).from(5),
                     f("diverging epoch", Struct(&[f("epoch", Int32), f("end offset", Int64)])).from(12).tag(0),
-                    f("current leader", Struct(&[f("leader id", Int32), f("leader epoch", Int32)])).from(12).tag(1),
+                    f("current leader", LEADER).from(12).tag(1),
                     f("snapshot id", Struct(&[f("end offset", Int64), f("epoch", Int32)])).from(12).tag(2),
                     f("aborted transactions", Array(&Struct(&[f("producer id", Int64), f("first offset", Int64)])))
                         .nullable(),
@@ -99,12 +99,7 @@ const FETCH: &[Field] = &[
             ),
         ])),
     ),
-    f(
-        "node endpoints",
-        Array(&Struct(&[f("node id", Int32), f("host", String), f("port", Int32), f("rack", String).nullable()])),
-    )
-    .from(16)
-    .tag(0),
+    f("node endpoints", NODE_ENDPOINTS).from(16).tag(0),
 ];
 
 const LIST_OFFSETS: &[Field] = &[
@@ -171,8 +166,7 @@ const OFFSET_COMMIT: &[Field] = &[
     f(
         "topics",
         Array(&Struct(&[
-            f("name", String).to(9),
-            f("topic id", Uuid).from(10),
+            f("name", String),
             f("partitions", Array(&Struct(&[f("partition index", Int32), f("error code", Int16)]))),
         ])),
     ),
@@ -205,8 +199,7 @@ const OFFSET_FETCH: &[Field] = &[
             f(
                 "topics",
                 Array(&Struct(&[
-                    f("name", String).to(9),
-                    f("topic id", Uuid).from(10),
+                    f("name", String),
                     f(
                         "partitions",
                         Array(&Struct(&[
@@ -384,14 +377,8 @@ const DELETE_TOPICS: &[Field] = &[
     ),
 ];
 
-const INIT_PRODUCER_ID: &[Field] = &[
-    f("throttle time ms", Int32),
-    f("error code", Int16),
-    f("producer id", Int64),
-    f("producer epoch", Int16),
-    f("ongoing txn producer id", Int64).from(6),
-    f("ongoing txn producer epoch", Int16).from(6),
-];
+const INIT_PRODUCER_ID: &[Field] =
+    &[f("throttle time ms", Int32), f("error code", Int16), f("producer id", Int64), f("producer epoch", Int16)];
 
 const OFFSET_FOR_LEADER_EPOCH: &[Field] = &[
     f("throttle time ms", Int32),
