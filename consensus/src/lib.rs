@@ -12,6 +12,7 @@
 pub mod descriptor;
 pub mod group;
 mod group_log;
+mod group_members;
 mod group_storage;
 pub mod metadata;
 

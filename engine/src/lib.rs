@@ -1,3 +1,5 @@
+//! The broker: cores, mesh, placement, partitions, group coordinator, Kafka handlers, metrics, CLI.
+
 pub mod admission;
 pub mod broker;
 pub mod config;
@@ -11,6 +13,9 @@ pub mod meta;
 pub mod metrics;
 pub mod partition;
 pub mod producers;
+mod producers_blob;
+#[cfg(test)]
+mod producers_tests;
 pub mod replica;
 pub mod retention;
 pub mod rt;
