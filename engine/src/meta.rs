@@ -34,7 +34,7 @@ use std::{
 use wal::{
     log::LogOptions,
     record::GroupId,
-    store::{AppState, Poisoned},
+    store::{AppState, SnapshotError},
 };
 
 /// The metadata group.
@@ -331,7 +331,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
 }
 
 /// Cuts every slice at one index and makes the snapshot durable; returns the index.
-pub async fn snapshot(core: &Rc<Core>) -> Result<u64, Poisoned> {
+pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     let meta = core.meta();
     // Everything applied so far is on its way to the slices, in their queues; the request for a part goes behind it.
     let (index, term, conf_state) = meta.replica.with(|raft| {

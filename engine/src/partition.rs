@@ -9,7 +9,7 @@
 use crate::{
     config_topic::TopicConfig,
     core::Core,
-    producers::{Original, Producers, Verdict},
+    producers::{Producers, Verdict, WrittenBatch},
     replica::{Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
 };
@@ -203,12 +203,12 @@ impl Partition {
         let count = info.record_count as u32;
         let log_start = self.log_start(core);
         if info.is_idempotent() {
-            match state.producers.check(info.producer_id, info.producer_epoch, info.base_sequence, count) {
+            match state.producers.check(info.producer_id, info.producer_epoch, info.base_sequence, info.record_count) {
                 Verdict::New => {}
                 Verdict::Duplicate(original) => {
                     return Ok(state.answer_duplicate(&original, config.stamps(), log_start));
                 }
-                refused => return Err(refused.refusal()),
+                refused => return Err(refused.refusal().expect("all but these two are refusals")),
             }
         }
         let log_append_time_ms = config.stamps().then_some(now_ms);
@@ -273,7 +273,7 @@ fn refusal(error: ProposeError) -> ErrorCode {
 
 impl State {
     /// Answers a duplicate as its original, when that is committed.
-    fn answer_duplicate(&mut self, original: &Original, stamped: bool, log_start: u64) -> Committed {
+    fn answer_duplicate(&mut self, original: &WrittenBatch, stamped: bool, log_start: u64) -> Committed {
         let (promise, answer) = promise();
         let appended = Appended {
             base_offset: original.base_offset,
