@@ -1,4 +1,0 @@
-//! stand-in
-pub struct CorePlan {
-    pub cpus: Vec<usize>,
-}
