@@ -36,6 +36,7 @@ pub mod response;
 mod response_tests;
 mod rt;
 mod schema;
+mod schema_response;
 pub mod shape;
 #[cfg(test)]
 mod shape_tests;

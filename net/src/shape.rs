@@ -1,7 +1,7 @@
 //! One shape per API for handlers, whatever the version.
 //!
 //! Some APIs grew from one item to a list and carry both, one of them empty. Handlers read requests brought by
-//! [`newest`] into the newest shape, and answer in the newest shape; [`fit`] brings the answer back into the version's own
+//! [`newest`] into the newest shape, and answer in the newest shape; encoding brings the answer back into the version's own
 //! and drops what the version can't say. Without that the codec refuses to encode such an answer.
 
 use kafka_protocol::messages as kafka;
