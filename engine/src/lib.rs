@@ -2,8 +2,11 @@
 
 pub mod admission;
 pub mod broker;
+pub mod cgroup;
 pub mod config;
+pub mod config_layers;
 pub mod config_topic;
+pub mod config_value;
 pub mod core;
 pub mod cpus;
 pub mod front;
@@ -11,6 +14,7 @@ pub mod kafka;
 pub mod mesh;
 pub mod meta;
 pub mod metrics;
+pub mod metrics_histogram;
 pub mod partition;
 pub mod producers;
 mod producers_blob;
