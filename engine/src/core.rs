@@ -8,6 +8,7 @@ use crate::{
     admission::Admission,
     config::Config,
     config_topic::TopicConfig,
+    coordinators::Coordinators,
     front::{Connections, Spread},
     kafka::{Fetches, ProducerIds},
     mesh::{HasMesh, Mesh},
@@ -75,6 +76,7 @@ pub struct Core {
     pub admission: Admission,
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
+    pub coordinators: Coordinators,
     /// On core 0 only.
     meta: OnceCell<Rc<Meta>>,
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
@@ -127,6 +129,7 @@ impl Core {
             admission: Admission::default(),
             fetches: Fetches::default(),
             producer_ids: ProducerIds::default(),
+            coordinators: Coordinators::default(),
             meta: OnceCell::new(),
             partitions: RefCell::default(),
             slices: RefCell::default(),
@@ -311,8 +314,10 @@ impl Core {
             return;
         }
         self.unclaimed.borrow_mut().remove(&group);
-        if let Some(partition) = self.partitions.borrow_mut().remove(&group) {
+        let closed = self.partitions.borrow_mut().remove(&group);
+        if let Some(partition) = closed {
             partition.close();
+            self.coordinators.resign(group);
         }
         if let Err(error) = self.store.remove_group(group) {
             self.storage_failed(&error.to_string());
@@ -365,6 +370,7 @@ impl Core {
         *self.failed.borrow_mut() = Some(why.to_owned());
         let partitions: Vec<_> = self.partitions.borrow().values().cloned().collect();
         partitions.iter().for_each(|partition| partition.storage_failed());
+        self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
         }

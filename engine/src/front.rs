@@ -224,7 +224,7 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             Err(error) => return Err(error.into()),
         };
         core.metrics.kafka_requests(header.api).add(1);
-        let answer = kafka::start(core, &header, request);
+        let answer = kafka::start(core, connection.peer, &header, request);
         push(core, connection, InFlight { header, answer, bytes: frame.len() });
     }
 }

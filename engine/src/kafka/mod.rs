@@ -3,7 +3,9 @@
 
 mod api_versions;
 mod cluster;
+mod configs;
 mod fetch;
+mod groups;
 mod list_offsets;
 mod owners;
 mod produce;
@@ -13,16 +15,19 @@ mod topics;
 pub use fetch::Fetches;
 pub use producer_ids::ProducerIds;
 
-use crate::core::Core;
-use net::{api::ApiKey, header::RequestHeader, request::Request, response::Response};
-use std::{future::Future, pin::Pin, rc::Rc};
+use crate::{
+    coordinator::{Context, GroupRequest},
+    core::Core,
+};
+use net::{StrBytes, api::ApiKey, header::RequestHeader, request::Request, response::Response};
+use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
 
 /// An answer on its way; `None` where the protocol has none (produce with acks=0).
 pub type Pending = Pin<Box<dyn Future<Output = Option<Response>>>>;
 
 /// Starts a request. Produce has taken its place in the logs when this returns; the others begin when the answers before
 /// theirs have left.
-pub fn start(core: &Rc<Core>, header: &RequestHeader, request: Request) -> Pending {
+pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request: Request) -> Pending {
     let core = core.clone();
     let version = header.version;
     match request {
@@ -39,7 +44,30 @@ pub fn start(core: &Rc<Core>, header: &RequestHeader, request: Request) -> Pendi
         }
         Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
         Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request) }),
-        other => unimplemented!("{other:?}"),
+        Request::DescribeTopicPartitions(request) => {
+            reply(async move { topics::describe_partitions(&core, request) })
+        }
+        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request) }),
+        Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
+        Request::FindCoordinator(request) => {
+            reply(async move { groups::find_coordinator(&core, request, version).await })
+        }
+        Request::JoinGroup(_)
+        | Request::SyncGroup(_)
+        | Request::Heartbeat(_)
+        | Request::LeaveGroup(_)
+        | Request::OffsetCommit(_)
+        | Request::OffsetFetch(_)
+        | Request::DescribeGroups(_)
+        | Request::ListGroups(_)
+        | Request::DeleteGroups(_) => {
+            let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
+            let client_id = header.client_id.clone().unwrap_or_default();
+            // As Java prints an address.
+            let client_host = StrBytes::from_string(format!("/{}", peer.ip()));
+            let context = Context { version, client_id, client_host };
+            reply(async move { groups::handle(&core, request, context).await })
+        }
     }
 }
 
