@@ -7,6 +7,7 @@ pub mod config;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;
+pub mod coordinator;
 pub mod coordinators;
 pub mod core;
 pub mod cpus;
@@ -17,7 +18,6 @@ pub mod meta;
 pub mod metrics;
 pub mod metrics_histogram;
 pub mod partition;
-pub mod coordinator;
 pub mod producers;
 mod producers_blob;
 #[cfg(test)]

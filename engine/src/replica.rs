@@ -96,11 +96,11 @@ impl Replica {
                 data: entry.data,
                 payload,
             };
-            position = Some(store.append(self.id, state, &entry)?.end);
+            position = Some(store.append(self.id, state, &entry)?.pos);
         }
         let before = self.staged.get();
         if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
-            position = Some(store.append_hard_state(self.id, state)?.end);
+            position = Some(store.append_hard_state(self.id, state)?.pos);
         }
         self.staged.set(state);
         // What needs no write of its own is durable with whatever was staged before it, never earlier.

@@ -1,18 +1,14 @@
 //! DescribeConfigs and IncrementalAlterConfigs, for topics and this broker.
 
 use super::topics::Refusal;
-use crate::{
-    config::Described,
-    config_topic,
-    core::Core,
-    meta,
-};
+use crate::{config::Described, config_topic, core::Core, meta};
 use consensus::metadata::{Command, Topic};
 use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{
-        DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+        DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest,
+        IncrementalAlterConfigsResponse,
         describe_configs_request::DescribeConfigsResource,
         describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym},
         incremental_alter_configs_request::AlterConfigsResource,
@@ -33,11 +29,15 @@ pub fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeCon
         match settings_of(core, &resource) {
             Ok(settings) => {
                 let wanted = |setting: &Described| {
-                    resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| key.as_str() == setting.name))
+                    resource
+                        .configuration_keys
+                        .as_ref()
+                        .is_none_or(|keys| keys.iter().any(|key| key.as_str() == setting.name))
                 };
-                let configs = settings.into_iter().filter(wanted).map(|setting| {
-                    row(setting, request.include_synonyms, request.include_documentation)
-                });
+                let configs = settings
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|setting| row(setting, request.include_synonyms, request.include_documentation));
                 result.with_configs(configs.collect())
             }
             Err(refusal) => result
@@ -70,7 +70,8 @@ fn broker(core: &Core, name: &str) -> Result<(), Refusal> {
 }
 
 fn other_resource(kind: i8) -> Refusal {
-    let message = format!("resource type {kind}; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) have settings here");
+    let message =
+        format!("resource type {kind}; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) have settings here");
     Refusal::new(ErrorCode::InvalidRequest, message)
 }
 
@@ -119,7 +120,8 @@ async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_on
         RESOURCE_TOPIC => {}
         RESOURCE_BROKER => {
             broker(core, name)?;
-            let message = "a broker's settings are read at start: change them in its file, environment or flags and restart it";
+            let message =
+                "a broker's settings are read at start: change them in its file, environment or flags and restart it";
             return Err(Refusal::new(ErrorCode::InvalidRequest, message));
         }
         other => return Err(other_resource(other)),

@@ -22,9 +22,16 @@ use std::rc::Rc;
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
 const KEY_GROUP: i8 = 0;
 
-pub async fn find_coordinator(core: &Rc<Core>, request: FindCoordinatorRequest, version: i16) -> FindCoordinatorResponse {
+pub async fn find_coordinator(
+    core: &Rc<Core>,
+    request: FindCoordinatorRequest,
+    version: i16,
+) -> FindCoordinatorResponse {
     let ready = if request.key_type == KEY_GROUP {
-        ensure_offsets_topic(core).await.map(drop).map_err(|code| (code, "the offsets topic can't be created yet; try again"))
+        ensure_offsets_topic(core)
+            .await
+            .map(drop)
+            .map_err(|code| (code, "the offsets topic can't be created yet; try again"))
     } else {
         Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
     };
@@ -56,7 +63,8 @@ pub async fn find_coordinator(core: &Rc<Core>, request: FindCoordinatorRequest, 
 }
 
 pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
-    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32)) else {
+    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
+    else {
         return match request {
             // No group was ever here.
             GroupRequest::ListGroups(_) => request.empty_response(),

@@ -44,9 +44,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
         }
         Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
         Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request) }),
-        Request::DescribeTopicPartitions(request) => {
-            reply(async move { topics::describe_partitions(&core, request) })
-        }
+        Request::DescribeTopicPartitions(request) => reply(async move { topics::describe_partitions(&core, request) }),
         Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request) }),
         Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
         Request::FindCoordinator(request) => {

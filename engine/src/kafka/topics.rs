@@ -16,13 +16,16 @@ use net::{
     errors::{self, ErrorCode},
     messages::{
         BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-        DeleteTopicsRequest, DeleteTopicsResponse, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse, MetadataRequest, MetadataResponse, TopicName,
+        DeleteTopicsRequest, DeleteTopicsResponse, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse,
+        MetadataRequest, MetadataResponse, TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_partitions_response::CreatePartitionsTopicResult,
         create_topics_request::CreatableTopic,
         create_topics_response::{CreatableTopicConfigs, CreatableTopicResult},
         delete_topics_response::DeletableTopicResult,
-        describe_topic_partitions_response::{Cursor, DescribeTopicPartitionsResponsePartition, DescribeTopicPartitionsResponseTopic},
+        describe_topic_partitions_response::{
+            Cursor, DescribeTopicPartitionsResponsePartition, DescribeTopicPartitionsResponseTopic,
+        },
         metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
 };
@@ -450,7 +453,10 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
 const DESCRIBED_PARTITIONS_MAX: i32 = 2000;
 
 /// DescribeTopicPartitions (KIP-966): like Metadata, in pages.
-pub fn describe_partitions(core: &Rc<Core>, request: DescribeTopicPartitionsRequest) -> DescribeTopicPartitionsResponse {
+pub fn describe_partitions(
+    core: &Rc<Core>,
+    request: DescribeTopicPartitionsRequest,
+) -> DescribeTopicPartitionsResponse {
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
     let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
     let mut names: Vec<StrBytes> = if request.topics.is_empty() {
@@ -462,7 +468,8 @@ pub fn describe_partitions(core: &Rc<Core>, request: DescribeTopicPartitionsRequ
     names.dedup();
     let mut topics = Vec::new();
     let mut next_cursor = None;
-    for name in names.into_iter().filter(|name| from.as_ref().is_none_or(|(first, _)| name.as_str() >= first.as_str())) {
+    for name in names.into_iter().filter(|name| from.as_ref().is_none_or(|(first, _)| name.as_str() >= first.as_str()))
+    {
         let first = from.as_ref().filter(|(topic, _)| *topic == name).map_or(0, |(_, partition)| *partition);
         if left == 0 {
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
@@ -470,17 +477,23 @@ pub fn describe_partitions(core: &Rc<Core>, request: DescribeTopicPartitionsRequ
         }
         let found = find(core, Some(&TopicName(name.clone())), Uuid::nil(), false);
         let total = found.partitions.len();
-        let page: Vec<_> = found.partitions.into_iter().skip(first).take(left).map(|partition| {
-            DescribeTopicPartitionsResponsePartition::default()
-                .with_error_code(partition.error_code)
-                .with_partition_index(partition.partition_index)
-                .with_leader_id(partition.leader_id)
-                .with_leader_epoch(partition.leader_epoch)
-                .with_replica_nodes(partition.replica_nodes)
-                .with_isr_nodes(partition.isr_nodes)
-                .with_eligible_leader_replicas(Some(Vec::new()))
-                .with_last_known_elr(Some(Vec::new()))
-        }).collect();
+        let page: Vec<_> = found
+            .partitions
+            .into_iter()
+            .skip(first)
+            .take(left)
+            .map(|partition| {
+                DescribeTopicPartitionsResponsePartition::default()
+                    .with_error_code(partition.error_code)
+                    .with_partition_index(partition.partition_index)
+                    .with_leader_id(partition.leader_id)
+                    .with_leader_epoch(partition.leader_epoch)
+                    .with_replica_nodes(partition.replica_nodes)
+                    .with_isr_nodes(partition.isr_nodes)
+                    .with_eligible_leader_replicas(Some(Vec::new()))
+                    .with_last_known_elr(Some(Vec::new()))
+            })
+            .collect();
         left -= page.len();
         let end = first + page.len();
         topics.push(
