@@ -14,8 +14,15 @@
 
 pub mod buf;
 pub mod disk;
+pub mod disk_sim;
+pub mod journal;
 pub mod log;
 pub mod log_read;
 pub mod manifest;
 pub mod record;
+pub mod ring;
+pub mod ring_format;
+pub mod ring_recovery;
+pub mod signal;
+pub mod sim_exec;
 pub mod store;

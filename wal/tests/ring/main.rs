@@ -1,0 +1,4 @@
+//! The ring on the simulated disk.
+
+mod harness;
+mod model;
