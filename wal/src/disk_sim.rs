@@ -274,7 +274,8 @@ impl SimDisk {
             }
         }
         // What lies in a directory that is not there is not there.
-        let dirs: BTreeSet<PathBuf> = names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.clone()).collect();
+        let dirs: BTreeSet<PathBuf> =
+            names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.clone()).collect();
         names.retain(|path, _| path.ancestors().skip(1).all(|dir| dirs.contains(dir)));
         let paths: BTreeMap<usize, PathBuf> = names
             .iter()
@@ -393,7 +394,8 @@ impl Inode {
 
     fn set_len(&mut self, version: Version, len: usize) {
         // What is cut off reads as zeros if the file grows again.
-        let known = self.durable.len().max(self.pending.keys().next_back().map_or(0, |last| (*last as usize + 1) * SECTOR));
+        let known =
+            self.durable.len().max(self.pending.keys().next_back().map_or(0, |last| (*last as usize + 1) * SECTOR));
         for sector in len.div_ceil(SECTOR)..known.div_ceil(SECTOR) {
             self.pending.entry(sector as u64).or_default().push((version, Bytes::from_static(&[0; SECTOR])));
         }

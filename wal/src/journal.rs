@@ -103,7 +103,9 @@ fn slot_of(path: &Path) -> Option<u32> {
 }
 
 fn is_unfinished(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("ring-") && name.ends_with(".new"))
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with("ring-") && name.ends_with(".new"))
 }
 
 fn named(path: &Path) -> impl Fn(io::Error) -> OpenError + '_ {
@@ -302,11 +304,7 @@ impl<D: Disk> Journal<D> {
                 std::mem::forget(unfinished);
                 if let Err(error) = written {
                     let path = inner.dir.join(segment_file(write.slot));
-                    inner.poison(&format!(
-                        "writing {bytes} bytes at {} of {}: {error}",
-                        write.offset,
-                        path.display()
-                    ));
+                    inner.poison(&format!("writing {bytes} bytes at {} of {}: {error}", write.offset, path.display()));
                     continue;
                 }
                 // Poisoned meanwhile: durable as it may be, it is not acked.

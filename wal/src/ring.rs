@@ -77,7 +77,8 @@ impl RingConfig {
         assert!(self.segment_bytes < u64::from(u32::MAX), "a segment is shorter than 4 GiB");
         assert!(self.segments >= SEGMENTS_MIN, "a ring has at least {SEGMENTS_MIN} segments");
         assert!(
-            self.write_bytes_max.is_multiple_of(BLOCK) && (BLOCK..=self.segment_bytes as usize).contains(&self.write_bytes_max),
+            self.write_bytes_max.is_multiple_of(BLOCK)
+                && (BLOCK..=self.segment_bytes as usize).contains(&self.write_bytes_max),
             "a write is whole blocks and fits into a segment"
         );
         assert!(self.reserve_bytes <= self.segment_bytes, "the reserve is at most one segment");
@@ -235,9 +236,10 @@ impl Ring {
         open.chunk.advance(bytes);
         open.count += 1;
         let payload = match record {
-            Record::Entry { entry } => entry.payload.as_ref().map(|(_, payload)| {
-                open.chunk.frozen(at + ENTRY_BYTES + entry.data.len(), payload.len())
-            }),
+            Record::Entry { entry } => entry
+                .payload
+                .as_ref()
+                .map(|(_, payload)| open.chunk.frozen(at + ENTRY_BYTES + entry.data.len(), payload.len())),
             _ => None,
         };
         Ok((open.end(), payload))
@@ -271,8 +273,7 @@ impl Ring {
             self.next = LogPos(number * self.config.segment_bytes);
         }
         let current = self.live.back().expect("a segment was begun");
-        let place =
-            Place { slot: current.slot, segment: current.number, pos: self.next, previous_end: self.end };
+        let place = Place { slot: current.slot, segment: current.number, pos: self.next, previous_end: self.end };
         let chunk = match self.spare.take() {
             Some(chunk) if chunk.remaining() >= need => chunk,
             _ => Chunk::new(need.max(self.config.write_bytes_max)),

@@ -248,7 +248,8 @@ impl Record<'_> {
         match self {
             Record::Entry { entry } => {
                 let none = Span { base_offset: 0, count: 0, max_timestamp: 0 };
-                let (span, payload) = entry.payload.as_ref().map_or((none, &[][..]), |(span, bytes)| (*span, &bytes[..]));
+                let (span, payload) =
+                    entry.payload.as_ref().map_or((none, &[][..]), |(span, bytes)| (*span, &bytes[..]));
                 let data_end = ENTRY_BYTES + entry.data.len();
                 put(to, 40, entry.index.to_le_bytes());
                 put(to, 48, entry.term.to_le_bytes());

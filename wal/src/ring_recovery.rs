@@ -220,7 +220,9 @@ impl<F: File> Scan<'_, F> {
             return Err(self.damaged(slot, pos, format!("the beginning of segment {number} is missing")));
         }
         let last = loop {
-            let Some(&(_, slot)) = live.last() else { break judge(HeaderCase::Zero, BodyCase::Unknown, Beyond::Nothing) };
+            let Some(&(_, slot)) = live.last() else {
+                break judge(HeaderCase::Zero, BodyCase::Unknown, Beyond::Nothing);
+            };
             let offset = at.0 - number * self.segment_bytes;
             let seen = self.header_at(&mut window, slot, number, at).await?;
             let body = match &seen {
@@ -338,7 +340,9 @@ impl<F: File> Scan<'_, F> {
                 (Some((_, number)), _) => (at.0 - number * self.segment_bytes, self.segment_bytes),
                 _ if self.garbage.contains(&slot) => (0, self.segment_bytes),
                 // A segment that was read, or will not be since it was given back.
-                (None, Some((_, first))) if segment.is_some_and(|(_, number)| first.segment < number) => (0, BLOCK as u64),
+                (None, Some((_, first))) if segment.is_some_and(|(_, number)| first.segment < number) => {
+                    (0, BLOCK as u64)
+                }
                 _ => (0, self.segment_bytes.min(SEARCH_BYTES)),
             };
             let mut offset = from;
@@ -373,7 +377,13 @@ struct Window {
 }
 
 impl Window {
-    async fn get<F: File>(&mut self, scan: &Scan<'_, F>, slot: u32, offset: u64, len: usize) -> Result<Bytes, RecoveryError> {
+    async fn get<F: File>(
+        &mut self,
+        scan: &Scan<'_, F>,
+        slot: u32,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, RecoveryError> {
         let known = self.offset..self.offset + self.bytes.len() as u64;
         if self.slot != slot || !known.contains(&offset) || offset + len as u64 > known.end {
             *self = Self { slot, offset, bytes: scan.read(slot, offset, len.max(READ_BYTES)).await? };

@@ -69,7 +69,9 @@ impl<'a> SimExec<'a> {
     /// Polls one of the woken tasks; `false` if there is none.
     pub fn step(&mut self) -> bool {
         let rng = &mut self.rng;
-        let next = self.woken.with(|tasks| if tasks.is_empty() { None } else { Some(tasks.swap_remove(rng.usize(..tasks.len()))) });
+        let next = self
+            .woken
+            .with(|tasks| if tasks.is_empty() { None } else { Some(tasks.swap_remove(rng.usize(..tasks.len()))) });
         let Some(number) = next else { return false };
         if let Some(mut task) = self.tasks[number].take() {
             let waker = Waker::from(Arc::new(TaskWaker { task: number, woken: self.woken.clone() }));

@@ -1,13 +1,13 @@
 //! The ring beside a plain vector: random appends, releases, crashes, deaths of the process alone, and clean stops.
 
-use crate::harness::{EPOCH, SEGMENT, Said, Shared, any, close, config, dir, disk, opened, said, seeds, stage};
+use crate::harness::{EPOCH, SEGMENT, Said, Shared, any, close, config, dir, disk, said, seeds, stage};
 use std::rc::Rc;
 use wal::{
     buf::BLOCK,
-    disk_sim::{Fate, Kind, SimDisk},
+    disk_sim::SimDisk,
     journal::{Journal, RecoveredRing},
     sim_exec::{SimExec, block_on},
-    store::{Admission, LogPos, OpenError},
+    store::{LogPos, OpenError},
 };
 
 /// All that was ever staged and not cut by a crash, in order, with where it begins (as far as the caller knows) and ends.
@@ -89,7 +89,7 @@ async fn write(journal: &Journal<SimDisk>, model: &Shared<Model>, seed: u64, ste
     model.borrow_mut().durable = journal.durable();
 }
 
-fn lives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64), String> {
+pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64), String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut disk = disk(seed);
     let model = Shared::<Model>::default();
@@ -106,7 +106,8 @@ fn lives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64), String> {
             prepare(&disk);
         }
         let opened = block_on(rng.u64(..), Journal::open(disk.clone(), dir(), EPOCH, config()));
-        let (journal, found) = opened.expect("the disk answers").map_err(|error: OpenError| format!("life {life}: {error}"))?;
+        let (journal, found) =
+            opened.expect("the disk answers").map_err(|error: OpenError| format!("life {life}: {error}"))?;
         model.borrow_mut().compare(&found).map_err(|wrong| format!("life {life}: {wrong}"))?;
         let durable = journal.durable();
         (model.borrow_mut().clean, model.borrow_mut().durable) = (false, durable);
@@ -149,7 +150,7 @@ fn lives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64), String> {
 fn what_was_acked_is_read_back_after_crashes_at_any_operation() {
     let totals = Rc::new(std::cell::Cell::new((0, 0)));
     seeds("what_was_acked", 400, |seed| {
-        let (laps, cuts) = lives(seed, &|_| {})?;
+        let (laps, cuts) = acked_survives(seed, &|_| {})?;
         totals.set((totals.get().0 + laps, totals.get().1 + cuts));
         Ok(())
     });
