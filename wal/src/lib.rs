@@ -14,10 +14,17 @@
 
 pub mod buf;
 pub mod disk;
+pub mod disk_sim;
 pub mod disk_uring;
+pub mod journal;
 pub mod log;
 pub mod log_read;
 pub mod manifest;
 pub mod record;
+pub mod ring;
+pub mod ring_format;
+pub mod ring_recovery;
 mod rt;
+pub mod signal;
+pub mod sim_exec;
 pub mod store;

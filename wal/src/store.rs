@@ -166,6 +166,9 @@ pub enum AppendError {
     /// The ring has no room even in its reserve; [`Store::admit`] was not asked.
     #[error("the ring is full")]
     Full,
+    /// The entry fits into no segment of the ring; a larger ring has larger segments.
+    #[error("an entry of {bytes} bytes fits into no segment of the ring: {max} bytes fit")]
+    TooLarge { bytes: usize, max: usize },
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
 }
