@@ -10,7 +10,7 @@ use crate::{
     core::{Core, CoreId, CoreParts, core_of},
     cpus::CorePlan,
     front::{self, Spread},
-    mesh::{self, MeshSeed},
+    mesh::{self, HasMesh, MeshSeed},
     meta,
     metrics::Metrics,
     replica, rt,
@@ -266,10 +266,14 @@ async fn storage_loop(core: Rc<Core>, which: &'static str) {
     }
 }
 
-/// Shows the admin thread that this core's loop turns.
+/// Shows the admin thread, once a second, that this core's loop turns, and what it has counted.
 async fn beat(core: Rc<Core>) {
     loop {
         core.metrics.beat();
+        core.metrics.publish_store(&core.store.stats());
+        let mesh = core.mesh().stats();
+        core.metrics.mesh_sent_total.set(mesh.requests_sent.get() + mesh.posts_sent.get());
+        core.metrics.mesh_received_total.set(mesh.received.get());
         rt::sleep(Duration::from_secs(1)).await;
     }
 }

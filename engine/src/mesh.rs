@@ -134,8 +134,9 @@ pub struct Mesh<C: 'static> {
 #[derive(Default)]
 pub struct MeshStats {
     pub requests_sent: Cell<u64>,
-    pub requests_served: Cell<u64>,
     pub posts_sent: Cell<u64>,
+    /// Of both lanes, replies included.
+    pub received: Cell<u64>,
 }
 
 fn add_one(cell: &Cell<u64>) {
@@ -190,7 +191,7 @@ impl<C: HasMesh> MeshInbox<C> {
             let at = core.clone();
             rt::spawn(async move {
                 while let Some(Work { token, job }) = work.recv().await {
-                    add_one(&at.mesh().stats.requests_served);
+                    add_one(&at.mesh().stats.received);
                     start_job(&at, from, token, job);
                     rt::yield_if_needed().await;
                 }
@@ -198,6 +199,7 @@ impl<C: HasMesh> MeshInbox<C> {
             let at = core.clone();
             rt::spawn(async move {
                 while let Some(message) = control.recv().await {
+                    add_one(&at.mesh().stats.received);
                     match message {
                         Control::Reply { token, value } => at.mesh().answer(token, value),
                         Control::Post(post) => post(&at),

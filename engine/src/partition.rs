@@ -385,6 +385,9 @@ impl Replicated for Partition {
                         "the high watermark moves up, within the log"
                     );
                     state.high_watermark = end;
+                    core.metrics.produce_batches_total.add(1);
+                    core.metrics.produce_records_total.add(u64::from(batch.count));
+                    core.metrics.produce_bytes_total.add(u64::from(batch.bytes));
                 }
                 EntryData::LogStart { offset } => core.store.set_log_start(self.group(), offset),
             }

@@ -9,6 +9,7 @@
 
 use crate::{
     core::{Core, Store},
+    meta::META_GROUP,
     sync::Notify,
 };
 use bytes::Bytes;
@@ -106,7 +107,10 @@ impl Replica {
         // What needs no write of its own is durable with whatever was staged before it, never earlier.
         let position = position.or_else(|| persisting.back().map(|last| last.position));
         match position {
-            Some(position) => persisting.push_back(Persisting { position, group: self.id, number: ready.number }),
+            Some(position) => {
+                let (group, number, since) = (self.id, ready.number, Instant::now());
+                persisting.push_back(Persisting { position, group, number, since });
+            }
             None => self.raft.borrow_mut().on_persisted(ready.number),
         }
         Ok(Some(ready.committed))
@@ -123,6 +127,7 @@ struct Persisting {
     position: LogPos,
     group: GroupId,
     number: u64,
+    since: Instant,
 }
 
 /// What stands behind a replica: a partition, or the metadata.
@@ -184,14 +189,22 @@ async fn follow_durable(core: Rc<Core>) {
 fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     let ready_loop = &core.ready_loop;
     let durable = core.store.durable();
+    let mut oldest: Option<Instant> = None;
     loop {
         let done = ready_loop.persisting.borrow_mut().pop_front_if(|next| next.position <= durable);
         let Some(done) = done else { break };
+        oldest.get_or_insert(done.since);
+        if done.group == META_GROUP {
+            core.metrics.metadata_wal_write_latency_seconds.record(done.since.elapsed());
+        }
         // A group that was removed meanwhile has no use for its completions.
         if let Some(group) = core.group(done.group) {
             group.replica().with(|raft| raft.on_persisted(done.number));
             ready_loop.wake(group);
         }
+    }
+    if let Some(oldest) = oldest {
+        core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
     }
     loop {
         let next = ready_loop.queued.borrow_mut().pop_front();

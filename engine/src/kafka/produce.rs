@@ -16,7 +16,10 @@ use net::{
     errors::{self, ErrorCode},
     produce::{LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
 };
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 use wal::record::GroupId;
 
 /// One batch on its way to the partition's owner.
@@ -58,12 +61,14 @@ pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending 
         .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
         .collect();
     let core = core.clone();
+    let started = Instant::now();
     Box::pin(async move {
         for outcomes in sync::all(calls).await {
             for (place, outcome) in outcomes {
                 answer.outcomes[place] = outcome.map_err(Refusal::from);
             }
         }
+        core.metrics.produce_latency_seconds.record(started.elapsed());
         (request.acks != 0).then(|| answer.response(&core, version).into())
     })
 }
