@@ -4,7 +4,7 @@
 //! Invariants: `entries` has no holes and begins right above `compacted`; `terms` ascends strictly in index and term and covers
 //! everything from its first run to the last index.
 
-use crate::group::TermRun;
+use crate::group::{Position, TermRun};
 use raft::{
     Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
     eraftpb::{ConfState, Entry, HardState, Snapshot},
@@ -25,12 +25,26 @@ impl GroupStorage {
     pub(crate) fn new(
         hard_state: HardState,
         conf_state: ConfState,
-        compacted: u64,
+        before: Option<Position>,
         entries: VecDeque<Entry>,
-        terms: Vec<TermRun>,
+        mut terms: Vec<TermRun>,
     ) -> Self {
+        let compacted = before.map_or(0, |before| before.index);
+        if let Some(before) = before {
+            // The retained log may begin right above; raft-rs asks for that term too.
+            match terms.first_mut() {
+                Some(run) if run.first_index <= before.index => {}
+                Some(run) if run.term == before.term => run.first_index = before.index,
+                _ => terms.insert(0, TermRun { first_index: before.index, term: before.term }),
+            }
+        }
         let storage = Self { hard_state, conf_state, compacted, entries, terms };
         storage.check();
+        assert!(
+            before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
+            "{before:?} is not what the terms {:?} say",
+            storage.terms
+        );
         storage
     }
 
@@ -38,6 +52,7 @@ impl GroupStorage {
         let first = self.compacted + 1;
         for (offset, entry) in self.entries.iter().enumerate() {
             assert_eq!(entry.index, first + offset as u64, "entries have no holes");
+            assert_eq!(Some(entry.term), self.term_of(entry.index), "the runs of terms are those of the entries");
         }
         for pair in self.terms.windows(2) {
             assert!(pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term, "runs of terms ascend");
@@ -81,13 +96,14 @@ impl GroupStorage {
         }
     }
 
-    /// Forgets the data of entries up to `to`; their terms stay.
-    pub(crate) fn compact(&mut self, to: u64) {
+    /// Forgets the data of entries up to `to`; their terms stay. Returns up to where data is forgotten now.
+    pub(crate) fn compact(&mut self, to: u64) -> u64 {
         if to > self.compacted {
             assert!(to <= self.last(), "only entries that exist are compacted");
             self.entries.drain(..(to - self.compacted) as usize);
             self.compacted = to;
         }
+        self.compacted
     }
 }
 

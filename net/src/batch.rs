@@ -72,6 +72,8 @@ pub enum BatchError {
     Several,
     #[error("{count} records with a last offset delta of {last_offset_delta}")]
     Count { count: i32, last_offset_delta: i32 },
+    #[error("base offset {base_offset}, where a producer's is 0")]
+    BaseOffset { base_offset: i64 },
     #[error("clients may not write control batches")]
     Control,
     #[error("producer id {producer_id} with epoch {producer_epoch} and base sequence {base_sequence}")]
@@ -140,13 +142,14 @@ impl BatchHeader {
         })
     }
 
+    /// Wraps for absurd base offsets, which [`validate`] refuses.
     pub fn last_offset(&self) -> i64 {
-        self.base_offset + i64::from(self.last_offset_delta)
+        self.base_offset.wrapping_add(self.last_offset_delta.into())
     }
 
     /// The offset after the last one.
     pub fn next_offset(&self) -> i64 {
-        self.last_offset() + 1
+        self.last_offset().wrapping_add(1)
     }
 
     pub fn codec(&self) -> Result<Codec, BatchError> {
@@ -181,19 +184,29 @@ pub fn crc(batch: &[u8]) -> u32 {
     crc32c::crc32c(&batch[ATTRIBUTES_AT..])
 }
 
+/// Reads the batch at the start of `bytes` and checks that it is whole and as its CRC says.
+pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    let header = BatchHeader::read(bytes)?;
+    let computed = crc(&bytes[..header.byte_count]);
+    if computed != header.crc {
+        return Err(BatchError::Crc { claimed: header.crc, computed });
+    }
+    Ok(header)
+}
+
 /// Checks what a client wants stored in one partition: exactly one batch, whole and intact, whose header, and if it is
-/// not compressed whose records, are consistent (Kafka's `ProduceRequest.validateRecords` and `LogValidator`).
+/// not compressed whose records, are consistent (Kafka's `ProduceRequest.validateRecords`,
+/// `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`).
 pub fn validate(records: &[u8], produce_version: i16) -> Result<BatchHeader, BatchError> {
     if records.is_empty() {
         return Err(BatchError::Empty);
     }
-    let header = BatchHeader::read(records)?;
-    let computed = crc(&records[..header.byte_count]);
-    if computed != header.crc {
-        return Err(BatchError::Crc { claimed: header.crc, computed });
-    }
+    let header = verify(records)?;
     if records.len() > header.byte_count {
         return Err(BatchError::Several);
+    }
+    if header.base_offset != 0 {
+        return Err(BatchError::BaseOffset { base_offset: header.base_offset });
     }
     if header.codec()? == Codec::Zstd && produce_version < ZSTD_FROM_VERSION {
         return Err(BatchError::ZstdTooEarly { version: produce_version });

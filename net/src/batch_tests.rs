@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::records as theirs;
 
-use crate::batch::{self, Assigned, BatchError, BatchHeader, Batches, HEADER_BYTES, validate};
+use crate::batch::{self, Assigned, BatchError, BatchHeader, Batches, HEADER_BYTES, validate, verify};
 use crate::batch_build::BatchBuilder;
 use crate::compression::Codec;
 use crate::errors::{self, ErrorCode};
@@ -90,6 +90,12 @@ fn a_batch_that_the_codec_crate_built_is_read() {
     }
 }
 
+#[test]
+fn absurd_offsets_do_not_overflow() {
+    let header = verify(&patched(0, &[0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])).unwrap();
+    assert_eq!(header.next_offset(), i64::MIN + 2);
+}
+
 /// Every way in which one partition's records may be refused, and what the producer is told.
 #[test]
 fn what_may_not_be_stored_is_refused_by_name() {
@@ -111,6 +117,7 @@ fn what_may_not_be_stored_is_refused_by_name() {
     use BatchError as E;
     use ErrorCode as C;
     let cases: Vec<(&str, Vec<u8>, E, C)> = vec![
+        ("base offset -1", patched(0, &[0xff; 8]), E::BaseOffset { base_offset: -1 }, C::InvalidRecord),
         ("empty", vec![], E::Empty, C::InvalidRecord),
         ("a few bytes", good[..16].to_vec(), E::Short { have: 16, need: 61 }, C::CorruptMessage),
         ("header only", good[..61].to_vec(), E::Short { have: 61, need: good.len() }, C::CorruptMessage),
@@ -216,7 +223,8 @@ fn what_the_broker_assigns_leaves_the_records_alone() {
         let assigned = Assigned { base_offset: 1 << 40, partition_leader_epoch: 6, log_append_time_ms: None };
         let mut stored = sent.to_vec();
         batch::assign(&mut stored, assigned);
-        let header = validate(&stored, 9).unwrap();
+        let header = verify(&stored).unwrap();
+        assert_eq!(validate(&stored, 9), Err(BatchError::BaseOffset { base_offset: 1 << 40 }));
         assert_eq!((header.base_offset, header.partition_leader_epoch), (1 << 40, 6));
         assert_eq!(header.last_offset(), (1 << 40) + 2);
         assert_eq!(stored[16..], sent[16..]);
@@ -224,7 +232,7 @@ fn what_the_broker_assigns_leaves_the_records_alone() {
         let stamped = Assigned { log_append_time_ms: Some(123_456), ..assigned };
         let header_bytes = batch::assigned_header(&sent, stamped);
         let stored = Bytes::from([&header_bytes[..], &sent[HEADER_BYTES..]].concat());
-        let header = validate(&stored, 9).unwrap();
+        let header = verify(&stored).unwrap();
         assert!(header.is_log_append_time());
         assert_eq!((header.max_timestamp, header.base_timestamp), (123_456, 1000));
         assert_eq!(header.codec(), Ok(codec));

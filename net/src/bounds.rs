@@ -1,20 +1,28 @@
-//! Walks a control request by its schema before the codec may touch it.
+//! Walks a message by its schema before the codec may touch it.
 //!
 //! The `kafka-protocol` crate reserves memory by the lengths that the wire claims. Here every length and count is first
-//! held against the bytes that remain, and all elements together against [`crate::wire::ELEMENTS_MAX`], without
-//! allocating anything. A message that passes is decoded in memory proportional to its size.
+//! held against the bytes that remain, and all elements of a request together against [`crate::wire::ELEMENTS_MAX`],
+//! without allocating anything. A message that passes is decoded in memory proportional to its size.
 
 use bytes::Bytes;
 
 use crate::api::ApiKey;
 use crate::schema::{self, Field, Type};
+use crate::schema_response;
 use crate::wire::{Malformed, Reader};
 
-/// Checks the whole message, from the reader's position to its end.
-pub fn check(api: ApiKey, version: i16, message: &Bytes) -> Result<(), Malformed> {
-    let mut reader = Reader::new(message);
-    let walk = Walk { version, flexible: api.is_flexible(version) };
-    walk.fields(schema::request(api), "request", &mut reader)?;
+/// Checks the whole body of a request. Produce and Fetch are not for this: they are decoded without the codec.
+pub fn check_request(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
+    check(schema::request(api), api, version, Reader::new(body))
+}
+
+/// Checks the whole body of a response. Answers may have more elements than a request: the metadata of a large cluster.
+pub fn check_response(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
+    check(schema_response::response(api), api, version, Reader::without_element_bound(body))
+}
+
+fn check(fields: &'static [Field], api: ApiKey, version: i16, mut reader: Reader<'_>) -> Result<(), Malformed> {
+    Walk { version, flexible: api.is_flexible(version) }.fields(fields, "message", &mut reader)?;
     reader.finish()
 }
 
@@ -26,10 +34,14 @@ struct Walk {
 
 impl Walk {
     fn fields(self, fields: &'static [Field], name: &'static str, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        for field in fields.iter().filter(|field| field.exists_in(self.version)) {
+        let present = || fields.iter().filter(|field| field.exists_in(self.version));
+        for field in present().filter(|field| field.tag.is_none()) {
             self.value(field.name, field.of, field.nullable, reader)?;
         }
-        reader.skip_tags(name, self.flexible)
+        reader.tags(name, self.flexible, |tag, inner| match present().find(|field| field.tag == Some(tag)) {
+            Some(field) => self.value(field.name, field.of, field.nullable, inner).map(|()| true),
+            None => Ok(false),
+        })
     }
 
     fn value(self, name: &'static str, of: Type, nullable: bool, reader: &mut Reader<'_>) -> Result<(), Malformed> {

@@ -10,6 +10,7 @@ use kafka_protocol::messages::ApiVersionsResponse;
 use kafka_protocol::protocol::{Decodable, Request as ControlRequest, StrBytes};
 
 use crate::api::ApiKey;
+use crate::bounds;
 use crate::header::RequestHeader;
 use crate::parts::Parts;
 use crate::request::{self, Request};
@@ -47,6 +48,7 @@ impl Answer {
             return Err(AnswerError::OtherApi { wanted, got: api });
         }
         let malformed = |source| AnswerError::Malformed { api, version, source };
+        bounds::check_response(api, version, &self.body).map_err(malformed)?;
         let response =
             R::Response::decode(&mut self.body, version).map_err(|e| malformed(Malformed::Codec(e.to_string())))?;
         match self.body.len() {

@@ -34,6 +34,7 @@ pub fn of_batch(error: &BatchError) -> ErrorCode {
         BatchError::Empty
         | BatchError::Several
         | BatchError::Count { .. }
+        | BatchError::BaseOffset { .. }
         | BatchError::Control
         | BatchError::Producer { .. }
         | BatchError::Records(_) => ErrorCode::InvalidRecord,

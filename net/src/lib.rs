@@ -21,6 +21,8 @@ mod conn_tests;
 pub mod errors;
 pub mod fetch;
 pub mod frame;
+#[cfg(test)]
+mod golden_tests;
 pub mod header;
 pub mod listen;
 pub mod parts;
@@ -34,6 +36,7 @@ pub mod response;
 mod response_tests;
 mod rt;
 mod schema;
+mod schema_response;
 pub mod shape;
 #[cfg(test)]
 mod shape_tests;

@@ -145,10 +145,10 @@ pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, Encode
     })
 }
 
-/// Decodes by the codec what [`bounds::check`] has let pass.
+/// Decodes by the codec what [`bounds::check_request`] has let pass.
 fn read_control<T: Decodable>(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
     let mut body = reader.rest();
-    bounds::check(api, version, &body)?;
+    bounds::check_request(api, version, &body)?;
     let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
     let used = reader.remaining() - body.len();
     reader.skip("message", used)?;

@@ -1,20 +1,23 @@
 //! Responses in every version, read back by the codec crate.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages as kafka;
-use kafka_protocol::protocol::{Decodable, Request as _, StrBytes};
+use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use uuid::Uuid;
 
 use crate::api::{ApiKey, TABLE};
+use crate::bounds;
+use crate::client::Answer;
 use crate::errors::ErrorCode;
 use crate::fetch::{
     AbortedTransaction, EpochEnd, FetchPartitionResponse, FetchResponse, FetchTopicResponse, LeaderHint, NodeEndpoint,
     TopicRef,
 };
 use crate::header::RequestHeader;
-use crate::parts::Parts;
+use crate::parts::{Parts, PartsBuilder};
 use crate::produce::{ProducePartitionResponse, ProduceResponse, ProduceTopicResponse, RecordError};
-use crate::response::{EncodeError, Response, encode, encode_api_versions_fallback};
+use crate::response::{EncodeError, Response, encode, encode_api_versions_fallback, write_control};
+use crate::testing::{allocations, generate};
 use crate::wire::Reader;
 
 fn header(api: ApiKey, version: i16) -> RequestHeader {
@@ -162,47 +165,119 @@ fn fetch_answers_read_back_in_every_version_and_share_their_records() {
     }
 }
 
+/// Runs a block with each API's request type, and holds that none is left out.
+macro_rules! each_api {
+    ($visit:ident) => {{
+        macro_rules! visit_all {
+            ($name:ident) => {
+                $visit::<kafka::$name>()
+            };
+        }
+        let seen = [
+            visit_all!(ProduceRequest),
+            visit_all!(FetchRequest),
+            visit_all!(ListOffsetsRequest),
+            visit_all!(MetadataRequest),
+            visit_all!(OffsetCommitRequest),
+            visit_all!(OffsetFetchRequest),
+            visit_all!(FindCoordinatorRequest),
+            visit_all!(JoinGroupRequest),
+            visit_all!(HeartbeatRequest),
+            visit_all!(LeaveGroupRequest),
+            visit_all!(SyncGroupRequest),
+            visit_all!(DescribeGroupsRequest),
+            visit_all!(ListGroupsRequest),
+            visit_all!(ApiVersionsRequest),
+            visit_all!(CreateTopicsRequest),
+            visit_all!(DeleteTopicsRequest),
+            visit_all!(InitProducerIdRequest),
+            visit_all!(OffsetForLeaderEpochRequest),
+            visit_all!(DescribeConfigsRequest),
+            visit_all!(CreatePartitionsRequest),
+            visit_all!(DeleteGroupsRequest),
+            visit_all!(IncrementalAlterConfigsRequest),
+            visit_all!(DescribeClusterRequest),
+            visit_all!(DescribeTopicPartitionsRequest),
+        ];
+        assert_eq!(seen, TABLE.iter().map(|api| api.key).collect::<Vec<_>>()[..]);
+    }};
+}
+
+/// The versions whose responses the codec crate knows.
+fn versions_of(api: ApiKey) -> std::ops::RangeInclusive<i16> {
+    let lowest = if api == ApiKey::Produce { 3 } else { api.api().lowest };
+    lowest..=api.api().highest
+}
+
 /// The default answer of every API encodes in every version: nothing in it is unsayable.
 #[test]
 fn every_api_answers_in_every_version() {
-    macro_rules! each {
-        ($($request:ident),* $(,)?) => {{
-            let mut seen = vec![ApiKey::Produce, ApiKey::Fetch];
-            $({
-                let api = ApiKey::from_i16(kafka::$request::KEY).unwrap();
-                for version in api.api().lowest..=api.api().highest {
-                    type Answer = <kafka::$request as kafka_protocol::protocol::Request>::Response;
-                    read_back::<kafka::$request>(Answer::default(), version);
-                }
-                seen.push(api);
-            })*
-            assert_eq!(seen.len(), TABLE.len());
-        }};
+    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey
+    where
+        R::Response: Default,
+    {
+        let api = ApiKey::from_i16(R::KEY).unwrap();
+        for version in versions_of(api) {
+            let mut parts = PartsBuilder::default();
+            write_control(&R::Response::default(), parts.fields(), version).unwrap();
+            let body = parts.finish().into_bytes();
+            bounds::check_response(api, version, &body).unwrap();
+        }
+        api
     }
-    each!(
-        ListOffsetsRequest,
-        MetadataRequest,
-        OffsetCommitRequest,
-        OffsetFetchRequest,
-        FindCoordinatorRequest,
-        JoinGroupRequest,
-        HeartbeatRequest,
-        LeaveGroupRequest,
-        SyncGroupRequest,
-        DescribeGroupsRequest,
-        ListGroupsRequest,
-        ApiVersionsRequest,
-        CreateTopicsRequest,
-        DeleteTopicsRequest,
-        InitProducerIdRequest,
-        OffsetForLeaderEpochRequest,
-        DescribeConfigsRequest,
-        CreatePartitionsRequest,
-        DeleteGroupsRequest,
-        IncrementalAlterConfigsRequest,
-        DescribeClusterRequest,
-        DescribeTopicPartitionsRequest,
-    );
+    each_api!(visit);
+}
+
+/// The response schemas agree with the codec crate's decoder and encoder in every version.
+#[test]
+fn response_schemas_agree_with_the_codec() {
+    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey {
+        let api = ApiKey::from_i16(R::KEY).unwrap();
+        let mut rng = fastrand::Rng::with_seed(R::KEY as u64);
+        for version in versions_of(api) {
+            for round in 0..40 {
+                let with_tags = round % 2 == 1;
+                let body = generate::response(api, version, with_tags, &mut rng);
+                bounds::check_response(api, version, &body).unwrap_or_else(|e| panic!("{api:?} {version}: {e}"));
+                let mut left = body.clone();
+                let response = R::Response::decode(&mut left, version)
+                    .unwrap_or_else(|e| panic!("{api:?} version {version}, round {round}: {e}"));
+                assert!(left.is_empty(), "{api:?} version {version}: {} bytes left", left.len());
+                let mut again = BytesMut::new();
+                response.encode(&mut again, version).unwrap();
+                let again = again.freeze();
+                bounds::check_response(api, version, &again).unwrap();
+                // Tagged fields that happen to be the default are left out when they are written again.
+                assert!(with_tags || again == body, "{api:?} version {version}");
+            }
+        }
+        api
+    }
+    each_api!(visit);
+}
+
+/// A client is not brought down by a damaged answer.
+#[test]
+fn damaged_answers_are_refused_cheaply() {
+    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey {
+        let api = ApiKey::from_i16(R::KEY).unwrap();
+        let mut rng = fastrand::Rng::with_seed(R::KEY as u64);
+        for version in versions_of(api) {
+            let body = generate::response(api, version, true, &mut rng);
+            for at in 0..body.len() {
+                for absurd in [&[0x7f, 0xff, 0xff, 0xff][..], &[0xff, 0xff, 0xff, 0xff, 0x0f], &[0x80, 0, 0, 0]] {
+                    let damaged = Bytes::from([&body[..at], absurd, &body[at..]].concat());
+                    let answer = Answer { api, version, correlation_id: 0, body: damaged.clone() };
+                    let (_, allocated) = allocations::during(|| answer.decode::<R>().is_ok());
+                    assert!(allocated <= 4096 + 512 * damaged.len(), "{api:?} version {version} at {at}: {allocated}");
+                }
+                let cut = Answer { api, version, correlation_id: 0, body: body.slice(..at) };
+                assert!(cut.decode::<R>().is_err(), "{api:?} version {version} cut at {at}");
+            }
+        }
+        api
+    }
+    each_api!(visit);
 }
 
 /// KIP-511: whatever the version asked for, error 35 in version 0, so that any client can read it.

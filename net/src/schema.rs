@@ -31,23 +31,29 @@ pub struct Field {
     pub to: i16,
     /// Whether null is allowed in some version. (Where it is not in another, the codec refuses it.)
     pub nullable: bool,
+    /// Set if it stands among the tagged fields at the end of its struct (KIP-482).
+    pub tag: Option<u32>,
 }
 
-const fn f(name: &'static str, of: Type) -> Field {
-    Field { name, of, from: 0, to: i16::MAX, nullable: false }
+pub(crate) const fn f(name: &'static str, of: Type) -> Field {
+    Field { name, of, from: 0, to: i16::MAX, nullable: false, tag: None }
 }
 
 impl Field {
-    const fn from(self, from: i16) -> Field {
+    pub(crate) const fn from(self, from: i16) -> Field {
         Field { from, ..self }
     }
 
-    const fn to(self, to: i16) -> Field {
+    pub(crate) const fn to(self, to: i16) -> Field {
         Field { to, ..self }
     }
 
-    const fn nullable(self) -> Field {
+    pub(crate) const fn nullable(self) -> Field {
         Field { nullable: true, ..self }
+    }
+
+    pub(crate) const fn tag(self, tag: u32) -> Field {
+        Field { tag: Some(tag), ..self }
     }
 
     pub fn exists_in(&self, version: i16) -> bool {
@@ -68,7 +74,7 @@ impl Type {
             Type::String => 2,
             Type::Bytes | Type::Array(_) => 4,
             Type::Struct(fields) => {
-                let present = fields.iter().filter(|field| field.exists_in(version));
+                let present = fields.iter().filter(|field| field.exists_in(version) && field.tag.is_none());
                 present.map(|field| field.of.bytes_min(version, flexible)).sum::<usize>() + usize::from(flexible)
             }
         }

@@ -1,7 +1,7 @@
 //! One shape per API for handlers, whatever the version.
 //!
 //! Some APIs grew from one item to a list and carry both, one of them empty. Handlers read requests brought by
-//! [`newest`] into the newest shape, and answer in the newest shape; [`fit`] brings the answer back into the version's own
+//! [`newest`] into the newest shape, and answer in the newest shape; encoding brings the answer back into the version's own
 //! and drops what the version can't say. Without that the codec refuses to encode such an answer.
 
 use kafka_protocol::messages as kafka;
@@ -104,6 +104,13 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
             }
             if version < 1 {
                 r.endpoint_type = 1;
+            }
+        }
+        // Null is allowed, but Kafka 4.1's TopicCommand falls over it.
+        Response::DescribeTopicPartitions(r) => {
+            for partition in r.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+                partition.eligible_leader_replicas.get_or_insert_default();
+                partition.last_known_elr.get_or_insert_default();
             }
         }
         _ => {}

@@ -205,6 +205,13 @@ fn what_a_version_cannot_say_is_left_out() {
         let back: kafka::DescribeClusterResponse = answered(response, version);
         assert_eq!((back.endpoint_type == 2, back.brokers[0].is_fenced), (version >= 1, version >= 2));
     }
+    use kafka::describe_topic_partitions_response as dtp;
+    let partition = dtp::DescribeTopicPartitionsResponsePartition::default();
+    let topic = dtp::DescribeTopicPartitionsResponseTopic::default().with_partitions(vec![partition]);
+    let response = kafka::DescribeTopicPartitionsResponse::default().with_topics(vec![topic]);
+    let back: kafka::DescribeTopicPartitionsResponse = answered(response, 0);
+    let partition = &back.topics[0].partitions[0];
+    assert_eq!((&partition.eligible_leader_replicas, &partition.last_known_elr), (&Some(vec![]), &Some(vec![])));
     for version in 0..=5 {
         let response = kafka::InitProducerIdResponse::default().with_ongoing_txn_producer_epoch(3);
         let back: kafka::InitProducerIdResponse = answered(response, version);

@@ -14,8 +14,10 @@
 
 pub mod buf;
 pub mod disk;
+pub mod disk_uring;
 pub mod log;
 pub mod log_read;
 pub mod manifest;
 pub mod record;
+mod rt;
 pub mod store;

@@ -1,10 +1,11 @@
-//! Random valid requests, made from the schemas.
+//! Random valid messages, made from the schemas.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
 
 use crate::api::{ApiKey, TABLE};
 use crate::schema::{self, Field, Type};
+use crate::schema_response;
 use crate::wire::Write;
 
 /// Every API and version that is served.
@@ -13,7 +14,7 @@ pub fn versions() -> impl Iterator<Item = (ApiKey, i16)> {
 }
 
 /// A frame without its length prefix: header and body.
-pub fn request(api: ApiKey, version: i16, unknown_tags: bool, rng: &mut Rng) -> Bytes {
+pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Bytes {
     let mut out = BytesMut::new();
     out.put_i16(api as i16);
     out.put_i16(version);
@@ -21,9 +22,17 @@ pub fn request(api: ApiKey, version: i16, unknown_tags: bool, rng: &mut Rng) -> 
     let client_id = (!rng.bool()).then(|| text(rng));
     out.put_nullable_string(client_id.as_deref(), false).unwrap();
     let flexible = api.is_flexible(version);
-    let mut generator = Generator { version, flexible, unknown_tags, rng, out };
-    generator.tags();
+    let mut generator = Generator { version, flexible, with_tags, rng, out };
+    generator.tags(&[]);
     generator.fields(fields_of(api));
+    generator.out.freeze()
+}
+
+/// The body of a response; with all sorts of tagged fields or none at all.
+pub fn response(api: ApiKey, version: i16, tags: bool, rng: &mut Rng) -> Bytes {
+    let flexible = api.is_flexible(version);
+    let mut generator = Generator { version, flexible, with_tags: tags, rng, out: BytesMut::new() };
+    generator.fields(schema_response::response(api));
     generator.out.freeze()
 }
 
@@ -41,7 +50,7 @@ fn fields_of(api: ApiKey) -> &'static [Field] {
 }
 
 const fn f(name: &'static str, of: Type, from: i16, to: i16, nullable: bool) -> Field {
-    Field { name, of, from, to, nullable }
+    Field { name, of, from, to, nullable, tag: None }
 }
 
 const END: i16 = i16::MAX;
@@ -121,7 +130,7 @@ const FETCH: &[Field] = &[
 struct Generator<'a> {
     version: i16,
     flexible: bool,
-    unknown_tags: bool,
+    with_tags: bool,
     rng: &'a mut Rng,
     out: BytesMut,
 }
@@ -129,10 +138,10 @@ struct Generator<'a> {
 impl Generator<'_> {
     fn fields(&mut self, fields: &[Field]) {
         let version = self.version;
-        for field in fields.iter().filter(|field| field.exists_in(version)) {
+        for field in fields.iter().filter(|field| field.exists_in(version) && field.tag.is_none()) {
             self.value(field.of, field.nullable);
         }
-        self.tags();
+        self.tags(fields);
     }
 
     fn value(&mut self, of: Type, nullable: bool) {
@@ -171,18 +180,31 @@ impl Generator<'_> {
         }
     }
 
-    fn tags(&mut self) {
+    /// Known tagged fields and unknown ones, or none.
+    fn tags(&mut self, fields: &[Field]) {
         if !self.flexible {
             return;
         }
-        let count = if self.unknown_tags { self.rng.u32(..3) } else { 0 };
-        self.out.put_varint(count);
-        for n in 0..count {
+        let mut tagged = Vec::new();
+        if self.with_tags {
+            let version = self.version;
+            for field in fields.iter().filter(|field| field.exists_in(version)) {
+                if let Some(tag) = field.tag.filter(|_| self.rng.bool()) {
+                    let before = std::mem::take(&mut self.out);
+                    self.value(field.of, field.nullable);
+                    tagged.push((tag, std::mem::replace(&mut self.out, before)));
+                }
+            }
+            tagged.sort_by_key(|(tag, _)| *tag);
             // Far above the tags that Kafka has taken.
-            self.out.put_varint(1000 + 300 * n);
-            let size = self.rng.usize(..5);
-            self.out.put_varint(size as u32);
-            self.out.put_slice(&[0xab; 5][..size]);
+            let unknown = (0..self.rng.u32(..3)).map(|n| (1000 + 300 * n, BytesMut::from(&[0xab; 5][n as usize..])));
+            tagged.extend(unknown);
+        }
+        self.out.put_varint(tagged.len() as u32);
+        for (tag, bytes) in tagged {
+            self.out.put_varint(tag);
+            self.out.put_varint(bytes.len() as u32);
+            self.out.put_slice(&bytes);
         }
     }
 }
