@@ -38,7 +38,7 @@ mod session;
 mod tests;
 mod timers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -452,7 +452,8 @@ impl<T> Coordinator<T> {
     fn delete(&mut self, now: Now, request: &DeleteGroupsRequest, token: T) {
         let mut response = DeleteGroupsResponse::default();
         let mut victims = Vec::new();
-        for id in &request.groups_names {
+        let mut seen = BTreeSet::new();
+        for id in request.groups_names.iter().filter(|&id| seen.insert(id)) {
             let outcome = match self.groups.get_mut(&id.0) {
                 None => Err(ErrorCode::GroupIdNotFound),
                 Some(group) => match group.state {

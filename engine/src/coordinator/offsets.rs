@@ -68,6 +68,7 @@ impl<T> Group<T> {
             for partition in &topic.partitions {
                 let outcome = self.check_offset(env.config, &name, partition, &mut room);
                 if outcome.is_ok() {
+                    *self.uncommitted.entry((name.clone(), partition.partition_index)).or_default() += 1;
                     changes.push(OffsetChange {
                         topic: name.clone(),
                         partition: partition.partition_index,
@@ -92,10 +93,6 @@ impl<T> Group<T> {
             return env.reply(token, response);
         }
         let records: Vec<GroupRecord> = changes.iter().map(|change| self.offset_record(change)).collect();
-        for change in &changes {
-            *self.uncommitted.entry((change.topic.clone(), change.partition)).or_default() += 1;
-        }
-        self.logged = true;
         env.append(&records, Then::Offsets { group: self.id.clone(), changes, token, response });
     }
 
