@@ -297,10 +297,23 @@ impl Log {
         self.held.range(first..).filter_map(Held::batch).find(|batch| batch.max_timestamp >= timestamp)
     }
 
+    /// The segments as readers may see them: without what a truncation has still to cut from the files.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        let Mark { index, offset, .. } = self.flushed;
+        let whole = self.segments.iter().take_while(move |segment| segment.first_index <= index);
+        whole.map(move |segment| Segment {
+            last_index: segment.last_index.min(index),
+            end_offset: segment.end_offset.min(offset),
+            ..*segment
+        })
+    }
+
     /// The segment to read `offset` from.
-    pub fn segment_of(&self, offset: u64) -> Option<&Segment> {
+    pub fn segment_of(&self, offset: u64) -> Option<Segment> {
         let at = self.segments.partition_point(|segment| segment.end_offset <= offset);
-        self.segments.get(at).filter(|segment| segment.base_offset <= offset)
+        let serial = self.segments.get(at)?.serial;
+        let last = self.segments().nth(at)?;
+        (last.serial == serial && last.base_offset <= offset && offset < last.end_offset).then_some(last)
     }
 
     /// Lets go of the oldest entry in memory, which ends at `end` in the ring: `true` if that is done or moot.

@@ -115,7 +115,7 @@ pub(crate) async fn read_cold<D: Disk>(
             match log.read_memory(from, below, max_bytes, at_least_one) {
                 FromMemory::Batches(batches) => return Ok(batches),
                 FromMemory::Colder if from < log.log_start => return Err(ReadError::Changed),
-                FromMemory::Colder => *log.segment_of(from).ok_or(ReadError::Changed)?,
+                FromMemory::Colder => log.segment_of(from).ok_or(ReadError::Changed)?,
             }
         };
         let mut batches = Vec::new();
@@ -162,6 +162,9 @@ async fn read_segment<D: Disk>(
     };
     let (mut stopped, mut next, mut position) = (false, from, scanner.position());
     while let Some(frame) = scanner.next().await? {
+        if frame.header.index > segment.last_index {
+            break;
+        }
         if frame.header.end_offset() > from && frame.header.has_payload {
             let batch = Batch::of(&scanner.entry(&frame)?).expect("the header says there is a batch");
             if batch.base_offset > next {
@@ -200,11 +203,11 @@ pub(crate) async fn find_timestamp<D: Disk>(
             let log = state.groups.get(&group).ok_or(ReadError::Changed)?;
             from = from.max(log.log_start);
             let colder = log.memory_from();
-            let next = log.segments.iter().find(|segment| {
+            let next = log.segments().find(|segment| {
                 segment.end_offset > from && segment.base_offset < colder && segment.max_timestamp >= timestamp
             });
             match next {
-                Some(segment) => *segment,
+                Some(segment) => segment,
                 None => return Ok(bounded(log.find_timestamp(timestamp, from))),
             }
         };
@@ -236,6 +239,9 @@ async fn find_in_segment<D: Disk>(
     let mut found = None;
     while let Some(frame) = scanner.next().await? {
         let header = &frame.header;
+        if header.index > segment.last_index {
+            break;
+        }
         if header.has_payload && header.max_timestamp >= timestamp && header.end_offset() > from {
             found = Batch::of(&scanner.entry(&frame)?);
             break;
