@@ -13,12 +13,15 @@
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
 pub mod buf;
+pub mod checkpoint;
 pub mod disk;
 pub mod disk_sim;
 pub mod disk_uring;
+pub mod files;
 pub mod journal;
 pub mod log;
 pub mod log_read;
+mod lru;
 pub mod manifest;
 pub mod record;
 pub mod ring;
@@ -27,4 +30,10 @@ pub mod ring_recovery;
 mod rt;
 pub mod signal;
 pub mod sim_exec;
+pub mod segment;
+pub mod segment_format;
+pub mod snapshot;
 pub mod store;
+mod store_flush;
+mod store_recovery;
+mod terms;
