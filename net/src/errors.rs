@@ -2,6 +2,8 @@
 //!
 //! Source: <https://kafka.apache.org/protocol#protocol_error_codes>.
 
+use crate::batch::BatchError;
+
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 
 /// The code of "no error", which [`ErrorCode`] leaves out.
@@ -20,6 +22,22 @@ pub fn check(code: i16) -> Result<(), ErrorCode> {
     match ErrorCode::try_from_code(code) {
         None => Ok(()),
         Some(e) => Err(e),
+    }
+}
+
+/// What a producer is told about a batch that was refused.
+pub fn of_batch(error: &BatchError) -> ErrorCode {
+    match error {
+        BatchError::Short { .. } | BatchError::Length { .. } | BatchError::Crc { .. } => ErrorCode::CorruptMessage,
+        BatchError::Magic { .. } => ErrorCode::UnsupportedForMessageFormat,
+        BatchError::Codec { .. } | BatchError::ZstdTooEarly { .. } => ErrorCode::UnsupportedCompressionType,
+        BatchError::Empty
+        | BatchError::Several
+        | BatchError::Count { .. }
+        | BatchError::BaseOffset { .. }
+        | BatchError::Control
+        | BatchError::Producer { .. }
+        | BatchError::Records(_) => ErrorCode::InvalidRecord,
     }
 }
 

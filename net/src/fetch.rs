@@ -5,20 +5,19 @@
 //! 13 topic ids (KIP-516), 15 replica state (KIP-903), 16 leader hints (KIP-951), 17 directory id (KIP-853), 18 high
 //! watermark (KIP-1166).
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use crate::api::ApiKey;
 use crate::errors::{ErrorCode, NONE};
 use crate::parts::PartsBuilder;
-use crate::produce::write_endpoint_tags;
 pub use crate::produce::{LeaderHint, NodeEndpoint, TopicRef};
+use crate::produce::{TOPIC_NAME_TO, write_endpoint_tags};
 use crate::response::EncodeError;
 use crate::wire::{Malformed, Reader, Write};
 
 const API: ApiKey = ApiKey::Fetch;
-const TOPIC_ID_FROM: i16 = 13;
 const ENDPOINTS_FROM: i16 = 16;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,12 +125,91 @@ impl FetchRequest {
     }
 }
 
+impl FetchRequest {
+    /// A consumer's request outside a session.
+    pub fn of_consumer(max_wait_ms: i32, min_bytes: i32, max_bytes: i32, topics: Vec<FetchTopic>) -> FetchRequest {
+        FetchRequest {
+            replica_id: -1,
+            replica_epoch: -1,
+            max_wait_ms,
+            min_bytes,
+            max_bytes,
+            isolation: Isolation::ReadUncommitted,
+            session_id: 0,
+            session_epoch: -1,
+            topics,
+            forgotten: Vec::new(),
+            rack_id: StrBytes::new(),
+            cluster_id: None,
+        }
+    }
+
+    /// For clients. Fields that the version lacks are left out silently.
+    pub fn write(&self, out: &mut BytesMut, version: i16) -> Result<(), EncodeError> {
+        let flexible = API.is_flexible(version);
+        if version <= 14 {
+            out.put_i32(self.replica_id);
+        }
+        out.put_i32(self.max_wait_ms);
+        out.put_i32(self.min_bytes);
+        out.put_i32(self.max_bytes);
+        out.put_i8(self.isolation as i8);
+        if version >= 7 {
+            out.put_i32(self.session_id);
+            out.put_i32(self.session_epoch);
+        }
+        out.put_count(self.topics.len(), flexible)?;
+        for topic in &self.topics {
+            topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
+            out.put_count(topic.partitions.len(), flexible)?;
+            topic.partitions.iter().for_each(|partition| partition.write(out, version, flexible));
+            out.put_no_tags(flexible);
+        }
+        if version >= 7 {
+            out.put_count(self.forgotten.len(), flexible)?;
+            for topic in &self.forgotten {
+                topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
+                out.put_count(topic.partitions.len(), flexible)?;
+                topic.partitions.iter().for_each(|partition| out.put_i32(*partition));
+                out.put_no_tags(flexible);
+            }
+        }
+        if version >= 11 {
+            out.put_string(&self.rack_id, flexible)?;
+        }
+        if flexible {
+            self.write_tags(out, version)?;
+        }
+        Ok(())
+    }
+
+    fn write_tags(&self, out: &mut BytesMut, version: i16) -> Result<(), EncodeError> {
+        let is_replica = version >= 15 && (self.replica_id, self.replica_epoch) != (-1, -1);
+        out.put_varint(u32::from(self.cluster_id.is_some()) + u32::from(is_replica));
+        if let Some(cluster_id) = &self.cluster_id {
+            let mut field = BytesMut::new();
+            field.put_string(cluster_id, true)?;
+            out.put_varint(0);
+            out.put_varint(field.len() as u32);
+            out.put_slice(&field);
+        }
+        if is_replica {
+            out.put_varint(1);
+            out.put_varint(4 + 8 + 1);
+            out.put_i32(self.replica_id);
+            out.put_i64(self.replica_epoch);
+            out.put_no_tags(true);
+        }
+        Ok(())
+    }
+}
+
 impl FetchTopic {
     fn read_all(reader: &mut Reader<'_>, version: i16, flexible: bool) -> Result<Vec<FetchTopic>, Malformed> {
         let topic_count = reader.count("topics", flexible, if flexible { 3 } else { 6 })?;
         let mut topics = Vec::with_capacity(topic_count);
         for _ in 0..topic_count {
-            let topic = TopicRef::read(reader, version >= TOPIC_ID_FROM, flexible)?;
+            let topic = TopicRef::read(reader, version > TOPIC_NAME_TO, flexible)?;
             let partition_count = reader.count("partitions", flexible, 16)?;
             let mut partitions = Vec::with_capacity(partition_count);
             for _ in 0..partition_count {
@@ -145,6 +223,50 @@ impl FetchTopic {
 }
 
 impl FetchPartition {
+    /// A consumer's, from this offset on.
+    pub fn of_consumer(partition: i32, fetch_offset: i64, partition_max_bytes: i32) -> FetchPartition {
+        FetchPartition {
+            partition,
+            current_leader_epoch: -1,
+            fetch_offset,
+            last_fetched_epoch: -1,
+            log_start_offset: -1,
+            partition_max_bytes,
+            replica_directory_id: Uuid::nil(),
+            high_watermark: i64::MAX,
+        }
+    }
+
+    fn write(&self, out: &mut BytesMut, version: i16, flexible: bool) {
+        out.put_i32(self.partition);
+        if version >= 9 {
+            out.put_i32(self.current_leader_epoch);
+        }
+        out.put_i64(self.fetch_offset);
+        if version >= 12 {
+            out.put_i32(self.last_fetched_epoch);
+        }
+        if version >= 5 {
+            out.put_i64(self.log_start_offset);
+        }
+        out.put_i32(self.partition_max_bytes);
+        if flexible {
+            let with_directory = version >= 17 && !self.replica_directory_id.is_nil();
+            let with_high_watermark = version >= 18 && self.high_watermark != i64::MAX;
+            out.put_varint(u32::from(with_directory) + u32::from(with_high_watermark));
+            if with_directory {
+                out.put_varint(0);
+                out.put_varint(16);
+                out.put_slice(self.replica_directory_id.as_bytes());
+            }
+            if with_high_watermark {
+                out.put_varint(1);
+                out.put_varint(8);
+                out.put_i64(self.high_watermark);
+            }
+        }
+    }
+
     fn read(reader: &mut Reader<'_>, version: i16, flexible: bool) -> Result<FetchPartition, Malformed> {
         let mut partition = FetchPartition {
             partition: reader.i32("partition")?,
@@ -173,7 +295,7 @@ impl ForgottenTopic {
         let topic_count = reader.count("forgotten topics", flexible, if flexible { 3 } else { 6 })?;
         let mut topics = Vec::with_capacity(topic_count);
         for _ in 0..topic_count {
-            let topic = TopicRef::read(reader, version >= TOPIC_ID_FROM, flexible)?;
+            let topic = TopicRef::read(reader, version > TOPIC_NAME_TO, flexible)?;
             let partition_count = reader.count("forgotten partitions", flexible, 4)?;
             let mut partitions = Vec::with_capacity(partition_count);
             for _ in 0..partition_count {
@@ -276,7 +398,7 @@ impl FetchResponse {
         out.put_count(self.topics.len(), flexible)?;
         for topic in self.topics {
             let out = parts.fields();
-            topic.topic.write(out, version >= TOPIC_ID_FROM, flexible)?;
+            topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
             out.put_count(topic.partitions.len(), flexible)?;
             for partition in topic.partitions {
                 partition.write(parts, version, flexible)?;

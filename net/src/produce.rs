@@ -113,7 +113,8 @@ pub struct ProducePartition {
 }
 
 const API: ApiKey = ApiKey::Produce;
-const TOPIC_ID_FROM: i16 = 13;
+/// The last version of Produce, and of Fetch, that names topics; later ones use ids (KIP-516).
+pub const TOPIC_NAME_TO: i16 = 12;
 
 impl ProduceRequest {
     /// The lowest version whose batches can be stored (message format 2); below it every partition is answered with
@@ -128,7 +129,7 @@ impl ProduceRequest {
         let topic_count = reader.count("topics", flexible, if flexible { 3 } else { 6 })?;
         let mut topics = Vec::with_capacity(topic_count);
         for _ in 0..topic_count {
-            let topic = TopicRef::read(reader, version >= TOPIC_ID_FROM, flexible)?;
+            let topic = TopicRef::read(reader, version > TOPIC_NAME_TO, flexible)?;
             let partition_count = reader.count("partitions", flexible, if flexible { 6 } else { 8 })?;
             let mut partitions = Vec::with_capacity(partition_count);
             for _ in 0..partition_count {
@@ -155,7 +156,7 @@ impl ProduceRequest {
         out.put_i32(self.timeout_ms);
         out.put_count(self.topics.len(), flexible)?;
         for topic in &self.topics {
-            topic.topic.write(parts.fields(), version >= TOPIC_ID_FROM, flexible)?;
+            topic.topic.write(parts.fields(), version > TOPIC_NAME_TO, flexible)?;
             parts.fields().put_count(topic.partitions.len(), flexible)?;
             for partition in &topic.partitions {
                 parts.fields().put_i32(partition.index);
@@ -240,7 +241,7 @@ impl ProduceResponse {
         let flexible = API.is_flexible(version);
         out.put_count(self.topics.len(), flexible)?;
         for topic in &self.topics {
-            topic.topic.write(out, version >= TOPIC_ID_FROM, flexible)?;
+            topic.topic.write(out, version > TOPIC_NAME_TO, flexible)?;
             out.put_count(topic.partitions.len(), flexible)?;
             for partition in &topic.partitions {
                 partition.write(out, version, flexible)?;

@@ -7,9 +7,12 @@ use kafka_protocol::messages as kafka;
 use kafka_protocol::protocol::Decodable;
 
 use crate::api::{ApiKey, Unsupported};
+use crate::bounds;
 use crate::fetch::FetchRequest;
 use crate::header::{RequestHeader, RequestPrefix};
+use crate::parts::{Parts, PartsBuilder};
 use crate::produce::ProduceRequest;
+use crate::response::{EncodeError, frame, write_control};
 use crate::wire::{Malformed, Reader};
 
 /// Why a frame is not a request that can be handled, and what to do about it.
@@ -51,7 +54,19 @@ macro_rules! control_apis {
                     $(Request::$name(_) => ApiKey::$name,)*
                 }
             }
+
+            fn write(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+                match self {
+                    Request::Produce(request) => request.write(parts, version),
+                    Request::Fetch(request) => request.write(parts.fields(), version),
+                    $(Request::$name(request) => write_control(request, parts.fields(), version),)*
+                }
+            }
         }
+
+        $(impl From<$type> for Request {
+            fn from(request: $type) -> Request { Request::$name(request) }
+        })*
 
         fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
             let request = match api {
@@ -107,8 +122,33 @@ pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
     Ok((header, request))
 }
 
-fn read_control<T: Decodable>(_api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
+impl From<ProduceRequest> for Request {
+    fn from(request: ProduceRequest) -> Request {
+        Request::Produce(request)
+    }
+}
+
+impl From<FetchRequest> for Request {
+    fn from(request: FetchRequest) -> Request {
+        Request::Fetch(request)
+    }
+}
+
+/// For clients: encodes a request with its length prefix. Records are shared, not copied.
+pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, EncodeError> {
+    if request.api() != header.api {
+        return Err(EncodeError::OtherApi { header: header.api, message: request.api() });
+    }
+    frame(|parts| {
+        header.write(parts.fields())?;
+        request.write(parts, header.version)
+    })
+}
+
+/// Decodes by the codec what [`bounds::check_request`] has let pass.
+fn read_control<T: Decodable>(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
     let mut body = reader.rest();
+    bounds::check_request(api, version, &body)?;
     let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
     let used = reader.remaining() - body.len();
     reader.skip("message", used)?;

@@ -9,17 +9,18 @@ use crate::fetch::FetchResponse;
 use crate::header::RequestHeader;
 use crate::parts::{Parts, PartsBuilder};
 use crate::produce::ProduceResponse;
+use crate::shape;
 use crate::wire::TooLong;
 
-/// Why an answer can't be put on the wire: a mistake of the handler's.
+/// Why a message can't be put on the wire: a mistake of whoever made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     #[error(transparent)]
     TooLong(#[from] TooLong),
     #[error("this version names topics by {wanted}")]
     TopicByWrongKind { wanted: &'static str },
-    #[error("a {response:?} response to a {request:?} request")]
-    OtherApi { request: ApiKey, response: ApiKey },
+    #[error("a {message:?} message under a {header:?} header")]
+    OtherApi { header: ApiKey, message: ApiKey },
     #[error("{0}")]
     Codec(String),
 }
@@ -95,11 +96,13 @@ impl From<FetchResponse> for Response {
     }
 }
 
-/// Encodes the answer to a request, in the request's version.
-pub fn encode(request: &RequestHeader, response: Response) -> Result<Parts, EncodeError> {
+/// Encodes the answer to a request, in the request's version. An answer in the API's newest shape is brought into the
+/// version's ([`crate::shape`]).
+pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, EncodeError> {
     if response.api() != request.api {
-        return Err(EncodeError::OtherApi { request: request.api, response: response.api() });
+        return Err(EncodeError::OtherApi { header: request.api, message: response.api() });
     }
+    shape::fit(&mut response, request.version);
     frame(|parts| {
         request.write_response_header(parts.fields());
         response.write(parts, request.version)

@@ -34,3 +34,15 @@ impl<T: AsRawFd> Watched<T> {
 pub async fn yield_if_needed() {
     glommio::executor().yield_if_needed().await;
 }
+
+/// Runs a future on an executor of this thread's own.
+#[cfg(test)]
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    glommio::LocalExecutor::default().run(future)
+}
+
+/// Runs a future beside the current one; it is awaited by the handle.
+#[cfg(test)]
+pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> impl Future<Output = T> {
+    glommio::spawn_local(future)
+}

@@ -56,6 +56,11 @@ impl<'a> Reader<'a> {
         Reader { message, at: 0, end: message.len(), elements_left: ELEMENTS_MAX }
     }
 
+    /// For answers of a broker that one chose to ask: not held to [`ELEMENTS_MAX`].
+    pub fn without_element_bound(message: &'a Bytes) -> Reader<'a> {
+        Reader { elements_left: usize::MAX, ..Reader::new(message) }
+    }
+
     /// Position within the message.
     pub fn at(&self) -> usize {
         self.at
@@ -369,5 +374,75 @@ impl Write for BytesMut {
         if flexible {
             self.put_u8(0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading<T>(bytes: &[u8], read: impl FnOnce(&mut Reader<'_>) -> T) -> T {
+        read(&mut Reader::new(&Bytes::copy_from_slice(bytes)))
+    }
+
+    #[test]
+    fn varints_have_seven_bits_a_byte() {
+        let cases: [(u32, &[u8]); 7] = [
+            (0, &[0]),
+            (127, &[0x7f]),
+            (128, &[0x80, 1]),
+            (300, &[0xac, 2]),
+            (0x0fff_ffff, &[0xff, 0xff, 0xff, 0x7f]),
+            (0x1000_0000, &[0x80, 0x80, 0x80, 0x80, 1]),
+            (u32::MAX, &[0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ];
+        for (value, bytes) in cases {
+            let mut out = BytesMut::new();
+            out.put_varint(value);
+            assert_eq!(out, bytes);
+            assert_eq!(reading(bytes, |r| (r.varint("v"), r.remaining())), (Ok(value), 0));
+            assert!(matches!(reading(&bytes[..bytes.len() - 1], |r| r.varint("v")), Err(Malformed::Short { .. })));
+        }
+        for long in [&[0xff, 0xff, 0xff, 0xff, 0x10][..], &[0x80, 0x80, 0x80, 0x80, 0x80, 0]] {
+            assert_eq!(reading(long, |r| r.varint("v")), Err(Malformed::Varint { field: "v", at: 0 }));
+        }
+    }
+
+    #[test]
+    fn strings_are_checked() {
+        let null = Err(Malformed::Null { field: "s", at: 0 });
+        assert_eq!(reading(&[0xff, 0xff], |r| r.nullable_string("s", false)), Ok(None));
+        assert_eq!(reading(&[0], |r| r.nullable_string("s", true)), Ok(None));
+        assert_eq!(reading(&[0xff, 0xff], |r| r.string("s", false)), null);
+        assert_eq!(reading(&[0], |r| r.string("s", true)), null);
+        assert_eq!(reading(b"\0\x02hi", |r| r.string("s", false)), Ok("hi".into()));
+        assert_eq!(reading(b"\x03hi", |r| r.string("s", true)), Ok("hi".into()));
+        let negative = Malformed::Negative { field: "s", at: 0, length: -2 };
+        assert_eq!(reading(&[0xff, 0xfe], |r| r.string("s", false)), Err(negative));
+        assert_eq!(reading(&[3, b'h', 0xff], |r| r.string("s", true)), Err(Malformed::Utf8 { field: "s", at: 0 }));
+        let short = Malformed::Short { field: "s", at: 1, needs: 2, remain: 1 };
+        assert_eq!(reading(b"\x03h", |r| r.string("s", true)), Err(short.clone()));
+        assert_eq!(short.to_string(), "s at byte 1: 2 bytes needed, 1 remain");
+        let mut long = BytesMut::new();
+        long.put_varint(STRING_BYTES_MAX as u32 + 2);
+        long.resize(STRING_BYTES_MAX + 10, b'x');
+        let length = STRING_BYTES_MAX + 1;
+        assert_eq!(reading(&long, |r| r.string("s", true)), Err(Malformed::StringLength { field: "s", at: 0, length }));
+        assert!(BytesMut::new().put_string(&"x".repeat(STRING_BYTES_MAX + 1), true).is_err());
+        assert!(BytesMut::new().put_string(&"x".repeat(STRING_BYTES_MAX), false).is_ok());
+    }
+
+    #[test]
+    fn a_tagged_field_must_fill_its_size() {
+        // One tag 0 of three bytes, of which an INT16 is read.
+        let bytes = [1, 0, 3, 0, 7, 9];
+        let read = |r: &mut Reader<'_>| r.tags("t", true, |_, field| field.i16("n").map(|_| true));
+        assert_eq!(reading(&bytes, read), Err(Malformed::TagSize { field: "t", at: 1, used: 2, size: 3 }));
+        // A field can't read beyond its size into what follows.
+        let read = |r: &mut Reader<'_>| r.tags("t", true, |_, field| field.i64("n").map(|_| true));
+        assert!(matches!(reading(&[1, 0, 3, 0, 7, 9, 1, 1, 1, 1, 1], read), Err(Malformed::Short { remain: 3, .. })));
+        // Left alone it is passed over.
+        assert_eq!(reading(&bytes, |r| (r.skip_tags("t", true), r.remaining())), (Ok(()), 0));
+        assert_eq!(reading(&bytes, |r| (r.skip_tags("t", false), r.remaining())), (Ok(()), 6));
     }
 }

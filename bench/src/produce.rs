@@ -1,0 +1,354 @@
+//! Workload `produce`: records by an open-loop schedule, latency from the intended time to the acknowledgement.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::error::Error;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use net::StrBytes;
+use net::api::ApiKey;
+use net::batch_build::BatchBuilder;
+use net::client::Answer;
+use net::compression::Codec;
+use net::errors;
+use net::messages;
+use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
+
+use crate::batcher::{Batch, Batcher};
+use crate::ceiling::Ceiling;
+use crate::clock;
+use crate::connection::{self, Answers, Requests};
+use crate::options::{Acks, ProduceOptions};
+use crate::report::Report;
+use crate::rt;
+use crate::run::{self, Window};
+use crate::schedule::Schedule;
+use crate::setup::{self, Lane};
+use crate::stats::{Live, Tally, histogram};
+
+/// After the end, for what is still unanswered; then it counts as an error.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What the broker may take for one request.
+const REQUEST_TIMEOUT_MS: i32 = 30_000;
+/// What a record adds to its value in a batch: lengths, attributes, deltas, at their usual width.
+const RECORD_OVERHEAD_BYTES: usize = 9;
+/// Batches that are ready together share a request up to this size, or up to one batch if that is larger.
+const REQUEST_BYTES: usize = 1 << 20;
+/// Between two moves of latencies to the live line.
+const PUBLISH_NS: u64 = 250_000_000;
+/// A flush that takes longer was held up by the broker, which does not read.
+const FLUSH_HELD_NS: u64 = 1_000_000;
+
+pub fn run(options: &ProduceOptions) -> Result<(), Box<dyn Error>> {
+    let target = setup::prepare(&options.target, ApiKey::Produce)?;
+    let ceiling = Ceiling::measure(&options.run);
+    let window = Window::new(options.target.warm_up, options.run.duration);
+    let plan = Plan {
+        topic: StrBytes::from_string(options.target.topic.clone()),
+        version: target.version,
+        acks: options.acks,
+        rate: options.rate,
+        connections: target.lanes.len(),
+        in_flight: options.target.in_flight,
+        linger_ns: options.linger.as_nanos() as u64,
+        record_size: options.record_size,
+        batch_bytes: options.batch_size,
+        batch_records: (options.batch_size / (options.record_size + RECORD_OVERHEAD_BYTES)).max(1),
+        codec: options.codec.codec(),
+        values: values(options.record_size),
+        window,
+    };
+    let work = move |index: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), index, lane, live);
+    let outcome = run::drive(&options.target, target.lanes, window, work)?;
+    let report = Report::new("produce", outcome, ceiling);
+    report.print(options.run.json);
+    match report.first_error {
+        Some(error) if report.records == 0 => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What every connection needs to know.
+#[derive(Clone)]
+struct Plan {
+    topic: StrBytes,
+    version: i16,
+    acks: Acks,
+    rate: u64,
+    connections: usize,
+    in_flight: usize,
+    linger_ns: u64,
+    record_size: usize,
+    batch_bytes: usize,
+    batch_records: usize,
+    codec: Codec,
+    /// Values are slices of this.
+    values: Bytes,
+    window: Window,
+}
+
+/// Text that no codec makes much smaller than to three quarters, long enough that neighbours differ.
+fn values(record_size: usize) -> Bytes {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let letters = (0..record_size + (1 << 16)).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ALPHABET[(state >> 32) as usize % 64]
+    });
+    letters.collect()
+}
+
+/// What the two tasks of a connection share.
+struct Shared {
+    plan: Plan,
+    partitions: Vec<i32>,
+    live: Arc<Live>,
+    /// The batches of each request that is unanswered, oldest first.
+    sent: RefCell<VecDeque<Vec<Batch>>>,
+    results: RefCell<Results>,
+}
+
+struct Results {
+    tally: Tally,
+    recent_ns: Histogram<u64>,
+    published_ns: u64,
+}
+
+impl Shared {
+    /// Counts an acknowledged batch.
+    fn acked(&self, batch: &Batch, now_ns: u64) {
+        let mut results = self.results.borrow_mut();
+        let Results { tally, recent_ns, published_ns } = &mut *results;
+        let count = batch.intended_ns.len() as u64;
+        let size = self.plan.record_size as u64;
+        self.live.count(count, count * size);
+        // Equal times come in runs: as fast as it goes, a whole batch has one.
+        for run in batch.intended_ns.chunk_by(|a, b| a == b) {
+            let (latency_ns, count) = (now_ns.saturating_sub(run[0]).max(1), run.len() as u64);
+            recent_ns.saturating_record_n(latency_ns, count);
+            if run[0] >= self.plan.window.measured_from_ns {
+                tally.latency_ns.saturating_record_n(latency_ns, count);
+                tally.records += count;
+                tally.bytes += count * size;
+                tally.span_ns = tally.span_ns.max(now_ns - self.plan.window.measured_from_ns);
+            }
+        }
+        if now_ns - *published_ns > PUBLISH_NS {
+            *published_ns = now_ns;
+            self.live.publish(recent_ns);
+        }
+    }
+
+    fn failed(&self, records: u64, why: impl FnOnce() -> String) {
+        self.live.errors.fetch_add(records, Ordering::Relaxed);
+        self.results.borrow_mut().tally.fail(records, why);
+    }
+
+    fn request(&self, batches: &[Batch]) -> ProduceRequest {
+        let plan = &self.plan;
+        let timestamp_ms = clock::unix_ms();
+        let room = plan.values.len() - plan.record_size;
+        let partitions = batches.iter().map(|batch| {
+            let mut builder = BatchBuilder::new(plan.codec);
+            for (i, intended_ns) in batch.intended_ns.iter().enumerate() {
+                let at = (*intended_ns as usize / 64 + i * 67) % room;
+                builder.push(timestamp_ms, None, Some(&plan.values[at..at + plan.record_size]));
+            }
+            ProducePartition { index: self.partitions[batch.partition], records: Some(builder.finish()) }
+        });
+        let topic = ProduceTopic { topic: TopicRef::Name(plan.topic.clone()), partitions: partitions.collect() };
+        ProduceRequest {
+            transactional_id: None,
+            acks: plan.acks.code(),
+            timeout_ms: REQUEST_TIMEOUT_MS,
+            topics: vec![topic],
+        }
+    }
+}
+
+async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
+    let (requests, answers) = match connection::open(lane.addr).await {
+        Ok(open) => open,
+        Err(why) => {
+            let mut tally = Tally::default();
+            tally.fail(1, || why);
+            return tally;
+        }
+    };
+    let results = Results { tally: Tally::default(), recent_ns: histogram(), published_ns: 0 };
+    let shared = Rc::new(Shared {
+        plan,
+        partitions: lane.partitions,
+        live,
+        sent: RefCell::default(),
+        results: RefCell::new(results),
+    });
+    let receiver = rt::spawn(receive(answers, shared.clone()));
+    send(requests, &shared, index).await;
+    receiver.join().await;
+    let unanswered: u64 = shared.sent.borrow().iter().flatten().map(|batch| batch.intended_ns.len() as u64).sum();
+    shared.failed(unanswered, || "no answer".to_owned());
+    std::mem::take(&mut shared.results.borrow_mut().tally)
+}
+
+async fn send(mut requests: Requests, shared: &Shared, index: usize) {
+    let plan = &shared.plan;
+    let mut schedule =
+        Schedule::new(plan.window.start_ns, plan.window.duration_ns(), plan.rate, index, plan.connections);
+    let mut batcher = Batcher::new(shared.partitions.len(), plan.linger_ns, plan.batch_records);
+    // The last time at which something other than this client held records up.
+    let mut held_until_ns = plan.window.start_ns;
+    let give_up_ns = plan.window.end_ns + DRAIN.as_nanos() as u64;
+    let broken = loop {
+        let now_ns = clock::now_ns();
+        admit(&mut schedule, &mut batcher, shared, now_ns, held_until_ns);
+        let over = schedule.next_ns(now_ns).is_none();
+        if over {
+            batcher.close();
+        }
+        let sent = send_ready(&mut requests, &mut batcher, shared, now_ns).await;
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(why) => break Some(why),
+        };
+        let after_ns = clock::now_ns();
+        if sent && after_ns - now_ns > FLUSH_HELD_NS {
+            held_until_ns = after_ns;
+        }
+        if requests.broken().is_some() {
+            break requests.broken();
+        }
+        if over && batcher.is_empty() && requests.in_flight() == 0 {
+            break None;
+        }
+        if after_ns >= give_up_ns {
+            break Some(format!("not answered {} s after the end", DRAIN.as_secs()));
+        }
+        if requests.in_flight() >= plan.in_flight {
+            requests.wait(Some(give_up_ns)).await;
+            held_until_ns = clock::now_ns().max(requests.answered_ns());
+            continue;
+        }
+        let wake_ns = [schedule.next_ns(after_ns), batcher.deadline_ns(), Some(give_up_ns)].into_iter().flatten().min();
+        match wake_ns {
+            // Something is due already: let the receiver have its turn and go on.
+            Some(wake_ns) if wake_ns <= after_ns => rt::yield_now().await,
+            wake_ns => requests.wait(wake_ns).await,
+        }
+    };
+    if let Some(why) = broken {
+        // What the schedule asked for and was not sent is not passed over in silence.
+        let unsent = schedule.total().map_or(0, |total| total - schedule.taken()) + batcher.len() as u64;
+        shared.failed(unsent.max(1), || why);
+    }
+    requests.shutdown();
+}
+
+/// Takes what is due, as long as batches that are full can leave: behind them records wait in the schedule, not in memory.
+fn admit(schedule: &mut Schedule, batcher: &mut Batcher, shared: &Shared, now_ns: u64, held_until_ns: u64) {
+    let room = shared.plan.batch_records * shared.partitions.len();
+    let mut results = shared.results.borrow_mut();
+    while batcher.len() < room {
+        let Some(intended_ns) = schedule.take(now_ns) else { break };
+        if shared.plan.rate > 0 && intended_ns >= shared.plan.window.measured_from_ns {
+            let late_ns = now_ns.saturating_sub(intended_ns.max(held_until_ns));
+            results.tally.client_late_ns.saturating_record(late_ns.max(1));
+        }
+        batcher.push(intended_ns);
+    }
+}
+
+/// Sends ready batches while requests may be in flight. Says whether there were any.
+async fn send_ready(
+    requests: &mut Requests,
+    batcher: &mut Batcher,
+    shared: &Shared,
+    now_ns: u64,
+) -> Result<bool, String> {
+    let plan = &shared.plan;
+    let request_records = (REQUEST_BYTES.max(plan.batch_bytes) / (plan.record_size + RECORD_OVERHEAD_BYTES)).max(1);
+    let mut any = false;
+    while requests.in_flight() < plan.in_flight {
+        let mut batches: Vec<Batch> = Vec::new();
+        let mut records = 0;
+        while records < request_records
+            && let Some(batch) = batcher.take_ready(now_ns, |p| batches.iter().all(|batch| batch.partition != p))
+        {
+            records += batch.intended_ns.len();
+            batches.push(batch);
+        }
+        if batches.is_empty() {
+            break;
+        }
+        any = true;
+        requests.push(plan.version, &shared.request(&batches).into())?;
+        shared.results.borrow_mut().tally.requests += 1;
+        if plan.acks == Acks::None {
+            requests.flush().await?;
+            let now_ns = clock::now_ns();
+            batches.iter().for_each(|batch| shared.acked(batch, now_ns));
+            continue;
+        }
+        shared.sent.borrow_mut().push_back(batches);
+        requests.flush().await?;
+    }
+    Ok(any)
+}
+
+async fn receive(mut answers: Answers, shared: Rc<Shared>) {
+    while let Some(answer) = answers.next().await {
+        let now_ns = clock::now_ns();
+        let batches = shared.sent.borrow_mut().pop_front().expect("the codec matches answers to requests");
+        if let Err(why) = count(&shared, answer, &batches, now_ns) {
+            answers.end(why);
+            return;
+        }
+        answers.done(now_ns);
+    }
+}
+
+fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Result<(), String> {
+    let response = answer.decode::<messages::ProduceRequest>().map_err(|e| e.to_string())?;
+    let partitions: Vec<_> = response.responses.iter().flat_map(|topic| &topic.partition_responses).collect();
+    for batch in batches {
+        let index = shared.partitions[batch.partition];
+        let records = batch.intended_ns.len() as u64;
+        match partitions.iter().find(|partition| partition.index == index) {
+            None => shared.failed(records, || format!("the answer lacks partition {index}")),
+            Some(partition) => match errors::check(partition.error_code) {
+                Ok(()) => shared.acked(batch, now_ns),
+                Err(error) => shared.failed(records, || {
+                    let message = partition.error_message.as_ref().map_or("", |message| message.as_str());
+                    format!("partition {index}: {error} {message}").trim_end().to_owned()
+                }),
+            },
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overhead_of_a_record_is_what_batches_show() {
+        for size in [100, 1024] {
+            let value = values(size);
+            let mut builder = BatchBuilder::new(Codec::None);
+            let empty = builder.byte_count();
+            for _ in 0..1000 {
+                builder.push(0, None, Some(&value[..size]));
+            }
+            let overhead = (builder.byte_count() - empty) / 1000 - size;
+            assert!(overhead.abs_diff(RECORD_OVERHEAD_BYTES) <= 1, "{overhead} bytes at {size}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The runtime, as the harness sees it: one executor per load thread, timers, and a signal between two tasks of a thread.
+//! The only file here that names glommio.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use glommio::timer::Timer;
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
+
+/// Registered I/O memory per thread, in bytes. Small: locked memory is scarce by default, and sockets here need none.
+const IO_MEMORY_BYTES: usize = 64 << 10;
+
+/// A load thread.
+pub struct LoadThread<T: Send + 'static>(ExecutorJoinHandle<T>);
+
+impl<T: Send + 'static> LoadThread<T> {
+    /// Waits for the thread's future to end.
+    pub fn join(self) -> io::Result<T> {
+        self.0.join().map_err(|e| io::Error::other(e.to_string()))
+    }
+}
+
+/// Starts a thread with an executor, pinned to `cpu` if one is named, and runs the future that `main` makes there.
+pub fn spawn_thread<F, T>(
+    name: &str,
+    cpu: Option<usize>,
+    main: impl FnOnce() -> F + Send + 'static,
+) -> io::Result<LoadThread<T>>
+where
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
+        .name(name)
+        .io_memory(IO_MEMORY_BYTES)
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+        .spawn(main)
+        .map(LoadThread)
+        .map_err(|e| io::Error::other(format!("cannot start a load thread: {e}")))
+}
+
+/// A task of this thread whose result is awaited later.
+pub struct Task<T>(glommio::Task<T>);
+
+pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
+    Task(glommio::spawn_local(future))
+}
+
+impl<T> Task<T> {
+    pub async fn join(self) -> T {
+        self.0.await
+    }
+}
+
+/// Lets other tasks of this thread run.
+pub async fn yield_now() {
+    glommio::executor().yield_now().await;
+}
+
+/// `None` if the future has not ended within `limit`; it is dropped then.
+pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut timer = Timer::new(limit);
+    poll_fn(|context| {
+        if let Poll::Ready(value) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(value));
+        }
+        Pin::new(&mut timer).poll(context).map(|_| None)
+    })
+    .await
+}
+
+/// Wakes the one task that waits. A signal given while nobody waits is kept.
+#[derive(Debug, Default)]
+pub struct Signal {
+    given: Cell<bool>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    pub fn give(&self) {
+        self.given.set(true);
+        if let Some(waker) = self.waiter.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for the signal, at most so long; `None` waits without a bound.
+    pub async fn wait(&self, at_most: Option<Duration>) {
+        let mut timer = at_most.map(Timer::new);
+        poll_fn(|context| {
+            if self.given.replace(false) {
+                return Poll::Ready(());
+            }
+            if let Some(timer) = timer.as_mut()
+                && Pin::new(timer).poll(context).is_ready()
+            {
+                return Poll::Ready(());
+            }
+            *self.waiter.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}

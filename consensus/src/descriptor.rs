@@ -1,0 +1,135 @@
+//! What a partition's entries carry through Raft: a descriptor of a batch, whose bytes travel beside it, or a control entry.
+//!
+//! ```text
+//! 0        1         4        8             16       20       24       32
+//! ┌────────┬─────────┬────────┬─────────────┬────────┬────────┬────────┐
+//! │ kind 1 │ zero    │ count  │ base offset │ bytes  │ crc    │ max ts │  a batch: 32 bytes, little-endian
+//! └────────┴─────────┴────────┴─────────────┴────────┴────────┴────────┘
+//! ┌────────┬─────────┬────────┬─────────────┐
+//! │ kind 2 │ zero    │ zero   │ offset      │                             the log start moves: 16 bytes
+//! └────────┴─────────┴────────┴─────────────┘
+//! ```
+//! No bytes at all: a leader's first entry. Kinds are never given a second meaning.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+const KIND_BATCH: u8 = 1;
+const KIND_LOG_START: u8 = 2;
+const BATCH_BYTES: usize = 32;
+const LOG_START_BYTES: usize = 16;
+
+/// One batch of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub base_offset: u64,
+    /// Records, at least 1: the next batch begins at `base_offset + count`.
+    pub count: u32,
+    /// Length of the batch.
+    pub bytes: u32,
+    /// The batch's own CRC-32C, as its header states it.
+    pub crc: u32,
+    /// Largest timestamp in ms since the epoch; -1 if there is none.
+    pub max_timestamp: i64,
+}
+
+/// The data of a partition's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryData {
+    /// A leader's first entry of its term.
+    Nothing,
+    Batch(Descriptor),
+    /// Records below this offset are gone.
+    LogStart {
+        offset: u64,
+    },
+}
+
+/// Why bytes are not an entry's data.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryDataError {
+    #[error("unknown kind {0}; it was written by a newer version")]
+    UnknownKind(u8),
+    #[error("kind {kind} is {expected} bytes, not {found}")]
+    Length { kind: u8, expected: usize, found: usize },
+}
+
+impl EntryData {
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(BATCH_BYTES);
+        match self {
+            EntryData::Nothing => {}
+            EntryData::Batch(batch) => {
+                out.put_u32_le(u32::from(KIND_BATCH));
+                out.put_u32_le(batch.count);
+                out.put_u64_le(batch.base_offset);
+                out.put_u32_le(batch.bytes);
+                out.put_u32_le(batch.crc);
+                out.put_i64_le(batch.max_timestamp);
+            }
+            EntryData::LogStart { offset } => {
+                out.put_u64_le(u64::from(KIND_LOG_START));
+                out.put_u64_le(*offset);
+            }
+        }
+        out.freeze()
+    }
+
+    pub fn decode(data: &[u8]) -> Result<Self, EntryDataError> {
+        let Some(&kind) = data.first() else { return Ok(EntryData::Nothing) };
+        let expected = match kind {
+            KIND_BATCH => BATCH_BYTES,
+            KIND_LOG_START => LOG_START_BYTES,
+            other => return Err(EntryDataError::UnknownKind(other)),
+        };
+        if data.len() != expected {
+            return Err(EntryDataError::Length { kind, expected, found: data.len() });
+        }
+        let u32_at = |at: usize| u32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"));
+        let u64_at = |at: usize| u64::from_le_bytes(data[at..at + 8].try_into().expect("eight bytes"));
+        Ok(match kind {
+            KIND_BATCH => EntryData::Batch(Descriptor {
+                count: u32_at(4),
+                base_offset: u64_at(8),
+                bytes: u32_at(16),
+                crc: u32_at(20),
+                max_timestamp: u64_at(24) as i64,
+            }),
+            _ => EntryData::LogStart { offset: u64_at(8) },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH: Descriptor =
+        Descriptor { base_offset: 0x0102, count: 3, bytes: 0x0405, crc: 0x0607_0809, max_timestamp: -1 };
+
+    #[test]
+    fn the_layout_is_the_drawn_one() {
+        let batch = EntryData::Batch(BATCH).encode();
+        let expected: [u8; BATCH_BYTES] = [
+            1, 0, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 5, 4, 0, 0, 9, 8, 7, 6, 255, 255, 255, 255, 255, 255, 255,
+            255,
+        ];
+        assert_eq!(batch[..], expected);
+        let start = EntryData::LogStart { offset: 9 }.encode();
+        assert_eq!(start[..], [2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        for data in [EntryData::Nothing, EntryData::Batch(BATCH), EntryData::LogStart { offset: u64::MAX }] {
+            assert_eq!(EntryData::decode(&data.encode()), Ok(data));
+        }
+    }
+
+    #[test]
+    fn other_bytes_are_refused_by_name() {
+        assert_eq!(EntryData::decode(&[7]), Err(EntryDataError::UnknownKind(7)));
+        let short = &EntryData::Batch(BATCH).encode()[..31];
+        let expected = EntryDataError::Length { kind: 1, expected: 32, found: 31 };
+        assert_eq!(EntryData::decode(short), Err(expected));
+    }
+}

@@ -1,0 +1,469 @@
+//! One replica of one Raft group: raft-rs's `RawNode` behind four verbs, without I/O, clock or randomness of its own.
+//!
+//! [`Group::propose`], [`Group::step`] and [`Group::tick`] feed it; [`Group::ready`] says what to persist, send and apply;
+//! [`Group::on_persisted`] and [`Group::applied_to`] report back. Persistence is asynchronous: a group goes on proposing while
+//! earlier Readys are still on their way to the disk.
+//!
+//! Invariants: completions come in the order of the Readys; a proposal is appended here or refused, never forwarded
+//! (raft-rs would); what is applied is committed; a recorded commit index is never above what is durable; nobody stands for
+//! election alone while entries are on their way to the disk.
+
+pub use crate::group_members::Member;
+use crate::{group_log::logger, group_members, group_storage::GroupStorage};
+use bytes::Bytes;
+use protobuf::Message as _;
+pub use raft::eraftpb::Message;
+use raft::{
+    Config, RawNode, StateRole,
+    eraftpb::{self, ConfChangeV2, ConfState, EntryType, MessageType},
+};
+use std::collections::VecDeque;
+
+/// A maximal run of entries of one term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TermRun {
+    pub first_index: u64,
+    pub term: u64,
+}
+
+/// What a group must never forget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
+}
+
+/// One entry's small data; a payload, if it has one, travels beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub index: u64,
+    pub term: u64,
+    /// raft-proto's number: 0 normal, 1 and 2 configuration changes.
+    pub entry_type: u8,
+    pub data: Bytes,
+}
+
+/// The number of [`Entry::entry_type`] for an entry that carries data of ours, or none.
+pub const ENTRY_NORMAL: u8 = 0;
+/// The number for a change of the group's members. (1, its older form, is never proposed here.)
+const ENTRY_MEMBERS: u8 = 2;
+
+impl Entry {
+    /// Whether it carries data of ours: a leader's first entry has none.
+    pub fn is_command(&self) -> bool {
+        self.entry_type == ENTRY_NORMAL && !self.data.is_empty()
+    }
+
+    fn from_raft(entry: eraftpb::Entry) -> Self {
+        Self { index: entry.index, term: entry.term, entry_type: entry.entry_type as u8, data: entry.data }
+    }
+
+    fn into_raft(self) -> eraftpb::Entry {
+        let mut entry =
+            eraftpb::Entry { index: self.index, term: self.term, data: self.data, ..eraftpb::Entry::default() };
+        entry.set_entry_type(match self.entry_type {
+            0 => EntryType::EntryNormal,
+            1 => EntryType::EntryConfChange,
+            2 => EntryType::EntryConfChangeV2,
+            other => panic!("entry {} has the unknown type {other}", self.index),
+        });
+        entry
+    }
+}
+
+/// Where an entry stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub index: u64,
+    pub term: u64,
+}
+
+/// Identity and timers of a replica.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    pub group: u64,
+    /// This replica's id in the group; belongs to one disk incarnation and is never used again. Not 0.
+    pub peer: u64,
+    /// The voters of a group that has no log yet.
+    pub voters: Vec<u64>,
+    /// Least number of ticks without a leader before anybody stands for election; the same on all peers, more than
+    /// `heartbeat_ticks`. For so long a peer that hears from its leader refuses its vote, and a leader that hears from no
+    /// majority gives up.
+    pub election_ticks: usize,
+    /// What this peer waits beyond that, from [`election_jitter`]: raft-rs would draw it from the thread's generator, and a
+    /// failing simulation could not be replayed.
+    pub election_jitter: usize,
+    pub heartbeat_ticks: usize,
+    /// Bytes of entry data that may be proposed and not committed; above, a proposal is refused.
+    pub uncommitted_bytes_max: u64,
+}
+
+impl GroupConfig {
+    /// A group whose only voter is this replica.
+    pub fn single(group: u64, peer: u64) -> Self {
+        Self {
+            group,
+            peer,
+            voters: vec![peer],
+            election_ticks: 8,
+            election_jitter: 0,
+            heartbeat_ticks: 1,
+            uncommitted_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// A peer's own [`GroupConfig::election_jitter`], 0 to `election_ticks`, drawn from a seed that differs from node to node.
+pub fn election_jitter(seed: u64, group: u64, election_ticks: usize) -> usize {
+    fastrand::Rng::with_seed(seed ^ group.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
+}
+
+/// A group as storage found it; the default is a group that has no log yet.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    pub hard_state: HardState,
+    /// [`Group::conf_state`] as it was checkpointed; empty if it never was.
+    pub conf_state: Bytes,
+    /// Covers the whole retained log, ascending.
+    pub terms: Vec<TermRun>,
+    /// The index and term before the first of `entries`: what lies there and below is known by its term alone.
+    pub before: Option<Position>,
+    /// Ascending without holes.
+    pub entries: Vec<Entry>,
+    /// Applied up to here already; at least `before`, at most the last index.
+    pub applied: u64,
+}
+
+/// Why an entry was not appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error("this replica does not lead its group")]
+    NotLeader,
+    #[error("too much of this group is not committed yet; try again")]
+    Full,
+}
+
+/// Why the members of a group are not being changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    #[error("this replica does not lead its group")]
+    NotLeader,
+    #[error("an earlier change of the members is not finished; try again")]
+    Busy,
+}
+
+/// Why a group can't be restored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error("group {group}: the checkpointed configuration can't be read: {why}")]
+    ConfState { group: u64, why: String },
+    #[error("group {group}: {why}")]
+    Raft { group: u64, why: String },
+}
+
+/// What is to be done now.
+#[derive(Debug)]
+pub struct Ready {
+    /// To be given to [`Group::on_persisted`] once `entries` and the hard state are durable.
+    pub number: u64,
+    /// To be made durable in order, each together with [`Group::hard_state_with`] its index. They replace what stands at and
+    /// above the first of them. Without entries, a [`Group::hard_state`] of another term or vote is made durable by itself;
+    /// another commit index alone is not worth a write.
+    pub entries: Vec<Entry>,
+    /// A leader's: may be sent at once, while its own entries are on their way to the disk (Raft thesis 10.2.1).
+    pub messages: Vec<Message>,
+    /// May be sent only when this Ready, and every one before it, is durable: a vote or an acknowledgement says that it is.
+    pub persisted_messages: Vec<Message>,
+    /// To be applied now, in order, then reported by [`Group::applied_to`]. They are durable on a majority and here.
+    pub committed: Vec<Entry>,
+}
+
+pub struct Group {
+    id: u64,
+    raw: RawNode<GroupStorage>,
+    /// The last Ready handed out, and the last reported as persisted: completions come in order.
+    handed_out: u64,
+    persisted: u64,
+    /// Changes of the members that were handed out and are not applied.
+    changes: VecDeque<(u64, ConfChangeV2)>,
+}
+
+impl Group {
+    pub fn new(config: GroupConfig, restored: Restored) -> Result<Self, RestoreError> {
+        let refused = |why: String| RestoreError::Raft { group: config.group, why };
+        let before = restored.before.map_or(0, |before| before.index);
+        if let Some(run) = restored.terms.last().filter(|run| run.term > restored.hard_state.term) {
+            let (last, term) = (run.term, restored.hard_state.term);
+            return Err(refused(format!("the log ends in term {last}, but the hard state knows of none above {term}")));
+        }
+        let conf_state = if restored.conf_state.is_empty() {
+            ConfState::from((config.voters.clone(), vec![]))
+        } else {
+            group_members::decode(&restored.conf_state)
+                .map_err(|why| RestoreError::ConfState { group: config.group, why })?
+        };
+        let hard_state = eraftpb::HardState {
+            term: restored.hard_state.term,
+            vote: restored.hard_state.vote,
+            // The recorded commit lags: it is written with the next record only. What was applied, or compacted, was
+            // committed.
+            commit: restored.hard_state.commit.max(restored.applied).max(before),
+            ..eraftpb::HardState::default()
+        };
+        let entries: VecDeque<eraftpb::Entry> = restored.entries.into_iter().map(Entry::into_raft).collect();
+        let storage = GroupStorage::new(hard_state.clone(), conf_state, restored.before, entries, restored.terms);
+        if hard_state.commit > storage.last() {
+            let (commit, last) = (hard_state.commit, storage.last());
+            return Err(refused(format!("entries up to {commit} were committed, but the log ends at {last}")));
+        }
+        let raft_config = Config {
+            id: config.peer,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            min_election_tick: config.election_ticks + config.election_jitter,
+            max_election_tick: config.election_ticks + config.election_jitter + 1,
+            applied: restored.applied.max(before),
+            max_size_per_msg: config.uncommitted_bytes_max.min(1 << 20),
+            // Each peer's progress reserves 8 bytes for each of them.
+            max_inflight_msgs: 64,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: config.uncommitted_bytes_max,
+            max_committed_size_per_ready: 16 << 20,
+            ..Config::default()
+        };
+        let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { id: config.group, raw, handed_out: 0, persisted: 0, changes: VecDeque::new() })
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// One unit of the timers has passed. A group whose only voter leads it needs none.
+    pub fn tick(&mut self) {
+        if !self.would_win_too_early() {
+            self.raw.tick();
+        }
+    }
+
+    /// A message from a peer. One that does not concern this replica any more is dropped, and so is a proposal: only its own
+    /// leader takes those.
+    pub fn step(&mut self, message: Message) {
+        let refused = matches!(message.get_msg_type(), MessageType::MsgPropose | MessageType::MsgSnapshot);
+        if refused || message.to != self.raw.raft.id {
+            tracing::debug!(group = self.id, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
+            return;
+        }
+        if let Err(error) = self.raw.step(message) {
+            tracing::debug!(group = self.id, %error, "a message from a peer was dropped");
+        }
+    }
+
+    /// Stands for election now. A lone voter leads when this returns, unless entries are still on their way to its disk.
+    pub fn campaign(&mut self) {
+        if self.would_win_too_early() {
+            return;
+        }
+        if let Err(error) = self.raw.campaign() {
+            tracing::debug!(group = self.id, %error, "cannot stand for election");
+        }
+    }
+
+    /// A lone voter wins at once, without a message that would wait for the disk; but a leader's log is durable when it begins.
+    fn would_win_too_early(&self) -> bool {
+        let raft = &self.raw.raft;
+        !self.is_leader()
+            && raft.raft_log.persisted < raft.raft_log.last_index()
+            && raft.prs().conf().voters().ids().len() <= 1
+    }
+
+    /// Appends an entry to this leader's log, or refuses it with nothing changed.
+    pub fn propose(&mut self, data: Bytes) -> Result<Position, ProposeError> {
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader);
+        }
+        let entry = eraftpb::Entry { data, ..eraftpb::Entry::default() };
+        let mut message = Message { from: self.raw.raft.id, ..Message::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(vec![entry].into());
+        match self.raw.raft.step(message) {
+            Ok(()) => Ok(Position { index: self.last_index(), term: self.term() }),
+            // A leader that hands over, or has too much uncommitted.
+            Err(_) => Err(ProposeError::Full),
+        }
+    }
+
+    /// Appends a change of the members to this leader's log. It takes effect on each peer when that applies it; several changes
+    /// are made in one step, through joint consensus.
+    pub fn propose_members(&mut self, changes: &[Member]) -> Result<Position, MembersError> {
+        assert!(!changes.is_empty(), "a change of the members changes something");
+        if !self.is_leader() {
+            return Err(MembersError::NotLeader);
+        }
+        let conf_state = self.raw.raft.prs().conf().to_conf_state();
+        // raft-rs would append an empty entry in its place.
+        if self.raw.raft.has_pending_conf() || !conf_state.voters_outgoing.is_empty() {
+            return Err(MembersError::Busy);
+        }
+        match self.raw.propose_conf_change(Vec::new(), group_members::conf_change(changes)) {
+            Ok(()) => Ok(Position { index: self.last_index(), term: self.term() }),
+            Err(_) => Err(MembersError::Busy),
+        }
+    }
+
+    /// Whether [`Group::ready`] has something to say.
+    pub fn has_work(&self) -> bool {
+        self.raw.has_ready()
+    }
+
+    /// What is to be done now, if anything. Call until `None`.
+    pub fn ready(&mut self) -> Option<Ready> {
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        assert!(ready.snapshot().is_empty(), "snapshots are not sent by anybody yet");
+        if let Some(hard_state) = ready.hs() {
+            self.raw.mut_store().hard_state = hard_state.clone();
+        }
+        let entries = ready.take_entries();
+        self.raw.mut_store().append(&entries);
+        let messages = ready.take_messages();
+        let persisted_messages = ready.take_persisted_messages();
+        let committed: Vec<Entry> = ready.take_committed_entries().into_iter().map(Entry::from_raft).collect();
+        for entry in committed.iter().filter(|entry| entry.entry_type != ENTRY_NORMAL) {
+            assert_eq!(entry.entry_type, ENTRY_MEMBERS, "entry {} has an unknown type", entry.index);
+            let change = ConfChangeV2::parse_from_bytes(&entry.data);
+            self.changes.push_back((entry.index, change.expect("the leader proposed a change that it could read")));
+        }
+        let number = ready.number();
+        self.handed_out = number;
+        self.raw.advance_append_async(ready);
+        Some(Ready {
+            number,
+            entries: entries.into_iter().map(Entry::from_raft).collect(),
+            messages,
+            persisted_messages,
+            committed,
+        })
+    }
+
+    /// The Ready `number`, and every one before it, is durable.
+    pub fn on_persisted(&mut self, number: u64) {
+        assert!(number > self.persisted, "Ready {number} was reported after Ready {}", self.persisted);
+        assert!(number <= self.handed_out, "Ready {number} was reported, but only {} handed out", self.handed_out);
+        self.persisted = number;
+        self.raw.on_persist_ready(number);
+    }
+
+    /// Committed entries up to `index` are applied.
+    pub fn applied_to(&mut self, index: u64) {
+        assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
+        while self.changes.front().is_some_and(|(at, _)| *at <= index) {
+            let (_, change) = self.changes.pop_front().expect("it was just looked at");
+            self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            if self.is_leader() && !self.raw.raft.promotable() {
+                // raft-rs would let a leader that was removed go on, refusing every proposal.
+                let term = self.term();
+                self.raw.raft.become_follower(term, 0);
+            }
+        }
+        self.raw.advance_apply_to(index);
+    }
+
+    /// Forgets the data of entries up to `index`, or less: what is not applied and durable is kept, and by a leader what some
+    /// peer has not acknowledged. Terms stay. Returns up to where data is forgotten.
+    pub fn compact(&mut self, index: u64) -> u64 {
+        let raft = &self.raw.raft;
+        let peers = raft.prs().iter().map(|(_, peer)| peer.matched).min().filter(|_| self.is_leader());
+        let keep_above = index.min(self.applied()).min(self.stable()).min(peers.unwrap_or(u64::MAX));
+        self.raw.mut_store().compact(keep_above)
+    }
+
+    /// What is to be recorded by itself, behind everything handed out so far.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state_with(self.raw.store().last())
+    }
+
+    /// What is to be recorded together with the entry at `index`, behind the records of those before it, or in a checkpoint when
+    /// `index` is durable. Its commit index is never above that: no crash between two records leaves a commit above the log's
+    /// end. But it must not get lost either: who acknowledged an entry that was proposed after a change of the members must not
+    /// go back to the members before it.
+    pub fn hard_state_with(&self, index: u64) -> HardState {
+        let raft = &self.raw.raft;
+        HardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed.min(index) }
+    }
+
+    /// The members as of [`Group::applied`], as bytes for a checkpoint of that index.
+    pub fn conf_state(&self) -> Bytes {
+        group_members::encode(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// Those who vote, ascending; while a change of several is under way, those who will.
+    pub fn voters(&self) -> Vec<u64> {
+        let mut voters = self.raw.raft.prs().conf().to_conf_state().take_voters();
+        voters.sort_unstable();
+        voters
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// The leader's id, if this replica knows one.
+    pub fn leader(&self) -> Option<u64> {
+        Some(self.raw.raft.leader_id).filter(|leader| *leader != 0)
+    }
+
+    /// This leader's term once it has committed an entry in it: the partition's leader epoch.
+    pub fn epoch(&self) -> Option<u64> {
+        (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.raw.raft.term)
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub fn commit(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.raw.raft.raft_log.applied
+    }
+
+    /// The last index that is durable here.
+    pub fn stable(&self) -> u64 {
+        self.raw.raft.raft_log.persisted
+    }
+
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// The term of an index that the log retains.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.raw.store().term_of(index)
+    }
+
+    /// The runs of terms over the retained log, ascending.
+    pub fn terms(&self) -> &[TermRun] {
+        self.raw.store().terms()
+    }
+
+    /// Panics if the group's own invariants do not hold.
+    pub fn check(&self) {
+        let log = &self.raw.raft.raft_log;
+        assert!(log.applied <= log.committed, "applied {} is above committed {}", log.applied, log.committed);
+        assert!(log.committed <= log.last_index(), "committed {} is above the end {}", log.committed, log.last_index());
+        assert!(log.persisted <= log.last_index(), "persisted {} is above the end {}", log.persisted, log.last_index());
+        assert!(log.applied <= log.persisted, "applied {} is above persisted {}", log.applied, log.persisted);
+        self.raw.store().check();
+    }
+}
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

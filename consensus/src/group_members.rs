@@ -1,0 +1,110 @@
+//! Who belongs to a group: changes of its members, and the configuration's form in checkpoints.
+//!
+//! ```text
+//! 0           1            2        4        8          12         16              20
+//! ┌───────────┬────────────┬────────┬────────┬──────────┬──────────┬───────────────┬─────────────────────────────┐
+//! │ version 1 │ auto leave │ zero   │ voters │ learners │ outgoing │ learners next │ ids, u64 each, in that order │
+//! └───────────┴────────────┴────────┴────────┴──────────┴──────────┴───────────────┴─────────────────────────────┘
+//! ```
+//! Little-endian, ids ascending. Outgoing voters and next learners exist only while a change of several members is under way
+//! (joint consensus, Raft thesis 4.3).
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+
+const VERSION: u8 = 1;
+const IDS_AT: usize = 20;
+
+/// What becomes of one peer of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member {
+    Voter(u64),
+    /// Gets the log, but has no vote.
+    Learner(u64),
+    Removed(u64),
+}
+
+/// Several changes are one step through joint consensus, left by itself.
+pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
+    let singles = changes.iter().map(|change| {
+        let (change_type, node_id) = match *change {
+            Member::Voter(peer) => (ConfChangeType::AddNode, peer),
+            Member::Learner(peer) => (ConfChangeType::AddLearnerNode, peer),
+            Member::Removed(peer) => (ConfChangeType::RemoveNode, peer),
+        };
+        let mut single = ConfChangeSingle { node_id, ..ConfChangeSingle::default() };
+        single.set_change_type(change_type);
+        single
+    });
+    let mut change = ConfChangeV2::default();
+    change.set_changes(singles.collect::<Vec<_>>().into());
+    change
+}
+
+pub(crate) fn encode(state: &ConfState) -> Bytes {
+    let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];
+    let mut bytes = vec![VERSION, u8::from(state.auto_leave), 0, 0];
+    for list in lists {
+        bytes.extend_from_slice(&(list.len() as u32).to_le_bytes());
+    }
+    for list in lists {
+        let mut ids = list.clone();
+        ids.sort_unstable();
+        bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+    }
+    bytes.into()
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<ConfState, String> {
+    let Some((head, ids)) = bytes.split_at_checked(IDS_AT) else {
+        return Err(format!("{} bytes are fewer than its {IDS_AT} of counts", bytes.len()));
+    };
+    if head[0] != VERSION {
+        return Err(format!("it has the unknown version {}", head[0]));
+    }
+    let counts = [4, 8, 12, 16].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
+    if ids.len() as u64 != counts.iter().map(|count| u64::from(*count) * 8).sum() {
+        return Err(format!("{counts:?} members do not fit {} bytes", bytes.len()));
+    }
+    let mut ids = ids.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().expect("eight bytes")));
+    let [voters, learners, outgoing, next] = counts.map(|count| ids.by_ref().take(count as usize).collect::<Vec<_>>());
+    let mut state = ConfState::from((voters, learners));
+    state.set_voters_outgoing(outgoing);
+    state.set_learners_next(next);
+    state.set_auto_leave(head[1] != 0);
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_drawn_one() {
+        let mut state = ConfState::from((vec![3, 1], vec![9]));
+        state.set_voters_outgoing(vec![2]);
+        state.set_learners_next(vec![4]);
+        state.set_auto_leave(true);
+        let mut expected = vec![1, 1, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        for id in [1u8, 3, 9, 2, 4] {
+            expected.extend_from_slice(&[id, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        assert_eq!(encode(&state)[..], expected);
+        state.set_voters(vec![1, 3]);
+        assert_eq!(decode(&expected), Ok(state));
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        let good = encode(&ConfState::from((vec![1, 2], vec![3])));
+        for length in 0..good.len() {
+            assert!(decode(&good[..length]).is_err(), "{length} bytes");
+        }
+        let mut newer = good.to_vec();
+        newer[0] = 2;
+        assert_eq!(decode(&newer), Err("it has the unknown version 2".to_owned()));
+        let mut absurd = good.to_vec();
+        absurd[4..8].fill(255);
+        assert!(decode(&absurd).is_err());
+    }
+}

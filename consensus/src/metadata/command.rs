@@ -1,0 +1,230 @@
+//! Metadata commands and their form in the log.
+
+use super::SliceId;
+use crate::generated::metadata::millrace::metadata as fb;
+use bytes::Bytes;
+use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, InvalidFlatbuffer, Vector, WIPOffset};
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+/// A change of the metadata. Every choice is in it (ids, placement, time), so applying it is deterministic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    CreateTopic {
+        name: Arc<str>,
+        id: Uuid,
+        /// Partition n gets the group `first_group + n`.
+        first_group: u64,
+        /// One list of nodes per partition, the preferred leader first.
+        replicas: Vec<Vec<i32>>,
+        configs: BTreeMap<String, String>,
+        created_ms: i64,
+    },
+    DeleteTopic {
+        name: Arc<str>,
+        id: Uuid,
+    },
+    CreatePartitions {
+        name: Arc<str>,
+        id: Uuid,
+        /// How many partitions the proposer saw: if there are others by then, nothing is done.
+        present: u32,
+        first_group: u64,
+        replicas: Vec<Vec<i32>>,
+    },
+    UpdateTopicConfig {
+        name: Arc<str>,
+        id: Uuid,
+        /// `None`: back to the default.
+        changes: Vec<(String, Option<String>)>,
+    },
+    AllocateProducerIds {
+        count: u32,
+    },
+}
+
+/// Why bytes are not an entry's commands.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("not a list of commands: {0}")]
+    Invalid(#[from] InvalidFlatbuffer),
+    #[error("a command of a kind unknown to this version (number {0}); run the newer version")]
+    UnknownKind(u8),
+}
+
+impl Command {
+    /// The slice that it concerns.
+    pub fn slice(&self) -> SliceId {
+        match self {
+            Command::CreateTopic { name, .. }
+            | Command::DeleteTopic { name, .. }
+            | Command::CreatePartitions { name, .. }
+            | Command::UpdateTopicConfig { name, .. } => SliceId::of_topic(name),
+            Command::AllocateProducerIds { .. } => SliceId::of_cluster(),
+        }
+    }
+
+    /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
+    pub fn new_groups(&mut self) -> Option<(usize, &mut u64)> {
+        match self {
+            Command::CreateTopic { first_group, replicas, .. }
+            | Command::CreatePartitions { first_group, replicas, .. } => Some((replicas.len(), first_group)),
+            _ => None,
+        }
+    }
+}
+
+/// The form in the log of commands that are proposed together.
+pub fn encode(commands: &[Command]) -> Bytes {
+    let mut out = FlatBufferBuilder::with_capacity(256 * commands.len());
+    let commands: Vec<_> = commands.iter().map(|command| write(&mut out, command)).collect();
+    let commands = Some(out.create_vector(&commands));
+    let root = fb::Commands::create(&mut out, &fb::CommandsArgs { commands });
+    out.finish(root, None);
+    let (buffer, start) = out.collapse();
+    Bytes::from(buffer).slice(start..)
+}
+
+/// Reads an entry's commands back; the bytes are verified first.
+pub fn decode(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
+    flatbuffers::root::<fb::Commands<'_>>(data)?.commands().iter().map(read).collect()
+}
+
+type Out<'b> = FlatBufferBuilder<'b>;
+
+fn write<'b>(out: &mut Out<'b>, command: &Command) -> WIPOffset<fb::Command<'b>> {
+    let (body_type, body) = match command {
+        Command::CreateTopic { name, id, first_group, replicas, configs, created_ms } => {
+            let args = fb::CreateTopicArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                first_group: *first_group,
+                replicas: Some(replicas_out(out, replicas)),
+                configs: Some(configs_out(out, configs.iter().map(|(name, value)| (name, Some(value))))),
+                created_ms: *created_ms,
+            };
+            (fb::Body::CreateTopic, fb::CreateTopic::create(out, &args).as_union_value())
+        }
+        Command::DeleteTopic { name, id } => {
+            let args = fb::DeleteTopicArgs { name: Some(out.create_string(name)), id: Some(&uuid_out(*id)) };
+            (fb::Body::DeleteTopic, fb::DeleteTopic::create(out, &args).as_union_value())
+        }
+        Command::CreatePartitions { name, id, present, first_group, replicas } => {
+            let args = fb::CreatePartitionsArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                present: *present,
+                first_group: *first_group,
+                replicas: Some(replicas_out(out, replicas)),
+            };
+            (fb::Body::CreatePartitions, fb::CreatePartitions::create(out, &args).as_union_value())
+        }
+        Command::UpdateTopicConfig { name, id, changes } => {
+            let args = fb::UpdateTopicConfigArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                changes: Some(configs_out(out, changes.iter().map(|(name, value)| (name, value.as_ref())))),
+            };
+            (fb::Body::UpdateTopicConfig, fb::UpdateTopicConfig::create(out, &args).as_union_value())
+        }
+        Command::AllocateProducerIds { count } => {
+            let args = fb::AllocateProducerIdsArgs { count: *count };
+            (fb::Body::AllocateProducerIds, fb::AllocateProducerIds::create(out, &args).as_union_value())
+        }
+    };
+    let args = fb::CommandArgs { body_type, body: Some(body), ..fb::CommandArgs::default() };
+    fb::Command::create(out, &args)
+}
+
+fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
+    const VERIFIED: &str = "the verifier checked the union's type";
+    Ok(match command.body_type() {
+        fb::Body::CreateTopic => {
+            let body = command.body_as_create_topic().expect(VERIFIED);
+            Command::CreateTopic {
+                name: body.name().into(),
+                id: uuid_in(body.id()),
+                first_group: body.first_group(),
+                replicas: replicas_in(body.replicas()),
+                configs: configs_in(body.configs())
+                    .into_iter()
+                    .map(|(name, value)| (name, value.unwrap_or_default()))
+                    .collect(),
+                created_ms: body.created_ms(),
+            }
+        }
+        fb::Body::DeleteTopic => {
+            let body = command.body_as_delete_topic().expect(VERIFIED);
+            Command::DeleteTopic { name: body.name().into(), id: uuid_in(body.id()) }
+        }
+        fb::Body::CreatePartitions => {
+            let body = command.body_as_create_partitions().expect(VERIFIED);
+            Command::CreatePartitions {
+                name: body.name().into(),
+                id: uuid_in(body.id()),
+                present: body.present(),
+                first_group: body.first_group(),
+                replicas: replicas_in(body.replicas()),
+            }
+        }
+        fb::Body::UpdateTopicConfig => {
+            let body = command.body_as_update_topic_config().expect(VERIFIED);
+            let changes = configs_in(body.changes());
+            Command::UpdateTopicConfig { name: body.name().into(), id: uuid_in(body.id()), changes }
+        }
+        fb::Body::AllocateProducerIds => {
+            let body = command.body_as_allocate_producer_ids().expect(VERIFIED);
+            Command::AllocateProducerIds { count: body.count() }
+        }
+        other => return Err(DecodeError::UnknownKind(other.0)),
+    })
+}
+
+pub(super) fn uuid_out(id: Uuid) -> fb::Uuid {
+    let (high, low) = id.as_u64_pair();
+    fb::Uuid::new(high, low)
+}
+
+pub(super) fn uuid_in(id: &fb::Uuid) -> Uuid {
+    Uuid::from_u64_pair(id.high(), id.low())
+}
+
+type Configs<'b> = WIPOffset<Vector<'b, ForwardsUOffset<fb::Config<'b>>>>;
+
+pub(super) fn configs_out<'b, 's>(
+    out: &mut Out<'b>,
+    configs: impl Iterator<Item = (&'s String, Option<&'s String>)>,
+) -> Configs<'b> {
+    let configs: Vec<_> = configs
+        .map(|(name, value)| {
+            let args = fb::ConfigArgs {
+                name: Some(out.create_string(name)),
+                value: value.map(|value| out.create_string(value)),
+            };
+            fb::Config::create(out, &args)
+        })
+        .collect();
+    out.create_vector(&configs)
+}
+
+pub(super) fn configs_in(configs: Vector<'_, ForwardsUOffset<fb::Config<'_>>>) -> Vec<(String, Option<String>)> {
+    configs.iter().map(|config| (config.name().to_owned(), config.value().map(str::to_owned))).collect()
+}
+
+fn replicas_out<'b>(
+    out: &mut Out<'b>,
+    replicas: &[Vec<i32>],
+) -> WIPOffset<Vector<'b, ForwardsUOffset<fb::Replicas<'b>>>> {
+    let replicas: Vec<_> = replicas
+        .iter()
+        .map(|nodes| {
+            let nodes = Some(out.create_vector(nodes));
+            fb::Replicas::create(out, &fb::ReplicasArgs { nodes })
+        })
+        .collect();
+    out.create_vector(&replicas)
+}
+
+fn replicas_in(replicas: Vector<'_, ForwardsUOffset<fb::Replicas<'_>>>) -> Vec<Vec<i32>> {
+    replicas.iter().map(|replicas| replicas.nodes().iter().collect()).collect()
+}

@@ -1,0 +1,140 @@
+//! Commands, slices, snapshots and views together.
+
+use super::*;
+
+fn create(name: &str, first_group: u64, partitions: usize) -> Command {
+    Command::CreateTopic {
+        name: name.into(),
+        id: Uuid::from_u128(u128::from(first_group) << 64 | 7),
+        first_group,
+        replicas: vec![vec![1]; partitions],
+        configs: BTreeMap::from([("retention.ms".to_owned(), "1000".to_owned())]),
+        created_ms: 42,
+    }
+}
+
+fn id(first_group: u64) -> Uuid {
+    Uuid::from_u128(u128::from(first_group) << 64 | 7)
+}
+
+/// A broker's slices and one view of them.
+struct Model {
+    slices: Vec<Slice>,
+    view: View,
+    index: u64,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { slices: Slice::all(), view: View::default(), index: 0 }
+    }
+
+    fn run(&mut self, command: Command) -> Result<Outcome, Rejection> {
+        // Through the log's form, as in the broker.
+        let [command] = decode(&encode(&[command])).unwrap().try_into().unwrap();
+        let slice = &mut self.slices[usize::from(command.slice().0)];
+        let applied = slice.apply(&command);
+        slice.check();
+        self.index += 1;
+        self.view.apply(self.index, applied.delta.as_slice());
+        applied.outcome
+    }
+}
+
+#[test]
+fn a_topic_lives_from_creation_to_deletion() {
+    let mut model = Model::new();
+    let Ok(Outcome::TopicCreated(topic)) = model.run(create("a", 10, 3)) else { panic!("not created") };
+    assert_eq!(topic.partitions.iter().map(|partition| partition.group).collect::<Vec<_>>(), [10, 11, 12]);
+    assert_eq!(model.view.topic("a"), Some(&topic));
+    assert_eq!(model.view.topic_by_id(id(10)), Some(&topic));
+    assert!(model.view.has_group(12) && !model.view.has_group(13));
+
+    assert_eq!(model.run(create("a", 20, 1)), Err(Rejection::TopicExists("a".into())));
+    let more = |present| Command::CreatePartitions {
+        name: "a".into(),
+        id: id(10),
+        present,
+        first_group: 30,
+        replicas: vec![vec![1]; 2],
+    };
+    assert_eq!(model.run(more(4)), Err(Rejection::PartitionCount { expected: 4, found: 3 }));
+    assert!(matches!(model.run(more(3)), Ok(Outcome::PartitionsAdded { first_new: 3, .. })));
+    assert_eq!(model.view.topic("a").unwrap().partitions[4].group, 31);
+
+    let changes = vec![("retention.ms".to_owned(), None), ("segment.bytes".to_owned(), Some("9".to_owned()))];
+    let update = Command::UpdateTopicConfig { name: "a".into(), id: id(10), changes };
+    assert_eq!(model.run(update), Ok(Outcome::ConfigUpdated));
+    let expected = BTreeMap::from([("segment.bytes".to_owned(), "9".to_owned())]);
+    assert_eq!(model.view.topic("a").unwrap().configs, expected);
+
+    let delete = |id| Command::DeleteTopic { name: "a".into(), id };
+    assert_eq!(model.run(delete(id(11))), Err(Rejection::UnknownTopic("a".into())), "another topic of that name");
+    assert_eq!(model.run(delete(id(10))), Ok(Outcome::TopicDeleted));
+    assert!(model.view.topic("a").is_none() && !model.view.has_group(31));
+    let slice = &model.slices[usize::from(SliceId::of_topic("a").0)];
+    assert_eq!(slice.group_high(), 31, "ids are not given out again");
+}
+
+#[test]
+fn producer_ids_are_given_out_once() {
+    let mut model = Model::new();
+    for first in [0, 5, 10] {
+        let outcome = model.run(Command::AllocateProducerIds { count: 5 });
+        assert_eq!(outcome, Ok(Outcome::ProducerIds { first, count: 5 }));
+    }
+}
+
+#[test]
+fn the_same_commands_give_the_same_bytes_and_a_snapshot_gives_them_back() {
+    let run = || {
+        let mut model = Model::new();
+        for n in 0..300 {
+            model.run(create(&format!("topic-{n}"), 10 * n + 1, (n % 9 + 1) as usize)).unwrap();
+        }
+        model.run(Command::AllocateProducerIds { count: 1000 }).unwrap();
+        model
+    };
+    let (mut one, mut other) = (run(), run());
+    other.slices.reverse();
+    let snapshot = join(one.index, &mut one.slices);
+    assert_eq!(snapshot, join(other.index, &mut other.slices));
+
+    let (index, slices) = restore(&snapshot).unwrap();
+    assert_eq!((index, &slices), (one.index, &one.slices));
+    let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+    let view = View::new(index, &image);
+    assert!(view.topics().eq(one.view.topics()));
+}
+
+#[test]
+fn damaged_bytes_are_refused() {
+    let entry = encode(&[create("a", 1, 1)]);
+    let mut model = Model::new();
+    let snapshot = join(0, &mut model.slices);
+    // The last bytes may be alignment.
+    for length in 0..entry.len() - 4 {
+        assert!(decode(&entry[..length]).is_err(), "{length} of {} bytes", entry.len());
+    }
+    assert!(restore(&snapshot[..snapshot.len() / 2]).is_err());
+    assert!(restore(b"").is_err());
+}
+
+#[test]
+fn names_follow_kafkas_rule() {
+    for good in ["a", "A.b_c-9", "__consumer_offsets", &"x".repeat(249)] {
+        assert_eq!(check_topic_name(good), Ok(()));
+    }
+    assert_eq!(check_topic_name(""), Err(NameError::Length(0)));
+    assert_eq!(check_topic_name(&"x".repeat(250)), Err(NameError::Length(250)));
+    assert_eq!(check_topic_name(".."), Err(NameError::Dots));
+    assert_eq!(check_topic_name("a/b"), Err(NameError::Character('/')));
+    assert_eq!(check_topic_name("ä"), Err(NameError::Character('ä')));
+}
+
+#[test]
+fn a_topics_slice_never_changes() {
+    // Fixed by the cluster's format: a change here would lose every topic.
+    assert_eq!(SliceId::of_topic("orders"), SliceId((crc32c::crc32c(b"orders") & 255) as u16));
+    assert_eq!(SliceId::of_topic("123456789").0, 0xE306_9283u32 as u16 & 255, "CRC-32C's check value");
+}

@@ -1,0 +1,455 @@
+//! Settings of topics: one table, used by CreateTopics, IncrementalAlterConfigs and DescribeConfigs.
+//! Pure. Names, defaults and meanings are Kafka's (`TopicConfig`, `LogConfig`); the default of each is the broker's setting.
+//!
+//! Settings of Kafka's that are not obeyed yet are refused by name, so that nobody relies on them.
+
+use std::collections::BTreeMap;
+
+use wal::log::LogOptions;
+
+use crate::{
+    config::{Config, ConfigError, ConfigSource, Described, Source, setting},
+    config_value::{Kind, Unfit, Unit, nearest},
+};
+
+const MS_MAX: i64 = i64::MAX / 1000;
+/// How Kafka writes 'never' and 'no limit' where -1 does not stand for it.
+const LONG_MAX: &str = "9223372036854775807";
+
+/// Where the default of a topic's setting is.
+#[derive(Clone, Copy, Debug)]
+enum Inherit {
+    /// The broker's settings of these names; the first that is set counts.
+    Broker(&'static [&'static str]),
+    Fixed(&'static str),
+}
+
+#[derive(Debug)]
+pub struct TopicSetting {
+    pub name: &'static str,
+    pub kind: Kind,
+    default: Inherit,
+    pub doc: &'static str,
+}
+
+use Inherit::{Broker, Fixed};
+
+const fn row(name: &'static str, kind: Kind, default: Inherit, doc: &'static str) -> TopicSetting {
+    TopicSetting { name, kind, default, doc }
+}
+
+/// Every setting of a topic, by name. Ranges are those of the broker's setting of the same meaning.
+pub static TOPIC_SETTINGS: &[TopicSetting] = &[
+    row(
+        "cleanup.policy",
+        Kind::OneOf(&["delete"]),
+        Broker(&["log.cleanup.policy"]),
+        "What becomes of old records. Compaction is not served yet.",
+    ),
+    row(
+        "compression.type",
+        Kind::OneOf(&["producer"]),
+        Broker(&["compression.type"]),
+        "How records are kept: as the producer compressed them. Nothing is recompressed.",
+    ),
+    row(
+        "flush.messages",
+        Kind::Int { min: 1, max: i64::MAX, unit: Unit::Count },
+        Fixed(LONG_MAX),
+        "Records after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+    ),
+    row(
+        "flush.ms",
+        Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
+        Fixed(LONG_MAX),
+        "Time after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+    ),
+    row(
+        "index.interval.bytes",
+        Kind::Int { min: 4 << 10, max: 64 << 20, unit: Unit::Bytes },
+        Broker(&["log.index.interval.bytes"]),
+        "Bytes of a segment file per entry of its offset and time indexes.",
+    ),
+    row(
+        "max.message.bytes",
+        Kind::Int { min: 64, max: i32::MAX as i64, unit: Unit::Bytes },
+        Broker(&["message.max.bytes"]),
+        "Largest batch that a producer may send, as it comes, compressed or not.",
+    ),
+    row(
+        "message.timestamp.after.max.ms",
+        Kind::OneOf(&[LONG_MAX]),
+        Fixed(LONG_MAX),
+        "How far ahead of the broker's clock a timestamp may be. No limit is served yet.",
+    ),
+    row(
+        "message.timestamp.before.max.ms",
+        Kind::OneOf(&[LONG_MAX]),
+        Fixed(LONG_MAX),
+        "How far behind the broker's clock a timestamp may be. No limit is served yet.",
+    ),
+    row(
+        "message.timestamp.type",
+        Kind::OneOf(&["CreateTime", "LogAppendTime"]),
+        Broker(&["log.message.timestamp.type"]),
+        "Whether records bear the producer's time or that of their arrival.",
+    ),
+    row(
+        "min.insync.replicas",
+        Kind::Int { min: 1, max: 1, unit: Unit::Count },
+        Broker(&["min.insync.replicas"]),
+        "Replicas that must have a record before acks=all is answered. A broker that serves alone is one.",
+    ),
+    row(
+        "preallocate",
+        Kind::OneOf(&["false"]),
+        Fixed("false"),
+        "Whether segment files are allocated whole. The write-ahead ring is; segments grow in large steps.",
+    ),
+    row(
+        "retention.bytes",
+        Kind::IntOrUnlimited { min: 0, max: i64::MAX, unit: Unit::Bytes },
+        Broker(&["log.retention.bytes"]),
+        "How large a partition may grow before its oldest segments go.",
+    ),
+    row(
+        "retention.ms",
+        Kind::IntOrUnlimited { min: 0, max: MS_MAX, unit: Unit::Milliseconds },
+        Broker(&["log.retention.ms", "log.retention.minutes", "log.retention.hours"]),
+        "How long records are kept.",
+    ),
+    row(
+        "segment.bytes",
+        Kind::Int { min: 4 << 10, max: i32::MAX as i64, unit: Unit::Bytes },
+        Broker(&["log.segment.bytes"]),
+        "Size at which a partition begins a new segment file.",
+    ),
+    row(
+        "segment.jitter.ms",
+        Kind::OneOf(&["0"]),
+        Fixed("0"),
+        "Random part of segment.ms. Segments are flushed one after the other anyway, so none is needed.",
+    ),
+    row(
+        "segment.ms",
+        Kind::Int { min: 1, max: MS_MAX, unit: Unit::Milliseconds },
+        Broker(&["log.roll.ms", "log.roll.hours"]),
+        "Age at which a partition begins a new segment file.",
+    ),
+    row(
+        "unclean.leader.election.enable",
+        Kind::OneOf(&["false"]),
+        Fixed("false"),
+        "Whether a replica that lacks acknowledged records may lead. Never: leaders come from Raft.",
+    ),
+];
+
+/// Kafka's settings that are not obeyed, and why.
+const NOT_OBEYED: &[(&str, &str)] = &[
+    ("delete.retention.ms", "it concerns compaction, which is not served yet"),
+    ("file.delete.delay.ms", "files go as soon as nobody reads them"),
+    ("follower.replication.throttled.replicas", "replication is not served yet"),
+    ("leader.replication.throttled.replicas", "replication is not served yet"),
+    ("local.retention.bytes", "tiered storage is not served"),
+    ("local.retention.ms", "tiered storage is not served"),
+    ("max.compaction.lag.ms", "it concerns compaction, which is not served yet"),
+    ("message.downconversion.enable", "Kafka 4 has removed it"),
+    ("message.format.version", "Kafka 4 has removed it"),
+    ("message.timestamp.difference.max.ms", "Kafka 4 has removed it"),
+    ("min.cleanable.dirty.ratio", "it concerns compaction, which is not served yet"),
+    ("min.compaction.lag.ms", "it concerns compaction, which is not served yet"),
+    ("remote.log.copy.disable", "tiered storage is not served"),
+    ("remote.log.delete.on.disable", "tiered storage is not served"),
+    ("remote.storage.enable", "tiered storage is not served"),
+    ("segment.index.bytes", "indexes grow with their segments"),
+    ("write.caching", "acknowledging before the sync is not served yet"),
+];
+
+fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
+    if let Some(row) = TOPIC_SETTINGS.iter().find(|row| row.name == name) {
+        return Ok(row);
+    }
+    if let Some((_, why)) = NOT_OBEYED.iter().find(|(known, _)| *known == name) {
+        return Err(ConfigError(format!("'{name}' is not obeyed by this broker ({why}); leave it out")));
+    }
+    let remedy = match nearest(name, TOPIC_SETTINGS.iter().map(|row| row.name)) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => "leave it out".to_owned(),
+    };
+    Err(ConfigError(format!("topics have no setting '{name}'; {remedy}")))
+}
+
+/// Whether a topic may have this setting.
+pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
+    let row = find(name)?;
+    let refuse = |Unfit(why)| ConfigError(format!("{name} = '{value}': it {why}"));
+    row.kind.normalise(value).map(drop).map_err(refuse)
+}
+
+/// Whether there is such a setting, for a change that takes a topic's own value away.
+pub fn validate_name(name: &str) -> Result<(), ConfigError> {
+    find(name).map(drop)
+}
+
+impl TopicSetting {
+    /// The value where a topic has none of its own, and where that comes from: name, source.
+    fn inherited(&self, config: &Config) -> (&'static str, String, ConfigSource) {
+        let names = match self.default {
+            Fixed(value) => return (self.name, value.to_owned(), ConfigSource::Default),
+            Broker(names) => names,
+        };
+        let is_set = |name: &&&str| config.source(name) != Source::Default && config.value(name).is_some();
+        // Without any that is set, the last one has the default.
+        let name = names.iter().find(is_set).or(names.last()).expect("the list has names");
+        let value = match self.name {
+            "retention.ms" => config.retention_ms().to_string(),
+            "segment.ms" => config.roll_ms().to_string(),
+            _ => config.value(name).expect("the default of such a setting is a value"),
+        };
+        let source = match config.source(name) {
+            Source::Default => ConfigSource::Default,
+            _ => ConfigSource::StaticBroker,
+        };
+        (name, value, source)
+    }
+
+    /// A topic's own value in normal form. One that an earlier version took and this one would not is passed over.
+    fn own(&self, configs: &BTreeMap<String, String>) -> Option<String> {
+        configs.get(self.name).and_then(|value| self.kind.normalise(value).ok())
+    }
+}
+
+/// Every setting of a topic with the value in force, for DescribeConfigs and CreateTopics.
+pub fn describe(configs: &BTreeMap<String, String>, config: &Config) -> Vec<Described> {
+    let rows = TOPIC_SETTINGS.iter().map(|row| {
+        let (inherited_name, inherited, inherited_source) = row.inherited(config);
+        let own = row.own(configs).map(|value| (row.name, value, ConfigSource::Topic as i8));
+        let mut synonyms: Vec<_> =
+            own.into_iter().chain([(inherited_name, inherited, inherited_source as i8)]).collect();
+        if inherited_source == ConfigSource::StaticBroker
+            && let Some(default) =
+                setting(inherited_name).map(|setting| setting.default).filter(|text| !text.is_empty())
+        {
+            synonyms.push((inherited_name, default.to_owned(), ConfigSource::Default as i8));
+        }
+        let (_, value, source) = synonyms[0].clone();
+        Described {
+            name: row.name,
+            value,
+            source,
+            config_type: row.kind.wire_type(),
+            read_only: false,
+            doc: row.doc,
+            synonyms,
+        }
+    });
+    rows.collect()
+}
+
+/// The settings in force for one topic, as its partitions need them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicConfig {
+    pub max_message_bytes: usize,
+    /// `None`: no limit.
+    pub retention_ms: Option<u64>,
+    /// `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    pub segment_bytes: u64,
+    pub segment_ms: u64,
+    pub index_interval_bytes: u32,
+    log_append_time: bool,
+}
+
+impl TopicConfig {
+    /// `configs`: what the topic itself sets, each value validated when it was set.
+    pub fn resolve(configs: &BTreeMap<String, String>, config: &Config) -> TopicConfig {
+        let value = |name: &str| {
+            let row = find(name).expect("the table has this setting");
+            row.own(configs).unwrap_or_else(|| row.inherited(config).1)
+        };
+        let number = |name: &str| value(name).parse::<i64>().expect("a checked value is in range");
+        // -1 is no limit; where it may not stand, the range begins above it.
+        let limit = |name: &str| u64::try_from(number(name)).ok();
+        let positive = |name: &str| limit(name).expect("the range is above 0");
+        TopicConfig {
+            max_message_bytes: positive("max.message.bytes") as usize,
+            retention_ms: limit("retention.ms"),
+            retention_bytes: limit("retention.bytes"),
+            segment_bytes: positive("segment.bytes"),
+            segment_ms: positive("segment.ms"),
+            index_interval_bytes: positive("index.interval.bytes") as u32,
+            log_append_time: value("message.timestamp.type") == "LogAppendTime",
+        }
+    }
+
+    /// Whether batches get the time of their arrival.
+    pub fn stamps(&self) -> bool {
+        self.log_append_time
+    }
+
+    pub fn log_options(&self) -> LogOptions {
+        LogOptions {
+            segment_bytes: self.segment_bytes,
+            segment_ms: Some(self.segment_ms),
+            index_interval_bytes: self.index_interval_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Place;
+
+    fn own(configs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn broker(values: &[(&str, &str)]) -> Config {
+        let mut config = Config::default();
+        let place = Place { source: Source::File, named: "test".to_owned() };
+        for (name, value) in values {
+            config.set(setting(name).unwrap(), value, &place).unwrap();
+        }
+        config
+    }
+
+    #[test]
+    fn the_table_is_sorted_and_its_defaults_are_values() {
+        assert!(TOPIC_SETTINGS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(NOT_OBEYED.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        for row in TOPIC_SETTINGS {
+            let (_, value, source) = row.inherited(&Config::default());
+            assert_eq!(row.kind.normalise(&value).as_ref(), Ok(&value), "{}", row.name);
+            assert_eq!(source, ConfigSource::Default);
+            assert!(NOT_OBEYED.iter().all(|(name, _)| *name != row.name));
+            if let Broker(names) = row.default {
+                assert!(names.iter().all(|name| setting(name).is_some()), "{}", row.name);
+            }
+        }
+    }
+
+    /// What the broker may set, a topic may set.
+    #[test]
+    fn ranges_hold_what_is_inherited() {
+        for row in TOPIC_SETTINGS {
+            let Broker([name]) = row.default else { continue };
+            let theirs = setting(name).unwrap().kind;
+            assert_eq!(theirs, row.kind, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_brokers() {
+        let config = TopicConfig::resolve(&BTreeMap::new(), &Config::default());
+        let expected = TopicConfig {
+            max_message_bytes: 1_048_588,
+            retention_ms: Some(604_800_000),
+            retention_bytes: None,
+            segment_bytes: 1 << 30,
+            segment_ms: 604_800_000,
+            index_interval_bytes: 16_384,
+            log_append_time: false,
+        };
+        assert_eq!(config, expected);
+        let broker = broker(&[
+            ("message.max.bytes", "5000"),
+            ("log.retention.minutes", "-1"),
+            ("log.retention.bytes", "7"),
+            ("log.segment.bytes", "8192"),
+            ("log.roll.ms", "9"),
+            ("log.message.timestamp.type", "LogAppendTime"),
+        ]);
+        let config = TopicConfig::resolve(&BTreeMap::new(), &broker);
+        assert_eq!((config.max_message_bytes, config.retention_ms, config.retention_bytes), (5000, None, Some(7)));
+        assert!(config.stamps());
+        let options = config.log_options();
+        assert_eq!((options.segment_bytes, options.segment_ms), (8192, Some(9)));
+    }
+
+    #[test]
+    fn a_topics_own_value_goes_first() {
+        let configs = own(&[
+            ("retention.ms", "-1"),
+            ("retention.bytes", "1024"),
+            ("segment.bytes", "16384"),
+            ("segment.ms", "60000"),
+            ("max.message.bytes", "100"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ]);
+        let config =
+            TopicConfig::resolve(&configs, &broker(&[("log.retention.bytes", "5"), ("log.retention.ms", "5")]));
+        assert_eq!((config.retention_ms, config.retention_bytes), (None, Some(1024)));
+        assert_eq!((config.segment_bytes, config.segment_ms, config.max_message_bytes), (16_384, 60_000, 100));
+        assert!(config.stamps());
+    }
+
+    #[test]
+    fn a_stored_value_that_is_no_more_allowed_is_passed_over() {
+        let config = TopicConfig::resolve(&own(&[("segment.bytes", "1"), ("who.knows", "x")]), &Config::default());
+        assert_eq!(config.segment_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn values_are_refused_by_name() {
+        for (name, value) in [
+            ("cleanup.policy", "delete"),
+            ("compression.type", "producer"),
+            ("retention.ms", "0"),
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("segment.bytes", "1048576"),
+            ("min.insync.replicas", "1"),
+            ("flush.messages", "1"),
+            ("unclean.leader.election.enable", "false"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ] {
+            validate(name, value).unwrap();
+        }
+        for (name, value, part) in [
+            ("cleanup.policy", "compact", "cleanup.policy = 'compact': it must be delete"),
+            ("cleanup.policy", "compact,delete", "it must be delete"),
+            ("compression.type", "zstd", "compression.type = 'zstd': it must be producer"),
+            ("retention.ms", "-2", "retention.ms = '-2': it must be 0 to "),
+            ("retention.ms", "week", "or -1 (no limit)"),
+            ("segment.bytes", "0", "must be 4096 to 2147483647 bytes"),
+            ("min.insync.replicas", "2", "min.insync.replicas = '2': it must be 1"),
+            ("unclean.leader.election.enable", "true", "must be false"),
+            ("max.message.bytes", "-1", "must be 64 to"),
+            (
+                "min.compaction.lag.ms",
+                "1",
+                "'min.compaction.lag.ms' is not obeyed by this broker (it concerns compaction",
+            ),
+            ("remote.storage.enable", "true", "tiered storage is not served"),
+            ("retention.m", "1", "topics have no setting 'retention.m'; did you mean 'retention.ms'?"),
+            ("colour", "red", "topics have no setting 'colour'; leave it out"),
+        ] {
+            let refusal = validate(name, value).unwrap_err().to_string();
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        validate_name("retention.ms").unwrap();
+        assert!(validate_name("delete.retention.ms").is_err());
+    }
+
+    #[test]
+    fn clients_are_told_where_a_value_comes_from() {
+        let broker = broker(&[("log.retention.hours", "1"), ("message.max.bytes", "5000")]);
+        let rows = describe(&own(&[("max.message.bytes", "100")]), &broker);
+        let find = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        let topic = find("max.message.bytes");
+        assert_eq!((topic.value.as_str(), topic.source, topic.config_type), ("100", 1, 3));
+        let synonyms: Vec<_> =
+            topic.synonyms.iter().map(|(name, value, source)| (*name, value.as_str(), *source)).collect();
+        assert_eq!(
+            synonyms,
+            [("max.message.bytes", "100", 1), ("message.max.bytes", "5000", 4), ("message.max.bytes", "1048588", 5)]
+        );
+        let inherited = find("retention.ms");
+        assert_eq!((inherited.value.as_str(), inherited.source), ("3600000", 4));
+        assert_eq!(inherited.synonyms[0].0, "log.retention.hours");
+        let default = find("segment.bytes");
+        assert_eq!((default.value.as_str(), default.source), ("1073741824", 5));
+        assert_eq!(rows.len(), TOPIC_SETTINGS.len());
+    }
+}

@@ -1,0 +1,14 @@
+//! The broker: cores, mesh, placement, partitions, group coordinator, Kafka handlers, metrics, CLI.
+
+pub mod cgroup;
+pub mod config;
+pub mod config_layers;
+pub mod config_topic;
+pub mod config_value;
+pub mod cpus;
+pub mod metrics;
+pub mod metrics_histogram;
+pub mod producers;
+mod producers_blob;
+#[cfg(test)]
+mod producers_tests;

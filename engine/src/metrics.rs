@@ -1,0 +1,420 @@
+//! Figures that cores publish and the admin thread reads.
+//! Lives on: one [`CoreMetrics`] per core, written by that core alone; read by the admin thread.
+//!
+//! Invariant: each cell has one writer. So a cell is changed by a relaxed load and a relaxed store, which costs what a plain
+//! variable does; the reader sees each cell's newest value some time later, and cells among each other unordered.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use net::api::{ApiKey, TABLE};
+use wal::store::StoreStats;
+
+use crate::metrics_histogram::Histogram;
+
+/// What every name begins with.
+pub const PREFIX: &str = "millrace_";
+
+/// A figure that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes over a total that is kept elsewhere.
+    pub fn set(&self, total: u64) {
+        self.0.store(total, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A figure that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One counter per API of the table that [`net::api`] serves.
+#[derive(Debug)]
+pub struct PerApi([Counter; TABLE.len()]);
+
+impl Default for PerApi {
+    fn default() -> PerApi {
+        PerApi(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+/// Where each API key stands in the table.
+const API_POSITIONS: [u8; 128] = {
+    let mut positions = [u8::MAX; 128];
+    let mut at = 0;
+    while at < TABLE.len() {
+        positions[TABLE[at].key as usize] = at as u8;
+        at += 1;
+    }
+    positions
+};
+
+impl PerApi {
+    fn of(&self, api: ApiKey) -> &Counter {
+        &self.0[usize::from(API_POSITIONS[api as usize])]
+    }
+}
+
+/// How a kind of figure is written in Prometheus' text format.
+trait Figure {
+    const TYPE: &'static str;
+    fn write(&self, out: &mut String, name: &str, core: usize);
+    /// One number for `/status`; `None` for those that are more.
+    fn number(&self) -> Option<u64>;
+}
+
+impl Figure for Counter {
+    const TYPE: &'static str = "counter";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        line(out, format_args!("{PREFIX}{name}{{core=\"{core}\"}} {}", self.get()));
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.get())
+    }
+}
+
+impl Figure for Gauge {
+    const TYPE: &'static str = "gauge";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        line(out, format_args!("{PREFIX}{name}{{core=\"{core}\"}} {}", self.get()));
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.get())
+    }
+}
+
+impl Figure for PerApi {
+    const TYPE: &'static str = "counter";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        for (api, counter) in TABLE.iter().zip(&self.0) {
+            line(out, format_args!("{PREFIX}{name}{{core=\"{core}\",api=\"{}\"}} {}", api.name, counter.get()));
+        }
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.0.iter().map(Counter::get).sum())
+    }
+}
+
+impl Figure for Histogram {
+    const TYPE: &'static str = "histogram";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        let mut total = 0;
+        for (bound_ns, count) in self.buckets() {
+            total += count;
+            match bound_ns {
+                Some(ns) => {
+                    let seconds = ns as f64 / 1e9;
+                    line(out, format_args!("{PREFIX}{name}_bucket{{core=\"{core}\",le=\"{seconds}\"}} {total}"));
+                }
+                None => line(out, format_args!("{PREFIX}{name}_bucket{{core=\"{core}\",le=\"+Inf\"}} {total}")),
+            }
+        }
+        line(out, format_args!("{PREFIX}{name}_sum{{core=\"{core}\"}} {}", self.sum_ns() as f64 / 1e9));
+        line(out, format_args!("{PREFIX}{name}_count{{core=\"{core}\"}} {total}"));
+    }
+
+    fn number(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Adds a line to a page.
+pub fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "{text}");
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $name:ident: $kind:ty;)*) => {
+        /// The figures of one core.
+        #[derive(Debug, Default)]
+        pub struct CoreMetrics {
+            $($(#[doc = $help])+ pub $name: $kind,)*
+            beats: Beats,
+        }
+
+        /// Name and help of every figure.
+        #[cfg(test)]
+        const FIGURES: &[(&str, &str)] = &[$((stringify!($name), concat!($($help),+)),)*];
+
+        impl Metrics {
+            /// The page of `/metrics`, in Prometheus' text format 0.0.4.
+            pub fn page(&self) -> String {
+                let mut out = String::new();
+                $(
+                    let (name, help) = (stringify!($name), concat!($($help),+).trim());
+                    line(&mut out, format_args!("# HELP {PREFIX}{name} {help}"));
+                    line(&mut out, format_args!("# TYPE {PREFIX}{name} {}", <$kind as Figure>::TYPE));
+                    for (core, metrics) in self.cores.iter().enumerate() {
+                        metrics.$name.write(&mut out, name, core);
+                    }
+                )*
+                out
+            }
+        }
+
+        impl CoreMetrics {
+            /// The plain figures of this core, by name.
+            pub fn numbers(&self) -> Vec<(&'static str, u64)> {
+                [$((stringify!($name), self.$name.number()),)*]
+                    .into_iter()
+                    .filter_map(|(name, number)| Some((name, number?)))
+                    .collect()
+            }
+        }
+    };
+}
+
+// One row per figure; each is written somewhere: see the test of that name.
+metrics! {
+    /// Connections of Kafka clients that are open.
+    connections_open: Gauge;
+    /// Requests of Kafka clients.
+    kafka_requests_total: PerApi;
+    /// Bytes of Kafka requests, without their length prefix.
+    kafka_request_bytes_total: Counter;
+    /// Bytes of answers to Kafka clients.
+    kafka_response_bytes_total: Counter;
+    /// Batches of producers that were acknowledged, duplicates not counted.
+    produce_batches_total: Counter;
+    /// Records of producers that were acknowledged.
+    produce_records_total: Counter;
+    /// Bytes of batches of producers that were acknowledged.
+    produce_bytes_total: Counter;
+    /// From taking a produce request to having its answer.
+    produce_latency_seconds: Histogram;
+    /// Fetches that had to wait for records.
+    fetch_waits_total: Counter;
+    /// Bytes of batches fetched from memory.
+    fetch_bytes_memory_total: Counter;
+    /// Bytes of batches fetched from segment files.
+    fetch_bytes_cold_total: Counter;
+    /// Messages to other cores.
+    mesh_sent_total: Counter;
+    /// Messages from other cores.
+    mesh_received_total: Counter;
+    /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
+    wal_write_latency_seconds: Histogram;
+    /// Bytes of the write-ahead ring in use.
+    wal_ring_used_bytes: Gauge;
+    /// Size of the write-ahead ring.
+    wal_ring_bytes: Gauge;
+    /// Flushes of the write-ahead ring to segment files.
+    flushes_total: Counter;
+    /// Bytes written to segment files.
+    flushed_bytes_total: Counter;
+    /// Flushes that failed and were tried again.
+    flush_failures_total: Counter;
+    /// Checkpoints written.
+    checkpoints_total: Counter;
+    /// Reads of segment files.
+    cold_reads_total: Counter;
+    /// Bytes read from segment files.
+    cold_read_bytes_total: Counter;
+    /// Bytes of flushed batches kept in memory for tailing consumers.
+    cached_bytes: Gauge;
+    /// Open descriptors of segment files.
+    segment_files_open: Gauge;
+    /// One turn of the Raft ready loop.
+    raft_ready_loop_latency_seconds: Histogram;
+    /// From proposing a metadata write to its being durable.
+    metadata_wal_write_latency_seconds: Histogram;
+    /// Metadata writes that asked for a quorum.
+    metadata_quorum_writes_total: Counter;
+    /// Beats of the core's loop; it beats about once a second.
+    loop_beats_total: Counter;
+}
+
+/// When the core's loop last turned. 0: it has not begun.
+#[derive(Debug)]
+struct Beats {
+    /// What `last` counts from.
+    epoch: Instant,
+    /// In ms, plus one.
+    last: AtomicU64,
+}
+
+impl Default for Beats {
+    fn default() -> Beats {
+        Beats { epoch: Instant::now(), last: AtomicU64::new(0) }
+    }
+}
+
+impl CoreMetrics {
+    /// The core's loop has turned.
+    pub fn beat(&self) {
+        self.loop_beats_total.add(1);
+        let since = u64::try_from(self.beats.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.beats.last.store(since + 1, Relaxed);
+    }
+
+    /// How long ago the core's loop last turned; `None` if it has not begun.
+    pub fn since_beat(&self) -> Option<Duration> {
+        let last = self.beats.last.load(Relaxed).checked_sub(1)?;
+        Some(self.beats.epoch.elapsed().saturating_sub(Duration::from_millis(last)))
+    }
+
+    /// The counter of requests to one API.
+    pub fn kafka_requests(&self, api: ApiKey) -> &Counter {
+        self.kafka_requests_total.of(api)
+    }
+
+    /// Takes over what the store counts itself.
+    pub fn publish_store(&self, stats: &StoreStats) {
+        self.wal_ring_used_bytes.set(stats.ring_used_bytes);
+        self.wal_ring_bytes.set(stats.ring_bytes);
+        self.flushes_total.set(stats.flushes);
+        self.flushed_bytes_total.set(stats.flushed_bytes);
+        self.flush_failures_total.set(stats.flush_failures);
+        self.checkpoints_total.set(stats.checkpoints);
+        self.cold_reads_total.set(stats.cold_reads);
+        self.cold_read_bytes_total.set(stats.cold_read_bytes);
+        self.cached_bytes.set(stats.cached_bytes);
+        self.segment_files_open.set(stats.open_files as u64);
+    }
+}
+
+/// The figures of all cores.
+#[derive(Debug)]
+pub struct Metrics {
+    cores: Vec<Arc<CoreMetrics>>,
+}
+
+impl Metrics {
+    pub fn new(cores: usize) -> Metrics {
+        Metrics { cores: (0..cores).map(|_| Arc::default()).collect() }
+    }
+
+    /// For the core itself, its one writer.
+    pub fn core(&self, core: usize) -> Arc<CoreMetrics> {
+        self.cores[core].clone()
+    }
+
+    pub fn cores(&self) -> impl Iterator<Item = &CoreMetrics> {
+        self.cores.iter().map(|core| &**core)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_counts() {
+        let metrics = Metrics::new(2);
+        let core = metrics.core(1);
+        core.connections_open.set(3);
+        core.produce_records_total.add(5);
+        core.produce_records_total.add(7);
+        core.kafka_requests(ApiKey::Fetch).add(2);
+        core.kafka_requests(ApiKey::DescribeTopicPartitions).add(1);
+        let page = metrics.page();
+        for expected in [
+            "# HELP millrace_connections_open Connections of Kafka clients that are open.",
+            "# TYPE millrace_connections_open gauge",
+            "# TYPE millrace_kafka_requests_total counter",
+            "millrace_connections_open{core=\"0\"} 0",
+            "millrace_connections_open{core=\"1\"} 3",
+            "millrace_produce_records_total{core=\"1\"} 12",
+            "millrace_kafka_requests_total{core=\"1\",api=\"Fetch\"} 2",
+            "millrace_kafka_requests_total{core=\"1\",api=\"DescribeTopicPartitions\"} 1",
+            "millrace_kafka_requests_total{core=\"1\",api=\"Produce\"} 0",
+        ] {
+            assert!(page.lines().any(|line| line == expected), "{expected}\n{page}");
+        }
+        assert!(core.numbers().contains(&("kafka_requests_total", 3)));
+    }
+
+    #[test]
+    fn histograms_are_cumulative_and_end_at_infinity() {
+        let metrics = Metrics::new(1);
+        let core = metrics.core(0);
+        for us in [1, 100, 100, 2_000_000_000] {
+            core.produce_latency_seconds.record(Duration::from_micros(us));
+        }
+        let page = metrics.page();
+        let own: Vec<&str> = page.lines().filter(|line| line.starts_with("millrace_produce_latency_seconds")).collect();
+        let buckets: Vec<(f64, u64)> = own
+            .iter()
+            .filter_map(|line| line.strip_prefix("millrace_produce_latency_seconds_bucket{core=\"0\",le=\""))
+            .map(|rest| {
+                let (bound, count) = rest.split_once("\"} ").unwrap();
+                (bound.parse().unwrap_or(f64::INFINITY), count.parse().unwrap())
+            })
+            .collect();
+        assert!(buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1));
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, 4)));
+        assert_eq!(buckets.iter().find(|(bound, _)| *bound > 0.000_1).unwrap().1, 3);
+        assert!(own.contains(&"millrace_produce_latency_seconds_count{core=\"0\"} 4"));
+        assert!(own.contains(&"millrace_produce_latency_seconds_sum{core=\"0\"} 2000.000201"));
+    }
+
+    #[test]
+    fn names_follow_prometheus_conventions() {
+        for (name, help) in FIGURES {
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+            assert!(help.trim().ends_with('.') && !help.contains('\\'), "{name}");
+        }
+        let page = Metrics::new(1).page();
+        for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            assert_eq!(kind == "histogram", name.ends_with("_seconds"), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_stores_figures_are_taken_over() {
+        let metrics = Metrics::new(1);
+        let stats =
+            StoreStats { flushes: 1, ring_bytes: 2, ring_used_bytes: 3, open_files: 4, ..StoreStats::default() };
+        metrics.core(0).publish_store(&stats);
+        let numbers = metrics.core(0).numbers();
+        for row in [("flushes_total", 1), ("wal_ring_bytes", 2), ("wal_ring_used_bytes", 3), ("segment_files_open", 4)]
+        {
+            assert!(numbers.contains(&row), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_core_that_never_turned_is_told_from_one_that_stopped() {
+        let core = CoreMetrics::default();
+        assert_eq!(core.since_beat(), None);
+        core.beat();
+        assert!(core.since_beat().unwrap() < Duration::from_secs(60));
+        assert_eq!(core.loop_beats_total.get(), 1);
+    }
+}

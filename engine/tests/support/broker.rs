@@ -1,0 +1,268 @@
+//! A `millrace` process with a data directory of its own.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::PATIENCE;
+
+/// Lines that the process has printed so far, on either stream, and whether more may come.
+#[derive(Debug, Default)]
+struct Output {
+    lines: Mutex<(Vec<String>, usize)>,
+    changed: Condvar,
+}
+
+impl Output {
+    /// The first line that `wanted` takes; `None` if both streams end without it.
+    fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let give_up = Instant::now() + PATIENCE;
+        let mut seen = 0;
+        let mut guard = self.lines.lock().unwrap();
+        loop {
+            if let Some(line) = guard.0[seen..].iter().find(|line| wanted(line)) {
+                return Some(line.clone());
+            }
+            seen = guard.0.len();
+            let left = give_up.saturating_duration_since(Instant::now());
+            if guard.1 == 0 || left.is_zero() {
+                return None;
+            }
+            guard = self.changed.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+
+    fn collect(self: &Arc<Output>, stream: impl Read + Send + 'static) {
+        self.lines.lock().unwrap().1 += 1;
+        let output = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                output.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+                output.changed.notify_all();
+            }
+            output.lines.lock().unwrap().1 -= 1;
+            output.changed.notify_all();
+        });
+    }
+
+    fn text(&self) -> String {
+        self.lines.lock().unwrap().0.join("\n")
+    }
+}
+
+/// One broker over several lives: the data directory and the Kafka address stay from one to the next.
+pub struct Broker {
+    data: TempDir,
+    flags: Vec<String>,
+    kafka: SocketAddr,
+    admin: Option<SocketAddr>,
+    life: Option<(Child, Arc<Output>)>,
+}
+
+impl Broker {
+    pub fn start() -> Broker {
+        Broker::start_with(&[])
+    }
+
+    /// Starts with further flags of `millrace serve`.
+    pub fn start_with(flags: &[&str]) -> Broker {
+        let mut broker = Broker::new(flags);
+        broker.begin();
+        broker
+    }
+
+    /// A broker that has not been started.
+    pub fn new(flags: &[&str]) -> Broker {
+        Broker {
+            data: tempfile::tempdir().expect("a temporary directory"),
+            flags: flags.iter().map(|flag| flag.to_string()).collect(),
+            kafka: restartable_address(),
+            admin: None,
+            life: None,
+        }
+    }
+
+    /// Starts the process without waiting for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.life.is_none(), "the broker runs already");
+        let mut command = Command::new(binary());
+        // Settings of whoever runs the tests are not the tests'.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(self.data.path())
+            .args([
+                "--kafka-addr",
+                &self.kafka.to_string(),
+                "--peer-addr",
+                "127.0.0.1:0",
+                "--admin-addr",
+                "127.0.0.1:0",
+            ])
+            // Small, so that many brokers start quickly side by side; groups need not wait for a second member.
+            .args(["--set", "wal.ring.bytes=67108864", "--set", "group.initial.rebalance.delay.ms=0"])
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the broker's binary starts");
+        let output = Arc::new(Output::default());
+        output.collect(child.stdout.take().expect("piped"));
+        output.collect(child.stderr.take().expect("piped"));
+        self.life = Some((child, output));
+    }
+
+    /// Waits until the broker says that it serves.
+    pub fn wait_until_serving(&mut self) {
+        self.wait_for_log("kafka", |line| address_in(line, "kafka").is_some());
+        let line = self.wait_for_log("admin", |line| address_in(line, "admin").is_some());
+        self.admin = address_in(&line, "admin");
+    }
+
+    pub fn begin(&mut self) {
+        self.spawn();
+        self.wait_until_serving();
+    }
+
+    /// The first line of output since this life began that `wanted` takes. Panics with the output if none comes.
+    pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let (_, output) = self.life.as_ref().expect("the broker runs");
+        output
+            .wait_for(wanted)
+            .unwrap_or_else(|| panic!("no line about {what:?} in the broker's output:\n{}", output.text()))
+    }
+
+    pub fn output(&self) -> String {
+        self.life.as_ref().map(|(_, output)| output.text()).unwrap_or_default()
+    }
+
+    /// SIGKILL: nothing is flushed, nothing is said.
+    pub fn kill(&mut self) {
+        let (mut child, _) = self.life.take().expect("the broker runs");
+        child.kill().expect("a running child can be killed");
+        child.wait().expect("a killed child ends");
+    }
+
+    /// SIGTERM, which must end the process with status 0.
+    pub fn stop(&mut self) {
+        let (status, output) = self.signal_and_wait(libc::SIGTERM);
+        assert!(status.success(), "the broker ended with {status} on SIGTERM:\n{output}");
+    }
+
+    /// Sends a signal and waits for the end. Returns the status and all that was printed.
+    pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
+        let (mut child, output) = self.life.take().expect("the broker runs");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        // SAFETY: kill has no memory effects; the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the child can be signalled");
+        let give_up = Instant::now() + PATIENCE;
+        // Both streams end with the process.
+        output.wait_for(|_| false);
+        if Instant::now() >= give_up {
+            let _ = child.kill();
+            panic!("the broker does not end on signal {signal}:\n{}", output.text());
+        }
+        (child.wait().expect("the child ends"), output.text())
+    }
+
+    /// Ends cleanly and starts again on the same data and address.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.begin();
+    }
+
+    /// Dies without a word and starts again.
+    pub fn kill_and_begin(&mut self) {
+        self.kill();
+        self.begin();
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.life.as_mut().is_some_and(|(child, _)| matches!(child.try_wait(), Ok(None)))
+    }
+
+    pub fn kafka(&self) -> SocketAddr {
+        self.kafka
+    }
+
+    pub fn bootstrap(&self) -> String {
+        self.kafka.to_string()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.life.as_ref().expect("the broker runs").0.id()
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// `GET path` of the admin port: status and body.
+    pub fn admin_get(&self, path: &str) -> (u16, String) {
+        let addr = self.admin.expect("the broker serves");
+        let mut stream = TcpStream::connect(addr).expect("the admin port accepts");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the admin port answers");
+        let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status line");
+        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
+    /// A counter's or gauge's value, summed over its labels. Panics if `/metrics` lacks it.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, body) = self.admin_get("/metrics");
+        assert_eq!(status, 200, "{body}");
+        let values: Vec<f64> = body
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        assert!(!values.is_empty(), "no {name} in:\n{body}");
+        values.iter().sum()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some((mut child, output)) = self.life.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            if thread::panicking() {
+                eprintln!("--- the broker's output\n{}\n---", output.text());
+            }
+        }
+    }
+}
+
+/// The binary under test: the one that was built with this test, or what `BROKER_BINARY` names.
+fn binary() -> OsString {
+    std::env::var_os("BROKER_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_millrace").into())
+}
+
+/// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for
+/// outgoing connections, so that no client of another test is given it while the broker is down.
+fn restartable_address() -> SocketAddr {
+    (0..1000)
+        .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000))))
+        .find(|addr| TcpListener::bind(addr).is_ok())
+        .expect("a free port")
+}
+
+/// The socket address in a line of the banner that names `what`, if both are there.
+fn address_in(line: &str, what: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once(what)?;
+    let words = rest.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
+    words.filter_map(|word| word.trim_end_matches('.').parse::<SocketAddr>().ok()).find(|addr| addr.port() != 0)
+}

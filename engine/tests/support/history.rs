@@ -1,0 +1,173 @@
+//! What producers were told of their records, against what a partition's log holds: the judge of the crash test. Pure.
+//!
+//! Rules, for one partition that nothing was trimmed from:
+//! - what was acked lies in the log, at the offset that the ack named, byte for byte;
+//! - no record lies there twice, whatever its producer was told;
+//! - one producer's records lie in the order in which it sent them;
+//! - offsets follow each other without a gap, and every record is one that was sent;
+//! - what a consumer saw at an offset, before or after any crash, is what lies there in the end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A record's name: the producer's number, and the record's in that producer's order of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id {
+    pub producer: u32,
+    pub sequence: u64,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.producer, self.sequence)
+    }
+}
+
+impl Id {
+    /// The bytes of the record: its name, then a filler of 0 to 2 KB that follows from the name.
+    pub fn payload(self) -> Vec<u8> {
+        let mut state = (u64::from(self.producer) << 40 | self.sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut step = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let filler = if step() % 8 == 0 { step() % 2048 } else { step() % 128 };
+        let mut bytes = format!("{self}:").into_bytes();
+        bytes.extend((0..filler).map(|_| step() as u8));
+        bytes
+    }
+
+    /// The name of the record with these bytes, if they are exactly those of [`Id::payload`].
+    pub fn of_payload(bytes: &[u8]) -> Option<Id> {
+        let mut words = bytes.splitn(3, |b| *b == b':');
+        let mut number = || std::str::from_utf8(words.next()?).ok()?.parse::<u64>().ok();
+        let id = Id { producer: u32::try_from(number()?).ok()?, sequence: number()? };
+        (id.payload() == bytes).then_some(id)
+    }
+}
+
+/// A way in which the log contradicts what was promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation {
+    /// Acked at this offset, and not in the log.
+    Lost {
+        id: Id,
+        offset: i64,
+    },
+    /// Acked at one offset, found at another.
+    Moved {
+        id: Id,
+        acked: i64,
+        found: i64,
+    },
+    Duplicated {
+        id: Id,
+        first: i64,
+        again: i64,
+    },
+    /// Lies behind a record that its producer sent later.
+    Reordered {
+        id: Id,
+        offset: i64,
+        after: Id,
+    },
+    /// The offset does not follow the one before it.
+    Gap {
+        before: Option<i64>,
+        offset: i64,
+    },
+    /// Bytes that nobody sent.
+    Foreign {
+        offset: i64,
+    },
+    /// A consumer saw this record at this offset; now another lies there, or none.
+    Unseen {
+        id: Id,
+        offset: i64,
+        now: Option<Id>,
+    },
+}
+
+/// One partition's promises.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    acked: BTreeMap<Id, i64>,
+    seen: BTreeMap<i64, Id>,
+    early: Vec<Violation>,
+}
+
+impl History {
+    /// The broker acknowledged the record at this offset.
+    pub fn acked(&mut self, id: Id, offset: i64) {
+        if let Some(first) = self.acked.insert(id, offset) {
+            self.early.push(Violation::Duplicated { id, first, again: offset });
+        }
+    }
+
+    /// A consumer was given these bytes at this offset while the test ran.
+    pub fn seen(&mut self, offset: i64, payload: &[u8]) {
+        let Some(id) = Id::of_payload(payload) else { return self.early.push(Violation::Foreign { offset }) };
+        match self.seen.insert(offset, id) {
+            Some(before) if before != id => {
+                self.early.push(Violation::Unseen { id: before, offset, now: Some(id) });
+            }
+            _ => {}
+        }
+    }
+
+    pub fn acked_count(&self) -> usize {
+        self.acked.len()
+    }
+
+    pub fn seen_count(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Judges the whole log, read from offset 0 to its end.
+    pub fn check(&self, log: &[(i64, Vec<u8>)]) -> Vec<Violation> {
+        let mut violations = self.early.clone();
+        let mut found: BTreeMap<Id, i64> = BTreeMap::new();
+        let mut at: BTreeMap<i64, Id> = BTreeMap::new();
+        let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut before = None;
+        for (offset, payload) in log {
+            let offset = *offset;
+            if offset != before.map_or(0, |before| before + 1) {
+                violations.push(Violation::Gap { before, offset });
+            }
+            before = Some(offset);
+            let Some(id) = Id::of_payload(payload) else {
+                violations.push(Violation::Foreign { offset });
+                continue;
+            };
+            at.insert(offset, id);
+            if let Some(first) = found.get(&id) {
+                violations.push(Violation::Duplicated { id, first: *first, again: offset });
+                continue;
+            }
+            found.insert(id, offset);
+            let newest = newest.entry(id.producer).or_insert(id.sequence);
+            if id.sequence < *newest {
+                let after = Id { sequence: *newest, ..id };
+                violations.push(Violation::Reordered { id, offset, after });
+            }
+            *newest = id.sequence.max(*newest);
+        }
+        for (&id, &acked) in &self.acked {
+            match found.get(&id) {
+                None => violations.push(Violation::Lost { id, offset: acked }),
+                Some(&found) if found != acked => violations.push(Violation::Moved { id, acked, found }),
+                Some(_) => {}
+            }
+        }
+        for (&offset, &id) in &self.seen {
+            let now = at.get(&offset).copied();
+            if now != Some(id) {
+                violations.push(Violation::Unseen { id, offset, now });
+            }
+        }
+        violations
+    }
+}

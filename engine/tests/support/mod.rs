@@ -1,0 +1,14 @@
+//! What the black-box tests share: a real broker process, real clients, and the checker of what was acknowledged.
+
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
+pub mod broker;
+pub mod clients;
+pub mod history;
+pub mod wire;
+
+use std::time::Duration;
+
+/// How long anything that must happen may take before a test gives up. A bound, never a measurement.
+pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,210 @@
+//! Random valid messages, made from the schemas.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use fastrand::Rng;
+
+use crate::api::{ApiKey, TABLE};
+use crate::schema::{self, Field, Type};
+use crate::schema_response;
+use crate::wire::Write;
+
+/// Every API and version that is served.
+pub fn versions() -> impl Iterator<Item = (ApiKey, i16)> {
+    TABLE.iter().flat_map(|api| (api.lowest..=api.highest).map(|version| (api.key, version)))
+}
+
+/// A frame without its length prefix: header and body.
+pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_i16(api as i16);
+    out.put_i16(version);
+    out.put_i32(rng.i32(..));
+    let client_id = (!rng.bool()).then(|| text(rng));
+    out.put_nullable_string(client_id.as_deref(), false).unwrap();
+    let flexible = api.is_flexible(version);
+    let mut generator = Generator { version, flexible, with_tags, rng, out };
+    generator.tags(&[]);
+    generator.fields(fields_of(api));
+    generator.out.freeze()
+}
+
+/// The body of a response; with all sorts of tagged fields or none at all.
+pub fn response(api: ApiKey, version: i16, tags: bool, rng: &mut Rng) -> Bytes {
+    let flexible = api.is_flexible(version);
+    let mut generator = Generator { version, flexible, with_tags: tags, rng, out: BytesMut::new() };
+    generator.fields(schema_response::response(api));
+    generator.out.freeze()
+}
+
+fn text(rng: &mut Rng) -> String {
+    let length = rng.usize(..9);
+    (0..length).map(|_| if rng.u8(..8) == 0 { 'é' } else { rng.alphanumeric() }).collect()
+}
+
+fn fields_of(api: ApiKey) -> &'static [Field] {
+    match api {
+        ApiKey::Produce => PRODUCE,
+        ApiKey::Fetch => FETCH,
+        other => schema::request(other),
+    }
+}
+
+const fn f(name: &'static str, of: Type, from: i16, to: i16, nullable: bool) -> Field {
+    Field { name, of, from, to, nullable, tag: None }
+}
+
+const END: i16 = i16::MAX;
+
+const PRODUCE: &[Field] = &[
+    f("transactional id", Type::String, 3, END, true),
+    f("acks", Type::Int16, 0, END, false),
+    f("timeout", Type::Int32, 0, END, false),
+    f(
+        "topics",
+        Type::Array(&Type::Struct(&[
+            f("topic", Type::String, 0, 12, false),
+            f("topic id", Type::Uuid, 13, END, false),
+            f(
+                "partitions",
+                Type::Array(&Type::Struct(&[
+                    f("partition", Type::Int32, 0, END, false),
+                    f("records", Type::Bytes, 0, END, true),
+                ])),
+                0,
+                END,
+                false,
+            ),
+        ])),
+        0,
+        END,
+        false,
+    ),
+];
+
+const FETCH: &[Field] = &[
+    f("replica id", Type::Int32, 0, 14, false),
+    f("max wait", Type::Int32, 0, END, false),
+    f("min bytes", Type::Int32, 0, END, false),
+    f("max bytes", Type::Int32, 0, END, false),
+    f("isolation level", Type::Bool, 0, END, false),
+    f("session id", Type::Int32, 7, END, false),
+    f("session epoch", Type::Int32, 7, END, false),
+    f(
+        "topics",
+        Type::Array(&Type::Struct(&[
+            f("topic", Type::String, 0, 12, false),
+            f("topic id", Type::Uuid, 13, END, false),
+            f(
+                "partitions",
+                Type::Array(&Type::Struct(&[
+                    f("partition", Type::Int32, 0, END, false),
+                    f("current leader epoch", Type::Int32, 9, END, false),
+                    f("fetch offset", Type::Int64, 0, END, false),
+                    f("last fetched epoch", Type::Int32, 12, END, false),
+                    f("log start offset", Type::Int64, 5, END, false),
+                    f("partition max bytes", Type::Int32, 0, END, false),
+                ])),
+                0,
+                END,
+                false,
+            ),
+        ])),
+        0,
+        END,
+        false,
+    ),
+    f(
+        "forgotten topics",
+        Type::Array(&Type::Struct(&[
+            f("topic", Type::String, 0, 12, false),
+            f("topic id", Type::Uuid, 13, END, false),
+            f("partitions", Type::Array(&Type::Int32), 0, END, false),
+        ])),
+        7,
+        END,
+        false,
+    ),
+    f("rack", Type::String, 11, END, false),
+];
+
+struct Generator<'a> {
+    version: i16,
+    flexible: bool,
+    with_tags: bool,
+    rng: &'a mut Rng,
+    out: BytesMut,
+}
+
+impl Generator<'_> {
+    fn fields(&mut self, fields: &[Field]) {
+        let version = self.version;
+        for field in fields.iter().filter(|field| field.exists_in(version) && field.tag.is_none()) {
+            self.value(field.of, field.nullable);
+        }
+        self.tags(fields);
+    }
+
+    fn value(&mut self, of: Type, nullable: bool) {
+        let null = nullable && self.rng.u8(..4) == 0;
+        match of {
+            Type::Bool => self.out.put_u8(self.rng.bool().into()),
+            Type::Int8 => self.out.put_i8(self.rng.i8(..)),
+            Type::Int16 => self.out.put_i16(self.rng.i16(..)),
+            Type::Int32 => self.out.put_i32(self.rng.i32(..)),
+            Type::Int64 => self.out.put_i64(self.rng.i64(..)),
+            Type::Uuid => self.out.put_u128(self.rng.u128(..)),
+            Type::String => {
+                let value = (!null).then(|| text(self.rng));
+                self.out.put_nullable_string(value.as_deref(), self.flexible).unwrap();
+            }
+            Type::Bytes | Type::Array(_) if null => self.out.put_null_bytes(self.flexible),
+            Type::Bytes => {
+                let length = self.rng.usize(..40);
+                let bytes: Vec<u8> = (0..length).map(|_| self.rng.u8(..)).collect();
+                self.out.put_bytes_length(bytes.len(), self.flexible).unwrap();
+                self.out.put_slice(&bytes);
+            }
+            Type::Array(element) => {
+                let count = self.rng.usize(..4);
+                self.out.put_count(count, self.flexible).unwrap();
+                (0..count).for_each(|_| self.value(*element, false));
+            }
+            Type::Struct(fields) => self.fields(fields),
+            Type::OptionalStruct(fields) => match self.rng.bool() {
+                true => {
+                    self.out.put_i8(1);
+                    self.fields(fields);
+                }
+                false => self.out.put_i8(-1),
+            },
+        }
+    }
+
+    /// Known tagged fields and unknown ones, or none.
+    fn tags(&mut self, fields: &[Field]) {
+        if !self.flexible {
+            return;
+        }
+        let mut tagged = Vec::new();
+        if self.with_tags {
+            let version = self.version;
+            for field in fields.iter().filter(|field| field.exists_in(version)) {
+                if let Some(tag) = field.tag.filter(|_| self.rng.bool()) {
+                    let before = std::mem::take(&mut self.out);
+                    self.value(field.of, field.nullable);
+                    tagged.push((tag, std::mem::replace(&mut self.out, before)));
+                }
+            }
+            tagged.sort_by_key(|(tag, _)| *tag);
+            // Far above the tags that Kafka has taken.
+            let unknown = (0..self.rng.u32(..3)).map(|n| (1000 + 300 * n, BytesMut::from(&[0xab; 5][n as usize..])));
+            tagged.extend(unknown);
+        }
+        self.out.put_varint(tagged.len() as u32);
+        for (tag, bytes) in tagged {
+            self.out.put_varint(tag);
+            self.out.put_varint(bytes.len() as u32);
+            self.out.put_slice(&bytes);
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The disk of a running broker: an `io_uring` of its own on each core, which the core's reactor watches.
+//! Lives on: one core. Every operation goes through the ring, opening and renaming too, so a core never blocks in them; only
+//! [`Disk::list`], [`File::len`] and, on kernels without it, [`File::truncate`] are plain calls, made when files are opened.
+//!
+//! Invariant: memory that the kernel reads or writes belongs to the operation until it completes, even if its future is dropped.
+
+use crate::{
+    buf::{BLOCK, Chunk, block_ceil},
+    disk::{Disk, Durability, File, OpenMode},
+    rt,
+};
+use bytes::Bytes;
+use io_uring::{IoUring, opcode, squeue, types};
+use slab::Slab;
+use std::{
+    cell::{Cell, RefCell},
+    ffi::CString,
+    future::{Future, poll_fn},
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+    rc::{Rc, Weak},
+    task::{Poll, Waker},
+};
+
+/// Operations in flight at once. More wait in the submission queue's overflow, [`Ring::backlog`].
+const DEPTH: u32 = 256;
+
+/// RWF_DSYNC of `preadv2(2)`: the write is durable when it completes.
+const RWF_DSYNC: i32 = 0x2;
+
+/// What an operation in flight owns.
+#[allow(dead_code, reason = "held for the kernel, not for us")]
+enum Held {
+    Nothing,
+    Data(Bytes),
+    Space(Chunk),
+    Paths(CString, CString),
+}
+
+enum Op {
+    Waiting {
+        held: Held,
+        waker: Option<Waker>,
+    },
+    /// Its future is gone; what it holds is let go when it completes.
+    Abandoned {
+        _held: Held,
+    },
+    Done {
+        held: Held,
+        result: i32,
+    },
+}
+
+struct Ring {
+    uring: RefCell<IoUring>,
+    ops: RefCell<Slab<Op>>,
+    /// Entries that did not fit into the submission queue.
+    backlog: RefCell<Vec<squeue::Entry>>,
+    buffered: Cell<bool>,
+}
+
+/// One core's disk. Clones are handles to the same ring.
+#[derive(Clone)]
+pub struct UringDisk(Rc<Ring>);
+
+/// The eventfd that the kernel rings when there is something to reap.
+struct Bell(OwnedFd);
+
+impl Bell {
+    /// Silences it, before what it rang for is looked at.
+    fn silence(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: reads eight bytes into a live buffer of that size. It fails only if nothing has rung, which is as well.
+        unsafe { libc::read(self.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl UringDisk {
+    /// Sets up the ring. Must be called on the core's executor, which watches it from then on.
+    pub fn new() -> io::Result<Self> {
+        // Both flags save interrupts (Linux 6.1); older kernels do without.
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(DEPTH)
+            .or_else(|_| IoUring::builder().build(DEPTH))?;
+        // Polling the ring's own descriptor would miss deferred work; an eventfd is rung for it.
+        // SAFETY: plain system call; the descriptor it returns is ours alone.
+        let bell = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if bell < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just created, owned by nobody else.
+        let bell = Bell(unsafe { OwnedFd::from_raw_fd(bell) });
+        uring.submitter().register_eventfd(bell.as_raw_fd())?;
+        let watched = rt::Watched::new(bell)?;
+        let ring = Rc::new(Ring {
+            uring: RefCell::new(uring),
+            ops: RefCell::default(),
+            backlog: RefCell::default(),
+            buffered: Cell::new(false),
+        });
+        rt::spawn(reap(Rc::downgrade(&ring), watched));
+        Ok(Self(ring))
+    }
+
+    /// Whether some file had to be opened without O_DIRECT, because its file system refuses it: writes then go through the
+    /// page cache, which is slower and uses memory beyond the broker's budget.
+    pub fn is_buffered(&self) -> bool {
+        self.0.buffered.get()
+    }
+
+    async fn path_op(&self, path: &Path, entry: impl FnOnce(*const libc::c_char) -> squeue::Entry) -> io::Result<i32> {
+        let path = c_path(path)?;
+        let entry = entry(path.as_ptr());
+        self.0.run(entry, Held::Paths(path, CString::default())).await.0
+    }
+
+    async fn open_with(&self, path: &Path, flags: i32) -> io::Result<OwnedFd> {
+        let flags = flags | libc::O_CLOEXEC;
+        let cwd = types::Fd(libc::AT_FDCWD);
+        let fd = self.path_op(path, |path| opcode::OpenAt::new(cwd, path).flags(flags).mode(0o640).build()).await?;
+        // SAFETY: the kernel just opened it for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// Takes completions as long as the disk is in use.
+async fn reap(ring: Weak<Ring>, bell: rt::Watched<Bell>) {
+    while bell.readable().await.is_ok() {
+        bell.get().silence();
+        match ring.upgrade() {
+            Some(ring) => ring.reap(),
+            None => return,
+        }
+    }
+}
+
+impl Ring {
+    fn submit(&self, entry: squeue::Entry) {
+        self.backlog.borrow_mut().push(entry);
+        self.flush();
+    }
+
+    fn flush(&self) {
+        let mut uring = self.uring.borrow_mut();
+        let mut backlog = self.backlog.borrow_mut();
+        let mut pushed = 0;
+        for entry in backlog.iter() {
+            // SAFETY: what the entry points to is held in `ops` until the operation completes.
+            if unsafe { uring.submission().push(entry) }.is_err() {
+                break;
+            }
+            pushed += 1;
+        }
+        backlog.drain(..pushed);
+        drop(backlog);
+        // EBUSY and EAGAIN: the kernel wants completions taken first; they wake the reaper, which submits again.
+        if let Err(error) = uring.submit()
+            && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
+        {
+            panic!("the kernel refuses io_uring submissions: {error}");
+        }
+    }
+
+    fn reap(&self) {
+        let mut uring = self.uring.borrow_mut();
+        // With deferred task work, completions are only posted when their owner asks for events.
+        // SAFETY: no argument is passed.
+        let asked = unsafe { uring.submitter().enter::<()>(0, 0, IORING_ENTER_GETEVENTS, None) };
+        if let Err(error) = asked
+            && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
+        {
+            panic!("the kernel refuses to give io_uring completions: {error}");
+        }
+        let mut wakers = Vec::new();
+        let mut ops = self.ops.borrow_mut();
+        for completion in uring.completion() {
+            let key = completion.user_data() as usize;
+            match std::mem::replace(&mut ops[key], Op::Abandoned { _held: Held::Nothing }) {
+                Op::Waiting { held, waker } => {
+                    ops[key] = Op::Done { held, result: completion.result() };
+                    wakers.extend(waker);
+                }
+                Op::Abandoned { .. } => drop(ops.remove(key)),
+                Op::Done { .. } => unreachable!("an operation completes once"),
+            }
+        }
+        drop(ops);
+        drop(uring);
+        if !self.backlog.borrow().is_empty() {
+            self.flush();
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Runs one operation; gives back what it held.
+    fn run(
+        self: &Rc<Self>,
+        entry: squeue::Entry,
+        held: Held,
+    ) -> impl Future<Output = (io::Result<i32>, Held)> + 'static {
+        let key = self.ops.borrow_mut().insert(Op::Waiting { held, waker: None });
+        self.submit(entry.user_data(key as u64));
+        let running = Running { ring: self.clone(), key: Some(key) };
+        async move {
+            let mut running = running;
+            poll_fn(|cx| {
+                let key = running.key.expect("polled after completion");
+                let mut ops = running.ring.ops.borrow_mut();
+                match &mut ops[key] {
+                    Op::Waiting { waker, .. } => {
+                        *waker = Some(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                    Op::Done { .. } => {}
+                    Op::Abandoned { .. } => unreachable!("only dropping the future abandons"),
+                }
+                let Op::Done { held, result } = ops.remove(key) else { unreachable!("just seen") };
+                drop(ops);
+                running.key = None;
+                let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
+                Poll::Ready((result, held))
+            })
+            .await
+        }
+    }
+}
+
+const IORING_ENTER_GETEVENTS: u32 = 1;
+
+struct Running {
+    ring: Rc<Ring>,
+    key: Option<usize>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut ops = self.ring.ops.borrow_mut();
+        match std::mem::replace(&mut ops[key], Op::Abandoned { _held: Held::Nothing }) {
+            Op::Waiting { held, .. } => ops[key] = Op::Abandoned { _held: held },
+            Op::Done { .. } => drop(ops.remove(key)),
+            Op::Abandoned { .. } => unreachable!("a future is dropped once"),
+        }
+    }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+impl Disk for UringDisk {
+    type File = UringFile;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<UringFile> {
+        let flags = match mode {
+            OpenMode::Read => libc::O_RDONLY,
+            OpenMode::Write => libc::O_RDWR,
+            OpenMode::CreateNew => libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+        };
+        let fd = match self.open_with(path, flags | libc::O_DIRECT).await {
+            // The file system has no O_DIRECT. With O_CREAT the name may have been made before that was noticed.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.0.buffered.set(true);
+                self.open_with(path, flags & !libc::O_EXCL).await?
+            }
+            opened => opened?,
+        };
+        Ok(UringFile { ring: self.0.clone(), fd })
+    }
+
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let missing: Vec<&Path> =
+            path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+        let cwd = types::Fd(libc::AT_FDCWD);
+        for dir in missing.into_iter().rev() {
+            match self.path_op(dir, |path| opcode::MkDirAt::new(cwd, path).mode(0o750).build()).await {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        let entries = match std::fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        paths.sort();
+        Ok(paths)
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (c_path(from)?, c_path(to)?);
+        let cwd = types::Fd(libc::AT_FDCWD);
+        let entry = opcode::RenameAt::new(cwd, from.as_ptr(), cwd, to.as_ptr()).build();
+        self.0.run(entry, Held::Paths(from, to)).await.0.map(drop)
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        let cwd = types::Fd(libc::AT_FDCWD);
+        let unlink = |flags| move |path| opcode::UnlinkAt::new(cwd, path).flags(flags).build();
+        match self.path_op(path, unlink(0)).await {
+            Err(error) if error.raw_os_error() == Some(libc::EISDIR) => {
+                self.path_op(path, unlink(libc::AT_REMOVEDIR)).await.map(drop)
+            }
+            removed => removed.map(drop),
+        }
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let fd = self.open_with(dir, libc::O_RDONLY | libc::O_DIRECTORY).await?;
+        let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd())).build();
+        self.0.run(entry, Held::Nothing).await.0.map(drop)
+    }
+}
+
+/// An open file on a [`UringDisk`].
+pub struct UringFile {
+    ring: Rc<Ring>,
+    fd: OwnedFd,
+}
+
+impl UringFile {
+    fn fd(&self) -> types::Fd {
+        types::Fd(self.fd.as_raw_fd())
+    }
+}
+
+fn whole_blocks(position: u64, len: usize) {
+    let block = BLOCK as u64;
+    assert!(
+        position.is_multiple_of(block) && len.is_multiple_of(BLOCK),
+        "{len} bytes at {position} are not whole blocks"
+    );
+}
+
+impl File for UringFile {
+    async fn write(&self, position: u64, data: Bytes, durability: Durability) -> io::Result<()> {
+        whole_blocks(position, data.len());
+        let (at, len) = (data.as_ptr(), u32::try_from(data.len()).map_err(|_| io::ErrorKind::InvalidInput)?);
+        let flags = if durability == Durability::Synced { RWF_DSYNC } else { 0 };
+        let entry = opcode::Write::new(self.fd(), at, len).offset(position).rw_flags(flags).build();
+        let written = self.ring.run(entry, Held::Data(data)).await.0?;
+        if written as u32 == len { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    async fn read(&self, position: u64, len: usize) -> io::Result<Bytes> {
+        whole_blocks(position, len);
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut chunk = Chunk::new(block_ceil(len));
+        let wanted = u32::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let entry = opcode::Read::new(self.fd(), chunk.space(len).as_mut_ptr(), wanted).offset(position).build();
+        let (read, held) = self.ring.run(entry, Held::Space(chunk)).await;
+        let Held::Space(mut chunk) = held else { unreachable!("an operation gives back what it held") };
+        let read = read? as usize;
+        chunk.advance(read);
+        Ok(chunk.frozen(0, read))
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let entry = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
+        self.ring.run(entry, Held::Nothing).await.0.map(drop)
+    }
+
+    async fn allocate(&self, len: u64) -> io::Result<()> {
+        let entry = opcode::Fallocate::new(self.fd(), len).build();
+        match self.ring.run(entry, Held::Nothing).await.0 {
+            // No fallocate on this file system: the length alone will do, blocks come with the writes.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.truncate(len).await,
+            allocated => allocated.map(drop),
+        }
+    }
+
+    async fn truncate(&self, len: u64) -> io::Result<()> {
+        let entry = opcode::Ftruncate::new(self.fd(), len).build();
+        match self.ring.run(entry, Held::Nothing).await.0 {
+            // Linux before 6.9.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // SAFETY: plain system call on a descriptor that we own.
+                match unsafe { libc::ftruncate(self.fd.as_raw_fd(), len as libc::off_t) } {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            }
+            truncated => truncated.map(drop),
+        }
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(std::fs::File::from(self.fd.try_clone()?).metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(UringDisk, PathBuf) -> F + Send + 'static) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        rt::block_on(|| async move { main(UringDisk::new().unwrap(), path).await });
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        on_a_core(|disk, dir| async move {
+            let path = dir.join("file");
+            let file = disk.open(&path, OpenMode::CreateNew).await.unwrap();
+            file.allocate(3 * BLOCK as u64).await.unwrap();
+            assert_eq!(file.len().await.unwrap(), 3 * BLOCK as u64);
+            let data = Chunk::of(&[7; BLOCK]);
+            file.write(BLOCK as u64, data.frozen(0, BLOCK), Durability::Synced).await.unwrap();
+            file.sync().await.unwrap();
+            let read = file.read(0, 4 * BLOCK).await.unwrap();
+            assert_eq!(read.len(), 3 * BLOCK, "a read ends with the file");
+            assert!(
+                read[..BLOCK].iter().all(|byte| *byte == 0) && read[BLOCK..2 * BLOCK].iter().all(|byte| *byte == 7)
+            );
+            file.truncate(BLOCK as u64).await.unwrap();
+            assert_eq!(file.len().await.unwrap(), BLOCK as u64);
+            let exists = disk.open(&path, OpenMode::CreateNew).await.err().unwrap();
+            assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists);
+        });
+    }
+
+    #[test]
+    fn names_are_made_moved_and_removed() {
+        on_a_core(|disk, dir| async move {
+            let deep = dir.join("a/b");
+            disk.create_dir(&deep).await.unwrap();
+            disk.create_dir(&deep).await.unwrap();
+            drop(disk.open(&deep.join("one"), OpenMode::CreateNew).await.unwrap());
+            disk.rename(&deep.join("one"), &deep.join("two")).await.unwrap();
+            disk.sync_dir(&deep).await.unwrap();
+            assert_eq!(disk.list(&deep).await.unwrap(), [deep.join("two")]);
+            disk.remove(&deep.join("two")).await.unwrap();
+            disk.remove(&deep).await.unwrap();
+            assert!(disk.list(&deep).await.unwrap().is_empty());
+            let missing = disk.open(&deep.join("two"), OpenMode::Read).await.err().unwrap();
+            assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        });
+    }
+
+    #[test]
+    fn more_operations_than_the_ring_is_deep_all_complete() {
+        on_a_core(|disk, dir| async move {
+            let file = Rc::new(disk.open(&dir.join("file"), OpenMode::CreateNew).await.unwrap());
+            let done = Rc::new(Cell::new(0));
+            let writes = 3 * u64::from(DEPTH);
+            for n in 0..writes {
+                let (file, done) = (file.clone(), done.clone());
+                rt::spawn(async move {
+                    let data = Chunk::of(&[n as u8; BLOCK]);
+                    file.write(n * BLOCK as u64, data.frozen(0, BLOCK), Durability::Cached).await.unwrap();
+                    done.set(done.get() + 1);
+                });
+            }
+            while done.get() < writes {
+                file.sync().await.unwrap();
+            }
+            assert_eq!(file.len().await.unwrap(), writes * BLOCK as u64);
+        });
+    }
+
+    #[test]
+    fn a_dropped_future_leaves_its_memory_to_the_kernel() {
+        on_a_core(|disk, dir| async move {
+            let file = disk.open(&dir.join("file"), OpenMode::CreateNew).await.unwrap();
+            let data = Chunk::of(&[9; BLOCK]).frozen(0, BLOCK);
+            {
+                let mut write = Box::pin(file.write(0, data, Durability::Cached));
+                let first = write.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop()));
+                assert!(first.is_pending());
+            }
+            file.sync().await.unwrap();
+            while !disk.0.ops.borrow().is_empty() {
+                file.sync().await.unwrap();
+            }
+        });
+    }
+}
