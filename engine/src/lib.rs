@@ -5,6 +5,7 @@ pub mod config;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;
+pub mod coordinator;
 pub mod cpus;
 pub mod metrics;
 pub mod metrics_histogram;
