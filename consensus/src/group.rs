@@ -165,11 +165,11 @@ pub enum RestoreError {
 /// What is to be done now.
 #[derive(Debug)]
 pub struct Ready {
-    /// To be given to [`Group::on_persisted`] once `entries` and the hard state they ride with are durable.
+    /// To be given to [`Group::on_persisted`] once `entries` and the hard state are durable.
     pub number: u64,
-    /// To be made durable together with the hard state ([`Group::hard_state`] after this Ready). They replace what stands at
-    /// and above the first of them. Without entries, a hard state of another term or vote is made durable by itself; another
-    /// commit index alone is not worth a write.
+    /// To be made durable in order, each together with [`Group::hard_state_with`] its index. They replace what stands at and
+    /// above the first of them. Without entries, a [`Group::hard_state`] of another term or vote is made durable by itself;
+    /// another commit index alone is not worth a write.
     pub entries: Vec<Entry>,
     /// A leader's: may be sent at once, while its own entries are on their way to the disk (Raft thesis 10.2.1).
     pub messages: Vec<Message>,
@@ -364,27 +364,48 @@ impl Group {
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {
             let (_, change) = self.changes.pop_front().expect("it was just looked at");
             self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            if self.is_leader() && !self.raw.raft.promotable() {
+                // raft-rs would let a leader that was removed go on, refusing every proposal.
+                let term = self.term();
+                self.raw.raft.become_follower(term, 0);
+            }
         }
         self.raw.advance_apply_to(index);
     }
 
-    /// Forgets the data of entries up to `index`, or up to what is applied and durable if that is less. Their terms stay.
-    pub fn compact(&mut self, index: u64) {
-        let keep_above = index.min(self.applied()).min(self.raw.raft.raft_log.persisted);
-        self.raw.mut_store().compact(keep_above);
+    /// Forgets the data of entries up to `index`, or less: what is not applied and durable is kept, and by a leader what some
+    /// peer has not acknowledged. Terms stay. Returns up to where data is forgotten.
+    pub fn compact(&mut self, index: u64) -> u64 {
+        let raft = &self.raw.raft;
+        let peers = raft.prs().iter().map(|(_, peer)| peer.matched).min().filter(|_| self.is_leader());
+        let keep_above = index.min(self.applied()).min(self.stable()).min(peers.unwrap_or(u64::MAX));
+        self.raw.mut_store().compact(keep_above)
     }
 
-    /// What is to be recorded now. Its commit index is one whose entries are durable already: a crash in the middle of a
-    /// Ready's records leaves no commit above the log's end.
+    /// What is to be recorded by itself, behind everything handed out so far.
     pub fn hard_state(&self) -> HardState {
+        self.hard_state_with(self.raw.store().last())
+    }
+
+    /// What is to be recorded together with the entry at `index`, behind the records of those before it, or in a checkpoint when
+    /// `index` is durable. Its commit index is never above that: no crash between two records leaves a commit above the log's
+    /// end. But it must not get lost either: who acknowledged an entry that was proposed after a change of the members must not
+    /// go back to the members before it.
+    pub fn hard_state_with(&self, index: u64) -> HardState {
         let raft = &self.raw.raft;
-        let commit = raft.raft_log.committed.min(raft.raft_log.persisted);
-        HardState { term: raft.term, vote: raft.vote, commit }
+        HardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed.min(index) }
     }
 
     /// The members as of [`Group::applied`], as bytes for a checkpoint of that index.
     pub fn conf_state(&self) -> Bytes {
         group_members::encode(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// Those who vote, ascending; while a change of several is under way, those who will.
+    pub fn voters(&self) -> Vec<u64> {
+        let mut voters = self.raw.raft.prs().conf().to_conf_state().take_voters();
+        voters.sort_unstable();
+        voters
     }
 
     pub fn is_leader(&self) -> bool {

@@ -96,13 +96,14 @@ impl GroupStorage {
         }
     }
 
-    /// Forgets the data of entries up to `to`; their terms stay.
-    pub(crate) fn compact(&mut self, to: u64) {
+    /// Forgets the data of entries up to `to`; their terms stay. Returns up to where data is forgotten now.
+    pub(crate) fn compact(&mut self, to: u64) -> u64 {
         if to > self.compacted {
             assert!(to <= self.last(), "only entries that exist are compacted");
             self.entries.drain(..(to - self.compacted) as usize);
             self.compacted = to;
         }
+        self.compacted
     }
 }
 

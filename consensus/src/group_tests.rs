@@ -243,16 +243,19 @@ fn a_lone_voter_does_not_win_while_its_log_is_on_its_way_to_the_disk() {
 }
 
 #[test]
-fn a_recorded_commit_is_never_above_what_is_durable() {
+fn a_recorded_commit_is_never_above_the_record_it_comes_with() {
     let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(7, 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.step(append(3, 0, 0, 4, 4));
     let ready = group.ready().unwrap();
     assert_eq!((ready.entries.len(), ready.committed.len(), group.commit()), (4, 0, 4));
     assert!(ready.messages.is_empty() && !ready.persisted_messages.is_empty(), "an acknowledgement waits for the disk");
-    assert_eq!(group.hard_state(), HardState { term: 3, vote: 0, commit: 0 });
+    for entry in &ready.entries {
+        let expected = HardState { term: 3, vote: 0, commit: entry.index };
+        assert_eq!(group.hard_state_with(entry.index), expected);
+    }
+    assert_eq!((group.hard_state().commit, group.stable()), (4, 0));
     group.on_persisted(ready.number);
-    assert_eq!(group.hard_state().commit, 4);
     assert_eq!(group.ready().unwrap().committed.len(), 4);
 }
 

@@ -8,6 +8,8 @@
 //! | [`group`] | one replica of one Raft group, on raft-rs |
 //! | [`descriptor`] | what a partition's entries carry through Raft, while their batches travel beside it |
 //! | [`metadata`] | commands, slices, snapshots and views |
+//! | [`seam`] | clock and transport, as those who drive all this have them |
+//! | `sim` | their fault-injecting twins, and many nodes on them (feature `sim`, and in tests) |
 
 pub mod descriptor;
 pub mod group;
@@ -15,6 +17,9 @@ mod group_log;
 mod group_members;
 mod group_storage;
 pub mod metadata;
+pub mod seam;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 /// Generated from `schema/*.fbs` by `schema/regenerate.sh`.
 #[rustfmt::skip]

@@ -8,6 +8,7 @@ pub mod config;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;
+pub mod coordinator;
 pub mod cpus;
 pub mod data_dir;
 pub mod limits;

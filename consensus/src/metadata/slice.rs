@@ -110,9 +110,14 @@ impl Slice {
         self.group_high
     }
 
+    /// By name.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.topics.values()
+    }
+
     /// What a view without this slice lacks.
     pub fn image(&self) -> impl Iterator<Item = Delta> {
-        self.topics.values().cloned().map(Delta::Topic)
+        self.topics().cloned().map(Delta::Topic)
     }
 
     /// Applies a committed command of this slice.

@@ -1,0 +1,173 @@
+//! A node's journal: records of all its groups in one order, one sync at a time, and what is left of them after a crash.
+//!
+//! It stands for the ring as a whole. That the ring keeps this promise on a real disk is proved in `wal`.
+
+use super::SimClock;
+use crate::group::{Entry, HardState, Position, Restored, TermRun};
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+/// One record of the journal.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub group: u64,
+    pub hard_state: HardState,
+    pub entry: Option<Entry>,
+}
+
+/// What a state machine wrote down of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// As of this index.
+    pub index: u64,
+    pub conf_state: Bytes,
+    pub state: Bytes,
+}
+
+/// What is durable of one group.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    pub hard_state: HardState,
+    pub before: Option<Position>,
+    pub entries: Vec<Entry>,
+    pub checkpoint: Checkpoint,
+}
+
+impl Image {
+    fn take(&mut self, record: Record) {
+        self.hard_state = record.hard_state;
+        if let Some(entry) = record.entry {
+            self.entries.retain(|older| older.index < entry.index);
+            self.entries.push(entry);
+        }
+    }
+
+    pub fn restored(&self) -> Restored {
+        let mut terms: Vec<TermRun> = Vec::new();
+        for entry in &self.entries {
+            if terms.last().is_none_or(|run| run.term != entry.term) {
+                terms.push(TermRun { first_index: entry.index, term: entry.term });
+            }
+        }
+        Restored {
+            hard_state: self.hard_state,
+            conf_state: self.checkpoint.conf_state.clone(),
+            terms,
+            before: self.before,
+            entries: self.entries.clone(),
+            applied: self.checkpoint.index,
+        }
+    }
+}
+
+pub struct SimDisk {
+    clock: SimClock,
+    rng: fastrand::Rng,
+    /// Longest time that a sync takes.
+    pub sync_max: Duration,
+    images: BTreeMap<u64, Image>,
+    staged: VecDeque<Record>,
+    /// Records ever appended, and those of them that are durable.
+    end: u64,
+    durable: u64,
+    /// The end when the running sync began, and when it will be over.
+    sync: Option<(u64, Duration)>,
+}
+
+impl SimDisk {
+    /// A disk takes its time in virtual time, whatever the clocks of its node show.
+    pub fn new(clock: SimClock, seed: u64, sync_max: Duration) -> Self {
+        Self {
+            clock,
+            rng: fastrand::Rng::with_seed(seed),
+            sync_max,
+            images: BTreeMap::new(),
+            staged: VecDeque::new(),
+            end: 0,
+            durable: 0,
+            sync: None,
+        }
+    }
+
+    /// Appends a record; returns the position that must be durable for it to be.
+    pub fn append(&mut self, record: Record) -> u64 {
+        self.staged.push_back(record);
+        self.end += 1;
+        self.end
+    }
+
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Starts a sync of what is staged, unless one is running.
+    pub fn sync(&mut self) {
+        if self.sync.is_none() && !self.staged.is_empty() {
+            let takes = Duration::from_micros(self.rng.u64(50..=self.sync_max.as_micros() as u64));
+            self.sync = Some((self.end, self.clock.time() + takes));
+        }
+    }
+
+    /// When the running sync is over.
+    pub fn next_at(&self) -> Option<Duration> {
+        self.sync.map(|(_, at)| at)
+    }
+
+    /// The running sync is over.
+    pub fn synced(&mut self) {
+        let (end, _) = self.sync.take().expect("a sync was running");
+        self.keep((end - self.durable) as usize);
+    }
+
+    /// What was appended since the last sync is lost, but for as many records as happened to reach the disk.
+    pub fn crash(&mut self) {
+        let kept = self.rng.usize(..=self.staged.len());
+        self.keep(kept);
+        self.staged.clear();
+        self.end = self.durable;
+        self.sync = None;
+    }
+
+    fn keep(&mut self, records: usize) {
+        for record in self.staged.drain(..records) {
+            self.images.entry(record.group).or_default().take(record);
+            self.durable += 1;
+        }
+    }
+
+    /// Everything is gone.
+    pub fn empty(&mut self) {
+        self.crash();
+        self.images.clear();
+    }
+
+    /// What is durable of a group.
+    pub fn image(&self, group: u64) -> Image {
+        self.images.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// Up to where a group's durable log is the one whose terms are given.
+    pub fn agrees_up_to(&self, group: u64, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
+        let Some(image) = self.images.get(&group) else { return 0 };
+        let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term)).last();
+        agreeing.map_or(image.before.map_or(0, |before| before.index), |entry| entry.index)
+    }
+
+    /// Writes a checkpoint and forgets the entries up to `forget`.
+    pub fn checkpoint(&mut self, group: u64, checkpoint: Checkpoint, forget: u64) {
+        assert!(forget <= checkpoint.index, "only what the checkpoint covers is forgotten");
+        let image = self.images.entry(group).or_default();
+        image.checkpoint = checkpoint;
+        if let Some(last) = image.entries.iter().rfind(|entry| entry.index <= forget) {
+            image.before = Some(Position { index: last.index, term: last.term });
+            image.entries.retain(|entry| entry.index > forget);
+        }
+    }
+}

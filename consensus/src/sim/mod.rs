@@ -1,0 +1,26 @@
+//! Many nodes in one thread, in virtual time, on a network and disks that fail as a seed says: the same seed, the same run.
+//!
+//! | module | is |
+//! |---|---|
+//! | `clock` | [`SimClock`]: drifting, stepping clocks on one virtual time |
+//! | `net` | [`SimNet`]: drops, delays, doubles, reorders, cuts one way |
+//! | `disk` | [`SimDisk`]: a journal that loses what was not synced, and tears it between records |
+//! | `node` | one broker's groups, driven as a core drives them |
+//! | `oracle` | what must hold whatever happens, checked after every event |
+//! | `cluster` | nodes, clients and faults, one event after the other |
+
+mod clock;
+mod cluster;
+mod disk;
+mod net;
+mod node;
+mod oracle;
+
+pub use clock::SimClock;
+pub use cluster::{Bug, Summary, run};
+pub use disk::{Checkpoint, Image, Record, SimDisk};
+pub use net::{Envelope, NetFaults, SimNet, SimTransport};
+pub use oracle::Violation;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! A network that drops, delays, doubles and reorders what it carries, and can be cut in one direction.
+
+use super::SimClock;
+use crate::seam::Transport;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+/// How bad the network is. Chances are of one message, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NetFaults {
+    pub dropped: f64,
+    pub doubled: f64,
+    /// Each copy takes a time of its own between these: late ones are overtaken.
+    pub delay_min: Duration,
+    pub delay_max: Duration,
+}
+
+impl NetFaults {
+    /// A healthy network within one building.
+    pub const NONE: Self = Self {
+        dropped: 0.0,
+        doubled: 0.0,
+        delay_min: Duration::from_micros(100),
+        delay_max: Duration::from_micros(400),
+    };
+}
+
+/// A message under way.
+#[derive(Clone, Debug)]
+pub struct Envelope<M> {
+    pub from: u64,
+    pub to: u64,
+    pub message: M,
+}
+
+pub struct SimNet<M> {
+    pub faults: NetFaults,
+    rng: fastrand::Rng,
+    sent: u64,
+    /// By arrival; the second number keeps those of one moment apart.
+    under_way: BTreeMap<(Duration, u64), Envelope<M>>,
+    /// Nothing arrives from the first node at the second.
+    cut: BTreeSet<(u64, u64)>,
+}
+
+impl<M: Clone> SimNet<M> {
+    pub fn new(seed: u64, faults: NetFaults) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        Self { faults, rng, sent: 0, under_way: BTreeMap::new(), cut: BTreeSet::new() }
+    }
+
+    pub fn send(&mut self, now: Duration, envelope: Envelope<M>) {
+        if self.rng.f64() < self.faults.dropped {
+            return;
+        }
+        let copies = if self.rng.f64() < self.faults.doubled { 2 } else { 1 };
+        for _ in 0..copies {
+            let span = (self.faults.delay_max - self.faults.delay_min).as_micros() as u64;
+            let delay = self.faults.delay_min + Duration::from_micros(self.rng.u64(..=span));
+            self.put_back(now + delay, envelope.clone());
+        }
+    }
+
+    /// Has it arrive at `at`.
+    pub fn put_back(&mut self, at: Duration, envelope: Envelope<M>) {
+        self.sent += 1;
+        self.under_way.insert((at, self.sent), envelope);
+    }
+
+    /// When the next message arrives.
+    pub fn next_at(&self) -> Option<Duration> {
+        self.under_way.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Takes the next message out; `None` if a cut swallows it.
+    pub fn arrive(&mut self) -> Option<Envelope<M>> {
+        let (_, envelope) = self.under_way.pop_first()?;
+        (!self.cut.contains(&(envelope.from, envelope.to))).then_some(envelope)
+    }
+
+    /// Cuts one direction.
+    pub fn cut(&mut self, from: u64, to: u64) {
+        self.cut.insert((from, to));
+    }
+
+    /// Undoes all cuts. What is still under way arrives.
+    pub fn heal(&mut self) {
+        self.cut.clear();
+    }
+}
+
+/// One node's way into a [`SimNet`].
+pub struct SimTransport<M> {
+    pub from: u64,
+    pub clock: SimClock,
+    pub net: Rc<RefCell<SimNet<M>>>,
+}
+
+impl<M: Clone> Transport for SimTransport<M> {
+    type Message = M;
+
+    fn send(&mut self, to: u64, message: M) {
+        self.net.borrow_mut().send(self.clock.time(), Envelope { from: self.from, to, message });
+    }
+}

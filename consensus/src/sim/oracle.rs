@@ -1,0 +1,174 @@
+//! What must hold whatever happens. It sees everything that every node does, and remembers.
+
+use crate::group::{Entry, TermRun};
+use bytes::Bytes;
+use std::collections::{BTreeMap, btree_map};
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+/// What a node did.
+#[derive(Debug)]
+pub enum Seen {
+    Voted {
+        node: u64,
+        group: u64,
+        term: u64,
+        to: u64,
+    },
+    Leads {
+        node: u64,
+        group: u64,
+        term: u64,
+        log: Vec<TermRun>,
+    },
+    /// Durably. What a lone voter lost with its term may come again otherwise.
+    Appended {
+        group: u64,
+        entry: Entry,
+    },
+    /// By a node that was in this term then.
+    Applied {
+        node: u64,
+        group: u64,
+        term: u64,
+        entry: Entry,
+        result: String,
+    },
+    State {
+        group: u64,
+        index: u64,
+        state: Bytes,
+    },
+}
+
+struct Committed {
+    entry: Entry,
+    /// What applying it gave.
+    result: String,
+    /// It was committed in this term or before. (The entry itself may be older still.)
+    known_in: u64,
+}
+
+/// One group's history.
+#[derive(Default)]
+pub struct History {
+    leaders: BTreeMap<u64, u64>,
+    votes: BTreeMap<(u64, u64), u64>,
+    /// What was ever appended at an index in a term.
+    appended: BTreeMap<(u64, u64), Entry>,
+    /// From index 1 on.
+    committed: Vec<Committed>,
+    /// How far each running node has applied.
+    applied: BTreeMap<u64, u64>,
+    states: BTreeMap<u64, Bytes>,
+    /// What clients were told is committed: index and data.
+    acked: BTreeMap<u64, Bytes>,
+}
+
+impl History {
+    pub fn committed(&self) -> u64 {
+        self.committed.len() as u64
+    }
+
+    pub fn acked(&self) -> u64 {
+        self.acked.len() as u64
+    }
+
+    pub fn leaders(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
+    /// The term of a committed entry.
+    pub fn term_of(&self, index: u64) -> Option<u64> {
+        Some(self.committed.get(index.checked_sub(1)? as usize)?.entry.term)
+    }
+
+    /// A node has just started, from a checkpoint of `applied`.
+    pub fn started(&mut self, node: u64, applied: u64) {
+        self.applied.insert(node, applied);
+    }
+
+    /// A client is told that what it proposed at `index` is committed.
+    pub fn ack(&mut self, index: u64, data: Bytes) {
+        self.acked.insert(index, data);
+    }
+
+    pub fn see(&mut self, seen: Seen) -> Result<(), Violation> {
+        match seen {
+            Seen::Voted { node, term, to, group } => {
+                let first = *self.votes.entry((term, node)).or_insert(to);
+                expect(first == to, || format!("group {group}: node {node} voted for {first} and {to} in term {term}"))
+            }
+            Seen::Leads { node, term, log, group } => {
+                let first = *self.leaders.entry(term).or_insert(node);
+                expect(first == node, || format!("group {group}: {first} and {node} both lead in term {term}"))?;
+                self.leader_is_complete(group, node, term, &log)
+            }
+            Seen::Appended { entry, group } => match self.appended.entry((entry.index, entry.term)) {
+                btree_map::Entry::Vacant(place) => {
+                    place.insert(entry);
+                    Ok(())
+                }
+                btree_map::Entry::Occupied(first) => expect(*first.get() == entry, || {
+                    format!("group {group}: index {} has two entries of term {}", entry.index, entry.term)
+                }),
+            },
+            Seen::Applied { node, term, entry, result, group } => {
+                self.applied(group, node, Committed { entry, result, known_in: term })
+            }
+            Seen::State { index, state, group } => {
+                let first = self.states.entry(index).or_insert_with(|| state.clone());
+                expect(*first == state, || format!("group {group}: two states at index {index}"))
+            }
+        }
+    }
+
+    /// Whoever leads has everything that was committed in earlier terms (Raft paper, 5.4: leader completeness).
+    fn leader_is_complete(&self, group: u64, node: u64, term: u64, log: &[TermRun]) -> Result<(), Violation> {
+        for committed in self.committed.iter().filter(|committed| committed.known_in < term) {
+            let entry = &committed.entry;
+            let after = log.partition_point(|run| run.first_index <= entry.index);
+            // Below the first run it was compacted, so applied.
+            let found = log[..after].last().map_or(entry.term, |run| run.term);
+            expect(found == entry.term, || {
+                format!("group {group}: node {node} leads in term {term} without the committed entry {}", entry.index)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, group: u64, node: u64, now: Committed) -> Result<(), Violation> {
+        let index = now.entry.index;
+        let before = self.applied.insert(node, index).unwrap_or(0);
+        expect(index == before + 1, || format!("group {group}: node {node} applied {index} after {before}"))?;
+        match self.committed.get(index as usize - 1) {
+            Some(first) => {
+                let (one, other) = (&first.entry, &now.entry);
+                expect(one == other, || format!("group {group}: {one:?} and {other:?} were both committed"))?;
+                let (one, other) = (&first.result, &now.result);
+                expect(one == other, || format!("group {group}: entry {index} gave {one} and {other}"))
+            }
+            None => {
+                let end = self.committed();
+                expect(index == end + 1, || format!("group {group}: {index} was committed before {}", end + 1))?;
+                self.committed.push(now);
+                Ok(())
+            }
+        }
+    }
+
+    /// What was acknowledged is committed, as it was proposed.
+    pub fn check_acked(&self, group: u64) -> Result<(), Violation> {
+        self.acked.iter().try_for_each(|(index, data)| {
+            let kept = self.committed.get(*index as usize - 1).is_some_and(|kept| kept.entry.data == *data);
+            expect(kept, || format!("group {group}: what was acknowledged at {index} is lost"))
+        })
+    }
+}
+
+fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation(what())) }
+}

@@ -1,0 +1,157 @@
+//! Whole clusters from seeds. A failing seed names the command that replays it.
+
+use super::*;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one.
+const SEEDS: u64 = 200;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
+}
+
+/// A run, with a panic as its violation.
+fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
+    catch_unwind(AssertUnwindSafe(|| run(seed, bug))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(Violation(format!("panic: {}", text.unwrap_or_default())))
+    })
+}
+
+#[test]
+fn groups_keep_their_promises_under_every_fault() {
+    let seeds = match number("SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut total = Summary::default();
+    for seed in seeds.clone() {
+        let summary = run_caught(seed, None).unwrap_or_else(|violation| {
+            panic!(
+                "seed {seed}: {violation}\nreplay: SIM_SEED={seed} cargo test -p consensus \
+                 groups_keep_their_promises_under_every_fault"
+            )
+        });
+        total.events += summary.events;
+        total.crashes += summary.crashes;
+        total.elections += summary.elections;
+        total.committed += summary.committed;
+        total.acked += summary.acked;
+        total.members_changed += summary.members_changed;
+    }
+    println!("{total:?}");
+    let runs = seeds.end - seeds.start;
+    if runs >= SEEDS {
+        // The faults must leave room for what they are to disturb.
+        let Summary { acked, crashes, elections, members_changed, .. } = total;
+        assert!(acked > 50 * runs && crashes > 4 * runs && elections > 5 * runs && members_changed > runs / 2);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [0, 1, 2, 3, 4] {
+        assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
+    }
+}
+
+fn found(bug: Bug) {
+    let violation = (1_000_000..1_001_000).find_map(|seed| Some((seed, run_caught(seed, Some(bug)).err()?)));
+    let (seed, violation) = violation.unwrap_or_else(|| panic!("{bug:?} is not seen in 1,000 seeds"));
+    println!("{bug:?} is seen by seed {seed}: {violation}");
+}
+
+#[test]
+fn acknowledging_before_the_sync_is_seen() {
+    found(Bug::AcknowledgedBeforeSync);
+}
+
+#[test]
+fn answering_before_the_sync_is_seen() {
+    found(Bug::AnsweredBeforeSync);
+}
+
+#[test]
+fn a_vote_that_is_not_recorded_is_seen() {
+    found(Bug::VoteNotRecorded);
+}
+
+#[test]
+fn a_commit_that_is_not_recorded_is_seen() {
+    found(Bug::CommitNotRecorded);
+}
+
+#[test]
+fn an_emptied_disk_that_keeps_its_identity_is_seen() {
+    found(Bug::EmptiedDiskReturns);
+}
+
+#[test]
+fn a_network_without_faults_delivers_once_and_a_cut_has_a_direction() {
+    let mut net = SimNet::new(1, NetFaults::NONE);
+    net.cut(1, 2);
+    for (from, to) in [(1, 2), (2, 1), (1, 3)] {
+        net.send(Duration::ZERO, Envelope { from, to, message: () });
+    }
+    let mut arrived = Vec::new();
+    while net.next_at().is_some() {
+        arrived.extend(net.arrive().map(|envelope| (envelope.from, envelope.to)));
+    }
+    arrived.sort_unstable();
+    assert_eq!(arrived, [(1, 3), (2, 1)]);
+}
+
+#[test]
+fn a_bad_network_drops_doubles_and_reorders() {
+    let faults = NetFaults { dropped: 0.2, doubled: 0.2, delay_max: Duration::from_millis(50), ..NetFaults::NONE };
+    let mut net = SimNet::new(7, faults);
+    for message in 0..1000u32 {
+        net.send(Duration::from_millis(u64::from(message)), Envelope { from: 1, to: 2, message });
+    }
+    let arrived: Vec<u32> = std::iter::from_fn(|| net.arrive()).map(|envelope| envelope.message).collect();
+    let copies = |message| arrived.iter().filter(|found| **found == message).count();
+    assert!((0..1000).any(|message| copies(message) == 0) && (0..1000).any(|message| copies(message) == 2));
+    assert!(!arrived.is_sorted());
+}
+
+#[test]
+fn a_clock_drifts_jumps_and_knows_when() {
+    use crate::seam::Clock;
+    let time = SimClock::default();
+    let fast = time.drifting(10_000);
+    time.advance_to(Duration::from_secs(100));
+    assert_eq!(fast.now(), Duration::from_secs(101));
+    fast.jump(Duration::from_secs(5));
+    assert_eq!(fast.now(), Duration::from_secs(106));
+    let at = fast.when(Duration::from_secs(207));
+    assert_eq!(at, Duration::from_secs(200));
+    time.advance_to(at);
+    assert_eq!(fast.now(), Duration::from_secs(207));
+}
+
+#[test]
+fn a_crash_loses_only_what_was_not_synced() {
+    use crate::group::{Entry, HardState};
+    let record = |index| Record {
+        group: 1,
+        hard_state: HardState::default(),
+        entry: Some(Entry { index, term: 1, entry_type: 0, data: bytes::Bytes::new() }),
+    };
+    let mut left = std::collections::BTreeSet::new();
+    for seed in 0..50 {
+        let mut disk = SimDisk::new(SimClock::default(), seed, Duration::from_millis(1));
+        disk.append(record(1));
+        disk.sync();
+        assert_eq!((disk.append(record(2)), disk.append(record(3))), (2, 3));
+        disk.synced();
+        assert_eq!((disk.durable(), disk.end()), (1, 3));
+        disk.crash();
+        left.insert(disk.image(1).entries.len());
+    }
+    assert_eq!(left.into_iter().collect::<Vec<_>>(), [1, 2, 3]);
+}

@@ -1,0 +1,5 @@
+//! The ring on the simulated disk.
+
+mod faults;
+mod harness;
+mod model;
