@@ -1,6 +1,9 @@
 //! The broker: cores, mesh, placement, partitions, group coordinator, Kafka handlers, metrics, CLI.
 
+pub mod admin;
+pub mod admin_pages;
 pub mod admission;
+pub mod banner;
 pub mod broker;
 pub mod cgroup;
 pub mod config;
@@ -11,8 +14,11 @@ pub mod coordinator;
 pub mod coordinators;
 pub mod core;
 pub mod cpus;
+pub mod data_dir;
 pub mod front;
 pub mod kafka;
+pub mod limits;
+pub mod logging;
 pub mod mesh;
 pub mod meta;
 pub mod metrics;

@@ -200,9 +200,9 @@ impl<D: Disk> Journal<D> {
             Refused::TooLarge => AppendError::TooLarge { bytes: record.bytes(), max: ring.entry_bytes_max() },
         });
         drop(ring);
-        let (end, payload) = staged?;
+        let (pos, payload) = staged?;
         self.inner.work.notify();
-        Ok(Staged { pos: end, payload })
+        Ok(Staged { pos, payload })
     }
 
     /// Everything that ends at or below this position is durable.

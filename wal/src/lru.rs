@@ -66,6 +66,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         self.map.len()
     }
 
+    #[cfg(test)]
     pub fn cost(&self) -> u64 {
         self.cost
     }

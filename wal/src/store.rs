@@ -17,6 +17,7 @@ use crate::{
     log_read::{Ahead, Batch, Read, ReadError, find_timestamp, read_cold},
     lru::Lru,
     record::{Entry, GroupId, HardState},
+    ring::RingConfig,
     segment::{Segment, SparseIndex},
     segment_format::SegmentId,
     signal::Signal,
@@ -37,6 +38,8 @@ use std::{
 pub struct StoreConfig {
     /// The ring's total size in bytes.
     pub ring_bytes: u64,
+    /// The ring's exact sizes, if they are not to follow from `ring_bytes`.
+    pub ring: Option<RingConfig>,
     /// A flush starts when this much of the ring is in use. 0 means a quarter of the ring.
     pub flush_trigger_bytes: u64,
     /// Memory for batches that are already in segments, kept for tailing consumers; counted by the ring memory they pin.
@@ -60,6 +63,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             ring_bytes: 256 << 20,
+            ring: None,
             flush_trigger_bytes: 0,
             cache_bytes: 128 << 20,
             read_ahead_bytes: 32 << 20,
@@ -271,6 +275,14 @@ impl State {
             && !std::mem::replace(&mut log.dirty, true)
         {
             self.dirty.push(group);
+        }
+    }
+
+    /// Marks a group of which a flush left something.
+    pub fn mark_if_unflushed(&mut self, group: GroupId) {
+        let log = self.groups.get(&group);
+        if log.is_some_and(|log| log.pending_cut.is_some() || log.needs_ring_from().is_some()) {
+            self.mark_dirty(group);
         }
     }
 

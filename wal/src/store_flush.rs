@@ -144,15 +144,7 @@ async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut
             while failure.borrow().is_none() {
                 let Some(group) = left.borrow_mut().pop_front() else { return };
                 let done = flush_group(shared, group, cut).await;
-                let mut state = shared.state.borrow_mut();
-                if state
-                    .groups
-                    .get(&group)
-                    .is_some_and(|log| log.pending_cut.is_some() || log.needs_ring_from().is_some())
-                {
-                    state.mark_dirty(group);
-                }
-                drop(state);
+                shared.state.borrow_mut().mark_if_unflushed(group);
                 if let Err(error) = done {
                     let mut failure = failure.borrow_mut();
                     if !matches!(*failure, Some(FlushError::Fatal(_))) {
@@ -389,12 +381,11 @@ async fn ask_app_states<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) {
     };
     for (at, group) in behind.into_iter().enumerate() {
         let Some(app) = host.app_state(group) else { continue };
-        let mut state = shared.state.borrow_mut();
-        let Some(log) = state.groups.get_mut(&group) else { continue };
-        assert!(app.index >= log.app.index, "group {}: the applied index never goes back", group.0);
-        assert!(app.index <= log.end.index, "group {}: what is applied is in the log", group.0);
-        log.app = app;
-        drop(state);
+        if let Some(log) = shared.state.borrow_mut().groups.get_mut(&group) {
+            assert!(app.index >= log.app.index, "group {}: the applied index never goes back", group.0);
+            assert!(app.index <= log.end.index, "group {}: what is applied is in the log", group.0);
+            log.app = app;
+        }
         if at % 64 == 63 {
             yield_now().await;
         }

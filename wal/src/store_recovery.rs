@@ -23,6 +23,7 @@ use crate::{
     log_read::{ReadError, read_entries},
     lru::Lru,
     record::{Entry, GroupId},
+    ring::RingConfig,
     signal::Signal,
     store::{
         LogPos, OpenError, RecoveredGroup, RecoveryReport, Removed, Shared, State, Store, StoreConfig, StoreDirs,
@@ -49,9 +50,10 @@ pub(crate) async fn open<D: Disk>(
     if config.flush_trigger_bytes == 0 {
         config.flush_trigger_bytes = config.ring_bytes / 4;
     }
+    let ring_config = config.ring.unwrap_or_else(|| RingConfig::of_bytes(config.ring_bytes));
     make_dirs(&disk, dirs).await?;
     let checkpoint = load_checkpoint(&disk, dirs, epoch).await?;
-    let (journal, ring) = Journal::open(disk.clone(), &dirs.core, epoch, &config).await?;
+    let (journal, ring) = Journal::open(disk.clone(), &dirs.core, epoch, ring_config).await?;
     let mut report = RecoveryReport {
         ring_records: ring.records.len() as u64,
         ring_bytes: journal.used(),

@@ -14,6 +14,7 @@ use wal::{
     log::LogOptions,
     log_read::{Batch, Read, ReadError},
     record::{Entry, GroupId, HardState, Span},
+    ring::RingConfig,
     store::{AppState, FlushHost, LogPos, OpenError, RecoveredGroup, Store, StoreConfig, StoreDirs, TermRun},
 };
 
@@ -72,6 +73,7 @@ pub fn with_loops<T>(seed: u64, store: &Store<SimDisk>, host: Rc<dyn FlushHost>,
 pub fn config() -> StoreConfig {
     StoreConfig {
         ring_bytes: 512 << 10,
+        ring: Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(512 << 10) }),
         flush_trigger_bytes: 96 << 10,
         cache_bytes: 64 << 10,
         read_ahead_bytes: 64 << 10,
