@@ -213,12 +213,24 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
             return Ok(());
         };
         group.replica().queued.set(false);
-        loop {
-            let committed = group.replica().take(&core.store, &mut ready_loop.persisting.borrow_mut())?;
-            let Some(committed) = committed else { break };
-            if !committed.is_empty() {
-                group.apply(core, committed);
-            }
+        settle(core, &*group)?;
+    }
+}
+
+/// Stages and applies whatever the group has ready.
+fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+    loop {
+        let committed = group.replica().take(&core.store, &mut core.ready_loop.persisting.borrow_mut())?;
+        let Some(committed) = committed else { return Ok(()) };
+        if !committed.is_empty() {
+            group.apply(core, committed);
         }
+    }
+}
+
+/// Stages what was just proposed, so that the ring's room is known when the next asks for it.
+pub fn stage(core: &Rc<Core>, group: &dyn Replicated) {
+    if let Err(error) = settle(core, group) {
+        core.storage_failed(&error.to_string());
     }
 }

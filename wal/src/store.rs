@@ -512,6 +512,11 @@ impl<D: Disk> Store<D> {
         self.shared.journal.admit(bytes)
     }
 
+    /// The largest sum of an entry's data and payload that the ring can hold.
+    pub fn entry_bytes_max(&self) -> usize {
+        self.shared.journal.entry_bytes_max()
+    }
+
     /// Waits until the ring has given back space since the call.
     pub async fn space_freed(&self) {
         self.shared.journal.space_freed().await
