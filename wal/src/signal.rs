@@ -56,9 +56,11 @@ pub async fn yield_now() {
     .await;
 }
 
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
 /// Drives all futures to their end; for a handful of them, since each wake polls all that are left.
-pub async fn join_all<T>(futures: impl IntoIterator<Item = Pin<Box<dyn Future<Output = T> + '_>>>) -> Vec<T> {
-    let mut left: Vec<Result<T, Pin<Box<dyn Future<Output = T> + '_>>>> = futures.into_iter().map(Err).collect();
+pub async fn join_all<T>(futures: impl IntoIterator<Item = Boxed<'_, T>>) -> Vec<T> {
+    let mut left: Vec<Result<T, Boxed<'_, T>>> = futures.into_iter().map(Err).collect();
     poll_fn(|context| {
         for slot in &mut left {
             if let Err(future) = slot
