@@ -236,9 +236,8 @@ impl Producers {
 
     /// Everything up to `index` is committed.
     pub fn commit_to(&mut self, index: u64) {
-        while let Some(TailBatch { producer_id, epoch, batch }) =
-            self.tail.pop_front_if(|tail| tail.batch.index <= index)
-        {
+        while self.tail.front().is_some_and(|tail| tail.batch.index <= index) {
+            let TailBatch { producer_id, epoch, batch } = self.tail.pop_front().expect("there is a front");
             self.committed.entry(producer_id).or_insert_with(|| Producer::new(epoch)).append(epoch, batch);
             let speculative = self.speculative.get_mut(&producer_id).expect("the tail's producers are in it");
             speculative.uncommitted -= 1;

@@ -40,12 +40,16 @@ impl Log {
     }
 }
 
+/// Epoch, sequence, count.
+type Batch = (i16, i32, i32);
+/// Name, what was written, the batch, the verdict.
+type Row = (&'static str, &'static [Batch], Batch, &'static str);
+
 #[test]
 fn verdicts() {
     const MAX: i32 = i32::MAX;
     #[rustfmt::skip]
-    let rows: &[(&str, &[(i16, i32, i32)], (i16, i32, i32), &str)] = &[
-        // what was written as (epoch, sequence, count), then the batch, then the verdict
+    let rows: &[Row] = &[
         ("unknown, from 0",                 &[],                        (0, 0, 1),       "new"),
         ("unknown, from anywhere: KIP-360", &[],                        (3, 77, 1),      "new"),
         ("next",                            &[(0, 0, 3)],               (0, 3, 1),       "new"),

@@ -186,7 +186,7 @@ impl<D: Disk> Journal<D> {
 
     /// Stages that the group is gone for good.
     pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
-        Ok(self.stage(group, HardState::default(), Record::Removed)?.end)
+        Ok(self.stage(group, HardState::default(), Record::Removed)?.pos)
     }
 
     fn stage(&self, group: GroupId, hard_state: HardState, record: Record<'_>) -> Result<Staged, AppendError> {
@@ -202,9 +202,9 @@ impl<D: Disk> Journal<D> {
             Refused::TooLarge => AppendError::TooLarge { bytes: record.bytes(), max: ring.entry_bytes_max() },
         });
         drop(ring);
-        let (end, payload) = staged?;
+        let (pos, payload) = staged?;
         self.inner.work.notify();
-        Ok(Staged { end, payload })
+        Ok(Staged { pos, payload })
     }
 
     /// Everything that ends at or below this position is durable.

@@ -56,26 +56,17 @@ pub async fn yield_now() {
     .await;
 }
 
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
-
 /// Drives all futures to their end; for a handful of them, since each wake polls all that are left.
-pub async fn join_all<T>(futures: impl IntoIterator<Item = Boxed<'_, T>>) -> Vec<T> {
-    let mut left: Vec<Result<T, Boxed<'_, T>>> = futures.into_iter().map(Err).collect();
+pub async fn join_all(futures: impl IntoIterator<Item = Pin<Box<dyn Future<Output = ()> + '_>>>) {
+    let mut left: Vec<_> = futures.into_iter().collect();
     poll_fn(|context| {
-        for slot in &mut left {
-            if let Err(future) = slot
-                && let Poll::Ready(value) = future.as_mut().poll(context)
-            {
-                *slot = Ok(value);
-            }
-        }
-        if left.iter().all(Result::is_ok) { Poll::Ready(()) } else { Poll::Pending }
+        left.retain_mut(|future| future.as_mut().poll(context).is_pending());
+        if left.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    left.into_iter().filter_map(Result::ok).collect()
 }
 
-/// Drives `work` to its end with `beside` running; `None` if `beside` ended first.
+/// Drives `work` to its end with `beside` running; an error if `beside` ended first.
 pub async fn beside<T, U>(work: impl Future<Output = T>, beside: impl Future<Output = U>) -> Result<T, U> {
     let (mut work, mut beside) = (std::pin::pin!(work), std::pin::pin!(beside));
     poll_fn(|context| {
@@ -104,14 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn all_are_joined_in_order_and_the_first_of_two_wins() {
+    fn all_are_joined_and_the_first_of_two_wins() {
         let mut context = Context::from_waker(Waker::noop());
-        let boxed = |value: u32| -> Pin<Box<dyn Future<Output = u32>>> {
+        let boxed = |turns: u32| -> Pin<Box<dyn Future<Output = ()>>> {
             Box::pin(async move {
-                for _ in 0..value {
+                for _ in 0..turns {
                     yield_now().await;
                 }
-                value
             })
         };
         let mut all = std::pin::pin!(join_all([boxed(2), boxed(0), boxed(1)]));
@@ -119,6 +109,6 @@ mod tests {
         assert_eq!(polls, 2);
         let mut both = std::pin::pin!(beside(boxed(2), boxed(1)));
         assert!(both.as_mut().poll(&mut context).is_pending());
-        assert_eq!(both.as_mut().poll(&mut context), Poll::Ready(Err(1)));
+        assert_eq!(both.as_mut().poll(&mut context), Poll::Ready(Err(())));
     }
 }

@@ -115,11 +115,11 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
         RingBody::Entry(entry) => {
             let staged = journal.append(group, hard_state, entry)?;
             assert_eq!(staged.payload, entry.payload.as_ref().map(|(_, payload)| payload.clone()));
-            staged.end
+            staged.pos
         }
-        RingBody::HardState => journal.append_hard_state(group, hard_state)?.end,
+        RingBody::HardState => journal.append_hard_state(group, hard_state)?.pos,
         RingBody::Truncate { from_index, from_offset } => {
-            journal.truncate(group, hard_state, *from_index, *from_offset)?.end
+            journal.truncate(group, hard_state, *from_index, *from_offset)?.pos
         }
         RingBody::Removed => journal.remove_group(group)?,
     };

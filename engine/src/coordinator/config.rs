@@ -1,0 +1,68 @@
+//! The coordinator's settings and bounds, under Kafka's names where Kafka has one.
+
+/// Most bytes of one string that is kept in the log, whose lengths are INT16. A longer one is refused.
+pub(crate) const STRING_BYTES_MAX: usize = i16::MAX as usize;
+
+/// Most bytes that one member may bring: its ids, protocol names and metadata. A join with more is refused with
+/// INVALID_REQUEST.
+pub const MEMBER_BYTES_MAX: usize = 1 << 20;
+
+/// Most member ids per group that were given out and not come back with (KIP-394). When full, the oldest is forgotten, and
+/// its owner, if it still comes, is told UNKNOWN_MEMBER_ID and asks for another.
+pub const PENDING_MEMBERS_MAX: usize = 1024;
+
+/// Tombstones are cut in batches of about this many bytes, below any sensible `max.message.bytes`.
+pub(crate) const TOMBSTONE_BATCH_BYTES: usize = 256 << 10;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `group.min.session.timeout.ms`: a shorter session is refused with INVALID_SESSION_TIMEOUT.
+    pub group_min_session_timeout_ms: i32,
+    /// `group.max.session.timeout.ms`: a longer session is refused with INVALID_SESSION_TIMEOUT.
+    pub group_max_session_timeout_ms: i32,
+    /// `group.initial.rebalance.delay.ms`: how long an empty group waits for more members after the first.
+    pub group_initial_rebalance_delay_ms: i32,
+    /// `group.max.size`: one member more is refused with GROUP_MAX_SIZE_REACHED.
+    pub group_max_size: usize,
+    /// How long a new member's first JoinGroup may wait, since it can't send heartbeats yet. Fixed in Kafka.
+    pub group_new_member_join_timeout_ms: i32,
+    /// `offset.metadata.max.bytes`, in UTF-16 units as Kafka counts: more is refused with OFFSET_METADATA_TOO_LARGE.
+    pub offset_metadata_max_bytes: usize,
+    /// `offsets.retention.minutes`, in ms: how long offsets outlive their group's last member, or their own commit.
+    pub offsets_retention_ms: i64,
+    /// `offsets.retention.check.interval.ms`.
+    pub offsets_retention_check_interval_ms: i64,
+    /// Most groups of one coordinator. One more is refused with COORDINATOR_NOT_AVAILABLE.
+    pub groups_max: usize,
+    /// Most committed offsets of one group. One more is refused with INVALID_COMMIT_OFFSET_SIZE.
+    pub group_offsets_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            group_min_session_timeout_ms: 6_000,
+            group_max_session_timeout_ms: 1_800_000,
+            group_initial_rebalance_delay_ms: 3_000,
+            group_max_size: 10_000,
+            group_new_member_join_timeout_ms: 300_000,
+            offset_metadata_max_bytes: 4096,
+            offsets_retention_ms: 7 * 24 * 3_600_000,
+            offsets_retention_check_interval_ms: 600_000,
+            groups_max: 100_000,
+            group_offsets_max: 100_000,
+        }
+    }
+}
+
+impl Config {
+    /// Asserts what the configuration's reader has to check.
+    pub(crate) fn assert_possible(&self) {
+        assert!(self.group_min_session_timeout_ms > 0, "a session lasts");
+        assert!(self.group_min_session_timeout_ms <= self.group_max_session_timeout_ms, "some session is allowed");
+        assert!(self.group_initial_rebalance_delay_ms >= 0 && self.group_new_member_join_timeout_ms > 0);
+        assert!(self.group_max_size > 0 && self.groups_max > 0 && self.group_offsets_max > 0, "there is room");
+        assert!(self.offset_metadata_max_bytes * 3 <= STRING_BYTES_MAX, "metadata fits its length in the log");
+        assert!(self.offsets_retention_ms > 0 && self.offsets_retention_check_interval_ms > 0);
+    }
+}

@@ -1,0 +1,171 @@
+//! What a group's rules may touch besides the group: time, timers, randomness, and what goes out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use net::{
+    StrBytes,
+    batch_build::BatchBuilder,
+    compression::Codec,
+    errors::ErrorCode,
+    messages::{DeleteGroupsResponse, JoinGroupResponse, OffsetCommitResponse, SyncGroupResponse},
+};
+
+use super::{
+    api::{GroupResponse, join_error, shape_join, sync_error},
+    config::Config,
+    group::MemberSettings,
+    records::{CommittedOffset, GroupRecord},
+    timers::Timers,
+};
+
+/// The two clocks: sessions must not end because the wall clock was set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic ms, from any origin. Timers count in it.
+    pub mono_ms: u64,
+    /// Ms since the epoch. Records bear it.
+    pub wall_ms: i64,
+}
+
+/// Names an append until [`super::Coordinator::appended`] tells how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppendId(pub u64);
+
+/// What the engine has to do.
+#[derive(Debug, PartialEq)]
+pub enum Output<T> {
+    /// Answer the request that came with this token.
+    Reply { token: T, response: GroupResponse },
+    /// Append this batch to the coordinator's partition, and call [`super::Coordinator::appended`] once it is committed or has
+    /// failed. The base offset is the partition's to assign. Appends are in the order in which they have to stand in the log.
+    Append { id: AppendId, batch: Bytes },
+}
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Waiting<T> {
+    pub(crate) token: T,
+    pub(crate) version: i16,
+}
+
+/// A partition's offset in a commit.
+#[derive(Clone, Debug)]
+pub(crate) struct OffsetChange {
+    pub(crate) topic: StrBytes,
+    pub(crate) partition: i32,
+    pub(crate) value: CommittedOffset,
+}
+
+/// What follows once an append is committed, or has failed.
+#[derive(Debug)]
+pub(crate) enum Then<T> {
+    Offsets {
+        group: StrBytes,
+        changes: Vec<OffsetChange>,
+        token: T,
+        response: OffsetCommitResponse,
+    },
+    Assignment {
+        group: StrBytes,
+        generation: i32,
+        assignments: HashMap<StrBytes, Bytes>,
+    },
+    StaticMember {
+        group: StrBytes,
+        instance_id: StrBytes,
+        member_id: StrBytes,
+        old_id: StrBytes,
+        old: MemberSettings,
+    },
+    /// The last member is gone. Where it asked to leave, its answer waits.
+    Emptied {
+        group: StrBytes,
+        reply: Option<(Waiting<T>, GroupResponse)>,
+    },
+    Tombstones(Tombstones),
+}
+
+/// Records that forget, as many as go in one batch.
+#[derive(Debug, Default)]
+pub(crate) struct Tombstones {
+    pub(crate) offsets: Vec<(StrBytes, StrBytes, i32)>,
+    pub(crate) groups: Vec<StrBytes>,
+    /// The DeleteGroups request that asked for it.
+    pub(crate) deletion: Option<u64>,
+}
+
+/// A DeleteGroups request whose tombstones are on their way.
+#[derive(Debug)]
+pub(crate) struct Deletion<T> {
+    pub(crate) token: T,
+    pub(crate) response: DeleteGroupsResponse,
+    /// Appends not answered yet.
+    pub(crate) open: usize,
+}
+
+/// The appends that are under way.
+#[derive(Debug)]
+pub(crate) struct Appends<T> {
+    pub(crate) open: BTreeMap<AppendId, Then<T>>,
+    pub(crate) deletions: BTreeMap<u64, Deletion<T>>,
+    pub(crate) next: u64,
+}
+
+impl<T> Default for Appends<T> {
+    fn default() -> Appends<T> {
+        Appends { open: BTreeMap::new(), deletions: BTreeMap::new(), next: 1 }
+    }
+}
+
+pub(crate) struct Env<'a, T> {
+    pub(crate) now: Now,
+    pub(crate) config: &'a Config,
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) timers: &'a mut Timers,
+    pub(crate) appends: &'a mut Appends<T>,
+    pub(crate) out: &'a mut Vec<Output<T>>,
+}
+
+impl<T> Env<'_, T> {
+    pub(crate) fn reply(&mut self, token: T, response: impl Into<GroupResponse>) {
+        self.out.push(Output::Reply { token, response: response.into() });
+    }
+
+    pub(crate) fn reply_join(&mut self, waiting: Waiting<T>, response: JoinGroupResponse) {
+        self.reply(waiting.token, shape_join(waiting.version, response));
+    }
+
+    pub(crate) fn refuse_join(&mut self, waiting: Waiting<T>, member_id: StrBytes, error: ErrorCode) {
+        self.reply(waiting.token, join_error(waiting.version, member_id, error));
+    }
+
+    pub(crate) fn reply_sync(&mut self, waiting: Waiting<T>, mut response: SyncGroupResponse) {
+        if waiting.version < 5 {
+            (response.protocol_type, response.protocol_name) = (None, None);
+        }
+        self.reply(waiting.token, response);
+    }
+
+    pub(crate) fn refuse_sync(&mut self, waiting: Waiting<T>, error: ErrorCode) {
+        self.reply(waiting.token, sync_error(error));
+    }
+
+    /// Sends records to the log, in one batch.
+    pub(crate) fn append(&mut self, records: &[GroupRecord], then: Then<T>) {
+        let mut batch = BatchBuilder::new(Codec::None);
+        for record in records {
+            let (key, value) = record.encode();
+            batch.push(self.now.wall_ms, Some(&key), value.as_deref());
+        }
+        let id = AppendId(self.appends.next);
+        self.appends.next += 1;
+        self.appends.open.insert(id, then);
+        self.out.push(Output::Append { id, batch: batch.finish() });
+    }
+
+    pub(crate) fn after(&self, ms: u64) -> u64 {
+        self.now.mono_ms + ms
+    }
+}

@@ -1,0 +1,387 @@
+//! One group: members, generation, committed offsets. What the rules do with them stands in `join`, `rebalance`, `session` and
+//! `offsets`.
+//!
+//! ```text
+//!            first join             all joined, or time over          leader's assignment is in the log
+//!   Empty ──────────────► PreparingRebalance ───────────► CompletingRebalance ───────────► Stable
+//!     ▲                     │    ▲    ▲                          │                            │
+//!     └──── nobody joined ──┘    │    └── member comes or goes ──┘                            │
+//!     │                          └─────────────── member comes or goes ───────────────────────┘
+//!     └─► Dead: its tombstone is on its way to the log
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+
+use ahash::RandomState;
+use bytes::Bytes;
+use net::{StrBytes, errors::ErrorCode, messages::JoinGroupRequest};
+
+use super::{
+    config::{MEMBER_BYTES_MAX, STRING_BYTES_MAX},
+    env::{Env, Now, Waiting},
+    records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
+    timers::{Slot, Timer, Timers},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Empty,
+    PreparingRebalance,
+    CompletingRebalance,
+    Stable,
+    Dead,
+}
+
+impl State {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            State::Empty => "Empty",
+            State::PreparingRebalance => "PreparingRebalance",
+            State::CompletingRebalance => "CompletingRebalance",
+            State::Stable => "Stable",
+            State::Dead => "Dead",
+        }
+    }
+
+    fn may_follow(self, before: State) -> bool {
+        use State::*;
+        match self {
+            Empty => matches!(before, PreparingRebalance | Dead),
+            PreparingRebalance => matches!(before, Stable | CompletingRebalance | Empty),
+            CompletingRebalance => before == PreparingRebalance,
+            Stable => before == CompletingRebalance,
+            Dead => before == Empty,
+        }
+    }
+}
+
+/// What a member can do, by falling preference: an assignor's name and what it wants to know of the member.
+pub(crate) type Protocols = Vec<(StrBytes, Bytes)>;
+
+/// A member's own settings; a static member's successor may bring others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberSettings {
+    pub(crate) rebalance_timeout_ms: u64,
+    pub(crate) session_timeout_ms: u64,
+    pub(crate) protocols: Protocols,
+}
+
+impl MemberSettings {
+    /// Copies what a request says; the request itself borrows from a whole frame.
+    pub(crate) fn from_request(request: &JoinGroupRequest, version: i16) -> MemberSettings {
+        let session_timeout_ms = request.session_timeout_ms.max(0) as u64;
+        let own_timeout = version == 0 || request.rebalance_timeout_ms < 0;
+        MemberSettings {
+            rebalance_timeout_ms: if own_timeout { session_timeout_ms } else { request.rebalance_timeout_ms as u64 },
+            session_timeout_ms,
+            protocols: request.protocols.iter().map(|p| (own(&p.name), Bytes::copy_from_slice(&p.metadata))).collect(),
+        }
+    }
+
+    /// Whether the request says the same of the member.
+    pub(crate) fn matches(&self, request: &JoinGroupRequest) -> bool {
+        let theirs = request.protocols.iter().map(|protocol| (&protocol.name, &protocol.metadata));
+        self.protocols.iter().map(|(name, metadata)| (name, metadata)).eq(theirs)
+    }
+
+    /// What the member says for a protocol.
+    pub(crate) fn metadata(&self, protocol: &str) -> Bytes {
+        self.protocols
+            .iter()
+            .find(|(name, _)| **name == *protocol)
+            .map_or_else(Bytes::new, |(_, metadata)| metadata.clone())
+    }
+}
+
+/// Refuses a join that would not fit its record, or would take more memory than a member may.
+pub(crate) fn check_join_size(request: &JoinGroupRequest, client_id: &str) -> Result<(), ErrorCode> {
+    /// The generated part of a member id: a dash and a UUID.
+    const GENERATED_BYTES: usize = 37;
+    let instance = request.group_instance_id.as_deref().unwrap_or_default();
+    let strings = [&*request.member_id, instance, &*request.protocol_type, client_id];
+    let protocols = || request.protocols.iter();
+    let longest = strings.iter().map(|s| s.len()).chain(protocols().map(|p| p.name.len())).max().unwrap_or(0);
+    let total =
+        strings.iter().map(|s| s.len()).chain(protocols().map(|p| p.name.len() + p.metadata.len())).sum::<usize>();
+    if longest > STRING_BYTES_MAX - GENERATED_BYTES || total > MEMBER_BYTES_MAX {
+        return Err(ErrorCode::InvalidRequest);
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+pub(crate) struct Member<T> {
+    pub(crate) instance_id: Option<StrBytes>,
+    pub(crate) client_id: StrBytes,
+    pub(crate) client_host: StrBytes,
+    pub(crate) settings: MemberSettings,
+    pub(crate) assignment: Bytes,
+    /// Its JoinGroup waits for the others.
+    pub(crate) joining: Option<Waiting<T>>,
+    /// Its SyncGroup waits for the leader's.
+    pub(crate) syncing: Option<Waiting<T>>,
+    /// It has not yet had an answer that names it, so it can't send heartbeats.
+    pub(crate) is_new: bool,
+    /// It has not yet asked for its assignment in this generation.
+    pub(crate) owes_sync: bool,
+    pub(crate) session: Slot,
+}
+
+/// An owned copy: strings of requests are slices of a whole frame, which must not be kept for them.
+pub(crate) fn own(string: &str) -> StrBytes {
+    StrBytes::from_string(string.to_owned())
+}
+
+#[derive(Debug)]
+pub(crate) struct Group<T> {
+    pub(crate) id: StrBytes,
+    pub(crate) state: State,
+    pub(crate) previous_state: State,
+    /// When the state began, in ms since the epoch.
+    pub(crate) state_timestamp: Option<i64>,
+    pub(crate) generation: i32,
+    /// None: the group never had a member, and only keeps offsets.
+    pub(crate) protocol_type: Option<StrBytes>,
+    pub(crate) protocol: Option<StrBytes>,
+    pub(crate) leader: Option<StrBytes>,
+    pub(crate) members: BTreeMap<StrBytes, Member<T>>,
+    /// Instance id to member id (KIP-345).
+    pub(crate) static_members: BTreeMap<StrBytes, StrBytes>,
+    /// Member ids that were given out and not come back with (KIP-394).
+    pub(crate) pending: BTreeMap<StrBytes, Slot>,
+    /// A member came while an initial rebalance waited.
+    pub(crate) new_member_added: bool,
+    pub(crate) join_timer: Slot,
+    pub(crate) sync_timer: Slot,
+    pub(crate) offsets: BTreeMap<StrBytes, BTreeMap<i32, CommittedOffset>>,
+    /// Commits on their way to the log, counted.
+    pub(crate) uncommitted: HashMap<(StrBytes, i32), usize, RandomState>,
+    /// The log knows the group, so that it takes a tombstone to forget it.
+    pub(crate) logged: bool,
+}
+
+impl<T> Group<T> {
+    pub(crate) fn new(id: StrBytes, now_ms: Option<i64>) -> Group<T> {
+        Group {
+            id,
+            state: State::Empty,
+            previous_state: State::Empty,
+            state_timestamp: now_ms,
+            generation: 0,
+            protocol_type: None,
+            protocol: None,
+            leader: None,
+            members: BTreeMap::new(),
+            static_members: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            new_member_added: false,
+            join_timer: None,
+            sync_timer: None,
+            offsets: BTreeMap::new(),
+            uncommitted: HashMap::default(),
+            logged: false,
+        }
+    }
+
+    /// Takes the place of whatever the group was, as the log says. Its offsets stay. For replay, when nothing waits.
+    pub(crate) fn replace_by(&mut self, value: GroupMetadata) {
+        let offsets = std::mem::take(&mut self.offsets);
+        *self = Group::new(self.id.clone(), Some(value.state_timestamp).filter(|&at| at != -1));
+        self.offsets = offsets;
+        self.logged = true;
+        self.generation = value.generation;
+        self.protocol_type = Some(value.protocol_type).filter(|name| !name.is_empty());
+        let protocol = value.protocol.clone().unwrap_or_default();
+        self.protocol = value.protocol;
+        self.leader = value.leader;
+        if !value.members.is_empty() {
+            (self.state, self.previous_state) = (State::Stable, State::CompletingRebalance);
+        }
+        for member in value.members {
+            if let Some(instance) = &member.instance_id {
+                self.static_members.insert(instance.clone(), member.member_id.clone());
+            }
+            self.leader.get_or_insert_with(|| member.member_id.clone());
+            let loaded = Member {
+                instance_id: member.instance_id,
+                client_id: member.client_id,
+                client_host: member.client_host,
+                settings: MemberSettings {
+                    rebalance_timeout_ms: member.rebalance_timeout_ms as u64,
+                    session_timeout_ms: member.session_timeout_ms as u64,
+                    protocols: vec![(protocol.clone(), member.subscription)],
+                },
+                assignment: member.assignment,
+                joining: None,
+                syncing: None,
+                is_new: false,
+                owes_sync: false,
+                session: None,
+            };
+            self.members.insert(member.member_id, loaded);
+        }
+    }
+
+    /// The group's record, with these assignments.
+    pub(crate) fn record(&self, assignment: impl Fn(&StrBytes, &Member<T>) -> Bytes) -> GroupRecord {
+        let protocol = self.protocol.clone().unwrap_or_default();
+        let members = self.members.iter().map(|(id, member)| MemberMetadata {
+            member_id: id.clone(),
+            instance_id: member.instance_id.clone(),
+            client_id: member.client_id.clone(),
+            client_host: member.client_host.clone(),
+            rebalance_timeout_ms: member.settings.rebalance_timeout_ms as i32,
+            session_timeout_ms: member.settings.session_timeout_ms as i32,
+            subscription: member.settings.metadata(&protocol),
+            assignment: assignment(id, member),
+        });
+        let value = GroupMetadata {
+            protocol_type: self.protocol_type.clone().unwrap_or_default(),
+            generation: self.generation,
+            protocol: self.protocol.clone(),
+            leader: self.leader.clone(),
+            state_timestamp: self.state_timestamp.unwrap_or(-1),
+            members: members.collect(),
+        };
+        GroupRecord::Group { group: self.id.clone(), value: Some(value) }
+    }
+
+    pub(crate) fn transition(&mut self, to: State, now: Now) {
+        assert!(to.may_follow(self.state), "group {} goes from {:?} to {to:?}", self.id, self.state);
+        (self.previous_state, self.state) = (self.state, to);
+        self.state_timestamp = Some(now.wall_ms);
+    }
+
+    pub(crate) fn is_leader(&self, member: &StrBytes) -> bool {
+        self.leader.as_ref() == Some(member)
+    }
+
+    /// Nothing is known of the group, and nothing is on its way: it may be forgotten without a word.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.state == State::Empty
+            && !self.logged
+            && self.members.is_empty()
+            && self.pending.is_empty()
+            && self.offsets.is_empty()
+            && self.uncommitted.is_empty()
+    }
+
+    /// Whether this member may speak for itself, or for the instance that it names (KIP-345).
+    pub(crate) fn validate_member(&self, member: &StrBytes, instance: Option<&StrBytes>) -> Result<(), ErrorCode> {
+        if let Some(instance) = instance {
+            match self.static_members.get(instance) {
+                None => return Err(ErrorCode::UnknownMemberId),
+                Some(current) if current != member => return Err(ErrorCode::FencedInstanceId),
+                Some(_) => {}
+            }
+        }
+        if self.members.contains_key(member) { Ok(()) } else { Err(ErrorCode::UnknownMemberId) }
+    }
+
+    /// An empty group takes whoever knows some protocol; others must share one with all members.
+    pub(crate) fn supports(&self, protocol_type: &str, protocols: &[&StrBytes]) -> bool {
+        if self.state == State::Empty {
+            return !protocol_type.is_empty() && !protocols.is_empty();
+        }
+        self.protocol_type.as_deref() == Some(protocol_type) && protocols.iter().any(|name| self.all_support(name))
+    }
+
+    fn all_support(&self, protocol: &StrBytes) -> bool {
+        self.members.values().all(|member| member.settings.protocols.iter().any(|(name, _)| name == protocol))
+    }
+
+    /// The protocol that most members prefer among those that all know; of equals, the first to be voted for.
+    pub(crate) fn select_protocol(&self) -> Option<StrBytes> {
+        let mut votes: Vec<(&StrBytes, usize)> = Vec::new();
+        for member in self.members.values() {
+            let (vote, _) = member.settings.protocols.iter().find(|(name, _)| self.all_support(name))?;
+            match votes.iter_mut().find(|(name, _)| *name == vote) {
+                Some((_, count)) => *count += 1,
+                None => votes.push((vote, 1)),
+            }
+        }
+        let most = votes.iter().map(|&(_, count)| count).max()?;
+        votes.iter().find(|&&(_, count)| count == most).map(|&(name, _)| name.clone())
+    }
+
+    pub(crate) fn rebalance_timeout_ms(&self) -> u64 {
+        self.members.values().map(|member| member.settings.rebalance_timeout_ms).max().unwrap_or(0)
+    }
+
+    pub(crate) fn joining(&self) -> usize {
+        self.members.values().filter(|member| member.joining.is_some()).count()
+    }
+
+    pub(crate) fn all_joined(&self) -> bool {
+        self.pending.is_empty() && self.members.values().all(|member| member.joining.is_some())
+    }
+
+    /// A pending member comes in, or a new one.
+    pub(crate) fn add(&mut self, id: StrBytes, member: Member<T>, protocol_type: &StrBytes, timers: &mut Timers) {
+        if let Some(mut session) = self.pending.remove(&id) {
+            timers.cancel(&mut session);
+        }
+        if let Some(instance) = &member.instance_id {
+            let before = self.static_members.insert(instance.clone(), id.clone());
+            assert!(before.is_none(), "a known instance replaces its member");
+        }
+        if self.members.is_empty() {
+            self.protocol_type = Some(own(protocol_type));
+        }
+        self.leader.get_or_insert_with(|| id.clone());
+        assert!(self.members.insert(id, member).is_none(), "member ids are given out once");
+    }
+
+    /// Takes a member, or a pending one, out. Its waiting requests are the caller's to answer, so they are given back.
+    pub(crate) fn remove(&mut self, id: &StrBytes, timers: &mut Timers) -> Option<Member<T>> {
+        if let Some(mut session) = self.pending.remove(id) {
+            timers.cancel(&mut session);
+        }
+        let mut member = self.members.remove(id)?;
+        timers.cancel(&mut member.session);
+        if let Some(instance) = &member.instance_id {
+            self.static_members.remove(instance);
+        }
+        if self.is_leader(id) {
+            self.leader = self.members.keys().next().cloned();
+        }
+        Some(member)
+    }
+
+    /// (Re)starts a member's session.
+    pub(crate) fn keep_alive(&mut self, id: &StrBytes, env: &mut Env<'_, T>) {
+        if let Some(member) = self.members.get_mut(id) {
+            let at = env.now.mono_ms + member.settings.session_timeout_ms;
+            let timer = Timer::Session { group: self.id.clone(), member: id.clone() };
+            env.timers.schedule(&mut member.session, at, timer);
+        }
+    }
+
+    /// Asserts what must hold between steps.
+    pub(crate) fn check(&self, timers: &Timers) {
+        let id = &self.id;
+        let has_members = !self.members.is_empty();
+        match self.state {
+            State::Empty | State::Dead => assert!(!has_members, "{id}: {:?} with members", self.state),
+            State::PreparingRebalance => assert!(timers.is_set(&self.join_timer), "{id}: nothing ends the rebalance"),
+            State::CompletingRebalance | State::Stable => {
+                assert!(has_members && self.protocol.is_some(), "{id}: no members")
+            }
+        }
+        assert_eq!(self.leader.is_some(), has_members, "{id}: leader {:?}", self.leader);
+        assert!(self.leader.as_ref().is_none_or(|leader| self.members.contains_key(leader)), "{id}: foreign leader");
+        let statics = self.members.iter().filter_map(|(id, member)| Some((member.instance_id.clone()?, id.clone())));
+        assert_eq!(self.static_members, statics.collect(), "{id}: instances");
+        let owing = self.members.values().any(|member| member.owes_sync);
+        assert!(!owing || timers.is_set(&self.sync_timer), "{id}: nothing ends the wait for SyncGroup");
+        for (member_id, member) in &self.members {
+            let waits = member.joining.is_some() || member.syncing.is_some();
+            assert!(waits || timers.is_set(&member.session), "{id}: nothing ends the session of {member_id}");
+            assert!(!self.pending.contains_key(member_id), "{id}: {member_id} is pending and a member");
+            assert!(member.syncing.is_none() || self.state == State::CompletingRebalance, "{id}: {member_id} syncs");
+        }
+        assert!(self.pending.values().all(|session| timers.is_set(session)), "{id}: nothing ends a pending member");
+        assert!(self.uncommitted.values().all(|&count| count > 0));
+        assert!(self.offsets.values().all(|partitions| !partitions.is_empty()));
+    }
+}

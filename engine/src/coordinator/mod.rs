@@ -1,0 +1,648 @@
+//! The group coordinator of one `__consumer_offsets` partition: Kafka's classic group protocol and committed offsets.
+//! Lives on: the core that owns the partition. Pure: no I/O, no clock, no locks; randomness comes from a seed.
+//!
+//! Rules and errors are those of Kafka 4's `GroupMetadataManager` and `OffsetMetadataManager` for classic groups. The log is the
+//! truth: what it does not hold (members that wait, member ids given out) is lost with a restart, and clients recover.
+//!
+//! How the engine drives it, one instance per partition that it leads:
+//! 1. [`Coordinator::new`] with a fresh seed when the partition becomes ours; [`Coordinator::replay`] for each committed batch
+//!    from the log's start to the high watermark, logging what it reports; then [`Coordinator::loaded`]. Until then every
+//!    request is answered COORDINATOR_LOAD_IN_PROGRESS.
+//! 2. [`GroupRequest::route`] says which partition a request belongs to, or how to cut it; [`GroupResponse::merge`] joins
+//!    the parts. A part whose partition is not led here is answered by [`GroupRequest::refuse`] with NOT_COORDINATOR. Offset commits
+//!    for topics that do not exist are to be taken out before (UNKNOWN_TOPIC_OR_PARTITION); that is not looked at here.
+//! 3. [`Coordinator::step`] for each request with its reply's token. The outputs are performed in order: `Reply` answers a token,
+//!    perhaps one of an earlier request; `Append` proposes the batch to the partition like a produced one, at once and in
+//!    this order.
+//! 4. [`Coordinator::appended`] when an append is committed or has failed. Successes come in the order of the appends. An append
+//!    that can't be proposed is reported likewise, with why.
+//! 5. [`Coordinator::tick`] when [`Coordinator::next_deadline`] has come. Ask for it again after every call.
+//! 6. [`Coordinator::resign`] when the partition is ours no more, or its log has failed: whoever waits is sent elsewhere.
+//!
+//! Every token is answered exactly once.
+//!
+//! Invariants ([`Coordinator::check`]): an offset is served only once it is in the log; a group's state and generation move by
+//! the picture in `group`; all that waits has a timer or an append that ends it.
+
+mod api;
+mod config;
+mod describe;
+mod env;
+mod group;
+mod join;
+mod offsets;
+mod rebalance;
+mod records;
+mod session;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use net::{
+    StrBytes,
+    errors::{ErrorCode, NONE},
+    messages::{
+        DeleteGroupsRequest, DeleteGroupsResponse, HeartbeatResponse, JoinGroupRequest, LeaveGroupRequest,
+        OffsetCommitRequest, delete_groups_response::DeletableGroupResult,
+    },
+    record::{ReadError, Records},
+};
+
+pub use self::{
+    api::{Context, GroupRequest, GroupResponse, Route, partition_of},
+    config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
+    env::{AppendId, Now, Output},
+    records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
+};
+use self::{
+    api::{append_error, offset_commit_error, shape_leave},
+    config::{STRING_BYTES_MAX, TOMBSTONE_BATCH_BYTES},
+    env::{Appends, Deletion, Env, Then, Tombstones},
+    group::{Group, State, check_join_size, own},
+    timers::{Slot, Timer, Timers},
+};
+
+/// Most bytes that one replayed batch may decompress to. The coordinator writes its batches uncompressed.
+const REPLAY_BATCH_BYTES_MAX: usize = 64 << 20;
+
+/// A record of the log that could not be used, and was skipped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    #[error("the batch can't be read: {0}")]
+    Batch(#[from] ReadError),
+    #[error("the batch is part of a transaction")]
+    Transactional,
+    #[error("record at offset {offset}: {error}")]
+    Record { offset: i64, error: RecordError },
+}
+
+/// The groups of one `__consumer_offsets` partition. `T` is what the engine answers a request by.
+#[derive(Debug)]
+pub struct Coordinator<T> {
+    config: Config,
+    rng: Rng,
+    loading: bool,
+    groups: BTreeMap<StrBytes, Group<T>>,
+    timers: Timers,
+    expiry: Slot,
+    appends: Appends<T>,
+    out: Vec<Output<T>>,
+}
+
+impl<T> Coordinator<T> {
+    /// A coordinator that is still to be told what its log holds. The seed must differ from one start to the next: member ids
+    /// are drawn from it.
+    pub fn new(config: Config, seed: u64) -> Coordinator<T> {
+        config.assert_possible();
+        Coordinator {
+            config,
+            rng: Rng::with_seed(seed),
+            loading: true,
+            groups: BTreeMap::new(),
+            timers: Timers::default(),
+            expiry: None,
+            appends: Appends::default(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Groups known.
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// When [`Coordinator::tick`] is due, in monotonic ms.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.timers.next_deadline()
+    }
+
+    /// Takes in one batch of the log. Returns what could not be used; to be logged, with the partition's name.
+    pub fn replay(&mut self, batch: &Bytes) -> Vec<Unusable> {
+        assert!(self.loading, "the log is replayed before anything is served");
+        let records = match Records::open(batch, REPLAY_BATCH_BYTES_MAX) {
+            Ok(records) => records,
+            Err(error) => return vec![error.into()],
+        };
+        if records.header().is_control() {
+            return vec![];
+        }
+        // A transaction's offsets count only with its marker; nothing here writes such.
+        if records.header().is_transactional() {
+            return vec![Unusable::Transactional];
+        }
+        let mut unusable = Vec::new();
+        for record in records.iter() {
+            match record {
+                Ok(record) => match GroupRecord::decode(record.key, record.value) {
+                    Ok(read) => self.apply(read),
+                    Err(error) => unusable.push(Unusable::Record { offset: record.offset, error }),
+                },
+                Err(error) => unusable.push(ReadError::from(error).into()),
+            }
+        }
+        unusable
+    }
+
+    fn apply(&mut self, record: GroupRecord) {
+        match record {
+            GroupRecord::Offset { group, topic, partition, value: Some(value) } => {
+                let group = self.groups.entry(group.clone()).or_insert_with(|| Group::new(group, None));
+                group.logged = true;
+                group.set_offset(topic, partition, Some(value));
+            }
+            GroupRecord::Offset { group, topic, partition, value: None } => {
+                self.forget_offset(&group, topic, partition)
+            }
+            GroupRecord::Group { group, value: Some(value) } => {
+                self.groups.entry(group.clone()).or_insert_with(|| Group::new(group, None)).replace_by(value);
+            }
+            GroupRecord::Group { group, value: None } => self.forget_group(&group),
+        }
+    }
+
+    /// A group without any is left to the next look for what has expired.
+    fn forget_offset(&mut self, id: &StrBytes, topic: StrBytes, partition: i32) {
+        if let Some(group) = self.groups.get_mut(id) {
+            group.set_offset(topic, partition, None);
+        }
+    }
+
+    /// The group is no more; offsets that the log still has keep their place.
+    fn forget_group(&mut self, id: &StrBytes) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let mut rest = Group::new(id.clone(), None);
+        rest.offsets = std::mem::take(&mut group.offsets);
+        rest.uncommitted = std::mem::take(&mut group.uncommitted);
+        rest.logged = !rest.offsets.is_empty();
+        *group = rest;
+        self.drop_if_vacant(id);
+    }
+
+    /// The log's end is reached. Members have a session's time to show up.
+    pub fn loaded(&mut self, now: Now) -> Vec<Output<T>> {
+        assert!(std::mem::take(&mut self.loading), "it is loaded once");
+        let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
+        for id in &ids {
+            self.with_group(now, id, |group, env| {
+                let members: Vec<StrBytes> = group.members.keys().cloned().collect();
+                for member in &members {
+                    group.keep_alive(member, env);
+                }
+                if members.len() > env.config.group_max_size {
+                    tracing::info!(group = %group.id, members = members.len(), "the group is over its maximum size");
+                    group.prepare_rebalance(env);
+                }
+            });
+        }
+        let at = now.mono_ms + self.config.offsets_retention_check_interval_ms as u64;
+        self.timers.schedule(&mut self.expiry, at, Timer::Expiry);
+        self.finish(now)
+    }
+
+    /// Takes a request, whose answer, now or later, bears its token.
+    pub fn step(&mut self, now: Now, context: &Context, request: GroupRequest, token: T) -> Vec<Output<T>> {
+        if self.loading {
+            let response = match &request {
+                // All is well with the member, as far as we know.
+                GroupRequest::Heartbeat(_) => HeartbeatResponse::default().into(),
+                _ => request.refuse(context.version, ErrorCode::CoordinatorLoadInProgress),
+            };
+            self.out.push(Output::Reply { token, response });
+            return std::mem::take(&mut self.out);
+        }
+        if let Err(error) = check_group_id(&request) {
+            let response = request.refuse(context.version, error);
+            self.out.push(Output::Reply { token, response });
+            return std::mem::take(&mut self.out);
+        }
+        let version = context.version;
+        match request {
+            GroupRequest::JoinGroup(request) => self.join(now, context, request, token),
+            GroupRequest::LeaveGroup(request) => self.leave(now, version, request, token),
+            GroupRequest::OffsetCommit(request) => self.commit(now, version, request, token),
+            GroupRequest::DeleteGroups(request) => self.delete(now, &request, token),
+            GroupRequest::SyncGroup(sync) => match self.groups.contains_key(&sync.group_id.0) {
+                true => {
+                    let id = sync.group_id.0.clone();
+                    self.with_group(now, &id, |group, env| group.sync(env, version, sync, token));
+                }
+                false => self.reply(token, GroupRequest::from(sync).refuse(version, ErrorCode::UnknownMemberId)),
+            },
+            GroupRequest::Heartbeat(heartbeat) => {
+                let unknown = || HeartbeatResponse::default().with_error_code(ErrorCode::UnknownMemberId.code());
+                let response = self.with_group(now, &heartbeat.group_id, |group, env| group.heartbeat(env, &heartbeat));
+                self.reply(token, response.unwrap_or_else(unknown));
+            }
+            GroupRequest::OffsetFetch(request) => {
+                let response = offsets::fetch(|id| self.groups.get(id), version, &request);
+                self.reply(token, response);
+            }
+            GroupRequest::DescribeGroups(request) => {
+                let response = describe::describe(|id| self.groups.get(id), version, &request);
+                self.reply(token, response);
+            }
+            GroupRequest::ListGroups(request) => {
+                let response = describe::list(self.groups.values(), &request);
+                self.reply(token, response);
+            }
+        }
+        self.finish(now)
+    }
+
+    /// Ends what has lasted long enough.
+    pub fn tick(&mut self, now: Now) -> Vec<Output<T>> {
+        self.finish(now)
+    }
+
+    /// An append is committed, or has failed.
+    pub fn appended(&mut self, now: Now, id: AppendId, outcome: Result<(), ErrorCode>) -> Vec<Output<T>> {
+        let overtaken = self.appends.open.first_key_value().is_some_and(|(&first, _)| first < id);
+        assert!(outcome.is_err() || !overtaken, "appends are committed in order");
+        let then = self.appends.open.remove(&id).expect("each append is answered once");
+        self.follow_up(now, then, outcome.map_err(append_error));
+        self.finish(now)
+    }
+
+    fn follow_up(&mut self, now: Now, then: Then<T>, outcome: Result<(), ErrorCode>) {
+        match then {
+            Then::Offsets { group: id, changes, token, mut response } => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.commit_stored(changes, outcome.is_ok());
+                    if outcome.is_err() {
+                        self.drop_if_vacant(&id);
+                    }
+                }
+                if let Err(error) = outcome {
+                    offsets::fail_commit(&mut response, error);
+                }
+                self.reply(token, response);
+            }
+            Then::Assignment { group, generation, assignments } => {
+                self.with_group(now, &group, |group, env| {
+                    group.assignment_stored(env, generation, assignments, outcome)
+                });
+            }
+            Then::StaticMember { group, instance_id, member_id, old_id, old } => {
+                self.with_group(now, &group, |group, env| match outcome {
+                    Ok(()) => group.static_member_stored(env, &member_id, &old_id),
+                    Err(error) => {
+                        group.static_member_not_stored(env, (&instance_id, &member_id, &old_id), old, error);
+                    }
+                });
+            }
+            Then::Emptied { group, reply } => {
+                if let Err(error) = outcome {
+                    // Its members come back with a restart, and time out.
+                    tracing::warn!(group = %group, error = error.code(), "could not store that the group is empty");
+                }
+                if let Some((waiting, response)) = reply {
+                    let refused = |error: ErrorCode| {
+                        GroupRequest::from(LeaveGroupRequest::default()).refuse(waiting.version, error)
+                    };
+                    self.reply(waiting.token, outcome.map_or_else(refused, |()| response));
+                }
+            }
+            Then::Tombstones(tombstones) => self.tombstones_stored(tombstones, outcome),
+        }
+    }
+
+    /// The partition is ours no more: whoever waits is to look for the new coordinator.
+    pub fn resign(mut self) -> Vec<Output<T>> {
+        let now = Now::default();
+        for (_, mut group) in std::mem::take(&mut self.groups) {
+            let mut env = Env {
+                now,
+                config: &self.config,
+                rng: &mut self.rng,
+                timers: &mut self.timers,
+                appends: &mut self.appends,
+                out: &mut self.out,
+            };
+            for (id, member) in std::mem::take(&mut group.members) {
+                if let Some(joining) = member.joining {
+                    env.refuse_join(joining, id, ErrorCode::NotCoordinator);
+                }
+                if let Some(syncing) = member.syncing {
+                    env.refuse_sync(syncing, ErrorCode::NotCoordinator);
+                }
+            }
+        }
+        for (_, then) in std::mem::take(&mut self.appends.open) {
+            self.follow_up(now, then, Err(ErrorCode::NotCoordinator));
+        }
+        self.timers.clear();
+        self.out
+    }
+
+    fn reply(&mut self, token: T, response: impl Into<GroupResponse>) {
+        self.out.push(Output::Reply { token, response: response.into() });
+    }
+
+    fn env(&mut self, now: Now) -> Env<'_, T> {
+        Env {
+            now,
+            config: &self.config,
+            rng: &mut self.rng,
+            timers: &mut self.timers,
+            appends: &mut self.appends,
+            out: &mut self.out,
+        }
+    }
+
+    /// Runs a rule on a group, if it exists, and forgets the group if nothing is left of it.
+    fn with_group<R>(
+        &mut self,
+        now: Now,
+        id: &StrBytes,
+        rule: impl FnOnce(&mut Group<T>, &mut Env<'_, T>) -> R,
+    ) -> Option<R> {
+        let group = self.groups.get_mut(id)?;
+        let mut env = Env {
+            now,
+            config: &self.config,
+            rng: &mut self.rng,
+            timers: &mut self.timers,
+            appends: &mut self.appends,
+            out: &mut self.out,
+        };
+        let result = rule(group, &mut env);
+        self.drop_if_vacant(id);
+        Some(result)
+    }
+
+    fn drop_if_vacant(&mut self, id: &StrBytes) {
+        if self.groups.get(id).is_some_and(|group| group.is_vacant()) {
+            self.groups.remove(id);
+        }
+    }
+
+    /// Adds the group if there is room for another.
+    fn create_group(&mut self, now: Now, id: &StrBytes) -> Result<(), ErrorCode> {
+        if self.groups.contains_key(id) {
+            return Ok(());
+        }
+        if self.groups.len() >= self.config.groups_max {
+            return Err(ErrorCode::CoordinatorNotAvailable);
+        }
+        let id = own(id);
+        self.groups.insert(id.clone(), Group::new(id, Some(now.wall_ms)));
+        Ok(())
+    }
+
+    fn join(&mut self, now: Now, context: &Context, request: JoinGroupRequest, token: T) {
+        let id = request.group_id.0.clone();
+        let session = self.config.group_min_session_timeout_ms..=self.config.group_max_session_timeout_ms;
+        let checked = if !session.contains(&request.session_timeout_ms) {
+            Err(ErrorCode::InvalidSessionTimeout)
+        } else if let Err(error) = check_join_size(&request, &context.client_id) {
+            Err(error)
+        } else if request.member_id.is_empty() {
+            self.create_group(now, &id)
+        } else if self.groups.contains_key(&id) {
+            Ok(())
+        } else {
+            Err(ErrorCode::UnknownMemberId)
+        };
+        match checked {
+            Ok(()) => {
+                self.with_group(now, &id, |group, env| group.join(env, context, &request, token));
+            }
+            Err(error) => self.reply(token, GroupRequest::from(request).refuse(context.version, error)),
+        }
+    }
+
+    fn leave(&mut self, now: Now, version: i16, request: LeaveGroupRequest, token: T) {
+        let id = request.group_id.0.clone();
+        if self.groups.contains_key(&id) {
+            self.with_group(now, &id, |group, env| group.leave(env, version, &request, token));
+            return;
+        }
+        let unknown = Err(ErrorCode::UnknownMemberId);
+        let members = session::leaving(version, &request);
+        let members = members.iter().map(|identity| session::left_response(identity, &unknown)).collect();
+        self.reply(token, shape_leave(version, members));
+    }
+
+    fn commit(&mut self, now: Now, version: i16, request: OffsetCommitRequest, token: T) {
+        /// The first version that can say that there is no such group (KIP-848).
+        const GROUP_NOT_FOUND_FROM: i16 = 9;
+        let id = request.group_id.0.clone();
+        let allowed = match self.groups.get(&id) {
+            Some(group) => group.validate_commit(&request),
+            None if request.generation_id_or_member_epoch < 0 => self.create_group(now, &id),
+            None if version >= GROUP_NOT_FOUND_FROM => Err(ErrorCode::GroupIdNotFound),
+            None => Err(ErrorCode::IllegalGeneration),
+        };
+        match allowed {
+            Ok(()) => {
+                self.with_group(now, &id, |group, env| group.commit(env, &request, token));
+            }
+            Err(error) => self.reply(token, offset_commit_error(&request, error)),
+        }
+    }
+
+    fn delete(&mut self, now: Now, request: &DeleteGroupsRequest, token: T) {
+        let mut response = DeleteGroupsResponse::default();
+        let mut victims = Vec::new();
+        let mut seen = BTreeSet::new();
+        for id in request.groups_names.iter().filter(|&id| seen.insert(id)) {
+            let outcome = match self.groups.get_mut(&id.0) {
+                None => Err(ErrorCode::GroupIdNotFound),
+                Some(group) => match group.state {
+                    State::Dead => Err(ErrorCode::GroupIdNotFound),
+                    State::Empty => Ok(group),
+                    _ => Err(ErrorCode::NonEmptyGroup),
+                },
+            };
+            let result = DeletableGroupResult::default().with_group_id(id.clone());
+            response.results.push(result.with_error_code(net::errors::code(&outcome)));
+            if let Ok(group) = outcome {
+                let stored = group.offsets.iter().flat_map(|(t, offsets)| offsets.keys().map(move |&p| (t.clone(), p)));
+                // A commit on its way comes before the tombstones and must not outlive them.
+                let mut offsets: Vec<_> = stored.chain(group.uncommitted.keys().cloned()).collect();
+                offsets.sort_unstable();
+                offsets.dedup();
+                victims.push(Victim { group: group.id.clone(), offsets, whole: true });
+            }
+        }
+        if victims.is_empty() {
+            return self.reply(token, response);
+        }
+        let key = self.appends.next;
+        let open = self.write_tombstones(now, victims, Some(key));
+        self.appends.deletions.insert(key, Deletion { token, response, open });
+    }
+
+    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211).
+    fn expire(&mut self, now: Now) {
+        let mut victims = Vec::new();
+        for group in self.groups.values() {
+            let (offsets, all) = group.expired_offsets(now.wall_ms, self.config.offsets_retention_ms);
+            let whole = all && group.state == State::Empty && group.pending.is_empty();
+            if whole || !offsets.is_empty() {
+                victims.push(Victim { group: group.id.clone(), offsets, whole });
+            }
+        }
+        if !victims.is_empty() {
+            let offsets: usize = victims.iter().map(|victim| victim.offsets.len()).sum();
+            let groups = victims.iter().filter(|victim| victim.whole).count();
+            tracing::info!(offsets, groups, "expired committed offsets, and groups without any");
+            self.write_tombstones(now, victims, None);
+        }
+    }
+
+    /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are
+    /// Dead from here on, until the log has it.
+    fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
+        let mut batches: Vec<(Vec<GroupRecord>, Tombstones)> = Vec::new();
+        let mut room = 0usize;
+        let mut push = |record: GroupRecord| {
+            // Some bytes for the record's own framing.
+            let bytes = 64 + record.encode().0.len();
+            if bytes > room {
+                batches.push((vec![], Tombstones { deletion, ..Tombstones::default() }));
+                room = TOMBSTONE_BATCH_BYTES;
+            }
+            room = room.saturating_sub(bytes);
+            let (records, tombstones) = batches.last_mut().expect("there is one with room");
+            match &record {
+                GroupRecord::Offset { group, topic, partition, .. } => {
+                    tombstones.offsets.push((group.clone(), topic.clone(), *partition));
+                }
+                GroupRecord::Group { group, .. } => tombstones.groups.push(group.clone()),
+            }
+            records.push(record);
+        };
+        for Victim { group: id, offsets, whole } in victims {
+            for (topic, partition) in offsets {
+                push(GroupRecord::Offset { group: id.clone(), topic, partition, value: None });
+            }
+            if whole {
+                let group = self.groups.get_mut(&id).expect("victims exist");
+                for (_, mut session) in std::mem::take(&mut group.pending) {
+                    self.timers.cancel(&mut session);
+                }
+                group.state = State::Dead;
+                push(GroupRecord::Group { group: id, value: None });
+            }
+        }
+        let count = batches.len();
+        let mut env = self.env(now);
+        for (records, tombstones) in batches {
+            env.append(&records, Then::Tombstones(tombstones));
+        }
+        count
+    }
+
+    fn tombstones_stored(&mut self, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
+        let Tombstones { offsets, groups, deletion } = tombstones;
+        if let Err(error) = outcome {
+            for id in &groups {
+                if let Some(group) = self.groups.get_mut(id).filter(|group| group.state == State::Dead) {
+                    group.state = State::Empty;
+                }
+            }
+            let deletion = deletion.and_then(|key| self.appends.deletions.get_mut(&key));
+            for result in deletion.into_iter().flat_map(|deletion| &mut deletion.response.results) {
+                let concerned = groups.contains(&result.group_id.0)
+                    || offsets.iter().any(|(group, _, _)| *group == result.group_id.0);
+                if concerned && result.error_code == NONE {
+                    result.error_code = error.code();
+                }
+            }
+        } else {
+            for (group, topic, partition) in offsets {
+                self.forget_offset(&group, topic, partition);
+            }
+            for group in groups {
+                self.forget_group(&group);
+            }
+        }
+        let Some(key) = deletion else { return };
+        let deletion = self.appends.deletions.get_mut(&key).expect("it is open");
+        deletion.open -= 1;
+        if deletion.open == 0 {
+            let Deletion { token, response, .. } = self.appends.deletions.remove(&key).expect("it is open");
+            self.reply(token, response);
+        }
+    }
+
+    /// Ends what is due, and hands out what is to be done.
+    fn finish(&mut self, now: Now) -> Vec<Output<T>> {
+        while let Some(timer) = self.timers.pop_due(now.mono_ms) {
+            match timer {
+                Timer::Session { group, member } => {
+                    self.with_group(now, &group, |group, env| group.session_expired(env, &member));
+                }
+                Timer::InitialJoin { group, delay_ms, remaining_ms } => {
+                    self.with_group(now, &group, |group, env| group.initial_join_expired(env, delay_ms, remaining_ms));
+                }
+                Timer::Join { group } => {
+                    self.with_group(now, &group, |group, env| group.complete_join(env));
+                }
+                Timer::Sync { group } => {
+                    self.with_group(now, &group, |group, env| group.sync_expired(env));
+                }
+                Timer::Expiry => {
+                    let at = now.mono_ms + self.config.offsets_retention_check_interval_ms as u64;
+                    self.timers.schedule(&mut self.expiry, at, Timer::Expiry);
+                    self.expire(now);
+                }
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// Asserts the module's invariants. For tests and simulation.
+    pub fn check(&self) {
+        let mut timers = usize::from(self.timers.is_set(&self.expiry));
+        for (id, group) in &self.groups {
+            assert_eq!(*id, group.id);
+            if self.loading {
+                continue;
+            }
+            group.check(&self.timers);
+            let slots = [&group.join_timer, &group.sync_timer].into_iter();
+            let slots = slots.chain(group.pending.values()).chain(group.members.values().map(|member| &member.session));
+            timers += slots.filter(|slot| self.timers.is_set(slot)).count();
+            assert!(!group.is_vacant(), "{id} is kept for nothing");
+        }
+        assert_eq!(timers, self.timers.len(), "every timer belongs to somebody");
+        assert!(self.out.is_empty(), "outputs are handed out");
+        let open = self.appends.open.values();
+        let deletions =
+            open.filter(|then| matches!(then, Then::Tombstones(Tombstones { deletion: Some(_), .. }))).count();
+        assert_eq!(deletions, self.appends.deletions.values().map(|deletion| deletion.open).sum::<usize>());
+    }
+}
+
+/// What of a group is to be forgotten.
+struct Victim {
+    group: StrBytes,
+    offsets: Vec<(StrBytes, i32)>,
+    whole: bool,
+}
+
+/// Offsets alone may be kept under an empty group id, as in Kafka.
+fn check_group_id(request: &GroupRequest) -> Result<(), ErrorCode> {
+    let (id, may_be_empty) = match request {
+        GroupRequest::JoinGroup(request) => (&request.group_id, false),
+        GroupRequest::SyncGroup(request) => (&request.group_id, false),
+        GroupRequest::Heartbeat(request) => (&request.group_id, false),
+        GroupRequest::LeaveGroup(request) => (&request.group_id, false),
+        GroupRequest::OffsetCommit(request) => (&request.group_id, true),
+        _ => return Ok(()),
+    };
+    if id.len() > STRING_BYTES_MAX || (id.is_empty() && !may_be_empty) {
+        return Err(ErrorCode::InvalidGroupId);
+    }
+    Ok(())
+}

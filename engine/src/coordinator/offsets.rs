@@ -1,0 +1,330 @@
+//! Committed offsets: OffsetCommit, OffsetFetch, and when they expire (`OffsetMetadataManager`; KIP-211).
+
+use std::collections::BTreeSet;
+
+use net::{
+    StrBytes,
+    errors::{ErrorCode, NONE},
+    messages::{
+        OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, TopicName,
+        offset_commit_request::OffsetCommitRequestPartition,
+        offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
+        offset_fetch_response::{
+            OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+            OffsetFetchResponseTopic, OffsetFetchResponseTopics,
+        },
+    },
+};
+
+use super::{
+    config::{Config, STRING_BYTES_MAX},
+    env::{Env, OffsetChange, Then},
+    group::{Group, State, own},
+    records::{CommittedOffset, GroupRecord},
+};
+
+/// Clients whose assignments' subscriptions we can read.
+const CONSUMER_PROTOCOL: &str = "consumer";
+
+impl<T> Group<T> {
+    /// Whether such a commit is allowed (`ClassicGroup.validateOffsetCommit`).
+    pub(crate) fn validate_commit(&self, request: &OffsetCommitRequest) -> Result<(), ErrorCode> {
+        let generation = request.generation_id_or_member_epoch;
+        match self.state {
+            State::Dead => return Err(ErrorCode::CoordinatorNotAvailable),
+            // Who manages its partitions by itself uses the group only to keep offsets.
+            State::Empty if generation < 0 => return Ok(()),
+            _ => {}
+        }
+        if generation >= 0 || !request.member_id.is_empty() || request.group_instance_id.is_some() {
+            self.validate_member(&request.member_id, request.group_instance_id.as_ref())?;
+            if generation != self.generation {
+                return Err(ErrorCode::IllegalGeneration);
+            }
+        } else if self.state != State::Empty {
+            return Err(ErrorCode::UnknownMemberId);
+        }
+        if self.state == State::CompletingRebalance {
+            return Err(ErrorCode::RebalanceInProgress);
+        }
+        Ok(())
+    }
+
+    /// A commit that [`Group::validate_commit`] allowed.
+    pub(crate) fn commit(&mut self, env: &mut Env<'_, T>, request: &OffsetCommitRequest, token: T) {
+        if matches!(self.state, State::Stable | State::PreparingRebalance) {
+            self.keep_alive(&request.member_id, env);
+        }
+        let now_ms = env.now.wall_ms;
+        // Up to version 4 a client may say how long it wants its offsets kept.
+        let expire_timestamp =
+            (request.retention_time_ms >= 0).then(|| now_ms.saturating_add(request.retention_time_ms));
+        let mut changes = Vec::new();
+        let mut response = OffsetCommitResponse::default();
+        let mut room = env.config.group_offsets_max.saturating_sub(self.offset_count());
+        for topic in &request.topics {
+            let name = own(&topic.name);
+            let mut answered = OffsetCommitResponseTopic::default().with_name(TopicName(name.clone()));
+            for partition in &topic.partitions {
+                let outcome = self.check_offset(env.config, &name, partition, &mut room);
+                if outcome.is_ok() {
+                    *self.uncommitted.entry((name.clone(), partition.partition_index)).or_default() += 1;
+                    changes.push(OffsetChange {
+                        topic: name.clone(),
+                        partition: partition.partition_index,
+                        value: CommittedOffset {
+                            offset: partition.committed_offset,
+                            leader_epoch: partition.committed_leader_epoch,
+                            metadata: own(partition.committed_metadata.as_deref().unwrap_or_default()),
+                            commit_timestamp: now_ms,
+                            expire_timestamp,
+                        },
+                    });
+                }
+                answered.partitions.push(
+                    OffsetCommitResponsePartition::default()
+                        .with_partition_index(partition.partition_index)
+                        .with_error_code(net::errors::code(&outcome)),
+                );
+            }
+            response.topics.push(answered);
+        }
+        if changes.is_empty() {
+            return env.reply(token, response);
+        }
+        let records: Vec<GroupRecord> = changes.iter().map(|change| self.offset_record(change)).collect();
+        env.append(&records, Then::Offsets { group: self.id.clone(), changes, token, response });
+    }
+
+    fn check_offset(
+        &self,
+        config: &Config,
+        topic: &StrBytes,
+        partition: &OffsetCommitRequestPartition,
+        room: &mut usize,
+    ) -> Result<(), ErrorCode> {
+        let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
+        // Kafka counts Java's chars.
+        if metadata.encode_utf16().count() > config.offset_metadata_max_bytes {
+            return Err(ErrorCode::OffsetMetadataTooLarge);
+        }
+        if topic.len() > STRING_BYTES_MAX {
+            return Err(ErrorCode::InvalidTopicException);
+        }
+        let known =
+            self.offsets.get(topic).is_some_and(|partitions| partitions.contains_key(&partition.partition_index))
+                || self.uncommitted.contains_key(&(topic.clone(), partition.partition_index));
+        if !known {
+            *room = room.checked_sub(1).ok_or(ErrorCode::InvalidCommitOffsetSize)?;
+        }
+        Ok(())
+    }
+
+    fn offset_record(&self, change: &OffsetChange) -> GroupRecord {
+        GroupRecord::Offset {
+            group: self.id.clone(),
+            topic: change.topic.clone(),
+            partition: change.partition,
+            value: Some(change.value.clone()),
+        }
+    }
+
+    fn offset_count(&self) -> usize {
+        self.offsets.values().map(|partitions| partitions.len()).sum::<usize>() + self.uncommitted.len()
+    }
+
+    /// A commit is in the log, or is not.
+    pub(crate) fn commit_stored(&mut self, changes: Vec<OffsetChange>, stored: bool) {
+        for OffsetChange { topic, partition, value } in changes {
+            let key = (topic, partition);
+            let count = self.uncommitted.get_mut(&key).expect("it was counted");
+            *count -= 1;
+            if *count == 0 {
+                self.uncommitted.remove(&key);
+            }
+            if stored {
+                self.logged = true;
+                self.set_offset(key.0, key.1, Some(value));
+            }
+        }
+    }
+
+    /// Does what a record says.
+    pub(crate) fn set_offset(&mut self, topic: StrBytes, partition: i32, value: Option<CommittedOffset>) {
+        match value {
+            Some(value) => {
+                self.offsets.entry(topic).or_default().insert(partition, value);
+            }
+            None => {
+                if let Some(partitions) = self.offsets.get_mut(&topic) {
+                    partitions.remove(&partition);
+                    if partitions.is_empty() {
+                        self.offsets.remove(&topic);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The topics that the group's members want, if they say so in a way that we know.
+    fn subscribed_topics(&self) -> Option<BTreeSet<String>> {
+        let protocol = self.protocol.as_ref()?;
+        let mut topics = BTreeSet::new();
+        for member in self.members.values() {
+            topics.extend(subscription_topics(&member.settings.metadata(protocol))?);
+        }
+        Some(topics)
+    }
+
+    /// The offsets that have expired (`ClassicGroup.offsetExpirationCondition`), and whether no others are left. One with a
+    /// newer commit under way has not.
+    pub(crate) fn expired_offsets(&self, now_ms: i64, retention_ms: i64) -> (Vec<(StrBytes, i32)>, bool) {
+        let consumers = self.protocol_type.as_deref() == Some(CONSUMER_PROTOCOL);
+        let subscribed = match (self.state, &self.protocol_type) {
+            (State::Empty, _) => BTreeSet::new(),
+            (State::Stable, Some(_)) if consumers => match self.subscribed_topics() {
+                Some(topics) => topics,
+                None => return (vec![], false),
+            },
+            _ => return (vec![], false),
+        };
+        // A group's offsets outlive its last member; those without members to speak of, their commit.
+        let since = match (self.state, &self.protocol_type) {
+            (State::Empty, Some(_)) => self.state_timestamp,
+            _ => None,
+        };
+        let mut expired = Vec::new();
+        let mut all = self.uncommitted.is_empty();
+        for (topic, partitions) in &self.offsets {
+            for (&partition, offset) in partitions {
+                let over = match offset.expire_timestamp {
+                    Some(at) => now_ms >= at,
+                    None => now_ms.saturating_sub(since.unwrap_or(offset.commit_timestamp)) >= retention_ms,
+                };
+                let wanted = subscribed.contains(&**topic);
+                if over && !wanted && !self.uncommitted.contains_key(&(topic.clone(), partition)) {
+                    expired.push((topic.clone(), partition));
+                } else {
+                    all = false;
+                }
+            }
+        }
+        (expired, all)
+    }
+}
+
+/// The topics in a consumer's subscription, whose every version begins with its version, INT16, and the topics, ARRAY of
+/// STRING (`ConsumerProtocolSubscription.json`).
+fn subscription_topics(mut subscription: &[u8]) -> Option<Vec<String>> {
+    let mut take = |bytes: usize| {
+        let (taken, rest) = subscription.split_at_checked(bytes)?;
+        subscription = rest;
+        Some(taken)
+    };
+    let version = i16::from_be_bytes(take(2)?.try_into().ok()?);
+    let count = i32::from_be_bytes(take(4)?.try_into().ok()?);
+    if version < 0 || count < 0 {
+        return None;
+    }
+    let mut topics = Vec::new();
+    for _ in 0..count {
+        let length = i16::from_be_bytes(take(2)?.try_into().ok()?);
+        topics.push(String::from_utf8(take(usize::try_from(length).ok()?)?.to_vec()).ok()?);
+    }
+    Some(topics)
+}
+
+/// All partitions of an answer that had succeeded get an error.
+pub(crate) fn fail_commit(response: &mut OffsetCommitResponse, error: ErrorCode) {
+    for partition in response.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+        if partition.error_code == NONE {
+            partition.error_code = error.code();
+        }
+    }
+}
+
+/// What a partition without a committed offset is answered.
+const NO_OFFSET: i64 = -1;
+
+/// Answers from committed state, which is also all that is ever unstable here: there are no transactions, so that
+/// `require_stable` (KIP-447) asks for nothing more.
+pub(crate) fn fetch<'a, T: 'a>(
+    find: impl Fn(&StrBytes) -> Option<&'a Group<T>>,
+    version: i16,
+    request: &OffsetFetchRequest,
+) -> OffsetFetchResponse {
+    if version < 8 {
+        let topics = request.topics.as_ref();
+        let wanted = topics.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
+        let found = fetch_group(find(&request.group_id), wanted);
+        let topics = found.into_iter().map(|(name, partitions)| {
+            let partitions = partitions.into_iter().map(|(index, offset)| {
+                OffsetFetchResponsePartition::default()
+                    .with_partition_index(index)
+                    .with_committed_offset(offset.map_or(NO_OFFSET, |o| o.offset))
+                    .with_committed_leader_epoch(offset.map_or(-1, |o| o.leader_epoch))
+                    .with_metadata(Some(offset.map_or_else(StrBytes::new, |o| o.metadata.clone())))
+            });
+            OffsetFetchResponseTopic::default().with_name(name).with_partitions(partitions.collect())
+        });
+        return OffsetFetchResponse::default().with_topics(topics.collect());
+    }
+    let groups = request.groups.iter().map(|group| {
+        let topics = group.topics.as_ref();
+        let wanted = topics.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
+        let found = fetch_group(find(&group.group_id), wanted);
+        let topics = found.into_iter().map(|(name, partitions)| {
+            let partitions = partitions.into_iter().map(|(index, offset)| {
+                OffsetFetchResponsePartitions::default()
+                    .with_partition_index(index)
+                    .with_committed_offset(offset.map_or(NO_OFFSET, |o| o.offset))
+                    .with_committed_leader_epoch(offset.map_or(-1, |o| o.leader_epoch))
+                    .with_metadata(Some(offset.map_or_else(StrBytes::new, |o| o.metadata.clone())))
+            });
+            OffsetFetchResponseTopics::default().with_name(name).with_partitions(partitions.collect())
+        });
+        OffsetFetchResponseGroup::default().with_group_id(group.group_id.clone()).with_topics(topics.collect())
+    });
+    OffsetFetchResponse::default().with_groups(groups.collect())
+}
+
+type Found<'a> = Vec<(TopicName, Vec<(i32, Option<&'a CommittedOffset>)>)>;
+
+/// The offsets that are asked for, or all that there are.
+fn fetch_group<'a, T>(group: Option<&'a Group<T>>, wanted: Option<Vec<(&TopicName, &[i32])>>) -> Found<'a> {
+    match wanted {
+        Some(topics) => {
+            let find = |topic: &TopicName| group.and_then(|group| group.offsets.get(&**topic));
+            let of = |(topic, indexes): (&TopicName, &[i32])| {
+                let offsets = find(topic);
+                let partitions = indexes.iter().map(|&index| (index, offsets.and_then(|offsets| offsets.get(&index))));
+                (topic.clone(), partitions.collect())
+            };
+            topics.into_iter().map(of).collect()
+        }
+        None => group
+            .into_iter()
+            .flat_map(|group| &group.offsets)
+            .map(|(topic, offsets)| {
+                (TopicName(topic.clone()), offsets.iter().map(|(&index, offset)| (index, Some(offset))).collect())
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subscription_topics;
+
+    #[test]
+    fn subscriptions_are_read_whatever_follows() {
+        let whole = b"\x00\x03\x00\x00\x00\x02\x00\x01a\x00\x02bcxyz";
+        assert_eq!(subscription_topics(whole), Some(vec!["a".to_owned(), "bc".to_owned()]));
+        for cut in 0..13 {
+            assert_eq!(subscription_topics(&whole[..cut]), None, "{cut} bytes");
+        }
+        assert_eq!(subscription_topics(b"\x00\x00\x7f\xff\xff\xff"), None, "a count that nothing backs");
+        assert_eq!(subscription_topics(b"\x00\x00\xff\xff\xff\xff"), None);
+        assert_eq!(subscription_topics(b"\x00\x00\x00\x00\x00\x00"), Some(vec![]));
+    }
+}

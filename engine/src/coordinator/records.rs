@@ -1,0 +1,383 @@
+//! The records of `__consumer_offsets`, byte for byte as Kafka writes them.
+//!
+//! Source: `OffsetCommitKey.json`, `OffsetCommitValue.json`, `GroupMetadataKey.json`, `GroupMetadataValue.json` of Kafka's group
+//! coordinator. A key and a value each begin with the INT16 version of their layout; a null value is a tombstone. Numbers are
+//! big-endian; STRING is INT16 length and UTF-8, BYTES is INT32 length and bytes, a length of -1 is null.
+//!
+//! ```text
+//! key 0, 1   group STRING | topic STRING | partition INT32
+//!   value 0, 2   offset INT64 | metadata STRING | commit timestamp INT64
+//!   value 1      offset INT64 | metadata STRING | commit timestamp INT64 | expire timestamp INT64
+//!   value 3      offset INT64 | leader epoch INT32 | metadata STRING | commit timestamp INT64
+//! key 2      group STRING
+//!   value 0–3    protocol type STRING | generation INT32 | protocol STRING? | leader STRING?
+//!                | (2+) state timestamp INT64 | members ARRAY of:
+//!                member STRING | (3+) instance STRING? | client id STRING | client host STRING
+//!                | (1+) rebalance timeout INT32 | session timeout INT32 | subscription BYTES | assignment BYTES
+//! ```
+//!
+//! Version 4 of both values is version 3 with compact lengths and tagged fields (KIP-482). Written are key 1 with value 3 (1 for
+//! a commit that names its own retention) and key 2 with value 3; all of these are read.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use net::StrBytes;
+
+use super::config::STRING_BYTES_MAX;
+
+const OFFSET_COMMIT_KEY: i16 = 1;
+const OFFSET_COMMIT_VALUE: i16 = 3;
+/// The only one with room for an expire timestamp.
+const OFFSET_COMMIT_VALUE_EXPIRING: i16 = 1;
+const GROUP_METADATA_KEY: i16 = 2;
+const GROUP_METADATA_VALUE: i16 = 3;
+/// The first with compact lengths, and the newest read.
+const FLEXIBLE: i16 = 4;
+
+/// Why a record is not one of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("the record has no key")]
+    NoKey,
+    #[error("key version {0} is unknown")]
+    KeyVersion(i16),
+    #[error("value version {0} is unknown")]
+    ValueVersion(i16),
+    #[error("{0} is cut off")]
+    Cut(&'static str),
+    #[error("{0} is not UTF-8")]
+    Utf8(&'static str),
+    #[error("{0} is null")]
+    Null(&'static str),
+    #[error("{0} has a length that is impossible")]
+    Length(&'static str),
+    #[error("group metadata contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+/// A committed offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub offset: i64,
+    /// -1 if the client did not say.
+    pub leader_epoch: i32,
+    pub metadata: StrBytes,
+    /// In ms since the epoch.
+    pub commit_timestamp: i64,
+    /// In ms since the epoch, if the client asked for a retention of its own.
+    pub expire_timestamp: Option<i64>,
+}
+
+/// A group as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMetadata {
+    /// Empty if the group never had a member.
+    pub protocol_type: StrBytes,
+    pub generation: i32,
+    pub protocol: Option<StrBytes>,
+    pub leader: Option<StrBytes>,
+    /// When the group came to its state, in ms since the epoch, or -1.
+    pub state_timestamp: i64,
+    pub members: Vec<MemberMetadata>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberMetadata {
+    pub member_id: StrBytes,
+    pub instance_id: Option<StrBytes>,
+    pub client_id: StrBytes,
+    pub client_host: StrBytes,
+    pub rebalance_timeout_ms: i32,
+    pub session_timeout_ms: i32,
+    pub subscription: Bytes,
+    pub assignment: Bytes,
+}
+
+/// One record; no value is a tombstone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupRecord {
+    Offset { group: StrBytes, topic: StrBytes, partition: i32, value: Option<CommittedOffset> },
+    Group { group: StrBytes, value: Option<GroupMetadata> },
+}
+
+fn put_string(out: &mut BytesMut, string: &str) {
+    assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
+    out.put_i16(string.len() as i16);
+    out.put_slice(string.as_bytes());
+}
+
+fn put_nullable(out: &mut BytesMut, string: Option<&StrBytes>) {
+    match string {
+        Some(string) => put_string(out, string),
+        None => out.put_i16(-1),
+    }
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_i32(i32::try_from(bytes.len()).expect("bytes came in a frame"));
+    out.put_slice(bytes);
+}
+
+impl GroupRecord {
+    pub fn encode(&self) -> (Bytes, Option<Bytes>) {
+        let mut key = BytesMut::new();
+        match self {
+            GroupRecord::Offset { group, topic, partition, value } => {
+                key.put_i16(OFFSET_COMMIT_KEY);
+                put_string(&mut key, group);
+                put_string(&mut key, topic);
+                key.put_i32(*partition);
+                (key.freeze(), value.as_ref().map(CommittedOffset::encode))
+            }
+            GroupRecord::Group { group, value } => {
+                key.put_i16(GROUP_METADATA_KEY);
+                put_string(&mut key, group);
+                (key.freeze(), value.as_ref().map(GroupMetadata::encode))
+            }
+        }
+    }
+
+    /// Reads what [`GroupRecord::encode`] or a Kafka of any version wrote. Nothing in the result borrows from the record.
+    pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<GroupRecord, RecordError> {
+        let mut key = Reader::new(key.ok_or(RecordError::NoKey)?);
+        match key.i16("key version")? {
+            0 | OFFSET_COMMIT_KEY => Ok(GroupRecord::Offset {
+                group: key.string("group id")?,
+                topic: key.string("topic")?,
+                partition: key.i32("partition")?,
+                value: value.map(CommittedOffset::decode).transpose()?,
+            }),
+            GROUP_METADATA_KEY => Ok(GroupRecord::Group {
+                group: key.string("group id")?,
+                value: value.map(GroupMetadata::decode).transpose()?,
+            }),
+            version => Err(RecordError::KeyVersion(version)),
+        }
+    }
+}
+
+impl CommittedOffset {
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_i16(if self.expire_timestamp.is_some() { OFFSET_COMMIT_VALUE_EXPIRING } else { OFFSET_COMMIT_VALUE });
+        out.put_i64(self.offset);
+        if self.expire_timestamp.is_none() {
+            out.put_i32(self.leader_epoch);
+        }
+        put_string(&mut out, &self.metadata);
+        out.put_i64(self.commit_timestamp);
+        if let Some(expire) = self.expire_timestamp {
+            out.put_i64(expire);
+        }
+        out.freeze()
+    }
+
+    fn decode(value: &[u8]) -> Result<CommittedOffset, RecordError> {
+        let mut value = Reader::new(value);
+        let version = value.version()?;
+        Ok(CommittedOffset {
+            offset: value.i64("offset")?,
+            leader_epoch: if version >= 3 { value.i32("leader epoch")? } else { -1 },
+            metadata: value.string("metadata")?,
+            commit_timestamp: value.i64("commit timestamp")?,
+            expire_timestamp: match version {
+                1 => Some(value.i64("expire timestamp")?).filter(|&at| at != -1),
+                _ => None,
+            },
+        })
+    }
+}
+
+impl GroupMetadata {
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_i16(GROUP_METADATA_VALUE);
+        put_string(&mut out, &self.protocol_type);
+        out.put_i32(self.generation);
+        put_nullable(&mut out, self.protocol.as_ref());
+        put_nullable(&mut out, self.leader.as_ref());
+        out.put_i64(self.state_timestamp);
+        out.put_i32(i32::try_from(self.members.len()).expect("members are bounded"));
+        for member in &self.members {
+            put_string(&mut out, &member.member_id);
+            put_nullable(&mut out, member.instance_id.as_ref());
+            put_string(&mut out, &member.client_id);
+            put_string(&mut out, &member.client_host);
+            out.put_i32(member.rebalance_timeout_ms);
+            out.put_i32(member.session_timeout_ms);
+            put_bytes(&mut out, &member.subscription);
+            put_bytes(&mut out, &member.assignment);
+        }
+        out.freeze()
+    }
+
+    fn decode(value: &[u8]) -> Result<GroupMetadata, RecordError> {
+        let mut value = Reader::new(value);
+        let version = value.version()?;
+        let mut group = GroupMetadata {
+            protocol_type: value.string("protocol type")?,
+            generation: value.i32("generation")?,
+            protocol: value.nullable("protocol")?,
+            leader: value.nullable("leader")?,
+            state_timestamp: if version >= 2 { value.i64("state timestamp")? } else { -1 },
+            members: Vec::new(),
+        };
+        // Grows with what is really there, whatever the count claims.
+        for _ in 0..value.count("members")? {
+            let member_id = value.string("member id")?;
+            let instance_id = if version >= 3 { value.nullable("instance id")? } else { None };
+            let client_id = value.string("client id")?;
+            let client_host = value.string("client host")?;
+            let rebalance_timeout_ms = if version >= 1 { value.i32("rebalance timeout")? } else { -1 };
+            let session_timeout_ms = value.i32("session timeout")?;
+            group.members.push(MemberMetadata {
+                member_id,
+                instance_id,
+                client_id,
+                client_host,
+                rebalance_timeout_ms: if rebalance_timeout_ms < 0 { session_timeout_ms } else { rebalance_timeout_ms },
+                session_timeout_ms,
+                subscription: value.bytes("subscription")?,
+                assignment: value.bytes("assignment")?,
+            });
+            value.tags()?;
+        }
+        group.check()?;
+        Ok(group)
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        let contradiction = |what| Err(RecordError::Contradiction(what));
+        if self.generation < 0 {
+            return contradiction("a negative generation");
+        }
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        if self.protocol_type.is_empty() || self.protocol.is_none() {
+            return contradiction("members without a protocol");
+        }
+        if self.members.iter().any(|member| member.session_timeout_ms <= 0) {
+            return contradiction("a session that does not last");
+        }
+        let mut ids: Vec<_> = self.members.iter().map(|member| &member.member_id).collect();
+        ids.sort_unstable();
+        let mut instances: Vec<_> = self.members.iter().filter_map(|member| member.instance_id.as_ref()).collect();
+        instances.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) || instances.windows(2).any(|pair| pair[0] == pair[1]) {
+            return contradiction("one member twice");
+        }
+        if self.leader.as_ref().is_some_and(|leader| ids.binary_search(&leader).is_err()) {
+            return contradiction("a leader who is no member");
+        }
+        Ok(())
+    }
+}
+
+/// Reads fields of either kind of layout. Every error names the field.
+struct Reader<'a> {
+    rest: &'a [u8],
+    flexible: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Reader<'a> {
+        Reader { rest: bytes, flexible: false }
+    }
+
+    /// The version of a value, which decides how the rest is read.
+    fn version(&mut self) -> Result<i16, RecordError> {
+        let version = self.i16("value version")?;
+        if !(0..=FLEXIBLE).contains(&version) {
+            return Err(RecordError::ValueVersion(version));
+        }
+        self.flexible = version >= FLEXIBLE;
+        Ok(version)
+    }
+
+    fn take(&mut self, bytes: usize, what: &'static str) -> Result<&'a [u8], RecordError> {
+        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(RecordError::Cut(what))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], RecordError> {
+        Ok(self.take(N, what)?.try_into().expect("N bytes"))
+    }
+
+    fn i16(&mut self, what: &'static str) -> Result<i16, RecordError> {
+        self.array(what).map(i16::from_be_bytes)
+    }
+
+    fn i32(&mut self, what: &'static str) -> Result<i32, RecordError> {
+        self.array(what).map(i32::from_be_bytes)
+    }
+
+    fn i64(&mut self, what: &'static str) -> Result<i64, RecordError> {
+        self.array(what).map(i64::from_be_bytes)
+    }
+
+    fn unsigned(&mut self, what: &'static str) -> Result<u32, RecordError> {
+        let mut value = 0u64;
+        for n in 0..5 {
+            let byte = self.take(1, what)?[0];
+            value |= u64::from(byte & 0x7f) << (7 * n);
+            if byte < 0x80 {
+                return u32::try_from(value).map_err(|_| RecordError::Length(what));
+            }
+        }
+        Err(RecordError::Length(what))
+    }
+
+    /// A length or count; -1 for null.
+    fn length(&mut self, wide: bool, what: &'static str) -> Result<i64, RecordError> {
+        let length = match (self.flexible, wide) {
+            (true, _) => i64::from(self.unsigned(what)?) - 1,
+            (false, true) => i64::from(self.i32(what)?),
+            (false, false) => i64::from(self.i16(what)?),
+        };
+        if length < -1 { Err(RecordError::Length(what)) } else { Ok(length) }
+    }
+
+    fn nullable(&mut self, what: &'static str) -> Result<Option<StrBytes>, RecordError> {
+        let length = self.length(false, what)?;
+        if length == -1 {
+            return Ok(None);
+        }
+        // What is read must be writable again.
+        if length > STRING_BYTES_MAX as i64 {
+            return Err(RecordError::Length(what));
+        }
+        let text = std::str::from_utf8(self.take(length as usize, what)?).map_err(|_| RecordError::Utf8(what))?;
+        Ok(Some(StrBytes::from_string(text.to_owned())))
+    }
+
+    fn string(&mut self, what: &'static str) -> Result<StrBytes, RecordError> {
+        self.nullable(what)?.ok_or(RecordError::Null(what))
+    }
+
+    fn bytes(&mut self, what: &'static str) -> Result<Bytes, RecordError> {
+        match self.length(true, what)? {
+            -1 => Err(RecordError::Null(what)),
+            length => Ok(Bytes::copy_from_slice(self.take(length as usize, what)?)),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) -> Result<i64, RecordError> {
+        match self.length(true, what)? {
+            -1 => Err(RecordError::Null(what)),
+            count => Ok(count),
+        }
+    }
+
+    /// Tagged fields, none of which mean anything here.
+    fn tags(&mut self) -> Result<(), RecordError> {
+        if self.flexible {
+            for _ in 0..self.unsigned("tagged fields")? {
+                self.unsigned("tag")?;
+                let bytes = self.unsigned("tagged field")?;
+                self.take(bytes as usize, "tagged field")?;
+            }
+        }
+        Ok(())
+    }
+}

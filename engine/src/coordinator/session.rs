@@ -1,0 +1,210 @@
+//! SyncGroup, Heartbeat, LeaveGroup, and the end of sessions.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use net::{
+    StrBytes,
+    errors::{ErrorCode, code},
+    messages::{
+        HeartbeatRequest, HeartbeatResponse, LeaveGroupRequest, SyncGroupRequest, leave_group_request::MemberIdentity,
+        leave_group_response::MemberResponse,
+    },
+};
+
+use super::{
+    api::shape_leave,
+    env::{Env, Then, Waiting},
+    group::{Group, State, own},
+};
+
+/// The first version in which a client says which protocol it believes in (KIP-559).
+const SYNC_NAMES_PROTOCOL_FROM: i16 = 5;
+
+impl<T> Group<T> {
+    pub(crate) fn sync(&mut self, env: &mut Env<'_, T>, version: i16, request: SyncGroupRequest, token: T) {
+        let waiting = Waiting { token, version };
+        if let Err(error) = self.validate_sync(&request, version) {
+            return env.refuse_sync(waiting, error);
+        }
+        let id = &request.member_id;
+        match self.state {
+            State::PreparingRebalance => env.refuse_sync(waiting, ErrorCode::RebalanceInProgress),
+            State::CompletingRebalance => {
+                let member = self.members.get_mut(id).expect("it was validated");
+                member.owes_sync = false;
+                if let Some(superseded) = member.syncing.replace(waiting) {
+                    env.refuse_sync(superseded, ErrorCode::RebalanceInProgress);
+                }
+                self.sync_timer_if_owed(env);
+                if self.is_leader(id) {
+                    self.store_assignment(env, request);
+                }
+            }
+            State::Stable => {
+                self.members.get_mut(id).expect("it was validated").owes_sync = false;
+                self.sync_timer_if_owed(env);
+                let response = self.sync_response(id);
+                env.reply_sync(waiting, response);
+            }
+            State::Empty | State::Dead => unreachable!("there are no members"),
+        }
+    }
+
+    fn validate_sync(&self, request: &SyncGroupRequest, version: i16) -> Result<(), ErrorCode> {
+        if self.state == State::Dead {
+            return Err(ErrorCode::CoordinatorNotAvailable);
+        }
+        self.validate_member(&request.member_id, request.group_instance_id.as_ref())?;
+        if request.generation_id != self.generation {
+            return Err(ErrorCode::IllegalGeneration);
+        }
+        let (protocol_type, protocol) = (&request.protocol_type, &request.protocol_name);
+        let unnamed = protocol_type.is_none() || protocol.is_none();
+        let other =
+            |theirs: &Option<StrBytes>, ours: &Option<StrBytes>| theirs.is_some() && ours.is_some() && theirs != ours;
+        if (version >= SYNC_NAMES_PROTOCOL_FROM && unnamed)
+            || other(protocol_type, &self.protocol_type)
+            || other(protocol, &self.protocol)
+        {
+            return Err(ErrorCode::InconsistentGroupProtocol);
+        }
+        Ok(())
+    }
+
+    fn sync_timer_if_owed(&mut self, env: &mut Env<'_, T>) {
+        if !self.members.values().any(|member| member.owes_sync) {
+            env.timers.cancel(&mut self.sync_timer);
+        }
+    }
+
+    /// The assignment counts once it is in the log. Who is no member is left out; who is left out has nothing.
+    fn store_assignment(&mut self, env: &mut Env<'_, T>, request: SyncGroupRequest) {
+        let assignments: HashMap<StrBytes, Bytes> = request
+            .assignments
+            .iter()
+            .filter(|assignment| self.members.contains_key(&assignment.member_id))
+            .map(|a| (own(&a.member_id), Bytes::copy_from_slice(&a.assignment)))
+            .collect();
+        // As of when the group will have it, so that a restart sees the state that clients do.
+        let record = self.record(|id, _| assignments.get(id).cloned().unwrap_or_default());
+        self.logged = true;
+        let then = Then::Assignment { group: self.id.clone(), generation: self.generation, assignments };
+        env.append(&[record], then);
+    }
+
+    pub(crate) fn assignment_stored(
+        &mut self,
+        env: &mut Env<'_, T>,
+        generation: i32,
+        assignments: HashMap<StrBytes, Bytes>,
+        outcome: Result<(), ErrorCode>,
+    ) {
+        // A rebalance may have begun meanwhile; then it was for nothing.
+        if self.state != State::CompletingRebalance || self.generation != generation {
+            return;
+        }
+        match outcome {
+            Ok(()) => self.assign(env, assignments),
+            Err(error) => {
+                self.withdraw_assignment(env, error);
+                self.rebalance_or_complete(env);
+            }
+        }
+    }
+
+    pub(crate) fn heartbeat(&mut self, env: &mut Env<'_, T>, request: &HeartbeatRequest) -> HeartbeatResponse {
+        let outcome = self.validate_heartbeat(request).and_then(|()| {
+            self.keep_alive(&request.member_id, env);
+            match self.state {
+                State::PreparingRebalance => Err(ErrorCode::RebalanceInProgress),
+                _ => Ok(()),
+            }
+        });
+        HeartbeatResponse::default().with_error_code(code(&outcome))
+    }
+
+    fn validate_heartbeat(&self, request: &HeartbeatRequest) -> Result<(), ErrorCode> {
+        if self.state == State::Dead {
+            return Err(ErrorCode::CoordinatorNotAvailable);
+        }
+        self.validate_member(&request.member_id, request.group_instance_id.as_ref())?;
+        if request.generation_id != self.generation { Err(ErrorCode::IllegalGeneration) } else { Ok(()) }
+    }
+
+    /// A member, or a member id that was given out, was silent for too long.
+    pub(crate) fn session_expired(&mut self, env: &mut Env<'_, T>, id: &StrBytes) {
+        if self.pending.contains_key(id) {
+            self.remove(id, env.timers);
+            return self.complete_if_all_joined(env);
+        }
+        let Some(member) = self.members.get_mut(id) else { return };
+        env.timers.cancel(&mut member.session);
+        // Who waits for us need not say that it lives; its session begins again with the answer. A new member's first JoinGroup,
+        // however, runs out.
+        if !member.is_new && (member.joining.is_some() || member.syncing.is_some()) {
+            return;
+        }
+        tracing::info!(group = %self.id, member = %id, "removed from the group: its session timed out");
+        let member = self.remove(id, env.timers).expect("it is a member");
+        self.dismiss(member, env);
+        self.rebalance_or_complete(env);
+    }
+
+    pub(crate) fn leave(&mut self, env: &mut Env<'_, T>, version: i16, request: &LeaveGroupRequest, token: T) {
+        if self.state == State::Dead {
+            let response = net::messages::LeaveGroupResponse::default();
+            return env.reply(token, response.with_error_code(ErrorCode::CoordinatorNotAvailable.code()));
+        }
+        let identities = leaving(version, request);
+        let mut left = false;
+        let responses = identities.iter().map(|identity| {
+            let outcome = self.remove_leaving(env, identity);
+            left |= outcome.is_ok();
+            left_response(identity, &outcome)
+        });
+        let response = shape_leave(version, responses.collect());
+        let appends_before = env.appends.next;
+        if left && self.state != State::Empty {
+            self.rebalance_or_complete(env);
+        }
+        // Where the group is empty now, the client is told once the log knows.
+        match env.appends.open.last_entry().filter(|last| last.key().0 >= appends_before).map(|last| last.into_mut()) {
+            Some(Then::Emptied { reply, .. }) => *reply = Some((Waiting { token, version }, response.into())),
+            _ => env.reply(token, response),
+        }
+    }
+
+    fn remove_leaving(&mut self, env: &mut Env<'_, T>, identity: &MemberIdentity) -> Result<(), ErrorCode> {
+        let instance = identity.group_instance_id.as_ref();
+        let id = if identity.member_id.is_empty() {
+            // An administrator names the instance only.
+            instance.and_then(|instance| self.static_members.get(instance)).ok_or(ErrorCode::UnknownMemberId)?.clone()
+        } else if self.pending.contains_key(&identity.member_id) {
+            identity.member_id.clone()
+        } else {
+            self.validate_member(&identity.member_id, instance)?;
+            identity.member_id.clone()
+        };
+        if let Some(member) = self.remove(&id, env.timers) {
+            tracing::info!(group = %self.id, member = %id, "left the group");
+            self.dismiss(member, env);
+        }
+        Ok(())
+    }
+}
+
+/// Versions before 3 name one member outside the list.
+pub(crate) fn leaving(version: i16, request: &LeaveGroupRequest) -> Vec<MemberIdentity> {
+    if version >= 3 {
+        return request.members.clone();
+    }
+    vec![MemberIdentity::default().with_member_id(request.member_id.clone())]
+}
+
+pub(crate) fn left_response(identity: &MemberIdentity, outcome: &Result<(), ErrorCode>) -> MemberResponse {
+    MemberResponse::default()
+        .with_member_id(identity.member_id.clone())
+        .with_group_instance_id(identity.group_instance_id.clone())
+        .with_error_code(code(outcome))
+}

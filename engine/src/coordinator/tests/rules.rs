@@ -1,0 +1,224 @@
+//! What scripts can't say well: sizes, loading, and contracts with the engine.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use net::{
+    errors::ErrorCode,
+    messages::{
+        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
+        SyncGroupRequest, TopicName,
+        join_group_request::JoinGroupRequestProtocol,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        sync_group_request::SyncGroupRequestAssignment,
+    },
+};
+
+use super::world::{World, text};
+use crate::coordinator::{
+    AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, MEMBER_BYTES_MAX, Now, Output,
+    PENDING_MEMBERS_MAX,
+};
+
+fn context(version: i16) -> Context {
+    Context { version, client_id: text("c"), client_host: text("/10.0.0.1") }
+}
+
+fn join(metadata: Bytes) -> JoinGroupRequest {
+    JoinGroupRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_session_timeout_ms(10_000)
+        .with_rebalance_timeout_ms(10_000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(metadata)])
+}
+
+fn commit(group: &str, topic: &str, partitions: i32) -> OffsetCommitRequest {
+    let partition =
+        |index| OffsetCommitRequestPartition::default().with_partition_index(index).with_committed_offset(1);
+    let topic = OffsetCommitRequestTopic::default()
+        .with_name(TopicName(text(topic)))
+        .with_partitions((0..partitions).map(partition).collect());
+    OffsetCommitRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic])
+}
+
+fn error(replies: &[(u64, GroupResponse)]) -> i16 {
+    match replies {
+        [(_, GroupResponse::JoinGroup(response))] => response.error_code,
+        [(_, GroupResponse::OffsetCommit(response))] => response.topics[0].partitions[0].error_code,
+        other => panic!("one answer was expected: {other:?}"),
+    }
+}
+
+#[test]
+fn nothing_is_served_before_the_log_is_read() {
+    let mut coordinator: Coordinator<u32> = Coordinator::new(Config::default(), 1);
+    let loading = ErrorCode::CoordinatorLoadInProgress.code();
+    let context = context(5);
+    let mut ask = |request: GroupRequest| {
+        let mut outputs = coordinator.step(Now::default(), &context, request, 1);
+        let Some(Output::Reply { token: 1, response }) = outputs.pop() else { panic!("it is answered at once") };
+        assert!(outputs.is_empty());
+        response
+    };
+    let GroupResponse::JoinGroup(joined) = ask(join(Bytes::new()).into()) else { panic!("it is of its kind") };
+    assert_eq!(joined.error_code, loading);
+    let GroupResponse::OffsetFetch(fetched) = ask(OffsetFetchRequest::default().into()) else {
+        panic!("it is of its kind")
+    };
+    assert_eq!(fetched.error_code, loading);
+    let GroupResponse::OffsetCommit(committed) = ask(commit("g", "t", 1).into()) else { panic!("it is of its kind") };
+    assert_eq!(committed.topics[0].partitions[0].error_code, loading);
+    // A member must not think that it was removed.
+    let GroupResponse::Heartbeat(beat) = ask(HeartbeatRequest::default().into()) else { panic!("it is of its kind") };
+    assert_eq!(beat.error_code, 0);
+}
+
+#[test]
+fn a_member_may_bring_so_much_and_no_more() {
+    let mut world = World::new(Config::default());
+    let room = MEMBER_BYTES_MAX - "consumer".len() - "range".len() - "c".len();
+    let replies = world.step(1, &context(9), join(Bytes::from(vec![0; room])));
+    assert_eq!(error(&replies), ErrorCode::MemberIdRequired.code());
+    let replies = world.step(2, &context(9), join(Bytes::from(vec![0; room + 1])));
+    assert_eq!(error(&replies), ErrorCode::InvalidRequest.code());
+    let replies = world.step(3, &context(9), join(Bytes::new()).with_protocol_type(text(&"x".repeat(40_000))));
+    assert_eq!(error(&replies), ErrorCode::InvalidRequest.code());
+    let long_client = Context { client_id: text(&"x".repeat(32_767)), ..context(9) };
+    let replies = world.step(4, &long_client, join(Bytes::new()));
+    assert_eq!(error(&replies), ErrorCode::InvalidRequest.code());
+    let replies = world.step(5, &context(9), join(Bytes::new()).with_group_id(GroupId(text(&"g".repeat(32_768)))));
+    assert_eq!(error(&replies), ErrorCode::InvalidGroupId.code());
+    let replies = world.step(6, &context(9), commit("g", &"t".repeat(32_768), 1));
+    assert_eq!(error(&replies), ErrorCode::InvalidTopicException.code());
+}
+
+#[test]
+fn member_ids_given_out_are_bounded() {
+    let mut world = World::new(Config::default());
+    let mut ids = Vec::new();
+    for token in 0..=PENDING_MEMBERS_MAX as u64 {
+        let replies = world.step(token, &context(4), join(Bytes::new()));
+        let GroupResponse::JoinGroup(given) = &replies[0].1 else { panic!("it is of its kind") };
+        ids.push(given.member_id.clone());
+    }
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "ids are unique");
+    let oldest = join(Bytes::new()).with_member_id(ids[0].clone());
+    assert_eq!(error(&world.step(5000, &context(4), oldest)), ErrorCode::UnknownMemberId.code());
+    let second = join(Bytes::new()).with_member_id(ids[1].clone());
+    assert_eq!(world.step(5001, &context(4), second), [], "it is in, and waits");
+}
+
+#[test]
+fn what_is_stored_does_not_hold_on_to_frames() {
+    let mut world = World::new(Config { group_initial_rebalance_delay_ms: 0, ..Config::default() });
+    let frame = Bytes::from(vec![b'x'; 1 << 16]);
+    let replies = world.step(1, &context(3), join(frame.slice(10..20)));
+    let GroupResponse::JoinGroup(joined) = &replies[0].1 else { panic!("it is of its kind") };
+    let assignment = SyncGroupRequestAssignment::default()
+        .with_member_id(joined.member_id.clone())
+        .with_assignment(frame.slice(20..30));
+    let sync = SyncGroupRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_member_id(joined.member_id.clone())
+        .with_generation_id(1)
+        .with_assignments(vec![assignment]);
+    assert_eq!(world.step(2, &context(4), sync), []);
+    let mut offsets = commit("g", "t", 1);
+    offsets.topics[0].name = TopicName(net::StrBytes::from_utf8(frame.slice(30..40)).unwrap());
+    offsets.topics[0].partitions[0].committed_metadata = Some(net::StrBytes::from_utf8(frame.slice(40..50)).unwrap());
+    world.commit();
+    offsets.member_id = joined.member_id.clone();
+    offsets.generation_id_or_member_epoch = 1;
+    assert_eq!(world.step(3, &context(9), offsets), []);
+    let replies = world.commit();
+    assert_eq!(error(&replies), 0);
+    drop(replies);
+    assert!(frame.is_unique(), "nothing of the requests is held");
+}
+
+#[test]
+fn tombstones_are_cut_in_batches() {
+    const PARTITIONS: i32 = 10_000;
+    let mut world = World::new(Config::default());
+    world.step(1, &context(9), commit("g", &"t".repeat(200), PARTITIONS));
+    assert_eq!(error(&world.commit()), 0);
+    let delete = || DeleteGroupsRequest::default().with_groups_names(vec![GroupId(text("g"))]);
+    assert_eq!(world.step(2, &context(2), delete()), []);
+    let batches = world.appending.len();
+    assert!((5..100).contains(&batches), "{batches} batches");
+    assert!(world.appending.iter().all(|(_, batch)| batch.len() < 300 << 10));
+    // One of them fails: the group is still there, with the offsets that are.
+    assert_eq!(world.fail(1, ErrorCode::NotEnoughReplicas), []);
+    let replies = world.commit_all();
+    let [(2, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!(deleted.results[0].error_code, ErrorCode::CoordinatorNotAvailable.code());
+    assert_eq!(world.coordinator.len(), 1);
+    world.restart();
+    assert_eq!(world.coordinator.len(), 1, "the log says the same");
+    assert_eq!(world.step(3, &context(2), delete()), []);
+    let replies = world.commit_all();
+    let [(3, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!(deleted.results[0].error_code, 0);
+    assert!(world.coordinator.is_empty());
+    world.restart();
+    assert!(world.coordinator.is_empty());
+}
+
+#[test]
+#[should_panic(expected = "appends are committed in order")]
+fn a_success_does_not_overtake() {
+    let mut world = World::new(Config::default());
+    world.step(1, &context(9), commit("g", "t", 1));
+    world.step(2, &context(9), commit("g", "t", 1));
+    let (second, _) = world.appending[1];
+    world.coordinator.appended(world.now, second, Ok(()));
+}
+
+#[test]
+#[should_panic(expected = "each append is answered once")]
+fn an_append_is_answered_once() {
+    let mut world = World::new(Config::default());
+    world.step(1, &context(9), commit("g", "t", 1));
+    world.commit();
+    world.coordinator.appended(world.now, AppendId(1), Ok(()));
+}
+
+#[test]
+fn vacant_groups_leave_no_trace() {
+    let mut world = World::new(Config::default());
+    world.step(1, &context(4), join(Bytes::new()));
+    assert_eq!(world.coordinator.len(), 1);
+    world.pass(10_000);
+    assert_eq!(world.coordinator.len(), 0, "the id was not used");
+    world.step(2, &context(9), join(Bytes::new()).with_protocols(vec![]));
+    assert_eq!(world.coordinator.len(), 0, "the join was refused");
+    world.step(3, &context(9), commit("g", "t", 1));
+    world.fail(0, ErrorCode::NotEnoughReplicas);
+    assert_eq!(world.coordinator.len(), 0, "nothing was stored");
+    assert!(world.log.is_empty() && world.appending.is_empty());
+}
+
+#[test]
+fn the_wall_clock_may_jump() {
+    let mut world = World::new(Config { group_initial_rebalance_delay_ms: 0, ..Config::default() });
+    let replies = world.step(1, &context(3), join(Bytes::new()));
+    let GroupResponse::JoinGroup(joined) = &replies[0].1 else { panic!("it is of its kind") };
+    world.now.wall_ms += 1 << 40;
+    let beat = || {
+        HeartbeatRequest::default()
+            .with_group_id(GroupId(text("g")))
+            .with_member_id(joined.member_id.clone())
+            .with_generation_id(1)
+    };
+    world.pass(9_999);
+    let replies = world.step(2, &context(4), beat());
+    assert!(matches!(&replies[..], [(2, GroupResponse::Heartbeat(response))] if response.error_code == 0));
+    world.now.wall_ms = 0;
+    world.pass(10_000);
+    let replies = world.step(3, &context(4), beat());
+    assert!(matches!(&replies[..], [(3, GroupResponse::Heartbeat(response))] if response.error_code == 25));
+}

@@ -1,0 +1,407 @@
+//! Clients that come, go, sync, commit and ask at random, over a log that fails at random and a coordinator that is restarted at
+//! random. After every event the coordinator's own invariants hold; in the end every client has what it needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use net::{
+    StrBytes,
+    errors::ErrorCode,
+    messages::{
+        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
+        OffsetFetchRequest, SyncGroupRequest, TopicName,
+        join_group_request::JoinGroupRequestProtocol,
+        leave_group_request::MemberIdentity,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
+        sync_group_request::SyncGroupRequestAssignment,
+    },
+};
+
+use super::world::{World, text};
+use crate::coordinator::{Config, Context, GroupResponse};
+
+const CLIENTS: usize = 5;
+const GROUPS: [&str; 2] = ["g", "h"];
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Idle,
+    Joining(u64),
+    Joined { leads: bool, members: Vec<StrBytes> },
+    Syncing(u64),
+    Stable,
+}
+
+#[derive(Clone, Debug)]
+struct Client {
+    group: &'static str,
+    instance: Option<StrBytes>,
+    member: StrBytes,
+    generation: i32,
+    phase: Phase,
+}
+
+struct Simulation {
+    world: World,
+    rng: Rng,
+    clients: Vec<Client>,
+    next_token: u64,
+    /// Commits that wait: their group, partition and offset.
+    committing: BTreeMap<u64, (&'static str, i32, i64)>,
+    /// What was acknowledged last, in the order of the log.
+    acked: BTreeMap<(&'static str, i32), i64>,
+    deleting: BTreeSet<u64>,
+    /// Highest generation that the group told anybody of since the start.
+    generations: BTreeMap<&'static str, i32>,
+    next_offset: i64,
+    stable: usize,
+}
+
+fn context() -> Context {
+    Context { version: 9, client_id: text("c"), client_host: text("/h") }
+}
+
+fn at(version: i16) -> Context {
+    Context { version, ..context() }
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Simulation {
+        let config = Config {
+            group_initial_rebalance_delay_ms: 100,
+            group_max_size: 4,
+            offsets_retention_ms: i64::MAX / 2,
+            ..Config::default()
+        };
+        let client = |n: usize| Client {
+            group: GROUPS[n % GROUPS.len()],
+            instance: (n < 2).then(|| text(&format!("i{n}"))),
+            member: StrBytes::new(),
+            generation: -1,
+            phase: Phase::Idle,
+        };
+        Simulation {
+            world: World::new(config),
+            rng: Rng::with_seed(seed),
+            clients: (0..CLIENTS).map(client).collect(),
+            next_token: 0,
+            committing: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            deleting: BTreeSet::new(),
+            generations: BTreeMap::new(),
+            next_offset: 0,
+            stable: 0,
+        }
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    fn join(&mut self, n: usize) {
+        let token = self.token();
+        let client = &mut self.clients[n];
+        client.phase = Phase::Joining(token);
+        let names = [["range", "rr"], ["rr", "sticky"], ["rr", "range"]][self.rng.usize(..3)];
+        let protocols = names.map(|name| JoinGroupRequestProtocol::default().with_name(text(name)));
+        let request = JoinGroupRequest::default()
+            .with_group_id(GroupId(text(client.group)))
+            .with_group_instance_id(client.instance.clone())
+            .with_member_id(client.member.clone())
+            .with_session_timeout_ms(6_000)
+            .with_rebalance_timeout_ms(self.rng.i32(..5_000))
+            .with_protocol_type(text("consumer"))
+            .with_protocols(protocols.to_vec());
+        let version = self.rng.i16(5..=9);
+        let replies = self.world.step(token, &at(version), request);
+        self.replies(replies);
+    }
+
+    fn sync(&mut self, n: usize, members: Vec<StrBytes>) {
+        let token = self.token();
+        let client = &mut self.clients[n];
+        client.phase = Phase::Syncing(token);
+        let assignments = members.into_iter().map(|member| {
+            SyncGroupRequestAssignment::default().with_assignment(Bytes::from(member.clone())).with_member_id(member)
+        });
+        let request = SyncGroupRequest::default()
+            .with_group_id(GroupId(text(client.group)))
+            .with_group_instance_id(client.instance.clone())
+            .with_member_id(client.member.clone())
+            .with_generation_id(client.generation)
+            .with_assignments(assignments.collect());
+        let replies = self.world.step(token, &at(4), request);
+        self.replies(replies);
+    }
+
+    fn heartbeat(&mut self, n: usize) {
+        let token = self.token();
+        let client = &self.clients[n];
+        let request = HeartbeatRequest::default()
+            .with_group_id(GroupId(text(client.group)))
+            .with_group_instance_id(client.instance.clone())
+            .with_member_id(client.member.clone())
+            .with_generation_id(client.generation);
+        let replies = self.world.step(token, &at(4), request);
+        let [(_, GroupResponse::Heartbeat(response))] = &replies[..] else { panic!("{replies:?}") };
+        let error = ErrorCode::try_from_code(response.error_code);
+        self.heed(n, error);
+    }
+
+    fn commit(&mut self, n: usize) {
+        let token = self.token();
+        self.next_offset += 1;
+        let client = &self.clients[n];
+        let partition = self.rng.i32(..3);
+        self.committing.insert(token, (client.group, partition, self.next_offset));
+        let partition = OffsetCommitRequestPartition::default()
+            .with_partition_index(partition)
+            .with_committed_offset(self.next_offset);
+        let topic =
+            OffsetCommitRequestTopic::default().with_name(TopicName(text("t"))).with_partitions(vec![partition]);
+        let request = OffsetCommitRequest::default()
+            .with_group_id(GroupId(text(client.group)))
+            .with_group_instance_id(client.instance.clone())
+            .with_member_id(client.member.clone())
+            .with_generation_id_or_member_epoch(client.generation)
+            .with_topics(vec![topic]);
+        let replies = self.world.step(token, &context(), request);
+        self.replies(replies);
+    }
+
+    fn leave(&mut self, n: usize) {
+        let token = self.token();
+        let client = &mut self.clients[n];
+        let identity = MemberIdentity::default()
+            .with_member_id(client.member.clone())
+            .with_group_instance_id(client.instance.clone());
+        let request =
+            LeaveGroupRequest::default().with_group_id(GroupId(text(client.group))).with_members(vec![identity]);
+        (client.phase, client.member, client.generation) = (Phase::Idle, StrBytes::new(), -1);
+        let replies = self.world.step(token, &at(5), request);
+        self.replies(replies);
+    }
+
+    fn delete(&mut self) {
+        let token = self.token();
+        self.deleting.insert(token);
+        let group = GroupId(text(GROUPS[self.rng.usize(..GROUPS.len())]));
+        let request = DeleteGroupsRequest::default().with_groups_names(vec![group]);
+        let replies = self.world.step(token, &at(2), request);
+        self.replies(replies);
+    }
+
+    /// What a client makes of an error.
+    fn heed(&mut self, n: usize, error: Option<ErrorCode>) {
+        let client = &mut self.clients[n];
+        match error {
+            None => {}
+            Some(ErrorCode::UnknownMemberId | ErrorCode::FencedInstanceId | ErrorCode::GroupMaxSizeReached) => {
+                (client.phase, client.member, client.generation) = (Phase::Idle, StrBytes::new(), -1);
+            }
+            Some(
+                ErrorCode::RebalanceInProgress
+                | ErrorCode::IllegalGeneration
+                | ErrorCode::NotCoordinator
+                | ErrorCode::CoordinatorNotAvailable
+                | ErrorCode::InconsistentGroupProtocol
+                | ErrorCode::GroupIdNotFound,
+            ) => client.phase = Phase::Idle,
+            Some(other) => panic!("a client is told {other:?}"),
+        }
+    }
+
+    fn replies(&mut self, replies: Vec<(u64, GroupResponse)>) {
+        for (token, response) in replies {
+            let waits = |phase: &Phase| *phase == Phase::Joining(token) || *phase == Phase::Syncing(token);
+            let client = self.clients.iter().position(|client| waits(&client.phase));
+            match (response, client) {
+                (GroupResponse::JoinGroup(response), Some(n)) => match ErrorCode::try_from_code(response.error_code) {
+                    Some(ErrorCode::MemberIdRequired) => {
+                        self.clients[n].member = response.member_id;
+                        self.clients[n].phase = Phase::Idle;
+                    }
+                    None => {
+                        let client = &mut self.clients[n];
+                        let told = self.generations.entry(client.group).or_default();
+                        assert!(response.generation_id >= *told, "generations never go back");
+                        *told = response.generation_id;
+                        let members: Vec<_> = response.members.into_iter().map(|member| member.member_id).collect();
+                        let leads = response.leader == response.member_id;
+                        assert_eq!(leads, !members.is_empty(), "the leader is told of the members");
+                        (client.member, client.generation) = (response.member_id, response.generation_id);
+                        client.phase = Phase::Joined { leads, members };
+                    }
+                    error => self.heed(n, error),
+                },
+                (GroupResponse::SyncGroup(response), Some(n)) => match ErrorCode::try_from_code(response.error_code) {
+                    None => {
+                        let client = &mut self.clients[n];
+                        client.phase = Phase::Stable;
+                        self.stable += 1;
+                        // A static member that came back has what was made for its old id.
+                        if client.instance.is_none() && !response.assignment.is_empty() {
+                            assert_eq!(
+                                response.assignment,
+                                Bytes::from(client.member.clone()),
+                                "an assignment of its own"
+                            );
+                        }
+                    }
+                    error => self.heed(n, error),
+                },
+                (GroupResponse::OffsetCommit(response), _) => {
+                    let (group, partition, offset) = self.committing.remove(&token).unwrap();
+                    match response.topics[0].partitions[0].error_code {
+                        0 => {
+                            self.acked.insert((group, partition), offset);
+                        }
+                        _ => continue,
+                    }
+                }
+                (GroupResponse::DeleteGroups(response), _) => {
+                    assert!(self.deleting.remove(&token));
+                    let result = &response.results[0];
+                    if result.error_code == 0 {
+                        self.acked.retain(|(group, _), _| **group != **result.group_id);
+                        self.generations.retain(|group, _| **group != **result.group_id);
+                    }
+                }
+                // Answers to clients that have gone on without them.
+                (GroupResponse::JoinGroup(_) | GroupResponse::SyncGroup(_) | GroupResponse::LeaveGroup(_), _) => {}
+                (other, _) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn client_turn(&mut self, n: usize) {
+        match self.clients[n].phase.clone() {
+            Phase::Idle => self.join(n),
+            // It gave up waiting, and asks again.
+            Phase::Joining(_) if self.rng.u32(..10) == 0 => self.join(n),
+            Phase::Joining(_) => {}
+            Phase::Joined { leads, members } => match self.rng.u32(..10) {
+                0 => self.join(n),
+                1 => self.leave(n),
+                2 if leads => self.sync(n, vec![]),
+                _ => self.sync(n, members),
+            },
+            Phase::Syncing(_) if self.rng.u32(..10) == 0 => self.clients[n].phase = Phase::Idle,
+            Phase::Syncing(_) => self.heartbeat(n),
+            Phase::Stable => match self.rng.u32(..20) {
+                0 => self.leave(n),
+                1 => self.join(n),
+                // It forgets who it was; if it is static, the group does not.
+                2 => (self.clients[n].phase, self.clients[n].member) = (Phase::Idle, StrBytes::new()),
+                3..10 => self.commit(n),
+                _ => self.heartbeat(n),
+            },
+        }
+    }
+
+    fn turn(&mut self) {
+        match self.rng.u32(..100) {
+            0..60 => {
+                let n = self.rng.usize(..CLIENTS);
+                self.client_turn(n);
+            }
+            60..80 if !self.world.appending.is_empty() => {
+                let replies = self.world.commit();
+                self.replies(replies);
+            }
+            80..82 if !self.world.appending.is_empty() => {
+                let at = self.rng.usize(..self.world.appending.len());
+                let replies = self.world.fail(at, ErrorCode::NotEnoughReplicas);
+                self.replies(replies);
+            }
+            82..95 => {
+                let most = [10, 300, 4_000][self.rng.usize(..3)];
+                let ms = self.rng.u64(..most);
+                self.pass(ms);
+            }
+            95 if self.rng.u32(..5) == 0 => self.restart(),
+            96 if self.rng.u32(..5) == 0 => self.delete(),
+            97 => self.check_offsets(),
+            _ => {}
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for (_, replies) in self.world.pass(ms) {
+            self.replies(replies);
+        }
+    }
+
+    fn restart(&mut self) {
+        assert!(self.world.restart().is_empty(), "all that is in the log can be used");
+        for client in &mut self.clients {
+            if matches!(client.phase, Phase::Joining(_) | Phase::Syncing(_)) {
+                client.phase = Phase::Idle;
+            }
+        }
+        self.committing.clear();
+        self.deleting.clear();
+        self.generations.clear();
+        self.check_offsets();
+    }
+
+    /// Everything acknowledged is served, or something newer that was on its way.
+    fn check_offsets(&mut self) {
+        for group in GROUPS {
+            let topics = OffsetFetchRequestTopics::default()
+                .with_name(TopicName(text("t")))
+                .with_partition_indexes((0..3).collect());
+            let request = OffsetFetchRequest::default().with_groups(vec![
+                OffsetFetchRequestGroup::default().with_group_id(GroupId(text(group))).with_topics(Some(vec![topics])),
+            ]);
+            let token = self.token();
+            let replies = self.world.step(token, &context(), request);
+            let [(_, GroupResponse::OffsetFetch(response))] = &replies[..] else { panic!("{replies:?}") };
+            for partition in &response.groups[0].topics[0].partitions {
+                let acked = self.acked.get(&(group, partition.partition_index)).copied().unwrap_or(-1);
+                assert_eq!(partition.committed_offset, acked, "{group} {}", partition.partition_index);
+            }
+        }
+    }
+
+    /// Without further faults, everybody comes to an assignment.
+    fn settle(&mut self) {
+        for _ in 0..400 {
+            let replies = self.world.commit_all();
+            self.replies(replies);
+            for n in 0..CLIENTS {
+                match self.clients[n].phase.clone() {
+                    Phase::Idle => self.join(n),
+                    Phase::Joined { members, .. } => self.sync(n, members),
+                    Phase::Stable => self.heartbeat(n),
+                    Phase::Joining(_) | Phase::Syncing(_) => {}
+                }
+            }
+            self.pass(500);
+        }
+        let phases: Vec<_> = self.clients.iter().map(|client| &client.phase).collect();
+        assert!(phases.iter().all(|phase| **phase == Phase::Stable), "{phases:?}");
+        self.check_offsets();
+    }
+}
+
+#[test]
+fn clients_come_to_rest_whatever_happens() {
+    for seed in 0..60 {
+        let run = std::panic::catch_unwind(|| {
+            let mut simulation = Simulation::new(seed);
+            for _ in 0..600 {
+                simulation.turn();
+            }
+            assert!(simulation.stable > 0, "nobody ever got an assignment");
+            simulation.settle();
+        });
+        if let Err(panic) = run {
+            eprintln!("seed {seed} failed");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

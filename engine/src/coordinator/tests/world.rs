@@ -1,0 +1,170 @@
+//! A coordinator with its log and clients, as tests drive it.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::protocol::Encodable;
+use net::{StrBytes, batch::Assigned, errors::ErrorCode};
+
+use crate::coordinator::{AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Now, Output, Unusable};
+
+pub(super) struct World {
+    pub(super) config: Config,
+    pub(super) coordinator: Coordinator<u64>,
+    pub(super) now: Now,
+    /// What is committed, with the offsets that it got.
+    pub(super) log: Vec<Bytes>,
+    end: i64,
+    /// What is on its way to the log.
+    pub(super) appending: VecDeque<(AppendId, Bytes)>,
+    /// Requests that have no answer yet, and their versions.
+    pub(super) waiting: Vec<(u64, i16)>,
+    tokens: BTreeSet<u64>,
+    seed: u64,
+}
+
+pub(super) fn text(string: &str) -> StrBytes {
+    StrBytes::from_string(string.to_owned())
+}
+
+/// The response must be one that its version can express.
+fn encode(response: &GroupResponse, version: i16) {
+    let mut out = BytesMut::new();
+    let encoded = match response {
+        GroupResponse::JoinGroup(response) => response.encode(&mut out, version),
+        GroupResponse::SyncGroup(response) => response.encode(&mut out, version),
+        GroupResponse::Heartbeat(response) => response.encode(&mut out, version),
+        GroupResponse::LeaveGroup(response) => response.encode(&mut out, version),
+        GroupResponse::OffsetCommit(response) => response.encode(&mut out, version),
+        GroupResponse::OffsetFetch(response) => response.encode(&mut out, version),
+        GroupResponse::DescribeGroups(response) => response.encode(&mut out, version),
+        GroupResponse::ListGroups(response) => response.encode(&mut out, version),
+        GroupResponse::DeleteGroups(response) => response.encode(&mut out, version),
+    };
+    encoded.unwrap_or_else(|error| panic!("version {version} of {response:?}: {error}"));
+}
+
+impl World {
+    pub(super) fn new(config: Config) -> World {
+        let mut world = World {
+            coordinator: Coordinator::new(config.clone(), 0),
+            config,
+            now: Now { mono_ms: 0, wall_ms: 1_700_000_000_000 },
+            log: Vec::new(),
+            end: 0,
+            appending: VecDeque::new(),
+            waiting: Vec::new(),
+            tokens: BTreeSet::new(),
+            seed: 0,
+        };
+        assert!(world.restart().is_empty());
+        world
+    }
+
+    /// Replies, checked to be the only ones to their tokens and expressible; appends are kept.
+    fn take(&mut self, outputs: Vec<Output<u64>>) -> Vec<(u64, GroupResponse)> {
+        self.coordinator.check();
+        let mut replies = Vec::new();
+        for output in outputs {
+            match output {
+                Output::Reply { token, response } => {
+                    let at =
+                        self.waiting.iter().position(|waiting| waiting.0 == token).expect("one answer to a request");
+                    encode(&response, self.waiting.remove(at).1);
+                    replies.push((token, response));
+                }
+                Output::Append { id, batch } => {
+                    net::batch::validate(&batch, 9).expect("a sound batch");
+                    self.appending.push_back((id, batch));
+                }
+            }
+        }
+        replies
+    }
+
+    pub(super) fn step(
+        &mut self,
+        token: u64,
+        context: &Context,
+        request: impl Into<GroupRequest>,
+    ) -> Vec<(u64, GroupResponse)> {
+        assert!(self.tokens.insert(token), "tokens are new");
+        self.waiting.push((token, context.version));
+        let outputs = self.coordinator.step(self.now, context, request.into(), token);
+        self.take(outputs)
+    }
+
+    /// Lets time pass, timer by timer.
+    pub(super) fn pass(&mut self, ms: u64) -> Vec<(u64, Vec<(u64, GroupResponse)>)> {
+        let end = self.now.mono_ms + ms;
+        let mut seen = Vec::new();
+        loop {
+            let next = self.coordinator.next_deadline().map_or(end, |at| at.clamp(self.now.mono_ms, end));
+            self.now.wall_ms += (next - self.now.mono_ms) as i64;
+            self.now.mono_ms = next;
+            let outputs = self.coordinator.tick(self.now);
+            let replies = self.take(outputs);
+            if !replies.is_empty() {
+                seen.push((self.now.mono_ms, replies));
+            }
+            assert!(self.coordinator.next_deadline().is_none_or(|at| at > self.now.mono_ms), "a tick ends what is due");
+            if next == end {
+                return seen;
+            }
+        }
+    }
+
+    /// The oldest append is committed.
+    pub(super) fn commit(&mut self) -> Vec<(u64, GroupResponse)> {
+        let (id, batch) = self.appending.pop_front().expect("something is being appended");
+        self.store(&batch);
+        let outputs = self.coordinator.appended(self.now, id, Ok(()));
+        self.take(outputs)
+    }
+
+    pub(super) fn commit_all(&mut self) -> Vec<(u64, GroupResponse)> {
+        let mut replies = Vec::new();
+        while !self.appending.is_empty() {
+            replies.extend(self.commit());
+        }
+        replies
+    }
+
+    pub(super) fn fail(&mut self, at: usize, error: ErrorCode) -> Vec<(u64, GroupResponse)> {
+        let (id, _) = self.appending.remove(at).expect("something is being appended");
+        let outputs = self.coordinator.appended(self.now, id, Err(error));
+        self.take(outputs)
+    }
+
+    /// Puts a batch in the log as the partition would.
+    pub(super) fn store(&mut self, batch: &Bytes) {
+        let header = net::batch::BatchHeader::read(batch).expect("a sound batch");
+        let assigned = Assigned { base_offset: self.end, partition_leader_epoch: 1, log_append_time_ms: None };
+        let mut stored = BytesMut::from(&batch[..]);
+        net::batch::assign(&mut stored, assigned);
+        self.end += i64::from(header.record_count);
+        self.log.push(stored.freeze());
+    }
+
+    /// The process ends; what was not committed is lost, whoever waited hears nothing. A new one reads the log.
+    pub(super) fn restart(&mut self) -> Vec<Unusable> {
+        self.waiting.clear();
+        self.appending.clear();
+        self.seed += 1;
+        self.coordinator = Coordinator::new(self.config.clone(), self.seed);
+        let log = self.log.clone();
+        let unusable = log.iter().flat_map(|batch| self.coordinator.replay(batch)).collect();
+        let outputs = self.coordinator.loaded(self.now);
+        assert!(self.take(outputs).is_empty(), "nobody waits yet");
+        unusable
+    }
+
+    pub(super) fn resign(&mut self) -> Vec<(u64, GroupResponse)> {
+        let old = std::mem::replace(&mut self.coordinator, Coordinator::new(self.config.clone(), 0));
+        self.appending.clear();
+        let outputs = old.resign();
+        let replies = self.take(outputs);
+        assert!(self.waiting.is_empty(), "everybody is answered");
+        replies
+    }
+}
