@@ -68,6 +68,8 @@ impl<D: Disk> Clone for Journal<D> {
     }
 }
 
+type Observer = Box<dyn FnMut(WriteSample)>;
+
 struct Inner<D: Disk> {
     dir: PathBuf,
     /// By slot.
@@ -76,7 +78,7 @@ struct Inner<D: Disk> {
     poison: RefCell<Option<Poisoned>>,
     closing: Cell<Closing>,
     stats: Cell<JournalStats>,
-    observer: RefCell<Option<Box<dyn FnMut(WriteSample)>>>,
+    observer: RefCell<Option<Observer>>,
     /// Something was staged, or the end was asked for.
     work: Signal,
     /// The durable mark moved, or never will again.
