@@ -85,8 +85,10 @@ async fn settle(store: &Store<SimDisk>, model: &Shared) {
     }
 }
 
-/// Operations of a flush, by what they are for.
-const FLUSH: &[(&str, fn(&Op) -> bool)] = &[
+/// What an operation is for, and how to tell it from the rest.
+type FlushOp = (&'static str, fn(&Op) -> bool);
+
+const FLUSH: &[FlushOp] = &[
     ("making a group's directory", |op| op.kind == Kind::CreateDir && op.path.starts_with("/data/logs")),
     ("making a segment", |op| op.kind == Kind::Create && op.path.starts_with("/data/logs")),
     ("writing a segment", |op| op.kind == Kind::Write && op.path.starts_with("/data/logs")),
