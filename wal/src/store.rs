@@ -509,7 +509,11 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed.
     pub fn admit(&self, bytes: usize) -> Admission {
-        self.shared.journal.admit(bytes)
+        let admission = self.shared.journal.admit(bytes);
+        if admission == Admission::Wait && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admission
     }
 
     /// Waits until the ring has given back space since the call.
