@@ -521,7 +521,11 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed.
     pub fn admit(&self, bytes: usize) -> Admission {
-        self.shared.journal.admit(bytes)
+        let admission = self.shared.journal.admit(bytes);
+        if admission == Admission::Wait && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admission
     }
 
     /// The largest sum of an entry's data and payload that the ring can hold.
