@@ -57,7 +57,7 @@ async fn keeps_the_contract(disk: impl Disk, dir: &Path) {
 
     disk.rename(&one, &two).await.unwrap();
     disk.sync_dir(&deep).await.unwrap();
-    assert_eq!(disk.list(&deep).await.unwrap(), [two.clone()]);
+    assert_eq!(disk.list(&deep).await.unwrap(), std::slice::from_ref(&two));
     assert_eq!(file.len().await.unwrap(), BLOCK as u64 + 100, "a file keeps its handle");
     let file = disk.open(&two, OpenMode::Read).await.unwrap();
     file.write(0, blocks(9, 1), Durability::Cached).await.unwrap_err();
