@@ -9,8 +9,8 @@ use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{
-        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
-        OffsetFetchRequest, SyncGroupRequest, TopicName,
+        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
+        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
@@ -57,6 +57,7 @@ struct Simulation {
     generations: BTreeMap<&'static str, i32>,
     next_offset: i64,
     stable: usize,
+    compared: usize,
 }
 
 fn context() -> Context {
@@ -93,6 +94,7 @@ impl Simulation {
             generations: BTreeMap::new(),
             next_offset: 0,
             stable: 0,
+            compared: 0,
         }
     }
 
@@ -325,6 +327,7 @@ impl Simulation {
             95 if self.rng.u32(..5) == 0 => self.restart(),
             96 if self.rng.u32(..5) == 0 => self.delete(),
             97 => self.check_offsets(),
+            98 if self.world.appending.is_empty() => self.check_log(),
             _ => {}
         }
     }
@@ -367,6 +370,21 @@ impl Simulation {
         }
     }
 
+    /// A group that is stable stands in the log as it stands in memory: a restart now would change nothing.
+    fn check_log(&mut self) {
+        for group in GROUPS {
+            let describe = || DescribeGroupsRequest::default().with_groups(vec![GroupId(text(group))]);
+            let token = self.token();
+            let replies = self.world.step(token, &at(5), describe());
+            let [(_, GroupResponse::DescribeGroups(now))] = &replies[..] else { panic!("{replies:?}") };
+            if *now.groups[0].group_state == *"Stable" {
+                let again = self.world.replayed(&at(5), describe());
+                assert_eq!(again, GroupResponse::DescribeGroups(now.clone()));
+                self.compared += 1;
+            }
+        }
+    }
+
     /// Without further faults, everybody comes to an assignment.
     fn settle(&mut self) {
         for _ in 0..400 {
@@ -385,6 +403,9 @@ impl Simulation {
         let phases: Vec<_> = self.clients.iter().map(|client| &client.phase).collect();
         assert!(phases.iter().all(|phase| **phase == Phase::Stable), "{phases:?}");
         self.check_offsets();
+        self.compared = 0;
+        self.check_log();
+        assert_eq!(self.compared, GROUPS.len());
     }
 }
 
