@@ -114,7 +114,7 @@ impl Simulation {
             .with_group_instance_id(client.instance.clone())
             .with_member_id(client.member.clone())
             .with_session_timeout_ms(6_000)
-            .with_rebalance_timeout_ms(self.rng.i32(..5_000))
+            .with_rebalance_timeout_ms(self.rng.i32(0..5_000))
             .with_protocol_type(text("consumer"))
             .with_protocols(protocols.to_vec());
         let version = self.rng.i16(5..=9);
@@ -156,8 +156,12 @@ impl Simulation {
     fn commit(&mut self, n: usize) {
         let token = self.token();
         self.next_offset += 1;
-        let client = &self.clients[n];
-        let partition = self.rng.i32(..3);
+        let mut client = self.clients[n].clone();
+        if self.rng.u32(..5) == 0 {
+            // Somebody who uses the group to keep offsets only; refused while it has members.
+            (client.instance, client.member, client.generation) = (None, StrBytes::new(), -1);
+        }
+        let partition = self.rng.i32(0..3);
         self.committing.insert(token, (client.group, partition, self.next_offset));
         let partition = OffsetCommitRequestPartition::default()
             .with_partition_index(partition)
@@ -281,6 +285,7 @@ impl Simulation {
 
     fn client_turn(&mut self, n: usize) {
         match self.clients[n].phase.clone() {
+            Phase::Idle if self.rng.u32(..4) == 0 => self.commit(n),
             Phase::Idle => self.join(n),
             // It gave up waiting, and asks again.
             Phase::Joining(_) if self.rng.u32(..10) == 0 => self.join(n),
@@ -291,8 +296,12 @@ impl Simulation {
                 2 if leads => self.sync(n, vec![]),
                 _ => self.sync(n, members),
             },
-            Phase::Syncing(_) if self.rng.u32(..10) == 0 => self.clients[n].phase = Phase::Idle,
-            Phase::Syncing(_) => self.heartbeat(n),
+            Phase::Syncing(_) => match self.rng.u32(..10) {
+                0 => self.clients[n].phase = Phase::Idle,
+                // It got no answer, asks again, and has another opinion if it leads.
+                1 => self.sync(n, vec![]),
+                _ => self.heartbeat(n),
+            },
             Phase::Stable => match self.rng.u32(..20) {
                 0 => self.leave(n),
                 1 => self.join(n),
@@ -318,6 +327,7 @@ impl Simulation {
                 let at = self.rng.usize(..self.world.appending.len());
                 let replies = self.world.fail(at, ErrorCode::NotEnoughReplicas);
                 self.replies(replies);
+                self.check_offsets();
             }
             82..95 => {
                 let most = [10, 300, 4_000][self.rng.usize(..3)];
@@ -325,7 +335,7 @@ impl Simulation {
                 self.pass(ms);
             }
             95 if self.rng.u32(..5) == 0 => self.restart(),
-            96 if self.rng.u32(..5) == 0 => self.delete(),
+            96 => self.delete(),
             97 => self.check_offsets(),
             98 if self.world.appending.is_empty() => self.check_log(),
             _ => {}
