@@ -281,10 +281,10 @@ impl CoreMetrics {
         self.beats.last.store(since + 1, Relaxed);
     }
 
-    /// How long ago the core's loop last turned; `None` if it has not begun.
-    pub fn since_beat(&self) -> Option<Duration> {
+    /// How long before `now` the core's loop last turned; `None` if it has not begun.
+    pub fn since_beat(&self, now: Instant) -> Option<Duration> {
         let last = self.beats.last.load(Relaxed).checked_sub(1)?;
-        Some(self.beats.epoch.elapsed().saturating_sub(Duration::from_millis(last)))
+        Some(now.saturating_duration_since(self.beats.epoch + Duration::from_millis(last)))
     }
 
     /// The counter of requests to one API.
@@ -412,9 +412,11 @@ mod tests {
     #[test]
     fn a_core_that_never_turned_is_told_from_one_that_stopped() {
         let core = CoreMetrics::default();
-        assert_eq!(core.since_beat(), None);
+        let before = Instant::now();
+        assert_eq!(core.since_beat(before), None);
         core.beat();
-        assert!(core.since_beat().unwrap() < Duration::from_secs(60));
+        assert!(core.since_beat(before + Duration::from_secs(60)).unwrap() <= Duration::from_secs(61));
+        assert!(core.since_beat(Instant::now() + Duration::from_secs(60)).unwrap() >= Duration::from_secs(60));
         assert_eq!(core.loop_beats_total.get(), 1);
     }
 }

@@ -42,7 +42,7 @@ pub trait Disk: Clone + 'static {
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File>;
     /// Creates a directory and its missing parents; fine if it is there. Not durable before the parents are synced.
     async fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Names in a directory, sorted; empty if the directory is missing.
+    /// What is in a directory, as paths that begin with `dir`, sorted; empty if the directory is missing.
     async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     /// Replaces `to` atomically.
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -53,6 +53,7 @@ pub trait Disk: Clone + 'static {
 
 /// An open file. Positions and lengths of transfers are whole blocks ([`crate::buf::BLOCK`]), memory is block-aligned.
 #[allow(async_fn_in_trait)]
+#[allow(clippy::len_without_is_empty)] // A file's length is asked of the disk.
 pub trait File: 'static {
     /// Writes all of `data` at `position`; a short write is an error (`WriteZero`). The backend holds `data` until the
     /// kernel is done with it, also when the future is dropped.

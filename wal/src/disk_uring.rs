@@ -33,6 +33,7 @@ const DEPTH: u32 = 256;
 const RWF_DSYNC: i32 = 0x2;
 
 /// What an operation in flight owns.
+#[allow(dead_code, reason = "held for the kernel, not for us")]
 enum Held {
     Nothing,
     Data(Bytes),
@@ -298,9 +299,9 @@ impl Disk for UringDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        let mut names = entries.map(|entry| Ok(PathBuf::from(entry?.file_name()))).collect::<io::Result<Vec<_>>>()?;
-        names.sort();
-        Ok(names)
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        paths.sort();
+        Ok(paths)
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -448,7 +449,7 @@ mod tests {
             drop(disk.open(&deep.join("one"), OpenMode::CreateNew).await.unwrap());
             disk.rename(&deep.join("one"), &deep.join("two")).await.unwrap();
             disk.sync_dir(&deep).await.unwrap();
-            assert_eq!(disk.list(&deep).await.unwrap(), [PathBuf::from("two")]);
+            assert_eq!(disk.list(&deep).await.unwrap(), [deep.join("two")]);
             disk.remove(&deep.join("two")).await.unwrap();
             disk.remove(&deep).await.unwrap();
             assert!(disk.list(&deep).await.unwrap().is_empty());

@@ -13,11 +13,27 @@
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
 pub mod buf;
+pub mod checkpoint;
 pub mod disk;
+pub mod disk_sim;
 pub mod disk_uring;
+pub mod files;
+pub mod journal;
 pub mod log;
 pub mod log_read;
+mod lru;
 pub mod manifest;
 pub mod record;
+pub mod ring;
+pub mod ring_format;
+pub mod ring_recovery;
 mod rt;
+pub mod segment;
+pub mod segment_format;
+pub mod signal;
+pub mod sim_exec;
+pub mod snapshot;
 pub mod store;
+mod store_flush;
+mod store_recovery;
+mod terms;

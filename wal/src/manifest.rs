@@ -2,44 +2,145 @@
 //! number at start.
 //! Lives on: the thread that starts the broker, before any core serves.
 //!
+//! ```text
+//! millrace-data 1
+//! cluster-id 3Yk0bXb0QkGuVY5oGzJb4A
+//! epoch 2
+//! cores 4
+//! crc32c 1b2c3d4e
+//! ```
+//!
+//! Lines in this order, each ended by a newline, newlines up to the end of the block; the CRC covers the lines before its own.
+//!
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
 use crate::{
+    checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
     disk::Disk,
+    files::{read_file, remove_if_there, replace_file},
+    log::Held,
     record::GroupId,
-    store::{OpenError, StoreConfig},
+    signal::beside,
+    store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
+    store_flush::{FlushError, group_states, round},
 };
-use std::path::Path;
+use std::{
+    future::pending,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
 
 /// The newest layout of the data directory that this version reads, and the one that it writes.
 pub const FORMAT_VERSION: u32 = 1;
+/// The file's name in the data directory.
+pub const MANIFEST_FILE: &str = "MANIFEST";
 
 /// What a data directory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
+    /// Printable, without spaces.
     pub cluster_id: String,
     /// Names the directory of the rings and checkpoints; grows with each change of the number of cores.
     pub epoch: u64,
     pub cores: usize,
 }
 
-#[allow(unused_variables)]
+/// Why bytes are no manifest.
+#[derive(Debug, PartialEq, Eq)]
+enum ParseError {
+    Damaged(&'static str),
+    Newer(u32),
+}
+
 impl Manifest {
     /// Reads `<data>/MANIFEST`; `None` if the directory was never set up. Refuses a newer format by name.
     pub async fn read<D: Disk>(disk: &D, data: &Path) -> Result<Option<Self>, OpenError> {
-        unimplemented!()
+        let path = data.join(MANIFEST_FILE);
+        let Some(bytes) = read_file(disk, &path).await.map_err(named(&path))? else { return Ok(None) };
+        let what = path.display().to_string();
+        match Self::parse(&bytes) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(ParseError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
+            Err(ParseError::Newer(found)) => Err(OpenError::Newer { path: what, found, newest: FORMAT_VERSION }),
+        }
     }
 
     /// Writes or replaces `<data>/MANIFEST` atomically and durably; creates the directory if it is missing.
     pub async fn write<D: Disk>(&self, disk: &D, data: &Path) -> Result<(), OpenError> {
-        unimplemented!()
+        let bad = |c: char| !c.is_ascii_graphic();
+        assert!(!self.cluster_id.is_empty() && !self.cluster_id.contains(bad), "a cluster id is one printable word");
+        disk.create_dir(data).await.map_err(named(data))?;
+        if let Some(parent) = data.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            disk.sync_dir(parent).await.map_err(named(parent))?;
+        }
+        let path = data.join(MANIFEST_FILE);
+        replace_file(disk, &path, &self.render()).await.map_err(named(&path))
+    }
+
+    fn render(&self) -> Vec<u8> {
+        let Self { cluster_id, epoch, cores } = self;
+        let mut text =
+            format!("millrace-data {FORMAT_VERSION}\ncluster-id {cluster_id}\nepoch {epoch}\ncores {cores}\n")
+                .into_bytes();
+        let crc = crc32c::crc32c(&text);
+        text.extend_from_slice(format!("crc32c {crc:08x}\n").as_bytes());
+        text.resize(crate::buf::block_ceil(text.len()), b'\n');
+        text
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        const BAD: ParseError = ParseError::Damaged("it is no manifest of a data directory");
+        let text = std::str::from_utf8(bytes).map_err(|_| BAD)?;
+        let mut lines = text.lines();
+        let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+        let version: u32 = field("millrace-data").and_then(|version| version.parse().ok()).ok_or(BAD)?;
+        if version > FORMAT_VERSION {
+            return Err(ParseError::Newer(version));
+        }
+        let mut read = || {
+            let cluster_id = field("cluster-id")?.to_owned();
+            let epoch = field("epoch")?.parse().ok()?;
+            let cores = field("cores")?.parse().ok()?;
+            Some((Self { cluster_id, epoch, cores }, field("crc32c")?.to_owned()))
+        };
+        let (manifest, crc) = read().ok_or(BAD)?;
+        // Only one text renders these values, so this checks the CRC, the order and the padding at once.
+        if manifest.cores == 0 || u32::from_str_radix(&crc, 16).is_err() || manifest.render() != bytes {
+            return Err(ParseError::Damaged("it fails its CRC"));
+        }
+        Ok(manifest)
     }
 }
 
-/// Moves every group to the core that `place` names, for `cores` cores: replays, flushes and checkpoints all old rings, writes the new
-/// cores' checkpoints and rings under a new epoch, then installs them by one manifest write. A crash at any point leaves either
-/// the old or the new placement, whole. Returns the new manifest. Needs one thread and no running store.
-#[allow(unused_variables)]
+fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
+    move |source| OpenError::Io { what: path.display().to_string(), source }
+}
+
+/// Nobody serves while cores change: what the checkpoints know of the groups' own state stays.
+struct Nobody;
+
+impl FlushHost for Nobody {
+    fn app_state(&self, _: GroupId) -> Option<AppState> {
+        None
+    }
+
+    fn back_off(&self, _: u32) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(pending())
+    }
+
+    fn flush_failed(&self, _: &str) {}
+}
+
+/// A group on its way to another core.
+struct Moving {
+    state: GroupState,
+    /// What neither segments nor the snapshot hold.
+    tail: Vec<Held>,
+}
+
+/// Moves every group to the core that `place` names, for `cores` cores: replays, flushes and checkpoints all old rings, writes the
+/// new cores' checkpoints and rings under a new epoch, then installs them by one manifest write. A crash at any point leaves
+/// either the old or the new placement, whole. Returns the new manifest. Needs one thread and no running store.
 pub async fn change_cores<D: Disk>(
     disk: &D,
     data: &Path,
@@ -48,11 +149,143 @@ pub async fn change_cores<D: Disk>(
     config: &StoreConfig,
     place: impl Fn(GroupId) -> usize,
 ) -> Result<Manifest, OpenError> {
-    unimplemented!()
+    assert!(cores > 0, "a broker has a core");
+    remove_stale_epochs(disk, data, old).await?;
+    let mut placed: Vec<Vec<Moving>> = (0..cores).map(|_| Vec::new()).collect();
+    for core in 0..old.cores {
+        for group in flush_out(disk, &StoreDirs::new(data, old.epoch, core), old.epoch, config).await? {
+            let to = place(group.state.id);
+            assert!(to < cores, "group {} is placed on core {to} of {cores}", group.state.id.0);
+            placed[to].push(group);
+        }
+    }
+    let new = Manifest { epoch: old.epoch + 1, cores, ..old.clone() };
+    for (core, groups) in placed.into_iter().enumerate() {
+        move_in(disk, &StoreDirs::new(data, new.epoch, core), new.epoch, config, groups).await?;
+    }
+    new.write(disk, data).await?;
+    remove_stale_epochs(disk, data, &new).await?;
+    Ok(new)
 }
 
-/// Removes what an interrupted or finished change of cores left: every epoch's directory but the manifest's.
-#[allow(unused_variables)]
+/// Replays a core's ring and flushes it to segments; what the core then has.
+async fn flush_out<D: Disk>(
+    disk: &D,
+    dirs: &StoreDirs,
+    epoch: u64,
+    config: &StoreConfig,
+) -> Result<Vec<Moving>, OpenError> {
+    let (store, ..) = Store::open(disk.clone(), dirs, epoch, config.clone()).await?;
+    let shared = &store.shared;
+    match round(shared, &Nobody).await {
+        Ok(()) => {}
+        Err(FlushError::Fatal(why)) => return Err(OpenError::Damaged(why)),
+        Err(FlushError::Full(why)) => {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(OpenError::Io { what: format!("to change the number of cores, {why}"), source });
+        }
+    }
+    let states = group_states(shared);
+    let state = shared.state.borrow();
+    let tail = |id| state.groups[&id].unflushed().cloned().collect();
+    let moving = states.into_iter().map(|group| Moving { tail: tail(group.id), state: group });
+    Ok(moving
+        .map(|mut group| {
+            group.state.replay_from = LogPos::default();
+            group
+        })
+        .collect())
+}
+
+/// Writes a new core's checkpoint, and into its ring what no segment or snapshot holds.
+async fn move_in<D: Disk>(
+    disk: &D,
+    dirs: &StoreDirs,
+    epoch: u64,
+    config: &StoreConfig,
+    mut groups: Vec<Moving>,
+) -> Result<(), OpenError> {
+    crate::store_recovery::make_dirs(disk, dirs).await?;
+    groups.sort_unstable_by_key(|group| group.state.id);
+    let states = groups.iter().map(|group| group.state.clone()).collect();
+    let checkpoint = Checkpoint { epoch, groups: states, ..Checkpoint::default() };
+    let path = dirs.core.join(CHECKPOINT_FILE);
+    replace_file(disk, &path, &checkpoint.encode()).await.map_err(named(&path))?;
+    let (store, ..) = Store::open(disk.clone(), dirs, epoch, config.clone()).await?;
+    let stopped =
+        |why: String| OpenError::Io { what: dirs.core.display().to_string(), source: std::io::Error::other(why) };
+    let write = async {
+        for group in &groups {
+            for held in &group.tail {
+                let id = group.state.id;
+                store.append(id, group.state.hard_state, &held.entry).map_err(|error| stopped(error.to_string()))?;
+            }
+        }
+        let staged = store.shared.journal.staged();
+        while store.durable() < staged {
+            store.durable_past(store.durable()).await.map_err(|error| stopped(error.0))?;
+        }
+        Ok(())
+    };
+    match beside(write, store.run_journal()).await {
+        Ok(written) => written,
+        Err(ended) => Err(stopped(ended.err().map_or_else(|| "the ring closed".to_owned(), |poisoned| poisoned.0))),
+    }
+}
+
+/// Removes what an interrupted or finished change of cores left: every epoch's directory but the manifest's. Call it at each
+/// start, before the stores open: what a crash brings back, the next start removes. Returns how many there were.
 pub async fn remove_stale_epochs<D: Disk>(disk: &D, data: &Path, current: &Manifest) -> Result<usize, OpenError> {
-    unimplemented!()
+    let epoch_of = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("epoch-")?.parse::<u64>().ok();
+    let listed = disk.list(data).await.map_err(named(data))?;
+    let stale: Vec<PathBuf> =
+        listed.into_iter().filter(|path| epoch_of(path).is_some_and(|epoch| epoch != current.epoch)).collect();
+    for epoch in &stale {
+        for core in disk.list(epoch).await.map_err(named(epoch))? {
+            for file in disk.list(&core).await.map_err(named(&core))? {
+                remove_if_there(disk, &file).await.map_err(named(&file))?;
+            }
+            remove_if_there(disk, &core).await.map_err(named(&core))?;
+        }
+        remove_if_there(disk, epoch).await.map_err(named(epoch))?;
+    }
+    Ok(stale.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest { cluster_id: "3Yk0bXb0QkGuVY5oGzJb4A".to_owned(), epoch: 2, cores: 4 }
+    }
+
+    #[test]
+    fn a_manifest_is_this_text() {
+        let bytes = manifest().render();
+        let text = String::from_utf8(bytes.clone()).expect("text");
+        assert_eq!(
+            text.trim_end_matches('\n'),
+            "millrace-data 1\ncluster-id 3Yk0bXb0QkGuVY5oGzJb4A\nepoch 2\ncores 4\ncrc32c ad73e571"
+        );
+        assert_eq!(bytes.len(), crate::buf::BLOCK);
+        assert_eq!(Manifest::parse(&bytes), Ok(manifest()));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let bytes = manifest().render();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::parse(&flipped).is_err(), "bit {bit} was flipped unseen");
+        }
+        assert!(Manifest::parse(&[]).is_err());
+        assert!(Manifest::parse(&bytes[..80]).is_err());
+    }
+
+    #[test]
+    fn a_newer_format_is_named_whatever_follows() {
+        assert_eq!(Manifest::parse(b"millrace-data 2\nanything\n"), Err(ParseError::Newer(2)));
+    }
 }

@@ -1,5 +1,6 @@
 //! A `millrace` process with a data directory of its own.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -91,7 +92,12 @@ impl Broker {
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         assert!(self.life.is_none(), "the broker runs already");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_millrace"))
+        let mut command = Command::new(binary());
+        // Settings of whoever runs the tests are not the tests'.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
             .arg("serve")
             .arg("--data-dir")
             .arg(self.data.path())
@@ -103,6 +109,8 @@ impl Broker {
                 "--admin-addr",
                 "127.0.0.1:0",
             ])
+            // Small, so that many brokers start quickly side by side; groups need not wait for a second member.
+            .args(["--set", "wal.ring.bytes=67108864", "--set", "group.initial.rebalance.delay.ms=0"])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -174,6 +182,12 @@ impl Broker {
         self.begin();
     }
 
+    /// Dies without a word and starts again.
+    pub fn kill_and_begin(&mut self) {
+        self.kill();
+        self.begin();
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.life.as_mut().is_some_and(|(child, _)| matches!(child.try_wait(), Ok(None)))
     }
@@ -184,6 +198,10 @@ impl Broker {
 
     pub fn bootstrap(&self) -> String {
         self.kafka.to_string()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.life.as_ref().expect("the broker runs").0.id()
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -226,6 +244,11 @@ impl Drop for Broker {
             }
         }
     }
+}
+
+/// The binary under test: the one that was built with this test, or what `BROKER_BINARY` names.
+fn binary() -> OsString {
+    std::env::var_os("BROKER_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_millrace").into())
 }
 
 /// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod clients;
 pub mod history;
+pub mod wire;
 
 use std::time::Duration;
 

@@ -1,0 +1,330 @@
+//! The admin port: a small HTTP/1.1 server, GET and HEAD only, one request per connection.
+//! Lives on: one unpinned thread of its own, so that it answers while a core hangs. What it answers is `admin_pages`'.
+//!
+//! Bounds: [`CONNECTIONS_MAX`] (more wait in the kernel's queue), [`HEAD_BYTES_MAX`] (more is answered with 431) and
+//! [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer (then it is closed).
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::admin_pages::{Answer, ProcessFigures, Site};
+
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_BYTES_MAX: usize = 8 << 10;
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(
+        "address {addr} (admin.addr) is in use by another program; choose another (--admin-addr) or stop that program"
+    )]
+    InUse { addr: SocketAddr },
+    #[error("cannot listen on {addr} (admin.addr): {source}; choose another (--admin-addr)")]
+    Bind { addr: SocketAddr, source: io::Error },
+    #[error("cannot start the admin thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A bound admin port.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Admin {
+    pub fn bind(addr: SocketAddr) -> Result<Admin, AdminError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => AdminError::InUse { addr },
+            _ => AdminError::Bind { addr, source },
+        };
+        let listener = TcpListener::bind(addr).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        Ok(Admin { listener, addr })
+    }
+
+    /// With the port that was given if none was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves from a thread that ends with the process.
+    pub fn start(self, site: Arc<Site>) -> Result<(), AdminError> {
+        let serve = move || {
+            let mut server = Server { listener: self.listener, connections: Vec::new(), process: Process::default() };
+            loop {
+                server.turn(&site);
+            }
+        };
+        thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(AdminError::Thread)?;
+        Ok(())
+    }
+}
+
+struct Server {
+    listener: TcpListener,
+    connections: Vec<Connection>,
+    process: Process,
+}
+
+impl Server {
+    /// Waits for something to do, and does it.
+    fn turn(&mut self, site: &Site) {
+        let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
+        if self.connections.len() < CONNECTIONS_MAX {
+            fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
+        }
+        if let Err(error) = wait(&mut fds, self.connections.iter().map(|connection| connection.deadline).min()) {
+            tracing::error!(%error, "the admin thread cannot wait for requests");
+            // Whatever the reason, spinning on it helps nobody.
+            thread::sleep(Duration::from_secs(1));
+            return;
+        }
+        let now = Instant::now();
+        let mut ready = fds.iter().map(|fd| fd.revents != 0);
+        self.connections.retain_mut(|connection| {
+            let is_ready = ready.next().expect("one entry per connection");
+            connection.deadline > now && (!is_ready || connection.go_on(site, &mut self.process))
+        });
+        if ready.next() == Some(true) {
+            self.accept(now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                if stream.set_nonblocking(true).is_ok() {
+                    let deadline = now + REQUEST_TIME_MAX;
+                    self.connections.push(Connection { stream, deadline, head: Vec::new(), answer: None });
+                }
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection on the admin port; trying again in 100 ms");
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn pollfd(fd: i32, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+fn wait(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
+    let timeout_ms = match deadline {
+        // Rounded up, or the last millisecond would be spent spinning.
+        Some(at) => at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+        None => -1,
+    };
+    // SAFETY: a live slice, with its own length.
+    let status = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+    match status {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => {
+                fds.iter_mut().for_each(|fd| fd.revents = 0);
+                Ok(())
+            }
+            e => Err(e),
+        },
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    deadline: Instant,
+    head: Vec<u8>,
+    /// What is left to send.
+    answer: Option<Vec<u8>>,
+}
+
+impl Connection {
+    fn pollfd(&self) -> libc::pollfd {
+        let events = if self.answer.is_some() { libc::POLLOUT } else { libc::POLLIN };
+        pollfd(self.stream.as_raw_fd(), events)
+    }
+
+    /// `false`: it is done with, or the peer is gone.
+    fn go_on(&mut self, site: &Site, process: &mut Process) -> bool {
+        if self.answer.is_none() && !self.receive(site, process) {
+            return false;
+        }
+        self.answer.is_none() || self.send()
+    }
+
+    fn receive(&mut self, site: &Site, process: &mut Process) -> bool {
+        let mut chunk = [0; 2048];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(byte_count) => self.head.extend_from_slice(&chunk[..byte_count]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            }
+            let answer = match end_of_head(&self.head) {
+                Some(end) => answer(&self.head[..end], site, process),
+                None if self.head.len() > HEAD_BYTES_MAX => {
+                    Answer::text(431, "the request's head is too long\n").encode(true)
+                }
+                None => continue,
+            };
+            self.answer = Some(answer);
+            return true;
+        }
+    }
+
+    fn send(&mut self) -> bool {
+        let Some(left) = &mut self.answer else { return true };
+        while !left.is_empty() {
+            match self.stream.write(left) {
+                Ok(byte_count) if byte_count > 0 => drop(left.drain(..byte_count)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        // The peer may be gone already; then nobody misses this.
+        let _ = self.stream.shutdown(Shutdown::Write);
+        false
+    }
+}
+
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n")
+}
+
+/// The whole answer to a request's head.
+fn answer(head: &[u8], site: &Site, process: &mut Process) -> Vec<u8> {
+    let (method, path) = match request_line(head) {
+        Some(request) => request,
+        None => return Answer::text(400, "not an HTTP/1 request\n").encode(true),
+    };
+    let with_body = method != "HEAD";
+    if !matches!(method, "GET" | "HEAD") {
+        return Answer::text(405, "only GET and HEAD are served here\n").encode(with_body);
+    }
+    site.answer(path, Instant::now(), || process.figures()).encode(with_body)
+}
+
+/// Method and path, without the query.
+fn request_line(head: &[u8]) -> Option<(&str, &str)> {
+    let line = std::str::from_utf8(head).ok()?.split("\r\n").next()?;
+    let mut parts = line.split(' ');
+    let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    let path = target.split('?').next()?;
+    let whole = parts.next().is_none() && !method.is_empty() && path.starts_with('/') && version.starts_with("HTTP/1.");
+    whole.then_some((method, path))
+}
+
+/// Reads figures of this process; may block on /proc for a moment.
+#[derive(Default)]
+struct Process(sysinfo::System);
+
+impl Process {
+    fn figures(&mut self) -> ProcessFigures {
+        let Ok(pid) = sysinfo::get_current_pid() else { return ProcessFigures::default() };
+        let kind = sysinfo::ProcessRefreshKind::nothing().with_memory().with_cpu().without_tasks();
+        self.0.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[pid]), true, kind);
+        let figures = self.0.process(pid).map(|process| ProcessFigures {
+            resident_memory_bytes: process.memory(),
+            cpu_ms: process.accumulated_cpu_time(),
+        });
+        figures.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin_pages::tests::site;
+
+    fn serve() -> (SocketAddr, Arc<Site>) {
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (addr, site) = (admin.addr(), Arc::new(site(1)));
+        admin.start(site.clone()).unwrap();
+        (addr, site)
+    }
+
+    fn connect(addr: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+    }
+
+    fn ask(addr: SocketAddr, request: &str) -> String {
+        let mut stream = connect(addr);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn pages_are_served_over_http() {
+        let (addr, site) = serve();
+        site.ready("127.0.0.1:1".parse().unwrap(), "cluster");
+        site.metrics.core(0).beat();
+        let metrics = ask(addr, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (head, body) = metrics.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+        assert!(head.contains("Connection: close"), "{head}");
+        assert!(body.contains("millrace_loop_beats_total{core=\"0\"} 1"), "{body}");
+        let rss = body.lines().find_map(|line| line.strip_prefix("millrace_process_resident_memory_bytes "));
+        assert!(rss.unwrap().parse::<u64>().unwrap() > 1 << 20, "this process is more than a MiB");
+        assert!(ask(addr, "GET /health/live?verbose HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused() {
+        let (addr, _site) = serve();
+        for (request, status) in [
+            ("GET /nowhere HTTP/1.1\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET metrics HTTP/1.1\r\n\r\n", "400"),
+            ("GET /metrics\r\n\r\n", "400"),
+            ("GET /metrics HTTP/2\r\n\r\n", "400"),
+            ("GET /a b HTTP/1.1\r\n\r\n", "400"),
+            ("\r\n\r\n", "400"),
+        ] {
+            let answer = ask(addr, request);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+        }
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(HEAD_BYTES_MAX));
+        assert!(ask(addr, &long).starts_with("HTTP/1.1 431 "));
+        let head = ask(addr, "HEAD /health/live HTTP/1.1\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[test]
+    fn a_slow_peer_holds_up_nobody() {
+        let (addr, _site) = serve();
+        let mut slow = connect(addr);
+        slow.write_all(b"GET /health/li").unwrap();
+        let _silent = connect(addr);
+        assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        slow.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[test]
+    fn a_taken_address_is_refused_by_name() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let refusal = Admin::bind(addr).unwrap_err().to_string();
+        assert!(refusal.contains(&addr.to_string()) && refusal.contains("in use"), "{refusal}");
+    }
+}

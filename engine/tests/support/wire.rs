@@ -1,0 +1,73 @@
+//! The project's own minimal client, for what librdkafka hides: single requests, their raw answers, no retries.
+
+use bytes::Bytes;
+use net::StrBytes;
+use net::batch_build::BatchBuilder;
+use net::client_blocking::Client;
+use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use net::messages::create_topics_response::CreatableTopicResult;
+use net::messages::produce_response::PartitionProduceResponse;
+use net::messages::{CreateTopicsRequest, TopicName};
+use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
+
+use super::PATIENCE;
+use super::broker::Broker;
+
+pub fn connect(broker: &Broker) -> Client {
+    Client::connect(&broker.bootstrap(), "wire", PATIENCE).expect("the broker accepts")
+}
+
+pub fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+pub fn topic_name(name: &str) -> TopicName {
+    TopicName(text(name))
+}
+
+/// A batch of records with these values.
+pub fn batch(values: &[&[u8]]) -> Bytes {
+    let mut builder = BatchBuilder::default();
+    for value in values {
+        builder.push(1_700_000_000_000, None, Some(value));
+    }
+    builder.finish()
+}
+
+pub fn produce_request(topic: &str, partition: i32, acks: i16, records: Bytes) -> ProduceRequest {
+    let partition = ProducePartition { index: partition, records: Some(records) };
+    let topic = ProduceTopic { topic: TopicRef::Name(text(topic)), partitions: vec![partition] };
+    ProduceRequest { transactional_id: None, acks, timeout_ms: PATIENCE.as_millis() as i32, topics: vec![topic] }
+}
+
+/// Produces one batch with acks=all; the partition's answer, whatever it says.
+pub fn produce(client: &mut Client, topic: &str, partition: i32, records: Bytes) -> PartitionProduceResponse {
+    let response = client.produce(produce_request(topic, partition, -1, records)).expect("Produce is answered");
+    response.responses[0].partition_responses[0].clone()
+}
+
+pub fn fetch_request(topic: &str, partition: i32, offset: i64, max_wait_ms: i32, min_bytes: i32) -> FetchRequest {
+    let partition = FetchPartition::of_consumer(partition, offset, 1 << 20);
+    let topic = FetchTopic { topic: TopicRef::Name(text(topic)), partitions: vec![partition] };
+    FetchRequest::of_consumer(max_wait_ms, min_bytes, 1 << 24, vec![topic])
+}
+
+pub fn create_topic(
+    client: &mut Client,
+    name: &str,
+    partitions: i32,
+    replication: i16,
+    settings: &[(&str, &str)],
+) -> CreatableTopicResult {
+    let setting = |(name, value): &(&str, &str)| {
+        CreatableTopicConfig::default().with_name(text(name)).with_value(Some(text(value)))
+    };
+    let topic = CreatableTopic::default()
+        .with_name(topic_name(name))
+        .with_num_partitions(partitions)
+        .with_replication_factor(replication)
+        .with_configs(settings.iter().map(setting).collect());
+    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(PATIENCE.as_millis() as i32);
+    client.call(request).expect("CreateTopics is answered").topics[0].clone()
+}

@@ -1,0 +1,423 @@
+//! A core's checkpoint: what of every group need not be read from the ring any more. Encoding only; one file, replaced whole.
+//! Lives on: the owning core only.
+//!
+//! ```text
+//!    0 | magic "MLC1" | crc: 8..end | version u32 | 0 u32 | length u64 | epoch | number | cut |
+//!   48 | groups: count u64, then each group
+//!      | removed groups: count u64, then each: id, end of its removal's record
+//!      | files to be removed: count u64, then each: kind u64 (0 segment, 1 snapshot), three u64
+//!
+//! a group, all u64 unless said:
+//!      | id | flags (1: by snapshot, 2: directory made) | term | vote | commit | log start | replay from | next serial
+//!      | before first: index, term, offset | flushed: index, term, offset | applied index
+//!      | conf state: length, bytes | app blob: length, bytes
+//!      | segments: count, then each: serial, base offset, end offset, first index, last index, length,
+//!      |   first timestamp, max timestamp, flags (1: sealed)
+//!      | terms: count, then each: first index, term, base offset
+//! ```
+//!
+//! All numbers are little-endian, the CRC is CRC-32C. Invariant: a checkpoint is checked before it is written and after it is read.
+
+use crate::{
+    log::Mark,
+    record::{GroupId, HardState},
+    segment::Segment,
+    segment_format::SegmentId,
+    store::{AppState, LogPos},
+    terms::{TermRun, TermRuns},
+};
+use bytes::Bytes;
+
+pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
+pub const CHECKPOINT_VERSION: u32 = 1;
+/// The file's name in the core's directory.
+pub const CHECKPOINT_FILE: &str = "checkpoint";
+
+/// All that a core's checkpoint says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub epoch: u64,
+    /// Counts the checkpoints of the core's ring.
+    pub number: u64,
+    /// Records that begin below it are covered, but for groups that say otherwise.
+    pub cut: LogPos,
+    pub groups: Vec<GroupState>,
+    pub removed: Vec<RemovedGroup>,
+    pub garbage: Vec<Garbage>,
+}
+
+/// One group in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    pub id: GroupId,
+    pub by_snapshot: bool,
+    pub dir_made: bool,
+    pub hard_state: HardState,
+    pub log_start: u64,
+    /// Its records that begin below this are covered.
+    pub replay_from: LogPos,
+    pub next_serial: u64,
+    pub before_first: Mark,
+    pub flushed: Mark,
+    /// For a group by snapshot, without the blob: that is in the snapshot's file.
+    pub app: AppState,
+    pub segments: Vec<Segment>,
+    /// Up to the flushed index.
+    pub terms: Vec<TermRun>,
+}
+
+/// A group that is gone, while the ring or the disk may still hold something of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemovedGroup {
+    pub id: GroupId,
+    /// The end of its removal's record.
+    pub at: LogPos,
+}
+
+/// A file that nothing needs once the checkpoint that lists it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Garbage {
+    Segment { id: SegmentId, base_offset: u64 },
+    Snapshot { group: GroupId, index: u64, term: u64 },
+}
+
+/// Why bytes are no checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    Damaged(&'static str),
+    Newer(u32),
+}
+
+impl Checkpoint {
+    /// The least position that the ring must keep.
+    pub fn needs_ring_from(&self) -> LogPos {
+        self.groups.iter().map(|group| group.replay_from).fold(self.cut, LogPos::min)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        self.check().unwrap_or_else(|why| panic!("a checkpoint must not be written: {why}"));
+        let mut to = Vec::with_capacity(64 + self.groups.len() * 256);
+        to.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
+        to.extend_from_slice(&[0; 4]);
+        to.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
+        to.extend_from_slice(&[0; 4]);
+        let mut to = Writer(to);
+        to.words(&[0, self.epoch, self.number, self.cut.0, self.groups.len() as u64]);
+        for group in &self.groups {
+            group.encode(&mut to);
+        }
+        to.words(&[self.removed.len() as u64]);
+        for removed in &self.removed {
+            to.words(&[removed.id.0, removed.at.0]);
+        }
+        to.words(&[self.garbage.len() as u64]);
+        for garbage in &self.garbage {
+            to.words(&match *garbage {
+                Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
+                Garbage::Snapshot { group, index, term } => [1, group.0, index, term],
+            });
+        }
+        let mut to = to.0;
+        let len = to.len() as u64;
+        to[16..24].copy_from_slice(&len.to_le_bytes());
+        let crc = crc32c::crc32c(&to[8..]);
+        to[4..8].copy_from_slice(&crc.to_le_bytes());
+        to
+    }
+
+    pub fn decode(from: &[u8]) -> Result<Self, DecodeError> {
+        use crate::segment_format::{u32_at, u64_at};
+        if from.len() < 24 || u32_at(from, 0) != CHECKPOINT_MAGIC {
+            return Err(DecodeError::Damaged("it does not begin like a checkpoint"));
+        }
+        // The version comes first: a newer format may check itself otherwise.
+        match u32_at(from, 8) {
+            CHECKPOINT_VERSION => {}
+            newer if newer > CHECKPOINT_VERSION => return Err(DecodeError::Newer(newer)),
+            _ => return Err(DecodeError::Damaged("its version is none that ever was")),
+        }
+        let whole = usize::try_from(u64_at(from, 16)).ok().filter(|len| (24..=from.len()).contains(len));
+        let Some(len) = whole else { return Err(DecodeError::Damaged("it is shorter than it says")) };
+        if crc32c::crc32c(&from[8..len]) != u32_at(from, 4) {
+            return Err(DecodeError::Damaged("it fails its CRC"));
+        }
+        let mut from = Reader(&from[24..len]);
+        let this = (|| {
+            let [epoch, number, cut] = from.words()?;
+            let groups = from.each(|from| GroupState::decode(from))?;
+            let removed = from.each(|from| {
+                let [id, at] = from.words()?;
+                Some(RemovedGroup { id: GroupId(id), at: LogPos(at) })
+            })?;
+            let garbage = from.each(|from| match from.words()? {
+                [0, group, serial, base_offset] => {
+                    Some(Garbage::Segment { id: SegmentId { group: GroupId(group), serial }, base_offset })
+                }
+                [1, group, index, term] => Some(Garbage::Snapshot { group: GroupId(group), index, term }),
+                _ => None,
+            })?;
+            Some(Self { epoch, number, cut: LogPos(cut), groups, removed, garbage })
+        })();
+        let this = this.filter(|_| from.0.is_empty()).ok_or(DecodeError::Damaged("its parts do not add up"))?;
+        this.check().map_err(DecodeError::Damaged)?;
+        Ok(this)
+    }
+
+    /// What holds for every checkpoint.
+    fn check(&self) -> Result<(), &'static str> {
+        let ascending = self.groups.windows(2).all(|pair| pair[0].id < pair[1].id);
+        if !ascending {
+            return Err("its groups do not ascend");
+        }
+        for group in &self.groups {
+            group.check()?;
+        }
+        if self.removed.iter().any(|gone| self.groups.binary_search_by_key(&gone.id, |group| group.id).is_ok()) {
+            return Err("a group is there and removed");
+        }
+        Ok(())
+    }
+}
+
+impl GroupState {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.before_first.index > self.flushed.index || self.before_first.offset > self.flushed.offset {
+            return Err("a log ends before it begins");
+        }
+        if self.by_snapshot && (!self.segments.is_empty() || self.before_first != self.flushed) {
+            return Err("a group by snapshot has segments");
+        }
+        let mut next = (self.before_first.index + 1, self.before_first.offset);
+        for segment in &self.segments {
+            if (segment.first_index, segment.base_offset) != next || segment.serial >= self.next_serial {
+                return Err("segments do not follow one another");
+            }
+            next = (segment.last_index + 1, segment.end_offset);
+        }
+        if next != (self.flushed.index + 1, self.flushed.offset) {
+            return Err("segments do not reach the flushed entry");
+        }
+        if self.flushed.index > self.before_first.index
+            && self.terms.first().is_none_or(|run| run.first_index != self.before_first.index + 1)
+        {
+            return Err("terms do not begin with the log");
+        }
+        if !self.terms.windows(2).all(|pair| pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term) {
+            return Err("terms do not ascend");
+        }
+        let last_term = self.terms.last().map_or(self.before_first.term, |run| run.term);
+        if last_term != self.flushed.term {
+            return Err("terms do not end with the flushed entry's");
+        }
+        Ok(())
+    }
+
+    fn encode(&self, to: &mut Writer) {
+        let flags = u64::from(self.by_snapshot) | u64::from(self.dir_made) << 1;
+        to.words(&[self.id.0, flags, self.hard_state.term, self.hard_state.vote, self.hard_state.commit]);
+        to.words(&[self.log_start, self.replay_from.0, self.next_serial]);
+        to.words(&[self.before_first.index, self.before_first.term, self.before_first.offset]);
+        to.words(&[self.flushed.index, self.flushed.term, self.flushed.offset, self.app.index]);
+        to.bytes(&self.app.conf_state);
+        to.bytes(if self.by_snapshot { &[] } else { &self.app.blob });
+        to.words(&[self.segments.len() as u64]);
+        for segment in &self.segments {
+            to.words(&[segment.serial, segment.base_offset, segment.end_offset]);
+            to.words(&[segment.first_index, segment.last_index, segment.len]);
+            to.words(&[segment.first_timestamp as u64, segment.max_timestamp as u64, u64::from(segment.sealed)]);
+        }
+        to.words(&[self.terms.len() as u64]);
+        for run in &self.terms {
+            to.words(&[run.first_index, run.term, run.base_offset]);
+        }
+    }
+
+    fn decode(from: &mut Reader) -> Option<Self> {
+        let [id, flags, term, vote, commit] = from.words()?;
+        let [log_start, replay_from, next_serial] = from.words()?;
+        let mut mark = || {
+            let [index, term, offset] = from.words()?;
+            Some(Mark { index, term, offset })
+        };
+        let (before_first, flushed) = (mark()?, mark()?);
+        let [applied] = from.words()?;
+        let (conf_state, blob) = (from.bytes()?, from.bytes()?);
+        let segments = from.each(|from| {
+            let [serial, base_offset, end_offset, first_index, last_index, len, first, max, sealed] = from.words()?;
+            Some(Segment {
+                serial,
+                base_offset,
+                end_offset,
+                first_index,
+                last_index,
+                len,
+                first_timestamp: first as i64,
+                max_timestamp: max as i64,
+                sealed: sealed == 1,
+            })
+        })?;
+        let terms = from.each(|from| {
+            let [first_index, term, base_offset] = from.words()?;
+            Some(TermRun { first_index, term, base_offset })
+        })?;
+        Some(Self {
+            id: GroupId(id),
+            by_snapshot: flags & 1 != 0,
+            dir_made: flags & 2 != 0,
+            hard_state: HardState { term, vote, commit },
+            log_start,
+            replay_from: LogPos(replay_from),
+            next_serial,
+            before_first,
+            flushed,
+            app: AppState { index: applied, blob, conf_state },
+            segments,
+            terms,
+        })
+    }
+
+    /// The terms as the log keeps them.
+    pub fn term_runs(&self) -> TermRuns {
+        TermRuns::new(self.terms.clone())
+    }
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn words(&mut self, words: &[u64]) {
+        for word in words {
+            self.0.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.words(&[bytes.len() as u64]);
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn words<const N: usize>(&mut self) -> Option<[u64; N]> {
+        let (words, rest) = self.0.split_at_checked(N * 8)?;
+        self.0 = rest;
+        Some(std::array::from_fn(|at| crate::segment_format::u64_at(words, at * 8)))
+    }
+
+    fn bytes(&mut self) -> Option<Bytes> {
+        let [len] = self.words()?;
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
+        self.0 = rest;
+        Some(Bytes::copy_from_slice(bytes))
+    }
+
+    /// A count and that many things, none of which takes less than eight bytes.
+    fn each<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let [count] = self.words()?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= self.0.len() / 8)?;
+        (0..count).map(|_| one(self)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint() -> Checkpoint {
+        let segment = Segment {
+            serial: 3,
+            base_offset: 100,
+            end_offset: 120,
+            first_index: 11,
+            last_index: 20,
+            len: 8192,
+            first_timestamp: -1,
+            max_timestamp: 5,
+            sealed: false,
+        };
+        let group = GroupState {
+            id: GroupId(7),
+            by_snapshot: false,
+            dir_made: true,
+            hard_state: HardState { term: 4, vote: 1, commit: 20 },
+            log_start: 105,
+            replay_from: LogPos(900),
+            next_serial: 4,
+            before_first: Mark { index: 10, term: 2, offset: 100 },
+            flushed: Mark { index: 20, term: 4, offset: 120 },
+            app: AppState { index: 19, blob: Bytes::from_static(b"blob"), conf_state: Bytes::from_static(b"conf") },
+            segments: vec![segment],
+            terms: vec![
+                TermRun { first_index: 11, term: 2, base_offset: 100 },
+                TermRun { first_index: 15, term: 4, base_offset: 110 },
+            ],
+        };
+        Checkpoint {
+            epoch: 2,
+            number: 9,
+            cut: LogPos(1000),
+            groups: vec![group],
+            removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
+            garbage: vec![
+                Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
+                Garbage::Snapshot { group: GroupId(0), index: 4, term: 1 },
+            ],
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_whole() {
+        let checkpoint = checkpoint();
+        let mut bytes = checkpoint.encode();
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()));
+        bytes.extend_from_slice(&[0; 100]);
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()), "padding is no part of it");
+        assert_eq!(checkpoint.needs_ring_from(), LogPos(900));
+    }
+
+    #[test]
+    fn its_first_bytes_are_these() {
+        let bytes = Checkpoint { epoch: 2, number: 3, cut: LogPos(4), ..Checkpoint::default() }.encode();
+        let mut golden = b"MLC1".to_vec();
+        golden.extend_from_slice(&bytes[4..8]);
+        for word in [1u64, 72, 2, 3, 4, 0, 0, 0] {
+            golden.extend_from_slice(&word.to_le_bytes());
+        }
+        assert_eq!(bytes, golden);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_missing_byte_is_seen() {
+        let bytes = checkpoint().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&flipped).is_err(), "bit {bit} was flipped unseen");
+        }
+        for len in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        let mut bytes = checkpoint().encode();
+        bytes[8] = 2;
+        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(2)));
+    }
+
+    #[test]
+    fn a_checkpoint_that_does_not_add_up_is_not_written() {
+        let mut hole = checkpoint();
+        hole.groups[0].segments[0].first_index = 12;
+        assert_eq!(hole.check(), Err("segments do not follow one another"));
+        let mut short = checkpoint();
+        short.groups[0].flushed.index = 21;
+        assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
+        let mut twice = checkpoint();
+        twice.removed[0].id = GroupId(7);
+        assert_eq!(twice.check(), Err("a group is there and removed"));
+    }
+}

@@ -1,0 +1,650 @@
+//! The flusher: durable batches from memory to segment files, then a checkpoint, then the ring's space is free.
+//! Lives on: the owning core; one task. Only this task changes the list of a log's segments.
+//!
+//! One round, in this order, each step's syncs before the next step:
+//!
+//! 1. every dirty group: cut what a truncation left, write its durable entries, sync the files, then the directories of new ones;
+//! 2. wait until all truncations and removals that a checkpoint would show are durable in the ring;
+//! 3. drop segments below the log starts from the lists, write the checkpoint;
+//! 4. give the ring's space back, remove the files that the checkpoint no longer names.
+//!
+//! A full disk ends step 1 early: what was written is checkpointed all the same (trims may free space), and the rest is tried again.
+//! Any other error poisons: a sync that failed is never tried twice.
+//!
+//! Invariants: a file that a durable checkpoint names is never removed or written below its checkpointed length.
+
+use crate::{
+    checkpoint::{CHECKPOINT_FILE, Checkpoint, Garbage, GroupState},
+    disk::{Disk, Durability, File, OpenMode},
+    files::{remove_if_there, replace_file},
+    log::{Held, Log, LogOptions, Mark},
+    log_read::find_index,
+    record::GroupId,
+    segment::{FrameWriter, Segment, SparseIndex, entry_frame_len},
+    segment_format::{FrameHeader, SegmentId, encode_index},
+    signal::{join_all, yield_now},
+    store::{FlushHost, LogPos, Poisoned, Shared, State},
+};
+use bytes::Bytes;
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    io,
+    pin::Pin,
+    rc::Rc,
+};
+
+/// Sparse indexes are written out when a segment is sealed, and each time it has grown by this.
+const INDEX_EVERY: u64 = 64 << 20;
+
+/// Why a round did not get to its end.
+#[derive(Debug)]
+pub(crate) enum FlushError {
+    /// No space: tried again after a pause.
+    Full(String),
+    /// The store must stop.
+    Fatal(String),
+}
+
+impl FlushError {
+    pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
+        let text = format!("{what}: {error}");
+        match is_full(&error) {
+            true => Self::Full(text),
+            false => Self::Fatal(text),
+        }
+    }
+}
+
+/// Whether the error says that the disk, or this user's share of it, is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Flushes when asked, until the store closes or stops.
+pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), Poisoned> {
+    let mut attempt = 0;
+    loop {
+        let seen = shared.wanted.count();
+        if let Some(poisoned) = shared.poisoned() {
+            shared.rounds.notify();
+            return Err(poisoned);
+        }
+        let (asked, done, closing) = {
+            let state = shared.state.borrow();
+            (state.asked, state.done, state.closing)
+        };
+        if asked == done {
+            if closing {
+                return Ok(());
+            }
+            shared.wanted.past(seen).await;
+            continue;
+        }
+        match round(shared, host).await {
+            Ok(()) => {
+                attempt = 0;
+                shared.state.borrow_mut().done = asked;
+                // The ring may have filled up meanwhile, and nobody appends any more.
+                if shared.flush_due() {
+                    shared.ask_flush();
+                }
+            }
+            Err(FlushError::Full(why)) => {
+                attempt += 1;
+                shared.count(|stats| stats.flush_failures += 1);
+                host.flush_failed(&why);
+                host.back_off(attempt).await;
+            }
+            Err(FlushError::Fatal(why)) => return Err(shared.poison(why)),
+        }
+        shared.rounds.notify();
+    }
+}
+
+/// One round, see the module's text.
+pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
+    let cut = shared.journal.durable();
+    let dirty = {
+        let mut state = shared.state.borrow_mut();
+        state.cut = cut;
+        let dirty = std::mem::take(&mut state.dirty);
+        for group in &dirty {
+            if let Some(log) = state.groups.get_mut(group) {
+                log.dirty = false;
+            }
+        }
+        dirty
+    };
+    let full = match flush_groups(shared, dirty, cut).await {
+        Err(fatal @ FlushError::Fatal(_)) => return Err(fatal),
+        Err(full) => Some(full),
+        Ok(()) => None,
+    };
+    sync_logs_dir(shared).await?;
+    ask_app_states(shared, host).await;
+    settle(shared).await?;
+    checkpoint(shared).await?;
+    let end = shared.journal.staged();
+    shared.state.borrow_mut().evict(end, shared.config.cache_bytes);
+    shared.count(|stats| stats.flushes += 1);
+    shared.snapshot.notify();
+    full.map_or(Ok(()), Err)
+}
+
+/// Flushes the groups, a few side by side. Those that were not done stay dirty.
+async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
+    let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
+    let left = RefCell::new(VecDeque::from(groups));
+    let failure = RefCell::new(None);
+    let work = (0..workers).map(|_| {
+        let (left, failure) = (&left, &failure);
+        let worker = async move {
+            while failure.borrow().is_none() {
+                let Some(group) = left.borrow_mut().pop_front() else { return };
+                let done = flush_group(shared, group, cut).await;
+                shared.state.borrow_mut().mark_if_unflushed(group);
+                if let Err(error) = done {
+                    let mut failure = failure.borrow_mut();
+                    if !matches!(*failure, Some(FlushError::Fatal(_))) {
+                        *failure = Some(error);
+                    }
+                }
+                yield_now().await;
+            }
+        };
+        Box::pin(worker) as Pin<Box<dyn Future<Output = ()> + '_>>
+    });
+    join_all(work).await;
+    let mut state = shared.state.borrow_mut();
+    for group in left.into_inner() {
+        state.mark_dirty(group);
+    }
+    failure.into_inner().map_or(Ok(()), Err)
+}
+
+/// A segment as a flush leaves it.
+struct Finished {
+    segment: Segment,
+    frames: Vec<(FrameHeader, u64)>,
+    created: bool,
+}
+
+async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPos) -> Result<(), FlushError> {
+    let pending = shared.state.borrow().groups.get(&group).and_then(|log| log.pending_cut);
+    if let Some(pending) = pending {
+        if pending.after > cut {
+            return Ok(());
+        }
+        cut_segments(shared, group).await?;
+    }
+    let (entries, active, serial, options, log_start, has_dir) = {
+        let mut state = shared.state.borrow_mut();
+        let Some(log) = state.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return Ok(()) };
+        // A truncation may have come while the segments were cut.
+        if log.pending_cut.is_some() {
+            return Ok(());
+        }
+        let entries = log.to_flush(cut);
+        let Some(last) = entries.last() else { return Ok(()) };
+        log.written_index = last.entry.index;
+        let active = log.segments.last().copied().filter(|segment| !segment.sealed);
+        (entries, active, log.next_serial, log.options, log.log_start, log.dir_made)
+    };
+    if !has_dir {
+        let dir = shared.files.group_dir(group);
+        shared.disk.create_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+        let mut state = shared.state.borrow_mut();
+        state.logs_dir_changed = true;
+        if let Some(log) = state.groups.get_mut(&group) {
+            log.dir_made = true;
+        }
+    }
+    let mut finished = Vec::new();
+    let written = write_entries(shared, group, &entries, active, serial, options, log_start, &mut finished).await;
+    if let Err(error) = written {
+        // What was created is named by no checkpoint; the space is wanted.
+        for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
+            let id = SegmentId { group, serial: segment.serial };
+            shared.files.forget(id);
+            let _ = shared.disk.remove(&shared.files.segment(id, segment.base_offset)).await;
+        }
+        return Err(error);
+    }
+    took(shared, group, &entries, finished);
+    Ok(())
+}
+
+/// Writes and syncs `entries` behind `active`, in new segments where they do not fit. What was begun is in `finished`, also when
+/// it failed.
+#[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
+async fn write_entries<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    entries: &[Held],
+    active: Option<Segment>,
+    mut serial: u64,
+    options: LogOptions,
+    log_start: u64,
+    finished: &mut Vec<Finished>,
+) -> Result<(), FlushError> {
+    let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
+    let mut active = active;
+    let mut at = 0;
+    while at < entries.len() {
+        let first = &entries[at];
+        let (segment, created) = match active.take() {
+            Some(mut full) if rolls(&full, full.len, first, &options) || full.end_offset <= log_start => {
+                full.sealed = true;
+                finished.push(Finished { segment: full, frames: Vec::new(), created: false });
+                continue;
+            }
+            Some(segment) => (segment, false),
+            None => {
+                serial += 1;
+                (Segment::new(serial - 1, first.base_offset, first.entry.index), true)
+            }
+        };
+        let id = SegmentId { group, serial: segment.serial };
+        let name = || shared.files.segment(id, segment.base_offset).display().to_string();
+        if created {
+            finished.push(Finished { segment, frames: Vec::new(), created });
+        }
+        let file = match created {
+            true => shared.files.create(id, segment.base_offset).await,
+            false => shared.files.open(id, segment.base_offset).await,
+        };
+        let file = file.map_err(|error| FlushError::of(name(), error))?;
+        let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes);
+        let mut writes: VecDeque<(u64, Bytes)> = VecDeque::new();
+        while let Some(held) = entries.get(at) {
+            if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &options) {
+                break;
+            }
+            left -= entry_frame_len(&held.entry);
+            writer.push(&held.entry, held.base_offset, left, |position, data| writes.push_back((position, data)));
+            at += 1;
+            while let Some((position, data)) = writes.pop_front() {
+                write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+            }
+        }
+        writer.finish(|position, data| writes.push_back((position, data)));
+        while let Some((position, data)) = writes.pop_front() {
+            write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+        }
+        file.sync().await.map_err(|error| FlushError::of(name(), error))?;
+        if created {
+            let dir = shared.files.group_dir(group);
+            shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+            finished.pop();
+        }
+        let mut segment = writer.segment;
+        segment.sealed = at < entries.len();
+        finished.push(Finished { segment, frames: writer.frames, created });
+    }
+    Ok(())
+}
+
+async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data: Bytes) -> io::Result<()> {
+    let bytes = data.len() as u64;
+    file.write(position, data, Durability::Cached).await?;
+    shared.count(|stats| stats.flushed_bytes += bytes);
+    Ok(())
+}
+
+/// Whether `next` belongs into a new segment.
+fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions) -> bool {
+    if segment.last_index < segment.first_index {
+        return false;
+    }
+    let timestamp = next.entry.payload.as_ref().map_or(-1, |(span, _)| span.max_timestamp);
+    let spans = timestamp.saturating_sub(segment.first_timestamp);
+    position + entry_frame_len(&next.entry) as u64 > options.segment_bytes
+        || (timestamp >= 0
+            && segment.first_timestamp >= 0
+            && options.segment_ms.is_some_and(|limit| spans >= 0 && spans as u64 > limit))
+}
+
+/// Takes what was written and synced over into the log.
+fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished: Vec<Finished>) {
+    let mut state = shared.state.borrow_mut();
+    // A group that was removed meanwhile loses its whole directory later in this round.
+    let Some(log) = state.groups.get_mut(&group) else { return };
+    let last = entries.last().expect("a flush writes something");
+    let written = Mark { index: last.entry.index, term: last.entry.term, offset: last.end_offset() };
+    log.flushed = match log.pending_cut {
+        Some(pending) if pending.from.index < written.index => pending.from,
+        _ => written,
+    };
+    for Finished { segment, frames, created } in finished {
+        log.next_serial = log.next_serial.max(segment.serial + 1);
+        let before = match log.segments.last_mut().filter(|last| last.serial == segment.serial) {
+            Some(last) => std::mem::replace(last, segment).len,
+            None => {
+                log.segments.push(segment);
+                0
+            }
+        };
+        let id = SegmentId { group, serial: segment.serial };
+        note_frames(shared, id, &frames, created, log.options.index_interval_bytes);
+        if segment.sealed || before / INDEX_EVERY != segment.len / INDEX_EVERY {
+            log.index_due.push(segment.serial);
+        }
+    }
+}
+
+/// Goes on with the segment's index if it is in memory and complete so far.
+fn note_frames<D: Disk>(
+    shared: &Shared<D>,
+    id: SegmentId,
+    frames: &[(FrameHeader, u64)],
+    created: bool,
+    interval: u32,
+) {
+    let Some((first, _)) = frames.first() else { return };
+    let mut indexes = shared.indexes.borrow_mut();
+    let known = match created {
+        true => Some(Rc::default()),
+        false => indexes.remove(&id),
+    };
+    let Some(mut index) = known else { return };
+    if !created && (index.entries.is_empty() || !index.goes_on_at(first.index)) {
+        return;
+    }
+    let to = Rc::make_mut(&mut index);
+    for (header, position) in frames {
+        to.note(header, *position, interval);
+    }
+    let cost = index.cost();
+    indexes.insert(id, index, cost);
+}
+
+/// Makes new groups' directories durable.
+async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
+    if !std::mem::take(&mut shared.state.borrow_mut().logs_dir_changed) {
+        return Ok(());
+    }
+    let synced = shared.disk.sync_dir(shared.files.logs()).await;
+    synced.map_err(|error| {
+        shared.state.borrow_mut().logs_dir_changed = true;
+        FlushError::of(shared.files.logs().display(), error)
+    })
+}
+
+/// Asks for the state of every group whose last one lies behind what segments hold.
+async fn ask_app_states<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) {
+    let behind: Vec<GroupId> = {
+        let state = shared.state.borrow();
+        let logs = state.groups.values().filter(|log| !log.by_snapshot && log.app.index < log.flushed.index);
+        logs.map(|log| log.id).collect()
+    };
+    for (at, group) in behind.into_iter().enumerate() {
+        let Some(app) = host.app_state(group) else { continue };
+        if let Some(log) = shared.state.borrow_mut().groups.get_mut(&group) {
+            assert!(app.index >= log.app.index, "group {}: the applied index never goes back", group.0);
+            assert!(app.index <= log.end.index, "group {}: what is applied is in the log", group.0);
+            log.app = app;
+        }
+        if at % 64 == 63 {
+            yield_now().await;
+        }
+    }
+}
+
+/// Waits until every truncation and removal is durable in the ring, and cuts the segments; then nothing is pending.
+async fn settle<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
+    loop {
+        let durable = shared.journal.durable();
+        let (latest, pending) = {
+            let state = shared.state.borrow();
+            let truncated = state.groups.values().map(|log| log.truncated_at);
+            let removed = state.removed.iter().map(|removed| removed.group.at);
+            let pending = state.groups.values().filter(|log| log.pending_cut.is_some()).map(|log| log.id).min();
+            (truncated.chain(removed).max().unwrap_or_default(), pending)
+        };
+        if latest > durable {
+            let waited = shared.journal.durable_past(durable).await;
+            waited.map_err(|poisoned| FlushError::Fatal(poisoned.0))?;
+            continue;
+        }
+        match pending {
+            Some(group) => cut_segments(shared, group).await?,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Cuts a log's segments where its durable truncation says, until none is pending. The cut segment is sealed, so that no synced
+/// block is written again.
+pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<(), FlushError> {
+    loop {
+        let (pending, segment) = {
+            let mut state = shared.state.borrow_mut();
+            let Some(log) = state.groups.get_mut(&group) else { return Ok(()) };
+            let Some(pending) = log.pending_cut else { return Ok(()) };
+            match log.segments.iter().find(|segment| segment.last_index > pending.from.index) {
+                Some(segment) => (pending, *segment),
+                None => {
+                    log.cut_done();
+                    return Ok(());
+                }
+            }
+        };
+        let from = pending.from;
+        let position = match segment.first_index > from.index {
+            true => 0,
+            false => match find_index(shared, group, &segment, from.index + 1).await {
+                Ok(position) => position,
+                Err(error) => return Err(FlushError::Fatal(format!("cannot truncate: {error}"))),
+            },
+        };
+        let mut state = shared.state.borrow_mut();
+        let State { groups, garbage, .. } = &mut *state;
+        let Some(log) = groups.get_mut(&group) else { return Ok(()) };
+        if log.pending_cut != Some(pending) {
+            continue;
+        }
+        let at = log.segments.iter().position(|listed| listed.serial == segment.serial);
+        let mut keep = at.expect("only the flusher changes the list");
+        if position > 0 {
+            let cut = &mut log.segments[keep];
+            cut.len = position;
+            cut.end_offset = from.offset;
+            cut.last_index = from.index;
+            cut.sealed = true;
+            keep += 1;
+            shared.indexes.borrow_mut().remove(&SegmentId { group, serial: cut.serial });
+        }
+        discard(shared, group, garbage, log.segments.split_off(keep));
+        shared.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
+        log.cut_done();
+        return Ok(());
+    }
+}
+
+/// Lists segments as garbage for the next checkpoint.
+fn discard<D: Disk>(shared: &Shared<D>, group: GroupId, garbage: &mut Vec<Garbage>, segments: Vec<Segment>) {
+    for segment in segments {
+        let id = SegmentId { group, serial: segment.serial };
+        shared.files.forget(id);
+        shared.indexes.borrow_mut().remove(&id);
+        garbage.push(Garbage::Segment { id, base_offset: segment.base_offset });
+    }
+}
+
+/// Writes a checkpoint of everything, then does what it allows: the ring is freed, files are removed.
+pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
+    let checkpoint = cut_checkpoint(shared);
+    let path = shared.dirs.core.join(CHECKPOINT_FILE);
+    let written = replace_file(&shared.disk, &path, &checkpoint.encode()).await;
+    written.map_err(|error| FlushError::of(path.display(), error))?;
+    shared.state.borrow_mut().number = checkpoint.number;
+    shared.count(|stats| stats.checkpoints += 1);
+    shared.journal.release_below(checkpoint.needs_ring_from());
+    write_due_indexes(shared).await;
+    collect(shared, &checkpoint).await
+}
+
+/// Trims the logs and takes down what they are, in one synchronous step.
+fn cut_checkpoint<D: Disk>(shared: &Shared<D>) -> Checkpoint {
+    let groups = group_states(shared);
+    let state = shared.state.borrow();
+    Checkpoint {
+        epoch: shared.epoch,
+        number: state.number + 1,
+        cut: shared.journal.durable(),
+        groups,
+        removed: state.removed.iter().map(|removed| removed.group).collect(),
+        garbage: state.garbage.clone(),
+    }
+}
+
+/// Every group as a checkpoint has it, ascending, after the trims that are due.
+pub(crate) fn group_states<D: Disk>(shared: &Shared<D>) -> Vec<GroupState> {
+    let mut state = shared.state.borrow_mut();
+    let State { groups, garbage, .. } = &mut *state;
+    let durable = shared.journal.durable();
+    let mut states = Vec::with_capacity(groups.len());
+    for log in groups.values_mut() {
+        let trimmed = log.trim();
+        discard(shared, log.id, garbage, trimmed);
+        log.check(durable);
+        states.push(group_state(log, durable));
+    }
+    states.sort_unstable_by_key(|group| group.id);
+    states
+}
+
+fn group_state(log: &Log, durable: LogPos) -> GroupState {
+    assert!(log.pending_cut.is_none(), "cuts are settled before a checkpoint");
+    let mut hard_state = log.hard_state;
+    // A commit may run ahead of this disk, never of what recovery will find.
+    hard_state.commit = hard_state.commit.min(log.stable(durable).index).max(log.app.index);
+    GroupState {
+        id: log.id,
+        by_snapshot: log.by_snapshot,
+        dir_made: log.dir_made,
+        hard_state,
+        log_start: log.log_start,
+        replay_from: log.replay_from(durable),
+        next_serial: log.next_serial,
+        before_first: log.before_first,
+        flushed: log.flushed,
+        app: log.app.clone(),
+        segments: log.segments.clone(),
+        terms: log.terms.up_to(log.flushed.index).to_vec(),
+    }
+}
+
+/// Removes the files that `checkpoint`, which is durable, no longer names. What can't be removed now stays listed.
+pub(crate) async fn collect<D: Disk>(shared: &Rc<Shared<D>>, checkpoint: &Checkpoint) -> Result<(), FlushError> {
+    let mut dirs = BTreeSet::new();
+    for garbage in &checkpoint.garbage {
+        let paths = match *garbage {
+            Garbage::Segment { id, base_offset } => {
+                vec![shared.files.segment(id, base_offset), shared.files.index(id, base_offset)]
+            }
+            Garbage::Snapshot { group, index, term } => vec![crate::snapshot::path(&shared.dirs, group, index, term)],
+        };
+        for path in paths {
+            let removed = remove_if_there(&shared.disk, &path).await;
+            if removed.map_err(|error| FlushError::of(path.display(), error))? {
+                dirs.insert(path.parent().expect("a file has a directory").to_path_buf());
+            }
+        }
+    }
+    let gone: Vec<GroupId> = {
+        let state = shared.state.borrow();
+        let listed = checkpoint.removed.iter().map(|removed| removed.id);
+        listed.filter(|id| state.removed.iter().any(|now| now.group.id == *id && !now.files_gone)).collect()
+    };
+    for group in &gone {
+        if remove_dir(shared, *group).await? {
+            dirs.insert(shared.files.logs().to_path_buf());
+            dirs.remove(&shared.files.group_dir(*group));
+        }
+    }
+    for dir in dirs {
+        match shared.disk.sync_dir(&dir).await {
+            // A group's directory that went with its group.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            synced => synced.map_err(|error| FlushError::of(dir.display(), error))?,
+        }
+    }
+    let mut state = shared.state.borrow_mut();
+    state.garbage.retain(|garbage| !checkpoint.garbage.contains(garbage));
+    for removed in &mut state.removed {
+        removed.files_gone |= gone.contains(&removed.group.id);
+    }
+    // The removal's own record goes with the ring's space; until then it is listed, so that nothing before it counts.
+    let freed = checkpoint.needs_ring_from();
+    state.removed.retain(|removed| !removed.files_gone || removed.group.at > freed);
+    Ok(())
+}
+
+/// Removes a group's directory with all that is in it; `false` if there is none.
+async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<bool, FlushError> {
+    let dir = shared.files.group_dir(group);
+    let named = |error| FlushError::of(dir.display(), error);
+    for path in shared.disk.list(&dir).await.map_err(named)? {
+        remove_if_there(&shared.disk, &path).await.map_err(named)?;
+    }
+    remove_if_there(&shared.disk, &dir).await.map_err(named)
+}
+
+/// Writes the sparse indexes of segments that were sealed or grew much: hints, so they are neither synced nor missed.
+async fn write_due_indexes<D: Disk>(shared: &Rc<Shared<D>>) {
+    let due: Vec<(SegmentId, u64, u64)> = {
+        let mut state = shared.state.borrow_mut();
+        let mut due = Vec::new();
+        for log in state.groups.values_mut().filter(|log| !log.index_due.is_empty()) {
+            let serials = std::mem::take(&mut log.index_due);
+            for segment in log.segments.iter().filter(|segment| serials.contains(&segment.serial)) {
+                due.push((SegmentId { group: log.id, serial: segment.serial }, segment.base_offset, segment.len));
+            }
+        }
+        due
+    };
+    for (id, base_offset, len) in due {
+        let index: Option<Rc<SparseIndex>> = shared.indexes.borrow_mut().get(&id);
+        let Some(index) = index.filter(|index| index.covered <= len && len - index.covered < crate::buf::BLOCK as u64)
+        else {
+            continue;
+        };
+        let bytes = encode_index(index.covered, index.next_index, &index.entries, id.seed());
+        if let Err(error) = write_hint(shared, id, base_offset, &bytes).await {
+            tracing::debug!(group = id.group.0, serial = id.serial, %error, "an index was not written");
+        }
+    }
+}
+
+async fn write_hint<D: Disk>(shared: &Shared<D>, id: SegmentId, base_offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let path = shared.files.index(id, base_offset);
+    remove_if_there(&shared.disk, &path).await?;
+    let file = shared.disk.open(&path, OpenMode::CreateNew).await?;
+    let mut chunk = crate::buf::Chunk::of(bytes);
+    chunk.pad_to_block();
+    file.write(0, chunk.frozen(0, chunk.len()), Durability::Cached).await
+}
+
+impl<D: Disk> Shared<D> {
+    pub fn count(&self, change: impl FnOnce(&mut crate::store::StoreStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// Whether a flush that nobody asked for yet would take something up.
+    pub fn flush_helps(&self) -> bool {
+        let state = self.state.borrow();
+        state.asked == state.done && self.journal.durable() > state.cut
+    }
+
+    /// Whether so much was staged since the last flush that another is due.
+    pub fn flush_due(&self) -> bool {
+        let state = self.state.borrow();
+        state.asked == state.done
+            && self.journal.staged().0.saturating_sub(state.cut.0) >= self.config.flush_trigger_bytes
+    }
+}
