@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `millrace`. Everything is in the library; see `cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    engine::cli::run(std::env::args_os())
+}
