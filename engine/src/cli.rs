@@ -11,9 +11,10 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::PathBufValueParser};
 
 use crate::{
-    cli_config, cli_topic, cli_wal,
+    cli_config, cli_topic,
     config::{Config, ConfigError, SETTINGS, setting},
     config_layers::{self, FlagValue},
+    config_value::Kind,
     serve,
 };
 
@@ -73,7 +74,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(("serve", matches)) => settings(matches).and_then(serve::run),
         Some(("config", matches)) => settings(matches).and_then(|config| print(&cli_config::listing(&config))),
         Some(("topic", matches)) => cli_topic::run(matches).and_then(|text| print(&text)),
-        Some(("wal", matches)) => cli_wal::run(matches).and_then(|text| print(&text)),
         Some(("version", _)) => print(&format!("millrace {}\n", env!("CARGO_PKG_VERSION"))),
         Some((other, _)) => unreachable!("clap knows no subcommand '{other}'"),
     };
@@ -109,7 +109,6 @@ fn command() -> Command {
         .after_help(EXAMPLES)
         .subcommand(with_settings(serve).after_help(SERVE_EXAMPLES))
         .subcommand(cli_topic::command())
-        .subcommand(cli_wal::command())
         .subcommand(with_settings(config).after_help("Example:\n  millrace config --config millrace.toml"))
         .subcommand(Command::new("version").about("Print the version").after_help("Example:\n  millrace version"))
 }
@@ -123,7 +122,13 @@ fn with_settings(command: Command) -> Command {
             default => format!(" [default: {default}]"),
         };
         let help = format!("{}{default}", setting.doc().trim_end_matches('.'));
-        let placeholder = flag.rsplit('-').next().unwrap_or(flag).to_ascii_uppercase();
+        let placeholder = match setting.kind {
+            Kind::Addr | Kind::HostPort => "HOST:PORT",
+            Kind::Path => "DIR",
+            Kind::Cpus => "CPUS",
+            Kind::LogFilter => "LEVEL",
+            _ => "N",
+        };
         Some(Arg::new(setting.name).long(flag).value_name(placeholder).help(help))
     });
     command
@@ -155,16 +160,13 @@ pub fn name_and_value(text: &str) -> Result<(String, String), String> {
 
 fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
     let own = SETTINGS.iter().filter_map(|setting| {
-        let value = matches.get_one::<String>(setting.name)?;
         let flag = format!("--{}", setting.flag?);
+        let value = matches.get_one::<String>(setting.name)?;
         Some(FlagValue { name: setting.name.to_owned(), value: value.clone(), flag })
     });
     let by_name = matches.get_many::<(String, String)>("set").into_iter().flatten();
-    let by_name = by_name.map(|(name, value)| FlagValue {
-        name: name.clone(),
-        value: value.clone(),
-        flag: "--set".to_owned(),
-    });
+    let by_name =
+        by_name.map(|(name, value)| FlagValue { name: name.clone(), value: value.clone(), flag: "--set".to_owned() });
     let flags: Vec<FlagValue> = by_name.chain(own).collect();
     for (at, flag) in flags.iter().enumerate() {
         if setting(&flag.name).is_some() && flags[..at].iter().any(|earlier| earlier.name == flag.name) {
@@ -177,7 +179,9 @@ fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => variables.push((name, value)),
             (Ok(name), Err(_)) if name.starts_with(crate::config::VARIABLE_PREFIX) => {
-                return Err(ConfigError(format!("environment variable {name} is not UTF-8; correct or unset it")).into());
+                return Err(
+                    ConfigError(format!("environment variable {name} is not UTF-8; correct or unset it")).into()
+                );
             }
             _ => {}
         }

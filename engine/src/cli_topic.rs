@@ -212,6 +212,7 @@ fn describe(client: &mut Client, names: &[&str]) -> Result<String, Failure> {
         DescribeConfigsResource::default()
             .with_resource_type(RESOURCE_TOPIC)
             .with_resource_name(StrBytes::from_string((*name).to_owned()))
+            .with_configuration_keys(None)
     });
     let request = DescribeConfigsRequest::default().with_resources(resources.collect());
     let configs = client.call(request).map_err(failed)?.results;
@@ -276,7 +277,8 @@ mod tests {
     use net::{
         Uuid,
         messages::{
-            BrokerId, describe_configs_response::DescribeConfigsResourceResult, metadata_response::MetadataResponsePartition,
+            BrokerId, describe_configs_response::DescribeConfigsResourceResult,
+            metadata_response::MetadataResponsePartition,
         },
     };
 
@@ -300,7 +302,8 @@ mod tests {
                 .with_value(Some(StrBytes::from_static_str("5")))
                 .with_config_source(source)
         };
-        let configs = DescribeConfigsResult::default().with_configs(vec![config("retention.ms", 1), config("segment.ms", 5)]);
+        let configs =
+            DescribeConfigsResult::default().with_configs(vec![config("retention.ms", 1), config("segment.ms", 5)]);
         assert_eq!(
             describe_topic(&topic, Some(&configs)),
             "orders  id 00000000-0000-0000-0000-000000000001  partitions 2\n\
@@ -318,14 +321,20 @@ mod tests {
             refusal("cannot create topic 'a'", 36, Some(&words)).unwrap_err(),
             "cannot create topic 'a': topic 'a' already exists (TopicAlreadyExists)"
         );
-        assert_eq!(refusal("cannot delete topic 'a'", 3, None).unwrap_err(), "cannot delete topic 'a': there is no such topic");
+        assert_eq!(
+            refusal("cannot delete topic 'a'", 3, None).unwrap_err(),
+            "cannot delete topic 'a': there is no such topic"
+        );
         assert!(refusal("x", 36, Some(&StrBytes::from_static_str(""))).unwrap_err().contains("(TopicAlreadyExists)"));
     }
 
     #[test]
     fn nobody_to_ask_is_told() {
         let refused = connect("127.0.0.1:1").unwrap_err().to_string();
-        assert!(refused.contains("cannot connect to 127.0.0.1:1") && refused.contains("is the broker running"), "{refused}");
+        assert!(
+            refused.contains("cannot connect to 127.0.0.1:1") && refused.contains("is the broker running"),
+            "{refused}"
+        );
         assert!(connect(" , ").unwrap_err().to_string().contains("names no broker"));
     }
 }

@@ -2,7 +2,9 @@
 
 pub mod admin;
 pub mod admin_pages;
+pub mod admission;
 pub mod banner;
+pub mod broker;
 pub mod cgroup;
 pub mod cli;
 pub mod cli_config;
@@ -12,13 +14,25 @@ pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;
 pub mod coordinator;
+pub mod coordinators;
+pub mod core;
 pub mod cpus;
 pub mod data_dir;
+pub mod front;
+pub mod kafka;
 pub mod limits;
 pub mod logging;
+pub mod mesh;
+pub mod meta;
 pub mod metrics;
 pub mod metrics_histogram;
+pub mod partition;
 pub mod producers;
 mod producers_blob;
 #[cfg(test)]
 mod producers_tests;
+pub mod replica;
+pub mod retention;
+pub mod rt;
+pub mod serve;
+pub mod sync;

@@ -56,7 +56,8 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         kernel: &limits::kernel_release(),
         open_files,
         segment_files,
-        memlock: limits::memlock().map_err(|e| Failure::Other(format!("cannot read the limit of locked memory: {e}")))?,
+        memlock: limits::memlock()
+            .map_err(|e| Failure::Other(format!("cannot read the limit of locked memory: {e}")))?,
         o_direct,
     };
     cli::print(&banner::beginning(&config, &found))?;

@@ -1,0 +1,310 @@
+//! The broker's life: recovery, cores, readiness, drain.
+//! Lives on: the main thread, which starts the cores, waits, and stops them.
+//!
+//! Start: one core checks the manifest and, if the number of cores changed, moves what the old rings hold; then every core opens its
+//! own store; core 0 hands out the metadata; every partition gets its leader; only then is anybody accepted.
+//! Stop: no new connections or requests, what is in flight is answered (at most [`DRAIN_MAX`]), everything is flushed and marked clean.
+
+use crate::{
+    config::Config,
+    core::{Core, CoreId, CoreParts, core_of},
+    cpus::CorePlan,
+    front::{self, Spread},
+    mesh::{self, HasMesh, MeshSeed},
+    meta,
+    metrics::Metrics,
+    replica, rt,
+    sync::{Either, race},
+};
+use net::listen::{self, Bound};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+use uuid::Uuid;
+use wal::{
+    disk_uring::UringDisk,
+    manifest::{self, Manifest},
+    store::{OpenError, Store, StoreConfig, StoreDirs},
+};
+
+/// How long requests in flight may take to end once the broker was told to stop.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error(transparent)]
+    Bind(#[from] listen::BindError),
+    #[error("core {core}: {why}")]
+    Core { core: usize, why: String },
+    #[error("data directory: {0}")]
+    DataDir(String),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// What the cores tell the main thread.
+enum News {
+    Ready,
+    Failed { core: usize, why: String },
+    Stopped,
+}
+
+/// A broker that serves.
+pub struct Broker {
+    threads: Vec<rt::CoreThread>,
+    news: mpsc::Receiver<News>,
+    stop: Arc<Stop>,
+    kafka_addr: SocketAddr,
+    cluster_id: Arc<str>,
+}
+
+/// Tells core 0 to stop the broker; from any thread.
+struct Stop {
+    alarm: rt::Alarm,
+    wanted: AtomicBool,
+}
+
+/// What every core is made from.
+struct Shared {
+    config: Arc<Config>,
+    cluster_id: Arc<str>,
+    epoch: u64,
+    data_dir: PathBuf,
+    advertised: (Arc<str>, u16),
+    spread: Arc<Spread>,
+    metrics: Arc<Metrics>,
+    memory_per_core: u64,
+    stop: Arc<Stop>,
+    news: mpsc::Sender<News>,
+}
+
+impl Broker {
+    /// Starts the broker and returns once clients are served.
+    pub fn start(
+        config: Arc<Config>,
+        plan: &CorePlan,
+        memory_per_core: u64,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BrokerError> {
+        let cpus = &plan.cpus;
+        let mut bound = listen::bind(config.kafka_addr, cpus.len())?.into_iter();
+        let kafka_addr = bound.as_slice()[0].addr();
+        let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
+        let (news, heard) = mpsc::channel();
+        let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
+        let cluster_id: Arc<str> = manifest.cluster_id.clone().into();
+        let shared = Arc::new(Shared {
+            advertised: config.advertised(kafka_addr),
+            data_dir: config.data_dir.clone(),
+            cluster_id: cluster_id.clone(),
+            epoch: manifest.epoch,
+            spread: Arc::new(Spread::new(cpus.len())),
+            metrics,
+            memory_per_core,
+            stop: stop.clone(),
+            news,
+            config,
+        });
+        let mut threads = Vec::with_capacity(cpus.len());
+        for (number, (seed, cpu)) in mesh::seeds::<Core>(cpus.len()).into_iter().zip(cpus).enumerate() {
+            let (shared, bound) = (shared.clone(), bound.next().expect("one listener per core"));
+            threads.push(rt::spawn_core(*cpu, &format!("core-{number}"), move || async move {
+                let (news, number) = (shared.news.clone(), number);
+                if let Err(why) = run_core(shared, seed, bound).await {
+                    // The main thread may be gone already; then nobody needs to know.
+                    let _ = news.send(News::Failed { core: number, why });
+                }
+                let _ = news.send(News::Stopped);
+            })?);
+        }
+        let broker = Self { threads, news: heard, stop, kafka_addr, cluster_id };
+        for _ in 0..broker.threads.len() {
+            match broker.news.recv().expect("cores hold their sender as long as they run") {
+                News::Ready => {}
+                News::Failed { core, why } => return Err(BrokerError::Core { core, why }),
+                News::Stopped => unreachable!("a core does not stop before it is ready or has failed"),
+            }
+        }
+        Ok(broker)
+    }
+
+    /// Where clients are served: with the port that was given if none was asked for.
+    pub fn kafka_addr(&self) -> SocketAddr {
+        self.kafka_addr
+    }
+
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// Drains, flushes, marks a clean shutdown and waits for the cores to end.
+    pub fn stop(self) -> Result<(), BrokerError> {
+        self.stop.wanted.store(true, Ordering::Release);
+        self.stop.alarm.ring()?;
+        let mut failed = None;
+        for _ in 0..self.threads.len() {
+            loop {
+                match self.news.recv().expect("cores hold their sender as long as they run") {
+                    News::Stopped => break,
+                    News::Failed { core, why } => failed = Some(BrokerError::Core { core, why }),
+                    News::Ready => {}
+                }
+            }
+        }
+        for thread in self.threads {
+            thread.join()?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Reads or creates the manifest, and moves rings and checkpoints if the number of cores is another.
+fn prepare_data_dir(config: &Arc<Config>, cpus: &[usize], memory_per_core: u64) -> Result<Manifest, BrokerError> {
+    let (config, cores) = (config.clone(), cpus.len());
+    let (told, heard) = mpsc::channel();
+    let thread = rt::spawn_core(cpus[0], "prepare", move || async move {
+        // The receiver waits for exactly this.
+        let _ = told.send(prepare(&config, cores, memory_per_core).await.map_err(|error| error.to_string()));
+    })?;
+    thread.join()?;
+    heard.recv().expect("the answer is sent before the thread ends").map_err(BrokerError::DataDir)
+}
+
+async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, OpenError> {
+    let data = &config.data_dir;
+    let disk = UringDisk::new().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })?;
+    let manifest = match Manifest::read(&disk, data).await? {
+        Some(manifest) => manifest,
+        None => {
+            let cluster_id = Uuid::new_v4().simple().to_string();
+            let manifest = Manifest { cluster_id, epoch: 0, cores };
+            manifest.write(&disk, data).await?;
+            manifest
+        }
+    };
+    let manifest = if manifest.cores == cores {
+        manifest
+    } else {
+        tracing::info!(
+            from = manifest.cores,
+            to = cores,
+            "the number of cores has changed: moving rings and checkpoints"
+        );
+        let store = store_config(config, cores, memory_per_core);
+        manifest::change_cores(&disk, data, &manifest, cores, &store, |group| core_of(group, cores).0).await?
+    };
+    manifest::remove_stale_epochs(&disk, data, &manifest).await?;
+    Ok(manifest)
+}
+
+/// This core's share of what the broker may use.
+fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreConfig {
+    StoreConfig {
+        ring_bytes: config.wal_ring_bytes / cores as u64,
+        cache_bytes: memory_per_core / 2,
+        read_ahead_bytes: memory_per_core / 8,
+        open_files_max: config.segment_files_max / cores,
+        ..StoreConfig::default()
+    }
+}
+
+async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Result<(), String> {
+    let (mesh, inbox) = seed.connect().await;
+    let id: CoreId = mesh.me();
+    let cores = mesh.cores();
+    let disk = UringDisk::new().map_err(|error| error.to_string())?;
+    let dirs = StoreDirs::new(&shared.data_dir, shared.epoch, id.0);
+    let store_config = store_config(&shared.config, cores, shared.memory_per_core);
+    let opened = Store::open(disk, &dirs, shared.epoch, store_config).await;
+    let (store, recovered, report) = opened.map_err(|error| error.to_string())?;
+    tracing::info!(core = id.0, ?report, "store recovered");
+    let core = Core::new(CoreParts {
+        mesh,
+        config: shared.config.clone(),
+        cluster_id: shared.cluster_id.clone(),
+        advertised: shared.advertised.clone(),
+        store,
+        metrics: shared.metrics.core(id.0),
+        spread: shared.spread.clone(),
+        recovered,
+    });
+    rt::spawn(storage_loop(core.clone(), "journal"));
+    rt::spawn(storage_loop(core.clone(), "flusher"));
+    rt::spawn(replica::run(core.clone()));
+    rt::spawn(crate::admission::run(core.clone()));
+    rt::spawn(beat(core.clone()));
+    inbox.serve(&core);
+    if id == meta::META_CORE {
+        meta::start(&core).await?;
+        rt::spawn(meta::snapshot_when_wanted(core.clone()));
+        rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
+    }
+    core.until_serving().await;
+    shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
+    rt::spawn(front::close_idle(core.clone()));
+    rt::spawn(crate::retention::run(core.clone()));
+    front::accept(core.clone(), bound).await.map_err(|error| error.to_string())?;
+    drain(&core).await;
+    Ok(())
+}
+
+async fn storage_loop(core: Rc<Core>, which: &'static str) {
+    let ended = match which {
+        "journal" => core.store.run_journal().await,
+        _ => core.store.run_flusher(core.clone()).await,
+    };
+    if let Err(poisoned) = ended {
+        core.storage_failed(&poisoned.to_string());
+    }
+}
+
+/// Shows the admin thread, once a second, that this core's loop turns, and what it has counted.
+async fn beat(core: Rc<Core>) {
+    loop {
+        core.metrics.beat();
+        core.metrics.publish_store(&core.store.stats());
+        let mesh = core.mesh().stats();
+        core.metrics.mesh_sent_total.set(mesh.requests_sent.get() + mesh.posts_sent.get());
+        core.metrics.mesh_received_total.set(mesh.received.get());
+        rt::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// On core 0: passes the main thread's wish on to every core.
+async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
+    while !stop.wanted.load(Ordering::Acquire) {
+        if let Err(error) = stop.alarm.rung().await {
+            tracing::error!(%error, "cannot wait for the stop signal");
+            return;
+        }
+    }
+    for to in (0..core.cores()).map(CoreId) {
+        core.post(to, |there| there.begin_stop());
+    }
+}
+
+/// Answers what is in flight, then leaves the disk so that the next start has nothing to replay.
+async fn drain(core: &Rc<Core>) {
+    core.connections.close_all();
+    if let Either::Second(()) = race(core.connections.drained(), rt::sleep(DRAIN_MAX)).await {
+        tracing::warn!(
+            core = core.id().0,
+            left = core.connections.len(),
+            "connections that did not end in time are cut"
+        );
+    }
+    // No core may stop serving its partitions while another still answers.
+    core.all_drained().await;
+    match core.store.close_clean().await {
+        Ok(()) => tracing::info!(core = core.id().0, "stopped cleanly"),
+        Err(poisoned) => tracing::error!(core = core.id().0, %poisoned, "stopped without a clean mark"),
+    }
+}

@@ -1,0 +1,240 @@
+//! The group coordinators of a core: one for each partition of `__consumer_offsets` that it owns, driven by requests, appends and
+//! time.
+//! Lives on: the partitions' owning core. The rules are [`crate::coordinator`]'s; here its outputs are performed.
+//!
+//! A coordinator begins at the first request for its partition: it replays the log, and answers COORDINATOR_LOAD_IN_PROGRESS until
+//! that is done.
+
+use crate::{
+    config::Config,
+    coordinator::{self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Now, Output},
+    core::{Core, wall_ms},
+    partition::{Committed, FetchRead, Partition},
+    rt,
+    sync::{Notify, Promise, promise, race},
+};
+use ahash::AHashMap;
+use bytes::Bytes;
+use net::{
+    batch::{BatchHeader, Batches},
+    errors::ErrorCode,
+};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use wal::{record::GroupId, store::Admission};
+
+/// Bytes of the log read at a time while a coordinator loads.
+const LOAD_BYTES: usize = 4 << 20;
+
+type Token = Promise<GroupResponse>;
+
+/// The coordinators of one core.
+pub struct Coordinators {
+    origin: Instant,
+    seats: RefCell<AHashMap<GroupId, Rc<Seat>>>,
+}
+
+/// One coordinator and what it waits for.
+struct Seat {
+    partition: Rc<Partition>,
+    /// `None` once it has resigned.
+    coordinator: RefCell<Option<Coordinator<Token>>>,
+    /// Appends on their way, in log order.
+    appends: RefCell<VecDeque<(AppendId, Committed)>>,
+    appended: Notify,
+    /// Moves with every call, since the next deadline may be another then.
+    called: Notify,
+}
+
+impl Default for Coordinators {
+    fn default() -> Self {
+        Self { origin: Instant::now(), seats: RefCell::default() }
+    }
+}
+
+impl Coordinators {
+    fn now(&self) -> Now {
+        Now { mono_ms: self.origin.elapsed().as_millis() as u64, wall_ms: wall_ms() }
+    }
+
+    /// The partition is no more, or its storage has failed: whoever waits is sent elsewhere.
+    pub fn resign(&self, group: GroupId) {
+        if let Some(seat) = self.seats.borrow_mut().remove(&group) {
+            seat.resign();
+        }
+    }
+
+    /// All partitions of this core are lost.
+    pub fn resign_all(&self) {
+        for (_, seat) in self.seats.take() {
+            seat.resign();
+        }
+    }
+}
+
+/// Gives a request to the coordinator of an offsets partition of this core.
+pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
+    let refused = request.refuse(context.version, ErrorCode::NotCoordinator);
+    let Some(seat) = seat(&core, group) else { return refused };
+    let (token, answer) = promise();
+    seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
+    answer.await.unwrap_or(refused)
+}
+
+fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
+    if let Some(seat) = core.coordinators.seats.borrow().get(&group) {
+        return Some(seat.clone());
+    }
+    let partition = core.partition(group).filter(|partition| partition.leads())?;
+    let coordinator = Coordinator::new(settings(&core.config), fastrand::u64(..));
+    let seat = Rc::new(Seat {
+        partition,
+        coordinator: RefCell::new(Some(coordinator)),
+        appends: RefCell::default(),
+        appended: Notify::default(),
+        called: Notify::default(),
+    });
+    core.coordinators.seats.borrow_mut().insert(group, seat.clone());
+    rt::spawn(run(core.clone(), seat.clone()));
+    rt::spawn(follow_appends(core.clone(), seat.clone()));
+    Some(seat)
+}
+
+fn settings(config: &Config) -> coordinator::Config {
+    coordinator::Config {
+        group_min_session_timeout_ms: config.group_min_session_timeout_ms,
+        group_max_session_timeout_ms: config.group_max_session_timeout_ms,
+        group_initial_rebalance_delay_ms: config.group_initial_rebalance_delay_ms,
+        group_max_size: config.group_max_size,
+        offset_metadata_max_bytes: config.offset_metadata_max_bytes,
+        offsets_retention_ms: config.offsets_retention_minutes.saturating_mul(60_000),
+        offsets_retention_check_interval_ms: config.offsets_retention_check_interval_ms,
+        ..coordinator::Config::default()
+    }
+}
+
+impl Seat {
+    /// One call of the coordinator, and all that follows from it.
+    fn call(&self, core: &Rc<Core>, call: impl FnOnce(&mut Coordinator<Token>, Now) -> Vec<Output<Token>>) {
+        let now = core.coordinators.now();
+        let mut outputs = match &mut *self.coordinator.borrow_mut() {
+            Some(coordinator) => VecDeque::from(call(coordinator, now)),
+            None => return,
+        };
+        while let Some(output) = outputs.pop_front() {
+            match output {
+                Output::Reply { token, response } => token.keep(response),
+                Output::Append { id, batch } => {
+                    if let Err(error) = self.append(core, id, batch)
+                        && let Some(coordinator) = &mut *self.coordinator.borrow_mut()
+                    {
+                        outputs.extend(coordinator.appended(now, id, Err(error)));
+                    }
+                }
+            }
+        }
+        self.called.notify();
+    }
+
+    fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
+        // The coordinator's state has moved on already, so it can't wait for room: the client tries again.
+        if core.store.admit(batch.len()) == Admission::Wait {
+            return Err(ErrorCode::RequestTimedOut);
+        }
+        let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
+        let committed = self.partition.append(core, batch, &info, wall_ms())?;
+        self.appends.borrow_mut().push_back((id, committed));
+        self.appended.notify();
+        Ok(())
+    }
+
+    fn resign(&self) {
+        let Some(coordinator) = self.coordinator.borrow_mut().take() else { return };
+        for output in coordinator.resign() {
+            if let Output::Reply { token, response } = output {
+                token.keep(response);
+            }
+        }
+        self.called.notify();
+        self.appended.notify();
+    }
+
+    fn has_resigned(&self) -> bool {
+        self.coordinator.borrow().is_none()
+    }
+}
+
+/// Loads a coordinator, then wakes it at its deadlines, as long as it serves.
+async fn run(core: Rc<Core>, seat: Rc<Seat>) {
+    let started = Instant::now();
+    match load(&core, &seat).await {
+        Ok(batches) => {
+            let took = started.elapsed();
+            tracing::info!(partition = %seat.partition.name, batches, ?took, "group coordinator loaded");
+        }
+        Err(error) => {
+            tracing::error!(partition = %seat.partition.name, ?error, "cannot load a group coordinator; its groups are not served");
+            return core.coordinators.resign(seat.partition.group());
+        }
+    }
+    seat.call(&core, Coordinator::loaded);
+    while !seat.has_resigned() {
+        let seen = seat.called.version();
+        let deadline = seat.coordinator.borrow().as_ref().and_then(Coordinator::next_deadline);
+        match deadline {
+            None => seat.called.past(seen).await,
+            Some(at) => {
+                let left = at.saturating_sub(core.coordinators.now().mono_ms);
+                if left == 0 {
+                    seat.call(&core, Coordinator::tick);
+                } else {
+                    race(seat.called.past(seen), rt::sleep(Duration::from_millis(left))).await;
+                }
+            }
+        }
+    }
+}
+
+/// Replays the log from its start to the high watermark; returns how many batches there were.
+async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
+    let end = seat.partition.high_watermark();
+    let mut offset = seat.partition.log_start(core);
+    let mut count = 0;
+    while offset < end {
+        let batches = match seat.partition.read(core, offset, end, LOAD_BYTES, true) {
+            FetchRead::Hot(batches) => batches,
+            FetchRead::Cold(read) => read.await?,
+            FetchRead::Refused(code) => return Err(code),
+        };
+        for (header, batch) in batches.into_iter().flat_map(Batches::new).flatten() {
+            offset = header.next_offset() as u64;
+            count += 1;
+            if let Some(coordinator) = &mut *seat.coordinator.borrow_mut() {
+                for unusable in coordinator.replay(&batch) {
+                    tracing::warn!(partition = %seat.partition.name, %unusable, "skipped while loading groups");
+                }
+            }
+        }
+        rt::yield_if_needed().await;
+    }
+    Ok(count)
+}
+
+/// Tells the coordinator of its appends, in the order of the log.
+async fn follow_appends(core: Rc<Core>, seat: Rc<Seat>) {
+    while !seat.has_resigned() {
+        let seen = seat.appended.version();
+        let next = seat.appends.borrow_mut().pop_front();
+        match next {
+            Some((id, committed)) => {
+                let outcome = committed.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)).map(drop);
+                seat.call(&core, |coordinator, now| coordinator.appended(now, id, outcome));
+            }
+            None => seat.appended.past(seen).await,
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! One core of the broker: everything it owns, and how the others reach it.
+//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the [`crate::mesh`].
+//!
+//! Owns: a WAL ring and the logs on it ([`Store`]), the partitions whose group id is this core's modulo the number of cores, the
+//! metadata slices whose number is, and its client connections. Holds besides a view of all topics.
+
+use crate::{
+    admission::Admission,
+    config::Config,
+    config_topic::TopicConfig,
+    coordinators::Coordinators,
+    front::{Connections, Spread},
+    kafka::{Fetches, ProducerIds},
+    mesh::{HasMesh, Mesh},
+    meta::{META_CORE, META_GROUP, Meta},
+    metrics::CoreMetrics,
+    partition::{Partition, TopicPartition},
+    replica::{ReadyLoop, Replicated},
+    sync::{Flag, Notify},
+};
+use ahash::AHashMap;
+use consensus::{
+    group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
+    metadata::{Command, Delta, Slice, SliceId, Topic, View},
+};
+use net::{errors::ErrorCode, produce::TopicRef};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use wal::{
+    disk_uring::UringDisk,
+    record::GroupId,
+    store::{AppState, FlushHost, RecoveredGroup},
+};
+
+/// A core of this broker, counted from 0; not a CPU number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoreId(pub usize);
+
+/// The storage of one core.
+pub type Store = wal::store::Store<UringDisk>;
+
+/// Who leads a partition, as every core sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    pub node: i32,
+    pub epoch: i32,
+}
+
+/// What a core is made from.
+pub struct CoreParts {
+    pub mesh: Mesh<Core>,
+    pub config: Arc<Config>,
+    pub cluster_id: Arc<str>,
+    /// Host and port that clients are told.
+    pub advertised: (Arc<str>, u16),
+    pub store: Store,
+    pub metrics: Arc<CoreMetrics>,
+    pub spread: Arc<Spread>,
+    pub recovered: Vec<RecoveredGroup>,
+}
+
+pub struct Core {
+    mesh: Mesh<Core>,
+    pub config: Arc<Config>,
+    pub cluster_id: Arc<str>,
+    advertised: (Arc<str>, u16),
+    pub store: Store,
+    pub metrics: Arc<CoreMetrics>,
+    pub ready_loop: ReadyLoop,
+    pub admission: Admission,
+    pub fetches: Fetches,
+    pub producer_ids: ProducerIds,
+    pub coordinators: Coordinators,
+    /// On core 0 only.
+    meta: OnceCell<Rc<Meta>>,
+    partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
+    slices: RefCell<BTreeMap<SliceId, Slice>>,
+    view: RefCell<View>,
+    leaders: RefCell<AHashMap<GroupId, Leadership>>,
+    /// Leaderships of this core's partitions that the others have not been told yet.
+    untold: RefCell<Vec<(GroupId, Leadership)>>,
+    /// Moves whenever the view or a leadership changes.
+    pub view_changed: Notify,
+    /// What the store recovered and no topic has claimed yet.
+    unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
+    failed: RefCell<Option<String>>,
+    pub connections: Connections,
+    pub lifecycle: Lifecycle,
+}
+
+impl HasMesh for Core {
+    fn mesh(&self) -> &Mesh<Self> {
+        &self.mesh
+    }
+}
+
+/// Wall-clock time in ms since the epoch, for what records and topics are stamped with; never for timeouts.
+pub fn wall_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// Which core owns a group, and so a partition: even, and a function of nothing else.
+pub fn core_of(group: GroupId, cores: usize) -> CoreId {
+    CoreId((group.0 % cores as u64) as usize)
+}
+
+/// Which core owns a slice of the metadata.
+pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
+    CoreId(usize::from(slice.0) % cores)
+}
+
+impl Core {
+    pub fn new(parts: CoreParts) -> Rc<Self> {
+        let unclaimed = parts.recovered.into_iter().map(|recovered| (recovered.id, recovered)).collect();
+        Rc::new(Self {
+            mesh: parts.mesh,
+            config: parts.config,
+            cluster_id: parts.cluster_id,
+            advertised: parts.advertised,
+            store: parts.store,
+            metrics: parts.metrics,
+            ready_loop: ReadyLoop::default(),
+            admission: Admission::default(),
+            fetches: Fetches::default(),
+            producer_ids: ProducerIds::default(),
+            coordinators: Coordinators::default(),
+            meta: OnceCell::new(),
+            partitions: RefCell::default(),
+            slices: RefCell::default(),
+            view: RefCell::default(),
+            leaders: RefCell::default(),
+            untold: RefCell::default(),
+            view_changed: Notify::default(),
+            unclaimed: RefCell::new(unclaimed),
+            failed: RefCell::default(),
+            connections: Connections::new(parts.spread),
+            lifecycle: Lifecycle::default(),
+        })
+    }
+
+    pub fn id(&self) -> CoreId {
+        self.mesh.me()
+    }
+
+    pub fn cores(&self) -> usize {
+        self.mesh.cores()
+    }
+
+    pub fn node(&self) -> i32 {
+        self.config.node_id
+    }
+
+    /// Runs `post` on `to`, in order with all other posts from here; at once if that is here.
+    pub fn post(self: &Rc<Self>, to: CoreId, post: impl FnOnce(&Rc<Core>) + Send + 'static) {
+        if to == self.id() { post(self) } else { self.mesh.post(to, post) }
+    }
+
+    /// Runs `job` on `to` and brings back its result. It has started (here) or is on its way (elsewhere) when this returns.
+    pub fn call<R, F>(self: &Rc<Self>, to: CoreId, job: impl FnOnce(Rc<Core>) -> F + Send + 'static) -> Call<R, F>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + 'static,
+    {
+        if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(self.mesh.call(to, job)) }
+    }
+
+    /// Runs `job` on `to`, in order with the calls from here, and expects nothing back.
+    pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
+        if to == self.id() {
+            return job(self);
+        }
+        drop(self.mesh.call(to, move |there| {
+            job(&there);
+            std::future::ready(())
+        }));
+    }
+
+    pub fn meta(&self) -> &Rc<Meta> {
+        self.meta.get().expect("only core 0 is asked for the metadata group")
+    }
+
+    /// This core's partitions.
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().cloned().collect()
+    }
+
+    pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
+        self.partitions.borrow().get(&group).cloned()
+    }
+
+    pub fn owner(&self, group: GroupId) -> CoreId {
+        core_of(group, self.cores())
+    }
+
+    /// The replica behind a group of this core.
+    pub fn group(&self, group: GroupId) -> Option<Rc<dyn Replicated>> {
+        if group == META_GROUP {
+            return self.meta.get().map(|meta| meta.clone() as Rc<dyn Replicated>);
+        }
+        self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
+    }
+
+    /// A look at the view; it may not be held across an await.
+    pub fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.view.borrow())
+    }
+
+    pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
+        self.leaders.borrow().get(&group).copied()
+    }
+}
+
+/// A job's result, wherever the job runs.
+pub enum Call<R, F> {
+    Here(F),
+    There(crate::mesh::Called<R>),
+}
+
+impl<R: 'static, F: Future<Output = R>> Call<R, F> {
+    pub async fn result(self) -> R {
+        match self {
+            Call::Here(future) => future.await,
+            Call::There(called) => called.await,
+        }
+    }
+}
+
+/// The view and what follows from it.
+impl Core {
+    /// Applies published deltas to the view and makes this core's partitions follow it.
+    pub fn show(self: &Rc<Self>, deltas: &[(u64, Vec<Delta>)]) {
+        for (index, changes) in deltas {
+            self.view.borrow_mut().apply(*index, changes);
+            for change in changes {
+                self.follow(change);
+            }
+        }
+        self.view_changed.notify();
+    }
+
+    /// Makes partitions, settings and leaderships of this core agree with one change of the view.
+    fn follow(self: &Rc<Self>, change: &Delta) {
+        match change {
+            Delta::Topic(topic) => self.follow_topic(topic),
+            Delta::TopicDeleted(topic) => {
+                for partition in &topic.partitions {
+                    self.drop_group(GroupId(partition.group));
+                }
+            }
+        }
+    }
+
+    fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
+        let config = Rc::new(TopicConfig::resolve(&topic.configs, &self.config));
+        for (number, meta) in topic.partitions.iter().enumerate() {
+            let group = GroupId(meta.group);
+            if self.owner(group) != self.id() {
+                continue;
+            }
+            match self.partition(group) {
+                Some(partition) => {
+                    self.store.set_options(group, config.log_options());
+                    partition.set_config(config.clone());
+                }
+                None => {
+                    let name = TopicPartition { topic: topic.name.clone(), partition: number as i32 };
+                    self.open_partition(name, group, config.clone());
+                }
+            }
+        }
+    }
+
+    /// Starts a partition's replica from what the store recovered, or anew. One that can't be brought back stays without a
+    /// leader and says why; the others serve.
+    fn open_partition(self: &Rc<Self>, name: TopicPartition, group: GroupId, config: Rc<TopicConfig>) {
+        let recovered = self.unclaimed.borrow_mut().remove(&group);
+        let identity = GroupConfig::single(group.0, self.node() as u64);
+        let opened = match &recovered {
+            None => {
+                self.store.create_group(group, config.log_options());
+                let raft = Group::new(identity, Restored::default()).expect("a new group needs nothing from storage");
+                Ok(Partition::new(name.clone(), group, raft, config))
+            }
+            Some(recovered) => {
+                self.store.set_options(group, config.log_options());
+                Group::new(identity, restored(recovered)).map_err(|error| error.to_string()).and_then(|raft| {
+                    Partition::recovered(name.clone(), raft, config, recovered).map_err(|error| error.to_string())
+                })
+            }
+        };
+        match opened {
+            Ok(partition) => {
+                let partition = Rc::new(partition);
+                partition.replica().with(Group::campaign);
+                self.partitions.borrow_mut().insert(group, partition.clone());
+                self.ready_loop.wake(partition);
+            }
+            Err(why) => {
+                tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
+            }
+        }
+    }
+
+    /// Forgets a group that the metadata no longer names, files and all.
+    fn drop_group(self: &Rc<Self>, group: GroupId) {
+        self.leaders.borrow_mut().remove(&group);
+        if self.owner(group) != self.id() {
+            return;
+        }
+        self.unclaimed.borrow_mut().remove(&group);
+        let closed = self.partitions.borrow_mut().remove(&group);
+        if let Some(partition) = closed {
+            partition.close();
+            self.coordinators.resign(group);
+        }
+        if let Err(error) = self.store.remove_group(group) {
+            self.storage_failed(&error.to_string());
+        }
+    }
+
+    /// Once the metadata is complete: what no topic claims belongs to topics deleted while the removal was on its way.
+    pub fn drop_unclaimed(self: &Rc<Self>) {
+        let orphans: Vec<_> = self.unclaimed.borrow().keys().copied().filter(|group| *group != META_GROUP).collect();
+        for group in orphans {
+            tracing::info!(group = group.0, "removing a log that no topic names");
+            self.drop_group(group);
+        }
+    }
+
+    /// Tells the other cores, at the end of this turn, that a partition of this core has its leader.
+    pub fn announce_leader(self: &Rc<Self>, group: GroupId, epoch: i32) {
+        let leadership = Leadership { node: self.node(), epoch };
+        self.leaders.borrow_mut().insert(group, leadership);
+        self.untold.borrow_mut().push((group, leadership));
+    }
+
+    /// Sends what [`Core::announce_leader`] gathered.
+    pub fn tell_leaders(self: &Rc<Self>) {
+        let told = self.untold.take();
+        if told.is_empty() {
+            return;
+        }
+        self.view_changed.notify();
+        let told: Arc<[_]> = told.into();
+        for to in (0..self.cores()).map(CoreId).filter(|to| *to != self.id()) {
+            let told = told.clone();
+            self.post(to, move |there| {
+                there.leaders.borrow_mut().extend(told.iter().copied());
+                there.view_changed.notify();
+            });
+        }
+    }
+
+    /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
+    pub fn storage_failed(&self, why: &str) {
+        if self.failed.borrow().is_some() {
+            return;
+        }
+        tracing::error!(
+            core = self.id().0,
+            why,
+            "storage failed: this core acks nothing more until the broker is restarted"
+        );
+        *self.failed.borrow_mut() = Some(why.to_owned());
+        let partitions: Vec<_> = self.partitions.borrow().values().cloned().collect();
+        partitions.iter().for_each(|partition| partition.storage_failed());
+        self.coordinators.resign_all();
+        if let Some(meta) = self.meta.get() {
+            meta.storage_failed();
+        }
+    }
+}
+
+/// The slices of this core.
+impl Core {
+    /// Applies one entry's commands to the slices here, and reports to the sequencer.
+    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Vec<(usize, Command)>) {
+        let mut slices = self.slices.borrow_mut();
+        let results: Vec<_> = commands
+            .into_iter()
+            .map(|(at, command)| {
+                let slice = slices.get_mut(&command.slice()).expect("a command goes to the owner of its slice");
+                (at, slice.apply(&command))
+            })
+            .collect();
+        drop(slices);
+        self.post(META_CORE, move |here| here.meta().applied(here, index, results));
+    }
+}
+
+/// What requests ask of the view.
+impl Core {
+    /// Host and port that clients are told.
+    pub fn advertised(&self) -> (&str, u16) {
+        (&self.advertised.0, self.advertised.1)
+    }
+
+    /// The group of a partition, by its topic's name or id.
+    pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
+        let view = self.view.borrow();
+        let (topic, unknown) = match topic {
+            TopicRef::Name(name) => (view.topic(name.as_str()), ErrorCode::UnknownTopicOrPartition),
+            TopicRef::Id(id) => (view.topic_by_id(*id), ErrorCode::UnknownTopicId),
+        };
+        let partitions = &topic.ok_or(unknown)?.partitions;
+        let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
+        partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.
+    pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
+        loop {
+            let seen = self.view_changed.version();
+            let (leaders, view) = (self.leaders.borrow(), self.view.borrow());
+            groups.retain(|group| !leaders.contains_key(group) && view.has_group(group.0));
+            drop((leaders, view));
+            if groups.is_empty() {
+                return;
+            }
+            self.view_changed.past(seen).await;
+        }
+    }
+}
+
+/// Start and stop.
+impl Core {
+    /// Takes the slices of this core and the whole view, as of the snapshot that core 0 read.
+    pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {
+        self.slices.borrow_mut().extend(slices.into_iter().map(|slice| (slice.id(), slice)));
+        *self.view.borrow_mut() = View::new(index, image);
+        image.iter().for_each(|change| self.follow(change));
+        self.view_changed.notify();
+    }
+
+    /// Copies this core's slices as they are now (topics are shared, not copied): called from the queue that brings them their commands, so the cut lies
+    /// exactly behind what came before it.
+    pub fn cut_slices(&self) -> Vec<Slice> {
+        self.slices.borrow().values().cloned().collect()
+    }
+
+    pub fn hold_meta(&self, meta: Rc<Meta>) {
+        assert!(self.meta.set(meta).is_ok(), "there is one metadata group");
+    }
+
+    pub fn take_recovered(&self, group: GroupId) -> Option<RecoveredGroup> {
+        self.unclaimed.borrow_mut().remove(&group)
+    }
+
+    /// Waits until the metadata is complete and every partition of this core has its leader.
+    pub async fn until_serving(self: &Rc<Self>) {
+        self.lifecycle.metadata_complete.wait().await;
+        self.drop_unclaimed();
+        let groups = self.partitions.borrow().keys().copied().collect();
+        self.leaders_known(groups).await;
+    }
+
+    /// No new connections or requests from now on.
+    pub fn begin_stop(&self) {
+        self.lifecycle.stopping.set();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.lifecycle.stopping.is_set()
+    }
+
+    /// Waits until every core has drained: each tells all, the last one frees all.
+    pub async fn all_drained(self: &Rc<Self>) {
+        for to in (0..self.cores()).map(CoreId) {
+            self.post(to, |there| {
+                let lifecycle = &there.lifecycle;
+                lifecycle.drained_cores.set(lifecycle.drained_cores.get() + 1);
+                if lifecycle.drained_cores.get() == there.cores() {
+                    lifecycle.drained.set();
+                }
+            });
+        }
+        self.lifecycle.drained.wait().await;
+    }
+}
+
+/// The stages of a core's life that others wait for.
+#[derive(Default)]
+pub struct Lifecycle {
+    pub metadata_complete: Flag,
+    pub stopping: Flag,
+    drained_cores: Cell<usize>,
+    drained: Flag,
+}
+
+impl FlushHost for Core {
+    fn app_state(&self, group: GroupId) -> Option<AppState> {
+        self.partition(group).map(|partition| partition.app_state())
+    }
+
+    fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
+        let pause = FLUSH_RETRY_MIN.saturating_mul(1 << attempt.clamp(1, 7)).min(FLUSH_RETRY_MAX);
+        Box::pin(crate::rt::sleep(pause))
+    }
+
+    fn flush_failed(&self, why: &str) {
+        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; trying again");
+    }
+}
+
+/// First and longest pause before a flush that failed is tried again.
+const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);
+const FLUSH_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// What the group needs to go on from where the store found it.
+pub fn restored(recovered: &RecoveredGroup) -> Restored {
+    let state = recovered.hard_state;
+    // The tail begins above the lesser of what is flushed and what is applied; below, terms are all that Raft needs.
+    let first = recovered.tail.first().map_or(recovered.flushed_index + 1, |entry| entry.index);
+    let before = first - 1;
+    let runs = &recovered.terms;
+    let term = runs[..runs.partition_point(|run| run.first_index <= before)]
+        .last()
+        .map_or(recovered.first_prev_term, |run| run.term);
+    Restored {
+        hard_state: HardState { term: state.term, vote: state.vote, commit: state.commit },
+        conf_state: recovered.app.conf_state.clone(),
+        terms: runs.iter().map(|run| TermRun { first_index: run.first_index, term: run.term }).collect(),
+        before: (before > 0).then_some(Position { index: before, term }),
+        applied: recovered.app.index,
+        entries: recovered
+            .tail
+            .iter()
+            .map(|entry| Entry {
+                index: entry.index,
+                term: entry.term,
+                entry_type: entry.entry_type,
+                data: entry.data.clone(),
+            })
+            .collect(),
+    }
+}

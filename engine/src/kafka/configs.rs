@@ -1,0 +1,172 @@
+//! DescribeConfigs and IncrementalAlterConfigs, for topics and this broker.
+
+use super::topics::Refusal;
+use crate::{config::Described, config_topic, core::Core, meta};
+use consensus::metadata::{Command, Topic};
+use net::{
+    StrBytes,
+    errors::ErrorCode,
+    messages::{
+        DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest,
+        IncrementalAlterConfigsResponse,
+        describe_configs_request::DescribeConfigsResource,
+        describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym},
+        incremental_alter_configs_request::AlterConfigsResource,
+        incremental_alter_configs_response::AlterConfigsResourceResponse,
+    },
+};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+
+/// Kinds of resources (`ConfigResource.Type`).
+const RESOURCE_TOPIC: i8 = 2;
+const RESOURCE_BROKER: i8 = 4;
+
+pub fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let results = request.resources.into_iter().map(|resource| {
+        let result = DescribeConfigsResult::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name.clone());
+        match settings_of(core, &resource) {
+            Ok(settings) => {
+                let wanted = |setting: &Described| {
+                    resource
+                        .configuration_keys
+                        .as_ref()
+                        .is_none_or(|keys| keys.iter().any(|key| key.as_str() == setting.name))
+                };
+                let configs = settings
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|setting| row(setting, request.include_synonyms, request.include_documentation));
+                result.with_configs(configs.collect())
+            }
+            Err(refusal) => result
+                .with_error_code(refusal.code.code())
+                .with_error_message(Some(StrBytes::from_string(refusal.message))),
+        }
+    });
+    DescribeConfigsResponse::default().with_results(results.collect())
+}
+
+fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {
+    let name = resource.resource_name.as_str();
+    match resource.resource_type {
+        RESOURCE_TOPIC => Ok(config_topic::describe(&topic(core, name)?.configs, &core.config)),
+        RESOURCE_BROKER => broker(core, name).map(|()| core.config.describe()),
+        other => Err(other_resource(other)),
+    }
+}
+
+fn topic(core: &Core, name: &str) -> Result<Arc<Topic>, Refusal> {
+    core.view(|view| view.topic(name).cloned())
+        .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))
+}
+
+fn broker(core: &Core, name: &str) -> Result<(), Refusal> {
+    if name == core.node().to_string() {
+        return Ok(());
+    }
+    Err(Refusal::new(ErrorCode::InvalidRequest, format!("this is broker {}, not '{name}'", core.node())))
+}
+
+fn other_resource(kind: i8) -> Refusal {
+    let message =
+        format!("resource type {kind}; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) have settings here");
+    Refusal::new(ErrorCode::InvalidRequest, message)
+}
+
+fn row(setting: Described, synonyms: bool, documentation: bool) -> DescribeConfigsResourceResult {
+    let synonyms = setting.synonyms.into_iter().filter(|_| synonyms).map(|(name, value, source)| {
+        DescribeConfigsSynonym::default()
+            .with_name(StrBytes::from_static_str(name))
+            .with_value(Some(StrBytes::from_string(value)))
+            .with_source(source)
+    });
+    DescribeConfigsResourceResult::default()
+        .with_name(StrBytes::from_static_str(setting.name))
+        .with_value(Some(StrBytes::from_string(setting.value)))
+        .with_read_only(setting.read_only)
+        .with_config_source(setting.source)
+        .with_synonyms(synonyms.collect())
+        .with_config_type(setting.config_type)
+        .with_documentation(documentation.then(|| StrBytes::from_static_str(setting.doc)))
+}
+
+pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
+    let mut named = BTreeSet::new();
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let outcome = if named.insert((resource.resource_type, resource.resource_name.clone())) {
+            alter_one(core, &resource, request.validate_only).await
+        } else {
+            Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this resource more than once"))
+        };
+        let response = AlterConfigsResourceResponse::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name);
+        responses.push(match outcome {
+            Ok(()) => response,
+            Err(refusal) => response
+                .with_error_code(refusal.code.code())
+                .with_error_message(Some(StrBytes::from_string(refusal.message))),
+        });
+    }
+    IncrementalAlterConfigsResponse::default().with_responses(responses)
+}
+
+async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_only: bool) -> Result<(), Refusal> {
+    let name = resource.resource_name.as_str();
+    match resource.resource_type {
+        RESOURCE_TOPIC => {}
+        RESOURCE_BROKER => {
+            broker(core, name)?;
+            let message =
+                "a broker's settings are read at start: change them in its file, environment or flags and restart it";
+            return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+        }
+        other => return Err(other_resource(other)),
+    }
+    let topic = topic(core, name)?;
+    let changes = changes(resource)?;
+    if validate_only {
+        return Ok(());
+    }
+    let command = Command::UpdateTopicConfig { name: topic.name.clone(), id: topic.id, changes };
+    let outcome = meta::submit(core, vec![command]).await?.pop().expect("a command has an outcome");
+    outcome.map(drop).map_err(Refusal::from)
+}
+
+/// Operations of `AlterConfigOp.OpType`.
+const SET: i8 = 0;
+const DELETE: i8 = 1;
+const APPEND: i8 = 2;
+const SUBTRACT: i8 = 3;
+
+fn changes(resource: &AlterConfigsResource) -> Result<Vec<(String, Option<String>)>, Refusal> {
+    let mut named = BTreeSet::new();
+    let invalid = |message: String| Refusal::new(ErrorCode::InvalidConfig, message);
+    let mut changes = Vec::with_capacity(resource.configs.len());
+    for config in &resource.configs {
+        let name = config.name.as_str();
+        if !named.insert(name) {
+            return Err(Refusal::new(ErrorCode::InvalidRequest, format!("'{name}' is changed more than once")));
+        }
+        let value = match (config.config_operation, &config.value) {
+            (SET, Some(value)) => {
+                config_topic::validate(name, value.as_str()).map_err(|error| invalid(error.to_string()))?;
+                Some(value.to_string())
+            }
+            (SET, None) => return Err(invalid(format!("'{name}' is to be set, but to no value"))),
+            (DELETE, _) => {
+                config_topic::validate_name(name).map_err(|error| invalid(error.to_string()))?;
+                None
+            }
+            (APPEND | SUBTRACT, _) => {
+                return Err(invalid(format!("'{name}' can't be appended to or subtracted from: set it whole")));
+            }
+            (other, _) => return Err(invalid(format!("operation {other} on '{name}' is unknown; 0 sets, 1 deletes"))),
+        };
+        changes.push((name.to_owned(), value));
+    }
+    Ok(changes)
+}

@@ -1,0 +1,139 @@
+//! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
+
+use super::topics::{OFFSETS_TOPIC, ensure_offsets_topic};
+use crate::{
+    coordinator::{Context, GroupRequest, GroupResponse, Route},
+    coordinators,
+    core::Core,
+    sync,
+};
+use net::{
+    StrBytes,
+    errors::{self, ErrorCode},
+    messages::{
+        BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, OffsetCommitRequest, OffsetCommitResponse,
+        find_coordinator_response::Coordinator,
+        offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
+    },
+    produce::TopicRef,
+};
+use std::rc::Rc;
+
+/// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
+const KEY_GROUP: i8 = 0;
+
+pub async fn find_coordinator(
+    core: &Rc<Core>,
+    request: FindCoordinatorRequest,
+    version: i16,
+) -> FindCoordinatorResponse {
+    let ready = if request.key_type == KEY_GROUP {
+        ensure_offsets_topic(core)
+            .await
+            .map(drop)
+            .map_err(|code| (code, "the offsets topic can't be created yet; try again"))
+    } else {
+        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
+    };
+    let (host, port) = core.advertised();
+    let host = StrBytes::from_string(host.to_owned());
+    let (code, message) = match ready {
+        Ok(()) => (errors::NONE, None),
+        Err((code, message)) => (code.code(), Some(StrBytes::from_static_str(message))),
+    };
+    let node = BrokerId(if ready.is_ok() { core.node() } else { -1 });
+    if version < 4 {
+        return FindCoordinatorResponse::default()
+            .with_error_code(code)
+            .with_error_message(message)
+            .with_node_id(node)
+            .with_host(host)
+            .with_port(i32::from(port));
+    }
+    let coordinators = request.coordinator_keys.into_iter().map(|key| {
+        Coordinator::default()
+            .with_key(key)
+            .with_node_id(node)
+            .with_host(host.clone())
+            .with_port(i32::from(port))
+            .with_error_code(code)
+            .with_error_message(message.clone())
+    });
+    FindCoordinatorResponse::default().with_coordinators(coordinators.collect())
+}
+
+pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
+    else {
+        return match request {
+            // No group was ever here.
+            GroupRequest::ListGroups(_) => request.empty_response(),
+            _ => request.refuse(context.version, ErrorCode::NotCoordinator),
+        };
+    };
+    let (request, unknown) = match request {
+        GroupRequest::OffsetCommit(commit) => {
+            let (known, unknown) = cut_unknown(core, commit);
+            (GroupRequest::OffsetCommit(known), unknown)
+        }
+        other => (other, Vec::new()),
+    };
+    let empty = request.empty_response();
+    let parts = match request.route(context.version, partitions) {
+        Route::One(partition, request) => vec![(partition, request)],
+        Route::Parts(parts) => parts,
+        Route::All(request) => (0..partitions).map(|partition| (partition, request.clone())).collect(),
+    };
+    let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));
+    let mut answers = sync::all(asked.collect()).await.into_iter();
+    let mut response = answers.next().unwrap_or(empty);
+    answers.for_each(|answer| response.merge(answer));
+    if let GroupResponse::OffsetCommit(commit) = &mut response {
+        merge_unknown(commit, unknown);
+    }
+    response
+}
+
+async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Context) -> GroupResponse {
+    let topic = TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC));
+    match core.find_group(&topic, partition) {
+        Ok(group) => {
+            core.call(core.owner(group), move |there| coordinators::ask(there, group, context, request)).result().await
+        }
+        Err(_) => request.refuse(context.version, ErrorCode::NotCoordinator),
+    }
+}
+
+type Unknown = Vec<OffsetCommitResponseTopic>;
+
+/// Takes out the partitions that do not exist.
+fn cut_unknown(core: &Core, mut commit: OffsetCommitRequest) -> (OffsetCommitRequest, Unknown) {
+    let mut unknown = Vec::new();
+    for topic in &mut commit.topics {
+        let count = core.view(|view| view.topic(topic.name.0.as_str()).map_or(0, |topic| topic.partitions.len()));
+        let exists = |partition: i32| usize::try_from(partition).is_ok_and(|partition| partition < count);
+        let refused: Vec<_> = topic
+            .partitions
+            .extract_if(.., |partition| !exists(partition.partition_index))
+            .map(|partition| {
+                OffsetCommitResponsePartition::default()
+                    .with_partition_index(partition.partition_index)
+                    .with_error_code(ErrorCode::UnknownTopicOrPartition.code())
+            })
+            .collect();
+        if !refused.is_empty() {
+            unknown.push(OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(refused));
+        }
+    }
+    commit.topics.retain(|topic| !topic.partitions.is_empty());
+    (commit, unknown)
+}
+
+fn merge_unknown(response: &mut OffsetCommitResponse, unknown: Unknown) {
+    for topic in unknown {
+        match response.topics.iter_mut().find(|known| known.name == topic.name) {
+            Some(known) => known.partitions.extend(topic.partitions),
+            None => response.topics.push(topic),
+        }
+    }
+}

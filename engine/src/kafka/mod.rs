@@ -1,0 +1,80 @@
+//! What Kafka requests mean: one handler per API.
+//! Lives on: the core of the client's connection; a handler reaches partitions and metadata through [`Core`].
+
+mod api_versions;
+mod cluster;
+mod configs;
+mod fetch;
+mod groups;
+mod list_offsets;
+mod owners;
+mod produce;
+mod producer_ids;
+mod topics;
+
+pub use fetch::Fetches;
+pub use producer_ids::ProducerIds;
+
+use crate::{
+    coordinator::{Context, GroupRequest},
+    core::Core,
+};
+use net::{StrBytes, api::ApiKey, header::RequestHeader, request::Request, response::Response};
+use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
+
+/// An answer on its way; `None` where the protocol has none (produce with acks=0).
+pub type Pending = Pin<Box<dyn Future<Output = Option<Response>>>>;
+
+/// Starts a request. Produce has taken its place in the logs when this returns; the others begin when the answers before
+/// theirs have left.
+pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request: Request) -> Pending {
+    let core = core.clone();
+    let version = header.version;
+    match request {
+        Request::Produce(request) => produce::start(&core, request, version),
+        Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
+        Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
+        Request::Metadata(request) => reply(async move { topics::metadata(&core, request, version).await }),
+        Request::CreateTopics(request) => reply(async move { topics::create(&core, request, version).await }),
+        Request::DeleteTopics(request) => reply(async move { topics::delete(&core, request, version).await }),
+        Request::CreatePartitions(request) => reply(async move { topics::add_partitions(&core, request).await }),
+        Request::ListOffsets(request) => reply(async move { list_offsets::list(&core, request).await }),
+        Request::OffsetForLeaderEpoch(request) => {
+            reply(async move { list_offsets::for_leader_epoch(&core, request).await })
+        }
+        Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
+        Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request) }),
+        Request::DescribeTopicPartitions(request) => reply(async move { topics::describe_partitions(&core, request) }),
+        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request) }),
+        Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
+        Request::FindCoordinator(request) => {
+            reply(async move { groups::find_coordinator(&core, request, version).await })
+        }
+        Request::JoinGroup(_)
+        | Request::SyncGroup(_)
+        | Request::Heartbeat(_)
+        | Request::LeaveGroup(_)
+        | Request::OffsetCommit(_)
+        | Request::OffsetFetch(_)
+        | Request::DescribeGroups(_)
+        | Request::ListGroups(_)
+        | Request::DeleteGroups(_) => {
+            let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
+            let client_id = header.client_id.clone().unwrap_or_default();
+            // As Java prints an address.
+            let client_host = StrBytes::from_string(format!("/{}", peer.ip()));
+            let context = Context { version, client_id, client_host };
+            reply(async move { groups::handle(&core, request, context).await })
+        }
+    }
+}
+
+fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {
+    Box::pin(async move { Some(answer.await.into()) })
+}
+
+/// The header and answer for an ApiVersions version that is not served: version 0, error 35 and the table (KIP-511).
+pub fn unknown_api_versions(correlation_id: i32) -> (RequestHeader, Pending) {
+    let header = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
+    (header, reply(async { net::api::api_versions_fallback() }))
+}

@@ -1,0 +1,209 @@
+//! Produce: to each partition's owner once over and once back, answered when every batch is committed.
+//!
+//! acks=1 and acks=all wait for the same commit while a partition has one replica; acks=0 gets no answer and its errors close
+//! nothing, as with Kafka's network layer only a malformed frame does.
+
+use super::Pending;
+use crate::{
+    core::{Core, CoreId, wall_ms},
+    partition::Appended,
+    sync,
+};
+use bytes::Bytes;
+use net::{
+    StrBytes,
+    batch::{self, BatchHeader},
+    errors::{self, ErrorCode},
+    produce::{LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
+};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use wal::record::GroupId;
+
+/// One batch on its way to the partition's owner.
+struct Item {
+    /// Where the answer goes: the partition's place in the request.
+    place: usize,
+    group: GroupId,
+    batch: Bytes,
+    info: BatchHeader,
+}
+
+type Outcome = Result<Appended, ErrorCode>;
+
+/// Checks the request, hands every batch to its partition, and returns what to wait for.
+pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending {
+    let mut answer = Answer { topics: Vec::with_capacity(request.topics.len()), outcomes: Vec::new() };
+    let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for partition in topic.partitions {
+            let place = answer.outcomes.len();
+            partitions.push(partition.index);
+            let checked = check(core, &topic.topic, partition.index, partition.records, version, request.acks);
+            match checked {
+                Ok((group, batch, info)) => {
+                    by_owner[core.owner(group).0].push(Item { place, group, batch, info });
+                    answer.outcomes.push(Err(Refusal::from(ErrorCode::RequestTimedOut)));
+                }
+                Err(refusal) => answer.outcomes.push(Err(refusal)),
+            }
+        }
+        answer.topics.push((topic.topic, partitions));
+    }
+    let timeout = Duration::from_millis(request.timeout_ms.max(0) as u64);
+    let calls: Vec<_> = by_owner
+        .into_iter()
+        .enumerate()
+        .filter(|(_, items)| !items.is_empty())
+        .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
+        .collect();
+    let core = core.clone();
+    let started = Instant::now();
+    Box::pin(async move {
+        for outcomes in sync::all(calls).await {
+            for (place, outcome) in outcomes {
+                answer.outcomes[place] = outcome.map_err(Refusal::from);
+            }
+        }
+        core.metrics.produce_latency_seconds.record(started.elapsed());
+        (request.acks != 0).then(|| answer.response(&core, version).into())
+    })
+}
+
+/// Why a batch was not appended, and in words where the code alone would puzzle.
+struct Refusal {
+    code: ErrorCode,
+    message: Option<String>,
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, message: None }
+    }
+}
+
+/// What can be checked on any core: the request's form, the topic, and the batch itself (its CRC is paid for here, not by the
+/// partition's owner).
+fn check(
+    core: &Rc<Core>,
+    topic: &TopicRef,
+    partition: i32,
+    records: Option<Bytes>,
+    version: i16,
+    acks: i16,
+) -> Result<(GroupId, Bytes, BatchHeader), Refusal> {
+    if version < ProduceRequest::VERSION_STORABLE_MIN {
+        return Err(ErrorCode::UnsupportedForMessageFormat.into());
+    }
+    if !(-1..=1).contains(&acks) {
+        return Err(ErrorCode::InvalidRequiredAcks.into());
+    }
+    let group = core.find_group(topic, partition)?;
+    let batch = records.ok_or(ErrorCode::InvalidRecord)?;
+    let info = batch::validate(&batch, version)
+        .map_err(|error| Refusal { code: errors::of_batch(&error), message: Some(error.to_string()) })?;
+    Ok((group, batch, info))
+}
+
+/// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order.
+fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
+    let bytes: usize = items.iter().map(|item| item.batch.len()).sum();
+    let turn = core.admission.enter(&core.store, bytes);
+    let mut items = Some(items);
+    let started = turn.is_none().then(|| append_now(&core, items.take().into_iter().flatten()));
+    async move {
+        let started = match (started, turn) {
+            (Some(started), _) => started,
+            (None, turn) => {
+                let items = items.into_iter().flatten();
+                let admitted = match turn {
+                    Some(turn) => turn.within(timeout).await,
+                    None => true,
+                };
+                if !admitted {
+                    return items.map(|item| (item.place, Err(ErrorCode::RequestTimedOut))).collect();
+                }
+                append_now(&core, items)
+            }
+        };
+        let mut outcomes = Vec::with_capacity(started.len());
+        for (place, committed) in started {
+            let outcome = match committed {
+                // A promise dropped without an answer is a partition closed under us: deleted, or moved.
+                Ok(committed) => committed.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
+                Err(code) => Err(code),
+            };
+            outcomes.push((place, outcome));
+        }
+        outcomes
+    }
+}
+
+type Started = Result<crate::partition::Committed, ErrorCode>;
+
+fn append_now(core: &Rc<Core>, items: impl Iterator<Item = Item>) -> Vec<(usize, Started)> {
+    let now_ms = wall_ms();
+    items
+        .map(|item| {
+            let started = match core.partition(item.group) {
+                Some(partition) => partition.append(core, item.batch, &item.info, now_ms),
+                None => Err(ErrorCode::NotLeaderOrFollower),
+            };
+            (item.place, started)
+        })
+        .collect()
+}
+
+/// The answer in the making: outcomes lie in the order of the request's partitions.
+struct Answer {
+    topics: Vec<(TopicRef, Vec<i32>)>,
+    outcomes: Vec<Result<Appended, Refusal>>,
+}
+
+impl Answer {
+    fn response(self, core: &Rc<Core>, version: i16) -> ProduceResponse {
+        let mut outcomes = self.outcomes.into_iter();
+        let topics = self
+            .topics
+            .into_iter()
+            .map(|(topic, partitions)| {
+                let partitions = partitions
+                    .into_iter()
+                    .zip(&mut outcomes)
+                    .map(|(index, outcome)| partition_response(core, &topic, index, outcome, version))
+                    .collect();
+                ProduceTopicResponse { topic, partitions }
+            })
+            .collect();
+        ProduceResponse { topics, throttle_time_ms: 0, node_endpoints: Vec::new() }
+    }
+}
+
+fn partition_response(
+    core: &Rc<Core>,
+    topic: &TopicRef,
+    index: i32,
+    outcome: Result<Appended, Refusal>,
+    version: i16,
+) -> ProducePartitionResponse {
+    match outcome {
+        Ok(appended) => ProducePartitionResponse::stored(
+            index,
+            appended.base_offset as i64,
+            appended.log_append_time.unwrap_or(-1),
+            appended.log_start as i64,
+        ),
+        Err(Refusal { code, message }) => {
+            let mut response = ProducePartitionResponse::refused(index, code, message.map(StrBytes::from_string));
+            if version >= 10 && code == ErrorCode::NotLeaderOrFollower {
+                let leader = core.find_group(topic, index).ok().and_then(|group| core.leader_of(group));
+                response.current_leader =
+                    leader.map(|leader| LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch });
+            }
+            response
+        }
+    }
+}

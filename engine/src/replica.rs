@@ -1,0 +1,224 @@
+//! One replica of one Raft group on its core, and the ready loop that drives all of a core's replicas.
+//! Lives on: the owning core. Talks to: `consensus` (the group) and `wal` (the store).
+//!
+//! The loop never waits: it takes what a group has ready, hands entries to the ring and goes on; persistence comes back as
+//! a position that has become durable. No borrow is held across an await.
+//!
+//! Invariants: completions reach a group in the order of its Readys; a payload is staged with the entry it belongs to, or
+//! not at all; nothing is applied before it is committed.
+
+use crate::{
+    core::{Core, Store},
+    meta::META_GROUP,
+    sync::Notify,
+};
+use bytes::Bytes;
+use consensus::group::{Entry, Group, Position, ProposeError};
+use net::batch::HEADER_BYTES;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    time::Instant,
+};
+use wal::{
+    record::{self, GroupId, HardState, Span},
+    store::{AppendError, LogPos},
+};
+
+/// A batch that travels beside its entry: `header` is written in place of the first bytes of `bytes`.
+pub struct Payload {
+    pub span: Span,
+    pub header: [u8; HEADER_BYTES],
+    pub bytes: Bytes,
+}
+
+impl Payload {
+    fn whole(&self) -> Bytes {
+        [&self.header, &self.bytes[HEADER_BYTES..]].concat().into()
+    }
+}
+
+/// A Raft group and the payloads of entries it has not handed out yet.
+pub struct Replica {
+    id: GroupId,
+    raft: RefCell<Group>,
+    payloads: RefCell<VecDeque<(u64, Payload)>>,
+    /// In the loop's queue already.
+    queued: Cell<bool>,
+    /// The hard state last handed to the ring: another vote or term must be written even without entries.
+    staged: Cell<HardState>,
+}
+
+impl Replica {
+    pub fn new(id: GroupId, raft: Group) -> Self {
+        let staged = Cell::new(hard_state(&raft));
+        Self { id, raft: RefCell::new(raft), payloads: RefCell::default(), queued: Cell::new(false), staged }
+    }
+
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// A look at the group between two steps.
+    pub fn with<R>(&self, look: impl FnOnce(&mut Group) -> R) -> R {
+        look(&mut self.raft.borrow_mut())
+    }
+
+    /// Appends an entry to this leader's log. The payload, if any, is staged together with it.
+    pub fn propose(&self, data: Bytes, payload: Option<Payload>) -> Result<Position, ProposeError> {
+        let position = self.raft.borrow_mut().propose(data)?;
+        if let Some(payload) = payload {
+            self.payloads.borrow_mut().push_back((position.index, payload));
+        }
+        Ok(position)
+    }
+
+    /// The payload of the entry at `index`, if it has one; payloads of entries before it were replaced and are dropped.
+    fn payload_of(&self, index: u64) -> Option<Payload> {
+        let mut payloads = self.payloads.borrow_mut();
+        while payloads.front().is_some_and(|(at, _)| *at < index) {
+            payloads.pop_front();
+        }
+        payloads.pop_front_if(|(at, _)| *at == index).map(|(_, payload)| payload)
+    }
+
+    /// Stages what the group wants persisted; the answer says what it wants applied.
+    fn take(&self, store: &Store, persisting: &mut VecDeque<Persisting>) -> Result<Option<Vec<Entry>>, AppendError> {
+        let Some(ready) = self.raft.borrow_mut().ready() else { return Ok(None) };
+        let state = hard_state(&self.raft.borrow());
+        let mut position = None;
+        for entry in ready.entries {
+            let payload = self.payload_of(entry.index).map(|payload| (payload.span, payload.whole()));
+            let entry = record::Entry {
+                index: entry.index,
+                term: entry.term,
+                entry_type: entry.entry_type,
+                data: entry.data,
+                payload,
+            };
+            position = Some(store.append(self.id, state, &entry)?.pos);
+        }
+        let before = self.staged.get();
+        if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
+            position = Some(store.append_hard_state(self.id, state)?.pos);
+        }
+        self.staged.set(state);
+        // What needs no write of its own is durable with whatever was staged before it, never earlier.
+        let position = position.or_else(|| persisting.back().map(|last| last.position));
+        match position {
+            Some(position) => {
+                let (group, number, since) = (self.id, ready.number, Instant::now());
+                persisting.push_back(Persisting { position, group, number, since });
+            }
+            None => self.raft.borrow_mut().on_persisted(ready.number),
+        }
+        Ok(Some(ready.committed))
+    }
+}
+
+fn hard_state(raft: &Group) -> HardState {
+    let state = raft.hard_state();
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
+}
+
+/// A Ready whose entries are on their way to the disk.
+struct Persisting {
+    position: LogPos,
+    group: GroupId,
+    number: u64,
+    since: Instant,
+}
+
+/// What stands behind a replica: a partition, or the metadata.
+pub trait Replicated {
+    fn replica(&self) -> &Replica;
+    /// Applies committed entries, in order, synchronously.
+    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
+    /// The core's ring is lost: nothing that waits here will ever be durable.
+    fn storage_failed(&self);
+}
+
+/// The ready loop's own state: one per core.
+#[derive(Default)]
+pub struct ReadyLoop {
+    queued: RefCell<VecDeque<Rc<dyn Replicated>>>,
+    persisting: RefCell<VecDeque<Persisting>>,
+    work: Notify,
+}
+
+impl ReadyLoop {
+    /// Has the loop look at this group in its next turn.
+    pub fn wake(&self, group: Rc<dyn Replicated>) {
+        if !group.replica().queued.replace(true) {
+            self.queued.borrow_mut().push_back(group);
+            self.work.notify();
+        }
+    }
+}
+
+/// Runs the ready loop of this core until its ring fails or the core stops.
+pub async fn run(core: Rc<Core>) {
+    let follow = core.clone();
+    crate::rt::spawn(async move { follow_durable(follow).await });
+    loop {
+        let seen = core.ready_loop.work.version();
+        let started = Instant::now();
+        if let Err(error) = turn(&core) {
+            core.storage_failed(&error.to_string());
+            return;
+        }
+        core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
+        core.ready_loop.work.past(seen).await;
+    }
+}
+
+/// Wakes the loop whenever more of the ring has become durable.
+async fn follow_durable(core: Rc<Core>) {
+    let mut durable = core.store.durable();
+    loop {
+        match core.store.durable_past(durable).await {
+            Ok(position) => durable = position,
+            Err(poisoned) => return core.storage_failed(&poisoned.to_string()),
+        }
+        core.ready_loop.work.notify();
+    }
+}
+
+/// One turn: completions in, entries out, committed entries applied, until no group has anything left to do now.
+fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
+    let ready_loop = &core.ready_loop;
+    let durable = core.store.durable();
+    let mut oldest: Option<Instant> = None;
+    loop {
+        let done = ready_loop.persisting.borrow_mut().pop_front_if(|next| next.position <= durable);
+        let Some(done) = done else { break };
+        oldest.get_or_insert(done.since);
+        if done.group == META_GROUP {
+            core.metrics.metadata_wal_write_latency_seconds.record(done.since.elapsed());
+        }
+        // A group that was removed meanwhile has no use for its completions.
+        if let Some(group) = core.group(done.group) {
+            group.replica().with(|raft| raft.on_persisted(done.number));
+            ready_loop.wake(group);
+        }
+    }
+    if let Some(oldest) = oldest {
+        core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
+    }
+    loop {
+        let next = ready_loop.queued.borrow_mut().pop_front();
+        let Some(group) = next else {
+            core.tell_leaders();
+            return Ok(());
+        };
+        group.replica().queued.set(false);
+        loop {
+            let committed = group.replica().take(&core.store, &mut ready_loop.persisting.borrow_mut())?;
+            let Some(committed) = committed else { break };
+            if !committed.is_empty() {
+                group.apply(core, committed);
+            }
+        }
+    }
+}

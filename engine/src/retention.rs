@@ -1,0 +1,36 @@
+//! Retention: moves log starts by time and size, as the topics' settings ask.
+//! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a restart.
+
+use crate::{
+    core::{Core, wall_ms},
+    rt,
+    sync::race,
+};
+use std::rc::Rc;
+
+/// Looks at every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
+pub async fn run(core: Rc<Core>) {
+    while !core.is_stopping() {
+        race(rt::sleep(core.config.retention_check_interval()), core.lifecycle.stopping.wait()).await;
+        for partition in core.partitions() {
+            let config = partition.config();
+            let high_watermark = partition.high_watermark();
+            let wanted = core.store.retention(
+                partition.group(),
+                wall_ms(),
+                config.retention_ms,
+                config.retention_bytes,
+                high_watermark,
+            );
+            if let Some(start) = wanted
+                && partition.leads()
+            {
+                tracing::info!(partition = %partition.name, start, "retention moves the log start");
+                if let Err(error) = partition.trim(&core, start) {
+                    tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
+                }
+            }
+            rt::yield_if_needed().await;
+        }
+    }
+}

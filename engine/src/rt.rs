@@ -1,0 +1,153 @@
+//! The runtime: everything of glommio that the broker uses, behind names of its own.
+//! Lives on: every core. No other file of this crate names glommio, so another runtime would be a matter of this one.
+
+use glommio::{
+    ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement,
+    channels::shared_channel::{self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender},
+    io::PollableFd,
+};
+use std::{
+    future::Future,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+/// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
+const IO_MEMORY_BYTES: usize = 64 << 10;
+
+/// A core's thread.
+pub struct CoreThread(ExecutorJoinHandle<()>);
+
+impl CoreThread {
+    /// Waits for the core's main future to end.
+    pub fn join(self) -> io::Result<()> {
+        self.0.join().map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+/// Starts an executor pinned to `cpu` and runs the future that `main` makes there.
+pub fn spawn_core<F>(cpu: usize, name: &str, main: impl FnOnce() -> F + Send + 'static) -> io::Result<CoreThread>
+where
+    F: Future<Output = ()> + 'static,
+{
+    LocalExecutorBuilder::new(Placement::Fixed(cpu))
+        .name(name)
+        .io_memory(IO_MEMORY_BYTES)
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+        .spawn(main)
+        .map(CoreThread)
+        .map_err(|error| io::Error::other(format!("cannot start an executor on CPU {cpu}: {error}")))
+}
+
+/// Runs `future` on this core, detached.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(future).detach();
+}
+
+/// A CPU that this process may run on, for tests that need an executor anywhere.
+#[cfg(test)]
+pub fn any_allowed_cpu() -> usize {
+    // SAFETY: a zeroed set is a valid value, filled by the call and only read afterwards.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), 0);
+        (0..libc::CPU_SETSIZE as usize).find(|&cpu| libc::CPU_ISSET(cpu, &set)).expect("some CPU is allowed")
+    }
+}
+
+pub async fn sleep(duration: Duration) {
+    glommio::timer::sleep(duration).await;
+}
+
+/// Lets other ready tasks of this core run if this one has had its share.
+pub async fn yield_if_needed() {
+    glommio::yield_if_needed().await;
+}
+
+/// A value on its way between cores: moved in, moved out, never looked at through a reference.
+struct Moved<T>(T);
+
+// SAFETY: no method gives out a `&T`, so sharing a `&Moved<T>` reaches no `T`. glommio's queue asks for `Sync` although it
+// only ever moves values.
+unsafe impl<T: Send> Sync for Moved<T> {}
+
+/// The sending half of a bounded single-producer, single-consumer queue between two cores, not yet connected.
+pub struct QueueSender<T: Send>(SharedSender<Moved<T>>);
+/// The receiving half, not yet connected.
+pub struct QueueReceiver<T: Send>(SharedReceiver<Moved<T>>);
+/// The sending half, on its core.
+pub struct Sender<T: Send>(ConnectedSender<Moved<T>>);
+/// The receiving half, on its core.
+pub struct Receiver<T: Send>(ConnectedReceiver<Moved<T>>);
+
+/// A queue for `capacity` values from one core to another.
+pub fn queue<T: Send>(capacity: usize) -> (QueueSender<T>, QueueReceiver<T>) {
+    let (sender, receiver) = shared_channel::new_bounded(capacity);
+    (QueueSender(sender), QueueReceiver(receiver))
+}
+
+impl<T: Send + 'static> QueueSender<T> {
+    /// Binds this end to the calling core; waits for the other end.
+    pub async fn connect(self) -> Sender<T> {
+        Sender(self.0.connect().await)
+    }
+}
+
+impl<T: Send + 'static> QueueReceiver<T> {
+    pub async fn connect(self) -> Receiver<T> {
+        Receiver(self.0.connect().await)
+    }
+}
+
+impl<T: Send> Sender<T> {
+    /// Gives the value back if the queue is full; `None` if it went, or if the other core is gone.
+    pub fn try_send(&self, value: T) -> Option<T> {
+        use glommio::{GlommioError, ResourceType};
+        match self.0.try_send(Moved(value)) {
+            Err(GlommioError::WouldBlock(ResourceType::Channel(value))) => Some(value.0),
+            _ => None,
+        }
+    }
+
+    /// Waits for room. `false` if the other core is gone. One task at a time may wait.
+    pub async fn send(&self, value: T) -> bool {
+        self.0.send(Moved(value)).await.is_ok()
+    }
+}
+
+impl<T: Send> Receiver<T> {
+    /// `None` once the other core is gone and all it sent is taken.
+    pub async fn recv(&self) -> Option<T> {
+        self.0.recv().await.map(|moved| moved.0)
+    }
+}
+
+/// Wakes a core from any thread, signal handlers' included.
+#[derive(Debug)]
+pub struct Alarm(OwnedFd);
+
+impl Alarm {
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: plain system call; the descriptor it returns is ours alone.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just created and owned by nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    pub fn ring(&self) -> io::Result<()> {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: writes eight bytes from a live buffer to a descriptor we own.
+        let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Waits on this core until somebody rings.
+    pub async fn rung(&self) -> io::Result<()> {
+        let watched = PollableFd::new(self.0.try_clone()?).map_err(io::Error::other)?;
+        watched.readable().await.map_err(io::Error::other)
+    }
+}

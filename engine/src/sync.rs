@@ -1,0 +1,246 @@
+//! Waiting inside one core: a notification and a one-value slot. No atomics, no locks, nothing that crosses cores.
+//! Lives on: one core.
+
+use slab::Slab;
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+/// Wakes all who wait. A waiter sees every notification after the version that it names.
+#[derive(Default)]
+pub struct Notify {
+    version: Cell<u64>,
+    waiting: RefCell<Slab<Waker>>,
+}
+
+impl Notify {
+    pub fn version(&self) -> u64 {
+        self.version.get()
+    }
+
+    pub fn notify(&self) {
+        self.version.set(self.version.get() + 1);
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Resolves once the version is above `seen`.
+    pub fn past(&self, seen: u64) -> Past<'_> {
+        Past { notify: self, seen, registered: None }
+    }
+
+    /// Resolves at the next notification.
+    pub fn next(&self) -> Past<'_> {
+        self.past(self.version())
+    }
+}
+
+/// A wait for a [`Notify`]; leaves no trace when dropped.
+pub struct Past<'a> {
+    notify: &'a Notify,
+    seen: u64,
+    /// Where the waker is, and the version at which it was put there: a notification since has taken it out.
+    registered: Option<(usize, u64)>,
+}
+
+impl Past<'_> {
+    fn forget(&mut self) {
+        if let Some((key, version)) = self.registered.take()
+            && version == self.notify.version()
+        {
+            self.notify.waiting.borrow_mut().remove(key);
+        }
+    }
+}
+
+impl Future for Past<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.forget();
+        let now = self.notify.version();
+        if now > self.seen {
+            return Poll::Ready(());
+        }
+        let key = self.notify.waiting.borrow_mut().insert(cx.waker().clone());
+        self.registered = Some((key, now));
+        Poll::Pending
+    }
+}
+
+impl Drop for Past<'_> {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Something that comes about once and stays.
+#[derive(Default)]
+pub struct Flag {
+    set: Cell<bool>,
+    changed: Notify,
+}
+
+impl Flag {
+    pub fn set(&self) {
+        self.set.set(true);
+        self.changed.notify();
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.set.get()
+    }
+
+    pub async fn wait(&self) {
+        while !self.set.get() {
+            self.changed.next().await;
+        }
+    }
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    waker: Option<Waker>,
+    sender_gone: bool,
+}
+
+/// Takes one value from the [`Promise`] that was made with it; `None` if that was dropped without one.
+pub struct Answer<T>(Rc<RefCell<Slot<T>>>);
+
+/// Gives one value to its [`Answer`].
+pub struct Promise<T>(Rc<RefCell<Slot<T>>>);
+
+pub fn promise<T>() -> (Promise<T>, Answer<T>) {
+    let slot = Rc::new(RefCell::new(Slot { value: None, waker: None, sender_gone: false }));
+    (Promise(slot.clone()), Answer(slot))
+}
+
+impl<T> Promise<T> {
+    pub fn keep(self, value: T) {
+        self.0.borrow_mut().value = Some(value);
+    }
+}
+
+impl<T> Drop for Promise<T> {
+    fn drop(&mut self) {
+        let mut slot = self.0.borrow_mut();
+        slot.sender_gone = true;
+        let waker = slot.waker.take();
+        drop(slot);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Future for Answer<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut slot = self.0.borrow_mut();
+        if slot.value.is_some() || slot.sender_gone {
+            return Poll::Ready(slot.value.take());
+        }
+        slot.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// What became of two futures that were raced.
+pub enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Runs both until one is done; the other is dropped. The first has precedence.
+pub async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> Either<A, B> {
+    let mut first = std::pin::pin!(first);
+    let mut second = std::pin::pin!(second);
+    poll_fn(|cx| {
+        if let Poll::Ready(value) = first.as_mut().poll(cx) {
+            return Poll::Ready(Either::First(value));
+        }
+        if let Poll::Ready(value) = second.as_mut().poll(cx) {
+            return Poll::Ready(Either::Second(value));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Runs both to their end, at the same time.
+pub async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    let mut first = std::pin::pin!(first);
+    let mut second = std::pin::pin!(second);
+    let (mut first_done, mut second_done) = (false, false);
+    poll_fn(|cx| {
+        first_done = first_done || first.as_mut().poll(cx).is_ready();
+        second_done = second_done || second.as_mut().poll(cx).is_ready();
+        if first_done && second_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Runs all to their end, at the same time, and keeps the order of their results.
+pub async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut pending = false;
+        for (future, result) in &mut running {
+            if result.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(value) => *result = Some(value),
+                    Poll::Pending => pending = true,
+                }
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    running.into_iter().map(|(_, result)| result.expect("every future has ended")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_notification_between_looking_and_waiting_is_not_lost() {
+        let notify = Notify::default();
+        let seen = notify.version();
+        notify.notify();
+        assert!(poll_once(std::pin::pin!(notify.past(seen))).is_ready());
+        assert!(poll_once(std::pin::pin!(notify.next())).is_pending());
+    }
+
+    #[test]
+    fn a_dropped_wait_leaves_no_waker() {
+        let notify = Notify::default();
+        for _ in 0..3 {
+            assert!(poll_once(std::pin::pin!(notify.next())).is_pending());
+        }
+        assert!(notify.waiting.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_dropped_promise_answers_none() {
+        let (promise, answer) = promise::<u8>();
+        let mut answer = std::pin::pin!(answer);
+        assert!(poll_once(answer.as_mut()).is_pending());
+        drop(promise);
+        assert!(matches!(poll_once(answer), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_kept_promise_answers_its_value() {
+        let (promise, answer) = promise();
+        promise.keep(7);
+        assert!(matches!(poll_once(std::pin::pin!(answer)), Poll::Ready(Some(7))));
+    }
+}
