@@ -4,6 +4,8 @@
 #   schema/regenerate.sh           writes the generated code
 #   schema/regenerate.sh --check   exits 1 if the committed code differs
 #
+# Exits 77 if there is no flatc here. Building it takes minutes, once.
+#
 # flatc comes from the crate flatc-fork, which builds it with cmake and a C++ compiler. It stays outside the workspace, so
 # that building Millrace needs neither; FLATC_DIR (default: a folder below the user's cache) keeps it from run to run.
 set -euo pipefail
@@ -24,7 +26,10 @@ flatc-fork = "$version"
 [workspace]
 EOF
 echo 'fn main() { println!("{}", flatc_fork::flatc().display()); }' > "$flatc_dir/src/main.rs"
-flatc=$(cd "$flatc_dir" && CARGO_TARGET_DIR="$flatc_dir/target" cargo run --quiet --release)
+if ! flatc=$(cd "$flatc_dir" && CARGO_TARGET_DIR="$flatc_dir/target" cargo run --quiet --release); then
+  echo "no flatc: the crate flatc-fork $version cannot be had or built (it needs cmake and a C++ compiler); see above" >&2
+  exit 77
+fi
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

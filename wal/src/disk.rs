@@ -53,6 +53,7 @@ pub trait Disk: Clone + 'static {
 
 /// An open file. Positions and lengths of transfers are whole blocks ([`crate::buf::BLOCK`]), memory is block-aligned.
 #[allow(async_fn_in_trait)]
+#[allow(clippy::len_without_is_empty)] // A file's length is asked of the disk.
 pub trait File: 'static {
     /// Writes all of `data` at `position`; a short write is an error (`WriteZero`). The backend holds `data` until the
     /// kernel is done with it, also when the future is dropped.

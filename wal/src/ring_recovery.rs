@@ -162,9 +162,19 @@ struct Scan<'a, F> {
 
 /// Reads the ring in `files`, each of `segment_bytes`, whose index is their slot.
 pub async fn recover<F: File>(files: &[F], segment_bytes: u64, epoch: u64) -> Result<Recovered, RecoveryError> {
+    recover_with(files, segment_bytes, epoch, |_, _| {}).await
+}
+
+/// [`recover`], telling each position's row.
+pub async fn recover_with<F: File>(
+    files: &[F],
+    segment_bytes: u64,
+    epoch: u64,
+    seen: impl FnMut(LogPos, &'static Row),
+) -> Result<Recovered, RecoveryError> {
     let mut scan = Scan { files, segment_bytes, epoch, ring_id: None, firsts: Firsts::new(), garbage: Vec::new() };
     scan.look_at_firsts().await?;
-    scan.follow().await
+    scan.follow(seen).await
 }
 
 impl<F: File> Scan<'_, F> {
@@ -206,7 +216,7 @@ impl<F: File> Scan<'_, F> {
         Ok(())
     }
 
-    async fn follow(&mut self) -> Result<Recovered, RecoveryError> {
+    async fn follow(&self, mut tell: impl FnMut(LogPos, &'static Row)) -> Result<Recovered, RecoveryError> {
         let freed = self.firsts.values().map(|(_, header)| header.freed).max().unwrap_or_default();
         let mut number = freed.0 / self.segment_bytes;
         let first = LogPos(number * self.segment_bytes);
@@ -236,6 +246,7 @@ impl<F: File> Scan<'_, F> {
             };
             let beyond = self.beyond(slot, number, at, body_case).await?;
             let row = judge(seen.0, body_case, beyond);
+            tell(at, row);
             match row.verdict {
                 Verdict::Take => {
                     let (header, new) = (seen.1.expect("ours"), body.flatten().expect("whole"));
@@ -318,6 +329,9 @@ impl<F: File> Scan<'_, F> {
         if let Some((_, next)) = self.firsts.get(&(number + 1)) {
             if next.previous_end == at {
                 return Ok(Beyond::NextBegins);
+            }
+            if next.previous_end > at {
+                return Ok(Beyond::Durable);
             }
             if next.previous_end < at {
                 let what = format!("segment {} begins behind {}", number + 1, next.previous_end.0);

@@ -184,7 +184,7 @@ impl Slice {
     }
 
     fn take_groups(&mut self, first: u64, count: usize) {
-        self.group_high = self.group_high.max((first + count as u64).saturating_sub(1));
+        self.group_high = self.group_high.max(first.saturating_add((count as u64).saturating_sub(1)));
     }
 
     fn find(&self, name: &Arc<str>, id: Uuid) -> Result<Topic, Rejection> {
@@ -211,5 +211,8 @@ impl Slice {
 }
 
 fn partitions(first_group: u64, replicas: &[Vec<i32>]) -> Vec<Partition> {
-    (first_group..).zip(replicas).map(|(group, replicas)| Partition { group, replicas: replicas.clone() }).collect()
+    (first_group..=u64::MAX)
+        .zip(replicas)
+        .map(|(group, replicas)| Partition { group, replicas: replicas.clone() })
+        .collect()
 }

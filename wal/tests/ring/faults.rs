@@ -5,7 +5,7 @@ use crate::{
     model::acked_survives,
 };
 use wal::{
-    disk_sim::{Fate, Kind},
+    disk_sim::{Fate, Kind, SimDisk},
     journal::RingBody,
     sim_exec::SimExec,
     store::{Admission, AppendError, LogPos},
@@ -109,19 +109,43 @@ fn opening_reports_each_failing_operation_and_succeeds_later() {
     }
 }
 
-/// The model finds a ring whose writes are not synced, and one that does not sync what it read back.
+/// Where the ring syncs; each is left out in turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Site {
+    /// What makes a write durable.
+    Write,
+    /// What was read back, at open.
+    ReadBack,
+    /// A new file's zeros and length.
+    NewFile,
+    /// The names, at open and after each new file.
+    Names,
+}
+
+fn leave_out(site: Site) -> impl Fn(&SimDisk) {
+    move |disk| {
+        let mut written = false;
+        disk.fates(move |op| {
+            let of_ring = op.path.extension().is_some_and(|kind| kind == "seg");
+            let at = match op.kind {
+                Kind::Sync if !of_ring => Some(Site::NewFile),
+                Kind::Sync if written => Some(Site::Write),
+                Kind::Sync => Some(Site::ReadBack),
+                Kind::SyncDir => Some(Site::Names),
+                _ => None,
+            };
+            written = op.kind == Kind::Write;
+            if at == Some(site) { Fate::Skip } else { Fate::Go }
+        });
+    }
+}
+
 #[test]
-fn leaving_out_a_sync_loses_acked_records() {
-    let caught = (0..40).any(|seed| {
-        let no_sync_of_writes = |disk: &wal::disk_sim::SimDisk| {
-            disk.fates(|op| match op.kind {
-                Kind::Sync if op.path.extension().is_some_and(|kind| kind == "seg") => Fate::Skip,
-                _ => Fate::Go,
-            });
-        };
-        acked_survives(seed, &no_sync_of_writes).is_err()
-    });
-    assert!(caught, "unsynced writes go unnoticed");
+fn leaving_out_any_sync_is_noticed() {
+    for site in [Site::Write, Site::ReadBack, Site::NewFile, Site::Names] {
+        let caught = (0..400).find(|seed| acked_survives(*seed, &leave_out(site)).is_err());
+        assert!(caught.is_some(), "no life went wrong without the sync of {site:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The ring on the simulated disk.
 
 mod faults;
+mod format;
 mod harness;
 mod model;
+mod table;
+mod tail;

@@ -102,8 +102,12 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
             if let Some(Err(error)) = found {
                 return Err(format!("life {life}: {error}"));
             }
-            disk = disk.crash();
-            prepare(&disk);
+            if rng.bool() {
+                disk.resume();
+            } else {
+                disk = disk.crash();
+                prepare(&disk);
+            }
         }
         let opened = block_on(rng.u64(..), Journal::open(disk.clone(), dir(), EPOCH, config()));
         let (journal, found) =
