@@ -15,6 +15,7 @@ mod run;
 mod schedule;
 mod setup;
 mod stats;
+mod wal_ring;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let result = match Command::parse().workload {
         Workload::Produce(options) => produce::run(&options),
         Workload::Consume(options) => consume::run(&options),
+        Workload::Wal(options) => wal_ring::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

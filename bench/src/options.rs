@@ -18,11 +18,12 @@ pub struct Command {
 }
 
 const EXAMPLES: &str = "\
-Examples:
-  millrace-bench produce --record-size 100 --duration 20s             as fast as it goes, one connection
-  millrace-bench produce --rate 10000 --linger 0ms --duration 20s --json
-  millrace-bench produce --rate 16000 --partitions 200 --linger 0ms --in-flight 64
-  millrace-bench consume --topic bench --duration 20s                 from the start of every partition";
+Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the ring alone:
+  millrace-bench produce --record-size 100 --duration 20s
+  millrace-bench produce --rate 10000 --linger 0ms --json
+  millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
+  millrace-bench consume --topic bench --to-end
+  millrace-bench wal --record-size 4KiB --in-flight 8";
 
 #[derive(Debug, Subcommand)]
 pub enum Workload {
@@ -30,6 +31,8 @@ pub enum Workload {
     Produce(ProduceOptions),
     /// Read a topic and measure throughput, and the time of each fetch.
     Consume(ConsumeOptions),
+    /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
+    Wal(WalOptions),
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +123,18 @@ pub struct ConsumeOptions {
     /// End when every partition's end of the beginning of the run is reached, however long that takes.
     #[arg(long)]
     pub to_end: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WalOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// Bytes of each append.
+    #[arg(long, default_value = "4KiB", value_parser = size)]
+    pub record_size: usize,
+    /// Appends that are outstanding at a time; those that wait together share a write and a sync.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub in_flight: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
