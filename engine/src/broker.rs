@@ -11,7 +11,7 @@ use crate::{
     cpus::CorePlan,
     front::{self, Spread},
     mesh::{self, HasMesh, MeshSeed},
-    meta,
+    meta::{self, META_CORE},
     metrics::Metrics,
     replica, rt,
     sync::{Either, race},
@@ -257,7 +257,7 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
     inbox.serve(&core);
-    if id == meta::META_CORE {
+    if id == META_CORE {
         meta::start(&core).await?;
         rt::spawn(meta::snapshot_when_wanted(core.clone()));
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
@@ -315,6 +315,11 @@ async fn drain(core: &Rc<Core>) {
             left = core.connections.len(),
             "connections that did not end in time are cut"
         );
+    }
+    if core.id() == META_CORE
+        && let Err(error) = meta::snapshot(core).await
+    {
+        tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
     }
     // No core may stop serving its partitions while another still answers.
     core.all_drained().await;
