@@ -168,14 +168,20 @@ impl Broker {
 
 /// io_uring lets go of the sockets of a process that was killed some time after it is gone: a broker that is started again at once
 /// waits that long for its address.
-const REBIND_MAX: Duration = Duration::from_secs(2);
+const REBIND_MAX: Duration = Duration::from_secs(5);
 const REBIND_PAUSE: Duration = Duration::from_millis(20);
 
 fn bind(addr: SocketAddr, cores: usize) -> Result<Vec<Bound>, BindError> {
     let started = Instant::now();
+    let mut told = false;
     loop {
         match listen::bind(addr, cores) {
-            Err(BindError::InUse { .. }) if started.elapsed() < REBIND_MAX => std::thread::sleep(REBIND_PAUSE),
+            Err(BindError::InUse { .. }) if started.elapsed() < REBIND_MAX => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(%addr, "the address is in use; trying again for {} s", REBIND_MAX.as_secs());
+                }
+                std::thread::sleep(REBIND_PAUSE);
+            }
             bound => return bound,
         }
     }
