@@ -8,20 +8,18 @@
 
 use crate::{
     core::{Core, Store},
-    rt,
-    sync::{Answer, Either, Notify, Promise, promise, race},
+    sync::{Flag, Notify},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
-    time::Duration,
 };
 use wal::store::Admission as Room;
 
 struct Waiter {
     bytes: usize,
-    admitted: Promise<()>,
+    admitted: Rc<Flag>,
 }
 
 #[derive(Default)]
@@ -34,14 +32,14 @@ pub struct Admission {
 
 /// A place in the queue. As long as it is held, nobody who came later goes first.
 pub struct Turn {
-    admitted: Answer<()>,
+    admitted: Rc<Flag>,
     _leave: Leave,
 }
 
 impl Turn {
-    /// Waits for this turn to come; `false` if it has not within `timeout`. The caller appends before it awaits anything else.
-    pub async fn within(self, timeout: Duration) -> bool {
-        matches!(race(self.admitted, rt::sleep(timeout)).await, Either::First(Some(())))
+    /// Waits for this turn to come. The caller appends before it awaits anything else, then drops the turn.
+    pub async fn come(&self) {
+        self.admitted.wait().await;
     }
 }
 
@@ -63,12 +61,12 @@ impl Admission {
         if self.waiting.get() == 0 && store.admit(bytes) == Room::Ok {
             return None;
         }
-        let (admitted, answer) = promise();
-        self.queue.borrow_mut().push_back(Waiter { bytes, admitted });
+        let admitted = Rc::new(Flag::default());
+        self.queue.borrow_mut().push_back(Waiter { bytes, admitted: admitted.clone() });
         self.waiting.set(self.waiting.get() + 1);
         self.changed.notify();
         let leave = Leave { waiting: self.waiting.clone(), changed: self.changed.clone() };
-        Some(Turn { admitted: answer, _leave: leave })
+        Some(Turn { admitted, _leave: leave })
     }
 }
 
@@ -87,7 +85,7 @@ pub async fn run(core: Rc<Core>) {
             core.store.space_freed().await;
         }
         if let Some(waiter) = admission.queue.borrow_mut().pop_front() {
-            waiter.admitted.keep(());
+            waiter.admitted.set();
         }
         // The next one's turn comes when this one has appended, or had given up.
         loop {

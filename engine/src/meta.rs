@@ -16,7 +16,7 @@
 
 use crate::{
     core::{Core, CoreId, core_of_slice, restored},
-    replica::{Replica, Replicated},
+    replica::{self, Replica, Replicated},
     sync::{Answer, Either, Flag, Notify, Promise, promise, race},
 };
 use bytes::Bytes;
@@ -129,7 +129,7 @@ impl Meta {
         let (promise, answer) = promise();
         self.sequencer.borrow_mut().submitters.insert(position.index, promise);
         core.metrics.metadata_quorum_writes_total.add(commands.len() as u64);
-        core.ready_loop.wake(self.clone());
+        replica::stage(core, &**self);
         Ok(answer)
     }
 

@@ -10,7 +10,7 @@ use crate::{
     config_topic::TopicConfig,
     core::Core,
     producers::{Producers, Verdict, WrittenBatch},
-    replica::{Payload, Replica, Replicated},
+    replica::{self, Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
 };
 use bytes::Bytes;
@@ -65,6 +65,9 @@ struct State {
     epochs: Vec<(i32, u64)>,
     failed: bool,
 }
+
+/// Room for an entry's own data beside its batch.
+const ENTRY_DATA_BYTES: usize = 64;
 
 /// Which partition of which topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -196,7 +199,7 @@ impl Partition {
             return Err(ErrorCode::NotLeaderOrFollower);
         }
         let config = self.config();
-        if batch.len() > config.max_message_bytes {
+        if batch.len() > config.max_message_bytes.min(core.store.entry_bytes_max() - ENTRY_DATA_BYTES) {
             return Err(ErrorCode::MessageTooLarge);
         }
         let mut state = self.state.borrow_mut();
@@ -233,7 +236,7 @@ impl Partition {
         let appended = Appended { base_offset, log_append_time: log_append_time_ms, log_start };
         state.waiting.push_back(Waiting { index: position.index, appended, promise });
         drop(state);
-        core.ready_loop.wake(self.clone());
+        replica::stage(core, &**self);
         Ok(answer)
     }
 
@@ -241,7 +244,7 @@ impl Partition {
     pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), ErrorCode> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None).map_err(refusal)?;
-        core.ready_loop.wake(self.clone());
+        replica::stage(core, &**self);
         Ok(())
     }
 

@@ -33,12 +33,6 @@ pub struct Payload {
     pub bytes: Bytes,
 }
 
-impl Payload {
-    fn whole(&self) -> Bytes {
-        [&self.header, &self.bytes[HEADER_BYTES..]].concat().into()
-    }
-}
-
 /// A Raft group and the payloads of entries it has not handed out yet.
 pub struct Replica {
     id: GroupId,
@@ -89,15 +83,16 @@ impl Replica {
         let state = hard_state(&self.raft.borrow());
         let mut position = None;
         for entry in ready.entries {
-            let payload = self.payload_of(entry.index).map(|payload| (payload.span, payload.whole()));
+            let payload = self.payload_of(entry.index);
+            let head = payload.as_ref().map_or(&[][..], |payload| &payload.header);
             let entry = record::Entry {
                 index: entry.index,
                 term: entry.term,
                 entry_type: entry.entry_type,
                 data: entry.data,
-                payload,
+                payload: payload.as_ref().map(|payload| (payload.span, payload.bytes.clone())),
             };
-            position = Some(store.append(self.id, state, &entry)?.pos);
+            position = Some(store.append_with_head(self.id, state, &entry, head)?.pos);
         }
         let before = self.staged.get();
         if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
@@ -213,12 +208,24 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
             return Ok(());
         };
         group.replica().queued.set(false);
-        loop {
-            let committed = group.replica().take(&core.store, &mut ready_loop.persisting.borrow_mut())?;
-            let Some(committed) = committed else { break };
-            if !committed.is_empty() {
-                group.apply(core, committed);
-            }
+        settle(core, &*group)?;
+    }
+}
+
+/// Stages and applies whatever the group has ready.
+fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+    loop {
+        let committed = group.replica().take(&core.store, &mut core.ready_loop.persisting.borrow_mut())?;
+        let Some(committed) = committed else { return Ok(()) };
+        if !committed.is_empty() {
+            group.apply(core, committed);
         }
+    }
+}
+
+/// Stages what was just proposed, so that the ring's room is known when the next asks for it.
+pub fn stage(core: &Rc<Core>, group: &dyn Replicated) {
+    if let Err(error) = settle(core, group) {
+        core.storage_failed(&error.to_string());
     }
 }

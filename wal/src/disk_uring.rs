@@ -14,16 +14,18 @@ use io_uring::{IoUring, opcode, squeue, types};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     ffi::CString,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
+    pin::Pin,
     rc::{Rc, Weak},
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
 };
 
 /// Operations in flight at once. More wait in the submission queue's overflow, [`Ring::backlog`].
@@ -32,13 +34,38 @@ const DEPTH: u32 = 256;
 /// RWF_DSYNC of `preadv2(2)`: the write is durable when it completes.
 const RWF_DSYNC: i32 = 0x2;
 
-/// What an operation in flight owns.
+/// How a [`Durability::Synced`] write is made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncBy {
+    /// The write itself, by RWF_DSYNC: one operation, and a device with FUA needs no flush of its cache.
+    #[default]
+    Write,
+    /// An fdatasync linked to the write.
+    LinkedSync,
+}
+
+/// What an operation in flight owns: it is the kernel's until the operation completes. Descriptors too, or an operation that is still queued
+/// might meet another file under the same number.
 #[allow(dead_code, reason = "held for the kernel, not for us")]
 enum Held {
-    Nothing,
-    Data(Bytes),
-    Space(Chunk),
+    File(Rc<OwnedFd>),
+    Data(Rc<OwnedFd>, Bytes),
+    Space(Rc<OwnedFd>, Chunk),
     Paths(CString, CString),
+    /// Its result is a descriptor.
+    Open(CString),
+}
+
+impl Held {
+    /// Nobody asks for the result any more.
+    fn let_go(self, result: i32) {
+        if let Held::Open(_) = self
+            && result >= 0
+        {
+            // SAFETY: the kernel just opened it for us, and nobody else knows of it.
+            drop(unsafe { OwnedFd::from_raw_fd(result) });
+        }
+    }
 }
 
 enum Op {
@@ -48,7 +75,7 @@ enum Op {
     },
     /// Its future is gone; what it holds is let go when it completes.
     Abandoned {
-        _held: Held,
+        held: Held,
     },
     Done {
         held: Held,
@@ -56,12 +83,16 @@ enum Op {
     },
 }
 
+/// Entries that must reach the kernel in one call: one, or two that are linked.
+type Entries = (squeue::Entry, Option<squeue::Entry>);
+
 struct Ring {
     uring: RefCell<IoUring>,
     ops: RefCell<Slab<Op>>,
     /// Entries that did not fit into the submission queue.
-    backlog: RefCell<Vec<squeue::Entry>>,
+    backlog: RefCell<VecDeque<Entries>>,
     buffered: Cell<bool>,
+    sync_by: SyncBy,
 }
 
 /// One core's disk. Clones are handles to the same ring.
@@ -89,6 +120,10 @@ impl AsRawFd for Bell {
 impl UringDisk {
     /// Sets up the ring. Must be called on the core's executor, which watches it from then on.
     pub fn new() -> io::Result<Self> {
+        Self::with(SyncBy::default())
+    }
+
+    pub fn with(sync_by: SyncBy) -> io::Result<Self> {
         // Both flags save interrupts (Linux 6.1); older kernels do without.
         let uring = IoUring::builder()
             .setup_single_issuer()
@@ -110,6 +145,7 @@ impl UringDisk {
             ops: RefCell::default(),
             backlog: RefCell::default(),
             buffered: Cell::new(false),
+            sync_by,
         });
         rt::spawn(reap(Rc::downgrade(&ring), watched));
         Ok(Self(ring))
@@ -124,15 +160,16 @@ impl UringDisk {
     async fn path_op(&self, path: &Path, entry: impl FnOnce(*const libc::c_char) -> squeue::Entry) -> io::Result<i32> {
         let path = c_path(path)?;
         let entry = entry(path.as_ptr());
-        self.0.run(entry, Held::Paths(path, CString::default())).await.0
+        self.0.run((entry, None), Held::Paths(path, CString::default())).await.0
     }
 
-    async fn open_with(&self, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-        let flags = flags | libc::O_CLOEXEC;
-        let cwd = types::Fd(libc::AT_FDCWD);
-        let fd = self.path_op(path, |path| opcode::OpenAt::new(cwd, path).flags(flags).mode(0o640).build()).await?;
+    async fn open_with(&self, path: &Path, flags: i32) -> io::Result<Rc<OwnedFd>> {
+        let path = c_path(path)?;
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr());
+        let entry = open.flags(flags | libc::O_CLOEXEC).mode(0o640).build();
+        let fd = self.0.run((entry, None), Held::Open(path)).await.0?;
         // SAFETY: the kernel just opened it for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        Ok(Rc::new(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 }
 
@@ -148,30 +185,29 @@ async fn reap(ring: Weak<Ring>, bell: rt::Watched<Bell>) {
 }
 
 impl Ring {
-    fn submit(&self, entry: squeue::Entry) {
-        self.backlog.borrow_mut().push(entry);
+    fn submit(&self, entries: Entries) {
+        self.backlog.borrow_mut().push_back(entries);
         self.flush();
     }
 
+    /// Hands to the kernel what it takes.
     fn flush(&self) {
         let mut uring = self.uring.borrow_mut();
         let mut backlog = self.backlog.borrow_mut();
-        let mut pushed = 0;
-        for entry in backlog.iter() {
-            // SAFETY: what the entry points to is held in `ops` until the operation completes.
-            if unsafe { uring.submission().push(entry) }.is_err() {
-                break;
-            }
-            pushed += 1;
-        }
-        backlog.drain(..pushed);
-        drop(backlog);
-        // EBUSY and EAGAIN: the kernel wants completions taken first; they wake the reaper, which submits again.
-        if let Err(error) = uring.submit()
-            && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
         {
-            panic!("the kernel refuses io_uring submissions: {error}");
+            let mut queue = uring.submission();
+            while let Some((first, linked)) = backlog.front() {
+                if queue.capacity() - queue.len() < 1 + usize::from(linked.is_some()) {
+                    break;
+                }
+                for entry in [Some(first), linked.as_ref()].into_iter().flatten() {
+                    // SAFETY: what the entry points to is held in `ops` until the operation completes.
+                    unsafe { queue.push(entry) }.expect("there is room");
+                }
+                backlog.pop_front();
+            }
         }
+        tolerate(uring.submit(), "takes no io_uring submissions");
     }
 
     fn reap(&self) {
@@ -179,79 +215,111 @@ impl Ring {
         // With deferred task work, completions are only posted when their owner asks for events.
         // SAFETY: no argument is passed.
         let asked = unsafe { uring.submitter().enter::<()>(0, 0, IORING_ENTER_GETEVENTS, None) };
-        if let Err(error) = asked
-            && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
-        {
-            panic!("the kernel refuses to give io_uring completions: {error}");
-        }
-        let mut wakers = Vec::new();
-        let mut ops = self.ops.borrow_mut();
-        for completion in uring.completion() {
-            let key = completion.user_data() as usize;
-            match std::mem::replace(&mut ops[key], Op::Abandoned { _held: Held::Nothing }) {
-                Op::Waiting { held, waker } => {
-                    ops[key] = Op::Done { held, result: completion.result() };
-                    wakers.extend(waker);
-                }
-                Op::Abandoned { .. } => drop(ops.remove(key)),
-                Op::Done { .. } => unreachable!("an operation completes once"),
-            }
-        }
-        drop(ops);
+        tolerate(asked, "gives no io_uring completions");
+        let wakers = self.take_completions(&mut uring);
+        let more = !self.backlog.borrow().is_empty() || !uring.submission().is_empty();
         drop(uring);
-        if !self.backlog.borrow().is_empty() {
+        if more {
             self.flush();
         }
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Runs one operation; gives back what it held.
-    fn run(
-        self: &Rc<Self>,
-        entry: squeue::Entry,
-        held: Held,
-    ) -> impl Future<Output = (io::Result<i32>, Held)> + 'static {
-        let key = self.ops.borrow_mut().insert(Op::Waiting { held, waker: None });
-        self.submit(entry.user_data(key as u64));
-        let running = Running { ring: self.clone(), key: Some(key) };
-        async move {
-            let mut running = running;
-            poll_fn(|cx| {
-                let key = running.key.expect("polled after completion");
-                let mut ops = running.ring.ops.borrow_mut();
-                match &mut ops[key] {
-                    Op::Waiting { waker, .. } => {
-                        *waker = Some(cx.waker().clone());
-                        return Poll::Pending;
-                    }
-                    Op::Done { .. } => {}
-                    Op::Abandoned { .. } => unreachable!("only dropping the future abandons"),
+    fn take_completions(&self, uring: &mut IoUring) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        let mut ops = self.ops.borrow_mut();
+        for completion in uring.completion() {
+            if completion.user_data() == LINKED_WRITE {
+                continue;
+            }
+            let key = completion.user_data() as usize;
+            match ops.remove(key) {
+                Op::Waiting { held, waker } => {
+                    let again = ops.insert(Op::Done { held, result: completion.result() });
+                    assert_eq!(again, key, "a slab fills the place that was vacated last");
+                    wakers.extend(waker);
                 }
-                let Op::Done { held, result } = ops.remove(key) else { unreachable!("just seen") };
-                drop(ops);
-                running.key = None;
-                let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
-                Poll::Ready((result, held))
-            })
-            .await
+                Op::Abandoned { held } => held.let_go(completion.result()),
+                Op::Done { .. } => unreachable!("an operation completes once"),
+            }
+        }
+        wakers
+    }
+
+    /// Runs one operation; gives back what it held.
+    async fn run(self: &Rc<Self>, (entry, linked): Entries, held: Held) -> (io::Result<i32>, Held) {
+        let key = self.ops.borrow_mut().insert(Op::Waiting { held, waker: None });
+        let entries = match linked {
+            // The last one of a chain speaks for it: it is cancelled if the first one fails or is short.
+            Some(last) => (entry.user_data(LINKED_WRITE), Some(last.user_data(key as u64))),
+            None => (entry.user_data(key as u64), None),
+        };
+        self.submit(entries);
+        Running { ring: self.clone(), key: Some(key) }.await
+    }
+}
+
+/// EBUSY and EAGAIN: the kernel wants completions taken first; they wake the reaper, which submits again.
+fn tolerate(result: io::Result<usize>, what: &str) {
+    if let Err(error) = result
+        && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
+    {
+        panic!("the kernel {what}: {error}");
+    }
+}
+
+impl Drop for Ring {
+    /// Waits for what is in flight: its memory would be given to others while the kernel still uses it.
+    fn drop(&mut self) {
+        let unsent: Vec<Entries> = self.backlog.get_mut().drain(..).collect();
+        for (first, last) in unsent {
+            self.ops.get_mut().remove(last.unwrap_or(first).get_user_data() as usize);
+        }
+        while !self.ops.get_mut().is_empty() {
+            let mut uring = self.uring.borrow_mut();
+            tolerate(uring.submit_and_wait(1), "does not end what is in flight");
+            self.take_completions(&mut uring);
         }
     }
 }
 
 const IORING_ENTER_GETEVENTS: u32 = 1;
+/// The user data of a write that another operation speaks for.
+const LINKED_WRITE: u64 = u64::MAX;
 
+/// An operation whose end somebody waits for.
 struct Running {
     ring: Rc<Ring>,
     key: Option<usize>,
+}
+
+impl Future for Running {
+    type Output = (io::Result<i32>, Held);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let key = self.key.expect("polled after completion");
+        let mut ops = self.ring.ops.borrow_mut();
+        if let Op::Waiting { waker, .. } = &mut ops[key] {
+            *waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let Op::Done { held, result } = ops.remove(key) else { unreachable!("only dropping the future abandons") };
+        drop(ops);
+        self.key = None;
+        Poll::Ready((if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }, held))
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
         let mut ops = self.ring.ops.borrow_mut();
-        match std::mem::replace(&mut ops[key], Op::Abandoned { _held: Held::Nothing }) {
-            Op::Waiting { held, .. } => ops[key] = Op::Abandoned { _held: held },
-            Op::Done { .. } => drop(ops.remove(key)),
+        match ops.remove(key) {
+            Op::Waiting { held, .. } => {
+                let again = ops.insert(Op::Abandoned { held });
+                assert_eq!(again, key, "a slab fills the place that was vacated last");
+            }
+            Op::Done { held, result } => held.let_go(result),
             Op::Abandoned { .. } => unreachable!("a future is dropped once"),
         }
     }
@@ -308,7 +376,7 @@ impl Disk for UringDisk {
         let (from, to) = (c_path(from)?, c_path(to)?);
         let cwd = types::Fd(libc::AT_FDCWD);
         let entry = opcode::RenameAt::new(cwd, from.as_ptr(), cwd, to.as_ptr()).build();
-        self.0.run(entry, Held::Paths(from, to)).await.0.map(drop)
+        self.0.run((entry, None), Held::Paths(from, to)).await.0.map(drop)
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
@@ -325,14 +393,14 @@ impl Disk for UringDisk {
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let fd = self.open_with(dir, libc::O_RDONLY | libc::O_DIRECTORY).await?;
         let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd())).build();
-        self.0.run(entry, Held::Nothing).await.0.map(drop)
+        self.0.run((entry, None), Held::File(fd)).await.0.map(drop)
     }
 }
 
 /// An open file on a [`UringDisk`].
 pub struct UringFile {
     ring: Rc<Ring>,
-    fd: OwnedFd,
+    fd: Rc<OwnedFd>,
 }
 
 impl UringFile {
@@ -353,9 +421,15 @@ impl File for UringFile {
     async fn write(&self, position: u64, data: Bytes, durability: Durability) -> io::Result<()> {
         whole_blocks(position, data.len());
         let (at, len) = (data.as_ptr(), u32::try_from(data.len()).map_err(|_| io::ErrorKind::InvalidInput)?);
+        let write = opcode::Write::new(self.fd(), at, len).offset(position);
+        let held = Held::Data(self.fd.clone(), data);
+        if durability == Durability::Synced && self.ring.sync_by == SyncBy::LinkedSync {
+            let write = write.build().flags(squeue::Flags::IO_LINK);
+            let sync = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
+            return self.ring.run((write, Some(sync)), held).await.0.map(drop);
+        }
         let flags = if durability == Durability::Synced { RWF_DSYNC } else { 0 };
-        let entry = opcode::Write::new(self.fd(), at, len).offset(position).rw_flags(flags).build();
-        let written = self.ring.run(entry, Held::Data(data)).await.0?;
+        let written = self.ring.run((write.rw_flags(flags).build(), None), held).await.0?;
         if written as u32 == len { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
@@ -365,23 +439,32 @@ impl File for UringFile {
             return Ok(Bytes::new());
         }
         let mut chunk = Chunk::new(block_ceil(len));
-        let wanted = u32::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let entry = opcode::Read::new(self.fd(), chunk.space(len).as_mut_ptr(), wanted).offset(position).build();
-        let (read, held) = self.ring.run(entry, Held::Space(chunk)).await;
-        let Held::Space(mut chunk) = held else { unreachable!("an operation gives back what it held") };
-        let read = read? as usize;
-        chunk.advance(read);
-        Ok(chunk.frozen(0, read))
+        // One read is all there is, but the kernel may cut it short in the middle of a file too.
+        loop {
+            let wanted = u32::try_from(len - chunk.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let from = position + chunk.len() as u64;
+            let to = chunk.space(wanted as usize).as_mut_ptr();
+            let entry = opcode::Read::new(self.fd(), to, wanted).offset(from).build();
+            let (read, held) = self.ring.run((entry, None), Held::Space(self.fd.clone(), chunk)).await;
+            let Held::Space(_, back) = held else { unreachable!("an operation gives back what it held") };
+            chunk = back;
+            let read = read? as usize;
+            chunk.advance(read);
+            if read == 0 || chunk.len() == len || !read.is_multiple_of(BLOCK) {
+                let end = chunk.len();
+                return Ok(chunk.frozen(0, end));
+            }
+        }
     }
 
     async fn sync(&self) -> io::Result<()> {
         let entry = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
-        self.ring.run(entry, Held::Nothing).await.0.map(drop)
+        self.ring.run((entry, None), Held::File(self.fd.clone())).await.0.map(drop)
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
         let entry = opcode::Fallocate::new(self.fd(), len).build();
-        match self.ring.run(entry, Held::Nothing).await.0 {
+        match self.ring.run((entry, None), Held::File(self.fd.clone())).await.0 {
             // No fallocate on this file system: the length alone will do, blocks come with the writes.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.truncate(len).await,
             allocated => allocated.map(drop),
@@ -390,7 +473,7 @@ impl File for UringFile {
 
     async fn truncate(&self, len: u64) -> io::Result<()> {
         let entry = opcode::Ftruncate::new(self.fd(), len).build();
-        match self.ring.run(entry, Held::Nothing).await.0 {
+        match self.ring.run((entry, None), Held::File(self.fd.clone())).await.0 {
             // Linux before 6.9.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 // SAFETY: plain system call on a descriptor that we own.
@@ -437,6 +520,45 @@ mod tests {
             assert_eq!(file.len().await.unwrap(), BLOCK as u64);
             let exists = disk.open(&path, OpenMode::CreateNew).await.err().unwrap();
             assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists);
+        });
+    }
+
+    #[test]
+    fn a_synced_write_may_link_its_sync() {
+        on_a_core(|_, dir| async move {
+            let disk = UringDisk::with(SyncBy::LinkedSync).unwrap();
+            let file = disk.open(&dir.join("file"), OpenMode::CreateNew).await.unwrap();
+            for n in 0..8 {
+                let data = Chunk::of(&[n; BLOCK]);
+                file.write(u64::from(n) * BLOCK as u64, data.frozen(0, BLOCK), Durability::Synced).await.unwrap();
+            }
+            assert_eq!(file.read(0, 8 * BLOCK).await.unwrap()[7 * BLOCK], 7);
+            // A read-only file: the write fails, so the sync is cancelled, and the whole fails.
+            let file = disk.open(&dir.join("file"), OpenMode::Read).await.unwrap();
+            let data = Chunk::of(&[1; BLOCK]).frozen(0, BLOCK);
+            file.write(0, data, Durability::Synced).await.unwrap_err();
+            assert!(disk.0.ops.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_disk_that_is_dropped_waits_for_what_is_in_flight() {
+        on_a_core(|disk, dir| async move {
+            let path = dir.join("file");
+            let file = disk.open(&path, OpenMode::CreateNew).await.unwrap();
+            let data = Chunk::of(&[9; 64 * BLOCK]).frozen(0, 64 * BLOCK);
+            let mut write = Box::pin(file.write(0, data, Durability::Cached));
+            let mut open = Box::pin(disk.open(&path, OpenMode::Read));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(write.as_mut().poll(&mut context).is_pending() && open.as_mut().poll(&mut context).is_pending());
+            drop((write, open));
+            let ring = Rc::downgrade(&disk.0);
+            drop((file, disk));
+            assert_eq!(ring.strong_count(), 0);
+            assert!(
+                std::fs::read(&path).unwrap().iter().all(|byte| *byte == 9),
+                "it was written before the memory went"
+            );
         });
     }
 

@@ -165,12 +165,23 @@ impl<D: Disk> Journal<D> {
 
     /// Stages an entry with its hard state. Copies the payload once, into memory that is both written and given back.
     pub fn append(&self, group: GroupId, hard_state: HardState, entry: &Entry) -> Result<Staged, AppendError> {
-        self.stage(group, hard_state, Record::Entry { entry })
+        self.append_with_head(group, hard_state, entry, &[])
+    }
+
+    /// As [`Journal::append`], with `head` in place of as many of the payload's first bytes.
+    pub fn append_with_head(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        entry: &Entry,
+        head: &[u8],
+    ) -> Result<Staged, AppendError> {
+        self.stage(group, hard_state, Record::Entry { entry }, head)
     }
 
     /// Stages a hard state alone.
     pub fn append_hard_state(&self, group: GroupId, hard_state: HardState) -> Result<Staged, AppendError> {
-        self.stage(group, hard_state, Record::HardState)
+        self.stage(group, hard_state, Record::HardState, &[])
     }
 
     /// Stages that the entries at and above `from_index`, whose first offset is `from_offset`, are gone.
@@ -181,15 +192,21 @@ impl<D: Disk> Journal<D> {
         from_index: u64,
         from_offset: u64,
     ) -> Result<Staged, AppendError> {
-        self.stage(group, hard_state, Record::Truncate { from_index, from_offset })
+        self.stage(group, hard_state, Record::Truncate { from_index, from_offset }, &[])
     }
 
     /// Stages that the group is gone for good.
     pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
-        Ok(self.stage(group, HardState::default(), Record::Removed)?.pos)
+        Ok(self.stage(group, HardState::default(), Record::Removed, &[])?.pos)
     }
 
-    fn stage(&self, group: GroupId, hard_state: HardState, record: Record<'_>) -> Result<Staged, AppendError> {
+    fn stage(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        record: Record<'_>,
+        head: &[u8],
+    ) -> Result<Staged, AppendError> {
         if let Some(poisoned) = self.poisoned() {
             return Err(poisoned.into());
         }
@@ -197,7 +214,7 @@ impl<D: Disk> Journal<D> {
             return Err(Poisoned("it is closed".to_owned()).into());
         }
         let mut ring = self.inner.ring.borrow_mut();
-        let staged = ring.append(group, hard_state, record).map_err(|refused| match refused {
+        let staged = ring.append_with_head(group, hard_state, record, head).map_err(|refused| match refused {
             Refused::Full => AppendError::Full,
             Refused::TooLarge => AppendError::TooLarge { bytes: record.bytes(), max: ring.entry_bytes_max() },
         });

@@ -15,7 +15,10 @@
 pub mod buf;
 pub mod checkpoint;
 pub mod disk;
+pub mod disk_glommio;
 pub mod disk_sim;
+#[cfg(test)]
+mod disk_tests;
 pub mod disk_uring;
 pub mod files;
 pub mod journal;

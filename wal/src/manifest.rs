@@ -234,7 +234,7 @@ async fn move_in<D: Disk>(
 }
 
 /// Removes what an interrupted or finished change of cores left: every epoch's directory but the manifest's. Call it at each
-/// start, before the stores open. Returns how many there were.
+/// start, before the stores open: what a crash brings back, the next start removes. Returns how many there were.
 pub async fn remove_stale_epochs<D: Disk>(disk: &D, data: &Path, current: &Manifest) -> Result<usize, OpenError> {
     let epoch_of = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("epoch-")?.parse::<u64>().ok();
     let listed = disk.list(data).await.map_err(named(data))?;
@@ -248,9 +248,6 @@ pub async fn remove_stale_epochs<D: Disk>(disk: &D, data: &Path, current: &Manif
             remove_if_there(disk, &core).await.map_err(named(&core))?;
         }
         remove_if_there(disk, epoch).await.map_err(named(epoch))?;
-    }
-    if !stale.is_empty() {
-        disk.sync_dir(data).await.map_err(named(data))?;
     }
     Ok(stale.len())
 }

@@ -228,11 +228,29 @@ impl Ring {
         hard_state: HardState,
         record: Record<'_>,
     ) -> Result<(LogPos, Option<Bytes>), Refused> {
+        self.append_with_head(group, hard_state, record, &[])
+    }
+
+    /// As [`Ring::append`], with `head` in place of as many of the payload's first bytes: so that a caller who has to change
+    /// these need not copy the payload first.
+    pub fn append_with_head(
+        &mut self,
+        group: GroupId,
+        hard_state: HardState,
+        record: Record<'_>,
+        head: &[u8],
+    ) -> Result<(LogPos, Option<Bytes>), Refused> {
         let bytes = record.bytes();
         let fits = self.open.as_ref().is_some_and(|open| open.len() + bytes <= open.bytes_max);
         let open = if fits { self.open.as_mut().expect("looked just now") } else { self.begin(bytes, MARK_BYTES)? };
         let at = open.chunk.len();
-        record.encode(open.chunk.space(bytes), group, hard_state);
+        let space = open.chunk.space(bytes);
+        record.encode(space, group, hard_state);
+        if let Record::Entry { entry } = record {
+            let payload_bytes = entry.payload.as_ref().map_or(0, |(_, payload)| payload.len());
+            assert!(head.len() <= payload_bytes, "a head lies within its payload");
+            space[ENTRY_BYTES + entry.data.len()..][..head.len()].copy_from_slice(head);
+        }
         open.chunk.advance(bytes);
         open.count += 1;
         let payload = match record {

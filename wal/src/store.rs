@@ -436,12 +436,24 @@ impl<D: Disk> Store<D> {
     /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state: copies the payload into the
     /// ring's memory, from where it is also read from now on.
     pub fn append(&self, group: GroupId, hard_state: HardState, entry: &Entry) -> Result<Staged, AppendError> {
+        self.append_with_head(group, hard_state, entry, &[])
+    }
+
+    /// As [`Store::append`], with `head` in place of as many of the payload's first bytes: what the caller has to change
+    /// there is written where it belongs, and the payload is copied once.
+    pub fn append_with_head(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        entry: &Entry,
+        head: &[u8],
+    ) -> Result<Staged, AppendError> {
         let shared = &self.shared;
         let mut state = shared.state.borrow_mut();
         let log = state.log(group);
         assert_eq!(entry.index, log.end.index + 1, "group {}: entries come without holes", group.0);
         let start = shared.journal.staged();
-        let staged = shared.journal.append(group, hard_state, entry)?;
+        let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
         let payload = entry.payload.as_ref().map(|(span, _)| {
             (*span, staged.payload.clone().expect("a payload that was staged is in the ring's memory"))
         });
@@ -509,7 +521,16 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed.
     pub fn admit(&self, bytes: usize) -> Admission {
-        self.shared.journal.admit(bytes)
+        let admission = self.shared.journal.admit(bytes);
+        if admission == Admission::Wait && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admission
+    }
+
+    /// The largest sum of an entry's data and payload that the ring can hold.
+    pub fn entry_bytes_max(&self) -> usize {
+        self.shared.journal.entry_bytes_max()
     }
 
     /// Waits until the ring has given back space since the call.

@@ -635,6 +635,12 @@ impl<D: Disk> Shared<D> {
         self.stats.set(stats);
     }
 
+    /// Whether a flush that nobody asked for yet would take something up.
+    pub fn flush_helps(&self) -> bool {
+        let state = self.state.borrow();
+        state.asked == state.done && self.journal.durable() > state.cut
+    }
+
     /// Whether so much was staged since the last flush that another is due.
     pub fn flush_due(&self) -> bool {
         let state = self.state.borrow();

@@ -276,12 +276,17 @@ async fn clear_away<D: Disk>(
     for group in touched {
         let Some(names) = shared.state.borrow().groups.get(group).map(segment_names) else { continue };
         let dir = shared.files.group_dir(*group);
+        let before = orphans;
         for path in shared.disk.list(&dir).await.map_err(named(&dir))? {
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
             // A cut may have left a segment in the garbage list: the checkpoint on disk still names it.
             if !names.iter().any(|name| name == stem) && !in_garbage(shared, *group, stem) {
                 orphans += usize::from(remove_if_there(&shared.disk, &path).await.map_err(named(&path))?);
             }
+        }
+        // The group may have nothing in the ring the next time, and then nobody looks here any more.
+        if orphans > before {
+            shared.disk.sync_dir(&dir).await.map_err(named(&dir))?;
         }
     }
     Ok(orphans + clear_snapshots(shared).await?)

@@ -5,9 +5,11 @@
 
 use super::Pending;
 use crate::{
+    admission::Turn,
     core::{Core, CoreId, wall_ms},
-    partition::Appended,
-    sync,
+    partition::{Appended, Committed},
+    rt,
+    sync::{self, Either, race},
 };
 use bytes::Bytes;
 use net::{
@@ -17,6 +19,7 @@ use net::{
     produce::{LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
 };
 use std::{
+    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -110,25 +113,28 @@ fn check(
 
 /// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
-    let bytes: usize = items.iter().map(|item| item.batch.len()).sum();
-    let turn = core.admission.enter(&core.store, bytes);
-    let mut items = Some(items);
-    let started = turn.is_none().then(|| append_now(&core, items.take().into_iter().flatten()));
+    let now_ms = wall_ms();
+    let begun: Vec<_> = items
+        .into_iter()
+        .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
+            None => (item.place, Begun::Appended(append(&core, item, now_ms))),
+            Some(turn) => (item.place, Begun::Waiting(turn, item)),
+        })
+        .collect();
     async move {
-        let started = match (started, turn) {
-            (Some(started), _) => started,
-            (None, turn) => {
-                let items = items.into_iter().flatten();
-                let admitted = match turn {
-                    Some(turn) => turn.within(timeout).await,
-                    None => true,
-                };
-                if !admitted {
-                    return items.map(|item| (item.place, Err(ErrorCode::RequestTimedOut))).collect();
+        let deadline = rt::sleep(timeout);
+        let mut deadline = pin!(deadline);
+        let mut started = Vec::with_capacity(begun.len());
+        for (place, begun) in begun {
+            started.push(match begun {
+                Begun::Appended(committed) => (place, committed),
+                Begun::Waiting(turn, item) => {
+                    let late = matches!(race(turn.come(), deadline.as_mut()).await, Either::Second(()));
+                    let appended = if late { Err(ErrorCode::RequestTimedOut) } else { append(&core, item, wall_ms()) };
+                    (place, appended)
                 }
-                append_now(&core, items)
-            }
-        };
+            });
+        }
         let mut outcomes = Vec::with_capacity(started.len());
         for (place, committed) in started {
             let outcome = match committed {
@@ -142,19 +148,16 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
     }
 }
 
-type Started = Result<crate::partition::Committed, ErrorCode>;
+enum Begun {
+    Appended(Started),
+    Waiting(Turn, Item),
+}
 
-fn append_now(core: &Rc<Core>, items: impl Iterator<Item = Item>) -> Vec<(usize, Started)> {
-    let now_ms = wall_ms();
-    items
-        .map(|item| {
-            let started = match core.partition(item.group) {
-                Some(partition) => partition.append(core, item.batch, &item.info, now_ms),
-                None => Err(ErrorCode::NotLeaderOrFollower),
-            };
-            (item.place, started)
-        })
-        .collect()
+type Started = Result<Committed, ErrorCode>;
+
+fn append(core: &Rc<Core>, item: Item, now_ms: i64) -> Started {
+    let partition = core.partition(item.group).ok_or(ErrorCode::NotLeaderOrFollower)?;
+    partition.append(core, item.batch, &item.info, now_ms)
 }
 
 /// The answer in the making: outcomes lie in the order of the request's partitions.

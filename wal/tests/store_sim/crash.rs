@@ -7,7 +7,7 @@ fn seeds() -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     match number("STORE_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("STORE_SEEDS").unwrap_or(150)).collect(),
+        None => (0..number("STORE_SEEDS").unwrap_or(40)).collect(),
     }
 }
 

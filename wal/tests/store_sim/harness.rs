@@ -13,6 +13,7 @@ use wal::{
     disk_sim::SimDisk,
     log::LogOptions,
     log_read::{Batch, Read, ReadError},
+    manifest::{Manifest, change_cores, remove_stale_epochs},
     record::{Entry, GroupId, HardState, Span},
     ring::RingConfig,
     store::{AppState, FlushHost, LogPos, OpenError, RecoveredGroup, Store, StoreConfig, StoreDirs, TermRun},
@@ -161,6 +162,11 @@ impl GroupModel {
     /// One past the last committed offset.
     pub fn high_watermark(&self) -> u64 {
         end_offset(&self.entries[..self.commit as usize])
+    }
+
+    /// Where the last record ends.
+    pub fn last_pos(&self) -> Option<LogPos> {
+        self.events.last().map(|(pos, ..)| *pos)
     }
 
     fn image(&self, events: usize) -> Option<Vec<Entry>> {
@@ -704,6 +710,12 @@ pub fn only_segments(disk: &SimDisk, store: &Store<SimDisk>) -> Result<(), Strin
         store.groups().into_iter().flat_map(|group| store.segment_files(group)).map(|(path, _)| path).collect();
     let there: BTreeSet<PathBuf> =
         disk.files().into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "log")).collect();
+    let hint = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "idx");
+    if let Some(lone) =
+        disk.files().iter().filter(|path| hint(path)).find(|path| !listed.contains(&path.with_extension("log")))
+    {
+        return Err(format!("{} is the index of no segment", lone.display()));
+    }
     if listed != there {
         let missing: Vec<_> = listed.difference(&there).collect();
         let extra: Vec<_> = there.difference(&listed).collect();
@@ -819,4 +831,142 @@ pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk))
     only_segments(&disk, &store)?;
     block_on(read_everything(&store, &model))?;
     Ok(model)
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what is expected to go wrong: a panic is an error like another, and prints nothing.
+pub fn quietly(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                loud(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    QUIET.set(false);
+    done.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+    })
+}
+
+/// A data directory set up for two cores, filled, then changed to three with a crash somewhere, and again until it succeeds.
+pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut disk = SimDisk::new(seed);
+    let old = Manifest { cluster_id: "simulated".to_owned(), epoch: 1, cores: 2 };
+    let data = std::path::Path::new(DATA);
+    let text = |error: OpenError| error.to_string();
+    prepare(&disk);
+    block_on(old.write(&disk, data)).map_err(text)?;
+    // Appends on both cores; what is durable at the end counts.
+    let mut expected: BTreeMap<GroupId, Vec<Entry>> = BTreeMap::new();
+    for core in 0..old.cores {
+        let dirs = StoreDirs::new(DATA, old.epoch, core);
+        let (store, ..) = block_on(Store::open(disk.clone(), &dirs, old.epoch, config())).map_err(text)?;
+        let model: Shared = Rc::default();
+        let groups: Vec<GroupId> = (0..6).filter(|id| *id as usize % old.cores == core).map(GroupId).collect();
+        for group in &groups {
+            store.create_group(*group, options());
+            model.borrow_mut().groups.insert(*group, GroupModel::default());
+        }
+        let host = Rc::new(Host(model.clone()));
+        with_loops(rng.u64(..), &store, host, fill(&store, &model, &groups, rng.fork()));
+        if let Some(poisoned) = store.poisoned() {
+            return Err(poisoned.0);
+        }
+        for (id, group) in &model.borrow().groups {
+            expected.insert(*id, group.entries.clone());
+        }
+    }
+    disk = disk.crash();
+    // The change, cut short at ever other operations until it gets to its end.
+    let mut attempts = 0;
+    let new = loop {
+        attempts += 1;
+        prepare(&disk);
+        let found = block_on(Manifest::read(&disk, data)).map_err(text)?.ok_or("there is no manifest")?;
+        if found.cores == 3 {
+            break found;
+        }
+        if found != old {
+            return Err(format!("the manifest is neither old nor new: {found:?}"));
+        }
+        if attempts < 6 {
+            disk.stop_after(rng.u64(1..600));
+        }
+        let changed = until_stop(&disk, change_cores(&disk, data, &found, 3, &config(), |group| group.0 as usize % 3));
+        match changed {
+            Some(changed) => drop(changed.map_err(text)?),
+            None => assert!(disk.stopped()),
+        }
+        disk = disk.crash();
+    };
+    prepare(&disk);
+    block_on(remove_stale_epochs(&disk, data, &new)).map_err(text)?;
+    if let Some(stale) = disk.files().iter().find(|path| path.starts_with("/data/epoch-1")) {
+        return Err(format!("{} is left", stale.display()));
+    }
+    for core in 0..new.cores {
+        let dirs = StoreDirs::new(DATA, new.epoch, core);
+        let (store, groups, _) = block_on(Store::open(disk.clone(), &dirs, new.epoch, config())).map_err(text)?;
+        for group in groups {
+            if group.id.0 as usize % 3 != core {
+                return Err(format!("group {} is on core {core}", group.id.0));
+            }
+            let entries = expected.remove(&group.id).ok_or("a group came from nowhere")?;
+            let from = group.flushed_index.min(group.app.index) as usize;
+            let last = group.hard_state.term.min(entries.last().map_or(0, |last| last.term));
+            if group.next_offset != end_offset(&entries) || group.tail != entries[from..] || last == 0 {
+                return Err(format!("group {} ends at {}", group.id.0, group.next_offset));
+            }
+            let model: Shared = Rc::default();
+            let commit = entries.len() as u64;
+            model.borrow_mut().groups.insert(group.id, GroupModel { entries, commit, ..GroupModel::default() });
+            block_on(read_everything(&store, &model))?;
+        }
+    }
+    match expected.keys().next() {
+        Some(lost) => Err(format!("group {} is gone", lost.0)),
+        None => Ok(()),
+    }
+}
+
+/// Appends to all groups, flushes now and then, and ends when everything is durable.
+async fn fill(store: &Store<SimDisk>, model: &Shared, groups: &[GroupId], mut rng: fastrand::Rng) {
+    for _ in 0..rng.usize(30..80) {
+        let group = groups[rng.usize(..groups.len())];
+        append(store, model, &mut rng, group);
+        if rng.u32(..25) == 0 {
+            flush(store, model).await;
+        }
+        pause().await;
+    }
+    for group in groups {
+        append(store, model, &mut rng, *group);
+    }
+    let staged = store.append_hard_state(groups[0], model.borrow().groups[&groups[0]].hard_state).expect("room");
+    while store.durable() < staged.pos && store.durable_past(store.durable()).await.is_ok() {}
+}
+
+/// Drives a future until it is done or the disk stops.
+fn until_stop<T>(disk: &SimDisk, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..2_000_000 {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return Some(value);
+        }
+        if disk.stopped() {
+            return None;
+        }
+    }
+    panic!("nothing gets done");
 }

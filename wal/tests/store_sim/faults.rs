@@ -1,0 +1,216 @@
+//! Errors of the disk while flushing: a full one is waited out, any other stops the store by name.
+
+use crate::harness::{
+    Host, META, Model, Shared, Task, append, block_on, config, dirs, drive, flush, fresh_disk, only_segments, options,
+    read_everything, recover,
+};
+use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
+use wal::{
+    disk_sim::{Fate, Kind, Op, SimDisk},
+    record::GroupId,
+    store::{AppState, FlushHost, LogPos, SnapshotError, Store},
+};
+
+const GROUP: GroupId = GroupId(1);
+
+/// A host that clears the disk's fault on the n-th retry.
+struct Patient {
+    host: Host,
+    disk: SimDisk,
+    retries: u32,
+    failures: Cell<u32>,
+}
+
+impl FlushHost for Patient {
+    fn app_state(&self, group: GroupId) -> Option<AppState> {
+        self.host.app_state(group)
+    }
+
+    fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
+        assert_eq!(attempt, self.failures.get());
+        if attempt == self.retries {
+            self.disk.no_fates();
+        }
+        Box::pin(async {})
+    }
+
+    fn flush_failed(&self, why: &str) {
+        assert!(why.contains("/data/"), "{why} names the file");
+        self.failures.set(self.failures.get() + 1);
+    }
+}
+
+/// A store with two groups and durable entries that were never flushed.
+fn filled(seed: u64, disk: &SimDisk) -> (Store<SimDisk>, Shared) {
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+    let model: Shared = Rc::default();
+    for group in [META, GROUP] {
+        store.create_group(group, options());
+        model.borrow_mut().groups.insert(group, Default::default());
+    }
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for _ in 0..30 {
+        append(&store, &model, &mut rng, GROUP).expect("room");
+        append(&store, &model, &mut rng, META).expect("room");
+    }
+    (store, model)
+}
+
+/// Runs the loops beside `work`.
+fn run(seed: u64, store: &Store<SimDisk>, host: Rc<dyn FlushHost>, work: impl Future<Output = ()>) {
+    let finished = Cell::new(false);
+    let tasks: Vec<Task> = vec![
+        Box::pin(async {
+            let _ = store.run_journal().await;
+        }),
+        Box::pin(async {
+            let _ = store.run_flusher(host).await;
+        }),
+        Box::pin(async {
+            work.await;
+            finished.set(true);
+        }),
+    ];
+    drive(&mut fastrand::Rng::with_seed(seed), tasks, || finished.get());
+}
+
+fn all_durable(model: &Model) -> LogPos {
+    model.groups.values().filter_map(|group| group.last_pos()).max().expect("something was staged")
+}
+
+async fn settle(store: &Store<SimDisk>, model: &Shared) {
+    let last = all_durable(&model.borrow());
+    while store.durable() < last {
+        store.durable_past(store.durable()).await.expect("the ring works");
+    }
+}
+
+/// What an operation is for, and how to tell it from the rest.
+type FlushOp = (&'static str, fn(&Op) -> bool);
+
+const FLUSH: &[FlushOp] = &[
+    ("making a group's directory", |op| op.kind == Kind::CreateDir && op.path.starts_with("/data/logs")),
+    ("making a segment", |op| op.kind == Kind::Create && op.path.starts_with("/data/logs")),
+    ("writing a segment", |op| op.kind == Kind::Write && op.path.starts_with("/data/logs")),
+    ("syncing a segment", |op| op.kind == Kind::Sync && op.path.starts_with("/data/logs")),
+    ("syncing a group's directory", |op| op.kind == Kind::SyncDir && op.path.parent() == Some(Path::new("/data/logs"))),
+    ("syncing the logs' directory", |op| op.kind == Kind::SyncDir && op.path == Path::new("/data/logs")),
+    ("writing a checkpoint", |op| op.kind == Kind::Write && op.path.ends_with("checkpoint.tmp")),
+    ("syncing a checkpoint", |op| op.kind == Kind::Sync && op.path.ends_with("checkpoint.tmp")),
+    ("renaming a checkpoint", |op| op.kind == Kind::Rename && op.path.ends_with("checkpoint.tmp")),
+];
+
+#[test]
+fn a_full_disk_is_waited_out_and_poisons_nothing() {
+    for (seed, (name, is)) in FLUSH.iter().enumerate().filter(|(_, (name, _))| !name.starts_with("syncing")) {
+        let (seed, disk) = (seed as u64, fresh_disk(seed as u64));
+        let (store, model) = filled(seed, &disk);
+        let host =
+            Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 3, failures: Cell::new(0) });
+        run(seed, &store, host.clone(), async {
+            settle(&store, &model).await;
+            let (is, every) = (*is, Cell::new(0));
+            disk.fates(move |op| match is(op) {
+                true => {
+                    every.set(every.get() + 1);
+                    Fate::Fail(libc_enospc())
+                }
+                false => Fate::Go,
+            });
+            flush(&store, &model).await;
+            // The ring goes on meanwhile and afterwards.
+            let mut rng = fastrand::Rng::with_seed(seed);
+            append(&store, &model, &mut rng, GROUP).expect("room");
+            settle(&store, &model).await;
+        });
+        assert_eq!((host.failures.get(), store.poisoned()), (3, None), "{name}");
+        assert_eq!(store.stats().flush_failures, 3);
+        store.check();
+        block_on(read_everything(&store, &model)).expect("readable");
+        let durable = store.durable();
+        drop(store);
+        let store = recover(&disk.crash(), &model, durable, false).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+        block_on(read_everything(&store, &model)).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+    }
+}
+
+#[test]
+fn any_other_error_while_flushing_stops_the_store_and_loses_nothing() {
+    for (seed, (name, is)) in FLUSH.iter().enumerate() {
+        let (seed, disk) = (seed as u64, fresh_disk(seed as u64));
+        let (store, model) = filled(seed, &disk);
+        run(seed, &store, Rc::new(Host(model.clone())), async {
+            settle(&store, &model).await;
+            let (is, first) = (*is, Cell::new(true));
+            disk.fates(move |op| if is(op) && first.replace(false) { Fate::Fail(5) } else { Fate::Go });
+            let stopped = store.flush_now().await.expect_err(name);
+            assert!(stopped.0.contains("/data/") && stopped.0.contains("os error 5"), "{name}: {stopped}");
+        });
+        assert!(store.poisoned().is_some());
+        assert!(append(&store, &model, &mut fastrand::Rng::with_seed(1), GROUP).is_none(), "nothing is taken any more");
+        let refused = block_on(store.durable_past(LogPos(u64::MAX >> 1)));
+        assert_eq!(refused.err(), store.poisoned(), "and nothing is acked");
+        let durable = store.durable();
+        drop(store);
+        let store = recover(&disk.crash(), &model, durable, false).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+        block_on(read_everything(&store, &model)).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+    }
+}
+
+#[test]
+fn a_snapshot_that_does_not_fit_leaves_the_one_before() {
+    let disk = fresh_disk(1);
+    let (store, model) = filled(1, &disk);
+    run(1, &store, Rc::new(Host(model.clone())), async {
+        settle(&store, &model).await;
+        let state = |index| AppState {
+            index,
+            blob: crate::harness::blob_of(META, index),
+            conf_state: crate::harness::conf_of(META, index),
+        };
+        let term_at = |index: u64| model.borrow().groups[&META].entries[index as usize - 1].term;
+        store.write_snapshot(META, term_at(10), state(10)).await.expect("written");
+        disk.fates(|op| match op.kind == Kind::Write && op.path.starts_with("/data/snapshots") {
+            true => Fate::Fail(libc_enospc()),
+            false => Fate::Go,
+        });
+        let full = store.write_snapshot(META, term_at(20), state(20)).await.expect_err("full");
+        assert!(matches!(full, SnapshotError::Full { .. }), "{full}");
+        assert_eq!(store.poisoned(), None);
+        assert_eq!(store.log(META).expect("it is there").first_index, 11);
+        disk.no_fates();
+        store.write_snapshot(META, term_at(20), state(20)).await.expect("written");
+        store.write_snapshot(META, term_at(15), state(15)).await.expect("an older one is ignored");
+        store.flush_now().await.expect("flushed");
+        assert_eq!(store.log(META).expect("it is there").first_index, 21);
+    });
+    let snapshots: Vec<_> = disk.files().into_iter().filter(|path| path.starts_with("/data/snapshots")).collect();
+    assert_eq!(snapshots.len(), 1, "{snapshots:?}");
+    model.borrow_mut().groups.get_mut(&META).expect("it is there").commit = 20;
+    let durable = store.durable();
+    drop(store);
+    recover(&disk.crash(), &model, durable, false).expect("recovered");
+}
+
+#[test]
+fn a_clean_stop_leaves_nothing_to_replay_and_only_named_files() {
+    let disk = fresh_disk(3);
+    let (store, model) = filled(3, &disk);
+    run(3, &store, Rc::new(Host(model.clone())), async {
+        store.close_clean().await.expect("closed");
+    });
+    only_segments(&disk, &store).expect("exactly the segments");
+    drop(store);
+    let (store, groups, report) = block_on(Store::open(disk.crash(), &dirs(), 1, config())).expect("opened");
+    assert!(report.clean);
+    let tails: Vec<usize> = groups
+        .iter()
+        .map(|group| group.tail.len() - (group.flushed_index.saturating_sub(group.app.index)) as usize)
+        .collect();
+    assert_eq!(tails, [30, 0], "only the snapshot group's entries are still in the ring");
+    assert_eq!(store.groups(), [META, GROUP]);
+}
+
+fn libc_enospc() -> i32 {
+    28
+}
