@@ -656,7 +656,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// The log start that retention asks for, if it is above the present one: at a segment's end, at most `below_offset`
-    /// (the high watermark). `None` for a limit means no limit.
+    /// (the high watermark). `None` for a limit means no limit. Asks for a flush if that could help the next time.
     pub fn retention(
         &self,
         group: GroupId,
@@ -666,7 +666,15 @@ impl<D: Disk> Store<D> {
         below_offset: u64,
     ) -> Option<u64> {
         let state = self.shared.state.borrow();
-        state.groups.get(&group)?.retention(now_ms, retention_ms, retention_bytes, below_offset)
+        let log = state.groups.get(&group)?;
+        let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset);
+        // What only memory and the ring hold is in no segment yet that could go.
+        let flush = log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) && state.asked == state.done;
+        drop(state);
+        if flush {
+            self.shared.ask_flush();
+        }
+        start
     }
 
     /// Makes a snapshot of the snapshot group durable; its entries up to `app.index` count as flushed from then on. One that

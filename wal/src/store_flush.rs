@@ -40,7 +40,7 @@ const INDEX_EVERY: u64 = 64 << 20;
 /// Why a round did not get to its end.
 #[derive(Debug)]
 pub(crate) enum FlushError {
-    /// No space: tried again after a pause.
+    /// No space, or no descriptor: tried again after a pause.
     Full(String),
     /// The store must stop.
     Fatal(String),
@@ -49,7 +49,7 @@ pub(crate) enum FlushError {
 impl FlushError {
     pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
         let text = format!("{what}: {error}");
-        match is_full(&error) {
+        match is_full(&error) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
             true => Self::Full(text),
             false => Self::Fatal(text),
         }

@@ -385,7 +385,7 @@ fn truncate(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng, gro
 }
 
 /// Lets the other tasks go first.
-async fn pause() {
+pub async fn pause() {
     let mut once = false;
     std::future::poll_fn(|_| match std::mem::replace(&mut once, true) {
         true => std::task::Poll::Ready(()),

@@ -212,5 +212,16 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     block_on(read_everything(store, &world.model)).expect("the rest is there");
     let view = store.log(GROUP).expect("the group");
     assert_eq!((view.start_offset, view.next_offset), (start, high));
+    // What is old but still in memory is flushed first, when retention asks.
+    world.append(1);
+    assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(high));
+    let flushes = store.stats().flushes;
+    with_loops(9, store, Rc::new(Host(world.model.clone())), async {
+        while store.log(GROUP).expect("the group").flushed_offset < world.high() {
+            crate::harness::pause().await;
+        }
+    });
+    assert!(store.stats().flushes <= flushes + 1);
+    assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(world.high()));
     assert!(view.first_index > 1);
 }
