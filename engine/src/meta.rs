@@ -73,6 +73,9 @@ struct Sequencer {
     finished: VecDeque<(u64, Vec<CommandResult>)>,
 }
 
+/// One entry's commands for one core, each with its place in the entry.
+pub type Parts = Vec<(usize, Command)>;
+
 /// A core's slices on their way into a snapshot.
 type SlicesPart = Promise<Vec<Slice>>;
 
@@ -216,7 +219,7 @@ impl Replicated for Meta {
 
     /// Committed entries go to the slices in log order; what comes back is published in log order.
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
-        let mut by_owner: Vec<Vec<(u64, Vec<(usize, Command)>)>> = (0..core.cores()).map(|_| Vec::new()).collect();
+        let mut by_owner: Vec<Vec<(u64, Parts)>> = (0..core.cores()).map(|_| Vec::new()).collect();
         let mut sequencer = self.sequencer.borrow_mut();
         for entry in entries {
             let index = entry.index;
@@ -230,7 +233,7 @@ impl Replicated for Meta {
             }
             let missing = commands.len();
             sequencer.in_flight.push_back(InFlight { index, results: (0..missing).map(|_| None).collect(), missing });
-            let mut parts: Vec<Vec<(usize, Command)>> = (0..core.cores()).map(|_| Vec::new()).collect();
+            let mut parts: Vec<Parts> = (0..core.cores()).map(|_| Vec::new()).collect();
             for (at, command) in commands.into_iter().enumerate() {
                 parts[core_of_slice(command.slice(), core.cores()).0].push((at, command));
             }

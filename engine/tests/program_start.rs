@@ -176,7 +176,22 @@ fn it_serves_is_watched_and_stops() {
     let (code, _, stderr) = broker.topic(&["describe", "orders"]);
     assert!(code == Some(1) && stderr.contains("there is no such topic"), "{stderr}");
 
+    // A segment can be looked at beside the broker that writes it, …
+    let core_dir = dir.path().join("epoch-0/core-0");
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(&core_dir));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(dumped.contains(": entry 1 of term 1") && dumped.contains("verdict at "), "{dumped}");
+
     assert_eq!(broker.stop(), (Some(0), String::new()));
+    // … and afterwards shows that it was left whole.
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(core_dir.join("ring-0000.seg")));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        dumped.contains(", clean shutdown\n") && dumped.contains("the ring ends here, nothing is lost"),
+        "{dumped}"
+    );
+    let (code, _, stderr) = output(millrace(&["wal", "dump"]).arg(dir.path()));
+    assert!(code == Some(1) && stderr.contains("holds no ring segments"), "{stderr}");
     // The lock went with the process.
     assert_eq!(Broker::start(dir.path()).stop().0, Some(0));
 }
