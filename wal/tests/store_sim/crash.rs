@@ -1,6 +1,6 @@
 //! Crashes at any operation, life after life, with everything going on at once.
 
-use crate::harness::{fresh_disk, lives};
+use crate::{harness::fresh_disk, life::lives};
 
 /// Seeds per run; `STORE_SEED` replays one, `STORE_SEEDS` sets how many.
 fn seeds() -> Vec<u64> {
