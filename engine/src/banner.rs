@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_the_system_is_a_warning_with_its_remedy() {
-        let rows: [(&str, fn(&mut Found<'_>)); 4] = [
+        type Change = fn(&mut Found<'_>);
+        let rows: [(&str, Change); 4] = [
             ("takes no O_DIRECT", |found| found.o_direct = false),
             ("only 64 KiB may be locked in memory, 1.5 MiB are wanted", |found| found.memlock = Some(64 << 10)),
             ("only 1024 files may be open", |found| found.open_files = 1024),

@@ -2,8 +2,8 @@
 //! time.
 //! Lives on: the partitions' owning core. The rules are [`crate::coordinator`]'s; here its outputs are performed.
 //!
-//! A coordinator begins at the first request for its partition: it replays the log, and answers COORDINATOR_LOAD_IN_PROGRESS until
-//! that is done.
+//! A coordinator begins at the first request for its partition: it replays the log. Requests wait for that, at most
+//! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
 
 use crate::{
     config::Config,
@@ -11,7 +11,7 @@ use crate::{
     core::{Core, wall_ms},
     partition::{Committed, FetchRead, Partition},
     rt,
-    sync::{Notify, Promise, promise, race},
+    sync::{Flag, Notify, Promise, promise, race},
 };
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -30,6 +30,9 @@ use wal::{record::GroupId, store::Admission};
 /// Bytes of the log read at a time while a coordinator loads.
 const LOAD_BYTES: usize = 4 << 20;
 
+/// How long a request waits for its coordinator to be loaded before it is told to come back.
+const LOAD_WAIT: Duration = Duration::from_secs(2);
+
 type Token = Promise<GroupResponse>;
 
 /// The coordinators of one core.
@@ -46,6 +49,7 @@ struct Seat {
     /// Appends on their way, in log order.
     appends: RefCell<VecDeque<(AppendId, Committed)>>,
     appended: Notify,
+    loaded: Flag,
     /// Moves with every call, since the next deadline may be another then.
     called: Notify,
 }
@@ -80,6 +84,8 @@ impl Coordinators {
 pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
     let refused = request.refuse(context.version, ErrorCode::NotCoordinator);
     let Some(seat) = seat(&core, group) else { return refused };
+    // A load takes milliseconds as a rule; some clients take COORDINATOR_LOAD_IN_PROGRESS hard.
+    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
     answer.await.unwrap_or(refused)
@@ -96,6 +102,7 @@ fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
         coordinator: RefCell::new(Some(coordinator)),
         appends: RefCell::default(),
         appended: Notify::default(),
+        loaded: Flag::default(),
         called: Notify::default(),
     });
     core.coordinators.seats.borrow_mut().insert(group, seat.clone());
@@ -182,6 +189,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
         }
     }
     seat.call(&core, Coordinator::loaded);
+    seat.loaded.set();
     while !seat.has_resigned() {
         let seen = seat.called.version();
         let deadline = seat.coordinator.borrow().as_ref().and_then(Coordinator::next_deadline);

@@ -10,9 +10,9 @@ use crate::{
     config_topic::TopicConfig,
     coordinators::Coordinators,
     front::{Connections, Spread},
-    kafka::{Fetches, ProducerIds},
+    kafka::{Fetches, OFFSETS_TOPIC, ProducerIds},
     mesh::{HasMesh, Mesh},
-    meta::{META_CORE, META_GROUP, Meta},
+    meta::{META_CORE, META_GROUP, Meta, Parts},
     metrics::CoreMetrics,
     partition::{Partition, TopicPartition},
     replica::{ReadyLoop, Replicated},
@@ -21,7 +21,7 @@ use crate::{
 use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
-    metadata::{Command, Delta, Slice, SliceId, Topic, View},
+    metadata::{Delta, Slice, SliceId, Topic, View},
 };
 use net::{errors::ErrorCode, produce::TopicRef};
 use std::{
@@ -380,7 +380,7 @@ impl Core {
 /// The slices of this core.
 impl Core {
     /// Applies one entry's commands to the slices here, and reports to the sequencer.
-    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Vec<(usize, Command)>) {
+    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Parts) {
         let mut slices = self.slices.borrow_mut();
         let results: Vec<_> = commands
             .into_iter()
@@ -413,13 +413,21 @@ impl Core {
         partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
     }
 
+    /// Whether a topic belongs to the broker itself.
+    pub fn is_internal(&self, topic: &TopicRef) -> bool {
+        match topic {
+            TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
+            TopicRef::Id(id) => {
+                self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
+            }
+        }
+    }
+
     /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.
     pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
         loop {
             let seen = self.view_changed.version();
-            let (leaders, view) = (self.leaders.borrow(), self.view.borrow());
-            groups.retain(|group| !leaders.contains_key(group) && view.has_group(group.0));
-            drop((leaders, view));
+            groups.retain(|group| self.leader_of(*group).is_none() && self.view(|view| view.has_group(group.0)));
             if groups.is_empty() {
                 return;
             }
@@ -463,6 +471,7 @@ impl Core {
     /// No new connections or requests from now on.
     pub fn begin_stop(&self) {
         self.lifecycle.stopping.set();
+        self.fetches.cancel_all();
     }
 
     pub fn is_stopping(&self) -> bool {

@@ -128,7 +128,7 @@ pub fn kernel_release() -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum UringError {
     #[error(
-        "this kernel ({release}) has no io_uring, or a sandbox hides it; run Linux 5.8 or newer with CONFIG_IO_URING, \
+        "this kernel ({release}) has no io_uring, or a sandbox hides it; run Linux 5.19 or newer with CONFIG_IO_URING, \
          outside of sandboxes such as gVisor"
     )]
     Missing { release: String },
@@ -154,7 +154,7 @@ pub enum UringError {
          --ulimit memlock= of docker"
     )]
     Memory { limit: u64 },
-    #[error("this kernel's io_uring ({release}) lacks {missing}; run Linux 5.8 or newer")]
+    #[error("this kernel's io_uring ({release}) lacks {missing}; run Linux 5.19 or newer")]
     Opcodes { release: String, missing: String },
     #[error("io_uring does not work here: {0}")]
     Other(io::Error),
@@ -333,7 +333,7 @@ mod tests {
             assert!(message.contains(part), "{message}");
         }
         let lacking = check_opcodes(|code| code != opcode::Statx::CODE, "5.5.0".to_owned()).unwrap_err().to_string();
-        assert_eq!(lacking, "this kernel's io_uring (5.5.0) lacks STATX; run Linux 5.8 or newer");
+        assert_eq!(lacking, "this kernel's io_uring (5.5.0) lacks STATX; run Linux 5.19 or newer");
         check_opcodes(|_| true, String::new()).unwrap();
     }
 

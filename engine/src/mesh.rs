@@ -145,7 +145,13 @@ fn add_one(cell: &Cell<u64>) {
 
 /// The receiving ends, to be served once the core exists.
 pub struct MeshInbox<C: 'static> {
-    queues: Vec<(CoreId, rt::Receiver<Work<C>>, rt::Receiver<Control<C>>)>,
+    queues: Vec<Inbox<C>>,
+}
+
+struct Inbox<C: 'static> {
+    from: CoreId,
+    work: rt::Receiver<Work<C>>,
+    control: rt::Receiver<Control<C>>,
 }
 
 impl<C: 'static> MeshSeed<C> {
@@ -172,7 +178,7 @@ impl<C: 'static> MeshSeed<C> {
                 ((work_out, work_in), (control.0.connect().await, control_in))
             };
             peers.push(Some(Peer { work: Lane::start(work_out), control: Lane::start(control_out) }));
-            queues.push((CoreId(id), work_in, control_in));
+            queues.push(Inbox { from: CoreId(id), work: work_in, control: control_in });
         }
         let mesh = Mesh { me: self.me, peers, open: RefCell::default(), stats: MeshStats::default() };
         (mesh, MeshInbox { queues })
@@ -187,7 +193,7 @@ pub trait HasMesh: Sized + 'static {
 impl<C: HasMesh> MeshInbox<C> {
     /// Starts to serve what other cores send.
     pub fn serve(self, core: &Rc<C>) {
-        for (from, work, control) in self.queues {
+        for Inbox { from, work, control } in self.queues {
             let at = core.clone();
             rt::spawn(async move {
                 while let Some(Work { token, job }) = work.recv().await {

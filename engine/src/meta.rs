@@ -17,6 +17,7 @@
 use crate::{
     core::{Core, CoreId, core_of_slice, restored},
     replica::{self, Replica, Replicated},
+    rt,
     sync::{Answer, Either, Flag, Notify, Promise, promise, race},
 };
 use bytes::Bytes;
@@ -30,6 +31,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use wal::{
     log::LogOptions,
@@ -72,6 +74,9 @@ struct Sequencer {
     /// Results that wait for every core to show them.
     finished: VecDeque<(u64, Vec<CommandResult>)>,
 }
+
+/// One entry's commands for one core, each with its place in the entry.
+pub type Parts = Vec<(usize, Command)>;
 
 /// A core's slices on their way into a snapshot.
 type SlicesPart = Promise<Vec<Slice>>;
@@ -216,7 +221,7 @@ impl Replicated for Meta {
 
     /// Committed entries go to the slices in log order; what comes back is published in log order.
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
-        let mut by_owner: Vec<Vec<(u64, Vec<(usize, Command)>)>> = (0..core.cores()).map(|_| Vec::new()).collect();
+        let mut by_owner: Vec<Vec<(u64, Parts)>> = (0..core.cores()).map(|_| Vec::new()).collect();
         let mut sequencer = self.sequencer.borrow_mut();
         for entry in entries {
             let index = entry.index;
@@ -230,7 +235,7 @@ impl Replicated for Meta {
             }
             let missing = commands.len();
             sequencer.in_flight.push_back(InFlight { index, results: (0..missing).map(|_| None).collect(), missing });
-            let mut parts: Vec<Vec<(usize, Command)>> = (0..core.cores()).map(|_| Vec::new()).collect();
+            let mut parts: Vec<Parts> = (0..core.cores()).map(|_| Vec::new()).collect();
             for (at, command) in commands.into_iter().enumerate() {
                 parts[core_of_slice(command.slice(), core.cores()).0].push((at, command));
             }
@@ -313,6 +318,9 @@ pub async fn start(core: &Rc<Core>) -> Result<(), String> {
 /// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
 
+/// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
+
 /// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
 pub async fn snapshot_when_wanted(core: Rc<Core>) {
     let meta = core.meta().clone();
@@ -325,7 +333,11 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
         }
         match snapshot(&core).await {
             Ok(index) => covered = index,
-            Err(error) => return core.storage_failed(&error.to_string()),
+            Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
+                rt::sleep(SNAPSHOT_RETRY).await;
+            }
         }
     }
 }

@@ -248,6 +248,14 @@ impl Partition {
         Ok(())
     }
 
+    /// Forgets idempotent producers that wrote nothing for so long.
+    pub fn expire_producers(&self, now_ms: i64, expiration_ms: i64) {
+        let forgotten = self.state.borrow_mut().producers.expire(now_ms, expiration_ms);
+        if forgotten > 0 {
+            tracing::debug!(partition = %self.name, forgotten, "forgot idempotent producers (producer.id.expiration.ms)");
+        }
+    }
+
     /// Wakes `fetch` whenever the high watermark moves, until the watch is dropped.
     pub fn watch(self: &Rc<Self>, fetch: Rc<Notify>) -> Watch {
         let key = self.watchers.borrow_mut().insert(fetch);
@@ -348,6 +356,7 @@ impl Partition {
 
     /// Answers all who wait: the partition is gone from this core.
     pub fn close(&self) {
+        self.replica.close();
         self.established.set(false);
         self.state.borrow_mut().waiting.clear();
         self.wake_fetches();
@@ -400,7 +409,11 @@ impl Replicated for Partition {
             done.promise.keep(Ok(done.appended));
         }
         drop(state);
-        self.replica.with(|raft| raft.applied_to(last));
+        self.replica.with(|raft| {
+            raft.applied_to(last);
+            // What is applied and durable is in the store; Raft needs only its terms from here on.
+            raft.compact(last);
+        });
         self.wake_fetches();
     }
 

@@ -40,6 +40,8 @@ pub struct Replica {
     payloads: RefCell<VecDeque<(u64, Payload)>>,
     /// In the loop's queue already.
     queued: Cell<bool>,
+    /// Its group is gone from the store, though the loop's queue may still hold it.
+    closed: Cell<bool>,
     /// The hard state last handed to the ring: another vote or term must be written even without entries.
     staged: Cell<HardState>,
 }
@@ -47,11 +49,23 @@ pub struct Replica {
 impl Replica {
     pub fn new(id: GroupId, raft: Group) -> Self {
         let staged = Cell::new(hard_state(&raft));
-        Self { id, raft: RefCell::new(raft), payloads: RefCell::default(), queued: Cell::new(false), staged }
+        Self {
+            id,
+            raft: RefCell::new(raft),
+            payloads: RefCell::default(),
+            queued: Cell::new(false),
+            closed: Cell::new(false),
+            staged,
+        }
     }
 
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// The group is removed: from now on there is nothing to stage or apply.
+    pub fn close(&self) {
+        self.closed.set(true);
     }
 
     /// A look at the group between two steps.
@@ -79,6 +93,9 @@ impl Replica {
 
     /// Stages what the group wants persisted; the answer says what it wants applied.
     fn take(&self, store: &Store, persisting: &mut VecDeque<Persisting>) -> Result<Option<Vec<Entry>>, AppendError> {
+        if self.closed.get() {
+            return Ok(None);
+        }
         let Some(ready) = self.raft.borrow_mut().ready() else { return Ok(None) };
         let state = hard_state(&self.raft.borrow());
         let mut position = None;

@@ -1,19 +1,23 @@
-//! Retention: moves log starts by time and size, as the topics' settings ask.
+//! Retention: moves log starts by time and size, as the topics' settings ask, and forgets producers that are long silent.
 //! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a restart.
 
 use crate::{
     core::{Core, wall_ms},
     rt,
-    sync::race,
+    sync::{Either, race},
 };
 use std::rc::Rc;
 
 /// Looks at every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
 pub async fn run(core: Rc<Core>) {
-    while !core.is_stopping() {
-        race(rt::sleep(core.config.retention_check_interval()), core.lifecycle.stopping.wait()).await;
+    loop {
+        let pause = rt::sleep(core.config.retention_check_interval());
+        if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
+            return;
+        }
         for partition in core.partitions() {
             let config = partition.config();
+            partition.expire_producers(wall_ms(), core.config.producer_id_expiration_ms);
             let high_watermark = partition.high_watermark();
             let wanted = core.store.retention(
                 partition.group(),

@@ -62,6 +62,7 @@ table! {
     /// (KAFKA-18659).
     Produce = 0: 0..=13, flexible 9;
     Fetch = 1: 4..=18, flexible 12;
+    // Version 7's question for the largest timestamp (-3, KIP-734) is answered UNSUPPORTED_VERSION: no index is kept of it.
     ListOffsets = 2: 1..=10, flexible 6;
     Metadata = 3: 0..=13, flexible 9;
     /// Version 10 (topic ids) is not among what the codec encodes.

@@ -69,13 +69,11 @@ macro_rules! control_apis {
         })*
 
         fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
-            let request = match api {
+            Ok(match api {
                 ApiKey::Produce => Request::Produce(ProduceRequest::read(reader, version)?),
                 ApiKey::Fetch => Request::Fetch(FetchRequest::read(reader, version)?),
                 $(ApiKey::$name => Request::$name(read_control(api, version, reader)?),)*
-            };
-            reader.finish()?;
-            Ok(request)
+            })
         }
     };
 }

@@ -125,11 +125,9 @@ fn a_request_cut_anywhere_is_refused() {
                     other => panic!("{api:?} version {version} cut at {cut} of {}: {other:?}", frame.len()),
                 }
             }
-            let longer = Bytes::from([&frame[..], &[0]].concat());
-            assert!(matches!(
-                decode_cheaply(&longer),
-                Err(DecodeError::Malformed { source: Malformed::Trailing { remain: 1, .. }, .. })
-            ));
+            // What follows the message is nobody's business: librdkafka 2.16 pads its Metadata requests.
+            let longer = Bytes::from([&frame[..], &[0, 0, 0]].concat());
+            assert_eq!(decode_cheaply(&longer), decode_cheaply(&frame), "{api:?} version {version}");
         }
     }
 }

@@ -108,6 +108,8 @@ pub struct Log {
     /// As of the last checkpoint or the flush under way.
     pub app: AppState,
     pub log_start: u64,
+    /// The log start as of `app`: what a checkpoint says, so that it never runs ahead of the applied index.
+    pub app_log_start: u64,
     /// The entry before the first that the log still has.
     pub before_first: Mark,
     /// What segments (or the snapshot) hold, up to a pending cut.
@@ -140,6 +142,7 @@ impl Log {
             hard_state: HardState::default(),
             app: AppState::default(),
             log_start: 0,
+            app_log_start: 0,
             before_first: Mark::default(),
             flushed: Mark::default(),
             written_index: 0,
@@ -175,7 +178,6 @@ impl Log {
             return;
         }
         assert!(from_index > self.before_first.index, "group {}: trimmed entries can't be truncated", self.id.0);
-        assert!(from_index > self.app.index, "group {}: applied entries can't be truncated", self.id.0);
         let keep = self.held.partition_point(|held| held.entry.index < from_index);
         if let Some(first) = self.held.get(keep).filter(|held| held.entry.index == from_index) {
             assert_eq!(first.base_offset, from_offset, "group {}: the truncation's offset is its entry's", self.id.0);
@@ -342,7 +344,7 @@ impl Log {
         self.before_first = to;
     }
 
-    /// Takes out whole segments that lie below the log start and whose entries are applied.
+    /// Takes out whole segments that lie below the log start that is to be checkpointed, and whose entries are applied.
     pub fn trim(&mut self) -> Vec<Segment> {
         if self.pending_cut.is_some() {
             return Vec::new();
@@ -350,7 +352,7 @@ impl Log {
         let gone = self
             .segments
             .iter()
-            .take_while(|segment| segment.end_offset <= self.log_start && segment.last_index <= self.app.index)
+            .take_while(|segment| segment.end_offset <= self.app_log_start && segment.last_index <= self.app.index)
             .count();
         let Some(last) = gone.checked_sub(1).map(|at| self.segments[at]) else { return Vec::new() };
         let term = self.term_of(last.last_index).expect("segments lie within the log");
@@ -358,11 +360,14 @@ impl Log {
         self.segments.drain(..gone).collect()
     }
 
-    /// Whether [`Log::trim`] would find something.
+    /// Whether the log start has left a segment behind.
     pub fn can_trim(&self) -> bool {
-        self.segments.first().is_some_and(|segment| {
-            segment.end_offset <= self.log_start && segment.last_index <= self.app.index && self.pending_cut.is_none()
-        })
+        self.segments.first().is_some_and(|segment| segment.end_offset <= self.log_start)
+    }
+
+    /// Whether a checkpoint would say less than it could about what is applied.
+    pub fn app_is_behind(&self) -> bool {
+        !self.by_snapshot && (self.app.index < self.flushed.index || self.app_log_start < self.log_start)
     }
 
     /// The log start that retention asks for, see [`crate::store::Store::retention`].

@@ -495,6 +495,7 @@ impl<D: Disk> Store<D> {
     ) -> Result<Staged, AppendError> {
         let mut state = self.shared.state.borrow_mut();
         let log = state.log(group);
+        assert!(from_index > log.app.index, "group {}: applied entries can't be truncated", group.0);
         let staged = self.shared.journal.truncate(group, hard_state, from_index, from_offset)?;
         log.hard_state = hard_state;
         log.truncate(from_index, from_offset, staged.pos);

@@ -376,7 +376,7 @@ async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError
 async fn ask_app_states<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) {
     let behind: Vec<GroupId> = {
         let state = shared.state.borrow();
-        let logs = state.groups.values().filter(|log| !log.by_snapshot && log.app.index < log.flushed.index);
+        let logs = state.groups.values().filter(|log| log.app_is_behind());
         logs.map(|log| log.id).collect()
     };
     for (at, group) in behind.into_iter().enumerate() {
@@ -385,6 +385,7 @@ async fn ask_app_states<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) {
             assert!(app.index >= log.app.index, "group {}: the applied index never goes back", group.0);
             assert!(app.index <= log.end.index, "group {}: what is applied is in the log", group.0);
             log.app = app;
+            log.app_log_start = log.log_start;
         }
         if at % 64 == 63 {
             yield_now().await;
@@ -526,7 +527,7 @@ fn group_state(log: &Log, durable: LogPos) -> GroupState {
         by_snapshot: log.by_snapshot,
         dir_made: log.dir_made,
         hard_state,
-        log_start: log.log_start,
+        log_start: log.app_log_start,
         replay_from: log.replay_from(durable),
         next_serial: log.next_serial,
         before_first: log.before_first,

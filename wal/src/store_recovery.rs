@@ -210,9 +210,10 @@ impl<'a> Replay<'a> {
                 log.append(entry, start, end);
             }
             RingBody::Truncate { from_index, from_offset } => {
-                if from_index <= log.app.index.max(log.before_first.index) {
+                // The applied index may lie above: what was appended after the truncation may have been applied before it was flushed.
+                if from_index <= log.before_first.index {
                     return Err(OpenError::Damaged(format!(
-                        "the ring truncates group {} from {from_index}, which is applied or trimmed",
+                        "the ring truncates group {} from {from_index}, which is trimmed",
                         group.0
                     )));
                 }
@@ -230,6 +231,7 @@ fn log_of(group: &GroupState) -> Log {
     log.hard_state = group.hard_state;
     log.app = group.app.clone();
     log.log_start = group.log_start;
+    log.app_log_start = group.log_start;
     log.before_first = group.before_first;
     log.flushed = group.flushed;
     log.written_index = group.flushed.index;

@@ -1169,6 +1169,7 @@ impl<'a> Command<'a> {
   pub const VT_SEQUENCE: ::flatbuffers::VOffsetT = 8;
   pub const VT_BODY_TYPE: ::flatbuffers::VOffsetT = 10;
   pub const VT_BODY: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LOWEST_OPEN: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1180,6 +1181,7 @@ impl<'a> Command<'a> {
     args: &'args CommandArgs
   ) -> ::flatbuffers::WIPOffset<Command<'bldr>> {
     let mut builder = CommandBuilder::new(_fbb);
+    builder.add_lowest_open(args.lowest_open);
     builder.add_sequence(args.sequence);
     builder.add_incarnation(args.incarnation);
     if let Some(x) = args.body { builder.add_body(x); }
@@ -1223,6 +1225,13 @@ impl<'a> Command<'a> {
     // Created from valid Table for this object
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Table<'a>>>(Command::VT_BODY, None).unwrap()}
+  }
+  #[inline]
+  pub fn lowest_open(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Command::VT_LOWEST_OPEN, Some(0)).unwrap()}
   }
   #[inline]
   #[allow(non_snake_case)]
@@ -1315,6 +1324,7 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           _ => Ok(()),
         }
      })?
+     .visit_field::<u64>("lowest_open", Self::VT_LOWEST_OPEN, false)?
      .finish();
     Ok(())
   }
@@ -1325,6 +1335,7 @@ pub struct CommandArgs {
     pub sequence: u64,
     pub body_type: Body,
     pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>>,
+    pub lowest_open: u64,
 }
 impl<'a> Default for CommandArgs {
   #[inline]
@@ -1335,6 +1346,7 @@ impl<'a> Default for CommandArgs {
       sequence: 0,
       body_type: Body::NONE,
       body: None, // required field
+      lowest_open: 0,
     }
   }
 }
@@ -1363,6 +1375,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommandBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_body(&mut self, body: ::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Command::VT_BODY, body);
+  }
+  #[inline]
+  pub fn add_lowest_open(&mut self, lowest_open: u64) {
+    self.fbb_.push_slot::<u64>(Command::VT_LOWEST_OPEN, lowest_open, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommandBuilder<'a, 'b, A> {
@@ -1428,6 +1444,7 @@ impl ::core::fmt::Debug for Command<'_> {
           ds.field("body", &x)
         },
       };
+      ds.field("lowest_open", &self.lowest_open());
       ds.finish()
   }
 }
@@ -1810,6 +1827,335 @@ impl ::core::fmt::Debug for Topic<'_> {
       ds.finish()
   }
 }
+pub enum AnswerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Answer<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Answer<'a> {
+  type Inner = Answer<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Answer<'a> {
+  pub const VT_SEQUENCE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 8;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FIRST: ::flatbuffers::VOffsetT = 12;
+  pub const VT_SECOND: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Answer { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AnswerArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Answer<'bldr>> {
+    let mut builder = AnswerBuilder::new(_fbb);
+    builder.add_second(args.second);
+    builder.add_first(args.first);
+    builder.add_sequence(args.sequence);
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Answer::VT_SEQUENCE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn kind(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Answer::VT_KIND, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn topic(&self) -> Option<Topic<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Topic>>(Answer::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn name(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Answer::VT_NAME, None)}
+  }
+  #[inline]
+  pub fn first(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Answer::VT_FIRST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn second(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Answer::VT_SECOND, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Answer<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("sequence", Self::VT_SEQUENCE, false)?
+     .visit_field::<u8>("kind", Self::VT_KIND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Topic>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
+     .visit_field::<i64>("first", Self::VT_FIRST, false)?
+     .visit_field::<u64>("second", Self::VT_SECOND, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AnswerArgs<'a> {
+    pub sequence: u64,
+    pub kind: u8,
+    pub topic: Option<::flatbuffers::WIPOffset<Topic<'a>>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub first: i64,
+    pub second: u64,
+}
+impl<'a> Default for AnswerArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AnswerArgs {
+      sequence: 0,
+      kind: 0,
+      topic: None,
+      name: None,
+      first: 0,
+      second: 0,
+    }
+  }
+}
+
+pub struct AnswerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AnswerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_sequence(&mut self, sequence: u64) {
+    self.fbb_.push_slot::<u64>(Answer::VT_SEQUENCE, sequence, 0);
+  }
+  #[inline]
+  pub fn add_kind(&mut self, kind: u8) {
+    self.fbb_.push_slot::<u8>(Answer::VT_KIND, kind, 0);
+  }
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<Topic<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Topic>>(Answer::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Answer::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_first(&mut self, first: i64) {
+    self.fbb_.push_slot::<i64>(Answer::VT_FIRST, first, 0);
+  }
+  #[inline]
+  pub fn add_second(&mut self, second: u64) {
+    self.fbb_.push_slot::<u64>(Answer::VT_SECOND, second, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AnswerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AnswerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Answer<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Answer<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Answer");
+      ds.field("sequence", &self.sequence());
+      ds.field("kind", &self.kind());
+      ds.field("topic", &self.topic());
+      ds.field("name", &self.name());
+      ds.field("first", &self.first());
+      ds.field("second", &self.second());
+      ds.finish()
+  }
+}
+pub enum OriginOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Origin<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Origin<'a> {
+  type Inner = Origin<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Origin<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LOWEST_OPEN: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ANSWERS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Origin { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args OriginArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Origin<'bldr>> {
+    let mut builder = OriginBuilder::new(_fbb);
+    builder.add_lowest_open(args.lowest_open);
+    builder.add_incarnation(args.incarnation);
+    if let Some(x) = args.answers { builder.add_answers(x); }
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(Origin::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn incarnation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Origin::VT_INCARNATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn lowest_open(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Origin::VT_LOWEST_OPEN, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn answers(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer>>>>(Origin::VT_ANSWERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Origin<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+     .visit_field::<u64>("lowest_open", Self::VT_LOWEST_OPEN, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Answer>>>>("answers", Self::VT_ANSWERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct OriginArgs<'a> {
+    pub node: i32,
+    pub incarnation: u64,
+    pub lowest_open: u64,
+    pub answers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer<'a>>>>>,
+}
+impl<'a> Default for OriginArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    OriginArgs {
+      node: 0,
+      incarnation: 0,
+      lowest_open: 0,
+      answers: None, // required field
+    }
+  }
+}
+
+pub struct OriginBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OriginBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(Origin::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: u64) {
+    self.fbb_.push_slot::<u64>(Origin::VT_INCARNATION, incarnation, 0);
+  }
+  #[inline]
+  pub fn add_lowest_open(&mut self, lowest_open: u64) {
+    self.fbb_.push_slot::<u64>(Origin::VT_LOWEST_OPEN, lowest_open, 0);
+  }
+  #[inline]
+  pub fn add_answers(&mut self, answers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Answer<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Origin::VT_ANSWERS, answers);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OriginBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    OriginBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Origin<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Origin::VT_ANSWERS,"answers");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Origin<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Origin");
+      ds.field("node", &self.node());
+      ds.field("incarnation", &self.incarnation());
+      ds.field("lowest_open", &self.lowest_open());
+      ds.field("answers", &self.answers());
+      ds.finish()
+  }
+}
 pub enum SliceOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -1830,6 +2176,7 @@ impl<'a> Slice<'a> {
   pub const VT_GROUP_HIGH: ::flatbuffers::VOffsetT = 6;
   pub const VT_NEXT_PRODUCER_ID: ::flatbuffers::VOffsetT = 8;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_ORIGINS: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1843,6 +2190,7 @@ impl<'a> Slice<'a> {
     let mut builder = SliceBuilder::new(_fbb);
     builder.add_next_producer_id(args.next_producer_id);
     builder.add_group_high(args.group_high);
+    if let Some(x) = args.origins { builder.add_origins(x); }
     if let Some(x) = args.topics { builder.add_topics(x); }
     builder.add_number(args.number);
     builder.finish()
@@ -1877,6 +2225,13 @@ impl<'a> Slice<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic>>>>(Slice::VT_TOPICS, None).unwrap()}
   }
+  #[inline]
+  pub fn origins(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Origin<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Origin>>>>(Slice::VT_ORIGINS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Slice<'_> {
@@ -1889,6 +2244,7 @@ impl ::flatbuffers::Verifiable for Slice<'_> {
      .visit_field::<u64>("group_high", Self::VT_GROUP_HIGH, false)?
      .visit_field::<i64>("next_producer_id", Self::VT_NEXT_PRODUCER_ID, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Topic>>>>("topics", Self::VT_TOPICS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Origin>>>>("origins", Self::VT_ORIGINS, false)?
      .finish();
     Ok(())
   }
@@ -1898,6 +2254,7 @@ pub struct SliceArgs<'a> {
     pub group_high: u64,
     pub next_producer_id: i64,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>>>,
+    pub origins: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Origin<'a>>>>>,
 }
 impl<'a> Default for SliceArgs<'a> {
   #[inline]
@@ -1907,6 +2264,7 @@ impl<'a> Default for SliceArgs<'a> {
       group_high: 0,
       next_producer_id: 0,
       topics: None, // required field
+      origins: None,
     }
   }
 }
@@ -1933,6 +2291,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SliceBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_TOPICS, topics);
   }
   #[inline]
+  pub fn add_origins(&mut self, origins: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Origin<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_ORIGINS, origins);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SliceBuilder {
@@ -1955,6 +2317,7 @@ impl ::core::fmt::Debug for Slice<'_> {
       ds.field("group_high", &self.group_high());
       ds.field("next_producer_id", &self.next_producer_id());
       ds.field("topics", &self.topics());
+      ds.field("origins", &self.origins());
       ds.finish()
   }
 }

@@ -43,6 +43,31 @@ pub enum Command {
     },
 }
 
+/// Who asked for a command, and which of its requests it is: asked again, it is not applied again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub node: i32,
+    /// Of the node's process; a later one is larger, and has forgotten what earlier ones asked.
+    pub incarnation: u64,
+    /// Not 0.
+    pub sequence: u64,
+    /// The node has the answers to all its requests below this one.
+    pub lowest_open: u64,
+}
+
+/// A command, and whose it is if it may come twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub origin: Option<Origin>,
+    pub command: Command,
+}
+
+impl From<Command> for Request {
+    fn from(command: Command) -> Self {
+        Self { origin: None, command }
+    }
+}
+
 /// Why bytes are not an entry's commands.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -74,10 +99,19 @@ impl Command {
     }
 }
 
-/// The form in the log of commands that are proposed together.
+/// The form in the log of commands that are proposed together, by nobody who would ask again.
 pub fn encode(commands: &[Command]) -> Bytes {
+    encode_all(commands.iter().map(|command| (None, command)))
+}
+
+/// The form in the log of requests that are proposed together.
+pub fn encode_requests(requests: &[Request]) -> Bytes {
+    encode_all(requests.iter().map(|request| (request.origin, &request.command)))
+}
+
+fn encode_all<'a>(commands: impl ExactSizeIterator<Item = (Option<Origin>, &'a Command)>) -> Bytes {
     let mut out = FlatBufferBuilder::with_capacity(256 * commands.len());
-    let commands: Vec<_> = commands.iter().map(|command| write(&mut out, command)).collect();
+    let commands: Vec<_> = commands.map(|(origin, command)| write(&mut out, origin, command)).collect();
     let commands = Some(out.create_vector(&commands));
     let root = fb::Commands::create(&mut out, &fb::CommandsArgs { commands });
     out.finish(root, None);
@@ -90,9 +124,24 @@ pub fn decode(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
     flatbuffers::root::<fb::Commands<'_>>(data)?.commands().iter().map(read).collect()
 }
 
+/// Reads an entry's commands back, with whose they are; the bytes are verified first.
+pub fn decode_requests(data: &[u8]) -> Result<Vec<Request>, DecodeError> {
+    let commands = flatbuffers::root::<fb::Commands<'_>>(data)?.commands();
+    commands.iter().map(|command| Ok(Request { origin: origin_of(command), command: read(command)? })).collect()
+}
+
+fn origin_of(command: fb::Command<'_>) -> Option<Origin> {
+    (command.sequence() != 0).then(|| Origin {
+        node: command.origin(),
+        incarnation: command.incarnation(),
+        sequence: command.sequence(),
+        lowest_open: command.lowest_open(),
+    })
+}
+
 type Out<'b> = FlatBufferBuilder<'b>;
 
-fn write<'b>(out: &mut Out<'b>, command: &Command) -> WIPOffset<fb::Command<'b>> {
+fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WIPOffset<fb::Command<'b>> {
     let (body_type, body) = match command {
         Command::CreateTopic { name, id, first_group, replicas, configs, created_ms } => {
             let args = fb::CreateTopicArgs {
@@ -132,7 +181,14 @@ fn write<'b>(out: &mut Out<'b>, command: &Command) -> WIPOffset<fb::Command<'b>>
             (fb::Body::AllocateProducerIds, fb::AllocateProducerIds::create(out, &args).as_union_value())
         }
     };
-    let args = fb::CommandArgs { body_type, body: Some(body), ..fb::CommandArgs::default() };
+    let mut args = fb::CommandArgs { body_type, body: Some(body), ..fb::CommandArgs::default() };
+    if let Some(origin) = origin {
+        assert_ne!(origin.sequence, 0, "requests are numbered from 1");
+        args.origin = origin.node;
+        args.incarnation = origin.incarnation;
+        args.sequence = origin.sequence;
+        args.lowest_open = origin.lowest_open;
+    }
     fb::Command::create(out, &args)
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `command` | commands, and their form in the log (FlatBuffers) |
 //! | `slice` | one slice of the keyspace: applies commands, deterministically |
+//! | `slice_answers` | what a slice answered, so that a request that comes twice is applied once |
 //! | `snapshot` | all slices at one index, as bytes |
 //! | `view` | what every core knows of all topics, from the slices' deltas |
 //!
@@ -11,11 +12,13 @@
 
 mod command;
 mod slice;
+mod slice_answers;
 mod snapshot;
 mod view;
 
-pub use command::{Command, DecodeError, decode, encode};
+pub use command::{Command, DecodeError, Origin, Request, decode, decode_requests, encode, encode_requests};
 pub use slice::{Applied, Delta, NameError, Outcome, Rejection, Slice, check_topic_name};
+pub use slice_answers::{ANSWERS_MAX, AskedTooLate};
 pub use snapshot::{join, restore};
 pub use view::View;
 

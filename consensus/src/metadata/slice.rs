@@ -4,7 +4,10 @@
 //!
 //! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice.
 
-use super::{Command, Partition, SliceId, Topic};
+use super::{
+    Command, Partition, Request, SliceId, Topic,
+    slice_answers::{Answers, AskedTooLate, Before},
+};
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
@@ -89,11 +92,12 @@ pub struct Slice {
     /// The largest group id that any command for this slice carried, whether it succeeded or not: ids are never used again.
     pub(super) group_high: u64,
     pub(super) next_producer_id: i64,
+    pub(super) answers: Answers,
 }
 
 impl Slice {
     pub fn new(id: SliceId) -> Self {
-        Self { id, topics: BTreeMap::new(), group_high: 0, next_producer_id: 0 }
+        Self { id, topics: BTreeMap::new(), group_high: 0, next_producer_id: 0, answers: Answers::default() }
     }
 
     /// All slices of a new cluster.
@@ -126,6 +130,20 @@ impl Slice {
         match self.change(command) {
             Ok((outcome, delta)) => Applied { outcome: Ok(outcome), delta },
             Err(rejection) => Applied { outcome: Err(rejection), delta: None },
+        }
+    }
+
+    /// Applies a committed request of this slice; one that was applied before gets its answer again, and changes nothing.
+    pub fn apply_request(&mut self, request: &Request) -> Result<Applied, AskedTooLate> {
+        let Some(origin) = request.origin else { return Ok(self.apply(&request.command)) };
+        match self.answers.before(origin) {
+            Before::Answered(outcome) => Ok(Applied { outcome, delta: None }),
+            Before::Forgotten => Err(AskedTooLate),
+            Before::Nothing => {
+                let applied = self.apply(&request.command);
+                self.answers.keep(origin, applied.outcome.clone());
+                Ok(applied)
+            }
         }
     }
 
@@ -200,6 +218,7 @@ impl Slice {
 
     /// Panics if the slice's invariants do not hold.
     pub fn check(&self) {
+        self.answers.check();
         for (name, topic) in &self.topics {
             assert_eq!(*name, topic.name);
             assert_eq!(SliceId::of_topic(name), self.id, "topic '{name}' lies in another slice");

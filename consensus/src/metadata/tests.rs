@@ -195,3 +195,92 @@ fn group_ids_at_the_end_of_their_range_do_not_wrap() {
     assert_eq!(model.run(create("t", u64::MAX, 2)), Err(Rejection::TopicExists("t".into())));
     assert_eq!(model.slices[usize::from(SliceId::of_topic("t").0)].group_high(), u64::MAX);
 }
+
+fn asked(node: i32, incarnation: u64, sequence: u64, lowest_open: u64, command: Command) -> Request {
+    Request { origin: Some(Origin { node, incarnation, sequence, lowest_open }), command }
+}
+
+fn producer_ids(sequence: u64, lowest_open: u64) -> Request {
+    asked(1, 1, sequence, lowest_open, Command::AllocateProducerIds { count: 10 })
+}
+
+/// What a request for producer ids got: the first of them.
+fn first_id(slice: &mut Slice, request: &Request) -> Result<i64, AskedTooLate> {
+    let applied = slice.apply_request(request)?;
+    slice.check();
+    let Ok(Outcome::ProducerIds { first, .. }) = applied.outcome else { panic!("{applied:?}") };
+    Ok(first)
+}
+
+#[test]
+fn a_request_that_comes_twice_is_answered_twice_and_applied_once() {
+    let mut slice = Slice::new(SliceId::of_topic("t"));
+    let request = asked(1, 1, 1, 1, create("t", 3, 2));
+    let first = slice.apply_request(&request).unwrap();
+    let again = slice.apply_request(&request).unwrap();
+    assert_eq!((&again.outcome, &again.delta), (&first.outcome, &None));
+    let of_another = slice.apply_request(&asked(2, 1, 1, 1, create("t", 5, 2))).unwrap();
+    assert_eq!(of_another.outcome, Err(Rejection::TopicExists("t".into())));
+    // The answer is what it was, whatever happened since.
+    slice.apply(&Command::DeleteTopic { name: "t".into(), id: id(3) }).outcome.unwrap();
+    assert_eq!(slice.apply_request(&request).unwrap(), again);
+}
+
+#[test]
+fn what_an_origin_needs_no_more_is_forgotten_and_refused() {
+    let mut slice = Slice::new(SliceId::of_cluster());
+    for sequence in 1..=5 {
+        assert_eq!(first_id(&mut slice, &producer_ids(sequence, 1)), Ok(10 * (sequence as i64 - 1)));
+    }
+    assert_eq!(first_id(&mut slice, &producer_ids(6, 4)), Ok(50));
+    assert_eq!(first_id(&mut slice, &producer_ids(4, 1)), Ok(30));
+    assert_eq!(first_id(&mut slice, &producer_ids(3, 1)), Err(AskedTooLate));
+    // A later incarnation begins anew; what is left of the earlier one is refused.
+    let later = asked(1, 2, 1, 1, Command::AllocateProducerIds { count: 10 });
+    assert_eq!(first_id(&mut slice, &later), Ok(60));
+    assert_eq!(first_id(&mut slice, &producer_ids(6, 4)), Err(AskedTooLate));
+    assert_eq!(first_id(&mut slice, &later), Ok(60));
+}
+
+#[test]
+fn answers_are_bounded_and_the_oldest_go_first() {
+    let mut slice = Slice::new(SliceId::of_cluster());
+    let end = ANSWERS_MAX as u64 + 3;
+    (1..end).for_each(|sequence| assert!(first_id(&mut slice, &producer_ids(sequence, 1)).is_ok()));
+    assert_eq!(first_id(&mut slice, &producer_ids(2, 1)), Err(AskedTooLate));
+    assert_eq!(first_id(&mut slice, &producer_ids(3, 1)), Ok(20));
+}
+
+#[test]
+fn answers_of_every_kind_survive_a_snapshot() {
+    let mut model = Model::new();
+    let (name, new_id): (Arc<str>, _) = ("t".into(), id(3));
+    let mut commands = one_of_each();
+    commands.extend([
+        create("t", 9, 1),
+        create("a/b", 9, 1),
+        create("", 9, 1),
+        create("..", 9, 1),
+        create("u", 9, 0),
+        create("t", 20, 1),
+        Command::CreatePartitions { name: name.clone(), id: id(9), present: 7, first_group: 10, replicas: vec![] },
+        Command::DeleteTopic { name, id: new_id },
+    ]);
+    let requests: Vec<Request> =
+        (1..).zip(commands).map(|(sequence, command)| asked(4, 2, sequence, 1, command)).collect();
+    // Through the log's form, as in the broker.
+    assert_eq!(decode_requests(&encode_requests(&requests)).unwrap(), requests);
+    assert_eq!(decode(&encode_requests(&requests)).unwrap().len(), requests.len());
+    let at = |request: &Request| usize::from(request.command.slice().0);
+    let outcomes: Vec<_> =
+        requests.iter().map(|request| model.slices[at(request)].apply_request(request).unwrap().outcome).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_err()).count(), 7, "{outcomes:?}");
+    let snapshot = join(1, &mut model.slices);
+    let (_, mut slices) = restore(&snapshot).unwrap();
+    assert_eq!(slices, model.slices);
+    for (request, outcome) in requests.iter().zip(&outcomes) {
+        let again = slices[at(request)].apply_request(request).unwrap();
+        assert_eq!((&again.outcome, &again.delta), (outcome, &None));
+    }
+    assert_eq!(join(1, &mut slices), snapshot, "asking again changed nothing");
+}

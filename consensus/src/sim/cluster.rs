@@ -7,8 +7,8 @@ use super::{
     oracle::{History, Seen, Violation},
 };
 use crate::{
-    group::{GroupConfig, Member, Message, election_jitter},
-    metadata::Command,
+    group::{Entry, GroupConfig, Member, Message, election_jitter},
+    metadata::{self, AskedTooLate, Command, Origin, Request},
 };
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
@@ -25,6 +25,8 @@ pub enum Bug {
     VoteNotRecorded,
     /// Records say nothing of what is committed.
     CommitNotRecorded,
+    /// A request that comes twice is applied twice.
+    RetryAppliedTwice,
     /// A node whose disk was emptied comes back as the same peer.
     EmptiedDiskReturns,
 }
@@ -40,7 +42,10 @@ pub struct Summary {
     pub elections: u64,
     pub committed: u64,
     pub acked: u64,
-    /// Changes of the members that took effect.
+    pub requests: u64,
+    /// Requests that were applied when they came again.
+    pub retried: u64,
+    /// Changes of the members that were proposed.
     pub members_changed: u64,
 }
 
@@ -111,6 +116,10 @@ struct Cluster {
     histories: Vec<History>,
     /// Proposals whose clients wait, by the node that took them, group and index: term and data.
     open: BTreeMap<(u64, u64, u64), (u64, Bytes)>,
+    /// Requests that have no answer yet, by sequence; asked again now and then.
+    unanswered: BTreeMap<u64, Command>,
+    /// What requests got when they were first applied.
+    answers: BTreeMap<u64, String>,
     client_at: Option<Duration>,
     fault_at: Option<Duration>,
     worst_net: NetFaults,
@@ -171,6 +180,8 @@ impl Cluster {
             net,
             histories: (0..GROUPS).map(|_| History::default()).collect(),
             open: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            answers: BTreeMap::new(),
             client_at: Some(Duration::ZERO),
             fault_at: Some(Duration::from_secs(1)),
             worst_net,
@@ -256,25 +267,33 @@ impl Cluster {
 
     /// Shows the histories what the nodes did, and answers clients.
     fn look(&mut self) -> Result<(), Violation> {
-        for slot in &mut self.slots {
-            let Some(node) = slot.node_mut() else { continue };
+        for at in 0..self.slots.len() {
+            let Some(node) = self.slots[at].node_mut() else { continue };
             for seen in std::mem::take(&mut node.seen) {
-                let group = match &seen {
-                    Seen::Voted { group, .. }
-                    | Seen::Leads { group, .. }
-                    | Seen::Appended { group, .. }
-                    | Seen::Applied { group, .. }
-                    | Seen::State { group, .. } => *group,
-                };
-                let history = &mut self.histories[group as usize];
-                if let Seen::Applied { node, entry, .. } = &seen
-                    && let Some((term, data)) = self.open.remove(&(*node, group, entry.index))
-                    && term == entry.term
-                {
-                    history.ack(entry.index, data);
+                if let Seen::Applied { node, group, entry, result, .. } = &seen {
+                    self.applied(*node, *group, entry, result)?;
                 }
-                history.see(seen)?;
+                self.histories[seen.group() as usize].see(seen)?;
             }
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, node: u64, group: u64, entry: &Entry, result: &str) -> Result<(), Violation> {
+        let is_new = entry.index > self.histories[group as usize].committed();
+        if group == META && entry.is_command() && is_new {
+            self.answered(entry, result)?;
+        }
+        if let Some((term, data)) = self.open.remove(&(node, group, entry.index))
+            && term == entry.term
+        {
+            if group == META {
+                let requests = metadata::decode_requests(&data).expect("it was encoded by the client");
+                for origin in requests.iter().filter_map(|request| request.origin) {
+                    self.unanswered.remove(&origin.sequence);
+                }
+            }
+            self.histories[group as usize].ack(entry.index, data);
         }
         Ok(())
     }
@@ -295,18 +314,61 @@ impl Cluster {
         if self.is_paused(at) {
             return;
         }
-        let commands = if group == META { self.commands() } else { Vec::new() };
+        let requests = if group == META { self.requests() } else { Vec::new() };
         let count = self.rng.u32(1..100);
         let Some(node) = self.slots[at].node_mut() else { return };
-        let proposed = if group == META { node.propose_commands(&commands) } else { node.propose_batch(group, count) };
+        let proposed = if group == META { node.propose_requests(&requests) } else { node.propose_batch(group, count) };
         if let Some((position, data)) = proposed {
             // A lone voter's proposal may be applied within the turn, but never before its sync.
             self.open.insert((node.id, group, position.index), (position.term, data));
         }
     }
 
-    fn commands(&mut self) -> Vec<Command> {
-        (0..self.rng.usize(1..4)).map(|_| self.command()).collect()
+    /// Some new requests, or some that have no answer yet.
+    fn requests(&mut self) -> Vec<Request> {
+        let count = self.rng.usize(1..4);
+        if self.rng.u8(..4) > 0 || self.unanswered.is_empty() {
+            for _ in 0..count {
+                let sequence = self.summary.requests + 1;
+                self.summary.requests = sequence;
+                let command = self.command();
+                self.unanswered.insert(sequence, command);
+            }
+            return self.asked(self.summary.requests + 1 - count as u64, count);
+        }
+        let sequences: Vec<u64> = self.unanswered.keys().copied().collect();
+        let from = sequences[self.rng.usize(..sequences.len())];
+        self.asked(from, count)
+    }
+
+    fn asked(&self, from: u64, count: usize) -> Vec<Request> {
+        let lowest_open = *self.unanswered.keys().next().expect("something is unanswered");
+        let requests = self.unanswered.range(from..).take(count).map(|(sequence, command)| {
+            let origin = Origin { node: 1, incarnation: 1, sequence: *sequence, lowest_open };
+            Request { origin: Some(origin), command: command.clone() }
+        });
+        requests.collect()
+    }
+
+    /// A request gets the same answer however often it is applied, unless it is refused.
+    fn answered(&mut self, entry: &Entry, result: &str) -> Result<(), Violation> {
+        let requests = metadata::decode_requests(&entry.data).unwrap_or_default();
+        for (request, outcome) in requests.iter().zip(result.lines()) {
+            let sequence = request.origin.map_or(0, |origin| origin.sequence);
+            if outcome == format!("{AskedTooLate:?}") {
+                continue;
+            }
+            match self.answers.get(&sequence) {
+                Some(first) if first != outcome => {
+                    return Err(Violation(format!("request {sequence} was applied twice: {first}, then {outcome}")));
+                }
+                Some(_) => self.summary.retried += 1,
+                None => {
+                    self.answers.insert(sequence, outcome.to_owned());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn command(&mut self) -> Command {
@@ -366,12 +428,14 @@ impl Cluster {
         let group = self.rng.u64(..GROUPS);
         let mut wanted: Vec<u64> = (1..=self.slots.len() as u64).collect();
         self.rng.shuffle(&mut wanted);
+        let demoted = self.rng.bool();
         wanted.truncate([1, 2, 3, 3, 3, 5][self.rng.usize(..6)]);
         let leads = |slot: &&mut Slot| slot.node().is_some_and(|node| node.group(group).is_leader());
         let Some(node) = self.slots.iter_mut().find(leads).and_then(Slot::node_mut) else { return };
         let present = node.group(group).voters();
         let added = wanted.iter().filter(|peer| !present.contains(peer)).map(|peer| Member::Voter(*peer));
-        let removed = present.iter().filter(|peer| !wanted.contains(peer)).map(|peer| Member::Removed(*peer));
+        let removed = present.iter().filter(|peer| !wanted.contains(peer));
+        let removed = removed.map(|peer| if demoted { Member::Learner(*peer) } else { Member::Removed(*peer) });
         let changes: Vec<Member> = added.chain(removed).collect();
         if !changes.is_empty() && node.propose_members(group, &changes) {
             self.summary.members_changed += 1;

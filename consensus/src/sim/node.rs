@@ -9,7 +9,7 @@ use super::{
 use crate::{
     descriptor::{Descriptor, EntryData},
     group::{Entry, Group, GroupConfig, HardState, Member, Message, Position},
-    metadata::{self, Command, Slice, View},
+    metadata::{self, Request, Slice, View},
     seam::{Clock, Transport},
 };
 use bytes::Bytes;
@@ -129,9 +129,9 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         self.turn();
     }
 
-    /// Proposes commands to the metadata group.
-    pub fn propose_commands(&mut self, commands: &[Command]) -> Option<(Position, Bytes)> {
-        let data = metadata::encode(commands);
+    /// Proposes requests to the metadata group.
+    pub fn propose_requests(&mut self, requests: &[Request]) -> Option<(Position, Bytes)> {
+        let data = metadata::encode_requests(requests);
         let position = self.replicas.get_mut(&META)?.group.propose(data.clone()).ok()?;
         self.turn();
         Some((position, data))
@@ -191,7 +191,9 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         self.disk.sync();
         for (group, replica) in &mut self.replicas {
             replica.group.check();
-            let leads = replica.group.is_leader().then(|| replica.group.term());
+            // A lone voter leads before its term is durable, but nobody knows until then.
+            let leads = replica.group.is_leader() && replica.group.has_durable_term();
+            let leads = leads.then(|| replica.group.term());
             if let Some(term) = leads.filter(|_| leads != replica.led) {
                 let log = replica.group.terms().to_vec();
                 self.seen.push(Seen::Leads { node: self.id, group: *group, term, log });
@@ -239,7 +241,7 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         });
         for entry in &ready.committed {
             let replica = self.replicas.get_mut(&group).expect("it has work");
-            let result = replica.machine.apply(entry);
+            let result = replica.machine.apply(entry, bug);
             let term = replica.group.term();
             self.seen.push(Seen::Applied { node: self.id, group, term, entry: entry.clone(), result });
             replica.group.applied_to(entry.index);
@@ -283,26 +285,34 @@ impl Replica {
 }
 
 impl Machine {
-    /// Applies an entry; the result must be the same on every node.
-    fn apply(&mut self, entry: &Entry) -> String {
+    /// Applies an entry; the result, a line for each request, must be the same on every node.
+    fn apply(&mut self, entry: &Entry, bug: Option<Bug>) -> String {
         match self {
             Machine::Meta { slices, view } => {
-                let commands = if entry.is_command() {
-                    metadata::decode(&entry.data).expect("a committed entry can be read")
+                let requests = if entry.is_command() {
+                    metadata::decode_requests(&entry.data).expect("a committed entry can be read")
                 } else {
                     Vec::new()
                 };
                 let mut deltas = Vec::new();
-                let mut outcomes = Vec::new();
-                for command in commands {
-                    let slice = &mut slices[usize::from(command.slice().0)];
-                    let applied = slice.apply(&command);
+                let mut outcomes = String::new();
+                for request in requests {
+                    let slice = &mut slices[usize::from(request.command.slice().0)];
+                    let applied = match bug {
+                        Some(Bug::RetryAppliedTwice) => Ok(slice.apply(&request.command)),
+                        _ => slice.apply_request(&request),
+                    };
                     slice.check();
-                    deltas.extend(applied.delta);
-                    outcomes.push(applied.outcome);
+                    match applied {
+                        Ok(applied) => {
+                            deltas.extend(applied.delta);
+                            outcomes += &format!("{:?}\n", applied.outcome);
+                        }
+                        Err(too_late) => outcomes += &format!("{too_late:?}\n"),
+                    }
                 }
                 view.apply(entry.index, &deltas);
-                format!("{outcomes:?}")
+                outcomes
             }
             Machine::Partition { end } => {
                 if let Some(behind) = end_of(entry) {

@@ -52,6 +52,18 @@ struct Committed {
     known_in: u64,
 }
 
+impl Seen {
+    pub fn group(&self) -> u64 {
+        match self {
+            Seen::Voted { group, .. }
+            | Seen::Leads { group, .. }
+            | Seen::Appended { group, .. }
+            | Seen::Applied { group, .. }
+            | Seen::State { group, .. } => *group,
+        }
+    }
+}
+
 /// One group's history.
 #[derive(Default)]
 pub struct History {

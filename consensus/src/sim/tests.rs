@@ -42,13 +42,16 @@ fn groups_keep_their_promises_under_every_fault() {
         total.elections += summary.elections;
         total.committed += summary.committed;
         total.acked += summary.acked;
+        total.requests += summary.requests;
+        total.retried += summary.retried;
         total.members_changed += summary.members_changed;
     }
     println!("{total:?}");
     let runs = seeds.end - seeds.start;
     if runs >= SEEDS {
         // The faults must leave room for what they are to disturb.
-        let Summary { acked, crashes, elections, members_changed, .. } = total;
+        let Summary { acked, crashes, elections, members_changed, retried, .. } = total;
+        assert!(retried > runs);
         assert!(acked > 50 * runs && crashes > 4 * runs && elections > 5 * runs && members_changed > runs / 2);
     }
 }
@@ -84,6 +87,11 @@ fn a_vote_that_is_not_recorded_is_seen() {
 #[test]
 fn a_commit_that_is_not_recorded_is_seen() {
     found(Bug::CommitNotRecorded);
+}
+
+#[test]
+fn a_retry_that_is_applied_twice_is_seen() {
+    found(Bug::RetryAppliedTwice);
 }
 
 #[test]

@@ -122,6 +122,8 @@ impl<T> Default for Appends<T> {
 pub(crate) struct Env<'a, T> {
     pub(crate) now: Now,
     pub(crate) config: &'a Config,
+    /// What is left of `state_bytes_max`.
+    pub(crate) room_bytes: usize,
     pub(crate) rng: &'a mut Rng,
     pub(crate) timers: &'a mut Timers,
     pub(crate) appends: &'a mut Appends<T>,

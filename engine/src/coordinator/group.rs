@@ -20,6 +20,7 @@ use super::{
     config::{MEMBER_BYTES_MAX, STRING_BYTES_MAX},
     env::{Env, Now, Waiting},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
+    size::{group_bytes, pending_bytes},
     timers::{Slot, Timer, Timers},
 };
 
@@ -156,13 +157,18 @@ pub(crate) struct Group<T> {
     pub(crate) offsets: BTreeMap<StrBytes, BTreeMap<i32, CommittedOffset>>,
     /// Commits on their way to the log, counted.
     pub(crate) uncommitted: HashMap<(StrBytes, i32), usize, RandomState>,
+    /// This generation's assignment is on its way to the log.
+    pub(crate) assigning: bool,
     /// The log knows the group, so that it takes a tombstone to forget it.
     pub(crate) logged: bool,
+    /// Memory that it takes: see `size`.
+    pub(crate) bytes: usize,
 }
 
 impl<T> Group<T> {
     pub(crate) fn new(id: StrBytes, now_ms: Option<i64>) -> Group<T> {
         Group {
+            bytes: group_bytes(&id),
             id,
             state: State::Empty,
             previous_state: State::Empty,
@@ -179,6 +185,7 @@ impl<T> Group<T> {
             sync_timer: None,
             offsets: BTreeMap::new(),
             uncommitted: HashMap::default(),
+            assigning: false,
             logged: false,
         }
     }
@@ -220,6 +227,7 @@ impl<T> Group<T> {
             };
             self.members.insert(member.member_id, loaded);
         }
+        self.bytes = self.count_bytes();
     }
 
     /// The group's record, with these assignments.
@@ -318,9 +326,8 @@ impl<T> Group<T> {
 
     /// A pending member comes in, or a new one.
     pub(crate) fn add(&mut self, id: StrBytes, member: Member<T>, protocol_type: &StrBytes, timers: &mut Timers) {
-        if let Some(mut session) = self.pending.remove(&id) {
-            timers.cancel(&mut session);
-        }
+        self.remove_pending(&id, timers);
+        self.bytes += member.bytes(&id);
         if let Some(instance) = &member.instance_id {
             let before = self.static_members.insert(instance.clone(), id.clone());
             assert!(before.is_none(), "a known instance replaces its member");
@@ -334,10 +341,9 @@ impl<T> Group<T> {
 
     /// Takes a member, or a pending one, out. Its waiting requests are the caller's to answer, so they are given back.
     pub(crate) fn remove(&mut self, id: &StrBytes, timers: &mut Timers) -> Option<Member<T>> {
-        if let Some(mut session) = self.pending.remove(id) {
-            timers.cancel(&mut session);
-        }
+        self.remove_pending(id, timers);
         let mut member = self.members.remove(id)?;
+        self.bytes -= member.bytes(id);
         timers.cancel(&mut member.session);
         if let Some(instance) = &member.instance_id {
             self.static_members.remove(instance);
@@ -346,6 +352,20 @@ impl<T> Group<T> {
             self.leader = self.members.keys().next().cloned();
         }
         Some(member)
+    }
+
+    pub(crate) fn remove_pending(&mut self, id: &StrBytes, timers: &mut Timers) {
+        if let Some(mut session) = self.pending.remove(id) {
+            timers.cancel(&mut session);
+            self.bytes -= pending_bytes(id);
+        }
+    }
+
+    /// A member says something else of itself.
+    pub(crate) fn set_settings(&mut self, id: &StrBytes, settings: MemberSettings) {
+        let member = self.members.get_mut(id).expect("the member is known");
+        self.bytes = self.bytes - member.settings.bytes() + settings.bytes();
+        member.settings = settings;
     }
 
     /// (Re)starts a member's session.
@@ -372,6 +392,8 @@ impl<T> Group<T> {
         assert!(self.leader.as_ref().is_none_or(|leader| self.members.contains_key(leader)), "{id}: foreign leader");
         let statics = self.members.iter().filter_map(|(id, member)| Some((member.instance_id.clone()?, id.clone())));
         assert_eq!(self.static_members, statics.collect(), "{id}: instances");
+        let may_assign = !self.assigning || self.state == State::CompletingRebalance;
+        assert!(may_assign, "{id}: an assignment of another generation counts for nothing");
         let owing = self.members.values().any(|member| member.owes_sync);
         assert!(!owing || timers.is_set(&self.sync_timer), "{id}: nothing ends the wait for SyncGroup");
         for (member_id, member) in &self.members {
@@ -383,5 +405,6 @@ impl<T> Group<T> {
         assert!(self.pending.values().all(|session| timers.is_set(session)), "{id}: nothing ends a pending member");
         assert!(self.uncommitted.values().all(|&count| count > 0));
         assert!(self.offsets.values().all(|partitions| !partitions.is_empty()));
+        assert_eq!(self.bytes, self.count_bytes(), "{id}: bytes");
     }
 }

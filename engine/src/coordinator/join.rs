@@ -12,6 +12,7 @@ use super::{
     config::PENDING_MEMBERS_MAX,
     env::{Env, Then, Waiting},
     group::{Group, Member, MemberSettings, State, own},
+    size::{new_member_bytes, pending_bytes},
     timers::Timer,
 };
 
@@ -38,6 +39,14 @@ impl<T> Group<T> {
         let names: Vec<&StrBytes> = request.protocols.iter().map(|protocol| &protocol.name).collect();
         if !self.supports(&request.protocol_type, &names) {
             return env.refuse_join(waiting, refused_id, ErrorCode::InconsistentGroupProtocol);
+        }
+        let says = MemberSettings::from_request(request, context.version);
+        let grows_by = match self.members.get(&request.member_id) {
+            Some(member) => says.bytes().saturating_sub(member.settings.bytes()),
+            None => new_member_bytes(context, request.group_instance_id.as_deref(), &says),
+        };
+        if grows_by > env.room_bytes {
+            return env.refuse_join(waiting, refused_id, ErrorCode::CoordinatorNotAvailable);
         }
         if request.member_id.is_empty() {
             self.join_as_new(env, context, request, waiting);
@@ -87,6 +96,7 @@ impl<T> Group<T> {
         let mut session = None;
         let timer = Timer::Session { group: self.id.clone(), member: member_id.clone() };
         env.timers.schedule(&mut session, env.after(session_timeout_ms), timer);
+        self.bytes += pending_bytes(&member_id);
         self.pending.insert(member_id, session);
     }
 
@@ -171,8 +181,8 @@ impl<T> Group<T> {
     /// Sets what a member says of itself, and its waiting JoinGroup. An earlier one that still waits is told to come again,
     /// so that answers behind it on its connection are not held up.
     fn update(&mut self, env: &mut Env<'_, T>, id: &StrBytes, settings: MemberSettings, joining: Option<Waiting<T>>) {
+        self.set_settings(id, settings);
         let member = self.members.get_mut(id).expect("the member is known");
-        member.settings = settings;
         if let Some(superseded) = std::mem::replace(&mut member.joining, joining) {
             env.refuse_join(superseded, id.clone(), ErrorCode::RebalanceInProgress);
         }
@@ -181,6 +191,7 @@ impl<T> Group<T> {
     /// Renames a static member; requests under its old id are fenced.
     fn rename_static(&mut self, env: &mut Env<'_, T>, instance: &StrBytes, old_id: &StrBytes, new_id: &StrBytes) {
         let mut member = self.members.remove(old_id).expect("instances name members");
+        self.bytes = self.bytes - member.bytes(old_id) + member.bytes(new_id);
         env.timers.cancel(&mut member.session);
         if let Some(joining) = member.joining.take() {
             env.refuse_join(joining, old_id.clone(), ErrorCode::FencedInstanceId);
@@ -263,8 +274,8 @@ impl<T> Group<T> {
         if self.static_members.get(instance) != Some(id) {
             return;
         }
+        self.set_settings(id, old);
         let member = self.members.get_mut(id).expect("instances name members");
-        member.settings = old;
         if let Some(joining) = member.joining.take() {
             env.refuse_join(joining, StrBytes::new(), error);
         }

@@ -28,27 +28,26 @@ mod api;
 mod config;
 mod describe;
 mod env;
+mod forget;
 mod group;
 mod join;
 mod offsets;
 mod rebalance;
 mod records;
 mod session;
+mod size;
 #[cfg(test)]
 mod tests;
 mod timers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fastrand::Rng;
 use net::{
     StrBytes,
-    errors::{ErrorCode, NONE},
-    messages::{
-        DeleteGroupsRequest, DeleteGroupsResponse, HeartbeatResponse, JoinGroupRequest, LeaveGroupRequest,
-        OffsetCommitRequest, delete_groups_response::DeletableGroupResult,
-    },
+    errors::ErrorCode,
+    messages::{HeartbeatResponse, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest},
     record::{ReadError, Records},
 };
 
@@ -60,9 +59,9 @@ pub use self::{
 };
 use self::{
     api::{append_error, offset_commit_error, shape_leave},
-    config::{STRING_BYTES_MAX, TOMBSTONE_BATCH_BYTES},
-    env::{Appends, Deletion, Env, Then, Tombstones},
-    group::{Group, State, check_join_size, own},
+    config::STRING_BYTES_MAX,
+    env::{Appends, Env, Then, Tombstones},
+    group::{Group, check_join_size, own},
     timers::{Slot, Timer, Timers},
 };
 
@@ -87,6 +86,8 @@ pub struct Coordinator<T> {
     rng: Rng,
     loading: bool,
     groups: BTreeMap<StrBytes, Group<T>>,
+    /// Memory that the groups take.
+    bytes: usize,
     timers: Timers,
     expiry: Slot,
     appends: Appends<T>,
@@ -103,6 +104,7 @@ impl<T> Coordinator<T> {
             rng: Rng::with_seed(seed),
             loading: true,
             groups: BTreeMap::new(),
+            bytes: 0,
             timers: Timers::default(),
             expiry: None,
             appends: Appends::default(),
@@ -154,36 +156,21 @@ impl<T> Coordinator<T> {
     fn apply(&mut self, record: GroupRecord) {
         match record {
             GroupRecord::Offset { group, topic, partition, value: Some(value) } => {
-                let group = self.groups.entry(group.clone()).or_insert_with(|| Group::new(group, None));
-                group.logged = true;
-                group.set_offset(topic, partition, Some(value));
+                self.insert_group(&group, None);
+                self.change_group(&group, |group| {
+                    group.logged = true;
+                    group.set_offset(topic, partition, Some(value));
+                });
             }
             GroupRecord::Offset { group, topic, partition, value: None } => {
                 self.forget_offset(&group, topic, partition)
             }
             GroupRecord::Group { group, value: Some(value) } => {
-                self.groups.entry(group.clone()).or_insert_with(|| Group::new(group, None)).replace_by(value);
+                self.insert_group(&group, None);
+                self.change_group(&group, |group| group.replace_by(value));
             }
             GroupRecord::Group { group, value: None } => self.forget_group(&group),
         }
-    }
-
-    /// A group without any is left to the next look for what has expired.
-    fn forget_offset(&mut self, id: &StrBytes, topic: StrBytes, partition: i32) {
-        if let Some(group) = self.groups.get_mut(id) {
-            group.set_offset(topic, partition, None);
-        }
-    }
-
-    /// The group is no more; offsets that the log still has keep their place.
-    fn forget_group(&mut self, id: &StrBytes) {
-        let Some(group) = self.groups.get_mut(id) else { return };
-        let mut rest = Group::new(id.clone(), None);
-        rest.offsets = std::mem::take(&mut group.offsets);
-        rest.uncommitted = std::mem::take(&mut group.uncommitted);
-        rest.logged = !rest.offsets.is_empty();
-        *group = rest;
-        self.drop_if_vacant(id);
     }
 
     /// The log's end is reached. Members have a session's time to show up.
@@ -274,12 +261,7 @@ impl<T> Coordinator<T> {
     fn follow_up(&mut self, now: Now, then: Then<T>, outcome: Result<(), ErrorCode>) {
         match then {
             Then::Offsets { group: id, changes, token, mut response } => {
-                if let Some(group) = self.groups.get_mut(&id) {
-                    group.commit_stored(changes, outcome.is_ok());
-                    if outcome.is_err() {
-                        self.drop_if_vacant(&id);
-                    }
-                }
+                self.change_group(&id, |group| group.commit_stored(changes, outcome.is_ok()));
                 if let Err(error) = outcome {
                     offsets::fail_commit(&mut response, error);
                 }
@@ -318,14 +300,7 @@ impl<T> Coordinator<T> {
     pub fn resign(mut self) -> Vec<Output<T>> {
         let now = Now::default();
         for (_, mut group) in std::mem::take(&mut self.groups) {
-            let mut env = Env {
-                now,
-                config: &self.config,
-                rng: &mut self.rng,
-                timers: &mut self.timers,
-                appends: &mut self.appends,
-                out: &mut self.out,
-            };
+            let mut env = self.env(now);
             for (id, member) in std::mem::take(&mut group.members) {
                 if let Some(joining) = member.joining {
                     env.refuse_join(joining, id, ErrorCode::NotCoordinator);
@@ -350,6 +325,7 @@ impl<T> Coordinator<T> {
         Env {
             now,
             config: &self.config,
+            room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,
@@ -368,19 +344,42 @@ impl<T> Coordinator<T> {
         let mut env = Env {
             now,
             config: &self.config,
+            room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,
             out: &mut self.out,
         };
+        let before = group.bytes;
         let result = rule(group, &mut env);
-        self.drop_if_vacant(id);
+        self.settle(id, before);
         Some(result)
     }
 
-    fn drop_if_vacant(&mut self, id: &StrBytes) {
-        if self.groups.get(id).is_some_and(|group| group.is_vacant()) {
+    /// Changes a group, if it exists, as the log says.
+    fn change_group(&mut self, id: &StrBytes, change: impl FnOnce(&mut Group<T>)) {
+        if let Some(group) = self.groups.get_mut(id) {
+            let before = group.bytes;
+            change(group);
+            self.settle(id, before);
+        }
+    }
+
+    /// Counts a changed group anew, and forgets it if nothing is left of it.
+    fn settle(&mut self, id: &StrBytes, bytes_before: usize) {
+        let group = &self.groups[id];
+        self.bytes = self.bytes - bytes_before + group.bytes;
+        if group.is_vacant() {
+            self.bytes -= group.bytes;
             self.groups.remove(id);
+        }
+    }
+
+    fn insert_group(&mut self, id: &StrBytes, now_ms: Option<i64>) {
+        if !self.groups.contains_key(id) {
+            let group = Group::new(own(id), now_ms);
+            self.bytes += group.bytes;
+            self.groups.insert(group.id.clone(), group);
         }
     }
 
@@ -389,11 +388,10 @@ impl<T> Coordinator<T> {
         if self.groups.contains_key(id) {
             return Ok(());
         }
-        if self.groups.len() >= self.config.groups_max {
+        if self.groups.len() >= self.config.groups_max || self.bytes >= self.config.state_bytes_max {
             return Err(ErrorCode::CoordinatorNotAvailable);
         }
-        let id = own(id);
-        self.groups.insert(id.clone(), Group::new(id, Some(now.wall_ms)));
+        self.insert_group(id, Some(now.wall_ms));
         Ok(())
     }
 
@@ -449,132 +447,6 @@ impl<T> Coordinator<T> {
         }
     }
 
-    fn delete(&mut self, now: Now, request: &DeleteGroupsRequest, token: T) {
-        let mut response = DeleteGroupsResponse::default();
-        let mut victims = Vec::new();
-        let mut seen = BTreeSet::new();
-        for id in request.groups_names.iter().filter(|&id| seen.insert(id)) {
-            let outcome = match self.groups.get_mut(&id.0) {
-                None => Err(ErrorCode::GroupIdNotFound),
-                Some(group) => match group.state {
-                    State::Dead => Err(ErrorCode::GroupIdNotFound),
-                    State::Empty => Ok(group),
-                    _ => Err(ErrorCode::NonEmptyGroup),
-                },
-            };
-            let result = DeletableGroupResult::default().with_group_id(id.clone());
-            response.results.push(result.with_error_code(net::errors::code(&outcome)));
-            if let Ok(group) = outcome {
-                let stored = group.offsets.iter().flat_map(|(t, offsets)| offsets.keys().map(move |&p| (t.clone(), p)));
-                // A commit on its way comes before the tombstones and must not outlive them.
-                let mut offsets: Vec<_> = stored.chain(group.uncommitted.keys().cloned()).collect();
-                offsets.sort_unstable();
-                offsets.dedup();
-                victims.push(Victim { group: group.id.clone(), offsets, whole: true });
-            }
-        }
-        if victims.is_empty() {
-            return self.reply(token, response);
-        }
-        let key = self.appends.next;
-        let open = self.write_tombstones(now, victims, Some(key));
-        self.appends.deletions.insert(key, Deletion { token, response, open });
-    }
-
-    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211).
-    fn expire(&mut self, now: Now) {
-        let mut victims = Vec::new();
-        for group in self.groups.values() {
-            let (offsets, all) = group.expired_offsets(now.wall_ms, self.config.offsets_retention_ms);
-            let whole = all && group.state == State::Empty && group.pending.is_empty();
-            if whole || !offsets.is_empty() {
-                victims.push(Victim { group: group.id.clone(), offsets, whole });
-            }
-        }
-        if !victims.is_empty() {
-            let offsets: usize = victims.iter().map(|victim| victim.offsets.len()).sum();
-            let groups = victims.iter().filter(|victim| victim.whole).count();
-            tracing::info!(offsets, groups, "expired committed offsets, and groups without any");
-            self.write_tombstones(now, victims, None);
-        }
-    }
-
-    /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are
-    /// Dead from here on, until the log has it.
-    fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
-        let mut batches: Vec<(Vec<GroupRecord>, Tombstones)> = Vec::new();
-        let mut room = 0usize;
-        let mut push = |record: GroupRecord| {
-            // Some bytes for the record's own framing.
-            let bytes = 64 + record.encode().0.len();
-            if bytes > room {
-                batches.push((vec![], Tombstones { deletion, ..Tombstones::default() }));
-                room = TOMBSTONE_BATCH_BYTES;
-            }
-            room = room.saturating_sub(bytes);
-            let (records, tombstones) = batches.last_mut().expect("there is one with room");
-            match &record {
-                GroupRecord::Offset { group, topic, partition, .. } => {
-                    tombstones.offsets.push((group.clone(), topic.clone(), *partition));
-                }
-                GroupRecord::Group { group, .. } => tombstones.groups.push(group.clone()),
-            }
-            records.push(record);
-        };
-        for Victim { group: id, offsets, whole } in victims {
-            for (topic, partition) in offsets {
-                push(GroupRecord::Offset { group: id.clone(), topic, partition, value: None });
-            }
-            if whole {
-                let group = self.groups.get_mut(&id).expect("victims exist");
-                for (_, mut session) in std::mem::take(&mut group.pending) {
-                    self.timers.cancel(&mut session);
-                }
-                group.state = State::Dead;
-                push(GroupRecord::Group { group: id, value: None });
-            }
-        }
-        let count = batches.len();
-        let mut env = self.env(now);
-        for (records, tombstones) in batches {
-            env.append(&records, Then::Tombstones(tombstones));
-        }
-        count
-    }
-
-    fn tombstones_stored(&mut self, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
-        let Tombstones { offsets, groups, deletion } = tombstones;
-        if let Err(error) = outcome {
-            for id in &groups {
-                if let Some(group) = self.groups.get_mut(id).filter(|group| group.state == State::Dead) {
-                    group.state = State::Empty;
-                }
-            }
-            let deletion = deletion.and_then(|key| self.appends.deletions.get_mut(&key));
-            for result in deletion.into_iter().flat_map(|deletion| &mut deletion.response.results) {
-                let concerned = groups.contains(&result.group_id.0)
-                    || offsets.iter().any(|(group, _, _)| *group == result.group_id.0);
-                if concerned && result.error_code == NONE {
-                    result.error_code = error.code();
-                }
-            }
-        } else {
-            for (group, topic, partition) in offsets {
-                self.forget_offset(&group, topic, partition);
-            }
-            for group in groups {
-                self.forget_group(&group);
-            }
-        }
-        let Some(key) = deletion else { return };
-        let deletion = self.appends.deletions.get_mut(&key).expect("it is open");
-        deletion.open -= 1;
-        if deletion.open == 0 {
-            let Deletion { token, response, .. } = self.appends.deletions.remove(&key).expect("it is open");
-            self.reply(token, response);
-        }
-    }
-
     /// Ends what is due, and hands out what is to be done.
     fn finish(&mut self, now: Now) -> Vec<Output<T>> {
         while let Some(timer) = self.timers.pop_due(now.mono_ms) {
@@ -615,6 +487,7 @@ impl<T> Coordinator<T> {
             timers += slots.filter(|slot| self.timers.is_set(slot)).count();
             assert!(!group.is_vacant(), "{id} is kept for nothing");
         }
+        assert_eq!(self.bytes, self.groups.values().map(|group| group.bytes).sum::<usize>());
         assert_eq!(timers, self.timers.len(), "every timer belongs to somebody");
         assert!(self.out.is_empty(), "outputs are handed out");
         let open = self.appends.open.values();
@@ -622,13 +495,6 @@ impl<T> Coordinator<T> {
             open.filter(|then| matches!(then, Then::Tombstones(Tombstones { deletion: Some(_), .. }))).count();
         assert_eq!(deletions, self.appends.deletions.values().map(|deletion| deletion.open).sum::<usize>());
     }
-}
-
-/// What of a group is to be forgotten.
-struct Victim {
-    group: StrBytes,
-    offsets: Vec<(StrBytes, i32)>,
-    whole: bool,
 }
 
 /// Offsets alone may be kept under an empty group id, as in Kafka.

@@ -7,7 +7,6 @@ use net::{
     errors::{ErrorCode, NONE},
     messages::{
         OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, TopicName,
-        offset_commit_request::OffsetCommitRequestPartition,
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
         offset_fetch_response::{
             OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
@@ -21,6 +20,7 @@ use super::{
     env::{Env, OffsetChange, Then},
     group::{Group, State, own},
     records::{CommittedOffset, GroupRecord},
+    size::offset_bytes,
 };
 
 /// Clients whose assignments' subscriptions we can read.
@@ -61,25 +61,22 @@ impl<T> Group<T> {
             (request.retention_time_ms >= 0).then(|| now_ms.saturating_add(request.retention_time_ms));
         let mut changes = Vec::new();
         let mut response = OffsetCommitResponse::default();
-        let mut room = env.config.group_offsets_max.saturating_sub(self.offset_count());
+        let mut room = env.room_bytes;
         for topic in &request.topics {
             let name = own(&topic.name);
             let mut answered = OffsetCommitResponseTopic::default().with_name(TopicName(name.clone()));
             for partition in &topic.partitions {
-                let outcome = self.check_offset(env.config, &name, partition, &mut room);
+                let value = CommittedOffset {
+                    offset: partition.committed_offset,
+                    leader_epoch: partition.committed_leader_epoch,
+                    metadata: own(partition.committed_metadata.as_deref().unwrap_or_default()),
+                    commit_timestamp: now_ms,
+                    expire_timestamp,
+                };
+                let outcome = self.check_offset(env.config, &name, partition.partition_index, &value, &mut room);
                 if outcome.is_ok() {
                     *self.uncommitted.entry((name.clone(), partition.partition_index)).or_default() += 1;
-                    changes.push(OffsetChange {
-                        topic: name.clone(),
-                        partition: partition.partition_index,
-                        value: CommittedOffset {
-                            offset: partition.committed_offset,
-                            leader_epoch: partition.committed_leader_epoch,
-                            metadata: own(partition.committed_metadata.as_deref().unwrap_or_default()),
-                            commit_timestamp: now_ms,
-                            expire_timestamp,
-                        },
-                    });
+                    changes.push(OffsetChange { topic: name.clone(), partition: partition.partition_index, value });
                 }
                 answered.partitions.push(
                     OffsetCommitResponsePartition::default()
@@ -100,23 +97,21 @@ impl<T> Group<T> {
         &self,
         config: &Config,
         topic: &StrBytes,
-        partition: &OffsetCommitRequestPartition,
+        partition: i32,
+        value: &CommittedOffset,
         room: &mut usize,
     ) -> Result<(), ErrorCode> {
-        let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
         // Kafka counts Java's chars.
-        if metadata.encode_utf16().count() > config.offset_metadata_max_bytes {
+        if value.metadata.encode_utf16().count() > config.offset_metadata_max_bytes {
             return Err(ErrorCode::OffsetMetadataTooLarge);
         }
         if topic.len() > STRING_BYTES_MAX {
             return Err(ErrorCode::InvalidTopicException);
         }
-        let known =
-            self.offsets.get(topic).is_some_and(|partitions| partitions.contains_key(&partition.partition_index))
-                || self.uncommitted.contains_key(&(topic.clone(), partition.partition_index));
-        if !known {
-            *room = room.checked_sub(1).ok_or(ErrorCode::InvalidCommitOffsetSize)?;
-        }
+        let has = self.offsets.get(topic).and_then(|partitions| partitions.get(&partition));
+        let has = has.map_or(0, |offset| offset_bytes(topic, offset));
+        let more = offset_bytes(topic, value).saturating_sub(has);
+        *room = room.checked_sub(more).ok_or(ErrorCode::InvalidCommitOffsetSize)?;
         Ok(())
     }
 
@@ -127,10 +122,6 @@ impl<T> Group<T> {
             partition: change.partition,
             value: Some(change.value.clone()),
         }
-    }
-
-    fn offset_count(&self) -> usize {
-        self.offsets.values().map(|partitions| partitions.len()).sum::<usize>() + self.uncommitted.len()
     }
 
     /// A commit is in the log, or is not.
@@ -153,11 +144,14 @@ impl<T> Group<T> {
     pub(crate) fn set_offset(&mut self, topic: StrBytes, partition: i32, value: Option<CommittedOffset>) {
         match value {
             Some(value) => {
-                self.offsets.entry(topic).or_default().insert(partition, value);
+                self.bytes += offset_bytes(&topic, &value);
+                let before = self.offsets.entry(topic.clone()).or_default().insert(partition, value);
+                self.bytes -= before.map_or(0, |before| offset_bytes(&topic, &before));
             }
             None => {
                 if let Some(partitions) = self.offsets.get_mut(&topic) {
-                    partitions.remove(&partition);
+                    let before = partitions.remove(&partition);
+                    self.bytes -= before.map_or(0, |before| offset_bytes(&topic, &before));
                     if partitions.is_empty() {
                         self.offsets.remove(&topic);
                     }

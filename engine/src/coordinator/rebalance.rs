@@ -25,6 +25,7 @@ impl<T> Group<T> {
     pub(crate) fn prepare_rebalance(&mut self, env: &mut Env<'_, T>) {
         if self.state == State::CompletingRebalance {
             self.withdraw_assignment(env, ErrorCode::RebalanceInProgress);
+            self.assigning = false;
         }
         self.forget_owed_syncs(env);
         let initial = self.state == State::Empty;
@@ -167,6 +168,7 @@ impl<T> Group<T> {
     /// The leader's assignment is in the log.
     pub(crate) fn assign(&mut self, env: &mut Env<'_, T>, mut assignments: HashMap<StrBytes, Bytes>) {
         self.transition(State::Stable, env.now);
+        self.assigning = false;
         for (id, member) in &mut self.members {
             member.assignment = assignments.remove(id).unwrap_or_default();
         }

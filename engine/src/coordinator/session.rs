@@ -37,7 +37,8 @@ impl<T> Group<T> {
                     env.refuse_sync(superseded, ErrorCode::RebalanceInProgress);
                 }
                 self.sync_timer_if_owed(env);
-                if self.is_leader(id) {
+                // Once: what the log holds last has to be what is told.
+                if self.is_leader(id) && !self.assigning {
                     self.store_assignment(env, request);
                 }
             }
@@ -88,7 +89,7 @@ impl<T> Group<T> {
             .collect();
         // As of when the group will have it, so that a restart sees the state that clients do.
         let record = self.record(|id, _| assignments.get(id).cloned().unwrap_or_default());
-        self.logged = true;
+        (self.logged, self.assigning) = (true, true);
         let then = Then::Assignment { group: self.id.clone(), generation: self.generation, assignments };
         env.append(&[record], then);
     }

@@ -14,6 +14,7 @@ mod topics;
 
 pub use fetch::Fetches;
 pub use producer_ids::ProducerIds;
+pub use topics::OFFSETS_TOPIC;
 
 use crate::{
     coordinator::{Context, GroupRequest},

@@ -3,7 +3,7 @@
 //! acks=1 and acks=all wait for the same commit while a partition has one replica; acks=0 gets no answer and its errors close
 //! nothing, as with Kafka's network layer only a malformed frame does.
 
-use super::Pending;
+use super::{Pending, topics::OFFSETS_TOPIC};
 use crate::{
     admission::Turn,
     core::{Core, CoreId, wall_ms},
@@ -105,6 +105,12 @@ fn check(
         return Err(ErrorCode::InvalidRequiredAcks.into());
     }
     let group = core.find_group(topic, partition)?;
+    if core.is_internal(topic) {
+        return Err(Refusal {
+            code: ErrorCode::InvalidTopicException,
+            message: Some(format!("{OFFSETS_TOPIC} is written by the group coordinator alone")),
+        });
+    }
     let batch = records.ok_or(ErrorCode::InvalidRecord)?;
     let info = batch::validate(&batch, version)
         .map_err(|error| Refusal { code: errors::of_batch(&error), message: Some(error.to_string()) })?;

@@ -601,8 +601,12 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
                 let at = matching_image(group, acked, &recovered).map_err(|why| format!("group {}: {why}", id.0))?;
                 let hard_states: Vec<HardState> =
                     group.events[acked.saturating_sub(1)..].iter().map(|(_, hard_state, _)| *hard_state).collect();
+                let image = group.image(at).expect("it matched");
+                if end_offset(&image[..recovered.app.index as usize]) < recovered.log_start {
+                    return Err(format!("group {}: the log start is ahead of the applied index", id.0));
+                }
                 check_group(group, &recovered, &hard_states).map_err(|why| format!("group {}: {why}", id.0))?;
-                group.entries = group.image(at).expect("checked");
+                group.entries = image;
                 group.base = group.entries.clone();
                 group.events.clear();
                 group.removed = false;

@@ -94,6 +94,20 @@ fn what_is_in_memory_is_served_without_copying() {
 }
 
 #[test]
+fn memory_for_what_is_flushed_is_bounded() {
+    for cache_bytes in [0, 10_000, 40 << 10, 200 << 10] {
+        let world = world(3, StoreConfig { cache_bytes, ..config() }, options());
+        for _ in 0..4 {
+            world.append(40);
+            world.flush();
+            let cached = world.store.stats().cached_bytes;
+            assert!(cached <= cache_bytes, "{cached} bytes are held, {cache_bytes} allowed");
+        }
+        assert!(world.store.stats().open_files <= config().open_files_max);
+    }
+}
+
+#[test]
 fn limits_and_ends_are_kept() {
     let world = world(1, config(), options());
     world.append(30);

@@ -214,7 +214,7 @@ impl Walker {
         config.group_initial_rebalance_delay_ms = words.number("delay", config.group_initial_rebalance_delay_ms);
         config.group_max_size = words.number("max-size", config.group_max_size);
         config.groups_max = words.number("groups-max", config.groups_max);
-        config.group_offsets_max = words.number("offsets-max", config.group_offsets_max);
+        config.state_bytes_max = words.number("bytes-max", config.state_bytes_max);
         config.offset_metadata_max_bytes = words.number("metadata-max", config.offset_metadata_max_bytes);
         config.offsets_retention_ms = words.number("retention", config.offsets_retention_ms);
         config.offsets_retention_check_interval_ms = words.number("check", config.offsets_retention_check_interval_ms);

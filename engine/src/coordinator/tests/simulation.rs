@@ -9,8 +9,8 @@ use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{
-        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
-        OffsetFetchRequest, SyncGroupRequest, TopicName,
+        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
+        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
@@ -57,6 +57,7 @@ struct Simulation {
     generations: BTreeMap<&'static str, i32>,
     next_offset: i64,
     stable: usize,
+    compared: usize,
 }
 
 fn context() -> Context {
@@ -93,6 +94,7 @@ impl Simulation {
             generations: BTreeMap::new(),
             next_offset: 0,
             stable: 0,
+            compared: 0,
         }
     }
 
@@ -112,7 +114,7 @@ impl Simulation {
             .with_group_instance_id(client.instance.clone())
             .with_member_id(client.member.clone())
             .with_session_timeout_ms(6_000)
-            .with_rebalance_timeout_ms(self.rng.i32(..5_000))
+            .with_rebalance_timeout_ms(self.rng.i32(0..5_000))
             .with_protocol_type(text("consumer"))
             .with_protocols(protocols.to_vec());
         let version = self.rng.i16(5..=9);
@@ -154,8 +156,12 @@ impl Simulation {
     fn commit(&mut self, n: usize) {
         let token = self.token();
         self.next_offset += 1;
-        let client = &self.clients[n];
-        let partition = self.rng.i32(..3);
+        let mut client = self.clients[n].clone();
+        if self.rng.u32(..5) == 0 {
+            // Somebody who uses the group to keep offsets only; refused while it has members.
+            (client.instance, client.member, client.generation) = (None, StrBytes::new(), -1);
+        }
+        let partition = self.rng.i32(0..3);
         self.committing.insert(token, (client.group, partition, self.next_offset));
         let partition = OffsetCommitRequestPartition::default()
             .with_partition_index(partition)
@@ -279,6 +285,7 @@ impl Simulation {
 
     fn client_turn(&mut self, n: usize) {
         match self.clients[n].phase.clone() {
+            Phase::Idle if self.rng.u32(..4) == 0 => self.commit(n),
             Phase::Idle => self.join(n),
             // It gave up waiting, and asks again.
             Phase::Joining(_) if self.rng.u32(..10) == 0 => self.join(n),
@@ -289,8 +296,12 @@ impl Simulation {
                 2 if leads => self.sync(n, vec![]),
                 _ => self.sync(n, members),
             },
-            Phase::Syncing(_) if self.rng.u32(..10) == 0 => self.clients[n].phase = Phase::Idle,
-            Phase::Syncing(_) => self.heartbeat(n),
+            Phase::Syncing(_) => match self.rng.u32(..10) {
+                0 => self.clients[n].phase = Phase::Idle,
+                // It got no answer, asks again, and has another opinion if it leads.
+                1 => self.sync(n, vec![]),
+                _ => self.heartbeat(n),
+            },
             Phase::Stable => match self.rng.u32(..20) {
                 0 => self.leave(n),
                 1 => self.join(n),
@@ -316,6 +327,7 @@ impl Simulation {
                 let at = self.rng.usize(..self.world.appending.len());
                 let replies = self.world.fail(at, ErrorCode::NotEnoughReplicas);
                 self.replies(replies);
+                self.check_offsets();
             }
             82..95 => {
                 let most = [10, 300, 4_000][self.rng.usize(..3)];
@@ -323,8 +335,9 @@ impl Simulation {
                 self.pass(ms);
             }
             95 if self.rng.u32(..5) == 0 => self.restart(),
-            96 if self.rng.u32(..5) == 0 => self.delete(),
+            96 => self.delete(),
             97 => self.check_offsets(),
+            98 if self.world.appending.is_empty() => self.check_log(),
             _ => {}
         }
     }
@@ -367,6 +380,21 @@ impl Simulation {
         }
     }
 
+    /// A group that is stable stands in the log as it stands in memory: a restart now would change nothing.
+    fn check_log(&mut self) {
+        for group in GROUPS {
+            let describe = || DescribeGroupsRequest::default().with_groups(vec![GroupId(text(group))]);
+            let token = self.token();
+            let replies = self.world.step(token, &at(5), describe());
+            let [(_, GroupResponse::DescribeGroups(now))] = &replies[..] else { panic!("{replies:?}") };
+            if *now.groups[0].group_state == *"Stable" {
+                let again = self.world.replayed(&at(5), describe());
+                assert_eq!(again, GroupResponse::DescribeGroups(now.clone()));
+                self.compared += 1;
+            }
+        }
+    }
+
     /// Without further faults, everybody comes to an assignment.
     fn settle(&mut self) {
         for _ in 0..400 {
@@ -385,6 +413,9 @@ impl Simulation {
         let phases: Vec<_> = self.clients.iter().map(|client| &client.phase).collect();
         assert!(phases.iter().all(|phase| **phase == Phase::Stable), "{phases:?}");
         self.check_offsets();
+        self.compared = 0;
+        self.check_log();
+        assert_eq!(self.compared, GROUPS.len());
     }
 }
 

@@ -159,6 +159,17 @@ impl World {
         unusable
     }
 
+    /// What a coordinator that reads the log now would answer.
+    pub(super) fn replayed(&self, context: &Context, request: impl Into<GroupRequest>) -> GroupResponse {
+        let mut coordinator = Coordinator::new(self.config.clone(), 0);
+        assert!(self.log.iter().all(|batch| coordinator.replay(batch).is_empty()));
+        assert_eq!(coordinator.loaded(self.now), []);
+        match coordinator.step(self.now, context, request.into(), 0).pop() {
+            Some(Output::Reply { response, .. }) => response,
+            other => panic!("it is answered at once: {other:?}"),
+        }
+    }
+
     pub(super) fn resign(&mut self) -> Vec<(u64, GroupResponse)> {
         let old = std::mem::replace(&mut self.coordinator, Coordinator::new(self.config.clone(), 0));
         self.appending.clear();

@@ -1,0 +1,202 @@
+//! What a slice answered lately, by who asked: a request that is proposed again, because its first answer got lost on the way, is
+//! answered again and not applied again.
+//!
+//! Invariants: for each node only its newest incarnation; every sequence kept is at least `lowest_open`; at most [`ANSWERS_MAX`].
+
+use super::{
+    NameError, Origin, Outcome, Rejection,
+    snapshot::{RestoreError, topic_in, topic_out},
+};
+use crate::generated::metadata::millrace::metadata as fb;
+use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Answers kept for each node and slice. When one more comes, the oldest is forgotten: asked for again, it is refused.
+pub const ANSWERS_MAX: usize = 1024;
+
+/// A request that may have been applied before, and whose answer is forgotten: nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request is older than what is remembered of its origin; it may have been applied before")]
+pub struct AskedTooLate;
+
+type Answer = Result<Outcome, Rejection>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    incarnation: u64,
+    lowest_open: u64,
+    by_sequence: BTreeMap<u64, Answer>,
+}
+
+/// What is known of a request that comes in.
+pub(super) enum Before {
+    Nothing,
+    Answered(Answer),
+    Forgotten,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answers {
+    by_node: BTreeMap<i32, Asked>,
+}
+
+impl Answers {
+    pub(super) fn before(&self, origin: Origin) -> Before {
+        match self.by_node.get(&origin.node) {
+            Some(asked) if origin.incarnation < asked.incarnation => Before::Forgotten,
+            Some(asked) if origin.incarnation == asked.incarnation => match asked.by_sequence.get(&origin.sequence) {
+                Some(answer) => Before::Answered(answer.clone()),
+                None if origin.sequence < asked.lowest_open => Before::Forgotten,
+                None => Before::Nothing,
+            },
+            _ => Before::Nothing,
+        }
+    }
+
+    /// Remembers the answer to a request of which nothing was known before.
+    pub(super) fn keep(&mut self, origin: Origin, answer: Answer) {
+        let Origin { node, incarnation, sequence, lowest_open } = origin;
+        let new = || Asked { incarnation, lowest_open, by_sequence: BTreeMap::new() };
+        let asked = self.by_node.entry(node).or_insert_with(new);
+        if asked.incarnation < incarnation {
+            *asked = new();
+        }
+        asked.by_sequence.insert(sequence, answer);
+        // A request that names itself as answered is a mistake of its origin; it must not be forgotten at once.
+        let mut lowest_open = asked.lowest_open.max(lowest_open.min(sequence));
+        asked.by_sequence = asked.by_sequence.split_off(&lowest_open);
+        while asked.by_sequence.len() > ANSWERS_MAX {
+            let (oldest, _) = asked.by_sequence.pop_first().expect("there are more than the most");
+            lowest_open = oldest + 1;
+        }
+        asked.lowest_open = lowest_open;
+    }
+
+    pub(super) fn check(&self) {
+        for (node, asked) in &self.by_node {
+            let lowest = asked.by_sequence.keys().next();
+            assert!(
+                lowest.is_none_or(|lowest| *lowest >= asked.lowest_open),
+                "node {node} has answers it needs no more"
+            );
+            assert!(asked.by_sequence.len() <= ANSWERS_MAX, "node {node} has more answers than are kept");
+        }
+    }
+
+    /// `None` if nobody asked.
+    pub(super) fn write<'b>(&self, out: &mut FlatBufferBuilder<'b>) -> Option<Vec<WIPOffset<fb::Origin<'b>>>> {
+        let origins = self.by_node.iter().map(|(node, asked)| {
+            let answers: Vec<_> =
+                asked.by_sequence.iter().map(|(sequence, answer)| write(out, *sequence, answer)).collect();
+            let args = fb::OriginArgs {
+                node: *node,
+                incarnation: asked.incarnation,
+                lowest_open: asked.lowest_open,
+                answers: Some(out.create_vector(&answers)),
+            };
+            fb::Origin::create(out, &args)
+        });
+        let origins: Vec<_> = origins.collect();
+        (!origins.is_empty()).then_some(origins)
+    }
+
+    pub(super) fn read<'b>(origins: impl Iterator<Item = fb::Origin<'b>>) -> Result<Self, RestoreError> {
+        let mut by_node = BTreeMap::new();
+        for origin in origins {
+            let answers = origin.answers().iter().map(|answer| {
+                let sequence = answer.sequence();
+                let read = read(answer).ok_or(RestoreError::Answer { node: origin.node(), sequence })?;
+                Ok((sequence, read))
+            });
+            let asked = Asked {
+                incarnation: origin.incarnation(),
+                lowest_open: origin.lowest_open(),
+                by_sequence: answers.collect::<Result<_, RestoreError>>()?,
+            };
+            by_node.insert(origin.node(), asked);
+        }
+        Ok(Self { by_node })
+    }
+}
+
+// Kinds of answers; never given a second meaning.
+const TOPIC_CREATED: u8 = 1;
+const TOPIC_DELETED: u8 = 2;
+const PARTITIONS_ADDED: u8 = 3;
+const CONFIG_UPDATED: u8 = 4;
+const PRODUCER_IDS: u8 = 5;
+const TOPIC_EXISTS: u8 = 128;
+const UNKNOWN_TOPIC: u8 = 129;
+const NAME_LENGTH: u8 = 130;
+const NAME_DOTS: u8 = 131;
+const NAME_CHARACTER: u8 = 132;
+const PARTITION_COUNT: u8 = 133;
+const NO_PARTITIONS: u8 = 134;
+
+fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) -> WIPOffset<fb::Answer<'b>> {
+    let mut to = fb::AnswerArgs { sequence, ..fb::AnswerArgs::default() };
+    to.kind = match answer {
+        Ok(Outcome::TopicCreated(topic)) => {
+            to.topic = Some(topic_out(out, topic));
+            TOPIC_CREATED
+        }
+        Ok(Outcome::TopicDeleted) => TOPIC_DELETED,
+        Ok(Outcome::PartitionsAdded { topic, first_new }) => {
+            to.topic = Some(topic_out(out, topic));
+            to.second = u64::from(*first_new);
+            PARTITIONS_ADDED
+        }
+        Ok(Outcome::ConfigUpdated) => CONFIG_UPDATED,
+        Ok(Outcome::ProducerIds { first, count }) => {
+            (to.first, to.second) = (*first, u64::from(*count));
+            PRODUCER_IDS
+        }
+        Err(Rejection::TopicExists(name)) => {
+            to.name = Some(out.create_string(name));
+            TOPIC_EXISTS
+        }
+        Err(Rejection::UnknownTopic(name)) => {
+            to.name = Some(out.create_string(name));
+            UNKNOWN_TOPIC
+        }
+        Err(Rejection::InvalidName(NameError::Length(length))) => {
+            to.second = *length as u64;
+            NAME_LENGTH
+        }
+        Err(Rejection::InvalidName(NameError::Dots)) => NAME_DOTS,
+        Err(Rejection::InvalidName(NameError::Character(found))) => {
+            to.second = u64::from(u32::from(*found));
+            NAME_CHARACTER
+        }
+        Err(Rejection::PartitionCount { expected, found }) => {
+            (to.first, to.second) = (i64::from(*expected), u64::from(*found));
+            PARTITION_COUNT
+        }
+        Err(Rejection::NoPartitions) => NO_PARTITIONS,
+    };
+    fb::Answer::create(out, &to)
+}
+
+/// `None`: not an answer of this version.
+fn read(answer: fb::Answer<'_>) -> Option<Answer> {
+    let topic = || Some(Arc::new(topic_in(answer.topic()?)));
+    let name = || Some(Arc::<str>::from(answer.name()?));
+    let second = || u32::try_from(answer.second()).ok();
+    Some(match answer.kind() {
+        TOPIC_CREATED => Ok(Outcome::TopicCreated(topic()?)),
+        TOPIC_DELETED => Ok(Outcome::TopicDeleted),
+        PARTITIONS_ADDED => Ok(Outcome::PartitionsAdded { topic: topic()?, first_new: second()? }),
+        CONFIG_UPDATED => Ok(Outcome::ConfigUpdated),
+        PRODUCER_IDS => Ok(Outcome::ProducerIds { first: answer.first(), count: second()? }),
+        TOPIC_EXISTS => Err(Rejection::TopicExists(name()?)),
+        UNKNOWN_TOPIC => Err(Rejection::UnknownTopic(name()?)),
+        NAME_LENGTH => Err(NameError::Length(answer.second() as usize).into()),
+        NAME_DOTS => Err(NameError::Dots.into()),
+        NAME_CHARACTER => Err(NameError::Character(char::from_u32(second()?)?).into()),
+        PARTITION_COUNT => {
+            Err(Rejection::PartitionCount { expected: u32::try_from(answer.first()).ok()?, found: second()? })
+        }
+        NO_PARTITIONS => Err(Rejection::NoPartitions),
+        _ => return None,
+    })
+}

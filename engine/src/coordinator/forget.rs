@@ -1,0 +1,171 @@
+//! Forgetting: DeleteGroups, offsets that have expired, and groups of which nothing is left (KIP-211, KIP-229).
+//!
+//! What is to be forgotten gets tombstones, and goes once these are in the log, as it would by replaying them.
+
+use std::collections::BTreeSet;
+
+use net::{
+    StrBytes,
+    errors::{ErrorCode, NONE},
+    messages::{DeleteGroupsRequest, DeleteGroupsResponse, delete_groups_response::DeletableGroupResult},
+};
+
+use super::{
+    Coordinator,
+    config::TOMBSTONE_BATCH_BYTES,
+    env::{Deletion, Now, Then, Tombstones},
+    group::{Group, State},
+    records::GroupRecord,
+};
+
+/// What of a group is to be forgotten.
+struct Victim {
+    group: StrBytes,
+    offsets: Vec<(StrBytes, i32)>,
+    whole: bool,
+}
+
+impl<T> Coordinator<T> {
+    /// A group without any is left to the next look for what has expired.
+    pub(super) fn forget_offset(&mut self, id: &StrBytes, topic: StrBytes, partition: i32) {
+        self.change_group(id, |group| group.set_offset(topic, partition, None));
+    }
+
+    /// The group is no more; offsets that the log still has keep their place.
+    pub(super) fn forget_group(&mut self, id: &StrBytes) {
+        self.change_group(id, |group| {
+            let mut rest = Group::new(group.id.clone(), None);
+            rest.offsets = std::mem::take(&mut group.offsets);
+            rest.uncommitted = std::mem::take(&mut group.uncommitted);
+            rest.logged = !rest.offsets.is_empty();
+            rest.bytes = rest.count_bytes();
+            *group = rest;
+        });
+    }
+
+    pub(super) fn delete(&mut self, now: Now, request: &DeleteGroupsRequest, token: T) {
+        let mut response = DeleteGroupsResponse::default();
+        let mut victims = Vec::new();
+        let mut seen = BTreeSet::new();
+        for id in request.groups_names.iter().filter(|&id| seen.insert(id)) {
+            let outcome = match self.groups.get_mut(&id.0) {
+                None => Err(ErrorCode::GroupIdNotFound),
+                Some(group) => match group.state {
+                    State::Dead => Err(ErrorCode::GroupIdNotFound),
+                    State::Empty => Ok(group),
+                    _ => Err(ErrorCode::NonEmptyGroup),
+                },
+            };
+            let result = DeletableGroupResult::default().with_group_id(id.clone());
+            response.results.push(result.with_error_code(net::errors::code(&outcome)));
+            if let Ok(group) = outcome {
+                let stored = group.offsets.iter().flat_map(|(t, offsets)| offsets.keys().map(move |&p| (t.clone(), p)));
+                // A commit on its way comes before the tombstones and must not outlive them.
+                let mut offsets: Vec<_> = stored.chain(group.uncommitted.keys().cloned()).collect();
+                offsets.sort_unstable();
+                offsets.dedup();
+                victims.push(Victim { group: group.id.clone(), offsets, whole: true });
+            }
+        }
+        if victims.is_empty() {
+            return self.reply(token, response);
+        }
+        let key = self.appends.next;
+        let open = self.write_tombstones(now, victims, Some(key));
+        self.appends.deletions.insert(key, Deletion { token, response, open });
+    }
+
+    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211).
+    pub(super) fn expire(&mut self, now: Now) {
+        let mut victims = Vec::new();
+        for group in self.groups.values() {
+            let (offsets, all) = group.expired_offsets(now.wall_ms, self.config.offsets_retention_ms);
+            let whole = all && group.state == State::Empty && group.pending.is_empty();
+            if whole || !offsets.is_empty() {
+                victims.push(Victim { group: group.id.clone(), offsets, whole });
+            }
+        }
+        if !victims.is_empty() {
+            let offsets: usize = victims.iter().map(|victim| victim.offsets.len()).sum();
+            let groups = victims.iter().filter(|victim| victim.whole).count();
+            tracing::info!(offsets, groups, "expired committed offsets, and groups without any");
+            self.write_tombstones(now, victims, None);
+        }
+    }
+
+    /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are
+    /// Dead from here on, until the log has it.
+    fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
+        let mut batches: Vec<(Vec<GroupRecord>, Tombstones)> = Vec::new();
+        let mut room = 0usize;
+        let mut push = |record: GroupRecord| {
+            // Some bytes for the record's own framing.
+            let bytes = 64 + record.encode().0.len();
+            if bytes > room {
+                batches.push((vec![], Tombstones { deletion, ..Tombstones::default() }));
+                room = TOMBSTONE_BATCH_BYTES;
+            }
+            room = room.saturating_sub(bytes);
+            let (records, tombstones) = batches.last_mut().expect("there is one with room");
+            match &record {
+                GroupRecord::Offset { group, topic, partition, .. } => {
+                    tombstones.offsets.push((group.clone(), topic.clone(), *partition));
+                }
+                GroupRecord::Group { group, .. } => tombstones.groups.push(group.clone()),
+            }
+            records.push(record);
+        };
+        for Victim { group: id, offsets, whole } in victims {
+            for (topic, partition) in offsets {
+                push(GroupRecord::Offset { group: id.clone(), topic, partition, value: None });
+            }
+            if whole {
+                self.with_group(now, &id, |group, env| {
+                    let pending: Vec<StrBytes> = group.pending.keys().cloned().collect();
+                    pending.iter().for_each(|member| group.remove_pending(member, env.timers));
+                    group.state = State::Dead;
+                });
+                push(GroupRecord::Group { group: id, value: None });
+            }
+        }
+        let count = batches.len();
+        let mut env = self.env(now);
+        for (records, tombstones) in batches {
+            env.append(&records, Then::Tombstones(tombstones));
+        }
+        count
+    }
+
+    pub(super) fn tombstones_stored(&mut self, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
+        let Tombstones { offsets, groups, deletion } = tombstones;
+        if let Err(error) = outcome {
+            for id in &groups {
+                if let Some(group) = self.groups.get_mut(id).filter(|group| group.state == State::Dead) {
+                    group.state = State::Empty;
+                }
+            }
+            let deletion = deletion.and_then(|key| self.appends.deletions.get_mut(&key));
+            for result in deletion.into_iter().flat_map(|deletion| &mut deletion.response.results) {
+                let concerned = groups.contains(&result.group_id.0)
+                    || offsets.iter().any(|(group, _, _)| *group == result.group_id.0);
+                if concerned && result.error_code == NONE {
+                    result.error_code = error.code();
+                }
+            }
+        } else {
+            for (group, topic, partition) in offsets {
+                self.forget_offset(&group, topic, partition);
+            }
+            for group in groups {
+                self.forget_group(&group);
+            }
+        }
+        let Some(key) = deletion else { return };
+        let deletion = self.appends.deletions.get_mut(&key).expect("it is open");
+        deletion.open -= 1;
+        if deletion.open == 0 {
+            let Deletion { token, response, .. } = self.appends.deletions.remove(&key).expect("it is open");
+            self.reply(token, response);
+        }
+    }
+}

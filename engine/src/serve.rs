@@ -1,0 +1,120 @@
+//! `millrace serve`: from settings to a broker that serves, until a signal ends it.
+//! Lives on: the main thread.
+//!
+//! Order of the start: what can be refused comes first (CPUs, limits, io_uring, the data directory's lock, the admin
+//! address), then the banner, then recovery, and when clients are served, the addresses.
+
+use std::{
+    io::{self, Read},
+    os::unix::net::UnixStream,
+    process,
+    sync::Arc,
+    thread,
+};
+
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    low_level,
+};
+
+use crate::{
+    admin::Admin,
+    admin_pages::{About, Site},
+    banner,
+    broker::Broker,
+    cgroup::Cgroups,
+    cli::{self, Failure},
+    config::Config,
+    cpus,
+    data_dir::DataDir,
+    limits::{self, Budget},
+    logging,
+    metrics::Metrics,
+};
+
+/// Runs the broker until SIGTERM or SIGINT.
+pub fn run(mut config: Config) -> Result<(), Failure> {
+    logging::start(&config.log_filter);
+    logging::abort_on_panic();
+    let cgroups = Cgroups::discover();
+    let plan = cpus::plan(config.cores.as_ref(), &cgroups).map_err(Failure::other)?;
+    let cores = plan.cpus.len();
+    config.check_cores(cores)?;
+    let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
+    let open_files = limits::raise_open_files().map_err(Failure::other)?;
+    let segment_files = limits::segment_files(&config, open_files, cores).map_err(Failure::other)?;
+    limits::check_io_uring().map_err(Failure::other)?;
+    let data_dir = DataDir::open(&config.data_dir).map_err(Failure::other)?;
+    let o_direct = data_dir.takes_o_direct().map_err(|e| {
+        Failure::Other(format!("cannot write in the data directory {}: {e}", data_dir.path().display()))
+    })?;
+    let admin = Admin::bind(config.admin_addr).map_err(Failure::other)?;
+    let found = banner::Found {
+        plan: &plan,
+        budget: &budget,
+        data_dir: data_dir.path(),
+        kernel: &limits::kernel_release(),
+        open_files,
+        segment_files,
+        memlock: limits::memlock()
+            .map_err(|e| Failure::Other(format!("cannot read the limit of locked memory: {e}")))?,
+        o_direct,
+    };
+    cli::print(&banner::beginning(&config, &found))?;
+    let mut signals = Signals::new().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
+
+    let metrics = Arc::new(Metrics::new(cores));
+    let about = About {
+        node_id: config.node_id,
+        cpus: plan.cpus.clone(),
+        memory_budget_bytes: budget.total_bytes,
+        admin_addr: admin.addr(),
+        data_dir: data_dir.path().display().to_string(),
+    };
+    let site = Arc::new(Site::new(about, metrics.clone()));
+    let admin_addr = admin.addr();
+    admin.start(site.clone()).map_err(Failure::other)?;
+
+    config.segment_files_max = segment_files;
+    config.data_dir = data_dir.path().to_owned();
+    let config = Arc::new(config);
+    let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics).map_err(Failure::other)?;
+    site.ready(broker.kafka_addr(), broker.cluster_id());
+    cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
+
+    signals.wait().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
+    tracing::info!("stopping; a second signal ends the drain at once");
+    site.stopping();
+    signals.exit_at_next().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
+    broker.stop().map_err(Failure::other)?;
+    // Held until nobody writes there any more.
+    drop(data_dir);
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, as bytes in a pipe.
+struct Signals(UnixStream);
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        let (read, write) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT] {
+            low_level::pipe::register(signal, write.try_clone()?)?;
+        }
+        Ok(Signals(read))
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.0.read_exact(&mut [0])
+    }
+
+    /// Who asks twice does not want to wait for the drain. What was acknowledged is durable all the same.
+    fn exit_at_next(mut self) -> io::Result<()> {
+        let wait = move || {
+            if self.wait().is_ok() {
+                process::exit(1);
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+    }
+}

@@ -1,0 +1,204 @@
+//! The program as people meet it: help, refusals, the banner, the admin port, topics, the end.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::Duration,
+};
+
+fn millrace(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command.args(args).env_remove("RUST_BACKTRACE");
+    for (name, _) in std::env::vars() {
+        if name.starts_with("MILLRACE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A broker on ports of the system's choice; killed when dropped.
+struct Broker {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    banner: String,
+    kafka: String,
+    admin: String,
+}
+
+impl Broker {
+    fn start(data_dir: &Path) -> Broker {
+        let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"]);
+        command.args(["--admin-addr", "127.0.0.1:0", "--set", "wal.ring.bytes=64MiB", "--log", "warn", "--data-dir"]);
+        let mut child = command.arg(data_dir).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut banner = String::new();
+        while !banner.contains("listening admin ") {
+            assert!(stdout.read_line(&mut banner).unwrap() > 0, "the broker ended early:\n{banner}");
+        }
+        let find = |name: &str| banner.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        let (kafka, admin) = (find("listening kafka "), find("listening admin "));
+        Broker { child, stdout, banner, kafka, admin }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.admin).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn topic(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        output(millrace(&["topic"]).args(args).args(["--bootstrap", &self.kafka]))
+    }
+
+    /// Sends SIGTERM and waits. Returns the exit status and what was printed after the banner.
+    fn stop(mut self) -> (Option<i32>, String) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    let (code, stdout, _) = output(&mut millrace(&["--help"]));
+    assert_eq!(code, Some(0));
+    for part in ["--data-dir", "--kafka-addr", "--cores", "--config", "127.0.0.1:9644", "Examples:", "topic", "wal"] {
+        assert!(stdout.contains(part), "{part}\n{stdout}");
+    }
+    for args in [&["version"][..], &["--version"]] {
+        let version = format!("millrace {}\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!(output(&mut millrace(args)), (Some(0), version, String::new()));
+    }
+    let (code, stdout, _) = output(millrace(&["config", "--node-id", "5"]).env("MILLRACE_NUM_PARTITIONS", "7"));
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains("node.id = 5 (flag)") && stdout.contains("num.partitions = 7 (variable)"), "{stdout}");
+}
+
+#[test]
+fn what_is_impossible_is_refused_before_anything_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let config = dir.path().join("millrace.toml");
+    std::fs::write(&config, "num.partitions = 0\n").unwrap();
+    let config = config.to_str().unwrap();
+    let rows: [(&[&str], i32, &str); 8] = [
+        (&["--config", config], 2, "must be 1 to 100000"),
+        (&["--set", "num.partitons=3"], 2, "did you mean 'num.partitions'?"),
+        (&["--set", "log.cleanup.policy=compact"], 2, "must be delete"),
+        (&["--kafka-addr", "nowhere"], 2, "kafka.addr = 'nowhere' (--kafka-addr): it must be host:port"),
+        (&["--kafka-addr", "0.0.0.0:0"], 2, "set advertised.kafka.addr"),
+        (&["--kafka-adr", "127.0.0.1:0"], 2, "--kafka-addr"),
+        (&["--cores", "60000"], 1, "CPU 60000 may not be used here"),
+        (&["--set", "wal.ring.bytes=1000TiB"], 2, "wal.ring.bytes = '1000TiB'"),
+    ];
+    for (args, status, part) in rows {
+        let (code, stdout, stderr) = output(millrace(args).env("MILLRACE_DATA_DIR", &data_dir));
+        assert_eq!(code, Some(status), "{stderr}");
+        assert!(stderr.contains(part) && stdout.is_empty(), "{stderr}");
+    }
+    assert!(!data_dir.exists(), "nothing was created");
+}
+
+#[test]
+fn a_variable_that_nobody_knows_is_refused() {
+    let (code, _, stderr) = output(millrace(&["serve"]).env("MILLRACE_NUM_PARTITION", "3"));
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("did you mean MILLRACE_NUM_PARTITIONS?"), "{stderr}");
+}
+
+#[test]
+fn it_serves_is_watched_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    for part in ["cores ", "memory ", "durability ", dir.path().canonicalize().unwrap().to_str().unwrap()] {
+        assert!(broker.banner.contains(part), "{}", broker.banner);
+    }
+    assert!(broker.get("/health/live").starts_with("HTTP/1.1 200 "));
+    assert!(broker.get("/health/ready").starts_with("HTTP/1.1 200 "));
+
+    // The directory and the addresses are taken.
+    let taken = ["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
+    let (code, _, stderr) = output(millrace(&taken).arg("--data-dir").arg(dir.path()));
+    assert_eq!(code, Some(1));
+    let holder = format!("in use by another millrace (process {})", broker.child.id());
+    assert!(stderr.contains(&holder), "{stderr}");
+    for (flag, addr, other) in
+        [("--kafka-addr", &broker.kafka, "--admin-addr"), ("--admin-addr", &broker.admin, "--kafka-addr")]
+    {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let mut second = millrace(&[flag, addr, other, "127.0.0.1:0", "--set", "wal.ring.bytes=64MiB", "--data-dir"]);
+        let (code, _, stderr) = output(second.arg(elsewhere.path()));
+        assert_eq!(code, Some(1));
+        assert!(stderr.contains(&format!("address {addr}")) && stderr.contains("in use"), "{stderr}");
+    }
+
+    assert_eq!(
+        broker.topic(&["create", "orders", "--partitions", "3", "--config", "retention.ms=60000"]),
+        (Some(0), "created orders: partitions 3, replicas 1\n".to_owned(), String::new())
+    );
+    let (code, _, stderr) = broker.topic(&["create", "orders"]);
+    assert!(code == Some(1) && stderr.contains("already exists (TopicAlreadyExists)"), "{stderr}");
+    let (code, _, stderr) = broker.topic(&["create", "compacted", "--config", "cleanup.policy=compact"]);
+    assert!(code == Some(1) && stderr.contains("cleanup.policy = 'compact': it must be delete"), "{stderr}");
+    let (_, listed, _) = broker.topic(&["list"]);
+    assert_eq!(listed, "orders  partitions 3\n");
+    let (_, described, _) = broker.topic(&["describe", "orders"]);
+    assert!(described.contains("  retention.ms = 60000\n"), "{described}");
+    assert_eq!(described.matches("leader 1  ").count(), 3, "{described}");
+
+    let metrics = broker.get("/metrics");
+    assert!(metrics.contains("api=\"CreateTopics\"} "), "{metrics}");
+    let status = broker.get("/status");
+    assert!(status.contains(&format!("\"kafka_addr\": \"{}\"", broker.kafka)), "{status}");
+
+    assert_eq!(broker.topic(&["delete", "orders"]), (Some(0), "deleted orders\n".to_owned(), String::new()));
+    let (code, _, stderr) = broker.topic(&["describe", "orders"]);
+    assert!(code == Some(1) && stderr.contains("there is no such topic"), "{stderr}");
+
+    // A segment can be looked at beside the broker that writes it, …
+    let core_dir = dir.path().join("epoch-0/core-0");
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(&core_dir));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(dumped.contains(": entry 1 of term 1") && dumped.contains("verdict at "), "{dumped}");
+
+    assert_eq!(broker.stop(), (Some(0), String::new()));
+    // … and afterwards shows that it was left whole.
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(core_dir.join("ring-0000.seg")));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        dumped.contains(", clean shutdown\n") && dumped.contains("the ring ends here, nothing is lost"),
+        "{dumped}"
+    );
+    let (code, _, stderr) = output(millrace(&["wal", "dump"]).arg(dir.path()));
+    assert!(code == Some(1) && stderr.contains("holds no ring segments"), "{stderr}");
+    // The lock went with the process.
+    assert_eq!(Broker::start(dir.path()).stop().0, Some(0));
+}
+
+#[test]
+fn nobody_at_the_address_is_told() {
+    let (code, _, stderr) = output(&mut millrace(&["topic", "list", "--bootstrap", "127.0.0.1:1"]));
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("cannot connect to 127.0.0.1:1"), "{stderr}");
+}
