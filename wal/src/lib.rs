@@ -4,7 +4,9 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`buf`], [`disk`] | aligned memory; the seam to storage ([`disk::Disk`]) and its backends |
+//! | [`buf`], [`disk`] | aligned memory; the seam to storage ([`disk::Disk`]) |
+//! | `disk_uring`; `disk_glommio`, `disk_rio` | the disk of a broker; others to measure it against |
+//! | `disk_sim`, `sim_exec` | the disk and the executor of simulations |
 //! | `ring_format`, `ring`, `ring_recovery` | the ring as a pure state machine |
 //! | `journal` | the ring's shell: one write and one sync for all that arrived during the last |
 //! | `segment*`, `log` | a partition's batches: memory tail, segment files, indexes |

@@ -4,5 +4,6 @@ mod faults;
 mod format;
 mod harness;
 mod model;
+mod sim;
 mod table;
 mod tail;
