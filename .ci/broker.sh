@@ -1,16 +1,21 @@
 # Sourced by bash scripts that need a broker: one at a time, on ports of the system's choice.
-# Sets `broker` (its process id) and `bootstrap` (HOST:PORT of its Kafka address).
+# Sets `broker` (its process id), `bootstrap` (HOST:PORT of its Kafka address) and `broker_log` (its output, one file per life).
 
 broker=
+broker_log=/dev/null
+lives=0
 
-begin_broker() { # BINARY DIR [FLAG…]: data in DIR/data, output in DIR/broker.log; returns once its banner names the port
+begin_broker() { # BINARY DIR [FLAG…]: data in DIR/data, output in DIR/broker-N.log; returns once its banner names the port
     local binary=$1 dir=$2 tries
     shift 2
+    lives=$((lives + 1))
+    broker_log=$dir/broker-$lives.log
+    # Groups need not wait for a second member; the data set's timestamps are older than the default retention.
     "$binary" serve --data-dir "$dir/data" --kafka-addr 127.0.0.1:0 --peer-addr 127.0.0.1:0 --admin-addr 127.0.0.1:0 \
-        --set group.initial.rebalance.delay.ms=0 "$@" >"$dir/broker.log" 2>&1 &
+        --set group.initial.rebalance.delay.ms=0 --set log.retention.ms=-1 "$@" >"$broker_log" 2>&1 &
     broker=$!
     for tries in $(seq 300); do
-        bootstrap=$(sed -n -E 's/^.*kafka[^0-9]*(127\.0\.0\.1:[1-9][0-9]*).*$/\1/p' "$dir/broker.log" | head -n 1)
+        bootstrap=$(sed -n -E 's/^.*kafka[^0-9]*(127\.0\.0\.1:[1-9][0-9]*).*$/\1/p' "$broker_log" | head -n 1)
         [ -n "$bootstrap" ] && return 0
         kill -0 "$broker" 2>/dev/null || return 1
         sleep 0.1

@@ -143,7 +143,6 @@ def offsets_by_time():
     same(at(OffsetSpec.for_timestamp(BASE_MS + 100_001)), 101)
     same(at(OffsetSpec.for_timestamp(BASE_MS - 1)), 0)
     same(at(OffsetSpec.for_timestamp(BASE_MS + 10_000_000)), -1)
-    same(at(OffsetSpec.max_timestamp()), len(LINES) - 1)
 
 
 def watermarks():

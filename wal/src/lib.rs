@@ -16,6 +16,8 @@ pub mod buf;
 pub mod checkpoint;
 pub mod disk;
 pub mod disk_glommio;
+#[cfg(feature = "rio")]
+pub mod disk_rio;
 pub mod disk_sim;
 #[cfg(test)]
 mod disk_tests;

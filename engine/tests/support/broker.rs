@@ -13,6 +13,16 @@ use tempfile::TempDir;
 
 use super::PATIENCE;
 
+/// Settings of every broker, unless a test gives others.
+const DEFAULTS: [(&str, &str); 3] = [
+    // Small, so that many brokers start quickly side by side.
+    ("wal.ring.bytes", "67108864"),
+    // Groups need not wait for a second member.
+    ("group.initial.rebalance.delay.ms", "0"),
+    // The records' timestamps are older than the default.
+    ("log.retention.ms", "-1"),
+];
+
 /// Lines that the process has printed so far, on either stream, and whether more may come.
 #[derive(Debug, Default)]
 struct Output {
@@ -109,8 +119,7 @@ impl Broker {
                 "--admin-addr",
                 "127.0.0.1:0",
             ])
-            // Small, so that many brokers start quickly side by side; groups need not wait for a second member.
-            .args(["--set", "wal.ring.bytes=67108864", "--set", "group.initial.rebalance.delay.ms=0"])
+            .args(self.defaults())
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -121,6 +130,13 @@ impl Broker {
         output.collect(child.stdout.take().expect("piped"));
         output.collect(child.stderr.take().expect("piped"));
         self.life = Some((child, output));
+    }
+
+    /// Settings that the test does not give itself.
+    fn defaults(&self) -> impl Iterator<Item = String> {
+        let given = |name: &str| self.flags.iter().any(|flag| flag.split('=').next() == Some(name));
+        let settings = DEFAULTS.into_iter().filter(move |(name, _)| !given(name));
+        settings.flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")])
     }
 
     /// Waits until the broker says that it serves.

@@ -1,0 +1,90 @@
+//! Consumer groups of one member through librdkafka: what was committed holds over every kind of restart.
+
+mod support;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+
+use support::PATIENCE;
+use support::broker::Broker;
+use support::clients::{self, Record};
+
+fn fill(broker: &Broker, topic: &str, count: usize) {
+    clients::create_topic(broker, topic, 1);
+    let records: Vec<Record> = (0..count).map(|i| Record::of(format!("{i}"))).collect();
+    clients::offsets(clients::produce(&clients::config(broker), topic, 0, &records));
+}
+
+/// One member joins, takes `count` records, commits behind the last and leaves. Returns the first offset that it was given.
+fn take(broker: &Broker, group: &str, topic: &str, count: usize) -> i64 {
+    let consumer = clients::consumer(&clients::config(broker), group);
+    consumer.subscribe(&[topic]).expect("a subscription");
+    let mut offsets = Vec::new();
+    while offsets.len() < count {
+        let message = clients::next(&consumer).expect("no end was asked for");
+        offsets.push(message.offset());
+        assert_eq!(message.payload(), Some(message.offset().to_string().as_bytes()));
+        if offsets.len() == count {
+            consumer.commit_message(&message, CommitMode::Sync).expect("the commit is taken");
+        }
+    }
+    let first = offsets[0];
+    assert_eq!(offsets, (first..first + count as i64).collect::<Vec<i64>>());
+    assert_eq!(committed(&consumer, topic), Offset::Offset(first + count as i64));
+    consumer.unsubscribe();
+    first
+}
+
+fn committed(consumer: &BaseConsumer, topic: &str) -> Offset {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, 0);
+    let list = consumer.committed_offsets(list, PATIENCE).expect("OffsetFetch is answered");
+    list.elements()[0].offset()
+}
+
+#[test]
+fn a_group_goes_on_where_it_stood_over_every_kind_of_restart() {
+    let mut broker = Broker::start();
+    fill(&broker, "work", 200);
+    assert_eq!(take(&broker, "workers", "work", 30), 0);
+    assert_eq!(take(&broker, "workers", "work", 10), 30);
+    broker.restart();
+    assert_eq!(take(&broker, "workers", "work", 20), 40);
+    broker.kill_and_begin();
+    assert_eq!(take(&broker, "workers", "work", 20), 60);
+    broker.kill_and_begin();
+    broker.restart();
+    assert_eq!(take(&broker, "workers", "work", 120), 80);
+}
+
+#[test]
+fn groups_do_not_see_each_other() {
+    let mut broker = Broker::start();
+    fill(&broker, "shared", 100);
+    assert_eq!(take(&broker, "one", "shared", 70), 0);
+    assert_eq!(take(&broker, "two", "shared", 20), 0);
+    broker.kill_and_begin();
+    assert_eq!(take(&broker, "one", "shared", 5), 70);
+    assert_eq!(take(&broker, "two", "shared", 5), 20);
+    let third = clients::consumer(&clients::config(&broker), "three");
+    assert_eq!(committed(&third, "shared"), Offset::Invalid);
+}
+
+#[test]
+fn a_commit_can_go_back_and_another_topic_keeps_its_own() {
+    let mut broker = Broker::start();
+    fill(&broker, "a", 50);
+    fill(&broker, "b", 50);
+    assert_eq!(take(&broker, "both", "a", 40), 0);
+    assert_eq!(take(&broker, "both", "b", 25), 0);
+    {
+        let consumer = clients::consumer(&clients::config(&broker), "both");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("a", 0, Offset::Offset(10)).expect("an offset");
+        consumer.commit(&list, CommitMode::Sync).expect("the commit is taken");
+    }
+    broker.restart();
+    assert_eq!(take(&broker, "both", "a", 5), 10);
+    assert_eq!(take(&broker, "both", "b", 5), 25);
+}
