@@ -272,7 +272,8 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
     shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
     rt::spawn(front::close_idle(core.clone()));
     rt::spawn(crate::retention::run(core.clone()));
-    front::accept(core.clone(), bound).await.map_err(|error| error.to_string())?;
+    // A core that accepts nobody would leave the broker half alive.
+    front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
     drain(&core).await;
     Ok(())
 }

@@ -9,8 +9,12 @@
 //! | `disk_sim`, `sim_exec` | the disk and the executor of simulations |
 //! | `ring_format`, `ring`, `ring_recovery` | the ring as a pure state machine |
 //! | `journal` | the ring's shell: one write and one sync for all that arrived during the last |
-//! | `segment*`, `log` | a partition's batches: memory tail, segment files, indexes |
-//! | `checkpoint`, `store` | one core's ring, logs and checkpoints as one thing that recovers |
+//! | [`segment_format`], [`segment`], [`files`] | frames in segment files, sparse indexes, open descriptors |
+//! | [`log`], [`log_read`] | a partition's batches: memory tail over segments; reads from both |
+//! | [`checkpoint`], [`snapshot`] | what need not be read from the ring any more |
+//! | [`store`] (`store_recovery`, `store_flush`, `store_checkpoint`) | one core's ring, logs and checkpoints as one thing that recovers |
+//! | [`manifest`] | the data directory, and another number of cores |
+//! | [`disk_sim`], [`sim_exec`] | a disk that loses and tears what was not synced, and an executor in a seeded order, for tests |
 //!
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 

@@ -46,7 +46,7 @@ impl Segment {
         }
     }
 
-    /// Counts a frame that now ends the segment; the length follows by [`Segment::grow_to`].
+    /// Counts a frame that now ends the segment; the length follows by [`FrameWriter::finish`].
     fn note(&mut self, header: &FrameHeader) {
         assert_eq!(header.index, self.last_index + 1, "a segment's indices have no holes");
         assert_eq!(header.base_offset, self.end_offset, "a segment's offsets have no holes");

@@ -86,7 +86,7 @@ pub struct AppState {
     pub conf_state: Bytes,
 }
 
-/// What [`Store::open`] found of one group.
+/// What [`Store::open`](crate::store::Store::open) found of one group.
 #[derive(Clone, Debug)]
 pub struct RecoveredGroup {
     pub id: GroupId,
@@ -143,7 +143,7 @@ pub struct LogPos(pub u64);
 /// A record that is on its way to the ring.
 #[derive(Clone, Debug)]
 pub struct Staged {
-    /// Durable when [`Store::durable`] has reached this.
+    /// Durable when [`Store::durable`](crate::store::Store::durable) has reached this.
     pub pos: LogPos,
     /// The payload in the ring's memory.
     pub payload: Option<Bytes>,
@@ -156,7 +156,7 @@ pub struct Poisoned(pub String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The ring has no room even in its reserve; [`Store::admit`] was not asked.
+    /// The ring has no room even in its reserve; [`Store::admit`](crate::store::Store::admit) was not asked.
     #[error("the ring is full")]
     Full,
     /// The entry fits into no segment of the ring; a larger ring has larger segments.
@@ -170,7 +170,7 @@ pub enum AppendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Ok,
-    /// The ring is down to its reserve: await [`Store::space_freed`], or answer with a retriable error.
+    /// The ring is down to its reserve: await [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
     Wait,
 }
 

@@ -28,12 +28,10 @@ pub fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeCon
             .with_resource_name(resource.resource_name.clone());
         match settings_of(core, &resource) {
             Ok(settings) => {
-                let wanted = |setting: &Described| {
-                    resource
-                        .configuration_keys
-                        .as_ref()
-                        .is_none_or(|keys| keys.iter().any(|key| key.as_str() == setting.name))
-                };
+                // No keys, or none named: all of them (Kafka's ConfigHelper).
+                let keys = resource.configuration_keys.unwrap_or_default();
+                let wanted =
+                    |setting: &Described| keys.is_empty() || keys.iter().any(|key| key.as_str() == setting.name);
                 let configs = settings
                     .into_iter()
                     .filter(wanted)
