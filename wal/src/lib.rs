@@ -5,10 +5,9 @@
 //! | module | is |
 //! |---|---|
 //! | [`buf`], [`disk`] | aligned memory; the seam to storage ([`disk::Disk`]) |
-//! | `disk_uring`; `disk_glommio`, `disk_rio` | the disk of a broker; others to measure it against |
-//! | `disk_sim`, `sim_exec` | the disk and the executor of simulations |
-//! | `ring_format`, `ring`, `ring_recovery` | the ring as a pure state machine |
-//! | `journal` | the ring's shell: one write and one sync for all that arrived during the last |
+//! | [`disk_uring`]; [`disk_glommio`], `disk_rio` | the disk of a broker; others to measure it against |
+//! | [`ring_format`], [`ring`], [`ring_recovery`] | the ring as a pure state machine |
+//! | [`journal`] | the ring's shell: one write and one sync for all that arrived during the last |
 //! | [`segment_format`], [`segment`], [`files`] | frames in segment files, sparse indexes, open descriptors |
 //! | [`log`], [`log_read`] | a partition's batches: memory tail over segments; reads from both |
 //! | [`checkpoint`], [`snapshot`] | what need not be read from the ring any more |
