@@ -171,7 +171,8 @@ pub struct Ready {
     /// above the first of them. Without entries, a [`Group::hard_state`] of another term or vote is made durable by itself;
     /// another commit index alone is not worth a write.
     pub entries: Vec<Entry>,
-    /// A leader's: may be sent at once, while its own entries are on their way to the disk (Raft thesis 10.2.1).
+    /// A leader's: may be sent at once, while its own entries are on their way to the disk (Raft thesis 10.2.1). Its term is
+    /// durable.
     pub messages: Vec<Message>,
     /// May be sent only when this Ready, and every one before it, is durable: a vote or an acknowledgement says that it is.
     pub persisted_messages: Vec<Message>,
@@ -185,6 +186,8 @@ pub struct Group {
     /// The last Ready handed out, and the last reported as persisted: completions come in order.
     handed_out: u64,
     persisted: u64,
+    /// The present term, and the first Ready that had it.
+    term_since: (u64, u64),
     /// Changes of the members that were handed out and are not applied.
     changes: VecDeque<(u64, ConfChangeV2)>,
 }
@@ -233,8 +236,9 @@ impl Group {
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
         };
+        let term_since = (restored.hard_state.term, 0);
         let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { id: config.group, raw, handed_out: 0, persisted: 0, changes: VecDeque::new() })
+        Ok(Self { id: config.group, raw, handed_out: 0, persisted: 0, term_since, changes: VecDeque::new() })
     }
 
     pub fn id(&self) -> u64 {
@@ -330,15 +334,23 @@ impl Group {
         }
         let entries = ready.take_entries();
         self.raw.mut_store().append(&entries);
-        let messages = ready.take_messages();
-        let persisted_messages = ready.take_persisted_messages();
+        let number = ready.number();
+        if self.term_since.0 != self.term() {
+            self.term_since = (self.term(), number);
+        }
+        let mut messages = ready.take_messages();
+        let mut persisted_messages = ready.take_persisted_messages();
+        if !self.has_durable_term() {
+            // A lone voter leads before its vote is durable. After a crash it would lead in the same term again, with other
+            // entries; its learners must not have seen any of these.
+            persisted_messages.append(&mut messages);
+        }
         let committed: Vec<Entry> = ready.take_committed_entries().into_iter().map(Entry::from_raft).collect();
         for entry in committed.iter().filter(|entry| entry.entry_type != ENTRY_NORMAL) {
             assert_eq!(entry.entry_type, ENTRY_MEMBERS, "entry {} has an unknown type", entry.index);
             let change = ConfChangeV2::parse_from_bytes(&entry.data);
             self.changes.push_back((entry.index, change.expect("the leader proposed a change that it could read")));
         }
-        let number = ready.number();
         self.handed_out = number;
         self.raw.advance_append_async(ready);
         Some(Ready {
@@ -441,6 +453,12 @@ impl Group {
 
     pub fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
+    }
+
+    /// Whether a crash would leave this replica in its present term: until then, a leader has not been seen by anybody.
+    pub fn has_durable_term(&self) -> bool {
+        let (term, since) = self.term_since;
+        term == self.term() && self.persisted >= since
     }
 
     /// The term of an index that the log retains.

@@ -305,3 +305,28 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
     let left = group_members::decode(&group.conf_state()).unwrap();
     assert_eq!((left.voters, left.voters_outgoing), (vec![1, 2, 3], vec![]));
 }
+
+#[test]
+fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
+    let mut group = leader();
+    let mut disk = Disk::default();
+    settle(&mut group, &mut disk);
+    let position = group.propose_members(&[Member::Learner(2)]).unwrap();
+    settle(&mut group, &mut disk);
+    let restored = Restored { conf_state: group.conf_state(), ..disk.restore(position.index) };
+    let mut group = Group::new(GroupConfig::single(7, 1), restored).unwrap();
+    group.campaign();
+    assert!(group.is_leader() && !group.has_durable_term());
+    group.propose(Bytes::from_static(b"a")).unwrap();
+    let ready = group.ready().unwrap();
+    assert!(ready.messages.is_empty() && !ready.persisted_messages.is_empty());
+    group.on_persisted(ready.number);
+    assert!(group.has_durable_term());
+    // From now on they hear of entries at once.
+    let mut ack = message(MessageType::MsgAppendResponse, 2, 2);
+    ack.index = group.last_index();
+    group.step(ack);
+    group.propose(Bytes::from_static(b"b")).unwrap();
+    let ready = group.ready().unwrap();
+    assert!(!ready.messages.is_empty() && ready.persisted_messages.is_empty());
+}

@@ -25,7 +25,7 @@ pub struct Found<'a> {
     pub o_direct: bool,
 }
 
-/// The runtime registers this much memory per core.
+/// The runtime registers 64 KiB of buffers per core, and kernels before 5.12 count its rings too.
 const MEMLOCK_PER_CORE: u64 = 512 << 10;
 /// Fewer files than this, and ten thousand partitions with their clients don't fit.
 const OPEN_FILES_WARN: u64 = 20_000;
@@ -67,7 +67,7 @@ fn warnings(config: &Config, found: &Found<'_>) -> Vec<String> {
     let memlock_wanted = MEMLOCK_PER_CORE * found.plan.cpus.len() as u64;
     if let Some(memlock) = found.memlock.filter(|memlock| *memlock < memlock_wanted) {
         warnings.push(format!(
-            "only {} may be locked in memory, {} are wanted; raise it (ulimit -l, LimitMEMLOCK=)",
+            "only {} may be locked in memory, {} are wanted; raise the hard limit (ulimit -Hl, LimitMEMLOCK=)",
             Bytes(memlock),
             Bytes(memlock_wanted)
         ));
@@ -152,9 +152,10 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_the_system_is_a_warning_with_its_remedy() {
-        let rows: [(&str, fn(&mut Found<'_>)); 4] = [
+        type Change = fn(&mut Found<'_>);
+        let rows: [(&str, Change); 4] = [
             ("takes no O_DIRECT", |found| found.o_direct = false),
-            ("only 64 KiB may be locked in memory, 1.5 MiB are wanted", |found| found.memlock = Some(64 << 10)),
+            ("only 512 KiB may be locked in memory, 1.5 MiB are wanted", |found| found.memlock = Some(512 << 10)),
             ("only 1024 files may be open", |found| found.open_files = 1024),
             ("at most 100 segment files are kept open", |found| found.segment_files = 100),
         ];

@@ -11,7 +11,7 @@ use crate::{
     cpus::CorePlan,
     front::{self, Spread},
     mesh::{self, HasMesh, MeshSeed},
-    meta,
+    meta::{self, META_CORE},
     metrics::Metrics,
     replica, rt,
     sync::{Either, race},
@@ -168,14 +168,20 @@ impl Broker {
 
 /// io_uring lets go of the sockets of a process that was killed some time after it is gone: a broker that is started again at once
 /// waits that long for its address.
-const REBIND_MAX: Duration = Duration::from_secs(2);
+const REBIND_MAX: Duration = Duration::from_secs(5);
 const REBIND_PAUSE: Duration = Duration::from_millis(20);
 
 fn bind(addr: SocketAddr, cores: usize) -> Result<Vec<Bound>, BindError> {
     let started = Instant::now();
+    let mut told = false;
     loop {
         match listen::bind(addr, cores) {
-            Err(BindError::InUse { .. }) if started.elapsed() < REBIND_MAX => std::thread::sleep(REBIND_PAUSE),
+            Err(BindError::InUse { .. }) if started.elapsed() < REBIND_MAX => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(%addr, "the address is in use; trying again for {} s", REBIND_MAX.as_secs());
+                }
+                std::thread::sleep(REBIND_PAUSE);
+            }
             bound => return bound,
         }
     }
@@ -257,7 +263,7 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
     inbox.serve(&core);
-    if id == meta::META_CORE {
+    if id == META_CORE {
         meta::start(&core).await?;
         rt::spawn(meta::snapshot_when_wanted(core.clone()));
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
@@ -315,6 +321,11 @@ async fn drain(core: &Rc<Core>) {
             left = core.connections.len(),
             "connections that did not end in time are cut"
         );
+    }
+    if core.id() == META_CORE
+        && let Err(error) = meta::snapshot(core).await
+    {
+        tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
     }
     // No core may stop serving its partitions while another still answers.
     core.all_drained().await;

@@ -471,6 +471,7 @@ impl Core {
     /// No new connections or requests from now on.
     pub fn begin_stop(&self) {
         self.lifecycle.stopping.set();
+        self.fetches.cancel_all();
     }
 
     pub fn is_stopping(&self) -> bool {

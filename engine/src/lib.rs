@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod cli_config;
 pub mod cli_topic;
+pub mod cli_wal;
 pub mod config;
 pub mod config_layers;
 pub mod config_topic;

@@ -38,14 +38,21 @@ pub enum LimitError {
          systemd, or --ulimit nofile= of docker)"
     )]
     FewFiles { limit: u64, needed: u64 },
-    #[error(transparent)]
-    Uring(#[from] UringError),
+    #[error("cannot read or raise the limit of locked memory: {0}")]
+    Memlock(io::Error),
+    #[error(
+        "{limit} bytes of locked memory are allowed and at least {MEMLOCK_MIN} needed; raise the hard limit (ulimit -Hl, \
+         LimitMEMLOCK= of systemd, or --ulimit memlock= of docker)"
+    )]
+    LittleMemlock { limit: u64 },
 }
 
 /// A core can't do with less.
 const PER_CORE_BYTES_MIN: u64 = 16 << 20;
 /// Descriptors beside those of segments: rings, listeners, event queues, and a few hundred connections.
 const FILES_BESIDE_SEGMENTS: u64 = 768;
+/// With less, glommio starts no executor.
+const MEMLOCK_MIN: u64 = 512 << 10;
 
 impl Budget {
     pub fn new(config: &Config, cgroups: &Cgroups, cores: usize) -> Result<Budget, LimitError> {
@@ -81,12 +88,29 @@ fn mem_total(meminfo: &str) -> Option<u64> {
 
 /// Open files: the soft limit after raising it to the hard one.
 pub fn raise_open_files() -> Result<u64, LimitError> {
-    let (soft, hard) = rlimit(libc::RLIMIT_NOFILE).map_err(LimitError::OpenFiles)?;
+    raise(libc::RLIMIT_NOFILE).map_err(LimitError::OpenFiles)
+}
+
+/// Bytes that this process may lock in memory, after raising the soft limit to the hard one; `None`: no limit.
+pub fn raise_memlock() -> Result<Option<u64>, LimitError> {
+    let limit = raise(libc::RLIMIT_MEMLOCK).map_err(LimitError::Memlock)?;
+    enough_memlock((limit != libc::RLIM_INFINITY).then_some(limit))
+}
+
+fn enough_memlock(limit: Option<u64>) -> Result<Option<u64>, LimitError> {
+    match limit {
+        Some(limit) if limit < MEMLOCK_MIN => Err(LimitError::LittleMemlock { limit }),
+        limit => Ok(limit),
+    }
+}
+
+fn raise(resource: libc::__rlimit_resource_t) -> io::Result<u64> {
+    let (soft, hard) = rlimit(resource)?;
     if soft < hard {
         let raised = libc::rlimit { rlim_cur: hard, rlim_max: hard };
         // SAFETY: reads a live struct.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0 {
-            return Err(LimitError::OpenFiles(io::Error::last_os_error()));
+        if unsafe { libc::setrlimit(resource, &raw const raised) } != 0 {
+            return Err(io::Error::last_os_error());
         }
     }
     Ok(hard)
@@ -105,7 +129,7 @@ pub fn segment_files(config: &Config, open_files: u64, cores: usize) -> Result<u
 }
 
 /// Bytes that this process may lock in memory; `None`: no limit.
-pub fn memlock() -> io::Result<Option<u64>> {
+fn memlock() -> io::Result<Option<u64>> {
     let (soft, _) = rlimit(libc::RLIMIT_MEMLOCK)?;
     Ok((soft != libc::RLIM_INFINITY).then_some(soft))
 }
@@ -304,7 +328,17 @@ mod tests {
         let raised = raise_open_files().unwrap();
         let (soft, hard) = rlimit(libc::RLIMIT_NOFILE).unwrap();
         assert_eq!((soft, hard), (raised, raised));
-        memlock().unwrap();
+    }
+
+    #[test]
+    fn little_locked_memory_is_refused() {
+        assert_eq!(enough_memlock(None).unwrap(), None);
+        assert_eq!(enough_memlock(Some(MEMLOCK_MIN)).unwrap(), Some(MEMLOCK_MIN));
+        let refusal = enough_memlock(Some(65_536)).unwrap_err().to_string();
+        assert!(refusal.contains("65536 bytes of locked memory") && refusal.contains("LimitMEMLOCK="), "{refusal}");
+        raise_memlock().unwrap();
+        let (soft, hard) = rlimit(libc::RLIMIT_MEMLOCK).unwrap();
+        assert_eq!(soft, hard);
     }
 
     #[test]

@@ -25,3 +25,36 @@ pub fn abort_on_panic() {
         std::process::abort();
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        os::unix::process::ExitStatusExt as _,
+        process::{Command, Stdio},
+        thread,
+    };
+
+    const CHILD: &str = "MILLRACE_TEST_PANIC_CHILD";
+
+    /// Runs itself as the process that panics.
+    #[test]
+    fn a_panic_on_any_thread_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            abort_on_panic();
+            let core = thread::Builder::new().name("core-7".to_owned()).spawn(|| panic!("out of cheese")).unwrap();
+            // The hook does not return, so neither does this.
+            let _ = core.join();
+            return;
+        }
+        let own = std::env::current_exe().unwrap();
+        let test = "logging::tests::a_panic_on_any_thread_ends_the_process";
+        let mut child = Command::new(own);
+        child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").stdin(Stdio::null());
+        let output = child.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{stderr}");
+        assert!(stderr.contains("thread 'core-7' panicked at") && stderr.contains("out of cheese"), "{stderr}");
+        assert!(stderr.contains("a_panic_on_any_thread_ends_the_process"), "with its backtrace: {stderr}");
+    }
+}

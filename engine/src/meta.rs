@@ -17,6 +17,7 @@
 use crate::{
     core::{Core, CoreId, core_of_slice, restored},
     replica::{self, Replica, Replicated},
+    rt,
     sync::{Answer, Either, Flag, Notify, Promise, promise, race},
 };
 use bytes::Bytes;
@@ -30,6 +31,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use wal::{
     log::LogOptions,
@@ -316,6 +318,9 @@ pub async fn start(core: &Rc<Core>) -> Result<(), String> {
 /// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
 
+/// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
+
 /// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
 pub async fn snapshot_when_wanted(core: Rc<Core>) {
     let meta = core.meta().clone();
@@ -328,7 +333,11 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
         }
         match snapshot(&core).await {
             Ok(index) => covered = index,
-            Err(error) => return core.storage_failed(&error.to_string()),
+            Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
+                rt::sleep(SNAPSHOT_RETRY).await;
+            }
         }
     }
 }

@@ -409,7 +409,11 @@ impl Replicated for Partition {
             done.promise.keep(Ok(done.appended));
         }
         drop(state);
-        self.replica.with(|raft| raft.applied_to(last));
+        self.replica.with(|raft| {
+            raft.applied_to(last);
+            // What is applied and durable is in the store; Raft needs only its terms from here on.
+            raft.compact(last);
+        });
         self.wake_fetches();
     }
 

@@ -43,6 +43,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
     let open_files = limits::raise_open_files().map_err(Failure::other)?;
     let segment_files = limits::segment_files(&config, open_files, cores).map_err(Failure::other)?;
+    let memlock = limits::raise_memlock().map_err(Failure::other)?;
     limits::check_io_uring().map_err(Failure::other)?;
     let data_dir = DataDir::open(&config.data_dir).map_err(Failure::other)?;
     let o_direct = data_dir.takes_o_direct().map_err(|e| {
@@ -56,8 +57,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         kernel: &limits::kernel_release(),
         open_files,
         segment_files,
-        memlock: limits::memlock()
-            .map_err(|e| Failure::Other(format!("cannot read the limit of locked memory: {e}")))?,
+        memlock,
         o_direct,
     };
     cli::print(&banner::beginning(&config, &found))?;

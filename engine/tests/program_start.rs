@@ -1,83 +1,9 @@
 //! The program as people meet it: help, refusals, the banner, the admin port, topics, the end.
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    path::Path,
-    process::{Child, ChildStdout, Command, Output, Stdio},
-    time::Duration,
-};
+#[path = "support/program.rs"]
+mod program;
 
-fn millrace(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
-    command.args(args).env_remove("RUST_BACKTRACE");
-    for (name, _) in std::env::vars() {
-        if name.starts_with("MILLRACE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn output(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-/// A broker on ports of the system's choice; killed when dropped.
-struct Broker {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    banner: String,
-    kafka: String,
-    admin: String,
-}
-
-impl Broker {
-    fn start(data_dir: &Path) -> Broker {
-        let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"]);
-        command.args(["--admin-addr", "127.0.0.1:0", "--set", "wal.ring.bytes=64MiB", "--log", "warn", "--data-dir"]);
-        let mut child = command.arg(data_dir).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut banner = String::new();
-        while !banner.contains("listening admin ") {
-            assert!(stdout.read_line(&mut banner).unwrap() > 0, "the broker ended early:\n{banner}");
-        }
-        let find = |name: &str| banner.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
-        let (kafka, admin) = (find("listening kafka "), find("listening admin "));
-        Broker { child, stdout, banner, kafka, admin }
-    }
-
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.admin).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn topic(&self, args: &[&str]) -> (Option<i32>, String, String) {
-        output(millrace(&["topic"]).args(args).args(["--bootstrap", &self.kafka]))
-    }
-
-    /// Sends SIGTERM and waits. Returns the exit status and what was printed after the banner.
-    fn stop(mut self) -> (Option<i32>, String) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code(), rest)
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use program::{Broker, millrace, output};
 
 #[test]
 fn help_and_version_go_to_stdout() {
@@ -176,7 +102,22 @@ fn it_serves_is_watched_and_stops() {
     let (code, _, stderr) = broker.topic(&["describe", "orders"]);
     assert!(code == Some(1) && stderr.contains("there is no such topic"), "{stderr}");
 
+    // A segment can be looked at beside the broker that writes it, …
+    let core_dir = dir.path().join("epoch-0/core-0");
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(&core_dir));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(dumped.contains(": entry 1 of term 1") && dumped.contains("verdict at "), "{dumped}");
+
     assert_eq!(broker.stop(), (Some(0), String::new()));
+    // … and afterwards shows that it was left whole.
+    let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(core_dir.join("ring-0000.seg")));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        dumped.contains(", clean shutdown\n") && dumped.contains("the ring ends here, nothing is lost"),
+        "{dumped}"
+    );
+    let (code, _, stderr) = output(millrace(&["wal", "dump"]).arg(dir.path()));
+    assert!(code == Some(1) && stderr.contains("holds no ring segments"), "{stderr}");
     // The lock went with the process.
     assert_eq!(Broker::start(dir.path()).stop().0, Some(0));
 }

@@ -114,6 +114,13 @@ impl Chunk {
         unsafe { std::slice::from_raw_parts_mut(self.memory.ptr.as_ptr().add(self.mark), len) }
     }
 
+    /// The next `len` unwritten bytes, as they are: for those who must tell the kernel where they lie.
+    pub fn unwritten(&self, len: usize) -> &[u8] {
+        assert!(len <= self.remaining(), "{len} bytes do not fit in the {} that remain", self.remaining());
+        // SAFETY: in bounds (asserted), initialised (the allocation is zeroed), and only written through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr().add(self.mark), len) }
+    }
+
     /// Moves the mark over `len` bytes that are now final.
     pub fn advance(&mut self, len: usize) {
         assert!(len <= self.remaining(), "the mark can't pass the chunk's end");

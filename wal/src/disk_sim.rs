@@ -626,9 +626,14 @@ impl File for SimFile {
             }
             version
         };
+        // A write that failed is over as well: a later sync covers what of it happened.
+        let failed = |error| {
+            self.world.borrow_mut().under_way.remove(&version);
+            Err(error)
+        };
         match fate {
-            Fate::Fail(code) => return Err(os(code)),
-            Fate::Short => return Err(io::ErrorKind::WriteZero.into()),
+            Fate::Fail(code) => return failed(os(code)),
+            Fate::Short => return failed(io::ErrorKind::WriteZero.into()),
             Fate::Go | Fate::Skip => {}
         }
         complete(&self.world).await;

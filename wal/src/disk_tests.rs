@@ -129,6 +129,11 @@ fn uring_is_a_disk() {
 }
 
 #[test]
+fn uring_with_syncing_writes_is_a_disk() {
+    is_a_disk(|| UringDisk::with(SyncBy::Write).unwrap());
+}
+
+#[test]
 fn uring_with_linked_syncs_is_a_disk() {
     is_a_disk(|| UringDisk::with(SyncBy::LinkedSync).unwrap());
 }

@@ -34,14 +34,18 @@ const DEPTH: u32 = 256;
 /// RWF_DSYNC of `preadv2(2)`: the write is durable when it completes.
 const RWF_DSYNC: i32 = 0x2;
 
-/// How a [`Durability::Synced`] write is made durable.
+/// How a [`Durability::Synced`] write is made durable. On an idle machine the three differ little; on busy cores the first one
+/// waits longest, since its completion goes through a kernel worker that competes for the core (90 of 100 appends of 4 KiB
+/// within 4 ms, against 0.2 ms for the others, with a compiler on both cores).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SyncBy {
     /// The write itself, by RWF_DSYNC: one operation, and a device with FUA needs no flush of its cache.
-    #[default]
     Write,
-    /// An fdatasync linked to the write.
+    /// An fdatasync linked to the write. If the write fails, the error is that the sync was cancelled.
     LinkedSync,
+    /// An fdatasync once the write has completed: the quickest in most of our measurements, and errors are precise.
+    #[default]
+    LaterSync,
 }
 
 /// What an operation in flight owns: it is the kernel's until the operation completes. Descriptors too, or an operation that is still queued
@@ -428,9 +432,16 @@ impl File for UringFile {
             let sync = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
             return self.ring.run((write, Some(sync)), held).await.0.map(drop);
         }
-        let flags = if durability == Durability::Synced { RWF_DSYNC } else { 0 };
-        let written = self.ring.run((write.rw_flags(flags).build(), None), held).await.0?;
-        if written as u32 == len { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        let (by_write, later) = match (durability, self.ring.sync_by) {
+            (Durability::Synced, SyncBy::Write) => (RWF_DSYNC, false),
+            (Durability::Synced, _) => (0, true),
+            (Durability::Cached, _) => (0, false),
+        };
+        let written = self.ring.run((write.rw_flags(by_write).build(), None), held).await.0?;
+        if written as u32 != len {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        if later { self.sync().await } else { Ok(()) }
     }
 
     async fn read(&self, position: u64, len: usize) -> io::Result<Bytes> {

@@ -16,6 +16,8 @@ pub mod buf;
 pub mod checkpoint;
 pub mod disk;
 pub mod disk_glommio;
+#[cfg(feature = "rio")]
+pub mod disk_rio;
 pub mod disk_sim;
 #[cfg(test)]
 mod disk_tests;
@@ -37,6 +39,9 @@ pub mod signal;
 pub mod sim_exec;
 pub mod snapshot;
 pub mod store;
+mod store_checkpoint;
 mod store_flush;
 mod store_recovery;
+mod store_state;
+mod store_types;
 mod terms;

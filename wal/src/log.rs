@@ -397,6 +397,25 @@ impl Log {
         (start > self.log_start).then_some(start)
     }
 
+    /// Whether batches that no segment holds yet are too old or too many.
+    pub fn retention_waits_for_flush(
+        &self,
+        now_ms: i64,
+        retention_ms: Option<u64>,
+        retention_bytes: Option<u64>,
+    ) -> bool {
+        let spans = || self.unflushed().filter_map(|held| held.entry.payload.as_ref());
+        let too_old = retention_ms.is_some_and(|limit| {
+            let newest_allowed = now_ms.saturating_sub_unsigned(limit);
+            spans().next().is_some_and(|(span, _)| (0..newest_allowed).contains(&span.max_timestamp))
+        });
+        too_old
+            || retention_bytes.is_some_and(|limit| {
+                let unflushed: u64 = spans().map(|(_, bytes)| bytes.len() as u64).sum();
+                unflushed > limit.max(self.options.segment_bytes)
+            })
+    }
+
     /// Takes over what a record or a checkpoint says, whichever is newer in each part.
     pub fn merge_hard_state(&mut self, other: HardState) {
         let mine = &mut self.hard_state;

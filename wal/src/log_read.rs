@@ -11,7 +11,7 @@ use crate::{
     record::{Entry, GroupId},
     segment::{Scanner, Segment, SparseIndex},
     segment_format::{SegmentId, decode_index},
-    store::Shared,
+    store_state::Shared,
 };
 use bytes::Bytes;
 use std::{io, pin::Pin, rc::Rc};

@@ -22,7 +22,8 @@ use crate::{
     record::GroupId,
     signal::beside,
     store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
-    store_flush::{FlushError, group_states, round},
+    store_checkpoint::group_states,
+    store_flush::{FlushError, round},
 };
 use std::{
     future::pending,

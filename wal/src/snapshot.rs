@@ -16,8 +16,9 @@ use crate::{
     log::Mark,
     record::GroupId,
     segment_format::{u32_at, u64_at},
-    store::{AppState, OpenError, Shared, SnapshotError, StoreDirs},
+    store::{AppState, OpenError, SnapshotError, StoreDirs},
     store_flush::is_full,
+    store_state::Shared,
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};

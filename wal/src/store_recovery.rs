@@ -25,11 +25,10 @@ use crate::{
     record::{Entry, GroupId},
     ring::RingConfig,
     signal::Signal,
-    store::{
-        LogPos, OpenError, RecoveredGroup, RecoveryReport, Removed, Shared, State, Store, StoreConfig, StoreDirs,
-        StoreStats,
-    },
-    store_flush::{FlushError, collect, cut_segments},
+    store::{LogPos, OpenError, RecoveredGroup, RecoveryReport, Store, StoreConfig, StoreDirs, StoreStats},
+    store_checkpoint::collect,
+    store_flush::{FlushError, cut_segments},
+    store_state::{Removed, Shared, State},
 };
 
 use bytes::Bytes;

@@ -428,12 +428,14 @@ impl Cluster {
         let group = self.rng.u64(..GROUPS);
         let mut wanted: Vec<u64> = (1..=self.slots.len() as u64).collect();
         self.rng.shuffle(&mut wanted);
+        let demoted = self.rng.bool();
         wanted.truncate([1, 2, 3, 3, 3, 5][self.rng.usize(..6)]);
         let leads = |slot: &&mut Slot| slot.node().is_some_and(|node| node.group(group).is_leader());
         let Some(node) = self.slots.iter_mut().find(leads).and_then(Slot::node_mut) else { return };
         let present = node.group(group).voters();
         let added = wanted.iter().filter(|peer| !present.contains(peer)).map(|peer| Member::Voter(*peer));
-        let removed = present.iter().filter(|peer| !wanted.contains(peer)).map(|peer| Member::Removed(*peer));
+        let removed = present.iter().filter(|peer| !wanted.contains(peer));
+        let removed = removed.map(|peer| if demoted { Member::Learner(*peer) } else { Member::Removed(*peer) });
         let changes: Vec<Member> = added.chain(removed).collect();
         if !changes.is_empty() && node.propose_members(group, &changes) {
             self.summary.members_changed += 1;

@@ -191,7 +191,9 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         self.disk.sync();
         for (group, replica) in &mut self.replicas {
             replica.group.check();
-            let leads = replica.group.is_leader().then(|| replica.group.term());
+            // A lone voter leads before its term is durable, but nobody knows until then.
+            let leads = replica.group.is_leader() && replica.group.has_durable_term();
+            let leads = leads.then(|| replica.group.term());
             if let Some(term) = leads.filter(|_| leads != replica.led) {
                 let log = replica.group.terms().to_vec();
                 self.seen.push(Seen::Leads { node: self.id, group: *group, term, log });

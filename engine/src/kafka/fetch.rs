@@ -155,7 +155,7 @@ async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> (Vec<Part>,
     loop {
         let seen = wake.version();
         let (parts, enough) = read_once(core, &items, wish).await;
-        if enough || core.fetches.is_cancelled(wish.id) {
+        if enough || core.fetches.is_cancelled(wish.id) || core.is_stopping() {
             return (parts, enough);
         }
         if let Either::Second(()) = race(wake.past(seen), timeout.as_mut()).await {
@@ -304,6 +304,14 @@ impl Fetches {
     /// Ends a wait: another core has brought enough. A fetch that does not wait (any more) is answered already.
     fn cancel(&self, id: (CoreId, u64)) {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&id) {
+            waiting.cancelled = true;
+            waiting.wake.notify();
+        }
+    }
+
+    /// Ends all waits: the broker stops.
+    pub fn cancel_all(&self) {
+        for waiting in self.waiting.borrow_mut().values_mut() {
             waiting.cancelled = true;
             waiting.wake.notify();
         }

@@ -182,7 +182,9 @@ async fn auto_create(core: &Rc<Core>, names: &[&str]) {
 /// The internal topic of the group coordinator, created on first use.
 pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCode> {
     if core.view(|view| view.topic(OFFSETS_TOPIC).is_none()) {
-        let configs = BTreeMap::new();
+        // Commits are forgotten by the coordinator's rules (offsets.retention.minutes), never because they lie far back in the log.
+        let configs =
+            BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
         let command = create_command(core, OFFSETS_TOPIC, core.config.offsets_topic_num_partitions, configs);
         let results = meta::submit(core, vec![command]).await.map_err(|_| ErrorCode::CoordinatorNotAvailable)?;
         let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();

@@ -1,12 +1,17 @@
 //! Another number of cores at start, with crashes in the middle.
 
-use crate::harness::{block_on, config, cores_life};
-use std::path::Path;
+use crate::{
+    harness::{DATA, block_on, config, options, pause, until_stop, with_loops},
+    life::flush,
+    model::{GroupModel, Host, Shared, append, end_offset},
+    verify::read_everything,
+};
+use std::{collections::BTreeMap, path::Path, rc::Rc};
 use wal::{
     disk::Disk,
     disk_sim::SimDisk,
     manifest::{Manifest, change_cores, remove_stale_epochs},
-    record::GroupId,
+    record::{Entry, GroupId},
     store::{OpenError, Store, StoreDirs},
 };
 
@@ -54,4 +59,103 @@ fn a_newer_format_and_a_checkpoint_of_another_epoch_are_refused_by_name() {
         let error = Store::open(disk.clone(), &to, 9, config()).await.err().expect("refused");
         assert!(error.to_string().contains("checkpoint is of epoch 2, not 9"), "{error}");
     });
+}
+
+/// A data directory set up for two cores, filled, then changed to three with a crash somewhere, and again until it succeeds.
+pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut disk = SimDisk::new(seed);
+    let old = Manifest { cluster_id: "simulated".to_owned(), epoch: 1, cores: 2 };
+    let data = std::path::Path::new(DATA);
+    let text = |error: OpenError| error.to_string();
+    prepare(&disk);
+    block_on(old.write(&disk, data)).map_err(text)?;
+    // Appends on both cores; what is durable at the end counts.
+    let mut expected: BTreeMap<GroupId, Vec<Entry>> = BTreeMap::new();
+    for core in 0..old.cores {
+        let dirs = StoreDirs::new(DATA, old.epoch, core);
+        let (store, ..) = block_on(Store::open(disk.clone(), &dirs, old.epoch, config())).map_err(text)?;
+        let model: Shared = Rc::default();
+        let groups: Vec<GroupId> = (0..6).filter(|id| *id as usize % old.cores == core).map(GroupId).collect();
+        for group in &groups {
+            store.create_group(*group, options());
+            model.borrow_mut().groups.insert(*group, GroupModel::default());
+        }
+        let host = Rc::new(Host(model.clone()));
+        with_loops(rng.u64(..), &store, host, fill(&store, &model, &groups, rng.fork()));
+        if let Some(poisoned) = store.poisoned() {
+            return Err(poisoned.0);
+        }
+        for (id, group) in &model.borrow().groups {
+            expected.insert(*id, group.entries.clone());
+        }
+    }
+    disk = disk.crash();
+    // The change, cut short at ever other operations until it gets to its end.
+    let mut attempts = 0;
+    let new = loop {
+        attempts += 1;
+        prepare(&disk);
+        let found = block_on(Manifest::read(&disk, data)).map_err(text)?.ok_or("there is no manifest")?;
+        if found.cores == 3 {
+            break found;
+        }
+        if found != old {
+            return Err(format!("the manifest is neither old nor new: {found:?}"));
+        }
+        if attempts < 6 {
+            disk.stop_after(rng.u64(1..600));
+        }
+        let changed = until_stop(&disk, change_cores(&disk, data, &found, 3, &config(), |group| group.0 as usize % 3));
+        match changed {
+            Some(changed) => drop(changed.map_err(text)?),
+            None => assert!(disk.stopped()),
+        }
+        disk = disk.crash();
+    };
+    prepare(&disk);
+    block_on(remove_stale_epochs(&disk, data, &new)).map_err(text)?;
+    if let Some(stale) = disk.files().iter().find(|path| path.starts_with("/data/epoch-1")) {
+        return Err(format!("{} is left", stale.display()));
+    }
+    for core in 0..new.cores {
+        let dirs = StoreDirs::new(DATA, new.epoch, core);
+        let (store, groups, _) = block_on(Store::open(disk.clone(), &dirs, new.epoch, config())).map_err(text)?;
+        for group in groups {
+            if group.id.0 as usize % 3 != core {
+                return Err(format!("group {} is on core {core}", group.id.0));
+            }
+            let entries = expected.remove(&group.id).ok_or("a group came from nowhere")?;
+            let from = group.flushed_index.min(group.app.index) as usize;
+            let last = group.hard_state.term.min(entries.last().map_or(0, |last| last.term));
+            if group.next_offset != end_offset(&entries) || group.tail != entries[from..] || last == 0 {
+                return Err(format!("group {} ends at {}", group.id.0, group.next_offset));
+            }
+            let model: Shared = Rc::default();
+            let commit = entries.len() as u64;
+            model.borrow_mut().groups.insert(group.id, GroupModel { entries, commit, ..GroupModel::default() });
+            block_on(read_everything(&store, &model))?;
+        }
+    }
+    match expected.keys().next() {
+        Some(lost) => Err(format!("group {} is gone", lost.0)),
+        None => Ok(()),
+    }
+}
+
+/// Appends to all groups, flushes now and then, and ends when everything is durable.
+async fn fill(store: &Store<SimDisk>, model: &Shared, groups: &[GroupId], mut rng: fastrand::Rng) {
+    for _ in 0..rng.usize(30..80) {
+        let group = groups[rng.usize(..groups.len())];
+        append(store, model, &mut rng, group);
+        if rng.u32(..25) == 0 {
+            flush(store, model).await;
+        }
+        pause().await;
+    }
+    for group in groups {
+        append(store, model, &mut rng, *group);
+    }
+    let staged = store.append_hard_state(groups[0], model.borrow().groups[&groups[0]].hard_state).expect("room");
+    while store.durable() < staged.pos && store.durable_past(store.durable()).await.is_ok() {}
 }

@@ -1,28 +1,29 @@
-//! Crashes at any operation, life after life, with everything going on at once.
+//! Crashes at any operation, life after life, with everything going on at once; on a good disk and on bad ones.
 
-use crate::harness::{fresh_disk, lives};
+use crate::{harness::fresh_disk, life::lives};
+use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
+use wal::disk_sim::{Fate, Kind, Op, SimDisk};
 
 /// Seeds per run; `STORE_SEED` replays one, `STORE_SEEDS` sets how many.
-fn seeds() -> Vec<u64> {
+fn seeds(usual: u64) -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     match number("STORE_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("STORE_SEEDS").unwrap_or(40)).collect(),
+        None => (0..number("STORE_SEEDS").unwrap_or(usual)).collect(),
     }
 }
 
-#[test]
-fn what_was_acked_survives_crashes_at_any_operation() {
-    let (mut hot, mut cold) = (0, 0);
-    for seed in seeds() {
-        let replay = format!("replay with STORE_SEED={seed} cargo test -p wal --test store_sim crash");
-        let done =
-            std::panic::catch_unwind(|| lives(seed, fresh_disk(seed), 6, &|_| {}).map(|model| model.borrow().reads));
+/// Lives by many seeds; how many reads of each kind were compared.
+fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 2] {
+    let mut reads = [0, 0];
+    for seed in seeds(usual) {
+        let replay = format!("replay with STORE_SEED={seed} cargo test -p wal --test store_sim {test}");
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let prepare = |disk: &SimDisk| prepare(seed, disk);
+            lives(seed, fresh_disk(seed), 6, &prepare).map(|model| model.borrow().reads)
+        }));
         match done {
-            Ok(Ok(reads)) => {
-                hot += reads[0];
-                cold += reads[1];
-            }
+            Ok(Ok([hot, cold])) => reads = [reads[0] + hot, reads[1] + cold],
             Ok(Err(wrong)) => panic!("seed {seed}: {wrong}; {replay}"),
             Err(panic) => {
                 eprintln!("seed {seed} panicked; {replay}");
@@ -30,5 +31,42 @@ fn what_was_acked_survives_crashes_at_any_operation() {
             }
         }
     }
+    reads
+}
+
+/// What a flush and a snapshot write.
+fn is_flush(op: &Op) -> bool {
+    let path = op.path.to_string_lossy();
+    path.starts_with("/data/logs") || path.starts_with("/data/snapshots") || path.ends_with("checkpoint.tmp")
+}
+
+/// One in `every` such operations fails with `code`.
+fn failing(seed: u64, disk: &SimDisk, kinds: &'static [Kind], every: u32, code: i32) {
+    let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
+    disk.fates(move |op| match kinds.contains(&op.kind) && is_flush(op) && rng.borrow_mut().u32(..every) == 0 {
+        true => Fate::Fail(code),
+        false => Fate::Go,
+    });
+}
+
+#[test]
+fn what_was_acked_survives_crashes_at_any_operation() {
+    let [hot, cold] = all("crashes_at_any_operation", 40, |_, _| {});
     assert!(hot > 0 && cold > 0, "both kinds of reads were compared, not {hot} and {cold}");
+}
+
+#[test]
+fn what_was_acked_survives_on_a_disk_that_is_full_now_and_then() {
+    const ENOSPC: i32 = 28;
+    all("full_now_and_then", 15, |seed, disk| {
+        failing(seed, disk, &[Kind::Create, Kind::Write, Kind::Rename], 20, ENOSPC);
+    });
+}
+
+#[test]
+fn what_was_acked_survives_on_a_disk_that_fails_now_and_then() {
+    const EIO: i32 = 5;
+    all("fails_now_and_then", 15, |seed, disk| {
+        failing(seed, disk, &[Kind::Create, Kind::Write, Kind::Rename, Kind::Sync, Kind::SyncDir], 200, EIO);
+    });
 }

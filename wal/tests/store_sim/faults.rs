@@ -1,8 +1,10 @@
 //! Errors of the disk while flushing: a full one is waited out, any other stops the store by name.
 
-use crate::harness::{
-    Host, META, Model, Shared, Task, append, block_on, config, dirs, drive, flush, fresh_disk, only_segments, options,
-    read_everything, recover,
+use crate::{
+    harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options},
+    life::flush,
+    model::{Host, Model, Shared, append, blob_of, conf_of},
+    verify::{only_segments, read_everything, recover},
 };
 use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
 use wal::{
@@ -163,11 +165,7 @@ fn a_snapshot_that_does_not_fit_leaves_the_one_before() {
     let (store, model) = filled(1, &disk);
     run(1, &store, Rc::new(Host(model.clone())), async {
         settle(&store, &model).await;
-        let state = |index| AppState {
-            index,
-            blob: crate::harness::blob_of(META, index),
-            conf_state: crate::harness::conf_of(META, index),
-        };
+        let state = |index| AppState { index, blob: blob_of(META, index), conf_state: conf_of(META, index) };
         let term_at = |index: u64| model.borrow().groups[&META].entries[index as usize - 1].term;
         store.write_snapshot(META, term_at(10), state(10)).await.expect("written");
         disk.fates(|op| match op.kind == Kind::Write && op.path.starts_with("/data/snapshots") {

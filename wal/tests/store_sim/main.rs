@@ -4,5 +4,8 @@ mod cores;
 mod crash;
 mod faults;
 mod harness;
+mod life;
+mod model;
 mod reads;
 mod syncs;
+mod verify;

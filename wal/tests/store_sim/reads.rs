@@ -1,8 +1,10 @@
 //! Reads against a plain vector: from memory, from segments, and across the border; damage is reported, never served.
 
-use crate::harness::{
-    GroupModel, Host, Shared, append, block_on, config, flush, fresh_disk, options, read_everything, read_once,
-    with_loops,
+use crate::{
+    harness::{block_on, config, fresh_disk, options, pause, with_loops},
+    life::flush,
+    model::{GroupModel, Host, Shared, append},
+    verify::{only_segments, read_everything, read_once},
 };
 use std::rc::Rc;
 use wal::{
@@ -208,9 +210,20 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     world.model.borrow_mut().groups.get_mut(&GROUP).expect("the group").log_start = start;
     world.flush();
     assert_eq!(store.segment_files(GROUP), before[1..]);
-    crate::harness::only_segments(&world.disk, store).expect("the file is gone");
+    only_segments(&world.disk, store).expect("the file is gone");
     block_on(read_everything(store, &world.model)).expect("the rest is there");
     let view = store.log(GROUP).expect("the group");
     assert_eq!((view.start_offset, view.next_offset), (start, high));
+    // What is old but still in memory is flushed first, when retention asks.
+    world.append(1);
+    assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(high));
+    let flushes = store.stats().flushes;
+    with_loops(9, store, Rc::new(Host(world.model.clone())), async {
+        while store.log(GROUP).expect("the group").flushed_offset < world.high() {
+            pause().await;
+        }
+    });
+    assert!(store.stats().flushes <= flushes + 1);
+    assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(world.high()));
     assert!(view.first_index > 1);
 }

@@ -1,6 +1,10 @@
 //! Every sync of the store is needed: with any one of them left out, some seed loses or leaks something.
 
-use crate::harness::{cores_life, fresh_disk, lives, quietly};
+use crate::{
+    cores::cores_life,
+    harness::{fresh_disk, quietly},
+    life::lives,
+};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
