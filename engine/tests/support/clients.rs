@@ -164,7 +164,8 @@ pub fn consumer(config: &ClientConfig, group: &str) -> BaseConsumer {
 /// All records of a partition from `offset` to its present end, with their offsets.
 pub fn read_from(config: &ClientConfig, topic: &str, partition: i32, offset: i64) -> Vec<(i64, Record)> {
     let mut config = config.clone();
-    config.set("enable.partition.eof", "true");
+    // The end shows when a fetch there comes back empty; it need not wait long for that.
+    config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
     let consumer = consumer(&config, "reader");
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset");
