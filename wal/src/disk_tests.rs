@@ -9,6 +9,7 @@ use crate::{
     record::{Entry, GroupId, HardState, Span},
     ring::RingConfig,
     rt,
+    store::LogPos,
 };
 use bytes::Bytes;
 use std::{
@@ -78,12 +79,13 @@ fn entry(index: u64, len: usize) -> Entry {
 async fn carries_the_ring(disk: impl Disk, dir: &Path) {
     let dir = dir.join("core-0");
     let config = RingConfig::of_bytes(4 << 20);
-    let (mut index, group) = (0, GroupId(1));
+    let (mut index, group, mut released) = (0, GroupId(1), LogPos(0));
     for life in 0..4 {
         if life == 0 {
             disk.create_dir(&dir).await.unwrap();
         }
-        let (journal, found) = Journal::open(disk.clone(), &dir, 1, config).await.unwrap();
+        let opened = Journal::open_from(disk.clone(), &dir, 1, config, released).await;
+        let (journal, found) = opened.unwrap();
         assert_eq!(found.clean, life > 0);
         let found: Vec<u64> = found
             .records
@@ -108,7 +110,8 @@ async fn carries_the_ring(disk: impl Disk, dir: &Path) {
             while journal.durable() < staged {
                 journal.durable_past(journal.durable()).await.unwrap();
             }
-            journal.release_below(journal.durable());
+            released = journal.durable();
+            journal.release_below(released);
             journal.check();
         }
         journal.close_clean().await.unwrap();

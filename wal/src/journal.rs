@@ -115,13 +115,25 @@ fn named(path: &Path) -> impl Fn(io::Error) -> OpenError + '_ {
 }
 
 impl<D: Disk> Journal<D> {
-    /// Reads the ring in `dir`, which exists, or makes it: all files are allocated, zeroed and synced before this returns. What it
-    /// gives back is durable.
+    /// [`Journal::open_from`] for a ring of which nothing was ever released.
     pub async fn open(
         disk: D,
         dir: &Path,
         epoch: u64,
         config: impl Into<RingConfig>,
+    ) -> Result<(Self, RecoveredRing), OpenError> {
+        Self::open_from(disk, dir, epoch, config, LogPos::default()).await
+    }
+
+    /// Reads the ring in `dir`, which exists, or makes it: all files are allocated, zeroed and synced before this returns. What it
+    /// gives back is durable. `needed_from` is at least what [`Journal::release_below`] was called with last: a segment that was
+    /// released may have been overwritten in part, and nothing in the ring itself tells that from damage.
+    pub async fn open_from(
+        disk: D,
+        dir: &Path,
+        epoch: u64,
+        config: impl Into<RingConfig>,
+        needed_from: LogPos,
     ) -> Result<(Self, RecoveredRing), OpenError> {
         let mut config: RingConfig = config.into();
         let mut files = open_files(&disk, dir).await?;
@@ -130,7 +142,8 @@ impl<D: Disk> Journal<D> {
         }
         config.check();
         let found: Vec<D::File> = files.drain(..).map(|(file, _)| file).collect();
-        let recovered = recover(&found, config.segment_bytes, epoch).await.map_err(|error| describe(dir, error))?;
+        let recovered = recover(&found, config.segment_bytes, epoch, needed_from).await;
+        let recovered = recovered.map_err(|error| describe(dir, error))?;
         // What a killed process wrote may be in caches only; it counts from now on, so it must last.
         for (_, slot) in &recovered.start.live {
             found[*slot as usize].sync().await.map_err(named(&dir.join(segment_file(*slot))))?;
@@ -288,7 +301,8 @@ impl<D: Disk> Journal<D> {
         self.space().used
     }
 
-    /// Gives back the segments that lie wholly below `pos`: their records are durable elsewhere.
+    /// Gives back the segments that lie wholly below `pos`: their records are durable elsewhere, and so is `pos`, for
+    /// [`Journal::open_from`].
     pub fn release_below(&self, pos: LogPos) {
         if self.inner.ring.borrow_mut().release_below(pos) {
             self.inner.freed.notify();

@@ -160,9 +160,14 @@ struct Scan<'a, F> {
     garbage: Vec<u32>,
 }
 
-/// Reads the ring in `files`, each of `segment_bytes`, whose index is their slot.
-pub async fn recover<F: File>(files: &[F], segment_bytes: u64, epoch: u64) -> Result<Recovered, RecoveryError> {
-    recover_with(files, segment_bytes, epoch, |_, _| {}).await
+/// Reads the ring in `files`, each of `segment_bytes`, whose index is their slot. What lies below `needed_from` is not missed.
+pub async fn recover<F: File>(
+    files: &[F],
+    segment_bytes: u64,
+    epoch: u64,
+    needed_from: LogPos,
+) -> Result<Recovered, RecoveryError> {
+    recover_with(files, segment_bytes, epoch, needed_from, |_, _| {}).await
 }
 
 /// [`recover`], telling each position's row.
@@ -170,11 +175,12 @@ pub async fn recover_with<F: File>(
     files: &[F],
     segment_bytes: u64,
     epoch: u64,
+    needed_from: LogPos,
     seen: impl FnMut(LogPos, &'static Row),
 ) -> Result<Recovered, RecoveryError> {
     let mut scan = Scan { files, segment_bytes, epoch, ring_id: None, firsts: Firsts::new(), garbage: Vec::new() };
     scan.look_at_firsts().await?;
-    scan.follow(seen).await
+    scan.follow(needed_from, seen).await
 }
 
 impl<F: File> Scan<'_, F> {
@@ -216,9 +222,15 @@ impl<F: File> Scan<'_, F> {
         Ok(())
     }
 
-    async fn follow(&self, mut tell: impl FnMut(LogPos, &'static Row)) -> Result<Recovered, RecoveryError> {
+    async fn follow(
+        &self,
+        needed_from: LogPos,
+        mut tell: impl FnMut(LogPos, &'static Row),
+    ) -> Result<Recovered, RecoveryError> {
         let freed = self.firsts.values().map(|(_, header)| header.freed).max().unwrap_or_default();
-        let mut number = freed.0 / self.segment_bytes;
+        // The segment being written is never given back, even if nothing in it is needed.
+        let newest = self.firsts.keys().next_back().copied().unwrap_or_default();
+        let mut number = (freed.max(needed_from).0 / self.segment_bytes).min(newest);
         let first = LogPos(number * self.segment_bytes);
         let (mut at, mut end) = (first, first);
         let (mut records, mut live) = (Vec::new(), Vec::new());

@@ -52,7 +52,8 @@ pub(crate) async fn open<D: Disk>(
     let ring_config = config.ring.unwrap_or_else(|| RingConfig::of_bytes(config.ring_bytes));
     make_dirs(&disk, dirs).await?;
     let checkpoint = load_checkpoint(&disk, dirs, epoch).await?;
-    let (journal, ring) = Journal::open(disk.clone(), &dirs.core, epoch, ring_config).await?;
+    let needs = checkpoint.needs_ring_from();
+    let (journal, ring) = Journal::open_from(disk.clone(), &dirs.core, epoch, ring_config, needs).await?;
     let mut report = RecoveryReport {
         ring_records: ring.records.len() as u64,
         ring_bytes: journal.used(),
@@ -60,7 +61,6 @@ pub(crate) async fn open<D: Disk>(
         torn_bytes: ring.torn_bytes,
         ..RecoveryReport::default()
     };
-    let needs = checkpoint.needs_ring_from();
     if needs < ring.first || checkpoint.cut > journal.staged() {
         return Err(OpenError::Damaged(format!(
             "{}: the checkpoint needs the ring from {} on and knows it up to {}, but it holds {} to {}",

@@ -53,6 +53,12 @@ pub fn open(disk: &SimDisk) -> Result<(Journal<SimDisk>, RecoveredRing), OpenErr
     block_on(1, Journal::open(disk.clone(), dir(), EPOCH, config())).expect("the disk answers")
 }
 
+/// Opens a ring that was released below `released`.
+pub fn opened_from(disk: &SimDisk, released: LogPos) -> (Journal<SimDisk>, RecoveredRing) {
+    let opened = block_on(1, Journal::open_from(disk.clone(), dir(), EPOCH, config(), released));
+    opened.expect("the disk answers").unwrap_or_else(|error| panic!("the ring opens: {error}"))
+}
+
 pub fn opened(disk: &SimDisk) -> (Journal<SimDisk>, RecoveredRing) {
     open(disk).unwrap_or_else(|error| panic!("the ring opens: {error}"))
 }

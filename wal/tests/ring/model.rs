@@ -98,7 +98,8 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
         // Opening can be interrupted as well.
         if rng.u32(..4) == 0 {
             disk.stop_after(rng.u64(1..60));
-            let found = block_on(rng.u64(..), Journal::open(disk.clone(), dir(), EPOCH, config()));
+            let released = model.borrow().released;
+            let found = block_on(rng.u64(..), Journal::open_from(disk.clone(), dir(), EPOCH, config(), released));
             if let Some(Err(error)) = found {
                 return Err(format!("life {life}: {error}"));
             }
@@ -109,7 +110,8 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
                 prepare(&disk);
             }
         }
-        let opened = block_on(rng.u64(..), Journal::open(disk.clone(), dir(), EPOCH, config()));
+        let released = model.borrow().released;
+        let opened = block_on(rng.u64(..), Journal::open_from(disk.clone(), dir(), EPOCH, config(), released));
         let (journal, found) =
             opened.expect("the disk answers").map_err(|error: OpenError| format!("life {life}: {error}"))?;
         model.borrow_mut().compare(&found).map_err(|wrong| format!("life {life}: {wrong}"))?;

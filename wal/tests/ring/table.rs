@@ -140,7 +140,8 @@ fn every_row_is_met_on_a_disk() {
     for row in &TABLE {
         let (ring, at, records) = fixture(row.header, row.body, row.beyond);
         let mut rows = Vec::new();
-        let recovered = block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, |at, row| rows.push((at, row))));
+        let recovered =
+            block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, LogPos(0), |at, row| rows.push((at, row))));
         let met = rows.iter().find(|(pos, _)| *pos == at).map(|(_, row)| *row);
         assert_eq!(met, Some(row), "the fixture of {row:?}; all rows: {rows:?}");
         match (row.verdict, recovered.expect("the disk answers")) {
@@ -164,13 +165,15 @@ fn every_row_is_met_on_a_disk() {
 #[test]
 fn a_ring_that_never_was_is_empty() {
     let ring = Fixture::new();
-    let recovered = block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, |_, _| {})).expect("the disk answers");
+    let recovered =
+        block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, LogPos(0), |_, _| {})).expect("the disk answers");
     let found = recovered.expect("an empty ring");
     assert!(found.records.is_empty() && found.start.live.is_empty() && found.start.next == LogPos(0));
 }
 
 fn refused(ring: &Fixture) -> String {
-    let recovered = block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, |_, _| {})).expect("the disk answers");
+    let recovered =
+        block_on(1, recover_with(&ring.files, SEGMENT, EPOCH, LogPos(0), |_, _| {})).expect("the disk answers");
     recovered.expect_err("damaged").to_string()
 }
 
@@ -198,6 +201,7 @@ fn segments_that_do_not_belong_together_are_damage() {
 
     let ring = Fixture::new();
     ring.write(0, 0, 0, 1, 0);
-    let recovered = block_on(1, recover_with(&ring.files, SEGMENT, EPOCH + 1, |_, _| {})).expect("the disk answers");
+    let recovered =
+        block_on(1, recover_with(&ring.files, SEGMENT, EPOCH + 1, LogPos(0), |_, _| {})).expect("the disk answers");
     assert!(recovered.expect_err("another ring").to_string().contains("belongs to another ring"));
 }

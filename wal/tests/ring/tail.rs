@@ -1,10 +1,11 @@
 //! The ring's end after a crash: torn anywhere, zeroed, over an earlier lap; and damage, which is never taken for it.
 
-use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, refused, said, write};
+use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, opened_from, refused, said, write};
 use wal::{
     buf::BLOCK,
     disk_sim::{SECTOR, SimDisk},
-    store::OpenError,
+    record::{Entry, GroupId, HardState, Span},
+    store::{LogPos, OpenError},
 };
 
 /// Fills more than one block's worth of sectors but stays within the block.
@@ -94,6 +95,49 @@ fn the_ring_goes_on_behind_a_torn_write() {
     write(1, &journal, &[vec![next.clone()]]);
     drop(journal);
     assert_eq!(found(&torn.crash()), [records[0].clone(), records[1].clone(), next]);
+}
+
+/// A ring that was full to its end, of which one segment was released: its first write lands on what was the oldest one, and nothing
+/// else on the disk knows yet that this was released.
+#[test]
+fn a_write_torn_over_a_segment_that_was_just_released_is_cut() {
+    let disk = disk(11);
+    let (journal, _) = opened(&disk);
+    let mut records = Vec::new();
+    for index in 1..=31 {
+        records.push(entry(index, vec![index as u8; FILLS_A_BLOCK]));
+        write(index, &journal, &[vec![records[index as usize - 1].clone()]]);
+    }
+    assert!(journal.append(GroupId(7), HardState::default(), &large()).is_err(), "the ring is full");
+    let released = LogPos(SEGMENT);
+    journal.release_below(released);
+    // One goes into the last block, which need not be kept for the mark of a clean shutdown any more.
+    records.push(entry(32, vec![32; FILLS_A_BLOCK]));
+    records.push(entry(33, vec![33; FILLS_A_BLOCK]));
+    disk.stop_after(4);
+    write(32, &journal, &[records[31..].to_vec()]);
+    let mut ambiguous = false;
+    for kept in 0u32..1 << 8 {
+        let mut nth = 0;
+        let crashed = disk.crash_with(
+            |_, _, versions| {
+                nth += 1;
+                if kept & (1 << ((nth - 1) % 8)) != 0 { versions } else { 0 }
+            },
+            |_| true,
+        );
+        ambiguous |= open(&crashed).is_err();
+        let (_, found) = opened_from(&crashed, released);
+        let found: Vec<Said> = found.records.iter().map(said).collect();
+        let expected = if kept == 255 { &records[8..] } else { &records[8..32] };
+        assert!(found == expected, "sectors {kept:08b}: {} records", found.len());
+    }
+    assert!(ambiguous, "the ring alone can't tell this from damage");
+}
+
+fn large() -> Entry {
+    let span = Span { base_offset: 0, count: 1, max_timestamp: 0 };
+    Entry { index: 1, term: 1, entry_type: 0, data: Default::default(), payload: Some((span, vec![1; BLOCK].into())) }
 }
 
 #[test]
