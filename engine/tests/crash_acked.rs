@@ -33,7 +33,8 @@ const PRODUCERS: u32 = 2;
 struct Ledger {
     histories: Mutex<HashMap<i32, History>>,
     acks: Mutex<u64>,
-    acked: Condvar,
+    /// Signalled with every ack, and with every record that the witness sees.
+    changed: Condvar,
     done: AtomicBool,
 }
 
@@ -53,7 +54,18 @@ impl Ledger {
         while *acks < count {
             let left = give_up.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "{} acks of {count} in {PATIENCE:?}", *acks);
-            acks = self.acked.wait_timeout(acks, left).unwrap().0;
+            acks = self.changed.wait_timeout(acks, left).unwrap().0;
+        }
+    }
+
+    /// Returns as soon as the witness has seen something: with few rounds it may still be waiting to reconnect.
+    fn wait_for_the_witness(&self) {
+        let give_up = Instant::now() + PATIENCE;
+        let mut acks = self.acks.lock().unwrap();
+        while self.histories.lock().unwrap().values().all(|history| history.seen_count() == 0) {
+            let left = give_up.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "the witness saw nothing in {PATIENCE:?}");
+            acks = self.changed.wait_timeout(acks, left).unwrap().0;
         }
     }
 
@@ -79,7 +91,7 @@ impl ProducerContext for Acks {
             Ok(message) => {
                 self.ledger.record(message.partition(), |history| history.acked(*id, message.offset()));
                 *self.ledger.acks.lock().unwrap() += 1;
-                self.ledger.acked.notify_all();
+                self.ledger.changed.notify_all();
             }
             Err(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
         }
@@ -124,6 +136,9 @@ fn consume(config: ClientConfig, ledger: Arc<Ledger>) {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
             let (offset, payload) = (message.offset(), message.payload().unwrap_or_default());
             ledger.record(message.partition(), |history| history.seen(offset, payload));
+            // Under the lock that those who wait hold while they look, so that none misses it.
+            let _acks = ledger.acks.lock().unwrap();
+            ledger.changed.notify_all();
         }
     }
 }
@@ -179,6 +194,7 @@ fn what_was_acked_survives_kill_9() {
         println!("round {round}: {} records acked", ledger.acks());
     }
     ledger.wait_for_acks(ledger.acks() + 100);
+    ledger.wait_for_the_witness();
     ledger.done.store(true, Ordering::Relaxed);
     for producer in producers {
         assert_eq!(producer.join().expect("the producer ends"), 0, "records were refused");
