@@ -10,6 +10,7 @@ begin_broker() { # BINARY DIR [FLAG…]: data in DIR/data, output in DIR/broker-
     shift 2
     lives=$((lives + 1))
     broker_log=$dir/broker-$lives.log
+    : >"$broker_log"
     # Groups need not wait for a second member; the data set's timestamps are older than the default retention.
     "$binary" serve --data-dir "$dir/data" --kafka-addr 127.0.0.1:0 --peer-addr 127.0.0.1:0 --admin-addr 127.0.0.1:0 \
         --set group.initial.rebalance.delay.ms=0 --set log.retention.ms=-1 "$@" >"$broker_log" 2>&1 &

@@ -28,13 +28,18 @@ const TOPIC: &str = "ledger";
 const PARTITIONS: i32 = 3;
 const PRODUCERS: u32 = 2;
 
-/// What all threads know: one history per partition, and how many acks there were.
+#[derive(Default, Clone, Copy)]
+struct Counts {
+    acks: u64,
+    seen: u64,
+}
+
+/// What all threads know: one history per partition, and how many acks and sights there were.
 #[derive(Default)]
 struct Ledger {
     histories: Mutex<HashMap<i32, History>>,
-    acks: Mutex<u64>,
-    /// Signalled with every ack, and with every record that the witness sees.
-    changed: Condvar,
+    counts: Mutex<Counts>,
+    counted: Condvar,
     done: AtomicBool,
 }
 
@@ -43,29 +48,23 @@ impl Ledger {
         event(self.histories.lock().unwrap().entry(partition).or_default());
     }
 
-    fn acks(&self) -> u64 {
-        *self.acks.lock().unwrap()
+    fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap()
     }
 
-    /// Returns as soon as the `count`th ack has come.
-    fn wait_for_acks(&self, count: u64) {
-        let give_up = Instant::now() + PATIENCE;
-        let mut acks = self.acks.lock().unwrap();
-        while *acks < count {
-            let left = give_up.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{} acks of {count} in {PATIENCE:?}", *acks);
-            acks = self.changed.wait_timeout(acks, left).unwrap().0;
-        }
+    fn count(&self, change: impl FnOnce(&mut Counts)) {
+        change(&mut self.counts.lock().unwrap());
+        self.counted.notify_all();
     }
 
-    /// Returns as soon as the witness has seen something: with few rounds it may still be waiting to reconnect.
-    fn wait_for_the_witness(&self) {
+    /// Returns as soon as the counts are such.
+    fn wait_until(&self, what: &str, wanted: impl Fn(Counts) -> bool) {
         let give_up = Instant::now() + PATIENCE;
-        let mut acks = self.acks.lock().unwrap();
-        while self.histories.lock().unwrap().values().all(|history| history.seen_count() == 0) {
+        let mut counts = self.counts.lock().unwrap();
+        while !wanted(*counts) {
             let left = give_up.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the witness saw nothing in {PATIENCE:?}");
-            acks = self.changed.wait_timeout(acks, left).unwrap().0;
+            assert!(!left.is_zero(), "no {what} in {PATIENCE:?}: {} acks, {} seen", counts.acks, counts.seen);
+            counts = self.counted.wait_timeout(counts, left).unwrap().0;
         }
     }
 
@@ -90,8 +89,7 @@ impl ProducerContext for Acks {
         match result {
             Ok(message) => {
                 self.ledger.record(message.partition(), |history| history.acked(*id, message.offset()));
-                *self.ledger.acks.lock().unwrap() += 1;
-                self.ledger.changed.notify_all();
+                self.ledger.count(|counts| counts.acks += 1);
             }
             Err(_) => _ = self.refused.fetch_add(1, Ordering::Relaxed),
         }
@@ -136,9 +134,7 @@ fn consume(config: ClientConfig, ledger: Arc<Ledger>) {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
             let (offset, payload) = (message.offset(), message.payload().unwrap_or_default());
             ledger.record(message.partition(), |history| history.seen(offset, payload));
-            // Under the lock that those who wait hold while they look, so that none misses it.
-            let _acks = ledger.acks.lock().unwrap();
-            ledger.changed.notify_all();
+            ledger.count(|counts| counts.seen += 1);
         }
     }
 }
@@ -181,8 +177,12 @@ fn what_was_acked_survives_kill_9() {
     };
 
     for round in 0..rounds {
-        // The moment is drawn in acks, so that every round makes progress however slow the machine is.
-        ledger.wait_for_acks(ledger.acks() + random.u64(1..2000));
+        // Both sides have found the broker again. The moment is drawn in acks, so that every round makes progress however
+        // slow the machine is.
+        let before = ledger.counts();
+        ledger.wait_until("sight of a record", |now| now.seen > before.seen);
+        let acks = ledger.counts().acks + random.u64(1..2000);
+        ledger.wait_until("ack", |now| now.acks >= acks);
         broker.kill();
         if random.u8(..4) == 0 {
             // A second crash, at some point of the recovery from the first.
@@ -191,10 +191,10 @@ fn what_was_acked_survives_kill_9() {
             broker.kill();
         }
         broker.begin();
-        println!("round {round}: {} records acked", ledger.acks());
+        println!("round {round}: {} records acked, {} seen", ledger.counts().acks, ledger.counts().seen);
     }
-    ledger.wait_for_acks(ledger.acks() + 100);
-    ledger.wait_for_the_witness();
+    let acks = ledger.counts().acks + 100;
+    ledger.wait_until("ack", |now| now.acks >= acks);
     ledger.done.store(true, Ordering::Relaxed);
     for producer in producers {
         assert_eq!(producer.join().expect("the producer ends"), 0, "records were refused");
@@ -212,7 +212,7 @@ fn judge(broker: &Broker, ledger: &Ledger) {
     let histories = ledger.histories.lock().unwrap();
     let acked: usize = histories.values().map(History::acked_count).sum();
     let seen: usize = histories.values().map(History::seen_count).sum();
-    assert_eq!(acked as u64, ledger.acks());
+    assert_eq!(acked as u64, ledger.counts().acks);
     assert!(acked > 0 && seen > 0, "{acked} records acked, {seen} seen");
     for partition in 0..PARTITIONS {
         let log = clients::read_from(&clients::config(broker), TOPIC, partition, 0);
