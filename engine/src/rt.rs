@@ -1,16 +1,22 @@
 //! The runtime: everything of glommio that the broker uses, behind names of its own.
 //! Lives on: every core. No other file of this crate names glommio, so another runtime would be a matter of this one.
 
+use crate::sync::{Notify, race};
 use glommio::{
     ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement,
     channels::shared_channel::{self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender},
     io::PollableFd,
 };
 use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     future::Future,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::Duration,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 /// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
@@ -56,8 +62,104 @@ pub fn any_allowed_cpu() -> usize {
     }
 }
 
-pub async fn sleep(duration: Duration) {
-    glommio::timer::sleep(duration).await;
+/// Resolves once `duration` has passed.
+pub fn sleep(duration: Duration) -> Sleep {
+    Sleep { until: Instant::now() + duration, queued: None }
+}
+
+/// A wait for a moment; leaves no trace when dropped.
+///
+/// glommio's own timer enters the reactor's wheel anew each time it is polled, and only its last entry is taken back: a wait that is
+/// polled often, such as a fetch's, would fill it. So all waits of a core are kept here, and the wheel holds the earliest.
+pub struct Sleep {
+    until: Instant,
+    queued: Option<(Instant, u64)>,
+}
+
+#[derive(Default)]
+struct Timers {
+    queue: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    next_id: Cell<u64>,
+    /// Moves when there is a new earliest moment.
+    earlier: Notify,
+    driven: Cell<bool>,
+}
+
+thread_local! {
+    /// An executor has its thread for itself.
+    static TIMERS: Rc<Timers> = Rc::default();
+}
+
+impl Timers {
+    fn insert(self: &Rc<Self>, until: Instant, waker: Waker) -> (Instant, u64) {
+        let key = (until, self.next_id.get());
+        self.next_id.set(key.1 + 1);
+        let mut queue = self.queue.borrow_mut();
+        queue.insert(key, waker);
+        let is_first = queue.first_key_value().is_some_and(|(first, _)| *first == key);
+        drop(queue);
+        if is_first {
+            self.earlier.notify();
+        }
+        if !self.driven.replace(true) {
+            spawn(self.clone().drive());
+        }
+        key
+    }
+
+    async fn drive(self: Rc<Self>) {
+        loop {
+            let seen = self.earlier.version();
+            let now = Instant::now();
+            while let Some(waker) = self.take_due(now) {
+                waker.wake();
+            }
+            let first = self.queue.borrow().first_key_value().map(|((at, _), _)| *at);
+            match first {
+                None => self.earlier.past(seen).await,
+                Some(at) => {
+                    let timer = glommio::timer::sleep(at.saturating_duration_since(now));
+                    race(self.earlier.past(seen), timer).await;
+                }
+            }
+        }
+    }
+
+    fn take_due(&self, now: Instant) -> Option<Waker> {
+        let mut queue = self.queue.borrow_mut();
+        let first = queue.first_entry().filter(|first| first.key().0 <= now)?;
+        Some(first.remove())
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if Instant::now() >= self.until {
+            return Poll::Ready(());
+        }
+        let until = self.until;
+        TIMERS.with(|timers| {
+            if let Some(key) = self.queued
+                && let Some(waker) = timers.queue.borrow_mut().get_mut(&key)
+            {
+                waker.clone_from(cx.waker());
+                return;
+            }
+            self.queued = Some(timers.insert(until, cx.waker().clone()));
+        });
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.queued {
+            // The thread may be on its way out.
+            let _ = TIMERS.try_with(|timers| timers.queue.borrow_mut().remove(&key));
+        }
+    }
 }
 
 /// Lets other ready tasks of this core run if this one has had its share.
@@ -149,5 +251,50 @@ impl Alarm {
     pub async fn rung(&self) -> io::Result<()> {
         let watched = PollableFd::new(self.0.try_clone()?).map_err(io::Error::other)?;
         watched.readable().await.map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
+        spawn_core(any_allowed_cpu(), "test", main).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn waits_end_in_the_order_of_their_moments_and_none_is_left() {
+        on_a_core(|| async {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let waits: Vec<_> = (0..400u64)
+                .map(|n| {
+                    let order = order.clone();
+                    // Later ones first, so that each is a new earliest.
+                    async move {
+                        sleep(Duration::from_millis(40 - n / 10)).await;
+                        order.borrow_mut().push(n / 10);
+                    }
+                })
+                .collect();
+            crate::sync::all(waits).await;
+            let order = order.take();
+            assert_eq!(order.len(), 400);
+            assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");
+            TIMERS.with(|timers| assert!(timers.queue.borrow().is_empty()));
+        });
+    }
+
+    #[test]
+    fn a_wait_that_is_polled_often_is_queued_once_and_a_dropped_one_not_at_all() {
+        on_a_core(|| async {
+            let queued = || TIMERS.with(|timers| timers.queue.borrow().len());
+            let mut wait = Box::pin(sleep(Duration::from_secs(60)));
+            for _ in 0..100 {
+                assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            assert_eq!(queued(), 1);
+            drop(wait);
+            assert_eq!(queued(), 0);
+        });
     }
 }
