@@ -32,7 +32,7 @@ use uuid::Uuid;
 use wal::{
     disk_uring::UringDisk,
     manifest::{self, Manifest},
-    store::{OpenError, Store, StoreConfig, StoreDirs},
+    store::{OpenError, Poisoned, Store, StoreConfig, StoreDirs},
 };
 
 /// How long requests in flight may take to end once the broker was told to stop.
@@ -257,8 +257,10 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
         spread: shared.spread.clone(),
         recovered,
     });
-    rt::spawn(storage_loop(core.clone(), "journal"));
-    rt::spawn(storage_loop(core.clone(), "flusher"));
+    let (journal, flusher) = (core.store.clone(), core.store.clone());
+    let host = core.clone();
+    rt::spawn(storage_loop(core.clone(), async move { journal.run_journal().await }));
+    rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
     rt::spawn(replica::run(core.clone()));
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
@@ -278,12 +280,9 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
     Ok(())
 }
 
-async fn storage_loop(core: Rc<Core>, which: &'static str) {
-    let ended = match which {
-        "journal" => core.store.run_journal().await,
-        _ => core.store.run_flusher(core.clone()).await,
-    };
-    if let Err(poisoned) = ended {
+/// Runs one of the store's loops; if it ends for a fault, so does what this core acks.
+async fn storage_loop(core: Rc<Core>, ended: impl Future<Output = Result<(), Poisoned>>) {
+    if let Err(poisoned) = ended.await {
         core.storage_failed(&poisoned.to_string());
     }
 }

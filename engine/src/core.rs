@@ -23,7 +23,10 @@ use consensus::{
     group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
     metadata::{Delta, Slice, SliceId, Topic, View},
 };
-use net::{errors::ErrorCode, produce::TopicRef};
+use net::{
+    errors::ErrorCode,
+    produce::{LeaderHint, TopicRef},
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
@@ -411,6 +414,12 @@ impl Core {
         let partitions = &topic.ok_or(unknown)?.partitions;
         let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
         partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
+    pub fn leader_hint(&self, topic: &TopicRef, partition: i32) -> Option<LeaderHint> {
+        let leader = self.leader_of(self.find_group(topic, partition).ok()?)?;
+        Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
     }
 
     /// Whether a topic belongs to the broker itself.

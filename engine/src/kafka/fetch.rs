@@ -13,7 +13,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use net::{
     errors::{self, ErrorCode},
-    fetch::{FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse, LeaderHint},
+    fetch::{FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -256,10 +256,7 @@ fn respond(
                         Err(code) => {
                             let mut response = FetchPartitionResponse::refused(number, code);
                             if version >= 12 && code == ErrorCode::NotLeaderOrFollower {
-                                let group = core.find_group(&topic.topic, number).ok();
-                                response.current_leader = group
-                                    .and_then(|group| core.leader_of(group))
-                                    .map(|leader| LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch });
+                                response.current_leader = core.leader_hint(&topic.topic, number);
                             }
                             response
                         }

@@ -16,7 +16,7 @@ use net::{
     StrBytes,
     batch::{self, BatchHeader},
     errors::{self, ErrorCode},
-    produce::{LeaderHint, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
+    produce::{ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
 };
 use std::{
     pin::pin,
@@ -208,9 +208,7 @@ fn partition_response(
         Err(Refusal { code, message }) => {
             let mut response = ProducePartitionResponse::refused(index, code, message.map(StrBytes::from_string));
             if version >= 10 && code == ErrorCode::NotLeaderOrFollower {
-                let leader = core.find_group(topic, index).ok().and_then(|group| core.leader_of(group));
-                response.current_leader =
-                    leader.map(|leader| LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch });
+                response.current_leader = core.leader_hint(topic, index);
             }
             response
         }
