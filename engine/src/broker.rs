@@ -293,7 +293,7 @@ async fn beat(core: Rc<Core>) {
         core.metrics.beat();
         core.metrics.publish_store(&core.store.stats());
         let mesh = core.mesh().stats();
-        core.metrics.mesh_sent_total.set(mesh.requests_sent.get() + mesh.posts_sent.get());
+        core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());
         rt::sleep(Duration::from_secs(1)).await;
     }

@@ -133,9 +133,9 @@ pub struct Mesh<C: 'static> {
 /// What went over a core's queues, in messages since the start.
 #[derive(Default)]
 pub struct MeshStats {
-    pub requests_sent: Cell<u64>,
-    pub posts_sent: Cell<u64>,
-    /// Of both lanes, replies included.
+    /// Requests, replies and posts.
+    pub sent: Cell<u64>,
+    /// Likewise.
     pub received: Cell<u64>,
 }
 
@@ -251,6 +251,7 @@ impl<C: HasMesh> Mesh<C> {
     }
 
     fn reply(&self, to: CoreId, token: usize, value: Erased) {
+        add_one(&self.stats.sent);
         self.peer(to).control.push(Control::Reply { token, value });
     }
 
@@ -270,14 +271,14 @@ impl<C: HasMesh> Mesh<C> {
             let future = job(core);
             Box::pin(async move { Box::new(future.await) as Erased })
         });
-        add_one(&self.stats.requests_sent);
+        add_one(&self.stats.sent);
         self.peer(to).work.push(Work { token, job });
         Called { answer, result: std::marker::PhantomData }
     }
 
     /// Runs `post` on another core, in the control lane, and expects nothing back.
     pub fn post(&self, to: CoreId, post: impl FnOnce(&Rc<C>) + Send + 'static) {
-        add_one(&self.stats.posts_sent);
+        add_one(&self.stats.sent);
         self.peer(to).control.push(Control::Post(Box::new(post)));
     }
 }
@@ -362,7 +363,7 @@ mod tests {
             }
             let order = core.mesh.call(CoreId(1), |there: Rc<TestCore>| async move { there.arrived.take() }).await;
             assert_eq!(order, (0..calls).collect::<Vec<_>>());
-            assert_eq!(core.mesh.stats().requests_sent.get(), u64::from(calls) + 1);
+            assert_eq!(core.mesh.stats().sent.get(), u64::from(calls) + 1);
         });
     }
 
