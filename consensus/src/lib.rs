@@ -8,6 +8,7 @@
 //! | [`group`] | one replica of one Raft group, on raft-rs |
 //! | [`descriptor`] | what a partition's entries carry through Raft, while their batches travel beside it |
 //! | [`metadata`] | commands, slices, snapshots and views |
+//! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
 //! | [`seam`] | clock and transport, as those who drive all this have them |
 //! | `sim` | their fault-injecting twins, and many nodes on them (feature `sim`, and in tests) |
 
@@ -17,6 +18,7 @@ mod group_log;
 mod group_members;
 mod group_storage;
 pub mod metadata;
+pub mod plane;
 pub mod seam;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

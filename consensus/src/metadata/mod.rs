@@ -17,7 +17,7 @@ mod snapshot;
 mod view;
 
 pub use command::{Command, DecodeError, Origin, Request, decode, decode_requests, encode, encode_requests};
-pub use slice::{Applied, Delta, NameError, Outcome, Rejection, Slice, check_topic_name};
+pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate};
 pub use snapshot::{join, restore};
 pub use view::View;

@@ -44,6 +44,9 @@ pub enum Rejection {
     NoPartitions,
 }
 
+/// What became of one request. The outer error: it may have been applied before, and what it gave then is forgotten.
+pub type RequestResult = Result<Result<Outcome, Rejection>, AskedTooLate>;
+
 /// A change that every core's view follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delta {
