@@ -97,6 +97,8 @@ pub struct GroupConfig {
     pub heartbeat_ticks: usize,
     /// Bytes of entry data that may be proposed and not committed; above, a proposal is refused.
     pub uncommitted_bytes_max: u64,
+    /// A leader keeps the entries that a peer lacks, but no more than this many: a peer further behind gets a snapshot.
+    pub kept_entries_max: u64,
 }
 
 impl GroupConfig {
@@ -110,6 +112,7 @@ impl GroupConfig {
             election_jitter: 0,
             heartbeat_ticks: 1,
             uncommitted_bytes_max: 64 << 20,
+            kept_entries_max: 10_000,
         }
     }
 }
@@ -176,8 +179,39 @@ pub struct Ready {
     pub messages: Vec<Message>,
     /// May be sent only when this Ready, and every one before it, is durable: a vote or an acknowledgement says that it is.
     pub persisted_messages: Vec<Message>,
+    /// Replaces the whole log and what was applied, before anything else of this Ready. It was staged durably before
+    /// [`Group::step_snapshot`], and counts as applied once this Ready is reported as persisted.
+    pub snapshot: Option<SnapshotMark>,
     /// To be applied now, in order, then reported by [`Group::applied_to`]. They are durable on a majority and here.
     pub committed: Vec<Entry>,
+    /// Answers to [`Group::read_index`].
+    pub reads: Vec<ReadIndex>,
+}
+
+/// Where a snapshot of the applied state was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotMark {
+    pub at: Position,
+    /// [`Group::conf_state`] as of that index.
+    pub conf_state: Bytes,
+}
+
+/// When [`Group::read_index`] was called, this replica led and had committed up to `index`, and a quorum said so since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadIndex {
+    pub token: u64,
+    pub index: u64,
+}
+
+/// How far a peer has come, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    pub peer: u64,
+    pub voter: bool,
+    /// The last index that it has acknowledged.
+    pub matched: u64,
+    /// Heard of lately: since the last check of the quorum.
+    pub active: bool,
 }
 
 pub struct Group {
@@ -190,7 +224,16 @@ pub struct Group {
     term_since: (u64, u64),
     /// Changes of the members that were handed out and are not applied.
     changes: VecDeque<(u64, ConfChangeV2)>,
+    /// The Ready that brought a snapshot, and the snapshot's index, until that is durable.
+    restoring: Option<(u64, u64)>,
+    election_ticks: usize,
+    kept_entries_max: u64,
+    /// For so many ticks this replica helps nobody to be elected: its leader counts on that (see [`Group::step`]).
+    vow_ticks: usize,
 }
+
+/// What raft-rs puts into the vote requests of a candidate to whom the leader hands over.
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 impl Group {
     pub fn new(config: GroupConfig, restored: Restored) -> Result<Self, RestoreError> {
@@ -237,8 +280,21 @@ impl Group {
             ..Config::default()
         };
         let term_since = (restored.hard_state.term, 0);
+        // Before it stopped it may have promised its leader not to elect another. A new one has promised nothing.
+        let vow_ticks = if restored.hard_state.term > 0 { config.election_ticks } else { 0 };
         let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { id: config.group, raw, handed_out: 0, persisted: 0, term_since, changes: VecDeque::new() })
+        Ok(Self {
+            id: config.group,
+            raw,
+            handed_out: 0,
+            persisted: 0,
+            term_since,
+            changes: VecDeque::new(),
+            restoring: None,
+            election_ticks: config.election_ticks,
+            kept_entries_max: config.kept_entries_max,
+            vow_ticks,
+        })
     }
 
     pub fn id(&self) -> u64 {
@@ -247,6 +303,7 @@ impl Group {
 
     /// One unit of the timers has passed. A group whose only voter leads it needs none.
     pub fn tick(&mut self) {
+        self.vow_ticks = self.vow_ticks.saturating_sub(1);
         if !self.would_win_too_early() {
             self.raw.tick();
         }
@@ -254,15 +311,48 @@ impl Group {
 
     /// A message from a peer. One that does not concern this replica any more is dropped, and so is a proposal: only its own
     /// leader takes those.
+    ///
+    /// Who has heard of a leader elects nobody for the least election timeout from then on, and nobody does after a start: a
+    /// leader's lease stands on that. (raft-rs alone forgets its promise when it restarts, or when a late answer of another
+    /// term takes its leader from it.) Only a candidate to whom the leader itself hands over is heard; that leader has given
+    /// its lease up.
     pub fn step(&mut self, message: Message) {
-        let refused = matches!(message.get_msg_type(), MessageType::MsgPropose | MessageType::MsgSnapshot);
-        if refused || message.to != self.raw.raft.id {
-            tracing::debug!(group = self.id, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
-            return;
+        match message.get_msg_type() {
+            _ if message.to != self.raw.raft.id => return self.refuse(&message),
+            MessageType::MsgPropose | MessageType::MsgSnapshot => return self.refuse(&message),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
+            {
+                return self.refuse(&message);
+            }
+            MessageType::MsgAppend | MessageType::MsgHeartbeat if message.term >= self.term() => {
+                self.vow_ticks = self.election_ticks;
+            }
+            _ => {}
         }
+        self.take(message);
+    }
+
+    /// The leader's MsgSnapshot, once the state that goes with it is durable beside the log.
+    pub fn step_snapshot(&mut self, message: Message) {
+        assert_eq!(message.get_msg_type(), MessageType::MsgSnapshot);
+        if message.to != self.raw.raft.id {
+            return self.refuse(&message);
+        }
+        if message.term >= self.term() {
+            self.vow_ticks = self.election_ticks;
+        }
+        self.take(message);
+    }
+
+    fn take(&mut self, message: Message) {
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(group = self.id, %error, "a message from a peer was dropped");
         }
+    }
+
+    fn refuse(&self, message: &Message) {
+        tracing::debug!(group = self.id, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
     }
 
     /// Stands for election now. A lone voter leads when this returns, unless entries are still on their way to its disk.
@@ -317,6 +407,36 @@ impl Group {
         }
     }
 
+    /// Asks the voters whether this replica still leads; the answer, with this token, comes in a later Ready once a quorum has
+    /// said so, or never. Only a leader that has committed in its term may ask.
+    pub fn read_index(&mut self, token: u64) {
+        assert!(self.epoch().is_some(), "only a leader that has committed in its term asks");
+        self.raw.read_index(token.to_le_bytes().to_vec());
+    }
+
+    /// Has a voter take over the lead. It stands for election once it has everything; until then, or until this is given up after
+    /// the least election timeout, proposals are refused.
+    pub fn hand_over(&mut self, to: u64) {
+        self.raw.transfer_leader(to);
+    }
+
+    /// Whether a hand-over is under way.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// What a peer that lacks compacted entries gets from now on; its state must stay readable until there is a newer one.
+    pub fn set_snapshot(&mut self, mark: SnapshotMark) {
+        let conf_state = group_members::decode(&mark.conf_state).expect("it was encoded here");
+        self.raw.mut_store().snapshot = Some((mark.at, conf_state));
+    }
+
+    /// A peer has the snapshot that a MsgSnapshot announced, or does not get it.
+    pub fn report_snapshot(&mut self, peer: u64, arrived: bool) {
+        let status = if arrived { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
+        self.raw.report_snapshot(peer, status);
+    }
+
     /// Whether [`Group::ready`] has something to say.
     pub fn has_work(&self) -> bool {
         self.raw.has_ready()
@@ -328,7 +448,7 @@ impl Group {
             return None;
         }
         let mut ready = self.raw.ready();
-        assert!(ready.snapshot().is_empty(), "snapshots are not sent by anybody yet");
+        let snapshot = self.take_snapshot(&ready);
         if let Some(hard_state) = ready.hs() {
             self.raw.mut_store().hard_state = hard_state.clone();
         }
@@ -351,15 +471,39 @@ impl Group {
             let change = ConfChangeV2::parse_from_bytes(&entry.data);
             self.changes.push_back((entry.index, change.expect("the leader proposed a change that it could read")));
         }
+        let reads = ready.take_read_states().into_iter().map(|read| ReadIndex {
+            token: u64::from_le_bytes(read.request_ctx[..].try_into().expect("a token of ours is eight bytes")),
+            index: read.index,
+        });
+        let reads = reads.collect();
         self.handed_out = number;
         self.raw.advance_append_async(ready);
+        if let Some(mark) = &snapshot {
+            self.changes.clear();
+            self.restoring = Some((number, mark.at.index));
+        }
         Some(Ready {
             number,
             entries: entries.into_iter().map(Entry::from_raft).collect(),
             messages,
             persisted_messages,
+            snapshot,
             committed,
+            reads,
         })
+    }
+
+    /// Begins the log anew behind the snapshot that a Ready brings, if it brings one.
+    fn take_snapshot(&mut self, ready: &raft::Ready) -> Option<SnapshotMark> {
+        if ready.snapshot().is_empty() {
+            return None;
+        }
+        let metadata = ready.snapshot().get_metadata();
+        let at = Position { index: metadata.index, term: metadata.term };
+        let conf_state = metadata.get_conf_state().clone();
+        let mark = SnapshotMark { at, conf_state: group_members::encode(&conf_state) };
+        self.raw.mut_store().restart(at, conf_state);
+        Some(mark)
     }
 
     /// The Ready `number`, and every one before it, is durable.
@@ -368,6 +512,9 @@ impl Group {
         assert!(number <= self.handed_out, "Ready {number} was reported, but only {} handed out", self.handed_out);
         self.persisted = number;
         self.raw.on_persist_ready(number);
+        if let Some((_, index)) = self.restoring.take_if(|(since, _)| *since <= number) {
+            self.raw.advance_apply_to(index);
+        }
     }
 
     /// Committed entries up to `index` are applied.
@@ -386,12 +533,13 @@ impl Group {
     }
 
     /// Forgets the data of entries up to `index`, or less: what is not applied and durable is kept, and by a leader what some
-    /// peer has not acknowledged. Terms stay. Returns up to where data is forgotten.
+    /// peer has not acknowledged, within bounds. Terms stay. Returns up to where data is forgotten.
     pub fn compact(&mut self, index: u64) -> u64 {
         let raft = &self.raw.raft;
+        let index = index.min(self.applied()).min(self.stable());
         let peers = raft.prs().iter().map(|(_, peer)| peer.matched).min().filter(|_| self.is_leader());
-        let keep_above = index.min(self.applied()).min(self.stable()).min(peers.unwrap_or(u64::MAX));
-        self.raw.mut_store().compact(keep_above)
+        let wanted = peers.map_or(index, |matched| matched.max(index.saturating_sub(self.kept_entries_max)));
+        self.raw.mut_store().compact(index.min(wanted))
     }
 
     /// What is to be recorded by itself, behind everything handed out so far.
@@ -418,6 +566,31 @@ impl Group {
         let mut voters = self.raw.raft.prs().conf().to_conf_state().take_voters();
         voters.sort_unstable();
         voters
+    }
+
+    /// Those who get the log but have no vote, ascending.
+    pub fn learners(&self) -> Vec<u64> {
+        let mut learners = self.raw.raft.prs().conf().to_conf_state().take_learners();
+        learners.sort_unstable();
+        learners
+    }
+
+    /// How far each member has come, as this leader knows; in no order.
+    pub fn progress(&self) -> Vec<PeerProgress> {
+        let prs = self.raw.raft.prs();
+        let voters = prs.conf().voters().ids();
+        let own = self.raw.raft.id;
+        let progress = prs.iter().map(|(peer, progress)| PeerProgress {
+            peer: *peer,
+            voter: voters.contains(*peer),
+            matched: progress.matched,
+            active: *peer == own || progress.recent_active,
+        });
+        progress.collect()
+    }
+
+    pub fn peer(&self) -> u64 {
+        self.raw.raft.id
     }
 
     pub fn is_leader(&self) -> bool {

@@ -15,6 +15,8 @@ use std::collections::VecDeque;
 pub(crate) struct GroupStorage {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
+    /// What a peer that lacks compacted entries gets.
+    pub(crate) snapshot: Option<(Position, ConfState)>,
     /// The last index that is not in `entries` any more.
     compacted: u64,
     entries: VecDeque<Entry>,
@@ -38,7 +40,7 @@ impl GroupStorage {
                 _ => terms.insert(0, TermRun { first_index: before.index, term: before.term }),
             }
         }
-        let storage = Self { hard_state, conf_state, compacted, entries, terms };
+        let storage = Self { hard_state, conf_state, snapshot: None, compacted, entries, terms };
         storage.check();
         assert!(
             before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
@@ -96,6 +98,15 @@ impl GroupStorage {
         }
     }
 
+    /// Begins anew behind a snapshot.
+    pub(crate) fn restart(&mut self, at: Position, conf_state: ConfState) {
+        self.conf_state = conf_state;
+        self.snapshot = None;
+        self.compacted = at.index;
+        self.entries.clear();
+        self.terms = vec![TermRun { first_index: at.index, term: at.term }];
+    }
+
     /// Forgets the data of entries up to `to`; their terms stay. Returns up to where data is forgotten now.
     pub(crate) fn compact(&mut self, to: u64) -> u64 {
         if to > self.compacted {
@@ -146,7 +157,17 @@ impl Storage for GroupStorage {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+        // One below what is compacted would leave a hole behind it.
+        let usable = |at: &Position| at.index >= request_index && at.index >= self.compacted;
+        let Some((at, conf_state)) = self.snapshot.as_ref().filter(|(at, _)| usable(at)) else {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = at.index;
+        metadata.term = at.term;
+        metadata.set_conf_state(conf_state.clone());
+        Ok(snapshot)
     }
 }
