@@ -89,6 +89,11 @@ impl Command {
         }
     }
 
+    /// Whether it may only be acknowledged once a majority has it: its effects reach beyond the slice.
+    pub fn is_quorum_only(&self) -> bool {
+        matches!(self, Command::AllocateProducerIds { .. })
+    }
+
     /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
     pub fn new_groups(&mut self) -> Option<(usize, &mut u64)> {
         match self {

@@ -1,0 +1,349 @@
+//! Two leases. The *leader's* lets it acknowledge and answer alone; it runs from the sending of a question that a quorum has
+//! answered since. A broker's *read* lease lets it answer reads from its own views, at most that stale; it runs from the sending
+//! of a probe that a leader with its lease has answered, once everything is shown that was committed then.
+//!
+//! Reads without a lease ask the leader up to which index they must wait.
+
+use super::{Ask, Plane, PlaneMessage, Quorum, Refused, Token, WriteError, node_of, pause};
+use crate::group::{Group, ReadIndex};
+use std::{collections::VecDeque, time::Duration};
+
+/// How often a leader renews its lease.
+const RENEW_EVERY: Duration = Duration::from_millis(100);
+/// Questions to the quorum that are not forgotten; older ones would renew nothing.
+const QUESTIONS_MAX: usize = 16;
+/// Renewals of the read lease that wait for their index to be shown; older ones are worth less.
+const RENEWALS_MAX: usize = 64;
+
+#[derive(Default)]
+pub(super) struct LeaderLease {
+    until: Option<Duration>,
+    /// Questions to the quorum that are under way: their tokens, and when they were sent.
+    sent: VecDeque<(Token, Duration)>,
+    renew_at: Duration,
+    /// Reads that wait for the answer to a question sent after they came.
+    waiting: Vec<(Reader, Duration)>,
+}
+
+#[derive(Clone, Copy)]
+enum Reader {
+    Here(Token),
+    There(i32, Ask),
+}
+
+impl LeaderLease {
+    /// What was asked until now renews nothing any more.
+    pub(super) fn give_up(&mut self) {
+        self.until = None;
+        self.sent.clear();
+    }
+}
+
+#[derive(Default)]
+pub(super) struct ReadLease {
+    until: Option<Duration>,
+    /// What must be shown for a renewal, and when that was asked for; ascending.
+    renewals: VecDeque<(u64, Duration)>,
+    probe_at: Duration,
+}
+
+impl ReadLease {
+    pub(super) fn shown(&mut self, shown: u64, lease: Duration) {
+        while let Some((_, sent_at)) = self.renewals.pop_front_if(|(commit, _)| *commit <= shown) {
+            self.until = self.until.max(Some(sent_at + lease));
+        }
+    }
+
+    pub(super) fn probe_now(&mut self, now: Duration) {
+        self.probe_at = now;
+    }
+
+    fn renew(&mut self, commit: u64, sent_at: Duration) {
+        if self.renewals.len() == RENEWALS_MAX {
+            self.renewals.pop_front();
+        }
+        let before = self.renewals.back().map_or(0, |(commit, _)| *commit);
+        self.renewals.push_back((commit.max(before), sent_at));
+    }
+}
+
+/// Something that only the leader knows, asked for by this broker.
+pub(super) struct Question {
+    kind: Kind,
+    deadline: Duration,
+    attempt: u32,
+    retry_at: Duration,
+}
+
+enum Kind {
+    Read,
+    /// The leader's answer: the read waits until this index is shown.
+    ReadFrom(u64),
+    Describe,
+}
+
+impl Question {
+    pub(super) fn ask_now(&mut self, now: Duration) {
+        self.attempt = 0;
+        self.retry_at = now;
+    }
+}
+
+impl Plane {
+    /// Whether this broker leads, and nobody else can have been elected since.
+    pub fn holds_lease(&self, group: &Group, now: Duration) -> bool {
+        let Some(lead) = &self.lead else { return false };
+        let leads = group.is_leader() && group.term() == lead.term && lead.established && !lead.handed_over;
+        leads && lead.lease.until.is_some_and(|until| now < until)
+    }
+
+    /// Until when, by this broker's clock, reads may be answered from what every view shows, at most that stale.
+    pub fn read_lease(&self) -> Option<Duration> {
+        self.read_lease.until
+    }
+
+    /// Asks for a read that sees everything acknowledged before now; the answer comes in a later [`super::Turn`].
+    pub fn read(&mut self, group: &mut Group, now: Duration, deadline: Duration) -> Token {
+        self.question(group, now, deadline, Kind::Read)
+    }
+
+    /// Asks how the quorum is.
+    pub fn describe(&mut self, group: &mut Group, now: Duration, deadline: Duration) -> Token {
+        self.question(group, now, deadline, Kind::Describe)
+    }
+
+    fn question(&mut self, group: &mut Group, now: Duration, deadline: Duration, kind: Kind) -> Token {
+        let token = self.token();
+        self.questions.insert(token, Question { kind, deadline, attempt: 0, retry_at: now });
+        self.ask_leader(group, now, token);
+        token
+    }
+
+    /// Asks the leader, which may be this broker.
+    fn ask_leader(&mut self, group: &mut Group, now: Duration, token: Token) {
+        let question = self.questions.get_mut(&token).expect("an open question");
+        let attempt = question.attempt;
+        question.retry_at = now + pause(attempt);
+        question.attempt += 1;
+        let describes = matches!(question.kind, Kind::Describe);
+        let established = self.is_established();
+        if established && describes {
+            let quorum = self.quorum(group, now);
+            self.questions.remove(&token);
+            self.out.described.push((token, Ok(quorum)));
+        } else if established {
+            self.index_for(group, now, Reader::Here(token));
+        } else if let Some(to) = self.someone_to_ask(attempt) {
+            let ask = self.ask(token);
+            let message = if describes { PlaneMessage::Describe { ask } } else { PlaneMessage::ReadIndex { ask } };
+            self.send(to, message);
+        }
+    }
+
+    /// On the leader: finds the index that a read must wait for; at once if the lease holds.
+    fn index_for(&mut self, group: &mut Group, now: Duration, reader: Reader) {
+        if self.holds_lease(group, now) {
+            return self.index_is(reader, group.commit());
+        }
+        let lead = self.lead.as_mut().expect("only a leader is asked");
+        lead.lease.waiting.push((reader, now));
+        // A leader that goes does not lead for long; who asks is refused when it has gone.
+        if !lead.handed_over {
+            self.ask_quorum(group, now);
+        }
+    }
+
+    fn index_is(&mut self, reader: Reader, index: u64) {
+        match reader {
+            Reader::There(from, ask) => self.send(from, PlaneMessage::ReadIndexed { ask, answer: Ok(index) }),
+            Reader::Here(token) => {
+                if let Some(question) = self.questions.get_mut(&token) {
+                    question.kind = Kind::ReadFrom(index);
+                    self.settle_reads();
+                }
+            }
+        }
+    }
+
+    /// Asks the quorum whether this broker still leads.
+    fn ask_quorum(&mut self, group: &mut Group, now: Duration) {
+        if group.epoch().is_none() {
+            return;
+        }
+        let token = self.token();
+        let lead = self.lead.as_mut().expect("only a leader asks its quorum");
+        if lead.lease.sent.len() == QUESTIONS_MAX {
+            lead.lease.sent.pop_front();
+        }
+        lead.lease.sent.push_back((token, now));
+        lead.lease.renew_at = now + RENEW_EVERY;
+        group.read_index(token);
+    }
+
+    /// A quorum has said since the question was sent that this broker leads.
+    pub(super) fn confirmed(&mut self, group: &Group, now: Duration, read: ReadIndex) {
+        let leader_lease = self.config.leader_lease;
+        let Some(lead) = self.lead.as_mut().filter(|lead| group.is_leader() && lead.term == group.term()) else {
+            return;
+        };
+        let Some(at) = lead.lease.sent.iter().position(|(token, _)| *token == read.token) else { return };
+        let (_, sent_at) = lead.lease.sent[at];
+        lead.lease.sent.drain(..=at);
+        if !lead.handed_over {
+            lead.lease.until = lead.lease.until.max(Some(sent_at + leader_lease));
+        }
+        // What a leader may say of itself at that moment it may say to its own views.
+        self.read_lease.renew(read.index, sent_at);
+        self.read_lease.shown(self.shown, self.config.read_lease);
+        let lead = self.lead.as_mut().expect("it was just there");
+        let waiting = std::mem::take(&mut lead.lease.waiting);
+        let (ready, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, asked_at)| *asked_at <= sent_at);
+        lead.lease.waiting = still;
+        ready.into_iter().for_each(|(reader, _)| self.index_is(reader, read.index));
+        debug_assert!(sent_at <= now, "a question is answered after it was asked");
+    }
+
+    /// A broker without a read lease asks for a read.
+    pub(super) fn asked_for_index(&mut self, group: &mut Group, now: Duration, from: i32, ask: Ask) {
+        if self.is_established() {
+            return self.index_for(group, now, Reader::There(from, ask));
+        }
+        let answer = Err(Refused::NotLeader { leader: other_leader(group) });
+        self.send(from, PlaneMessage::ReadIndexed { ask, answer });
+    }
+
+    pub(super) fn asked_to_describe(&mut self, group: &Group, now: Duration, from: i32, ask: Ask) {
+        let answer = if self.is_established() {
+            Ok(self.quorum(group, now))
+        } else {
+            Err(Refused::NotLeader { leader: other_leader(group) })
+        };
+        self.send(from, PlaneMessage::Described { ask, answer });
+    }
+
+    pub(super) fn indexed(&mut self, now: Duration, from: i32, ask: Ask, answer: Result<u64, Refused>) {
+        if !self.is_open(ask) {
+            return;
+        }
+        match answer {
+            Ok(index) => self.index_is(Reader::Here(ask.number), index),
+            Err(refused) => self.question_refused(now, from, ask.number, refused),
+        }
+    }
+
+    pub(super) fn described(&mut self, now: Duration, from: i32, ask: Ask, answer: Result<Quorum, Refused>) {
+        if !self.is_open(ask) {
+            return;
+        }
+        match answer {
+            Ok(quorum) => {
+                self.questions.remove(&ask.number);
+                self.out.described.push((ask.number, Ok(quorum)));
+            }
+            Err(refused) => self.question_refused(now, from, ask.number, refused),
+        }
+    }
+
+    fn is_open(&self, ask: Ask) -> bool {
+        ask.incarnation == self.config.incarnation
+            && self.questions.get(&ask.number).is_some_and(|question| !matches!(question.kind, Kind::ReadFrom(_)))
+    }
+
+    /// Who was asked does not lead. Another is asked at once if one was named, else at the next tick.
+    fn question_refused(&mut self, now: Duration, from: i32, token: Token, refused: Refused) {
+        let known = self.known_leader.map(node_of).or(self.hinted_leader);
+        match refused {
+            Refused::NotLeader { leader: Some(leader) } if Some(node_of(leader)) != known => {
+                self.hinted_leader = Some(node_of(leader));
+                if let Some(question) = self.questions.get_mut(&token) {
+                    question.retry_at = now;
+                }
+            }
+            _ if known == Some(from) => self.hinted_leader = None,
+            _ => {}
+        }
+    }
+
+    /// Lets reads go whose index is shown.
+    pub(super) fn settle_reads(&mut self) {
+        let shown = self.shown;
+        let ready = self
+            .questions
+            .extract_if(.., |_, question| matches!(question.kind, Kind::ReadFrom(index) if index <= shown));
+        self.out.reads.extend(ready.map(|(token, _)| (token, Ok(()))));
+    }
+
+    /// A leader that leads no more: those whose reads wait must ask another.
+    pub(super) fn refuse_reads(&mut self, lease: LeaderLease, leader: Option<u64>, now: Duration) {
+        for (reader, _) in lease.waiting {
+            match reader {
+                Reader::Here(token) => {
+                    if let Some(question) = self.questions.get_mut(&token) {
+                        question.ask_now(now);
+                    }
+                }
+                Reader::There(from, ask) => {
+                    self.send(from, PlaneMessage::ReadIndexed { ask, answer: Err(Refused::NotLeader { leader }) });
+                }
+            }
+        }
+    }
+
+    pub(super) fn tick_questions(&mut self, group: &mut Group, now: Duration) {
+        let late: Vec<Token> =
+            self.questions.iter().filter(|(_, q)| q.deadline <= now).map(|(token, _)| *token).collect();
+        for token in late {
+            let question = self.questions.remove(&token).expect("it was just there");
+            match question.kind {
+                Kind::Describe => self.out.described.push((token, Err(WriteError::TimedOut))),
+                Kind::Read | Kind::ReadFrom(_) => self.out.reads.push((token, Err(WriteError::TimedOut))),
+            }
+        }
+        let due = |question: &Question| !matches!(question.kind, Kind::ReadFrom(_)) && question.retry_at <= now;
+        let again: Vec<Token> = self.questions.iter().filter(|(_, q)| due(q)).map(|(token, _)| *token).collect();
+        again.into_iter().for_each(|token| self.ask_leader(group, now, token));
+    }
+
+    /// Renews the leases that are due: the leader asks its quorum, the others probe the leader.
+    pub(super) fn tick_leases(&mut self, group: &mut Group, now: Duration) {
+        if let Some(lead) = &mut self.lead {
+            for peer in group.progress().into_iter().filter(|peer| peer.matched == group.last_index()) {
+                lead.heard.entry(node_of(peer.peer)).or_default().caught_up = Some(now);
+            }
+            if lead.established && !lead.handed_over && lead.lease.renew_at <= now {
+                self.ask_quorum(group, now);
+            }
+        } else if self.read_lease.probe_at <= now
+            && let Some(leader) = self.known_leader.map(node_of).or(self.hinted_leader)
+        {
+            self.read_lease.probe_at = now + self.config.probe_every;
+            let incarnation = self.config.incarnation;
+            self.send(leader, PlaneMessage::Probe { incarnation, sent_at: now });
+        }
+    }
+
+    /// A broker wants to go on answering reads. Without its own lease the leader can't say that nothing newer is committed.
+    pub(super) fn probed(&mut self, group: &Group, now: Duration, from: i32, incarnation: u64, sent_at: Duration) {
+        if let Some(lead) = &mut self.lead {
+            lead.heard.entry(from).or_default().at = Some(now);
+        }
+        if self.holds_lease(group, now) {
+            self.stats.heartbeats_sent += 1;
+            let (term, commit) = (group.term(), group.commit());
+            self.send(from, PlaneMessage::Heartbeat { incarnation, sent_at, term, commit });
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self, now: Duration, incarnation: u64, sent_at: Duration, commit: u64) {
+        if incarnation != self.config.incarnation || sent_at > now {
+            return;
+        }
+        self.stats.heartbeats_received += 1;
+        self.read_lease.renew(commit, sent_at);
+        self.read_lease.shown(self.shown, self.config.read_lease);
+    }
+}
+
+fn other_leader(group: &Group) -> Option<u64> {
+    group.leader().filter(|leader| *leader != group.peer())
+}

@@ -1,0 +1,302 @@
+//! Writes of this broker's own clients, until they have their answer: proposed here or forwarded to the leader, again and again,
+//! under the same numbers, so that what was applied once is not applied again.
+
+use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, node_of, pause};
+use crate::{
+    group::Group,
+    metadata::{Command, Origin, Request, RequestResult},
+};
+use std::time::Duration;
+
+/// A write that somebody asks for.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub commands: Vec<Command>,
+    pub acks: Acks,
+    pub until: Until,
+    /// It has failed if it has no answer by then.
+    pub deadline: Duration,
+}
+
+/// What the one who asked waits for, on the broker that leads. (Elsewhere a write is always waited for until it is shown.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The acknowledgement alone.
+    Acked,
+    /// Until every core's view shows it, too.
+    Shown,
+}
+
+/// The answer to a write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    pub term: u64,
+    pub index: u64,
+    /// For each command, in order.
+    pub results: Vec<RequestResult>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    #[error("the metadata group has no leader that this broker can reach; nothing was done")]
+    NoLeader,
+    #[error("no answer came in time; it may still be done")]
+    TimedOut,
+}
+
+pub(super) struct Write {
+    requests: Vec<Request>,
+    asked: Acks,
+    until: Until,
+    deadline: Duration,
+    attempt: u32,
+    /// Somebody may have it in a log.
+    sent: bool,
+    /// It was in the log of a leader, and may not be any more: it waits for its commit.
+    pub(super) retried: bool,
+    state: State,
+}
+
+enum State {
+    /// For a leader, or its turn; looked at again then.
+    Waiting { retry_at: Duration },
+    /// In this leader's log.
+    Proposed,
+    /// Sent to the leader; sent again then.
+    Forwarded { retry_at: Duration },
+    /// Answered by the leader for this place in the log, which is not shown here yet.
+    Settling { term: u64, index: u64, results: Vec<RequestResult>, retry_at: Duration },
+}
+
+impl Plane {
+    /// Takes a write; its answer comes in a later [`super::Turn`].
+    pub fn submit(&mut self, now: Duration, submission: Submission) -> Token {
+        let Submission { commands, acks, until, deadline } = submission;
+        assert!(!commands.is_empty(), "a write writes something");
+        let token = self.token();
+        let asked = if commands.iter().any(Command::is_quorum_only) { Acks::Quorum } else { acks };
+        let requests = commands.into_iter().map(|command| {
+            let sequence = self.next_sequence;
+            self.next_sequence += 1;
+            let (node, incarnation) = (self.config.node, self.config.incarnation);
+            // The lowest open sequence is filled in when the write is sent.
+            Request { origin: Some(Origin { node, incarnation, sequence, lowest_open: 0 }), command }
+        });
+        let requests = requests.collect();
+        let state = State::Waiting { retry_at: now };
+        self.writes
+            .insert(token, Write { requests, asked, until, deadline, attempt: 0, sent: false, retried: false, state });
+        self.to_try.push_back(token);
+        token
+    }
+
+    /// All requests below this sequence have their answers.
+    fn lowest_open(&self) -> u64 {
+        let first = self.writes.values().next().and_then(|write| write.requests.first()?.origin);
+        first.map_or(self.next_sequence, |origin| origin.sequence)
+    }
+
+    /// Takes the next write that is to be tried, if it still waits for that.
+    pub(super) fn next_to_try(&mut self) -> Option<Token> {
+        loop {
+            let token = self.to_try.pop_front()?;
+            if matches!(self.writes.get(&token), Some(Write { state: State::Waiting { .. }, .. })) {
+                return Some(token);
+            }
+        }
+    }
+
+    /// A write's requests as they are sent now, how it wants to be acknowledged, and whether it was in a log before.
+    pub(super) fn sent(&mut self, token: Token) -> (Vec<Request>, Acks, bool) {
+        let lowest_open = self.lowest_open();
+        let write = self.writes.get_mut(&token).expect("a write that is tried is open");
+        for origin in write.requests.iter_mut().filter_map(|request| request.origin.as_mut()) {
+            origin.lowest_open = lowest_open;
+        }
+        write.sent = true;
+        (write.requests.clone(), write.asked, write.retried)
+    }
+
+    pub(super) fn is_proposed(&mut self, token: Token) {
+        self.writes.get_mut(&token).expect("a write that is proposed is open").state = State::Proposed;
+    }
+
+    /// Sends every write that waits to the leader, or to somebody who may know it.
+    pub(super) fn forward_all(&mut self, now: Duration) {
+        while let Some(token) = self.next_to_try() {
+            let attempt = self.writes[&token].attempt;
+            let Some(to) = self.someone_to_ask(attempt) else {
+                self.try_later(token, now);
+                continue;
+            };
+            let (requests, asked, retried) = self.sent(token);
+            // After a truncation it waits for its commit, wherever that is.
+            let acks = if retried { Acks::Quorum } else { asked };
+            self.stats.forwarded_writes += 1;
+            let ask = self.ask(token);
+            self.send(to, PlaneMessage::Forward { ask, acks, requests });
+            let write = self.writes.get_mut(&token).expect("it was just sent");
+            write.state = State::Forwarded { retry_at: now + pause(write.attempt) };
+            write.attempt += 1;
+        }
+    }
+
+    /// The leader as far as is known; without one, each attempt asks another broker.
+    pub(super) fn someone_to_ask(&mut self, attempt: u32) -> Option<i32> {
+        let own = self.config.node;
+        if let Some(leader) = self.known_leader.map(node_of).or(self.hinted_leader).filter(|node| *node != own) {
+            // Who is named as the leader may be gone: now and then somebody else is asked.
+            if attempt % 3 < 2 || self.contacts.is_empty() {
+                return Some(leader);
+            }
+        }
+        self.next_contact = (self.next_contact + 1) % self.contacts.len().max(1);
+        self.contacts.get(self.next_contact).copied()
+    }
+
+    fn try_later(&mut self, token: Token, now: Duration) {
+        let write = self.writes.get_mut(&token).expect("it is open");
+        write.state = State::Waiting { retry_at: now + pause(write.attempt) };
+        write.attempt += 1;
+    }
+
+    /// There was no room for it in the log.
+    pub(super) fn put_off(&mut self, token: Token, now: Duration) {
+        self.try_later(token, now);
+    }
+
+    /// It was in this broker's log, which is not the leader's any more.
+    pub(super) fn try_again(&mut self, token: Token, now: Duration) {
+        let Some(write) = self.writes.get_mut(&token) else { return };
+        write.retried = true;
+        write.state = State::Waiting { retry_at: now };
+        self.to_try.push_back(token);
+    }
+
+    /// Somebody leads now: everything that waits for that is tried.
+    pub(super) fn try_all(&mut self, now: Duration) {
+        for (token, write) in &mut self.writes {
+            if matches!(write.state, State::Waiting { .. } | State::Forwarded { .. }) {
+                write.attempt = 0;
+                write.state = State::Waiting { retry_at: now };
+                self.to_try.push_back(*token);
+            }
+        }
+        for question in self.questions.values_mut() {
+            question.ask_now(now);
+        }
+        self.read_lease.probe_now(now);
+    }
+
+    /// The leader's answer, or another broker's that it does not lead.
+    pub(super) fn forwarded(
+        &mut self,
+        group: &Group,
+        now: Duration,
+        from: i32,
+        ask: Ask,
+        answer: Result<Accepted, Refused>,
+    ) {
+        let token = ask.number;
+        let known = self.known_leader.map(node_of).or(self.hinted_leader);
+        let Some(write) = self.writes.get_mut(&token).filter(|_| ask.incarnation == self.config.incarnation) else {
+            return;
+        };
+        if !matches!(write.state, State::Forwarded { .. }) {
+            return;
+        }
+        match answer {
+            Ok(Accepted { results, .. }) if results.len() != write.requests.len() => {
+                tracing::warn!(from, "an answer to a forwarded write has {} results", results.len());
+            }
+            Ok(Accepted { term, index, results }) => {
+                let retry_at = now + pause(write.attempt);
+                write.state = State::Settling { term, index, results, retry_at };
+                self.settling.insert((index, token));
+                self.settle_writes(group, now);
+            }
+            Err(Refused::NotLeader { leader: Some(leader) }) if Some(node_of(leader)) != known => {
+                write.state = State::Waiting { retry_at: now };
+                self.hinted_leader = Some(node_of(leader));
+                self.to_try.push_back(token);
+            }
+            Err(Refused::NotLeader { .. } | Refused::Busy) => {
+                if known == Some(from) {
+                    self.hinted_leader = None;
+                }
+                self.try_later(token, now);
+            }
+        }
+    }
+
+    /// What this broker proposed is committed and published.
+    pub(super) fn proposed_is_published(&mut self, token: Token, written: Written) {
+        let Some(write) = self.writes.get_mut(&token) else { return };
+        let Written { term, index, results } = written;
+        write.state = State::Settling { term, index, results, retry_at: Duration::MAX };
+        self.settling.insert((index, token));
+    }
+
+    /// The fast path acknowledges it: whoever waits for no more has the answer.
+    pub(super) fn proposed_is_acked(&mut self, token: Token, written: Written) {
+        if self.writes.get(&token).is_some_and(|write| write.until == Until::Acked) {
+            self.writes.remove(&token);
+            self.out.written.push((token, Ok(written)));
+        }
+    }
+
+    /// Answers writes whose place in the log is shown, if what stands there is theirs.
+    pub(super) fn settle_writes(&mut self, group: &Group, now: Duration) {
+        while let Some((index, token)) = self.settling.first().copied().filter(|(index, _)| *index <= self.shown) {
+            self.settling.pop_first();
+            let Some(write) = self.writes.get_mut(&token) else { continue };
+            let State::Settling { term, index: at, .. } = write.state else { continue };
+            if at != index {
+                continue;
+            }
+            if group.term_at(index) != Some(term) {
+                self.truncated(token, now);
+                continue;
+            }
+            let write = self.writes.remove(&token).expect("it was just looked at");
+            let State::Settling { results, .. } = write.state else { unreachable!("it was just looked at") };
+            self.out.written.push((token, Ok(Written { term, index, results })));
+        }
+    }
+
+    /// What the leader answered for is not in the log any more, or this broker can't tell.
+    fn truncated(&mut self, token: Token, now: Duration) {
+        let write = self.writes.get(&token).expect("it is open");
+        if write.asked == Acks::Leader && !write.retried {
+            self.stats.fallbacks += write.requests.len() as u64;
+        }
+        self.try_again(token, now);
+    }
+
+    pub(super) fn tick_writes(&mut self, group: &Group, now: Duration) {
+        let mut late = Vec::new();
+        let mut again = Vec::new();
+        for (token, write) in &mut self.writes {
+            if write.deadline <= now {
+                late.push(*token);
+                continue;
+            }
+            match write.state {
+                State::Waiting { retry_at } | State::Forwarded { retry_at } if retry_at <= now => {
+                    write.state = State::Waiting { retry_at };
+                    self.to_try.push_back(*token);
+                }
+                // Its leader is deposed, and the log may never grow up to where it stood.
+                State::Settling { term, retry_at, .. } if retry_at <= now && group.term() > term => again.push(*token),
+                _ => {}
+            }
+        }
+        again.into_iter().for_each(|token| self.truncated(token, now));
+        for token in late {
+            let write = self.writes.remove(&token).expect("it was just there");
+            let error = if write.sent { WriteError::TimedOut } else { WriteError::NoLeader };
+            self.out.written.push((token, Err(error)));
+        }
+    }
+}
