@@ -8,14 +8,14 @@
 //! (raft-rs would); what is applied is committed; a recorded commit index is never above what is durable; nobody stands for
 //! election alone while entries are on their way to the disk.
 
-pub use crate::group_members::Member;
+pub use crate::group_members::{Member, encode as conf_state_bytes};
 use crate::{group_log::logger, group_members, group_storage::GroupStorage};
 use bytes::Bytes;
 use protobuf::Message as _;
-pub use raft::eraftpb::Message;
+pub use raft::eraftpb::{Message, MessageType};
 use raft::{
     Config, RawNode, StateRole,
-    eraftpb::{self, ConfChangeV2, ConfState, EntryType, MessageType},
+    eraftpb::{self, ConfChangeV2, ConfState, EntryType},
 };
 use std::collections::VecDeque;
 
@@ -55,11 +55,14 @@ impl Entry {
         self.entry_type == ENTRY_NORMAL && !self.data.is_empty()
     }
 
+    /// The largest number of a kind of entry.
+    pub(crate) const KIND_MAX: u8 = ENTRY_MEMBERS;
+
     fn from_raft(entry: eraftpb::Entry) -> Self {
         Self { index: entry.index, term: entry.term, entry_type: entry.entry_type as u8, data: entry.data }
     }
 
-    fn into_raft(self) -> eraftpb::Entry {
+    pub(crate) fn into_raft(self) -> eraftpb::Entry {
         let mut entry =
             eraftpb::Entry { index: self.index, term: self.term, data: self.data, ..eraftpb::Entry::default() };
         entry.set_entry_type(match self.entry_type {

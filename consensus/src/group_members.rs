@@ -41,7 +41,8 @@ pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
     change
 }
 
-pub(crate) fn encode(state: &ConfState) -> Bytes {
+/// The configuration as checkpoints hold it.
+pub fn encode(state: &ConfState) -> Bytes {
     let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];
     let mut bytes = vec![VERSION, u8::from(state.auto_leave), 0, 0];
     for list in lists {

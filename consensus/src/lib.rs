@@ -9,6 +9,7 @@
 //! | [`descriptor`] | what a partition's entries carry through Raft, while their batches travel beside it |
 //! | [`metadata`] | commands, slices, snapshots and views |
 //! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
+//! | [`wire`] | what brokers say to each other and to tools, as bytes |
 //! | [`seam`] | clock and transport, as those who drive all this have them |
 //! | `sim` | their fault-injecting twins, and many nodes on them (feature `sim`, and in tests) |
 
@@ -22,10 +23,12 @@ pub mod plane;
 pub mod seam;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod wire;
 
 /// Generated from `schema/*.fbs` by `schema/regenerate.sh`.
 #[rustfmt::skip]
 #[allow(warnings, clippy::all, clippy::undocumented_unsafe_blocks)]
 mod generated {
     pub mod metadata;
+    pub mod peer;
 }

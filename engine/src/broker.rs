@@ -6,15 +6,22 @@
 //! Stop: no new connections or requests, what is in flight is answered (at most [`DRAIN_MAX`]), everything is flushed and marked clean.
 
 use crate::{
+    bootstrap::{self, BootstrapError},
     config::Config,
-    core::{Core, CoreId, CoreParts, core_of},
+    config_value::Seeds,
+    core::{Core, CoreId, CoreParts, Identity, core_of},
     cpus::CorePlan,
     front::{self, Spread},
     mesh::{self, HasMesh, MeshSeed},
     meta::{self, META_CORE},
     metrics::Metrics,
+    peers::Peers,
     replica, rt,
     sync::{Either, race},
+};
+use consensus::{
+    plane::peer_id,
+    wire::{Caller, Hello},
 };
 use net::listen::{self, BindError, Bound};
 use std::{
@@ -47,6 +54,8 @@ pub enum BrokerError {
     #[error("data directory: {0}")]
     DataDir(String),
     #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
@@ -76,6 +85,8 @@ struct Stop {
 struct Shared {
     config: Arc<Config>,
     cluster_id: Arc<str>,
+    identity: Arc<Identity>,
+    hello: Hello,
     epoch: u64,
     data_dir: PathBuf,
     advertised: (Arc<str>, u16),
@@ -87,24 +98,36 @@ struct Shared {
 }
 
 impl Broker {
-    /// Starts the broker and returns once clients are served.
+    /// Starts the broker and returns once clients are served. `stopped` ends a wait for other brokers.
     pub fn start(
         config: Arc<Config>,
         plan: &CorePlan,
         memory_per_core: u64,
         metrics: Arc<Metrics>,
+        stopped: impl Fn() -> bool,
     ) -> Result<Self, BrokerError> {
         let cpus = &plan.cpus;
+        let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
+        let manifest = into_cluster(manifest, &config, cpus, stopped)?;
         let mut bound = bind(config.kafka_addr, cpus.len())?.into_iter();
         let kafka_addr = bound.as_slice()[0].addr();
-        let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
+        let peer_bound = bind(config.peer_addr, 1)?.pop().expect("one was asked for");
+        let peer_addr = peer_bound.addr();
+        let mut peer_bound = Some(peer_bound);
         let (news, heard) = mpsc::channel();
         let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
-        let cluster_id: Arc<str> = manifest.cluster_id.clone().into();
+        let cluster_id: Arc<str> = manifest.cluster_id.clone().expect("it is in a cluster by now").into();
         let shared = Arc::new(Shared {
             advertised: config.advertised(kafka_addr),
             data_dir: config.data_dir.clone(),
             cluster_id: cluster_id.clone(),
+            identity: Arc::new(Identity {
+                peer: manifest.peer,
+                incarnation: manifest.incarnation,
+                founding: manifest.founding.clone(),
+                peer_addr: config.advertised_peer(peer_addr),
+            }),
+            hello: hello(&manifest, &config, peer_addr),
             epoch: manifest.epoch,
             spread: Arc::new(Spread::new(cpus.len())),
             metrics,
@@ -116,9 +139,10 @@ impl Broker {
         let mut threads = Vec::with_capacity(cpus.len());
         for (number, (seed, cpu)) in mesh::seeds::<Core>(cpus.len()).into_iter().zip(cpus).enumerate() {
             let (shared, bound) = (shared.clone(), bound.next().expect("one listener per core"));
+            let peer_bound = peer_bound.take();
             threads.push(rt::spawn_core(*cpu, &format!("core-{number}"), move || async move {
                 let (news, number) = (shared.news.clone(), number);
-                if let Err(why) = run_core(shared, seed, bound).await {
+                if let Err(why) = run_core(shared, seed, bound, peer_bound).await {
                     // The main thread may be gone already; then nobody needs to know.
                     let _ = news.send(News::Failed { core: number, why });
                 }
@@ -190,27 +214,47 @@ fn bind(addr: SocketAddr, cores: usize) -> Result<Vec<Bound>, BindError> {
 /// Reads or creates the manifest, and moves rings and checkpoints if the number of cores is another.
 fn prepare_data_dir(config: &Arc<Config>, cpus: &[usize], memory_per_core: u64) -> Result<Manifest, BrokerError> {
     let (config, cores) = (config.clone(), cpus.len());
+    beforehand(cpus[0], move || async move { prepare(&config, cores, memory_per_core).await })
+}
+
+/// Runs what uses the disk before the cores do.
+fn beforehand<T, F>(cpu: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BrokerError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, OpenError>> + 'static,
+{
     let (told, heard) = mpsc::channel();
-    let thread = rt::spawn_core(cpus[0], "prepare", move || async move {
+    let thread = rt::spawn_core(cpu, "prepare", move || async move {
         // The receiver waits for exactly this.
-        let _ = told.send(prepare(&config, cores, memory_per_core).await.map_err(|error| error.to_string()));
+        let _ = told.send(work().await.map_err(|error| error.to_string()));
     })?;
     thread.join()?;
     heard.recv().expect("the answer is sent before the thread ends").map_err(BrokerError::DataDir)
 }
 
+fn open_disk() -> Result<UringDisk, OpenError> {
+    UringDisk::new().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
+}
+
 async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, OpenError> {
     let data = &config.data_dir;
-    let disk = UringDisk::new().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })?;
+    let disk = open_disk()?;
     let manifest = match Manifest::read(&disk, data).await? {
-        Some(manifest) => manifest,
-        None => {
-            let cluster_id = Uuid::new_v4().simple().to_string();
-            let manifest = Manifest { cluster_id, epoch: 0, cores };
-            manifest.write(&disk, data).await?;
-            manifest
+        Some(manifest) if manifest.node != config.node_id => {
+            return Err(OpenError::Damaged(format!(
+                "{} belongs to broker {}, not {}; start it with --node-id {}, or name another directory (--data-dir)",
+                data.display(),
+                manifest.node,
+                config.node_id,
+                manifest.node
+            )));
         }
+        Some(manifest) => manifest,
+        None => Manifest::new(config.node_id, peer_id(config.node_id, draw()), cores),
     };
+    // Later processes are told from earlier ones by this.
+    let manifest = Manifest { incarnation: manifest.incarnation + 1, ..manifest };
+    manifest.write(&disk, data).await?;
     let manifest = if manifest.cores == cores {
         manifest
     } else {
@@ -226,6 +270,51 @@ async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<
     Ok(manifest)
 }
 
+/// A number that no other disk of this broker has had, but by an accident of one in four thousand million.
+fn draw() -> u32 {
+    Uuid::new_v4().as_u128() as u32
+}
+
+/// Founds or joins a cluster, if the data directory belongs to none.
+fn into_cluster(
+    manifest: Manifest,
+    config: &Arc<Config>,
+    cpus: &[usize],
+    stopped: impl Fn() -> bool,
+) -> Result<Manifest, BrokerError> {
+    if manifest.cluster_id.is_some() {
+        return Ok(manifest);
+    }
+    let cluster = match &config.seeds {
+        None => bootstrap::alone(manifest.peer),
+        Some(seeds) => {
+            let me = hello(&manifest, config, config.peer_addr);
+            bootstrap::run(&me, seeds, config.peer_addr, stopped)?
+        }
+    };
+    tracing::info!(cluster = cluster.id, founders = ?cluster.founding, "this broker belongs to a cluster now");
+    let manifest = Manifest { cluster_id: Some(cluster.id), founding: cluster.founding, ..manifest };
+    let (written, data) = (manifest.clone(), config.data_dir.clone());
+    beforehand(cpus[0], move || async move { written.write(&open_disk()?, &data).await })?;
+    Ok(manifest)
+}
+
+/// What this broker says of itself to others.
+fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
+    Hello {
+        caller: Caller::Broker,
+        cluster_id: manifest.cluster_id.clone(),
+        node: manifest.node,
+        peer: manifest.peer,
+        incarnation: manifest.incarnation,
+        cores: manifest.cores as u16,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        peer_addr: config.advertised_peer(peer_addr).to_string(),
+        seeds: config.seeds.as_ref().map(Seeds::nodes).unwrap_or_default(),
+        founding: manifest.founding.clone(),
+    }
+}
+
 /// This core's share of what the broker may use.
 fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreConfig {
     StoreConfig {
@@ -237,7 +326,12 @@ fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreCon
     }
 }
 
-async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Result<(), String> {
+async fn run_core(
+    shared: Arc<Shared>,
+    seed: MeshSeed<Core>,
+    bound: Bound,
+    peer_bound: Option<Bound>,
+) -> Result<(), String> {
     let (mesh, inbox) = seed.connect().await;
     let id: CoreId = mesh.me();
     let cores = mesh.cores();
@@ -251,6 +345,7 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
         mesh,
         config: shared.config.clone(),
         cluster_id: shared.cluster_id.clone(),
+        identity: shared.identity.clone(),
         advertised: shared.advertised.clone(),
         store,
         metrics: shared.metrics.core(id.0),
@@ -265,8 +360,12 @@ async fn run_core(shared: Arc<Shared>, seed: MeshSeed<Core>, bound: Bound) -> Re
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
     inbox.serve(&core);
-    if id == META_CORE {
-        meta::start(&core).await?;
+    if let Some(peer_bound) = peer_bound {
+        let seeds = shared.config.seeds.iter().flat_map(Seeds::iter);
+        let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
+        let peers = Peers::new(shared.hello.clone(), seeds);
+        core.hold_peers(peers.clone());
+        meta::start(&core, peer_bound).await?;
         rt::spawn(meta::snapshot_when_wanted(core.clone()));
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
     }
@@ -322,10 +421,17 @@ async fn drain(core: &Rc<Core>) {
             "connections that did not end in time are cut"
         );
     }
+    if core.id() == META_CORE {
+        meta::hand_over(core).await;
+    }
     if core.id() == META_CORE
         && let Err(error) = meta::snapshot(core).await
     {
         tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
+    }
+    core.lifecycle.metadata_ended.set();
+    if let Some(peers) = core.try_peers() {
+        peers.stop();
     }
     // No core may stop serving its partitions while another still answers.
     core.all_drained().await;

@@ -289,6 +289,12 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
             RingBody::Truncate { from_index, from_offset } => {
                 line(out, format_args!("{front}: truncate from index {from_index}, offset {from_offset}"));
             }
+            RingBody::Restart { index, term } => {
+                line(
+                    out,
+                    format_args!("{front}: the log begins anew behind the snapshot of index {index}, term {term}"),
+                );
+            }
             RingBody::Entry(entry) => {
                 let head = format!("{front}: entry {} of term {}, type {}", entry.index, entry.term, entry.entry_type);
                 match &entry.payload {

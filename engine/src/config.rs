@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    config_value::{HostPort, Kind, Unfit, Unit, Value},
+    config_value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
     cpus::CpuList,
 };
 
@@ -126,12 +126,19 @@ settings! {
     kafka_addr: SocketAddr = "kafka.addr" flag "kafka-addr", "127.0.0.1:9092", Kind::Addr;
     /// Address that clients are told to connect to, if it is not `kafka.addr` itself.
     advertised_kafka_addr: Option<HostPort> = "advertised.kafka.addr" flag "advertised-kafka-addr", "", Kind::HostPort;
-    /// Address for other brokers; nothing listens on it as long as a broker serves alone.
+    /// Address on which other brokers, and tools, are served.
     peer_addr: SocketAddr = "peer.addr" flag "peer-addr", "127.0.0.1:9291", Kind::Addr;
     /// Address of /metrics, /health/live, /health/ready and /status.
     admin_addr: SocketAddr = "admin.addr" flag "admin-addr", "127.0.0.1:9644", Kind::Addr;
     /// This broker's number in the cluster.
     node_id: i32 = "node.id" flag "node-id", "1", count(0, INT_MAX);
+    /// Brokers that found the cluster together, this one among them, or that a new broker joins it through; without them, a new
+    /// broker founds a cluster of its own.
+    seeds: Option<Seeds> = "seeds" flag "seeds", "", Kind::Seeds;
+    /// Address that other brokers are told to connect to, if it is not `peer.addr` itself.
+    advertised_peer_addr: Option<HostPort> = "advertised.peer.addr" flag "advertised-peer-addr", "", Kind::HostPort;
+    /// A broker that the leader of the metadata does not hear of for so long is fenced: clients are not told of it.
+    broker_session_timeout_ms: u64 = "broker.session.timeout.ms", "3000", ms(1000, 600_000);
     /// CPUs to run on, one core each; by default all that affinity, cpuset and CPU quota allow.
     cores: Option<CpuList> = "cores" flag "cores", "", Kind::Cpus;
     /// Memory for caches and buffers, split over the cores; by default half of the RAM or of the cgroup's limit.
@@ -143,6 +150,11 @@ settings! {
     wal_ring_bytes: u64 = "wal.ring.bytes", "536870912", bytes(16 * MIB, i64::MAX);
     /// Descriptors of segment files kept open, all cores together; the least recently used is closed beyond it.
     segment_files_max: usize = "segment.files.max", "8192", count(256, 1_000_000);
+
+    /// When metadata writes are acknowledged: once a majority has them, or once the leader alone has them on disk.
+    metadata_acks: String = "metadata.acks", "quorum", Kind::OneOf(&["quorum", "leader"]);
+    /// How many brokers vote on the metadata; by default as many as founded the cluster.
+    metadata_voters: Option<usize> = "metadata.voters", "", count(1, 15);
 
     /// Partitions of a topic that is created without a number, or by being asked for.
     num_partitions: i32 = "num.partitions", "1", count(1, 100_000);
@@ -321,6 +333,16 @@ impl Config {
             Some(HostPort { host, port }) => (host.as_str().into(), *port),
             None => (bound.ip().to_string().into(), bound.port()),
         }
+    }
+
+    /// Host and port that other brokers are told.
+    pub fn advertised_peer(&self, bound: SocketAddr) -> HostPort {
+        let own = || HostPort { host: bound.ip().to_string(), port: bound.port() };
+        self.advertised_peer_addr.clone().unwrap_or_else(own)
+    }
+
+    pub fn broker_session_timeout(&self) -> Duration {
+        Duration::from_millis(self.broker_session_timeout_ms)
     }
 
     /// `None`: connections may be idle for ever.

@@ -43,6 +43,8 @@ pub enum Kind {
     Addr,
     /// Host and port as others are told them.
     HostPort,
+    /// Brokers by node id, each with its host and port.
+    Seeds,
     Path,
     /// CPUs as in `0-3,8`.
     Cpus,
@@ -81,6 +83,7 @@ impl Kind {
                 Err(why) => Err(Unfit(format!("must be {self}{why}"))),
             },
             Kind::HostPort => text.parse::<HostPort>().map(|addr| addr.to_string()).map_err(|()| unfit()),
+            Kind::Seeds => text.parse::<Seeds>().map(|seeds| seeds.to_string()).map_err(|()| unfit()),
             Kind::Path => {
                 if text.is_empty() {
                     return Err(unfit());
@@ -113,7 +116,7 @@ impl Kind {
             Kind::Bool => BOOLEAN,
             Kind::Int { max, .. } | Kind::IntOrUnlimited { max, .. } if max <= i64::from(i32::MAX) => INT,
             Kind::Int { .. } | Kind::IntOrUnlimited { .. } => LONG,
-            Kind::Cpus => LIST,
+            Kind::Cpus | Kind::Seeds => LIST,
             Kind::OneOf(_) | Kind::Addr | Kind::HostPort | Kind::Path | Kind::LogFilter => STRING,
         }
     }
@@ -156,6 +159,7 @@ impl fmt::Display for Kind {
             Kind::OneOf(words) => f.write_str(&words.join(" or ")),
             Kind::Addr => f.write_str("host:port"),
             Kind::HostPort => f.write_str("host:port, without a port 0"),
+            Kind::Seeds => f.write_str("a list of id@host:port, each id once, such as 1@10.0.0.1:9291,2@10.0.0.2:9291"),
             Kind::Path => f.write_str("a path"),
             Kind::Cpus => f.write_str("a list of CPUs such as 0-3,8"),
             Kind::LogFilter => f.write_str("error, warn, info, debug, trace or off, also by target: info,net=debug"),
@@ -222,6 +226,47 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// Brokers of a cluster, where others reach them; ascending by node id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seeds(Vec<(i32, HostPort)>);
+
+impl Seeds {
+    pub fn iter(&self) -> impl Iterator<Item = &(i32, HostPort)> {
+        self.0.iter()
+    }
+
+    /// Their node ids, ascending.
+    pub fn nodes(&self) -> Vec<i32> {
+        self.0.iter().map(|(node, _)| *node).collect()
+    }
+}
+
+impl std::str::FromStr for Seeds {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Seeds, ()> {
+        let seed = |seed: &str| {
+            let (node, address) = seed.trim().split_once('@').ok_or(())?;
+            let node: i32 = node.parse().map_err(|_| ())?;
+            if node < 0 { Err(()) } else { Ok((node, address.parse()?)) }
+        };
+        let mut seeds: Vec<(i32, HostPort)> = text.split(',').map(seed).collect::<Result<_, ()>>()?;
+        seeds.sort_by_key(|(node, _)| *node);
+        let twice = seeds.windows(2).any(|pair| pair[0].0 == pair[1].0);
+        if twice { Err(()) } else { Ok(Seeds(seeds)) }
+    }
+}
+
+impl fmt::Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (node, address)) in self.0.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            write!(f, "{comma}{node}@{address}")?;
+        }
+        Ok(())
+    }
+}
+
 /// A setting's type in the program. `parse` takes what [`Kind::normalise`] gave; the empty text is 'not set'.
 pub trait Value: Sized {
     fn parse(text: &str) -> Option<Self>;
@@ -242,7 +287,7 @@ macro_rules! plain_values {
     )*};
 }
 
-plain_values!(bool i16 i32 i64 u32 u64 usize String SocketAddr HostPort CpuList);
+plain_values!(bool i16 i32 i64 u32 u64 usize String SocketAddr HostPort Seeds CpuList);
 
 impl Value for PathBuf {
     fn parse(text: &str) -> Option<PathBuf> {

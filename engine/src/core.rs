@@ -6,22 +6,26 @@
 
 use crate::{
     admission::Admission,
+    clock,
     config::Config,
     config_topic::TopicConfig,
+    config_value::HostPort,
     coordinators::Coordinators,
     front::{Connections, Spread},
     kafka::{Fetches, OFFSETS_TOPIC, ProducerIds},
     mesh::{HasMesh, Mesh},
-    meta::{META_CORE, META_GROUP, Meta, Parts},
+    meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
     metrics::CoreMetrics,
     partition::{Partition, TopicPartition},
+    peers::Peers,
     replica::{ReadyLoop, Replicated},
     sync::{Flag, Notify},
 };
 use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
-    metadata::{Delta, Slice, SliceId, Topic, View},
+    metadata::{Applied, AskedTooLate, Delta, Request, Slice, SliceId, Topic, View},
+    plane::Acks,
 };
 use net::{
     errors::ErrorCode,
@@ -55,11 +59,33 @@ pub struct Leadership {
     pub epoch: i32,
 }
 
+/// A partition that this broker leads.
+#[derive(Clone, Debug)]
+pub struct Led {
+    pub group: GroupId,
+    pub name: TopicPartition,
+    pub epoch: i32,
+}
+
+/// What a broker is in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// This broker's peer id in every group, for as long as its disk lasts.
+    pub peer: u64,
+    /// Of this process; later ones are larger.
+    pub incarnation: u64,
+    /// The metadata group's first voters.
+    pub founding: Vec<u64>,
+    /// Where other brokers reach this one.
+    pub peer_addr: HostPort,
+}
+
 /// What a core is made from.
 pub struct CoreParts {
     pub mesh: Mesh<Core>,
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
+    pub identity: Arc<Identity>,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
     pub store: Store,
@@ -72,6 +98,7 @@ pub struct Core {
     mesh: Mesh<Core>,
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
+    pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
@@ -80,14 +107,21 @@ pub struct Core {
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
     pub coordinators: Coordinators,
-    /// On core 0 only.
+    /// Both on core 0 only.
     meta: OnceCell<Rc<Meta>>,
+    peers: OnceCell<Rc<Peers>>,
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
-    untold: RefCell<Vec<(GroupId, Leadership)>>,
+    untold: RefCell<Vec<Led>>,
+    /// On core 0: leaderships of this broker that other brokers have not been told.
+    unreported: RefCell<Vec<Led>>,
+    /// Until when reads may be answered from the view.
+    read_until: Cell<Duration>,
+    /// The broker that leads the metadata group.
+    controller: Cell<Option<i32>>,
     /// Moves whenever the view or a leadership changes.
     pub view_changed: Notify,
     /// What the store recovered and no topic has claimed yet.
@@ -125,6 +159,7 @@ impl Core {
             mesh: parts.mesh,
             config: parts.config,
             cluster_id: parts.cluster_id,
+            identity: parts.identity,
             advertised: parts.advertised,
             store: parts.store,
             metrics: parts.metrics,
@@ -134,11 +169,15 @@ impl Core {
             producer_ids: ProducerIds::default(),
             coordinators: Coordinators::default(),
             meta: OnceCell::new(),
+            peers: OnceCell::new(),
             partitions: RefCell::default(),
             slices: RefCell::default(),
             view: RefCell::default(),
             leaders: RefCell::default(),
             untold: RefCell::default(),
+            unreported: RefCell::default(),
+            read_until: Cell::new(Duration::ZERO),
+            controller: Cell::new(None),
             view_changed: Notify::default(),
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
@@ -186,6 +225,15 @@ impl Core {
 
     pub fn meta(&self) -> &Rc<Meta> {
         self.meta.get().expect("only core 0 is asked for the metadata group")
+    }
+
+    /// The way to other brokers.
+    pub fn peers(&self) -> &Rc<Peers> {
+        self.try_peers().expect("core 0 talks to other brokers")
+    }
+
+    pub fn try_peers(&self) -> Option<&Rc<Peers>> {
+        self.peers.get()
     }
 
     /// This core's partitions.
@@ -256,6 +304,14 @@ impl Core {
                     self.drop_group(GroupId(partition.group));
                 }
             }
+            // Looked up in the view when they are needed.
+            Delta::Leaders(_)
+            | Delta::Watermarks(_)
+            | Delta::Broker(_)
+            | Delta::BrokerGone(_)
+            | Delta::GonePeers(_)
+            | Delta::Features(_)
+            | Delta::ClusterConfig(_) => {}
         }
     }
 
@@ -283,7 +339,7 @@ impl Core {
     /// leader and says why; the others serve.
     fn open_partition(self: &Rc<Self>, name: TopicPartition, group: GroupId, config: Rc<TopicConfig>) {
         let recovered = self.unclaimed.borrow_mut().remove(&group);
-        let identity = GroupConfig::single(group.0, self.node() as u64);
+        let identity = GroupConfig::single(group.0, self.identity.peer);
         let opened = match &recovered {
             None => {
                 self.store.create_group(group, config.log_options());
@@ -337,10 +393,8 @@ impl Core {
     }
 
     /// Tells the other cores, at the end of this turn, that a partition of this core has its leader.
-    pub fn announce_leader(self: &Rc<Self>, group: GroupId, epoch: i32) {
-        let leadership = Leadership { node: self.node(), epoch };
-        self.leaders.borrow_mut().insert(group, leadership);
-        self.untold.borrow_mut().push((group, leadership));
+    pub fn announce_leader(self: &Rc<Self>, led: Led) {
+        self.untold.borrow_mut().push(led);
     }
 
     /// Sends what [`Core::announce_leader`] gathered.
@@ -349,15 +403,25 @@ impl Core {
         if told.is_empty() {
             return;
         }
-        self.view_changed.notify();
         let told: Arc<[_]> = told.into();
-        for to in (0..self.cores()).map(CoreId).filter(|to| *to != self.id()) {
+        for to in (0..self.cores()).map(CoreId) {
             let told = told.clone();
-            self.post(to, move |there| {
-                there.leaders.borrow_mut().extend(told.iter().copied());
-                there.view_changed.notify();
-            });
+            self.post(to, move |there| there.are_led(&told));
         }
+    }
+
+    fn are_led(&self, led: &[Led]) {
+        let node = self.node();
+        self.leaders.borrow_mut().extend(led.iter().map(|led| (led.group, Leadership { node, epoch: led.epoch })));
+        if self.id() == META_CORE {
+            self.unreported.borrow_mut().extend_from_slice(led);
+        }
+        self.view_changed.notify();
+    }
+
+    /// On core 0: leaderships that other brokers have not been told.
+    pub fn unreported(&self) -> &RefCell<Vec<Led>> {
+        &self.unreported
     }
 
     /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
@@ -382,18 +446,78 @@ impl Core {
 
 /// The slices of this core.
 impl Core {
-    /// Applies one entry's commands to the slices here, and reports to the sequencer.
-    pub fn apply_to_slices(self: &Rc<Self>, index: u64, commands: Parts) {
+    /// Does what the plane wishes of the slices here, in order, and reports what that gave.
+    pub fn work_on_slices(self: &Rc<Self>, work: Vec<SliceWork>) {
         let mut slices = self.slices.borrow_mut();
-        let results: Vec<_> = commands
-            .into_iter()
-            .map(|(at, command)| {
-                let slice = slices.get_mut(&command.slice()).expect("a command goes to the owner of its slice");
-                (at, slice.apply(&command))
-            })
-            .collect();
+        let mut results = Vec::new();
+        for work in work {
+            match work {
+                SliceWork::Speculate { generation, index, parts } => {
+                    let results_of = apply_all(&mut slices, parts, |slice, request| slice.speculate(index, request));
+                    results.push(SliceResults { generation, index, results: results_of });
+                }
+                SliceWork::Apply { generation, index, parts } => {
+                    let results_of = apply_all(&mut slices, parts, Slice::apply_request);
+                    results.push(SliceResults { generation, index, results: results_of });
+                }
+                SliceWork::Commit { index } => slices.values_mut().for_each(|slice| slice.commit(index)),
+                SliceWork::RollBack => slices.values_mut().for_each(Slice::roll_back),
+            }
+        }
         drop(slices);
-        self.post(META_CORE, move |here| here.meta().applied(here, index, results));
+        if !results.is_empty() {
+            self.post(META_CORE, move |here| here.meta().slices_did(here, results));
+        }
+    }
+}
+
+impl Core {
+    /// A topic as its slice here has it, committed or not.
+    pub fn topic_in_slice(&self, name: &str) -> Option<Arc<Topic>> {
+        self.slices.borrow().get(&SliceId::of_topic(name))?.topic(name).cloned()
+    }
+}
+
+fn apply_all(
+    slices: &mut BTreeMap<SliceId, Slice>,
+    parts: Parts,
+    mut apply: impl FnMut(&mut Slice, &Request) -> Result<Applied, AskedTooLate>,
+) -> Vec<(usize, Result<Applied, AskedTooLate>)> {
+    let apply_one = |(at, request): (usize, Request)| {
+        let slice = slices.get_mut(&request.command.slice()).expect("a request goes to the owner of its slice");
+        (at, apply(slice, &request))
+    };
+    parts.into_iter().map(apply_one).collect()
+}
+
+/// The setting that says how metadata writes are acknowledged.
+const ACKS_SETTING: &str = "metadata.acks";
+
+fn acks(setting: &str) -> Acks {
+    if setting == "leader" { Acks::Leader } else { Acks::Quorum }
+}
+
+/// What core 0 tells of the metadata group.
+impl Core {
+    pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
+        self.read_until.set(read_until);
+        self.controller.set(controller);
+    }
+
+    /// Whether reads may be answered from the view now, at most a read lease old.
+    pub fn has_read_lease(&self) -> bool {
+        clock::now() < self.read_until.get()
+    }
+
+    /// The broker that leads the metadata group, as far as this one knows.
+    pub fn controller(&self) -> Option<i32> {
+        self.controller.get()
+    }
+
+    /// How writes of metadata are acknowledged that do not say so themselves.
+    pub fn metadata_acks(&self) -> Acks {
+        let set = self.view(|view| view.cluster_config().in_force(self.node(), ACKS_SETTING).map(acks));
+        set.unwrap_or_else(|| acks(&self.config.metadata_acks))
     }
 }
 
@@ -450,7 +574,11 @@ impl Core {
     /// Takes the slices of this core and the whole view, as of the snapshot that core 0 read.
     pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {
         self.slices.borrow_mut().extend(slices.into_iter().map(|slice| (slice.id(), slice)));
-        *self.view.borrow_mut() = View::new(index, image);
+        let before = self.view.replace(View::new(index, image));
+        // A snapshot that came later leaves out what was deleted meanwhile.
+        for topic in before.topics().filter(|topic| self.view(|view| view.topic_by_id(topic.id).is_none())) {
+            self.follow(&Delta::TopicDeleted(topic.clone()));
+        }
         image.iter().for_each(|change| self.follow(change));
         self.view_changed.notify();
     }
@@ -458,7 +586,11 @@ impl Core {
     /// Copies this core's slices as they are now (topics are shared, not copied): called from the queue that brings them their commands, so the cut lies
     /// exactly behind what came before it.
     pub fn cut_slices(&self) -> Vec<Slice> {
-        self.slices.borrow().values().cloned().collect()
+        self.slices.borrow().values().map(Slice::committed).collect()
+    }
+
+    pub fn hold_peers(&self, peers: Rc<Peers>) {
+        assert!(self.peers.set(peers).is_ok(), "there is one way to other brokers");
     }
 
     pub fn hold_meta(&self, meta: Rc<Meta>) {
@@ -506,6 +638,8 @@ impl Core {
 #[derive(Default)]
 pub struct Lifecycle {
     pub metadata_complete: Flag,
+    /// The metadata group is not driven any more.
+    pub metadata_ended: Flag,
     pub stopping: Flag,
     drained_cores: Cell<usize>,
     drained: Flag,

@@ -252,8 +252,28 @@ metrics! {
     raft_ready_loop_latency_seconds: Histogram;
     /// From proposing a metadata write to its being durable.
     metadata_wal_write_latency_seconds: Histogram;
+    /// One turn of the Raft ready loop, in CPU time of the core's thread.
+    raft_ready_loop_cpu_seconds: Histogram;
+    /// Metadata writes that were acknowledged on the WAL fast path: durable at the leader, under its lease.
+    metadata_wal_writes_total: Counter;
+    /// Metadata writes that asked for the fast path and waited for a quorum all the same.
+    metadata_raft_fallback_total: Counter;
     /// Metadata writes that asked for a quorum.
     metadata_quorum_writes_total: Counter;
+    /// Metadata writes sent to the leader, counted once for each attempt.
+    metadata_forwarded_writes_total: Counter;
+    /// Read-lease heartbeats sent by the leader of the metadata, one a second and follower.
+    heartbeat_send_total: Counter;
+    /// Read-lease heartbeats received from the leader of the metadata, one a second.
+    heartbeat_receive_total: Counter;
+    /// Metadata reads answered from this core's view under a valid lease.
+    lease_valid_reads_total: Counter;
+    /// Metadata reads that found no valid lease and asked the leader first.
+    lease_expired_reads_total: Counter;
+    /// Ticks of the metadata group's timers, of 100 ms.
+    metadata_ticks_total: Counter;
+    /// Those of them at which this broker held a valid read lease.
+    metadata_leased_ticks_total: Counter;
     /// Beats of the core's loop; it beats about once a second.
     loop_beats_total: Counter;
 }

@@ -8,7 +8,7 @@
 
 use crate::{
     config_topic::TopicConfig,
-    core::Core,
+    core::{Core, Led},
     producers::{Producers, Verdict, WrittenBatch},
     replica::{self, Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use consensus::{
     descriptor::{Descriptor, EntryData},
-    group::{Entry, Group, ProposeError},
+    group::{Entry, Group, Message, ProposeError, SnapshotMark},
 };
 use net::{
     batch::{self, Assigned, BatchHeader},
@@ -32,7 +32,7 @@ use std::{
 use wal::{
     log_read::{self, Read, ReadError},
     record::{GroupId, Span},
-    store::{AppState, RecoveredGroup},
+    store::{AppState, AppendError, LogPos, RecoveredGroup},
 };
 
 /// What a producer is told of its batch.
@@ -374,6 +374,14 @@ impl Replicated for Partition {
         &self.replica
     }
 
+    fn restore(&self, _core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        unreachable!("a partition's only replica gets no snapshot, not even {mark:?}")
+    }
+
+    fn send(&self, _core: &Rc<Core>, messages: Vec<Message>) {
+        assert!(messages.is_empty(), "a partition's only replica has nobody to talk to");
+    }
+
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
         let last = entries.last().expect("something was committed").index;
         let mut state = self.state.borrow_mut();
@@ -387,7 +395,7 @@ impl Replicated for Partition {
                     }
                     if self.replica.with(|raft| raft.is_leader() && raft.term() == entry.term) {
                         self.established.set(true);
-                        core.announce_leader(self.group(), epoch);
+                        core.announce_leader(Led { group: self.group(), name: self.name.clone(), epoch });
                     }
                 }
                 EntryData::Batch(batch) => {

@@ -5,7 +5,7 @@
 //! a position that has become durable. No borrow is held across an await.
 //!
 //! Invariants: completions reach a group in the order of its Readys; a payload is staged with the entry it belongs to, or
-//! not at all; nothing is applied before it is committed.
+//! not at all; nothing is applied before it is committed; what promises that something is durable leaves when it is.
 
 use crate::{
     core::{Core, Store},
@@ -13,7 +13,7 @@ use crate::{
     sync::Notify,
 };
 use bytes::Bytes;
-use consensus::group::{Entry, Group, Position, ProposeError};
+use consensus::group::{Entry, Group, Message, Position, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::batch::HEADER_BYTES;
 use std::{
     cell::{Cell, RefCell},
@@ -48,7 +48,7 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(id: GroupId, raft: Group) -> Self {
-        let staged = Cell::new(hard_state(&raft));
+        let staged = Cell::new(hard_state(raft.hard_state()));
         Self {
             id,
             raft: RefCell::new(raft),
@@ -91,15 +91,18 @@ impl Replica {
         payloads.pop_front_if(|(at, _)| *at == index).map(|(_, payload)| payload)
     }
 
-    /// Stages what the group wants persisted; the answer says what it wants applied.
-    fn take(&self, store: &Store, persisting: &mut VecDeque<Persisting>) -> Result<Option<Vec<Entry>>, AppendError> {
-        if self.closed.get() {
-            return Ok(None);
-        }
-        let Some(ready) = self.raft.borrow_mut().ready() else { return Ok(None) };
-        let state = hard_state(&self.raft.borrow());
+    /// Stages what a Ready wants persisted; returns the position that must be durable for it to be, if it wants anything.
+    fn persist(&self, store: &Store, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
         let mut position = None;
-        for entry in ready.entries {
+        if let Some(first) =
+            ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
+        {
+            // A new leader's entries take the place of what was never committed.
+            let state = hard_state(self.with(|raft| raft.hard_state_with(first.index - 1)));
+            store.truncate(self.id, state, first.index, FIRST_OFFSET)?;
+        }
+        for entry in ready.entries.drain(..) {
+            let state = hard_state(self.with(|raft| raft.hard_state_with(entry.index)));
             let payload = self.payload_of(entry.index);
             let head = payload.as_ref().map_or(&[][..], |payload| &payload.header);
             let entry = record::Entry {
@@ -111,26 +114,19 @@ impl Replica {
             };
             position = Some(store.append_with_head(self.id, state, &entry, head)?.pos);
         }
-        let before = self.staged.get();
+        let state = hard_state(self.with(|raft| raft.hard_state()));
+        let before = self.staged.replace(state);
         if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
             position = Some(store.append_hard_state(self.id, state)?.pos);
         }
-        self.staged.set(state);
-        // What needs no write of its own is durable with whatever was staged before it, never earlier.
-        let position = position.or_else(|| persisting.back().map(|last| last.position));
-        match position {
-            Some(position) => {
-                let (group, number, since) = (self.id, ready.number, Instant::now());
-                persisting.push_back(Persisting { position, group, number, since });
-            }
-            None => self.raft.borrow_mut().on_persisted(ready.number),
-        }
-        Ok(Some(ready.committed))
+        Ok(position)
     }
 }
 
-fn hard_state(raft: &Group) -> HardState {
-    let state = raft.hard_state();
+/// Only the metadata's log is ever replaced, whose entries have no offsets.
+const FIRST_OFFSET: u64 = 0;
+
+fn hard_state(state: consensus::group::HardState) -> HardState {
     HardState { term: state.term, vote: state.vote, commit: state.commit }
 }
 
@@ -140,13 +136,25 @@ struct Persisting {
     group: GroupId,
     number: u64,
     since: Instant,
+    /// They say that it is durable.
+    messages: Vec<Message>,
 }
 
 /// What stands behind a replica: a partition, or the metadata.
 pub trait Replicated {
     fn replica(&self) -> &Replica;
+    /// The loop is about to ask the group what is ready: a last moment to propose.
+    fn before_ready(&self, _core: &Rc<Core>) {}
+    /// Replaces everything by a snapshot that was staged; returns the position that must be durable for that to last.
+    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
     /// Applies committed entries, in order, synchronously.
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
+    /// Answers to [`Group::read_index`].
+    fn still_leads(&self, _core: &Rc<Core>, _reads: &[ReadIndex]) {}
+    /// More of the group's log is durable here.
+    fn persisted(&self, _core: &Rc<Core>) {}
+    /// Messages to the group's other replicas, which may leave now.
+    fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
     /// The core's ring is lost: nothing that waits here will ever be durable.
     fn storage_failed(&self);
 }
@@ -175,12 +183,13 @@ pub async fn run(core: Rc<Core>) {
     crate::rt::spawn(async move { follow_durable(follow).await });
     loop {
         let seen = core.ready_loop.work.version();
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), crate::clock::thread_cpu());
         if let Err(error) = turn(&core) {
             core.storage_failed(&error.to_string());
             return;
         }
         core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
+        core.metrics.raft_ready_loop_cpu_seconds.record(crate::clock::thread_cpu() - cpu);
         core.ready_loop.work.past(seen).await;
     }
 }
@@ -212,6 +221,8 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
         // A group that was removed meanwhile has no use for its completions.
         if let Some(group) = core.group(done.group) {
             group.replica().with(|raft| raft.on_persisted(done.number));
+            group.send(core, done.messages);
+            group.persisted(core);
             ready_loop.wake(group);
         }
     }
@@ -229,13 +240,39 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     }
 }
 
-/// Stages and applies whatever the group has ready.
+/// Stages, sends and applies whatever the group has ready.
 fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+    let replica = group.replica();
     loop {
-        let committed = group.replica().take(&core.store, &mut core.ready_loop.persisting.borrow_mut())?;
-        let Some(committed) = committed else { return Ok(()) };
-        if !committed.is_empty() {
-            group.apply(core, committed);
+        if replica.closed.get() {
+            return Ok(());
+        }
+        group.before_ready(core);
+        let Some(mut ready) = replica.with(Group::ready) else { return Ok(()) };
+        let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
+        let position = replica.persist(&core.store, &mut ready)?.or(restored);
+        group.send(core, ready.messages);
+        // What needs no write of its own is durable with whatever was staged before it, never earlier.
+        let mut persisting = core.ready_loop.persisting.borrow_mut();
+        match position.or_else(|| persisting.back().map(|last| last.position)) {
+            Some(position) => {
+                let (group, number, since) = (replica.id, ready.number, Instant::now());
+                let messages = ready.persisted_messages;
+                persisting.push_back(Persisting { position, group, number, since, messages });
+                drop(persisting);
+            }
+            None => {
+                drop(persisting);
+                replica.with(|raft| raft.on_persisted(ready.number));
+                group.send(core, ready.persisted_messages);
+                group.persisted(core);
+            }
+        }
+        if !ready.committed.is_empty() {
+            group.apply(core, ready.committed);
+        }
+        if !ready.reads.is_empty() {
+            group.still_leads(core, &ready.reads);
         }
     }
 }

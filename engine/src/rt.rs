@@ -51,6 +51,11 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(future).detach();
 }
 
+/// Runs what blocks on a thread beside the core. It must not panic.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    glommio::executor().spawn_blocking(work).await
+}
+
 /// A CPU that this process may run on, for tests that need an executor anywhere.
 #[cfg(test)]
 pub fn any_allowed_cpu() -> usize {

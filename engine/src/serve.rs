@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, Read},
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     process,
     sync::Arc,
     thread,
@@ -78,7 +78,9 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     config.segment_files_max = segment_files;
     config.data_dir = data_dir.path().to_owned();
     let config = Arc::new(config);
-    let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics).map_err(Failure::other)?;
+    let stopped = || signals.is_pending();
+    let broker =
+        Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(Failure::other)?;
     site.ready(broker.kafka_addr(), broker.cluster_id());
     cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
 
@@ -102,6 +104,13 @@ impl Signals {
             low_level::pipe::register(signal, write.try_clone()?)?;
         }
         Ok(Signals(read))
+    }
+
+    /// Whether one has come that nobody has waited for.
+    fn is_pending(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: polls one descriptor of ours, without waiting.
+        unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
     }
 
     fn wait(&mut self) -> io::Result<()> {

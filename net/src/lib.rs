@@ -26,6 +26,7 @@ mod golden_tests;
 pub mod header;
 pub mod listen;
 pub mod parts;
+pub mod peer;
 pub mod produce;
 pub mod record;
 pub mod request;

@@ -208,6 +208,11 @@ impl<D: Disk> Journal<D> {
         self.stage(group, hard_state, Record::Truncate { from_index, from_offset }, &[])
     }
 
+    /// Stages that the group's log begins anew behind an entry.
+    pub fn restart(&self, group: GroupId, hard_state: HardState, index: u64, term: u64) -> Result<Staged, AppendError> {
+        self.stage(group, hard_state, Record::Restart { index, term }, &[])
+    }
+
     /// Stages that the group is gone for good.
     pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
         Ok(self.stage(group, HardState::default(), Record::Removed, &[])?.pos)

@@ -204,6 +204,18 @@ impl Log {
         }
     }
 
+    /// Begins anew behind the entry of a snapshot; the record that says so ends at `after`.
+    pub fn restart(&mut self, to: Mark, after: LogPos) {
+        assert!(self.by_snapshot, "group {}: a log with segments does not begin anew", self.id.0);
+        self.held.clear();
+        self.terms = TermRuns::default();
+        self.before_first = to;
+        self.flushed = to;
+        self.written_index = to.index;
+        self.end = to;
+        self.truncated_at = after;
+    }
+
     /// The pending cut was done in the segments: nothing at or above it is in them any more.
     pub fn cut_done(&mut self) {
         let pending = self.pending_cut.take().expect("a cut was pending");

@@ -1,16 +1,20 @@
-//! The data directory's MANIFEST: format version, cluster id, placement epoch and number of cores; and the change of that
+//! The data directory's MANIFEST: format version, whose it is, placement epoch and number of cores; and the change of that
 //! number at start.
 //! Lives on: the thread that starts the broker, before any core serves.
 //!
 //! ```text
-//! millrace-data 1
+//! millrace-data 2
 //! cluster-id 3Yk0bXb0QkGuVY5oGzJb4A
+//! node 1
+//! peer 4294967303
+//! incarnation 12
+//! founding 4294967303,8589934601
 //! epoch 2
 //! cores 4
 //! crc32c 1b2c3d4e
 //! ```
 //!
-//! Lines in this order, each ended by a newline, newlines up to the end of the block; the CRC covers the lines before its own.
+//! `-` stands for a cluster id or founding peers that are not known yet. Lines in this order, each ended by a newline, newlines up to the end of the block; the CRC covers the lines before its own.
 //!
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
@@ -32,15 +36,23 @@ use std::{
 };
 
 /// The newest layout of the data directory that this version reads, and the one that it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The file's name in the data directory.
 pub const MANIFEST_FILE: &str = "MANIFEST";
 
 /// What a data directory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Printable, without spaces.
-    pub cluster_id: String,
+    /// Printable, without spaces. `None`: it belongs to no cluster yet.
+    pub cluster_id: Option<String>,
+    /// The broker whose directory this is.
+    pub node: i32,
+    /// What tells this directory from every other that this broker ever had; drawn when it was set up.
+    pub peer: u64,
+    /// How often a broker was started on it.
+    pub incarnation: u64,
+    /// The peers that the cluster began with; none if it belongs to no cluster yet.
+    pub founding: Vec<u64>,
     /// Names the directory of the rings and checkpoints; grows with each change of the number of cores.
     pub epoch: u64,
     pub cores: usize,
@@ -51,9 +63,18 @@ pub struct Manifest {
 enum ParseError {
     Damaged(&'static str),
     Newer(u32),
+    Older(u32),
 }
 
+/// Stands for what is not known yet.
+const NONE: &str = "-";
+
 impl Manifest {
+    /// A directory that is being set up.
+    pub fn new(node: i32, peer: u64, cores: usize) -> Self {
+        Self { cluster_id: None, node, peer, incarnation: 0, founding: Vec::new(), epoch: 0, cores }
+    }
+
     /// Reads `<data>/MANIFEST`; `None` if the directory was never set up. Refuses a newer format by name.
     pub async fn read<D: Disk>(disk: &D, data: &Path) -> Result<Option<Self>, OpenError> {
         let path = data.join(MANIFEST_FILE);
@@ -62,6 +83,10 @@ impl Manifest {
         match Self::parse(&bytes) {
             Ok(manifest) => Ok(Some(manifest)),
             Err(ParseError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
+            Err(ParseError::Older(found)) => Err(OpenError::Damaged(format!(
+                "{what} has format {found}, which this version does not read (it reads {FORMAT_VERSION}); take its records \
+                 out with the version that wrote it, then set the directory up anew"
+            ))),
             Err(ParseError::Newer(found)) => Err(OpenError::Newer { path: what, found, newest: FORMAT_VERSION }),
         }
     }
@@ -69,7 +94,8 @@ impl Manifest {
     /// Writes or replaces `<data>/MANIFEST` atomically and durably; creates the directory if it is missing.
     pub async fn write<D: Disk>(&self, disk: &D, data: &Path) -> Result<(), OpenError> {
         let bad = |c: char| !c.is_ascii_graphic();
-        assert!(!self.cluster_id.is_empty() && !self.cluster_id.contains(bad), "a cluster id is one printable word");
+        let is_word = |id: &String| !id.is_empty() && id != NONE && !id.contains(bad);
+        assert!(self.cluster_id.as_ref().is_none_or(is_word), "a cluster id is one printable word");
         disk.create_dir(data).await.map_err(named(data))?;
         if let Some(parent) = data.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             disk.sync_dir(parent).await.map_err(named(parent))?;
@@ -79,10 +105,15 @@ impl Manifest {
     }
 
     fn render(&self) -> Vec<u8> {
-        let Self { cluster_id, epoch, cores } = self;
-        let mut text =
-            format!("millrace-data {FORMAT_VERSION}\ncluster-id {cluster_id}\nepoch {epoch}\ncores {cores}\n")
-                .into_bytes();
+        let Self { cluster_id, node, peer, incarnation, founding, epoch, cores } = self;
+        let cluster_id = cluster_id.as_deref().unwrap_or(NONE);
+        let founding: Vec<String> = founding.iter().map(u64::to_string).collect();
+        let founding = if founding.is_empty() { NONE.to_owned() } else { founding.join(",") };
+        let mut text = format!(
+            "millrace-data {FORMAT_VERSION}\ncluster-id {cluster_id}\nnode {node}\npeer {peer}\n\
+             incarnation {incarnation}\nfounding {founding}\nepoch {epoch}\ncores {cores}\n"
+        )
+        .into_bytes();
         let crc = crc32c::crc32c(&text);
         text.extend_from_slice(format!("crc32c {crc:08x}\n").as_bytes());
         text.resize(crate::buf::block_ceil(text.len()), b'\n');
@@ -98,11 +129,22 @@ impl Manifest {
         if version > FORMAT_VERSION {
             return Err(ParseError::Newer(version));
         }
+        if version < FORMAT_VERSION {
+            return Err(ParseError::Older(version));
+        }
         let mut read = || {
-            let cluster_id = field("cluster-id")?.to_owned();
+            let cluster_id = Some(field("cluster-id")?.to_owned()).filter(|id| id != NONE);
+            let node = field("node")?.parse().ok()?;
+            let peer = field("peer")?.parse().ok()?;
+            let incarnation = field("incarnation")?.parse().ok()?;
+            let founding = match field("founding")? {
+                NONE => Vec::new(),
+                peers => peers.split(',').map(|peer| peer.parse().ok()).collect::<Option<_>>()?,
+            };
             let epoch = field("epoch")?.parse().ok()?;
             let cores = field("cores")?.parse().ok()?;
-            Some((Self { cluster_id, epoch, cores }, field("crc32c")?.to_owned()))
+            let manifest = Self { cluster_id, node, peer, incarnation, founding, epoch, cores };
+            Some((manifest, field("crc32c")?.to_owned()))
         };
         let (manifest, crc) = read().ok_or(BAD)?;
         // Only one text renders these values, so this checks the CRC, the order and the padding at once.
@@ -258,19 +300,27 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        Manifest { cluster_id: "3Yk0bXb0QkGuVY5oGzJb4A".to_owned(), epoch: 2, cores: 4 }
+        Manifest {
+            cluster_id: Some("3Yk0bXb0QkGuVY5oGzJb4A".to_owned()),
+            incarnation: 12,
+            founding: vec![4_294_967_303, 8_589_934_601],
+            epoch: 2,
+            ..Manifest::new(1, 4_294_967_303, 4)
+        }
     }
 
     #[test]
     fn a_manifest_is_this_text() {
         let bytes = manifest().render();
         let text = String::from_utf8(bytes.clone()).expect("text");
-        assert_eq!(
-            text.trim_end_matches('\n'),
-            "millrace-data 1\ncluster-id 3Yk0bXb0QkGuVY5oGzJb4A\nepoch 2\ncores 4\ncrc32c ad73e571"
-        );
+        let lines = "millrace-data 2\ncluster-id 3Yk0bXb0QkGuVY5oGzJb4A\nnode 1\npeer 4294967303\nincarnation 12\n\
+                     founding 4294967303,8589934601\nepoch 2\ncores 4\n";
+        let crc = crc32c::crc32c(lines.as_bytes());
+        assert_eq!(text.trim_end_matches('\n'), format!("{lines}crc32c {crc:08x}"));
         assert_eq!(bytes.len(), crate::buf::BLOCK);
         assert_eq!(Manifest::parse(&bytes), Ok(manifest()));
+        let alone = Manifest::new(7, 9, 1);
+        assert_eq!(Manifest::parse(&alone.render()), Ok(alone));
     }
 
     #[test]
@@ -286,7 +336,8 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named_whatever_follows() {
-        assert_eq!(Manifest::parse(b"millrace-data 2\nanything\n"), Err(ParseError::Newer(2)));
+    fn another_format_is_named_whatever_follows() {
+        assert_eq!(Manifest::parse(b"millrace-data 3\nanything\n"), Err(ParseError::Newer(3)));
+        assert_eq!(Manifest::parse(b"millrace-data 1\ncluster-id x\n"), Err(ParseError::Older(1)));
     }
 }

@@ -54,6 +54,7 @@ const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
 const KIND_TRUNCATE: u8 = 3;
 const KIND_REMOVED: u8 = 4;
+const KIND_RESTART: u8 = 5;
 
 const AT_VERSION: usize = 8;
 const AT_FLAGS: usize = 10;
@@ -193,6 +194,11 @@ pub enum Record<'a> {
     },
     /// The group is gone for good.
     Removed,
+    /// The group's log begins anew behind this entry, whose snapshot is durable.
+    Restart {
+        index: u64,
+        term: u64,
+    },
 }
 
 /// What a record that was read back says.
@@ -202,6 +208,7 @@ pub enum RingBody {
     HardState,
     Truncate { from_index: u64, from_offset: u64 },
     Removed,
+    Restart { index: u64, term: u64 },
 }
 
 /// A record that was read back.
@@ -223,7 +230,7 @@ impl Record<'_> {
                 (ENTRY_BYTES + entry.data.len() + payload).next_multiple_of(ALIGN)
             }
             Record::HardState | Record::Removed => RECORD_BYTES,
-            Record::Truncate { .. } => TRUNCATE_BYTES,
+            Record::Truncate { .. } | Record::Restart { .. } => TRUNCATE_BYTES,
         }
     }
 
@@ -238,6 +245,7 @@ impl Record<'_> {
             Record::HardState => (KIND_HARD_STATE, 0, 0),
             Record::Truncate { .. } => (KIND_TRUNCATE, 0, 0),
             Record::Removed => (KIND_REMOVED, 0, 0),
+            Record::Restart { .. } => (KIND_RESTART, 0, 0),
         };
         put(to, 0, u32::try_from(length).expect("bounded by the segment's size").to_le_bytes());
         put(to, 4, [kind, entry_type, flags, 0]);
@@ -266,6 +274,10 @@ impl Record<'_> {
             Record::Truncate { from_index, from_offset } => {
                 put(to, 40, from_index.to_le_bytes());
                 put(to, 48, from_offset.to_le_bytes());
+            }
+            Record::Restart { index, term } => {
+                put(to, 40, index.to_le_bytes());
+                put(to, 48, term.to_le_bytes());
             }
             Record::HardState | Record::Removed => {}
         }
@@ -320,6 +332,9 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
             RingBody::Truncate { from_index: get_u64(from, 40), from_offset: get_u64(from, 48) }
         }
         KIND_REMOVED if from.len() == RECORD_BYTES => RingBody::Removed,
+        KIND_RESTART if from.len() == TRUNCATE_BYTES => {
+            RingBody::Restart { index: get_u64(from, 40), term: get_u64(from, 48) }
+        }
         _ => return None,
     };
     Some(RingRecord {

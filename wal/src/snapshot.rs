@@ -14,9 +14,9 @@ use crate::{
     disk::Disk,
     files::{read_file, remove_if_there, replace_file},
     log::Mark,
-    record::GroupId,
+    record::{GroupId, HardState},
     segment_format::{u32_at, u64_at},
-    store::{AppState, OpenError, SnapshotError, StoreDirs},
+    store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs},
     store_flush::is_full,
     store_state::Shared,
 };
@@ -94,16 +94,7 @@ pub(crate) async fn write<D: Disk>(
         let last = log.held.iter().find(|held| held.entry.index == app.index).expect("it is not flushed yet");
         last.end_offset()
     };
-    let path = path(&shared.dirs, group, app.index, term);
-    if let Err(source) = replace_file(&shared.disk, &path, &encode(group, term, &app)).await {
-        let what = path.display().to_string();
-        if is_full(&source) {
-            // Gives the space of the unfinished file back; the next try removes it otherwise.
-            let _ = remove_if_there(&shared.disk, &path.with_extension("tmp")).await;
-            return Err(SnapshotError::Full { what, source });
-        }
-        return Err(shared.poison(format!("{what}: {source}")).into());
-    }
+    stage(shared, group, term, &app).await?;
     let mut state = shared.state.borrow_mut();
     let log = state.groups.get_mut(&group).expect("the snapshot group is never removed");
     let (mark, before) = (Mark { index: app.index, term, offset }, log.flushed);
@@ -120,6 +111,52 @@ pub(crate) async fn write<D: Disk>(
     shared.ask_flush();
     shared.snapshot.notify();
     Ok(())
+}
+
+/// Writes a snapshot's file; nothing names it yet. See [`crate::store::Store::stage_snapshot`].
+pub(crate) async fn stage<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    term: u64,
+    app: &AppState,
+) -> Result<(), SnapshotError> {
+    if let Some(poisoned) = shared.poisoned() {
+        return Err(poisoned.into());
+    }
+    let path = path(&shared.dirs, group, app.index, term);
+    let Err(source) = replace_file(&shared.disk, &path, &encode(group, term, app)).await else { return Ok(()) };
+    let what = path.display().to_string();
+    if is_full(&source) {
+        // Gives the space of the unfinished file back; the next try removes it otherwise.
+        let _ = remove_if_there(&shared.disk, &path.with_extension("tmp")).await;
+        return Err(SnapshotError::Full { what, source });
+    }
+    Err(shared.poison(format!("{what}: {source}")).into())
+}
+
+/// Has the group's log begin anew behind a staged snapshot. See [`crate::store::Store::install_snapshot`].
+pub(crate) fn install<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    hard_state: HardState,
+    term: u64,
+    app: AppState,
+) -> Result<LogPos, AppendError> {
+    let mut state = shared.state.borrow_mut();
+    let log = state.log(group);
+    assert!(app.index > log.app.index, "group {}: a snapshot never goes back", group.0);
+    let staged = shared.journal.restart(group, hard_state, app.index, term)?;
+    let (before, offset) = (log.flushed, log.end.offset);
+    log.hard_state = hard_state;
+    log.restart(Mark { index: app.index, term, offset }, staged.pos);
+    log.app = AppState { blob: Bytes::new(), ..app };
+    if before.index > 0 {
+        state.garbage.push(Garbage::Snapshot { group, index: before.index, term: before.term });
+    }
+    drop(state);
+    shared.ask_flush();
+    shared.snapshot.notify();
+    Ok(staged.pos)
 }
 
 /// Loads the snapshot that the checkpoint names.

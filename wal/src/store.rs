@@ -321,6 +321,24 @@ impl<D: Disk> Store<D> {
         crate::snapshot::write(&self.shared, group, term, app).await
     }
 
+    /// Makes a snapshot that came from elsewhere durable, beside what the group has. It counts once it is installed; until then,
+    /// a restart removes it.
+    pub async fn stage_snapshot(&self, group: GroupId, term: u64, app: &AppState) -> Result<(), SnapshotError> {
+        crate::snapshot::stage(&self.shared, group, term, app).await
+    }
+
+    /// Has the snapshot group's log begin anew behind a snapshot that was staged, in one step: what the log had is gone, the next
+    /// entry has the index behind the snapshot's. A crash before the returned position is durable leaves the old log or the new.
+    pub fn install_snapshot(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        term: u64,
+        app: AppState,
+    ) -> Result<LogPos, AppendError> {
+        crate::snapshot::install(&self.shared, group, hard_state, term, app)
+    }
+
     /// Resolves when the snapshot group's entries hold more of the ring than a flush may leave.
     pub async fn snapshot_wanted(&self) -> Result<(), Poisoned> {
         loop {

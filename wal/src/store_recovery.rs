@@ -19,7 +19,7 @@ use crate::{
     disk::Disk,
     files::{Files, read_file, remove_if_there, segment_name},
     journal::{Journal, RingBody, RingRecord},
-    log::{Log, LogOptions},
+    log::{Log, LogOptions, Mark},
     log_read::{ReadError, read_entries},
     lru::Lru,
     record::{Entry, GroupId},
@@ -217,6 +217,13 @@ impl<'a> Replay<'a> {
                     )));
                 }
                 log.truncate(from_index, from_offset, end);
+            }
+            // The snapshot was durable before this record was staged.
+            RingBody::Restart { index, term } if by_snapshot => {
+                log.restart(Mark { index, term, offset: log.end.offset }, end);
+            }
+            RingBody::Restart { .. } => {
+                return Err(OpenError::Damaged(format!("the ring begins group {} anew, which has segments", group.0)));
             }
             RingBody::HardState | RingBody::Removed => {}
         }

@@ -15,16 +15,24 @@ extern crate alloc;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_BODY: u8 = 5;
+pub const ENUM_MAX_BODY: u8 = 13;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_BODY: [Body; 6] = [
+pub const ENUM_VALUES_BODY: [Body; 14] = [
   Body::NONE,
   Body::CreateTopic,
   Body::DeleteTopic,
   Body::CreatePartitions,
   Body::UpdateTopicConfig,
   Body::AllocateProducerIds,
+  Body::AssignPartition,
+  Body::SetPartitionLeader,
+  Body::UpdateHighWatermark,
+  Body::RegisterBroker,
+  Body::UpdateBrokerStatus,
+  Body::UnregisterBroker,
+  Body::SetFeatureLevel,
+  Body::UpdateClusterConfig,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -38,9 +46,17 @@ impl Body {
   pub const CreatePartitions: Self = Self(3);
   pub const UpdateTopicConfig: Self = Self(4);
   pub const AllocateProducerIds: Self = Self(5);
+  pub const AssignPartition: Self = Self(6);
+  pub const SetPartitionLeader: Self = Self(7);
+  pub const UpdateHighWatermark: Self = Self(8);
+  pub const RegisterBroker: Self = Self(9);
+  pub const UpdateBrokerStatus: Self = Self(10);
+  pub const UnregisterBroker: Self = Self(11);
+  pub const SetFeatureLevel: Self = Self(12);
+  pub const UpdateClusterConfig: Self = Self(13);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_MAX: u8 = 13;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -48,6 +64,14 @@ impl Body {
     Self::CreatePartitions,
     Self::UpdateTopicConfig,
     Self::AllocateProducerIds,
+    Self::AssignPartition,
+    Self::SetPartitionLeader,
+    Self::UpdateHighWatermark,
+    Self::RegisterBroker,
+    Self::UpdateBrokerStatus,
+    Self::UnregisterBroker,
+    Self::SetFeatureLevel,
+    Self::UpdateClusterConfig,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -58,6 +82,14 @@ impl Body {
       Self::CreatePartitions => Some("CreatePartitions"),
       Self::UpdateTopicConfig => Some("UpdateTopicConfig"),
       Self::AllocateProducerIds => Some("AllocateProducerIds"),
+      Self::AssignPartition => Some("AssignPartition"),
+      Self::SetPartitionLeader => Some("SetPartitionLeader"),
+      Self::UpdateHighWatermark => Some("UpdateHighWatermark"),
+      Self::RegisterBroker => Some("RegisterBroker"),
+      Self::UpdateBrokerStatus => Some("UpdateBrokerStatus"),
+      Self::UnregisterBroker => Some("UnregisterBroker"),
+      Self::SetFeatureLevel => Some("SetFeatureLevel"),
+      Self::UpdateClusterConfig => Some("UpdateClusterConfig"),
       _ => None,
     }
   }
@@ -113,6 +145,226 @@ impl<'a> ::flatbuffers::Verifiable for Body {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for Body {}
 pub struct BodyUnionTableOffset {}
+
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_QUERY_BODY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_QUERY_BODY: u8 = 7;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_QUERY_BODY: [QueryBody; 8] = [
+  QueryBody::NONE,
+  QueryBody::GetTopic,
+  QueryBody::ListTopics,
+  QueryBody::GetBroker,
+  QueryBody::ListBrokers,
+  QueryBody::GetPartitionAssignment,
+  QueryBody::GetHighWatermark,
+  QueryBody::GetPartitionCount,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct QueryBody(pub u8);
+#[allow(non_upper_case_globals)]
+impl QueryBody {
+  pub const NONE: Self = Self(0);
+  pub const GetTopic: Self = Self(1);
+  pub const ListTopics: Self = Self(2);
+  pub const GetBroker: Self = Self(3);
+  pub const ListBrokers: Self = Self(4);
+  pub const GetPartitionAssignment: Self = Self(5);
+  pub const GetHighWatermark: Self = Self(6);
+  pub const GetPartitionCount: Self = Self(7);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::NONE,
+    Self::GetTopic,
+    Self::ListTopics,
+    Self::GetBroker,
+    Self::ListBrokers,
+    Self::GetPartitionAssignment,
+    Self::GetHighWatermark,
+    Self::GetPartitionCount,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::NONE => Some("NONE"),
+      Self::GetTopic => Some("GetTopic"),
+      Self::ListTopics => Some("ListTopics"),
+      Self::GetBroker => Some("GetBroker"),
+      Self::ListBrokers => Some("ListBrokers"),
+      Self::GetPartitionAssignment => Some("GetPartitionAssignment"),
+      Self::GetHighWatermark => Some("GetHighWatermark"),
+      Self::GetPartitionCount => Some("GetPartitionCount"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for QueryBody {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for QueryBody {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for QueryBody {
+    type Output = QueryBody;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for QueryBody {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for QueryBody {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for QueryBody {}
+pub struct QueryBodyUnionTableOffset {}
+
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_QUERY_ANSWER_BODY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_QUERY_ANSWER_BODY: u8 = 7;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_QUERY_ANSWER_BODY: [QueryAnswerBody; 8] = [
+  QueryAnswerBody::NONE,
+  QueryAnswerBody::NotFound,
+  QueryAnswerBody::Topic,
+  QueryAnswerBody::Names,
+  QueryAnswerBody::Brokers,
+  QueryAnswerBody::Assignment,
+  QueryAnswerBody::Watermark,
+  QueryAnswerBody::Count,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct QueryAnswerBody(pub u8);
+#[allow(non_upper_case_globals)]
+impl QueryAnswerBody {
+  pub const NONE: Self = Self(0);
+  pub const NotFound: Self = Self(1);
+  pub const Topic: Self = Self(2);
+  pub const Names: Self = Self(3);
+  pub const Brokers: Self = Self(4);
+  pub const Assignment: Self = Self(5);
+  pub const Watermark: Self = Self(6);
+  pub const Count: Self = Self(7);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::NONE,
+    Self::NotFound,
+    Self::Topic,
+    Self::Names,
+    Self::Brokers,
+    Self::Assignment,
+    Self::Watermark,
+    Self::Count,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::NONE => Some("NONE"),
+      Self::NotFound => Some("NotFound"),
+      Self::Topic => Some("Topic"),
+      Self::Names => Some("Names"),
+      Self::Brokers => Some("Brokers"),
+      Self::Assignment => Some("Assignment"),
+      Self::Watermark => Some("Watermark"),
+      Self::Count => Some("Count"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for QueryAnswerBody {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for QueryAnswerBody {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for QueryAnswerBody {
+    type Output = QueryAnswerBody;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for QueryAnswerBody {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for QueryAnswerBody {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for QueryAnswerBody {}
+pub struct QueryAnswerBodyUnionTableOffset {}
 
 // struct Uuid, aligned to 8
 #[repr(transparent)]
@@ -1148,6 +1400,1669 @@ impl ::core::fmt::Debug for AllocateProducerIds<'_> {
       ds.finish()
   }
 }
+pub enum AssignPartitionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AssignPartition<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AssignPartition<'a> {
+  type Inner = AssignPartition<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AssignPartition<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PRESENT: ::flatbuffers::VOffsetT = 10;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AssignPartition { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AssignPartitionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AssignPartition<'bldr>> {
+    let mut builder = AssignPartitionBuilder::new(_fbb);
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    if let Some(x) = args.present { builder.add_present(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AssignPartition::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(AssignPartition::VT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AssignPartition::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn present(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(AssignPartition::VT_PRESENT, None).unwrap()}
+  }
+  #[inline]
+  pub fn replicas(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(AssignPartition::VT_REPLICAS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AssignPartition<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<Uuid>("id", Self::VT_ID, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("present", Self::VT_PRESENT, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("replicas", Self::VT_REPLICAS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AssignPartitionArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub id: Option<&'a Uuid>,
+    pub partition: u32,
+    pub present: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+}
+impl<'a> Default for AssignPartitionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AssignPartitionArgs {
+      name: None, // required field
+      id: None, // required field
+      partition: 0,
+      present: None, // required field
+      replicas: None, // required field
+    }
+  }
+}
+
+pub struct AssignPartitionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AssignPartitionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AssignPartition::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(AssignPartition::VT_ID, id);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(AssignPartition::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_present(&mut self, present: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AssignPartition::VT_PRESENT, present);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AssignPartition::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AssignPartitionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AssignPartitionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AssignPartition<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, AssignPartition::VT_NAME,"name");
+    self.fbb_.required(o, AssignPartition::VT_ID,"id");
+    self.fbb_.required(o, AssignPartition::VT_PRESENT,"present");
+    self.fbb_.required(o, AssignPartition::VT_REPLICAS,"replicas");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AssignPartition<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AssignPartition");
+      ds.field("name", &self.name());
+      ds.field("id", &self.id());
+      ds.field("partition", &self.partition());
+      ds.field("present", &self.present());
+      ds.field("replicas", &self.replicas());
+      ds.finish()
+  }
+}
+pub enum LeaderReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LeaderReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LeaderReport<'a> {
+  type Inner = LeaderReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LeaderReport<'a> {
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_VOTERS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LeaderReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LeaderReportArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<LeaderReport<'bldr>> {
+    let mut builder = LeaderReportBuilder::new(_fbb);
+    builder.add_term(args.term);
+    if let Some(x) = args.voters { builder.add_voters(x); }
+    builder.add_leader(args.leader);
+    builder.add_partition(args.partition);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(LeaderReport::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(LeaderReport::VT_TERM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(LeaderReport::VT_LEADER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn voters(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(LeaderReport::VT_VOTERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for LeaderReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<i32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("voters", Self::VT_VOTERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LeaderReportArgs<'a> {
+    pub partition: u32,
+    pub term: u64,
+    pub leader: i32,
+    pub voters: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+}
+impl<'a> Default for LeaderReportArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LeaderReportArgs {
+      partition: 0,
+      term: 0,
+      leader: 0,
+      voters: None, // required field
+    }
+  }
+}
+
+pub struct LeaderReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LeaderReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(LeaderReport::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(LeaderReport::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: i32) {
+    self.fbb_.push_slot::<i32>(LeaderReport::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn add_voters(&mut self, voters: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(LeaderReport::VT_VOTERS, voters);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LeaderReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LeaderReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LeaderReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, LeaderReport::VT_VOTERS,"voters");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LeaderReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LeaderReport");
+      ds.field("partition", &self.partition());
+      ds.field("term", &self.term());
+      ds.field("leader", &self.leader());
+      ds.field("voters", &self.voters());
+      ds.finish()
+  }
+}
+pub enum SetPartitionLeaderOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetPartitionLeader<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetPartitionLeader<'a> {
+  type Inner = SetPartitionLeader<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetPartitionLeader<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADERS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetPartitionLeader { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetPartitionLeaderArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SetPartitionLeader<'bldr>> {
+    let mut builder = SetPartitionLeaderBuilder::new(_fbb);
+    if let Some(x) = args.leaders { builder.add_leaders(x); }
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetPartitionLeader::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(SetPartitionLeader::VT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn leaders(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<LeaderReport<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<LeaderReport>>>>(SetPartitionLeader::VT_LEADERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetPartitionLeader<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<Uuid>("id", Self::VT_ID, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<LeaderReport>>>>("leaders", Self::VT_LEADERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetPartitionLeaderArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub id: Option<&'a Uuid>,
+    pub leaders: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<LeaderReport<'a>>>>>,
+}
+impl<'a> Default for SetPartitionLeaderArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SetPartitionLeaderArgs {
+      name: None, // required field
+      id: None, // required field
+      leaders: None, // required field
+    }
+  }
+}
+
+pub struct SetPartitionLeaderBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetPartitionLeaderBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetPartitionLeader::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(SetPartitionLeader::VT_ID, id);
+  }
+  #[inline]
+  pub fn add_leaders(&mut self, leaders: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<LeaderReport<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetPartitionLeader::VT_LEADERS, leaders);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetPartitionLeaderBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetPartitionLeaderBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetPartitionLeader<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SetPartitionLeader::VT_NAME,"name");
+    self.fbb_.required(o, SetPartitionLeader::VT_ID,"id");
+    self.fbb_.required(o, SetPartitionLeader::VT_LEADERS,"leaders");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetPartitionLeader<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetPartitionLeader");
+      ds.field("name", &self.name());
+      ds.field("id", &self.id());
+      ds.field("leaders", &self.leaders());
+      ds.finish()
+  }
+}
+pub enum WatermarkReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct WatermarkReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for WatermarkReport<'a> {
+  type Inner = WatermarkReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> WatermarkReport<'a> {
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_HIGH_WATERMARK: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LOG_START: ::flatbuffers::VOffsetT = 8;
+  pub const VT_END_OFFSET: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    WatermarkReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args WatermarkReportArgs
+  ) -> ::flatbuffers::WIPOffset<WatermarkReport<'bldr>> {
+    let mut builder = WatermarkReportBuilder::new(_fbb);
+    builder.add_end_offset(args.end_offset);
+    builder.add_log_start(args.log_start);
+    builder.add_high_watermark(args.high_watermark);
+    builder.add_partition(args.partition);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(WatermarkReport::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn high_watermark(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(WatermarkReport::VT_HIGH_WATERMARK, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn log_start(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(WatermarkReport::VT_LOG_START, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_offset(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(WatermarkReport::VT_END_OFFSET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for WatermarkReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u64>("high_watermark", Self::VT_HIGH_WATERMARK, false)?
+     .visit_field::<u64>("log_start", Self::VT_LOG_START, false)?
+     .visit_field::<u64>("end_offset", Self::VT_END_OFFSET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct WatermarkReportArgs {
+    pub partition: u32,
+    pub high_watermark: u64,
+    pub log_start: u64,
+    pub end_offset: u64,
+}
+impl<'a> Default for WatermarkReportArgs {
+  #[inline]
+  fn default() -> Self {
+    WatermarkReportArgs {
+      partition: 0,
+      high_watermark: 0,
+      log_start: 0,
+      end_offset: 0,
+    }
+  }
+}
+
+pub struct WatermarkReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WatermarkReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(WatermarkReport::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_high_watermark(&mut self, high_watermark: u64) {
+    self.fbb_.push_slot::<u64>(WatermarkReport::VT_HIGH_WATERMARK, high_watermark, 0);
+  }
+  #[inline]
+  pub fn add_log_start(&mut self, log_start: u64) {
+    self.fbb_.push_slot::<u64>(WatermarkReport::VT_LOG_START, log_start, 0);
+  }
+  #[inline]
+  pub fn add_end_offset(&mut self, end_offset: u64) {
+    self.fbb_.push_slot::<u64>(WatermarkReport::VT_END_OFFSET, end_offset, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WatermarkReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    WatermarkReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<WatermarkReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for WatermarkReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("WatermarkReport");
+      ds.field("partition", &self.partition());
+      ds.field("high_watermark", &self.high_watermark());
+      ds.field("log_start", &self.log_start());
+      ds.field("end_offset", &self.end_offset());
+      ds.finish()
+  }
+}
+pub enum UpdateHighWatermarkOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct UpdateHighWatermark<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for UpdateHighWatermark<'a> {
+  type Inner = UpdateHighWatermark<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> UpdateHighWatermark<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_WATERMARKS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    UpdateHighWatermark { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UpdateHighWatermarkArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<UpdateHighWatermark<'bldr>> {
+    let mut builder = UpdateHighWatermarkBuilder::new(_fbb);
+    if let Some(x) = args.watermarks { builder.add_watermarks(x); }
+    builder.add_node(args.node);
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(UpdateHighWatermark::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(UpdateHighWatermark::VT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(UpdateHighWatermark::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn watermarks(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<WatermarkReport<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<WatermarkReport>>>>(UpdateHighWatermark::VT_WATERMARKS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for UpdateHighWatermark<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<Uuid>("id", Self::VT_ID, true)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<WatermarkReport>>>>("watermarks", Self::VT_WATERMARKS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UpdateHighWatermarkArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub id: Option<&'a Uuid>,
+    pub node: i32,
+    pub watermarks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<WatermarkReport<'a>>>>>,
+}
+impl<'a> Default for UpdateHighWatermarkArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    UpdateHighWatermarkArgs {
+      name: None, // required field
+      id: None, // required field
+      node: 0,
+      watermarks: None, // required field
+    }
+  }
+}
+
+pub struct UpdateHighWatermarkBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UpdateHighWatermarkBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(UpdateHighWatermark::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(UpdateHighWatermark::VT_ID, id);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(UpdateHighWatermark::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_watermarks(&mut self, watermarks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<WatermarkReport<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(UpdateHighWatermark::VT_WATERMARKS, watermarks);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UpdateHighWatermarkBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UpdateHighWatermarkBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<UpdateHighWatermark<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, UpdateHighWatermark::VT_NAME,"name");
+    self.fbb_.required(o, UpdateHighWatermark::VT_ID,"id");
+    self.fbb_.required(o, UpdateHighWatermark::VT_WATERMARKS,"watermarks");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for UpdateHighWatermark<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("UpdateHighWatermark");
+      ds.field("name", &self.name());
+      ds.field("id", &self.id());
+      ds.field("node", &self.node());
+      ds.field("watermarks", &self.watermarks());
+      ds.finish()
+  }
+}
+pub enum HostPortOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct HostPort<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for HostPort<'a> {
+  type Inner = HostPort<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> HostPort<'a> {
+  pub const VT_HOST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PORT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    HostPort { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HostPortArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<HostPort<'bldr>> {
+    let mut builder = HostPortBuilder::new(_fbb);
+    if let Some(x) = args.host { builder.add_host(x); }
+    builder.add_port(args.port);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn host(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HostPort::VT_HOST, None).unwrap()}
+  }
+  #[inline]
+  pub fn port(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(HostPort::VT_PORT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for HostPort<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, true)?
+     .visit_field::<u16>("port", Self::VT_PORT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HostPortArgs<'a> {
+    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub port: u16,
+}
+impl<'a> Default for HostPortArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    HostPortArgs {
+      host: None, // required field
+      port: 0,
+    }
+  }
+}
+
+pub struct HostPortBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HostPortBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HostPort::VT_HOST, host);
+  }
+  #[inline]
+  pub fn add_port(&mut self, port: u16) {
+    self.fbb_.push_slot::<u16>(HostPort::VT_PORT, port, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HostPortBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HostPortBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<HostPort<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, HostPort::VT_HOST,"host");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for HostPort<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("HostPort");
+      ds.field("host", &self.host());
+      ds.field("port", &self.port());
+      ds.finish()
+  }
+}
+pub enum BrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Broker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Broker<'a> {
+  type Inner = Broker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Broker<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PEER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_KAFKA: ::flatbuffers::VOffsetT = 10;
+  pub const VT_PEER_ADDR: ::flatbuffers::VOffsetT = 12;
+  pub const VT_CORES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 16;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 18;
+  pub const VT_FENCED: ::flatbuffers::VOffsetT = 20;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Broker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BrokerArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Broker<'bldr>> {
+    let mut builder = BrokerBuilder::new(_fbb);
+    builder.add_incarnation(args.incarnation);
+    builder.add_peer(args.peer);
+    if let Some(x) = args.version { builder.add_version(x); }
+    if let Some(x) = args.rack { builder.add_rack(x); }
+    if let Some(x) = args.peer_addr { builder.add_peer_addr(x); }
+    if let Some(x) = args.kafka { builder.add_kafka(x); }
+    builder.add_node(args.node);
+    builder.add_cores(args.cores);
+    builder.add_fenced(args.fenced);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(Broker::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn peer(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_PEER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn incarnation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_INCARNATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn kafka(&self) -> HostPort<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<HostPort>>(Broker::VT_KAFKA, None).unwrap()}
+  }
+  #[inline]
+  pub fn peer_addr(&self) -> HostPort<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<HostPort>>(Broker::VT_PEER_ADDR, None).unwrap()}
+  }
+  #[inline]
+  pub fn cores(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Broker::VT_CORES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Broker::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn version(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Broker::VT_VERSION, None).unwrap()}
+  }
+  #[inline]
+  pub fn fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Broker::VT_FENCED, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Broker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("peer", Self::VT_PEER, false)?
+     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<HostPort>>("kafka", Self::VT_KAFKA, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<HostPort>>("peer_addr", Self::VT_PEER_ADDR, true)?
+     .visit_field::<u16>("cores", Self::VT_CORES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("version", Self::VT_VERSION, true)?
+     .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BrokerArgs<'a> {
+    pub node: i32,
+    pub peer: u64,
+    pub incarnation: u64,
+    pub kafka: Option<::flatbuffers::WIPOffset<HostPort<'a>>>,
+    pub peer_addr: Option<::flatbuffers::WIPOffset<HostPort<'a>>>,
+    pub cores: u16,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub version: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub fenced: bool,
+}
+impl<'a> Default for BrokerArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    BrokerArgs {
+      node: 0,
+      peer: 0,
+      incarnation: 0,
+      kafka: None, // required field
+      peer_addr: None, // required field
+      cores: 0,
+      rack: None,
+      version: None, // required field
+      fenced: false,
+    }
+  }
+}
+
+pub struct BrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(Broker::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_peer(&mut self, peer: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_PEER, peer, 0);
+  }
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_INCARNATION, incarnation, 0);
+  }
+  #[inline]
+  pub fn add_kafka(&mut self, kafka: ::flatbuffers::WIPOffset<HostPort<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<HostPort>>(Broker::VT_KAFKA, kafka);
+  }
+  #[inline]
+  pub fn add_peer_addr(&mut self, peer_addr: ::flatbuffers::WIPOffset<HostPort<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<HostPort>>(Broker::VT_PEER_ADDR, peer_addr);
+  }
+  #[inline]
+  pub fn add_cores(&mut self, cores: u16) {
+    self.fbb_.push_slot::<u16>(Broker::VT_CORES, cores, 0);
+  }
+  #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Broker::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Broker::VT_VERSION, version);
+  }
+  #[inline]
+  pub fn add_fenced(&mut self, fenced: bool) {
+    self.fbb_.push_slot::<bool>(Broker::VT_FENCED, fenced, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Broker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Broker::VT_KAFKA,"kafka");
+    self.fbb_.required(o, Broker::VT_PEER_ADDR,"peer_addr");
+    self.fbb_.required(o, Broker::VT_VERSION,"version");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Broker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Broker");
+      ds.field("node", &self.node());
+      ds.field("peer", &self.peer());
+      ds.field("incarnation", &self.incarnation());
+      ds.field("kafka", &self.kafka());
+      ds.field("peer_addr", &self.peer_addr());
+      ds.field("cores", &self.cores());
+      ds.field("rack", &self.rack());
+      ds.field("version", &self.version());
+      ds.field("fenced", &self.fenced());
+      ds.finish()
+  }
+}
+pub enum RegisterBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RegisterBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RegisterBroker<'a> {
+  type Inner = RegisterBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RegisterBroker<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RegisterBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RegisterBrokerArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<RegisterBroker<'bldr>> {
+    let mut builder = RegisterBrokerBuilder::new(_fbb);
+    if let Some(x) = args.broker { builder.add_broker(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> Broker<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Broker>>(RegisterBroker::VT_BROKER, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RegisterBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Broker>>("broker", Self::VT_BROKER, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RegisterBrokerArgs<'a> {
+    pub broker: Option<::flatbuffers::WIPOffset<Broker<'a>>>,
+}
+impl<'a> Default for RegisterBrokerArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RegisterBrokerArgs {
+      broker: None, // required field
+    }
+  }
+}
+
+pub struct RegisterBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RegisterBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: ::flatbuffers::WIPOffset<Broker<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Broker>>(RegisterBroker::VT_BROKER, broker);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RegisterBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RegisterBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RegisterBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, RegisterBroker::VT_BROKER,"broker");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RegisterBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RegisterBroker");
+      ds.field("broker", &self.broker());
+      ds.finish()
+  }
+}
+pub enum UpdateBrokerStatusOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct UpdateBrokerStatus<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for UpdateBrokerStatus<'a> {
+  type Inner = UpdateBrokerStatus<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> UpdateBrokerStatus<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FENCED: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    UpdateBrokerStatus { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UpdateBrokerStatusArgs
+  ) -> ::flatbuffers::WIPOffset<UpdateBrokerStatus<'bldr>> {
+    let mut builder = UpdateBrokerStatusBuilder::new(_fbb);
+    builder.add_incarnation(args.incarnation);
+    builder.add_node(args.node);
+    builder.add_fenced(args.fenced);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(UpdateBrokerStatus::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn incarnation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(UpdateBrokerStatus::VT_INCARNATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(UpdateBrokerStatus::VT_FENCED, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for UpdateBrokerStatus<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+     .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UpdateBrokerStatusArgs {
+    pub node: i32,
+    pub incarnation: u64,
+    pub fenced: bool,
+}
+impl<'a> Default for UpdateBrokerStatusArgs {
+  #[inline]
+  fn default() -> Self {
+    UpdateBrokerStatusArgs {
+      node: 0,
+      incarnation: 0,
+      fenced: false,
+    }
+  }
+}
+
+pub struct UpdateBrokerStatusBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UpdateBrokerStatusBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(UpdateBrokerStatus::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: u64) {
+    self.fbb_.push_slot::<u64>(UpdateBrokerStatus::VT_INCARNATION, incarnation, 0);
+  }
+  #[inline]
+  pub fn add_fenced(&mut self, fenced: bool) {
+    self.fbb_.push_slot::<bool>(UpdateBrokerStatus::VT_FENCED, fenced, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UpdateBrokerStatusBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UpdateBrokerStatusBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<UpdateBrokerStatus<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for UpdateBrokerStatus<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("UpdateBrokerStatus");
+      ds.field("node", &self.node());
+      ds.field("incarnation", &self.incarnation());
+      ds.field("fenced", &self.fenced());
+      ds.finish()
+  }
+}
+pub enum UnregisterBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct UnregisterBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for UnregisterBroker<'a> {
+  type Inner = UnregisterBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> UnregisterBroker<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    UnregisterBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UnregisterBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<UnregisterBroker<'bldr>> {
+    let mut builder = UnregisterBrokerBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(UnregisterBroker::VT_NODE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for UnregisterBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UnregisterBrokerArgs {
+    pub node: i32,
+}
+impl<'a> Default for UnregisterBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    UnregisterBrokerArgs {
+      node: 0,
+    }
+  }
+}
+
+pub struct UnregisterBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnregisterBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(UnregisterBroker::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnregisterBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UnregisterBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<UnregisterBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for UnregisterBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("UnregisterBroker");
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum SetFeatureLevelOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetFeatureLevel<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetFeatureLevel<'a> {
+  type Inner = SetFeatureLevel<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetFeatureLevel<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LEVEL: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetFeatureLevel { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetFeatureLevelArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SetFeatureLevel<'bldr>> {
+    let mut builder = SetFeatureLevelBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_level(args.level);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetFeatureLevel::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn level(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(SetFeatureLevel::VT_LEVEL, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetFeatureLevel<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<u16>("level", Self::VT_LEVEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetFeatureLevelArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub level: u16,
+}
+impl<'a> Default for SetFeatureLevelArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SetFeatureLevelArgs {
+      name: None, // required field
+      level: 0,
+    }
+  }
+}
+
+pub struct SetFeatureLevelBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetFeatureLevelBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetFeatureLevel::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_level(&mut self, level: u16) {
+    self.fbb_.push_slot::<u16>(SetFeatureLevel::VT_LEVEL, level, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetFeatureLevelBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetFeatureLevelBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetFeatureLevel<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SetFeatureLevel::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetFeatureLevel<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetFeatureLevel");
+      ds.field("name", &self.name());
+      ds.field("level", &self.level());
+      ds.finish()
+  }
+}
+pub enum UpdateClusterConfigOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct UpdateClusterConfig<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for UpdateClusterConfig<'a> {
+  type Inner = UpdateClusterConfig<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> UpdateClusterConfig<'a> {
+  pub const VT_FOR_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CHANGES: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    UpdateClusterConfig { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UpdateClusterConfigArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<UpdateClusterConfig<'bldr>> {
+    let mut builder = UpdateClusterConfigBuilder::new(_fbb);
+    if let Some(x) = args.changes { builder.add_changes(x); }
+    builder.add_node(args.node);
+    builder.add_for_node(args.for_node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn for_node(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(UpdateClusterConfig::VT_FOR_NODE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(UpdateClusterConfig::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn changes(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Config<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Config>>>>(UpdateClusterConfig::VT_CHANGES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for UpdateClusterConfig<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("for_node", Self::VT_FOR_NODE, false)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Config>>>>("changes", Self::VT_CHANGES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UpdateClusterConfigArgs<'a> {
+    pub for_node: bool,
+    pub node: i32,
+    pub changes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Config<'a>>>>>,
+}
+impl<'a> Default for UpdateClusterConfigArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    UpdateClusterConfigArgs {
+      for_node: false,
+      node: 0,
+      changes: None, // required field
+    }
+  }
+}
+
+pub struct UpdateClusterConfigBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UpdateClusterConfigBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_for_node(&mut self, for_node: bool) {
+    self.fbb_.push_slot::<bool>(UpdateClusterConfig::VT_FOR_NODE, for_node, false);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(UpdateClusterConfig::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_changes(&mut self, changes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Config<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(UpdateClusterConfig::VT_CHANGES, changes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UpdateClusterConfigBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UpdateClusterConfigBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<UpdateClusterConfig<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, UpdateClusterConfig::VT_CHANGES,"changes");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for UpdateClusterConfig<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("UpdateClusterConfig");
+      ds.field("for_node", &self.for_node());
+      ds.field("node", &self.node());
+      ds.field("changes", &self.changes());
+      ds.finish()
+  }
+}
 pub enum CommandOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -1303,6 +3218,118 @@ impl<'a> Command<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_assign_partition(&self) -> Option<AssignPartition<'a>> {
+    if self.body_type() == Body::AssignPartition {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AssignPartition::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_set_partition_leader(&self) -> Option<SetPartitionLeader<'a>> {
+    if self.body_type() == Body::SetPartitionLeader {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SetPartitionLeader::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_update_high_watermark(&self) -> Option<UpdateHighWatermark<'a>> {
+    if self.body_type() == Body::UpdateHighWatermark {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { UpdateHighWatermark::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_register_broker(&self) -> Option<RegisterBroker<'a>> {
+    if self.body_type() == Body::RegisterBroker {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { RegisterBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_update_broker_status(&self) -> Option<UpdateBrokerStatus<'a>> {
+    if self.body_type() == Body::UpdateBrokerStatus {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { UpdateBrokerStatus::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_unregister_broker(&self) -> Option<UnregisterBroker<'a>> {
+    if self.body_type() == Body::UnregisterBroker {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { UnregisterBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_set_feature_level(&self) -> Option<SetFeatureLevel<'a>> {
+    if self.body_type() == Body::SetFeatureLevel {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SetFeatureLevel::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_update_cluster_config(&self) -> Option<UpdateClusterConfig<'a>> {
+    if self.body_type() == Body::UpdateClusterConfig {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { UpdateClusterConfig::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Command<'_> {
@@ -1321,6 +3348,14 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           Body::CreatePartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<CreatePartitions>>("Body::CreatePartitions", pos),
           Body::UpdateTopicConfig => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UpdateTopicConfig>>("Body::UpdateTopicConfig", pos),
           Body::AllocateProducerIds => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AllocateProducerIds>>("Body::AllocateProducerIds", pos),
+          Body::AssignPartition => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AssignPartition>>("Body::AssignPartition", pos),
+          Body::SetPartitionLeader => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetPartitionLeader>>("Body::SetPartitionLeader", pos),
+          Body::UpdateHighWatermark => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UpdateHighWatermark>>("Body::UpdateHighWatermark", pos),
+          Body::RegisterBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RegisterBroker>>("Body::RegisterBroker", pos),
+          Body::UpdateBrokerStatus => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UpdateBrokerStatus>>("Body::UpdateBrokerStatus", pos),
+          Body::UnregisterBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UnregisterBroker>>("Body::UnregisterBroker", pos),
+          Body::SetFeatureLevel => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetFeatureLevel>>("Body::SetFeatureLevel", pos),
+          Body::UpdateClusterConfig => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UpdateClusterConfig>>("Body::UpdateClusterConfig", pos),
           _ => Ok(()),
         }
      })?
@@ -1434,6 +3469,62 @@ impl ::core::fmt::Debug for Command<'_> {
         },
         Body::AllocateProducerIds => {
           if let Some(x) = self.body_as_allocate_producer_ids() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::AssignPartition => {
+          if let Some(x) = self.body_as_assign_partition() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SetPartitionLeader => {
+          if let Some(x) = self.body_as_set_partition_leader() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::UpdateHighWatermark => {
+          if let Some(x) = self.body_as_update_high_watermark() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::RegisterBroker => {
+          if let Some(x) = self.body_as_register_broker() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::UpdateBrokerStatus => {
+          if let Some(x) = self.body_as_update_broker_status() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::UnregisterBroker => {
+          if let Some(x) = self.body_as_unregister_broker() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SetFeatureLevel => {
+          if let Some(x) = self.body_as_set_feature_level() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::UpdateClusterConfig => {
+          if let Some(x) = self.body_as_update_cluster_config() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -2156,6 +4247,564 @@ impl ::core::fmt::Debug for Origin<'_> {
       ds.finish()
   }
 }
+pub enum PartitionLeaderOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PartitionLeader<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PartitionLeader<'a> {
+  type Inner = PartitionLeader<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PartitionLeader<'a> {
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_VOTERS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PartitionLeader { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PartitionLeaderArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PartitionLeader<'bldr>> {
+    let mut builder = PartitionLeaderBuilder::new(_fbb);
+    builder.add_term(args.term);
+    builder.add_group(args.group);
+    if let Some(x) = args.voters { builder.add_voters(x); }
+    builder.add_leader(args.leader);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn group(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(PartitionLeader::VT_GROUP, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(PartitionLeader::VT_TERM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(PartitionLeader::VT_LEADER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn voters(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(PartitionLeader::VT_VOTERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PartitionLeader<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("group", Self::VT_GROUP, false)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<i32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("voters", Self::VT_VOTERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PartitionLeaderArgs<'a> {
+    pub group: u64,
+    pub term: u64,
+    pub leader: i32,
+    pub voters: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+}
+impl<'a> Default for PartitionLeaderArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PartitionLeaderArgs {
+      group: 0,
+      term: 0,
+      leader: 0,
+      voters: None, // required field
+    }
+  }
+}
+
+pub struct PartitionLeaderBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionLeaderBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_group(&mut self, group: u64) {
+    self.fbb_.push_slot::<u64>(PartitionLeader::VT_GROUP, group, 0);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(PartitionLeader::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: i32) {
+    self.fbb_.push_slot::<i32>(PartitionLeader::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn add_voters(&mut self, voters: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionLeader::VT_VOTERS, voters);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionLeaderBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PartitionLeaderBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PartitionLeader<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, PartitionLeader::VT_VOTERS,"voters");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PartitionLeader<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PartitionLeader");
+      ds.field("group", &self.group());
+      ds.field("term", &self.term());
+      ds.field("leader", &self.leader());
+      ds.field("voters", &self.voters());
+      ds.finish()
+  }
+}
+pub enum WatermarkOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Watermark<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Watermark<'a> {
+  type Inner = Watermark<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Watermark<'a> {
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+  pub const VT_HIGH_WATERMARK: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LOG_START: ::flatbuffers::VOffsetT = 8;
+  pub const VT_END_OFFSET: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Watermark { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args WatermarkArgs
+  ) -> ::flatbuffers::WIPOffset<Watermark<'bldr>> {
+    let mut builder = WatermarkBuilder::new(_fbb);
+    builder.add_end_offset(args.end_offset);
+    builder.add_log_start(args.log_start);
+    builder.add_high_watermark(args.high_watermark);
+    builder.add_group(args.group);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn group(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watermark::VT_GROUP, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn high_watermark(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watermark::VT_HIGH_WATERMARK, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn log_start(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watermark::VT_LOG_START, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_offset(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watermark::VT_END_OFFSET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Watermark<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("group", Self::VT_GROUP, false)?
+     .visit_field::<u64>("high_watermark", Self::VT_HIGH_WATERMARK, false)?
+     .visit_field::<u64>("log_start", Self::VT_LOG_START, false)?
+     .visit_field::<u64>("end_offset", Self::VT_END_OFFSET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct WatermarkArgs {
+    pub group: u64,
+    pub high_watermark: u64,
+    pub log_start: u64,
+    pub end_offset: u64,
+}
+impl<'a> Default for WatermarkArgs {
+  #[inline]
+  fn default() -> Self {
+    WatermarkArgs {
+      group: 0,
+      high_watermark: 0,
+      log_start: 0,
+      end_offset: 0,
+    }
+  }
+}
+
+pub struct WatermarkBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WatermarkBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_group(&mut self, group: u64) {
+    self.fbb_.push_slot::<u64>(Watermark::VT_GROUP, group, 0);
+  }
+  #[inline]
+  pub fn add_high_watermark(&mut self, high_watermark: u64) {
+    self.fbb_.push_slot::<u64>(Watermark::VT_HIGH_WATERMARK, high_watermark, 0);
+  }
+  #[inline]
+  pub fn add_log_start(&mut self, log_start: u64) {
+    self.fbb_.push_slot::<u64>(Watermark::VT_LOG_START, log_start, 0);
+  }
+  #[inline]
+  pub fn add_end_offset(&mut self, end_offset: u64) {
+    self.fbb_.push_slot::<u64>(Watermark::VT_END_OFFSET, end_offset, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WatermarkBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    WatermarkBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Watermark<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Watermark<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Watermark");
+      ds.field("group", &self.group());
+      ds.field("high_watermark", &self.high_watermark());
+      ds.field("log_start", &self.log_start());
+      ds.field("end_offset", &self.end_offset());
+      ds.finish()
+  }
+}
+pub enum FeatureOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Feature<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Feature<'a> {
+  type Inner = Feature<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Feature<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LEVEL: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Feature { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FeatureArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Feature<'bldr>> {
+    let mut builder = FeatureBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_level(args.level);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Feature::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn level(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Feature::VT_LEVEL, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Feature<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<u16>("level", Self::VT_LEVEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FeatureArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub level: u16,
+}
+impl<'a> Default for FeatureArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FeatureArgs {
+      name: None, // required field
+      level: 0,
+    }
+  }
+}
+
+pub struct FeatureBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FeatureBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Feature::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_level(&mut self, level: u16) {
+    self.fbb_.push_slot::<u16>(Feature::VT_LEVEL, level, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FeatureBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FeatureBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Feature<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Feature::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Feature<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Feature");
+      ds.field("name", &self.name());
+      ds.field("level", &self.level());
+      ds.finish()
+  }
+}
+pub enum ClusterSettingOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ClusterSetting<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ClusterSetting<'a> {
+  type Inner = ClusterSetting<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ClusterSetting<'a> {
+  pub const VT_FOR_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+  pub const VT_VALUE: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ClusterSetting { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ClusterSettingArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ClusterSetting<'bldr>> {
+    let mut builder = ClusterSettingBuilder::new(_fbb);
+    if let Some(x) = args.value { builder.add_value(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_node(args.node);
+    builder.add_for_node(args.for_node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn for_node(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ClusterSetting::VT_FOR_NODE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ClusterSetting::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ClusterSetting::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn value(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ClusterSetting::VT_VALUE, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ClusterSetting<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("for_node", Self::VT_FOR_NODE, false)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("value", Self::VT_VALUE, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ClusterSettingArgs<'a> {
+    pub for_node: bool,
+    pub node: i32,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub value: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for ClusterSettingArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ClusterSettingArgs {
+      for_node: false,
+      node: 0,
+      name: None, // required field
+      value: None, // required field
+    }
+  }
+}
+
+pub struct ClusterSettingBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ClusterSettingBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_for_node(&mut self, for_node: bool) {
+    self.fbb_.push_slot::<bool>(ClusterSetting::VT_FOR_NODE, for_node, false);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(ClusterSetting::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ClusterSetting::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_value(&mut self, value: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ClusterSetting::VT_VALUE, value);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ClusterSettingBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ClusterSettingBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ClusterSetting<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ClusterSetting::VT_NAME,"name");
+    self.fbb_.required(o, ClusterSetting::VT_VALUE,"value");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ClusterSetting<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ClusterSetting");
+      ds.field("for_node", &self.for_node());
+      ds.field("node", &self.node());
+      ds.field("name", &self.name());
+      ds.field("value", &self.value());
+      ds.finish()
+  }
+}
 pub enum SliceOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -2177,6 +4826,12 @@ impl<'a> Slice<'a> {
   pub const VT_NEXT_PRODUCER_ID: ::flatbuffers::VOffsetT = 8;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 10;
   pub const VT_ORIGINS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LEADERS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_WATERMARKS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_BROKERS: ::flatbuffers::VOffsetT = 18;
+  pub const VT_GONE_PEERS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_FEATURES: ::flatbuffers::VOffsetT = 22;
+  pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 24;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2190,6 +4845,12 @@ impl<'a> Slice<'a> {
     let mut builder = SliceBuilder::new(_fbb);
     builder.add_next_producer_id(args.next_producer_id);
     builder.add_group_high(args.group_high);
+    if let Some(x) = args.settings { builder.add_settings(x); }
+    if let Some(x) = args.features { builder.add_features(x); }
+    if let Some(x) = args.gone_peers { builder.add_gone_peers(x); }
+    if let Some(x) = args.brokers { builder.add_brokers(x); }
+    if let Some(x) = args.watermarks { builder.add_watermarks(x); }
+    if let Some(x) = args.leaders { builder.add_leaders(x); }
     if let Some(x) = args.origins { builder.add_origins(x); }
     if let Some(x) = args.topics { builder.add_topics(x); }
     builder.add_number(args.number);
@@ -2232,6 +4893,48 @@ impl<'a> Slice<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Origin>>>>(Slice::VT_ORIGINS, None)}
   }
+  #[inline]
+  pub fn leaders(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionLeader<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionLeader>>>>(Slice::VT_LEADERS, None)}
+  }
+  #[inline]
+  pub fn watermarks(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Watermark<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Watermark>>>>(Slice::VT_WATERMARKS, None)}
+  }
+  #[inline]
+  pub fn brokers(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker>>>>(Slice::VT_BROKERS, None)}
+  }
+  #[inline]
+  pub fn gone_peers(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Slice::VT_GONE_PEERS, None)}
+  }
+  #[inline]
+  pub fn features(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Feature<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Feature>>>>(Slice::VT_FEATURES, None)}
+  }
+  #[inline]
+  pub fn settings(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ClusterSetting<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ClusterSetting>>>>(Slice::VT_SETTINGS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Slice<'_> {
@@ -2245,6 +4948,12 @@ impl ::flatbuffers::Verifiable for Slice<'_> {
      .visit_field::<i64>("next_producer_id", Self::VT_NEXT_PRODUCER_ID, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Topic>>>>("topics", Self::VT_TOPICS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Origin>>>>("origins", Self::VT_ORIGINS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PartitionLeader>>>>("leaders", Self::VT_LEADERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Watermark>>>>("watermarks", Self::VT_WATERMARKS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Broker>>>>("brokers", Self::VT_BROKERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("gone_peers", Self::VT_GONE_PEERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Feature>>>>("features", Self::VT_FEATURES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ClusterSetting>>>>("settings", Self::VT_SETTINGS, false)?
      .finish();
     Ok(())
   }
@@ -2255,6 +4964,12 @@ pub struct SliceArgs<'a> {
     pub next_producer_id: i64,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>>>,
     pub origins: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Origin<'a>>>>>,
+    pub leaders: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionLeader<'a>>>>>,
+    pub watermarks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Watermark<'a>>>>>,
+    pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker<'a>>>>>,
+    pub gone_peers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+    pub features: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Feature<'a>>>>>,
+    pub settings: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ClusterSetting<'a>>>>>,
 }
 impl<'a> Default for SliceArgs<'a> {
   #[inline]
@@ -2265,6 +4980,12 @@ impl<'a> Default for SliceArgs<'a> {
       next_producer_id: 0,
       topics: None, // required field
       origins: None,
+      leaders: None,
+      watermarks: None,
+      brokers: None,
+      gone_peers: None,
+      features: None,
+      settings: None,
     }
   }
 }
@@ -2295,6 +5016,30 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SliceBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_ORIGINS, origins);
   }
   #[inline]
+  pub fn add_leaders(&mut self, leaders: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PartitionLeader<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_LEADERS, leaders);
+  }
+  #[inline]
+  pub fn add_watermarks(&mut self, watermarks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Watermark<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_WATERMARKS, watermarks);
+  }
+  #[inline]
+  pub fn add_brokers(&mut self, brokers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Broker<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_BROKERS, brokers);
+  }
+  #[inline]
+  pub fn add_gone_peers(&mut self, gone_peers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_GONE_PEERS, gone_peers);
+  }
+  #[inline]
+  pub fn add_features(&mut self, features: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Feature<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_FEATURES, features);
+  }
+  #[inline]
+  pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ClusterSetting<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Slice::VT_SETTINGS, settings);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SliceBuilder {
@@ -2318,6 +5063,12 @@ impl ::core::fmt::Debug for Slice<'_> {
       ds.field("next_producer_id", &self.next_producer_id());
       ds.field("topics", &self.topics());
       ds.field("origins", &self.origins());
+      ds.field("leaders", &self.leaders());
+      ds.field("watermarks", &self.watermarks());
+      ds.field("brokers", &self.brokers());
+      ds.field("gone_peers", &self.gone_peers());
+      ds.field("features", &self.features());
+      ds.field("settings", &self.settings());
       ds.finish()
   }
 }
@@ -2432,6 +5183,2075 @@ impl ::core::fmt::Debug for Snapshot<'_> {
     let mut ds = f.debug_struct("Snapshot");
       ds.field("index", &self.index());
       ds.field("slices", &self.slices());
+      ds.finish()
+  }
+}
+pub enum ResultsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Results<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Results<'a> {
+  type Inner = Results<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Results<'a> {
+  pub const VT_ANSWERS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Results { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ResultsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Results<'bldr>> {
+    let mut builder = ResultsBuilder::new(_fbb);
+    if let Some(x) = args.answers { builder.add_answers(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn answers(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer>>>>(Results::VT_ANSWERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Results<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Answer>>>>("answers", Self::VT_ANSWERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ResultsArgs<'a> {
+    pub answers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Answer<'a>>>>>,
+}
+impl<'a> Default for ResultsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ResultsArgs {
+      answers: None, // required field
+    }
+  }
+}
+
+pub struct ResultsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ResultsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_answers(&mut self, answers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Answer<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Results::VT_ANSWERS, answers);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ResultsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ResultsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Results<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Results::VT_ANSWERS,"answers");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Results<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Results");
+      ds.field("answers", &self.answers());
+      ds.finish()
+  }
+}
+pub enum GetTopicOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetTopic<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetTopic<'a> {
+  type Inner = GetTopic<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetTopic<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetTopic { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetTopicArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GetTopic<'bldr>> {
+    let mut builder = GetTopicBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GetTopic::VT_NAME, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetTopic<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetTopicArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for GetTopicArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GetTopicArgs {
+      name: None, // required field
+    }
+  }
+}
+
+pub struct GetTopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetTopicBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetTopic::VT_NAME, name);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetTopicBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetTopicBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetTopic<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, GetTopic::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetTopic<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetTopic");
+      ds.field("name", &self.name());
+      ds.finish()
+  }
+}
+pub enum ListTopicsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListTopics<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListTopics<'a> {
+  type Inner = ListTopics<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListTopics<'a> {
+  pub const VT_AFTER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LIMIT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListTopics { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ListTopicsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ListTopics<'bldr>> {
+    let mut builder = ListTopicsBuilder::new(_fbb);
+    builder.add_limit(args.limit);
+    if let Some(x) = args.after { builder.add_after(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn after(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ListTopics::VT_AFTER, None)}
+  }
+  #[inline]
+  pub fn limit(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ListTopics::VT_LIMIT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ListTopics<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("after", Self::VT_AFTER, false)?
+     .visit_field::<u32>("limit", Self::VT_LIMIT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListTopicsArgs<'a> {
+    pub after: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub limit: u32,
+}
+impl<'a> Default for ListTopicsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ListTopicsArgs {
+      after: None,
+      limit: 0,
+    }
+  }
+}
+
+pub struct ListTopicsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListTopicsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_after(&mut self, after: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListTopics::VT_AFTER, after);
+  }
+  #[inline]
+  pub fn add_limit(&mut self, limit: u32) {
+    self.fbb_.push_slot::<u32>(ListTopics::VT_LIMIT, limit, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListTopicsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListTopicsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListTopics<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListTopics<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListTopics");
+      ds.field("after", &self.after());
+      ds.field("limit", &self.limit());
+      ds.finish()
+  }
+}
+pub enum GetBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetBroker<'a> {
+  type Inner = GetBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetBroker<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<GetBroker<'bldr>> {
+    let mut builder = GetBrokerBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(GetBroker::VT_NODE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetBrokerArgs {
+    pub node: i32,
+}
+impl<'a> Default for GetBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    GetBrokerArgs {
+      node: 0,
+    }
+  }
+}
+
+pub struct GetBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(GetBroker::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetBroker");
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum ListBrokersOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListBrokers<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListBrokers<'a> {
+  type Inner = ListBrokers<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListBrokers<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListBrokers { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args ListBrokersArgs
+  ) -> ::flatbuffers::WIPOffset<ListBrokers<'bldr>> {
+    let mut builder = ListBrokersBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for ListBrokers<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListBrokersArgs {
+}
+impl<'a> Default for ListBrokersArgs {
+  #[inline]
+  fn default() -> Self {
+    ListBrokersArgs {
+    }
+  }
+}
+
+pub struct ListBrokersBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListBrokersBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListBrokersBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListBrokersBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListBrokers<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListBrokers<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListBrokers");
+      ds.finish()
+  }
+}
+pub enum GetPartitionAssignmentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetPartitionAssignment<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetPartitionAssignment<'a> {
+  type Inner = GetPartitionAssignment<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetPartitionAssignment<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetPartitionAssignment { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetPartitionAssignmentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GetPartitionAssignment<'bldr>> {
+    let mut builder = GetPartitionAssignmentBuilder::new(_fbb);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GetPartitionAssignment::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GetPartitionAssignment::VT_PARTITION, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetPartitionAssignment<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetPartitionAssignmentArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+}
+impl<'a> Default for GetPartitionAssignmentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GetPartitionAssignmentArgs {
+      name: None, // required field
+      partition: 0,
+    }
+  }
+}
+
+pub struct GetPartitionAssignmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetPartitionAssignmentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetPartitionAssignment::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(GetPartitionAssignment::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetPartitionAssignmentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetPartitionAssignmentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetPartitionAssignment<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, GetPartitionAssignment::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetPartitionAssignment<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetPartitionAssignment");
+      ds.field("name", &self.name());
+      ds.field("partition", &self.partition());
+      ds.finish()
+  }
+}
+pub enum GetHighWatermarkOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetHighWatermark<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetHighWatermark<'a> {
+  type Inner = GetHighWatermark<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetHighWatermark<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetHighWatermark { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetHighWatermarkArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GetHighWatermark<'bldr>> {
+    let mut builder = GetHighWatermarkBuilder::new(_fbb);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GetHighWatermark::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GetHighWatermark::VT_PARTITION, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetHighWatermark<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetHighWatermarkArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+}
+impl<'a> Default for GetHighWatermarkArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GetHighWatermarkArgs {
+      name: None, // required field
+      partition: 0,
+    }
+  }
+}
+
+pub struct GetHighWatermarkBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetHighWatermarkBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetHighWatermark::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(GetHighWatermark::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetHighWatermarkBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetHighWatermarkBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetHighWatermark<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, GetHighWatermark::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetHighWatermark<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetHighWatermark");
+      ds.field("name", &self.name());
+      ds.field("partition", &self.partition());
+      ds.finish()
+  }
+}
+pub enum GetPartitionCountOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetPartitionCount<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetPartitionCount<'a> {
+  type Inner = GetPartitionCount<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetPartitionCount<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetPartitionCount { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetPartitionCountArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GetPartitionCount<'bldr>> {
+    let mut builder = GetPartitionCountBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GetPartitionCount::VT_NAME, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetPartitionCount<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetPartitionCountArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for GetPartitionCountArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GetPartitionCountArgs {
+      name: None, // required field
+    }
+  }
+}
+
+pub struct GetPartitionCountBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetPartitionCountBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetPartitionCount::VT_NAME, name);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetPartitionCountBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetPartitionCountBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetPartitionCount<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, GetPartitionCount::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetPartitionCount<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetPartitionCount");
+      ds.field("name", &self.name());
+      ds.finish()
+  }
+}
+pub enum QueryOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Query<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Query<'a> {
+  type Inner = Query<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Query<'a> {
+  pub const VT_BODY_TYPE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BODY: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Query { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args QueryArgs
+  ) -> ::flatbuffers::WIPOffset<Query<'bldr>> {
+    let mut builder = QueryBuilder::new(_fbb);
+    if let Some(x) = args.body { builder.add_body(x); }
+    builder.add_body_type(args.body_type);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn body_type(&self) -> QueryBody {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<QueryBody>(Query::VT_BODY_TYPE, Some(QueryBody::NONE)).unwrap()}
+  }
+  #[inline]
+  pub fn body(&self) -> ::flatbuffers::Table<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Table<'a>>>(Query::VT_BODY, None).unwrap()}
+  }
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_get_topic(&self) -> Option<GetTopic<'a>> {
+    if self.body_type() == QueryBody::GetTopic {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { GetTopic::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_list_topics(&self) -> Option<ListTopics<'a>> {
+    if self.body_type() == QueryBody::ListTopics {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ListTopics::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_get_broker(&self) -> Option<GetBroker<'a>> {
+    if self.body_type() == QueryBody::GetBroker {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { GetBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_list_brokers(&self) -> Option<ListBrokers<'a>> {
+    if self.body_type() == QueryBody::ListBrokers {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ListBrokers::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_get_partition_assignment(&self) -> Option<GetPartitionAssignment<'a>> {
+    if self.body_type() == QueryBody::GetPartitionAssignment {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { GetPartitionAssignment::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_get_high_watermark(&self) -> Option<GetHighWatermark<'a>> {
+    if self.body_type() == QueryBody::GetHighWatermark {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { GetHighWatermark::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_get_partition_count(&self) -> Option<GetPartitionCount<'a>> {
+    if self.body_type() == QueryBody::GetPartitionCount {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { GetPartitionCount::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Query<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_union::<QueryBody, _>("body_type", Self::VT_BODY_TYPE, "body", Self::VT_BODY, true, |key, v, pos| {
+        match key {
+          QueryBody::GetTopic => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetTopic>>("QueryBody::GetTopic", pos),
+          QueryBody::ListTopics => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListTopics>>("QueryBody::ListTopics", pos),
+          QueryBody::GetBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetBroker>>("QueryBody::GetBroker", pos),
+          QueryBody::ListBrokers => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListBrokers>>("QueryBody::ListBrokers", pos),
+          QueryBody::GetPartitionAssignment => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetPartitionAssignment>>("QueryBody::GetPartitionAssignment", pos),
+          QueryBody::GetHighWatermark => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetHighWatermark>>("QueryBody::GetHighWatermark", pos),
+          QueryBody::GetPartitionCount => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetPartitionCount>>("QueryBody::GetPartitionCount", pos),
+          _ => Ok(()),
+        }
+     })?
+     .finish();
+    Ok(())
+  }
+}
+pub struct QueryArgs {
+    pub body_type: QueryBody,
+    pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>>,
+}
+impl<'a> Default for QueryArgs {
+  #[inline]
+  fn default() -> Self {
+    QueryArgs {
+      body_type: QueryBody::NONE,
+      body: None, // required field
+    }
+  }
+}
+
+pub struct QueryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueryBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_body_type(&mut self, body_type: QueryBody) {
+    self.fbb_.push_slot::<QueryBody>(Query::VT_BODY_TYPE, body_type, QueryBody::NONE);
+  }
+  #[inline]
+  pub fn add_body(&mut self, body: ::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Query::VT_BODY, body);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueryBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    QueryBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Query<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Query::VT_BODY,"body");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Query<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Query");
+      ds.field("body_type", &self.body_type());
+      match self.body_type() {
+        QueryBody::GetTopic => {
+          if let Some(x) = self.body_as_get_topic() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::ListTopics => {
+          if let Some(x) = self.body_as_list_topics() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::GetBroker => {
+          if let Some(x) = self.body_as_get_broker() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::ListBrokers => {
+          if let Some(x) = self.body_as_list_brokers() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::GetPartitionAssignment => {
+          if let Some(x) = self.body_as_get_partition_assignment() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::GetHighWatermark => {
+          if let Some(x) = self.body_as_get_high_watermark() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryBody::GetPartitionCount => {
+          if let Some(x) = self.body_as_get_partition_count() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        _ => {
+          let x: Option<()> = None;
+          ds.field("body", &x)
+        },
+      };
+      ds.finish()
+  }
+}
+pub enum QueriesOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Queries<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Queries<'a> {
+  type Inner = Queries<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Queries<'a> {
+  pub const VT_QUERIES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Queries { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args QueriesArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Queries<'bldr>> {
+    let mut builder = QueriesBuilder::new(_fbb);
+    if let Some(x) = args.queries { builder.add_queries(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn queries(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Query<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Query>>>>(Queries::VT_QUERIES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Queries<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Query>>>>("queries", Self::VT_QUERIES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct QueriesArgs<'a> {
+    pub queries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Query<'a>>>>>,
+}
+impl<'a> Default for QueriesArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    QueriesArgs {
+      queries: None, // required field
+    }
+  }
+}
+
+pub struct QueriesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueriesBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queries(&mut self, queries: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Query<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Queries::VT_QUERIES, queries);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueriesBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    QueriesBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Queries<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Queries::VT_QUERIES,"queries");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Queries<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Queries");
+      ds.field("queries", &self.queries());
+      ds.finish()
+  }
+}
+pub enum NotFoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct NotFound<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for NotFound<'a> {
+  type Inner = NotFound<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> NotFound<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    NotFound { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args NotFoundArgs
+  ) -> ::flatbuffers::WIPOffset<NotFound<'bldr>> {
+    let mut builder = NotFoundBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for NotFound<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct NotFoundArgs {
+}
+impl<'a> Default for NotFoundArgs {
+  #[inline]
+  fn default() -> Self {
+    NotFoundArgs {
+    }
+  }
+}
+
+pub struct NotFoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NotFoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NotFoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    NotFoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<NotFound<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for NotFound<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("NotFound");
+      ds.finish()
+  }
+}
+pub enum NamesOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Names<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Names<'a> {
+  type Inner = Names<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Names<'a> {
+  pub const VT_NAMES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Names { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args NamesArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Names<'bldr>> {
+    let mut builder = NamesBuilder::new(_fbb);
+    if let Some(x) = args.names { builder.add_names(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn names(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Names::VT_NAMES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Names<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("names", Self::VT_NAMES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct NamesArgs<'a> {
+    pub names: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+}
+impl<'a> Default for NamesArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    NamesArgs {
+      names: None, // required field
+    }
+  }
+}
+
+pub struct NamesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NamesBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_names(&mut self, names: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Names::VT_NAMES, names);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NamesBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    NamesBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Names<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Names::VT_NAMES,"names");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Names<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Names");
+      ds.field("names", &self.names());
+      ds.finish()
+  }
+}
+pub enum BrokersOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Brokers<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Brokers<'a> {
+  type Inner = Brokers<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Brokers<'a> {
+  pub const VT_BROKERS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Brokers { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BrokersArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Brokers<'bldr>> {
+    let mut builder = BrokersBuilder::new(_fbb);
+    if let Some(x) = args.brokers { builder.add_brokers(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn brokers(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker>>>>(Brokers::VT_BROKERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Brokers<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Broker>>>>("brokers", Self::VT_BROKERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BrokersArgs<'a> {
+    pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker<'a>>>>>,
+}
+impl<'a> Default for BrokersArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    BrokersArgs {
+      brokers: None, // required field
+    }
+  }
+}
+
+pub struct BrokersBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokersBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_brokers(&mut self, brokers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Broker<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Brokers::VT_BROKERS, brokers);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokersBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BrokersBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Brokers<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Brokers::VT_BROKERS,"brokers");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Brokers<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Brokers");
+      ds.field("brokers", &self.brokers());
+      ds.finish()
+  }
+}
+pub enum AssignmentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Assignment<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Assignment<'a> {
+  type Inner = Assignment<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Assignment<'a> {
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_VOTERS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Assignment { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AssignmentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Assignment<'bldr>> {
+    let mut builder = AssignmentBuilder::new(_fbb);
+    builder.add_term(args.term);
+    if let Some(x) = args.voters { builder.add_voters(x); }
+    builder.add_leader(args.leader);
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn replicas(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(Assignment::VT_REPLICAS, None).unwrap()}
+  }
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Assignment::VT_TERM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(Assignment::VT_LEADER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn voters(&self) -> ::flatbuffers::Vector<'a, i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(Assignment::VT_VOTERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Assignment<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("replicas", Self::VT_REPLICAS, true)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<i32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("voters", Self::VT_VOTERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AssignmentArgs<'a> {
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+    pub term: u64,
+    pub leader: i32,
+    pub voters: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+}
+impl<'a> Default for AssignmentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AssignmentArgs {
+      replicas: None, // required field
+      term: 0,
+      leader: 0,
+      voters: None, // required field
+    }
+  }
+}
+
+pub struct AssignmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AssignmentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Assignment::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(Assignment::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: i32) {
+    self.fbb_.push_slot::<i32>(Assignment::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn add_voters(&mut self, voters: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Assignment::VT_VOTERS, voters);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AssignmentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AssignmentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Assignment<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Assignment::VT_REPLICAS,"replicas");
+    self.fbb_.required(o, Assignment::VT_VOTERS,"voters");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Assignment<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Assignment");
+      ds.field("replicas", &self.replicas());
+      ds.field("term", &self.term());
+      ds.field("leader", &self.leader());
+      ds.field("voters", &self.voters());
+      ds.finish()
+  }
+}
+pub enum CountOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Count<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Count<'a> {
+  type Inner = Count<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Count<'a> {
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Count { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CountArgs
+  ) -> ::flatbuffers::WIPOffset<Count<'bldr>> {
+    let mut builder = CountBuilder::new(_fbb);
+    builder.add_count(args.count);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn count(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Count::VT_COUNT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Count<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("count", Self::VT_COUNT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CountArgs {
+    pub count: u32,
+}
+impl<'a> Default for CountArgs {
+  #[inline]
+  fn default() -> Self {
+    CountArgs {
+      count: 0,
+    }
+  }
+}
+
+pub struct CountBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CountBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_count(&mut self, count: u32) {
+    self.fbb_.push_slot::<u32>(Count::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CountBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CountBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Count<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Count<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Count");
+      ds.field("count", &self.count());
+      ds.finish()
+  }
+}
+pub enum QueryAnswerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct QueryAnswer<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for QueryAnswer<'a> {
+  type Inner = QueryAnswer<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> QueryAnswer<'a> {
+  pub const VT_BODY_TYPE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BODY: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    QueryAnswer { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args QueryAnswerArgs
+  ) -> ::flatbuffers::WIPOffset<QueryAnswer<'bldr>> {
+    let mut builder = QueryAnswerBuilder::new(_fbb);
+    if let Some(x) = args.body { builder.add_body(x); }
+    builder.add_body_type(args.body_type);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn body_type(&self) -> QueryAnswerBody {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<QueryAnswerBody>(QueryAnswer::VT_BODY_TYPE, Some(QueryAnswerBody::NONE)).unwrap()}
+  }
+  #[inline]
+  pub fn body(&self) -> ::flatbuffers::Table<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Table<'a>>>(QueryAnswer::VT_BODY, None).unwrap()}
+  }
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_not_found(&self) -> Option<NotFound<'a>> {
+    if self.body_type() == QueryAnswerBody::NotFound {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { NotFound::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_topic(&self) -> Option<Topic<'a>> {
+    if self.body_type() == QueryAnswerBody::Topic {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Topic::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_names(&self) -> Option<Names<'a>> {
+    if self.body_type() == QueryAnswerBody::Names {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Names::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_brokers(&self) -> Option<Brokers<'a>> {
+    if self.body_type() == QueryAnswerBody::Brokers {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Brokers::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_assignment(&self) -> Option<Assignment<'a>> {
+    if self.body_type() == QueryAnswerBody::Assignment {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Assignment::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_watermark(&self) -> Option<Watermark<'a>> {
+    if self.body_type() == QueryAnswerBody::Watermark {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Watermark::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_count(&self) -> Option<Count<'a>> {
+    if self.body_type() == QueryAnswerBody::Count {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Count::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for QueryAnswer<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_union::<QueryAnswerBody, _>("body_type", Self::VT_BODY_TYPE, "body", Self::VT_BODY, true, |key, v, pos| {
+        match key {
+          QueryAnswerBody::NotFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<NotFound>>("QueryAnswerBody::NotFound", pos),
+          QueryAnswerBody::Topic => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Topic>>("QueryAnswerBody::Topic", pos),
+          QueryAnswerBody::Names => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Names>>("QueryAnswerBody::Names", pos),
+          QueryAnswerBody::Brokers => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Brokers>>("QueryAnswerBody::Brokers", pos),
+          QueryAnswerBody::Assignment => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Assignment>>("QueryAnswerBody::Assignment", pos),
+          QueryAnswerBody::Watermark => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Watermark>>("QueryAnswerBody::Watermark", pos),
+          QueryAnswerBody::Count => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Count>>("QueryAnswerBody::Count", pos),
+          _ => Ok(()),
+        }
+     })?
+     .finish();
+    Ok(())
+  }
+}
+pub struct QueryAnswerArgs {
+    pub body_type: QueryAnswerBody,
+    pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>>,
+}
+impl<'a> Default for QueryAnswerArgs {
+  #[inline]
+  fn default() -> Self {
+    QueryAnswerArgs {
+      body_type: QueryAnswerBody::NONE,
+      body: None, // required field
+    }
+  }
+}
+
+pub struct QueryAnswerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueryAnswerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_body_type(&mut self, body_type: QueryAnswerBody) {
+    self.fbb_.push_slot::<QueryAnswerBody>(QueryAnswer::VT_BODY_TYPE, body_type, QueryAnswerBody::NONE);
+  }
+  #[inline]
+  pub fn add_body(&mut self, body: ::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueryAnswer::VT_BODY, body);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueryAnswerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    QueryAnswerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<QueryAnswer<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, QueryAnswer::VT_BODY,"body");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for QueryAnswer<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("QueryAnswer");
+      ds.field("body_type", &self.body_type());
+      match self.body_type() {
+        QueryAnswerBody::NotFound => {
+          if let Some(x) = self.body_as_not_found() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Topic => {
+          if let Some(x) = self.body_as_topic() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Names => {
+          if let Some(x) = self.body_as_names() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Brokers => {
+          if let Some(x) = self.body_as_brokers() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Assignment => {
+          if let Some(x) = self.body_as_assignment() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Watermark => {
+          if let Some(x) = self.body_as_watermark() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::Count => {
+          if let Some(x) = self.body_as_count() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        _ => {
+          let x: Option<()> = None;
+          ds.field("body", &x)
+        },
+      };
+      ds.finish()
+  }
+}
+pub enum QueryAnswersOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct QueryAnswers<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for QueryAnswers<'a> {
+  type Inner = QueryAnswers<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> QueryAnswers<'a> {
+  pub const VT_ANSWERS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    QueryAnswers { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args QueryAnswersArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<QueryAnswers<'bldr>> {
+    let mut builder = QueryAnswersBuilder::new(_fbb);
+    if let Some(x) = args.answers { builder.add_answers(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn answers(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<QueryAnswer<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<QueryAnswer>>>>(QueryAnswers::VT_ANSWERS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for QueryAnswers<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<QueryAnswer>>>>("answers", Self::VT_ANSWERS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct QueryAnswersArgs<'a> {
+    pub answers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<QueryAnswer<'a>>>>>,
+}
+impl<'a> Default for QueryAnswersArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    QueryAnswersArgs {
+      answers: None, // required field
+    }
+  }
+}
+
+pub struct QueryAnswersBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueryAnswersBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_answers(&mut self, answers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<QueryAnswer<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueryAnswers::VT_ANSWERS, answers);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueryAnswersBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    QueryAnswersBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<QueryAnswers<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, QueryAnswers::VT_ANSWERS,"answers");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for QueryAnswers<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("QueryAnswers");
+      ds.field("answers", &self.answers());
       ds.finish()
   }
 }

@@ -1,6 +1,6 @@
 //! Metadata commands and their form in the log.
 
-use super::SliceId;
+use super::{Broker, BrokerStatus, HostPort, SliceId};
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, InvalidFlatbuffer, Vector, WIPOffset};
@@ -41,6 +41,68 @@ pub enum Command {
     AllocateProducerIds {
         count: u32,
     },
+    /// Another target for a partition's replicas.
+    AssignPartition {
+        name: Arc<str>,
+        id: Uuid,
+        partition: u32,
+        /// The replicas that the proposer saw: if they are others by then, nothing is done.
+        present: Vec<i32>,
+        replicas: Vec<i32>,
+    },
+    /// Reports of who leads partitions of a topic.
+    SetPartitionLeader {
+        name: Arc<str>,
+        id: Uuid,
+        leaders: Vec<LeaderReport>,
+    },
+    /// Reports of how far partitions of a topic have come.
+    UpdateHighWatermark {
+        name: Arc<str>,
+        id: Uuid,
+        node: i32,
+        watermarks: Vec<WatermarkReport>,
+    },
+    RegisterBroker {
+        broker: Broker,
+    },
+    UpdateBrokerStatus {
+        node: i32,
+        /// If another process of the node has registered by then, nothing is done.
+        incarnation: u64,
+        status: BrokerStatus,
+    },
+    UnregisterBroker {
+        node: i32,
+    },
+    SetFeatureLevel {
+        name: String,
+        level: u16,
+    },
+    UpdateClusterConfig {
+        /// `None`: for all nodes that have none of their own.
+        node: Option<i32>,
+        /// `None`: back to what the node itself says.
+        changes: Vec<(String, Option<String>)>,
+    },
+}
+
+/// Who leads a partition, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderReport {
+    pub partition: u32,
+    pub term: u64,
+    pub leader: i32,
+    pub voters: Vec<i32>,
+}
+
+/// How far a partition has come, as its leader says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatermarkReport {
+    pub partition: u32,
+    pub high_watermark: u64,
+    pub log_start: u64,
+    pub end_offset: u64,
 }
 
 /// Who asked for a command, and which of its requests it is: asked again, it is not applied again.
@@ -84,14 +146,29 @@ impl Command {
             Command::CreateTopic { name, .. }
             | Command::DeleteTopic { name, .. }
             | Command::CreatePartitions { name, .. }
-            | Command::UpdateTopicConfig { name, .. } => SliceId::of_topic(name),
-            Command::AllocateProducerIds { .. } => SliceId::of_cluster(),
+            | Command::UpdateTopicConfig { name, .. }
+            | Command::AssignPartition { name, .. }
+            | Command::SetPartitionLeader { name, .. }
+            | Command::UpdateHighWatermark { name, .. } => SliceId::of_topic(name),
+            Command::AllocateProducerIds { .. }
+            | Command::RegisterBroker { .. }
+            | Command::UpdateBrokerStatus { .. }
+            | Command::UnregisterBroker { .. }
+            | Command::SetFeatureLevel { .. }
+            | Command::UpdateClusterConfig { .. } => SliceId::of_cluster(),
         }
     }
 
     /// Whether it may only be acknowledged once a majority has it: its effects reach beyond the slice.
     pub fn is_quorum_only(&self) -> bool {
-        matches!(self, Command::AllocateProducerIds { .. })
+        matches!(
+            self,
+            Command::AllocateProducerIds { .. }
+                | Command::RegisterBroker { .. }
+                | Command::UpdateBrokerStatus { .. }
+                | Command::UnregisterBroker { .. }
+                | Command::SetFeatureLevel { .. }
+        )
     }
 
     /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
@@ -185,6 +262,76 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
             let args = fb::AllocateProducerIdsArgs { count: *count };
             (fb::Body::AllocateProducerIds, fb::AllocateProducerIds::create(out, &args).as_union_value())
         }
+        Command::AssignPartition { name, id, partition, present, replicas } => {
+            let args = fb::AssignPartitionArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                partition: *partition,
+                present: Some(out.create_vector(present)),
+                replicas: Some(out.create_vector(replicas)),
+            };
+            (fb::Body::AssignPartition, fb::AssignPartition::create(out, &args).as_union_value())
+        }
+        Command::SetPartitionLeader { name, id, leaders } => {
+            let leaders: Vec<_> = leaders
+                .iter()
+                .map(|report| {
+                    let LeaderReport { partition, term, leader, ref voters } = *report;
+                    let voters = Some(out.create_vector(voters));
+                    fb::LeaderReport::create(out, &fb::LeaderReportArgs { partition, term, leader, voters })
+                })
+                .collect();
+            let args = fb::SetPartitionLeaderArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                leaders: Some(out.create_vector(&leaders)),
+            };
+            (fb::Body::SetPartitionLeader, fb::SetPartitionLeader::create(out, &args).as_union_value())
+        }
+        Command::UpdateHighWatermark { name, id, node, watermarks } => {
+            let watermarks: Vec<_> = watermarks
+                .iter()
+                .map(|report| {
+                    let WatermarkReport { partition, high_watermark, log_start, end_offset } = *report;
+                    let args = fb::WatermarkReportArgs { partition, high_watermark, log_start, end_offset };
+                    fb::WatermarkReport::create(out, &args)
+                })
+                .collect();
+            let args = fb::UpdateHighWatermarkArgs {
+                name: Some(out.create_string(name)),
+                id: Some(&uuid_out(*id)),
+                node: *node,
+                watermarks: Some(out.create_vector(&watermarks)),
+            };
+            (fb::Body::UpdateHighWatermark, fb::UpdateHighWatermark::create(out, &args).as_union_value())
+        }
+        Command::RegisterBroker { broker } => {
+            let broker = Some(broker_out(out, broker));
+            let body = fb::RegisterBroker::create(out, &fb::RegisterBrokerArgs { broker });
+            (fb::Body::RegisterBroker, body.as_union_value())
+        }
+        Command::UpdateBrokerStatus { node, incarnation, status } => {
+            let fenced = *status == BrokerStatus::Fenced;
+            let args = fb::UpdateBrokerStatusArgs { node: *node, incarnation: *incarnation, fenced };
+            (fb::Body::UpdateBrokerStatus, fb::UpdateBrokerStatus::create(out, &args).as_union_value())
+        }
+        Command::UnregisterBroker { node } => {
+            let body = fb::UnregisterBroker::create(out, &fb::UnregisterBrokerArgs { node: *node });
+            (fb::Body::UnregisterBroker, body.as_union_value())
+        }
+        Command::SetFeatureLevel { name, level } => {
+            let args = fb::SetFeatureLevelArgs { name: Some(out.create_string(name)), level: *level };
+            (fb::Body::SetFeatureLevel, fb::SetFeatureLevel::create(out, &args).as_union_value())
+        }
+        Command::UpdateClusterConfig { node, changes } => {
+            let changes = configs_out(out, changes.iter().map(|(name, value)| (name, value.as_ref())));
+            let args = fb::UpdateClusterConfigArgs {
+                for_node: node.is_some(),
+                node: node.unwrap_or_default(),
+                changes: Some(changes),
+            };
+            (fb::Body::UpdateClusterConfig, fb::UpdateClusterConfig::create(out, &args).as_union_value())
+        }
     };
     let mut args = fb::CommandArgs { body_type, body: Some(body), ..fb::CommandArgs::default() };
     if let Some(origin) = origin {
@@ -237,8 +384,104 @@ fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
             let body = command.body_as_allocate_producer_ids().expect(VERIFIED);
             Command::AllocateProducerIds { count: body.count() }
         }
+        fb::Body::AssignPartition => {
+            let body = command.body_as_assign_partition().expect(VERIFIED);
+            Command::AssignPartition {
+                name: body.name().into(),
+                id: uuid_in(body.id()),
+                partition: body.partition(),
+                present: body.present().iter().collect(),
+                replicas: body.replicas().iter().collect(),
+            }
+        }
+        fb::Body::SetPartitionLeader => {
+            let body = command.body_as_set_partition_leader().expect(VERIFIED);
+            let leaders = body.leaders().iter().map(|report| LeaderReport {
+                partition: report.partition(),
+                term: report.term(),
+                leader: report.leader(),
+                voters: report.voters().iter().collect(),
+            });
+            Command::SetPartitionLeader { name: body.name().into(), id: uuid_in(body.id()), leaders: leaders.collect() }
+        }
+        fb::Body::UpdateHighWatermark => {
+            let body = command.body_as_update_high_watermark().expect(VERIFIED);
+            let watermarks = body.watermarks().iter().map(|report| WatermarkReport {
+                partition: report.partition(),
+                high_watermark: report.high_watermark(),
+                log_start: report.log_start(),
+                end_offset: report.end_offset(),
+            });
+            Command::UpdateHighWatermark {
+                name: body.name().into(),
+                id: uuid_in(body.id()),
+                node: body.node(),
+                watermarks: watermarks.collect(),
+            }
+        }
+        fb::Body::RegisterBroker => {
+            let body = command.body_as_register_broker().expect(VERIFIED);
+            Command::RegisterBroker { broker: broker_in(body.broker()) }
+        }
+        fb::Body::UpdateBrokerStatus => {
+            let body = command.body_as_update_broker_status().expect(VERIFIED);
+            let status = status_in(body.fenced());
+            Command::UpdateBrokerStatus { node: body.node(), incarnation: body.incarnation(), status }
+        }
+        fb::Body::UnregisterBroker => {
+            let body = command.body_as_unregister_broker().expect(VERIFIED);
+            Command::UnregisterBroker { node: body.node() }
+        }
+        fb::Body::SetFeatureLevel => {
+            let body = command.body_as_set_feature_level().expect(VERIFIED);
+            Command::SetFeatureLevel { name: body.name().to_owned(), level: body.level() }
+        }
+        fb::Body::UpdateClusterConfig => {
+            let body = command.body_as_update_cluster_config().expect(VERIFIED);
+            let node = body.for_node().then(|| body.node());
+            Command::UpdateClusterConfig { node, changes: configs_in(body.changes()) }
+        }
         other => return Err(DecodeError::UnknownKind(other.0)),
     })
+}
+
+fn status_in(fenced: bool) -> BrokerStatus {
+    if fenced { BrokerStatus::Fenced } else { BrokerStatus::Alive }
+}
+
+pub(super) fn broker_out<'b>(out: &mut Out<'b>, broker: &Broker) -> WIPOffset<fb::Broker<'b>> {
+    let mut address = |address: &HostPort| {
+        let host = Some(out.create_string(&address.host));
+        fb::HostPort::create(out, &fb::HostPortArgs { host, port: address.port })
+    };
+    let (kafka, peer_addr) = (address(&broker.kafka), address(&broker.peer_addr));
+    let args = fb::BrokerArgs {
+        node: broker.node,
+        peer: broker.peer,
+        incarnation: broker.incarnation,
+        kafka: Some(kafka),
+        peer_addr: Some(peer_addr),
+        cores: broker.cores,
+        rack: broker.rack.as_ref().map(|rack| out.create_string(rack)),
+        version: Some(out.create_string(&broker.version)),
+        fenced: broker.status == BrokerStatus::Fenced,
+    };
+    fb::Broker::create(out, &args)
+}
+
+pub(super) fn broker_in(broker: fb::Broker<'_>) -> Broker {
+    let address = |address: fb::HostPort<'_>| HostPort { host: address.host().to_owned(), port: address.port() };
+    Broker {
+        node: broker.node(),
+        peer: broker.peer(),
+        incarnation: broker.incarnation(),
+        kafka: address(broker.kafka()),
+        peer_addr: address(broker.peer_addr()),
+        cores: broker.cores(),
+        rack: broker.rack().map(str::to_owned),
+        version: broker.version().to_owned(),
+        status: status_in(broker.fenced()),
+    }
 }
 
 pub(super) fn uuid_out(id: Uuid) -> fb::Uuid {

@@ -2,23 +2,34 @@
 //!
 //! | module | is |
 //! |---|---|
+//! | `cluster` | brokers, settings of the cluster, reports of partitions |
 //! | `command` | commands, and their form in the log (FlatBuffers) |
 //! | `slice` | one slice of the keyspace: applies commands, deterministically |
 //! | `slice_answers` | what a slice answered, so that a request that comes twice is applied once |
 //! | `snapshot` | all slices at one index, as bytes |
+//! | `query` | what is asked of views |
 //! | `view` | what every core knows of all topics, from the slices' deltas |
 //!
 //! A slice is owned by one core; its number is the CRC-32C of the topic's name modulo [`SLICES`], a constant of the cluster's format.
 
+mod cluster;
 mod command;
+mod query;
 mod slice;
 mod slice_answers;
 mod snapshot;
 mod view;
 
-pub use command::{Command, DecodeError, Origin, Request, decode, decode_requests, encode, encode_requests};
+pub use cluster::{Broker, BrokerStatus, ClusterConfig, HostPort, PartitionLeader, Watermark};
+pub use command::{
+    Command, DecodeError, LeaderReport, Origin, Request, WatermarkReport, decode, decode_requests, encode,
+    encode_requests,
+};
+pub use query::{
+    Assignment, Query, QueryAnswer, decode_queries, decode_query_answers, encode_queries, encode_query_answers,
+};
 pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
-pub use slice_answers::{ANSWERS_MAX, AskedTooLate};
+pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
 pub use snapshot::{join, restore};
 pub use view::View;
 
@@ -72,5 +83,7 @@ pub struct Topic {
     pub created_ms: i64,
 }
 
+#[cfg(test)]
+mod speculation_tests;
 #[cfg(test)]
 mod tests;

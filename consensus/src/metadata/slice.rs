@@ -2,13 +2,20 @@
 //! Lives on: its owning core. Applies committed commands, in log order; the same commands give the same slice, byte for byte, on
 //! every broker.
 //!
-//! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice.
+//! A leader lets its slices run ahead of what is committed ([`Slice::speculate`]): every change leaves a record of how it is undone,
+//! until it is committed or rolled back.
+//!
+//! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice; what is undone leaves no trace.
 
 use super::{
-    Command, Partition, Request, SliceId, Topic,
-    slice_answers::{Answers, AskedTooLate, Before},
+    Broker, BrokerStatus, ClusterConfig, Command, LeaderReport, Partition, PartitionLeader, Request, SliceId, Topic,
+    Watermark, WatermarkReport,
+    slice_answers::{Answers, AskedTooLate, Before, Kept},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// What a command did.
@@ -27,6 +34,15 @@ pub enum Outcome {
         first: i64,
         count: u32,
     },
+    /// The topic as it is now.
+    PartitionAssigned(Arc<Topic>),
+    LeadersSet,
+    WatermarksUpdated,
+    BrokerRegistered,
+    BrokerStatusUpdated,
+    BrokerUnregistered,
+    FeatureSet,
+    ClusterConfigUpdated,
 }
 
 /// Why a command did nothing.
@@ -42,6 +58,21 @@ pub enum Rejection {
     PartitionCount { expected: u32, found: u32 },
     #[error("a topic needs at least one partition")]
     NoPartitions,
+    #[error("the topic has no partition {0}")]
+    UnknownPartition(u32),
+    #[error("the partition's replicas are others by now: somebody else has assigned them; try again")]
+    ReplicasChanged,
+    #[error("a later process of broker {node} has registered (incarnation {incarnation})")]
+    StaleBroker { node: i32, incarnation: u64 },
+    #[error(
+        "the data directory of broker {node} (peer {peer:#x}) was unregistered or replaced by another and can't come back; \
+         empty it"
+    )]
+    PeerGone { node: i32, peer: u64 },
+    #[error("there is no broker {0}")]
+    UnknownBroker(i32),
+    #[error("the feature's level is {from} already; it is never lowered, not to {to} either")]
+    FeatureDowngrade { from: u16, to: u16 },
 }
 
 /// What became of one request. The outer error: it may have been applied before, and what it gave then is forgotten.
@@ -53,13 +84,23 @@ pub enum Delta {
     /// New, or changed.
     Topic(Arc<Topic>),
     TopicDeleted(Arc<Topic>),
+    /// By group.
+    Leaders(Arc<[(u64, PartitionLeader)]>),
+    /// By group.
+    Watermarks(Arc<[(u64, Watermark)]>),
+    Broker(Arc<Broker>),
+    BrokerGone(i32),
+    /// All peers that must not come back.
+    GonePeers(Arc<BTreeSet<u64>>),
+    Features(Arc<BTreeMap<String, u16>>),
+    ClusterConfig(Arc<ClusterConfig>),
 }
 
 /// The result of applying one command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     pub outcome: Result<Outcome, Rejection>,
-    pub delta: Option<Delta>,
+    pub deltas: Vec<Delta>,
 }
 
 /// Why a name can't be a topic's (Kafka's rule, `Topic.validate`).
@@ -95,12 +136,56 @@ pub struct Slice {
     /// The largest group id that any command for this slice carried, whether it succeeded or not: ids are never used again.
     pub(super) group_high: u64,
     pub(super) next_producer_id: i64,
+    /// By group, of the topics here.
+    pub(super) leaders: BTreeMap<u64, PartitionLeader>,
+    pub(super) watermarks: BTreeMap<u64, Watermark>,
+    pub(super) brokers: BTreeMap<i32, Arc<Broker>>,
+    /// Peers of brokers that were unregistered, or got another disk.
+    pub(super) gone_peers: Arc<BTreeSet<u64>>,
+    pub(super) features: Arc<BTreeMap<String, u16>>,
+    pub(super) settings: Arc<ClusterConfig>,
     pub(super) answers: Answers,
+    /// What undoes changes that are not committed, oldest first, each with its entry's index.
+    undo: VecDeque<(u64, Undo)>,
+    /// The entry that is being speculated.
+    speculating: Option<u64>,
 }
+
+/// How one change is undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Undo {
+    Topic(Arc<str>, Option<Arc<Topic>>),
+    GroupHigh(u64),
+    NextProducerId(i64),
+    Leader(u64, Option<PartitionLeader>),
+    Watermark(u64, Option<Watermark>),
+    Broker(i32, Option<Arc<Broker>>),
+    GonePeers(Arc<BTreeSet<u64>>),
+    Features(Arc<BTreeMap<String, u16>>),
+    Settings(Arc<ClusterConfig>),
+    Answer(Kept),
+}
+
+/// What a command did, and what the views follow.
+type Changed = Result<(Outcome, Vec<Delta>), Rejection>;
 
 impl Slice {
     pub fn new(id: SliceId) -> Self {
-        Self { id, topics: BTreeMap::new(), group_high: 0, next_producer_id: 0, answers: Answers::default() }
+        Self {
+            id,
+            topics: BTreeMap::new(),
+            group_high: 0,
+            next_producer_id: 0,
+            leaders: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            brokers: BTreeMap::new(),
+            gone_peers: Arc::default(),
+            features: Arc::default(),
+            settings: Arc::default(),
+            answers: Answers::default(),
+            undo: VecDeque::new(),
+            speculating: None,
+        }
     }
 
     /// All slices of a new cluster.
@@ -122,35 +207,96 @@ impl Slice {
         self.topics.values()
     }
 
+    pub fn topic(&self, name: &str) -> Option<&Arc<Topic>> {
+        self.topics.get(name)
+    }
+
     /// What a view without this slice lacks.
     pub fn image(&self) -> impl Iterator<Item = Delta> {
-        self.topics().cloned().map(Delta::Topic)
+        let mut deltas: Vec<Delta> = self.topics().cloned().map(Delta::Topic).collect();
+        deltas.extend(self.brokers.values().cloned().map(Delta::Broker));
+        let leaders = self.leaders.iter().map(|(group, leader)| (*group, leader.clone()));
+        let watermarks = self.watermarks.iter().map(|(group, watermark)| (*group, *watermark));
+        deltas.push(Delta::Leaders(leaders.collect()));
+        deltas.push(Delta::Watermarks(watermarks.collect()));
+        if self.id == SliceId::of_cluster() {
+            deltas.push(Delta::GonePeers(self.gone_peers.clone()));
+            deltas.push(Delta::Features(self.features.clone()));
+            deltas.push(Delta::ClusterConfig(self.settings.clone()));
+        }
+        deltas.into_iter()
     }
 
     /// Applies a committed command of this slice.
     pub fn apply(&mut self, command: &Command) -> Applied {
         assert_eq!(command.slice(), self.id, "a command goes to its own slice");
         match self.change(command) {
-            Ok((outcome, delta)) => Applied { outcome: Ok(outcome), delta },
-            Err(rejection) => Applied { outcome: Err(rejection), delta: None },
+            Ok((outcome, deltas)) => Applied { outcome: Ok(outcome), deltas },
+            Err(rejection) => Applied { outcome: Err(rejection), deltas: Vec::new() },
         }
     }
 
     /// Applies a committed request of this slice; one that was applied before gets its answer again, and changes nothing.
     pub fn apply_request(&mut self, request: &Request) -> Result<Applied, AskedTooLate> {
+        assert!(self.undo.is_empty() || self.speculating.is_some(), "what is not committed is rolled back first");
         let Some(origin) = request.origin else { return Ok(self.apply(&request.command)) };
         match self.answers.before(origin) {
-            Before::Answered(outcome) => Ok(Applied { outcome, delta: None }),
+            Before::Answered(outcome) => Ok(Applied { outcome, deltas: Vec::new() }),
             Before::Forgotten => Err(AskedTooLate),
             Before::Nothing => {
                 let applied = self.apply(&request.command);
-                self.answers.keep(origin, applied.outcome.clone());
+                let kept = self.answers.keep(origin, applied.outcome.clone());
+                self.can_undo(|| Undo::Answer(kept));
                 Ok(applied)
             }
         }
     }
 
-    fn change(&mut self, command: &Command) -> Result<(Outcome, Option<Delta>), Rejection> {
+    /// As [`Slice::apply_request`], for a request of the leader's entry at `index`, which is not committed.
+    pub fn speculate(&mut self, index: u64, request: &Request) -> Result<Applied, AskedTooLate> {
+        self.speculating = Some(index);
+        let applied = self.apply_request(request);
+        self.speculating = None;
+        applied
+    }
+
+    /// What was speculated up to `index` is committed.
+    pub fn commit(&mut self, index: u64) {
+        while self.undo.pop_front_if(|(at, _)| *at <= index).is_some() {}
+    }
+
+    /// Undoes all that is not committed.
+    pub fn roll_back(&mut self) {
+        while let Some((_, undo)) = self.undo.pop_back() {
+            match undo {
+                Undo::Topic(name, before) => put_back(&mut self.topics, name, before),
+                Undo::GroupHigh(before) => self.group_high = before,
+                Undo::NextProducerId(before) => self.next_producer_id = before,
+                Undo::Leader(group, before) => put_back(&mut self.leaders, group, before),
+                Undo::Watermark(group, before) => put_back(&mut self.watermarks, group, before),
+                Undo::Broker(node, before) => put_back(&mut self.brokers, node, before),
+                Undo::GonePeers(before) => self.gone_peers = before,
+                Undo::Features(before) => self.features = before,
+                Undo::Settings(before) => self.settings = before,
+                Undo::Answer(kept) => self.answers.forget(kept),
+            }
+        }
+    }
+
+    /// A copy without what is not committed. Topics are shared.
+    pub fn committed(&self) -> Self {
+        let mut copy = self.clone();
+        copy.roll_back();
+        copy
+    }
+
+    fn can_undo(&mut self, undo: impl FnOnce() -> Undo) {
+        if let Some(index) = self.speculating {
+            self.undo.push_back((index, undo()));
+        }
+    }
+
+    fn change(&mut self, command: &Command) -> Changed {
         match command {
             Command::CreateTopic { name, id, first_group, replicas, configs, created_ms } => {
                 self.take_groups(*first_group, replicas.len());
@@ -168,55 +314,202 @@ impl Slice {
                     configs: configs.clone(),
                     created_ms: *created_ms,
                 });
-                Ok((Outcome::TopicCreated(topic.clone()), Some(Delta::Topic(topic))))
+                Ok((Outcome::TopicCreated(topic.clone()), vec![Delta::Topic(topic)]))
             }
             Command::DeleteTopic { name, id } => {
-                self.find(name, *id)?;
-                let topic = self.topics.remove(name).expect("it was just found");
-                Ok((Outcome::TopicDeleted, Some(Delta::TopicDeleted(topic))))
+                let topic = self.find(name, *id)?.clone();
+                self.set_topic(name.clone(), None);
+                for partition in &topic.partitions {
+                    self.set_leader(partition.group, None);
+                    self.set_watermark(partition.group, None);
+                }
+                Ok((Outcome::TopicDeleted, vec![Delta::TopicDeleted(topic)]))
             }
             Command::CreatePartitions { name, id, present, first_group, replicas } => {
                 self.take_groups(*first_group, replicas.len());
-                let mut topic = self.find(name, *id)?;
+                let mut topic = Topic::clone(self.find(name, *id)?);
                 let found = topic.partitions.len() as u32;
                 if found != *present {
                     return Err(Rejection::PartitionCount { expected: *present, found });
                 }
                 topic.partitions.extend(partitions(*first_group, replicas));
                 let topic = self.put(topic);
-                Ok((Outcome::PartitionsAdded { topic: topic.clone(), first_new: found }, Some(Delta::Topic(topic))))
+                Ok((Outcome::PartitionsAdded { topic: topic.clone(), first_new: found }, vec![Delta::Topic(topic)]))
             }
             Command::UpdateTopicConfig { name, id, changes } => {
-                let mut topic = self.find(name, *id)?;
+                let mut topic = Topic::clone(self.find(name, *id)?);
                 for (setting, value) in changes {
                     match value {
                         Some(value) => topic.configs.insert(setting.clone(), value.clone()),
                         None => topic.configs.remove(setting),
                     };
                 }
-                Ok((Outcome::ConfigUpdated, Some(Delta::Topic(self.put(topic)))))
+                Ok((Outcome::ConfigUpdated, vec![Delta::Topic(self.put(topic))]))
             }
             Command::AllocateProducerIds { count } => {
                 let first = self.next_producer_id;
+                self.can_undo(|| Undo::NextProducerId(first));
                 self.next_producer_id += i64::from(*count);
-                Ok((Outcome::ProducerIds { first, count: *count }, None))
+                Ok((Outcome::ProducerIds { first, count: *count }, Vec::new()))
+            }
+            Command::AssignPartition { name, id, partition, present, replicas } => {
+                let mut topic = Topic::clone(self.find(name, *id)?);
+                let found = topic.partitions.get_mut(*partition as usize);
+                let found = found.ok_or(Rejection::UnknownPartition(*partition))?;
+                if found.replicas != *present || replicas.is_empty() {
+                    return Err(Rejection::ReplicasChanged);
+                }
+                found.replicas.clone_from(replicas);
+                let topic = self.put(topic);
+                Ok((Outcome::PartitionAssigned(topic.clone()), vec![Delta::Topic(topic)]))
+            }
+            Command::SetPartitionLeader { name, id, leaders } => self.take_leaders(name, *id, leaders),
+            Command::UpdateHighWatermark { name, id, node: _, watermarks } => {
+                self.take_watermarks(name, *id, watermarks)
+            }
+            Command::RegisterBroker { broker } => self.register(broker),
+            Command::UpdateBrokerStatus { node, incarnation, status } => {
+                let known = self.brokers.get(node).ok_or(Rejection::UnknownBroker(*node))?;
+                if known.incarnation != *incarnation {
+                    return Err(Rejection::StaleBroker { node: *node, incarnation: known.incarnation });
+                }
+                let broker = Arc::new(Broker { status: *status, ..Broker::clone(known) });
+                self.set_broker(*node, Some(broker.clone()));
+                Ok((Outcome::BrokerStatusUpdated, vec![Delta::Broker(broker)]))
+            }
+            Command::UnregisterBroker { node } => {
+                let peer = self.brokers.get(node).ok_or(Rejection::UnknownBroker(*node))?.peer;
+                self.set_broker(*node, None);
+                let gone = self.let_go(peer);
+                Ok((Outcome::BrokerUnregistered, vec![Delta::BrokerGone(*node), gone]))
+            }
+            Command::SetFeatureLevel { name, level } => {
+                let from = self.features.get(name).copied().unwrap_or(0);
+                if *level < from {
+                    return Err(Rejection::FeatureDowngrade { from, to: *level });
+                }
+                let before = self.features.clone();
+                self.can_undo(|| Undo::Features(before));
+                Arc::make_mut(&mut self.features).insert(name.clone(), *level);
+                Ok((Outcome::FeatureSet, vec![Delta::Features(self.features.clone())]))
+            }
+            Command::UpdateClusterConfig { node, changes } => {
+                let before = self.settings.clone();
+                self.can_undo(|| Undo::Settings(before));
+                let settings = &mut Arc::make_mut(&mut self.settings).settings;
+                for (name, value) in changes {
+                    let key = (*node, name.clone());
+                    match value {
+                        Some(value) => settings.insert(key, value.clone()),
+                        None => settings.remove(&key),
+                    };
+                }
+                Ok((Outcome::ClusterConfigUpdated, vec![Delta::ClusterConfig(self.settings.clone())]))
             }
         }
     }
 
-    fn take_groups(&mut self, first: u64, count: usize) {
-        self.group_high = self.group_high.max(first.saturating_add((count as u64).saturating_sub(1)));
+    /// Reports are applied where they are newer; others say nothing new.
+    fn take_leaders(&mut self, name: &Arc<str>, id: Uuid, reports: &[LeaderReport]) -> Changed {
+        let topic = self.find(name, id)?.clone();
+        let mut changed = Vec::new();
+        for report in reports {
+            let Some(partition) = topic.partitions.get(report.partition as usize) else { continue };
+            let is_newer = self.leaders.get(&partition.group).is_none_or(|known| known.term < report.term);
+            if is_newer && partition.replicas.contains(&report.leader) {
+                let LeaderReport { term, leader, ref voters, .. } = *report;
+                let leader = PartitionLeader { term, leader, voters: voters.clone() };
+                self.set_leader(partition.group, Some(leader.clone()));
+                changed.push((partition.group, leader));
+            }
+        }
+        Ok((Outcome::LeadersSet, vec![Delta::Leaders(changed.into())]))
     }
 
-    fn find(&self, name: &Arc<str>, id: Uuid) -> Result<Topic, Rejection> {
+    /// A watermark never goes back.
+    fn take_watermarks(&mut self, name: &Arc<str>, id: Uuid, reports: &[WatermarkReport]) -> Changed {
+        let topic = self.find(name, id)?.clone();
+        let mut changed = Vec::new();
+        for report in reports {
+            let Some(partition) = topic.partitions.get(report.partition as usize) else { continue };
+            let WatermarkReport { high_watermark, log_start, end_offset, .. } = *report;
+            let known = self.watermarks.get(&partition.group).copied();
+            let known = known.unwrap_or(Watermark { high_watermark: 0, log_start: 0, end_offset: 0 });
+            let now = Watermark {
+                high_watermark: high_watermark.max(known.high_watermark),
+                log_start: log_start.max(known.log_start),
+                end_offset: end_offset.max(high_watermark),
+            };
+            self.set_watermark(partition.group, Some(now));
+            changed.push((partition.group, now));
+        }
+        Ok((Outcome::WatermarksUpdated, vec![Delta::Watermarks(changed.into())]))
+    }
+
+    fn register(&mut self, broker: &Broker) -> Changed {
+        let Broker { node, peer, .. } = *broker;
+        if self.gone_peers.contains(&peer) {
+            return Err(Rejection::PeerGone { node, peer });
+        }
+        let mut deltas = Vec::new();
+        if let Some(known) = self.brokers.get(&node) {
+            if known.peer == peer && known.incarnation > broker.incarnation {
+                return Err(Rejection::StaleBroker { node, incarnation: known.incarnation });
+            }
+            if known.peer != peer {
+                let former = known.peer;
+                deltas.push(self.let_go(former));
+            }
+        }
+        let broker = Arc::new(Broker { status: BrokerStatus::Alive, ..broker.clone() });
+        self.set_broker(node, Some(broker.clone()));
+        deltas.push(Delta::Broker(broker));
+        Ok((Outcome::BrokerRegistered, deltas))
+    }
+
+    /// This peer must not come back.
+    fn let_go(&mut self, peer: u64) -> Delta {
+        let before = self.gone_peers.clone();
+        self.can_undo(|| Undo::GonePeers(before));
+        Arc::make_mut(&mut self.gone_peers).insert(peer);
+        Delta::GonePeers(self.gone_peers.clone())
+    }
+
+    fn take_groups(&mut self, first: u64, count: usize) {
+        let before = self.group_high;
+        self.can_undo(|| Undo::GroupHigh(before));
+        self.group_high = before.max(first.saturating_add((count as u64).saturating_sub(1)));
+    }
+
+    fn find(&self, name: &Arc<str>, id: Uuid) -> Result<&Arc<Topic>, Rejection> {
         let found = self.topics.get(name).filter(|topic| topic.id == id);
-        found.map(|topic| Topic::clone(topic)).ok_or_else(|| Rejection::UnknownTopic(name.clone()))
+        found.ok_or_else(|| Rejection::UnknownTopic(name.clone()))
     }
 
     fn put(&mut self, topic: Topic) -> Arc<Topic> {
         let topic = Arc::new(topic);
-        self.topics.insert(topic.name.clone(), topic.clone());
+        self.set_topic(topic.name.clone(), Some(topic.clone()));
         topic
+    }
+
+    fn set_topic(&mut self, name: Arc<str>, topic: Option<Arc<Topic>>) {
+        let before = set(&mut self.topics, name.clone(), topic);
+        self.can_undo(|| Undo::Topic(name, before));
+    }
+
+    fn set_leader(&mut self, group: u64, leader: Option<PartitionLeader>) {
+        let before = set(&mut self.leaders, group, leader);
+        self.can_undo(|| Undo::Leader(group, before));
+    }
+
+    fn set_watermark(&mut self, group: u64, watermark: Option<Watermark>) {
+        let before = set(&mut self.watermarks, group, watermark);
+        self.can_undo(|| Undo::Watermark(group, before));
+    }
+
+    fn set_broker(&mut self, node: i32, broker: Option<Arc<Broker>>) {
+        let before = set(&mut self.brokers, node, broker);
+        self.can_undo(|| Undo::Broker(node, before));
     }
 
     /// Panics if the slice's invariants do not hold.
@@ -229,7 +522,21 @@ impl Slice {
             let highest = topic.partitions.iter().map(|partition| partition.group).max();
             assert!(highest <= Some(self.group_high), "topic '{name}' has a group that was never given out");
         }
+        for broker in self.brokers.values() {
+            assert!(!self.gone_peers.contains(&broker.peer), "broker {} has a peer that is gone", broker.node);
+        }
     }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    }
+}
+
+fn put_back<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    set(map, key, value);
 }
 
 fn partitions(first_group: u64, replicas: &[Vec<i32>]) -> Vec<Partition> {

@@ -4,11 +4,12 @@
 //! Invariants: for each node only its newest incarnation; every sequence kept is at least `lowest_open`; at most [`ANSWERS_MAX`].
 
 use super::{
-    NameError, Origin, Outcome, Rejection,
+    DecodeError, NameError, Origin, Outcome, Rejection, RequestResult,
     snapshot::{RestoreError, topic_in, topic_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
-use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use bytes::Bytes;
+use flatbuffers::{FlatBufferBuilder, VerifierOptions, WIPOffset};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Answers kept for each node and slice. When one more comes, the oldest is forgotten: asked for again, it is refused.
@@ -26,6 +27,17 @@ struct Asked {
     incarnation: u64,
     lowest_open: u64,
     by_sequence: BTreeMap<u64, Answer>,
+}
+
+/// The way back from an answer that was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    node: i32,
+    sequence: u64,
+    /// The node's incarnation and lowest open sequence, if it had asked before.
+    before: Option<(u64, u64)>,
+    /// Answers that were forgotten for it.
+    removed: BTreeMap<u64, Answer>,
 }
 
 /// What is known of a request that comes in.
@@ -53,23 +65,45 @@ impl Answers {
         }
     }
 
-    /// Remembers the answer to a request of which nothing was known before.
-    pub(super) fn keep(&mut self, origin: Origin, answer: Answer) {
+    /// Remembers the answer to a request of which nothing was known before; the way back from that is returned.
+    pub(super) fn keep(&mut self, origin: Origin, answer: Answer) -> Kept {
         let Origin { node, incarnation, sequence, lowest_open } = origin;
         let new = || Asked { incarnation, lowest_open, by_sequence: BTreeMap::new() };
+        let before = self.by_node.get(&node).map(|asked| (asked.incarnation, asked.lowest_open));
         let asked = self.by_node.entry(node).or_insert_with(new);
+        let mut removed = BTreeMap::new();
         if asked.incarnation < incarnation {
-            *asked = new();
+            removed = std::mem::replace(asked, new()).by_sequence;
         }
         asked.by_sequence.insert(sequence, answer);
         // A request that names itself as answered is a mistake of its origin; it must not be forgotten at once.
         let mut lowest_open = asked.lowest_open.max(lowest_open.min(sequence));
-        asked.by_sequence = asked.by_sequence.split_off(&lowest_open);
+        let kept = asked.by_sequence.split_off(&lowest_open);
+        removed.append(&mut std::mem::replace(&mut asked.by_sequence, kept));
         while asked.by_sequence.len() > ANSWERS_MAX {
-            let (oldest, _) = asked.by_sequence.pop_first().expect("there are more than the most");
+            let (oldest, answer) = asked.by_sequence.pop_first().expect("there are more than the most");
+            removed.insert(oldest, answer);
             lowest_open = oldest + 1;
         }
         asked.lowest_open = lowest_open;
+        Kept { node, sequence, before, removed }
+    }
+
+    /// Undoes the newest [`Answers::keep`].
+    pub(super) fn forget(&mut self, kept: Kept) {
+        let Kept { node, sequence, before, removed } = kept;
+        let Some((incarnation, lowest_open)) = before else {
+            self.by_node.remove(&node);
+            return;
+        };
+        let asked = self.by_node.get_mut(&node).expect("what was kept is there");
+        if asked.incarnation == incarnation {
+            asked.by_sequence.remove(&sequence);
+        } else {
+            asked.by_sequence.clear();
+        }
+        asked.by_sequence.extend(removed);
+        (asked.incarnation, asked.lowest_open) = (incarnation, lowest_open);
     }
 
     pub(super) fn check(&self) {
@@ -132,6 +166,21 @@ const NAME_DOTS: u8 = 131;
 const NAME_CHARACTER: u8 = 132;
 const PARTITION_COUNT: u8 = 133;
 const NO_PARTITIONS: u8 = 134;
+const ASSIGNED: u8 = 6;
+const LEADERS_SET: u8 = 7;
+const WATERMARKS_UPDATED: u8 = 8;
+const BROKER_REGISTERED: u8 = 9;
+const BROKER_STATUS_UPDATED: u8 = 10;
+const BROKER_UNREGISTERED: u8 = 11;
+const FEATURE_SET: u8 = 12;
+const CLUSTER_CONFIG_UPDATED: u8 = 13;
+const UNKNOWN_PARTITION: u8 = 135;
+const REPLICAS_CHANGED: u8 = 136;
+const STALE_BROKER: u8 = 137;
+const PEER_GONE: u8 = 138;
+const UNKNOWN_BROKER: u8 = 139;
+const FEATURE_DOWNGRADE: u8 = 140;
+const ASKED_TOO_LATE: u8 = 255;
 
 fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) -> WIPOffset<fb::Answer<'b>> {
     let mut to = fb::AnswerArgs { sequence, ..fb::AnswerArgs::default() };
@@ -173,6 +222,38 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
             PARTITION_COUNT
         }
         Err(Rejection::NoPartitions) => NO_PARTITIONS,
+        Ok(Outcome::PartitionAssigned(topic)) => {
+            to.topic = Some(topic_out(out, topic));
+            ASSIGNED
+        }
+        Ok(Outcome::LeadersSet) => LEADERS_SET,
+        Ok(Outcome::WatermarksUpdated) => WATERMARKS_UPDATED,
+        Ok(Outcome::BrokerRegistered) => BROKER_REGISTERED,
+        Ok(Outcome::BrokerStatusUpdated) => BROKER_STATUS_UPDATED,
+        Ok(Outcome::BrokerUnregistered) => BROKER_UNREGISTERED,
+        Ok(Outcome::FeatureSet) => FEATURE_SET,
+        Ok(Outcome::ClusterConfigUpdated) => CLUSTER_CONFIG_UPDATED,
+        Err(Rejection::UnknownPartition(partition)) => {
+            to.second = u64::from(*partition);
+            UNKNOWN_PARTITION
+        }
+        Err(Rejection::ReplicasChanged) => REPLICAS_CHANGED,
+        Err(Rejection::StaleBroker { node, incarnation }) => {
+            (to.first, to.second) = (i64::from(*node), *incarnation);
+            STALE_BROKER
+        }
+        Err(Rejection::PeerGone { node, peer }) => {
+            (to.first, to.second) = (i64::from(*node), *peer);
+            PEER_GONE
+        }
+        Err(Rejection::UnknownBroker(node)) => {
+            to.first = i64::from(*node);
+            UNKNOWN_BROKER
+        }
+        Err(Rejection::FeatureDowngrade { from, to: level }) => {
+            (to.first, to.second) = (i64::from(*from), u64::from(*level));
+            FEATURE_DOWNGRADE
+        }
     };
     fb::Answer::create(out, &to)
 }
@@ -182,6 +263,7 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
     let topic = || Some(Arc::new(topic_in(answer.topic()?)));
     let name = || Some(Arc::<str>::from(answer.name()?));
     let second = || u32::try_from(answer.second()).ok();
+    let node = || i32::try_from(answer.first()).ok();
     Some(match answer.kind() {
         TOPIC_CREATED => Ok(Outcome::TopicCreated(topic()?)),
         TOPIC_DELETED => Ok(Outcome::TopicDeleted),
@@ -197,6 +279,54 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
             Err(Rejection::PartitionCount { expected: u32::try_from(answer.first()).ok()?, found: second()? })
         }
         NO_PARTITIONS => Err(Rejection::NoPartitions),
+        ASSIGNED => Ok(Outcome::PartitionAssigned(topic()?)),
+        LEADERS_SET => Ok(Outcome::LeadersSet),
+        WATERMARKS_UPDATED => Ok(Outcome::WatermarksUpdated),
+        BROKER_REGISTERED => Ok(Outcome::BrokerRegistered),
+        BROKER_STATUS_UPDATED => Ok(Outcome::BrokerStatusUpdated),
+        BROKER_UNREGISTERED => Ok(Outcome::BrokerUnregistered),
+        FEATURE_SET => Ok(Outcome::FeatureSet),
+        CLUSTER_CONFIG_UPDATED => Ok(Outcome::ClusterConfigUpdated),
+        UNKNOWN_PARTITION => Err(Rejection::UnknownPartition(second()?)),
+        REPLICAS_CHANGED => Err(Rejection::ReplicasChanged),
+        STALE_BROKER => Err(Rejection::StaleBroker { node: node()?, incarnation: answer.second() }),
+        PEER_GONE => Err(Rejection::PeerGone { node: node()?, peer: answer.second() }),
+        UNKNOWN_BROKER => Err(Rejection::UnknownBroker(node()?)),
+        FEATURE_DOWNGRADE => Err(Rejection::FeatureDowngrade {
+            from: u16::try_from(answer.first()).ok()?,
+            to: u16::try_from(answer.second()).ok()?,
+        }),
         _ => return None,
     })
+}
+
+/// What requests gave, as bytes for whoever asked from afar.
+pub fn encode_results(results: &[RequestResult]) -> Bytes {
+    let mut out = FlatBufferBuilder::with_capacity(64 * results.len() + 64);
+    let answers: Vec<_> = results
+        .iter()
+        .map(|result| match result {
+            Ok(answer) => write(&mut out, 0, answer),
+            Err(AskedTooLate) => {
+                fb::Answer::create(&mut out, &fb::AnswerArgs { kind: ASKED_TOO_LATE, ..fb::AnswerArgs::default() })
+            }
+        })
+        .collect();
+    let answers = Some(out.create_vector(&answers));
+    let root = fb::Results::create(&mut out, &fb::ResultsArgs { answers });
+    out.finish(root, None);
+    let (buffer, start) = out.collapse();
+    Bytes::from(buffer).slice(start..)
+}
+
+/// Reads back what requests gave; the bytes are verified first.
+pub fn decode_results(bytes: &[u8]) -> Result<Vec<RequestResult>, DecodeError> {
+    // A created topic comes back whole, with a table per partition.
+    let options = VerifierOptions { max_tables: 1 << 20, ..VerifierOptions::default() };
+    let results = flatbuffers::root_with_opts::<fb::Results<'_>>(&options, bytes)?;
+    let results = results.answers().iter().map(|answer| match answer.kind() {
+        ASKED_TOO_LATE => Ok(Err(AskedTooLate)),
+        kind => read(answer).map(Ok).ok_or(DecodeError::UnknownKind(kind)),
+    });
+    results.collect()
 }

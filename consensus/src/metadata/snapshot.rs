@@ -1,8 +1,8 @@
 //! All slices at one index, as bytes: the same slices give the same bytes.
 
 use super::{
-    Partition, SLICES, Slice, SliceId, Topic,
-    command::{configs_in, configs_out, uuid_in, uuid_out},
+    ClusterConfig, Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
+    command::{broker_in, broker_out, configs_in, configs_out, uuid_in, uuid_out},
     slice_answers::Answers,
 };
 use crate::generated::metadata::millrace::metadata as fb;
@@ -31,12 +31,46 @@ pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
         .map(|slice| {
             let topics: Vec<_> = slice.topics().map(|topic| topic_out(&mut out, topic)).collect();
             let origins = slice.answers.write(&mut out);
+            let leaders: Vec<_> =
+                slice.leaders.iter().map(|(group, leader)| leader_out(&mut out, *group, leader)).collect();
+            let watermarks: Vec<_> =
+                slice.watermarks.iter().map(|(group, watermark)| watermark_out(&mut out, *group, *watermark)).collect();
+            let brokers: Vec<_> = slice.brokers.values().map(|broker| broker_out(&mut out, broker)).collect();
+            let gone: Vec<u64> = slice.gone_peers.iter().copied().collect();
+            let features: Vec<_> = slice
+                .features
+                .iter()
+                .map(|(name, level)| {
+                    let name = Some(out.create_string(name));
+                    fb::Feature::create(&mut out, &fb::FeatureArgs { name, level: *level })
+                })
+                .collect();
+            let settings: Vec<_> = slice
+                .settings
+                .settings
+                .iter()
+                .map(|((node, name), value)| {
+                    let args = fb::ClusterSettingArgs {
+                        for_node: node.is_some(),
+                        node: node.unwrap_or_default(),
+                        name: Some(out.create_string(name)),
+                        value: Some(out.create_string(value)),
+                    };
+                    fb::ClusterSetting::create(&mut out, &args)
+                })
+                .collect();
             let args = fb::SliceArgs {
                 number: slice.id().0,
                 group_high: slice.group_high,
                 next_producer_id: slice.next_producer_id,
                 topics: Some(out.create_vector(&topics)),
                 origins: origins.map(|origins| out.create_vector(&origins)),
+                leaders: (!leaders.is_empty()).then(|| out.create_vector(&leaders)),
+                watermarks: (!watermarks.is_empty()).then(|| out.create_vector(&watermarks)),
+                brokers: (!brokers.is_empty()).then(|| out.create_vector(&brokers)),
+                gone_peers: (!gone.is_empty()).then(|| out.create_vector(&gone)),
+                features: (!features.is_empty()).then(|| out.create_vector(&features)),
+                settings: (!settings.is_empty()).then(|| out.create_vector(&settings)),
             };
             fb::Slice::create(&mut out, &args)
         })
@@ -46,6 +80,33 @@ pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
     out.finish(root, None);
     let (buffer, start) = out.collapse();
     Bytes::from(buffer).slice(start..)
+}
+
+fn leader_out<'b>(
+    out: &mut FlatBufferBuilder<'b>,
+    group: u64,
+    leader: &PartitionLeader,
+) -> WIPOffset<fb::PartitionLeader<'b>> {
+    let PartitionLeader { term, leader, ref voters } = *leader;
+    let voters = Some(out.create_vector(voters));
+    fb::PartitionLeader::create(out, &fb::PartitionLeaderArgs { group, term, leader, voters })
+}
+
+pub(super) fn watermark_out<'b>(
+    out: &mut FlatBufferBuilder<'b>,
+    group: u64,
+    watermark: Watermark,
+) -> WIPOffset<fb::Watermark<'b>> {
+    let Watermark { high_watermark, log_start, end_offset } = watermark;
+    fb::Watermark::create(out, &fb::WatermarkArgs { group, high_watermark, log_start, end_offset })
+}
+
+pub(super) fn watermark_in(watermark: fb::Watermark<'_>) -> Watermark {
+    Watermark {
+        high_watermark: watermark.high_watermark(),
+        log_start: watermark.log_start(),
+        end_offset: watermark.end_offset(),
+    }
 }
 
 pub(super) fn topic_out<'b>(out: &mut FlatBufferBuilder<'b>, topic: &Topic) -> WIPOffset<fb::Topic<'b>> {
@@ -100,6 +161,25 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
     slice.group_high = from.group_high();
     slice.next_producer_id = from.next_producer_id();
     slice.answers = Answers::read(from.origins().into_iter().flatten())?;
+    let leaders = from.leaders().into_iter().flatten();
+    slice.leaders = leaders
+        .map(|known| {
+            let voters = known.voters().iter().collect();
+            (known.group(), PartitionLeader { term: known.term(), leader: known.leader(), voters })
+        })
+        .collect();
+    let watermarks = from.watermarks().into_iter().flatten();
+    slice.watermarks = watermarks.map(|watermark| (watermark.group(), watermark_in(watermark))).collect();
+    let brokers = from.brokers().into_iter().flatten().map(broker_in);
+    slice.brokers = brokers.map(|broker| (broker.node, Arc::new(broker))).collect();
+    slice.gone_peers = Arc::new(from.gone_peers().into_iter().flatten().collect());
+    let features = from.features().into_iter().flatten();
+    slice.features = Arc::new(features.map(|feature| (feature.name().to_owned(), feature.level())).collect());
+    let settings = from.settings().into_iter().flatten().map(|setting| {
+        let node = setting.for_node().then(|| setting.node());
+        ((node, setting.name().to_owned()), setting.value().to_owned())
+    });
+    slice.settings = Arc::new(ClusterConfig { settings: settings.collect() });
     slice.topics = from.topics().iter().map(topic_in).map(|topic| (topic.name.clone(), Arc::new(topic))).collect();
     Ok(slice)
 }

@@ -3,9 +3,9 @@
 //!
 //! Invariant: indices are applied in order, each once.
 
-use super::{Delta, Topic};
+use super::{Broker, ClusterConfig, Delta, PartitionLeader, Topic, Watermark};
 use ahash::{AHashMap, AHashSet};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use uuid::Uuid;
 
 #[derive(Default)]
@@ -15,6 +15,11 @@ pub struct View {
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
     by_id: AHashMap<Uuid, Arc<Topic>>,
     groups: AHashSet<u64>,
+    leaders: AHashMap<u64, PartitionLeader>,
+    watermarks: AHashMap<u64, Watermark>,
+    brokers: BTreeMap<i32, Arc<Broker>>,
+    features: Arc<BTreeMap<String, u16>>,
+    settings: Arc<ClusterConfig>,
 }
 
 impl View {
@@ -47,10 +52,24 @@ impl View {
             Delta::TopicDeleted(topic) => {
                 for partition in &topic.partitions {
                     self.groups.remove(&partition.group);
+                    self.leaders.remove(&partition.group);
+                    self.watermarks.remove(&partition.group);
                 }
                 self.by_id.remove(&topic.id);
                 self.by_name.remove(&topic.name);
             }
+            Delta::Leaders(leaders) => self.leaders.extend(leaders.iter().cloned()),
+            Delta::Watermarks(watermarks) => self.watermarks.extend(watermarks.iter().copied()),
+            Delta::Broker(broker) => {
+                self.brokers.insert(broker.node, broker.clone());
+            }
+            Delta::BrokerGone(node) => {
+                self.brokers.remove(node);
+            }
+            // Only the metadata group's leader asks who is gone.
+            Delta::GonePeers(_) => {}
+            Delta::Features(features) => self.features = features.clone(),
+            Delta::ClusterConfig(settings) => self.settings = settings.clone(),
         }
     }
 
@@ -67,8 +86,42 @@ impl View {
         self.by_name.values()
     }
 
+    /// Topics by name, from a name on.
+    pub fn topics_from<'a>(&'a self, from: Bound<&str>) -> impl Iterator<Item = &'a Arc<Topic>> {
+        self.by_name.range::<str, _>((from, Bound::Unbounded)).map(|(_, topic)| topic)
+    }
+
     /// Whether some topic has a partition with this group.
     pub fn has_group(&self, group: u64) -> bool {
         self.groups.contains(&group)
+    }
+
+    /// Who leads a group, as its leader reported.
+    pub fn leader(&self, group: u64) -> Option<&PartitionLeader> {
+        self.leaders.get(&group)
+    }
+
+    /// How far a group's log has come, as its leader reported.
+    pub fn watermark(&self, group: u64) -> Option<Watermark> {
+        self.watermarks.get(&group).copied()
+    }
+
+    /// All registered brokers, by node.
+    pub fn brokers(&self) -> impl Iterator<Item = &Arc<Broker>> {
+        self.brokers.values()
+    }
+
+    pub fn broker(&self, node: i32) -> Option<&Arc<Broker>> {
+        self.brokers.get(&node)
+    }
+
+    /// The level of each feature that the whole cluster has.
+    pub fn features(&self) -> &BTreeMap<String, u16> {
+        &self.features
+    }
+
+    /// Settings of brokers that were changed at run time.
+    pub fn cluster_config(&self) -> &ClusterConfig {
+        &self.settings
     }
 }

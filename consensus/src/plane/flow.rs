@@ -64,7 +64,7 @@ impl FlowEntry {
     }
 
     pub(super) fn deltas(&self) -> Vec<Delta> {
-        self.outcomes.iter().flatten().flatten().filter_map(|applied| applied.delta.clone()).collect()
+        self.outcomes.iter().flatten().flatten().flat_map(|applied| applied.deltas.iter().cloned()).collect()
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Lead {
 pub(super) struct Heard {
     pub(super) at: Option<Duration>,
     pub(super) caught_up: Option<Duration>,
+    /// A change of its state is being written, until then at most.
+    pub(super) telling: Option<Duration>,
 }
 
 struct Asked {
@@ -82,6 +84,8 @@ fn weight(command: &Command) -> usize {
     match command {
         Command::CreateTopic { replicas, configs, .. } => BASE + PARTITION * replicas.len() + 64 * configs.len(),
         Command::CreatePartitions { replicas, .. } => BASE + PARTITION * replicas.len(),
+        Command::SetPartitionLeader { leaders, .. } => BASE + PARTITION * leaders.len(),
+        Command::UpdateHighWatermark { watermarks, .. } => BASE + PARTITION * watermarks.len(),
         _ => BASE,
     }
 }
@@ -215,7 +219,9 @@ impl Plane {
     pub(super) fn publish(&mut self, group: &Group, now: Duration) {
         let lease = self.holds_lease(group, now);
         while let Some(mut entry) = self.flow.publish() {
-            self.out.publish.push((entry.index, entry.deltas()));
+            let deltas = entry.deltas();
+            deltas.iter().for_each(|delta| self.cluster.follow(delta));
+            self.out.publish.push((entry.index, deltas));
             for owner in entry.owners.iter().filter(|owner| !owner.acked) {
                 let count = owner.count as u64;
                 match owner.acks {

@@ -330,7 +330,9 @@ impl Plane {
 
     /// A broker wants to go on answering reads. Without its own lease the leader can't say that nothing newer is committed.
     pub(super) fn probed(&mut self, group: &Group, now: Duration, from: i32, incarnation: u64, sent_at: Duration) {
-        if let Some(lead) = &mut self.lead {
+        if let Some(lead) = &mut self.lead
+            && self.cluster.is_present(from, incarnation)
+        {
             lead.heard.entry(from).or_default().at = Some(now);
         }
         if self.holds_lease(group, now) {

@@ -16,6 +16,7 @@
 //! | `flow` | entries on their way through the slices, published in log order |
 //! | `writes` | writes of this broker: proposed or forwarded until they are answered |
 //! | `leading` | what only the leader does: entries, answers to forwards, the fast path |
+//! | `members` | the group's members and the brokers' state, brought in line by the leader |
 //! | `leases` | the leader's lease, the read lease, reads without one |
 //!
 //! Invariants: a write is answered once; what is answered at [`Acks::Quorum`] is committed; what the fast path answers was durable
@@ -24,6 +25,7 @@
 mod flow;
 mod leading;
 mod leases;
+mod members;
 mod message;
 mod writes;
 
@@ -38,6 +40,7 @@ use crate::{
 use flow::Flow;
 use leading::Lead;
 use leases::{Question, ReadLease};
+use members::Cluster;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -73,6 +76,10 @@ pub struct PlaneConfig {
     /// Requests and bytes that one entry holds at most; one request alone may be larger.
     pub entry_requests_max: usize,
     pub entry_bytes_max: usize,
+    /// Voters that the group should have, unless the setting `metadata.voters` says otherwise.
+    pub voters_wanted: usize,
+    /// A broker that is not heard of for so long is fenced.
+    pub session_timeout: Duration,
 }
 
 impl PlaneConfig {
@@ -86,6 +93,8 @@ impl PlaneConfig {
             probe_every: Duration::from_secs(1),
             entry_requests_max: 1024,
             entry_bytes_max: 256 << 10,
+            voters_wanted: 1,
+            session_timeout: Duration::from_secs(3),
         }
     }
 }
@@ -143,6 +152,9 @@ pub struct Plane {
     settling: BTreeSet<(u64, Token)>,
     questions: BTreeMap<Token, Question>,
     read_lease: ReadLease,
+    cluster: Cluster,
+    /// Writes of the leader itself, whose answers nobody waits for.
+    own_writes: BTreeSet<Token>,
     /// The last index that every view shows.
     shown: u64,
     /// The leader as the group knows it, by peer, and as other brokers have named it, by node.
@@ -170,6 +182,8 @@ impl Plane {
             settling: BTreeSet::new(),
             questions: BTreeMap::new(),
             read_lease: ReadLease::default(),
+            cluster: Cluster::default(),
+            own_writes: BTreeSet::new(),
             shown: applied,
             known_leader: None,
             hinted_leader: None,
@@ -188,8 +202,15 @@ impl Plane {
         self.contacts = nodes.into_iter().filter(|node| *node != own).collect();
     }
 
+    /// What the slices say at the start, or after a snapshot.
+    pub fn begin_from<'a>(&mut self, image: impl IntoIterator<Item = &'a Delta>) {
+        self.cluster = Cluster::default();
+        image.into_iter().for_each(|delta| self.cluster.follow(delta));
+    }
+
     /// Takes what is to be done now.
     pub fn take(&mut self) -> Turn {
+        self.out.written.retain(|(token, _)| !self.own_writes.remove(token));
         std::mem::take(&mut self.out)
     }
 
@@ -229,6 +250,7 @@ impl Plane {
         group.tick();
         self.observe(group, now);
         self.tick_leases(group, now);
+        self.tick_members(group, now);
         self.tick_writes(group, now);
         self.tick_questions(group, now);
     }
@@ -294,8 +316,9 @@ impl Plane {
 
     /// A snapshot has replaced the log and the slices: everything up to `index` is applied, and `group_high` is the largest group
     /// id in it.
-    pub fn restored(&mut self, index: u64, group_high: u64) {
+    pub fn restored<'a>(&mut self, index: u64, group_high: u64, image: impl IntoIterator<Item = &'a Delta>) {
         assert!(self.lead.is_none(), "a leader gets no snapshot");
+        self.begin_from(image);
         self.flow.restart(index);
         self.next_group = self.next_group.max(group_high + 1);
     }

@@ -26,7 +26,7 @@ pub const META: u64 = 0;
 enum Machine {
     Meta {
         slices: Vec<Slice>,
-        view: View,
+        view: Box<View>,
     },
     /// The offset behind the last record applied.
     Partition {
@@ -305,7 +305,7 @@ impl Machine {
                     slice.check();
                     match applied {
                         Ok(applied) => {
-                            deltas.extend(applied.delta);
+                            deltas.extend(applied.deltas);
                             outcomes += &format!("{:?}\n", applied.outcome);
                         }
                         Err(too_late) => outcomes += &format!("{too_late:?}\n"),
@@ -342,11 +342,11 @@ fn restore(group: u64, checkpoint: &Checkpoint) -> Machine {
         return Machine::Partition { end };
     }
     if checkpoint.state.is_empty() {
-        return Machine::Meta { slices: Slice::all(), view: View::default() };
+        return Machine::Meta { slices: Slice::all(), view: Box::default() };
     }
     let (index, slices) = metadata::restore(&checkpoint.state).expect("a checkpoint is whole");
     assert_eq!(index, checkpoint.index);
     let image: Vec<_> = slices.iter().flat_map(Slice::image).collect();
-    let view = View::new(index, &image);
+    let view = Box::new(View::new(index, &image));
     Machine::Meta { slices, view }
 }

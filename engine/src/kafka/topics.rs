@@ -62,6 +62,7 @@ impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         let code = match error {
             SubmitError::NoLeader => ErrorCode::NotController,
+            SubmitError::TimedOut => ErrorCode::RequestTimedOut,
             SubmitError::Storage => ErrorCode::KafkaStorageError,
         };
         Self::new(code, error.to_string())
@@ -75,6 +76,12 @@ impl From<Rejection> for Refusal {
             Rejection::UnknownTopic(_) => ErrorCode::UnknownTopicOrPartition,
             Rejection::InvalidName(_) => ErrorCode::InvalidTopicException,
             Rejection::PartitionCount { .. } | Rejection::NoPartitions => ErrorCode::InvalidPartitions,
+            Rejection::UnknownPartition(_) => ErrorCode::UnknownTopicOrPartition,
+            Rejection::ReplicasChanged => ErrorCode::InvalidReplicaAssignment,
+            Rejection::StaleBroker { .. } => ErrorCode::StaleBrokerEpoch,
+            Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
+            Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
+            Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
         };
         Self::new(code, rejection.to_string())
     }

@@ -1,42 +1,62 @@
-//! The metadata plane on one broker: a command's way from any core into every core's view.
+//! The metadata plane on one broker: a command's way from any core, over the leader, into every core's view.
 //!
-//! Lives on: core 0 ([`Meta`]: the metadata group and the sequencer), the owner of each slice (its part of [`crate::core::Core`])
-//! and every core (its view).
+//! Lives on: core 0 ([`Meta`]: the metadata group and its [`Plane`]), the owner of each slice (its part of [`crate::core::Core`]) and
+//! every core (its view).
 //!
 //! ```text
-//!  any core ── submit ──► core 0: propose ─► ring ─► committed, in log order
-//!                           │  each command ──────────► owner of its slice: apply, deterministically
+//!  any core ── submit ──► core 0: Plane ── leads? propose ─► ring ─► committed, in log order
+//!                           │       └─ no: forward ─► leader
+//!                           │  each request ──────────► owner of its slice: apply, deterministically
 //!                           │  ◄──── outcome and delta ────┘
-//!                           │  deltas, again in log order ──► every core's view ──► "applied up to i"
-//!  any core ◄── outcomes ───┘  once every core has applied the command's index
+//!                           │  deltas, again in log order ──► every core's view ──► "shown up to i"
+//!  any core ◄── outcomes ───┘  once every core shows the index
 //! ```
 //!
-//! Invariants: a view applies every index once, in order; a submitter is answered only when every core's view shows its
-//! commands, so a client sees its own write on any connection.
+//! | module | is |
+//! |---|---|
+//! | `asks` | what any core asks of the plane: writes, reads, how the quorum is |
+//! | `peers` | messages of other brokers, and of tools |
+//! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
+//! | `start` | from what the store recovered to a broker that knows all that was committed |
+//!
+//! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
+
+mod asks;
+mod peers;
+mod reports;
+mod snapshots;
+mod start;
+mod tools;
+
+pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, may_read, submit, submit_with};
+pub use peers::PeerHost;
+pub use snapshots::{snapshot, snapshot_when_wanted};
+pub use start::start;
 
 use crate::{
-    core::{Core, CoreId, core_of_slice, restored},
-    replica::{self, Replica, Replicated},
+    clock,
+    core::{Core, CoreId, core_of_slice},
+    replica::{Replica, Replicated},
     rt,
-    sync::{Answer, Either, Flag, Notify, Promise, promise, race},
+    sync::{Notify, Promise},
 };
-use bytes::Bytes;
+use ahash::AHashMap;
 use consensus::{
-    group::{Entry, Group, GroupConfig, Restored},
-    metadata::{self, Applied, Command, Delta, Outcome, Rejection, SLICES, Slice},
+    group::{Entry, Group, Message, ReadIndex, SnapshotMark},
+    metadata::{Applied, AskedTooLate, Delta, Request, Slice},
+    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written},
+    wire::PeerMessage,
 };
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 use wal::{
-    log::LogOptions,
     record::GroupId,
-    store::{AppState, SnapshotError},
+    store::{AppendError, LogPos},
 };
 
 /// The metadata group.
@@ -44,174 +64,242 @@ pub const META_GROUP: GroupId = GroupId(0);
 /// The core that it lives on.
 pub const META_CORE: CoreId = CoreId(0);
 
-/// What became of one command.
-pub type CommandResult = Result<Outcome, Rejection>;
+/// One unit of the metadata group's timers.
+const TICK: Duration = Duration::from_millis(100);
+/// A read lease is told to the other cores when it runs so much longer than they know.
+const LEASE_TOLD_EVERY: Duration = Duration::from_millis(500);
 
-/// Why a submission has no result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    #[error("the metadata group has no leader here yet; try again")]
-    NoLeader,
-    #[error("the storage of core 0 has failed; restart the broker once its disk is well")]
-    Storage,
+/// One entry's requests for one core, each with its place in the entry.
+pub type Parts = Vec<(usize, Request)>;
+
+/// What one owner of slices is to do, in order.
+pub enum SliceWork {
+    Speculate { generation: u64, index: u64, parts: Parts },
+    Apply { generation: u64, index: u64, parts: Parts },
+    Commit { index: u64 },
+    RollBack,
 }
 
-/// One log entry on its way through the slices.
-struct InFlight {
-    index: u64,
-    results: Vec<Option<Applied>>,
-    missing: usize,
+/// What one owner's part of an entry gave.
+pub struct SliceResults {
+    pub generation: u64,
+    pub index: u64,
+    pub results: Vec<(usize, Result<Applied, AskedTooLate>)>,
 }
-
-struct Sequencer {
-    in_flight: VecDeque<InFlight>,
-    /// The last index whose deltas went to every core.
-    published: u64,
-    /// The last index that each core's view shows.
-    shown: Vec<u64>,
-    /// Submitters, by the index of their entry.
-    submitters: BTreeMap<u64, Promise<Result<Vec<CommandResult>, SubmitError>>>,
-    /// Results that wait for every core to show them.
-    finished: VecDeque<(u64, Vec<CommandResult>)>,
-}
-
-/// One entry's commands for one core, each with its place in the entry.
-pub type Parts = Vec<(usize, Command)>;
 
 /// A core's slices on their way into a snapshot.
 type SlicesPart = Promise<Vec<Slice>>;
 
 pub struct Meta {
     replica: Replica,
-    sequencer: RefCell<Sequencer>,
-    /// The next group id; ids are given out in log order and never again.
-    next_group: Cell<u64>,
-    /// Set once the first entry of our term is applied.
-    established: Cell<bool>,
-    /// Set once every core shows that entry, and so all that was committed before.
-    complete: Flag,
+    plane: RefCell<Plane>,
+    /// Somebody is carrying out the plane's wishes already.
+    acting: Cell<bool>,
+    /// The last index that each core's view shows.
+    shown: RefCell<Vec<u64>>,
+    written: RefCell<AHashMap<Token, Promise<Result<Written, WriteError>>>>,
+    read: RefCell<AHashMap<Token, Promise<Result<(), WriteError>>>>,
+    described: RefCell<AHashMap<Token, Promise<Result<Quorum, WriteError>>>>,
+    /// Moves when something was published.
     published: Notify,
     parts: RefCell<Slab<SlicesPart>>,
+    snapshots: snapshots::Snapshots,
+    told_lease: Cell<Duration>,
+    told_controller: Cell<Option<i32>>,
+    failed: Cell<bool>,
 }
 
 impl Meta {
-    /// The metadata group; `slices` show everything up to `snapshot_index`.
-    fn new(raft: Group, snapshot_index: u64, slices: &[Slice], cores: usize) -> Self {
-        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
+    fn new(raft: Group, plane: Plane, applied: u64, cores: usize) -> Self {
         Self {
             replica: Replica::new(META_GROUP, raft),
-            sequencer: RefCell::new(Sequencer {
-                in_flight: VecDeque::new(),
-                published: snapshot_index,
-                shown: vec![snapshot_index; cores],
-                submitters: BTreeMap::new(),
-                finished: VecDeque::new(),
-            }),
-            next_group: Cell::new(group_high + 1),
-            established: Cell::new(false),
-            complete: Flag::default(),
+            plane: RefCell::new(plane),
+            acting: Cell::new(false),
+            shown: RefCell::new(vec![applied; cores]),
+            written: RefCell::default(),
+            read: RefCell::default(),
+            described: RefCell::default(),
             published: Notify::default(),
             parts: RefCell::default(),
+            snapshots: snapshots::Snapshots::default(),
+            told_lease: Cell::new(Duration::ZERO),
+            told_controller: Cell::new(None),
+            failed: Cell::new(false),
         }
     }
 
-    /// Proposes commands as one entry, at once; group ids are filled in here, where the log's order is made.
-    fn propose(
-        self: &Rc<Self>,
-        core: &Rc<Core>,
-        mut commands: Vec<Command>,
-    ) -> Result<Answer<Result<Vec<CommandResult>, SubmitError>>, SubmitError> {
-        if !self.established.get() {
-            return Err(SubmitError::NoLeader);
-        }
-        let mut next_group = self.next_group.get();
-        for (count, first) in commands.iter_mut().filter_map(Command::new_groups) {
-            *first = next_group;
-            next_group += count as u64;
-        }
-        let position = self.replica.propose(metadata::encode(&commands), None).map_err(|_| SubmitError::NoLeader)?;
-        self.next_group.set(next_group);
-        let (promise, answer) = promise();
-        self.sequencer.borrow_mut().submitters.insert(position.index, promise);
-        core.metrics.metadata_quorum_writes_total.add(commands.len() as u64);
-        replica::stage(core, &**self);
-        Ok(answer)
+    /// Something happens to the plane; what it wishes is carried out, and the group gets its turn.
+    fn happens<R>(self: &Rc<Self>, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration) -> R) -> R {
+        let result = self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
+        self.act(core);
+        core.ready_loop.wake(self.clone());
+        result
     }
 
-    /// Takes one entry's results from the owner of a slice.
-    pub fn applied(&self, core: &Rc<Core>, index: u64, results: Vec<(usize, Applied)>) {
-        let mut sequencer = self.sequencer.borrow_mut();
-        let first = sequencer.in_flight.front().expect("results belong to an entry in flight").index;
-        let entry = &mut sequencer.in_flight[(index - first) as usize];
-        for (at, result) in results {
-            assert!(entry.results[at].replace(result).is_none(), "a command is applied once");
-            entry.missing -= 1;
+    /// As [`Meta::happens`], within the group's turn.
+    fn happens_in_turn(&self, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration)) {
+        self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
+        self.act(core);
+    }
+
+    /// A look at the plane and its group.
+    pub fn with<R>(&self, look: impl FnOnce(&Plane, &Group) -> R) -> R {
+        self.replica.with(|raft| look(&self.plane.borrow(), raft))
+    }
+
+    /// Carries out the plane's wishes. What they lead to at once is wished behind them, and carried out in the same loop.
+    fn act(&self, core: &Rc<Core>) {
+        if self.acting.replace(true) {
+            return;
         }
-        drop(sequencer);
-        self.publish(core);
+        loop {
+            let turn = self.plane.borrow_mut().take();
+            if turn.is_empty() {
+                break;
+            }
+            self.carry_out(core, turn);
+        }
+        self.acting.set(false);
+        self.tell(core);
+        self.count(core);
+    }
+
+    fn carry_out(&self, core: &Rc<Core>, turn: Turn) {
+        self.do_slices(core, turn.slices);
+        self.publish(core, turn.publish);
+        for (node, message) in turn.sends {
+            core.peers().send_to_node(node, PeerMessage::Plane(message));
+        }
+        for (token, result) in turn.written {
+            if let Some(promise) = self.written.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+        for (token, result) in turn.reads {
+            if let Some(promise) = self.read.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+        for (token, result) in turn.described {
+            if let Some(promise) = self.described.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+    }
+
+    /// Gives every owner of slices its part of the work, in order.
+    fn do_slices(&self, core: &Rc<Core>, ops: Vec<SliceOp>) {
+        let cores = core.cores();
+        let mut by_owner: Vec<Vec<SliceWork>> = (0..cores).map(|_| Vec::new()).collect();
+        for op in ops {
+            match op {
+                SliceOp::Speculate(entry) => {
+                    let (generation, index) = (entry.generation, entry.index);
+                    for (owner, parts) in by_owners(entry, cores) {
+                        by_owner[owner].push(SliceWork::Speculate { generation, index, parts });
+                    }
+                }
+                SliceOp::Apply(entry) => {
+                    let (generation, index) = (entry.generation, entry.index);
+                    for (owner, parts) in by_owners(entry, cores) {
+                        by_owner[owner].push(SliceWork::Apply { generation, index, parts });
+                    }
+                }
+                SliceOp::Commit { index } => {
+                    by_owner.iter_mut().for_each(|work| work.push(SliceWork::Commit { index }))
+                }
+                SliceOp::RollBack => by_owner.iter_mut().for_each(|work| work.push(SliceWork::RollBack)),
+            }
+        }
+        for (owner, work) in by_owner.into_iter().enumerate().filter(|(_, work)| !work.is_empty()) {
+            core.post(CoreId(owner), move |there| there.work_on_slices(work));
+        }
+    }
+
+    /// Takes results from an owner of slices.
+    pub fn slices_did(self: &Rc<Self>, core: &Rc<Core>, results: Vec<SliceResults>) {
+        self.happens(core, |plane, raft, now| {
+            for SliceResults { generation, index, results } in results {
+                plane.slices_did(raft, now, generation, index, results);
+            }
+        });
     }
 
     /// Sends what is complete, in log order, to every core's view.
-    fn publish(&self, core: &Rc<Core>) {
-        let mut sequencer = self.sequencer.borrow_mut();
-        let mut deltas: Vec<(u64, Vec<Delta>)> = Vec::new();
-        while let Some(entry) = sequencer.in_flight.pop_front_if(|entry| entry.missing == 0) {
-            let mut changes = Vec::new();
-            let mut outcomes = Vec::with_capacity(entry.results.len());
-            for applied in entry.results.into_iter().flatten() {
-                changes.extend(applied.delta);
-                outcomes.push(applied.outcome);
-            }
-            sequencer.published = entry.index;
-            sequencer.finished.push_back((entry.index, outcomes));
-            deltas.push((entry.index, changes));
-        }
-        let published = sequencer.published;
-        drop(sequencer);
-        if deltas.is_empty() {
-            return;
-        }
+    fn publish(&self, core: &Rc<Core>, deltas: Vec<(u64, Vec<Delta>)>) {
+        let Some((last, _)) = deltas.last() else { return };
+        let last = *last;
         let deltas: Arc<[_]> = deltas.into();
         for to in (1..core.cores()).map(CoreId) {
             let deltas = deltas.clone();
             core.post(to, move |there| {
                 there.show(&deltas);
                 let shown_by = there.id();
-                there.post(META_CORE, move |here| here.meta().shown(shown_by, published));
+                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, last));
             });
         }
         core.show(&deltas);
-        self.shown(core.id(), published);
+        self.follow_brokers(core, &deltas);
+        self.note_shown(core, core.id(), last);
         self.published.notify();
     }
 
-    /// A core's view has applied everything up to `index`.
-    fn shown(&self, by: CoreId, index: u64) {
-        let mut sequencer = self.sequencer.borrow_mut();
-        assert!(sequencer.shown[by.0] <= index, "a view never goes back");
-        sequencer.shown[by.0] = index;
-        let everywhere = *sequencer.shown.iter().min().expect("there is a core 0");
-        while let Some((index, outcomes)) = sequencer.finished.pop_front_if(|(index, _)| *index <= everywhere) {
-            if let Some(submitter) = sequencer.submitters.remove(&index) {
-                submitter.keep(Ok(outcomes));
-            }
-            if self.established.get() && index >= self.first_of_term() {
-                self.complete.set();
-            }
-        }
+    /// A core's view shows everything up to `index`.
+    fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: u64) {
+        self.note_shown(core, by, index);
+        core.ready_loop.wake(self.clone());
     }
 
-    /// The first index of the present term.
-    fn first_of_term(&self) -> u64 {
-        self.replica.with(|raft| raft.terms().last().map_or(u64::MAX, |run| run.first_index))
+    fn note_shown(&self, core: &Rc<Core>, by: CoreId, index: u64) {
+        let mut shown = self.shown.borrow_mut();
+        assert!(shown[by.0] <= index, "a view never goes back");
+        shown[by.0] = index;
+        let everywhere = *shown.iter().min().expect("there is a core 0");
+        drop(shown);
+        self.happens_in_turn(core, |plane, raft, now| plane.shown(raft, now, everywhere));
+    }
+
+    /// A snapshot has replaced the views: they show it once every core has taken it over.
+    fn restore_shown(&self, core: &Rc<Core>, index: u64, image: &Arc<[Delta]>) {
+        self.follow_brokers(core, &[(index, image.to_vec())]);
+        for by in (0..core.cores()).map(CoreId) {
+            core.post(by, move |there| {
+                let shown_by = there.id();
+                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, index));
+            });
+        }
+        self.published.notify();
+    }
+
+    /// Tells every core what it needs to know of leases and leaders, if that has changed enough.
+    fn tell(&self, core: &Rc<Core>) {
+        let (lease, controller) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
+        let lease = lease.unwrap_or_default();
+        let is_news = lease >= self.told_lease.get() + LEASE_TOLD_EVERY || controller != self.told_controller.get();
+        if is_news {
+            self.told_lease.set(lease);
+            self.told_controller.set(controller);
+            for to in (0..core.cores()).map(CoreId) {
+                core.post(to, move |there| there.is_told(lease, controller));
+            }
+        }
     }
 
     /// Waits until `count` entries have been published since `index`.
     async fn entries_since(&self, index: u64, count: u64) {
-        while self.sequencer.borrow().published < index + count {
+        while self.plane.borrow().published() < index + count {
             self.published.next().await;
         }
     }
+}
+
+/// An entry's requests by the core that owns their slice.
+fn by_owners(entry: SliceEntry, cores: usize) -> impl Iterator<Item = (usize, Parts)> {
+    let mut parts: Vec<Parts> = (0..cores).map(|_| Vec::new()).collect();
+    for (at, request) in entry.requests.into_iter().enumerate() {
+        parts[core_of_slice(request.command.slice(), cores).0].push((at, request));
+    }
+    parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty())
 }
 
 impl Replicated for Meta {
@@ -219,155 +307,79 @@ impl Replicated for Meta {
         &self.replica
     }
 
-    /// Committed entries go to the slices in log order; what comes back is published in log order.
+    fn before_ready(&self, core: &Rc<Core>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now));
+    }
+
+    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        self.install_snapshot(core, mark)
+    }
+
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
-        let mut by_owner: Vec<Vec<(u64, Parts)>> = (0..core.cores()).map(|_| Vec::new()).collect();
-        let mut sequencer = self.sequencer.borrow_mut();
-        for entry in entries {
-            let index = entry.index;
-            // An entry without commands is a leader's first, or a change of the group itself.
-            let mut commands = if entry.is_command() { decode_committed(index, &entry.data) } else { Vec::new() };
-            for (count, first) in commands.iter_mut().filter_map(Command::new_groups) {
-                self.next_group.set(self.next_group.get().max(*first + count as u64));
-            }
-            if commands.is_empty() && self.replica.with(|raft| raft.is_leader() && raft.term() == entry.term) {
-                self.established.set(true);
-            }
-            let missing = commands.len();
-            sequencer.in_flight.push_back(InFlight { index, results: (0..missing).map(|_| None).collect(), missing });
-            let mut parts: Vec<Parts> = (0..core.cores()).map(|_| Vec::new()).collect();
-            for (at, command) in commands.into_iter().enumerate() {
-                parts[core_of_slice(command.slice(), core.cores()).0].push((at, command));
-            }
-            for (owner, parts) in parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
-                by_owner[owner].push((index, parts));
-            }
-            self.replica.with(|raft| raft.applied_to(index));
-        }
-        drop(sequencer);
-        for (owner, entries) in by_owner.into_iter().enumerate().filter(|(_, entries)| !entries.is_empty()) {
-            core.post(CoreId(owner), move |there| {
-                for (index, parts) in entries {
-                    there.apply_to_slices(index, parts);
-                }
-            });
-        }
-        self.publish(core);
+        self.happens_in_turn(core, |plane, raft, now| plane.committed(raft, now, &entries));
+    }
+
+    fn still_leads(&self, core: &Rc<Core>, reads: &[ReadIndex]) {
+        self.happens_in_turn(core, |plane, raft, now| plane.still_leads(raft, now, reads));
+    }
+
+    fn persisted(&self, core: &Rc<Core>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.persisted(raft, now));
+    }
+
+    fn send(&self, core: &Rc<Core>, messages: Vec<Message>) {
+        self.send_raft(core, messages);
     }
 
     fn storage_failed(&self) {
-        self.established.set(false);
-        for (_, submitter) in std::mem::take(&mut self.sequencer.borrow_mut().submitters) {
-            submitter.keep(Err(SubmitError::Storage));
-        }
+        self.failed.set(true);
+        // Whoever waits finds the promise gone.
+        self.written.borrow_mut().clear();
+        self.read.borrow_mut().clear();
+        self.described.borrow_mut().clear();
     }
 }
 
-/// Damage below the ring's and the group's own checks can't be served around: the slices would differ from the log.
-fn decode_committed(index: u64, data: &Bytes) -> Vec<Command> {
-    metadata::decode(data).unwrap_or_else(|error| panic!("the committed metadata entry {index} can't be read: {error}"))
-}
-
-/// Submits commands from any core; returns once every core's view shows them. They are one entry: all or none are in the log.
-pub async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Result<Vec<CommandResult>, SubmitError> {
-    let call = core.call(META_CORE, move |there| {
-        // Proposed at once, in the order of arrival.
-        let proposed = there.meta().propose(&there, commands);
-        async move { proposed?.await.unwrap_or(Err(SubmitError::NoLeader)) }
-    });
-    call.result().await
-}
-
-/// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
-/// every core, then lets the group elect itself. Returns once its log is applied everywhere.
-pub async fn start(core: &Rc<Core>) -> Result<(), String> {
-    let (restored, slices, snapshot_index) = match core.take_recovered(META_GROUP) {
-        Some(recovered) if !recovered.app.blob.is_empty() => {
-            let (index, slices) = metadata::restore(&recovered.app.blob).map_err(|error| error.to_string())?;
-            assert_eq!(index, recovered.app.index, "a snapshot knows its index");
-            (restored(&recovered), slices, index)
-        }
-        Some(recovered) => (restored(&recovered), Slice::all(), 0),
-        None => {
-            core.store.create_group(META_GROUP, LogOptions::default());
-            (Restored::default(), Slice::all(), 0)
-        }
-    };
-    let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
-    let identity = GroupConfig::single(META_GROUP.0, core.node() as u64);
-    let raft = Group::new(identity, restored).map_err(|error| error.to_string())?;
-    let meta = Rc::new(Meta::new(raft, snapshot_index, &slices, core.cores()));
-    core.hold_meta(meta.clone());
-    let mut by_owner: Vec<Vec<Slice>> = (0..core.cores()).map(|_| Vec::new()).collect();
-    for slice in slices {
-        by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);
-    }
-    for (owner, slices) in by_owner.into_iter().enumerate() {
-        let image = image.clone();
-        core.post(CoreId(owner), move |there| there.install(snapshot_index, slices, &image));
-    }
-    meta.replica.with(Group::campaign);
-    core.ready_loop.wake(meta.clone());
-    meta.complete.wait().await;
-    for to in (0..core.cores()).map(CoreId) {
-        core.post(to, |there| there.lifecycle.metadata_complete.set());
-    }
-    Ok(())
-}
-
-/// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
-
-/// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
-const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
-
-/// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
-pub async fn snapshot_when_wanted(core: Rc<Core>) {
-    let meta = core.meta().clone();
-    let mut covered = meta.sequencer.borrow().published;
-    loop {
-        if let Either::First(Err(_poisoned)) =
-            race(core.store.snapshot_wanted(), meta.entries_since(covered, SNAPSHOT_ENTRIES)).await
-        {
+/// On core 0: drives the group's timers and the plane's. Missed ticks are not made up for.
+pub async fn tick(core: Rc<Core>) {
+    while !core.lifecycle.metadata_ended.is_set() {
+        rt::sleep(TICK).await;
+        if core.meta().failed.get() {
             return;
         }
-        match snapshot(&core).await {
-            Ok(index) => covered = index,
-            Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
-                rt::sleep(SNAPSHOT_RETRY).await;
-            }
-        }
+        core.meta().happens(&core, |plane, raft, now| plane.tick(raft, now));
+        core.metrics.metadata_ticks_total.add(1);
+        core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
     }
 }
 
-/// Cuts every slice at one index and makes the snapshot durable; returns the index.
-pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
+/// How long a broker that stops waits for another to take over the lead.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// On core 0: hands the lead over before the broker stops, if it leads and somebody else can.
+pub async fn hand_over(core: &Rc<Core>) {
     let meta = core.meta();
-    // Everything applied so far is on its way to the slices, in their queues; the request for a part goes behind it.
-    let (index, term, conf_state) = meta.replica.with(|raft| {
-        let index = raft.applied();
-        (index, raft.term_at(index).expect("an applied entry's term is known"), raft.conf_state())
-    });
-    let parts: Vec<_> = (0..core.cores())
-        .map(|owner| {
-            let (part, answer) = promise();
-            let token = meta.parts.borrow_mut().insert(part);
-            core.post(CoreId(owner), move |there| {
-                let slices = there.cut_slices();
-                there.post(META_CORE, move |here| here.meta().parts.borrow_mut().remove(token).keep(slices));
-            });
-            answer
-        })
-        .collect();
-    let mut slices = Vec::with_capacity(SLICES);
-    for part in crate::sync::all(parts).await {
-        slices.extend(part.expect("a part that was asked for comes"));
+    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft)) {
+        return;
     }
-    let blob = metadata::join(index, &mut slices);
-    core.store.write_snapshot(META_GROUP, term, AppState { index, blob, conf_state }).await?;
-    meta.replica.with(|raft| raft.compact(index));
-    tracing::debug!(index, "metadata snapshot written");
-    Ok(index)
+    let until = clock::now() + HAND_OVER_MAX;
+    while meta.with(|_, raft| raft.is_leader()) && clock::now() < until {
+        rt::sleep(Duration::from_millis(10)).await;
+    }
+    let left = meta.with(|_, raft| raft.is_leader());
+    tracing::info!(handed_over = !left, "the lead of the metadata group");
+}
+
+impl Meta {
+    /// Publishes what the plane has counted.
+    fn count(&self, core: &Core) {
+        let stats = self.plane.borrow().stats();
+        let metrics = &core.metrics;
+        metrics.metadata_wal_writes_total.set(stats.wal_writes);
+        metrics.metadata_raft_fallback_total.set(stats.fallbacks);
+        metrics.metadata_quorum_writes_total.set(stats.quorum_writes);
+        metrics.metadata_forwarded_writes_total.set(stats.forwarded_writes);
+        metrics.heartbeat_send_total.set(stats.heartbeats_sent);
+        metrics.heartbeat_receive_total.set(stats.heartbeats_received);
+    }
 }

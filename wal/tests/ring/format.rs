@@ -21,6 +21,7 @@ fn encoded(group: GroupId, hard_state: HardState, body: &RingBody) -> Vec<u8> {
             Record::Truncate { from_index: *from_index, from_offset: *from_offset }
         }
         RingBody::Removed => Record::Removed,
+        RingBody::Restart { index, term } => Record::Restart { index: *index, term: *term },
     };
     let mut bytes = vec![0xff; record.bytes()];
     record.encode(&mut bytes, group, hard_state);

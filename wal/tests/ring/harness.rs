@@ -98,6 +98,7 @@ pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
         0 => RingBody::HardState,
         1 => RingBody::Truncate { from_index: rng.u64(..), from_offset: rng.u64(..) },
         2 => RingBody::Removed,
+        7 => RingBody::Restart { index: rng.u64(..), term: rng.u64(..) },
         kind => {
             let bytes = |len: usize, rng: &mut fastrand::Rng| -> Bytes { (0..len).map(|_| rng.u8(..)).collect() };
             let data_len = rng.usize(..40);
@@ -128,6 +129,7 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
             journal.truncate(group, hard_state, *from_index, *from_offset)?.pos
         }
         RingBody::Removed => journal.remove_group(group)?,
+        RingBody::Restart { index, term } => journal.restart(group, hard_state, *index, *term)?.pos,
     };
     journal.check();
     assert!(end > before && journal.staged() == end && end > journal.durable());

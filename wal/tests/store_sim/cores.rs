@@ -27,7 +27,7 @@ fn a_change_of_cores_loses_nothing_wherever_it_is_cut_short() {
 #[test]
 fn an_empty_directory_changes_too_and_old_epochs_go() {
     let (disk, data) = (SimDisk::new(1), Path::new("/data"));
-    let old = Manifest { cluster_id: "one".to_owned(), epoch: 1, cores: 1 };
+    let old = Manifest { epoch: 1, ..Manifest::new(1, 7, 1) };
     block_on(async {
         assert_eq!(Manifest::read(&disk, data).await.expect("readable"), None);
         old.write(&disk, data).await.expect("written");
@@ -43,13 +43,13 @@ fn an_empty_directory_changes_too_and_old_epochs_go() {
 #[test]
 fn a_newer_format_and_a_checkpoint_of_another_epoch_are_refused_by_name() {
     let (disk, data) = (SimDisk::new(1), Path::new("/data"));
-    let manifest = Manifest { cluster_id: "one".to_owned(), epoch: 1, cores: 1 };
+    let manifest = Manifest { epoch: 1, ..Manifest::new(1, 7, 1) };
     block_on(async {
         manifest.write(&disk, data).await.expect("written");
         let newer = b"millrace-data 7\n";
         disk.patch(&data.join("MANIFEST"), 0, newer);
         let error = Manifest::read(&disk, data).await.expect_err("refused");
-        assert!(matches!(error, OpenError::Newer { found: 7, newest: 1, .. }));
+        assert!(matches!(error, OpenError::Newer { found: 7, newest: wal::manifest::FORMAT_VERSION, .. }));
         assert!(error.to_string().contains("/data/MANIFEST has format version 7"), "{error}");
         let new =
             change_cores(&disk, data, &manifest, 2, &config(), |group| group.0 as usize % 2).await.expect("changed");
@@ -65,7 +65,7 @@ fn a_newer_format_and_a_checkpoint_of_another_epoch_are_refused_by_name() {
 pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut disk = SimDisk::new(seed);
-    let old = Manifest { cluster_id: "simulated".to_owned(), epoch: 1, cores: 2 };
+    let old = Manifest { epoch: 1, ..Manifest::new(1, 7, 2) };
     let data = std::path::Path::new(DATA);
     let text = |error: OpenError| error.to_string();
     prepare(&disk);

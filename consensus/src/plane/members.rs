@@ -1,0 +1,127 @@
+//! Who belongs to the metadata group, and who is alive: the leader brings the group's members in line with the brokers that are
+//! registered, one change at a time, and says which brokers are silent.
+//!
+//! A broker that registers becomes a learner. A learner that has caught up becomes a voter if there are fewer voters than wanted, or
+//! if it takes the place of its own node's former disk. A peer goes when its broker is unregistered, or when its node's new disk
+//! has taken its place. A dead voter is never removed by itself: that is for an operator to say.
+
+use super::{Acks, Plane, Submission, Until, node_of};
+use crate::{
+    group::{Group, Member, PeerProgress},
+    metadata::{Broker, BrokerStatus, Command, Delta},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+/// A learner counts as caught up when it lacks no more entries than this.
+const CAUGHT_UP_WITHIN: u64 = 64;
+/// A write of the leader's own may take so long.
+const OWN_WRITE_MAX: Duration = Duration::from_secs(5);
+
+/// What is published of the cluster.
+#[derive(Default)]
+pub(super) struct Cluster {
+    brokers: BTreeMap<i32, Arc<Broker>>,
+    /// Peers that must not come back.
+    gone: Arc<BTreeSet<u64>>,
+    /// Voters wanted, if that was set.
+    pub(super) voters_wanted: Option<usize>,
+}
+
+impl Cluster {
+    pub(super) fn follow(&mut self, delta: &Delta) {
+        match delta {
+            Delta::Broker(broker) => {
+                self.brokers.insert(broker.node, broker.clone());
+            }
+            Delta::BrokerGone(node) => {
+                self.brokers.remove(node);
+            }
+            Delta::GonePeers(peers) => self.gone = peers.clone(),
+            Delta::ClusterConfig(config) => {
+                self.voters_wanted = config.get(None, VOTERS_SETTING).and_then(|value| value.parse().ok());
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a message of a broker's process is one of the process that is registered.
+    pub(super) fn is_present(&self, node: i32, incarnation: u64) -> bool {
+        self.brokers.get(&node).is_some_and(|broker| broker.incarnation == incarnation)
+    }
+
+    /// The next change of the members, if one is due.
+    pub(super) fn next_change(&self, group: &Group, voters_wanted: usize) -> Vec<Member> {
+        let (voters, learners) = (group.voters(), group.learners());
+        let is_member = |peer: &u64| voters.contains(peer) || learners.contains(peer);
+        let registered = |peer: u64| self.brokers.get(&node_of(peer)).is_some_and(|broker| broker.peer == peer);
+        // First those who must not have a vote any more; but never the last that is left.
+        let gone: Vec<u64> = voters.iter().chain(&learners).copied().filter(|peer| self.gone.contains(peer)).collect();
+        let replaced = |peer: u64| self.brokers.get(&node_of(peer)).is_some_and(|broker| broker.peer != peer);
+        for peer in gone {
+            // A disk that was replaced keeps its vote, which nobody casts, until the new one is ready to take its place.
+            let keeps_place = replaced(peer) && voters.contains(&peer);
+            if !keeps_place && (voters != [peer]) && peer != group.peer() {
+                return vec![Member::Removed(peer)];
+            }
+        }
+        let new = self.brokers.values().map(|broker| broker.peer).find(|peer| !is_member(peer));
+        if let Some(peer) = new {
+            return vec![Member::Learner(peer)];
+        }
+        let progress = group.progress();
+        let ready = |peer: &&PeerProgress| {
+            !peer.voter && peer.active && registered(peer.peer) && peer.matched + CAUGHT_UP_WITHIN >= group.last_index()
+        };
+        for learner in progress.iter().filter(ready) {
+            let former = voters.iter().copied().find(|peer| node_of(*peer) == node_of(learner.peer));
+            match former {
+                Some(former) => return vec![Member::Voter(learner.peer), Member::Removed(former)],
+                None if voters.len() < voters_wanted => return vec![Member::Voter(learner.peer)],
+                None => {}
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// The setting that says how many voters there should be.
+const VOTERS_SETTING: &str = "metadata.voters";
+
+impl Plane {
+    /// Brings members and the state of brokers in line, if this broker leads.
+    pub(super) fn tick_members(&mut self, group: &mut Group, now: Duration) {
+        let Some(lead) = self.lead.as_mut().filter(|lead| lead.established && !lead.handed_over) else { return };
+        let wanted = self.cluster.voters_wanted.unwrap_or(self.config.voters_wanted);
+        let change = self.cluster.next_change(group, wanted);
+        if !change.is_empty() && group.propose_members(&change).is_ok() {
+            tracing::info!(?change, "changing the members of the metadata group");
+        }
+        let session = self.config.session_timeout;
+        let mut changed = Vec::new();
+        for broker in self.cluster.brokers.values() {
+            let own = broker.node == self.config.node;
+            let heard = lead.heard.entry(broker.node).or_default();
+            // A new leader gives everybody a session to be heard in.
+            let at = *heard.at.get_or_insert(now);
+            let alive = own || now < at + session;
+            let status = if alive { BrokerStatus::Alive } else { BrokerStatus::Fenced };
+            if status != broker.status && heard.telling.is_none_or(|until| until <= now) {
+                heard.telling = Some(now + OWN_WRITE_MAX);
+                let (node, incarnation) = (broker.node, broker.incarnation);
+                changed.push(Command::UpdateBrokerStatus { node, incarnation, status });
+            } else if status == broker.status {
+                heard.telling = None;
+            }
+        }
+        if !changed.is_empty() {
+            let deadline = now + OWN_WRITE_MAX;
+            let token =
+                self.submit(now, Submission { commands: changed, acks: Acks::Quorum, until: Until::Acked, deadline });
+            self.own_writes.insert(token);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What any core asks of the metadata plane. Every question has a deadline: there is an answer by then, if only that there is none.
+
+use super::{META_CORE, Meta};
+use crate::{
+    clock,
+    core::{Core, core_of_slice},
+    sync::{Answer, Promise, promise},
+};
+use ahash::AHashMap;
+use consensus::{
+    group::Group,
+    metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, SliceId},
+    plane::{Acks, Plane, Quorum, Submission, Token, Until, WriteError, Written},
+};
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+/// What became of one command.
+pub type CommandResult = Result<Outcome, Rejection>;
+
+/// How long a question may take if whoever asks names no time of its own.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Commands of one write; more are several writes, made at the same time.
+const COMMANDS_MAX: usize = 512;
+
+/// Why a submission has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error("the metadata group has no leader that this broker can reach; nothing was done; try again")]
+    NoLeader,
+    #[error("the metadata group gave no answer in time; it may still be done")]
+    TimedOut,
+    #[error("the storage of core 0 has failed; restart the broker once its disk is well")]
+    Storage,
+}
+
+impl From<WriteError> for SubmitError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NoLeader => SubmitError::NoLeader,
+            WriteError::TimedOut => SubmitError::TimedOut,
+        }
+    }
+}
+
+/// How a submission is to be acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitting {
+    /// `None`: as `metadata.acks` says at present.
+    pub acks: Option<Acks>,
+    pub until: Until,
+    pub within: Duration,
+}
+
+impl Default for Submitting {
+    fn default() -> Self {
+        Self { acks: None, until: Until::Shown, within: ANSWER_MAX }
+    }
+}
+
+/// Submits commands from any core; returns once every core's view shows them.
+pub async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Result<Vec<CommandResult>, SubmitError> {
+    submit_with(core, commands, Submitting::default()).await
+}
+
+/// Submits commands from any core.
+pub async fn submit_with(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    how: Submitting,
+) -> Result<Vec<CommandResult>, SubmitError> {
+    let call = core.call(META_CORE, move |there| async move {
+        let mut commands = commands.into_iter();
+        let mut writes = Vec::new();
+        loop {
+            let some: Vec<Command> = commands.by_ref().take(COMMANDS_MAX).collect();
+            if some.is_empty() {
+                break;
+            }
+            writes.push(there.meta().write(&there, some, how));
+        }
+        let mut results = Vec::new();
+        for write in writes {
+            results.extend(written(write.await)?.results);
+        }
+        // What it gave is forgotten: nobody knows whether that was now or before.
+        results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
+    });
+    call.result().await
+}
+
+pub(super) fn written(answer: Option<Result<Written, WriteError>>) -> Result<Written, SubmitError> {
+    answer.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
+}
+
+/// Whether a read may be answered from this core's view now: at once under a lease, else once the view shows all that the leader
+/// knows to be committed.
+pub async fn may_read(core: &Rc<Core>) -> Result<(), SubmitError> {
+    if core.has_read_lease() {
+        core.metrics.lease_valid_reads_total.add(1);
+        return Ok(());
+    }
+    core.metrics.lease_expired_reads_total.add(1);
+    linearize(core).await
+}
+
+/// Returns once this core's view shows every write that was acknowledged before the call.
+pub async fn linearize(core: &Rc<Core>) -> Result<(), SubmitError> {
+    let call = core.call(META_CORE, |there| async move {
+        let meta = there.meta();
+        if meta.failed.get() {
+            return Err(SubmitError::Storage);
+        }
+        let answer = meta.ask(&there, &meta.read, |plane, raft, now| plane.read(raft, now, now + ANSWER_MAX));
+        answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
+    });
+    call.result().await
+}
+
+/// The metadata group as its leader sees it, on whatever broker that is.
+pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
+    let call = core.call(META_CORE, |there| async move {
+        let meta = there.meta();
+        if meta.failed.get() {
+            return Err(SubmitError::Storage);
+        }
+        let answer = meta.ask(&there, &meta.described, |plane, raft, now| plane.describe(raft, now, now + ANSWER_MAX));
+        answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
+    });
+    call.result().await
+}
+
+/// A topic as the leader's slice has it, committed or not.
+pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
+    let owner = core_of_slice(SliceId::of_topic(&name), core.cores());
+    let call = core.call(owner, move |there| std::future::ready(there.topic_in_slice(&name)));
+    call.result().await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
+}
+
+type Waiting<T> = RefCell<AHashMap<Token, Promise<Result<T, WriteError>>>>;
+
+impl Meta {
+    /// Puts a question to the plane. Its answer may be there before this returns.
+    fn ask<T>(
+        self: &Rc<Self>,
+        core: &Rc<Core>,
+        waiting: &Waiting<T>,
+        question: impl FnOnce(&mut Plane, &mut Group, Duration) -> Token,
+    ) -> Answer<Result<T, WriteError>> {
+        let (promise, answer) = promise();
+        let token = self.replica.with(|raft| question(&mut self.plane.borrow_mut(), raft, clock::now()));
+        waiting.borrow_mut().insert(token, promise);
+        self.act(core);
+        core.ready_loop.wake(self.clone());
+        answer
+    }
+
+    /// Hands a write to the plane.
+    pub(super) fn write(
+        self: &Rc<Self>,
+        core: &Rc<Core>,
+        commands: Vec<Command>,
+        how: Submitting,
+    ) -> Answer<Result<Written, WriteError>> {
+        let acks = how.acks.unwrap_or_else(|| core.metadata_acks());
+        self.ask(core, &self.written, |plane, _, now| {
+            plane.submit(now, Submission { commands, acks, until: how.until, deadline: now + how.within })
+        })
+    }
+}

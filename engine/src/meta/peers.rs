@@ -1,0 +1,91 @@
+//! Messages of other brokers: of the metadata group, of their planes, and pieces of snapshots.
+//! Lives on: core 0.
+
+use super::{META_GROUP, Meta, tools};
+use crate::{clock, core::Core, peers::Host};
+use consensus::{
+    group::{Message, MessageType},
+    metadata::{Delta, HostPort},
+    wire::{PeerMessage, ToolRequest, ToolResponse},
+};
+use std::{future::Future, pin::Pin, rc::Rc};
+use wal::record::GroupId;
+
+/// Takes what comes in on the peer port.
+pub struct PeerHost(pub Rc<Core>);
+
+impl Host for PeerHost {
+    fn receive(&self, from: i32, messages: Vec<PeerMessage>) {
+        self.0.meta().receive(&self.0, from, messages);
+    }
+
+    fn answer(&self, request: ToolRequest) -> Pin<Box<dyn Future<Output = ToolResponse>>> {
+        Box::pin(tools::answer(self.0.clone(), request))
+    }
+}
+
+impl Meta {
+    /// Sends the group's messages; a snapshot goes with the state that belongs to it.
+    pub(super) fn send_raft(&self, core: &Rc<Core>, messages: Vec<Message>) {
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(core, message);
+            } else {
+                core.peers().send(message.to, PeerMessage::Raft { group: META_GROUP.0, message });
+            }
+        }
+    }
+
+    /// Takes what another broker sent in one frame.
+    pub fn receive(self: &Rc<Self>, core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
+        if self.failed.get() {
+            return;
+        }
+        for message in messages {
+            match message {
+                PeerMessage::Raft { group, message } if GroupId(group) == META_GROUP => {
+                    if message.get_msg_type() == MessageType::MsgSnapshot {
+                        self.take_snapshot(core, message);
+                    } else {
+                        self.replica.with(|raft| raft.step(message));
+                    }
+                }
+                PeerMessage::Raft { group, .. } => {
+                    tracing::debug!(group, from, "a message for a group that is not here was dropped");
+                }
+                PeerMessage::Plane(message) => {
+                    self.replica.with(|raft| self.plane.borrow_mut().receive(raft, clock::now(), from, message));
+                }
+                PeerMessage::SnapshotChunk(chunk) => self.take_chunk(from, chunk),
+            }
+        }
+        self.happens(core, |plane, raft, now| plane.observe(raft, now));
+    }
+
+    /// Keeps the addresses of brokers, and whom the plane may ask, in line with what is published.
+    pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(u64, Vec<Delta>)]) {
+        let mut changed = false;
+        for delta in deltas.iter().flat_map(|(_, deltas)| deltas) {
+            match delta {
+                Delta::Broker(broker) => {
+                    let HostPort { host, port } = &broker.peer_addr;
+                    let address = crate::config_value::HostPort { host: host.clone(), port: *port };
+                    core.peers().set_address(broker.node, address.to_string());
+                    changed = true;
+                }
+                Delta::BrokerGone(node) => {
+                    core.peers().forget(*node);
+                    changed = true;
+                }
+                _ => {}
+            }
+        }
+        if changed {
+            self.follow_contacts(core);
+        }
+    }
+
+    pub(super) fn follow_contacts(&self, core: &Rc<Core>) {
+        self.plane.borrow_mut().set_contacts(core.peers().nodes());
+    }
+}

@@ -1,0 +1,142 @@
+//! What this broker tells the others of its partitions, as metadata: who leads them, and how far their logs have come.
+//!
+//! The partitions' groups are the truth; these are reports of it, in batches: leaderships at once, watermarks at most once a second.
+//! A broker that is alone keeps them to itself.
+
+use super::{Submitting, submit_with};
+use crate::{
+    core::{Core, CoreId, Led},
+    partition::TopicPartition,
+    rt, sync,
+};
+use ahash::AHashMap;
+use consensus::{
+    metadata::{Command, LeaderReport, View, WatermarkReport},
+    plane::{Acks, Until},
+};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use wal::record::GroupId;
+
+/// How often watermarks are told.
+const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
+/// Pause after a report that did not get through.
+const RETRY: Duration = Duration::from_millis(200);
+/// Leaderships kept for brokers that may join; a topic's newest report stands for all before it.
+const UNREPORTED_MAX: usize = 1 << 20;
+
+/// On core 0: tells the others of every leadership of this broker.
+pub async fn leaders(core: Rc<Core>) {
+    while !core.lifecycle.metadata_ended.is_set() {
+        let seen = core.view_changed.version();
+        if has_others(&core) && !core.unreported().borrow().is_empty() {
+            let pending = core.unreported().take();
+            let commands = core.view(|view| leader_commands(view, core.node(), &pending));
+            if !commands.is_empty() && !report(&core, commands).await {
+                core.unreported().borrow_mut().extend(pending);
+                rt::sleep(RETRY).await;
+            }
+            continue;
+        }
+        let mut unreported = core.unreported().borrow_mut();
+        if unreported.len() > UNREPORTED_MAX {
+            let newest: AHashMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
+            unreported.extend(newest.into_values().filter(|led| core.view(|view| view.has_group(led.group.0))));
+        }
+        drop(unreported);
+        core.view_changed.past(seen).await;
+    }
+}
+
+fn has_others(core: &Core) -> bool {
+    core.view(|view| view.brokers().nth(1).is_some())
+}
+
+/// One command per topic; what the metadata shows already is left out.
+fn leader_commands(view: &View, node: i32, led: &[Led]) -> Vec<Command> {
+    let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
+    for Led { group, name: TopicPartition { topic, partition }, epoch } in led {
+        let term = *epoch as u64;
+        if view.leader(group.0).is_none_or(|known| known.term < term) {
+            let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: vec![node] };
+            by_topic.entry(topic).or_default().push(report);
+        }
+    }
+    let commands = by_topic.into_iter().filter_map(|(name, leaders)| {
+        let topic = view.topic(name)?;
+        Some(Command::SetPartitionLeader { name: topic.name.clone(), id: topic.id, leaders })
+    });
+    commands.collect()
+}
+
+/// How far a partition of this broker has come.
+struct Mark {
+    name: TopicPartition,
+    high_watermark: u64,
+    log_start: u64,
+    end_offset: u64,
+}
+
+/// On core 0: tells the others, once a second, of the watermarks that have moved since.
+pub async fn watermarks(core: Rc<Core>) {
+    let mut told: AHashMap<GroupId, (u64, u64)> = AHashMap::new();
+    while !core.lifecycle.metadata_ended.is_set() {
+        rt::sleep(WATERMARKS_EVERY).await;
+        if !has_others(&core) {
+            continue;
+        }
+        let marks =
+            (0..core.cores()).map(|to| core.call(CoreId(to), |there| std::future::ready(marks(&there))).result());
+        let marks: Vec<(GroupId, Mark)> = sync::all(marks.collect()).await.into_iter().flatten().collect();
+        let mut by_topic: BTreeMap<Arc<str>, Vec<WatermarkReport>> = BTreeMap::new();
+        let mut now_told = Vec::new();
+        for (group, mark) in marks {
+            let is = (mark.high_watermark, mark.log_start);
+            if told.get(&group).is_some_and(|was| *was == is) || (is == (0, 0) && !told.contains_key(&group)) {
+                continue;
+            }
+            now_told.push((group, is));
+            let Mark { name, high_watermark, log_start, end_offset } = mark;
+            let report = WatermarkReport { partition: name.partition as u32, high_watermark, log_start, end_offset };
+            by_topic.entry(name.topic).or_default().push(report);
+        }
+        let node = core.node();
+        let commands: Vec<Command> = core.view(|view| {
+            let with_id = |(name, watermarks): (Arc<str>, _)| {
+                let id = view.topic(&name)?.id;
+                Some(Command::UpdateHighWatermark { name, id, node, watermarks })
+            };
+            by_topic.into_iter().filter_map(with_id).collect()
+        });
+        if !commands.is_empty() && report(&core, commands).await {
+            told.extend(now_told);
+        }
+        told.retain(|group, _| core.view(|view| view.has_group(group.0)));
+    }
+}
+
+/// The watermarks of a core's partitions that it leads.
+fn marks(core: &Rc<Core>) -> Vec<(GroupId, Mark)> {
+    let led = core.partitions().into_iter().filter(|partition| partition.leads());
+    let mark = |partition: Rc<crate::partition::Partition>| {
+        let mark = Mark {
+            name: partition.name.clone(),
+            high_watermark: partition.high_watermark(),
+            log_start: partition.log_start(core),
+            end_offset: partition.end(),
+        };
+        (partition.group(), mark)
+    };
+    led.map(mark).collect()
+}
+
+/// Whether the report got through.
+async fn report(core: &Rc<Core>, commands: Vec<Command>) -> bool {
+    let how = Submitting { acks: Some(Acks::Quorum), until: Until::Acked, ..Submitting::default() };
+    match submit_with(core, commands, how).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!(%error, "a report of partitions did not get through");
+            false
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Snapshots of the metadata: cut from all slices at one index, and kept at hand for brokers that lag behind the log.
+
+use super::{META_CORE, META_GROUP, Meta};
+use crate::{
+    core::{Core, CoreId},
+    rt,
+    sync::{Either, promise, race},
+};
+use bytes::{Bytes, BytesMut};
+use consensus::{
+    group::{Message, Position, SnapshotMark, conf_state_bytes},
+    metadata::{self, Delta, SLICES, Slice},
+    plane::node_of,
+    wire::{PeerMessage, SnapshotChunk},
+};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use wal::{
+    record::HardState,
+    store::{AppState, AppendError, LogPos, SnapshotError},
+};
+
+/// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
+const SNAPSHOT_ENTRIES: u64 = 10_000;
+
+/// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
+
+/// The newest snapshot, for brokers that need it.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    newest: RefCell<Option<(SnapshotMark, Bytes)>>,
+    /// One that comes in, until it is announced.
+    arriving: RefCell<Option<Arriving>>,
+    /// One that has come is being made durable.
+    staging: Cell<bool>,
+    /// One that is durable beside the log, until the group takes it.
+    staged: RefCell<Option<(SnapshotMark, Vec<Slice>, Bytes)>>,
+}
+
+impl Meta {
+    /// A snapshot is durable: from now on, whoever lacks what it covers gets it.
+    pub(super) fn has_snapshot(&self, mark: SnapshotMark, blob: Bytes) {
+        if self.snapshots.newest.borrow().as_ref().is_some_and(|(newest, _)| newest.at.index > mark.at.index) {
+            return;
+        }
+        *self.snapshots.newest.borrow_mut() = Some((mark.clone(), blob));
+        self.replica.with(|raft| {
+            let index = mark.at.index;
+            raft.set_snapshot(mark);
+            raft.compact(index);
+        });
+    }
+}
+
+/// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
+pub async fn snapshot_when_wanted(core: Rc<Core>) {
+    let meta = core.meta().clone();
+    let mut covered = meta.with(|plane, _| plane.published());
+    loop {
+        if let Either::First(Err(_poisoned)) =
+            race(core.store.snapshot_wanted(), meta.entries_since(covered, SNAPSHOT_ENTRIES)).await
+        {
+            return;
+        }
+        match snapshot(&core).await {
+            Ok(index) => covered = index,
+            Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
+                rt::sleep(SNAPSHOT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Cuts every slice at one index and makes the snapshot durable; returns the index.
+pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
+    let meta = core.meta();
+    // Everything applied so far is on its way to the slices, in their queues; the request for a part goes behind it.
+    let (at, conf_state) = meta.replica.with(|raft| {
+        let index = raft.applied();
+        let term = raft.term_at(index).expect("an applied entry's term is known");
+        (Position { index, term }, raft.conf_state())
+    });
+    let parts: Vec<_> = (0..core.cores())
+        .map(|owner| {
+            let (part, answer) = promise();
+            let token = meta.parts.borrow_mut().insert(part);
+            core.post(CoreId(owner), move |there| {
+                let slices = there.cut_slices();
+                there.post(META_CORE, move |here| here.meta().parts.borrow_mut().remove(token).keep(slices));
+            });
+            answer
+        })
+        .collect();
+    let mut slices = Vec::with_capacity(SLICES);
+    for part in crate::sync::all(parts).await {
+        slices.extend(part.expect("a part that was asked for comes"));
+    }
+    let blob = metadata::join(at.index, &mut slices);
+    let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
+    core.store.write_snapshot(META_GROUP, at.term, app).await?;
+    meta.has_snapshot(SnapshotMark { at, conf_state }, blob);
+    tracing::debug!(index = at.index, "metadata snapshot written");
+    Ok(at.index)
+}
+
+/// Bytes of one piece of a snapshot on its way.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Largest snapshot that is taken from a leader.
+const SNAPSHOT_BYTES_MAX: u64 = 4 << 30;
+
+/// A snapshot that comes in, piece by piece.
+pub(super) struct Arriving {
+    from: i32,
+    at: Position,
+    total: u64,
+    bytes: BytesMut,
+}
+
+impl Meta {
+    /// Sends the newest snapshot to the peer that the group announces it to, then the announcement. The group goes on meanwhile.
+    pub(super) fn send_snapshot(&self, core: &Rc<Core>, message: Message) {
+        let to = message.to;
+        let newest = self.snapshots.newest.borrow().clone();
+        let announced = message.get_snapshot().get_metadata().index;
+        let Some((mark, blob)) = newest.filter(|(mark, _)| mark.at.index == announced) else {
+            // A newer one has taken its place meanwhile; the group announces that next.
+            self.replica.with(|raft| raft.report_snapshot(to, false));
+            return;
+        };
+        let core = core.clone();
+        rt::spawn(async move {
+            tracing::info!(to = node_of(to), index = mark.at.index, bytes = blob.len(), "sending a metadata snapshot");
+            let sent = send_pieces(&core, to, mark.at, &blob, message).await;
+            core.meta().happens(&core, |_, raft, _| raft.report_snapshot(to, sent));
+        });
+    }
+
+    /// Takes a piece of a snapshot. They come in order; one that does not fit ends what was begun.
+    pub(super) fn take_chunk(&self, from: i32, chunk: SnapshotChunk) {
+        let at = Position { index: chunk.index, term: chunk.term };
+        let mut arriving = self.snapshots.arriving.borrow_mut();
+        if chunk.offset == 0 && chunk.total <= SNAPSHOT_BYTES_MAX {
+            *arriving = Some(Arriving { from, at, total: chunk.total, bytes: BytesMut::new() });
+        }
+        let fits = |arriving: &&mut Arriving| {
+            (arriving.from, arriving.at, arriving.total) == (from, at, chunk.total)
+                && arriving.bytes.len() as u64 == chunk.offset
+                && chunk.offset + chunk.bytes.len() as u64 <= chunk.total
+                && crc32c::crc32c(&chunk.bytes) == chunk.crc
+        };
+        match arriving.as_mut().filter(fits) {
+            Some(arriving) => arriving.bytes.extend_from_slice(&chunk.bytes),
+            None => {
+                tracing::debug!(from, index = chunk.index, "a piece of a snapshot does not fit; it begins anew");
+                *arriving = None;
+            }
+        }
+    }
+
+    /// The leader's announcement, behind the last piece: the state is made durable, and only then the group hears of it.
+    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
+        let metadata = message.get_snapshot().get_metadata();
+        let at = Position { index: metadata.index, term: metadata.term };
+        let arrived = self.snapshots.arriving.take();
+        let Some(arrived) = arrived.filter(|arrived| arrived.at == at && arrived.bytes.len() as u64 == arrived.total)
+        else {
+            tracing::debug!(index = at.index, "a snapshot was announced that has not come whole");
+            return;
+        };
+        if self.with(|_, raft| raft.commit() >= at.index) || self.snapshots.staging.replace(true) {
+            return;
+        }
+        let core = core.clone();
+        rt::spawn(async move {
+            let meta = core.meta();
+            if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await {
+                tracing::warn!(index = at.index, why, "cannot take the leader's metadata snapshot");
+            }
+            meta.snapshots.staging.set(false);
+        });
+    }
+}
+
+/// Sends a snapshot's pieces as fast as the peer takes them, and the announcement behind the last; returns whether all left.
+async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, announcement: Message) -> bool {
+    let total = blob.len() as u64;
+    for offset in (0..blob.len()).step_by(CHUNK_BYTES) {
+        let bytes = blob.slice(offset..blob.len().min(offset + CHUNK_BYTES));
+        let (group, index, term, crc) = (META_GROUP.0, at.index, at.term, crc32c::crc32c(&bytes));
+        let chunk = SnapshotChunk { group, index, term, offset: offset as u64, total, crc, bytes };
+        if !core.peers().send_bulk(to, PeerMessage::SnapshotChunk(chunk)).await {
+            return false;
+        }
+    }
+    core.peers().send_bulk(to, PeerMessage::Raft { group: META_GROUP.0, message: announcement }).await
+}
+
+/// Makes a snapshot durable beside the log, then steps the group with it.
+async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> Result<(), String> {
+    let (index, slices) = metadata::restore(&blob).map_err(|error| error.to_string())?;
+    if index != at.index {
+        return Err(format!("it is one of index {index}"));
+    }
+    let members = message.get_snapshot().get_metadata().get_conf_state();
+    let conf_state = conf_state_bytes(members);
+    let app = AppState { index, blob: blob.clone(), conf_state: conf_state.clone() };
+    core.store.stage_snapshot(META_GROUP, at.term, &app).await.map_err(|error| error.to_string())?;
+    let meta = core.meta();
+    *meta.snapshots.staged.borrow_mut() = Some((SnapshotMark { at, conf_state }, slices, blob));
+    meta.happens(core, |plane, raft, now| {
+        raft.step_snapshot(message);
+        plane.observe(raft, now);
+    });
+    Ok(())
+}
+
+impl Meta {
+    /// The group takes the snapshot that was staged: log, slices and views begin anew behind it.
+    pub(super) fn install_snapshot(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        let (staged, slices, blob) = self.snapshots.staged.take().expect("a snapshot is staged before it is stepped");
+        assert_eq!(staged.at, mark.at, "the group takes the snapshot that was staged");
+        let state = self.replica.with(|raft| raft.hard_state());
+        let state = HardState { term: state.term, vote: state.vote, commit: state.commit };
+        let index = mark.at.index;
+        let app = AppState { index, blob: blob.clone(), conf_state: staged.conf_state.clone() };
+        let position = core.store.install_snapshot(META_GROUP, state, mark.at.term, app)?;
+        tracing::info!(index, "a metadata snapshot of the leader takes the place of the log");
+        let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
+        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
+        self.plane.borrow_mut().restored(index, group_high, &image[..]);
+        super::start::install(core, index, slices, &image);
+        self.has_snapshot(staged, blob);
+        self.restore_shown(core, index, &image);
+        Ok(position)
+    }
+}

@@ -1,0 +1,141 @@
+//! From what the store recovered to a broker that knows all that was committed.
+
+use super::{META_GROUP, Meta, PeerHost, Submitting, reports, submit_with, tick};
+use crate::{
+    clock,
+    core::{Core, CoreId, core_of_slice, restored},
+    rt,
+};
+use consensus::{
+    group::{Group, GroupConfig, Position, Restored, SnapshotMark},
+    metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Slice},
+    plane::{Plane, PlaneConfig},
+};
+use net::listen::Bound;
+use std::{rc::Rc, sync::Arc, time::Duration};
+use wal::log::LogOptions;
+
+/// Ticks without a leader before anybody stands for election, and what brokers wait beyond that at most.
+const ELECTION_TICKS: usize = 8;
+
+/// How often a broker that can't join says why.
+const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Pause before it tries again.
+const JOIN_RETRY: Duration = Duration::from_millis(200);
+
+/// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
+/// every core, then joins the others. Returns once everything committed until now is shown everywhere.
+pub async fn start(core: &Rc<Core>, peer_bound: Bound) -> Result<(), String> {
+    let recovered = core.take_recovered(META_GROUP);
+    let (slices, applied) = match &recovered {
+        Some(recovered) if !recovered.app.blob.is_empty() => {
+            let (index, slices) = metadata::restore(&recovered.app.blob).map_err(|error| error.to_string())?;
+            assert_eq!(index, recovered.app.index, "a snapshot knows its index");
+            (slices, index)
+        }
+        _ => (Slice::all(), 0),
+    };
+    if recovered.is_none() {
+        core.store.create_group(META_GROUP, LogOptions::default());
+    }
+    let found = recovered.as_ref().map_or_else(Restored::default, restored);
+    let identity = &core.identity;
+    let config = GroupConfig {
+        voters: identity.founding.clone(),
+        election_ticks: ELECTION_TICKS,
+        election_jitter: jitter(core.node()),
+        ..GroupConfig::single(META_GROUP.0, identity.peer)
+    };
+    let raft = Group::new(config, found).map_err(|error| error.to_string())?;
+    let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
+    let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
+    let plane_config = PlaneConfig {
+        voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
+        session_timeout: core.config.broker_session_timeout(),
+        ..PlaneConfig::new(core.node(), identity.incarnation)
+    };
+    let mut plane = Plane::new(plane_config, applied, group_high);
+    plane.begin_from(&image[..]);
+    let meta = Rc::new(Meta::new(raft, plane, applied, core.cores()));
+    core.hold_meta(meta.clone());
+    if let Some(recovered) = recovered.filter(|recovered| !recovered.app.blob.is_empty())
+        && let Some(term) = meta.with(|_, raft| raft.term_at(applied))
+    {
+        let conf_state = recovered.app.conf_state.clone();
+        meta.has_snapshot(SnapshotMark { at: Position { index: applied, term }, conf_state }, recovered.app.blob);
+    }
+    install(core, applied, slices, &image);
+    let alone = meta.with(|_, raft| raft.voters() == [raft.peer()]);
+    if alone {
+        // Nobody has to be asked, and nobody waited for.
+        meta.replica.with(Group::campaign);
+    }
+    core.ready_loop.wake(meta.clone());
+    let (peers, host) = (core.peers().clone(), Rc::new(PeerHost(core.clone())));
+    rt::spawn(async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") });
+    meta.follow_contacts(core);
+    rt::spawn(tick(core.clone()));
+    join(core).await;
+    rt::spawn(reports::leaders(core.clone()));
+    rt::spawn(reports::watermarks(core.clone()));
+    for to in (0..core.cores()).map(CoreId) {
+        core.post(to, |there| there.lifecycle.metadata_complete.set());
+    }
+    Ok(())
+}
+
+/// Hands every core its slices and the whole view.
+pub(super) fn install(core: &Rc<Core>, index: u64, slices: Vec<Slice>, image: &Arc<[Delta]>) {
+    let mut by_owner: Vec<Vec<Slice>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    for slice in slices {
+        by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);
+    }
+    for (owner, slices) in by_owner.into_iter().enumerate() {
+        let image = image.clone();
+        core.post(CoreId(owner), move |there| there.install(index, slices, &image));
+    }
+}
+
+/// What this broker waits beyond the least election timeout: brokers with following numbers wait differently long, so that one
+/// of them has won before the next stands.
+fn jitter(node: i32) -> usize {
+    2 * node.unsigned_abs() as usize % (ELECTION_TICKS + 1)
+}
+
+/// Tells the cluster that this broker is there. The answer is shown here, and so everything before it.
+async fn join(core: &Rc<Core>) {
+    let mut told = None;
+    loop {
+        let failure = match submit_with(core, vec![registration(core)], Submitting::default()).await {
+            Ok(results) => match results.into_iter().next().expect("a command has a result") {
+                Ok(_) => return,
+                Err(rejection) => rejection.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        let now = clock::now();
+        if told.is_none_or(|told| now >= told + JOIN_TOLD_EVERY) {
+            told = Some(now);
+            tracing::warn!(why = failure, "cannot join the cluster yet; trying on");
+        }
+        rt::sleep(JOIN_RETRY).await;
+    }
+}
+
+fn registration(core: &Core) -> Command {
+    let (host, port) = core.advertised();
+    let peer = core.identity.peer_addr.clone();
+    Command::RegisterBroker {
+        broker: Broker {
+            node: core.node(),
+            peer: core.identity.peer,
+            incarnation: core.identity.incarnation,
+            kafka: HostPort { host: host.to_owned(), port },
+            peer_addr: HostPort { host: peer.host, port: peer.port },
+            cores: core.cores() as u16,
+            rack: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            status: BrokerStatus::Alive,
+        },
+    }
+}

@@ -1,0 +1,103 @@
+//! What tools ask on the peer port: raw commands and queries, and how the quorum is.
+//! Lives on: core 0.
+
+use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
+use crate::core::Core;
+use consensus::{
+    metadata::{Command, Query, QueryAnswer},
+    plane::{Accepted, Acks, Until},
+    wire::{Consistency, ToolAnswer, ToolAsk, ToolRequest, ToolResponse},
+};
+use net::errors::ErrorCode;
+use std::rc::Rc;
+
+/// Commands of one request.
+const COMMANDS_MAX: usize = 512;
+
+pub(super) async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
+    let ToolRequest { id, ask } = request;
+    let answer = match ask {
+        ToolAsk::Write { acks, commands } => write(&core, acks, commands).await,
+        ToolAsk::Read { consistency, queries } => read(&core, consistency, &queries).await,
+        ToolAsk::Describe => describe_quorum(&core).await.map(ToolAnswer::Quorum).map_err(failed),
+    };
+    ToolResponse { id, answer: answer.unwrap_or_else(|failed| failed) }
+}
+
+fn failed(error: SubmitError) -> ToolAnswer {
+    let code = match error {
+        SubmitError::NoLeader => ErrorCode::NotController,
+        SubmitError::TimedOut => ErrorCode::RequestTimedOut,
+        SubmitError::Storage => ErrorCode::KafkaStorageError,
+    };
+    ToolAnswer::Failed { code: code.code() as u16, message: error.to_string() }
+}
+
+fn refused(message: impl Into<String>) -> ToolAnswer {
+    ToolAnswer::Failed { code: ErrorCode::InvalidRequest.code() as u16, message: message.into() }
+}
+
+async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> Result<ToolAnswer, ToolAnswer> {
+    if commands.is_empty() || commands.len() > COMMANDS_MAX {
+        return Err(refused(format!("{} commands in one request; 1 to {COMMANDS_MAX} are taken", commands.len())));
+    }
+    commands.iter().try_for_each(|command| check(core, command))?;
+    debug_assert_eq!(core.id(), META_CORE);
+    let how = Submitting { acks, until: Until::Acked, ..Submitting::default() };
+    let written = asks::written(core.meta().write(core, commands, how).await).map_err(failed)?;
+    Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
+}
+
+/// Refuses what slices would take but this version can't carry out.
+fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
+    let one_replica = |replicas: &[Vec<i32>]| match replicas.iter().find(|replicas| replicas.len() != 1) {
+        Some(replicas) => Err(refused(format!(
+            "replicas {replicas:?}: partitions have one replica in this version, so one node each is named"
+        ))),
+        None => Ok(()),
+    };
+    match command {
+        Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => one_replica(replicas),
+        Command::AssignPartition { name, partition, .. } => Err(refused(format!(
+            "partition {partition} of '{name}': partitions can't move between brokers in this version"
+        ))),
+        Command::UnregisterBroker { node } => {
+            let holds = core.view(|view| {
+                let partitions = view.topics().flat_map(|topic| &topic.partitions);
+                partitions.filter(|partition| partition.replicas.contains(node)).count()
+            });
+            if holds == 0 {
+                return Ok(());
+            }
+            Err(refused(format!(
+                "broker {node} holds the only replica of {holds} partitions; delete their topics first"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn read(core: &Rc<Core>, consistency: Consistency, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {
+    match consistency {
+        Consistency::Leased => may_read(core).await.map_err(failed)?,
+        Consistency::Linearizable => asks::linearize(core).await.map_err(failed)?,
+        Consistency::Overlay => return overlay(core, queries).await,
+    }
+    let answers: Vec<QueryAnswer> = core.view(|view| queries.iter().map(|query| view.answer(query)).collect());
+    Ok(ToolAnswer::Answers(answers))
+}
+
+/// What the leader has acknowledged alone, too, though it may be dropped.
+async fn overlay(core: &Rc<Core>, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {
+    if !core.meta().with(|plane, _| plane.is_established()) {
+        return Err(failed(SubmitError::NoLeader));
+    }
+    let mut answers = Vec::with_capacity(queries.len());
+    for query in queries {
+        let Query::GetTopic { name } = query else {
+            return Err(refused("only GetTopic is answered from the overlay"));
+        };
+        answers.push(asks::overlay_topic(core, name.clone()).await);
+    }
+    Ok(ToolAnswer::Answers(answers))
+}
