@@ -10,7 +10,7 @@ use crate::{
     config_topic::TopicConfig,
     coordinators::Coordinators,
     front::{Connections, Spread},
-    kafka::{Fetches, OFFSETS_TOPIC, ProducerIds},
+    kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts},
     metrics::CoreMetrics,
@@ -79,13 +79,16 @@ pub struct Core {
     pub admission: Admission,
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
+    pub placement: Placement,
     pub coordinators: Coordinators,
     /// On core 0 only.
     meta: OnceCell<Rc<Meta>>,
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
+    /// Leaderships of this broker's partitions.
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
+    controller: Cell<Option<i32>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
     untold: RefCell<Vec<(GroupId, Leadership)>>,
     /// Moves whenever the view or a leadership changes.
@@ -132,12 +135,14 @@ impl Core {
             admission: Admission::default(),
             fetches: Fetches::default(),
             producer_ids: ProducerIds::default(),
+            placement: Placement::default(),
             coordinators: Coordinators::default(),
             meta: OnceCell::new(),
             partitions: RefCell::default(),
             slices: RefCell::default(),
             view: RefCell::default(),
             leaders: RefCell::default(),
+            controller: Cell::new(None),
             untold: RefCell::default(),
             view_changed: Notify::default(),
             unclaimed: RefCell::new(unclaimed),
@@ -214,8 +219,18 @@ impl Core {
         look(&self.view.borrow())
     }
 
+    /// Who leads a partition: this broker as it knows itself, another as the metadata says, as long as it is alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
         self.leaders.borrow().get(&group).copied()
+    }
+
+    /// The broker that leads the metadata group, if this one knows it.
+    pub fn controller(&self) -> Option<i32> {
+        self.controller.get()
+    }
+
+    pub fn set_controller(&self, node: Option<i32>) {
+        self.controller.set(node);
     }
 }
 
@@ -263,7 +278,7 @@ impl Core {
         let config = Rc::new(TopicConfig::resolve(&topic.configs, &self.config));
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
-            if self.owner(group) != self.id() {
+            if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
                 continue;
             }
             match self.partition(group) {

@@ -310,7 +310,10 @@ pub async fn start(core: &Rc<Core>) -> Result<(), String> {
     core.ready_loop.wake(meta.clone());
     meta.complete.wait().await;
     for to in (0..core.cores()).map(CoreId) {
-        core.post(to, |there| there.lifecycle.metadata_complete.set());
+        core.post(to, |there| {
+            there.set_controller(Some(there.node()));
+            there.lifecycle.metadata_complete.set();
+        });
     }
     Ok(())
 }

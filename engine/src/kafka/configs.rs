@@ -1,6 +1,6 @@
 //! DescribeConfigs and IncrementalAlterConfigs, for topics and this broker.
 
-use super::topics::Refusal;
+use super::{reads, refusal::Refusal};
 use crate::{config::Described, config_topic, core::Core, meta};
 use consensus::metadata::{Command, Topic};
 use net::{
@@ -21,12 +21,14 @@ use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 const RESOURCE_TOPIC: i8 = 2;
 const RESOURCE_BROKER: i8 = 4;
 
-pub fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let fresh =
+        reads::may_read(core).await.map_err(|error| Refusal::new(ErrorCode::RequestTimedOut, error.to_string()));
     let results = request.resources.into_iter().map(|resource| {
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());
-        match settings_of(core, &resource) {
+        match fresh.clone().and_then(|()| settings_of(core, &resource)) {
             Ok(settings) => {
                 // No keys, or none named: all of them (Kafka's ConfigHelper).
                 let keys = resource.configuration_keys.unwrap_or_default();
