@@ -658,3 +658,7 @@ impl Group {
 #[cfg(test)]
 #[path = "group_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "group_peers_tests.rs"]
+mod peers_tests;

@@ -118,6 +118,14 @@ pub struct Turn {
     pub described: Vec<(Token, Result<Quorum, WriteError>)>,
 }
 
+impl Turn {
+    pub fn is_empty(&self) -> bool {
+        let Self { slices, publish, sends, written, reads, described } = self;
+        let answers = written.is_empty() && reads.is_empty() && described.is_empty();
+        slices.is_empty() && publish.is_empty() && sends.is_empty() && answers
+    }
+}
+
 pub struct Plane {
     config: PlaneConfig,
     out: Turn,
@@ -193,6 +201,11 @@ impl Plane {
     /// Whether this broker leads and knows all that was committed before it did.
     pub fn is_established(&self) -> bool {
         self.lead.as_ref().is_some_and(|lead| lead.established)
+    }
+
+    /// The broker that leads, as far as this one knows.
+    pub fn leader(&self) -> Option<i32> {
+        self.known_leader.map(node_of).or(self.hinted_leader)
     }
 
     fn token(&mut self) -> Token {
@@ -342,3 +355,6 @@ fn pause(attempt: u32) -> Duration {
     const FIRST: Duration = Duration::from_millis(100);
     FIRST * (1 << attempt.min(4))
 }
+
+#[cfg(test)]
+mod tests;

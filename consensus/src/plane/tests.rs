@@ -1,0 +1,309 @@
+//! Three planes in lockstep: every message arrives at once unless its way is cut, every disk is fast. (What faults do is the
+//! simulation's to show.)
+
+use super::*;
+use crate::{
+    group::{GroupConfig, Restored},
+    metadata::{Command, Outcome, Request, Slice},
+};
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+const TICK: Duration = Duration::from_millis(100);
+
+struct Node {
+    peer: u64,
+    group: Group,
+    plane: Plane,
+    slices: Vec<Slice>,
+    /// Applied to `slices`, not committed.
+    speculated: Vec<(u64, Vec<Request>)>,
+    committed: Vec<Slice>,
+    written: BTreeMap<Token, Result<Written, WriteError>>,
+    read: BTreeMap<Token, Result<(), WriteError>>,
+}
+
+enum Wire {
+    Raft(crate::group::Message),
+    Plane(i32, i32, PlaneMessage),
+}
+
+struct World {
+    nodes: Vec<Node>,
+    now: Duration,
+    wire: VecDeque<Wire>,
+    /// From and to, by node.
+    cut: Vec<(i32, i32)>,
+    /// Nothing becomes durable on this one.
+    slow_disk: Option<i32>,
+}
+
+impl World {
+    fn new() -> Self {
+        let peers: Vec<u64> = (1..=3).map(|node| peer_id(node, 7)).collect();
+        let node = |peer: &u64| {
+            let config = GroupConfig {
+                voters: peers.clone(),
+                election_jitter: 2 * node_of(*peer) as usize,
+                ..GroupConfig::single(0, *peer)
+            };
+            let mut plane = Plane::new(PlaneConfig::new(node_of(*peer), 1), 0, 0);
+            plane.set_contacts([1, 2, 3]);
+            Node {
+                peer: *peer,
+                group: Group::new(config, Restored::default()).unwrap(),
+                plane,
+                slices: Slice::all(),
+                speculated: Vec::new(),
+                committed: Slice::all(),
+                written: BTreeMap::new(),
+                read: BTreeMap::new(),
+            }
+        };
+        let nodes = peers.iter().map(node).collect();
+        let mut world =
+            Self { nodes, now: Duration::from_secs(100), wire: VecDeque::new(), cut: Vec::new(), slow_disk: None };
+        world.run(30);
+        assert_eq!(world.leader(), 1);
+        world
+    }
+
+    fn leader(&self) -> i32 {
+        let leading = self.nodes.iter().filter(|node| node.plane.is_established());
+        node_of(leading.max_by_key(|node| node.group.term()).expect("somebody leads").peer)
+    }
+
+    fn node(&mut self, node: i32) -> &mut Node {
+        &mut self.nodes[node as usize - 1]
+    }
+
+    fn run(&mut self, ticks: usize) {
+        for _ in 0..ticks {
+            self.now += TICK;
+            for at in 0..self.nodes.len() {
+                let node = &mut self.nodes[at];
+                node.plane.tick(&mut node.group, self.now);
+            }
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        loop {
+            for at in 0..self.nodes.len() {
+                self.turn(at);
+            }
+            let Some(wire) = self.wire.pop_front() else { return };
+            let (from, to) = match &wire {
+                Wire::Raft(message) => (node_of(message.from), node_of(message.to)),
+                Wire::Plane(from, to, _) => (*from, *to),
+            };
+            if self.cut.contains(&(from, to)) {
+                continue;
+            }
+            let now = self.now;
+            let node = self.node(to);
+            match wire {
+                Wire::Raft(message) => node.group.step(message),
+                Wire::Plane(from, _, message) => node.plane.receive(&mut node.group, now, from, message),
+            }
+        }
+    }
+
+    fn turn(&mut self, at: usize) {
+        let now = self.now;
+        let slow = self.slow_disk == Some(node_of(self.nodes[at].peer));
+        let node = &mut self.nodes[at];
+        loop {
+            node.plane.propose(&mut node.group, now);
+            node.carry_out(now, &mut self.wire);
+            if slow {
+                return;
+            }
+            let Some(ready) = node.group.ready() else { return };
+            self.wire.extend(ready.messages.into_iter().map(Wire::Raft));
+            node.group.on_persisted(ready.number);
+            self.wire.extend(ready.persisted_messages.into_iter().map(Wire::Raft));
+            node.plane.persisted(&node.group, now);
+            node.plane.committed(&mut node.group, now, &ready.committed);
+            node.plane.still_leads(&node.group, now, &ready.reads);
+            node.carry_out(now, &mut self.wire);
+        }
+    }
+}
+
+impl Node {
+    fn carry_out(&mut self, now: Duration, wire: &mut VecDeque<Wire>) {
+        loop {
+            let turn = self.plane.take();
+            if turn.is_empty() {
+                return;
+            }
+            let own = node_of(self.peer);
+            for op in turn.slices {
+                self.work(now, op);
+            }
+            for (index, _) in turn.publish {
+                self.plane.shown(&self.group, now, index);
+            }
+            wire.extend(turn.sends.into_iter().map(|(to, message)| Wire::Plane(own, to, message)));
+            self.written.extend(turn.written);
+            self.read.extend(turn.reads);
+        }
+    }
+
+    fn work(&mut self, now: Duration, op: SliceOp) {
+        match op {
+            SliceOp::Speculate(SliceEntry { generation, index, requests }) => {
+                let results = apply(&mut self.slices, &requests);
+                self.speculated.push((index, requests));
+                self.plane.slices_did(&self.group, now, generation, index, results);
+            }
+            SliceOp::Apply(SliceEntry { generation, index, requests }) => {
+                assert!(self.speculated.is_empty());
+                let results = apply(&mut self.slices, &requests);
+                self.committed.clone_from(&self.slices);
+                self.plane.slices_did(&self.group, now, generation, index, results);
+            }
+            SliceOp::Commit { index } => {
+                for (_, requests) in self.speculated.extract_if(.., |(at, _)| *at <= index) {
+                    apply(&mut self.committed, &requests);
+                }
+            }
+            SliceOp::RollBack => {
+                self.speculated.clear();
+                self.slices.clone_from(&self.committed);
+            }
+        }
+    }
+}
+
+type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
+
+fn apply(slices: &mut [Slice], requests: &[Request]) -> Results {
+    let one =
+        |(at, request): (usize, &Request)| (at, slices[usize::from(request.command.slice().0)].apply_request(request));
+    requests.iter().enumerate().map(one).collect()
+}
+
+fn create(name: &str) -> Command {
+    Command::CreateTopic {
+        name: name.into(),
+        id: Uuid::from_u128(name.len() as u128),
+        first_group: 0,
+        replicas: vec![vec![1]; 2],
+        configs: BTreeMap::new(),
+        created_ms: 0,
+    }
+}
+
+fn submit(world: &mut World, node: i32, name: &str, acks: Acks, until: Until) -> Token {
+    let now = world.now;
+    let deadline = now + Duration::from_secs(5);
+    world.node(node).plane.submit(now, Submission { commands: vec![create(name)], acks, until, deadline })
+}
+
+fn topics(node: &Node) -> Vec<Arc<str>> {
+    let mut names: Vec<_> = node.committed.iter().flat_map(Slice::topics).map(|topic| topic.name.clone()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn any_broker_takes_a_write_and_all_have_it() {
+    let mut world = World::new();
+    for node in 1..=3 {
+        let token = submit(&mut world, node, &format!("from-{node}"), Acks::Quorum, Until::Shown);
+        world.settle();
+        world.run(1);
+        let written = world.node(node).written.remove(&token).expect("an answer").expect("a result");
+        assert!(matches!(&written.results[..], [Ok(Ok(Outcome::TopicCreated(_)))]), "{written:?}");
+    }
+    world.run(1);
+    for node in &world.nodes {
+        assert_eq!(topics(node), ["from-1".into(), "from-2".into(), "from-3".into()]);
+    }
+    assert_eq!(world.node(1).plane.stats().quorum_writes, 3);
+    assert_eq!(world.node(2).plane.stats().forwarded_writes, 1);
+}
+
+#[test]
+fn the_fast_path_needs_the_lease_and_nobody_else() {
+    let mut world = World::new();
+    world.cut = vec![(2, 1), (3, 1), (1, 2), (1, 3)];
+    let fast = submit(&mut world, 1, "fast", Acks::Leader, Until::Acked);
+    world.settle();
+    assert!(world.node(1).written.remove(&fast).expect("an answer at once").is_ok());
+    assert_eq!(world.node(1).plane.stats().wal_writes, 1);
+    assert!(topics(world.node(1)).is_empty(), "it is not committed");
+    // The lease runs out; check_quorum deposes the leader later.
+    world.run(7);
+    let late = submit(&mut world, 1, "late", Acks::Leader, Until::Acked);
+    world.settle();
+    assert!(!world.node(1).written.contains_key(&late));
+    world.run(20);
+    assert_ne!(world.leader(), 1);
+    world.cut.clear();
+    world.run(20);
+    let stats: Vec<_> = world.nodes.iter().map(|node| node.plane.stats()).collect();
+    assert_eq!(stats.iter().map(|stats| stats.wal_writes).sum::<u64>(), 1);
+    let first = topics(world.node(1));
+    assert_eq!(first, ["late".into()], "what was acknowledged alone is gone; what was not is done once");
+    assert!(world.nodes.iter().all(|node| topics(node) == first));
+}
+
+#[test]
+fn what_is_durable_nowhere_is_not_acknowledged() {
+    let mut world = World::new();
+    world.slow_disk = Some(1);
+    let token = submit(&mut world, 1, "slow", Acks::Leader, Until::Acked);
+    world.settle();
+    assert!(!world.node(1).written.contains_key(&token));
+    world.slow_disk = None;
+    world.settle();
+    assert!(world.node(1).written.contains_key(&token));
+}
+
+#[test]
+fn followers_hold_read_leases_and_ask_the_leader_without_one() {
+    let mut world = World::new();
+    world.run(15);
+    let now = world.now;
+    for node in 1..=3 {
+        assert!(world.node(node).plane.read_lease().is_some_and(|until| until > now + Duration::from_secs(3)));
+    }
+    let before: u64 = world.nodes.iter().map(|node| node.plane.stats().heartbeats_sent).sum();
+    world.run(100);
+    let after: u64 = world.nodes.iter().map(|node| node.plane.stats().heartbeats_sent).sum();
+    assert_eq!(after - before, 20, "one a second and follower");
+    let now = world.now;
+    let node = world.node(2);
+    let token = node.plane.read(&mut node.group, now, now + Duration::from_secs(5));
+    world.settle();
+    assert_eq!(world.node(2).read.get(&token), Some(&Ok(())));
+}
+
+#[test]
+fn without_a_leader_there_is_an_answer_in_time() {
+    let mut world = World::new();
+    world.cut = vec![(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)];
+    world.run(30);
+    let token = submit(&mut world, 2, "nobody", Acks::Quorum, Until::Shown);
+    let now = world.now;
+    let node = world.node(2);
+    let read = node.plane.read(&mut node.group, now, now + Duration::from_secs(5));
+    world.run(51);
+    assert!(world.node(2).written.remove(&token).expect("an answer").is_err());
+    assert!(world.node(2).read.remove(&read).expect("an answer").is_err());
+}
+
+#[test]
+fn a_leader_that_goes_is_followed_at_once() {
+    let mut world = World::new();
+    let node = world.node(1);
+    assert!(node.plane.hand_over(&mut node.group));
+    world.settle();
+    assert!(!world.node(1).group.is_leader());
+    world.run(2);
+    assert_ne!(world.leader(), 1);
+}
