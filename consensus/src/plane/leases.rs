@@ -21,8 +21,9 @@ pub(super) struct LeaderLease {
     /// Questions to the quorum that are under way: their tokens, and when they were sent.
     sent: VecDeque<(Token, Duration)>,
     renew_at: Duration,
-    /// Reads that wait for the answer to a question sent after they came.
+    /// Reads that wait for the answer to a question sent after they came, and whether that is still to be sent.
     waiting: Vec<(Reader, Duration)>,
+    ask_wanted: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -147,8 +148,13 @@ impl Plane {
         }
         let lead = self.lead.as_mut().expect("only a leader is asked");
         lead.lease.waiting.push((reader, now));
-        // A leader that goes does not lead for long; who asks is refused when it has gone.
-        if !lead.handed_over {
+        // One question for all that come in this turn. A leader that goes asks no more; who waits is refused when it has gone.
+        lead.lease.ask_wanted = !lead.handed_over;
+    }
+
+    /// Asks the quorum if a read has come that waits for that.
+    pub(super) fn ask_if_wanted(&mut self, group: &mut Group, now: Duration) {
+        if self.lead.as_mut().is_some_and(|lead| std::mem::take(&mut lead.lease.ask_wanted)) {
             self.ask_quorum(group, now);
         }
     }

@@ -258,6 +258,7 @@ impl Plane {
             Some(_) => {}
             None => self.forward_all(now),
         }
+        self.ask_if_wanted(group, now);
     }
 
     /// The group has committed these entries; the slices get them now.
