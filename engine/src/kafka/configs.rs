@@ -1,6 +1,9 @@
 //! DescribeConfigs and IncrementalAlterConfigs, for topics and this broker.
 
-use super::{reads, refusal::Refusal};
+use super::{
+    reads,
+    refusal::{self, Refusal},
+};
 use crate::{config::Described, config_topic, core::Core, meta};
 use consensus::metadata::{Command, Topic};
 use net::{
@@ -22,8 +25,7 @@ const RESOURCE_TOPIC: i8 = 2;
 const RESOURCE_BROKER: i8 = 4;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
-    let fresh =
-        reads::may_read(core).await.map_err(|error| Refusal::new(ErrorCode::RequestTimedOut, error.to_string()));
+    let fresh = reads::may_read(core).await.map_err(Refusal::from);
     let results = request.resources.into_iter().map(|resource| {
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
@@ -126,7 +128,8 @@ async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_on
         }
         other => return Err(other_resource(other)),
     }
-    let topic = topic(core, name)?;
+    let found = refusal::check(core, |core| vec![topic(core, name)]).await;
+    let topic = found.into_iter().next().expect("one was checked")?;
     let changes = changes(resource)?;
     if validate_only {
         return Ok(());

@@ -1,13 +1,14 @@
 //! Whether this broker may answer reads of the metadata from its own view.
 
-use crate::core::Core;
+use crate::{core::Core, meta::SubmitError};
 use std::rc::Rc;
 
-/// Why the view may be older than an answer is allowed to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {}
-
 /// Returns once the view is as new as an answer has to be.
-pub async fn may_read(_core: &Rc<Core>) -> Result<(), ReadError> {
+pub async fn may_read(_core: &Rc<Core>) -> Result<(), SubmitError> {
+    Ok(())
+}
+
+/// Returns once the view shows every write that was acknowledged before the call.
+pub async fn linearize(_core: &Rc<Core>) -> Result<(), SubmitError> {
     Ok(())
 }

@@ -6,7 +6,7 @@
 use super::{
     brokers,
     placement::{self, ONE_REPLICA},
-    refusal::Refusal,
+    refusal::{self, Refusal},
 };
 use crate::{
     config_topic,
@@ -126,19 +126,20 @@ pub async fn create(core: &Rc<Core>, request: CreateTopicsRequest, version: i16)
     for topic in &request.topics {
         *seen.entry(topic.name.0.as_str()).or_insert(0) += 1;
     }
-    let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(request.topics.len());
-    let mut commands = Vec::new();
-    for topic in &request.topics {
-        let checked = if seen[topic.name.0.as_str()] > 1 {
-            Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once"))
-        } else {
-            check_new_topic(core, topic)
+    let check = |core: &Core| {
+        let check_one = |topic: &CreatableTopic| match seen[topic.name.0.as_str()] {
+            1 => check_new_topic(core, topic),
+            _ => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once")),
         };
-        results.push(checked.map(|command| {
-            if !request.validate_only {
-                commands.push(command);
-            }
-        }));
+        request.topics.iter().map(check_one).collect()
+    };
+    let mut commands = Vec::new();
+    let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(request.topics.len());
+    for checked in refusal::check(core, check).await {
+        results.push(checked.map(|command| commands.push(command)));
+    }
+    if request.validate_only {
+        commands.clear();
     }
     let mut outcomes = submit(core, commands, request.timeout_ms).await.into_iter();
     let topics = request.topics.into_iter().zip(results).map(|(topic, result)| {
@@ -277,17 +278,8 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     } else {
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
-    let mut found: Vec<Result<Arc<Topic>, Refusal>> = Vec::with_capacity(asked.len());
-    for (name, id) in &asked {
-        let topic = core.view(|view| match name {
-            Some(name) => view.topic(name.0.as_str()).cloned(),
-            None => view.topic_by_id(*id).cloned(),
-        });
-        found.push(topic.ok_or_else(|| match name {
-            Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
-            None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
-        }));
-    }
+    let find = |core: &Core| asked.iter().map(|(name, id)| find_to_delete(core, name.as_ref(), *id)).collect();
+    let found: Vec<Result<Arc<Topic>, Refusal>> = refusal::check(core, find).await;
     let commands = found
         .iter()
         .filter_map(|topic| topic.as_ref().ok())
@@ -313,8 +305,20 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     DeleteTopicsResponse::default().with_responses(responses.collect())
 }
 
+fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Arc<Topic>, Refusal> {
+    let topic = core.view(|view| match name {
+        Some(name) => view.topic(name.0.as_str()).cloned(),
+        None => view.topic_by_id(id).cloned(),
+    });
+    topic.ok_or_else(|| match name {
+        Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
+        None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
+    })
+}
+
 pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
-    let checked: Vec<Result<Command, Refusal>> = request.topics.iter().map(|topic| check_more(core, topic)).collect();
+    let check = |core: &Core| request.topics.iter().map(|topic| check_more(core, topic)).collect();
+    let checked: Vec<Result<Command, Refusal>> = refusal::check(core, check).await;
     let commands = if request.validate_only {
         Vec::new()
     } else {
