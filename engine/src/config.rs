@@ -144,6 +144,11 @@ settings! {
     /// Descriptors of segment files kept open, all cores together; the least recently used is closed beyond it.
     segment_files_max: usize = "segment.files.max", "8192", count(256, 1_000_000);
 
+    /// When metadata writes are acknowledged: once a majority has them, or once the leader alone has them on disk.
+    metadata_acks: String = "metadata.acks", "quorum", Kind::OneOf(&["quorum", "leader"]);
+    /// How many brokers vote on the metadata; by default as many as founded the cluster.
+    metadata_voters: Option<u32> = "metadata.voters", "", count(1, 15);
+
     /// Partitions of a topic that is created without a number, or by being asked for.
     num_partitions: i32 = "num.partitions", "1", count(1, 100_000);
     /// Whether a topic that does not exist is created when a client asks for it.
@@ -349,17 +354,21 @@ impl Config {
         self.log_roll_ms.unwrap_or(self.log_roll_hours * 3_600_000)
     }
 
-    /// Every setting that has a value, for DescribeConfigs of the broker. None of them can be altered while it runs.
+    /// Where the broker that was started with these settings has this one from.
+    pub fn config_source(&self, name: &str) -> ConfigSource {
+        match self.source(name) {
+            Source::Default => ConfigSource::Default,
+            _ => ConfigSource::StaticBroker,
+        }
+    }
+
+    /// Every setting that has a value, as the broker was started with it.
     pub fn describe(&self) -> Vec<Described> {
         let rows = SETTINGS.iter().filter_map(|setting| {
-            let source = match self.source(setting.name) {
-                Source::Default => ConfigSource::Default,
-                _ => ConfigSource::StaticBroker,
-            };
             Some(Described {
                 name: setting.name,
                 value: self.value(setting.name)?,
-                source: source as i8,
+                source: self.config_source(setting.name) as i8,
                 config_type: setting.kind.wire_type(),
                 read_only: true,
                 doc: setting.doc(),
@@ -374,6 +383,8 @@ impl Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigSource {
     Topic = 1,
+    DynamicBroker = 2,
+    DynamicDefaultBroker = 3,
     StaticBroker = 4,
     Default = 5,
 }

@@ -221,7 +221,8 @@ impl Core {
 
     /// Who leads a partition: this broker as it knows itself, another as the metadata says, as long as it is alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
-        self.leaders.borrow().get(&group).copied()
+        let here = self.leaders.borrow().get(&group).copied();
+        here.or_else(|| self.view(|view| led_elsewhere(view, group, self.node())))
     }
 
     /// The broker that leads the metadata group, if this one knows it.
@@ -232,6 +233,14 @@ impl Core {
     pub fn set_controller(&self, node: Option<i32>) {
         self.controller.set(node);
     }
+}
+
+/// What the metadata says of a partition's leader. What it says of this broker is from an earlier life, if the broker does not know
+/// it itself.
+fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
+    let reported = view.leader(group.0)?;
+    let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
+    (alive && reported.leader != own).then(|| Leadership { node: reported.leader, epoch: reported.term as i32 })
 }
 
 /// A job's result, wherever the job runs.

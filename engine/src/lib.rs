@@ -11,6 +11,7 @@ pub mod cli_config;
 pub mod cli_topic;
 pub mod cli_wal;
 pub mod config;
+pub mod config_cluster;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;

@@ -4,6 +4,7 @@
 //! the client has just reached it.
 
 use crate::core::Core;
+use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, messages::BrokerId, produce::NodeEndpoint};
 use std::collections::BTreeMap;
 
@@ -13,13 +14,15 @@ pub struct Node {
     pub id: i32,
     pub host: StrBytes,
     pub port: u16,
+    pub rack: Option<StrBytes>,
     /// Not heard of for so long that nothing is sent there any more.
     pub fenced: bool,
 }
 
 /// All registered brokers by id, the fenced ones too.
 pub fn all(core: &Core) -> Vec<Node> {
-    with_own(Vec::new(), own(core))
+    let registered = core.view(|view| view.brokers().map(|broker| registered(broker)).collect());
+    with_own(registered, own(core))
 }
 
 /// The brokers that clients may turn to, by id.
@@ -44,7 +47,7 @@ pub fn endpoints(core: &Core, leaders: impl IntoIterator<Item = i32>) -> Vec<Nod
 fn select(mut nodes: BTreeMap<i32, Node>, leaders: impl Iterator<Item = i32>) -> Vec<NodeEndpoint> {
     leaders
         .filter_map(|leader| nodes.remove(&leader))
-        .map(|node| NodeEndpoint { node_id: node.id, host: node.host, port: i32::from(node.port), rack: None })
+        .map(|node| NodeEndpoint { node_id: node.id, host: node.host, port: i32::from(node.port), rack: node.rack })
         .collect()
 }
 
@@ -53,14 +56,25 @@ pub fn controller(core: &Core) -> BrokerId {
     BrokerId(core.controller().unwrap_or(-1))
 }
 
+fn registered(broker: &Broker) -> Node {
+    Node {
+        id: broker.node,
+        host: StrBytes::from_string(broker.kafka.host.clone()),
+        port: broker.kafka.port,
+        rack: broker.rack.clone().map(StrBytes::from_string),
+        fenced: broker.status == BrokerStatus::Fenced,
+    }
+}
+
 fn own(core: &Core) -> Node {
     let (host, port) = core.advertised();
-    Node { id: core.node(), host: StrBytes::from_string(host.to_owned()), port, fenced: false }
+    Node { id: core.node(), host: StrBytes::from_string(host.to_owned()), port, rack: None, fenced: false }
 }
 
 fn with_own(registered: Vec<Node>, own: Node) -> Vec<Node> {
     let mut nodes: BTreeMap<i32, Node> = registered.into_iter().map(|node| (node.id, node)).collect();
-    nodes.insert(own.id, own);
+    let rack = nodes.remove(&own.id).and_then(|node| node.rack);
+    nodes.insert(own.id, Node { rack, ..own });
     nodes.into_values().collect()
 }
 
@@ -69,7 +83,7 @@ mod tests {
     use super::*;
 
     fn node(id: i32, host: &'static str, fenced: bool) -> Node {
-        Node { id, host: StrBytes::from_static_str(host), port: 9092, fenced }
+        Node { id, host: StrBytes::from_static_str(host), port: 9092, rack: None, fenced }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! DescribeCluster (KIP-700, KIP-919).
 
-use super::{brokers, reads};
-use crate::core::Core;
+use super::{brokers, refusal::Refusal};
+use crate::{core::Core, meta};
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -25,8 +25,9 @@ pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> Descr
         let message = format!("endpoint type {}; a broker tells of brokers only (1)", request.endpoint_type);
         return refuse(response, ErrorCode::MismatchedEndpointType, message);
     }
-    if let Err(error) = reads::may_read(core).await {
-        return refuse(response, ErrorCode::RequestTimedOut, error.to_string());
+    if let Err(error) = meta::may_read(core).await {
+        let Refusal { code, message } = error.into();
+        return refuse(response, code, message);
     }
     let nodes = if request.include_fenced_brokers { brokers::all(core) } else { brokers::alive(core) };
     let brokers = nodes.into_iter().map(|node| {
@@ -34,6 +35,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> Descr
             .with_broker_id(BrokerId(node.id))
             .with_host(node.host)
             .with_port(i32::from(node.port))
+            .with_rack(node.rack)
             .with_is_fenced(node.fenced)
     });
     response.with_controller_id(brokers::controller(core)).with_brokers(brokers.collect())

@@ -1,14 +1,14 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
 use super::{
-    brokers, reads,
+    brokers,
     topics::{OFFSETS_TOPIC, ensure_offsets_topic},
 };
 use crate::{
     coordinator::{Context, GroupRequest, GroupResponse, Route, partition_of},
     coordinators,
     core::Core,
-    sync,
+    meta, sync,
 };
 use net::{
     StrBytes,
@@ -34,7 +34,7 @@ pub async fn find_coordinator(
     let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
     let offsets = if request.key_type != KEY_GROUP {
         Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
-    } else if reads::may_read(core).await.is_err() {
+    } else if meta::may_read(core).await.is_err() {
         Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
     } else {
         let topic = ensure_offsets_topic(core).await;

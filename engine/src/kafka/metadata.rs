@@ -1,10 +1,10 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
 use super::{
-    brokers, reads,
+    brokers,
     topics::{OFFSETS_TOPIC, auto_create},
 };
-use crate::core::Core;
+use crate::{core::Core, meta};
 use consensus::metadata::Topic;
 use net::{
     StrBytes, Uuid,
@@ -43,6 +43,7 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
             .with_node_id(BrokerId(node.id))
             .with_host(node.host)
             .with_port(i32::from(node.port))
+            .with_rack(node.rack)
     });
     MetadataResponse::default()
         .with_brokers(brokers.collect())
@@ -61,7 +62,7 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     async fn new(core: &'a Rc<Core>) -> Self {
-        let fresh = reads::may_read(core).await.is_ok();
+        let fresh = meta::may_read(core).await.is_ok();
         Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh }
     }
 

@@ -13,9 +13,10 @@ mod owners;
 mod placement;
 mod produce;
 mod producer_ids;
-mod reads;
+mod quorum;
 mod refusal;
 mod topics;
+mod unregister;
 
 pub use fetch::Fetches;
 pub use placement::Placement;
@@ -51,6 +52,8 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
         }
         Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
         Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request).await }),
+        Request::DescribeQuorum(request) => reply(async move { quorum::describe(&core, request).await }),
+        Request::UnregisterBroker(request) => reply(async move { unregister::unregister(&core, request).await }),
         Request::DescribeTopicPartitions(request) => {
             reply(async move { metadata::describe_partitions(&core, request).await })
         }

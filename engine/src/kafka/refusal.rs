@@ -1,7 +1,9 @@
 //! Refusals: an error code, and the words that go beside it into the answer.
 
-use super::reads;
-use crate::{core::Core, meta::SubmitError};
+use crate::{
+    core::Core,
+    meta::{self, SubmitError},
+};
 use consensus::metadata::Rejection;
 use net::errors::ErrorCode;
 use std::rc::Rc;
@@ -40,7 +42,7 @@ pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Re
     if !checked.iter().any(outdated) {
         return checked;
     }
-    match reads::linearize(core).await {
+    match meta::linearize(core).await {
         Ok(()) => check(core),
         Err(error) => {
             let unsure = |refusal: Refusal| if refusal.may_be_outdated() { error.into() } else { refusal };
@@ -53,6 +55,7 @@ impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         let code = match error {
             SubmitError::NoLeader => ErrorCode::NotController,
+            SubmitError::TimedOut => ErrorCode::RequestTimedOut,
             SubmitError::Storage => ErrorCode::KafkaStorageError,
         };
         Self::new(code, error.to_string())
