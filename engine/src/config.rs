@@ -371,17 +371,21 @@ impl Config {
         self.log_roll_ms.unwrap_or(self.log_roll_hours * 3_600_000)
     }
 
-    /// Every setting that has a value, for DescribeConfigs of the broker. None of them can be altered while it runs.
+    /// Where the broker that was started with these settings has this one from.
+    pub fn config_source(&self, name: &str) -> ConfigSource {
+        match self.source(name) {
+            Source::Default => ConfigSource::Default,
+            _ => ConfigSource::StaticBroker,
+        }
+    }
+
+    /// Every setting that has a value, as the broker was started with it.
     pub fn describe(&self) -> Vec<Described> {
         let rows = SETTINGS.iter().filter_map(|setting| {
-            let source = match self.source(setting.name) {
-                Source::Default => ConfigSource::Default,
-                _ => ConfigSource::StaticBroker,
-            };
             Some(Described {
                 name: setting.name,
                 value: self.value(setting.name)?,
-                source: source as i8,
+                source: self.config_source(setting.name) as i8,
                 config_type: setting.kind.wire_type(),
                 read_only: true,
                 doc: setting.doc(),
@@ -396,6 +400,8 @@ impl Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigSource {
     Topic = 1,
+    DynamicBroker = 2,
+    DynamicDefaultBroker = 3,
     StaticBroker = 4,
     Default = 5,
 }

@@ -12,7 +12,7 @@ use crate::{
     config_value::HostPort,
     coordinators::Coordinators,
     front::{Connections, Spread},
-    kafka::{Fetches, OFFSETS_TOPIC, ProducerIds},
+    kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
     metrics::CoreMetrics,
@@ -24,7 +24,7 @@ use crate::{
 use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
-    metadata::{Applied, AskedTooLate, Delta, Request, Slice, SliceId, Topic, View},
+    metadata::{Applied, AskedTooLate, BrokerStatus, Delta, Request, Slice, SliceId, Topic, View},
     plane::Acks,
 };
 use net::{
@@ -106,6 +106,7 @@ pub struct Core {
     pub admission: Admission,
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
+    pub placement: Placement,
     pub coordinators: Coordinators,
     /// Both on core 0 only.
     meta: OnceCell<Rc<Meta>>,
@@ -113,6 +114,7 @@ pub struct Core {
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
+    /// Leaderships of this broker's partitions.
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
     untold: RefCell<Vec<Led>>,
@@ -167,6 +169,7 @@ impl Core {
             admission: Admission::default(),
             fetches: Fetches::default(),
             producer_ids: ProducerIds::default(),
+            placement: Placement::default(),
             coordinators: Coordinators::default(),
             meta: OnceCell::new(),
             peers: OnceCell::new(),
@@ -262,9 +265,19 @@ impl Core {
         look(&self.view.borrow())
     }
 
+    /// Who leads a partition: this broker as it knows itself, another as the metadata says, as long as it is alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
-        self.leaders.borrow().get(&group).copied()
+        let here = self.leaders.borrow().get(&group).copied();
+        here.or_else(|| self.view(|view| led_elsewhere(view, group, self.node())))
     }
+}
+
+/// What the metadata says of a partition's leader. What it says of this broker is from an earlier life, if the broker does not know
+/// it itself.
+fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
+    let reported = view.leader(group.0)?;
+    let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
+    (alive && reported.leader != own).then(|| Leadership { node: reported.leader, epoch: reported.term as i32 })
 }
 
 /// A job's result, wherever the job runs.
@@ -319,7 +332,7 @@ impl Core {
         let config = Rc::new(TopicConfig::resolve(&topic.configs, &self.config));
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
-            if self.owner(group) != self.id() {
+            if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
                 continue;
             }
             match self.partition(group) {

@@ -13,6 +13,7 @@ pub mod cli_topic;
 pub mod cli_wal;
 pub mod clock;
 pub mod config;
+pub mod config_cluster;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;

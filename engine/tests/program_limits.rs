@@ -51,7 +51,15 @@ fn io_uring_that_is_refused_is_found_before_anything_starts() {
         (libc::EPERM, "a seccomp profile refuses io_uring; allow io_uring_setup"),
         (libc::ENOSYS, "has no io_uring, or a sandbox hides it; run Linux"),
     ] {
-        let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--data-dir"]);
+        let mut command = millrace(&[
+            "--kafka-addr",
+            "127.0.0.1:0",
+            "--peer-addr",
+            "127.0.0.1:0",
+            "--admin-addr",
+            "127.0.0.1:0",
+            "--data-dir",
+        ]);
         in_child(command.arg(&data_dir), move || refuse_io_uring(errno));
         let (code, stdout, stderr) = output(&mut command);
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
@@ -68,7 +76,15 @@ fn too_low_limits_are_refused_with_the_remedy() {
         (libc::RLIMIT_NOFILE, 100, ["100 open files are allowed", "ulimit -Hn"]),
         (libc::RLIMIT_MEMLOCK, 65_536, ["65536 bytes of locked memory are allowed", "ulimit -Hl"]),
     ] {
-        let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--data-dir"]);
+        let mut command = millrace(&[
+            "--kafka-addr",
+            "127.0.0.1:0",
+            "--peer-addr",
+            "127.0.0.1:0",
+            "--admin-addr",
+            "127.0.0.1:0",
+            "--data-dir",
+        ]);
         in_child(command.arg(dir.path().join("data")), move || limit(resource, most));
         let (code, _, stderr) = output(&mut command);
         assert_eq!(code, Some(1));

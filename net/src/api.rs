@@ -86,7 +86,9 @@ table! {
     CreatePartitions = 37: 0..=3, flexible 2;
     DeleteGroups = 42: 0..=2, flexible 2;
     IncrementalAlterConfigs = 44: 0..=1, flexible 1;
+    DescribeQuorum = 55: 0..=2, flexible 0;
     DescribeCluster = 60: 0..=2, flexible 0;
+    UnregisterBroker = 64: 0..=0, flexible 0;
     DescribeTopicPartitions = 75: 0..=0, flexible 0;
 }
 
@@ -185,7 +187,8 @@ mod tests {
             InitProducerId InitProducerIdRequest, OffsetForLeaderEpoch OffsetForLeaderEpochRequest,
             DescribeConfigs DescribeConfigsRequest, CreatePartitions CreatePartitionsRequest,
             DeleteGroups DeleteGroupsRequest, IncrementalAlterConfigs IncrementalAlterConfigsRequest,
-            DescribeCluster DescribeClusterRequest, DescribeTopicPartitions DescribeTopicPartitionsRequest
+            DescribeQuorum DescribeQuorumRequest, DescribeCluster DescribeClusterRequest,
+            UnregisterBroker UnregisterBrokerRequest, DescribeTopicPartitions DescribeTopicPartitionsRequest
         )
     }
 

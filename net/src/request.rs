@@ -99,7 +99,9 @@ control_apis! {
     CreatePartitions(kafka::CreatePartitionsRequest),
     DeleteGroups(kafka::DeleteGroupsRequest),
     IncrementalAlterConfigs(kafka::IncrementalAlterConfigsRequest),
+    DescribeQuorum(kafka::DescribeQuorumRequest),
     DescribeCluster(kafka::DescribeClusterRequest),
+    UnregisterBroker(kafka::UnregisterBrokerRequest),
     DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
 }
 

@@ -80,7 +80,9 @@ responses! {
     CreatePartitions(kafka::CreatePartitionsResponse),
     DeleteGroups(kafka::DeleteGroupsResponse),
     IncrementalAlterConfigs(kafka::IncrementalAlterConfigsResponse),
+    DescribeQuorum(kafka::DescribeQuorumResponse),
     DescribeCluster(kafka::DescribeClusterResponse),
+    UnregisterBroker(kafka::UnregisterBrokerResponse),
     DescribeTopicPartitions(kafka::DescribeTopicPartitionsResponse),
 }
 

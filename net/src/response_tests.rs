@@ -196,7 +196,9 @@ macro_rules! each_api {
             visit_all!(CreatePartitionsRequest),
             visit_all!(DeleteGroupsRequest),
             visit_all!(IncrementalAlterConfigsRequest),
+            visit_all!(DescribeQuorumRequest),
             visit_all!(DescribeClusterRequest),
+            visit_all!(UnregisterBrokerRequest),
             visit_all!(DescribeTopicPartitionsRequest),
         ];
         assert_eq!(seen, TABLE.iter().map(|api| api.key).collect::<Vec<_>>()[..]);

@@ -107,7 +107,9 @@ pub fn request(api: ApiKey) -> &'static [Field] {
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
         ApiKey::IncrementalAlterConfigs => INCREMENTAL_ALTER_CONFIGS,
+        ApiKey::DescribeQuorum => DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => DESCRIBE_CLUSTER,
+        ApiKey::UnregisterBroker => UNREGISTER_BROKER,
         ApiKey::DescribeTopicPartitions => DESCRIBE_TOPIC_PARTITIONS,
     }
 }
@@ -321,11 +323,16 @@ const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
     f("validate only", Bool),
 ];
 
+const DESCRIBE_QUORUM: &[Field] =
+    &[f("topics", Array(&Struct(&[f("topic", String), f("partitions", Array(&Struct(&[f("partition", Int32)])))])))];
+
 const DESCRIBE_CLUSTER: &[Field] = &[
     f("include authorized operations", Bool),
     f("endpoint type", Int8).from(1),
     f("include fenced brokers", Bool).from(2),
 ];
+
+const UNREGISTER_BROKER: &[Field] = &[f("broker id", Int32)];
 
 const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
     f("topics", Array(&Struct(&[f("topic", String)]))),

@@ -32,7 +32,9 @@ pub fn response(api: ApiKey) -> &'static [Field] {
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
         ApiKey::IncrementalAlterConfigs => INCREMENTAL_ALTER_CONFIGS,
+        ApiKey::DescribeQuorum => DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => DESCRIBE_CLUSTER,
+        ApiKey::UnregisterBroker => UNREGISTER_BROKER,
         ApiKey::DescribeTopicPartitions => DESCRIBE_TOPIC_PARTITIONS,
     }
 }
@@ -449,6 +451,47 @@ const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
     ),
 ];
 
+const REPLICA_STATE: Type = Struct(&[
+    f("replica id", Int32),
+    f("replica directory id", Uuid).from(2),
+    f("log end offset", Int64),
+    f("last fetch timestamp", Int64).from(1),
+    f("last caught up timestamp", Int64).from(1),
+]);
+
+const DESCRIBE_QUORUM: &[Field] = &[
+    f("error code", Int16),
+    f("error message", String).from(2).nullable(),
+    f(
+        "topics",
+        Array(&Struct(&[
+            f("topic name", String),
+            f(
+                "partitions",
+                Array(&Struct(&[
+                    f("partition index", Int32),
+                    f("error code", Int16),
+                    f("error message", String).from(2).nullable(),
+                    f("leader id", Int32),
+                    f("leader epoch", Int32),
+                    f("high watermark", Int64),
+                    f("current voters", Array(&REPLICA_STATE)),
+                    f("observers", Array(&REPLICA_STATE)),
+                ])),
+            ),
+        ])),
+    ),
+    f(
+        "nodes",
+        Array(&Struct(&[
+            f("node id", Int32),
+            // The port is unsigned.
+            f("listeners", Array(&Struct(&[f("name", String), f("host", String), f("port", Int16)]))),
+        ])),
+    )
+    .from(2),
+];
+
 const DESCRIBE_CLUSTER: &[Field] = &[
     f("throttle time ms", Int32),
     f("error code", Int16),
@@ -468,6 +511,9 @@ const DESCRIBE_CLUSTER: &[Field] = &[
     ),
     f("cluster authorized operations", Int32),
 ];
+
+const UNREGISTER_BROKER: &[Field] =
+    &[f("throttle time ms", Int32), f("error code", Int16), f("error message", String).nullable()];
 
 const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
     f("throttle time ms", Int32),

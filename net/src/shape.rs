@@ -10,6 +10,8 @@ use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use kafka_protocol::messages::offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic};
 
+use uuid::Uuid;
+
 use crate::errors::NONE;
 use crate::request::Request;
 use crate::response::Response;
@@ -98,6 +100,15 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
             }
         }
         Response::InitProducerId(r) => (r.ongoing_txn_producer_id, r.ongoing_txn_producer_epoch) = ((-1).into(), -1),
+        Response::DescribeQuorum(r) if version < 2 => {
+            r.nodes.clear();
+            let partitions = r.topics.iter_mut().flat_map(|topic| &mut topic.partitions);
+            for replica in
+                partitions.flat_map(|partition| partition.current_voters.iter_mut().chain(&mut partition.observers))
+            {
+                replica.replica_directory_id = Uuid::nil();
+            }
+        }
         Response::DescribeCluster(r) => {
             if version < 2 {
                 r.brokers.iter_mut().for_each(|broker| broker.is_fenced = false);

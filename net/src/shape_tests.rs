@@ -4,6 +4,7 @@ use bytes::Bytes;
 use kafka_protocol::messages as kafka;
 use kafka_protocol::messages::{GroupId, TopicName};
 use kafka_protocol::protocol::{Decodable, StrBytes};
+use uuid::Uuid;
 
 use crate::api::ApiKey;
 use crate::header::RequestHeader;
@@ -204,6 +205,31 @@ fn what_a_version_cannot_say_is_left_out() {
         let response = kafka::DescribeClusterResponse::default().with_endpoint_type(2).with_brokers(vec![broker]);
         let back: kafka::DescribeClusterResponse = answered(response, version);
         assert_eq!((back.endpoint_type == 2, back.brokers[0].is_fenced), (version >= 1, version >= 2));
+    }
+    use kafka::describe_quorum_response as dq;
+    for version in 0..=2 {
+        let replica = dq::ReplicaState::default()
+            .with_replica_directory_id(Uuid::from_u128(7))
+            .with_last_fetch_timestamp(5)
+            .with_log_end_offset(9);
+        let partition = dq::PartitionData::default()
+            .with_error_message(Some(text("e")))
+            .with_current_voters(vec![replica.clone()])
+            .with_observers(vec![replica]);
+        let listener = dq::Listener::default().with_name(text("PEER")).with_host(text("h")).with_port(60_000);
+        let response = kafka::DescribeQuorumResponse::default()
+            .with_topics(vec![dq::TopicData::default().with_partitions(vec![partition])])
+            .with_nodes(vec![dq::Node::default().with_listeners(vec![listener])]);
+        let back: kafka::DescribeQuorumResponse = answered(response, version);
+        assert_eq!(back.nodes.first().map(|node| node.listeners[0].port), (version >= 2).then_some(60_000));
+        let partition = &back.topics[0].partitions[0];
+        let message = partition.error_message.as_deref();
+        assert_eq!(message, Some(if version >= 2 { "e" } else { "" }));
+        for replica in [&partition.current_voters[0], &partition.observers[0]] {
+            assert_eq!(replica.log_end_offset, 9);
+            assert_eq!(replica.last_fetch_timestamp, if version >= 1 { 5 } else { -1 });
+            assert_eq!(replica.replica_directory_id.as_u128(), if version >= 2 { 7 } else { 0 });
+        }
     }
     use kafka::describe_topic_partitions_response as dtp;
     let partition = dtp::DescribeTopicPartitionsResponsePartition::default();

@@ -1,6 +1,7 @@
-//! DescribeCluster (KIP-700).
+//! DescribeCluster (KIP-700, KIP-919).
 
-use crate::core::Core;
+use super::{brokers, refusal::Refusal};
+use crate::{core::Core, meta};
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -13,20 +14,29 @@ use std::rc::Rc;
 /// KIP-919: 1 asks for brokers, 2 for controllers, which only a controller's own listener answers.
 const ENDPOINT_BROKERS: i8 = 1;
 
-pub fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> DescribeClusterResponse {
+pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> DescribeClusterResponse {
     let response = DescribeClusterResponse::default()
         .with_cluster_id(StrBytes::from_string(core.cluster_id.to_string()))
         .with_endpoint_type(ENDPOINT_BROKERS);
+    let refuse = |response: DescribeClusterResponse, code: ErrorCode, message: String| {
+        response.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
+    };
     if request.endpoint_type != ENDPOINT_BROKERS {
         let message = format!("endpoint type {}; a broker tells of brokers only (1)", request.endpoint_type);
-        return response
-            .with_error_code(ErrorCode::MismatchedEndpointType.code())
-            .with_error_message(Some(StrBytes::from_string(message)));
+        return refuse(response, ErrorCode::MismatchedEndpointType, message);
     }
-    let (host, port) = core.advertised();
-    let broker = DescribeClusterBroker::default()
-        .with_broker_id(BrokerId(core.node()))
-        .with_host(StrBytes::from_string(host.to_owned()))
-        .with_port(i32::from(port));
-    response.with_controller_id(BrokerId(core.node())).with_brokers(vec![broker])
+    if let Err(error) = meta::may_read(core).await {
+        let Refusal { code, message } = error.into();
+        return refuse(response, code, message);
+    }
+    let nodes = if request.include_fenced_brokers { brokers::all(core) } else { brokers::alive(core) };
+    let brokers = nodes.into_iter().map(|node| {
+        DescribeClusterBroker::default()
+            .with_broker_id(BrokerId(node.id))
+            .with_host(node.host)
+            .with_port(i32::from(node.port))
+            .with_rack(node.rack)
+            .with_is_fenced(node.fenced)
+    });
+    response.with_controller_id(brokers::controller(core)).with_brokers(brokers.collect())
 }

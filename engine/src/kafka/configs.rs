@@ -1,7 +1,15 @@
-//! DescribeConfigs and IncrementalAlterConfigs, for topics and this broker.
+//! DescribeConfigs and IncrementalAlterConfigs, for topics and brokers.
 
-use super::topics::Refusal;
-use crate::{config::Described, config_topic, core::Core, meta};
+use super::{
+    brokers,
+    refusal::{self, Refusal},
+};
+use crate::{
+    config::{ConfigError, Described},
+    config_cluster, config_topic,
+    core::Core,
+    meta,
+};
 use consensus::metadata::{Command, Topic};
 use net::{
     StrBytes,
@@ -21,12 +29,13 @@ use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 const RESOURCE_TOPIC: i8 = 2;
 const RESOURCE_BROKER: i8 = 4;
 
-pub fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let fresh = meta::may_read(core).await.map_err(Refusal::from);
     let results = request.resources.into_iter().map(|resource| {
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());
-        match settings_of(core, &resource) {
+        match fresh.clone().and_then(|()| settings_of(core, &resource)) {
             Ok(settings) => {
                 // No keys, or none named: all of them (Kafka's ConfigHelper).
                 let keys = resource.configuration_keys.unwrap_or_default();
@@ -50,7 +59,17 @@ fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<De
     let name = resource.resource_name.as_str();
     match resource.resource_type {
         RESOURCE_TOPIC => Ok(config_topic::describe(&topic(core, name)?.configs, &core.config)),
-        RESOURCE_BROKER => broker(core, name).map(|()| core.config.describe()),
+        RESOURCE_BROKER => match broker(core, name)? {
+            None => Ok(core.view(|view| config_cluster::describe_all(view.cluster_config()))),
+            Some(node) if node == core.node() => {
+                Ok(core.view(|view| config_cluster::describe(node, view.cluster_config(), &core.config)))
+            }
+            Some(node) => {
+                let message =
+                    format!("this is broker {}; what broker {node} was started with only it can tell", core.node());
+                Err(Refusal::new(ErrorCode::InvalidRequest, message))
+            }
+        },
         other => Err(other_resource(other)),
     }
 }
@@ -60,11 +79,14 @@ fn topic(core: &Core, name: &str) -> Result<Arc<Topic>, Refusal> {
         .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))
 }
 
-fn broker(core: &Core, name: &str) -> Result<(), Refusal> {
-    if name == core.node().to_string() {
-        return Ok(());
+/// The broker of this name; `None`: all brokers.
+fn broker(core: &Core, name: &str) -> Result<Option<i32>, Refusal> {
+    if name.is_empty() {
+        return Ok(None);
     }
-    Err(Refusal::new(ErrorCode::InvalidRequest, format!("this is broker {}, not '{name}'", core.node())))
+    let node = name.parse().ok().filter(|node| brokers::all(core).iter().any(|broker| broker.id == *node));
+    let unknown = || Refusal::new(ErrorCode::InvalidRequest, format!("no broker '{name}' is registered"));
+    node.map(Some).ok_or_else(unknown)
 }
 
 fn other_resource(kind: i8) -> Refusal {
@@ -113,25 +135,45 @@ pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> 
 }
 
 async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_only: bool) -> Result<(), Refusal> {
-    let name = resource.resource_name.as_str();
-    match resource.resource_type {
-        RESOURCE_TOPIC => {}
-        RESOURCE_BROKER => {
-            broker(core, name)?;
-            let message =
-                "a broker's settings are read at start: change them in its file, environment or flags and restart it";
-            return Err(Refusal::new(ErrorCode::InvalidRequest, message));
-        }
-        other => return Err(other_resource(other)),
-    }
-    let topic = topic(core, name)?;
-    let changes = changes(resource)?;
+    let checked = refusal::check(core, |core| vec![check_change(core, resource)]).await;
+    let command = checked.into_iter().next().expect("one was checked")?;
     if validate_only {
         return Ok(());
     }
-    let command = Command::UpdateTopicConfig { name: topic.name.clone(), id: topic.id, changes };
     let outcome = meta::submit(core, vec![command]).await?.pop().expect("a command has an outcome");
     outcome.map(drop).map_err(Refusal::from)
+}
+
+fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command, Refusal> {
+    let name = resource.resource_name.as_str();
+    match resource.resource_type {
+        RESOURCE_TOPIC => {
+            let topic = topic(core, name)?;
+            let check = |name: &str, value: Option<&str>| match value {
+                Some(value) => config_topic::validate(name, value).map(|()| value.to_owned()),
+                None => config_topic::validate_name(name).map(|()| String::new()),
+            };
+            let check = |name: &str, value: Option<&str>| {
+                check(name, value).map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))
+            };
+            Ok(Command::UpdateTopicConfig {
+                name: topic.name.clone(),
+                id: topic.id,
+                changes: changes(resource, check)?,
+            })
+        }
+        RESOURCE_BROKER => {
+            let node = broker(core, name)?;
+            let check = |name: &str, value: Option<&str>| {
+                let refuse = |code| move |error: ConfigError| Refusal::new(code, error.to_string());
+                config_cluster::check_name(node, name).map_err(refuse(ErrorCode::InvalidRequest))?;
+                let value = value.map(|value| config_cluster::check_value(name, value));
+                value.unwrap_or_else(|| Ok(String::new())).map_err(refuse(ErrorCode::InvalidConfig))
+            };
+            Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check)? })
+        }
+        other => Err(other_resource(other)),
+    }
 }
 
 /// Operations of `AlterConfigOp.OpType`.
@@ -140,7 +182,15 @@ const DELETE: i8 = 1;
 const APPEND: i8 = 2;
 const SUBTRACT: i8 = 3;
 
-fn changes(resource: &AlterConfigsResource) -> Result<Vec<(String, Option<String>)>, Refusal> {
+/// One setting's change: to a value, or `None`, back to the default.
+type Change = (String, Option<String>);
+
+/// Reads the changes of a resource. `check` takes a setting's name, with the value that it shall have or `None` to unset it, and gives
+/// the value in the form in which it is kept.
+fn changes(
+    resource: &AlterConfigsResource,
+    check: impl Fn(&str, Option<&str>) -> Result<String, Refusal>,
+) -> Result<Vec<Change>, Refusal> {
     let mut named = BTreeSet::new();
     let invalid = |message: String| Refusal::new(ErrorCode::InvalidConfig, message);
     let mut changes = Vec::with_capacity(resource.configs.len());
@@ -150,13 +200,10 @@ fn changes(resource: &AlterConfigsResource) -> Result<Vec<(String, Option<String
             return Err(Refusal::new(ErrorCode::InvalidRequest, format!("'{name}' is changed more than once")));
         }
         let value = match (config.config_operation, &config.value) {
-            (SET, Some(value)) => {
-                config_topic::validate(name, value.as_str()).map_err(|error| invalid(error.to_string()))?;
-                Some(value.to_string())
-            }
+            (SET, Some(value)) => Some(check(name, Some(value.as_str()))?),
             (SET, None) => return Err(invalid(format!("'{name}' is to be set, but to no value"))),
             (DELETE, _) => {
-                config_topic::validate_name(name).map_err(|error| invalid(error.to_string()))?;
+                check(name, None)?;
                 None
             }
             (APPEND | SUBTRACT, _) => {

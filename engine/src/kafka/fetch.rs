@@ -3,6 +3,7 @@
 //! Sessions (KIP-227) are not kept: every answer carries session id 0, which tells the client to send full requests.
 //! Waits are woken by the append that moves a high watermark, never by polling.
 
+use super::brokers;
 use crate::{
     core::{Core, CoreId},
     partition::{FetchRead, Partition, Watch},
@@ -231,6 +232,7 @@ fn respond(
 ) -> FetchResponse {
     let mut parts = parts.into_iter();
     let mut total = 0;
+    let mut leaders = Vec::new();
     let topics = request
         .topics
         .into_iter()
@@ -257,6 +259,7 @@ fn respond(
                             let mut response = FetchPartitionResponse::refused(number, code);
                             if version >= 12 && code == ErrorCode::NotLeaderOrFollower {
                                 response.current_leader = core.leader_hint(&topic.topic, number);
+                                leaders.extend(response.current_leader.map(|leader| leader.leader_id));
                             }
                             response
                         }
@@ -266,7 +269,7 @@ fn respond(
             FetchTopicResponse { topic: topic.topic, partitions }
         })
         .collect();
-    FetchResponse { topics, ..EMPTY }
+    FetchResponse { topics, node_endpoints: brokers::endpoints(core, leaders), ..EMPTY }
 }
 
 /// The fetches that wait on this core, by the name that their origin gave them.

@@ -1,15 +1,18 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
-use super::topics::{OFFSETS_TOPIC, ensure_offsets_topic};
+use super::{
+    brokers,
+    topics::{OFFSETS_TOPIC, ensure_offsets_topic},
+};
 use crate::{
-    coordinator::{Context, GroupRequest, GroupResponse, Route},
+    coordinator::{Context, GroupRequest, GroupResponse, Route, partition_of},
     coordinators,
     core::Core,
-    sync,
+    meta, sync,
 };
 use net::{
     StrBytes,
-    errors::{self, ErrorCode},
+    errors::ErrorCode,
     messages::{
         BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, OffsetCommitRequest, OffsetCommitResponse,
         find_coordinator_response::Coordinator,
@@ -18,6 +21,7 @@ use net::{
     produce::TopicRef,
 };
 use std::rc::Rc;
+use wal::record::GroupId;
 
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
 const KEY_GROUP: i8 = 0;
@@ -27,44 +31,42 @@ pub async fn find_coordinator(
     request: FindCoordinatorRequest,
     version: i16,
 ) -> FindCoordinatorResponse {
-    let ready = if request.key_type == KEY_GROUP {
-        ensure_offsets_topic(core)
-            .await
-            .map(drop)
-            .map_err(|code| (code, "the offsets topic can't be created yet; try again"))
-    } else {
+    let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
+    let offsets = if request.key_type != KEY_GROUP {
         Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
+    } else if meta::may_read(core).await.is_err() {
+        Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
+    } else {
+        let topic = ensure_offsets_topic(core).await;
+        topic.map_err(|code| (code, "the offsets topic can't be created yet; try again"))
     };
-    let (host, port) = core.advertised();
-    let host = StrBytes::from_string(host.to_owned());
-    let (code, message) = match ready {
-        Ok(()) => (errors::NONE, None),
-        Err((code, message)) => (code.code(), Some(StrBytes::from_static_str(message))),
+    let alive = brokers::alive(core);
+    let find = |key: &str| {
+        let offsets = offsets.as_ref().map_err(|refused| *refused)?;
+        let partition = partition_of(key, offsets.partitions.len() as i32);
+        let leader = core.leader_of(GroupId(offsets.partitions[partition as usize].group));
+        let node = leader.and_then(|leader| alive.iter().find(|node| node.id == leader.node));
+        node.ok_or((ErrorCode::CoordinatorNotAvailable, "the group's partition of the offsets topic has no leader now"))
     };
-    let node = BrokerId(if ready.is_ok() { core.node() } else { -1 });
-    if version < 4 {
-        return FindCoordinatorResponse::default()
-            .with_error_code(code)
-            .with_error_message(message)
-            .with_node_id(node)
-            .with_host(host)
-            .with_port(i32::from(port));
-    }
-    let coordinators = request.coordinator_keys.into_iter().map(|key| {
-        Coordinator::default()
+    let coordinators = keys.into_iter().map(|key| match find(key.as_str()) {
+        Ok(node) => Coordinator::default()
             .with_key(key)
-            .with_node_id(node)
-            .with_host(host.clone())
-            .with_port(i32::from(port))
-            .with_error_code(code)
-            .with_error_message(message.clone())
+            .with_node_id(BrokerId(node.id))
+            .with_host(node.host.clone())
+            .with_port(i32::from(node.port)),
+        Err((code, message)) => Coordinator::default()
+            .with_key(key)
+            .with_node_id(BrokerId(-1))
+            .with_port(-1)
+            .with_error_code(code.code())
+            .with_error_message(Some(StrBytes::from_static_str(message))),
     });
+    // Versions below 4 have one key and no list: encoding brings the one into their shape.
     FindCoordinatorResponse::default().with_coordinators(coordinators.collect())
 }
 
 pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
-    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
-    else {
+    let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
             // No group was ever here.
             GroupRequest::ListGroups(_) => request.empty_response(),
@@ -79,10 +81,15 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
         other => (other, Vec::new()),
     };
     let empty = request.empty_response();
+    let partitions = offsets.partitions.len() as i32;
     let parts = match request.route(context.version, partitions) {
         Route::One(partition, request) => vec![(partition, request)],
         Route::Parts(parts) => parts,
-        Route::All(request) => (0..partitions).map(|partition| (partition, request.clone())).collect(),
+        // Of all groups, those are told that are coordinated here; clients ask every broker.
+        Route::All(request) => {
+            let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
+            here.map(|partition| (partition, request.clone())).collect()
+        }
     };
     let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));
     let mut answers = sync::all(asked.collect()).await.into_iter();

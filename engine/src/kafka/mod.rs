@@ -2,17 +2,24 @@
 //! Lives on: the core of the client's connection; a handler reaches partitions and metadata through [`Core`].
 
 mod api_versions;
+mod brokers;
 mod cluster;
 mod configs;
 mod fetch;
 mod groups;
 mod list_offsets;
+mod metadata;
 mod owners;
+mod placement;
 mod produce;
 mod producer_ids;
+mod quorum;
+mod refusal;
 mod topics;
+mod unregister;
 
 pub use fetch::Fetches;
+pub use placement::Placement;
 pub use producer_ids::ProducerIds;
 pub use topics::OFFSETS_TOPIC;
 
@@ -35,7 +42,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
         Request::Produce(request) => produce::start(&core, request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
         Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
-        Request::Metadata(request) => reply(async move { topics::metadata(&core, request, version).await }),
+        Request::Metadata(request) => reply(async move { metadata::metadata(&core, request, version).await }),
         Request::CreateTopics(request) => reply(async move { topics::create(&core, request, version).await }),
         Request::DeleteTopics(request) => reply(async move { topics::delete(&core, request, version).await }),
         Request::CreatePartitions(request) => reply(async move { topics::add_partitions(&core, request).await }),
@@ -44,9 +51,13 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
             reply(async move { list_offsets::for_leader_epoch(&core, request).await })
         }
         Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
-        Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request) }),
-        Request::DescribeTopicPartitions(request) => reply(async move { topics::describe_partitions(&core, request) }),
-        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request) }),
+        Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request).await }),
+        Request::DescribeQuorum(request) => reply(async move { quorum::describe(&core, request).await }),
+        Request::UnregisterBroker(request) => reply(async move { unregister::unregister(&core, request).await }),
+        Request::DescribeTopicPartitions(request) => {
+            reply(async move { metadata::describe_partitions(&core, request).await })
+        }
+        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request).await }),
         Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
         Request::FindCoordinator(request) => {
             reply(async move { groups::find_coordinator(&core, request, version).await })

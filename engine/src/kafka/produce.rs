@@ -3,7 +3,7 @@
 //! acks=1 and acks=all wait for the same commit while a partition has one replica; acks=0 gets no answer and its errors close
 //! nothing, as with Kafka's network layer only a malformed frame does.
 
-use super::{Pending, topics::OFFSETS_TOPIC};
+use super::{Pending, brokers, topics::OFFSETS_TOPIC};
 use crate::{
     admission::Turn,
     core::{Core, CoreId, wall_ms},
@@ -175,7 +175,7 @@ struct Answer {
 impl Answer {
     fn response(self, core: &Rc<Core>, version: i16) -> ProduceResponse {
         let mut outcomes = self.outcomes.into_iter();
-        let topics = self
+        let topics: Vec<_> = self
             .topics
             .into_iter()
             .map(|(topic, partitions)| {
@@ -187,7 +187,10 @@ impl Answer {
                 ProduceTopicResponse { topic, partitions }
             })
             .collect();
-        ProduceResponse { topics, throttle_time_ms: 0, node_endpoints: Vec::new() }
+        let partitions = topics.iter().flat_map(|topic: &ProduceTopicResponse| &topic.partitions);
+        let leaders = partitions.filter_map(|partition| partition.current_leader).map(|leader| leader.leader_id);
+        let node_endpoints = brokers::endpoints(core, leaders);
+        ProduceResponse { topics, throttle_time_ms: 0, node_endpoints }
     }
 }
 

@@ -1,36 +1,37 @@
-//! Topics: Metadata, CreateTopics, DeleteTopics, CreatePartitions.
+//! Changes of topics: CreateTopics, DeleteTopics, CreatePartitions, and those that clients bring about by asking.
 //!
 //! A change is answered once it is committed, every core's view shows it and, for new partitions, their leaders can serve:
 //! the first produce after CreateTopics finds its partition.
 
+use super::{
+    brokers,
+    placement::{self, ONE_REPLICA},
+    refusal::{self, Refusal},
+};
 use crate::{
     config_topic,
     core::Core,
-    meta::{self, CommandResult, SubmitError},
+    meta::{self, CommandResult},
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Rejection, Topic};
+use consensus::metadata::{Command, Outcome, Topic};
 use net::{
     StrBytes, Uuid,
-    errors::{self, ErrorCode},
+    errors::ErrorCode,
     messages::{
         BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-        DeleteTopicsRequest, DeleteTopicsResponse, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse,
-        MetadataRequest, MetadataResponse, TopicName,
+        DeleteTopicsRequest, DeleteTopicsResponse, TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_partitions_response::CreatePartitionsTopicResult,
-        create_topics_request::CreatableTopic,
+        create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
         create_topics_response::{CreatableTopicConfigs, CreatableTopicResult},
         delete_topics_response::DeletableTopicResult,
-        describe_topic_partitions_response::{
-            Cursor, DescribeTopicPartitionsResponsePartition, DescribeTopicPartitionsResponseTopic,
-        },
-        metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -40,127 +41,14 @@ use wal::record::GroupId;
 /// The internal topic of the group coordinator.
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 
-/// How long an auto-created topic may keep a Metadata request waiting; then the client is told to ask again.
+/// How long a topic that is created because a client asked for it may keep the request waiting; then the client is told to ask again.
 const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
 
 /// Partitions that one request may create, and one topic may have; a guard against typing errors, not a limit of the design.
 pub const PARTITIONS_MAX: i32 = 100_000;
 
-/// A refusal with the words that go into the answer.
-pub struct Refusal {
-    pub code: ErrorCode,
-    pub message: String,
-}
-
-impl Refusal {
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
-
-impl From<SubmitError> for Refusal {
-    fn from(error: SubmitError) -> Self {
-        let code = match error {
-            SubmitError::NoLeader => ErrorCode::NotController,
-            SubmitError::TimedOut => ErrorCode::RequestTimedOut,
-            SubmitError::Storage => ErrorCode::KafkaStorageError,
-        };
-        Self::new(code, error.to_string())
-    }
-}
-
-impl From<Rejection> for Refusal {
-    fn from(rejection: Rejection) -> Self {
-        let code = match rejection {
-            Rejection::TopicExists(_) => ErrorCode::TopicAlreadyExists,
-            Rejection::UnknownTopic(_) => ErrorCode::UnknownTopicOrPartition,
-            Rejection::InvalidName(_) => ErrorCode::InvalidTopicException,
-            Rejection::PartitionCount { .. } | Rejection::NoPartitions => ErrorCode::InvalidPartitions,
-            Rejection::UnknownPartition(_) => ErrorCode::UnknownTopicOrPartition,
-            Rejection::ReplicasChanged => ErrorCode::InvalidReplicaAssignment,
-            Rejection::StaleBroker { .. } => ErrorCode::StaleBrokerEpoch,
-            Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
-            Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
-            Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
-        };
-        Self::new(code, rejection.to_string())
-    }
-}
-
-pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
-    // Version 0 asks for all topics by an empty list, later ones by null.
-    let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
-    let topics = match asked {
-        None => core.view(|view| view.topics().map(|topic| describe(core, topic)).collect()),
-        Some(asked) => {
-            let may_create =
-                core.config.auto_create_topics_enable && (version < 4 || request.allow_auto_topic_creation);
-            let names: Vec<&str> =
-                asked.iter().filter_map(|topic| topic.name.as_ref()).map(|name| name.0.as_str()).collect();
-            if may_create {
-                auto_create(core, &names).await;
-            }
-            asked.iter().map(|topic| find(core, topic.name.as_ref(), topic.topic_id, may_create)).collect()
-        }
-    };
-    let (brokers, controller) = brokers(core);
-    MetadataResponse::default()
-        .with_brokers(brokers)
-        .with_cluster_id(Some(StrBytes::from_string(core.cluster_id.to_string())))
-        .with_controller_id(controller)
-        .with_topics(topics)
-}
-
-fn brokers(core: &Core) -> (Vec<MetadataResponseBroker>, BrokerId) {
-    let (host, port) = core.advertised();
-    let broker = MetadataResponseBroker::default()
-        .with_node_id(BrokerId(core.node()))
-        .with_host(StrBytes::from_string(host.to_owned()))
-        .with_port(i32::from(port));
-    (vec![broker], BrokerId(core.node()))
-}
-
-fn find(core: &Core, name: Option<&TopicName>, id: Uuid, may_create: bool) -> MetadataResponseTopic {
-    let found = core.view(|view| match name {
-        Some(name) => view.topic(name.0.as_str()).cloned(),
-        None => view.topic_by_id(id).cloned(),
-    });
-    if let Some(topic) = found {
-        return describe(core, &topic);
-    }
-    let code = match name {
-        None => ErrorCode::UnknownTopicId,
-        Some(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
-            ErrorCode::InvalidTopicException
-        }
-        // It could not be created in time: the client asks again.
-        Some(_) if may_create => ErrorCode::LeaderNotAvailable,
-        Some(_) => ErrorCode::UnknownTopicOrPartition,
-    };
-    MetadataResponseTopic::default().with_error_code(code.code()).with_name(name.cloned()).with_topic_id(id)
-}
-
-fn describe(core: &Core, topic: &Topic) -> MetadataResponseTopic {
-    let partitions = topic.partitions.iter().enumerate().map(|(number, partition)| {
-        let leader = core.leader_of(GroupId(partition.group));
-        let nodes: Vec<BrokerId> = partition.replicas.iter().copied().map(BrokerId).collect();
-        MetadataResponsePartition::default()
-            .with_error_code(if leader.is_some() { errors::NONE } else { ErrorCode::LeaderNotAvailable.code() })
-            .with_partition_index(number as i32)
-            .with_leader_id(BrokerId(leader.map_or(-1, |leader| leader.node)))
-            .with_leader_epoch(leader.map_or(-1, |leader| leader.epoch))
-            .with_replica_nodes(nodes.clone())
-            .with_isr_nodes(nodes)
-    });
-    MetadataResponseTopic::default()
-        .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
-        .with_topic_id(topic.id)
-        .with_is_internal(&*topic.name == OFFSETS_TOPIC)
-        .with_partitions(partitions.collect())
-}
-
 /// Creates those of `names` that do not exist, with default settings, and waits for their leaders.
-async fn auto_create(core: &Rc<Core>, names: &[&str]) {
+pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     let missing: BTreeSet<&str> = core.view(|view| {
         names
             .iter()
@@ -171,19 +59,13 @@ async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     if missing.is_empty() {
         return;
     }
+    let live = brokers::alive_ids(core);
+    let partitions = core.config.num_partitions as usize;
     let commands = missing
-        .into_iter()
-        .map(|name| create_command(core, name, core.config.num_partitions, BTreeMap::new()))
+        .iter()
+        .map(|name| create_command(name, core.placement.spread(&live, partitions), BTreeMap::new()))
         .collect();
-    let created = async {
-        if let Ok(results) = meta::submit(core, commands).await {
-            let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();
-            core.leaders_known(groups).await;
-        }
-    };
-    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
-        tracing::warn!("topics asked for by name were not created within {} s", AUTO_CREATE_WAIT.as_secs());
-    }
+    create_unasked(core, commands, missing).await;
 }
 
 /// The internal topic of the group coordinator, created on first use.
@@ -192,21 +74,38 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCo
         // Commits are forgotten by the coordinator's rules (offsets.retention.minutes), never because they lie far back in the log.
         let configs =
             BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
-        let command = create_command(core, OFFSETS_TOPIC, core.config.offsets_topic_num_partitions, configs);
-        let results = meta::submit(core, vec![command]).await.map_err(|_| ErrorCode::CoordinatorNotAvailable)?;
-        let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();
-        core.leaders_known(groups).await;
+        let partitions = core.config.offsets_topic_num_partitions as usize;
+        let replicas = core.placement.spread(&brokers::alive_ids(core), partitions);
+        create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
     }
     core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or(ErrorCode::CoordinatorNotAvailable)
 }
 
-fn create_command(core: &Core, name: &str, partitions: i32, configs: BTreeMap<String, String>) -> Command {
+/// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
+async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl IntoIterator<Item = &'a str>) {
+    let created = async {
+        if let Err(error) = meta::submit(core, commands).await {
+            tracing::warn!(%error, "topics that clients use could not be created");
+            return;
+        }
+        let groups = core.view(|view| {
+            let topics = names.into_iter().filter_map(|name| view.topic(name));
+            topics.flat_map(|topic| &topic.partitions).map(|partition| GroupId(partition.group)).collect()
+        });
+        core.leaders_known(groups).await;
+    };
+    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
+        tracing::warn!("topics that clients use could not serve within {} s", AUTO_CREATE_WAIT.as_secs());
+    }
+}
+
+fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
     Command::CreateTopic {
         name: name.into(),
         id: Uuid::new_v4(),
-        // Chosen where the log's order is: on core 0, right before the proposal.
+        // Chosen where the log's order is: by the leader, right before the proposal.
         first_group: 0,
-        replicas: vec![vec![core.node()]; partitions as usize],
+        replicas,
         configs,
         created_ms: crate::core::wall_ms(),
     }
@@ -227,19 +126,20 @@ pub async fn create(core: &Rc<Core>, request: CreateTopicsRequest, version: i16)
     for topic in &request.topics {
         *seen.entry(topic.name.0.as_str()).or_insert(0) += 1;
     }
-    let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(request.topics.len());
-    let mut commands = Vec::new();
-    for topic in &request.topics {
-        let checked = if seen[topic.name.0.as_str()] > 1 {
-            Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once"))
-        } else {
-            check_new_topic(core, topic)
+    let check = |core: &Core| {
+        let check_one = |topic: &CreatableTopic| match seen[topic.name.0.as_str()] {
+            1 => check_new_topic(core, topic),
+            _ => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once")),
         };
-        results.push(checked.map(|command| {
-            if !request.validate_only {
-                commands.push(command);
-            }
-        }));
+        request.topics.iter().map(check_one).collect()
+    };
+    let mut commands = Vec::new();
+    let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(request.topics.len());
+    for checked in refusal::check(core, check).await {
+        results.push(checked.map(|command| commands.push(command)));
+    }
+    if request.validate_only {
+        commands.clear();
     }
     let mut outcomes = submit(core, commands, request.timeout_ms).await.into_iter();
     let topics = request.topics.into_iter().zip(results).map(|(topic, result)| {
@@ -259,22 +159,28 @@ async fn submit(core: &Rc<Core>, commands: Vec<Command>, timeout_ms: i32) -> Vec
         return Vec::new();
     }
     let count = commands.len();
-    let done = async {
-        let results: Vec<CommandResult> = match meta::submit(core, commands).await {
-            Ok(results) => results,
-            Err(error) => return (0..count).map(|_| Err(error.into())).collect(),
-        };
-        let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();
-        core.leaders_known(groups).await;
-        results.into_iter().map(|result| result.map_err(Refusal::from)).collect()
+    let late = || {
+        let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still come about");
+        Refusal::new(ErrorCode::RequestTimedOut, message)
     };
-    match race(done, rt::sleep(Duration::from_millis(timeout_ms.max(0) as u64))).await {
-        Either::First(results) => results,
-        Either::Second(()) => {
-            let late = format!("not done within the request's timeout of {timeout_ms} ms; it may still come about");
-            (0..count).map(|_| Err(Refusal::new(ErrorCode::RequestTimedOut, late.clone()))).collect()
-        }
-    }
+    let mut deadline = pin!(rt::sleep(Duration::from_millis(timeout_ms.max(0) as u64)));
+    let results: Vec<CommandResult> = match race(meta::submit(core, commands), deadline.as_mut()).await {
+        Either::First(Ok(results)) => results,
+        Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
+        Either::Second(()) => return (0..count).map(|_| Err(late())).collect(),
+    };
+    let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();
+    let all_serve = matches!(race(core.leaders_known(groups), deadline).await, Either::First(()));
+    let serves =
+        |outcome: &Outcome| all_serve || new_groups(outcome).iter().all(|group| core.leader_of(*group).is_some());
+    results
+        .into_iter()
+        .map(|result| match result {
+            Ok(outcome) if serves(&outcome) => Ok(outcome),
+            Ok(_) => Err(late()),
+            Err(rejection) => Err(rejection.into()),
+        })
+        .collect()
 }
 
 fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refusal> {
@@ -288,7 +194,7 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
         check_replication(topic.replication_factor)?;
         if topic.num_partitions == -1 { core.config.num_partitions } else { topic.num_partitions }
     } else {
-        check_assignments(core, topic)?
+        topic.assignments.len() as i32
     };
     if !(1..=PARTITIONS_MAX).contains(&partitions) {
         let message = format!("{partitions} partitions; a topic has 1 to {PARTITIONS_MAX} (-1: the default)");
@@ -301,32 +207,39 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
             .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
         configs.insert(config.name.to_string(), value.to_string());
     }
-    Ok(create_command(core, name, partitions, configs))
+    let live = brokers::alive_ids(core);
+    let replicas = match topic.assignments.is_empty() {
+        true => core.placement.spread(&live, partitions as usize),
+        false => assigned(&live, topic)?,
+    };
+    Ok(create_command(name, replicas, configs))
 }
 
 fn check_replication(factor: i16) -> Result<(), Refusal> {
     if matches!(factor, -1 | 1) {
         return Ok(());
     }
-    let message =
-        format!("replication factor {factor}; this broker serves alone, so only 1 (or -1, the default) is possible");
+    let message = format!("replication factor {factor}: {ONE_REPLICA}; ask for 1 (or -1, the default)");
     Err(Refusal::new(ErrorCode::InvalidReplicationFactor, message))
 }
 
-/// Assignments by hand: partitions 0 … n-1, each on this broker. Returns n.
-fn check_assignments(core: &Core, topic: &CreatableTopic) -> Result<i32, Refusal> {
-    let numbers: BTreeSet<i32> = topic.assignments.iter().map(|assignment| assignment.partition_index).collect();
-    let count = topic.assignments.len() as i32;
-    let consecutive = numbers.len() == topic.assignments.len() && numbers.iter().copied().eq(0..count);
-    let here = topic.assignments.iter().all(|assignment| assignment.broker_ids == [BrokerId(core.node())]);
-    if consecutive && here && topic.num_partitions == -1 {
-        return Ok(count);
+/// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
+fn assigned(live: &[i32], topic: &CreatableTopic) -> Result<Vec<Vec<i32>>, Refusal> {
+    let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
+    let by_number: BTreeMap<i32, &CreatableReplicaAssignment> =
+        topic.assignments.iter().map(|assignment| (assignment.partition_index, assignment)).collect();
+    let consecutive =
+        by_number.len() == topic.assignments.len() && by_number.keys().copied().eq(0..by_number.len() as i32);
+    if !consecutive || topic.num_partitions != -1 {
+        let message = "an assignment names partitions 0 to n-1 once each, with a partition count of -1";
+        return Err(refuse(message.to_owned()));
     }
-    let message = format!(
-        "an assignment names partitions 0 to n-1 once each, all on broker {}, with a partition count of -1",
-        core.node()
-    );
-    Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message))
+    by_number.values().map(|assignment| on_live(live, &assignment.broker_ids).map_err(refuse)).collect()
+}
+
+fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, String> {
+    let brokers: Vec<i32> = brokers.iter().map(|broker| broker.0).collect();
+    placement::assigned(live, &brokers)
 }
 
 fn topic_result(
@@ -365,17 +278,8 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     } else {
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
-    let mut found: Vec<Result<Arc<Topic>, Refusal>> = Vec::with_capacity(asked.len());
-    for (name, id) in &asked {
-        let topic = core.view(|view| match name {
-            Some(name) => view.topic(name.0.as_str()).cloned(),
-            None => view.topic_by_id(*id).cloned(),
-        });
-        found.push(topic.ok_or_else(|| match name {
-            Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
-            None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
-        }));
-    }
+    let find = |core: &Core| asked.iter().map(|(name, id)| find_to_delete(core, name.as_ref(), *id)).collect();
+    let found: Vec<Result<Arc<Topic>, Refusal>> = refusal::check(core, find).await;
     let commands = found
         .iter()
         .filter_map(|topic| topic.as_ref().ok())
@@ -401,8 +305,20 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     DeleteTopicsResponse::default().with_responses(responses.collect())
 }
 
+fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Arc<Topic>, Refusal> {
+    let topic = core.view(|view| match name {
+        Some(name) => view.topic(name.0.as_str()).cloned(),
+        None => view.topic_by_id(id).cloned(),
+    });
+    topic.ok_or_else(|| match name {
+        Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
+        None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
+    })
+}
+
 pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
-    let checked: Vec<Result<Command, Refusal>> = request.topics.iter().map(|topic| check_more(core, topic)).collect();
+    let check = |core: &Core| request.topics.iter().map(|topic| check_more(core, topic)).collect();
+    let checked: Vec<Result<Command, Refusal>> = refusal::check(core, check).await;
     let commands = if request.validate_only {
         Vec::new()
     } else {
@@ -440,83 +356,64 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
         return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
     }
     let more = request.count - present;
-    if let Some(assignments) = &request.assignments {
-        let fits =
-            assignments.len() as i32 == more && assignments.iter().all(|a| a.broker_ids == [BrokerId(core.node())]);
-        if !fits {
-            let message =
-                format!("assignments must name broker {} once for each of the {more} new partitions", core.node());
-            return Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message));
+    let live = brokers::alive_ids(core);
+    let replicas = match &request.assignments {
+        None => core.placement.spread(&live, more as usize),
+        Some(assignments) => {
+            let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
+            if assignments.len() as i32 != more {
+                return Err(refuse(format!("{} assignments for {more} new partitions", assignments.len())));
+            }
+            let replicas = assignments.iter().map(|assignment| on_live(&live, &assignment.broker_ids).map_err(refuse));
+            replicas.collect::<Result<_, _>>()?
         }
-    }
+    };
     Ok(Command::CreatePartitions {
         name: topic.name.clone(),
         id: topic.id,
         present: present as u32,
         first_group: 0,
-        replicas: vec![vec![core.node()]; more as usize],
+        replicas,
     })
 }
 
-/// Partitions that one DescribeTopicPartitions answer tells at most, as Kafka's `max.request.partition.size.limit`.
-const DESCRIBED_PARTITIONS_MAX: i32 = 2000;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// DescribeTopicPartitions (KIP-966): like Metadata, in pages.
-pub fn describe_partitions(
-    core: &Rc<Core>,
-    request: DescribeTopicPartitionsRequest,
-) -> DescribeTopicPartitionsResponse {
-    let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
-    let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
-    let mut names: Vec<StrBytes> = if request.topics.is_empty() {
-        core.view(|view| view.topics().map(|topic| StrBytes::from_string(topic.name.to_string())).collect())
-    } else {
-        request.topics.into_iter().map(|topic| topic.name.0).collect()
-    };
-    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-    names.dedup();
-    let mut topics = Vec::new();
-    let mut next_cursor = None;
-    for name in names.into_iter().filter(|name| from.as_ref().is_none_or(|(first, _)| name.as_str() >= first.as_str()))
-    {
-        let first = from.as_ref().filter(|(topic, _)| *topic == name).map_or(0, |(_, partition)| *partition);
-        if left == 0 {
-            next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
-            break;
-        }
-        let found = find(core, Some(&TopicName(name.clone())), Uuid::nil(), false);
-        let total = found.partitions.len();
-        let page: Vec<_> = found
-            .partitions
-            .into_iter()
-            .skip(first)
-            .take(left)
-            .map(|partition| {
-                DescribeTopicPartitionsResponsePartition::default()
-                    .with_error_code(partition.error_code)
-                    .with_partition_index(partition.partition_index)
-                    .with_leader_id(partition.leader_id)
-                    .with_leader_epoch(partition.leader_epoch)
-                    .with_replica_nodes(partition.replica_nodes)
-                    .with_isr_nodes(partition.isr_nodes)
-                    .with_eligible_leader_replicas(Some(Vec::new()))
-                    .with_last_known_elr(Some(Vec::new()))
-            })
-            .collect();
-        left -= page.len();
-        let end = first + page.len();
-        topics.push(
-            DescribeTopicPartitionsResponseTopic::default()
-                .with_error_code(found.error_code)
-                .with_name(found.name)
-                .with_topic_id(found.topic_id)
-                .with_is_internal(found.is_internal)
-                .with_partitions(page),
-        );
-        if end < total {
-            next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)).with_partition_index(end as i32));
-            break;
+    fn by_hand(assignments: &[(i32, i32)], num_partitions: i32) -> CreatableTopic {
+        let assignments = assignments.iter().map(|(partition, broker)| {
+            CreatableReplicaAssignment::default()
+                .with_partition_index(*partition)
+                .with_broker_ids(vec![BrokerId(*broker)])
+        });
+        CreatableTopic::default().with_assignments(assignments.collect()).with_num_partitions(num_partitions)
+    }
+
+    #[test]
+    fn assignments_by_hand_are_taken_in_the_order_of_partitions() {
+        let topic = by_hand(&[(2, 5), (0, 1), (1, 5)], -1);
+        assert_eq!(assigned(&[1, 5], &topic), Ok(vec![vec![1], vec![5], vec![5]]));
+        for (assignments, num_partitions, words) in [
+            (&[(0, 1), (2, 1)][..], -1, "partitions 0 to n-1 once each"),
+            (&[(0, 1), (0, 1)], -1, "partitions 0 to n-1 once each"),
+            (&[(1, 1)], -1, "partitions 0 to n-1 once each"),
+            (&[(0, 1)], 1, "with a partition count of -1"),
+            (&[(0, 1), (1, 7)], -1, "broker 7 is not registered, or not alive; these are: 1, 5"),
+        ] {
+            let refusal = assigned(&[1, 5], &by_hand(assignments, num_partitions)).unwrap_err();
+            assert_eq!(refusal.code, ErrorCode::InvalidReplicaAssignment);
+            assert!(refusal.message.contains(words), "{}", refusal.message);
         }
     }
-    DescribeTopicPartitionsResponse::default().with_topics(topics).with_next_cursor(next_cursor)
+
+    #[test]
+    fn other_replication_factors_are_refused_by_name() {
+        assert_eq!(check_replication(1).and(check_replication(-1)), Ok(()));
+        for factor in [0, 2, 3, -2] {
+            let refusal = check_replication(factor).unwrap_err();
+            assert_eq!(refusal.code, ErrorCode::InvalidReplicationFactor);
+            assert!(refusal.message.contains("partitions have one replica in this version"), "{}", refusal.message);
+        }
+    }
 }

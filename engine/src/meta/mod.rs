@@ -28,7 +28,7 @@ mod snapshots;
 mod start;
 mod tools;
 
-pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, may_read, submit, submit_with};
+pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
 pub use peers::PeerHost;
 pub use snapshots::{snapshot, snapshot_when_wanted};
 pub use start::start;

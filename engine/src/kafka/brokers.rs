@@ -1,0 +1,107 @@
+//! The cluster's brokers, as clients are told of them.
+//!
+//! Every broker tells the same, but for one thing: itself it always tells of, under the address that it is configured with, since
+//! the client has just reached it.
+
+use crate::core::Core;
+use consensus::metadata::{Broker, BrokerStatus};
+use net::{StrBytes, messages::BrokerId, produce::NodeEndpoint};
+use std::collections::BTreeMap;
+
+/// Where clients reach a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub id: i32,
+    pub host: StrBytes,
+    pub port: u16,
+    pub rack: Option<StrBytes>,
+    /// Not heard of for so long that nothing is sent there any more.
+    pub fenced: bool,
+}
+
+/// All registered brokers by id, the fenced ones too.
+pub fn all(core: &Core) -> Vec<Node> {
+    let registered = core.view(|view| view.brokers().map(|broker| registered(broker)).collect());
+    with_own(registered, own(core))
+}
+
+/// The brokers that clients may turn to, by id.
+pub fn alive(core: &Core) -> Vec<Node> {
+    all(core).into_iter().filter(|node| !node.fenced).collect()
+}
+
+pub fn alive_ids(core: &Core) -> Vec<i32> {
+    alive(core).into_iter().map(|node| node.id).collect()
+}
+
+/// Where these leaders are reached, each told once (KIP-951).
+pub fn endpoints(core: &Core, leaders: impl IntoIterator<Item = i32>) -> Vec<NodeEndpoint> {
+    let mut leaders = leaders.into_iter().peekable();
+    if leaders.peek().is_none() {
+        return Vec::new();
+    }
+    let nodes: BTreeMap<i32, Node> = alive(core).into_iter().map(|node| (node.id, node)).collect();
+    select(nodes, leaders)
+}
+
+fn select(mut nodes: BTreeMap<i32, Node>, leaders: impl Iterator<Item = i32>) -> Vec<NodeEndpoint> {
+    leaders
+        .filter_map(|leader| nodes.remove(&leader))
+        .map(|node| NodeEndpoint { node_id: node.id, host: node.host, port: i32::from(node.port), rack: node.rack })
+        .collect()
+}
+
+/// The broker that leads the metadata group, as far as this one knows; -1 if it knows none.
+pub fn controller(core: &Core) -> BrokerId {
+    BrokerId(core.controller().unwrap_or(-1))
+}
+
+fn registered(broker: &Broker) -> Node {
+    Node {
+        id: broker.node,
+        host: StrBytes::from_string(broker.kafka.host.clone()),
+        port: broker.kafka.port,
+        rack: broker.rack.clone().map(StrBytes::from_string),
+        fenced: broker.status == BrokerStatus::Fenced,
+    }
+}
+
+fn own(core: &Core) -> Node {
+    let (host, port) = core.advertised();
+    Node { id: core.node(), host: StrBytes::from_string(host.to_owned()), port, rack: None, fenced: false }
+}
+
+fn with_own(registered: Vec<Node>, own: Node) -> Vec<Node> {
+    let mut nodes: BTreeMap<i32, Node> = registered.into_iter().map(|node| (node.id, node)).collect();
+    let rack = nodes.remove(&own.id).and_then(|node| node.rack);
+    nodes.insert(own.id, Node { rack, ..own });
+    nodes.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: i32, host: &'static str, fenced: bool) -> Node {
+        Node { id, host: StrBytes::from_static_str(host), port: 9092, rack: None, fenced }
+    }
+
+    #[test]
+    fn the_own_broker_is_told_of_as_it_is_configured() {
+        let own = node(2, "here", false);
+        assert_eq!(with_own(Vec::new(), own.clone()).len(), 1, "before it is registered");
+        let registered = vec![node(1, "one", false), node(2, "old", true), node(3, "three", true)];
+        assert_eq!(with_own(registered, own.clone()), [node(1, "one", false), own, node(3, "three", true)]);
+    }
+
+    #[test]
+    fn each_leader_hinted_at_has_one_endpoint() {
+        let nodes = || [node(1, "one", false), node(3, "three", false)].map(|node| (node.id, node)).into();
+        let told = select(nodes(), [3, 1, 3, 9].into_iter());
+        assert_eq!(
+            told.iter().map(|told| (told.node_id, told.host.as_str())).collect::<Vec<_>>(),
+            [(3, "three"), (1, "one")]
+        );
+        assert_eq!(select(nodes(), [].into_iter()), []);
+    }
+}

@@ -1,0 +1,81 @@
+//! Refusals: an error code, and the words that go beside it into the answer.
+
+use crate::{
+    core::Core,
+    meta::{self, SubmitError},
+};
+use consensus::metadata::Rejection;
+use net::errors::ErrorCode;
+use std::rc::Rc;
+
+/// A refusal with the words that go into the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Whether a newer view might allow what this one refuses.
+    fn may_be_outdated(&self) -> bool {
+        matches!(
+            self.code,
+            ErrorCode::TopicAlreadyExists
+                | ErrorCode::UnknownTopicOrPartition
+                | ErrorCode::UnknownTopicId
+                | ErrorCode::InvalidPartitions
+                | ErrorCode::InvalidReplicaAssignment
+                | ErrorCode::BrokerIdNotRegistered
+        )
+    }
+}
+
+/// Checks changes against this core's view. It may be behind what a client has seen on another broker; so nothing is refused by it
+/// before it shows every write that was acknowledged.
+pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Refusal>>) -> Vec<Result<T, Refusal>> {
+    let checked = check(core);
+    let outdated = |result: &Result<T, Refusal>| result.as_ref().is_err_and(Refusal::may_be_outdated);
+    if !checked.iter().any(outdated) {
+        return checked;
+    }
+    match meta::linearize(core).await {
+        Ok(()) => check(core),
+        Err(error) => {
+            let unsure = |refusal: Refusal| if refusal.may_be_outdated() { error.into() } else { refusal };
+            checked.into_iter().map(|result| result.map_err(unsure)).collect()
+        }
+    }
+}
+
+impl From<SubmitError> for Refusal {
+    fn from(error: SubmitError) -> Self {
+        let code = match error {
+            SubmitError::NoLeader => ErrorCode::NotController,
+            SubmitError::TimedOut => ErrorCode::RequestTimedOut,
+            SubmitError::Storage => ErrorCode::KafkaStorageError,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        let code = match rejection {
+            Rejection::TopicExists(_) => ErrorCode::TopicAlreadyExists,
+            Rejection::UnknownTopic(_) => ErrorCode::UnknownTopicOrPartition,
+            Rejection::InvalidName(_) => ErrorCode::InvalidTopicException,
+            Rejection::PartitionCount { .. } | Rejection::NoPartitions => ErrorCode::InvalidPartitions,
+            Rejection::UnknownPartition(_) => ErrorCode::UnknownTopicOrPartition,
+            Rejection::ReplicasChanged => ErrorCode::InvalidReplicaAssignment,
+            Rejection::StaleBroker { .. } => ErrorCode::StaleBrokerEpoch,
+            Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
+            Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
+            Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
+        };
+        Self::new(code, rejection.to_string())
+    }
+}
