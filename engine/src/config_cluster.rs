@@ -133,7 +133,7 @@ mod tests {
         for (at, (node, name, value)) in changes.iter().enumerate() {
             let changes = vec![((*name).to_owned(), value.map(str::to_owned))];
             let applied = slice.apply(&Command::UpdateClusterConfig { node: *node, changes });
-            view.apply(at as u64 + 1, applied.delta.as_slice());
+            view.apply(at as u64 + 1, &applied.deltas);
         }
         view.cluster_config().clone()
     }
