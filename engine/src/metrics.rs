@@ -226,6 +226,8 @@ metrics! {
     mesh_sent_total: Counter;
     /// Messages from other cores.
     mesh_received_total: Counter;
+    /// Messages of the broker's own, of metadata and leaders, received from other cores.
+    mesh_posts_total: Counter;
     /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
     wal_write_latency_seconds: Histogram;
     /// Bytes of the write-ahead ring in use.
