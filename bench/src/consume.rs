@@ -53,7 +53,7 @@ pub fn run(options: &ConsumeOptions) -> Result<(), Box<dyn Error>> {
         window,
     };
     let work = move |_: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), lane, live);
-    let outcome = run::drive(&options.target, target.lanes, window, work)?;
+    let outcome = run::drive(options.target.threads, &options.target.cpus, target.lanes, window, work)?;
     let report = Report::new("consume", outcome, ceiling);
     report.print(options.run.json);
     match report.first_error {

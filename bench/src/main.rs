@@ -7,6 +7,7 @@ mod ceiling;
 mod clock;
 mod connection;
 mod consume;
+mod metadata;
 mod options;
 mod produce;
 mod report;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Command::parse().workload {
         Workload::Produce(options) => produce::run(&options),
         Workload::Consume(options) => consume::run(&options),
+        Workload::Metadata(options) => metadata::run(&options),
         Workload::Wal(options) => wal_ring::run(&options),
     };
     match result {

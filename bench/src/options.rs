@@ -23,6 +23,9 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench produce --rate 10000 --linger 0ms --json
   millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
   millrace-bench consume --topic bench --to-end
+  millrace-bench metadata --acks quorum --in-flight 64
+  millrace-bench metadata --operation read --peer 127.0.0.1:9292 --in-flight 64
+  millrace-bench metadata --operation create-topics --bootstrap 127.0.0.1:9093
   millrace-bench wal --record-size 4KiB --in-flight 8";
 
 #[derive(Debug, Subcommand)]
@@ -31,6 +34,8 @@ pub enum Workload {
     Produce(ProduceOptions),
     /// Read a topic and measure throughput, and the time of each fetch.
     Consume(ConsumeOptions),
+    /// Write or read metadata over the port between brokers, or create topics as any client does.
+    Metadata(MetadataOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
 }
@@ -123,6 +128,69 @@ pub struct ConsumeOptions {
     /// End when every partition's end of the beginning of the run is reached, however long that takes.
     #[arg(long)]
     pub to_end: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MetadataOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// What is done again and again.
+    #[arg(long, value_enum, default_value_t = Operation::Write)]
+    pub operation: Operation,
+    /// A broker's address for other brokers and tools.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
+    pub peer: String,
+    /// Any broker, as clients reach it; for create-topics.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    pub bootstrap: String,
+    /// What a write's answer waits for.
+    #[arg(long, value_enum, default_value_t = MetadataAcks::Configured)]
+    pub acks: MetadataAcks,
+    /// How fresh a read's answer is.
+    #[arg(long, value_enum, default_value_t = Freshness::Leased)]
+    pub consistency: Freshness,
+    /// Topics that are written and read, created if they are missing.
+    #[arg(long, default_value_t = 256, value_parser = count)]
+    pub topics: usize,
+    /// Connections, spread over the threads.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub connections: usize,
+    /// Requests that one connection may have unanswered.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub in_flight: usize,
+    /// Load threads.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub threads: usize,
+    /// CPUs that the load threads are pinned to, in turn: 1 or 0,2,3.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cpus: Vec<usize>,
+    /// Not measured, before the duration.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub warm_up: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Operation {
+    /// Change a setting of a topic (raw command).
+    Write,
+    /// Look a topic up (raw query).
+    Read,
+    /// Create a topic with one partition, one after the other, by Kafka's API.
+    CreateTopics,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetadataAcks {
+    /// As metadata.acks says.
+    Configured,
+    Quorum,
+    Leader,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Freshness {
+    Leased,
+    Linearizable,
 }
 
 #[derive(Debug, Args)]

@@ -64,7 +64,7 @@ pub fn run(options: &ProduceOptions) -> Result<(), Box<dyn Error>> {
         window,
     };
     let work = move |index: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), index, lane, live);
-    let outcome = run::drive(&options.target, target.lanes, window, work)?;
+    let outcome = run::drive(options.target.threads, &options.target.cpus, target.lanes, window, work)?;
     let report = Report::new("produce", outcome, ceiling);
     report.print(options.run.json);
     match report.first_error {

@@ -8,7 +8,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::clock;
-use crate::options::TargetOptions;
 use crate::report::with_commas;
 use crate::rt;
 use crate::setup::Lane;
@@ -48,7 +47,8 @@ pub struct Outcome {
 
 /// Runs one future per lane, spread over the threads; shows progress until all have ended.
 pub fn drive<F>(
-    options: &TargetOptions,
+    threads: usize,
+    cpus: &[usize],
     lanes: Vec<Lane>,
     window: Window,
     work: impl Fn(usize, Lane, Arc<Live>) -> F + Clone + Send + 'static,
@@ -56,7 +56,7 @@ pub fn drive<F>(
 where
     F: Future<Output = Tally> + 'static,
 {
-    let thread_count = options.threads.min(lanes.len());
+    let thread_count = threads.min(lanes.len());
     let lives: Vec<Arc<Live>> = (0..thread_count).map(|_| Arc::default()).collect();
     let mut shares: Vec<Vec<(usize, Lane)>> = vec![Vec::new(); thread_count];
     for (index, lane) in lanes.into_iter().enumerate() {
@@ -66,7 +66,7 @@ where
     let mut threads = Vec::new();
     for (thread, share) in shares.into_iter().enumerate() {
         let (live, work, ended) = (lives[thread].clone(), work.clone(), ended.clone());
-        let cpu = options.cpus.get(thread % options.cpus.len().max(1)).copied();
+        let cpu = cpus.get(thread % cpus.len().max(1)).copied();
         threads.push(rt::spawn_thread(&format!("load-{thread}"), cpu, move || async move {
             // Dropped when the thread's work is done, or has panicked.
             let _ended = ended;

@@ -394,6 +394,7 @@ async fn beat(core: Rc<Core>) {
         let mesh = core.mesh().stats();
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());
+        core.metrics.mesh_posts_total.set(mesh.posted.get());
         rt::sleep(Duration::from_secs(1)).await;
     }
 }

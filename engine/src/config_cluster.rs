@@ -109,16 +109,10 @@ fn described(
 
 /// How a node's metadata writes are acknowledged that do not say so themselves.
 pub fn metadata_acks(node: i32, cluster: &ClusterConfig, config: &Config) -> Acks {
-    match cluster.in_force(node, METADATA_ACKS).map(str::to_owned).or_else(|| config.value(METADATA_ACKS)).as_deref() {
-        Some("leader") => Acks::Leader,
+    match cluster.in_force(node, METADATA_ACKS).unwrap_or(&config.metadata_acks) {
+        "leader" => Acks::Leader,
         _ => Acks::Quorum,
     }
-}
-
-/// How many voters the metadata group is to have, if anybody has said.
-pub fn metadata_voters(cluster: &ClusterConfig, config: &Config) -> Option<usize> {
-    let voters = cluster.get(None, METADATA_VOTERS).map(str::to_owned).or_else(|| config.value(METADATA_VOTERS))?;
-    Some(voters.parse().expect("a checked value is a number"))
 }
 
 #[cfg(test)]
@@ -133,7 +127,7 @@ mod tests {
         for (at, (node, name, value)) in changes.iter().enumerate() {
             let changes = vec![((*name).to_owned(), value.map(str::to_owned))];
             let applied = slice.apply(&Command::UpdateClusterConfig { node: *node, changes });
-            view.apply(at as u64 + 1, applied.delta.as_slice());
+            view.apply(at as u64 + 1, &applied.deltas);
         }
         view.cluster_config().clone()
     }
@@ -199,10 +193,6 @@ mod tests {
         let told: Vec<_> = describe_all(&cluster).into_iter().map(|row| (row.name, row.value, row.source)).collect();
         assert_eq!(told, [(METADATA_VOTERS, "5".to_owned(), 3)]);
         assert_eq!(describe_all(&ClusterConfig::default()), []);
-        assert_eq!(metadata_voters(&cluster, &Config::default()), Some(5));
-        assert_eq!(metadata_voters(&ClusterConfig::default(), &Config::default()), None);
-        let file = started_with(&[(METADATA_VOTERS, "3")]);
-        assert_eq!(metadata_voters(&ClusterConfig::default(), &file), Some(3));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     admission::Admission,
     clock,
     config::Config,
+    config_cluster,
     config_topic::TopicConfig,
     config_value::HostPort,
     coordinators::Coordinators,
@@ -277,7 +278,7 @@ impl Core {
 fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
     let reported = view.leader(group.0)?;
     let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
-    (alive && reported.leader != own).then(|| Leadership { node: reported.leader, epoch: reported.term as i32 })
+    (alive && reported.leader != own).then_some(Leadership { node: reported.leader, epoch: reported.term as i32 })
 }
 
 /// A job's result, wherever the job runs.
@@ -503,13 +504,6 @@ fn apply_all(
     parts.into_iter().map(apply_one).collect()
 }
 
-/// The setting that says how metadata writes are acknowledged.
-const ACKS_SETTING: &str = "metadata.acks";
-
-fn acks(setting: &str) -> Acks {
-    if setting == "leader" { Acks::Leader } else { Acks::Quorum }
-}
-
 /// What core 0 tells of the metadata group.
 impl Core {
     pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
@@ -529,8 +523,7 @@ impl Core {
 
     /// How writes of metadata are acknowledged that do not say so themselves.
     pub fn metadata_acks(&self) -> Acks {
-        let set = self.view(|view| view.cluster_config().in_force(self.node(), ACKS_SETTING).map(acks));
-        set.unwrap_or_else(|| acks(&self.config.metadata_acks))
+        self.view(|view| config_cluster::metadata_acks(self.node(), view.cluster_config(), &self.config))
     }
 }
 

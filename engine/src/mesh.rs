@@ -133,10 +133,12 @@ pub struct Mesh<C: 'static> {
 /// What went over a core's queues, in messages since the start.
 #[derive(Default)]
 pub struct MeshStats {
-    /// Requests, replies and posts.
+    /// Requests and replies.
     pub sent: Cell<u64>,
     /// Likewise.
     pub received: Cell<u64>,
+    /// The broker's own messages that came: of the metadata, of leaders.
+    pub posted: Cell<u64>,
 }
 
 fn add_one(cell: &Cell<u64>) {
@@ -205,10 +207,15 @@ impl<C: HasMesh> MeshInbox<C> {
             let at = core.clone();
             rt::spawn(async move {
                 while let Some(message) = control.recv().await {
-                    add_one(&at.mesh().stats.received);
                     match message {
-                        Control::Reply { token, value } => at.mesh().answer(token, value),
-                        Control::Post(post) => post(&at),
+                        Control::Reply { token, value } => {
+                            add_one(&at.mesh().stats.received);
+                            at.mesh().answer(token, value);
+                        }
+                        Control::Post(post) => {
+                            add_one(&at.mesh().stats.posted);
+                            post(&at);
+                        }
                     }
                     rt::yield_if_needed().await;
                 }
@@ -278,7 +285,6 @@ impl<C: HasMesh> Mesh<C> {
 
     /// Runs `post` on another core, in the control lane, and expects nothing back.
     pub fn post(&self, to: CoreId, post: impl FnOnce(&Rc<C>) + Send + 'static) {
-        add_one(&self.stats.sent);
         self.peer(to).control.push(Control::Post(Box::new(post)));
     }
 }

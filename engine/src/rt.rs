@@ -271,17 +271,21 @@ mod tests {
     fn waits_end_in_the_order_of_their_moments_and_none_is_left() {
         on_a_core(|| async {
             let order = Rc::new(RefCell::new(Vec::new()));
-            let waits: Vec<_> = (0..400u64)
-                .map(|n| {
-                    let order = order.clone();
-                    // Later ones first, so that each is a new earliest.
-                    async move {
-                        sleep(Duration::from_millis(40 - n / 10)).await;
-                        order.borrow_mut().push(n / 10);
-                    }
-                })
-                .collect();
-            crate::sync::all(waits).await;
+            let ended = Rc::new(Notify::default());
+            let begun = Instant::now();
+            for n in 0..400u64 {
+                let (order, ended) = (order.clone(), ended.clone());
+                // Later ones first, so that each is a new earliest. Several may be due at once: they are woken in order.
+                let until = begun + Duration::from_millis(100 - n / 10);
+                spawn(async move {
+                    Sleep { until, queued: None }.await;
+                    order.borrow_mut().push(n / 10);
+                    ended.notify();
+                });
+            }
+            while order.borrow().len() < 400 {
+                ended.next().await;
+            }
             let order = order.take();
             assert_eq!(order.len(), 400);
             assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");

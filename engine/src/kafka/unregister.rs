@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_holds_an_only_replica_is_kept() {
-        let topics = [topic("a", &[&[1], &[2], &[2, 1]]), topic("b", &[&[2]; 9])];
+        let topics = [topic("a", &[&[1], &[2], &[2, 1]]), topic("b", &[&[2][..]; 9])];
         assert_eq!(holds_nothing_alone(3, topics.iter()), Ok(()));
         let refused = |node| holds_nothing_alone(node, topics.iter()).unwrap_err();
         assert_eq!(

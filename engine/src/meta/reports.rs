@@ -37,13 +37,16 @@ pub async fn leaders(core: Rc<Core>) {
             }
             continue;
         }
-        let mut unreported = core.unreported().borrow_mut();
-        if unreported.len() > UNREPORTED_MAX {
-            let newest: AHashMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
-            unreported.extend(newest.into_values().filter(|led| core.view(|view| view.has_group(led.group.0))));
-        }
-        drop(unreported);
+        forget_outdated(&core);
         core.view_changed.past(seen).await;
+    }
+}
+
+fn forget_outdated(core: &Core) {
+    let mut unreported = core.unreported().borrow_mut();
+    if unreported.len() > UNREPORTED_MAX {
+        let newest: AHashMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
+        unreported.extend(newest.into_values().filter(|led| core.view(|view| view.has_group(led.group.0))));
     }
 }
 

@@ -46,17 +46,7 @@ impl Broker {
     /// `prepare` may change how the process begins.
     pub fn start_by(prepare: impl FnOnce(&mut Command), data_dir: &Path) -> Broker {
         let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"]);
-        command.args([
-            "--admin-addr",
-            "127.0.0.1:0",
-            "--peer-addr",
-            "127.0.0.1:0",
-            "--set",
-            "wal.ring.bytes=64MiB",
-            "--log",
-            "warn",
-            "--data-dir",
-        ]);
+        command.args(["--admin-addr", "127.0.0.1:0", "--set", "wal.ring.bytes=64MiB", "--log", "warn", "--data-dir"]);
         prepare(command.arg(data_dir));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
