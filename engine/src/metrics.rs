@@ -256,6 +256,14 @@ metrics! {
     metadata_wal_write_latency_seconds: Histogram;
     /// One turn of the Raft ready loop, in CPU time of the core's thread.
     raft_ready_loop_cpu_seconds: Histogram;
+    /// 1 on the broker that leads the metadata group and knows all that was committed before.
+    metadata_leads: Gauge;
+    /// The metadata group's term.
+    metadata_term: Gauge;
+    /// The metadata group's voters.
+    metadata_voters: Gauge;
+    /// The last entry of the metadata's log that every core shows.
+    metadata_shown_index: Gauge;
     /// Metadata writes that were acknowledged on the WAL fast path: durable at the leader, under its lease.
     metadata_wal_writes_total: Counter;
     /// Metadata writes that asked for the fast path and waited for a quorum all the same.

@@ -84,6 +84,8 @@ pub struct Topic {
 }
 
 #[cfg(test)]
+mod rules_tests;
+#[cfg(test)]
 mod speculation_tests;
 #[cfg(test)]
 mod tests;

@@ -426,22 +426,24 @@ impl Slice {
         Ok((Outcome::LeadersSet, vec![Delta::Leaders(changed.into())]))
     }
 
-    /// A watermark never goes back.
+    /// A watermark never goes back. The end may, where a new leader has cut it, but not below the high watermark.
     fn take_watermarks(&mut self, name: &Arc<str>, id: Uuid, reports: &[WatermarkReport]) -> Changed {
         let topic = self.find(name, id)?.clone();
         let mut changed = Vec::new();
         for report in reports {
             let Some(partition) = topic.partitions.get(report.partition as usize) else { continue };
-            let WatermarkReport { high_watermark, log_start, end_offset, .. } = *report;
             let known = self.watermarks.get(&partition.group).copied();
-            let known = known.unwrap_or(Watermark { high_watermark: 0, log_start: 0, end_offset: 0 });
+            let least = known.unwrap_or(Watermark { high_watermark: 0, log_start: 0, end_offset: 0 });
+            let high_watermark = report.high_watermark.max(least.high_watermark);
             let now = Watermark {
-                high_watermark: high_watermark.max(known.high_watermark),
-                log_start: log_start.max(known.log_start),
-                end_offset: end_offset.max(high_watermark),
+                high_watermark,
+                log_start: report.log_start.max(least.log_start).min(high_watermark),
+                end_offset: report.end_offset.max(high_watermark),
             };
-            self.set_watermark(partition.group, Some(now));
-            changed.push((partition.group, now));
+            if known != Some(now) {
+                self.set_watermark(partition.group, Some(now));
+                changed.push((partition.group, now));
+            }
         }
         Ok((Outcome::WatermarksUpdated, vec![Delta::Watermarks(changed.into())]))
     }
@@ -521,6 +523,17 @@ impl Slice {
             assert!(!topic.partitions.is_empty(), "topic '{name}' has no partitions");
             let highest = topic.partitions.iter().map(|partition| partition.group).max();
             assert!(highest <= Some(self.group_high), "topic '{name}' has a group that was never given out");
+        }
+        let groups: BTreeSet<u64> =
+            self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.group).collect();
+        for group in self.leaders.keys().chain(self.watermarks.keys()) {
+            assert!(groups.contains(group), "group {group} is known, but no topic here has it");
+        }
+        for (group, Watermark { high_watermark, log_start, end_offset }) in &self.watermarks {
+            assert!(
+                log_start <= high_watermark && high_watermark <= end_offset,
+                "group {group}'s offsets are not in order"
+            );
         }
         for broker in self.brokers.values() {
             assert!(!self.gone_peers.contains(&broker.peer), "broker {} has a peer that is gone", broker.node);

@@ -98,11 +98,12 @@ impl Answers {
         };
         let asked = self.by_node.get_mut(&node).expect("what was kept is there");
         if asked.incarnation == incarnation {
+            asked.by_sequence.extend(removed);
+            // Last, since what was kept may itself have been forgotten at once, as the oldest of too many.
             asked.by_sequence.remove(&sequence);
         } else {
-            asked.by_sequence.clear();
+            asked.by_sequence = removed;
         }
-        asked.by_sequence.extend(removed);
         (asked.incarnation, asked.lowest_open) = (incarnation, lowest_open);
     }
 

@@ -1,6 +1,10 @@
 //! What is speculated and rolled back leaves no trace, whatever it was; what is committed is as if it had been applied at once.
 
 use super::*;
+use std::collections::BTreeSet;
+
+/// Topics that commands are about: few, so that they meet.
+const TOPICS: u128 = 4;
 
 /// All luck of one run.
 struct Luck {
@@ -10,6 +14,10 @@ struct Luck {
 }
 
 impl Luck {
+    fn new(seed: u64) -> Self {
+        Self { rng: fastrand::Rng::with_seed(seed), sequence: 0, next_group: 0 }
+    }
+
     fn request(&mut self) -> Request {
         let command = self.command();
         let origin = self.rng.bool().then(|| {
@@ -23,7 +31,7 @@ impl Luck {
     }
 
     fn command(&mut self) -> Command {
-        let number = self.rng.u128(..4);
+        let number = self.rng.u128(..TOPICS);
         let (name, id) = (format!("t{number}").into(), Uuid::from_u128(number));
         let partition = self.rng.u32(..3);
         let node = self.rng.i32(1..4);
@@ -45,8 +53,9 @@ impl Luck {
                 Command::SetPartitionLeader { name, id, leaders: vec![report] }
             }
             6 => {
-                let high_watermark = self.rng.u64(..9);
-                let watermarks = vec![WatermarkReport { partition, high_watermark, log_start: 0, end_offset: 9 }];
+                let mut offset = || self.rng.u64(..9);
+                let (high_watermark, log_start, end_offset) = (offset(), offset(), offset());
+                let watermarks = vec![WatermarkReport { partition, high_watermark, log_start, end_offset }];
                 Command::UpdateHighWatermark { name, id, node, watermarks }
             }
             7 => {
@@ -94,45 +103,94 @@ fn broker(node: i32, disk: u64, incarnation: u64) -> Broker {
 }
 
 fn at<'a>(slices: &'a mut [Slice], request: &Request) -> &'a mut Slice {
-    &mut slices[usize::from(request.command.slice().0)]
+    let id = request.command.slice();
+    slices.iter_mut().find(|slice| slice.id() == id).expect("the slice is there")
+}
+
+/// The slices that requests of [`Luck`] reach.
+fn reached() -> Vec<Slice> {
+    let topics = (0..TOPICS).map(|number| SliceId::of_topic(&format!("t{number}")));
+    let ids: BTreeSet<SliceId> = topics.chain([SliceId::of_cluster()]).collect();
+    ids.into_iter().map(Slice::new).collect()
+}
+
+/// Runs slices ahead of what is committed, and others that only ever see what is; returns what is
+/// committed of both.
+fn run_ahead(seed: u64, entries: u64) -> (Vec<Slice>, Vec<Slice>) {
+    let mut luck = Luck::new(seed);
+    let (mut ahead, mut plain) = (reached(), reached());
+    let mut open: Vec<(u64, Request)> = Vec::new();
+    for index in 1..=entries {
+        let request = luck.request();
+        at(&mut ahead, &request).speculate(index, &request).ok();
+        ahead.iter().for_each(Slice::check);
+        open.push((index, request));
+        match luck.rng.u8(..6) {
+            0 => {
+                ahead.iter_mut().for_each(Slice::roll_back);
+                open.clear();
+            }
+            1 | 2 => {
+                let up_to = luck.rng.u64(open[0].0..=index);
+                ahead.iter_mut().for_each(|slice| slice.commit(up_to));
+                for (_, request) in open.extract_if(.., |(index, _)| *index <= up_to) {
+                    at(&mut plain, &request).apply_request(&request).ok();
+                }
+            }
+            _ => {}
+        }
+        let committed: Vec<Slice> = ahead.iter().map(Slice::committed).collect();
+        assert_eq!(committed, plain, "seed {seed}, entry {index}");
+    }
+    (ahead.iter().map(Slice::committed).collect(), plain)
+}
+
+/// A cluster's slices, these among them.
+fn all_with(slices: Vec<Slice>) -> Vec<Slice> {
+    let mut all = Slice::all();
+    for slice in slices {
+        let at = usize::from(slice.id().0);
+        all[at] = slice;
+    }
+    all
 }
 
 #[test]
 fn rolling_back_leaves_no_trace() {
-    for seed in 0..200 {
-        let mut luck = Luck { rng: fastrand::Rng::with_seed(seed), sequence: 0, next_group: 0 };
-        let (mut ahead, mut plain) = (Slice::all(), Slice::all());
-        let mut open: Vec<(u64, Request)> = Vec::new();
-        for index in 1..60 {
-            let request = luck.request();
-            at(&mut ahead, &request).speculate(index, &request).ok();
-            open.push((index, request));
-            match luck.rng.u8(..6) {
-                0 => {
-                    ahead.iter_mut().for_each(Slice::roll_back);
-                    open.clear();
-                }
-                1 | 2 => {
-                    let up_to = luck.rng.u64(open[0].0..=index);
-                    ahead.iter_mut().for_each(|slice| slice.commit(up_to));
-                    for (_, request) in open.extract_if(.., |(index, _)| *index <= up_to) {
-                        at(&mut plain, &request).apply_request(&request).ok();
-                    }
-                }
-                _ => {}
-            }
-            let mut committed: Vec<Slice> = ahead.iter().map(Slice::committed).collect();
-            assert_eq!(join(index, &mut committed), join(index, &mut plain), "seed {seed}, entry {index}");
-            plain.iter().for_each(Slice::check);
-            let (_, restored) = restore(&join(index, &mut plain)).unwrap();
-            assert_eq!(restored, plain, "seed {seed}, entry {index}");
-        }
+    for seed in 0..500 {
+        let (committed, plain) = run_ahead(seed, 100);
+        let (mut committed, mut plain) = (all_with(committed), all_with(plain));
+        let bytes = join(100, &mut plain);
+        assert_eq!(join(100, &mut committed), bytes, "seed {seed}");
+        assert_eq!(restore(&bytes).unwrap(), (100, plain), "seed {seed}");
+    }
+}
+
+#[test]
+fn rolling_back_brings_back_answers_that_were_too_many() {
+    let asks = |sequence| Request {
+        origin: Some(Origin { node: 1, incarnation: 1, sequence, lowest_open: 1 }),
+        command: Command::AllocateProducerIds { count: 1 },
+    };
+    let mut slice = Slice::new(SliceId::of_cluster());
+    for sequence in 2..ANSWERS_MAX as u64 + 2 {
+        slice.apply_request(&asks(sequence)).unwrap();
+    }
+    let full = slice.clone();
+    // The first is forgotten at once, as the oldest; the second makes another one go.
+    for sequence in [1, ANSWERS_MAX as u64 + 2] {
+        slice.speculate(sequence, &asks(sequence)).unwrap();
+        slice.check();
+        assert_ne!(slice, full);
+        assert_eq!(slice.committed(), full, "sequence {sequence}");
+        slice.roll_back();
+        assert_eq!(slice, full, "sequence {sequence}");
     }
 }
 
 #[test]
 fn requests_and_what_they_gave_come_back_from_their_bytes() {
-    let mut luck = Luck { rng: fastrand::Rng::with_seed(1), sequence: 0, next_group: 0 };
+    let mut luck = Luck::new(1);
     let mut slices = Slice::all();
     let mut results: Vec<RequestResult> = Vec::new();
     let requests: Vec<Request> = (0..500).map(|_| luck.request()).collect();
@@ -161,7 +219,7 @@ fn a_disk_that_was_replaced_does_not_come_back() {
 
 #[test]
 fn queries_are_answered_from_the_view_and_come_back_from_their_bytes() {
-    let mut luck = Luck { rng: fastrand::Rng::with_seed(5), sequence: 0, next_group: 0 };
+    let mut luck = Luck::new(5);
     let mut slices = Slice::all();
     for _ in 0..300 {
         let request = Request::from(luck.command());
@@ -188,4 +246,31 @@ fn queries_are_answered_from_the_view_and_come_back_from_their_bytes() {
     assert!(matches!(&answers[3], QueryAnswer::Names(names) if names.iter().all(|found| **found > *name)));
     assert!(matches!(&answers[8], QueryAnswer::Count(2..)));
     assert_eq!(decode_query_answers(&encode_query_answers(&answers)), Ok(answers));
+}
+
+#[test]
+fn a_view_that_followed_every_change_is_the_view_of_the_image() {
+    for seed in 0..200 {
+        let mut luck = Luck::new(seed);
+        let (mut slices, mut followed) = (reached(), View::default());
+        for index in 1..=100 {
+            let request = luck.request();
+            let applied = at(&mut slices, &request).apply_request(&request);
+            followed.apply(index, &applied.map(|applied| applied.deltas).unwrap_or_default());
+        }
+        let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+        let view = View::new(100, &image);
+        assert!(followed.topics().eq(view.topics()), "seed {seed}");
+        assert!(followed.brokers().eq(view.brokers()), "seed {seed}");
+        assert_eq!(followed.features(), view.features(), "seed {seed}");
+        assert_eq!(followed.cluster_config(), view.cluster_config(), "seed {seed}");
+        for group in 1..luck.next_group + 2 {
+            assert_eq!(followed.has_group(group), view.has_group(group), "seed {seed}, group {group}");
+            assert_eq!(followed.leader(group), view.leader(group), "seed {seed}, group {group}");
+            assert_eq!(followed.watermark(group), view.watermark(group), "seed {seed}, group {group}");
+        }
+        for topic in view.topics() {
+            assert_eq!(followed.topic_by_id(topic.id), Some(topic), "seed {seed}");
+        }
+    }
 }

@@ -256,6 +256,7 @@ impl Meta {
         shown[by.0] = index;
         let everywhere = *shown.iter().min().expect("there is a core 0");
         drop(shown);
+        core.metrics.metadata_shown_index.set(everywhere);
         self.happens_in_turn(core, |plane, raft, now| plane.shown(raft, now, everywhere));
     }
 
@@ -348,6 +349,8 @@ pub async fn tick(core: Rc<Core>) {
             return;
         }
         core.meta().happens(&core, |plane, raft, now| plane.tick(raft, now));
+        let voters = core.meta().with(|_, raft| raft.voters().len());
+        core.metrics.metadata_voters.set(voters as u64);
         core.metrics.metadata_ticks_total.add(1);
         core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
     }
@@ -375,6 +378,9 @@ impl Meta {
     fn count(&self, core: &Core) {
         let stats = self.plane.borrow().stats();
         let metrics = &core.metrics;
+        let (leads, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        metrics.metadata_leads.set(u64::from(leads));
+        metrics.metadata_term.set(term);
         metrics.metadata_wal_writes_total.set(stats.wal_writes);
         metrics.metadata_raft_fallback_total.set(stats.fallbacks);
         metrics.metadata_quorum_writes_total.set(stats.quorum_writes);

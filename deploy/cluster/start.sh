@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Starts a cluster of brokers on this machine; see --help.
+set -euo pipefail
+# shellcheck source=common.sh
+. "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/common.sh"
+
+usage() {
+  cat << END
+Starts brokers 1 to N on loopback as one cluster, and waits until all of them serve. Those that run already are left alone, so
+starting again on the same directory starts what is down.
+
+Usage: start.sh [--brokers N] [--data-dir DIR] [options] [-- BROKER OPTIONS]
+
+  --brokers N       how many, 1 to 15 [default: 3, or as many as were started on the directory before]
+  --data-dir DIR    data, logs and pids: DIR/broker-N, DIR/broker-N.log, DIR/broker-N.pid [default: $data_dir]
+  --kafka-port P    Kafka clients of broker 1; broker 2 is on the next, and so on [default: $kafka_port]
+  --peer-port P     likewise for other brokers and tools [default: $peer_port]
+  --admin-port P    likewise for metrics and health [default: $admin_port]
+  --wait SECONDS    how long to wait for them [default: 30]
+
+The CPUs that this shell may use are split evenly; with fewer CPUs than brokers, brokers share them. The binary is MILLRACE if
+that is set, else target/release/millrace of this source tree, else millrace on the PATH.
+
+Examples:
+  start.sh
+  start.sh --brokers 5 --data-dir /tmp/cluster
+  start.sh --data-dir /tmp/cluster -- --set metadata.acks=leader --log debug
+END
+}
+
+brokers=
+patience=30
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) usage && exit 0 ;;
+    --brokers) brokers=${2:-} && shift 2 || fail "--brokers needs a number; see --help" ;;
+    --wait) patience=${2:-} && shift 2 || fail "--wait needs a number of seconds; see --help" ;;
+    --) shift && break ;;
+    *) common_option "$1" "${2:-}" && shift 2 ;;
+  esac
+done
+
+known=$(known_brokers | tail -n 1)
+brokers=${brokers:-${known:-3}}
+case $brokers in
+  [1-9] | 1[0-5]) ;;
+  *) fail "--brokers = '$brokers': must be 1 to 15" ;;
+esac
+case $patience in
+  '' | *[!0-9]*) fail "--wait = '$patience': must be a number of seconds" ;;
+esac
+
+binary=${MILLRACE:-}
+[ -n "$binary" ] || { [ -x "$here/../../target/release/millrace" ] && binary=$here/../../target/release/millrace; } \
+  || binary=$(command -v millrace) \
+  || fail "there is no binary; run 'cargo build --release' in the source tree, or set MILLRACE to one"
+[ -x "$binary" ] || fail "MILLRACE = '$binary': no such program"
+
+mkdir -p "$data_dir" || fail "cannot create $data_dir; name another directory by --data-dir"
+data_dir=$(cd "$data_dir" && pwd)
+
+# The founders' list: it matters only to a broker that belongs to no cluster yet.
+seeds=
+for n in $(seq 1 "$brokers"); do
+  seeds=$seeds${seeds:+,}$n@127.0.0.1:$((peer_port + n - 1))
+done
+
+# The CPUs of this shell, one a line.
+cpus=()
+list=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status)
+for range in ${list//,/ }; do
+  for cpu in $(seq "${range%-*}" "${range#*-}"); do
+    cpus+=("$cpu")
+  done
+done
+
+# Broker $1's share of them.
+cores_of() {
+  local share=$((${#cpus[@]} / brokers)) first
+  if [ "$share" -eq 0 ]; then
+    echo "${cpus[$((($1 - 1) % ${#cpus[@]}))]}"
+  else
+    first=$((($1 - 1) * share))
+    (IFS=, && echo "${cpus[*]:$first:$share}")
+  fi
+}
+
+memory_mib=$(($(sed -n 's/^MemTotal:[[:space:]]*\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024 / 2 / brokers))
+started=()
+for n in $(seq 1 "$brokers"); do
+  if pid=$(pid_of "$n"); then
+    echo "broker $n runs already (process $pid)"
+    continue
+  fi
+  nohup "$binary" serve --node-id "$n" --data-dir "$data_dir/broker-$n" --seeds "$seeds" \
+    --kafka-addr "127.0.0.1:$((kafka_port + n - 1))" --peer-addr "127.0.0.1:$((peer_port + n - 1))" \
+    --admin-addr "127.0.0.1:$((admin_port + n - 1))" --cores "$(cores_of "$n")" \
+    --set "memory.budget.bytes=${memory_mib}MiB" "$@" >> "$data_dir/broker-$n.log" 2>&1 < /dev/null &
+  echo $! > "$data_dir/broker-$n.pid"
+  started+=("$n")
+done
+
+deadline=$((SECONDS + patience))
+for n in "${started[@]}"; do
+  until is_ready "$n"; do
+    if ! pid_of "$n" > /dev/null; then
+      tail -n 20 "$data_dir/broker-$n.log" >&2
+      fail "broker $n has ended; above is the end of $data_dir/broker-$n.log"
+    fi
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      tail -n 20 "$data_dir/broker-$n.log" >&2
+      fail "broker $n does not serve after $patience s; above is the end of $data_dir/broker-$n.log"
+    fi
+    sleep 0.1
+  done
+  echo "broker $n serves: kafka 127.0.0.1:$((kafka_port + n - 1)), peers 127.0.0.1:$((peer_port + n - 1))," \
+    "admin 127.0.0.1:$((admin_port + n - 1)), CPUs $(cores_of "$n"), process $(pid_of "$n")"
+done
