@@ -131,11 +131,15 @@ pub enum WireError {
 
 /// Tables of one frame; more are a mistake or an attack.
 const TABLES_MAX: usize = 1 << 20;
+/// How often the bytes of a frame may be told in it: what a builder writes shares little, whereas a forged frame of a few MiB could
+/// name its largest part thousands of times.
+const SHARED_MAX: usize = 8;
 
 fn verified<'b, T: flatbuffers::Follow<'b> + flatbuffers::Verifiable + 'b>(
     bytes: &'b [u8],
 ) -> Result<T::Inner, InvalidFlatbuffer> {
-    let options = VerifierOptions { max_tables: TABLES_MAX, ..VerifierOptions::default() };
+    let max_apparent_size = bytes.len().saturating_mul(SHARED_MAX);
+    let options = VerifierOptions { max_tables: TABLES_MAX, max_apparent_size, ..VerifierOptions::default() };
     flatbuffers::root_with_opts::<T>(&options, bytes)
 }
 
@@ -343,7 +347,8 @@ fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
     }
     let entries: Vec<eraftpb::Entry> = raft.entries().into_iter().flatten().map(entry_in).collect::<Result<_, _>>()?;
     // raft-rs counts on it: each entry has the index behind the one before.
-    let follow = entries.iter().zip(raft.index() + 1..).all(|(entry, index)| entry.index == index);
+    let after = |at: usize| raft.index().checked_add(at as u64 + 1);
+    let follow = entries.iter().enumerate().all(|(at, entry)| after(at) == Some(entry.index));
     if kind == MessageType::MsgAppend && !follow {
         return Err(WireError::Raft("its entries do not follow each other".to_owned()));
     }

@@ -7,9 +7,10 @@
 //! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
 
 use crate::{
-    rt,
-    sync::{Either, Notify, race},
+    peers_tools, rt,
+    sync::{Either, Flag, Notify, race},
 };
+use bytes::Bytes;
 use consensus::{
     plane::node_of,
     wire::{self, Caller, Hello, PeerMessage, ToolRequest, ToolResponse},
@@ -17,7 +18,7 @@ use consensus::{
 use net::{
     conn::{self, FrameReader, FrameWriter},
     listen::{Accepted, Bound, Listener},
-    peer::{self, FRAME_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
+    peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +30,8 @@ use std::{
     time::Duration,
 };
 
-/// First and longest pause before a connection is tried again.
+/// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
+/// tried at once.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_millis(800);
 /// How long a connection, its hello or one write may take.
@@ -39,10 +41,11 @@ const CONTROL_BYTES_MAX: usize = 32 << 20;
 const BULK_BYTES_MAX: usize = 4 << 20;
 /// About so many bytes leave in one frame.
 const FRAME_BYTES: usize = 1 << 20;
-/// A tool's requests that are in progress at most.
-const TOOL_REQUESTS_MAX: usize = 1024;
+/// Connections of brokers and tools to this core at most; more are closed.
+const SERVED_MAX: usize = 1024;
 
-type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
+/// What a tool's request will be answered.
+pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
 
 /// Who takes what comes in.
 pub trait Host {
@@ -53,9 +56,14 @@ pub trait Host {
 /// What went over the connections since the start.
 #[derive(Default)]
 pub struct PeerStats {
+    /// Messages to other brokers, and the bytes of their frames.
     pub sent: Cell<u64>,
+    pub sent_bytes: Cell<u64>,
     pub received: Cell<u64>,
+    pub received_bytes: Cell<u64>,
+    /// Messages that went nowhere: nobody was there, too much was waiting, or the connection ended.
     pub dropped: Cell<u64>,
+    /// Connections made to other brokers.
     pub connected: Cell<u64>,
 }
 
@@ -67,7 +75,9 @@ pub struct Peers {
     me: Hello,
     book: RefCell<BTreeMap<i32, Rc<Link>>>,
     stats: PeerStats,
-    stopped: Cell<bool>,
+    stopping: Flag,
+    /// Connections of others that are open.
+    served: Cell<usize>,
 }
 
 /// The way to one broker.
@@ -77,6 +87,8 @@ struct Link {
     /// Named by the operator: what the broker says of itself does not change it.
     is_seed: bool,
     forgotten: Cell<bool>,
+    /// Moves when there is reason to try at once, or not to try any more.
+    stirred: Notify,
     lanes: [Rc<Way>; 2],
 }
 
@@ -89,7 +101,7 @@ struct Way {
     there: Cell<Option<u64>>,
     /// Moves when something was queued.
     work: Notify,
-    /// Moves when there is room again.
+    /// Moves when there is room again, and when a peer has come or gone.
     room: Notify,
 }
 
@@ -133,19 +145,27 @@ impl Way {
         taken
     }
 
-    fn clear(&self) -> usize {
-        let dropped = self.queue.take().len();
-        self.queued_bytes.set(0);
+    fn peer_is(&self, there: Option<u64>) {
+        self.there.set(there);
         self.room.notify();
-        dropped
+    }
+
+    fn clear(&self) -> usize {
+        self.queued_bytes.set(0);
+        self.queue.take().len()
     }
 }
 
 impl Peers {
     /// `me`: what this broker says of itself. `seeds`: where the operator says that brokers are.
     pub fn new(me: Hello, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
-        let peers =
-            Rc::new(Self { me, book: RefCell::default(), stats: PeerStats::default(), stopped: Cell::new(false) });
+        let peers = Rc::new(Self {
+            me,
+            book: RefCell::default(),
+            stats: PeerStats::default(),
+            stopping: Flag::default(),
+            served: Cell::new(0),
+        });
         for (node, address) in seeds {
             peers.add(node, address, true);
         }
@@ -166,8 +186,14 @@ impl Peers {
             return;
         }
         let lanes = [Way::new(CONTROL_BYTES_MAX), Way::new(BULK_BYTES_MAX)];
-        let forgotten = Cell::new(false);
-        let link = Rc::new(Link { node, address: RefCell::new(address), is_seed, forgotten, lanes });
+        let link = Rc::new(Link {
+            node,
+            address: RefCell::new(address),
+            is_seed,
+            forgotten: Cell::new(false),
+            stirred: Notify::default(),
+            lanes,
+        });
         self.book.borrow_mut().insert(node, link.clone());
         for lane in [Lane::Control, Lane::Bulk] {
             rt::spawn(self.clone().keep_connected(link.clone(), lane));
@@ -179,7 +205,10 @@ impl Peers {
         let known = self.book.borrow().get(&node).cloned();
         match known {
             None => self.add(node, address, false),
-            Some(link) if !link.is_seed => *link.address.borrow_mut() = address,
+            Some(link) if !link.is_seed && *link.address.borrow() != address => {
+                *link.address.borrow_mut() = address;
+                link.stirred.notify();
+            }
             Some(_) => {}
         }
     }
@@ -189,7 +218,7 @@ impl Peers {
         let link = self.book.borrow_mut().remove(&node);
         if let Some(link) = link {
             link.forgotten.set(true);
-            link.lanes.iter().for_each(|way| way.work.notify());
+            link.end();
         }
     }
 
@@ -206,7 +235,10 @@ impl Peers {
     fn push(&self, node: i32, peer: Option<u64>, lane: Lane, message: PeerMessage) {
         let book = self.book.borrow();
         let way = book.get(&node).map(|link| &link.lanes[lane as usize]);
-        let is_there = |way: &&Rc<Way>| way.there.get().is_some_and(|there| peer.is_none_or(|peer| peer == there));
+        let is_there = |way: &&Rc<Way>| {
+            let there = way.there.get().filter(|_| !self.stopping.is_set());
+            there.is_some_and(|there| peer.is_none_or(|peer| peer == there))
+        };
         if !way.filter(is_there).is_some_and(|way| way.push(message)) {
             count(&self.stats.dropped, 1);
         }
@@ -219,7 +251,7 @@ impl Peers {
         let bytes = wire::weight(&message);
         loop {
             let seen = way.room.version();
-            if way.there.get() != Some(to) {
+            if way.there.get() != Some(to) || self.stopping.is_set() {
                 return false;
             }
             let queued = way.queued_bytes.get();
@@ -230,12 +262,18 @@ impl Peers {
         }
     }
 
-    /// Ends all connections.
+    /// Ends all connections, once what is queued has left.
     pub fn stop(&self) {
-        self.stopped.set(true);
-        for link in self.book.borrow().values() {
-            link.lanes.iter().for_each(|way| way.work.notify());
-        }
+        self.stopping.set();
+        self.book.borrow().values().for_each(|link| link.end());
+    }
+}
+
+impl Link {
+    /// Wakes its tasks, which see that they are to end.
+    fn end(&self) {
+        self.stirred.notify();
+        self.lanes.iter().for_each(|way| way.work.notify());
     }
 }
 
@@ -245,36 +283,49 @@ impl Peers {
         let way = link.lanes[lane as usize].clone();
         let mut pause = RECONNECT_MIN;
         let mut told = String::new();
-        while !self.stopped.get() && !link.forgotten.get() {
+        while !self.is_over(&link) {
+            let mut stirred = link.stirred.version();
             match self.connect(&link, lane).await {
                 Ok((reader, writer, there)) => {
                     pause = RECONNECT_MIN;
                     told.clear();
                     count(&self.stats.connected, 1);
-                    way.there.set(Some(there));
+                    way.peer_is(Some(there));
                     let ended = self.pump(&link, &way, lane, reader, writer).await;
-                    way.there.set(None);
                     count(&self.stats.dropped, way.clear());
+                    way.peer_is(None);
+                    stirred = link.stirred.version();
                     tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
                 }
-                Err(why) => {
-                    let why = why.to_string();
+                Err(error) => {
+                    let why = error.to_string();
                     if why != told {
-                        tracing::info!(node = link.node, address = %link.address.borrow(), why, "no way to a broker; trying on");
+                        let address = link.address.borrow();
+                        if error.needs_a_hand() {
+                            tracing::warn!(node = link.node, %address, why, "no way to a broker; trying on");
+                        } else {
+                            tracing::info!(node = link.node, %address, why, "no way to a broker; trying on");
+                        }
                         told = why;
                     }
                 }
             }
-            rt::sleep(pause).await;
+            if !self.is_over(&link) {
+                race(link.stirred.past(stirred), rt::sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64()))).await;
+            }
             pause = (pause * 2).min(RECONNECT_MAX);
         }
+    }
+
+    fn is_over(&self, link: &Link) -> bool {
+        self.stopping.is_set() || link.forgotten.get()
     }
 
     async fn connect(&self, link: &Link, lane: Lane) -> Result<(FrameReader, FrameWriter, u64), LinkError> {
         let address = link.address.borrow().clone();
         let addr = resolve(address).await?;
         let stream = within(conn::connect(addr)).await??;
-        let (mut reader, mut writer) = conn::open(stream, FRAME_BYTES_MAX)?;
+        let (mut reader, mut writer) = peer::open(stream)?;
         peer::push(&mut writer, PeerFrame::new(Kind::Hello, lane, wire::encode_hello(&self.me)));
         within(writer.flush()).await??;
         let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
@@ -282,7 +333,7 @@ impl Peers {
             return Err(PeerError::NoBroker.into());
         }
         let there = wire::decode_hello(&frame.bytes)?;
-        self.check(&there)?;
+        self.check_cluster(&there)?;
         if there.node != link.node {
             return Err(LinkError::OtherNode { found: there.node, expected: link.node });
         }
@@ -300,18 +351,24 @@ impl Peers {
     ) -> LinkError {
         loop {
             let seen = way.work.version();
-            if self.stopped.get() || link.forgotten.get() {
-                return PeerError::Closed.into();
-            }
             let messages = way.take();
             if !messages.is_empty() {
-                peer::push(&mut writer, PeerFrame::new(Kind::Messages, lane, wire::encode(&messages)));
-                match within(writer.flush()).await {
-                    Ok(Ok(())) => count(&self.stats.sent, messages.len()),
-                    Ok(Err(error)) => return error.into(),
-                    Err(late) => return late,
+                let (frames, fitting) = frames(link, &messages);
+                count(&self.stats.dropped, messages.len() - fitting);
+                let bytes = frames.iter().map(Bytes::len).sum();
+                for frame in frames {
+                    peer::push(&mut writer, PeerFrame::new(Kind::Messages, lane, frame));
                 }
+                if let Err(error) = within(writer.flush()).await.and_then(|sent| Ok(sent?)) {
+                    count(&self.stats.dropped, fitting);
+                    return error;
+                }
+                count(&self.stats.sent, fitting);
+                count(&self.stats.sent_bytes, bytes);
                 continue;
+            }
+            if self.is_over(link) {
+                return PeerError::Closed.into();
             }
             // Nothing comes on this connection but its end.
             match race(way.work.past(seen), peer::read(&mut reader)).await {
@@ -323,15 +380,35 @@ impl Peers {
         }
     }
 
-    fn check(&self, there: &Hello) -> Result<(), LinkError> {
+    fn check_cluster(&self, there: &Hello) -> Result<(), LinkError> {
         match (&there.cluster_id, &self.me.cluster_id) {
             (Some(theirs), Some(ours)) if theirs != ours => {
-                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), node: there.node })
+                let node = (there.caller == Caller::Broker).then_some(there.node);
+                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(node) })
             }
-            (None, _) => Err(LinkError::NoCluster),
+            (None, _) if there.caller == Caller::Broker => Err(LinkError::NoCluster),
             _ => Ok(()),
         }
     }
+}
+
+/// The messages as what one frame carries, or if they are too large for one, each as what a frame of its own does; and how many of
+/// them that are, since one too large even so is dropped.
+fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Bytes>, usize) {
+    let all = wire::encode(messages);
+    if all.len() <= CARRIED_BYTES_MAX {
+        return (vec![all], messages.len());
+    }
+    let mut frames: Vec<_> = messages.iter().map(|message| wire::encode(std::slice::from_ref(message))).collect();
+    frames.retain(|frame| {
+        let fits = frame.len() <= CARRIED_BYTES_MAX;
+        if !fits {
+            tracing::error!(to = link.node, bytes = frame.len(), "a message to a broker is too large and was dropped");
+        }
+        fits
+    });
+    let fitting = frames.len();
+    (frames, fitting)
 }
 
 /// From others.
@@ -339,32 +416,37 @@ impl Peers {
     /// Accepts connections until the broker stops.
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
         let listener = Listener::new(bound)?;
-        while !self.stopped.get() {
-            match listener.accept().await {
-                Ok(accepted) => {
-                    let (peers, host) = (self.clone(), host.clone());
-                    rt::spawn(async move { peers.serve(accepted, &host).await });
-                }
-                Err(error) => {
+        loop {
+            match race(self.stopping.wait(), listener.accept()).await {
+                Either::First(()) => return Ok(()),
+                Either::Second(Ok(accepted)) => self.take(accepted, &host),
+                Either::Second(Err(error)) => {
                     tracing::warn!(%error, "cannot accept a broker's connection; trying again in 100 ms");
                     rt::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
-        Ok(())
     }
 
-    async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) {
+    fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
         let from = accepted.peer();
-        match self.serve_until(accepted, host).await {
-            Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
-            Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
-            Err(error) => tracing::warn!(%from, %error, "a connection on the peer port is closed"),
+        if self.served.get() >= SERVED_MAX {
+            return tracing::warn!(%from, "closing a connection on the peer port: {SERVED_MAX} are open");
         }
+        self.served.set(self.served.get() + 1);
+        let (peers, host) = (self.clone(), host.clone());
+        rt::spawn(async move {
+            match peers.serve(accepted, &host).await {
+                Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
+                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
+                Err(error) => tracing::warn!(%from, %error, "a connection on the peer port is closed"),
+            }
+            peers.served.set(peers.served.get() - 1);
+        });
     }
 
-    async fn serve_until<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
-        let (mut reader, mut writer) = conn::open(accepted, FRAME_BYTES_MAX)?;
+    async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
+        let (mut reader, mut writer) = peer::open(accepted)?;
         let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
         if frame.kind != Kind::Hello {
             return Err(PeerError::NoBroker.into());
@@ -373,104 +455,50 @@ impl Peers {
         // Even who is refused hears whom it has reached, and can say so.
         peer::push(&mut writer, PeerFrame::new(Kind::Hello, frame.lane, wire::encode_hello(&self.me)));
         within(writer.flush()).await??;
+        self.check_cluster(&there)?;
         if there.caller == Caller::Tool {
-            return self.serve_tool(reader, writer, host).await;
+            return peers_tools::serve(self, reader, writer, host).await;
         }
-        self.check(&there)?;
-        while let Some(frame) = peer::read(&mut reader).await? {
-            if self.stopped.get() {
-                break;
-            }
+        if there.node == self.me.node {
+            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr });
+        }
+        // Who comes to us can be reached, most likely.
+        if let Some(link) = self.book.borrow().get(&there.node) {
+            link.stirred.notify();
+        }
+        while let Some(frame) = self.next_frame(&mut reader).await? {
             if frame.kind != Kind::Messages {
                 return Err(PeerError::NoBroker.into());
             }
-            let messages = wire::decode(&frame.bytes)?;
+            let mut messages = wire::decode(&frame.bytes)?;
             count(&self.stats.received, messages.len());
+            count(&self.stats.received_bytes, frame.bytes.len());
+            messages.retain(|message| self.is_between_us(&there, message));
             host.receive(there.node, messages);
         }
         Ok(())
     }
 
-    /// Answers a tool's requests, in the order in which they are done.
-    async fn serve_tool<H: Host + 'static>(
-        &self,
-        mut reader: FrameReader,
-        writer: FrameWriter,
-        host: &Rc<H>,
-    ) -> Result<(), LinkError> {
-        let answers = Rc::new(Answers { writer: RefCell::new(Some(writer)), ..Answers::default() });
-        let sending = answers.clone();
-        rt::spawn(async move { sending.send_all().await });
-        let served = loop {
-            let room = async {
-                while answers.open.get() >= TOOL_REQUESTS_MAX {
-                    answers.changed.next().await;
-                }
-            };
-            room.await;
-            let frame = match peer::read(&mut reader).await {
-                Ok(Some(frame)) if frame.kind == Kind::Request => frame,
-                Ok(Some(_)) => break Err(PeerError::NoBroker.into()),
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error.into()),
-            };
-            let request = match wire::decode_request(&frame.bytes) {
-                Ok(request) => request,
-                Err(error) => break Err(error.into()),
-            };
-            answers.open.set(answers.open.get() + 1);
-            let (answering, answers) = (host.answer(request), answers.clone());
-            rt::spawn(async move {
-                let response = answering.await;
-                answers.ready.borrow_mut().push(response);
-                answers.open.set(answers.open.get() - 1);
-                answers.changed.notify();
-            });
-        };
-        answers.ended.set(true);
-        answers.changed.notify();
-        served
-    }
-}
-
-/// Answers on their way to a tool.
-#[derive(Default)]
-struct Answers {
-    writer: RefCell<Option<FrameWriter>>,
-    ready: RefCell<Vec<ToolResponse>>,
-    open: Cell<usize>,
-    ended: Cell<bool>,
-    changed: Notify,
-}
-
-impl Answers {
-    async fn send_all(&self) {
-        let mut writer = self.writer.take().expect("it is sent by one task");
-        loop {
-            let seen = self.changed.version();
-            let ready = self.ready.take();
-            if ready.is_empty() {
-                if self.ended.get() && self.open.get() == 0 {
-                    return;
-                }
-                self.changed.past(seen).await;
-                continue;
-            }
-            for response in ready {
-                let frame = PeerFrame::new(Kind::Response, Lane::Control, wire::encode_response(&response));
-                peer::push(&mut writer, frame);
-            }
-            if !matches!(within(writer.flush()).await, Ok(Ok(()))) {
-                // The reader notices, too.
-                return writer.shutdown();
-            }
+    /// `None` when there is no more, or this broker stops.
+    pub(crate) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
+        match race(self.stopping.wait(), peer::read(reader)).await {
+            Either::First(()) => Ok(None),
+            Either::Second(frame) => frame,
         }
+    }
+
+    /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
+    fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
+        let PeerMessage::Raft { message, .. } = message else { return true };
+        let is_so = message.from == there.peer && message.to == self.me.peer;
+        count(&self.stats.dropped, usize::from(!is_so));
+        is_so
     }
 }
 
 /// Why there is no way to a broker, or none from one.
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(crate) enum LinkError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]
@@ -482,17 +510,35 @@ enum LinkError {
     #[error("'{address}' can't be resolved: {why}")]
     Unresolved { address: String, why: String },
     #[error(
-        "broker {node} belongs to the cluster {theirs}, this one to {ours}; check the addresses in --seeds, or empty the data \
+        "{caller} belongs to the cluster {theirs}, this broker to {ours}; check the addresses in --seeds, or empty the data \
          directory of the one that is to change"
     )]
-    OtherCluster { theirs: String, ours: String, node: i32 },
+    OtherCluster { theirs: String, ours: String, caller: String },
+    #[error("the broker at {address} has the node id {node}, too; give each broker a --node-id of its own")]
+    SameNode { node: i32, address: String },
     #[error("it belongs to no cluster yet")]
     NoCluster,
     #[error("broker {found} is there, not {expected}; check the addresses in --seeds")]
     OtherNode { found: i32, expected: i32 },
 }
 
-async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
+impl LinkError {
+    /// Whether it lasts until somebody changes what was set.
+    fn needs_a_hand(&self) -> bool {
+        use LinkError::{OtherCluster, OtherNode, Peer, SameNode, Wire};
+        match self {
+            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Wire(_) => true,
+            Peer(error) => !matches!(error, PeerError::Io(_) | PeerError::Closed | PeerError::Cut),
+            _ => false,
+        }
+    }
+}
+
+fn named(node: Option<i32>) -> String {
+    node.map_or_else(|| "a tool".to_owned(), |node| format!("broker {node}"))
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
     match race(future, rt::sleep(PATIENCE)).await {
         Either::First(value) => Ok(value),
         Either::Second(()) => Err(LinkError::Late),
@@ -513,3 +559,7 @@ async fn resolve(address: String) -> Result<SocketAddr, LinkError> {
         Err(error) => Err(unresolved(error.to_string())),
     }
 }
+
+#[cfg(test)]
+#[path = "peers_tests.rs"]
+mod tests;

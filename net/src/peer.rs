@@ -13,8 +13,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
 
-use crate::conn::{ConnError, FrameReader, FrameWriter};
+use crate::conn::{self, ConnError, FrameReader, FrameWriter};
+use crate::frame::FrameError;
+use crate::listen::Accepted;
 use crate::parts::Parts;
 
 const MAGIC: [u8; 2] = *b"MR";
@@ -22,8 +25,14 @@ const MAGIC: [u8; 2] = *b"MR";
 const VERSION: u8 = 1;
 const HEADER: usize = 8;
 
-/// Bytes of one frame between brokers at most.
+/// Bytes of one frame between brokers at most; who receives more closes the connection.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Bytes that one frame carries at most.
+pub const CARRIED_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER;
+
+/// A connection on which nothing sent is acknowledged for so long is dead: else what is sent after a cut has healed would wait for
+/// TCP's own retries, which come ever more rarely. While a process is merely stopped, its kernel acknowledges until buffers are full.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// What a frame's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +64,17 @@ pub struct PeerFrame {
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     #[error(transparent)]
-    Conn(#[from] ConnError),
-    #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("an HTTP request ({method}) on the port for brokers; the admin pages are served at admin.addr")]
+    Http { method: &'static str },
+    #[error("a TLS handshake on the port for brokers, which speaks plain text")]
+    Tls,
+    #[error("a Kafka client's request on the port for brokers; clients are served at kafka.addr")]
+    Kafka,
+    #[error("a frame of {length} bytes; brokers send each other {FRAME_BYTES_MAX} at most")]
+    TooLarge { length: usize },
+    #[error("the connection ended within a frame")]
+    Cut,
     #[error("whoever is there does not speak as brokers do among each other; is that another port?")]
     NoBroker,
     #[error("frames of version {0}; this program knows {VERSION} only")]
@@ -66,8 +83,23 @@ pub enum PeerError {
     Closed,
 }
 
+impl From<ConnError> for PeerError {
+    fn from(error: ConnError) -> PeerError {
+        match error {
+            ConnError::Io(error) => PeerError::Io(error),
+            ConnError::Frame(FrameError::Http { method }) => PeerError::Http { method },
+            ConnError::Frame(FrameError::Tls) => PeerError::Tls,
+            ConnError::Frame(FrameError::TooLarge { length, .. }) => PeerError::TooLarge { length },
+            ConnError::Frame(FrameError::Negative { .. }) => PeerError::NoBroker,
+            ConnError::Frame(FrameError::Cut { .. }) => PeerError::Cut,
+        }
+    }
+}
+
 impl PeerFrame {
+    /// `bytes`: [`CARRIED_BYTES_MAX`] at most.
     pub fn new(kind: Kind, lane: Lane, bytes: Bytes) -> PeerFrame {
+        assert!(bytes.len() <= CARRIED_BYTES_MAX, "{} bytes do not go into one frame", bytes.len());
         PeerFrame { kind, lane, bytes }
     }
 
@@ -92,27 +124,46 @@ impl PeerFrame {
 
     /// Reads a frame that has come without its length.
     fn decode(mut frame: Bytes) -> Result<PeerFrame, PeerError> {
-        if frame.len() < HEADER || frame[..2] != MAGIC {
-            return Err(PeerError::NoBroker);
-        }
-        if frame[2] != VERSION {
-            return Err(PeerError::Version(frame[2]));
-        }
-        let kind = match frame[3] {
-            1 => Kind::Hello,
-            2 => Kind::Messages,
-            3 => Kind::Request,
-            4 => Kind::Response,
-            _ => return Err(PeerError::NoBroker),
-        };
-        let lane = match frame[4] {
-            0 => Lane::Control,
-            1 => Lane::Bulk,
-            _ => return Err(PeerError::NoBroker),
-        };
+        let head = frame.first_chunk::<HEADER>().ok_or(PeerError::NoBroker)?;
+        let (kind, lane) = read_head(head)?;
         frame.advance(HEADER);
         Ok(PeerFrame { kind, lane, bytes: frame })
     }
+}
+
+fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
+    // A Kafka request begins with its API key and version, two bytes each; both are small.
+    if let [0, 0..=99, 0, 0..=29, ..] = head {
+        return Err(PeerError::Kafka);
+    }
+    if head[..2] != MAGIC {
+        return Err(PeerError::NoBroker);
+    }
+    if head[2] != VERSION {
+        return Err(PeerError::Version(head[2]));
+    }
+    let kind = match head[3] {
+        1 => Kind::Hello,
+        2 => Kind::Messages,
+        3 => Kind::Request,
+        4 => Kind::Response,
+        _ => return Err(PeerError::NoBroker),
+    };
+    let lane = match head[4] {
+        0 => Lane::Control,
+        1 => Lane::Bulk,
+        _ => return Err(PeerError::NoBroker),
+    };
+    Ok((kind, lane))
+}
+
+/// Splits a connection between brokers in its two halves, as [`conn::open`] does, and lets a dead one be noticed soon.
+pub fn open(accepted: Accepted) -> io::Result<(FrameReader, FrameWriter)> {
+    let socket = SockRef::from(&accepted.stream);
+    let every = SILENCE_MAX / 2;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every).with_retries(2))?;
+    socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
+    conn::open(accepted, FRAME_BYTES_MAX)
 }
 
 /// The next frame; `None` when the other side has closed between two frames.
@@ -145,23 +196,44 @@ impl BlockingPeer {
     }
 
     pub fn write(&mut self, frame: &PeerFrame) -> Result<(), PeerError> {
-        self.0.write_all(&frame.head())?;
-        Ok(self.0.write_all(&frame.bytes)?)
+        self.0.write_all(&frame.head()).and_then(|()| self.0.write_all(&frame.bytes)).map_err(late)
     }
 
     pub fn read(&mut self) -> Result<PeerFrame, PeerError> {
-        let mut length = [0; 4];
-        match self.0.read_exact(&mut length) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(PeerError::Closed),
-            other => other?,
-        }
-        let length = u32::from_be_bytes(length) as usize;
-        if !(HEADER..=FRAME_BYTES_MAX).contains(&length) {
+        let mut prefix = [0; 4];
+        self.fill(&mut prefix, PeerError::Closed)?;
+        let length = u32::from_be_bytes(prefix) as usize;
+        if prefix == *b"HTTP" || length < HEADER {
             return Err(PeerError::NoBroker);
         }
-        let mut frame = vec![0; length];
-        self.0.read_exact(&mut frame)?;
-        PeerFrame::decode(frame.into())
+        if length > FRAME_BYTES_MAX {
+            return Err(PeerError::TooLarge { length });
+        }
+        let mut head = [0; HEADER];
+        self.fill(&mut head, PeerError::Cut)?;
+        let (kind, lane) = read_head(&head)?;
+        let mut bytes = Vec::new();
+        // Grows as the bytes come, whatever length was claimed.
+        (&mut self.0).take((length - HEADER) as u64).read_to_end(&mut bytes).map_err(late)?;
+        if bytes.len() < length - HEADER {
+            return Err(PeerError::Cut);
+        }
+        Ok(PeerFrame { kind, lane, bytes: bytes.into() })
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], at_end: PeerError) -> Result<(), PeerError> {
+        match self.0.read_exact(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(at_end),
+            other => other.map_err(late),
+        }
+    }
+}
+
+/// A socket's timeout calls itself "temporarily unavailable".
+fn late(error: io::Error) -> PeerError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into(),
+        _ => error.into(),
     }
 }
 
@@ -183,7 +255,8 @@ mod tests {
     fn others_are_refused_by_name() {
         for (bytes, why) in [
             (&b"MR"[..], "does not speak"),
-            (&[0, 18, 0, 3, 0, 0, 0, 1][..], "does not speak"),
+            (&b"XR\x01\x01\0\0\0\0"[..], "does not speak"),
+            (&[0, 18, 0, 3, 0, 0, 0, 1][..], "a Kafka client's request"),
             (&b"MR\x02\x01\0\0\0\0"[..], "frames of version 2"),
             (&b"MR\x01\x09\0\0\0\0"[..], "does not speak"),
             (&b"MR\x01\x01\x07\0\0\0"[..], "does not speak"),
@@ -191,6 +264,73 @@ mod tests {
             let error = PeerFrame::decode(Bytes::copy_from_slice(bytes)).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");
         }
+    }
+
+    /// Serves one connection on this thread's executor; gives what reading its first frame gave.
+    fn first_frame(listener: &std::net::TcpListener) -> Result<Option<PeerFrame>, PeerError> {
+        let (stream, from) = listener.accept().unwrap();
+        crate::rt::run(async move {
+            let (mut reader, _writer) = open(Accepted::new(stream, from).unwrap()).unwrap();
+            read(&mut reader).await
+        })
+    }
+
+    #[test]
+    fn other_protocols_are_refused_by_name_as_they_come_off_the_socket() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let too_large = (FRAME_BYTES_MAX as u32 + 1).to_be_bytes();
+        for (bytes, why) in [
+            (&b"GET / HTTP/1.1\r\n\r\n"[..], "an HTTP request (GET) on the port for brokers"),
+            (&[22, 3, 1, 0, 200, 1], "a TLS handshake on the port for brokers"),
+            (&[0, 0, 0, 10, 0, 3, 0, 12, 0, 0, 0, 1, 255, 255], "a Kafka client's request on the port for brokers"),
+            (&too_large, "a frame of 67108865 bytes"),
+            (&[255; 4], "does not speak"),
+            (&[0, 0, 0, 9, b'M', b'R', 1], "ended within a frame"),
+        ] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(bytes).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let error = first_frame(&listener).unwrap_err().to_string();
+            assert!(error.contains(why), "{bytes:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn who_may_block_refuses_others_and_waits_no_longer_than_it_said() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for (bytes, why) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "does not speak"),
+            (&[0, 0, 0, 3, 1, 2, 3], "does not speak"),
+            (&[0, 0, 0, 9, b'M', b'R', 2, 1, 0, 0, 0, 0], "frames of version 2"),
+            (&[255; 12], "a frame of 4294967295 bytes"),
+            (&[0, 0, 0, 9, b'M', b'R', 1, 1, 0, 0, 0, 0], "ended within a frame"),
+            (&[0, 0, 0, 9, b'M', b'R'], "ended within a frame"),
+            (&[], "was closed"),
+        ] {
+            let mut asker = BlockingPeer::connect(listener.local_addr().unwrap(), Duration::from_secs(10)).unwrap();
+            let (mut other, _) = listener.accept().unwrap();
+            other.write_all(bytes).unwrap();
+            other.shutdown(std::net::Shutdown::Write).unwrap();
+            let error = asker.read().unwrap_err().to_string();
+            assert!(error.contains(why), "{bytes:?}: {error}");
+        }
+        let mut asker = BlockingPeer::connect(listener.local_addr().unwrap(), Duration::from_millis(1)).unwrap();
+        let _silent = listener.accept().unwrap();
+        assert!(asker.read().unwrap_err().to_string().contains("no answer in time"));
+    }
+
+    #[test]
+    fn a_dead_connection_is_noticed_soon() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let copy = stream.try_clone().unwrap();
+        crate::rt::run(async move {
+            let _halves = open(Accepted::new(stream, listener.local_addr().unwrap()).unwrap()).unwrap();
+            let socket = SockRef::from(&copy);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(SILENCE_MAX));
+            assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+            assert!(socket.tcp_keepalive_time().unwrap() <= SILENCE_MAX);
+        });
     }
 
     #[test]
@@ -207,8 +347,7 @@ mod tests {
         });
         let (stream, from) = listener.accept().unwrap();
         crate::rt::run(async move {
-            let accepted = crate::listen::Accepted::new(stream, from).unwrap();
-            let (mut reader, mut writer) = crate::conn::open(accepted, FRAME_BYTES_MAX).unwrap();
+            let (mut reader, mut writer) = open(Accepted::new(stream, from).unwrap()).unwrap();
             let asked = read(&mut reader).await.unwrap().unwrap();
             assert_eq!((asked.kind, &asked.bytes[..]), (Kind::Hello, &b"who"[..]));
             push(&mut writer, PeerFrame::new(Kind::Hello, Lane::Control, Bytes::from_static(b"me")));
