@@ -259,10 +259,10 @@ pub struct QueryBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_QUERY_ANSWER_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_QUERY_ANSWER_BODY: u8 = 7;
+pub const ENUM_MAX_QUERY_ANSWER_BODY: u8 = 8;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_QUERY_ANSWER_BODY: [QueryAnswerBody; 8] = [
+pub const ENUM_VALUES_QUERY_ANSWER_BODY: [QueryAnswerBody; 9] = [
   QueryAnswerBody::NONE,
   QueryAnswerBody::NotFound,
   QueryAnswerBody::Topic,
@@ -271,6 +271,7 @@ pub const ENUM_VALUES_QUERY_ANSWER_BODY: [QueryAnswerBody; 8] = [
   QueryAnswerBody::Assignment,
   QueryAnswerBody::Watermark,
   QueryAnswerBody::Count,
+  QueryAnswerBody::TooLarge,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -286,9 +287,10 @@ impl QueryAnswerBody {
   pub const Assignment: Self = Self(5);
   pub const Watermark: Self = Self(6);
   pub const Count: Self = Self(7);
+  pub const TooLarge: Self = Self(8);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_MAX: u8 = 8;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::NotFound,
@@ -298,6 +300,7 @@ impl QueryAnswerBody {
     Self::Assignment,
     Self::Watermark,
     Self::Count,
+    Self::TooLarge,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -310,6 +313,7 @@ impl QueryAnswerBody {
       Self::Assignment => Some("Assignment"),
       Self::Watermark => Some("Watermark"),
       Self::Count => Some("Count"),
+      Self::TooLarge => Some("TooLarge"),
       _ => None,
     }
   }
@@ -6882,6 +6886,84 @@ impl ::core::fmt::Debug for Count<'_> {
       ds.finish()
   }
 }
+pub enum TooLargeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TooLarge<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TooLarge<'a> {
+  type Inner = TooLarge<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TooLarge<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TooLarge { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args TooLargeArgs
+  ) -> ::flatbuffers::WIPOffset<TooLarge<'bldr>> {
+    let mut builder = TooLargeBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for TooLarge<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TooLargeArgs {
+}
+impl<'a> Default for TooLargeArgs {
+  #[inline]
+  fn default() -> Self {
+    TooLargeArgs {
+    }
+  }
+}
+
+pub struct TooLargeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TooLargeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TooLargeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TooLargeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TooLarge<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TooLarge<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TooLarge");
+      ds.finish()
+  }
+}
 pub enum QueryAnswerOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -7029,6 +7111,20 @@ impl<'a> QueryAnswer<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_too_large(&self) -> Option<TooLarge<'a>> {
+    if self.body_type() == QueryAnswerBody::TooLarge {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { TooLarge::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for QueryAnswer<'_> {
@@ -7046,6 +7142,7 @@ impl ::flatbuffers::Verifiable for QueryAnswer<'_> {
           QueryAnswerBody::Assignment => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Assignment>>("QueryAnswerBody::Assignment", pos),
           QueryAnswerBody::Watermark => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Watermark>>("QueryAnswerBody::Watermark", pos),
           QueryAnswerBody::Count => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Count>>("QueryAnswerBody::Count", pos),
+          QueryAnswerBody::TooLarge => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<TooLarge>>("QueryAnswerBody::TooLarge", pos),
           _ => Ok(()),
         }
      })?
@@ -7145,6 +7242,13 @@ impl ::core::fmt::Debug for QueryAnswer<'_> {
         },
         QueryAnswerBody::Count => {
           if let Some(x) = self.body_as_count() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        QueryAnswerBody::TooLarge => {
+          if let Some(x) = self.body_as_too_large() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -3,7 +3,9 @@
 use super::{Broker, BrokerStatus, HostPort, SliceId};
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
-use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, InvalidFlatbuffer, Vector, WIPOffset};
+use flatbuffers::{
+    FlatBufferBuilder, Follow, ForwardsUOffset, InvalidFlatbuffer, Vector, Verifiable, VerifierOptions, WIPOffset,
+};
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
@@ -137,6 +139,8 @@ pub enum DecodeError {
     Invalid(#[from] InvalidFlatbuffer),
     #[error("a command of a kind unknown to this version (number {0}); run the newer version")]
     UnknownKind(u8),
+    #[error("{0} queries in one request; at most {max} are taken", max = super::QUERIES_MAX)]
+    TooManyQueries(usize),
 }
 
 impl Command {
@@ -201,14 +205,27 @@ fn encode_all<'a>(commands: impl ExactSizeIterator<Item = (Option<Origin>, &'a C
     Bytes::from(buffer).slice(start..)
 }
 
+/// Tables of one list; more are a mistake or an attack.
+const TABLES_MAX: usize = 1 << 20;
+/// How often the bytes of a list may be told in it: what a builder writes shares little more than the layout of its tables, whereas
+/// forged bytes could name their largest part a million times.
+const SHARED_MAX: usize = 8;
+
+/// The root of bytes that may come from strangers.
+pub(super) fn verified<'b, T: Follow<'b> + Verifiable + 'b>(bytes: &'b [u8]) -> Result<T::Inner, InvalidFlatbuffer> {
+    let max_apparent_size = bytes.len().saturating_mul(SHARED_MAX);
+    let options = VerifierOptions { max_tables: TABLES_MAX, max_apparent_size, ..VerifierOptions::default() };
+    flatbuffers::root_with_opts::<T>(&options, bytes)
+}
+
 /// Reads an entry's commands back; the bytes are verified first.
 pub fn decode(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
-    flatbuffers::root::<fb::Commands<'_>>(data)?.commands().iter().map(read).collect()
+    verified::<fb::Commands<'_>>(data)?.commands().iter().map(read).collect()
 }
 
 /// Reads an entry's commands back, with whose they are; the bytes are verified first.
 pub fn decode_requests(data: &[u8]) -> Result<Vec<Request>, DecodeError> {
-    let commands = flatbuffers::root::<fb::Commands<'_>>(data)?.commands();
+    let commands = verified::<fb::Commands<'_>>(data)?.commands();
     commands.iter().map(|command| Ok(Request { origin: origin_of(command), command: read(command)? })).collect()
 }
 

@@ -26,7 +26,8 @@ pub use command::{
     encode_requests,
 };
 pub use query::{
-    Assignment, Query, QueryAnswer, decode_queries, decode_query_answers, encode_queries, encode_query_answers,
+    ANSWERS_BYTES_MAX, Assignment, QUERIES_MAX, Query, QueryAnswer, decode_queries, decode_query_answers,
+    encode_queries, encode_query_answers,
 };
 pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
@@ -83,6 +84,8 @@ pub struct Topic {
     pub created_ms: i64,
 }
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod rules_tests;
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use super::{
     Broker, DecodeError, PartitionLeader, Topic, View, Watermark,
-    command::{broker_in, broker_out},
+    command::{broker_in, broker_out, verified},
     snapshot::{topic_in, topic_out, watermark_in, watermark_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
-use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, VerifierOptions, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use std::{ops::Bound, sync::Arc};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub enum QueryAnswer {
     /// Reported at most about a second ago.
     Watermark(Watermark),
     Count(u32),
+    /// Not told: the answers before it fill what one request gets. Ask for it alone.
+    TooLarge,
 }
 
 /// A partition's replicas: those it should have, and what its leader reported.
@@ -90,8 +92,10 @@ impl View {
     }
 }
 
-/// Queries that one request holds at most.
-const QUERIES_MAX: usize = 100_000;
+/// Queries that one request holds at most; bytes with more are refused.
+pub const QUERIES_MAX: usize = 512;
+/// Once the answers of one request are as long as this, those left are [`QueryAnswer::TooLarge`].
+pub const ANSWERS_BYTES_MAX: usize = 16 << 20;
 
 pub fn encode_queries(queries: &[Query]) -> Bytes {
     let mut out = FlatBufferBuilder::with_capacity(64 * queries.len() + 64);
@@ -148,8 +152,11 @@ fn query_out(out: &mut FlatBufferBuilder<'_>, query: &Query) -> (fb::QueryBody, 
 
 /// Reads queries back; the bytes are verified first.
 pub fn decode_queries(bytes: &[u8]) -> Result<Vec<Query>, DecodeError> {
-    let options = VerifierOptions { max_tables: 2 * QUERIES_MAX + 1, ..VerifierOptions::default() };
-    flatbuffers::root_with_opts::<fb::Queries<'_>>(&options, bytes)?.queries().iter().map(query_in).collect()
+    let queries = verified::<fb::Queries<'_>>(bytes)?.queries();
+    if queries.len() > QUERIES_MAX {
+        return Err(DecodeError::TooManyQueries(queries.len()));
+    }
+    queries.iter().map(query_in).collect()
 }
 
 fn query_in(query: fb::Query<'_>) -> Result<Query, DecodeError> {
@@ -184,6 +191,8 @@ pub fn encode_query_answers(answers: &[QueryAnswer]) -> Bytes {
     let answers: Vec<_> = answers
         .iter()
         .map(|answer| {
+            let is_full = out.unfinished_data().len() >= ANSWERS_BYTES_MAX;
+            let answer = if is_full { &QueryAnswer::TooLarge } else { answer };
             let (body_type, body) = answer_out(&mut out, answer);
             fb::QueryAnswer::create(&mut out, &fb::QueryAnswerArgs { body_type, body: Some(body) })
         })
@@ -228,13 +237,16 @@ fn answer_out(out: &mut FlatBufferBuilder<'_>, answer: &QueryAnswer) -> (fb::Que
         QueryAnswer::Count(count) => {
             (fb::QueryAnswerBody::Count, fb::Count::create(out, &fb::CountArgs { count: *count }).as_union_value())
         }
+        QueryAnswer::TooLarge => {
+            let body = fb::TooLarge::create(out, &fb::TooLargeArgs {});
+            (fb::QueryAnswerBody::TooLarge, body.as_union_value())
+        }
     }
 }
 
 /// Reads answers back; the bytes are verified first.
 pub fn decode_query_answers(bytes: &[u8]) -> Result<Vec<QueryAnswer>, DecodeError> {
-    let options = VerifierOptions { max_tables: 1 << 22, ..VerifierOptions::default() };
-    flatbuffers::root_with_opts::<fb::QueryAnswers<'_>>(&options, bytes)?.answers().iter().map(answer_in).collect()
+    verified::<fb::QueryAnswers<'_>>(bytes)?.answers().iter().map(answer_in).collect()
 }
 
 fn answer_in(answer: fb::QueryAnswer<'_>) -> Result<QueryAnswer, DecodeError> {
@@ -261,6 +273,7 @@ fn answer_in(answer: fb::QueryAnswer<'_>) -> Result<QueryAnswer, DecodeError> {
             QueryAnswer::Watermark(watermark_in(answer.body_as_watermark().expect(VERIFIED)))
         }
         fb::QueryAnswerBody::Count => QueryAnswer::Count(answer.body_as_count().expect(VERIFIED).count()),
+        fb::QueryAnswerBody::TooLarge => QueryAnswer::TooLarge,
         other => return Err(DecodeError::UnknownKind(other.0)),
     })
 }

@@ -5,11 +5,12 @@
 
 use super::{
     DecodeError, NameError, Origin, Outcome, Rejection, RequestResult,
+    command::verified,
     snapshot::{RestoreError, topic_in, topic_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
-use flatbuffers::{FlatBufferBuilder, VerifierOptions, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Answers kept for each node and slice. When one more comes, the oldest is forgotten: asked for again, it is refused.
@@ -322,10 +323,7 @@ pub fn encode_results(results: &[RequestResult]) -> Bytes {
 
 /// Reads back what requests gave; the bytes are verified first.
 pub fn decode_results(bytes: &[u8]) -> Result<Vec<RequestResult>, DecodeError> {
-    // A created topic comes back whole, with a table per partition.
-    let options = VerifierOptions { max_tables: 1 << 20, ..VerifierOptions::default() };
-    let results = flatbuffers::root_with_opts::<fb::Results<'_>>(&options, bytes)?;
-    let results = results.answers().iter().map(|answer| match answer.kind() {
+    let results = verified::<fb::Results<'_>>(bytes)?.answers().iter().map(|answer| match answer.kind() {
         ASKED_TOO_LATE => Ok(Err(AskedTooLate)),
         kind => read(answer).map(Ok).ok_or(DecodeError::UnknownKind(kind)),
     });

@@ -1,0 +1,102 @@
+//! What comes from strangers is bounded, and what is told them too; what we write ourselves is far within these bounds.
+
+use super::*;
+use crate::generated::metadata::millrace::metadata as fb;
+use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
+
+/// A topic whose partitions have one replica each.
+fn topic(partitions: u64) -> Arc<Topic> {
+    let partitions = (0..partitions).map(|group| Partition { group, replicas: vec![1] }).collect();
+    Arc::new(Topic { name: "t".into(), id: Uuid::nil(), partitions, configs: BTreeMap::new(), created_ms: 0 })
+}
+
+fn named(length: usize) -> Query {
+    Query::GetTopic { name: "x".repeat(length) }
+}
+
+#[test]
+fn more_queries_than_one_request_may_hold_are_refused() {
+    let queries = vec![Query::ListBrokers; QUERIES_MAX];
+    assert_eq!(decode_queries(&encode_queries(&queries)), Ok(queries));
+    let queries = vec![Query::ListBrokers; QUERIES_MAX + 1];
+    assert_eq!(decode_queries(&encode_queries(&queries)), Err(DecodeError::TooManyQueries(QUERIES_MAX + 1)));
+}
+
+#[test]
+fn answers_end_where_they_fill_what_one_request_gets() {
+    let answer = QueryAnswer::Topic(topic(10_000));
+    let alone = encode_query_answers(std::slice::from_ref(&answer)).len();
+    let bytes = encode_query_answers(&vec![answer.clone(); QUERIES_MAX]);
+    assert!((ANSWERS_BYTES_MAX..ANSWERS_BYTES_MAX + 2 * alone).contains(&bytes.len()), "{} bytes", bytes.len());
+    let answers = decode_query_answers(&bytes).unwrap();
+    let told = answers.iter().take_while(|found| **found == answer).count();
+    assert!((ANSWERS_BYTES_MAX / alone..QUERIES_MAX).contains(&told), "{told} answers");
+    assert_eq!(answers.len(), QUERIES_MAX);
+    assert!(answers[told..].iter().all(|answer| *answer == QueryAnswer::TooLarge));
+}
+
+#[test]
+fn bytes_that_tell_one_part_many_times_are_refused() {
+    // One query with a long name, which a forged list names as each of its queries.
+    let mut out = FlatBufferBuilder::new();
+    let name = Some(out.create_string(&"x".repeat(1 << 16)));
+    let body = fb::GetTopic::create(&mut out, &fb::GetTopicArgs { name }).as_union_value();
+    let query = fb::Query::create(&mut out, &fb::QueryArgs { body_type: fb::QueryBody::GetTopic, body: Some(body) });
+    let queries = Some(out.create_vector(&[query; QUERIES_MAX]));
+    let root = fb::Queries::create(&mut out, &fb::QueriesArgs { queries });
+    out.finish(root, None);
+    let refused = decode_queries(out.finished_data());
+    assert_eq!(refused, Err(DecodeError::Invalid(InvalidFlatbuffer::ApparentSizeTooLarge)));
+    // As many that are told one by one are not.
+    let queries = vec![named(1 << 16); QUERIES_MAX];
+    assert_eq!(decode_queries(&encode_queries(&queries)), Ok(queries));
+}
+
+#[test]
+fn what_is_small_and_many_is_not_taken_for_forged() {
+    const MANY: usize = 20_000;
+    let (name, id): (Arc<str>, _) = ("".into(), Uuid::nil());
+    let watermark = WatermarkReport { partition: 0, high_watermark: 0, log_start: 0, end_offset: 0 };
+    let leader = LeaderReport { partition: 0, term: 0, leader: 0, voters: Vec::new() };
+    for command in [
+        Command::AllocateProducerIds { count: 0 },
+        Command::UnregisterBroker { node: 0 },
+        Command::UpdateBrokerStatus { node: 0, incarnation: 0, status: BrokerStatus::Fenced },
+        Command::SetFeatureLevel { name: String::new(), level: 1 },
+        Command::DeleteTopic { name: name.clone(), id },
+    ] {
+        let commands = vec![command; MANY];
+        assert_eq!(decode(&encode(&commands)), Ok(commands));
+    }
+    for command in [
+        Command::SetPartitionLeader { name: name.clone(), id, leaders: vec![leader; MANY] },
+        Command::UpdateHighWatermark { name: name.clone(), id, node: 0, watermarks: vec![watermark; MANY] },
+        Command::UpdateTopicConfig { name: name.clone(), id, changes: vec![(String::new(), None); MANY] },
+        Command::CreatePartitions { name, id, present: 0, first_group: 0, replicas: vec![Vec::new(); MANY] },
+    ] {
+        let requests = vec![Request::from(command)];
+        assert_eq!(decode_requests(&encode_requests(&requests)), Ok(requests));
+    }
+    for result in [
+        Err(AskedTooLate),
+        Ok(Ok(Outcome::TopicDeleted)),
+        Ok(Ok(Outcome::ProducerIds { first: 0, count: 1 })),
+        Ok(Ok(Outcome::TopicCreated(topic(1)))),
+        Ok(Err(Rejection::UnknownTopic("".into()))),
+    ] {
+        let results = vec![result; MANY];
+        assert_eq!(decode_results(&encode_results(&results)), Ok(results));
+    }
+    for answer in
+        [QueryAnswer::NotFound, QueryAnswer::Count(0), QueryAnswer::Brokers(Vec::new()), QueryAnswer::TooLarge]
+    {
+        let answers = vec![answer; MANY];
+        assert_eq!(decode_query_answers(&encode_query_answers(&answers)), Ok(answers));
+    }
+    for none in [encode(&[]), encode_requests(&[])] {
+        assert_eq!((decode(&none), decode_requests(&none)), (Ok(Vec::new()), Ok(Vec::new())));
+    }
+    assert_eq!(decode_results(&encode_results(&[])), Ok(Vec::new()));
+    assert_eq!(decode_queries(&encode_queries(&[])), Ok(Vec::new()));
+    assert_eq!(decode_query_answers(&encode_query_answers(&[])), Ok(Vec::new()));
+}
