@@ -307,7 +307,7 @@ impl Group {
     /// One unit of the timers has passed. A group whose only voter leads it needs none.
     pub fn tick(&mut self) {
         self.vow_ticks = self.vow_ticks.saturating_sub(1);
-        if !self.would_win_too_early() {
+        if !self.may_not_stand() {
             self.raw.tick();
         }
     }
@@ -323,6 +323,7 @@ impl Group {
         match message.get_msg_type() {
             _ if message.to != self.raw.raft.id => return self.refuse(&message),
             MessageType::MsgPropose | MessageType::MsgSnapshot => return self.refuse(&message),
+            MessageType::MsgTimeoutNow if self.may_not_stand() => return self.refuse(&message),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
             {
@@ -360,7 +361,7 @@ impl Group {
 
     /// Stands for election now. A lone voter leads when this returns, unless entries are still on their way to its disk.
     pub fn campaign(&mut self) {
-        if self.would_win_too_early() {
+        if self.may_not_stand() {
             return;
         }
         if let Err(error) = self.raw.campaign() {
@@ -368,9 +369,13 @@ impl Group {
         }
     }
 
-    /// A lone voter wins at once, without a message that would wait for the disk; but a leader's log is durable when it begins.
-    fn would_win_too_early(&self) -> bool {
+    /// A lone voter wins at once, without a message that would wait for the disk; but a leader's log is durable when it begins. And
+    /// nobody stands while a snapshot takes the log's place.
+    fn may_not_stand(&self) -> bool {
         let raft = &self.raw.raft;
+        if self.restoring.is_some() {
+            return true;
+        }
         !self.is_leader()
             && raft.raft_log.persisted < raft.raft_log.last_index()
             && raft.prs().conf().voters().ids().len() <= 1
@@ -432,6 +437,11 @@ impl Group {
     pub fn set_snapshot(&mut self, mark: SnapshotMark) {
         let conf_state = group_members::decode(&mark.conf_state).expect("it was encoded here");
         self.raw.mut_store().snapshot = Some((mark.at, conf_state));
+    }
+
+    /// Whether a peer has needed a snapshot since the last call, and the newest would not do: it is to be cut anew.
+    pub fn snapshot_wanted(&self) -> bool {
+        self.raw.store().snapshot_wanted.replace(false)
     }
 
     /// A peer has the snapshot that a MsgSnapshot announced, or does not get it.
@@ -618,8 +628,9 @@ impl Group {
         self.raw.raft.raft_log.committed
     }
 
+    /// With a snapshot that has been handed out, though it may not be durable yet.
     pub fn applied(&self) -> u64 {
-        self.raw.raft.raft_log.applied
+        self.restoring.map_or(self.raw.raft.raft_log.applied, |(_, index)| index)
     }
 
     /// The last index that is durable here.

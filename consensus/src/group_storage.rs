@@ -10,13 +10,15 @@ use raft::{
     eraftpb::{ConfState, Entry, HardState, Snapshot},
     util::limit_size,
 };
-use std::collections::VecDeque;
+use std::{cell::Cell, collections::VecDeque};
 
 pub(crate) struct GroupStorage {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
     /// What a peer that lacks compacted entries gets.
     pub(crate) snapshot: Option<(Position, ConfState)>,
+    /// Somebody needs one, and that would not do.
+    pub(crate) snapshot_wanted: Cell<bool>,
     /// The last index that is not in `entries` any more.
     compacted: u64,
     entries: VecDeque<Entry>,
@@ -40,7 +42,15 @@ impl GroupStorage {
                 _ => terms.insert(0, TermRun { first_index: before.index, term: before.term }),
             }
         }
-        let storage = Self { hard_state, conf_state, snapshot: None, compacted, entries, terms };
+        let storage = Self {
+            hard_state,
+            conf_state,
+            snapshot: None,
+            snapshot_wanted: Cell::new(false),
+            compacted,
+            entries,
+            terms,
+        };
         storage.check();
         assert!(
             before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
@@ -157,10 +167,14 @@ impl Storage for GroupStorage {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
-        // One below what is compacted would leave a hole behind it.
-        let usable = |at: &Position| at.index >= request_index && at.index >= self.compacted;
-        let Some((at, conf_state)) = self.snapshot.as_ref().filter(|(at, _)| usable(at)) else {
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        // One below what is compacted would leave a hole behind it, and a peer takes none from before it was a member.
+        let usable = |(at, members): &&(Position, ConfState)| {
+            let is_member = members.voters.contains(&to) || members.learners.contains(&to);
+            at.index >= request_index && at.index >= self.compacted && is_member
+        };
+        let Some((at, conf_state)) = self.snapshot.as_ref().filter(usable) else {
+            self.snapshot_wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
         let mut snapshot = Snapshot::default();

@@ -34,7 +34,10 @@ use std::{
 /// tried at once.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_millis(800);
-/// How long a connection, its hello or one write may take.
+/// How long a connection may take to come about: as long as TCP waits before it asks a second time, since it waits ever longer
+/// then, and a cut that has healed is to be noticed soon.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a hello or one write may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes that wait for a broker at most, by lane; beyond it messages are dropped.
 const CONTROL_BYTES_MAX: usize = 32 << 20;
@@ -297,7 +300,9 @@ impl Peers {
             match self.connect(&link, lane).await {
                 Ok((reader, writer, there)) => {
                     pause = RECONNECT_MIN;
-                    told.clear();
+                    if !std::mem::take(&mut told).is_empty() {
+                        tracing::info!(node = link.node, "there is a way to the broker now");
+                    }
                     count(&self.stats.connected, 1);
                     way.peer_is(Some(there));
                     self.comings.notify();
@@ -308,7 +313,8 @@ impl Peers {
                     stirred = link.stirred.version();
                     tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
                 }
-                Err(error) => {
+                // What holds for the other lane holds for this one; it is told once.
+                Err(error) if lane == Lane::Control => {
                     let why = error.to_string();
                     if why != told {
                         let address = link.address.borrow();
@@ -320,6 +326,7 @@ impl Peers {
                         told = why;
                     }
                 }
+                Err(_) => {}
             }
             if !self.is_over(&link) {
                 race(link.stirred.past(stirred), rt::sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64()))).await;
@@ -335,7 +342,7 @@ impl Peers {
     async fn connect(&self, link: &Link, lane: Lane) -> Result<(FrameReader, FrameWriter, u64), LinkError> {
         let address = link.address.borrow().clone();
         let addr = resolve(address).await?;
-        let stream = within(conn::connect(addr)).await??;
+        let stream = in_time(CONNECT_PATIENCE, conn::connect(addr)).await??;
         let (mut reader, mut writer) = peer::open(stream)?;
         peer::push(&mut writer, PeerFrame::new(Kind::Hello, lane, wire::encode_hello(&self.me)));
         within(writer.flush()).await??;
@@ -516,8 +523,8 @@ pub(crate) enum LinkError {
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Wire(#[from] wire::WireError),
-    #[error("no answer within {} s", PATIENCE.as_secs())]
-    Late,
+    #[error("no answer within {} s", .0.as_secs())]
+    Late(Duration),
     #[error("'{address}' can't be resolved: {why}")]
     Unresolved { address: String, why: String },
     #[error(
@@ -550,9 +557,13 @@ fn named(node: Option<i32>) -> String {
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
-    match race(future, rt::sleep(PATIENCE)).await {
+    in_time(PATIENCE, future).await
+}
+
+async fn in_time<T>(patience: Duration, future: impl Future<Output = T>) -> Result<T, LinkError> {
+    match race(future, rt::sleep(patience)).await {
         Either::First(value) => Ok(value),
-        Either::Second(()) => Err(LinkError::Late),
+        Either::Second(()) => Err(LinkError::Late(patience)),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Lead {
     asked: VecDeque<Asked>,
     /// All writes of others that have no answer.
     open: BTreeSet<(i32, Ask)>,
-    /// It is going: nothing new is begun, and in this term it never holds the lease again.
+    /// It was about to go: in this term it never holds the lease again, since a candidate that it named may still be on its way.
     pub(super) handed_over: bool,
     /// When each broker was last heard of, and last had everything.
     pub(super) heard: BTreeMap<i32, Heard>,
@@ -101,7 +101,7 @@ struct Filling {
 impl Plane {
     /// A broker asks this one to write. What it has asked before and is under way is not begun again.
     pub(super) fn asked_to_write(&mut self, group: &Group, from: i32, ask: Ask, acks: Acks, requests: Vec<Request>) {
-        let may_lead = self.lead.as_ref().is_some_and(|lead| lead.established && !lead.handed_over);
+        let may_lead = self.is_established() && !group.is_handing_over();
         // A request without its number could be applied twice.
         if !may_lead || requests.is_empty() || requests.iter().any(|request| request.origin.is_none()) {
             let leader = group.leader().filter(|leader| *leader != group.peer());
@@ -116,7 +116,7 @@ impl Plane {
 
     /// Makes entries of all writes that have come in: those of this broker, then those of others.
     pub(super) fn propose_all(&mut self, group: &mut Group, now: Duration) {
-        if self.lead.as_ref().is_some_and(|lead| lead.handed_over) {
+        if group.is_handing_over() {
             return;
         }
         let mut filling = Filling::default();

@@ -30,6 +30,8 @@ pub(super) struct LeaderLease {
 enum Reader {
     Here(Token),
     There(i32, Ask),
+    /// A broker that wants its read lease renewed: its process, and when it asked by its own clock.
+    Probe(i32, u64, Duration),
 }
 
 impl LeaderLease {
@@ -142,14 +144,22 @@ impl Plane {
     }
 
     /// On the leader: finds the index that a read must wait for; at once if the lease holds.
-    fn index_for(&mut self, group: &mut Group, now: Duration, reader: Reader) {
+    fn index_for(&mut self, group: &Group, now: Duration, reader: Reader) {
         if self.holds_lease(group, now) {
-            return self.index_is(reader, group.commit());
+            return self.index_is(group, reader, group.commit());
         }
         let lead = self.lead.as_mut().expect("only a leader is asked");
         lead.lease.waiting.push((reader, now));
-        // One question for all that come in this turn. A leader that goes asks no more; who waits is refused when it has gone.
-        lead.lease.ask_wanted = !lead.handed_over;
+        // One question for all that come in this turn.
+        lead.lease.ask_wanted = true;
+    }
+
+    /// A read of this broker may be answered once this index is shown.
+    fn read_from(&mut self, token: Token, index: u64) {
+        if let Some(question) = self.questions.get_mut(&token) {
+            question.kind = Kind::ReadFrom(index);
+            self.settle_reads();
+        }
     }
 
     /// Asks the quorum if a read has come that waits for that.
@@ -159,15 +169,15 @@ impl Plane {
         }
     }
 
-    fn index_is(&mut self, reader: Reader, index: u64) {
+    fn index_is(&mut self, group: &Group, reader: Reader, index: u64) {
         match reader {
-            Reader::There(from, ask) => self.send(from, PlaneMessage::ReadIndexed { ask, answer: Ok(index) }),
-            Reader::Here(token) => {
-                if let Some(question) = self.questions.get_mut(&token) {
-                    question.kind = Kind::ReadFrom(index);
-                    self.settle_reads();
-                }
+            Reader::Probe(from, incarnation, sent_at) => {
+                self.stats.heartbeats_sent += 1;
+                let heartbeat = PlaneMessage::Heartbeat { incarnation, sent_at, term: group.term(), commit: index };
+                self.send(from, heartbeat);
             }
+            Reader::There(from, ask) => self.send(from, PlaneMessage::ReadIndexed { ask, answer: Ok(index) }),
+            Reader::Here(token) => self.read_from(token, index),
         }
     }
 
@@ -194,6 +204,8 @@ impl Plane {
         };
         let Some(at) = lead.lease.sent.iter().position(|(token, _)| *token == read.token) else { return };
         let (_, sent_at) = lead.lease.sent[at];
+        #[cfg(any(test, feature = "sim"))]
+        let sent_at = if self.lease_from_receipt { now } else { sent_at };
         lead.lease.sent.drain(..=at);
         if !lead.handed_over {
             lead.lease.until = lead.lease.until.max(Some(sent_at + leader_lease));
@@ -205,7 +217,7 @@ impl Plane {
         let waiting = std::mem::take(&mut lead.lease.waiting);
         let (ready, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, asked_at)| *asked_at <= sent_at);
         lead.lease.waiting = still;
-        ready.into_iter().for_each(|(reader, _)| self.index_is(reader, read.index));
+        ready.into_iter().for_each(|(reader, _)| self.index_is(group, reader, read.index));
         debug_assert!(sent_at <= now, "a question is answered after it was asked");
     }
 
@@ -232,7 +244,7 @@ impl Plane {
             return;
         }
         match answer {
-            Ok(index) => self.index_is(Reader::Here(ask.number), index),
+            Ok(index) => self.read_from(ask.number, index),
             Err(refused) => self.question_refused(now, from, ask.number, refused),
         }
     }
@@ -291,6 +303,8 @@ impl Plane {
                 Reader::There(from, ask) => {
                     self.send(from, PlaneMessage::ReadIndexed { ask, answer: Err(Refused::NotLeader { leader }) });
                 }
+                // It probes again.
+                Reader::Probe(..) => {}
             }
         }
     }
@@ -316,7 +330,7 @@ impl Plane {
             for peer in group.progress().into_iter().filter(|peer| peer.matched == group.last_index()) {
                 lead.heard.entry(node_of(peer.peer)).or_default().caught_up = Some(now);
             }
-            if lead.established && !lead.handed_over && lead.lease.renew_at <= now {
+            if lead.established && lead.lease.renew_at <= now {
                 self.ask_quorum(group, now);
             }
         } else if self.read_lease.probe_at <= now
@@ -328,17 +342,16 @@ impl Plane {
         }
     }
 
-    /// A broker wants to go on answering reads. Without its own lease the leader can't say that nothing newer is committed.
+    /// A broker wants to go on answering reads. Without its own lease the leader asks its quorum first whether nothing newer can be
+    /// committed elsewhere.
     pub(super) fn probed(&mut self, group: &Group, now: Duration, from: i32, incarnation: u64, sent_at: Duration) {
         if let Some(lead) = &mut self.lead
             && self.cluster.is_present(from, incarnation)
         {
             lead.heard.entry(from).or_default().at = Some(now);
         }
-        if self.holds_lease(group, now) {
-            self.stats.heartbeats_sent += 1;
-            let (term, commit) = (group.term(), group.commit());
-            self.send(from, PlaneMessage::Heartbeat { incarnation, sent_at, term, commit });
+        if self.is_established() {
+            self.index_for(group, now, Reader::Probe(from, incarnation, sent_at));
         }
     }
 

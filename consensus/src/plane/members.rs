@@ -74,7 +74,8 @@ impl Cluster {
         }
         let progress = group.progress();
         let ready = |peer: &&PeerProgress| {
-            !peer.voter && peer.active && registered(peer.peer) && peer.matched + CAUGHT_UP_WITHIN >= group.last_index()
+            let caught_up = peer.matched > 0 && peer.matched + CAUGHT_UP_WITHIN >= group.last_index();
+            !peer.voter && peer.active && registered(peer.peer) && caught_up
         };
         for learner in progress.iter().filter(ready) {
             let former = voters.iter().copied().find(|peer| node_of(*peer) == node_of(learner.peer));
@@ -94,7 +95,7 @@ const VOTERS_SETTING: &str = "metadata.voters";
 impl Plane {
     /// Brings members and the state of brokers in line, if this broker leads.
     pub(super) fn tick_members(&mut self, group: &mut Group, now: Duration) {
-        let Some(lead) = self.lead.as_mut().filter(|lead| lead.established && !lead.handed_over) else { return };
+        let Some(lead) = self.lead.as_mut().filter(|lead| lead.established && !group.is_handing_over()) else { return };
         let wanted = self.cluster.voters_wanted.unwrap_or(self.config.voters_wanted);
         let change = self.cluster.next_change(group, wanted);
         if !change.is_empty() && group.propose_members(&change).is_ok() {

@@ -163,6 +163,9 @@ pub struct Plane {
     /// Brokers to be asked who leads.
     contacts: Vec<i32>,
     next_contact: usize,
+    /// A mistake for the simulation to find: the leader's lease counts from when the quorum's answer came.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) lease_from_receipt: bool,
 }
 
 impl Plane {
@@ -189,6 +192,8 @@ impl Plane {
             hinted_leader: None,
             contacts: Vec::new(),
             next_contact: 0,
+            #[cfg(any(test, feature = "sim"))]
+            lease_from_receipt: false,
         }
     }
 

@@ -2,17 +2,18 @@
 
 use super::{
     SimClock, SimDisk,
-    net::{Envelope, NetFaults, SimNet, SimTransport},
-    node::{META, Node},
+    clients::{Clients, Op},
+    net::{NetFaults, SimNet, SimTransport},
+    node::{META, Node, Wire},
     oracle::{History, Seen, Violation},
 };
 use crate::{
-    group::{Entry, GroupConfig, Member, Message, election_jitter},
-    metadata::{self, AskedTooLate, Command, Origin, Request},
+    group::{Entry, GroupConfig, Member, election_jitter},
+    metadata::{self, AskedTooLate},
+    plane::{PlaneConfig, node_of, peer_id},
 };
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
-use uuid::Uuid;
 
 /// A mistake that can be planted, to show that the simulation would see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub enum Bug {
     RetryAppliedTwice,
     /// A node whose disk was emptied comes back as the same peer.
     EmptiedDiskReturns,
+    /// A completion is reported before one that was handed to the journal earlier.
+    CompletedOutOfOrder,
+    /// The leader's lease counts from when the quorum's answer came, not from when it was asked.
+    LeaseFromReceipt,
 }
 
 /// What a run did.
@@ -42,11 +47,43 @@ pub struct Summary {
     pub elections: u64,
     pub committed: u64,
     pub acked: u64,
-    pub requests: u64,
     /// Requests that were applied when they came again.
     pub retried: u64,
-    /// Changes of the members that were proposed.
+    /// Writes of the metadata that had an answer: by the commit, on the fast path, and none in time.
+    pub written: u64,
+    pub fast: u64,
+    pub unanswered: u64,
+    /// Reads that waited for the leader's word, and that a lease allowed.
+    pub reads: u64,
+    pub leased_reads: u64,
+    /// Snapshots that took the place of a log.
+    pub restored: u64,
+    /// Disks that were emptied.
+    pub emptied: u64,
+    /// Changes of the members that were proposed for partitions.
     pub members_changed: u64,
+}
+
+impl Summary {
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Self) {
+        let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
+        let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
+        self.events += events;
+        self.crashes += crashes;
+        self.elections += elections;
+        self.committed += committed;
+        self.acked += acked;
+        self.retried += retried;
+        self.written += written;
+        self.fast += fast;
+        self.unanswered += unanswered;
+        self.reads += reads;
+        self.leased_reads += leased_reads;
+        self.restored += restored;
+        self.emptied += emptied;
+        self.members_changed += members_changed;
+    }
 }
 
 const TICK: Duration = Duration::from_millis(100);
@@ -59,31 +96,39 @@ const GROUPS: u64 = 3;
 /// Entries kept below what every node has: messages of before may still ask for them.
 const KEPT_ENTRIES: u64 = 20;
 
-type Wire = (u64, Message);
-type SimNode = Node<SimClock, SimTransport<Wire>>;
+pub(super) type SimNode = Node<SimClock, SimTransport<Wire>>;
 
 enum Power {
-    Up(SimNode),
+    Up(Box<SimNode>),
     Down(SimDisk),
 }
 
-struct Slot {
+pub(super) struct Slot {
+    number: i32,
+    /// Which of its disks it has; another is another peer.
+    disk_number: u32,
+    incarnation: u64,
+    /// The groups' configurations but for the peer.
     configs: Vec<GroupConfig>,
     clock: SimClock,
     power: Option<Power>,
     /// Does nothing before this time, then goes on.
-    paused_until: Duration,
+    pub(super) paused_until: Duration,
 }
 
 impl Slot {
-    fn node(&self) -> Option<&SimNode> {
+    fn peer(&self) -> u64 {
+        peer_id(self.number, self.disk_number)
+    }
+
+    pub(super) fn node(&self) -> Option<&SimNode> {
         match &self.power {
             Some(Power::Up(node)) => Some(node),
             _ => None,
         }
     }
 
-    fn node_mut(&mut self) -> Option<&mut SimNode> {
+    pub(super) fn node_mut(&mut self) -> Option<&mut SimNode> {
         match &mut self.power {
             Some(Power::Up(node)) => Some(node),
             _ => None,
@@ -104,28 +149,29 @@ enum Event {
     Arrival,
     Tick(usize),
     Synced(usize),
+    Slices(usize),
     Client,
     Fault,
 }
 
-struct Cluster {
-    rng: fastrand::Rng,
-    clock: SimClock,
+pub(super) struct Cluster {
+    pub(super) rng: fastrand::Rng,
+    pub(super) clock: SimClock,
     net: Rc<RefCell<SimNet<Wire>>>,
-    slots: Vec<Slot>,
-    histories: Vec<History>,
-    /// Proposals whose clients wait, by the node that took them, group and index: term and data.
+    pub(super) slots: Vec<Slot>,
+    pub(super) histories: Vec<History>,
+    /// Batches whose producers wait, by the node that took them, group and index: term and data.
     open: BTreeMap<(u64, u64, u64), (u64, Bytes)>,
-    /// Requests that have no answer yet, by sequence; asked again now and then.
-    unanswered: BTreeMap<u64, Command>,
-    /// What requests got when they were first applied.
-    answers: BTreeMap<u64, String>,
+    pub(super) clients: Clients,
+    /// What requests got when they were first applied, by node, incarnation and sequence.
+    answers: BTreeMap<(i32, u64, u64), String>,
     client_at: Option<Duration>,
     fault_at: Option<Duration>,
     worst_net: NetFaults,
+    /// The node whose disk may be emptied: the others' disks are a majority.
+    may_be_emptied: Option<usize>,
     bug: Option<Bug>,
-    next_topic: u64,
-    summary: Summary,
+    pub(super) summary: Summary,
 }
 
 /// Runs one cluster, all of whose luck comes from the seed. Every node starts empty; the end state is checked too.
@@ -155,15 +201,20 @@ impl Cluster {
         };
         let net = Rc::new(RefCell::new(SimNet::new(rng.u64(..), worst_net)));
         let clock = SimClock::default();
-        let slots = (1..=nodes).map(|peer| {
+        let founding: Vec<u64> = (1..=voters).map(|node| peer_id(node, 1)).collect();
+        let slots = (1..=nodes).map(|number| {
             let jitter_seed = rng.u64(..);
             let config = |group| GroupConfig {
-                voters: (1..=voters).collect(),
+                voters: founding.clone(),
                 election_ticks: ELECTION_TICKS,
                 election_jitter: election_jitter(jitter_seed, group, ELECTION_TICKS),
-                ..GroupConfig::single(group, peer)
+                kept_entries_max: KEPT_ENTRIES,
+                ..GroupConfig::single(group, peer_id(number, 1))
             };
             Slot {
+                number,
+                disk_number: 1,
+                incarnation: 0,
                 configs: (0..GROUPS).map(config).collect(),
                 clock: clock.drifting(rng.i32(-20_000..=20_000)),
                 power: Some(Power::Down(SimDisk::new(
@@ -180,13 +231,13 @@ impl Cluster {
             net,
             histories: (0..GROUPS).map(|_| History::default()).collect(),
             open: BTreeMap::new(),
-            unanswered: BTreeMap::new(),
+            clients: Clients::default(),
             answers: BTreeMap::new(),
             client_at: Some(Duration::ZERO),
             fault_at: Some(Duration::from_secs(1)),
             worst_net,
+            may_be_emptied: (nodes > 1 && rng.bool()).then(|| rng.usize(..nodes as usize)),
             bug,
-            next_topic: 0,
             summary: Summary { nodes: slots.len(), ..Summary::default() },
             slots,
             rng,
@@ -194,19 +245,34 @@ impl Cluster {
     }
 
     fn start(&mut self, at: usize) -> Result<(), Violation> {
+        let contacts: Vec<i32> = self.slots.iter().map(|slot| slot.number).collect();
         let slot = &mut self.slots[at];
         let Some(Power::Down(mut disk)) = slot.power.take() else { unreachable!("only a node that is down starts") };
-        let id = slot.configs[0].peer;
         if self.bug == Some(Bug::EmptiedDiskReturns) && self.rng.u8(..) < 128 {
             disk.empty();
         }
+        let peer = slot.peer();
         for (group, history) in (0..).zip(&mut self.histories) {
-            history.started(id, disk.image(group).checkpoint.index);
+            history.started(peer, disk.image(group).checkpoint.index);
         }
-        let transport = SimTransport { from: id, clock: self.clock.clone(), net: self.net.clone() };
-        let node = Node::start(&slot.configs, slot.clock.clone(), transport, disk, TICK, self.bug)?;
-        slot.power = Some(Power::Up(node));
+        slot.configs.iter_mut().for_each(|config| config.peer = peer);
+        slot.incarnation += 1;
+        let plane = PlaneConfig {
+            voters_wanted: slot.configs[0].voters.len(),
+            ..PlaneConfig::new(slot.number, slot.incarnation)
+        };
+        let transport = SimTransport { from: peer, clock: self.clock.clone(), net: self.net.clone() };
+        let (configs, clock, seed) = (&slot.configs, slot.clock.clone(), self.rng.u64(..));
+        let node = Node::start(configs, plane, &contacts, clock, transport, disk, seed, TICK, self.bug)?;
+        slot.power = Some(Power::Up(Box::new(node)));
+        self.register(at);
         Ok(())
+    }
+
+    /// The node tells the cluster that it is there.
+    pub(super) fn register(&mut self, at: usize) {
+        let (number, peer, incarnation) = (self.slots[at].number, self.slots[at].peer(), self.slots[at].incarnation);
+        self.submit(at, Op::registration(number, peer, incarnation));
     }
 
     fn crash(&mut self, at: usize) {
@@ -216,7 +282,25 @@ impl Cluster {
         disk.crash();
         self.slots[at].power = Some(Power::Down(disk));
         self.open.retain(|(node, _, _), _| *node != id);
+        self.clients.node_is_gone(at);
         self.summary.crashes += 1;
+    }
+
+    pub(super) fn may_be_emptied(&self) -> Option<usize> {
+        self.may_be_emptied
+    }
+
+    /// The node gets another disk: it is another peer from then on.
+    pub(super) fn empty(&mut self, at: usize) -> Result<(), Violation> {
+        if self.slots[at].node().is_some() {
+            self.crash(at);
+        }
+        let slot = &mut self.slots[at];
+        let Some(Power::Down(disk)) = &mut slot.power else { unreachable!("it has just crashed") };
+        disk.empty();
+        slot.disk_number += 1;
+        self.summary.emptied += 1;
+        self.start(at)
     }
 
     fn next_event(&self) -> (Duration, Event) {
@@ -229,6 +313,8 @@ impl Cluster {
             let tick_at = slot.clock.when(node.tick_at());
             events.push((tick_at.max(slot.paused_until), Event::Tick(at)));
             events.extend(node.disk.next_at().map(|done| (done.max(slot.paused_until), Event::Synced(at))));
+            let slices_at = node.slices_at().map(|here| slot.clock.when(here));
+            events.extend(slices_at.map(|here| (here.max(slot.paused_until), Event::Slices(at))));
         }
         events.into_iter().min().expect("a node that is up ticks, and faults end")
     }
@@ -243,25 +329,25 @@ impl Cluster {
             Event::Arrival => self.arrival(),
             Event::Tick(at) => self.node(at).tick(),
             Event::Synced(at) => self.node(at).synced(),
+            Event::Slices(at) => self.node(at).slices_did(),
             Event::Client => self.client(),
             Event::Fault => self.fault()?,
         }
         self.look()
     }
 
-    fn node(&mut self, at: usize) -> &mut SimNode {
+    pub(super) fn node(&mut self, at: usize) -> &mut SimNode {
         self.slots[at].node_mut().expect("the event is one of a node that is up")
     }
 
     fn arrival(&mut self) {
         let Some(envelope) = self.net.borrow_mut().arrive() else { return };
-        let slot = &mut self.slots[envelope.to as usize - 1];
+        let slot = &mut self.slots[node_of(envelope.to) as usize - 1];
         if slot.paused_until > self.clock.time() {
             return self.net.borrow_mut().put_back(slot.paused_until, envelope);
         }
-        let Envelope { message: (group, message), .. } = envelope;
         if let Some(node) = slot.node_mut() {
-            node.step(group, message);
+            node.receive(envelope.message);
         }
     }
 
@@ -269,11 +355,31 @@ impl Cluster {
     fn look(&mut self) -> Result<(), Violation> {
         for at in 0..self.slots.len() {
             let Some(node) = self.slots[at].node_mut() else { continue };
-            for seen in std::mem::take(&mut node.seen) {
+            let (seen, written) = (std::mem::take(&mut node.seen), std::mem::take(&mut node.written));
+            let read = std::mem::take(&mut node.read);
+            for seen in seen {
                 if let Seen::Applied { node, group, entry, result, .. } = &seen {
                     self.applied(*node, *group, entry, result)?;
                 }
+                self.summary.restored += u64::from(matches!(seen, Seen::Restored { .. }));
                 self.histories[seen.group() as usize].see(seen)?;
+            }
+            self.hear(at, written, read)?;
+        }
+        self.check_leases()
+    }
+
+    /// While a node holds the leader's lease, nobody leads in a newer term.
+    fn check_leases(&self) -> Result<(), Violation> {
+        let newest = self.histories[META as usize].newest_term();
+        let holders = self.slots.iter().filter(|slot| slot.paused_until <= self.clock.time());
+        for node in holders.filter_map(Slot::node).filter(|node| node.holds_lease()) {
+            let term = node.group(META).term();
+            if term < newest {
+                return Err(Violation(format!(
+                    "node {} holds the lease of term {term} while somebody leads in term {newest}",
+                    node.id
+                )));
             }
         }
         Ok(())
@@ -287,25 +393,22 @@ impl Cluster {
         if let Some((term, data)) = self.open.remove(&(node, group, entry.index))
             && term == entry.term
         {
-            if group == META {
-                let requests = metadata::decode_requests(&data).expect("it was encoded by the client");
-                for origin in requests.iter().filter_map(|request| request.origin) {
-                    self.unanswered.remove(&origin.sequence);
-                }
-            }
             self.histories[group as usize].ack(entry.index, data);
         }
         Ok(())
     }
 
-    fn is_paused(&self, at: usize) -> bool {
+    pub(super) fn is_paused(&self, at: usize) -> bool {
         self.slots[at].paused_until > self.clock.time()
     }
 
-    /// Somebody writes, mostly to a node that leads; others refuse.
+    /// Somebody asks some node for something.
     fn client(&mut self) {
         self.client_at = Some(self.clock.time() + Duration::from_micros(self.rng.u64(1_000..40_000)));
         let group = self.rng.u64(..GROUPS);
+        if group == META {
+            return self.ask_metadata();
+        }
         let mut at = self.rng.usize(..self.slots.len());
         if self.rng.u8(..4) > 0 {
             let leads = |slot: &Slot| slot.node().is_some_and(|node| node.group(group).is_leader());
@@ -314,101 +417,61 @@ impl Cluster {
         if self.is_paused(at) {
             return;
         }
-        let requests = if group == META { self.requests() } else { Vec::new() };
         let count = self.rng.u32(1..100);
         let Some(node) = self.slots[at].node_mut() else { return };
-        let proposed = if group == META { node.propose_requests(&requests) } else { node.propose_batch(group, count) };
-        if let Some((position, data)) = proposed {
+        if let Some((position, data)) = node.propose_batch(group, count) {
             // A lone voter's proposal may be applied within the turn, but never before its sync.
             self.open.insert((node.id, group, position.index), (position.term, data));
         }
-    }
-
-    /// Some new requests, or some that have no answer yet.
-    fn requests(&mut self) -> Vec<Request> {
-        let count = self.rng.usize(1..4);
-        if self.rng.u8(..4) > 0 || self.unanswered.is_empty() {
-            for _ in 0..count {
-                let sequence = self.summary.requests + 1;
-                self.summary.requests = sequence;
-                let command = self.command();
-                self.unanswered.insert(sequence, command);
-            }
-            return self.asked(self.summary.requests + 1 - count as u64, count);
-        }
-        let sequences: Vec<u64> = self.unanswered.keys().copied().collect();
-        let from = sequences[self.rng.usize(..sequences.len())];
-        self.asked(from, count)
-    }
-
-    fn asked(&self, from: u64, count: usize) -> Vec<Request> {
-        let lowest_open = *self.unanswered.keys().next().expect("something is unanswered");
-        let requests = self.unanswered.range(from..).take(count).map(|(sequence, command)| {
-            let origin = Origin { node: 1, incarnation: 1, sequence: *sequence, lowest_open };
-            Request { origin: Some(origin), command: command.clone() }
-        });
-        requests.collect()
     }
 
     /// A request gets the same answer however often it is applied, unless it is refused.
     fn answered(&mut self, entry: &Entry, result: &str) -> Result<(), Violation> {
         let requests = metadata::decode_requests(&entry.data).unwrap_or_default();
         for (request, outcome) in requests.iter().zip(result.lines()) {
-            let sequence = request.origin.map_or(0, |origin| origin.sequence);
-            if outcome == format!("{AskedTooLate:?}") {
-                continue;
-            }
-            match self.answers.get(&sequence) {
+            let Some(origin) = request.origin.filter(|_| outcome != format!("{AskedTooLate:?}")) else { continue };
+            let asked = (origin.node, origin.incarnation, origin.sequence);
+            match self.answers.get(&asked) {
                 Some(first) if first != outcome => {
-                    return Err(Violation(format!("request {sequence} was applied twice: {first}, then {outcome}")));
+                    return Err(Violation(format!("request {asked:?} was applied twice: {first}, then {outcome}")));
                 }
                 Some(_) => self.summary.retried += 1,
                 None => {
-                    self.answers.insert(sequence, outcome.to_owned());
+                    self.answers.insert(asked, outcome.to_owned());
                 }
             }
         }
         Ok(())
     }
 
-    fn command(&mut self) -> Command {
-        let topic = self.rng.u64(self.next_topic.saturating_sub(20)..=self.next_topic);
-        let (name, id) = (format!("topic-{topic}").into(), Uuid::from_u128(u128::from(topic)));
-        let replicas = vec![vec![1, 2, 3]; self.rng.usize(1..4)];
-        let first_group = 1 + 100 * self.next_topic;
-        match self.rng.u8(..6) {
-            0 => Command::DeleteTopic { name, id },
-            1 => Command::CreatePartitions { name, id, present: self.rng.u32(1..4), first_group, replicas },
-            2 => {
-                let value = self.rng.bool().then(|| self.rng.u16(..).to_string());
-                Command::UpdateTopicConfig { name, id, changes: vec![("retention.ms".to_owned(), value)] }
-            }
-            3 => Command::AllocateProducerIds { count: self.rng.u32(1..1000) },
-            _ => {
-                self.next_topic += 1;
-                let created_ms = self.clock.time().as_millis() as i64;
-                Command::CreateTopic { name, id, first_group, replicas, configs: BTreeMap::new(), created_ms }
-            }
-        }
-    }
-
     fn fault(&mut self) -> Result<(), Violation> {
         self.fault_at = Some(self.clock.time() + Duration::from_millis(self.rng.u64(5..400)));
         let at = self.rng.usize(..self.slots.len());
         let up = self.slots[at].node().is_some();
-        let (one, other) = (at as u64 + 1, self.rng.u64(1..=self.slots.len() as u64));
+        let other = self.rng.usize(..self.slots.len());
         let later = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1..3000));
-        match self.rng.u8(..16) {
+        match self.rng.u8(..22) {
             0..3 if up => self.crash(at),
             0..7 if !up => self.start(at)?,
-            3 => self.net.borrow_mut().cut(one, other),
+            3 => self.net.borrow_mut().cut(at as i32 + 1, other as i32 + 1),
             4 => self.net.borrow_mut().heal(),
             5 => self.slots[at].paused_until = self.clock.time() + later(&mut self.rng),
             6 => self.slots[at].clock.jump(later(&mut self.rng)),
             7 => self.net.borrow_mut().faults = NetFaults::NONE,
             8 => self.net.borrow_mut().faults = self.worst_net,
             9..13 if up && !self.is_paused(at) => self.checkpoint(at),
-            13.. if self.slots.len() > 3 => self.change_members(),
+            13..16 if self.slots.len() > 3 => self.change_members(),
+            // A disk that is slow for a while, or full.
+            16 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(100..3000)),
+            17 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(1..30)),
+            18 if up && self.rng.u8(..3) == 0 => self.node(at).disk.stuck = true,
+            19 if self.rng.u8(..3) == 0 => {
+                if let Some(at) = self.may_be_emptied.filter(|at| !self.is_paused(*at)) {
+                    self.empty(at)?;
+                }
+            }
+            20 if up && !self.is_paused(at) && self.rng.u8(..3) == 0 => self.node(at).hand_over(),
+            21 if self.rng.u8(..4) == 0 => self.unregister(),
             _ => {}
         }
         Ok(())
@@ -416,8 +479,11 @@ impl Cluster {
 
     fn checkpoint(&mut self, at: usize) {
         let group = self.rng.u64(..GROUPS);
+        if group == META {
+            return self.node(at).snapshot();
+        }
         let history = &self.histories[group as usize];
-        // Snapshots are not sent yet, so what a node lacks must be kept.
+        // Partitions send no snapshots yet, so what a node lacks must be kept.
         let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
         let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
         self.node(at).checkpoint(group, forget);
@@ -425,8 +491,10 @@ impl Cluster {
 
     /// Some group's leader is asked for other voters.
     fn change_members(&mut self) {
-        let group = self.rng.u64(..GROUPS);
-        let mut wanted: Vec<u64> = (1..=self.slots.len() as u64).collect();
+        let group = self.rng.u64(1..GROUPS);
+        // A node that may lose its disk stays what it is: it could not get what it lacks.
+        let stays = |at: &usize| Some(*at) != self.may_be_emptied;
+        let mut wanted: Vec<u64> = (0..self.slots.len()).filter(stays).map(|at| self.slots[at].peer()).collect();
         self.rng.shuffle(&mut wanted);
         let demoted = self.rng.bool();
         wanted.truncate([1, 2, 3, 3, 3, 5][self.rng.usize(..6)]);
@@ -451,29 +519,38 @@ impl Cluster {
         drop(net);
         for at in 0..self.slots.len() {
             self.slots[at].paused_until = Duration::ZERO;
+            if self.slots[at].node().is_some_and(|node| node.disk.stuck) {
+                self.crash(at);
+            }
             if self.slots[at].node().is_none() {
                 self.start(at)?;
             }
+            self.node(at).disk.sync_max = Duration::from_millis(5);
         }
         Ok(())
     }
 
-    /// A healed cluster commits again; once clients are quiet, all members of each group have the same.
+    /// A healed cluster commits again; once clients are quiet, all have their answers, and all members of each group the same.
     fn recover(&mut self) -> Result<(), Violation> {
         let deadline = self.clock.time() + RECOVERY_MAX;
         let acked: Vec<u64> = self.histories.iter().map(History::acked).collect();
+        let written = self.summary.written;
         self.step_until(deadline, "commit", |cluster| {
-            cluster.histories.iter().zip(&acked).all(|(history, before)| history.acked() > before + 3)
+            let partitions = cluster.histories.iter().zip(&acked).skip(1);
+            cluster.summary.written > written + 3
+                && partitions.clone().all(|(history, before)| history.acked() > before + 3)
         })?;
         self.client_at = None;
+        self.step_until(deadline, "answer", |cluster| cluster.clients.is_quiet())?;
         self.step_until(deadline, "agree", |cluster| (0..GROUPS).all(|group| cluster.agrees(group)))?;
         let mut metadata = BTreeMap::new();
-        for node in self.slots.iter_mut().filter_map(Slot::node_mut) {
+        for node in self.slots.iter().filter_map(Slot::node) {
             let (index, state) = node.metadata()?;
             if *metadata.entry(index).or_insert_with(|| state.clone()) != state {
                 return Err(Violation(format!("two states of the metadata at index {index}")));
             }
         }
+        self.check_fast_writes()?;
         (0..).zip(&self.histories).try_for_each(|(group, history)| history.check_acked(group))
     }
 
@@ -489,6 +566,10 @@ impl Cluster {
 
     /// Whether a group has one leader, and all voters have applied all that it has.
     fn agrees(&self, group: u64) -> bool {
+        let shows_all = |node: &SimNode| node.shows() == node.group(META).applied();
+        if group == META && !self.slots.iter().filter_map(Slot::node).all(shows_all) {
+            return false;
+        }
         let groups = || self.slots.iter().filter_map(|slot| slot.node().map(|node| (node.id, node.group(group))));
         let newest = groups().filter(|(_, group)| group.is_leader()).max_by_key(|(_, group)| group.term());
         newest.is_some_and(|(_, leader)| {
@@ -518,7 +599,7 @@ impl Cluster {
 
     fn finish(mut self) -> Summary {
         self.summary.committed = self.histories.iter().map(History::committed).sum();
-        self.summary.acked = self.histories.iter().map(History::acked).sum();
+        self.summary.acked = self.histories.iter().map(History::acked).sum::<u64>() + self.summary.written;
         self.summary.elections = self.histories.iter().map(History::leaders).sum();
         self.summary
     }

@@ -16,6 +16,8 @@ pub struct Record {
     pub group: u64,
     pub hard_state: HardState,
     pub entry: Option<Entry>,
+    /// The log begins anew behind this snapshot, which was staged.
+    pub restart: Option<(Position, Checkpoint)>,
 }
 
 /// What a state machine wrote down of itself.
@@ -39,6 +41,11 @@ pub struct Image {
 impl Image {
     fn take(&mut self, record: Record) {
         self.hard_state = record.hard_state;
+        if let Some((at, checkpoint)) = record.restart {
+            self.entries.clear();
+            self.before = Some(at);
+            self.checkpoint = checkpoint;
+        }
         if let Some(entry) = record.entry {
             self.entries.retain(|older| older.index < entry.index);
             self.entries.push(entry);
@@ -68,6 +75,8 @@ pub struct SimDisk {
     rng: fastrand::Rng,
     /// Longest time that a sync takes.
     pub sync_max: Duration,
+    /// Full, or broken: no sync ends any more, until a restart.
+    pub stuck: bool,
     images: BTreeMap<u64, Image>,
     staged: VecDeque<Record>,
     /// Records ever appended, and those of them that are durable.
@@ -84,6 +93,7 @@ impl SimDisk {
             clock,
             rng: fastrand::Rng::with_seed(seed),
             sync_max,
+            stuck: false,
             images: BTreeMap::new(),
             staged: VecDeque::new(),
             end: 0,
@@ -109,7 +119,7 @@ impl SimDisk {
 
     /// Starts a sync of what is staged, unless one is running.
     pub fn sync(&mut self) {
-        if self.sync.is_none() && !self.staged.is_empty() {
+        if self.sync.is_none() && !self.staged.is_empty() && !self.stuck {
             let takes = Duration::from_micros(self.rng.u64(50..=self.sync_max.as_micros() as u64));
             self.sync = Some((self.end, self.clock.time() + takes));
         }
@@ -133,6 +143,7 @@ impl SimDisk {
         self.staged.clear();
         self.end = self.durable;
         self.sync = None;
+        self.stuck = false;
     }
 
     fn keep(&mut self, records: usize) {
@@ -164,6 +175,9 @@ impl SimDisk {
     pub fn checkpoint(&mut self, group: u64, checkpoint: Checkpoint, forget: u64) {
         assert!(forget <= checkpoint.index, "only what the checkpoint covers is forgotten");
         let image = self.images.entry(group).or_default();
+        if checkpoint.index < image.checkpoint.index {
+            return;
+        }
         image.checkpoint = checkpoint;
         if let Some(last) = image.entries.iter().rfind(|entry| entry.index <= forget) {
             image.before = Some(Position { index: last.index, term: last.term });

@@ -7,8 +7,10 @@
 //! | `disk` | [`SimDisk`]: a journal that loses what was not synced, and tears it between records |
 //! | `node` | one broker's groups, driven as a core drives them |
 //! | `oracle` | what must hold whatever happens, checked after every event |
+//! | `clients` | who writes and reads the metadata, and what they may believe |
 //! | `cluster` | nodes, clients and faults, one event after the other |
 
+mod clients;
 mod clock;
 mod cluster;
 mod disk;

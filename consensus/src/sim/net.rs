@@ -1,7 +1,7 @@
 //! A network that drops, delays, doubles and reorders what it carries, and can be cut in one direction.
 
 use super::SimClock;
-use crate::seam::Transport;
+use crate::{plane::node_of, seam::Transport};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ impl NetFaults {
     };
 }
 
-/// A message under way.
+/// A message under way, between peers.
 #[derive(Clone, Debug)]
 pub struct Envelope<M> {
     pub from: u64,
@@ -44,7 +44,7 @@ pub struct SimNet<M> {
     /// By arrival; the second number keeps those of one moment apart.
     under_way: BTreeMap<(Duration, u64), Envelope<M>>,
     /// Nothing arrives from the first node at the second.
-    cut: BTreeSet<(u64, u64)>,
+    cut: BTreeSet<(i32, i32)>,
 }
 
 impl<M: Clone> SimNet<M> {
@@ -79,11 +79,12 @@ impl<M: Clone> SimNet<M> {
     /// Takes the next message out; `None` if a cut swallows it.
     pub fn arrive(&mut self) -> Option<Envelope<M>> {
         let (_, envelope) = self.under_way.pop_first()?;
-        (!self.cut.contains(&(envelope.from, envelope.to))).then_some(envelope)
+        let way = (node_of(envelope.from), node_of(envelope.to));
+        (!self.cut.contains(&way)).then_some(envelope)
     }
 
     /// Cuts one direction.
-    pub fn cut(&mut self, from: u64, to: u64) {
+    pub fn cut(&mut self, from: i32, to: i32) {
         self.cut.insert((from, to));
     }
 

@@ -1,5 +1,5 @@
 //! One broker's groups, driven as a core drives them: a turn takes completions in, hands records to the journal, sends what may be
-//! sent, and applies what is committed.
+//! sent, and applies what is committed. The metadata group has its plane, its slices and a view.
 
 use super::{
     Bug,
@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     descriptor::{Descriptor, EntryData},
-    group::{Entry, Group, GroupConfig, HardState, Member, Message, Position},
-    metadata::{self, Request, Slice, View},
+    group::{Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position, SnapshotMark},
+    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View},
+    plane::{Plane, PlaneConfig, PlaneMessage, SliceEntry, SliceOp, Submission, Token, WriteError, Written, node_of},
     seam::{Clock, Transport},
 };
 use bytes::Bytes;
-use raft::eraftpb::MessageType;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -22,17 +22,45 @@ use std::{
 /// The group of the metadata; the others stand for partitions.
 pub const META: u64 = 0;
 
+/// What travels between nodes.
+#[derive(Clone, Debug)]
+pub enum Wire {
+    Raft(u64, Message),
+    /// A MsgSnapshot, and the state that it announces.
+    Snapshot(Message, Bytes),
+    /// From a node.
+    Plane(i32, PlaneMessage),
+}
+
 /// What committed entries are applied to.
 enum Machine {
-    Meta {
-        slices: Vec<Slice>,
-        view: Box<View>,
-    },
-    /// The offset behind the last record applied.
+    Meta(Box<Meta>),
     Partition {
+        /// The offset behind the last record applied.
         end: u64,
     },
 }
+
+struct Meta {
+    plane: Plane,
+    slices: Vec<Slice>,
+    view: View,
+    /// Committed entries that are not published, and what entries gave so far.
+    unpublished: VecDeque<Entry>,
+    results: BTreeMap<u64, String>,
+    /// Results on their way from the cores that own the slices, by when they are here.
+    coming: VecDeque<(Duration, Coming)>,
+    /// The newest checkpoint, for nodes that lag behind the log.
+    newest: Option<Checkpoint>,
+}
+
+struct Coming {
+    generation: u64,
+    index: u64,
+    results: Results,
+}
+
+type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
 
 struct Replica {
     group: Group,
@@ -58,6 +86,7 @@ pub struct Node<C, T> {
     clock: C,
     transport: T,
     pub disk: SimDisk,
+    rng: fastrand::Rng,
     replicas: BTreeMap<u64, Replica>,
     persisting: VecDeque<Persisting>,
     tick: Duration,
@@ -65,14 +94,24 @@ pub struct Node<C, T> {
     bug: Option<Bug>,
     /// What the oracle is to hear of.
     pub seen: Vec<Seen>,
+    /// What clients are to hear of.
+    pub written: Vec<(Token, Result<Written, WriteError>)>,
+    pub read: Vec<(Token, Result<(), WriteError>)>,
 }
 
-impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
+/// Longest way from a core that owns a slice to the one that drives the group.
+const CORE_HOP_MAX_US: u64 = 3_000;
+
+impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
+    #[expect(clippy::too_many_arguments, reason = "one call, in the cluster")]
     pub fn start(
         configs: &[GroupConfig],
+        plane: PlaneConfig,
+        contacts: &[i32],
         clock: C,
         transport: T,
         disk: SimDisk,
+        seed: u64,
         tick: Duration,
         bug: Option<Bug>,
     ) -> Result<Self, Violation> {
@@ -82,24 +121,37 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
             let image = disk.image(config.group);
             let staged = (image.hard_state.term, image.hard_state.vote);
             let ends = image.entries.iter().filter_map(|entry| Some((entry.index, end_of(entry)?))).collect();
-            let machine = restore(config.group, &image.checkpoint);
-            let group = Group::new(config.clone(), image.restored())
+            let machine = restore(config.group, &image.checkpoint, &plane, contacts, bug);
+            let mut group = Group::new(config.clone(), image.restored())
                 .map_err(|error| Violation(format!("node {id} cannot start: {error}")))?;
+            if let Machine::Meta(meta) = &machine
+                && let Some(mark) = meta.newest.as_ref().and_then(|newest| mark(&group, newest))
+            {
+                group.set_snapshot(mark);
+            }
+            if config.group == META && group.voters() == [id] {
+                group.campaign();
+            }
             replicas.insert(config.group, Replica { group, machine, ends, staged, led: None });
         }
         let tick_at = clock.now() + tick;
-        Ok(Self {
+        let mut node = Self {
             id,
             clock,
             transport,
             disk,
+            rng: fastrand::Rng::with_seed(seed),
             replicas,
             persisting: VecDeque::new(),
             tick,
             tick_at,
             bug,
             seen: Vec::new(),
-        })
+            written: Vec::new(),
+            read: Vec::new(),
+        };
+        node.turn();
+        Ok(node)
     }
 
     pub fn group(&self, group: u64) -> &Group {
@@ -111,16 +163,70 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         self.tick_at
     }
 
+    /// When the next results of slices are here, by this node's clock.
+    pub fn slices_at(&self) -> Option<Duration> {
+        self.meta().coming.front().map(|(at, _)| *at)
+    }
+
     /// Missed ticks are not replayed.
     pub fn tick(&mut self) {
-        self.replicas.values_mut().for_each(|replica| replica.group.tick());
+        for (group, replica) in &mut self.replicas {
+            match &mut replica.machine {
+                Machine::Meta(meta) => meta.plane.tick(&mut replica.group, self.clock.now()),
+                Machine::Partition { .. } => replica.group.tick(),
+            }
+            debug_assert_eq!(replica.group.id(), *group);
+        }
         self.tick_at = self.clock.now() + self.tick;
+        if self.group(META).snapshot_wanted() {
+            self.snapshot();
+        }
         self.turn();
     }
 
-    pub fn step(&mut self, group: u64, message: Message) {
-        self.replicas.get_mut(&group).expect("every node has every group").group.step(message);
+    /// The slices' results that are here by now.
+    pub fn slices_did(&mut self) {
+        let now = self.clock.now();
+        loop {
+            let (group, meta) = self.meta_parts();
+            let Some((_, coming)) = meta.coming.pop_front_if(|(at, _)| *at <= now) else { break };
+            meta.plane.slices_did(group, now, coming.generation, coming.index, coming.results);
+            self.carry_out();
+        }
         self.turn();
+    }
+
+    pub fn receive(&mut self, wire: Wire) {
+        let now = self.clock.now();
+        match wire {
+            Wire::Raft(group, message) => {
+                let replica = self.replicas.get_mut(&group).expect("every node has every group");
+                replica.group.step(message);
+                if let Machine::Meta(meta) = &mut replica.machine {
+                    meta.plane.observe(&mut replica.group, now);
+                }
+            }
+            Wire::Snapshot(message, state) => self.take_snapshot(message, state),
+            Wire::Plane(from, message) => {
+                let (group, meta) = self.meta_parts();
+                meta.plane.receive(group, now, from, message);
+            }
+        }
+        self.turn();
+    }
+
+    /// The state is durable beside the log before the group hears of it.
+    fn take_snapshot(&mut self, message: Message, state: Bytes) {
+        let now = self.clock.now();
+        let (group, meta) = self.meta_parts();
+        let metadata = message.get_snapshot().get_metadata();
+        let conf_state = crate::group::conf_state_bytes(metadata.get_conf_state());
+        if message.to != group.peer() || metadata.index <= group.commit() {
+            return;
+        }
+        meta.newest = Some(Checkpoint { index: metadata.index, conf_state, state });
+        group.step_snapshot(message);
+        meta.plane.observe(group, now);
     }
 
     /// The journal's sync is over.
@@ -129,12 +235,49 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         self.turn();
     }
 
-    /// Proposes requests to the metadata group.
-    pub fn propose_requests(&mut self, requests: &[Request]) -> Option<(Position, Bytes)> {
-        let data = metadata::encode_requests(requests);
-        let position = self.replicas.get_mut(&META)?.group.propose(data.clone()).ok()?;
+    /// Hands a write to the plane.
+    pub fn submit(&mut self, submission: Submission) -> Token {
+        let now = self.clock.now();
+        let (_, meta) = self.meta_parts();
+        let token = meta.plane.submit(now, submission);
         self.turn();
-        Some((position, data))
+        token
+    }
+
+    /// Asks for a linearizable read.
+    pub fn ask_to_read(&mut self, within: Duration) -> Token {
+        let now = self.clock.now();
+        let (group, meta) = self.meta_parts();
+        let token = meta.plane.read(group, now, now + within);
+        self.turn();
+        token
+    }
+
+    /// This node's clock.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Whether reads may be answered from the view now.
+    pub fn has_read_lease(&self) -> bool {
+        self.meta().plane.read_lease().is_some_and(|until| self.clock.now() < until)
+    }
+
+    /// Whether this node leads the metadata, and holds its lease.
+    pub fn holds_lease(&self) -> bool {
+        self.meta().plane.holds_lease(self.group(META), self.clock.now())
+    }
+
+    /// The last index that the view shows.
+    pub fn shows(&self) -> u64 {
+        self.meta().view.index()
+    }
+
+    /// Hands the lead of the metadata over, as a broker that stops does.
+    pub fn hand_over(&mut self) {
+        let (group, meta) = self.meta_parts();
+        meta.plane.hand_over(group);
+        self.turn();
     }
 
     /// Proposes a batch of so many records to a partition; its base offset comes from the log's end in the same step.
@@ -156,32 +299,45 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         proposed
     }
 
-    /// Writes a group's checkpoint; the log forgets what it covers, up to `forget`.
+    /// Writes a partition's checkpoint; the log forgets what it covers, up to `forget`.
     pub fn checkpoint(&mut self, group: u64, forget: u64) {
         let replica = self.replicas.get_mut(&group).expect("every node has every group");
         let index = replica.group.applied();
-        let state = match &mut replica.machine {
-            Machine::Meta { slices, .. } => metadata::join(index, slices),
-            Machine::Partition { end } => Bytes::copy_from_slice(&end.to_le_bytes()),
-        };
+        let Machine::Partition { end } = &replica.machine else { unreachable!("the metadata has snapshots") };
+        let state = Bytes::copy_from_slice(&end.to_le_bytes());
         self.seen.push(Seen::State { group, index, state: state.clone() });
         let forget = replica.group.compact(forget);
         let checkpoint = Checkpoint { index, conf_state: replica.group.conf_state(), state };
         self.disk.checkpoint(group, checkpoint, forget);
     }
 
+    /// Cuts a snapshot of the metadata, as of what is applied; the log forgets what it covers, but for what members lack.
+    pub fn snapshot(&mut self) {
+        let (group, meta) = self.meta_parts();
+        let index = group.applied();
+        if meta.newest.as_ref().is_some_and(|newest| newest.index >= index) {
+            return;
+        }
+        // Slices whose results are on their way have applied all the same.
+        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
+        let state = metadata::join(index, &mut slices);
+        let newest = Checkpoint { index, conf_state: group.conf_state(), state: state.clone() };
+        let Some(mark) = mark(group, &newest) else { return };
+        group.set_snapshot(mark);
+        let forget = group.compact(index);
+        meta.newest = Some(newest.clone());
+        self.seen.push(Seen::State { group: META, index, state });
+        self.disk.checkpoint(META, newest, forget);
+    }
+
     /// Everything that can be done without waiting.
     fn turn(&mut self) {
         loop {
-            while self.persisting.front().is_some_and(|next| {
-                next.position <= self.disk.durable() || self.bug == Some(Bug::AcknowledgedBeforeSync)
-            }) {
-                let done = self.persisting.pop_front().expect("it was just looked at");
-                let replica = self.replicas.get_mut(&done.group).expect("every node has every group");
-                replica.group.on_persisted(done.number);
-                self.seen.extend(done.entries.into_iter().map(|entry| Seen::Appended { group: done.group, entry }));
-                self.send(done.group, done.messages);
-            }
+            self.complete();
+            let now = self.clock.now();
+            let (group, meta) = self.meta_parts();
+            meta.plane.propose(group, now);
+            self.carry_out();
             let working = self.replicas.iter().find(|(_, replica)| replica.group.has_work()).map(|(group, _)| *group);
             match working {
                 Some(group) => self.take_ready(group),
@@ -202,6 +358,35 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
         }
     }
 
+    /// Takes the journal's completions in.
+    fn complete(&mut self) {
+        while self
+            .persisting
+            .front()
+            .is_some_and(|next| next.position <= self.disk.durable() || self.bug == Some(Bug::AcknowledgedBeforeSync))
+        {
+            let mut done = self.persisting.pop_front().expect("it was just looked at");
+            if self.bug == Some(Bug::CompletedOutOfOrder)
+                && let Some(at) = self.persisting.iter().rposition(|later| later.group == done.group)
+            {
+                // A later completion stands for all before it; but here it came too early.
+                let later = self.persisting.remove(at).expect("it was just found");
+                done.number = later.number;
+                done.messages.extend(later.messages);
+                self.persisting.retain(|between| between.group != done.group || between.number > done.number);
+            }
+            let now = self.clock.now();
+            let replica = self.replicas.get_mut(&done.group).expect("every node has every group");
+            replica.group.on_persisted(done.number);
+            if let Machine::Meta(meta) = &mut replica.machine {
+                meta.plane.persisted(&replica.group, now);
+            }
+            self.seen.extend(done.entries.into_iter().map(|entry| Seen::Appended { group: done.group, entry }));
+            self.send(done.group, done.messages);
+            self.carry_out();
+        }
+    }
+
     fn take_ready(&mut self, group: u64) {
         let replica = self.replicas.get_mut(&group).expect("it has work");
         let Some(ready) = replica.group.ready() else { return };
@@ -212,18 +397,29 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
             Some(Bug::CommitNotRecorded) => HardState { commit: 0, ..state },
             _ => state,
         };
+        if let Some(mark) = &ready.snapshot {
+            alone = false;
+            let hard_state = recorded(replica.group.hard_state_with(mark.at.index));
+            let Machine::Meta(meta) = &mut replica.machine else { unreachable!("only the metadata has snapshots") };
+            let newest = meta.newest.clone().expect("a snapshot is staged before it is stepped");
+            assert_eq!(newest.index, mark.at.index, "the group takes the snapshot that was staged");
+            meta.install(&newest);
+            self.seen.push(Seen::Restored { node: self.id, group, index: mark.at.index });
+            let restart = Some((mark.at, newest));
+            self.disk.append(Record { group, hard_state, entry: None, restart });
+        }
         for entry in &ready.entries {
             replica.ends.split_off(&entry.index);
             if let Some(end) = end_of(entry) {
                 replica.ends.insert(entry.index, end);
             }
             let hard_state = recorded(replica.group.hard_state_with(entry.index));
-            self.disk.append(Record { group, hard_state, entry: Some(entry.clone()) });
+            self.disk.append(Record { group, hard_state, entry: Some(entry.clone()), restart: None });
         }
         let hard_state = recorded(replica.group.hard_state());
         alone &= replica.staged != (hard_state.term, hard_state.vote);
         if alone {
-            self.disk.append(Record { group, hard_state, entry: None });
+            self.disk.append(Record { group, hard_state, entry: None, restart: None });
         }
         replica.staged = (hard_state.term, hard_state.vote);
         let mut late = ready.persisted_messages;
@@ -239,14 +435,79 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
             entries: ready.entries,
             messages: late,
         });
-        for entry in &ready.committed {
-            let replica = self.replicas.get_mut(&group).expect("it has work");
-            let result = replica.machine.apply(entry, bug);
-            let term = replica.group.term();
-            self.seen.push(Seen::Applied { node: self.id, group, term, entry: entry.clone(), result });
-            replica.group.applied_to(entry.index);
+        self.apply(group, ready.committed);
+        let clock = self.clock.now();
+        let replica = self.replicas.get_mut(&group).expect("it has work");
+        if let Machine::Meta(meta) = &mut replica.machine {
+            meta.plane.still_leads(&replica.group, clock, &ready.reads);
         }
         self.send(group, now);
+        self.carry_out();
+    }
+
+    fn apply(&mut self, group: u64, committed: Vec<Entry>) {
+        let now = self.clock.now();
+        let replica = self.replicas.get_mut(&group).expect("it has work");
+        match &mut replica.machine {
+            Machine::Meta(meta) => {
+                meta.unpublished.extend(committed.iter().cloned());
+                meta.plane.committed(&mut replica.group, now, &committed);
+                self.carry_out();
+            }
+            Machine::Partition { end } => {
+                for entry in committed {
+                    if let Some(behind) = end_of(&entry) {
+                        let Ok(EntryData::Batch(batch)) = EntryData::decode(&entry.data) else {
+                            unreachable!("only batches end at an offset")
+                        };
+                        assert_eq!(batch.base_offset, *end, "batches follow each other without gaps");
+                        *end = behind;
+                    }
+                    let (term, result) = (replica.group.term(), end.to_string());
+                    replica.group.applied_to(entry.index);
+                    self.seen.push(Seen::Applied { node: self.id, group, term, entry, result });
+                }
+            }
+        }
+    }
+
+    /// Does what the plane wishes.
+    fn carry_out(&mut self) {
+        loop {
+            let (node, bug, now) = (self.id, self.bug, self.clock.now());
+            let hop = Duration::from_micros(self.rng.u64(..CORE_HOP_MAX_US));
+            let far = self.rng.u8(..4) == 0;
+            let (group, meta) = self.meta_parts();
+            let turn = meta.plane.take();
+            if turn.is_empty() {
+                return;
+            }
+            for op in turn.slices {
+                let Some(coming) = meta.work(op, bug) else { continue };
+                // What one core sends comes in order: nothing overtakes what is on its way.
+                if far || !meta.coming.is_empty() {
+                    let at = meta.coming.back().map_or(now + hop, |(at, _)| (*at).max(now + hop));
+                    meta.coming.push_back((at, coming));
+                } else {
+                    meta.plane.slices_did(group, now, coming.generation, coming.index, coming.results);
+                }
+            }
+            let mut seen = Vec::new();
+            for (index, deltas) in turn.publish {
+                meta.view.apply(index, &deltas);
+                let entry = meta.unpublished.pop_front().expect("what is published was committed");
+                assert_eq!(entry.index, index);
+                let result = meta.results.remove(&index).unwrap_or_default();
+                seen.push(Seen::Applied { node, group: META, term: group.term(), entry, result });
+                meta.plane.shown(group, now, index);
+            }
+            self.seen.extend(seen);
+            self.written.extend(turn.written);
+            self.read.extend(turn.reads);
+            for (to, message) in turn.sends {
+                self.transport.send(u64::from(to as u32) << 32, Wire::Plane(node_of(node), message));
+            }
+        }
     }
 
     fn send(&mut self, group: u64, messages: Vec<Message>) {
@@ -257,21 +518,46 @@ impl<C: Clock, T: Transport<Message = (u64, Message)>> Node<C, T> {
                 let to = if granted { message.to } else { self.id };
                 self.seen.push(Seen::Voted { node: self.id, group, term: message.term, to });
             }
-            self.transport.send(message.to, (group, message));
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                self.transport.send(message.to, Wire::Raft(group, message));
+                continue;
+            }
+            let announced = message.get_snapshot().get_metadata().index;
+            let (group, meta) = self.meta_parts();
+            let state = meta.newest.as_ref().filter(|newest| newest.index == announced);
+            let state = state.map(|newest| newest.state.clone());
+            group.report_snapshot(message.to, state.is_some());
+            if let Some(state) = state {
+                self.transport.send(message.to, Wire::Snapshot(message, state));
+            }
+        }
+    }
+
+    fn meta(&self) -> &Meta {
+        match &self.replicas[&META].machine {
+            Machine::Meta(meta) => meta,
+            Machine::Partition { .. } => unreachable!("the metadata group is no partition"),
+        }
+    }
+
+    fn meta_parts(&mut self) -> (&mut Group, &mut Meta) {
+        match self.replicas.get_mut(&META) {
+            Some(Replica { group, machine: Machine::Meta(meta), .. }) => (group, meta),
+            _ => unreachable!("the metadata group is there from the start"),
         }
     }
 
     /// The metadata at its applied index, if the view agrees with the slices.
-    pub fn metadata(&mut self) -> Result<(u64, Bytes), Violation> {
-        let Some(Replica { group, machine: Machine::Meta { slices, view }, .. }) = self.replicas.get_mut(&META) else {
-            unreachable!("the metadata group is there from the start")
-        };
+    pub fn metadata(&self) -> Result<(u64, Bytes), Violation> {
+        let meta = self.meta();
+        let applied = self.group(META).applied();
+        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
         let mut topics: Vec<_> = slices.iter().flat_map(Slice::topics).collect();
         topics.sort_unstable_by_key(|topic| &topic.name);
-        if view.index() != group.applied() || !view.topics().eq(topics) {
+        if meta.view.index() != applied || !meta.view.topics().eq(topics) {
             return Err(Violation(format!("the view of node {} is not what its slices say", self.id)));
         }
-        Ok((group.applied(), metadata::join(group.applied(), slices)))
+        Ok((applied, metadata::join(applied, &mut slices)))
     }
 }
 
@@ -279,53 +565,78 @@ impl Replica {
     fn applied_end(&self) -> u64 {
         match &self.machine {
             Machine::Partition { end } => *end,
-            Machine::Meta { .. } => unreachable!("the metadata group takes no batches"),
+            Machine::Meta(_) => unreachable!("the metadata group takes no batches"),
         }
     }
 }
 
-impl Machine {
-    /// Applies an entry; the result, a line for each request, must be the same on every node.
-    fn apply(&mut self, entry: &Entry, bug: Option<Bug>) -> String {
-        match self {
-            Machine::Meta { slices, view } => {
-                let requests = if entry.is_command() {
-                    metadata::decode_requests(&entry.data).expect("a committed entry can be read")
-                } else {
-                    Vec::new()
-                };
-                let mut deltas = Vec::new();
-                let mut outcomes = String::new();
-                for request in requests {
-                    let slice = &mut slices[usize::from(request.command.slice().0)];
-                    let applied = match bug {
-                        Some(Bug::RetryAppliedTwice) => Ok(slice.apply(&request.command)),
-                        _ => slice.apply_request(&request),
-                    };
-                    slice.check();
-                    match applied {
-                        Ok(applied) => {
-                            deltas.extend(applied.deltas);
-                            outcomes += &format!("{:?}\n", applied.outcome);
-                        }
-                        Err(too_late) => outcomes += &format!("{too_late:?}\n"),
-                    }
-                }
-                view.apply(entry.index, &deltas);
-                outcomes
+impl Meta {
+    /// Does one piece of the slices' work; what it gave, a line for each request, must be the same on every node.
+    fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
+        match op {
+            SliceOp::Speculate(entry) => {
+                Some(self.work_on(entry, bug, |slice, index, request| slice.speculate(index, request)))
             }
-            Machine::Partition { end } => {
-                if let Some(behind) = end_of(entry) {
-                    let Ok(EntryData::Batch(batch)) = EntryData::decode(&entry.data) else {
-                        unreachable!("only batches end at an offset")
-                    };
-                    assert_eq!(batch.base_offset, *end, "batches follow each other without gaps");
-                    *end = behind;
-                }
-                end.to_string()
+            SliceOp::Apply(entry) => Some(self.work_on(entry, bug, |slice, _, request| slice.apply_request(request))),
+            SliceOp::Commit { index } => {
+                self.slices.iter_mut().for_each(|slice| slice.commit(index));
+                None
+            }
+            SliceOp::RollBack => {
+                self.slices.iter_mut().for_each(Slice::roll_back);
+                let committed = self.unpublished.back().map_or(self.view.index(), |last| last.index);
+                self.results.split_off(&(committed + 1));
+                None
             }
         }
     }
+
+    fn work_on(
+        &mut self,
+        entry: SliceEntry,
+        bug: Option<Bug>,
+        apply: impl Fn(&mut Slice, u64, &Request) -> Result<Applied, AskedTooLate>,
+    ) -> Coming {
+        let SliceEntry { generation, index, requests } = entry;
+        let mut lines = String::new();
+        let mut results = Vec::new();
+        for (at, request) in requests.into_iter().enumerate() {
+            let slice = &mut self.slices[usize::from(request.command.slice().0)];
+            let request = match bug {
+                // Whoever asks does not say that it asks again.
+                Some(Bug::RetryAppliedTwice) => Request::from(request.command),
+                _ => request,
+            };
+            let applied = apply(slice, index, &request);
+            slice.check();
+            lines += &match &applied {
+                Ok(applied) => format!("{:?}\n", applied.outcome),
+                Err(late) => format!("{late:?}\n"),
+            };
+            results.push((at, applied));
+        }
+        self.results.insert(index, lines);
+        Coming { generation, index, results }
+    }
+
+    /// Takes over a snapshot.
+    fn install(&mut self, snapshot: &Checkpoint) {
+        let (index, slices) = metadata::restore(&snapshot.state).expect("a snapshot is whole");
+        let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
+        self.plane.restored(index, group_high, &image);
+        self.slices = slices;
+        self.view = View::new(index, &image);
+        self.unpublished.clear();
+        self.results.clear();
+        self.coming.clear();
+    }
+}
+
+/// Where a checkpoint was cut, if the log still knows.
+fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
+    let at = Position { index: checkpoint.index, term: group.term_at(checkpoint.index)? };
+    Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })
 }
 
 /// The offset behind an entry's batch, if it is one of a partition.
@@ -336,17 +647,30 @@ fn end_of(entry: &Entry) -> Option<u64> {
     }
 }
 
-fn restore(group: u64, checkpoint: &Checkpoint) -> Machine {
+fn restore(group: u64, checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32], bug: Option<Bug>) -> Machine {
     if group != META {
         let end = checkpoint.state[..].try_into().map_or(0, u64::from_le_bytes);
         return Machine::Partition { end };
     }
-    if checkpoint.state.is_empty() {
-        return Machine::Meta { slices: Slice::all(), view: Box::default() };
-    }
-    let (index, slices) = metadata::restore(&checkpoint.state).expect("a checkpoint is whole");
+    let (index, slices) = if checkpoint.state.is_empty() {
+        (0, Slice::all())
+    } else {
+        metadata::restore(&checkpoint.state).expect("a checkpoint is whole")
+    };
     assert_eq!(index, checkpoint.index);
-    let image: Vec<_> = slices.iter().flat_map(Slice::image).collect();
-    let view = Box::new(View::new(index, &image));
-    Machine::Meta { slices, view }
+    let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+    let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
+    let mut plane = Plane::new(config.clone(), index, group_high);
+    plane.begin_from(&image);
+    plane.set_contacts(contacts.iter().copied());
+    plane.lease_from_receipt = bug == Some(Bug::LeaseFromReceipt);
+    Machine::Meta(Box::new(Meta {
+        plane,
+        view: View::new(index, &image),
+        slices,
+        unpublished: VecDeque::new(),
+        results: BTreeMap::new(),
+        coming: VecDeque::new(),
+        newest: (index > 0).then(|| checkpoint.clone()),
+    }))
 }

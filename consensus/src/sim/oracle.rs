@@ -37,6 +37,12 @@ pub enum Seen {
         entry: Entry,
         result: String,
     },
+    /// A snapshot has taken the place of a node's log.
+    Restored {
+        node: u64,
+        group: u64,
+        index: u64,
+    },
     State {
         group: u64,
         index: u64,
@@ -59,6 +65,7 @@ impl Seen {
             | Seen::Leads { group, .. }
             | Seen::Appended { group, .. }
             | Seen::Applied { group, .. }
+            | Seen::Restored { group, .. }
             | Seen::State { group, .. } => *group,
         }
     }
@@ -91,6 +98,11 @@ impl History {
 
     pub fn leaders(&self) -> u64 {
         self.leaders.len() as u64
+    }
+
+    /// The newest term in which somebody was seen to lead.
+    pub fn newest_term(&self) -> u64 {
+        self.leaders.last_key_value().map_or(0, |(term, _)| *term)
     }
 
     /// The term of a committed entry.
@@ -130,6 +142,10 @@ impl History {
             },
             Seen::Applied { node, term, entry, result, group } => {
                 self.applied(group, node, Committed { entry, result, known_in: term })
+            }
+            Seen::Restored { node, index, group } => {
+                let before = self.applied.insert(node, index).unwrap_or(0);
+                expect(index > before, || format!("group {group}: node {node} went back from {before} to {index}"))
             }
             Seen::State { index, state, group } => {
                 let first = self.states.entry(index).or_insert_with(|| state.clone());

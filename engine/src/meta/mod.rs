@@ -353,6 +353,9 @@ pub async fn tick(core: Rc<Core>) {
         core.meta().happens(&core, |plane, raft, now| plane.tick(raft, now));
         let voters = core.meta().with(|_, raft| raft.voters().len());
         core.metrics.metadata_voters.set(voters as u64);
+        if core.meta().with(|_, raft| raft.snapshot_wanted()) {
+            core.meta().snapshots.wanted.notify();
+        }
         core.metrics.metadata_ticks_total.add(1);
         core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
     }

@@ -4,7 +4,7 @@ use super::{META_CORE, META_GROUP, Meta};
 use crate::{
     core::{Core, CoreId},
     rt,
-    sync::{Either, promise, race},
+    sync::{Either, Notify, promise, race},
 };
 use bytes::{Bytes, BytesMut};
 use consensus::{
@@ -34,6 +34,8 @@ const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Snapshots {
     newest: RefCell<Option<(SnapshotMark, Bytes)>>,
+    /// Moves when a peer needs a newer one.
+    pub(super) wanted: Notify,
     /// One that comes in, until it is announced.
     arriving: RefCell<Option<Arriving>>,
     /// One that has come is being made durable.
@@ -62,9 +64,9 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
     let meta = core.meta().clone();
     let mut covered = meta.with(|plane, _| plane.published());
     loop {
-        if let Either::First(Err(_poisoned)) =
-            race(core.store.snapshot_wanted(), meta.entries_since(covered, SNAPSHOT_ENTRIES)).await
-        {
+        let seen = meta.snapshots.wanted.version();
+        let due = race(meta.entries_since(covered, SNAPSHOT_ENTRIES), meta.snapshots.wanted.past(seen));
+        if let Either::First(Err(_poisoned)) = race(core.store.snapshot_wanted(), due).await {
             return;
         }
         match snapshot(&core).await {

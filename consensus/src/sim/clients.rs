@@ -1,0 +1,278 @@
+//! Who writes and reads the metadata, at any node, and what they may believe of the answers.
+//!
+//! The log is the witness of their order: an answer names its index. So that all is linearizable, a write's index lies above those
+//! of all writes that were acknowledged before it was asked for, and a read shows them; that the same index means the same to
+//! all is the oracle's to see.
+
+use super::{cluster::Cluster, node::META, oracle::Violation};
+use crate::{
+    metadata::{Broker, BrokerStatus, Command, HostPort, LeaderReport, Outcome, WatermarkReport},
+    plane::{Acks, Submission, Token, Until, WriteError, Written},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// Answers come within this time, or it is an error that there is none.
+const WITHIN_MS: std::ops::Range<u64> = 1_000..8_000;
+/// A read lease, and what clocks may drift apart in that time.
+const STALE_MAX: Duration = Duration::from_millis(5_300);
+
+/// Something that a client asked of a node.
+pub(super) struct Op {
+    kind: Kind,
+    /// All writes up to this index were acknowledged before.
+    above: u64,
+}
+
+enum Kind {
+    Write(Submission),
+    Register(Submission),
+    Unregister(Submission),
+    Read,
+}
+
+#[derive(Default)]
+pub(super) struct Clients {
+    open: BTreeMap<(usize, Token), Op>,
+    /// The largest index of a write that was acknowledged and is committed.
+    acked: u64,
+    /// By time, the value of `acked` since.
+    acked_since: VecDeque<(Duration, u64)>,
+    /// Index and term of what the fast path acknowledged.
+    fast: Vec<(u64, u64)>,
+    next_topic: u64,
+    /// What a read by lease has shown to be wrong.
+    fault: Option<Violation>,
+}
+
+impl Op {
+    pub(super) fn registration(node: i32, peer: u64, incarnation: u64) -> Self {
+        let address = HostPort { host: format!("n{node}"), port: 1 };
+        let broker = Broker {
+            node,
+            peer,
+            incarnation,
+            kafka: address.clone(),
+            peer_addr: address,
+            cores: 1,
+            rack: None,
+            version: String::new(),
+            status: BrokerStatus::Alive,
+        };
+        Self { kind: Kind::Register(submission(vec![Command::RegisterBroker { broker }])), above: 0 }
+    }
+}
+
+fn submission(commands: Vec<Command>) -> Submission {
+    Submission { commands, acks: Acks::Quorum, until: Until::Shown, deadline: Duration::ZERO }
+}
+
+impl Clients {
+    pub(super) fn node_is_gone(&mut self, at: usize) {
+        self.open.retain(|(node, _), _| *node != at);
+    }
+
+    /// Whether nobody waits for an answer but nodes for theirs.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.open.values().all(|op| matches!(op.kind, Kind::Register(_)))
+    }
+
+    fn acked(&mut self, now: Duration, index: u64) {
+        if index > self.acked {
+            self.acked = index;
+            self.acked_since.push_back((now, index));
+        }
+    }
+
+    /// What every leased read must show by now.
+    fn acked_long_ago(&mut self, now: Duration) -> u64 {
+        let long_ago = now.saturating_sub(STALE_MAX);
+        while self.acked_since.get(1).is_some_and(|(since, _)| *since <= long_ago) {
+            self.acked_since.pop_front();
+        }
+        self.acked_since.front().filter(|(since, _)| *since <= long_ago).map_or(0, |(_, index)| *index)
+    }
+}
+
+impl Cluster {
+    /// Hands an operation to a node.
+    pub(super) fn submit(&mut self, at: usize, mut op: Op) {
+        op.above = self.clients.acked;
+        let within = Duration::from_millis(self.rng.u64(WITHIN_MS));
+        let node = self.node(at);
+        let token = match &op.kind {
+            Kind::Read => node.ask_to_read(within),
+            Kind::Write(write) | Kind::Register(write) | Kind::Unregister(write) => {
+                let deadline = node.now() + within;
+                node.submit(Submission { deadline, ..write.clone() })
+            }
+        };
+        self.clients.open.insert((at, token), op);
+    }
+
+    /// A client asks some node to write or read metadata.
+    pub(super) fn ask_metadata(&mut self) {
+        let at = self.rng.usize(..self.slots.len());
+        if self.is_paused(at) || self.slots[at].node().is_none() {
+            return;
+        }
+        let kind = match self.rng.u8(..8) {
+            0 => return self.read_by_lease(at),
+            1 | 2 => Kind::Read,
+            _ => {
+                let commands = (0..self.rng.usize(1..4)).map(|_| self.command()).collect();
+                let acks = if self.rng.bool() { Acks::Leader } else { Acks::Quorum };
+                let until = if self.rng.bool() { Until::Acked } else { Until::Shown };
+                Kind::Write(Submission { acks, until, ..submission(commands) })
+            }
+        };
+        self.submit(at, Op { kind, above: 0 });
+    }
+
+    /// Somebody says that the node whose disk may be lost does not belong to the cluster any more.
+    pub(super) fn unregister(&mut self) {
+        let Some(gone) = self.may_be_emptied() else { return };
+        let others = (0..self.slots.len()).filter(|at| *at != gone);
+        let at = others.into_iter().find(|at| self.slots[*at].node().is_some() && !self.is_paused(*at));
+        if let Some(at) = at {
+            let commands = vec![Command::UnregisterBroker { node: gone as i32 + 1 }];
+            self.submit(at, Op { kind: Kind::Unregister(submission(commands)), above: 0 });
+        }
+    }
+
+    fn read_by_lease(&mut self, at: usize) {
+        let now = self.clock.time();
+        let must_show = self.clients.acked_long_ago(now);
+        let node = self.slots[at].node().expect("it is up");
+        if node.has_read_lease() {
+            self.summary.leased_reads += 1;
+            let shows = node.shows();
+            if shows < must_show {
+                let violation = format!("node {} shows {shows} under a lease, and {must_show} is old", node.id);
+                self.clients.fault = Some(Violation(violation));
+            }
+        }
+    }
+
+    /// Takes a node's answers to its clients.
+    pub(super) fn hear(
+        &mut self,
+        at: usize,
+        written: Vec<(Token, Result<Written, WriteError>)>,
+        read: Vec<(Token, Result<(), WriteError>)>,
+    ) -> Result<(), Violation> {
+        if let Some(violation) = self.clients.fault.take() {
+            return Err(violation);
+        }
+        for (token, result) in written {
+            let Some(op) = self.clients.open.remove(&(at, token)) else { continue };
+            match (result, op.kind) {
+                (Ok(written), Kind::Write(write)) => self.has_written(at, op.above, &write, &written)?,
+                (Ok(written), Kind::Unregister(write)) => {
+                    self.has_written(at, op.above, &write, &written)?;
+                    if matches!(written.results[..], [Ok(Ok(Outcome::BrokerUnregistered))]) {
+                        // Its disk must not come back.
+                        let gone = self.may_be_emptied().expect("it was unregistered");
+                        self.empty(gone)?;
+                    }
+                }
+                (Ok(written), Kind::Register(write)) => self.has_written(at, op.above, &write, &written)?,
+                (Err(_), Kind::Register(_)) => self.register(at),
+                (Err(_), _) => self.summary.unanswered += 1,
+                (Ok(_), Kind::Read) => unreachable!("a read is no write"),
+            }
+        }
+        for (token, result) in read {
+            let Some(op) = self.clients.open.remove(&(at, token)) else { continue };
+            if result.is_err() {
+                self.summary.unanswered += 1;
+                continue;
+            }
+            self.summary.reads += 1;
+            let Some(node) = self.slots[at].node() else { continue };
+            if node.shows() < op.above {
+                let (id, shows, above) = (node.id, node.shows(), op.above);
+                return Err(Violation(format!(
+                    "node {id} shows {shows} to a read that began when {above} was acknowledged"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_written(&mut self, at: usize, above: u64, write: &Submission, written: &Written) -> Result<(), Violation> {
+        let Written { term, index, .. } = *written;
+        let history = &self.histories[META as usize];
+        let committed = history.term_of(index) == Some(term);
+        if committed {
+            self.summary.written += 1;
+            if index <= above {
+                return Err(Violation(format!("a write at {index} was asked for when {above} was acknowledged")));
+            }
+            let now = self.clock.time();
+            self.clients.acked(now, index);
+            return Ok(());
+        }
+        let number = at + 1;
+        if write.acks != Acks::Leader || write.until != Until::Acked {
+            return Err(Violation(format!(
+                "node {number} answered for {index} of term {term}, which is not committed"
+            )));
+        }
+        let newest = history.newest_term();
+        if newest > term {
+            return Err(Violation(format!(
+                "node {number} acknowledged {index} of term {term} alone, when somebody led in term {newest}"
+            )));
+        }
+        self.summary.fast += 1;
+        self.clients.fast.push((index, term));
+        Ok(())
+    }
+
+    /// What the fast path acknowledged is lost only if its leader was deposed.
+    pub(super) fn check_fast_writes(&self) -> Result<(), Violation> {
+        let history = &self.histories[META as usize];
+        for (index, term) in &self.clients.fast {
+            if history.term_of(*index) != Some(*term) && history.newest_term() == *term {
+                return Err(Violation(format!("what the fast path acknowledged at {index} is lost in its own term")));
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self) -> Command {
+        let next = self.clients.next_topic;
+        let topic = self.rng.u64(next.saturating_sub(20)..=next);
+        let (name, id): (Arc<str>, _) = (format!("topic-{topic}").into(), Uuid::from_u128(u128::from(topic)));
+        let replicas = vec![vec![1, 2, 3]; self.rng.usize(1..4)];
+        let partition = self.rng.u32(..3);
+        match self.rng.u8(..9) {
+            0 => Command::DeleteTopic { name, id },
+            1 => Command::CreatePartitions { name, id, present: self.rng.u32(1..4), first_group: 0, replicas },
+            2 => {
+                let value = self.rng.bool().then(|| self.rng.u16(..).to_string());
+                Command::UpdateTopicConfig { name, id, changes: vec![("retention.ms".to_owned(), value)] }
+            }
+            3 => Command::AllocateProducerIds { count: self.rng.u32(1..1000) },
+            4 => {
+                let report = LeaderReport { partition, term: self.rng.u64(1..9), leader: 1, voters: vec![1] };
+                Command::SetPartitionLeader { name, id, leaders: vec![report] }
+            }
+            5 => {
+                let high_watermark = self.rng.u64(..1000);
+                let report = WatermarkReport { partition, high_watermark, log_start: 0, end_offset: high_watermark };
+                Command::UpdateHighWatermark { name, id, node: 1, watermarks: vec![report] }
+            }
+            _ => {
+                self.clients.next_topic += 1;
+                let created_ms = self.clock.time().as_millis() as i64;
+                Command::CreateTopic { name, id, first_group: 0, replicas, configs: BTreeMap::new(), created_ms }
+            }
+        }
+    }
+}
