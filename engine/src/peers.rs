@@ -10,6 +10,7 @@ use crate::{
     peers_tools, rt,
     sync::{Either, Flag, Notify, race},
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
@@ -24,10 +25,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     future::Future,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
@@ -46,6 +47,11 @@ const BULK_BYTES_MAX: usize = 4 << 20;
 const FRAME_BYTES: usize = 1 << 20;
 /// Connections of brokers and tools to this core at most; more are closed.
 const SERVED_MAX: usize = 1024;
+
+/// What ends a caller's connections is told once in so long, if it is always the same; a misled broker tries on and on.
+const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Callers for whom that is remembered; beyond it, all are forgotten.
+const REFUSED_MAX: usize = 256;
 
 /// What a tool's request will be answered.
 pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
@@ -81,6 +87,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
+    /// Why callers' connections were ended, and when that was told.
+    refused: RefCell<AHashMap<IpAddr, (String, Instant)>>,
 }
 
 /// The way to one broker.
@@ -168,6 +176,7 @@ impl Peers {
             stats: PeerStats::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            refused: RefCell::default(),
         });
         for (node, address) in seeds {
             peers.add(node, address, true);
@@ -390,8 +399,7 @@ impl Peers {
     fn check_cluster(&self, there: &Hello) -> Result<(), LinkError> {
         match (&there.cluster_id, &self.me.cluster_id) {
             (Some(theirs), Some(ours)) if theirs != ours => {
-                let node = (there.caller == Caller::Broker).then_some(there.node);
-                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(node) })
+                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(there) })
             }
             (None, _) if there.caller == Caller::Broker => Err(LinkError::NoCluster),
             _ => Ok(()),
@@ -446,10 +454,26 @@ impl Peers {
             match peers.serve(accepted, &host).await {
                 Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
                 Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
-                Err(error) => tracing::warn!(%from, %error, "a connection on the peer port is closed"),
+                Err(error) if peers.is_news(from.ip(), error.to_string()) => {
+                    tracing::warn!(%from, %error, "a connection on the peer port is closed");
+                }
+                Err(error) => tracing::debug!(%from, %error, "a connection on the peer port is closed"),
             }
             peers.served.set(peers.served.get() - 1);
         });
+    }
+
+    fn is_news(&self, from: IpAddr, why: String) -> bool {
+        let mut refused = self.refused.borrow_mut();
+        let now = Instant::now();
+        if refused.get(&from).is_some_and(|(told, at)| *told == why && now < *at + REFUSAL_TOLD_EVERY) {
+            return false;
+        }
+        if refused.len() >= REFUSED_MAX {
+            refused.clear();
+        }
+        refused.insert(from, (why, now));
+        true
     }
 
     async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
@@ -541,8 +565,11 @@ impl LinkError {
     }
 }
 
-fn named(node: Option<i32>) -> String {
-    node.map_or_else(|| "a tool".to_owned(), |node| format!("broker {node}"))
+fn named(there: &Hello) -> String {
+    match there.caller {
+        Caller::Tool => "a tool".to_owned(),
+        Caller::Broker => format!("broker {} at {}", there.node, there.peer_addr),
+    }
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
