@@ -1,6 +1,6 @@
 //! Two brokers, or a broker and somebody who is played by the test, on one core and real sockets.
 
-use super::*;
+use super::{incoming::REFUSED_MAX, *};
 use crate::sync::{Answer, Promise, promise};
 use consensus::{
     group::{Message, MessageType},
@@ -8,7 +8,7 @@ use consensus::{
     plane::{Acks, Ask, PlaneMessage, peer_id},
     wire::{SnapshotChunk, ToolAnswer, ToolAsk},
 };
-use net::listen;
+use net::listen::{self, Bound, Listener};
 use std::collections::BTreeSet;
 
 /// Longer than any of these tests should take; its end is a failure, never a pass.
