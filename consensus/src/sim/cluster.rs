@@ -64,6 +64,28 @@ pub struct Summary {
     pub members_changed: u64,
 }
 
+impl Summary {
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Self) {
+        let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
+        let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
+        self.events += events;
+        self.crashes += crashes;
+        self.elections += elections;
+        self.committed += committed;
+        self.acked += acked;
+        self.retried += retried;
+        self.written += written;
+        self.fast += fast;
+        self.unanswered += unanswered;
+        self.reads += reads;
+        self.leased_reads += leased_reads;
+        self.restored += restored;
+        self.emptied += emptied;
+        self.members_changed += members_changed;
+    }
+}
+
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
 /// For so long everything fails; then all is healed and must recover.

@@ -51,9 +51,11 @@ fn select(mut nodes: BTreeMap<i32, Node>, leaders: impl Iterator<Item = i32>) ->
         .collect()
 }
 
-/// The broker that leads the metadata group, as far as this one knows; -1 if it knows none.
+/// Whom clients are told to bring their changes of metadata: the broker that leads the metadata group. While this one knows none, or
+/// has lost the way to it, it names itself, and holds the changes until there is one: a client that is told of a lost controller may
+/// not ask again for minutes (librdkafka).
 pub fn controller(core: &Core) -> BrokerId {
-    BrokerId(core.controller().unwrap_or(-1))
+    BrokerId(core.controller().unwrap_or(core.node()))
 }
 
 fn registered(broker: &Broker) -> Node {

@@ -15,7 +15,7 @@ use crate::{
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Topic};
+use consensus::metadata::{Command, Outcome, Partition, Topic};
 use net::{
     StrBytes, Uuid,
     errors::ErrorCode,
@@ -88,11 +88,11 @@ async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl
             tracing::warn!(%error, "topics that clients use could not be created");
             return;
         }
-        let groups = core.view(|view| {
+        let partitions = core.view(|view| {
             let topics = names.into_iter().filter_map(|name| view.topic(name));
-            topics.flat_map(|topic| &topic.partitions).map(|partition| GroupId(partition.group)).collect()
+            topics.flat_map(|topic| topic.partitions.clone()).collect()
         });
-        core.leaders_known(groups).await;
+        until_led(core, partitions).await;
     };
     if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
         tracing::warn!("topics that clients use could not serve within {} s", AUTO_CREATE_WAIT.as_secs());
@@ -111,13 +111,29 @@ fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String,
     }
 }
 
-fn new_groups(outcome: &Outcome) -> Vec<GroupId> {
+fn new_partitions(outcome: &Outcome) -> &[Partition] {
     match outcome {
-        Outcome::TopicCreated(topic) => topic.partitions.iter().map(|partition| GroupId(partition.group)).collect(),
-        Outcome::PartitionsAdded { topic, first_new } => {
-            topic.partitions[*first_new as usize..].iter().map(|partition| GroupId(partition.group)).collect()
+        Outcome::TopicCreated(topic) => &topic.partitions,
+        Outcome::PartitionsAdded { topic, first_new } => &topic.partitions[*first_new as usize..],
+        _ => &[],
+    }
+}
+
+/// Waits until this core knows who leads these partitions. Those that are deleted meanwhile are not waited for, nor those whose
+/// broker was lost before it could lead: they are there, and led once it is back.
+async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
+    loop {
+        let seen = core.view_changed.version();
+        let live = brokers::alive_ids(core);
+        partitions.retain(|partition| {
+            core.leader_of(GroupId(partition.group)).is_none()
+                && core.view(|view| view.has_group(partition.group))
+                && partition.replicas.iter().any(|node| live.contains(node))
+        });
+        if partitions.is_empty() {
+            return;
         }
-        _ => Vec::new(),
+        core.view_changed.past(seen).await;
     }
 }
 
@@ -169,10 +185,10 @@ async fn submit(core: &Rc<Core>, commands: Vec<Command>, timeout_ms: i32) -> Vec
         Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
         Either::Second(()) => return (0..count).map(|_| Err(late())).collect(),
     };
-    let groups = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_groups).collect();
-    let all_serve = matches!(race(core.leaders_known(groups), deadline).await, Either::First(()));
-    let serves =
-        |outcome: &Outcome| all_serve || new_groups(outcome).iter().all(|group| core.leader_of(*group).is_some());
+    let created = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_partitions).cloned().collect();
+    let all_serve = matches!(race(until_led(core, created), deadline).await, Either::First(()));
+    let is_led = |partition: &Partition| core.leader_of(GroupId(partition.group)).is_some();
+    let serves = |outcome: &Outcome| all_serve || new_partitions(outcome).iter().all(is_led);
     results
         .into_iter()
         .map(|result| match result {

@@ -274,7 +274,9 @@ impl Meta {
 
     /// Tells every core what it needs to know of leases and leaders, if that has changed enough.
     fn tell(&self, core: &Rc<Core>) {
-        let (lease, controller) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
+        let (lease, leader) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
+        // Clients are sent to no leader that is seen to be gone, even before there is another.
+        let controller = leader.filter(|node| *node == core.node() || core.peers().is_there(*node));
         let lease = lease.unwrap_or_default();
         let is_news = lease >= self.told_lease.get() + LEASE_TOLD_EVERY || controller != self.told_controller.get();
         if is_news {
@@ -356,6 +358,15 @@ pub async fn tick(core: Rc<Core>) {
         }
         core.metrics.metadata_ticks_total.add(1);
         core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
+    }
+}
+
+/// On core 0: tells every core at once when the way to a leader is lost or found.
+pub async fn follow_peers(core: Rc<Core>) {
+    while !core.lifecycle.metadata_ended.is_set() {
+        let seen = core.peers().comings.version();
+        core.meta().tell(&core);
+        core.peers().comings.past(seen).await;
     }
 }
 

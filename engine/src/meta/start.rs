@@ -1,6 +1,6 @@
 //! From what the store recovered to a broker that knows all that was committed.
 
-use super::{META_GROUP, Meta, PeerHost, Submitting, reports, submit_with, tick};
+use super::{META_GROUP, Meta, PeerHost, Submitting, follow_peers, reports, submit_with, tick};
 use crate::{
     clock,
     core::{Core, CoreId, core_of_slice, restored},
@@ -75,6 +75,7 @@ pub async fn start(core: &Rc<Core>, peer_bound: Bound) -> Result<(), String> {
     rt::spawn(async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") });
     meta.follow_contacts(core);
     rt::spawn(tick(core.clone()));
+    rt::spawn(follow_peers(core.clone()));
     join(core).await;
     rt::spawn(reports::leaders(core.clone()));
     rt::spawn(reports::watermarks(core.clone()));

@@ -86,6 +86,8 @@ pub struct Peers {
     me: Hello,
     book: RefCell<BTreeMap<i32, Rc<Link>>>,
     stats: PeerStats,
+    /// Moves when a broker has come or gone.
+    pub comings: Notify,
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
@@ -176,6 +178,7 @@ impl Peers {
             me,
             book: RefCell::default(),
             stats: PeerStats::default(),
+            comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
             refused: RefCell::default(),
@@ -193,6 +196,12 @@ impl Peers {
     /// The other brokers that are known.
     pub fn nodes(&self) -> Vec<i32> {
         self.book.borrow().keys().copied().collect()
+    }
+
+    /// Whether there is a way to a broker now.
+    pub fn is_there(&self, node: i32) -> bool {
+        let book = self.book.borrow();
+        book.get(&node).is_some_and(|link| link.lanes[Lane::Control as usize].there.get().is_some())
     }
 
     fn add(self: &Rc<Self>, node: i32, address: String, is_seed: bool) {
@@ -307,9 +316,11 @@ impl Peers {
                     }
                     count(&self.stats.connected, 1);
                     way.peer_is(Some(there));
+                    self.comings.notify();
                     let ended = self.pump(&link, &way, lane, reader, writer).await;
                     count(&self.stats.dropped, way.clear());
                     way.peer_is(None);
+                    self.comings.notify();
                     stirred = link.stirred.version();
                     tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
                 }

@@ -97,6 +97,12 @@ impl Peers {
     fn way(&self, node: i32, lane: Lane) -> Rc<Way> {
         self.book.borrow()[&node].lanes[lane as usize].clone()
     }
+
+    async fn until_there(&self, node: i32, is_there: bool) {
+        while self.is_there(node) != is_there {
+            self.comings.next().await;
+        }
+    }
 }
 
 impl Way {
@@ -214,18 +220,18 @@ fn a_broker_that_comes_back_is_found_again_and_gets_nothing_old() {
         let (bound, addr) = bound();
         let listener = Listener::new(bound).unwrap();
         let (one, _, _) = broker(hello(1), &[(2, addr)]);
-        let way = one.way(2, Lane::Control);
         one.send_to_node(2, probe(0));
+        assert!(!one.is_there(2));
         let first = Other::accept(&listener, Lane::Control, &hello(2)).await;
-        way.until_there(true).await;
+        one.until_there(2, true).await;
         first.writer.shutdown();
         drop(first);
-        way.until_there(false).await;
+        one.until_there(2, false).await;
         one.send_to_node(2, probe(1));
         // It has another disk now.
         let new = Hello { peer: peer_id(2, 8), ..hello(2) };
         let mut second = Other::accept(&listener, Lane::Control, &new).await;
-        way.until_there(true).await;
+        one.until_there(2, true).await;
         one.send(peer_id(2, 7), probe(2));
         one.send(peer_id(2, 8), probe(3));
         let frame = second.read().await.unwrap();
