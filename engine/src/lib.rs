@@ -32,7 +32,6 @@ pub mod metrics;
 pub mod metrics_histogram;
 pub mod partition;
 pub mod peers;
-mod peers_tools;
 pub mod producers;
 mod producers_blob;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! A tool's connection on the peer port: requests come one behind the other, and are answered as they are done.
 //! Lives on: the core that accepted it.
 
+use super::{Host, LinkError, Peers, within};
 use crate::{
-    peers::{Host, LinkError, Peers, within},
     rt,
     sync::{Notify, both},
 };
@@ -35,7 +35,7 @@ struct Answers {
 }
 
 /// Answers a tool's requests until it closes or the broker stops; returns once all answers have left.
-pub(crate) async fn serve<H: Host + 'static>(
+pub(super) async fn serve<H: Host + 'static>(
     peers: &Peers,
     mut reader: FrameReader,
     writer: FrameWriter,

@@ -4,12 +4,23 @@
 //! Each broker opens its own connections to every other, one per lane, and answers travel on the other's: sending is fire and
 //! forget. What can't be sent now is dropped, since whoever wants an answer asks again; it is never kept for a later connection.
 //!
+//! | module | is |
+//! |---|---|
+//! | `incoming` | connections of others: who they are, and what they send |
+//! | `tools` | a tool's connection: requests and their answers |
+//!
 //! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
 
+mod incoming;
+#[cfg(test)]
+mod tests;
+mod tools;
+
 use crate::{
-    peers_tools, rt,
+    rt,
     sync::{Either, Flag, Notify, race},
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
@@ -17,17 +28,16 @@ use consensus::{
 };
 use net::{
     conn::{self, FrameReader, FrameWriter},
-    listen::{Accepted, Bound, Listener},
     peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     future::Future,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
@@ -44,8 +54,6 @@ const CONTROL_BYTES_MAX: usize = 32 << 20;
 const BULK_BYTES_MAX: usize = 4 << 20;
 /// About so many bytes leave in one frame.
 const FRAME_BYTES: usize = 1 << 20;
-/// Connections of brokers and tools to this core at most; more are closed.
-const SERVED_MAX: usize = 1024;
 
 /// What a tool's request will be answered.
 pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
@@ -83,6 +91,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
+    /// Why callers' connections were ended, and when that was told.
+    refused: RefCell<AHashMap<IpAddr, (String, Instant)>>,
 }
 
 /// The way to one broker.
@@ -171,6 +181,7 @@ impl Peers {
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            refused: RefCell::default(),
         });
         for (node, address) in seeds {
             peers.add(node, address, true);
@@ -407,8 +418,7 @@ impl Peers {
     fn check_cluster(&self, there: &Hello) -> Result<(), LinkError> {
         match (&there.cluster_id, &self.me.cluster_id) {
             (Some(theirs), Some(ours)) if theirs != ours => {
-                let node = (there.caller == Caller::Broker).then_some(there.node);
-                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(node) })
+                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(there) })
             }
             (None, _) if there.caller == Caller::Broker => Err(LinkError::NoCluster),
             _ => Ok(()),
@@ -435,94 +445,9 @@ fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Bytes>, usize) {
     (frames, fitting)
 }
 
-/// From others.
-impl Peers {
-    /// Accepts connections until the broker stops.
-    pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
-        let listener = Listener::new(bound)?;
-        loop {
-            match race(self.stopping.wait(), listener.accept()).await {
-                Either::First(()) => return Ok(()),
-                Either::Second(Ok(accepted)) => self.take(accepted, &host),
-                Either::Second(Err(error)) => {
-                    tracing::warn!(%error, "cannot accept a broker's connection; trying again in 100 ms");
-                    rt::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
-        let from = accepted.peer();
-        if self.served.get() >= SERVED_MAX {
-            return tracing::warn!(%from, "closing a connection on the peer port: {SERVED_MAX} are open");
-        }
-        self.served.set(self.served.get() + 1);
-        let (peers, host) = (self.clone(), host.clone());
-        rt::spawn(async move {
-            match peers.serve(accepted, &host).await {
-                Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
-                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
-                Err(error) => tracing::warn!(%from, %error, "a connection on the peer port is closed"),
-            }
-            peers.served.set(peers.served.get() - 1);
-        });
-    }
-
-    async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
-        let (mut reader, mut writer) = peer::open(accepted)?;
-        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
-        if frame.kind != Kind::Hello {
-            return Err(PeerError::NoBroker.into());
-        }
-        let there = wire::decode_hello(&frame.bytes)?;
-        // Even who is refused hears whom it has reached, and can say so.
-        peer::push(&mut writer, PeerFrame::new(Kind::Hello, frame.lane, wire::encode_hello(&self.me)));
-        within(writer.flush()).await??;
-        self.check_cluster(&there)?;
-        if there.caller == Caller::Tool {
-            return peers_tools::serve(self, reader, writer, host).await;
-        }
-        if there.node == self.me.node {
-            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr });
-        }
-        // Who comes to us can be reached, most likely.
-        if let Some(link) = self.book.borrow().get(&there.node) {
-            link.stirred.notify();
-        }
-        while let Some(frame) = self.next_frame(&mut reader).await? {
-            if frame.kind != Kind::Messages {
-                return Err(PeerError::NoBroker.into());
-            }
-            let mut messages = wire::decode(&frame.bytes)?;
-            count(&self.stats.received, messages.len());
-            count(&self.stats.received_bytes, frame.bytes.len());
-            messages.retain(|message| self.is_between_us(&there, message));
-            host.receive(there.node, messages);
-        }
-        Ok(())
-    }
-
-    /// `None` when there is no more, or this broker stops.
-    pub(crate) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
-        match race(self.stopping.wait(), peer::read(reader)).await {
-            Either::First(()) => Ok(None),
-            Either::Second(frame) => frame,
-        }
-    }
-
-    /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
-    fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
-        let PeerMessage::Raft { message, .. } = message else { return true };
-        let is_so = message.from == there.peer && message.to == self.me.peer;
-        count(&self.stats.dropped, usize::from(!is_so));
-        is_so
-    }
-}
-
 /// Why there is no way to a broker, or none from one.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+enum LinkError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]
@@ -558,11 +483,14 @@ impl LinkError {
     }
 }
 
-fn named(node: Option<i32>) -> String {
-    node.map_or_else(|| "a tool".to_owned(), |node| format!("broker {node}"))
+fn named(there: &Hello) -> String {
+    match there.caller {
+        Caller::Tool => "a tool".to_owned(),
+        Caller::Broker => format!("broker {} at {}", there.node, there.peer_addr),
+    }
 }
 
-pub(crate) async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
+async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
     in_time(PATIENCE, future).await
 }
 
@@ -587,7 +515,3 @@ async fn resolve(address: String) -> Result<SocketAddr, LinkError> {
         Err(error) => Err(unresolved(error.to_string())),
     }
 }
-
-#[cfg(test)]
-#[path = "peers_tests.rs"]
-mod tests;

@@ -1,6 +1,6 @@
 //! Two brokers, or a broker and somebody who is played by the test, on one core and real sockets.
 
-use super::*;
+use super::{incoming::REFUSED_MAX, *};
 use crate::sync::{Answer, Promise, promise};
 use consensus::{
     group::{Message, MessageType},
@@ -8,7 +8,7 @@ use consensus::{
     plane::{Acks, Ask, PlaneMessage, peer_id},
     wire::{SnapshotChunk, ToolAnswer, ToolAsk},
 };
-use net::listen;
+use net::listen::{self, Bound, Listener};
 use std::collections::BTreeSet;
 
 /// Longer than any of these tests should take; its end is a failure, never a pass.
@@ -291,15 +291,28 @@ fn who_comes_must_be_of_this_cluster_too_and_hears_so() {
 #[test]
 fn refusals_say_what_to_do() {
     let ours = Peers::new(hello(1), []);
-    let theirs = Hello { cluster_id: Some("theirs".to_owned()), ..hello(2) };
+    let theirs = Hello { cluster_id: Some("theirs".to_owned()), peer_addr: "b:2".to_owned(), ..hello(2) };
     let refused = ours.check_cluster(&theirs).unwrap_err();
     assert!(refused.needs_a_hand());
     let why = refused.to_string();
-    for part in ["broker 2", "cluster theirs", "this broker to ours", "--seeds", "empty the data directory"] {
+    for part in ["broker 2 at b:2", "cluster theirs", "this broker to ours", "--seeds", "empty the data directory"] {
         assert!(why.contains(part), "{why}");
     }
     let why = LinkError::SameNode { node: 1, address: "a:1".to_owned() }.to_string();
     assert!(why.contains("the broker at a:1 has the node id 1, too") && why.contains("--node-id"), "{why}");
+}
+
+#[test]
+fn what_a_caller_does_over_and_over_is_told_once() {
+    let peers = Peers::new(hello(1), []);
+    let told = |host: u8, why: &str| peers.is_news([10, 0, 0, host].into(), why.to_owned());
+    assert_eq!(
+        [told(1, "a"), told(1, "a"), told(2, "a"), told(1, "b"), told(1, "b")],
+        [true, false, true, true, false]
+    );
+    let many = (0..=255).map(|host| told(host, "c")).filter(|told| *told).count();
+    assert_eq!(many, 256);
+    assert!(peers.refused.borrow().len() <= REFUSED_MAX);
 }
 
 #[test]

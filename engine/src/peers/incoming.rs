@@ -1,0 +1,130 @@
+//! Connections of others to this broker: who they are, and what they send.
+//! Lives on: the core that listens.
+//!
+//! Invariants: nothing is taken in before its sender has said who it is; what does not verify ends its connection, and only that.
+
+use super::{Host, LinkError, Peers, count, tools, within};
+use crate::{
+    rt,
+    sync::{Either, race},
+};
+use consensus::wire::{self, Caller, Hello, PeerMessage};
+use net::{
+    conn::FrameReader,
+    listen::{Accepted, Bound, Listener},
+    peer::{self, Kind, PeerError, PeerFrame},
+};
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+/// Connections of brokers and tools to this core at most; more are closed.
+const SERVED_MAX: usize = 1024;
+
+/// What ends a caller's connections is told once in so long, if it is always the same; a misled broker tries on and on.
+const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Callers for whom that is remembered; beyond it, all are forgotten.
+pub(super) const REFUSED_MAX: usize = 256;
+
+impl Peers {
+    /// Accepts connections until the broker stops.
+    pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
+        let listener = Listener::new(bound)?;
+        loop {
+            match race(self.stopping.wait(), listener.accept()).await {
+                Either::First(()) => return Ok(()),
+                Either::Second(Ok(accepted)) => self.take(accepted, &host),
+                Either::Second(Err(error)) => {
+                    tracing::warn!(%error, "cannot accept a broker's connection; trying again in 100 ms");
+                    rt::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
+        let from = accepted.peer();
+        if self.served.get() >= SERVED_MAX {
+            return tracing::warn!(%from, "closing a connection on the peer port: {SERVED_MAX} are open");
+        }
+        self.served.set(self.served.get() + 1);
+        let (peers, host) = (self.clone(), host.clone());
+        rt::spawn(async move {
+            match peers.serve(accepted, &host).await {
+                Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
+                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
+                Err(error) if peers.is_news(from.ip(), error.to_string()) => {
+                    tracing::warn!(%from, %error, "a connection on the peer port is closed");
+                }
+                Err(error) => tracing::debug!(%from, %error, "a connection on the peer port is closed"),
+            }
+            peers.served.set(peers.served.get() - 1);
+        });
+    }
+
+    /// Whether this is not what the caller was turned away for a moment ago.
+    pub(super) fn is_news(&self, from: IpAddr, why: String) -> bool {
+        let mut refused = self.refused.borrow_mut();
+        let now = Instant::now();
+        if refused.get(&from).is_some_and(|(told, at)| *told == why && now < *at + REFUSAL_TOLD_EVERY) {
+            return false;
+        }
+        if refused.len() >= REFUSED_MAX {
+            refused.clear();
+        }
+        refused.insert(from, (why, now));
+        true
+    }
+
+    async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
+        let (mut reader, mut writer) = peer::open(accepted)?;
+        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
+        if frame.kind != Kind::Hello {
+            return Err(PeerError::NoBroker.into());
+        }
+        let there = wire::decode_hello(&frame.bytes)?;
+        // Even who is refused hears whom it has reached, and can say so.
+        peer::push(&mut writer, PeerFrame::new(Kind::Hello, frame.lane, wire::encode_hello(&self.me)));
+        within(writer.flush()).await??;
+        self.check_cluster(&there)?;
+        if there.caller == Caller::Tool {
+            return tools::serve(self, reader, writer, host).await;
+        }
+        if there.node == self.me.node {
+            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr });
+        }
+        // Who comes to us can be reached, most likely.
+        if let Some(link) = self.book.borrow().get(&there.node) {
+            link.stirred.notify();
+        }
+        while let Some(frame) = self.next_frame(&mut reader).await? {
+            if frame.kind != Kind::Messages {
+                return Err(PeerError::NoBroker.into());
+            }
+            let mut messages = wire::decode(&frame.bytes)?;
+            count(&self.stats.received, messages.len());
+            count(&self.stats.received_bytes, frame.bytes.len());
+            messages.retain(|message| self.is_between_us(&there, message));
+            host.receive(there.node, messages);
+        }
+        Ok(())
+    }
+
+    /// `None` when there is no more, or this broker stops.
+    pub(super) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
+        match race(self.stopping.wait(), peer::read(reader)).await {
+            Either::First(()) => Ok(None),
+            Either::Second(frame) => frame,
+        }
+    }
+
+    /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
+    fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
+        let PeerMessage::Raft { message, .. } = message else { return true };
+        let is_so = message.from == there.peer && message.to == self.me.peer;
+        count(&self.stats.dropped, usize::from(!is_so));
+        is_so
+    }
+}
