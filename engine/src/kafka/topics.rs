@@ -121,7 +121,7 @@ fn new_partitions(outcome: &Outcome) -> &[Partition] {
 
 /// Waits until this core knows who leads these partitions. Those that are deleted meanwhile are not waited for, nor those whose
 /// broker was lost before it could lead: they are there, and led once it is back.
-async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
+pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     loop {
         let seen = core.view_changed.version();
         let live = brokers::alive_ids(core);

@@ -67,11 +67,12 @@ impl Output {
     }
 }
 
-/// One broker over several lives: the data directory and the Kafka address stay from one to the next.
+/// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
 pub struct Broker {
     data: TempDir,
     flags: Vec<String>,
     kafka: SocketAddr,
+    peer: SocketAddr,
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
 }
@@ -94,9 +95,23 @@ impl Broker {
             data: tempfile::tempdir().expect("a temporary directory"),
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
             kafka: restartable_address(),
+            peer: restartable_address(),
             admin: None,
             life: None,
         }
+    }
+
+    /// Brokers 1, 2, …, which found a cluster together and serve.
+    pub fn cluster(count: usize) -> Vec<Broker> {
+        let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(&[])).collect();
+        let seeds: Vec<String> =
+            brokers.iter().enumerate().map(|(at, broker)| format!("{}@{}", at + 1, broker.peer)).collect();
+        for (at, broker) in brokers.iter_mut().enumerate() {
+            broker.flags = vec![format!("--node-id={}", at + 1), format!("--seeds={}", seeds.join(","))];
+            broker.spawn();
+        }
+        brokers.iter_mut().for_each(Broker::wait_until_serving);
+        brokers
     }
 
     /// Starts the process without waiting for anything.
@@ -115,7 +130,7 @@ impl Broker {
                 "--kafka-addr",
                 &self.kafka.to_string(),
                 "--peer-addr",
-                "127.0.0.1:0",
+                &self.peer.to_string(),
                 "--admin-addr",
                 "127.0.0.1:0",
             ])
