@@ -602,6 +602,21 @@ impl Group {
         progress.collect()
     }
 
+    /// For people who look for a fault: where the log begins, and how this leader sees its peers.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn describe_progress(&self) -> String {
+        let first = self.raw.raft.raft_log.first_index();
+        let prs = self.raw.raft.prs().iter().filter(|_| self.is_leader());
+        let peers = prs.map(|(peer, p)| {
+            let (next, full) = (p.next_idx, p.ins.full());
+            format!(
+                "{peer}: {:?} matched {} next {next} paused {} full {full} active {}",
+                p.state, p.matched, p.paused, p.recent_active
+            )
+        });
+        format!("first {first} {:?}", peers.collect::<Vec<_>>())
+    }
+
     pub fn peer(&self) -> u64 {
         self.raw.raft.id
     }

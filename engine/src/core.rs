@@ -394,7 +394,10 @@ impl Core {
             partition.close();
             self.coordinators.resign(group);
         }
-        if let Err(error) = self.store.remove_group(group) {
+        // Its replica may be on another broker.
+        if self.store.log(group).is_some()
+            && let Err(error) = self.store.remove_group(group)
+        {
             self.storage_failed(&error.to_string());
         }
     }
