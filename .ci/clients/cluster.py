@@ -24,8 +24,11 @@ def done(futures):
 
 
 def set_acks(client, value):
-    entry = ConfigEntry("metadata.acks", value, incremental_operation=AlterConfigOpType.SET)
-    done(client.incremental_alter_configs([ConfigResource(ConfigResource.Type.BROKER, "", incremental_configs=[entry])]))
+    # librdkafka knows no resource that stands for all brokers.
+    for node in ("1", "2", "3"):
+        entry = ConfigEntry("metadata.acks", value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.BROKER, node, incremental_configs=[entry])
+        done(client.incremental_alter_configs([resource]))
 
 
 def administer(address, name, brokers):

@@ -167,6 +167,13 @@ impl<D: Disk> Store<D> {
         admission
     }
 
+    /// Whether the snapshot group may stage so many bytes: it may use half of the reserve that [`Store::admit`] keeps. What is left
+    /// is for hard states and truncations, which can't be refused.
+    pub fn admits_to_reserve(&self, bytes: usize) -> bool {
+        let space = self.shared.journal.space();
+        space.free >= bytes as u64 + space.reserve / 2
+    }
+
     /// The largest sum of an entry's data and payload that the ring can hold.
     pub fn entry_bytes_max(&self) -> usize {
         self.shared.journal.entry_bytes_max()

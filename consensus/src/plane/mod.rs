@@ -163,6 +163,8 @@ pub struct Plane {
     /// Brokers to be asked who leads.
     contacts: Vec<i32>,
     next_contact: usize,
+    /// The log can take no more for now.
+    held_back: bool,
     /// A mistake for the simulation to find: the leader's lease counts from when the quorum's answer came.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) lease_from_receipt: bool,
@@ -192,6 +194,7 @@ impl Plane {
             hinted_leader: None,
             contacts: Vec::new(),
             next_contact: 0,
+            held_back: false,
             #[cfg(any(test, feature = "sim"))]
             lease_from_receipt: false,
         }
@@ -211,6 +214,11 @@ impl Plane {
     pub fn begin_from<'a>(&mut self, image: impl IntoIterator<Item = &'a Delta>) {
         self.cluster = Cluster::default();
         image.into_iter().for_each(|delta| self.cluster.follow(delta));
+    }
+
+    /// Whether writes have to wait because the log has no room for them. A leader's alone; they are proposed once it has.
+    pub fn hold_back(&mut self, held_back: bool) {
+        self.held_back = held_back;
     }
 
     /// Takes what is to be done now.
@@ -280,7 +288,7 @@ impl Plane {
     pub fn propose(&mut self, group: &mut Group, now: Duration) {
         self.observe(group, now);
         match &self.lead {
-            Some(lead) if lead.established => self.propose_all(group, now),
+            Some(lead) if lead.established && !self.held_back => self.propose_all(group, now),
             // Soon it will be; whoever is asked instead could only name this broker.
             Some(_) => {}
             None => self.forward_all(now),

@@ -69,6 +69,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// A read lease is told to the other cores when it runs so much longer than they know.
 const LEASE_TOLD_EVERY: Duration = Duration::from_millis(500);
 
+/// Room in the ring for the entries of one turn.
+const PROPOSAL_BYTES: usize = 1 << 20;
+
 /// One entry's requests for one core, each with its place in the entry.
 pub type Parts = Vec<(usize, Request)>;
 
@@ -311,7 +314,12 @@ impl Replicated for Meta {
     }
 
     fn before_ready(&self, core: &Rc<Core>) {
-        self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now));
+        // Nothing that is proposed can be refused later.
+        let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES);
+        self.happens_in_turn(core, |plane, raft, now| {
+            plane.hold_back(held_back);
+            plane.propose(raft, now);
+        });
     }
 
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {

@@ -46,7 +46,7 @@ impl Meta {
                 PeerMessage::Raft { group, message } if GroupId(group) == META_GROUP => {
                     if message.get_msg_type() == MessageType::MsgSnapshot {
                         self.take_snapshot(core, message);
-                    } else {
+                    } else if self.has_room(core, &message) {
                         self.replica.with(|raft| raft.step(message));
                     }
                 }
@@ -60,6 +60,13 @@ impl Meta {
             }
         }
         self.happens(core, |plane, raft, now| plane.observe(raft, now));
+    }
+
+    /// Whether the ring has room for what a message brings. What is dropped comes again.
+    fn has_room(&self, core: &Rc<Core>, message: &Message) -> bool {
+        const RECORD: usize = 256;
+        let bytes = message.entries.iter().map(|entry| RECORD + entry.data.len()).sum();
+        message.entries.is_empty() || core.store.admits_to_reserve(bytes)
     }
 
     /// Keeps the addresses of brokers, and whom the plane may ask, in line with what is published.
