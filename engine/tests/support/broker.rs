@@ -111,14 +111,8 @@ impl Broker {
             .arg("serve")
             .arg("--data-dir")
             .arg(self.data.path())
-            .args([
-                "--kafka-addr",
-                &self.kafka.to_string(),
-                "--peer-addr",
-                "127.0.0.1:0",
-                "--admin-addr",
-                "127.0.0.1:0",
-            ])
+            .args(["--kafka-addr", &self.kafka.to_string(), "--admin-addr", "127.0.0.1:0"])
+            .args(["--peer-addr", "127.0.0.1:0"].iter().filter(|_| !self.flags.iter().any(|f| f == "--peer-addr")))
             .args(self.defaults())
             .args(&self.flags)
             .stdin(Stdio::null())
@@ -176,12 +170,16 @@ impl Broker {
         assert!(status.success(), "the broker ended with {status} on SIGTERM:\n{output}");
     }
 
-    /// Sends a signal and waits for the end. Returns the status and all that was printed.
-    pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
-        let (mut child, output) = self.life.take().expect("the broker runs");
-        let pid = i32::try_from(child.id()).expect("a process id");
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.pid()).expect("a process id");
         // SAFETY: kill has no memory effects; the child has not been waited for, so the id is still its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the child can be signalled");
+    }
+
+    /// Sends a signal and waits for the end. Returns the status and all that was printed.
+    pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
+        self.signal(signal);
+        let (mut child, output) = self.life.take().expect("the broker runs");
         let give_up = Instant::now() + PATIENCE;
         // Both streams end with the process.
         output.wait_for(|_| false);
@@ -269,7 +267,7 @@ fn binary() -> OsString {
 
 /// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for
 /// outgoing connections, so that no client of another test is given it while the broker is down.
-fn restartable_address() -> SocketAddr {
+pub fn restartable_address() -> SocketAddr {
     (0..1000)
         .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000))))
         .find(|addr| TcpListener::bind(addr).is_ok())
