@@ -324,6 +324,10 @@ impl Group {
             _ if message.to != self.raw.raft.id => return self.refuse(&message),
             MessageType::MsgPropose | MessageType::MsgSnapshot => return self.refuse(&message),
             MessageType::MsgTimeoutNow if self.may_not_stand() => return self.refuse(&message),
+            // It was sent before the peer acknowledged more. raft-rs would go back to entries that may be gone by now.
+            MessageType::MsgAppendResponse if message.reject && message.index <= self.matched_by(message.from) => {
+                return self.refuse(&message);
+            }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
             {
@@ -335,6 +339,12 @@ impl Group {
             _ => {}
         }
         self.take(message);
+    }
+
+    /// The last index that a peer is known to have; 0 if this replica does not lead.
+    fn matched_by(&self, peer: u64) -> u64 {
+        let progress = self.raw.raft.prs().get(peer).filter(|_| self.is_leader());
+        progress.map_or(0, |progress| progress.matched)
     }
 
     /// The leader's MsgSnapshot, once the state that goes with it is durable beside the log.
@@ -600,6 +610,21 @@ impl Group {
             active: *peer == own || progress.recent_active,
         });
         progress.collect()
+    }
+
+    /// For people who look for a fault: where the log begins, and how this leader sees its peers.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn describe_progress(&self) -> String {
+        let first = self.raw.raft.raft_log.first_index();
+        let prs = self.raw.raft.prs().iter().filter(|_| self.is_leader());
+        let peers = prs.map(|(peer, p)| {
+            let (next, full) = (p.next_idx, p.ins.full());
+            format!(
+                "{peer}: {:?} matched {} next {next} paused {} full {full} active {}",
+                p.state, p.matched, p.paused, p.recent_active
+            )
+        });
+        format!("first {first} {:?}", peers.collect::<Vec<_>>())
     }
 
     pub fn peer(&self) -> u64 {

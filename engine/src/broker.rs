@@ -9,7 +9,7 @@ use crate::{
     bootstrap::{self, BootstrapError},
     config::Config,
     config_value::Seeds,
-    core::{Core, CoreId, CoreParts, Identity, core_of},
+    core::{Core, CoreId, CoreParts, Identity, core_of, wall_ms},
     cpus::CorePlan,
     front::{self, Spread},
     mesh::{self, HasMesh, MeshSeed},
@@ -250,7 +250,10 @@ async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<
             )));
         }
         Some(manifest) => manifest,
-        None => Manifest::new(config.node_id, peer_id(config.node_id, draw()), cores),
+        None => Manifest {
+            incarnation: first_incarnation(),
+            ..Manifest::new(config.node_id, peer_id(config.node_id, draw()), cores)
+        },
     };
     // Later processes are told from earlier ones by this.
     let manifest = Manifest { incarnation: manifest.incarnation + 1, ..manifest };
@@ -268,6 +271,12 @@ async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<
     };
     manifest::remove_stale_epochs(&disk, data, &manifest).await?;
     Ok(manifest)
+}
+
+/// Below the number of a new directory's first process, and above those of all processes on directories that this broker had
+/// before: what they asked must not be taken for what this one asks.
+fn first_incarnation() -> u64 {
+    (wall_ms() as u64) << 16
 }
 
 /// A number that no other disk of this broker has had, but by an accident of one in four thousand million.

@@ -160,9 +160,9 @@ settings! {
     num_partitions: i32 = "num.partitions", "1", count(1, 100_000);
     /// Whether a topic that does not exist is created when a client asks for it.
     auto_create_topics_enable: bool = "auto.create.topics.enable", "true", Kind::Bool;
-    /// Replicas of a topic that is created without a number. A broker that serves alone can hold one.
+    /// Replicas of a topic that is created without a number. A partition has one in this version.
     default_replication_factor: i16 = "default.replication.factor", "1", count(1, 1);
-    /// Replicas that must have a record before acks=all is answered. A broker that serves alone is one.
+    /// Replicas that must have a record before acks=all is answered. A partition has one in this version.
     min_insync_replicas: u32 = "min.insync.replicas", "1", count(1, 1);
 
     /// Largest request; a connection that sends a larger one is closed.

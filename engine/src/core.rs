@@ -125,6 +125,7 @@ pub struct Core {
     read_until: Cell<Duration>,
     /// The broker that leads the metadata group.
     controller: Cell<Option<i32>>,
+    away: RefCell<Arc<[i32]>>,
     /// Moves whenever the view or a leadership changes.
     pub view_changed: Notify,
     /// What the store recovered and no topic has claimed yet.
@@ -182,6 +183,7 @@ impl Core {
             unreported: RefCell::default(),
             read_until: Cell::new(Duration::ZERO),
             controller: Cell::new(None),
+            away: RefCell::new(Arc::from([])),
             view_changed: Notify::default(),
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
@@ -392,7 +394,10 @@ impl Core {
             partition.close();
             self.coordinators.resign(group);
         }
-        if let Err(error) = self.store.remove_group(group) {
+        // Its replica may be on another broker.
+        if self.store.log(group).is_some()
+            && let Err(error) = self.store.remove_group(group)
+        {
             self.storage_failed(&error.to_string());
         }
     }
@@ -509,6 +514,15 @@ impl Core {
     pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
         self.read_until.set(read_until);
         self.controller.set(controller);
+    }
+
+    pub fn are_away(&self, nodes: Arc<[i32]>) {
+        *self.away.borrow_mut() = nodes;
+    }
+
+    /// Brokers to which this one has no way now, fenced or not yet.
+    pub fn away(&self) -> Arc<[i32]> {
+        self.away.borrow().clone()
     }
 
     /// Whether reads may be answered from the view now, at most a read lease old.

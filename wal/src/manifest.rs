@@ -49,7 +49,7 @@ pub struct Manifest {
     pub node: i32,
     /// What tells this directory from every other that this broker ever had; drawn when it was set up.
     pub peer: u64,
-    /// How often a broker was started on it.
+    /// Of the newest process on it: larger than that of every process before.
     pub incarnation: u64,
     /// The peers that the cluster began with; none if it belongs to no cluster yet.
     pub founding: Vec<u64>,

@@ -208,7 +208,8 @@ impl Cluster {
                 voters: founding.clone(),
                 election_ticks: ELECTION_TICKS,
                 election_jitter: election_jitter(jitter_seed, group, ELECTION_TICKS),
-                kept_entries_max: KEPT_ENTRIES,
+                // Partitions have no snapshots yet: whoever lacks entries must get them.
+                kept_entries_max: if group == META { KEPT_ENTRIES } else { u64::MAX },
                 ..GroupConfig::single(group, peer_id(number, 1))
             };
             Slot {
@@ -582,7 +583,7 @@ impl Cluster {
         let nodes = self.slots.iter().filter_map(Slot::node);
         let lines = nodes.flat_map(|node| (0..GROUPS).map(|group| (node.id, node.group(group)))).map(|(id, group)| {
             format!(
-                "\n  node {id} group {}: term {} leader {:?} voters {:?} applied {} commit {} stable {} last {} terms {:?}",
+                "\n  node {id} group {}: term {} leader {:?} voters {:?} applied {} commit {} stable {} last {} terms {:?} progress {:?}",
                 group.id(),
                 group.term(),
                 group.leader(),
@@ -592,6 +593,7 @@ impl Cluster {
                 group.stable(),
                 group.last_index(),
                 group.terms().last(),
+                group.describe_progress(),
             )
         });
         lines.collect()

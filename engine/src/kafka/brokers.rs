@@ -34,6 +34,13 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
     alive(core).into_iter().map(|node| node.id).collect()
 }
 
+/// The brokers that new partitions go to: those that are alive, but for any that this one has just lost sight of and that will be
+/// fenced if it does not come back. There is at least this one.
+pub fn placeable_ids(core: &Core) -> Vec<i32> {
+    let away = core.away();
+    alive_ids(core).into_iter().filter(|node| *node == core.node() || !away.contains(node)).collect()
+}
+
 /// Where these leaders are reached, each told once (KIP-951).
 pub fn endpoints(core: &Core, leaders: impl IntoIterator<Item = i32>) -> Vec<NodeEndpoint> {
     let mut leaders = leaders.into_iter().peekable();

@@ -2,13 +2,14 @@
 
 use super::{
     brokers,
-    topics::{OFFSETS_TOPIC, ensure_offsets_topic},
+    topics::{OFFSETS_TOPIC, ensure_offsets_topic, until_led},
 };
 use crate::{
     coordinator::{Context, GroupRequest, GroupResponse, Route, partition_of},
     coordinators,
     core::Core,
-    meta, sync,
+    meta, rt,
+    sync::{self, race},
 };
 use net::{
     StrBytes,
@@ -20,8 +21,11 @@ use net::{
     },
     produce::TopicRef,
 };
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 use wal::record::GroupId;
+
+/// How long FindCoordinator waits for a leader that is to be expected.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
 
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
 const KEY_GROUP: i8 = 0;
@@ -40,6 +44,12 @@ pub async fn find_coordinator(
         let topic = ensure_offsets_topic(core).await;
         topic.map_err(|code| (code, "the offsets topic can't be created yet; try again"))
     };
+    if let Ok(offsets) = &offsets {
+        // Whoever created the topic waited for its leaders; this broker may hear of them a moment later.
+        let partitions = keys.iter().map(|key| partition_of(key, offsets.partitions.len() as i32) as usize);
+        let partitions = partitions.map(|partition| offsets.partitions[partition].clone()).collect();
+        race(until_led(core, partitions), rt::sleep(LEADER_WAIT)).await;
+    }
     let alive = brokers::alive(core);
     let find = |key: &str| {
         let offsets = offsets.as_ref().map_err(|refused| *refused)?;

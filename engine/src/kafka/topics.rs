@@ -59,7 +59,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     if missing.is_empty() {
         return;
     }
-    let live = brokers::alive_ids(core);
+    let live = brokers::placeable_ids(core);
     let partitions = core.config.num_partitions as usize;
     let commands = missing
         .iter()
@@ -75,7 +75,7 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCo
         let configs =
             BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
         let partitions = core.config.offsets_topic_num_partitions as usize;
-        let replicas = core.placement.spread(&brokers::alive_ids(core), partitions);
+        let replicas = core.placement.spread(&brokers::placeable_ids(core), partitions);
         create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
     }
     core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or(ErrorCode::CoordinatorNotAvailable)
@@ -121,7 +121,7 @@ fn new_partitions(outcome: &Outcome) -> &[Partition] {
 
 /// Waits until this core knows who leads these partitions. Those that are deleted meanwhile are not waited for, nor those whose
 /// broker was lost before it could lead: they are there, and led once it is back.
-async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
+pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     loop {
         let seen = core.view_changed.version();
         let live = brokers::alive_ids(core);
@@ -223,10 +223,9 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
             .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
         configs.insert(config.name.to_string(), value.to_string());
     }
-    let live = brokers::alive_ids(core);
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&live, partitions as usize),
-        false => assigned(&live, topic)?,
+        true => core.placement.spread(&brokers::placeable_ids(core), partitions as usize),
+        false => assigned(&brokers::alive_ids(core), topic)?,
     };
     Ok(create_command(name, replicas, configs))
 }
@@ -372,10 +371,10 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
         return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
     }
     let more = request.count - present;
-    let live = brokers::alive_ids(core);
     let replicas = match &request.assignments {
-        None => core.placement.spread(&live, more as usize),
+        None => core.placement.spread(&brokers::placeable_ids(core), more as usize),
         Some(assignments) => {
+            let live = brokers::alive_ids(core);
             let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
             if assignments.len() as i32 != more {
                 return Err(refuse(format!("{} assignments for {more} new partitions", assignments.len())));

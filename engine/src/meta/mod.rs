@@ -361,11 +361,16 @@ pub async fn tick(core: Rc<Core>) {
     }
 }
 
-/// On core 0: tells every core at once when the way to a leader is lost or found.
+/// On core 0: tells every core at once when the way to a broker is lost or found.
 pub async fn follow_peers(core: Rc<Core>) {
     while !core.lifecycle.metadata_ended.is_set() {
         let seen = core.peers().comings.version();
         core.meta().tell(&core);
+        let away: Arc<[i32]> = core.peers().away().into();
+        for to in (0..core.cores()).map(CoreId) {
+            let away = away.clone();
+            core.post(to, move |there| there.are_away(away));
+        }
         core.peers().comings.past(seen).await;
     }
 }

@@ -5,7 +5,7 @@ use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read}
 use crate::core::Core;
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
-    plane::{Accepted, Acks, Until},
+    plane::{Accepted, Acks, Until, node_of},
     wire::{Consistency, ToolAnswer, ToolAsk, ToolRequest, ToolResponse},
 };
 use net::errors::ErrorCode;
@@ -61,6 +61,9 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"
         ))),
+        Command::RegisterBroker { broker } if node_of(broker.peer) != broker.node => {
+            Err(refused(format!("peer {:#x} is not one of broker {}", broker.peer, broker.node)))
+        }
         Command::UnregisterBroker { node } => {
             let holds = core.view(|view| {
                 let partitions = view.topics().flat_map(|topic| &topic.partitions);

@@ -204,6 +204,11 @@ impl Peers {
         book.get(&node).is_some_and(|link| link.lanes[Lane::Control as usize].there.get().is_some())
     }
 
+    /// The brokers to which there is no way now.
+    pub fn away(&self) -> Vec<i32> {
+        self.nodes().into_iter().filter(|node| !self.is_there(*node)).collect()
+    }
+
     fn add(self: &Rc<Self>, node: i32, address: String, is_seed: bool) {
         if node == self.me.node {
             return;
@@ -218,6 +223,7 @@ impl Peers {
             lanes,
         });
         self.book.borrow_mut().insert(node, link.clone());
+        self.comings.notify();
         for lane in [Lane::Control, Lane::Bulk] {
             rt::spawn(self.clone().keep_connected(link.clone(), lane));
         }

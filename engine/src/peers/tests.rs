@@ -221,7 +221,7 @@ fn a_broker_that_comes_back_is_found_again_and_gets_nothing_old() {
         let listener = Listener::new(bound).unwrap();
         let (one, _, _) = broker(hello(1), &[(2, addr)]);
         one.send_to_node(2, probe(0));
-        assert!(!one.is_there(2));
+        assert_eq!((one.is_there(2), one.away()), (false, vec![2]));
         let first = Other::accept(&listener, Lane::Control, &hello(2)).await;
         one.until_there(2, true).await;
         first.writer.shutdown();

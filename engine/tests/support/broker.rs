@@ -67,11 +67,12 @@ impl Output {
     }
 }
 
-/// One broker over several lives: the data directory and the Kafka address stay from one to the next.
+/// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
 pub struct Broker {
     data: TempDir,
     flags: Vec<String>,
     kafka: SocketAddr,
+    peer: SocketAddr,
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
 }
@@ -94,9 +95,23 @@ impl Broker {
             data: tempfile::tempdir().expect("a temporary directory"),
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
             kafka: restartable_address(),
+            peer: restartable_address(),
             admin: None,
             life: None,
         }
+    }
+
+    /// Brokers 1, 2, …, which found a cluster together and serve.
+    pub fn cluster(count: usize) -> Vec<Broker> {
+        let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(&[])).collect();
+        let seeds: Vec<String> =
+            brokers.iter().enumerate().map(|(at, broker)| format!("{}@{}", at + 1, broker.peer)).collect();
+        for (at, broker) in brokers.iter_mut().enumerate() {
+            broker.flags = vec![format!("--node-id={}", at + 1), format!("--seeds={}", seeds.join(","))];
+            broker.spawn();
+        }
+        brokers.iter_mut().for_each(Broker::wait_until_serving);
+        brokers
     }
 
     /// Starts the process without waiting for anything.
@@ -111,8 +126,14 @@ impl Broker {
             .arg("serve")
             .arg("--data-dir")
             .arg(self.data.path())
-            .args(["--kafka-addr", &self.kafka.to_string(), "--admin-addr", "127.0.0.1:0"])
-            .args(["--peer-addr", "127.0.0.1:0"].iter().filter(|_| !self.flags.iter().any(|f| f == "--peer-addr")))
+            .args([
+                "--kafka-addr",
+                &self.kafka.to_string(),
+                "--peer-addr",
+                &self.peer.to_string(),
+                "--admin-addr",
+                "127.0.0.1:0",
+            ])
             .args(self.defaults())
             .args(&self.flags)
             .stdin(Stdio::null())
@@ -214,6 +235,16 @@ impl Broker {
         self.kafka.to_string()
     }
 
+    /// Where other brokers reach it.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Further flags of `millrace serve`, from its next start on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| flag.to_string()));
+    }
+
     pub fn pid(&self) -> u32 {
         self.life.as_ref().expect("the broker runs").0.id()
     }
@@ -267,7 +298,7 @@ fn binary() -> OsString {
 
 /// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for
 /// outgoing connections, so that no client of another test is given it while the broker is down.
-pub fn restartable_address() -> SocketAddr {
+fn restartable_address() -> SocketAddr {
     (0..1000)
         .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000))))
         .find(|addr| TcpListener::bind(addr).is_ok())

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::broker::{Broker, restartable_address};
+use super::broker::Broker;
 use super::proxy::{Mode, Proxy};
 
 /// Between two looks at something that another process does.
@@ -23,20 +23,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts them all and waits until all serve.
     pub fn start(count: usize, flags: &[&str]) -> Cluster {
-        let peers: Vec<SocketAddr> = (0..count).map(|_| restartable_address()).collect();
+        let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(flags)).collect();
+        let peers: Vec<SocketAddr> = brokers.iter().map(Broker::peer).collect();
         let way = |from: usize, to: usize| (from != to).then(|| Proxy::to(peers[to]));
         let proxies: Vec<Vec<Option<Proxy>>> =
             (0..count).map(|from| (0..count).map(|to| way(from, to)).collect()).collect();
-        let mut brokers = Vec::new();
         for (from, ways) in proxies.iter().enumerate() {
             let seed = |(to, way): (usize, &Option<Proxy>)| {
                 format!("{}@{}", to + 1, way.as_ref().map_or(peers[to], Proxy::addr))
             };
             let seeds: Vec<String> = ways.iter().enumerate().map(seed).collect();
-            let (node, peer, seeds) = ((from + 1).to_string(), peers[from].to_string(), seeds.join(","));
-            let own = ["--node-id", &node, "--peer-addr", &peer, "--seeds", &seeds];
-            let small = ["--set", "memory.budget.bytes=268435456"];
-            brokers.push(Broker::new(&[&own[..], &small, flags].concat()));
+            brokers[from].add_flags(&["--node-id", &(from + 1).to_string(), "--seeds", &seeds.join(",")]);
+            brokers[from].add_flags(&["--set", "memory.budget.bytes=268435456"]);
         }
         let mut cluster = Cluster { brokers, proxies };
         cluster.brokers.iter_mut().for_each(Broker::spawn);

@@ -187,7 +187,8 @@ fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<Answer
             (client.call(request)?.responses[0].error_code, None)
         }
         Change::Grow { to } => {
-            let topic = CreatePartitionsTopic::default().with_name(topic_name(name)).with_count(*to);
+            let topic =
+                CreatePartitionsTopic::default().with_name(topic_name(name)).with_count(*to).with_assignments(None);
             let request = CreatePartitionsRequest::default().with_topics(vec![topic]).with_timeout_ms(CHANGE_MS);
             (client.call(request)?.results[0].error_code, None)
         }

@@ -1,0 +1,92 @@
+"""confluent-kafka against a cluster.
+
+cluster.py HOST:PORT NAME BROKERS       creates, alters and describes a topic there
+cluster.py --seen PORT NAME…            the topics are seen at the brokers on PORT, PORT + 1 and PORT + 2
+cluster.py --fast HOST:PORT PORT        100 writes under metadata.acks=leader are 100 on the fast path
+"""
+
+import sys
+import time
+import urllib.request
+
+from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, AlterConfigOpType, NewPartitions, NewTopic
+
+PATIENCE = 30
+
+
+def admin(address):
+    return AdminClient({"bootstrap.servers": address})
+
+
+def done(futures):
+    for future in futures.values():
+        future.result(PATIENCE)
+
+
+def set_acks(client, value):
+    entry = ConfigEntry("metadata.acks", value, incremental_operation=AlterConfigOpType.SET)
+    done(client.incremental_alter_configs([ConfigResource(ConfigResource.Type.BROKER, "", incremental_configs=[entry])]))
+
+
+def administer(address, name, brokers):
+    client = admin(address)
+    done(client.create_topics([NewTopic(name, 3, 1)]))
+    topic = client.list_topics(timeout=PATIENCE).topics[name]
+    assert len(topic.partitions) == 3 and all(p.leader >= 0 for p in topic.partitions.values()), topic.partitions
+    assert len(client.list_topics(timeout=PATIENCE).brokers) == brokers
+    done(client.create_partitions([NewPartitions(name, 4)]))
+    assert len(client.list_topics(timeout=PATIENCE).topics[name].partitions) == 4
+    entry = ConfigEntry("retention.ms", "1234567", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
+    done(client.incremental_alter_configs([resource]))
+    described = client.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)])
+    assert list(described.values())[0].result(PATIENCE)["retention.ms"].value == "1234567"
+    done(client.create_topics([NewTopic(name + "-gone", 1, 1)]))
+    done(client.delete_topics([name + "-gone"]))
+    assert name + "-gone" not in client.list_topics(timeout=PATIENCE).topics
+    try:
+        done(client.create_topics([NewTopic(name + "-3", 1, 3)]))
+    except Exception as e:
+        assert "INVALID_REPLICATION_FACTOR" in str(e), e
+    else:
+        raise AssertionError("replication factor 3 was not refused")
+    cluster = client.describe_cluster().result(PATIENCE)
+    assert len(cluster.nodes) == brokers and cluster.controller is not None, cluster
+
+
+def seen(port, names):
+    """A broker's leased view may be some seconds old; what it says at last must be the same everywhere."""
+    deadline = time.monotonic() + PATIENCE
+    for at in range(3):
+        client = admin(f"127.0.0.1:{port + at}")
+        while not set(names) <= set(client.list_topics(timeout=PATIENCE).topics):
+            assert time.monotonic() < deadline, f"broker {at + 1} does not see all of {names}"
+            time.sleep(0.1)
+
+
+def total(port, name):
+    figures = 0
+    for at in range(3):
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port + 20 + at}/metrics", timeout=PATIENCE).read().decode()
+        figures += sum(float(l.split()[1]) for l in page.splitlines() if l.startswith(f"millrace_{name}{{"))
+    return int(figures)
+
+
+def fast(address, port):
+    client = admin(address)
+    set_acks(client, "leader")
+    names = [f"fast-{n}" for n in range(100)]
+    before = total(port, "metadata_wal_writes_total"), total(port, "metadata_raft_fallback_total")
+    # The setting is one write; partitions' leaders are reported at quorum.
+    done(client.create_topics([NewTopic(name, 1, 1) for name in names]))
+    after = total(port, "metadata_wal_writes_total"), total(port, "metadata_raft_fallback_total")
+    set_acks(client, "quorum")
+    assert (after[0] - before[0], after[1] - before[1]) == (100, 0), (before, after)
+
+
+if sys.argv[1] == "--seen":
+    seen(int(sys.argv[2]), sys.argv[3:])
+elif sys.argv[1] == "--fast":
+    fast(sys.argv[2], int(sys.argv[3]))
+else:
+    administer(sys.argv[1], sys.argv[2], int(sys.argv[3]))
