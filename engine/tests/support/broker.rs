@@ -191,12 +191,16 @@ impl Broker {
         assert!(status.success(), "the broker ended with {status} on SIGTERM:\n{output}");
     }
 
-    /// Sends a signal and waits for the end. Returns the status and all that was printed.
-    pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
-        let (mut child, output) = self.life.take().expect("the broker runs");
-        let pid = i32::try_from(child.id()).expect("a process id");
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.pid()).expect("a process id");
         // SAFETY: kill has no memory effects; the child has not been waited for, so the id is still its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the child can be signalled");
+    }
+
+    /// Sends a signal and waits for the end. Returns the status and all that was printed.
+    pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
+        self.signal(signal);
+        let (mut child, output) = self.life.take().expect("the broker runs");
         let give_up = Instant::now() + PATIENCE;
         // Both streams end with the process.
         output.wait_for(|_| false);
@@ -229,6 +233,16 @@ impl Broker {
 
     pub fn bootstrap(&self) -> String {
         self.kafka.to_string()
+    }
+
+    /// Where other brokers reach it.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Further flags of `millrace serve`, from its next start on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| flag.to_string()));
     }
 
     pub fn pid(&self) -> u32 {

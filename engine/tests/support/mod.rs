@@ -5,7 +5,11 @@
 
 pub mod broker;
 pub mod clients;
+pub mod cluster;
 pub mod history;
+pub mod metadata_clients;
+pub mod metadata_history;
+pub mod proxy;
 pub mod wire;
 
 use std::time::Duration;

@@ -1,0 +1,135 @@
+//! Three brokers as one: whatever is done through one of them, all show it, and each may die and come back.
+
+mod support;
+
+use fastrand::Rng;
+use net::client_blocking::Client;
+use net::errors;
+use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use net::messages::{DescribeClusterRequest, IncrementalAlterConfigsRequest, MetadataRequest};
+
+use support::cluster::{Cluster, wait_until};
+use support::metadata_clients::{Clients, converged, see};
+use support::wire::{self, text};
+
+const BROKERS: usize = 3;
+
+fn connect(cluster: &Cluster, i: usize) -> Client {
+    wire::connect(cluster.broker(i))
+}
+
+/// Node ids and addresses that a broker names, its cluster's id and its controller: by Metadata, then by DescribeCluster.
+type Told = (Vec<(i32, String)>, String, i32);
+
+fn told(cluster: &Cluster, i: usize) -> [Told; 2] {
+    let mut client = connect(cluster, i);
+    let of = |node: i32, host: &str, port: i32| (node, format!("{host}:{port}"));
+    let metadata = client.call(MetadataRequest::default().with_topics(Some(Vec::new()))).expect("an answer");
+    let mut brokers: Vec<_> =
+        metadata.brokers.iter().map(|broker| of(broker.node_id.0, &broker.host, broker.port)).collect();
+    brokers.sort();
+    let id = metadata.cluster_id.expect("a cluster's id").as_str().to_owned();
+    let by_metadata = (brokers, id, metadata.controller_id.0);
+    let described = client.call(DescribeClusterRequest::default()).expect("an answer");
+    let mut brokers: Vec<_> =
+        described.brokers.iter().map(|broker| of(broker.broker_id.0, &broker.host, broker.port)).collect();
+    brokers.sort();
+    [by_metadata, (brokers, described.cluster_id.as_str().to_owned(), described.controller_id.0)]
+}
+
+fn all_agree(cluster: &Cluster) {
+    let expected: Vec<(i32, String)> = (0..BROKERS).map(|i| (i as i32 + 1, cluster.broker(i).bootstrap())).collect();
+    let mut seen = Vec::new();
+    wait_until("agreement on brokers, cluster and controller", || {
+        seen = (0..BROKERS).flat_map(|i| told(cluster, i)).collect();
+        seen.iter().all(|told| *told == seen[0] && told.0 == expected && told.2 > 0)
+    });
+}
+
+#[test]
+fn what_is_created_through_one_is_shown_by_all_and_each_may_die_and_come_back() {
+    let mut cluster = Cluster::start(BROKERS, &[]);
+    all_agree(&cluster);
+    for i in 0..BROKERS {
+        let (name, mut client) = (format!("through-{i}"), connect(&cluster, i));
+        assert_eq!(wire::create_topic(&mut client, &name, 3, 1, &[]).error_code, errors::NONE);
+        // Its own broker shows it at once.
+        let own = see(&mut client, Some(&name)).expect("an answer").expect("a broker that may answer");
+        assert_eq!(own[&name].partitions, 3);
+    }
+    let before = converged(&cluster);
+    assert_eq!(before[0].keys().collect::<Vec<_>>(), ["through-0", "through-1", "through-2"]);
+    let mut rng = Rng::with_seed(1);
+    let clients = Clients::start(&cluster.bootstraps(), 2, &mut rng);
+    for i in 0..BROKERS {
+        clients.wait_for_acks(5);
+        cluster.kill9(i);
+        clients.wait_for_acks(5);
+        cluster.begin(i);
+    }
+    let history = clients.stop();
+    let mut shown = converged(&cluster);
+    for (broker, after) in shown.iter_mut().enumerate() {
+        for (name, topic) in &before[0] {
+            assert_eq!(after.remove(name).as_ref(), Some(topic), "broker {broker}");
+        }
+    }
+    let wrong = history.check(&shown);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    all_agree(&cluster);
+}
+
+fn set_acks(cluster: &Cluster, i: usize, value: &str) {
+    let config = AlterableConfig::default().with_name(text("metadata.acks")).with_value(Some(text(value)));
+    // A broker's settings (Kafka's `ConfigResource.Type`), without a name: those of all.
+    let resource = AlterConfigsResource::default().with_resource_type(4).with_configs(vec![config]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    let answer = connect(cluster, i).call(request).expect("an answer");
+    assert_eq!(answer.responses[0].error_code, errors::NONE, "{:?}", answer.responses[0].error_message);
+}
+
+#[test]
+fn heartbeats_run_and_the_fast_path_is_taken_when_it_is_asked_for() {
+    let cluster = Cluster::start(BROKERS, &[]);
+    all_agree(&cluster);
+    let leader = cluster.leader();
+    let metric = |i: usize, name: &str| cluster.broker(i).metric(&format!("millrace_{name}")) as u64;
+
+    let (sent, ticks) = (metric(leader, "heartbeat_send_total"), metric(leader, "metadata_ticks_total"));
+    let followers: Vec<usize> = (0..BROKERS).filter(|i| *i != leader).collect();
+    let received: Vec<u64> = followers.iter().map(|i| metric(*i, "heartbeat_receive_total")).collect();
+    // Ten ticks of 100 ms each are a second.
+    wait_until("30 ticks", || metric(leader, "metadata_ticks_total") >= ticks + 30);
+    let beats = metric(leader, "heartbeat_send_total") - sent;
+    let seconds = (metric(leader, "metadata_ticks_total") - ticks) / 10;
+    let of_all = seconds * followers.len() as u64;
+    assert!((of_all - 2..=of_all + 4).contains(&beats), "{beats} heartbeats in {seconds} s of the leader's time");
+    for (i, before) in followers.iter().zip(received) {
+        wait_until("heartbeats at the followers", || metric(*i, "heartbeat_receive_total") >= before + 2);
+    }
+
+    set_acks(&cluster, leader, "leader");
+    let mut client = connect(&cluster, leader);
+    assert_eq!(wire::create_topic(&mut client, "settings", 1, 1, &[]).error_code, errors::NONE);
+    let counts = || ["metadata_wal_writes_total", "metadata_raft_fallback_total"].map(|name| metric(leader, name));
+    let before = counts();
+    for at in 0..100 {
+        let config = AlterableConfig::default()
+            .with_name(text("retention.ms"))
+            .with_value(Some(text(&(1_000_000 + at).to_string())));
+        let resource = AlterConfigsResource::default()
+            .with_resource_type(2)
+            .with_resource_name(text("settings"))
+            .with_configs(vec![config]);
+        let answer = client.call(IncrementalAlterConfigsRequest::default().with_resources(vec![resource]));
+        assert_eq!(answer.expect("an answer").responses[0].error_code, errors::NONE);
+    }
+    let [wal, fallback] = counts();
+    assert!(wal >= before[0] + 100, "{} writes on the fast path", wal - before[0]);
+    assert_eq!(fallback, before[1], "fallbacks");
+    drop(client);
+
+    let shown = converged(&cluster);
+    assert_eq!(shown[0]["settings"].setting.as_deref(), Some("1000099"));
+    assert!(shown.iter().all(|one| *one == shown[0]));
+}

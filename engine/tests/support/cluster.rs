@@ -1,0 +1,121 @@
+//! Several `millrace` processes as one cluster. Each reaches each other one through a proxy of its own, so that every direction can
+//! be cut by itself.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
+use super::broker::Broker;
+use super::proxy::{Mode, Proxy};
+
+/// Between two looks at something that another process does.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Brokers are counted from 0 here; broker `i` has the node id `i + 1`.
+pub struct Cluster {
+    brokers: Vec<Broker>,
+    /// `proxies[i][j]`: the way from `i` to `j`.
+    proxies: Vec<Vec<Option<Proxy>>>,
+}
+
+impl Cluster {
+    /// Starts them all and waits until all serve.
+    pub fn start(count: usize, flags: &[&str]) -> Cluster {
+        let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(flags)).collect();
+        let peers: Vec<SocketAddr> = brokers.iter().map(Broker::peer).collect();
+        let way = |from: usize, to: usize| (from != to).then(|| Proxy::to(peers[to]));
+        let proxies: Vec<Vec<Option<Proxy>>> =
+            (0..count).map(|from| (0..count).map(|to| way(from, to)).collect()).collect();
+        for (from, ways) in proxies.iter().enumerate() {
+            let seed = |(to, way): (usize, &Option<Proxy>)| {
+                format!("{}@{}", to + 1, way.as_ref().map_or(peers[to], Proxy::addr))
+            };
+            let seeds: Vec<String> = ways.iter().enumerate().map(seed).collect();
+            brokers[from].add_flags(&["--node-id", &(from + 1).to_string(), "--seeds", &seeds.join(",")]);
+            brokers[from].add_flags(&["--set", "memory.budget.bytes=268435456"]);
+        }
+        let mut cluster = Cluster { brokers, proxies };
+        cluster.brokers.iter_mut().for_each(Broker::spawn);
+        cluster.brokers.iter_mut().for_each(Broker::wait_until_serving);
+        cluster
+    }
+
+    pub fn len(&self) -> usize {
+        self.brokers.len()
+    }
+
+    pub fn broker(&self, i: usize) -> &Broker {
+        &self.brokers[i]
+    }
+
+    pub fn bootstraps(&self) -> Vec<String> {
+        self.brokers.iter().map(Broker::bootstrap).collect()
+    }
+
+    /// SIGKILL: nothing is flushed, nothing is said.
+    pub fn kill9(&mut self, i: usize) {
+        self.brokers[i].kill();
+    }
+
+    /// SIGTERM, which must end it with status 0.
+    pub fn stop(&mut self, i: usize) {
+        self.brokers[i].stop();
+    }
+
+    /// Starts one that does not run, and waits until it serves.
+    pub fn begin(&mut self, i: usize) {
+        self.brokers[i].begin();
+    }
+
+    /// SIGSTOP for so long.
+    pub fn pause(&self, i: usize, how_long: Duration) {
+        self.brokers[i].signal(libc::SIGSTOP);
+        thread::sleep(how_long);
+        self.brokers[i].signal(libc::SIGCONT);
+    }
+
+    /// Takes away all that a broker kept, which must not run.
+    pub fn empty_disk(&mut self, i: usize) {
+        assert!(!self.brokers[i].is_alive(), "broker {i} runs");
+        for entry in fs::read_dir(self.brokers[i].data_dir()).expect("a data directory") {
+            let path = entry.expect("a readable directory").path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+    }
+
+    /// What `from` sends to `to` does not arrive, or does again.
+    pub fn set_way(&self, from: usize, to: usize, mode: Mode) {
+        self.proxies[from][to].as_ref().expect("a way to another broker").set(mode);
+    }
+
+    /// Both directions between a broker and all others.
+    pub fn set_all_ways(&self, i: usize, mode: Mode) {
+        for other in (0..self.len()).filter(|other| *other != i) {
+            self.set_way(i, other, mode);
+            self.set_way(other, i, mode);
+        }
+    }
+
+    /// The broker that says that it leads the metadata in the newest term, once one does.
+    pub fn leader(&self) -> usize {
+        let mut leader = None;
+        wait_until("a leader of the metadata", || {
+            let leading = (0..self.len()).filter(|i| self.brokers[*i].metric("millrace_metadata_leads") == 1.0);
+            leader = leading.max_by_key(|i| self.brokers[*i].metric("millrace_metadata_term") as u64);
+            leader.is_some()
+        });
+        leader.expect("just found")
+    }
+}
+
+/// Looks again and again until it is so.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let give_up = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < give_up, "no {what} in {PATIENCE:?}");
+        thread::sleep(LOOK_EVERY);
+    }
+}
