@@ -41,7 +41,7 @@ pub fn run(options: &MetadataOptions) -> Result<(), Box<dyn Error>> {
         ("create-topics", create_topics(options)?, ceiling)
     } else {
         let addr = resolve(&options.peer)?;
-        let topics: Arc<[(Arc<str>, Uuid)]> = prepare(options, addr)?.into();
+        let topics: Arc<[Named]> = prepare(options, addr)?.into();
         let ceiling = Ceiling::measure(&options.run);
         let window = Window::new(options.warm_up, options.run.duration);
         let plan = Plan { asks: asks(options, topics), in_flight: options.in_flight, window };
@@ -84,6 +84,9 @@ fn request(id: u64, ask: ToolAsk) -> PeerFrame {
     PeerFrame::new(Kind::Request, net::peer::Lane::Control, bytes)
 }
 
+/// A topic's name and id.
+type Named = (Arc<str>, Uuid);
+
 /// A connection that waits for each answer, for the set-up.
 struct Tool {
     peer: BlockingPeer,
@@ -110,7 +113,7 @@ impl Tool {
 }
 
 /// Makes sure that the topics are there, and learns their ids.
-fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<(Arc<str>, Uuid)>, Box<dyn Error>> {
+fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
     let mut tool = Tool::connect(addr)?;
     let ToolAnswer::Answers(brokers) =
         tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] })?
@@ -159,7 +162,7 @@ struct Plan {
     window: Window,
 }
 
-fn asks(options: &MetadataOptions, topics: Arc<[(Arc<str>, Uuid)]>) -> Asks {
+fn asks(options: &MetadataOptions, topics: Arc<[Named]>) -> Asks {
     let acks = match options.acks {
         MetadataAcks::Configured => None,
         MetadataAcks::Quorum => Some(Acks::Quorum),
@@ -226,10 +229,7 @@ async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>) -> 
     if state.open.borrow().is_empty() {
         writer.shutdown();
     }
-    tally.add(match rt::timeout(PATIENCE, receiving.join()).await {
-        Some(received) => received,
-        None => Tally::default(),
-    });
+    tally.add(rt::timeout(PATIENCE, receiving.join()).await.unwrap_or_default());
     let left = state.open.borrow().len() as u64;
     tally.fail(left, || state.broken.borrow().clone().unwrap_or_else(|| "no answer".to_owned()));
     tally
