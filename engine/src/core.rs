@@ -338,6 +338,10 @@ impl Core {
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
                 continue;
             }
+            // The metadata's log is replayed from before the topic's deletion, which the store has carried out already.
+            if self.store.was_removed(group) {
+                continue;
+            }
             match self.partition(group) {
                 Some(partition) => {
                     self.store.set_options(group, config.log_options());

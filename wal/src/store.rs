@@ -43,8 +43,9 @@ impl<D: Disk> Store<D> {
     }
 
     /// A new, empty group whose first entry has index 1 and whose first offset is 0. Volatile until its first record or the
-    /// next checkpoint. Panics if it exists.
+    /// next checkpoint. Panics if it exists, or [was removed](Store::was_removed).
     pub fn create_group(&self, group: GroupId, options: LogOptions) {
+        assert!(!self.was_removed(group), "group {} was removed", group.0);
         let mut state = self.shared.state.borrow_mut();
         let by_snapshot = self.shared.config.snapshot_group == Some(group);
         let before = state.groups.insert(group, Log::new(group, options, by_snapshot));
@@ -69,6 +70,12 @@ impl<D: Disk> Store<D> {
         shared.forget_files(group);
         shared.ask_flush();
         Ok(at)
+    }
+
+    /// Whether the group was removed and is still remembered: whoever replays what made it finds it gone already. Its id is never
+    /// used again, so it may not be created.
+    pub fn was_removed(&self, group: GroupId) -> bool {
+        self.shared.state.borrow().removed.iter().any(|removed| removed.group.id == group)
     }
 
     /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state: copies the payload into the

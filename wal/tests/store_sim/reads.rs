@@ -227,3 +227,24 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(world.high()));
     assert!(view.first_index > 1);
 }
+
+/// Whoever replays the log that made a group asks the next life of the store, which has carried out its removal already.
+#[test]
+fn a_removed_group_is_remembered_after_a_restart() {
+    let world = world(5, config(), options());
+    world.append(3);
+    assert!(!world.store.was_removed(GROUP));
+    let host = Rc::new(Host(world.model.clone()));
+    with_loops(world.seed, &world.store, host, async {
+        let pos = world.store.remove_group(GROUP).expect("room");
+        while world.store.durable() < pos {
+            world.store.durable_past(world.store.durable()).await.expect("the ring works");
+        }
+    });
+    assert!(world.store.was_removed(GROUP));
+    let World { disk, store, .. } = world;
+    drop(store);
+    let opened = block_on(Store::open(disk, &StoreDirs::new("/data", 1, 0), 1, config()));
+    let (store, groups, _) = opened.expect("opened again");
+    assert!(groups.is_empty() && store.was_removed(GROUP));
+}
