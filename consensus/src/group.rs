@@ -492,12 +492,18 @@ impl Group {
 
     /// Entries that are to be read from the log's store, since a peer needs them.
     pub fn lacking(&mut self) -> Option<Wanted> {
-        self.raw.store().lacking.borrow_mut().take().map(|Lacking { from, below, context }| Wanted { from, below, context })
+        self.raw.store().lacking.borrow_mut().take().map(|Lacking { from, below, context }| Wanted {
+            from,
+            below,
+            context,
+        })
     }
 
     /// What was [lacking](Group::lacking), from its first index on, as much as there was: it is sent in the next Ready.
     pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
-        let is_it = |(at, entry): (u64, &Entry)| entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term);
+        let is_it = |(at, entry): (u64, &Entry)| {
+            entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
+        };
         if !(0..).zip(&entries).all(is_it) {
             return;
         }

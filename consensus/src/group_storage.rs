@@ -208,7 +208,8 @@ impl Storage for GroupStorage {
         }
         assert!(context.can_async(), "entry {low} is only read to be sent, it is applied");
         let below = high.min(self.compacted + 1);
-        if self.fetched.first().is_some_and(|first| first.index <= low && low < first.index + self.fetched.len() as u64) {
+        if self.fetched.first().is_some_and(|first| first.index <= low && low < first.index + self.fetched.len() as u64)
+        {
             let from = (low - self.fetched[0].index) as usize;
             let to = self.fetched.len().min((below - self.fetched[0].index) as usize);
             return Ok(self.limited(self.fetched[from..to].iter(), max_size.into()));

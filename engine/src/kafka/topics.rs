@@ -108,6 +108,7 @@ fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String,
         replicas,
         configs,
         created_ms: crate::core::wall_ms(),
+        peers: Vec::new(),
     }
 }
 
@@ -389,6 +390,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
         present: present as u32,
         first_group: 0,
         replicas,
+        peers: Vec::new(),
     })
 }
 
