@@ -75,6 +75,7 @@ fn hello() -> PeerFrame {
         peer_addr: String::new(),
         seeds: Vec::new(),
         founding: Vec::new(),
+        core: 0,
     };
     PeerFrame::new(Kind::Hello, net::peer::Lane::Control, wire::encode_hello(&hello))
 }

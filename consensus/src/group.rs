@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use protobuf::Message as _;
-pub use raft::eraftpb::{Message, MessageType};
+pub use raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
 use raft::{
     Config, RawNode, StateRole,
     eraftpb::{self, ConfChangeV2, ConfState, EntryType},
@@ -249,6 +249,8 @@ pub struct Group {
     changes: VecDeque<(u64, ConfChangeV2)>,
     /// The Ready that brought a snapshot, and the snapshot's index, until that is durable.
     restoring: Option<(u64, u64)>,
+    /// The members over the retained log, each with the index from which on.
+    configurations: Vec<(u64, ConfState)>,
     /// How long this replica elects nobody after it has heard of a leader.
     promised_ticks: usize,
     kept_entries_max: u64,
@@ -267,12 +269,13 @@ impl Group {
             let (last, term) = (run.term, restored.hard_state.term);
             return Err(refused(format!("the log ends in term {last}, but the hard state knows of none above {term}")));
         }
-        let conf_state = if restored.conf_state.is_empty() {
-            ConfState::from((config.voters.clone(), vec![]))
+        let configurations = if restored.conf_state.is_empty() {
+            vec![(0, ConfState::from((config.voters.clone(), vec![])))]
         } else {
-            group_members::decode(&restored.conf_state)
+            group_members::decode_all(&restored.conf_state)
                 .map_err(|why| RestoreError::ConfState { group: config.group, why })?
         };
+        let conf_state = configurations.last().expect("there is one").1.clone();
         let hard_state = eraftpb::HardState {
             term: restored.hard_state.term,
             vote: restored.hard_state.vote,
@@ -324,6 +327,7 @@ impl Group {
             term_since,
             changes: VecDeque::new(),
             restoring: None,
+            configurations,
             promised_ticks,
             kept_entries_max: config.kept_entries_max,
             vow_ticks,
@@ -512,9 +516,16 @@ impl Group {
         self.raw.mut_store().hold_fetched(Vec::new());
     }
 
+    /// The last index whose data is not in memory any more.
+    pub fn compacted(&self) -> u64 {
+        self.raw.store().compacted()
+    }
+
     /// Entries up to `index` are gone from the log's store: a peer that lacks them gets a snapshot.
     pub fn trim(&mut self, index: u64) {
         self.raw.mut_store().trim(index);
+        let keep = self.configurations.partition_point(|(since, _)| *since <= index).saturating_sub(1);
+        self.configurations.drain(..keep);
     }
 
     /// Its leader is lost: this replica has none, and helps to elect another.
@@ -629,6 +640,7 @@ impl Group {
         let at = Position { index: metadata.index, term: metadata.term };
         let conf_state = metadata.get_conf_state().clone();
         let mark = SnapshotMark { at, conf_state: group_members::encode(&conf_state) };
+        self.configurations = vec![(at.index, conf_state.clone())];
         self.raw.mut_store().restart(at, conf_state);
         Some(mark)
     }
@@ -648,8 +660,9 @@ impl Group {
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {
-            let (_, change) = self.changes.pop_front().expect("it was just looked at");
-            self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            let (at, change) = self.changes.pop_front().expect("it was just looked at");
+            let members = self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            self.configurations.push((at, members));
             if self.is_leader() && !self.raw.raft.promotable() {
                 // raft-rs would let a leader that was removed go on, refusing every proposal.
                 let term = self.term();
@@ -686,6 +699,18 @@ impl Group {
     /// The members as of [`Group::applied`], as bytes for a checkpoint of that index.
     pub fn conf_state(&self) -> Bytes {
         group_members::encode(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// As [`Group::conf_state`], with those before over the retained log: what a checkpoint needs of a group that sends snapshots of
+    /// its log's start.
+    pub fn conf_states(&self) -> Bytes {
+        group_members::encode_all(&self.configurations)
+    }
+
+    /// The members as of an index of the retained log, or right before it.
+    pub fn conf_state_at(&self, index: u64) -> Bytes {
+        let after = self.configurations.partition_point(|(since, _)| *since <= index);
+        group_members::encode(&self.configurations[after.saturating_sub(1)].1)
     }
 
     /// Those who vote, ascending; while a change of several is under way, those who will.

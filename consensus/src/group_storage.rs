@@ -98,6 +98,10 @@ impl GroupStorage {
         self.compacted + self.entries.len() as u64
     }
 
+    pub(crate) fn compacted(&self) -> u64 {
+        self.compacted
+    }
+
     pub(crate) fn terms(&self) -> &[TermRun] {
         &self.terms
     }
@@ -238,7 +242,7 @@ impl Storage for GroupStorage {
         // One below what is compacted would leave a hole behind it, and a peer takes none from before it was a member.
         let usable = |(at, members): &&(Position, ConfState)| {
             let is_member = members.voters.contains(&to) || members.learners.contains(&to);
-            at.index >= request_index && at.index >= self.compacted && is_member
+            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && is_member
         };
         let Some((at, conf_state)) = self.snapshot.as_ref().filter(usable) else {
             self.snapshot_wanted.set(true);
