@@ -416,7 +416,7 @@ mod tests {
             ("retention.ms", "-2", "retention.ms = '-2': it must be 0 to "),
             ("retention.ms", "week", "or -1 (no limit)"),
             ("segment.bytes", "0", "must be 4096 to 2147483647 bytes"),
-            ("min.insync.replicas", "2", "min.insync.replicas = '2': it must be 1"),
+            ("min.insync.replicas", "8", "min.insync.replicas = '8': it must be 1 to 7"),
             ("unclean.leader.election.enable", "true", "must be false"),
             ("max.message.bytes", "-1", "must be 64 to"),
             (

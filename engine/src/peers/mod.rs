@@ -497,7 +497,8 @@ fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
 
 /// What a frame carries, with the length in front of messages that have payloads behind them.
 fn frame_bytes(frame: &Frame) -> usize {
-    4 + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
+    let length = if frame.payloads.is_empty() { 0 } else { 4 };
+    length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
 }
 
 /// Why there is no way to a broker, or none from one.
