@@ -516,13 +516,10 @@ impl Group {
         self.raw.mut_store().hold_fetched(Vec::new());
     }
 
-    /// The last index whose data is not in memory any more.
-    pub fn compacted(&self) -> u64 {
-        self.raw.store().compacted()
-    }
-
-    /// Entries up to `index` are gone from the log's store: a peer that lacks them gets a snapshot.
-    pub fn trim(&mut self, index: u64) {
+    /// Entries up to `index`, all applied, are gone from the log's store: a peer that lacks them gets a snapshot.
+    pub fn forget(&mut self, index: u64) {
+        let index = index.min(self.applied()).min(self.stable());
+        self.raw.mut_store().compact(index);
         self.raw.mut_store().trim(index);
         let keep = self.configurations.partition_point(|(since, _)| *since <= index).saturating_sub(1);
         self.configurations.drain(..keep);

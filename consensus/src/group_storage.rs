@@ -98,10 +98,6 @@ impl GroupStorage {
         self.compacted + self.entries.len() as u64
     }
 
-    pub(crate) fn compacted(&self) -> u64 {
-        self.compacted
-    }
-
     pub(crate) fn terms(&self) -> &[TermRun] {
         &self.terms
     }

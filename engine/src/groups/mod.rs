@@ -42,6 +42,8 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(3);
 /// Messages kept for groups that are not known here yet.
 const EARLY_MAX: usize = 4096;
+/// Bytes of one of them at most.
+const EARLY_BYTES_MAX: usize = 4096;
 
 /// What is known of one core of another broker.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +108,11 @@ impl Groups {
         mine.into_iter().map(|(_, message, payloads)| (message, payloads)).collect()
     }
 
+    /// Large ones come again soon enough.
     fn keep_early(&self, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
+        if payloads.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > EARLY_BYTES_MAX {
+            return;
+        }
         let mut early = self.early.borrow_mut();
         if early.len() >= EARLY_MAX {
             early.pop_front();

@@ -215,8 +215,9 @@ impl Partition {
         });
         let changes = self.replica.with(|raft| {
             let (voters, learners, last) = (raft.voters(), raft.learners(), raft.last_index());
+            let unwanted = learners.iter().filter(|learner| !wanted.contains(learner)).copied();
             if voters.len() == wanted.len() && wanted.iter().all(|peer| voters.contains(peer)) {
-                return Vec::new();
+                return unwanted.map(Member::Removed).collect();
             }
             let is_new = |peer: &u64| !voters.contains(peer) && !learners.contains(peer);
             if let Some(new) = wanted.iter().copied().find(is_new) {

@@ -539,7 +539,13 @@ impl Replicated for Partition {
         self.wake_fetches();
     }
 
-    fn persisted(&self, _core: &Rc<Core>) {
+    fn before_ready(&self, core: &Rc<Core>) {
+        // Who waits for entries of a leader that was deposed must not be answered for what takes their place.
+        self.follow_leader(core);
+    }
+
+    fn persisted(&self, core: &Rc<Core>) {
+        self.follow_leader(core);
         let stable = self.replica.with(|raft| raft.stable());
         let mut state = self.state.borrow_mut();
         while let Some(done) = state.waiting_here.pop_front_if(|waiting| waiting.index <= stable) {

@@ -107,7 +107,13 @@ impl Partition {
                     None
                 }
             },
-            Entries::Gone => None,
+            Entries::Gone => {
+                // Retention was faster: whoever lacks them begins anew where the log does now.
+                if let Some(log) = core.store.log(self.group()) {
+                    self.replica.with(|raft| raft.forget(log.first_index - 1));
+                }
+                None
+            }
         }
     }
 

@@ -28,7 +28,7 @@ impl Partition {
         let Some(log) = core.store.log(self.group()) else { return };
         self.replica.with(|raft| {
             let index = log.first_index - 1;
-            raft.trim(index.min(raft.compacted()));
+            raft.forget(index);
             if let Some(term) = raft.term_at(index) {
                 raft.set_snapshot(SnapshotMark { at: Position { index, term }, conf_state: raft.conf_state_at(index) });
             }
