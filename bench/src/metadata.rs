@@ -75,6 +75,7 @@ fn hello() -> PeerFrame {
         peer_addr: String::new(),
         seeds: Vec::new(),
         founding: Vec::new(),
+        core: 0,
     };
     PeerFrame::new(Kind::Hello, net::peer::Lane::Control, wire::encode_hello(&hello))
 }
@@ -131,6 +132,7 @@ fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Bo
             replicas: vec![vec![nodes[(at + n) % nodes.len()]]],
             configs: BTreeMap::new(),
             created_ms: clock::unix_ms(),
+            peers: Vec::new(),
         };
         // One that is there already is refused by itself, and stays as it is.
         let commands = names.iter().enumerate().map(create).collect();

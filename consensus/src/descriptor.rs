@@ -99,6 +99,14 @@ impl EntryData {
     }
 }
 
+/// Bytes of the batch that travels beside an entry with such data.
+pub fn bytes_beside(data: &[u8]) -> u64 {
+    match EntryData::decode(data) {
+        Ok(EntryData::Batch(batch)) => u64::from(batch.bytes),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,14 @@
 //! election alone while entries are on their way to the disk.
 
 pub use crate::group_members::{Member, encode as conf_state_bytes};
-use crate::{group_log::logger, group_members, group_storage::GroupStorage};
+use crate::{
+    group_log::logger,
+    group_members,
+    group_storage::{GroupStorage, Lacking},
+};
 use bytes::Bytes;
 use protobuf::Message as _;
-pub use raft::eraftpb::{Message, MessageType};
+pub use raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
 use raft::{
     Config, RawNode, StateRole,
     eraftpb::{self, ConfChangeV2, ConfState, EntryType},
@@ -102,6 +106,10 @@ pub struct GroupConfig {
     pub uncommitted_bytes_max: u64,
     /// A leader keeps the entries that a peer lacks, but no more than this many: a peer further behind gets a snapshot.
     pub kept_entries_max: u64,
+    /// How many bytes travel beside an entry with such data: messages are limited by these too.
+    pub beside: fn(&[u8]) -> u64,
+    /// A leader's lease stands on this group's members: see [`Group::step`].
+    pub has_leases: bool,
 }
 
 impl GroupConfig {
@@ -116,6 +124,8 @@ impl GroupConfig {
             heartbeat_ticks: 1,
             uncommitted_bytes_max: 64 << 20,
             kept_entries_max: 10_000,
+            beside: |_| 0,
+            has_leases: true,
         }
     }
 }
@@ -135,6 +145,9 @@ pub struct Restored {
     pub terms: Vec<TermRun>,
     /// The index and term before the first of `entries`: what lies there and below is known by its term alone.
     pub before: Option<Position>,
+    /// The last index that is gone for good: entries above it that are not in memory can be [fetched](Group::lacking). `None`: what
+    /// is not in memory is gone.
+    pub gone: Option<Position>,
     /// Ascending without holes.
     pub entries: Vec<Entry>,
     /// Applied up to here already; at least `before`, at most the last index.
@@ -199,6 +212,13 @@ pub struct SnapshotMark {
     pub conf_state: Bytes,
 }
 
+/// Entries from `from` on that are to be fetched: some of those below `below`.
+pub struct Wanted {
+    pub from: u64,
+    pub below: u64,
+    context: raft::GetEntriesContext,
+}
+
 /// When [`Group::read_index`] was called, this replica led and had committed up to `index`, and a quorum said so since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadIndex {
@@ -229,7 +249,10 @@ pub struct Group {
     changes: VecDeque<(u64, ConfChangeV2)>,
     /// The Ready that brought a snapshot, and the snapshot's index, until that is durable.
     restoring: Option<(u64, u64)>,
-    election_ticks: usize,
+    /// The members over the retained log, each with the index from which on.
+    configurations: Vec<(u64, ConfState)>,
+    /// How long this replica elects nobody after it has heard of a leader.
+    promised_ticks: usize,
     kept_entries_max: u64,
     /// For so many ticks this replica helps nobody to be elected: its leader counts on that (see [`Group::step`]).
     vow_ticks: usize,
@@ -246,12 +269,13 @@ impl Group {
             let (last, term) = (run.term, restored.hard_state.term);
             return Err(refused(format!("the log ends in term {last}, but the hard state knows of none above {term}")));
         }
-        let conf_state = if restored.conf_state.is_empty() {
-            ConfState::from((config.voters.clone(), vec![]))
+        let configurations = if restored.conf_state.is_empty() {
+            vec![(0, ConfState::from((config.voters.clone(), vec![])))]
         } else {
-            group_members::decode(&restored.conf_state)
+            group_members::decode_all(&restored.conf_state)
                 .map_err(|why| RestoreError::ConfState { group: config.group, why })?
         };
+        let conf_state = configurations.last().expect("there is one").1.clone();
         let hard_state = eraftpb::HardState {
             term: restored.hard_state.term,
             vote: restored.hard_state.vote,
@@ -261,7 +285,15 @@ impl Group {
             ..eraftpb::HardState::default()
         };
         let entries: VecDeque<eraftpb::Entry> = restored.entries.into_iter().map(Entry::into_raft).collect();
-        let storage = GroupStorage::new(hard_state.clone(), conf_state, restored.before, entries, restored.terms);
+        let storage = GroupStorage::new(
+            hard_state.clone(),
+            conf_state,
+            restored.before,
+            restored.gone,
+            entries,
+            restored.terms,
+            config.beside,
+        );
         if hard_state.commit > storage.last() {
             let (commit, last) = (hard_state.commit, storage.last());
             return Err(refused(format!("entries up to {commit} were committed, but the log ends at {last}")));
@@ -284,7 +316,8 @@ impl Group {
         };
         let term_since = (restored.hard_state.term, 0);
         // Before it stopped it may have promised its leader not to elect another. A new one has promised nothing.
-        let vow_ticks = if restored.hard_state.term > 0 { config.election_ticks } else { 0 };
+        let promised_ticks = if config.has_leases { config.election_ticks } else { 0 };
+        let vow_ticks = if restored.hard_state.term > 0 { promised_ticks } else { 0 };
         let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
         Ok(Self {
             id: config.group,
@@ -294,7 +327,8 @@ impl Group {
             term_since,
             changes: VecDeque::new(),
             restoring: None,
-            election_ticks: config.election_ticks,
+            configurations,
+            promised_ticks,
             kept_entries_max: config.kept_entries_max,
             vow_ticks,
         })
@@ -334,7 +368,7 @@ impl Group {
                 return self.refuse(&message);
             }
             MessageType::MsgAppend | MessageType::MsgHeartbeat if message.term >= self.term() => {
-                self.vow_ticks = self.election_ticks;
+                self.vow_ticks = self.promised_ticks;
             }
             _ => {}
         }
@@ -354,7 +388,7 @@ impl Group {
             return self.refuse(&message);
         }
         if message.term >= self.term() {
-            self.vow_ticks = self.election_ticks;
+            self.vow_ticks = self.promised_ticks;
         }
         self.take(message);
     }
@@ -460,6 +494,84 @@ impl Group {
         self.raw.report_snapshot(peer, status);
     }
 
+    /// Entries that are to be read from the log's store, since a peer needs them.
+    pub fn lacking(&mut self) -> Option<Wanted> {
+        self.raw.store().lacking.borrow_mut().take().map(|Lacking { from, below, context }| Wanted {
+            from,
+            below,
+            context,
+        })
+    }
+
+    /// What was [lacking](Group::lacking), from its first index on, as much as there was: it is sent in the next Ready.
+    pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
+        let is_it = |(at, entry): (u64, &Entry)| {
+            entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
+        };
+        if !(0..).zip(&entries).all(is_it) {
+            return;
+        }
+        self.raw.mut_store().hold_fetched(entries.into_iter().map(Entry::into_raft).collect());
+        self.raw.on_entries_fetched(wanted.context);
+        self.raw.mut_store().hold_fetched(Vec::new());
+    }
+
+    /// Entries up to `index`, all applied, are gone from the log's store: a peer that lacks them gets a snapshot.
+    pub fn forget(&mut self, index: u64) {
+        let index = index.min(self.applied()).min(self.stable());
+        self.raw.mut_store().compact(index);
+        self.raw.mut_store().trim(index);
+        let keep = self.configurations.partition_point(|(since, _)| *since <= index).saturating_sub(1);
+        self.configurations.drain(..keep);
+    }
+
+    /// Its leader is lost: this replica has none, and helps to elect another.
+    pub fn lose_leader(&mut self) {
+        if !self.is_leader() && self.leader().is_some() {
+            let term = self.term();
+            self.raw.raft.become_follower(term, 0);
+        }
+    }
+
+    /// Whether this leader has nothing left to tell anybody who is there, and a majority is: it needs no timers until something
+    /// happens. Gives the position that all of them have, and who they are.
+    pub fn at_rest(&self, is_there: impl Fn(u64) -> bool) -> Option<(Position, Vec<u64>)> {
+        let raft = &self.raw.raft;
+        let last = self.last_index();
+        let is_settled = self.epoch().is_some()
+            && !self.is_handing_over()
+            && !self.raw.has_ready()
+            && !raft.has_pending_conf()
+            && [self.commit(), self.stable(), self.applied()] == [last; 3];
+        if !is_settled || !raft.prs().conf().to_conf_state().voters_outgoing.is_empty() {
+            return None;
+        }
+        let voters = self.voters();
+        let (mut there, mut voters_there) = (Vec::new(), 0);
+        for (peer, progress) in raft.prs().iter() {
+            let is_me = *peer == raft.id;
+            if is_me || is_there(*peer) {
+                if !is_me && progress.matched != last {
+                    return None;
+                }
+                voters_there += usize::from(voters.binary_search(peer).is_ok());
+                if !is_me {
+                    there.push(*peer);
+                }
+            }
+        }
+        (voters_there > voters.len() / 2).then_some((Position { index: last, term: self.term() }, there))
+    }
+
+    /// Whether this follower has everything that its leader, at rest, says that everybody has.
+    pub fn rests_at(&self, at: Position) -> bool {
+        !self.is_leader()
+            && self.leader().is_some()
+            && self.term() == at.term
+            && [self.last_index(), self.commit(), self.stable()] == [at.index; 3]
+            && !self.raw.has_ready()
+    }
+
     /// Whether [`Group::ready`] has something to say.
     pub fn has_work(&self) -> bool {
         self.raw.has_ready()
@@ -525,6 +637,7 @@ impl Group {
         let at = Position { index: metadata.index, term: metadata.term };
         let conf_state = metadata.get_conf_state().clone();
         let mark = SnapshotMark { at, conf_state: group_members::encode(&conf_state) };
+        self.configurations = vec![(at.index, conf_state.clone())];
         self.raw.mut_store().restart(at, conf_state);
         Some(mark)
     }
@@ -544,8 +657,9 @@ impl Group {
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {
-            let (_, change) = self.changes.pop_front().expect("it was just looked at");
-            self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            let (at, change) = self.changes.pop_front().expect("it was just looked at");
+            let members = self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
+            self.configurations.push((at, members));
             if self.is_leader() && !self.raw.raft.promotable() {
                 // raft-rs would let a leader that was removed go on, refusing every proposal.
                 let term = self.term();
@@ -582,6 +696,18 @@ impl Group {
     /// The members as of [`Group::applied`], as bytes for a checkpoint of that index.
     pub fn conf_state(&self) -> Bytes {
         group_members::encode(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// As [`Group::conf_state`], with those before over the retained log: what a checkpoint needs of a group that sends snapshots of
+    /// its log's start.
+    pub fn conf_states(&self) -> Bytes {
+        group_members::encode_all(&self.configurations)
+    }
+
+    /// The members as of an index of the retained log, or right before it.
+    pub fn conf_state_at(&self, index: u64) -> Bytes {
+        let after = self.configurations.partition_point(|(since, _)| *since <= index);
+        group_members::encode(&self.configurations[after.saturating_sub(1)].1)
     }
 
     /// Those who vote, ascending; while a change of several is under way, those who will.

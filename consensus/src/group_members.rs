@@ -8,11 +8,21 @@
 //! ```
 //! Little-endian, ids ascending. Outgoing voters and next learners exist only while a change of several members is under way
 //! (joint consensus, Raft thesis 4.3).
+//!
+//! A log that outlives its configurations keeps them with the indices from which on they were in force, ascending:
+//!
+//! ```text
+//! 0           1      4         8               16
+//! ┌───────────┬──────┬─────────┬───────────────┬────────┬───────────────────────┬───┐
+//! │ version 2 │ zero │ how many│ first's index │ length │ first, as drawn above │ … │
+//! └───────────┴──────┴─────────┴───────────────┴────────┴───────────────────────┴───┘
+//! ```
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
 const VERSION: u8 = 1;
+const VERSION_ALL: u8 = 2;
 const IDS_AT: usize = 20;
 
 /// What becomes of one peer of a group.
@@ -56,6 +66,42 @@ pub fn encode(state: &ConfState) -> Bytes {
     bytes.into()
 }
 
+/// Configurations, each with the index from which on it was in force; the last is the present one.
+pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
+    let mut bytes = vec![VERSION_ALL, 0, 0, 0];
+    bytes.extend_from_slice(&(all.len() as u32).to_le_bytes());
+    for (index, state) in all {
+        let state = encode(state);
+        bytes.extend_from_slice(&index.to_le_bytes());
+        bytes.extend_from_slice(&(state.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&state);
+    }
+    bytes.into()
+}
+
+/// What [`encode_all`] wrote, or [`encode`] of a configuration that was always in force.
+pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, String> {
+    if bytes.first() != Some(&VERSION_ALL) {
+        return Ok(vec![(0, decode(bytes)?)]);
+    }
+    let short = || "it ends too early".to_owned();
+    let (head, mut rest) = bytes.split_at_checked(8).ok_or_else(short)?;
+    let count = u32::from_le_bytes(head[4..].try_into().expect("four bytes"));
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let (head, behind) = rest.split_at_checked(12).ok_or_else(short)?;
+        let index = u64::from_le_bytes(head[..8].try_into().expect("eight bytes"));
+        let length = u32::from_le_bytes(head[8..].try_into().expect("four bytes")) as usize;
+        let (state, behind) = behind.split_at_checked(length).ok_or_else(short)?;
+        all.push((index, decode(state)?));
+        rest = behind;
+    }
+    if all.is_empty() || !rest.is_empty() || !all.is_sorted_by(|one, next| one.0 < next.0) {
+        return Err(format!("{} configurations in {} bytes do not follow each other", all.len(), bytes.len()));
+    }
+    Ok(all)
+}
+
 pub(crate) fn decode(bytes: &[u8]) -> Result<ConfState, String> {
     let Some((head, ids)) = bytes.split_at_checked(IDS_AT) else {
         return Err(format!("{} bytes are fewer than its {IDS_AT} of counts", bytes.len()));
@@ -93,6 +139,18 @@ mod tests {
         assert_eq!(encode(&state)[..], expected);
         state.set_voters(vec![1, 3]);
         assert_eq!(decode(&expected), Ok(state));
+    }
+
+    #[test]
+    fn configurations_come_back_with_the_indices_from_which_they_were_in_force() {
+        let all = vec![(0, ConfState::from((vec![1, 2], vec![]))), (9, ConfState::from((vec![2, 3], vec![4])))];
+        let bytes = encode_all(&all);
+        assert_eq!(decode_all(&bytes), Ok(all.clone()));
+        assert_eq!(bytes[..16], [2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(decode_all(&encode(&all[1].1)), Ok(vec![(0, all[1].1.clone())]));
+        for length in 0..bytes.len() {
+            assert!(decode_all(&bytes[..length]).is_err(), "{length} bytes");
+        }
     }
 
     #[test]

@@ -8,9 +8,18 @@ use crate::group::{Position, TermRun};
 use raft::{
     Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
     eraftpb::{ConfState, Entry, HardState, Snapshot},
-    util::limit_size,
 };
-use std::{cell::Cell, collections::VecDeque};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
+
+/// Entries that a peer needs and memory has not.
+pub(crate) struct Lacking {
+    pub(crate) from: u64,
+    pub(crate) below: u64,
+    pub(crate) context: GetEntriesContext,
+}
 
 pub(crate) struct GroupStorage {
     pub(crate) hard_state: HardState,
@@ -19,9 +28,17 @@ pub(crate) struct GroupStorage {
     pub(crate) snapshot: Option<(Position, ConfState)>,
     /// Somebody needs one, and that would not do.
     pub(crate) snapshot_wanted: Cell<bool>,
+    /// The last index that is gone for good; `None` if what is not in memory is.
+    gone: Option<u64>,
     /// The last index that is not in `entries` any more.
     compacted: u64,
     entries: VecDeque<Entry>,
+    /// What was asked for by `lacking`, while it is sent.
+    fetched: Vec<Entry>,
+    /// To be fetched for a peer.
+    pub(crate) lacking: RefCell<Option<Lacking>>,
+    /// Bytes that travel beside an entry with such data.
+    beside: fn(&[u8]) -> u64,
     terms: Vec<TermRun>,
 }
 
@@ -30,11 +47,13 @@ impl GroupStorage {
         hard_state: HardState,
         conf_state: ConfState,
         before: Option<Position>,
+        gone: Option<Position>,
         entries: VecDeque<Entry>,
         mut terms: Vec<TermRun>,
+        beside: fn(&[u8]) -> u64,
     ) -> Self {
         let compacted = before.map_or(0, |before| before.index);
-        if let Some(before) = before {
+        if let Some(before) = gone.or(before) {
             // The retained log may begin right above; raft-rs asks for that term too.
             match terms.first_mut() {
                 Some(run) if run.first_index <= before.index => {}
@@ -47,8 +66,12 @@ impl GroupStorage {
             conf_state,
             snapshot: None,
             snapshot_wanted: Cell::new(false),
+            gone: gone.map(|gone| gone.index),
             compacted,
             entries,
+            fetched: Vec::new(),
+            lacking: RefCell::default(),
+            beside,
             terms,
         };
         storage.check();
@@ -84,7 +107,7 @@ impl GroupStorage {
         if index == 0 {
             return Some(0);
         }
-        if index > self.last() {
+        if index > self.last() || self.gone.is_some_and(|gone| index < gone) {
             return None;
         }
         let after = self.terms.partition_point(|run| run.first_index <= index);
@@ -112,6 +135,9 @@ impl GroupStorage {
     pub(crate) fn restart(&mut self, at: Position, conf_state: ConfState) {
         self.conf_state = conf_state;
         self.snapshot = None;
+        self.gone = self.gone.map(|_| at.index);
+        self.fetched.clear();
+        self.lacking.take();
         self.compacted = at.index;
         self.entries.clear();
         self.terms = vec![TermRun { first_index: at.index, term: at.term }];
@@ -126,6 +152,37 @@ impl GroupStorage {
         }
         self.compacted
     }
+
+    /// Entries up to `to` are gone for good, with their terms.
+    pub(crate) fn trim(&mut self, to: u64) {
+        assert!(to <= self.compacted, "entries that raft-rs may need are not trimmed");
+        let gone = self.gone.as_mut().expect("a log that only has what is in memory is compacted, not trimmed");
+        *gone = to.max(*gone);
+        let to = *gone;
+        let keep = self.terms.partition_point(|run| run.first_index <= to).saturating_sub(1);
+        self.terms.drain(..keep);
+    }
+
+    /// Has what was lacking at hand while `send` asks for it.
+    pub(crate) fn hold_fetched(&mut self, entries: Vec<Entry>) {
+        self.fetched = entries;
+    }
+
+    /// The entries from `low` to `high`, as many as `bytes` allow with what travels beside them, but at least one.
+    fn limited<'e>(&self, entries: impl Iterator<Item = &'e Entry>, bytes: Option<u64>) -> Vec<Entry> {
+        const ENTRY: u64 = 32;
+        let mut left = bytes.unwrap_or(u64::MAX);
+        let mut found = Vec::new();
+        for entry in entries {
+            let weight = ENTRY + entry.data.len() as u64 + (self.beside)(&entry.data);
+            if weight > left && !found.is_empty() {
+                break;
+            }
+            left = left.saturating_sub(weight);
+            found.push(entry.clone());
+        }
+        found
+    }
 }
 
 impl Storage for GroupStorage {
@@ -138,17 +195,27 @@ impl Storage for GroupStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
-        if low <= self.compacted {
+        assert!(high <= self.last() + 1, "entries up to {high} were asked for, the last is {}", self.last());
+        if low > self.compacted {
+            let from = (low - self.compacted - 1) as usize;
+            let to = (high - self.compacted - 1) as usize;
+            return Ok(self.limited(self.entries.range(from..to), max_size.into()));
+        }
+        if self.gone.is_none_or(|gone| low <= gone) {
             return Err(Error::Store(StorageError::Compacted));
         }
-        assert!(high <= self.last() + 1, "entries up to {high} were asked for, the last is {}", self.last());
-        let from = (low - self.compacted - 1) as usize;
-        let to = (high - self.compacted - 1) as usize;
-        let mut found: Vec<Entry> = self.entries.range(from..to).cloned().collect();
-        limit_size(&mut found, max_size.into());
-        Ok(found)
+        assert!(context.can_async(), "entry {low} is only read to be sent, it is applied");
+        let below = high.min(self.compacted + 1);
+        if self.fetched.first().is_some_and(|first| first.index <= low && low < first.index + self.fetched.len() as u64)
+        {
+            let from = (low - self.fetched[0].index) as usize;
+            let to = self.fetched.len().min((below - self.fetched[0].index) as usize);
+            return Ok(self.limited(self.fetched[from..to].iter(), max_size.into()));
+        }
+        self.lacking.borrow_mut().get_or_insert(Lacking { from: low, below, context });
+        Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 
     fn term(&self, index: u64) -> Result<u64> {
@@ -160,7 +227,7 @@ impl Storage for GroupStorage {
     }
 
     fn first_index(&self) -> Result<u64> {
-        Ok(self.compacted + 1)
+        Ok(self.gone.unwrap_or(self.compacted) + 1)
     }
 
     fn last_index(&self) -> Result<u64> {
@@ -171,7 +238,7 @@ impl Storage for GroupStorage {
         // One below what is compacted would leave a hole behind it, and a peer takes none from before it was a member.
         let usable = |(at, members): &&(Position, ConfState)| {
             let is_member = members.voters.contains(&to) || members.learners.contains(&to);
-            at.index >= request_index && at.index >= self.compacted && is_member
+            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && is_member
         };
         let Some((at, conf_state)) = self.snapshot.as_ref().filter(usable) else {
             self.snapshot_wanted.set(true);

@@ -2,7 +2,7 @@
 
 use crate::{
     generated::peer::millrace::peer as fb,
-    group::{Entry, Message},
+    group::{Entry, Message, Position},
     group_members,
     metadata::{self, DecodeError, Query, QueryAnswer, Request, RequestResult},
     plane::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused},
@@ -33,6 +33,8 @@ pub struct Hello {
     pub seeds: Vec<i32>,
     /// The cluster's first voters; none if it belongs to no cluster yet.
     pub founding: Vec<u64>,
+    /// The core of the other side that the connection is for, modulo how many it has.
+    pub core: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +46,41 @@ pub enum Caller {
 /// One message between brokers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerMessage {
-    Raft { group: u64, message: Message },
+    Raft {
+        group: u64,
+        message: Message,
+    },
+    /// With the batches of its entries, each with the place of its entry: they travel beside the message, and are not copied.
+    Append {
+        group: u64,
+        message: Message,
+        payloads: Vec<(usize, Bytes)>,
+    },
+    Rest(Rest),
+    Beat(Beat),
+    /// Whoever leads the group is to hand over to its preferred leader.
+    Elect {
+        group: u64,
+    },
     Plane(PlaneMessage),
     SnapshotChunk(SnapshotChunk),
+}
+
+/// All replicas of a group that are there have everything up to this entry, committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    pub group: u64,
+    pub at: Position,
+}
+
+/// A core of a broker is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    pub incarnation: u64,
+    pub core: u16,
+    pub cores: u16,
+    /// Its storage works: it can lead.
+    pub healthy: bool,
 }
 
 /// A piece of a snapshot's state.
@@ -123,6 +157,8 @@ pub enum WireError {
     Newer(u16),
     #[error("a message of a kind unknown to this version (number {0})")]
     UnknownKind(u8),
+    #[error("the batches of a frame are not those that its messages name")]
+    Payloads,
     #[error("a Raft message that can't be read: {0}")]
     Raft(String),
     #[error(transparent)]
@@ -166,6 +202,7 @@ pub fn encode_hello(hello: &Hello) -> Bytes {
         peer_addr: Some(out.create_string(&hello.peer_addr)),
         seeds: Some(out.create_vector(&hello.seeds)),
         founding: Some(out.create_vector(&hello.founding)),
+        core: hello.core,
     };
     let root = fb::Hello::create(&mut out, &args);
     finished(out, root)
@@ -191,7 +228,45 @@ pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
         peer_addr: hello.peer_addr().unwrap_or_default().to_owned(),
         seeds: hello.seeds().into_iter().flatten().collect(),
         founding: hello.founding().into_iter().flatten().collect(),
+        core: hello.core(),
     })
+}
+
+/// Messages that leave together, and the batches behind them.
+pub struct Frame {
+    pub messages: Bytes,
+    pub payloads: Vec<Bytes>,
+}
+
+impl Frame {
+    pub fn new(messages: &[PeerMessage]) -> Self {
+        let of = |message: &PeerMessage| match message {
+            PeerMessage::Append { payloads, .. } => payloads.iter().map(|(_, bytes)| bytes.clone()).collect(),
+            _ => Vec::new(),
+        };
+        Self { messages: encode(messages), payloads: messages.iter().flat_map(of).collect() }
+    }
+
+    /// What is sent: without payloads, the messages alone; else their length, the messages and the payloads.
+    pub fn into_parts(self) -> Vec<Bytes> {
+        if self.payloads.is_empty() {
+            return vec![self.messages];
+        }
+        let length = Bytes::copy_from_slice(&(self.messages.len() as u32).to_le_bytes());
+        [length, self.messages].into_iter().chain(self.payloads).collect()
+    }
+}
+
+/// Reads a frame of messages with payloads behind them, which are not copied.
+pub fn decode_with_payloads(frame: &Bytes) -> Result<Vec<PeerMessage>, WireError> {
+    let length = frame.first_chunk::<4>().ok_or(WireError::Payloads)?;
+    let behind = 4 + u32::from_le_bytes(*length) as usize;
+    let messages = frame.get(4..behind).ok_or(WireError::Payloads)?;
+    let mut payloads = frame.slice(behind..);
+    let verified = verified::<fb::Messages<'_>>(messages)?;
+    let messages = verified.messages().iter().map(|message| body_in(message, &mut payloads));
+    let messages = messages.collect::<Result<_, _>>()?;
+    if payloads.is_empty() { Ok(messages) } else { Err(WireError::Payloads) }
 }
 
 /// Messages that leave together, in order.
@@ -218,14 +293,18 @@ pub fn weight(message: &PeerMessage) -> usize {
         PeerMessage::Raft { message, .. } => message.entries.iter().map(|entry| 48 + entry.data.len()).sum(),
         PeerMessage::Plane(PlaneMessage::Forward { requests, .. }) => REQUEST * requests.len(),
         PeerMessage::Plane(PlaneMessage::Forwarded { answer: Ok(accepted), .. }) => REQUEST * accepted.results.len(),
-        PeerMessage::Plane(_) => 0,
+        PeerMessage::Plane(_) | PeerMessage::Rest(_) | PeerMessage::Beat(_) | PeerMessage::Elect { .. } => 0,
+        PeerMessage::Append { message, payloads, .. } => {
+            let entries: usize = message.entries.iter().map(|entry| 48 + entry.data.len()).sum();
+            entries + payloads.iter().map(|(_, bytes)| 8 + bytes.len()).sum::<usize>()
+        }
         PeerMessage::SnapshotChunk(chunk) => chunk.bytes.len(),
     }
 }
 
 /// Reads one frame's messages; all of them can be read, or none is given out.
 pub fn decode(bytes: &[u8]) -> Result<Vec<PeerMessage>, WireError> {
-    verified::<fb::Messages<'_>>(bytes)?.messages().iter().map(body_in).collect()
+    verified::<fb::Messages<'_>>(bytes)?.messages().iter().map(|message| body_in(message, &mut Bytes::new())).collect()
 }
 
 type Out<'b> = FlatBufferBuilder<'b>;
@@ -233,7 +312,21 @@ type Union = WIPOffset<flatbuffers::UnionWIPOffset>;
 
 fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
     match message {
-        PeerMessage::Raft { group, message } => (fb::Body::Raft, raft_out(out, *group, message).as_union_value()),
+        PeerMessage::Raft { group, message } => (fb::Body::Raft, raft_out(out, *group, message, &[]).as_union_value()),
+        PeerMessage::Append { group, message, payloads } => {
+            (fb::Body::Raft, raft_out(out, *group, message, payloads).as_union_value())
+        }
+        PeerMessage::Rest(Rest { group, at: Position { index, term } }) => {
+            let args = fb::RestArgs { group: *group, term: *term, index: *index };
+            (fb::Body::Rest, fb::Rest::create(out, &args).as_union_value())
+        }
+        PeerMessage::Beat(Beat { incarnation, core, cores, healthy }) => {
+            let args = fb::BeatArgs { incarnation: *incarnation, core: *core, cores: *cores, healthy: *healthy };
+            (fb::Body::Beat, fb::Beat::create(out, &args).as_union_value())
+        }
+        PeerMessage::Elect { group } => {
+            (fb::Body::Elect, fb::Elect::create(out, &fb::ElectArgs { group: *group }).as_union_value())
+        }
         PeerMessage::Plane(message) => plane_out(out, message),
         PeerMessage::SnapshotChunk(SnapshotChunk { group, index, term, offset, total, crc, bytes }) => {
             let args = fb::SnapshotChunkArgs {
@@ -250,13 +343,31 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
     }
 }
 
-fn body_in(message: fb::Message<'_>) -> Result<PeerMessage, WireError> {
+fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, WireError> {
     const VERIFIED: &str = "the verifier checked the union's type";
     Ok(match message.body_type() {
         fb::Body::Raft => {
             let raft = message.body_as_raft().expect(VERIFIED);
-            PeerMessage::Raft { group: raft.group(), message: raft_in(raft)? }
+            let (group, message) = (raft.group(), raft_in(raft)?);
+            match payloads_in(raft, &message, beside)? {
+                payloads if payloads.is_empty() => PeerMessage::Raft { group, message },
+                payloads => PeerMessage::Append { group, message, payloads },
+            }
         }
+        fb::Body::Rest => {
+            let rest = message.body_as_rest().expect(VERIFIED);
+            PeerMessage::Rest(Rest { group: rest.group(), at: Position { index: rest.index(), term: rest.term() } })
+        }
+        fb::Body::Beat => {
+            let beat = message.body_as_beat().expect(VERIFIED);
+            PeerMessage::Beat(Beat {
+                incarnation: beat.incarnation(),
+                core: beat.core(),
+                cores: beat.cores(),
+                healthy: beat.healthy(),
+            })
+        }
+        fb::Body::Elect => PeerMessage::Elect { group: message.body_as_elect().expect(VERIFIED).group() },
         fb::Body::SnapshotChunk => {
             let chunk = message.body_as_snapshot_chunk().expect(VERIFIED);
             PeerMessage::SnapshotChunk(SnapshotChunk {
@@ -273,7 +384,28 @@ fn body_in(message: fb::Message<'_>) -> Result<PeerMessage, WireError> {
     })
 }
 
-fn raft_out<'b>(out: &mut Out<'b>, group: u64, message: &Message) -> WIPOffset<fb::Raft<'b>> {
+/// The payloads that a message names, off the front of what is behind the messages.
+fn payloads_in(raft: fb::Raft<'_>, message: &Message, beside: &mut Bytes) -> Result<Vec<(usize, Bytes)>, WireError> {
+    let mut payloads: Vec<(usize, Bytes)> = Vec::new();
+    for payload in raft.payloads().into_iter().flatten() {
+        let (place, length) = (payload.entry() as usize, payload.bytes() as usize);
+        let follows = payloads.last().is_none_or(|(before, _)| *before < place);
+        if !follows || place >= message.entries.len() || length > beside.len() {
+            return Err(WireError::Payloads);
+        }
+        payloads.push((place, beside.split_to(length)));
+    }
+    Ok(payloads)
+}
+
+fn raft_out<'b>(
+    out: &mut Out<'b>,
+    group: u64,
+    message: &Message,
+    payloads: &[(usize, Bytes)],
+) -> WIPOffset<fb::Raft<'b>> {
+    let payloads: Vec<_> =
+        payloads.iter().map(|(place, bytes)| fb::Payload::new(*place as u32, bytes.len() as u32)).collect();
     let entries: Vec<_> = message
         .entries
         .iter()
@@ -305,6 +437,7 @@ fn raft_out<'b>(out: &mut Out<'b>, group: u64, message: &Message) -> WIPOffset<f
         reject_hint: message.reject_hint,
         context: (!message.context.is_empty()).then(|| out.create_vector::<u8>(&message.context)),
         priority: message.priority,
+        payloads: (!payloads.is_empty()).then(|| out.create_vector(&payloads)),
     };
     fb::Raft::create(out, &args)
 }

@@ -19,6 +19,7 @@ fn hello() -> Hello {
         peer_addr: "127.0.0.1:9291".to_owned(),
         seeds: vec![1, 2, 3],
         founding: vec![7, 8],
+        core: 1,
     }
 }
 

@@ -253,6 +253,7 @@ mod tests {
             peer_addr: String::new(),
             seeds: vec![1, 2, 3],
             founding: Vec::new(),
+            core: 0,
         }
     }
 

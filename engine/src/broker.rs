@@ -12,12 +12,13 @@ use crate::{
     core::{Core, CoreId, CoreParts, Identity, core_of, wall_ms},
     cpus::CorePlan,
     front::{self, Spread},
+    groups,
     mesh::{self, HasMesh, MeshSeed},
     meta::{self, META_CORE},
     metrics::Metrics,
     peers::Peers,
     replica, rt,
-    sync::{Either, race},
+    sync::{self, Either, race},
 };
 use consensus::{
     plane::peer_id,
@@ -321,6 +322,7 @@ fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
         peer_addr: config.advertised_peer(peer_addr).to_string(),
         seeds: config.seeds.as_ref().map(Seeds::nodes).unwrap_or_default(),
         founding: manifest.founding.clone(),
+        core: 0,
     }
 }
 
@@ -368,12 +370,12 @@ async fn run_core(
     rt::spawn(replica::run(core.clone()));
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
+    let seeds = shared.config.seeds.iter().flat_map(Seeds::iter);
+    let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
+    core.hold_peers(Peers::new(Hello { core: id.0 as u16, ..shared.hello.clone() }, seeds));
     inbox.serve(&core);
+    rt::spawn(groups::run(core.clone()));
     if let Some(peer_bound) = peer_bound {
-        let seeds = shared.config.seeds.iter().flat_map(Seeds::iter);
-        let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
-        let peers = Peers::new(shared.hello.clone(), seeds);
-        core.hold_peers(peers.clone());
         meta::start(&core, peer_bound).await?;
         rt::spawn(meta::snapshot_when_wanted(core.clone()));
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
@@ -382,6 +384,7 @@ async fn run_core(
     shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
     rt::spawn(front::close_idle(core.clone()));
     rt::spawn(crate::retention::run(core.clone()));
+    rt::spawn(groups::rebalance(core.clone()));
     // A core that accepts nobody would leave the broker half alive.
     front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
     drain(&core).await;
@@ -416,7 +419,9 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
             return;
         }
     }
-    for to in (0..core.cores()).map(CoreId) {
+    let cores = (0..core.cores()).map(CoreId);
+    sync::all(cores.clone().map(|to| core.call(to, groups::hand_over).result()).collect()).await;
+    for to in cores {
         core.post(to, |there| there.begin_stop());
     }
 }
@@ -440,11 +445,10 @@ async fn drain(core: &Rc<Core>) {
         tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
     }
     core.lifecycle.metadata_ended.set();
-    if let Some(peers) = core.try_peers() {
-        peers.stop();
-    }
     // No core may stop serving its partitions while another still answers.
     core.all_drained().await;
+    core.lifecycle.peers_ended.set();
+    core.peers().stop();
     match core.store.close_clean().await {
         Ok(()) => tracing::info!(core = core.id().0, "stopped cleanly"),
         Err(poisoned) => tracing::error!(core = core.id().0, %poisoned, "stopped without a clean mark"),

@@ -289,6 +289,12 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
             RingBody::Truncate { from_index, from_offset } => {
                 line(out, format_args!("{front}: truncate from index {from_index}, offset {from_offset}"));
             }
+            RingBody::RestartAt { index, term, offset, .. } => {
+                line(
+                    out,
+                    format_args!("{front}: the log begins anew behind index {index}, term {term}, at offset {offset}"),
+                );
+            }
             RingBody::Restart { index, term } => {
                 line(
                     out,

@@ -48,6 +48,8 @@ pub const VARIABLE_PREFIX: &str = "MILLRACE_";
 
 const KIB: i64 = 1 << 10;
 const MIB: i64 = 1 << 20;
+/// Replicas of a partition at most.
+pub const REPLICAS_MAX: i64 = 7;
 const INT_MAX: i64 = i32::MAX as i64;
 /// A duration in ms of this length, some 290,000 years, is added to any wall clock without overflow.
 const MS_MAX: i64 = i64::MAX / 1000;
@@ -160,10 +162,19 @@ settings! {
     num_partitions: i32 = "num.partitions", "1", count(1, 100_000);
     /// Whether a topic that does not exist is created when a client asks for it.
     auto_create_topics_enable: bool = "auto.create.topics.enable", "true", Kind::Bool;
-    /// Replicas of a topic that is created without a number. A partition has one in this version.
-    default_replication_factor: i16 = "default.replication.factor", "1", count(1, 1);
-    /// Replicas that must have a record before acks=all is answered. A partition has one in this version.
-    min_insync_replicas: u32 = "min.insync.replicas", "1", count(1, 1);
+    /// Replicas of a topic that is created without a number.
+    default_replication_factor: i16 = "default.replication.factor", "1", count(1, REPLICAS_MAX);
+    /// Replicas that must have a record before acks=all is answered; never fewer than a majority.
+    min_insync_replicas: u32 = "min.insync.replicas", "1", count(1, REPLICAS_MAX);
+    /// Replicas of the group coordinator's topic, or as many as there are brokers when it is created, if those are fewer.
+    offsets_topic_replication_factor: i16 = "offsets.topic.replication.factor", "3", count(1, REPLICAS_MAX);
+    /// A replica that has not had everything for so long is not in sync any more.
+    replica_lag_time_max_ms: u64 = "replica.lag.time.max.ms", "30000", ms(100, MS_MAX);
+    /// Whether partitions are led by the first of their replicas again, once that is back.
+    auto_leader_rebalance_enable: bool = "auto.leader.rebalance.enable", "true", Kind::Bool;
+    /// How often that is looked after.
+    leader_imbalance_check_interval_seconds: u64 = "leader.imbalance.check.interval.seconds", "10",
+        Kind::Int { min: 1, max: INT_MAX, unit: Unit::Seconds };
 
     /// Largest request; a connection that sends a larger one is closed.
     socket_request_max_bytes: usize = "socket.request.max.bytes", "104857600", bytes(KIB, INT_MAX);

@@ -96,9 +96,9 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
     ),
     row(
         "min.insync.replicas",
-        Kind::Int { min: 1, max: 1, unit: Unit::Count },
+        Kind::Int { min: 1, max: crate::config::REPLICAS_MAX, unit: Unit::Count },
         Broker(&["min.insync.replicas"]),
-        "Replicas that must have a record before acks=all is answered. A broker that serves alone is one.",
+        "Replicas that must have a record before acks=all is answered; never fewer than a majority.",
     ),
     row(
         "preallocate",
@@ -148,8 +148,8 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
 const NOT_OBEYED: &[(&str, &str)] = &[
     ("delete.retention.ms", "it concerns compaction, which is not served yet"),
     ("file.delete.delay.ms", "files go as soon as nobody reads them"),
-    ("follower.replication.throttled.replicas", "replication is not served yet"),
-    ("leader.replication.throttled.replicas", "replication is not served yet"),
+    ("follower.replication.throttled.replicas", "replication is not throttled"),
+    ("leader.replication.throttled.replicas", "replication is not throttled"),
     ("local.retention.bytes", "tiered storage is not served"),
     ("local.retention.ms", "tiered storage is not served"),
     ("max.compaction.lag.ms", "it concerns compaction, which is not served yet"),
@@ -257,6 +257,7 @@ pub struct TopicConfig {
     pub segment_bytes: u64,
     pub segment_ms: u64,
     pub index_interval_bytes: u32,
+    pub min_insync_replicas: usize,
     log_append_time: bool,
 }
 
@@ -278,6 +279,7 @@ impl TopicConfig {
             segment_bytes: positive("segment.bytes"),
             segment_ms: positive("segment.ms"),
             index_interval_bytes: positive("index.interval.bytes") as u32,
+            min_insync_replicas: positive("min.insync.replicas") as usize,
             log_append_time: value("message.timestamp.type") == "LogAppendTime",
         }
     }
@@ -349,6 +351,7 @@ mod tests {
             segment_bytes: 1 << 30,
             segment_ms: 604_800_000,
             index_interval_bytes: 16_384,
+            min_insync_replicas: 1,
             log_append_time: false,
         };
         assert_eq!(config, expected);
@@ -413,7 +416,7 @@ mod tests {
             ("retention.ms", "-2", "retention.ms = '-2': it must be 0 to "),
             ("retention.ms", "week", "or -1 (no limit)"),
             ("segment.bytes", "0", "must be 4096 to 2147483647 bytes"),
-            ("min.insync.replicas", "2", "min.insync.replicas = '2': it must be 1"),
+            ("min.insync.replicas", "8", "min.insync.replicas = '8': it must be 1 to 7"),
             ("unclean.leader.election.enable", "true", "must be false"),
             ("max.message.bytes", "-1", "must be 64 to"),
             (

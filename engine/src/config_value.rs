@@ -18,6 +18,7 @@ pub enum Unit {
     /// May be given with KiB, MiB or GiB.
     Bytes,
     Milliseconds,
+    Seconds,
     Minutes,
     Hours,
 }
@@ -143,6 +144,7 @@ impl Unit {
             Unit::Count => "",
             Unit::Bytes => " bytes",
             Unit::Milliseconds => " ms",
+            Unit::Seconds => " s",
             Unit::Minutes => " minutes",
             Unit::Hours => " hours",
         }

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     coordinator::{self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Now, Output},
     core::{Core, wall_ms},
-    partition::{Committed, FetchRead, Partition},
+    partition::{Acks, Committed, FetchRead, Partition},
     rt,
     sync::{Flag, Notify, Promise, promise, race},
 };
@@ -153,7 +153,7 @@ impl Seat {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
-        let committed = self.partition.append(core, batch, &info, wall_ms())?;
+        let committed = self.partition.append(core, batch, &info, wall_ms(), Acks::All)?;
         self.appends.borrow_mut().push_back((id, committed));
         self.appended.notify();
         Ok(())

@@ -13,6 +13,7 @@ use crate::{
     config_value::HostPort,
     coordinators::Coordinators,
     front::{Connections, Spread},
+    groups::Groups,
     kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
@@ -24,8 +25,9 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::{
+    descriptor,
     group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
-    metadata::{Applied, AskedTooLate, BrokerStatus, Delta, Request, Slice, SliceId, Topic, View},
+    metadata::{self, Applied, AskedTooLate, Broker, BrokerStatus, Delta, Request, Slice, SliceId, Topic, View},
     plane::Acks,
 };
 use net::{
@@ -60,12 +62,16 @@ pub struct Leadership {
     pub epoch: i32,
 }
 
-/// A partition that this broker leads.
+/// Who leads a partition of this broker, as its replica here knows.
 #[derive(Clone, Debug)]
 pub struct Led {
     pub group: GroupId,
     pub name: TopicPartition,
+    /// `None`: nobody any more, as far as is known here.
+    pub node: Option<i32>,
     pub epoch: i32,
+    /// If this broker leads it: the nodes that have what is committed.
+    pub in_sync: Vec<i32>,
 }
 
 /// What a broker is in its cluster.
@@ -109,13 +115,14 @@ pub struct Core {
     pub producer_ids: ProducerIds,
     pub placement: Placement,
     pub coordinators: Coordinators,
-    /// Both on core 0 only.
+    pub groups: Groups,
+    /// On core 0 only.
     meta: OnceCell<Rc<Meta>>,
     peers: OnceCell<Rc<Peers>>,
     partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
-    /// Leaderships of this broker's partitions.
+    /// Who leads the partitions of this broker, as its replicas know; a node below 0: nobody since that epoch.
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
     untold: RefCell<Vec<Led>>,
@@ -173,6 +180,7 @@ impl Core {
             producer_ids: ProducerIds::default(),
             placement: Placement::default(),
             coordinators: Coordinators::default(),
+            groups: Groups::default(),
             meta: OnceCell::new(),
             peers: OnceCell::new(),
             partitions: RefCell::default(),
@@ -235,11 +243,7 @@ impl Core {
 
     /// The way to other brokers.
     pub fn peers(&self) -> &Rc<Peers> {
-        self.try_peers().expect("core 0 talks to other brokers")
-    }
-
-    pub fn try_peers(&self) -> Option<&Rc<Peers>> {
-        self.peers.get()
+        self.peers.get().expect("a core has its way to other brokers before it does anything")
     }
 
     /// This core's partitions.
@@ -268,10 +272,12 @@ impl Core {
         look(&self.view.borrow())
     }
 
-    /// Who leads a partition: this broker as it knows itself, another as the metadata says, as long as it is alive.
+    /// Who leads a partition: as its replica here knows, or as the metadata says, if that is newer and the leader alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
         let here = self.leaders.borrow().get(&group).copied();
-        here.or_else(|| self.view(|view| led_elsewhere(view, group, self.node())))
+        let known = here.map_or(-1, |here| here.epoch);
+        let told = self.view(|view| led_elsewhere(view, group, self.node())).filter(|told| told.epoch > known);
+        told.or(here.filter(|here| here.node >= 0))
     }
 }
 
@@ -315,6 +321,8 @@ impl Core {
     fn follow(self: &Rc<Self>, change: &Delta) {
         match change {
             Delta::Topic(topic) => self.follow_topic(topic),
+            Delta::Broker(broker) => self.follow_broker(broker),
+            Delta::BrokerGone(node) => self.peers().forget(*node),
             Delta::TopicDeleted(topic) => {
                 for partition in &topic.partitions {
                     self.drop_group(GroupId(partition.group));
@@ -323,11 +331,21 @@ impl Core {
             // Looked up in the view when they are needed.
             Delta::Leaders(_)
             | Delta::Watermarks(_)
-            | Delta::Broker(_)
-            | Delta::BrokerGone(_)
             | Delta::GonePeers(_)
             | Delta::Features(_)
             | Delta::ClusterConfig(_) => {}
+        }
+    }
+
+    /// Another broker is where it says, and may be another peer than before.
+    fn follow_broker(self: &Rc<Self>, broker: &Broker) {
+        if broker.node == self.node() {
+            return;
+        }
+        let address = HostPort { host: broker.peer_addr.host.clone(), port: broker.peer_addr.port };
+        self.peers().set_address(broker.node, address.to_string());
+        for partition in self.partitions().into_iter().filter(|partition| partition.concerns(broker.node)) {
+            partition.meets(self);
         }
     }
 
@@ -349,7 +367,7 @@ impl Core {
                 }
                 None => {
                     let name = TopicPartition { topic: topic.name.clone(), partition: number as i32 };
-                    self.open_partition(name, group, config.clone());
+                    self.open_partition(name, meta, config.clone());
                 }
             }
         }
@@ -357,32 +375,62 @@ impl Core {
 
     /// Starts a partition's replica from what the store recovered, or anew. One that can't be brought back stays without a
     /// leader and says why; the others serve.
-    fn open_partition(self: &Rc<Self>, name: TopicPartition, group: GroupId, config: Rc<TopicConfig>) {
+    fn open_partition(self: &Rc<Self>, name: TopicPartition, meta: &metadata::Partition, config: Rc<TopicConfig>) {
+        let group = GroupId(meta.group);
         let recovered = self.unclaimed.borrow_mut().remove(&group);
-        let identity = GroupConfig::single(group.0, self.identity.peer);
+        let (identity, replicas) = (self.group_config(meta), meta.replicas.clone());
         let opened = match &recovered {
             None => {
                 self.store.create_group(group, config.log_options());
-                let raft = Group::new(identity, Restored::default()).expect("a new group needs nothing from storage");
-                Ok(Partition::new(name.clone(), group, raft, config))
+                let empty = Restored { gone: Some(Position { index: 0, term: 0 }), ..Restored::default() };
+                let raft = Group::new(identity, empty).expect("a new group needs nothing from storage");
+                Ok(Partition::new(name.clone(), group, raft, config, replicas))
             }
             Some(recovered) => {
                 self.store.set_options(group, config.log_options());
-                Group::new(identity, restored(recovered)).map_err(|error| error.to_string()).and_then(|raft| {
-                    Partition::recovered(name.clone(), raft, config, recovered).map_err(|error| error.to_string())
+                let gone = Position { index: recovered.first_index - 1, term: recovered.first_prev_term };
+                let found = Restored { gone: Some(gone), ..restored(recovered) };
+                Group::new(identity, found).map_err(|error| error.to_string()).and_then(|raft| {
+                    let opened = Partition::recovered(name.clone(), raft, config, replicas, recovered);
+                    opened.map_err(|error| error.to_string())
                 })
             }
         };
         match opened {
             Ok(partition) => {
                 let partition = Rc::new(partition);
-                partition.replica().with(Group::campaign);
                 self.partitions.borrow_mut().insert(group, partition.clone());
+                partition.begin(self, recovered.is_none());
+                for (message, payloads) in self.groups.take_early(group) {
+                    partition.receive(self, message, payloads);
+                }
                 self.ready_loop.wake(partition);
             }
             Err(why) => {
                 tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
             }
+        }
+    }
+
+    /// A partition's only replica is whatever disk its broker has; the peers of several are told apart.
+    fn group_config(&self, meta: &metadata::Partition) -> GroupConfig {
+        let single = GroupConfig {
+            beside: descriptor::bytes_beside,
+            has_leases: false,
+            kept_entries_max: KEPT_ENTRIES,
+            ..GroupConfig::single(meta.group, self.identity.peer)
+        };
+        if meta.replicas.len() == 1 {
+            return single;
+        }
+        let place = meta.replicas.iter().position(|node| *node == self.node()).unwrap_or(0);
+        GroupConfig {
+            voters: meta.founders.clone(),
+            election_ticks: ELECTION_TICKS,
+            // One after the other, in the order of preference.
+            election_jitter: (place * STAND_APART).min(ELECTION_TICKS) + (meta.group % 2) as usize,
+            heartbeat_ticks: 2,
+            ..single
         }
     }
 
@@ -415,7 +463,7 @@ impl Core {
         }
     }
 
-    /// Tells the other cores, at the end of this turn, that a partition of this core has its leader.
+    /// Tells the other cores, at the end of this turn, who leads a partition of this core.
     pub fn announce_leader(self: &Rc<Self>, led: Led) {
         self.untold.borrow_mut().push(led);
     }
@@ -434,10 +482,17 @@ impl Core {
     }
 
     fn are_led(&self, led: &[Led]) {
-        let node = self.node();
-        self.leaders.borrow_mut().extend(led.iter().map(|led| (led.group, Leadership { node, epoch: led.epoch })));
+        let mut leaders = self.leaders.borrow_mut();
+        for led in led {
+            let known = leaders.get(&led.group).map_or(-1, |known| known.epoch);
+            if led.epoch >= known {
+                leaders.insert(led.group, Leadership { node: led.node.unwrap_or(-1), epoch: led.epoch });
+            }
+        }
+        drop(leaders);
         if self.id() == META_CORE {
-            self.unreported.borrow_mut().extend_from_slice(led);
+            let own = led.iter().filter(|led| led.node == Some(self.node()));
+            self.unreported.borrow_mut().extend(own.cloned());
         }
         self.view_changed.notify();
     }
@@ -445,6 +500,10 @@ impl Core {
     /// On core 0: leaderships that other brokers have not been told.
     pub fn unreported(&self) -> &RefCell<Vec<Led>> {
         &self.unreported
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.borrow().is_some()
     }
 
     /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
@@ -629,8 +688,9 @@ impl Core {
     pub async fn until_serving(self: &Rc<Self>) {
         self.lifecycle.metadata_complete.wait().await;
         self.drop_unclaimed();
-        let groups = self.partitions.borrow().keys().copied().collect();
-        self.leaders_known(groups).await;
+        // Those that have others elect when there are enough of them, which may be long after.
+        let alone = self.partitions().into_iter().filter(|partition| !partition.is_shared());
+        self.leaders_known(alone.map(|partition| partition.group()).collect()).await;
     }
 
     /// No new connections or requests from now on.
@@ -664,6 +724,8 @@ pub struct Lifecycle {
     pub metadata_complete: Flag,
     /// The metadata group is not driven any more.
     pub metadata_ended: Flag,
+    /// Other brokers are not talked to any more.
+    pub peers_ended: Flag,
     pub stopping: Flag,
     drained_cores: Cell<usize>,
     drained: Flag,
@@ -684,6 +746,12 @@ impl FlushHost for Core {
     }
 }
 
+/// Ticks without a leader before a replica of a partition stands for election, and between those that do.
+const ELECTION_TICKS: usize = 8;
+const STAND_APART: usize = 3;
+/// Entries that a leader keeps in memory for peers that lack them, of one partition; more are read from its log.
+const KEPT_ENTRIES: u64 = 256;
+
 /// First and longest pause before a flush that failed is tried again.
 const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);
 const FLUSH_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -702,6 +770,7 @@ pub fn restored(recovered: &RecoveredGroup) -> Restored {
         hard_state: HardState { term: state.term, vote: state.vote, commit: state.commit },
         conf_state: recovered.app.conf_state.clone(),
         terms: runs.iter().map(|run| TermRun { first_index: run.first_index, term: run.term }).collect(),
+        gone: None,
         before: (before > 0).then_some(Position { index: before, term }),
         applied: recovered.app.index,
         entries: recovered

@@ -23,6 +23,7 @@ pub mod core;
 pub mod cpus;
 pub mod data_dir;
 pub mod front;
+pub mod groups;
 pub mod kafka;
 pub mod limits;
 pub mod logging;

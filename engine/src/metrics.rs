@@ -230,6 +230,18 @@ metrics! {
     mesh_posts_total: Counter;
     /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
     wal_write_latency_seconds: Histogram;
+    /// Bytes of batches sent to other replicas.
+    replication_sent_bytes_total: Counter;
+    /// Bytes of batches read again, from memory or segment files, for replicas that lag.
+    replication_fetched_bytes_total: Counter;
+    /// Messages of leaders that were not taken, since the ring was down to its reserve; they come again.
+    replication_refused_total: Counter;
+    /// Messages of leaders whose batches were damaged or missing.
+    replication_damaged_total: Counter;
+    /// Replicas that were told to begin anew, since they lacked what is gone from the log.
+    replication_snapshots_total: Counter;
+    /// Partitions whose Raft group is not at rest.
+    replication_groups_awake: Gauge;
     /// Bytes of the write-ahead ring in use.
     wal_ring_used_bytes: Gauge;
     /// Size of the write-ahead ring.

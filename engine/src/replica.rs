@@ -37,7 +37,7 @@ pub struct Payload {
 pub struct Replica {
     id: GroupId,
     raft: RefCell<Group>,
-    payloads: RefCell<VecDeque<(u64, Payload)>>,
+    payloads: RefCell<VecDeque<(Position, Payload)>>,
     /// In the loop's queue already.
     queued: Cell<bool>,
     /// Its group is gone from the store, though the loop's queue may still hold it.
@@ -77,33 +77,49 @@ impl Replica {
     pub fn propose(&self, data: Bytes, payload: Option<Payload>) -> Result<Position, ProposeError> {
         let position = self.raft.borrow_mut().propose(data)?;
         if let Some(payload) = payload {
-            self.payloads.borrow_mut().push_back((position.index, payload));
+            self.payloads.borrow_mut().push_back((position, payload));
         }
         Ok(position)
     }
 
-    /// The payload of the entry at `index`, if it has one; payloads of entries before it were replaced and are dropped.
-    fn payload_of(&self, index: u64) -> Option<Payload> {
+    /// Steps a leader's entries, whose payloads are all there. What the group takes of them is in the Ready that must be asked for
+    /// right behind.
+    pub fn step_with(&self, message: Message, payloads: Vec<(Position, Payload)>) {
+        let mut held = self.payloads.borrow_mut();
+        assert!(held.is_empty(), "group {}: a follower stages at once what it takes", self.id.0);
+        held.extend(payloads);
+        drop(held);
+        self.with(|raft| raft.step(message));
+    }
+
+    /// The group has taken no more of what was stepped.
+    pub fn drop_payloads(&self) {
+        self.payloads.borrow_mut().clear();
+    }
+
+    /// The payload of an entry, if it has one; payloads of entries before it were replaced, or not taken, and are dropped.
+    fn payload_of(&self, entry: Position) -> Option<Payload> {
         let mut payloads = self.payloads.borrow_mut();
-        while payloads.front().is_some_and(|(at, _)| *at < index) {
+        while payloads.front().is_some_and(|(at, _)| at.index <= entry.index && *at != entry) {
             payloads.pop_front();
         }
-        payloads.pop_front_if(|(at, _)| *at == index).map(|(_, payload)| payload)
+        payloads.pop_front_if(|(at, _)| *at == entry).map(|(_, payload)| payload)
     }
 
     /// Stages what a Ready wants persisted; returns the position that must be durable for it to be, if it wants anything.
-    fn persist(&self, store: &Store, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
+    fn persist(&self, store: &Store, group: &dyn Replicated, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
         let mut position = None;
         if let Some(first) =
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
         {
             // A new leader's entries take the place of what was never committed.
             let state = hard_state(self.with(|raft| raft.hard_state_with(first.index - 1)));
-            store.truncate(self.id, state, first.index, FIRST_OFFSET)?;
+            store.truncate(self.id, state, first.index, group.truncated(first.index))?;
         }
         for entry in ready.entries.drain(..) {
             let state = hard_state(self.with(|raft| raft.hard_state_with(entry.index)));
-            let payload = self.payload_of(entry.index);
+            let payload = self.payload_of(Position { index: entry.index, term: entry.term });
+            group.staged(&entry, payload.as_ref());
             let head = payload.as_ref().map_or(&[][..], |payload| &payload.header);
             let entry = record::Entry {
                 index: entry.index,
@@ -123,10 +139,7 @@ impl Replica {
     }
 }
 
-/// Only the metadata's log is ever replaced, whose entries have no offsets.
-const FIRST_OFFSET: u64 = 0;
-
-fn hard_state(state: consensus::group::HardState) -> HardState {
+pub fn hard_state(state: consensus::group::HardState) -> HardState {
     HardState { term: state.term, vote: state.vote, commit: state.commit }
 }
 
@@ -147,12 +160,20 @@ pub trait Replicated {
     fn before_ready(&self, _core: &Rc<Core>) {}
     /// Replaces everything by a snapshot that was staged; returns the position that must be durable for that to last.
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
+    /// Entries from `index` on, none of them committed, give way to others; returns the offset of the first of them.
+    fn truncated(&self, _index: u64) -> u64 {
+        0
+    }
+    /// The next entry of the log, proposed here or come from a leader, is about to be staged.
+    fn staged(&self, _entry: &Entry, _payload: Option<&Payload>) {}
     /// Applies committed entries, in order, synchronously.
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
     /// Answers to [`Group::read_index`].
     fn still_leads(&self, _core: &Rc<Core>, _reads: &[ReadIndex]) {}
     /// More of the group's log is durable here.
     fn persisted(&self, _core: &Rc<Core>) {}
+    /// The group has had its turn: whatever follows from who leads now.
+    fn settled(&self, _core: &Rc<Core>) {}
     /// Messages to the group's other replicas, which may leave now.
     fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
     /// The core's ring is lost: nothing that waits here will ever be durable.
@@ -248,9 +269,12 @@ fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
             return Ok(());
         }
         group.before_ready(core);
-        let Some(mut ready) = replica.with(Group::ready) else { return Ok(()) };
+        let Some(mut ready) = replica.with(Group::ready) else {
+            group.settled(core);
+            return Ok(());
+        };
         let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
-        let position = replica.persist(&core.store, &mut ready)?.or(restored);
+        let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
         group.send(core, ready.messages);
         // What needs no write of its own is durable with whatever was staged before it, never earlier.
         let mut persisting = core.ready_loop.persisting.borrow_mut();

@@ -150,11 +150,13 @@ fn partitions_are_assigned_by_hand_to_brokers_that_there_are() {
     };
     assert_eq!(create("by-hand", &[&[3], &[1], &[3]]), Ok(()));
     assert_eq!(create("nowhere", &[&[4]]), Err(ErrorCode::InvalidReplicaAssignment));
-    assert_eq!(create("twice", &[&[1, 2]]), Err(ErrorCode::InvalidReplicaAssignment));
-    let three = wire::create_topic(&mut client, "three", 1, 3, &[]);
-    assert_eq!(errors::check(three.error_code), Err(ErrorCode::InvalidReplicationFactor));
-    let message = three.error_message.unwrap();
-    assert!(message.contains("partitions have one replica in this version"), "{message}");
+    assert_eq!(create("twice", &[&[1, 1]]), Err(ErrorCode::InvalidReplicaAssignment));
+    assert_eq!(create("shared", &[&[2, 1], &[1, 3, 2]]), Ok(()));
+    let four = wire::create_topic(&mut client, "four", 1, 4, &[]);
+    assert_eq!(errors::check(four.error_code), Err(ErrorCode::InvalidReplicationFactor));
+    let message = four.error_message.unwrap();
+    assert!(message.contains("replication factor 4: 3 brokers are there; ask for 1 to 3"), "{message}");
+    assert_eq!(leaders(&mut client, "shared"), [2, 1]);
     assert_eq!(leaders(&mut client, "by-hand"), [3, 1, 3]);
 
     let refused = client.call(UnregisterBrokerRequest::default().with_broker_id(BrokerId(3))).unwrap();

@@ -41,6 +41,8 @@ pub enum Kind {
     Hello,
     /// Messages between brokers.
     Messages,
+    /// Messages between brokers, with batches behind them.
+    Batches,
     /// A tool's request.
     Request,
     /// The answer to it.
@@ -52,6 +54,8 @@ pub enum Kind {
 pub enum Lane {
     Control,
     Bulk,
+    /// What producers have just written.
+    Data,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,22 +108,7 @@ impl PeerFrame {
     }
 
     fn head(&self) -> Bytes {
-        let mut head = BytesMut::with_capacity(4 + HEADER);
-        head.put_u32((HEADER + self.bytes.len()) as u32);
-        head.put_slice(&MAGIC);
-        head.put_u8(VERSION);
-        head.put_u8(match self.kind {
-            Kind::Hello => 1,
-            Kind::Messages => 2,
-            Kind::Request => 3,
-            Kind::Response => 4,
-        });
-        head.put_u8(match self.lane {
-            Lane::Control => 0,
-            Lane::Bulk => 1,
-        });
-        head.put_bytes(0, 3);
-        head.freeze()
+        head(self.kind, self.lane, self.bytes.len())
     }
 
     /// Reads a frame that has come without its length.
@@ -129,6 +118,27 @@ impl PeerFrame {
         frame.advance(HEADER);
         Ok(PeerFrame { kind, lane, bytes: frame })
     }
+}
+
+fn head(kind: Kind, lane: Lane, bytes: usize) -> Bytes {
+    let mut head = BytesMut::with_capacity(4 + HEADER);
+    head.put_u32((HEADER + bytes) as u32);
+    head.put_slice(&MAGIC);
+    head.put_u8(VERSION);
+    head.put_u8(match kind {
+        Kind::Hello => 1,
+        Kind::Messages => 2,
+        Kind::Request => 3,
+        Kind::Response => 4,
+        Kind::Batches => 5,
+    });
+    head.put_u8(match lane {
+        Lane::Control => 0,
+        Lane::Bulk => 1,
+        Lane::Data => 2,
+    });
+    head.put_bytes(0, 3);
+    head.freeze()
 }
 
 fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
@@ -147,11 +157,13 @@ fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
         2 => Kind::Messages,
         3 => Kind::Request,
         4 => Kind::Response,
+        5 => Kind::Batches,
         _ => return Err(PeerError::NoBroker),
     };
     let lane = match head[4] {
         0 => Lane::Control,
         1 => Lane::Bulk,
+        2 => Lane::Data,
         _ => return Err(PeerError::NoBroker),
     };
     Ok((kind, lane))
@@ -175,6 +187,14 @@ pub async fn read(reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerErr
 pub fn push(writer: &mut FrameWriter, frame: PeerFrame) {
     writer.push(Parts::from(frame.head()));
     writer.push(Parts::from(frame.bytes));
+}
+
+/// As [`push`], of a frame whose bytes lie in several places.
+pub fn push_parts(writer: &mut FrameWriter, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
+    let bytes = parts.iter().map(Bytes::len).sum();
+    assert!(bytes <= CARRIED_BYTES_MAX, "{bytes} bytes do not go into one frame");
+    writer.push(Parts::from(head(kind, lane, bytes)));
+    parts.into_iter().for_each(|part| writer.push(Parts::from(part)));
 }
 
 /// A connection for those who may block: before the cores run, and tools.

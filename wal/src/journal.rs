@@ -12,8 +12,9 @@ use crate::{
     ring_format::{RING_VERSION, Record},
     ring_recovery::{RecoveryError, recover},
     signal::Signal,
-    store::{Admission, AppendError, LogPos, OpenError, Poisoned, Staged},
+    store::{Admission, AppendError, LogMark, LogPos, OpenError, Poisoned, Staged},
 };
+use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
     hash::{BuildHasher, Hasher, RandomState},
@@ -211,6 +212,18 @@ impl<D: Disk> Journal<D> {
     /// Stages that the group's log begins anew behind an entry.
     pub fn restart(&self, group: GroupId, hard_state: HardState, index: u64, term: u64) -> Result<Staged, AppendError> {
         self.stage(group, hard_state, Record::Restart { index, term }, &[])
+    }
+
+    /// As [`Journal::restart`], of a group without snapshots.
+    pub fn restart_at(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        at: LogMark,
+        conf_state: &Bytes,
+    ) -> Result<Staged, AppendError> {
+        let LogMark { index, term, offset } = at;
+        self.stage(group, hard_state, Record::RestartAt { index, term, offset, conf_state }, &[])
     }
 
     /// Stages that the group is gone for good.

@@ -30,6 +30,7 @@ pub mod disk_uring;
 pub mod files;
 pub mod journal;
 pub mod log;
+mod log_entries;
 pub mod log_read;
 mod lru;
 pub mod manifest;

@@ -39,8 +39,9 @@ pub struct LogView {
     pub stable_offset: u64,
     /// The next batch gets this offset.
     pub next_offset: u64,
-    /// The first index that is still in the log.
+    /// The first index that is still in the log, and the offset at which it begins: at or below the start.
     pub first_index: u64,
+    pub first_offset: u64,
     pub stable_index: u64,
     pub last_index: u64,
     pub last_term: u64,
@@ -78,12 +79,7 @@ impl Held {
 }
 
 /// The end of something: the last entry's index and term, and the offset behind it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
-    pub index: u64,
-    pub term: u64,
-    pub offset: u64,
-}
+pub use crate::store_types::LogMark as Mark;
 
 /// Segments that reach above a truncation, to be cut once its record is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +202,12 @@ impl Log {
 
     /// Begins anew behind the entry of a snapshot; the record that says so ends at `after`.
     pub fn restart(&mut self, to: Mark, after: LogPos) {
-        assert!(self.by_snapshot, "group {}: a log with segments does not begin anew", self.id.0);
+        if !self.by_snapshot {
+            // Also what a flush may be writing just now.
+            self.pending_cut = Some(PendingCut { from: self.before_first, after });
+            self.log_start = to.offset;
+            self.app_log_start = to.offset;
+        }
         self.held.clear();
         self.terms = TermRuns::default();
         self.before_first = to;
@@ -219,7 +220,12 @@ impl Log {
     /// The pending cut was done in the segments: nothing at or above it is in them any more.
     pub fn cut_done(&mut self) {
         let pending = self.pending_cut.take().expect("a cut was pending");
-        self.written_index = self.written_index.min(pending.from.index);
+        self.written_index = self.written_index.min(pending.from.index).max(self.flushed.index);
+    }
+
+    /// Whether its segments all are from before it began anew, and not gone yet.
+    pub fn has_old_segments(&self) -> bool {
+        self.pending_cut.is_some_and(|pending| pending.from.index < self.before_first.index)
     }
 
     pub fn first_index(&self) -> u64 {
@@ -282,6 +288,7 @@ impl Log {
             stable_offset: stable.offset,
             next_offset: self.end.offset,
             first_index: self.first_index(),
+            first_offset: self.before_first.offset,
             stable_index: stable.index,
             last_index: self.end.index,
             last_term: self.end.term,
@@ -314,7 +321,8 @@ impl Log {
     /// The segments as readers may see them: without what a truncation has still to cut from the files.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let Mark { index, offset, .. } = self.flushed;
-        let whole = self.segments.iter().take_while(move |segment| segment.first_index <= index);
+        let own = if self.has_old_segments() { &[][..] } else { &self.segments[..] };
+        let whole = own.iter().take_while(move |segment| segment.first_index <= index);
         whole.map(move |segment| Segment {
             last_index: segment.last_index.min(index),
             end_offset: segment.end_offset.min(offset),
@@ -463,7 +471,8 @@ impl Log {
             assert_eq!(pair[0].end_offset, pair[1].base_offset, "group {name}: segments follow one another");
         }
         if let (Some(first), Some(last)) = (self.segments.first(), self.segments.last()) {
-            assert_eq!(first.first_index, self.first_index(), "group {name}: the log begins with its first segment");
+            let begins = self.has_old_segments() || first.first_index == self.first_index();
+            assert!(begins, "group {name}: the log begins with its first segment");
             assert!(self.pending_cut.is_some() || last.last_index == self.flushed.index);
         }
         if let (Some(first), Some(last)) = (self.held.front(), self.held.back()) {

@@ -16,6 +16,10 @@
 //!           | index | entry term | data size | payload size | base offset | max timestamp | count | 0 | data, payload |
 //! truncate  40           48            56
 //!           | from index | from offset |
+//! restart   40      48     56
+//!           | index | term |
+//! restart   40      48     56       64             72
+//!    at     | index | term | offset | members size | members |
 //! ```
 //!
 //! `crc` is CRC-32C over the header without itself, `body crc` over the segment's number and the records. The header lies
@@ -42,6 +46,8 @@ pub const RECORD_BYTES: usize = 40;
 pub const ENTRY_BYTES: usize = 88;
 /// Bytes of a truncation.
 pub const TRUNCATE_BYTES: usize = 56;
+/// Before the members.
+pub const RESTART_AT_BYTES: usize = 72;
 /// Records begin at multiples of this.
 const ALIGN: usize = 8;
 
@@ -55,6 +61,7 @@ const KIND_HARD_STATE: u8 = 2;
 const KIND_TRUNCATE: u8 = 3;
 const KIND_REMOVED: u8 = 4;
 const KIND_RESTART: u8 = 5;
+const KIND_RESTART_AT: u8 = 6;
 
 const AT_VERSION: usize = 8;
 const AT_FLAGS: usize = 10;
@@ -199,6 +206,13 @@ pub enum Record<'a> {
         index: u64,
         term: u64,
     },
+    /// As `Restart`, of a group without snapshots: at which offset, and with which members.
+    RestartAt {
+        index: u64,
+        term: u64,
+        offset: u64,
+        conf_state: &'a Bytes,
+    },
 }
 
 /// What a record that was read back says.
@@ -209,6 +223,7 @@ pub enum RingBody {
     Truncate { from_index: u64, from_offset: u64 },
     Removed,
     Restart { index: u64, term: u64 },
+    RestartAt { index: u64, term: u64, offset: u64, conf_state: Bytes },
 }
 
 /// A record that was read back.
@@ -231,6 +246,7 @@ impl Record<'_> {
             }
             Record::HardState | Record::Removed => RECORD_BYTES,
             Record::Truncate { .. } | Record::Restart { .. } => TRUNCATE_BYTES,
+            Record::RestartAt { conf_state, .. } => (RESTART_AT_BYTES + conf_state.len()).next_multiple_of(ALIGN),
         }
     }
 
@@ -246,6 +262,7 @@ impl Record<'_> {
             Record::Truncate { .. } => (KIND_TRUNCATE, 0, 0),
             Record::Removed => (KIND_REMOVED, 0, 0),
             Record::Restart { .. } => (KIND_RESTART, 0, 0),
+            Record::RestartAt { .. } => (KIND_RESTART_AT, 0, 0),
         };
         put(to, 0, u32::try_from(length).expect("bounded by the segment's size").to_le_bytes());
         put(to, 4, [kind, entry_type, flags, 0]);
@@ -278,6 +295,15 @@ impl Record<'_> {
             Record::Restart { index, term } => {
                 put(to, 40, index.to_le_bytes());
                 put(to, 48, term.to_le_bytes());
+            }
+            Record::RestartAt { index, term, offset, conf_state } => {
+                let end = RESTART_AT_BYTES + conf_state.len();
+                put(to, 40, index.to_le_bytes());
+                put(to, 48, term.to_le_bytes());
+                put(to, 56, offset.to_le_bytes());
+                put(to, 64, (conf_state.len() as u64).to_le_bytes());
+                to[RESTART_AT_BYTES..end].copy_from_slice(conf_state);
+                to[end..].fill(0);
             }
             Record::HardState | Record::Removed => {}
         }
@@ -334,6 +360,18 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
         KIND_REMOVED if from.len() == RECORD_BYTES => RingBody::Removed,
         KIND_RESTART if from.len() == TRUNCATE_BYTES => {
             RingBody::Restart { index: get_u64(from, 40), term: get_u64(from, 48) }
+        }
+        KIND_RESTART_AT if from.len() >= RESTART_AT_BYTES => {
+            let end = RESTART_AT_BYTES.checked_add(usize::try_from(get_u64(from, 64)).ok()?)?;
+            if end.checked_next_multiple_of(ALIGN)? != from.len() {
+                return None;
+            }
+            RingBody::RestartAt {
+                index: get_u64(from, 40),
+                term: get_u64(from, 48),
+                offset: get_u64(from, 56),
+                conf_state: from.slice(RESTART_AT_BYTES..end),
+            }
         }
         _ => return None,
     };

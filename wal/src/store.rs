@@ -17,7 +17,8 @@ use crate::{
     segment_format::SegmentId,
     store_state::{Removed, Shared},
 };
-pub use crate::{store_types::*, terms::TermRun};
+pub use crate::{log_entries::Entries, store_types::*, terms::TermRun};
+use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
 
 /// One core's store. Clones are handles to the same one.
@@ -280,6 +281,17 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// Entries from `from_index` on and below `below_index`, those without a batch too: as many as `bytes_max` of data and batches
+    /// allow, but at least one. From segments there may be fewer than that: ask on.
+    pub fn entries(&self, group: GroupId, from_index: u64, below_index: u64, bytes_max: usize) -> Entries {
+        crate::log_entries::entries(&self.shared, group, from_index, below_index, bytes_max)
+    }
+
+    /// The batch of an entry, if it is in memory.
+    pub fn payload(&self, group: GroupId, index: u64) -> Option<Bytes> {
+        self.shared.state.borrow().groups.get(&group)?.payload(index)
+    }
+
     /// The first batch below `below_offset` whose largest timestamp is at least `timestamp`.
     pub async fn find_timestamp(
         &self,
@@ -351,6 +363,30 @@ impl<D: Disk> Store<D> {
         app: AppState,
     ) -> Result<LogPos, AppendError> {
         crate::snapshot::install(&self.shared, group, hard_state, term, app)
+    }
+
+    /// Has a group's log begin anew behind an entry, empty: what it had is gone, the next entry has the index and the offset behind
+    /// it. `app` is the state as of that entry, without a blob. A crash before the returned position is durable leaves the old log or the
+    /// new; files go with a later flush. Not for the snapshot group.
+    pub fn restart_log(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        at: LogMark,
+        app: AppState,
+    ) -> Result<LogPos, AppendError> {
+        assert!(app.blob.is_empty() && app.index == at.index, "the state is that of an empty log behind its entry");
+        let mut state = self.shared.state.borrow_mut();
+        let log = state.log(group);
+        assert!(!log.by_snapshot && at.index > log.app.index, "group {}: a log never goes back", group.0);
+        let staged = self.shared.journal.restart_at(group, hard_state, at, &app.conf_state)?;
+        log.hard_state = hard_state;
+        log.restart(at, staged.pos);
+        log.app = app;
+        state.mark_dirty(group);
+        drop(state);
+        self.shared.ask_flush();
+        Ok(staged.pos)
     }
 
     /// Resolves when the snapshot group's entries hold more of the ring than a flush may leave.

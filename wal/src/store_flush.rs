@@ -308,6 +308,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
     let last = entries.last().expect("a flush writes something");
     let written = Mark { index: last.entry.index, term: last.entry.term, offset: last.end_offset() };
     log.flushed = match log.pending_cut {
+        _ if log.has_old_segments() => log.flushed,
         Some(pending) if pending.from.index < written.index => pending.from,
         _ => written,
     };

@@ -25,7 +25,7 @@ use crate::{
     record::{Entry, GroupId},
     ring::RingConfig,
     signal::Signal,
-    store::{LogPos, OpenError, RecoveredGroup, RecoveryReport, Store, StoreConfig, StoreDirs, StoreStats},
+    store::{AppState, LogPos, OpenError, RecoveredGroup, RecoveryReport, Store, StoreConfig, StoreDirs, StoreStats},
     store_checkpoint::collect,
     store_flush::{FlushError, cut_segments},
     store_state::{Removed, Shared, State},
@@ -222,7 +222,11 @@ impl<'a> Replay<'a> {
             RingBody::Restart { index, term } if by_snapshot => {
                 log.restart(Mark { index, term, offset: log.end.offset }, end);
             }
-            RingBody::Restart { .. } => {
+            RingBody::RestartAt { index, term, offset, conf_state } if !by_snapshot => {
+                log.restart(Mark { index, term, offset }, end);
+                log.app = AppState { index, blob: Bytes::new(), conf_state };
+            }
+            RingBody::Restart { .. } | RingBody::RestartAt { .. } => {
                 return Err(OpenError::Damaged(format!("the ring begins group {} anew, which has segments", group.0)));
             }
             RingBody::HardState | RingBody::Removed => {}

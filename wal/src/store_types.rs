@@ -77,6 +77,14 @@ impl StoreDirs {
     }
 }
 
+/// An entry's place in its log, and the offset behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogMark {
+    pub index: u64,
+    pub term: u64,
+    pub offset: u64,
+}
+
 /// The caller's own state of a group as of an applied index; opaque here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppState {

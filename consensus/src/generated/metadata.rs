@@ -730,6 +730,7 @@ impl<'a> CreateTopic<'a> {
   pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 10;
   pub const VT_CONFIGS: ::flatbuffers::VOffsetT = 12;
   pub const VT_CREATED_MS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_PEERS: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -743,6 +744,7 @@ impl<'a> CreateTopic<'a> {
     let mut builder = CreateTopicBuilder::new(_fbb);
     builder.add_created_ms(args.created_ms);
     builder.add_first_group(args.first_group);
+    if let Some(x) = args.peers { builder.add_peers(x); }
     if let Some(x) = args.configs { builder.add_configs(x); }
     if let Some(x) = args.replicas { builder.add_replicas(x); }
     if let Some(x) = args.id { builder.add_id(x); }
@@ -793,6 +795,13 @@ impl<'a> CreateTopic<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<i64>(CreateTopic::VT_CREATED_MS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn peers(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(CreateTopic::VT_PEERS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CreateTopic<'_> {
@@ -807,6 +816,7 @@ impl ::flatbuffers::Verifiable for CreateTopic<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Replicas>>>>("replicas", Self::VT_REPLICAS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Config>>>>("configs", Self::VT_CONFIGS, true)?
      .visit_field::<i64>("created_ms", Self::VT_CREATED_MS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("peers", Self::VT_PEERS, false)?
      .finish();
     Ok(())
   }
@@ -818,6 +828,7 @@ pub struct CreateTopicArgs<'a> {
     pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Replicas<'a>>>>>,
     pub configs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Config<'a>>>>>,
     pub created_ms: i64,
+    pub peers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
 }
 impl<'a> Default for CreateTopicArgs<'a> {
   #[inline]
@@ -829,6 +840,7 @@ impl<'a> Default for CreateTopicArgs<'a> {
       replicas: None, // required field
       configs: None, // required field
       created_ms: 0,
+      peers: None,
     }
   }
 }
@@ -863,6 +875,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicBuilder<'a, 'b, A>
     self.fbb_.push_slot::<i64>(CreateTopic::VT_CREATED_MS, created_ms, 0);
   }
   #[inline]
+  pub fn add_peers(&mut self, peers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CreateTopic::VT_PEERS, peers);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateTopicBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CreateTopicBuilder {
@@ -890,6 +906,7 @@ impl ::core::fmt::Debug for CreateTopic<'_> {
       ds.field("replicas", &self.replicas());
       ds.field("configs", &self.configs());
       ds.field("created_ms", &self.created_ms());
+      ds.field("peers", &self.peers());
       ds.finish()
   }
 }
@@ -1029,6 +1046,7 @@ impl<'a> CreatePartitions<'a> {
   pub const VT_PRESENT: ::flatbuffers::VOffsetT = 8;
   pub const VT_FIRST_GROUP: ::flatbuffers::VOffsetT = 10;
   pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_PEERS: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1041,6 +1059,7 @@ impl<'a> CreatePartitions<'a> {
   ) -> ::flatbuffers::WIPOffset<CreatePartitions<'bldr>> {
     let mut builder = CreatePartitionsBuilder::new(_fbb);
     builder.add_first_group(args.first_group);
+    if let Some(x) = args.peers { builder.add_peers(x); }
     if let Some(x) = args.replicas { builder.add_replicas(x); }
     builder.add_present(args.present);
     if let Some(x) = args.id { builder.add_id(x); }
@@ -1084,6 +1103,13 @@ impl<'a> CreatePartitions<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Replicas>>>>(CreatePartitions::VT_REPLICAS, None).unwrap()}
   }
+  #[inline]
+  pub fn peers(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(CreatePartitions::VT_PEERS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CreatePartitions<'_> {
@@ -1097,6 +1123,7 @@ impl ::flatbuffers::Verifiable for CreatePartitions<'_> {
      .visit_field::<u32>("present", Self::VT_PRESENT, false)?
      .visit_field::<u64>("first_group", Self::VT_FIRST_GROUP, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Replicas>>>>("replicas", Self::VT_REPLICAS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("peers", Self::VT_PEERS, false)?
      .finish();
     Ok(())
   }
@@ -1107,6 +1134,7 @@ pub struct CreatePartitionsArgs<'a> {
     pub present: u32,
     pub first_group: u64,
     pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Replicas<'a>>>>>,
+    pub peers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
 }
 impl<'a> Default for CreatePartitionsArgs<'a> {
   #[inline]
@@ -1117,6 +1145,7 @@ impl<'a> Default for CreatePartitionsArgs<'a> {
       present: 0,
       first_group: 0,
       replicas: None, // required field
+      peers: None,
     }
   }
 }
@@ -1147,6 +1176,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreatePartitionsBuilder<'a, '
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CreatePartitions::VT_REPLICAS, replicas);
   }
   #[inline]
+  pub fn add_peers(&mut self, peers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CreatePartitions::VT_PEERS, peers);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreatePartitionsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CreatePartitionsBuilder {
@@ -1172,6 +1205,7 @@ impl ::core::fmt::Debug for CreatePartitions<'_> {
       ds.field("present", &self.present());
       ds.field("first_group", &self.first_group());
       ds.field("replicas", &self.replicas());
+      ds.field("peers", &self.peers());
       ds.finish()
   }
 }
@@ -3658,6 +3692,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Partition<'a> {
 impl<'a> Partition<'a> {
   pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
   pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FOUNDERS: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3670,6 +3705,7 @@ impl<'a> Partition<'a> {
   ) -> ::flatbuffers::WIPOffset<Partition<'bldr>> {
     let mut builder = PartitionBuilder::new(_fbb);
     builder.add_group(args.group);
+    if let Some(x) = args.founders { builder.add_founders(x); }
     if let Some(x) = args.replicas { builder.add_replicas(x); }
     builder.finish()
   }
@@ -3689,6 +3725,13 @@ impl<'a> Partition<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(Partition::VT_REPLICAS, None).unwrap()}
   }
+  #[inline]
+  pub fn founders(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Partition::VT_FOUNDERS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Partition<'_> {
@@ -3699,6 +3742,7 @@ impl ::flatbuffers::Verifiable for Partition<'_> {
     v.visit_table(pos)?
      .visit_field::<u64>("group", Self::VT_GROUP, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("replicas", Self::VT_REPLICAS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("founders", Self::VT_FOUNDERS, false)?
      .finish();
     Ok(())
   }
@@ -3706,6 +3750,7 @@ impl ::flatbuffers::Verifiable for Partition<'_> {
 pub struct PartitionArgs<'a> {
     pub group: u64,
     pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
+    pub founders: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
 }
 impl<'a> Default for PartitionArgs<'a> {
   #[inline]
@@ -3713,6 +3758,7 @@ impl<'a> Default for PartitionArgs<'a> {
     PartitionArgs {
       group: 0,
       replicas: None, // required field
+      founders: None,
     }
   }
 }
@@ -3729,6 +3775,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn add_founders(&mut self, founders: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_FOUNDERS, founders);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionBuilder<'a, 'b, A> {
@@ -3751,6 +3801,7 @@ impl ::core::fmt::Debug for Partition<'_> {
     let mut ds = f.debug_struct("Partition");
       ds.field("group", &self.group());
       ds.field("replicas", &self.replicas());
+      ds.field("founders", &self.founders());
       ds.finish()
   }
 }

@@ -271,10 +271,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Refusal {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_BODY: u8 = 10;
+pub const ENUM_MAX_BODY: u8 = 13;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_BODY: [Body; 11] = [
+pub const ENUM_VALUES_BODY: [Body; 14] = [
   Body::NONE,
   Body::Raft,
   Body::Forward,
@@ -286,6 +286,9 @@ pub const ENUM_VALUES_BODY: [Body; 11] = [
   Body::Describe,
   Body::Described,
   Body::SnapshotChunk,
+  Body::Rest,
+  Body::Beat,
+  Body::Elect,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -304,9 +307,12 @@ impl Body {
   pub const Describe: Self = Self(8);
   pub const Described: Self = Self(9);
   pub const SnapshotChunk: Self = Self(10);
+  pub const Rest: Self = Self(11);
+  pub const Beat: Self = Self(12);
+  pub const Elect: Self = Self(13);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 10;
+  pub const ENUM_MAX: u8 = 13;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Raft,
@@ -319,6 +325,9 @@ impl Body {
     Self::Describe,
     Self::Described,
     Self::SnapshotChunk,
+    Self::Rest,
+    Self::Beat,
+    Self::Elect,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -334,6 +343,9 @@ impl Body {
       Self::Describe => Some("Describe"),
       Self::Described => Some("Described"),
       Self::SnapshotChunk => Some("SnapshotChunk"),
+      Self::Rest => Some("Rest"),
+      Self::Beat => Some("Beat"),
+      Self::Elect => Some("Elect"),
       _ => None,
     }
   }
@@ -670,6 +682,133 @@ impl<'a> ::flatbuffers::Verifiable for Response {
 impl ::flatbuffers::SimpleToVerifyInSlice for Response {}
 pub struct ResponseUnionTableOffset {}
 
+// struct Payload, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Payload(pub [u8; 8]);
+impl Default for Payload { 
+  fn default() -> Self { 
+    Self([0; 8])
+  }
+}
+impl ::core::fmt::Debug for Payload {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Payload")
+      .field("entry", &self.entry())
+      .field("bytes", &self.bytes())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Payload {}
+impl<'a> ::flatbuffers::Follow<'a> for Payload {
+  type Inner = &'a Payload;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Payload>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Payload {
+  type Inner = &'a Payload;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Payload>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Payload {
+    type Output = Payload;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Payload as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Payload {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Payload {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    entry: u32,
+    bytes: u32,
+  ) -> Self {
+    let mut s = Self([0; 8]);
+    s.set_entry(entry);
+    s.set_bytes(bytes);
+    s
+  }
+
+  pub fn entry(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_entry(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn bytes(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_bytes(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 // struct Ask, aligned to 8
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq)]
@@ -824,6 +963,7 @@ impl<'a> Hello<'a> {
   pub const VT_PEER_ADDR: ::flatbuffers::VOffsetT = 20;
   pub const VT_SEEDS: ::flatbuffers::VOffsetT = 22;
   pub const VT_FOUNDING: ::flatbuffers::VOffsetT = 24;
+  pub const VT_CORE: ::flatbuffers::VOffsetT = 26;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -843,6 +983,7 @@ impl<'a> Hello<'a> {
     if let Some(x) = args.program { builder.add_program(x); }
     builder.add_node(args.node);
     if let Some(x) = args.cluster_id { builder.add_cluster_id(x); }
+    builder.add_core(args.core);
     builder.add_cores(args.cores);
     builder.add_version(args.version);
     builder.add_caller(args.caller);
@@ -927,6 +1068,13 @@ impl<'a> Hello<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Hello::VT_FOUNDING, None)}
   }
+  #[inline]
+  pub fn core(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Hello::VT_CORE, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Hello<'_> {
@@ -946,6 +1094,7 @@ impl ::flatbuffers::Verifiable for Hello<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("peer_addr", Self::VT_PEER_ADDR, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("seeds", Self::VT_SEEDS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("founding", Self::VT_FOUNDING, false)?
+     .visit_field::<u16>("core", Self::VT_CORE, false)?
      .finish();
     Ok(())
   }
@@ -962,6 +1111,7 @@ pub struct HelloArgs<'a> {
     pub peer_addr: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub seeds: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
     pub founding: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+    pub core: u16,
 }
 impl<'a> Default for HelloArgs<'a> {
   #[inline]
@@ -978,6 +1128,7 @@ impl<'a> Default for HelloArgs<'a> {
       peer_addr: None,
       seeds: None,
       founding: None,
+      core: 0,
     }
   }
 }
@@ -1032,6 +1183,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Hello::VT_FOUNDING, founding);
   }
   #[inline]
+  pub fn add_core(&mut self, core: u16) {
+    self.fbb_.push_slot::<u16>(Hello::VT_CORE, core, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     HelloBuilder {
@@ -1060,6 +1215,7 @@ impl ::core::fmt::Debug for Hello<'_> {
       ds.field("peer_addr", &self.peer_addr());
       ds.field("seeds", &self.seeds());
       ds.field("founding", &self.founding());
+      ds.field("core", &self.core());
       ds.finish()
   }
 }
@@ -1244,6 +1400,7 @@ impl<'a> Raft<'a> {
   pub const VT_REJECT_HINT: ::flatbuffers::VOffsetT = 34;
   pub const VT_CONTEXT: ::flatbuffers::VOffsetT = 36;
   pub const VT_PRIORITY: ::flatbuffers::VOffsetT = 38;
+  pub const VT_PAYLOADS: ::flatbuffers::VOffsetT = 40;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1268,6 +1425,7 @@ impl<'a> Raft<'a> {
     builder.add_from(args.from);
     builder.add_to(args.to);
     builder.add_group(args.group);
+    if let Some(x) = args.payloads { builder.add_payloads(x); }
     if let Some(x) = args.context { builder.add_context(x); }
     if let Some(x) = args.snapshot_members { builder.add_snapshot_members(x); }
     if let Some(x) = args.entries { builder.add_entries(x); }
@@ -1403,6 +1561,13 @@ impl<'a> Raft<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<i64>(Raft::VT_PRIORITY, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn payloads(&self) -> Option<::flatbuffers::Vector<'a, Payload>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Payload>>>(Raft::VT_PAYLOADS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Raft<'_> {
@@ -1429,6 +1594,7 @@ impl ::flatbuffers::Verifiable for Raft<'_> {
      .visit_field::<u64>("reject_hint", Self::VT_REJECT_HINT, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("context", Self::VT_CONTEXT, false)?
      .visit_field::<i64>("priority", Self::VT_PRIORITY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Payload>>>("payloads", Self::VT_PAYLOADS, false)?
      .finish();
     Ok(())
   }
@@ -1452,6 +1618,7 @@ pub struct RaftArgs<'a> {
     pub reject_hint: u64,
     pub context: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
     pub priority: i64,
+    pub payloads: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Payload>>>,
 }
 impl<'a> Default for RaftArgs<'a> {
   #[inline]
@@ -1475,6 +1642,7 @@ impl<'a> Default for RaftArgs<'a> {
       reject_hint: 0,
       context: None,
       priority: 0,
+      payloads: None,
     }
   }
 }
@@ -1557,6 +1725,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RaftBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<i64>(Raft::VT_PRIORITY, priority, 0);
   }
   #[inline]
+  pub fn add_payloads(&mut self, payloads: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Payload>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Raft::VT_PAYLOADS, payloads);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RaftBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     RaftBuilder {
@@ -1592,6 +1764,380 @@ impl ::core::fmt::Debug for Raft<'_> {
       ds.field("reject_hint", &self.reject_hint());
       ds.field("context", &self.context());
       ds.field("priority", &self.priority());
+      ds.field("payloads", &self.payloads());
+      ds.finish()
+  }
+}
+pub enum RestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Rest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Rest<'a> {
+  type Inner = Rest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Rest<'a> {
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_INDEX: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Rest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RestArgs
+  ) -> ::flatbuffers::WIPOffset<Rest<'bldr>> {
+    let mut builder = RestBuilder::new(_fbb);
+    builder.add_index(args.index);
+    builder.add_term(args.term);
+    builder.add_group(args.group);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn group(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Rest::VT_GROUP, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Rest::VT_TERM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn index(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Rest::VT_INDEX, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Rest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("group", Self::VT_GROUP, false)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<u64>("index", Self::VT_INDEX, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RestArgs {
+    pub group: u64,
+    pub term: u64,
+    pub index: u64,
+}
+impl<'a> Default for RestArgs {
+  #[inline]
+  fn default() -> Self {
+    RestArgs {
+      group: 0,
+      term: 0,
+      index: 0,
+    }
+  }
+}
+
+pub struct RestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_group(&mut self, group: u64) {
+    self.fbb_.push_slot::<u64>(Rest::VT_GROUP, group, 0);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(Rest::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_index(&mut self, index: u64) {
+    self.fbb_.push_slot::<u64>(Rest::VT_INDEX, index, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Rest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Rest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Rest");
+      ds.field("group", &self.group());
+      ds.field("term", &self.term());
+      ds.field("index", &self.index());
+      ds.finish()
+  }
+}
+pub enum BeatOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Beat<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Beat<'a> {
+  type Inner = Beat<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Beat<'a> {
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CORE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CORES: ::flatbuffers::VOffsetT = 8;
+  pub const VT_HEALTHY: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Beat { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BeatArgs
+  ) -> ::flatbuffers::WIPOffset<Beat<'bldr>> {
+    let mut builder = BeatBuilder::new(_fbb);
+    builder.add_incarnation(args.incarnation);
+    builder.add_cores(args.cores);
+    builder.add_core(args.core);
+    builder.add_healthy(args.healthy);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn incarnation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Beat::VT_INCARNATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn core(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Beat::VT_CORE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cores(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Beat::VT_CORES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn healthy(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Beat::VT_HEALTHY, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Beat<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+     .visit_field::<u16>("core", Self::VT_CORE, false)?
+     .visit_field::<u16>("cores", Self::VT_CORES, false)?
+     .visit_field::<bool>("healthy", Self::VT_HEALTHY, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BeatArgs {
+    pub incarnation: u64,
+    pub core: u16,
+    pub cores: u16,
+    pub healthy: bool,
+}
+impl<'a> Default for BeatArgs {
+  #[inline]
+  fn default() -> Self {
+    BeatArgs {
+      incarnation: 0,
+      core: 0,
+      cores: 0,
+      healthy: false,
+    }
+  }
+}
+
+pub struct BeatBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BeatBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: u64) {
+    self.fbb_.push_slot::<u64>(Beat::VT_INCARNATION, incarnation, 0);
+  }
+  #[inline]
+  pub fn add_core(&mut self, core: u16) {
+    self.fbb_.push_slot::<u16>(Beat::VT_CORE, core, 0);
+  }
+  #[inline]
+  pub fn add_cores(&mut self, cores: u16) {
+    self.fbb_.push_slot::<u16>(Beat::VT_CORES, cores, 0);
+  }
+  #[inline]
+  pub fn add_healthy(&mut self, healthy: bool) {
+    self.fbb_.push_slot::<bool>(Beat::VT_HEALTHY, healthy, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BeatBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BeatBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Beat<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Beat<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Beat");
+      ds.field("incarnation", &self.incarnation());
+      ds.field("core", &self.core());
+      ds.field("cores", &self.cores());
+      ds.field("healthy", &self.healthy());
+      ds.finish()
+  }
+}
+pub enum ElectOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Elect<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Elect<'a> {
+  type Inner = Elect<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Elect<'a> {
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Elect { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectArgs
+  ) -> ::flatbuffers::WIPOffset<Elect<'bldr>> {
+    let mut builder = ElectBuilder::new(_fbb);
+    builder.add_group(args.group);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn group(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Elect::VT_GROUP, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Elect<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("group", Self::VT_GROUP, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectArgs {
+    pub group: u64,
+}
+impl<'a> Default for ElectArgs {
+  #[inline]
+  fn default() -> Self {
+    ElectArgs {
+      group: 0,
+    }
+  }
+}
+
+pub struct ElectBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_group(&mut self, group: u64) {
+    self.fbb_.push_slot::<u64>(Elect::VT_GROUP, group, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Elect<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Elect<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Elect");
+      ds.field("group", &self.group());
       ds.finish()
   }
 }
@@ -3360,6 +3906,48 @@ impl<'a> Message<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_rest(&self) -> Option<Rest<'a>> {
+    if self.body_type() == Body::Rest {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Rest::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_beat(&self) -> Option<Beat<'a>> {
+    if self.body_type() == Body::Beat {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Beat::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_elect(&self) -> Option<Elect<'a>> {
+    if self.body_type() == Body::Elect {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Elect::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Message<'_> {
@@ -3380,6 +3968,9 @@ impl ::flatbuffers::Verifiable for Message<'_> {
           Body::Describe => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Describe>>("Body::Describe", pos),
           Body::Described => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Described>>("Body::Described", pos),
           Body::SnapshotChunk => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotChunk>>("Body::SnapshotChunk", pos),
+          Body::Rest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Rest>>("Body::Rest", pos),
+          Body::Beat => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Beat>>("Body::Beat", pos),
+          Body::Elect => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Elect>>("Body::Elect", pos),
           _ => Ok(()),
         }
      })?
@@ -3500,6 +4091,27 @@ impl ::core::fmt::Debug for Message<'_> {
         },
         Body::SnapshotChunk => {
           if let Some(x) = self.body_as_snapshot_chunk() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::Rest => {
+          if let Some(x) = self.body_as_rest() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::Beat => {
+          if let Some(x) = self.body_as_beat() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::Elect => {
+          if let Some(x) = self.body_as_elect() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

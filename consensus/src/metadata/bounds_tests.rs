@@ -6,7 +6,8 @@ use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
 
 /// A topic whose partitions have one replica each.
 fn topic(partitions: u64) -> Arc<Topic> {
-    let partitions = (0..partitions).map(|group| Partition { group, replicas: vec![1] }).collect();
+    let partitions =
+        (0..partitions).map(|group| Partition { group, replicas: vec![1], founders: vec![1 << 32] }).collect();
     Arc::new(Topic { name: "t".into(), id: Uuid::nil(), partitions, configs: BTreeMap::new(), created_ms: 0 })
 }
 
@@ -72,7 +73,14 @@ fn what_is_small_and_many_is_not_taken_for_forged() {
         Command::SetPartitionLeader { name: name.clone(), id, leaders: vec![leader; MANY] },
         Command::UpdateHighWatermark { name: name.clone(), id, node: 0, watermarks: vec![watermark; MANY] },
         Command::UpdateTopicConfig { name: name.clone(), id, changes: vec![(String::new(), None); MANY] },
-        Command::CreatePartitions { name, id, present: 0, first_group: 0, replicas: vec![Vec::new(); MANY] },
+        Command::CreatePartitions {
+            name,
+            id,
+            present: 0,
+            first_group: 0,
+            replicas: vec![Vec::new(); MANY],
+            peers: vec![],
+        },
     ] {
         let requests = vec![Request::from(command)];
         assert_eq!(decode_requests(&encode_requests(&requests)), Ok(requests));

@@ -21,6 +21,8 @@ pub enum Command {
         replicas: Vec<Vec<i32>>,
         configs: BTreeMap<String, String>,
         created_ms: i64,
+        /// The peers that the brokers are: those of a partition's replicas are its group's first voters.
+        peers: Vec<u64>,
     },
     DeleteTopic {
         name: Arc<str>,
@@ -33,6 +35,7 @@ pub enum Command {
         present: u32,
         first_group: u64,
         replicas: Vec<Vec<i32>>,
+        peers: Vec<u64>,
     },
     UpdateTopicConfig {
         name: Arc<str>,
@@ -175,6 +178,14 @@ impl Command {
         )
     }
 
+    /// What the brokers' peers go into, if it creates groups.
+    pub fn founding_peers(&mut self) -> Option<&mut Vec<u64>> {
+        match self {
+            Command::CreateTopic { peers, .. } | Command::CreatePartitions { peers, .. } => Some(peers),
+            _ => None,
+        }
+    }
+
     /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
     pub fn new_groups(&mut self) -> Option<(usize, &mut u64)> {
         match self {
@@ -242,7 +253,7 @@ type Out<'b> = FlatBufferBuilder<'b>;
 
 fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WIPOffset<fb::Command<'b>> {
     let (body_type, body) = match command {
-        Command::CreateTopic { name, id, first_group, replicas, configs, created_ms } => {
+        Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers } => {
             let args = fb::CreateTopicArgs {
                 name: Some(out.create_string(name)),
                 id: Some(&uuid_out(*id)),
@@ -250,6 +261,7 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
                 replicas: Some(replicas_out(out, replicas)),
                 configs: Some(configs_out(out, configs.iter().map(|(name, value)| (name, Some(value))))),
                 created_ms: *created_ms,
+                peers: Some(out.create_vector(peers)),
             };
             (fb::Body::CreateTopic, fb::CreateTopic::create(out, &args).as_union_value())
         }
@@ -257,13 +269,14 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
             let args = fb::DeleteTopicArgs { name: Some(out.create_string(name)), id: Some(&uuid_out(*id)) };
             (fb::Body::DeleteTopic, fb::DeleteTopic::create(out, &args).as_union_value())
         }
-        Command::CreatePartitions { name, id, present, first_group, replicas } => {
+        Command::CreatePartitions { name, id, present, first_group, replicas, peers } => {
             let args = fb::CreatePartitionsArgs {
                 name: Some(out.create_string(name)),
                 id: Some(&uuid_out(*id)),
                 present: *present,
                 first_group: *first_group,
                 replicas: Some(replicas_out(out, replicas)),
+                peers: Some(out.create_vector(peers)),
             };
             (fb::Body::CreatePartitions, fb::CreatePartitions::create(out, &args).as_union_value())
         }
@@ -376,6 +389,7 @@ fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
                     .map(|(name, value)| (name, value.unwrap_or_default()))
                     .collect(),
                 created_ms: body.created_ms(),
+                peers: body.peers().into_iter().flatten().collect(),
             }
         }
         fb::Body::DeleteTopic => {
@@ -390,6 +404,7 @@ fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
                 present: body.present(),
                 first_group: body.first_group(),
                 replicas: replicas_in(body.replicas()),
+                peers: body.peers().into_iter().flatten().collect(),
             }
         }
         fb::Body::UpdateTopicConfig => {

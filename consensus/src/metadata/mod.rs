@@ -70,6 +70,8 @@ pub struct Partition {
     pub group: u64,
     /// The nodes that hold it, the preferred leader first.
     pub replicas: Vec<i32>,
+    /// The first voters of its group: the peers that these nodes were when it was made.
+    pub founders: Vec<u64>,
 }
 
 /// A topic. Shared by all cores' views; a change makes a new one.

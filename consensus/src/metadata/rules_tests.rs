@@ -74,7 +74,15 @@ impl Model {
 
 fn create() -> Command {
     let replicas = vec![vec![1, 2], vec![2]];
-    Command::CreateTopic { name: name(), id: ID, first_group: 5, replicas, configs: BTreeMap::new(), created_ms: 42 }
+    Command::CreateTopic {
+        name: name(),
+        id: ID,
+        first_group: 5,
+        replicas,
+        configs: BTreeMap::new(),
+        created_ms: 42,
+        peers: Vec::new(),
+    }
 }
 
 fn broker(node: i32, peer: u64, incarnation: u64) -> Broker {

@@ -12,6 +12,7 @@ use super::{
     Watermark, WatermarkReport,
     slice_answers::{Answers, AskedTooLate, Before, Kept},
 };
+use crate::plane::node_of;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -298,7 +299,7 @@ impl Slice {
 
     fn change(&mut self, command: &Command) -> Changed {
         match command {
-            Command::CreateTopic { name, id, first_group, replicas, configs, created_ms } => {
+            Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers } => {
                 self.take_groups(*first_group, replicas.len());
                 check_topic_name(name)?;
                 if self.topics.contains_key(name) {
@@ -310,7 +311,7 @@ impl Slice {
                 let topic = self.put(Topic {
                     name: name.clone(),
                     id: *id,
-                    partitions: partitions(*first_group, replicas),
+                    partitions: partitions(*first_group, replicas, peers),
                     configs: configs.clone(),
                     created_ms: *created_ms,
                 });
@@ -325,14 +326,14 @@ impl Slice {
                 }
                 Ok((Outcome::TopicDeleted, vec![Delta::TopicDeleted(topic)]))
             }
-            Command::CreatePartitions { name, id, present, first_group, replicas } => {
+            Command::CreatePartitions { name, id, present, first_group, replicas, peers } => {
                 self.take_groups(*first_group, replicas.len());
                 let mut topic = Topic::clone(self.find(name, *id)?);
                 let found = topic.partitions.len() as u32;
                 if found != *present {
                     return Err(Rejection::PartitionCount { expected: *present, found });
                 }
-                topic.partitions.extend(partitions(*first_group, replicas));
+                topic.partitions.extend(partitions(*first_group, replicas, peers));
                 let topic = self.put(topic);
                 Ok((Outcome::PartitionsAdded { topic: topic.clone(), first_new: found }, vec![Delta::Topic(topic)]))
             }
@@ -415,7 +416,11 @@ impl Slice {
         let mut changed = Vec::new();
         for report in reports {
             let Some(partition) = topic.partitions.get(report.partition as usize) else { continue };
-            let is_newer = self.leaders.get(&partition.group).is_none_or(|known| known.term < report.term);
+            // A leader says again who is in sync when that has changed.
+            let is_newer = self.leaders.get(&partition.group).is_none_or(|known| {
+                let is_same = (known.term, known.leader) == (report.term, report.leader);
+                known.term < report.term || (is_same && known.voters != report.voters)
+            });
             if is_newer && partition.replicas.contains(&report.leader) {
                 let LeaderReport { term, leader, ref voters, .. } = *report;
                 let leader = PartitionLeader { term, leader, voters: voters.clone() };
@@ -552,9 +557,11 @@ fn put_back<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     set(map, key, value);
 }
 
-fn partitions(first_group: u64, replicas: &[Vec<i32>]) -> Vec<Partition> {
-    (first_group..=u64::MAX)
-        .zip(replicas)
-        .map(|(group, replicas)| Partition { group, replicas: replicas.clone() })
-        .collect()
+fn partitions(first_group: u64, replicas: &[Vec<i32>], peers: &[u64]) -> Vec<Partition> {
+    let peer_of = |node: &i32| peers.iter().copied().find(|peer| node_of(*peer) == *node);
+    let partition = |(group, replicas): (u64, &Vec<i32>)| {
+        let founders = replicas.iter().filter_map(peer_of).collect();
+        Partition { group, replicas: replicas.clone(), founders }
+    };
+    (first_group..=u64::MAX).zip(replicas).map(partition).collect()
 }

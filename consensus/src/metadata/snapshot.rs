@@ -115,7 +115,8 @@ pub(super) fn topic_out<'b>(out: &mut FlatBufferBuilder<'b>, topic: &Topic) -> W
         .iter()
         .map(|partition| {
             let replicas = Some(out.create_vector(&partition.replicas));
-            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group, replicas })
+            let founders = (!partition.founders.is_empty()).then(|| out.create_vector(&partition.founders));
+            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group, replicas, founders })
         })
         .collect();
     let configs = topic.configs.iter().map(|(name, value)| (name, Some(value)));
@@ -136,7 +137,11 @@ pub(super) fn topic_in(topic: fb::Topic<'_>) -> Topic {
         name: topic.name().into(),
         id: uuid_in(topic.id()),
         partitions: partitions
-            .map(|partition| Partition { group: partition.group(), replicas: partition.replicas().iter().collect() })
+            .map(|partition| Partition {
+                group: partition.group(),
+                replicas: partition.replicas().iter().collect(),
+                founders: partition.founders().into_iter().flatten().collect(),
+            })
             .collect(),
         configs: configs.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
         created_ms: topic.created_ms(),

@@ -40,7 +40,14 @@ impl Luck {
             1 => {
                 self.next_group += 2;
                 let replicas = vec![vec![1], vec![2]];
-                Command::CreatePartitions { name, id, present: 2, first_group: self.next_group, replicas }
+                Command::CreatePartitions {
+                    name,
+                    id,
+                    present: 2,
+                    first_group: self.next_group,
+                    replicas,
+                    peers: Vec::new(),
+                }
             }
             2 => {
                 let value = self.rng.bool().then(|| self.rng.u8(..).to_string());
@@ -81,6 +88,7 @@ impl Luck {
                     replicas: vec![vec![1], vec![2]],
                     configs: BTreeMap::new(),
                     created_ms: 7,
+                    peers: Vec::new(),
                 }
             }
         }

@@ -10,6 +10,7 @@ fn create(name: &str, first_group: u64, partitions: usize) -> Command {
         replicas: vec![vec![1]; partitions],
         configs: BTreeMap::from([("retention.ms".to_owned(), "1000".to_owned())]),
         created_ms: 42,
+        peers: Vec::new(),
     }
 }
 
@@ -57,6 +58,7 @@ fn a_topic_lives_from_creation_to_deletion() {
         present,
         first_group: 30,
         replicas: vec![vec![1]; 2],
+        peers: Vec::new(),
     };
     assert_eq!(model.run(more(4)), Err(Rejection::PartitionCount { expected: 4, found: 3 }));
     assert!(matches!(model.run(more(3)), Ok(Outcome::PartitionsAdded { first_new: 3, .. })));
@@ -144,7 +146,14 @@ fn one_of_each() -> Vec<Command> {
     let (name, id): (Arc<str>, _) = ("t".into(), id(3));
     vec![
         create("t", 3, 2),
-        Command::CreatePartitions { name: name.clone(), id, present: 2, first_group: 5, replicas: vec![vec![1, 2]] },
+        Command::CreatePartitions {
+            name: name.clone(),
+            id,
+            present: 2,
+            first_group: 5,
+            replicas: vec![vec![1, 2]],
+            peers: Vec::new(),
+        },
         Command::UpdateTopicConfig {
             name: name.clone(),
             id,
@@ -263,7 +272,14 @@ fn answers_of_every_kind_survive_a_snapshot() {
         create("..", 9, 1),
         create("u", 9, 0),
         create("t", 20, 1),
-        Command::CreatePartitions { name: name.clone(), id: id(9), present: 7, first_group: 10, replicas: vec![] },
+        Command::CreatePartitions {
+            name: name.clone(),
+            id: id(9),
+            present: 7,
+            first_group: 10,
+            replicas: vec![],
+            peers: Vec::new(),
+        },
         Command::DeleteTopic { name, id: new_id },
     ]);
     let requests: Vec<Request> =

@@ -194,6 +194,7 @@ fn create(name: &str) -> Command {
         replicas: vec![vec![1]; 2],
         configs: BTreeMap::new(),
         created_ms: 0,
+        peers: Vec::new(),
     }
 }
 

@@ -253,7 +253,14 @@ impl Cluster {
         let partition = self.rng.u32(..3);
         match self.rng.u8(..9) {
             0 => Command::DeleteTopic { name, id },
-            1 => Command::CreatePartitions { name, id, present: self.rng.u32(1..4), first_group: 0, replicas },
+            1 => Command::CreatePartitions {
+                name,
+                id,
+                present: self.rng.u32(1..4),
+                first_group: 0,
+                replicas,
+                peers: Vec::new(),
+            },
             2 => {
                 let value = self.rng.bool().then(|| self.rng.u16(..).to_string());
                 Command::UpdateTopicConfig { name, id, changes: vec![("retention.ms".to_owned(), value)] }
@@ -271,7 +278,15 @@ impl Cluster {
             _ => {
                 self.clients.next_topic += 1;
                 let created_ms = self.clock.time().as_millis() as i64;
-                Command::CreateTopic { name, id, first_group: 0, replicas, configs: BTreeMap::new(), created_ms }
+                Command::CreateTopic {
+                    name,
+                    id,
+                    first_group: 0,
+                    replicas,
+                    configs: BTreeMap::new(),
+                    created_ms,
+                    peers: Vec::new(),
+                }
             }
         }
     }

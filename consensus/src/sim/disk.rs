@@ -64,6 +64,7 @@ impl Image {
             conf_state: self.checkpoint.conf_state.clone(),
             terms,
             before: self.before,
+            gone: None,
             entries: self.entries.clone(),
             applied: self.checkpoint.index,
         }

@@ -5,7 +5,7 @@ use super::{
     topics::{OFFSETS_TOPIC, auto_create},
 };
 use crate::{core::Core, meta};
-use consensus::metadata::Topic;
+use consensus::metadata::{Partition, Topic};
 use net::{
     StrBytes, Uuid,
     errors::{self, ErrorCode},
@@ -105,11 +105,22 @@ impl<'a> Look<'a> {
                 .with_leader_id(BrokerId(leader.map_or(-1, |leader| leader.node)))
                 .with_leader_epoch(leader.map_or(-1, |leader| leader.epoch))
                 .with_replica_nodes(nodes.clone())
-                // A partition's only replica stays in sync, even while it is offline.
-                .with_isr_nodes(nodes)
+                .with_isr_nodes(self.in_sync(partition).into_iter().map(BrokerId).collect())
                 .with_offline_replicas(offline)
         });
         response.with_partitions(partitions.collect())
+    }
+}
+
+impl Look<'_> {
+    /// The replicas in sync, as their leader reported, less those whose broker is gone since. A partition's only replica stays in sync,
+    /// even while it is offline.
+    fn in_sync(&self, partition: &Partition) -> Vec<i32> {
+        if partition.replicas.len() == 1 {
+            return partition.replicas.clone();
+        }
+        let told = self.core.view(|view| view.leader(partition.group).map(|leader| leader.voters.clone()));
+        told.unwrap_or_default().into_iter().filter(|node| self.alive.contains(node)).collect()
     }
 }
 

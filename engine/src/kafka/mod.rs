@@ -10,7 +10,7 @@ mod groups;
 mod list_offsets;
 mod metadata;
 mod owners;
-mod placement;
+pub mod placement;
 mod produce;
 mod producer_ids;
 mod quorum;

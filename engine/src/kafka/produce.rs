@@ -1,13 +1,13 @@
 //! Produce: to each partition's owner once over and once back, answered when every batch is committed.
 //!
-//! acks=1 and acks=all wait for the same commit while a partition has one replica; acks=0 gets no answer and its errors close
-//! nothing, as with Kafka's network layer only a malformed frame does.
+//! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer and its errors close nothing, as with Kafka's
+//! network layer only a malformed frame does.
 
 use super::{Pending, brokers, topics::OFFSETS_TOPIC};
 use crate::{
     admission::Turn,
     core::{Core, CoreId, wall_ms},
-    partition::{Appended, Committed},
+    partition::{Acks, Appended, Committed},
     rt,
     sync::{self, Either, race},
 };
@@ -32,6 +32,7 @@ struct Item {
     group: GroupId,
     batch: Bytes,
     info: BatchHeader,
+    acks: Acks,
 }
 
 type Outcome = Result<Appended, ErrorCode>;
@@ -48,7 +49,8 @@ pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending 
             let checked = check(core, &topic.topic, partition.index, partition.records, version, request.acks);
             match checked {
                 Ok((group, batch, info)) => {
-                    by_owner[core.owner(group).0].push(Item { place, group, batch, info });
+                    let acks = if request.acks == -1 { Acks::All } else { Acks::Leader };
+                    by_owner[core.owner(group).0].push(Item { place, group, batch, info, acks });
                     answer.outcomes.push(Err(Refusal::from(ErrorCode::RequestTimedOut)));
                 }
                 Err(refusal) => answer.outcomes.push(Err(refusal)),
@@ -163,7 +165,7 @@ type Started = Result<Committed, ErrorCode>;
 
 fn append(core: &Rc<Core>, item: Item, now_ms: i64) -> Started {
     let partition = core.partition(item.group).ok_or(ErrorCode::NotLeaderOrFollower)?;
-    partition.append(core, item.batch, &item.info, now_ms)
+    partition.append(core, item.batch, &item.info, now_ms, item.acks)
 }
 
 /// The answer in the making: outcomes lie in the order of the request's partitions.

@@ -4,11 +4,11 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers,
-    placement::{self, ONE_REPLICA},
+    brokers, placement,
     refusal::{self, Refusal},
 };
 use crate::{
+    config::REPLICAS_MAX,
     config_topic,
     core::Core,
     meta::{self, CommandResult},
@@ -59,12 +59,16 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     if missing.is_empty() {
         return;
     }
+    let partitions = core.config.num_partitions;
+    let Ok(factor) = check_replication(core, -1) else {
+        return tracing::warn!(
+            "topics that clients use could not be created: too few brokers for default.replication.factor"
+        );
+    };
     let live = brokers::placeable_ids(core);
-    let partitions = core.config.num_partitions as usize;
-    let commands = missing
-        .iter()
-        .map(|name| create_command(name, core.placement.spread(&live, partitions), BTreeMap::new()))
-        .collect();
+    let create =
+        |name: &&str| create_command(name, core.placement.spread(&live, partitions as usize, factor), BTreeMap::new());
+    let commands = missing.iter().map(create).collect();
     create_unasked(core, commands, missing).await;
 }
 
@@ -75,7 +79,11 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCo
         let configs =
             BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
         let partitions = core.config.offsets_topic_num_partitions as usize;
-        let replicas = core.placement.spread(&brokers::placeable_ids(core), partitions);
+        // Those that are away for a moment get their replicas too.
+        let (live, registered) = (brokers::placeable_ids(core), brokers::all(core));
+        let factor = registered.len().min(core.config.offsets_topic_replication_factor as usize);
+        let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
+        let replicas = core.placement.spread(&nodes, partitions, factor);
         create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
     }
     core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or(ErrorCode::CoordinatorNotAvailable)
@@ -108,6 +116,7 @@ fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String,
         replicas,
         configs,
         created_ms: crate::core::wall_ms(),
+        peers: Vec::new(),
     }
 }
 
@@ -206,8 +215,11 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
     if core.view(|view| view.topic(name).is_some()) {
         return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
     }
+    let factor = match topic.assignments.is_empty() {
+        true => check_replication(core, topic.replication_factor)?,
+        false => 1,
+    };
     let partitions = if topic.assignments.is_empty() {
-        check_replication(topic.replication_factor)?;
         if topic.num_partitions == -1 { core.config.num_partitions } else { topic.num_partitions }
     } else {
         topic.assignments.len() as i32
@@ -224,18 +236,26 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&brokers::placeable_ids(core), partitions as usize),
+        true => core.placement.spread(&brokers::placeable_ids(core), partitions as usize, factor),
         false => assigned(&brokers::alive_ids(core), topic)?,
     };
     Ok(create_command(name, replicas, configs))
 }
 
-fn check_replication(factor: i16) -> Result<(), Refusal> {
-    if matches!(factor, -1 | 1) {
-        return Ok(());
+fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
+    let factor = if factor == -1 { core.config.default_replication_factor } else { factor };
+    replicas_on(factor, brokers::placeable_ids(core).len())
+}
+
+fn replicas_on(factor: i16, brokers: usize) -> Result<usize, Refusal> {
+    let most = brokers.min(REPLICAS_MAX as usize);
+    match usize::try_from(factor) {
+        Ok(factor) if (1..=most).contains(&factor) => Ok(factor),
+        _ => {
+            let message = format!("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}");
+            Err(Refusal::new(ErrorCode::InvalidReplicationFactor, message))
+        }
     }
-    let message = format!("replication factor {factor}: {ONE_REPLICA}; ask for 1 (or -1, the default)");
-    Err(Refusal::new(ErrorCode::InvalidReplicationFactor, message))
 }
 
 /// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
@@ -275,10 +295,12 @@ fn topic_result(
             result
                 .with_topic_id(created.id)
                 .with_num_partitions(created.partitions.len() as i32)
-                .with_replication_factor(1)
+                .with_replication_factor(created.partitions[0].replicas.len() as i16)
                 .with_configs((version >= 5).then(|| configs.collect()))
         }
-        Ok(_) => result.with_num_partitions(topic.num_partitions).with_replication_factor(1),
+        Ok(_) => {
+            result.with_num_partitions(topic.num_partitions).with_replication_factor(topic.replication_factor.max(1))
+        }
         Err(Refusal { code, message }) => result
             .with_error_code(code.code())
             .with_error_message(Some(StrBytes::from_string(message)))
@@ -371,8 +393,13 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
         return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
     }
     let more = request.count - present;
+    // As many replicas as the topic's partitions have.
+    let factor = topic.partitions[0].replicas.len();
     let replicas = match &request.assignments {
-        None => core.placement.spread(&brokers::placeable_ids(core), more as usize),
+        None => {
+            let live = brokers::placeable_ids(core);
+            core.placement.spread(&live, more as usize, replicas_on(factor as i16, live.len())?)
+        }
         Some(assignments) => {
             let live = brokers::alive_ids(core);
             let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
@@ -389,6 +416,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
         present: present as u32,
         first_group: 0,
         replicas,
+        peers: Vec::new(),
     })
 }
 
@@ -424,11 +452,11 @@ mod tests {
 
     #[test]
     fn other_replication_factors_are_refused_by_name() {
-        assert_eq!(check_replication(1).and(check_replication(-1)), Ok(()));
-        for factor in [0, 2, 3, -2] {
-            let refusal = check_replication(factor).unwrap_err();
+        assert_eq!(replicas_on(3, 3).ok(), Some(3));
+        for factor in [0, 3, -2] {
+            let refusal = replicas_on(factor, 2).unwrap_err();
             assert_eq!(refusal.code, ErrorCode::InvalidReplicationFactor);
-            assert!(refusal.message.contains("partitions have one replica in this version"), "{}", refusal.message);
+            assert!(refusal.message.contains("2 brokers are there; ask for 1 to 2"), "{}", refusal.message);
         }
     }
 }

@@ -64,7 +64,8 @@ mod tests {
     use net::Uuid;
 
     fn topic(name: &str, replicas: &[&[i32]]) -> Arc<Topic> {
-        let partitions = replicas.iter().map(|replicas| Partition { group: 1, replicas: replicas.to_vec() });
+        let partitions =
+            replicas.iter().map(|replicas| Partition { group: 1, replicas: replicas.to_vec(), founders: Vec::new() });
         Arc::new(Topic {
             name: name.into(),
             id: Uuid::from_u128(1),

@@ -158,9 +158,12 @@ impl Meta {
     pub(super) fn write(
         self: &Rc<Self>,
         core: &Rc<Core>,
-        commands: Vec<Command>,
+        mut commands: Vec<Command>,
         how: Submitting,
     ) -> Answer<Result<Written, WriteError>> {
+        for founders in commands.iter_mut().filter_map(Command::founding_peers) {
+            *founders = core.view(|view| view.brokers().map(|broker| broker.peer).collect());
+        }
         let acks = how.acks.unwrap_or_else(|| core.metadata_acks());
         self.ask(core, &self.written, |plane, _, now| {
             plane.submit(now, Submission { commands, acks, until: how.until, deadline: now + how.within })

@@ -29,9 +29,9 @@ mod start;
 mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
-pub use peers::PeerHost;
 pub use snapshots::{snapshot, snapshot_when_wanted};
 pub use start::start;
+pub use tools::answer as tool_answer;
 
 use crate::{
     clock,

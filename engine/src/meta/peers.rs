@@ -1,28 +1,15 @@
 //! Messages of other brokers: of the metadata group, of their planes, and pieces of snapshots.
 //! Lives on: core 0.
 
-use super::{META_GROUP, Meta, tools};
-use crate::{clock, core::Core, peers::Host};
+use super::{META_GROUP, Meta};
+use crate::{clock, core::Core};
 use consensus::{
     group::{Message, MessageType},
-    metadata::{Delta, HostPort},
-    wire::{PeerMessage, ToolRequest, ToolResponse},
+    metadata::Delta,
+    wire::PeerMessage,
 };
-use std::{future::Future, pin::Pin, rc::Rc};
+use std::rc::Rc;
 use wal::record::GroupId;
-
-/// Takes what comes in on the peer port.
-pub struct PeerHost(pub Rc<Core>);
-
-impl Host for PeerHost {
-    fn receive(&self, from: i32, messages: Vec<PeerMessage>) {
-        self.0.meta().receive(&self.0, from, messages);
-    }
-
-    fn answer(&self, request: ToolRequest) -> Pin<Box<dyn Future<Output = ToolResponse>>> {
-        Box::pin(tools::answer(self.0.clone(), request))
-    }
-}
 
 impl Meta {
     /// Sends the group's messages; a snapshot goes with the state that belongs to it.
@@ -50,13 +37,12 @@ impl Meta {
                         self.replica.with(|raft| raft.step(message));
                     }
                 }
-                PeerMessage::Raft { group, .. } => {
-                    tracing::debug!(group, from, "a message for a group that is not here was dropped");
-                }
+
                 PeerMessage::Plane(message) => {
                     self.replica.with(|raft| self.plane.borrow_mut().receive(raft, clock::now(), from, message));
                 }
                 PeerMessage::SnapshotChunk(chunk) => self.take_chunk(from, chunk),
+                other => tracing::debug!(from, ?other, "a message that is not for the metadata was dropped"),
             }
         }
         self.happens(core, |plane, raft, now| plane.observe(raft, now));
@@ -69,25 +55,10 @@ impl Meta {
         message.entries.is_empty() || core.store.admits_to_reserve(bytes)
     }
 
-    /// Keeps the addresses of brokers, and whom the plane may ask, in line with what is published.
+    /// Keeps whom the plane may ask in line with what is published.
     pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(u64, Vec<Delta>)]) {
-        let mut changed = false;
-        for delta in deltas.iter().flat_map(|(_, deltas)| deltas) {
-            match delta {
-                Delta::Broker(broker) => {
-                    let HostPort { host, port } = &broker.peer_addr;
-                    let address = crate::config_value::HostPort { host: host.clone(), port: *port };
-                    core.peers().set_address(broker.node, address.to_string());
-                    changed = true;
-                }
-                Delta::BrokerGone(node) => {
-                    core.peers().forget(*node);
-                    changed = true;
-                }
-                _ => {}
-            }
-        }
-        if changed {
+        let mut deltas = deltas.iter().flat_map(|(_, deltas)| deltas);
+        if deltas.any(|delta| matches!(delta, Delta::Broker(_) | Delta::BrokerGone(_))) {
             self.follow_contacts(core);
         }
     }

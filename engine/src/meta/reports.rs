@@ -11,7 +11,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::{
-    metadata::{Command, LeaderReport, View, WatermarkReport},
+    metadata::{Command, LeaderReport, PartitionLeader, View, WatermarkReport},
     plane::{Acks, Until},
 };
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
@@ -56,15 +56,17 @@ fn has_others(core: &Core) -> bool {
 
 /// One command per topic; what the metadata shows already is left out.
 fn leader_commands(view: &View, node: i32, led: &[Led]) -> Vec<Command> {
-    let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
-    for Led { group, name: TopicPartition { topic, partition }, epoch } in led {
+    let mut by_topic: BTreeMap<&Arc<str>, BTreeMap<i32, LeaderReport>> = BTreeMap::new();
+    for Led { group, name: TopicPartition { topic, partition }, node: _, epoch, in_sync } in led {
         let term = *epoch as u64;
-        if view.leader(group.0).is_none_or(|known| known.term < term) {
-            let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: vec![node] };
-            by_topic.entry(topic).or_default().push(report);
+        let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
+        if view.leader(group.0).is_none_or(is_news) {
+            let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
+            by_topic.entry(topic).or_default().insert(*partition, report);
         }
     }
     let commands = by_topic.into_iter().filter_map(|(name, leaders)| {
+        let leaders = leaders.into_values().collect();
         let topic = view.topic(name)?;
         Some(Command::SetPartitionLeader { name: topic.name.clone(), id: topic.id, leaders })
     });

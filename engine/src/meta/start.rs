@@ -1,9 +1,10 @@
 //! From what the store recovered to a broker that knows all that was committed.
 
-use super::{META_GROUP, Meta, PeerHost, Submitting, follow_peers, reports, submit_with, tick};
+use super::{META_GROUP, Meta, Submitting, follow_peers, reports, submit_with, tick};
 use crate::{
     clock,
     core::{Core, CoreId, core_of_slice, restored},
+    groups::GroupHost,
     rt,
 };
 use consensus::{
@@ -71,7 +72,7 @@ pub async fn start(core: &Rc<Core>, peer_bound: Bound) -> Result<(), String> {
         meta.replica.with(Group::campaign);
     }
     core.ready_loop.wake(meta.clone());
-    let (peers, host) = (core.peers().clone(), Rc::new(PeerHost(core.clone())));
+    let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
     rt::spawn(async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") });
     meta.follow_contacts(core);
     rt::spawn(tick(core.clone()));

@@ -2,7 +2,7 @@
 //! Lives on: core 0.
 
 use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
-use crate::core::Core;
+use crate::{core::Core, kafka::placement};
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
     plane::{Accepted, Acks, Until, node_of},
@@ -14,7 +14,7 @@ use std::rc::Rc;
 /// Commands of one request.
 const COMMANDS_MAX: usize = 512;
 
-pub(super) async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
+pub async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
     let ToolRequest { id, ask } = request;
     let answer = match ask {
         ToolAsk::Write { acks, commands } => write(&core, acks, commands).await,
@@ -50,14 +50,12 @@ async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> R
 
 /// Refuses what slices would take but this version can't carry out.
 fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
-    let one_replica = |replicas: &[Vec<i32>]| match replicas.iter().find(|replicas| replicas.len() != 1) {
-        Some(replicas) => Err(refused(format!(
-            "replicas {replicas:?}: partitions have one replica in this version, so one node each is named"
-        ))),
-        None => Ok(()),
+    let check_replicas = |replicas: &[Vec<i32>]| {
+        let registered: Vec<i32> = core.view(|view| view.brokers().map(|broker| broker.node).collect());
+        replicas.iter().try_for_each(|replicas| placement::assigned(&registered, replicas).map(drop).map_err(refused))
     };
     match command {
-        Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => one_replica(replicas),
+        Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => check_replicas(replicas),
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"
         ))),
@@ -67,7 +65,7 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         Command::UnregisterBroker { node } => {
             let holds = core.view(|view| {
                 let partitions = view.topics().flat_map(|topic| &topic.partitions);
-                partitions.filter(|partition| partition.replicas.contains(node)).count()
+                partitions.filter(|partition| partition.replicas == [*node]).count()
             });
             if holds == 0 {
                 return Ok(());

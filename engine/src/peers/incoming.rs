@@ -3,7 +3,7 @@
 //!
 //! Invariants: nothing is taken in before its sender has said who it is; what does not verify ends its connection, and only that.
 
-use super::{Host, LinkError, Peers, count, tools, within};
+use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
     rt,
     sync::{Either, race},
@@ -79,6 +79,8 @@ impl Peers {
     }
 
     async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
+        // A socket belongs to the core on which it was opened; its duplicate can go to another.
+        let duplicate = accepted.try_clone()?;
         let (mut reader, mut writer) = peer::open(accepted)?;
         let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
         if frame.kind != Kind::Hello {
@@ -99,14 +101,40 @@ impl Peers {
         if let Some(link) = self.book.borrow().get(&there.node) {
             link.stirred.notify();
         }
-        while let Some(frame) = self.next_frame(&mut reader).await? {
-            if frame.kind != Kind::Messages {
-                return Err(PeerError::NoBroker.into());
+        let core = usize::from(there.core % self.me.cores);
+        if core != usize::from(self.me.core) {
+            host.hand_on(core, Begun { accepted: duplicate, there });
+            return Ok(());
+        }
+        drop(duplicate);
+        self.listen_to(reader, &there, host).await
+    }
+
+    /// Takes over a connection that began on another core.
+    pub fn take_over<H: Host + 'static>(self: &Rc<Self>, begun: Begun, host: Rc<H>) {
+        let peers = self.clone();
+        rt::spawn(async move {
+            let Begun { accepted, there } = begun;
+            let ended = match peer::open(accepted) {
+                Ok((reader, _writer)) => peers.listen_to(reader, &there, &host).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = ended {
+                tracing::debug!(node = there.node, %error, "a broker's connection is closed");
             }
-            let mut messages = wire::decode(&frame.bytes)?;
+        });
+    }
+
+    async fn listen_to<H: Host>(&self, mut reader: FrameReader, there: &Hello, host: &Rc<H>) -> Result<(), LinkError> {
+        while let Some(frame) = self.next_frame(&mut reader).await? {
+            let mut messages = match frame.kind {
+                Kind::Messages => wire::decode(&frame.bytes)?,
+                Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
+                _ => return Err(PeerError::NoBroker.into()),
+            };
             count(&self.stats.received, messages.len());
             count(&self.stats.received_bytes, frame.bytes.len());
-            messages.retain(|message| self.is_between_us(&there, message));
+            messages.retain(|message| self.is_between_us(there, message));
             host.receive(there.node, messages);
         }
         Ok(())
@@ -122,7 +150,7 @@ impl Peers {
 
     /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
     fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
-        let PeerMessage::Raft { message, .. } = message else { return true };
+        let (PeerMessage::Raft { message, .. } | PeerMessage::Append { message, .. }) = message else { return true };
         let is_so = message.from == there.peer && message.to == self.me.peer;
         count(&self.stats.dropped, usize::from(!is_so));
         is_so

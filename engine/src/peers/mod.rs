@@ -1,8 +1,9 @@
 //! The way to other brokers: connections of one core to theirs, and theirs to it.
-//! Lives on: core 0. Knows nothing of what the messages mean.
+//! Lives on: every core, which talks to the core of the same number elsewhere (modulo how many there are). Knows nothing of what the
+//! messages mean.
 //!
-//! Each broker opens its own connections to every other, one per lane, and answers travel on the other's: sending is fire and
-//! forget. What can't be sent now is dropped, since whoever wants an answer asks again; it is never kept for a later connection.
+//! Each core opens its own connections to every other broker, one per lane, and answers travel on the other's: sending is fire and
+//! forget. All are accepted on core 0 and handed on to the core that they are for. What can't be sent now is dropped, since whoever wants an answer asks again; it is never kept for a later connection.
 //!
 //! | module | is |
 //! |---|---|
@@ -24,10 +25,11 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
-    wire::{self, Caller, Hello, PeerMessage, ToolRequest, ToolResponse},
+    wire::{self, Caller, Frame, Hello, PeerMessage, ToolRequest, ToolResponse},
 };
 use net::{
     conn::{self, FrameReader, FrameWriter},
+    listen::Accepted,
     peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
 };
 use std::{
@@ -52,6 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes that wait for a broker at most, by lane; beyond it messages are dropped.
 const CONTROL_BYTES_MAX: usize = 32 << 20;
 const BULK_BYTES_MAX: usize = 4 << 20;
+const DATA_BYTES_MAX: usize = 64 << 20;
 /// About so many bytes leave in one frame.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -62,6 +65,14 @@ pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
 pub trait Host {
     fn receive(&self, from: i32, messages: Vec<PeerMessage>);
     fn answer(&self, request: ToolRequest) -> Answering;
+    /// A connection that has begun, for another core.
+    fn hand_on(&self, core: usize, connection: Begun);
+}
+
+/// A broker's connection whose hellos have been exchanged, on its way to the core that it is for.
+pub struct Begun {
+    accepted: Accepted,
+    there: Hello,
 }
 
 /// What went over the connections since the start.
@@ -104,7 +115,7 @@ struct Link {
     forgotten: Cell<bool>,
     /// Moves when there is reason to try at once, or not to try any more.
     stirred: Notify,
-    lanes: [Rc<Way>; 2],
+    lanes: [Rc<Way>; 3],
 }
 
 /// One lane of it.
@@ -213,7 +224,7 @@ impl Peers {
         if node == self.me.node {
             return;
         }
-        let lanes = [Way::new(CONTROL_BYTES_MAX), Way::new(BULK_BYTES_MAX)];
+        let lanes = [CONTROL_BYTES_MAX, BULK_BYTES_MAX, DATA_BYTES_MAX].map(Way::new);
         let link = Rc::new(Link {
             node,
             address: RefCell::new(address),
@@ -224,7 +235,7 @@ impl Peers {
         });
         self.book.borrow_mut().insert(node, link.clone());
         self.comings.notify();
-        for lane in [Lane::Control, Lane::Bulk] {
+        for lane in [Lane::Control, Lane::Bulk, Lane::Data] {
             rt::spawn(self.clone().keep_connected(link.clone(), lane));
         }
     }
@@ -254,6 +265,40 @@ impl Peers {
     /// Sends a message to a peer, if it is there.
     pub fn send(&self, to: u64, message: PeerMessage) {
         self.push(node_of(to), Some(to), Lane::Control, message);
+    }
+
+    /// Sends a message to a peer on a lane, if it is there and the lane has room.
+    pub fn send_on(&self, lane: Lane, to: u64, message: PeerMessage) {
+        self.push(node_of(to), Some(to), lane, message);
+    }
+
+    /// Sends a message to all brokers that are there.
+    pub fn send_to_all(&self, message: &PeerMessage) {
+        for node in self.nodes().into_iter().filter(|node| self.is_there(*node)) {
+            self.send_to_node(node, message.clone());
+        }
+    }
+
+    /// Whether there is a way to this very peer.
+    pub fn has_peer(&self, peer: u64) -> bool {
+        let book = self.book.borrow();
+        let link = book.get(&node_of(peer));
+        link.is_some_and(|link| link.lanes[Lane::Control as usize].there.get() == Some(peer))
+    }
+
+    /// Waits until bulk to whoever is there has at most half of its room taken.
+    pub async fn bulk_room(&self) {
+        let links: Vec<_> = self.book.borrow().values().cloned().collect();
+        for link in links {
+            let way = &link.lanes[Lane::Bulk as usize];
+            loop {
+                let seen = way.room.version();
+                if way.there.get().is_none() || way.queued_bytes.get() <= way.bytes_max / 2 || self.is_over(&link) {
+                    break;
+                }
+                way.room.past(seen).await;
+            }
+        }
     }
 
     /// Sends a message to whatever peer a broker is now.
@@ -331,7 +376,7 @@ impl Peers {
                     tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
                 }
                 // What holds for the other lane holds for this one; it is told once.
-                Err(error) if lane == Lane::Control => {
+                Err(error) if lane == Lane::Control && self.me.core == 0 => {
                     let why = error.to_string();
                     if why != told {
                         let address = link.address.borrow();
@@ -390,9 +435,10 @@ impl Peers {
             if !messages.is_empty() {
                 let (frames, fitting) = frames(link, &messages);
                 count(&self.stats.dropped, messages.len() - fitting);
-                let bytes = frames.iter().map(Bytes::len).sum();
+                let bytes = frames.iter().map(frame_bytes).sum();
                 for frame in frames {
-                    peer::push(&mut writer, PeerFrame::new(Kind::Messages, lane, frame));
+                    let kind = if frame.payloads.is_empty() { Kind::Messages } else { Kind::Batches };
+                    peer::push_parts(&mut writer, kind, lane, frame.into_parts());
                 }
                 if let Err(error) = within(writer.flush()).await.and_then(|sent| Ok(sent?)) {
                     count(&self.stats.dropped, fitting);
@@ -428,21 +474,31 @@ impl Peers {
 
 /// The messages as what one frame carries, or if they are too large for one, each as what a frame of its own does; and how many of
 /// them that are, since one too large even so is dropped.
-fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Bytes>, usize) {
-    let all = wire::encode(messages);
-    if all.len() <= CARRIED_BYTES_MAX {
+fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
+    let all = Frame::new(messages);
+    if frame_bytes(&all) <= CARRIED_BYTES_MAX {
         return (vec![all], messages.len());
     }
-    let mut frames: Vec<_> = messages.iter().map(|message| wire::encode(std::slice::from_ref(message))).collect();
+    let mut frames: Vec<_> = messages.iter().map(|message| Frame::new(std::slice::from_ref(message))).collect();
     frames.retain(|frame| {
-        let fits = frame.len() <= CARRIED_BYTES_MAX;
+        let fits = frame_bytes(frame) <= CARRIED_BYTES_MAX;
         if !fits {
-            tracing::error!(to = link.node, bytes = frame.len(), "a message to a broker is too large and was dropped");
+            tracing::error!(
+                to = link.node,
+                bytes = frame_bytes(frame),
+                "a message to a broker is too large and was dropped"
+            );
         }
         fits
     });
     let fitting = frames.len();
     (frames, fitting)
+}
+
+/// What a frame carries, with the length in front of messages that have payloads behind them.
+fn frame_bytes(frame: &Frame) -> usize {
+    let length = if frame.payloads.is_empty() { 0 } else { 4 };
+    length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
 }
 
 /// Why there is no way to a broker, or none from one.

@@ -35,6 +35,7 @@ fn hello(node: i32) -> Hello {
         peer_addr: String::new(),
         seeds: Vec::new(),
         founding: Vec::new(),
+        core: 0,
     }
 }
 
@@ -63,6 +64,10 @@ impl Host for Inbox {
         self.asked.borrow_mut().push((request, promise));
         self.changed.notify();
         Box::pin(async { answer.await.expect("the test answers") })
+    }
+
+    fn hand_on(&self, core: usize, _connection: Begun) {
+        panic!("there is no core {core}")
     }
 }
 

@@ -14,7 +14,7 @@ use wal::{
     record::{Entry, GroupId, HardState, Span},
     ring::RingConfig,
     sim_exec::{SimExec, block_on},
-    store::{AppendError, LogPos, OpenError},
+    store::{AppendError, LogMark, LogPos, OpenError},
 };
 
 pub const DIR: &str = "/core";
@@ -94,11 +94,15 @@ pub fn entry(index: u64, payload: impl Into<Bytes>) -> Said {
 pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
     let group = GroupId(rng.u64(..4));
     let hard_state = HardState { term: rng.u64(..9), vote: rng.u64(..9), commit: rng.u64(..) };
-    let body = match rng.u32(..8) {
+    let body = match rng.u32(..9) {
         0 => RingBody::HardState,
         1 => RingBody::Truncate { from_index: rng.u64(..), from_offset: rng.u64(..) },
         2 => RingBody::Removed,
         7 => RingBody::Restart { index: rng.u64(..), term: rng.u64(..) },
+        8 => {
+            let conf_state = (0..rng.usize(..50)).map(|_| rng.u8(..)).collect();
+            RingBody::RestartAt { index: rng.u64(..), term: rng.u64(..), offset: rng.u64(..), conf_state }
+        }
         kind => {
             let bytes = |len: usize, rng: &mut fastrand::Rng| -> Bytes { (0..len).map(|_| rng.u8(..)).collect() };
             let data_len = rng.usize(..40);
@@ -130,6 +134,10 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
         }
         RingBody::Removed => journal.remove_group(group)?,
         RingBody::Restart { index, term } => journal.restart(group, hard_state, *index, *term)?.pos,
+        RingBody::RestartAt { index, term, offset, conf_state } => {
+            let at = LogMark { index: *index, term: *term, offset: *offset };
+            journal.restart_at(group, hard_state, at, conf_state)?.pos
+        }
     };
     journal.check();
     assert!(end > before && journal.staged() == end && end > journal.durable());

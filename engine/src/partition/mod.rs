@@ -1,22 +1,38 @@
 //! One partition's replica: offsets, producers and who waits for what.
-//! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store.
+//! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store, its peers through
+//! the core's [`Peers`](crate::peers::Peers).
 //!
 //! An append is one synchronous step: admission, idempotence, base offset and proposal, with nothing between them, so offsets
-//! and log order can't differ.
+//! and log order can't differ. A follower takes the same entries with their batches from its leader, and keeps the same state.
 //!
-//! Invariants: start <= high watermark <= end; a high watermark never goes back; the end moves only if the proposal was taken.
+//! | module | is |
+//! |---|---|
+//! | `reads` | what consumers get |
+//! | `peering` | messages of the group's other replicas, and batches that a laggard lacks |
+//! | `snapshots` | for a replica that lacks what is gone from the log |
+//! | `leading` | what a leader does by the clock: who is in sync, rest, members, handing over |
+//!
+//! Invariants: start <= high watermark <= end; a high watermark never goes back; state follows from the log alone.
+
+mod leading;
+mod peering;
+mod reads;
+mod snapshots;
+
+pub use reads::FetchRead;
 
 use crate::{
     config_topic::TopicConfig,
-    core::{Core, Led},
+    core::Core,
     producers::{Producers, Verdict, WrittenBatch},
     replica::{self, Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     descriptor::{Descriptor, EntryData},
-    group::{Entry, Group, Message, ProposeError, SnapshotMark},
+    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, SnapshotMark},
 };
 use net::{
     batch::{self, Assigned, BatchHeader},
@@ -28,9 +44,9 @@ use std::{
     collections::VecDeque,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use wal::{
-    log_read::{self, Read, ReadError},
     record::{GroupId, Span},
     store::{AppState, AppendError, LogPos, RecoveredGroup},
 };
@@ -44,8 +60,17 @@ pub struct Appended {
     pub log_start: u64,
 }
 
-/// An append's answer, given once its entry is committed.
+/// An append's answer, given once its entry is as safe as was asked for.
 pub type Committed = Answer<Result<Appended, ErrorCode>>;
+
+/// When an append is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acks {
+    /// The leader has it on disk.
+    Leader,
+    /// It is committed: a majority has it on disk, and `min.insync.replicas` do.
+    All,
+}
 
 struct Waiting {
     index: u64,
@@ -59,12 +84,29 @@ struct State {
     /// The next record's offset.
     end: u64,
     high_watermark: u64,
-    /// Appends that are not committed yet, in log order.
+    /// Entries above the last applied, in log order.
+    tail: VecDeque<Tail>,
+    /// Bytes of the batches among them.
+    tail_bytes: usize,
+    /// Appends that wait for their commit, in log order.
     waiting: VecDeque<Waiting>,
+    /// Appends that wait for this leader's disk, in log order.
+    waiting_here: VecDeque<Waiting>,
     /// The leader epochs of the retained log, ascending, each with its first offset.
     epochs: Vec<(i32, u64)>,
     failed: bool,
 }
+
+/// An entry that is not applied.
+struct Tail {
+    index: u64,
+    /// The offset behind it.
+    end: u64,
+    bytes: usize,
+}
+
+/// Bytes of one partition that may wait for their commit; beyond it, appends are refused.
+const TAIL_BYTES_MAX: usize = 64 << 20;
 
 /// Room for an entry's own data beside its batch.
 const ENTRY_DATA_BYTES: usize = 64;
@@ -91,12 +133,32 @@ pub struct Partition {
     watchers: RefCell<Slab<Rc<Notify>>>,
     /// Set once the first entry of our term is applied: only then do we know all that was acked before.
     established: Cell<bool>,
+    /// The nodes that hold it, the preferred leader first.
+    replicas: RefCell<Vec<i32>>,
+    /// The term in which this replica was seen to lead.
+    led_term: Cell<Option<u64>>,
+    /// Who leads, as the other cores were told: node and epoch.
+    told: Cell<Option<(i32, i32)>>,
+    /// A leader's: nodes that have what is committed, or had it a moment ago.
+    in_sync: RefCell<Vec<i32>>,
+    /// A leader's: when each peer had everything that there was.
+    caught_up: RefCell<AHashMap<u64, Duration>>,
+    /// The log's last index at the last tick, and for how many ticks it has been that.
+    ticked: Cell<(u64, u32)>,
+    /// Ticks until this replica stands for election, its leader being lost.
+    stands_in: Cell<Option<u32>>,
+    /// Where the log of a snapshot that is being stepped begins: index and offset.
+    coming: Cell<Option<(u64, u64)>>,
+    /// Batches that a laggard lacks are being read.
+    fetching: Cell<bool>,
+    /// They are, while they are sent.
+    fetched: RefCell<Vec<(u64, Bytes)>>,
 }
 
 impl Partition {
     /// A partition without a log.
-    pub fn new(name: TopicPartition, id: GroupId, raft: Group, config: Rc<TopicConfig>) -> Self {
-        Self::with_state(name, id, raft, config, State::default())
+    pub fn new(name: TopicPartition, id: GroupId, raft: Group, config: Rc<TopicConfig>, replicas: Vec<i32>) -> Self {
+        Self::with_state(name, id, raft, config, replicas, State::default())
     }
 
     /// A partition as the store found it.
@@ -104,6 +166,7 @@ impl Partition {
         name: TopicPartition,
         raft: Group,
         config: Rc<TopicConfig>,
+        replicas: Vec<i32>,
         recovered: &RecoveredGroup,
     ) -> Result<Self, RecoverError> {
         // What is applied is committed, so all below the first batch that is not may be served.
@@ -111,17 +174,36 @@ impl Partition {
         let high_watermark = unapplied
             .find_map(|entry| entry.payload.as_ref())
             .map_or(recovered.next_offset, |(span, _)| span.base_offset);
+        let mut end = high_watermark;
+        let tail = recovered.tail.iter().filter(|entry| entry.index > recovered.app.index).map(|entry| {
+            let payload = entry.payload.as_ref();
+            end = payload.map_or(end, |(span, _)| span.base_offset + u64::from(span.count));
+            Tail { index: entry.index, end, bytes: payload.map_or(0, |(_, bytes)| bytes.len()) }
+        });
+        let tail: VecDeque<Tail> = tail.collect();
         let state = State {
             producers: recover_producers(recovered)?,
             end: recovered.next_offset,
             high_watermark,
-            epochs: recovered.terms.iter().map(|run| (run.term as i32, run.base_offset)).collect(),
+            // Terms that begin above what is applied are told when their first entry is.
+            epochs: (recovered.terms.iter().filter(|run| run.first_index <= recovered.app.index))
+                .map(|run| (run.term as i32, run.base_offset))
+                .collect(),
+            tail_bytes: tail.iter().map(|entry| entry.bytes).sum(),
+            tail,
             ..State::default()
         };
-        Ok(Self::with_state(name, recovered.id, raft, config, state))
+        Ok(Self::with_state(name, recovered.id, raft, config, replicas, state))
     }
 
-    fn with_state(name: TopicPartition, id: GroupId, raft: Group, config: Rc<TopicConfig>, state: State) -> Self {
+    fn with_state(
+        name: TopicPartition,
+        id: GroupId,
+        raft: Group,
+        config: Rc<TopicConfig>,
+        replicas: Vec<i32>,
+        state: State,
+    ) -> Self {
         Self {
             name,
             replica: Replica::new(id, raft),
@@ -129,6 +211,16 @@ impl Partition {
             state: RefCell::new(state),
             watchers: RefCell::default(),
             established: Cell::new(false),
+            replicas: RefCell::new(replicas),
+            led_term: Cell::new(None),
+            told: Cell::new(None),
+            in_sync: RefCell::default(),
+            caught_up: RefCell::default(),
+            ticked: Cell::new((0, 0)),
+            stands_in: Cell::new(None),
+            coming: Cell::new(None),
+            fetching: Cell::new(false),
+            fetched: RefCell::default(),
         }
     }
 
@@ -142,6 +234,16 @@ impl Partition {
 
     pub fn set_config(&self, config: Rc<TopicConfig>) {
         *self.config.borrow_mut() = config;
+    }
+
+    /// The nodes that hold it, the preferred leader first.
+    pub fn replicas(&self) -> Vec<i32> {
+        self.replicas.borrow().clone()
+    }
+
+    /// Whether others hold it too.
+    pub fn is_shared(&self) -> bool {
+        self.replicas.borrow().len() > 1
     }
 
     /// Whether this replica leads and knows all that was committed before it did.
@@ -194,22 +296,30 @@ impl Partition {
         batch: Bytes,
         info: &BatchHeader,
         now_ms: i64,
+        acks: Acks,
     ) -> Result<Committed, ErrorCode> {
         if !self.leads() {
             return Err(ErrorCode::NotLeaderOrFollower);
         }
         let config = self.config();
+        if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
+            return Err(ErrorCode::NotEnoughReplicas);
+        }
         if batch.len() > config.max_message_bytes.min(core.store.entry_bytes_max() - ENTRY_DATA_BYTES) {
             return Err(ErrorCode::MessageTooLarge);
         }
         let mut state = self.state.borrow_mut();
+        if state.tail_bytes > 0 && state.tail_bytes + batch.len() > TAIL_BYTES_MAX {
+            return Err(ErrorCode::NotEnoughReplicas);
+        }
         let count = info.record_count as u32;
         let log_start = self.log_start(core);
         if info.is_idempotent() {
             match state.producers.check(info.producer_id, info.producer_epoch, info.base_sequence, info.record_count) {
                 Verdict::New => {}
                 Verdict::Duplicate(original) => {
-                    return Ok(state.answer_duplicate(&original, config.stamps(), log_start));
+                    let stable = self.replica.with(|raft| raft.stable());
+                    return Ok(state.answer_duplicate(&original, config.stamps(), log_start, acks, stable));
                 }
                 refused => return Err(refused.refusal().expect("all but these two are refusals")),
             }
@@ -228,14 +338,11 @@ impl Partition {
         let span = Span { base_offset, count, max_timestamp };
         let payload = Payload { span, header, bytes: batch };
         let position = self.replica.propose(EntryData::Batch(descriptor).encode(), Some(payload)).map_err(refusal)?;
-        state.end = base_offset + u64::from(count);
-        if info.is_idempotent() {
-            state.producers.append(position.index, info, base_offset, max_timestamp);
-        }
         let (promise, answer) = promise();
         let appended = Appended { base_offset, log_append_time: log_append_time_ms, log_start };
-        state.waiting.push_back(Waiting { index: position.index, appended, promise });
+        state.waiters(acks).push_back(Waiting { index: position.index, appended, promise });
         drop(state);
+        self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
     }
@@ -244,6 +351,7 @@ impl Partition {
     pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), ErrorCode> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None).map_err(refusal)?;
+        self.stir(core);
         replica::stage(core, &**self);
         Ok(())
     }
@@ -275,90 +383,72 @@ impl Drop for Watch {
     }
 }
 
+/// A leader that is handing over is as good as none.
 fn refusal(error: ProposeError) -> ErrorCode {
     match error {
-        ProposeError::NotLeader => ErrorCode::NotLeaderOrFollower,
-        _ => ErrorCode::KafkaStorageError,
+        ProposeError::NotLeader | ProposeError::Full => ErrorCode::NotLeaderOrFollower,
     }
 }
 
 impl State {
-    /// Answers a duplicate as its original, when that is committed.
-    fn answer_duplicate(&mut self, original: &WrittenBatch, stamped: bool, log_start: u64) -> Committed {
+    fn waiters(&mut self, acks: Acks) -> &mut VecDeque<Waiting> {
+        match acks {
+            Acks::Leader => &mut self.waiting_here,
+            Acks::All => &mut self.waiting,
+        }
+    }
+
+    /// Answers a duplicate as its original, when that is as safe as is asked for now.
+    fn answer_duplicate(
+        &mut self,
+        original: &WrittenBatch,
+        stamped: bool,
+        log_start: u64,
+        acks: Acks,
+        stable: u64,
+    ) -> Committed {
         let (promise, answer) = promise();
         let appended = Appended {
             base_offset: original.base_offset,
             log_append_time: stamped.then_some(original.timestamp),
             log_start,
         };
-        if original.last_offset < self.high_watermark {
+        let is_here = acks == Acks::Leader && original.index <= stable;
+        if original.last_offset < self.high_watermark || is_here {
             promise.keep(Ok(appended));
         } else {
-            let behind = self.waiting.partition_point(|waiting| waiting.index <= original.index);
-            self.waiting.insert(behind, Waiting { index: original.index, appended, promise });
+            let waiters = self.waiters(acks);
+            let behind = waiters.partition_point(|waiting| waiting.index <= original.index);
+            waiters.insert(behind, Waiting { index: original.index, appended, promise });
         }
         answer
     }
-}
 
-/// What a fetch gets from a partition.
-pub enum FetchRead {
-    /// From memory, without copying.
-    Hot(Vec<Bytes>),
-    /// From segments.
-    Cold(std::pin::Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>),
-    Refused(ErrorCode),
+    /// Answers all who wait with a refusal.
+    fn refuse_all(&mut self, code: ErrorCode) {
+        for waiting in self.waiting.drain(..).chain(self.waiting_here.drain(..)) {
+            waiting.promise.keep(Err(code));
+        }
+    }
 }
 
 impl Partition {
-    /// KIP-320: a client that knows an older leader is fenced, one that knows a newer one is told to wait.
-    pub fn check_epoch(&self, client: i32) -> Result<(), ErrorCode> {
-        if !self.leads() {
-            return Err(ErrorCode::NotLeaderOrFollower);
-        }
-        match client.cmp(&self.leader_epoch()) {
-            _ if client < 0 => Ok(()),
-            std::cmp::Ordering::Less => Err(ErrorCode::FencedLeaderEpoch),
-            std::cmp::Ordering::Greater => Err(ErrorCode::UnknownLeaderEpoch),
-            std::cmp::Ordering::Equal => Ok(()),
-        }
-    }
-
-    /// Whole batches from the one that holds `offset`, below `below`.
-    pub fn read(&self, core: &Core, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
-        let bytes = |batches: Vec<log_read::Batch>| batches.into_iter().map(|batch| batch.bytes).collect();
-        match core.store.read(self.group(), offset, below, bytes_max, at_least_one) {
-            Read::Memory(batches) => FetchRead::Hot(bytes(batches)),
-            Read::Cold(read) => {
-                let name = self.name.clone();
-                FetchRead::Cold(Box::pin(async move {
-                    read.await.map(bytes).map_err(|error| {
-                        if matches!(error, ReadError::Changed) {
-                            return ErrorCode::NotLeaderOrFollower;
-                        }
-                        tracing::error!(partition = %name, offset, %error, "cannot read a segment");
-                        ErrorCode::KafkaStorageError
-                    })
-                }))
-            }
-            Read::OffsetOutOfRange { .. } => FetchRead::Refused(ErrorCode::OffsetOutOfRange),
-            Read::UnknownGroup => FetchRead::Refused(ErrorCode::NotLeaderOrFollower),
-        }
-    }
-
     /// The group's state as of what is applied, for the checkpoint.
     pub fn app_state(&self) -> AppState {
         let (index, blob) = self.state.borrow().producers.snapshot_at_commit();
         let applied = self.replica.with(|raft| raft.applied());
         assert!(index <= applied, "producer state comes from applied entries");
-        AppState { index: applied, blob, conf_state: self.replica.with(|raft| raft.conf_state()) }
+        AppState { index: applied, blob, conf_state: self.replica.with(|raft| raft.conf_states()) }
     }
 
     /// Answers all who wait: the partition is gone from this core.
     pub fn close(&self) {
         self.replica.close();
         self.established.set(false);
-        self.state.borrow_mut().waiting.clear();
+        let mut state = self.state.borrow_mut();
+        state.waiting.clear();
+        state.waiting_here.clear();
+        drop(state);
         self.wake_fetches();
     }
 
@@ -374,18 +464,42 @@ impl Replicated for Partition {
         &self.replica
     }
 
-    fn restore(&self, _core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
-        unreachable!("a partition's only replica gets no snapshot, not even {mark:?}")
+    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        self.begin_anew(core, mark)
     }
 
-    fn send(&self, _core: &Rc<Core>, messages: Vec<Message>) {
-        assert!(messages.is_empty(), "a partition's only replica has nobody to talk to");
+    fn send(&self, core: &Rc<Core>, messages: Vec<Message>) {
+        self.send_all(core, messages);
+    }
+
+    fn truncated(&self, index: u64) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let keep = state.tail.partition_point(|entry| entry.index < index);
+        state.tail_bytes -= state.tail.drain(keep..).map(|entry| entry.bytes).sum::<usize>();
+        state.end = state.tail.back().map_or(state.high_watermark, |last| last.end);
+        state.producers.truncate_from(index);
+        state.end
+    }
+
+    fn staged(&self, entry: &Entry, payload: Option<&Payload>) {
+        let mut state = self.state.borrow_mut();
+        if let Some(Payload { span, bytes, .. }) = payload {
+            assert_eq!(span.base_offset, state.end, "offsets come without holes");
+            state.end = span.base_offset + u64::from(span.count);
+            let header = BatchHeader::read(bytes).expect("it was validated when it came");
+            state.producers.append(entry.index, &header, span.base_offset, span.max_timestamp);
+        }
+        let bytes = payload.map_or(0, |payload| payload.bytes.len());
+        let end = state.end;
+        state.tail.push_back(Tail { index: entry.index, end, bytes });
+        state.tail_bytes += bytes;
     }
 
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
         let last = entries.last().expect("something was committed").index;
         let mut state = self.state.borrow_mut();
-        for entry in &entries {
+        let leads = self.replica.with(|raft| raft.is_leader());
+        for entry in entries.iter().filter(|entry| entry.entry_type == ENTRY_NORMAL) {
             match EntryData::decode(&entry.data).expect("a committed entry was written by this format") {
                 EntryData::Nothing => {
                     let epoch = entry.term as i32;
@@ -393,10 +507,7 @@ impl Replicated for Partition {
                         let first = state.high_watermark;
                         state.epochs.push((epoch, first));
                     }
-                    if self.replica.with(|raft| raft.is_leader() && raft.term() == entry.term) {
-                        self.established.set(true);
-                        core.announce_leader(Led { group: self.group(), name: self.name.clone(), epoch });
-                    }
+                    self.is_led(core, entry.term);
                 }
                 EntryData::Batch(batch) => {
                     let end = batch.base_offset + u64::from(batch.count);
@@ -405,16 +516,18 @@ impl Replicated for Partition {
                         "the high watermark moves up, within the log"
                     );
                     state.high_watermark = end;
-                    core.metrics.produce_batches_total.add(1);
-                    core.metrics.produce_records_total.add(u64::from(batch.count));
-                    core.metrics.produce_bytes_total.add(u64::from(batch.bytes));
+                    if leads {
+                        core.metrics.produce_batches_total.add(1);
+                        core.metrics.produce_records_total.add(u64::from(batch.count));
+                        core.metrics.produce_bytes_total.add(u64::from(batch.bytes));
+                    }
                 }
                 EntryData::LogStart { offset } => core.store.set_log_start(self.group(), offset),
             }
         }
         state.producers.commit_to(last);
-        while let Some(done) = state.waiting.pop_front_if(|waiting| waiting.index <= last) {
-            done.promise.keep(Ok(done.appended));
+        while let Some(applied) = state.tail.pop_front_if(|entry| entry.index <= last) {
+            state.tail_bytes -= applied.bytes;
         }
         drop(state);
         self.replica.with(|raft| {
@@ -422,15 +535,34 @@ impl Replicated for Partition {
             // What is applied and durable is in the store; Raft needs only its terms from here on.
             raft.compact(last);
         });
+        self.answer_committed();
         self.wake_fetches();
+    }
+
+    fn before_ready(&self, core: &Rc<Core>) {
+        // Who waits for entries of a leader that was deposed must not be answered for what takes their place.
+        self.follow_leader(core);
+    }
+
+    fn persisted(&self, core: &Rc<Core>) {
+        self.follow_leader(core);
+        let stable = self.replica.with(|raft| raft.stable());
+        let mut state = self.state.borrow_mut();
+        while let Some(done) = state.waiting_here.pop_front_if(|waiting| waiting.index <= stable) {
+            done.promise.keep(Ok(done.appended));
+        }
+    }
+
+    fn settled(&self, core: &Rc<Core>) {
+        self.follow_leader(core);
+        self.cut_snapshot_if_wanted(core);
+        self.fetch_what_lacks(core);
     }
 
     fn storage_failed(&self) {
         let mut state = self.state.borrow_mut();
         state.failed = true;
-        for waiting in state.waiting.drain(..) {
-            waiting.promise.keep(Err(ErrorCode::KafkaStorageError));
-        }
+        state.refuse_all(ErrorCode::KafkaStorageError);
         drop(state);
         self.wake_fetches();
     }

@@ -1,0 +1,233 @@
+//! The groups of a core's partitions, together: their timers, and which cores of other brokers are alive.
+//! Lives on: every core, one each.
+//!
+//! Each core tells the others ten times a second that it is there. As long as it does, groups whose replicas are all at one need no
+//! heartbeats of their own: they rest, and cost nothing. When a core falls silent, or comes back as another process, the groups that
+//! it has a replica of wake; those that it led elect another leader, their replicas standing one after the other.
+
+mod incoming;
+
+pub use incoming::GroupHost;
+
+use crate::{
+    clock,
+    core::{Core, core_of},
+    partition::Partition,
+    rt,
+};
+use ahash::{AHashMap, AHashSet};
+use bytes::Bytes;
+use consensus::{
+    group::Message,
+    wire::{Beat, PeerMessage},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    time::Duration,
+};
+use wal::record::GroupId;
+
+/// One unit of the groups' timers, and the time between beats.
+pub const TICK: Duration = Duration::from_millis(100);
+/// A core that is not heard of for so long is lost; for less, if there is no way to its broker either.
+const SILENCE_MAX: Duration = Duration::from_millis(800);
+const SILENCE_WITHOUT_WAY: Duration = Duration::from_millis(300);
+/// After a pause of this core that was so long, silence says nothing about others.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long a broker that stops waits for others to take over its leaderships.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// A broker that is back leads its partitions again once it has been there for so long.
+const SETTLED: Duration = Duration::from_secs(3);
+/// Messages kept for groups that are not known here yet.
+const EARLY_MAX: usize = 4096;
+/// Bytes of one of them at most.
+const EARLY_BYTES_MAX: usize = 4096;
+
+/// What is known of one core of another broker.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at: Duration,
+    since: Duration,
+    incarnation: u64,
+    healthy: bool,
+    there: bool,
+}
+
+/// A message for a group that this broker has not heard of.
+type Early = (GroupId, Message, Vec<(usize, Bytes)>);
+
+#[derive(Default)]
+pub struct Groups {
+    /// Those whose timers run.
+    awake: RefCell<AHashSet<GroupId>>,
+    heard: RefCell<AHashMap<(i32, u16), Heard>>,
+    early: RefCell<VecDeque<Early>>,
+    /// Leaderships are being handed over: this broker takes none.
+    leaving: Cell<bool>,
+}
+
+impl Groups {
+    pub(crate) fn stirs(&self, group: GroupId) {
+        self.awake.borrow_mut().insert(group);
+    }
+
+    pub(crate) fn rests(&self, group: GroupId) {
+        self.awake.borrow_mut().remove(&group);
+    }
+
+    /// How many groups' timers run.
+    pub fn awake(&self) -> usize {
+        self.awake.borrow().len()
+    }
+
+    fn heard(&self, core: &Core, group: GroupId, node: i32) -> Option<Heard> {
+        let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1).max(1);
+        let there = core_of(group, usize::from(cores)).0 as u16;
+        self.heard.borrow().get(&(node, there)).copied().filter(|heard| heard.there)
+    }
+
+    /// Whether the core of a broker that has a group's replica is alive.
+    pub fn is_there(&self, core: &Core, group: GroupId, node: i32) -> bool {
+        self.heard(core, group, node).is_some()
+    }
+
+    /// Whether it may be asked to lead.
+    pub fn can_lead(&self, core: &Core, group: GroupId, node: i32) -> bool {
+        self.heard(core, group, node).is_some_and(|heard| heard.healthy)
+    }
+
+    /// Messages that came before their group was known.
+    pub fn take_early(&self, group: GroupId) -> Vec<(Message, Vec<(usize, Bytes)>)> {
+        let mut early = self.early.borrow_mut();
+        let (mine, others) = early.drain(..).partition(|(of, ..)| *of == group);
+        *early = others;
+        drop(early);
+        let mine: VecDeque<Early> = mine;
+        mine.into_iter().map(|(_, message, payloads)| (message, payloads)).collect()
+    }
+
+    /// Large ones come again soon enough.
+    fn keep_early(&self, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
+        if payloads.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > EARLY_BYTES_MAX {
+            return;
+        }
+        let mut early = self.early.borrow_mut();
+        if early.len() >= EARLY_MAX {
+            early.pop_front();
+        }
+        early.push_back((group, message, payloads));
+    }
+
+    /// A core of another broker is alive.
+    fn note(&self, core: &Rc<Core>, node: i32, beat: Beat) {
+        let now = clock::now();
+        let before = self.heard.borrow().get(&(node, beat.core)).copied();
+        let is_same = before.is_some_and(|before| before.incarnation == beat.incarnation && before.there);
+        let since = before.filter(|_| is_same).map_or(now, |before| before.since);
+        let heard = Heard { at: now, since, incarnation: beat.incarnation, healthy: beat.healthy, there: true };
+        self.heard.borrow_mut().insert((node, beat.core), heard);
+        if !is_same {
+            tracing::debug!(node, core = beat.core, "a core of another broker is there");
+            concerned(core, node, beat.core, beat.cores).iter().for_each(|partition| match before {
+                Some(before) if before.incarnation != beat.incarnation => partition.loses(core, node),
+                _ => partition.meets(core),
+            });
+        }
+    }
+}
+
+/// The partitions that a core of another broker has a replica of.
+fn concerned(core: &Core, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
+    let is_there = |partition: &Rc<Partition>| {
+        partition.concerns(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
+    };
+    core.partitions().into_iter().filter(is_there).collect()
+}
+
+/// Runs the timers of this core's groups, and tells others that it is there, until the broker stops.
+pub async fn run(core: Rc<Core>) {
+    let mut last = clock::now();
+    while !core.lifecycle.peers_ended.is_set() {
+        rt::sleep(TICK).await;
+        let now = clock::now();
+        let beat = Beat {
+            incarnation: core.identity.incarnation,
+            core: core.id().0 as u16,
+            cores: core.cores() as u16,
+            healthy: !core.has_failed() && !core.groups.leaving.get(),
+        };
+        if core.has_failed() {
+            return core.peers().send_to_all(&PeerMessage::Beat(beat));
+        }
+        if now - last > PAUSE {
+            core.groups.heard.borrow_mut().values_mut().for_each(|heard| heard.at = heard.at.max(now));
+        }
+        last = now;
+        core.peers().send_to_all(&PeerMessage::Beat(beat));
+        mark_silent(&core, now);
+        let awake: Vec<GroupId> = core.groups.awake.borrow().iter().copied().collect();
+        for group in awake {
+            match core.partition(group) {
+                Some(partition) => partition.tick(&core, now),
+                None => core.groups.rests(group),
+            }
+        }
+        core.metrics.replication_groups_awake.set(core.groups.awake() as u64);
+    }
+}
+
+fn mark_silent(core: &Rc<Core>, now: Duration) {
+    let mut lost = Vec::new();
+    for ((node, of), heard) in core.groups.heard.borrow_mut().iter_mut().filter(|(_, heard)| heard.there) {
+        let most = if core.peers().is_there(*node) { SILENCE_MAX } else { SILENCE_WITHOUT_WAY };
+        if now.saturating_sub(heard.at) > most {
+            heard.there = false;
+            lost.push((*node, *of));
+        }
+    }
+    for (node, of) in lost {
+        tracing::info!(node, core = of, "a core of another broker is silent");
+        let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1);
+        concerned(core, node, of, cores).iter().for_each(|partition| partition.loses(core, node));
+    }
+}
+
+/// Brings leaderships back to the preferred replicas, every now and then.
+pub async fn rebalance(core: Rc<Core>) {
+    let every = Duration::from_secs(core.config.leader_imbalance_check_interval_seconds);
+    while !core.is_stopping() {
+        rt::sleep(every).await;
+        if !core.config.auto_leader_rebalance_enable || core.groups.leaving.get() {
+            continue;
+        }
+        let now = clock::now();
+        for partition in core.partitions() {
+            let preferred = partition.replicas()[0];
+            let heard = core.groups.heard(&core, partition.group(), preferred);
+            if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
+                partition.prefer(&core);
+            }
+            rt::yield_if_needed().await;
+        }
+    }
+}
+
+/// Hands over what this core leads, before the broker stops, as far as there is somebody who can.
+pub async fn hand_over(core: Rc<Core>) {
+    core.groups.leaving.set(true);
+    let until = clock::now() + HAND_OVER_MAX;
+    loop {
+        let led = core.partitions().into_iter().filter(|partition| partition.is_shared() && partition.leads());
+        let mut left = 0;
+        for partition in led {
+            left += usize::from(partition.hand_over(&core, None));
+        }
+        if left == 0 || clock::now() >= until {
+            tracing::info!(core = core.id().0, left, "leaderships of partitions are handed over");
+            return;
+        }
+        rt::sleep(Duration::from_millis(50)).await;
+    }
+}

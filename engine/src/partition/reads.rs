@@ -1,0 +1,53 @@
+//! What consumers get of a partition: whole batches below its high watermark.
+
+use super::Partition;
+use crate::core::Core;
+use bytes::Bytes;
+use net::errors::ErrorCode;
+use wal::log_read::{self, Read, ReadError};
+
+/// What a fetch gets from a partition.
+pub enum FetchRead {
+    /// From memory, without copying.
+    Hot(Vec<Bytes>),
+    /// From segments.
+    Cold(std::pin::Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>),
+    Refused(ErrorCode),
+}
+
+impl Partition {
+    /// KIP-320: a client that knows an older leader is fenced, one that knows a newer one is told to wait.
+    pub fn check_epoch(&self, client: i32) -> Result<(), ErrorCode> {
+        if !self.leads() {
+            return Err(ErrorCode::NotLeaderOrFollower);
+        }
+        match client.cmp(&self.leader_epoch()) {
+            _ if client < 0 => Ok(()),
+            std::cmp::Ordering::Less => Err(ErrorCode::FencedLeaderEpoch),
+            std::cmp::Ordering::Greater => Err(ErrorCode::UnknownLeaderEpoch),
+            std::cmp::Ordering::Equal => Ok(()),
+        }
+    }
+
+    /// Whole batches from the one that holds `offset`, below `below`.
+    pub fn read(&self, core: &Core, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
+        let bytes = |batches: Vec<log_read::Batch>| batches.into_iter().map(|batch| batch.bytes).collect();
+        match core.store.read(self.group(), offset, below, bytes_max, at_least_one) {
+            Read::Memory(batches) => FetchRead::Hot(bytes(batches)),
+            Read::Cold(read) => {
+                let name = self.name.clone();
+                FetchRead::Cold(Box::pin(async move {
+                    read.await.map(bytes).map_err(|error| {
+                        if matches!(error, ReadError::Changed) {
+                            return ErrorCode::NotLeaderOrFollower;
+                        }
+                        tracing::error!(partition = %name, offset, %error, "cannot read a segment");
+                        ErrorCode::KafkaStorageError
+                    })
+                }))
+            }
+            Read::OffsetOutOfRange { .. } => FetchRead::Refused(ErrorCode::OffsetOutOfRange),
+            Read::UnknownGroup => FetchRead::Refused(ErrorCode::NotLeaderOrFollower),
+        }
+    }
+}

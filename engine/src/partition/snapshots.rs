@@ -1,0 +1,78 @@
+//! For a replica that lacks entries that are gone from the log (retention has moved its start): a snapshot says where the log begins,
+//! and everything from there on follows as entries.
+//!
+//! It holds no records, so it is one message: the position before the first entry that is still there, the members as of then, and the
+//! offset at which the log begins. Producers that wrote nothing since are forgotten with the records, as after their expiry.
+
+use super::{Partition, State};
+use crate::{
+    core::Core,
+    producers::Producers,
+    replica::{self, hard_state},
+};
+use bytes::Bytes;
+use consensus::{
+    group::{Message, Position, SnapshotMark},
+    wire::PeerMessage,
+};
+use net::peer::Lane;
+use std::rc::Rc;
+use wal::store::{AppState, AppendError, LogMark, LogPos};
+
+impl Partition {
+    /// Names the snapshot that a peer needs, if one does.
+    pub(super) fn cut_snapshot_if_wanted(&self, core: &Rc<Core>) {
+        if !self.replica.with(|raft| raft.snapshot_wanted()) {
+            return;
+        }
+        let Some(log) = core.store.log(self.group()) else { return };
+        self.replica.with(|raft| {
+            let index = log.first_index - 1;
+            raft.forget(index);
+            if let Some(term) = raft.term_at(index) {
+                raft.set_snapshot(SnapshotMark { at: Position { index, term }, conf_state: raft.conf_state_at(index) });
+            }
+        });
+    }
+
+    pub(super) fn send_snapshot(&self, core: &Rc<Core>, mut message: Message) {
+        let index = message.get_snapshot().get_metadata().index;
+        let to = message.to;
+        let log = core.store.log(self.group());
+        // The log's start may have moved on since: then there is a newer snapshot soon.
+        let Some(log) = log.filter(|log| log.first_index == index + 1) else {
+            return self.replica.with(|raft| raft.report_snapshot(to, false));
+        };
+        message.context = log.first_offset.to_le_bytes().to_vec().into();
+        tracing::info!(partition = %self.name, to, index, offset = log.first_offset, "a replica begins anew at the log's start");
+        core.metrics.replication_snapshots_total.add(1);
+        core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group().0, message });
+        self.replica.with(|raft| raft.report_snapshot(to, true));
+    }
+
+    pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
+        let Ok(offset) = message.context[..].try_into().map(u64::from_le_bytes) else {
+            return tracing::warn!(partition = %self.name, "a snapshot that does not say where its log begins was dropped");
+        };
+        self.coming.set(Some((message.get_snapshot().get_metadata().index, offset)));
+        self.replica.with(|raft| raft.step_snapshot(message));
+        replica::stage(core, &**self);
+        self.coming.set(None);
+    }
+
+    /// Has the log begin anew behind the snapshot that was just stepped.
+    pub(super) fn begin_anew(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        let (index, offset) = self.coming.get().expect("a snapshot is stepped and taken in one step");
+        assert_eq!(index, mark.at.index, "the snapshot is the one that came");
+        tracing::info!(partition = %self.name, index, offset, "the log begins anew where its leader's does");
+        let mut producers = Producers::default();
+        producers.commit_to(index);
+        let app = AppState { index, blob: Bytes::new(), conf_state: mark.conf_state.clone() };
+        let state = hard_state(self.replica.with(|raft| raft.hard_state_with(index)));
+        let at = LogMark { index, term: mark.at.term, offset };
+        let position = core.store.restart_log(self.group(), state, at, app)?;
+        self.state.replace(State { producers, end: offset, high_watermark: offset, ..State::default() });
+        self.wake_fetches();
+        Ok(position)
+    }
+}
