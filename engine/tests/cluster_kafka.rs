@@ -19,7 +19,6 @@ use net::{
         describe_quorum_request,
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
-        metadata_request::MetadataRequestTopic,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
     },
     produce::TopicRef,
@@ -46,11 +45,7 @@ fn until(what: &str, mut ask: impl FnMut() -> bool) {
 
 /// The leaders of a topic's partitions, as one broker tells them.
 fn leaders(client: &mut Client, topic: &str) -> Vec<i32> {
-    let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
-    let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
-    let mut partitions = client.call(request).expect("Metadata is answered").topics.remove(0).partitions;
-    partitions.sort_by_key(|partition| partition.partition_index);
-    partitions.iter().map(|partition| partition.leader_id.0).collect()
+    wire::partitions(client, topic).iter().map(|partition| partition.leader_id.0).collect()
 }
 
 #[test]

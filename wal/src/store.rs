@@ -182,6 +182,13 @@ impl<D: Disk> Store<D> {
         space.free >= bytes as u64 + space.reserve / 2
     }
 
+    /// Bytes of entries that may be staged without touching the reserve, whatever their sizes are: half of what is free, since writes
+    /// end at blocks and entries do not straddle the ring's segments.
+    pub fn room(&self) -> usize {
+        let space = self.shared.journal.space();
+        usize::try_from(space.free.saturating_sub(space.reserve) / 2).unwrap_or(usize::MAX)
+    }
+
     /// The largest sum of an entry's data and payload that the ring can hold.
     pub fn entry_bytes_max(&self) -> usize {
         self.shared.journal.entry_bytes_max()

@@ -134,9 +134,9 @@ fn marks(core: &Rc<Core>) -> Vec<(GroupId, Mark)> {
     led.map(mark).collect()
 }
 
-/// Whether the report got through.
+/// Whether the report got through. It is shown here then, so that the next can be compared with it.
 async fn report(core: &Rc<Core>, commands: Vec<Command>) -> bool {
-    let how = Submitting { acks: Some(Acks::Quorum), until: Until::Acked, ..Submitting::default() };
+    let how = Submitting { acks: Some(Acks::Quorum), until: Until::Shown, ..Submitting::default() };
     match submit_with(core, commands, how).await {
         Ok(_) => true,
         Err(error) => {

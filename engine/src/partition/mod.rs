@@ -32,7 +32,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     descriptor::{Descriptor, EntryData},
-    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, SnapshotMark},
+    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, SnapshotMark, Wanted},
 };
 use net::{
     batch::{self, Assigned, BatchHeader},
@@ -149,7 +149,13 @@ pub struct Partition {
     stands_in: Cell<Option<u32>>,
     /// Where the log of a snapshot that is being stepped begins: index and offset.
     coming: Cell<Option<(u64, u64)>>,
-    /// Batches that a laggard lacks are being read.
+    /// What a laggard lacks, to be read once it has what was sent before.
+    wanted: RefCell<Option<Wanted>>,
+    /// The last index of the last piece but one, and of the last, that was sent to laggards.
+    pieces: Cell<(u64, u64)>,
+    /// Ticks since that was read.
+    waited: Cell<u32>,
+    /// It is being read.
     fetching: Cell<bool>,
     /// They are, while they are sent.
     fetched: RefCell<Vec<(u64, Bytes)>>,
@@ -219,6 +225,9 @@ impl Partition {
             ticked: Cell::new((0, 0)),
             stands_in: Cell::new(None),
             coming: Cell::new(None),
+            wanted: RefCell::default(),
+            pieces: Cell::new((0, 0)),
+            waited: Cell::new(0),
             fetching: Cell::new(false),
             fetched: RefCell::default(),
         }

@@ -29,6 +29,9 @@ use wal::{
 /// Data and batches of one piece of what a laggard lacks, and of one message to it.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// Ticks after which what was sent to a laggard counts as lost.
+const WAITED_MAX: u32 = 5;
+
 /// Towards the others.
 impl Partition {
     pub(super) fn send_all(&self, core: &Rc<Core>, messages: Vec<Message>) {
@@ -122,7 +125,10 @@ impl Partition {
         if self.fetching.get() {
             return;
         }
-        let Some(wanted) = self.replica.with(|raft| raft.lacking()) else { return };
+        if let Some(newer) = self.replica.with(|raft| raft.lacking()) {
+            *self.wanted.borrow_mut() = Some(newer);
+        }
+        let Some(wanted) = self.wanted.borrow_mut().take_if(|wanted| self.is_awaited(wanted.from)) else { return };
         let Some(partition) = core.partition(self.group()) else { return };
         self.fetching.set(true);
         let core = core.clone();
@@ -134,6 +140,18 @@ impl Partition {
         });
     }
 
+    /// Whether some peer has all that comes before this, or all but the last piece: what is sent further ahead would only be thrown away
+    /// by one that is slow.
+    fn is_awaited(&self, from: u64) -> bool {
+        let (before_last, _) = self.pieces.get();
+        let matched = self.replica.with(|raft| raft.progress());
+        // What was sent before may be lost: then the peer says so when it gets what follows.
+        self.waited.get() >= WAITED_MAX
+            || matched
+                .iter()
+                .any(|peer| peer.matched < from && (peer.matched + 1 == from || peer.matched >= before_last))
+    }
+
     async fn fetch(self: &Rc<Self>, core: &Rc<Core>, wanted: Wanted) {
         let Some(entries) = self.read_entries(core, wanted.from, wanted.below).await else { return };
         let (mut small, mut batches) = (Vec::with_capacity(entries.len()), Vec::new());
@@ -141,6 +159,9 @@ impl Partition {
             batches.extend(payload.map(|(_, bytes)| (index, bytes)));
             small.push(Entry { index, term, entry_type, data });
         }
+        self.waited.set(0);
+        let (_, last) = self.pieces.get();
+        self.pieces.set((last, small.last().map_or(last, |entry| entry.index)));
         core.metrics.replication_fetched_bytes_total.add(batches.iter().map(|(_, bytes)| bytes.len() as u64).sum());
         *self.fetched.borrow_mut() = batches;
         self.replica.with(|raft| raft.fetched(wanted, small));
@@ -174,12 +195,20 @@ impl Partition {
         }
     }
 
-    /// Takes entries that a leader sent, if every batch is there and whole, and the ring has room. What is dropped comes again.
-    fn take_entries(self: &Rc<Self>, core: &Rc<Core>, message: Message, payloads: Vec<(usize, Bytes)>) {
-        const RECORD: usize = 128;
-        let bytes: usize = payloads.iter().map(|(_, bytes)| bytes.len() + RECORD).sum();
-        if core.store.admit(bytes + RECORD * message.entries.len()) == Admission::Wait {
-            return core.metrics.replication_refused_total.add(1);
+    /// Takes entries that a leader sent, as many as the ring has room for, if every batch is there and whole. What is dropped comes
+    /// again.
+    fn take_entries(self: &Rc<Self>, core: &Rc<Core>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
+        let fitting = fitting(&message, &payloads, core.store.room());
+        if fitting < message.entries.len() {
+            core.metrics.replication_refused_total.add(1);
+            message.entries.truncate(fitting);
+            payloads.retain(|(place, _)| *place < fitting);
+            // Whoever waits for room has the segments written.
+            let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
+            tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all that came");
+            if fitting == 0 {
+                return;
+            }
         }
         match checked(&message, payloads) {
             Ok(payloads) => {
@@ -207,6 +236,22 @@ impl Partition {
             core.groups.stirs(self.group());
         }
     }
+}
+
+/// How many of a message's entries go into so much room.
+fn fitting(message: &Message, payloads: &[(usize, Bytes)], room: usize) -> usize {
+    const RECORD: usize = 128;
+    let mut payloads = payloads.iter().peekable();
+    let mut left = room;
+    let goes = |(place, entry): &(usize, &consensus::group::RaftEntry)| {
+        let batch = payloads.next_if(|(of, _)| of == place).map_or(0, |(_, bytes)| bytes.len());
+        let bytes = RECORD + entry.data.len() + batch;
+        let goes = bytes <= left;
+        left = left.saturating_sub(bytes);
+        goes
+    };
+    let mut goes = goes;
+    message.entries.iter().enumerate().take_while(|entry| goes(entry)).count()
 }
 
 /// The entries' batches as what is staged with them.

@@ -64,6 +64,15 @@ impl Cluster {
         self.brokers[i].stop();
     }
 
+    /// Starts one that does not run, without waiting for it.
+    pub fn spawn(&mut self, i: usize) {
+        self.brokers[i].spawn();
+    }
+
+    pub fn wait_until_serving(&mut self, i: usize) {
+        self.brokers[i].wait_until_serving();
+    }
+
     /// Starts one that does not run, and waits until it serves.
     pub fn begin(&mut self, i: usize) {
         self.brokers[i].begin();

@@ -6,7 +6,9 @@
 pub mod broker;
 pub mod clients;
 pub mod cluster;
+pub mod faults;
 pub mod history;
+pub mod ledger;
 pub mod metadata_clients;
 pub mod metadata_history;
 pub mod proxy;

@@ -5,8 +5,11 @@ use net::StrBytes;
 use net::batch_build::BatchBuilder;
 use net::client_blocking::Client;
 use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use net::messages::create_topics_response::CreatableTopicResult;
+use net::messages::metadata_request::MetadataRequestTopic;
+use net::messages::metadata_response::MetadataResponsePartition;
 use net::messages::produce_response::PartitionProduceResponse;
 use net::messages::{CreateTopicsRequest, TopicName};
 use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
@@ -51,6 +54,15 @@ pub fn fetch_request(topic: &str, partition: i32, offset: i64, max_wait_ms: i32,
     let partition = FetchPartition::of_consumer(partition, offset, 1 << 20);
     let topic = FetchTopic { topic: TopicRef::Name(text(topic)), partitions: vec![partition] };
     FetchRequest::of_consumer(max_wait_ms, min_bytes, 1 << 24, vec![topic])
+}
+
+/// What a broker says of a topic's partitions, in their order.
+pub fn partitions(client: &mut Client, topic: &str) -> Vec<MetadataResponsePartition> {
+    let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+    let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
+    let mut partitions = client.call(request).expect("Metadata is answered").topics.remove(0).partitions;
+    partitions.sort_by_key(|partition| partition.partition_index);
+    partitions
 }
 
 pub fn create_topic(

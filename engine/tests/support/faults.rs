@@ -1,0 +1,104 @@
+//! Faults of a cluster of three, as the tests that go on through them bring them about.
+
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::cluster::Cluster;
+use super::proxy::Mode;
+
+/// Longer than an election takes.
+const CUT: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Kill,
+    KillLeader,
+    PauseShort,
+    PauseLong,
+    CutBroken,
+    CutSilent,
+    CutOneWay,
+    CutLeader,
+    EmptyDisk,
+    RollingRestart,
+    /// No majority is left until they are back.
+    KillTwo,
+    KillAll,
+}
+
+/// Those through which two of three brokers go on.
+pub const FAULTS: [Fault; 10] = [
+    Fault::Kill,
+    Fault::KillLeader,
+    Fault::PauseShort,
+    Fault::PauseLong,
+    Fault::CutBroken,
+    Fault::CutSilent,
+    Fault::CutOneWay,
+    Fault::CutLeader,
+    Fault::EmptyDisk,
+    Fault::RollingRestart,
+];
+
+/// Makes it happen, and undoes it. `leader`: whom a fault of the leader strikes. `goes_on` returns once the clients have got further, which
+/// two of three brokers must see to.
+pub fn happen(fault: Fault, cluster: &mut Cluster, leader: usize, rng: &mut Rng, goes_on: &dyn Fn()) {
+    let brokers = cluster.len();
+    let any = rng.usize(..brokers);
+    let other = (any + 1 + rng.usize(..brokers - 1)) % brokers;
+    match fault {
+        Fault::Kill | Fault::KillLeader => {
+            let i = if matches!(fault, Fault::KillLeader) { leader } else { any };
+            cluster.kill9(i);
+            goes_on();
+            cluster.begin(i);
+        }
+        Fault::PauseShort => cluster.pause(any, Duration::from_secs(2)),
+        Fault::PauseLong => cluster.pause(leader, Duration::from_secs(10)),
+        Fault::CutBroken | Fault::CutSilent | Fault::CutLeader => {
+            let i = if matches!(fault, Fault::CutLeader) { leader } else { any };
+            let mode = if matches!(fault, Fault::CutBroken) { Mode::Broken } else { Mode::Silent };
+            cluster.set_all_ways(i, mode);
+            thread::sleep(CUT);
+            goes_on();
+            cluster.set_all_ways(i, Mode::Open);
+        }
+        Fault::CutOneWay => {
+            cluster.set_way(any, other, Mode::Silent);
+            thread::sleep(CUT);
+            goes_on();
+            cluster.set_way(any, other, Mode::Open);
+        }
+        Fault::EmptyDisk => {
+            cluster.kill9(any);
+            cluster.empty_disk(any);
+            cluster.begin(any);
+        }
+        Fault::KillTwo => {
+            cluster.kill9(any);
+            cluster.kill9(other);
+            thread::sleep(Duration::from_millis(rng.u64(..3000)));
+            cluster.spawn(other);
+            cluster.begin(any);
+            cluster.wait_until_serving(other);
+        }
+        Fault::KillAll => {
+            (0..brokers).for_each(|i| cluster.kill9(i));
+            (0..brokers).for_each(|i| cluster.spawn(i));
+            (0..brokers).for_each(|i| cluster.wait_until_serving(i));
+        }
+        Fault::RollingRestart => {
+            for i in 0..brokers {
+                cluster.stop(i);
+                cluster.begin(i);
+            }
+        }
+    }
+}
+
+/// A number from the environment.
+pub fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} = '{value}': not a number")))
+}
