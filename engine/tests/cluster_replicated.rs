@@ -5,10 +5,15 @@
 
 mod support;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use fastrand::Rng;
+use net::messages::metadata_response::MetadataResponsePartition;
 use rdkafka::config::ClientConfig;
 
-use support::cluster::{Cluster, wait_until};
+use support::PATIENCE;
+use support::cluster::Cluster;
 use support::faults::{FAULTS, Fault, env, happen};
 use support::ledger::{Ledger, TOPIC, judge};
 use support::wire;
@@ -39,13 +44,30 @@ fn producing(cluster: &Cluster) -> ClientConfig {
 
 /// Waits until every replica of every partition is in sync again.
 fn wait_until_whole(cluster: &Cluster) {
-    wait_until("full set of replicas in sync", || {
-        (0..BROKERS).all(|i| {
-            let mut client = wire::connect(cluster.broker(i));
-            let shown = wire::partitions(&mut client, TOPIC);
+    // Until leaders have seen what has just happened.
+    thread::sleep(Duration::from_secs(1));
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let looks: Vec<_> =
+            (0..BROKERS).map(|i| wire::partitions(&mut wire::connect(cluster.broker(i)), TOPIC)).collect();
+        let is_whole = |shown: &Vec<MetadataResponsePartition>| {
             shown.len() == PARTITIONS as usize && shown.iter().all(|partition| partition.isr_nodes.len() == BROKERS)
-        })
-    });
+        };
+        if looks.iter().all(is_whole) {
+            return;
+        }
+        if Instant::now() >= give_up {
+            for (i, look) in looks.iter().enumerate() {
+                let (_, metrics) = cluster.broker(i).admin_get("/metrics");
+                let replication = metrics.lines().filter(|line| line.starts_with("millrace_replication"));
+                let shown =
+                    look.iter().map(|one| (one.partition_index, one.leader_id.0, one.leader_epoch, &one.isr_nodes));
+                println!("broker {}: {:?}\n{:#?}", i + 1, shown.collect::<Vec<_>>(), replication.collect::<Vec<_>>());
+            }
+            panic!("not all replicas are in sync again in {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

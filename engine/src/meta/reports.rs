@@ -32,7 +32,8 @@ pub async fn leaders(core: Rc<Core>) {
             let pending = core.unreported().take();
             let commands = core.view(|view| leader_commands(view, core.node(), &pending));
             if !commands.is_empty() && !report(&core, commands).await {
-                core.unreported().borrow_mut().extend(pending);
+                // What has come meanwhile is newer.
+                core.unreported().borrow_mut().splice(0..0, pending);
                 rt::sleep(RETRY).await;
             }
             continue;
@@ -54,19 +55,19 @@ fn has_others(core: &Core) -> bool {
     core.view(|view| view.brokers().nth(1).is_some())
 }
 
-/// One command per topic; what the metadata shows already is left out.
+/// One command per topic, with the last that was said of each partition; what the metadata shows already is left out.
 fn leader_commands(view: &View, node: i32, led: &[Led]) -> Vec<Command> {
-    let mut by_topic: BTreeMap<&Arc<str>, BTreeMap<i32, LeaderReport>> = BTreeMap::new();
-    for Led { group, name: TopicPartition { topic, partition }, node: _, epoch, in_sync } in led {
+    let newest: BTreeMap<GroupId, &Led> = led.iter().map(|led| (led.group, led)).collect();
+    let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
+    for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in newest {
         let term = *epoch as u64;
         let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
         if view.leader(group.0).is_none_or(is_news) {
             let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
-            by_topic.entry(topic).or_default().insert(*partition, report);
+            by_topic.entry(topic).or_default().push(report);
         }
     }
     let commands = by_topic.into_iter().filter_map(|(name, leaders)| {
-        let leaders = leaders.into_values().collect();
         let topic = view.topic(name)?;
         Some(Command::SetPartitionLeader { name: topic.name.clone(), id: topic.id, leaders })
     });

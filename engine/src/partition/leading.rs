@@ -43,6 +43,13 @@ impl Partition {
             self.told.set(None);
             self.announce(core, None, epoch);
         }
+        if self.told.get().is_none() && leader.is_some() {
+            // It was only out of sight: its term's first entry is applied already.
+            let epoch = self.state.borrow().epochs.last().map(|(epoch, _)| *epoch);
+            if let Some(epoch) = epoch {
+                self.is_led(core, epoch as u64);
+            }
+        }
     }
 
     /// The first entry of a leader's term is applied: it leads, with everything that was committed before.
@@ -97,7 +104,8 @@ impl Partition {
                     let since = caught_up.get(&peer.peer).map_or(Duration::MAX, |at| now.saturating_sub(*at));
                     peer.matched >= commit || since <= lag_max
                 };
-                let is_there = || core.groups.is_there(core, self.group(), *node);
+                // A broker on a new disk is another peer, which becomes a voter once it has everything.
+                let is_there = || core.groups.is_there(core, self.group(), *node) && core.peers().has_peer(peer.peer);
                 node_of(peer.peer) == *node && peer.voter && (peer.peer == me || (is_there() && is_close()))
             })
         };

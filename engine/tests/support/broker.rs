@@ -288,6 +288,11 @@ impl Drop for Broker {
                 eprintln!("--- the broker's output\n{}\n---", output.text());
             }
         }
+        // For whoever wants to look.
+        if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() {
+            self.data.disable_cleanup(true);
+            eprintln!("its data is kept in {}", self.data.path().display());
+        }
     }
 }
 
