@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::thread;
+use std::time::Duration;
+
 use fastrand::Rng;
 use net::client_blocking::Client;
 use net::errors;
@@ -9,10 +12,14 @@ use net::messages::incremental_alter_configs_request::{AlterConfigsResource, Alt
 use net::messages::{DescribeClusterRequest, IncrementalAlterConfigsRequest, MetadataRequest};
 
 use support::cluster::{Cluster, wait_until};
-use support::metadata_clients::{Clients, converged, see};
+use support::metadata_clients::{Clients, converged, see, try_change};
+use support::metadata_history::Change;
+use support::proxy::Mode;
 use support::wire::{self, text};
 
 const BROKERS: usize = 3;
+/// Long enough to ask a broker that is cut off, short enough not to be given up by it.
+const CUT: Duration = Duration::from_millis(300);
 
 fn connect(cluster: &Cluster, i: usize) -> Client {
     wire::connect(cluster.broker(i))
@@ -77,6 +84,39 @@ fn what_is_created_through_one_is_shown_by_all_and_each_may_die_and_come_back() 
     let wrong = history.check(&shown);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     all_agree(&cluster);
+}
+
+#[test]
+fn what_was_just_changed_through_one_broker_can_be_changed_through_another() {
+    let cluster = Cluster::start(BROKERS, &[]);
+    let mut clients: Vec<Client> = (0..BROKERS).map(|i| connect(&cluster, i)).collect();
+    let leader = cluster.leader();
+    let (behind, other) = ((leader + 1) % BROKERS, (leader + 2) % BROKERS);
+    let mut change = |i: usize, change: Change| {
+        let (answer, _) = try_change(&mut clients[i], "topic", &change).expect("an answer");
+        assert_eq!(answer, Ok(()), "{change:?} through broker {i}");
+    };
+    // What one broker shows of the topic is outdated when it is asked, and it can't know that until it reaches the others.
+    for grown in [false, true] {
+        change(other, Change::Create { partitions: 1 });
+        change(behind, Change::Grow { to: 2 });
+        cluster.set_all_ways(behind, Mode::Silent);
+        if grown {
+            change(other, Change::Grow { to: 3 });
+        } else {
+            change(other, Change::Delete);
+            change(other, Change::Create { partitions: 1 });
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(CUT);
+                cluster.set_all_ways(behind, Mode::Open);
+            });
+            let step = if grown { Change::Grow { to: 4 } } else { Change::Set { value: "1000".to_owned() } };
+            change(behind, step);
+        });
+        change(behind, Change::Delete);
+    }
 }
 
 fn set_acks(cluster: &Cluster, i: usize, value: &str) {

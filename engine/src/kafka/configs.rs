@@ -135,13 +135,18 @@ pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> 
 }
 
 async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_only: bool) -> Result<(), Refusal> {
-    let checked = refusal::check(core, |core| vec![check_change(core, resource)]).await;
-    let command = checked.into_iter().next().expect("one was checked")?;
+    let check = |core: &Core, resource: &&AlterConfigsResource| check_change(core, resource);
     if validate_only {
-        return Ok(());
+        return refusal::check(core, |core| vec![check(core, &resource).map(drop)]).await.remove(0);
     }
-    let outcome = meta::submit(core, vec![command]).await?.pop().expect("a command has an outcome");
-    outcome.map(drop).map_err(Refusal::from)
+    let submit = async |commands: Vec<Command>| {
+        let count = commands.len();
+        match meta::submit(core, commands).await {
+            Ok(results) => results.into_iter().map(|result| result.map_err(Refusal::from)).collect(),
+            Err(error) => (0..count).map(|_| Err(error.into())).collect(),
+        }
+    };
+    refusal::change(core, &[resource], check, submit).await.remove(0).map(drop)
 }
 
 fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command, Refusal> {

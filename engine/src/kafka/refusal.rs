@@ -4,7 +4,7 @@ use crate::{
     core::Core,
     meta::{self, SubmitError},
 };
-use consensus::metadata::Rejection;
+use consensus::metadata::{Command, Outcome, Rejection};
 use net::errors::ErrorCode;
 use std::rc::Rc;
 
@@ -47,6 +47,45 @@ pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Re
         Err(error) => {
             let unsure = |refusal: Refusal| if refusal.may_be_outdated() { error.into() } else { refusal };
             checked.into_iter().map(|result| result.map_err(unsure)).collect()
+        }
+    }
+}
+
+/// Checks changes, one per item, and submits those that pass. Their checks may have passed by a view that was outdated; so what is
+/// refused where the log's order is, is checked again before a client is told so.
+pub async fn change<T>(
+    core: &Rc<Core>,
+    items: &[T],
+    check_one: impl Fn(&Core, &T) -> Result<Command, Refusal>,
+    submit: impl AsyncFn(Vec<Command>) -> Vec<Result<Outcome, Refusal>>,
+) -> Vec<Result<(Command, Outcome), Refusal>> {
+    let mut results: Vec<Option<Result<_, Refusal>>> = items.iter().map(|_| None).collect();
+    loop {
+        let open: Vec<usize> = (0..items.len()).filter(|at| results[*at].is_none()).collect();
+        let checked = check(core, |core| open.iter().map(|at| check_one(core, &items[*at])).collect()).await;
+        let mut passed = Vec::with_capacity(open.len());
+        for (at, checked) in open.into_iter().zip(checked) {
+            match checked {
+                Ok(command) => passed.push((at, command)),
+                Err(refusal) => results[at] = Some(Err(refusal)),
+            }
+        }
+        let outcomes = submit(passed.iter().map(|(_, command)| command.clone()).collect()).await;
+        let mut outdated = Vec::new();
+        for ((at, command), outcome) in passed.into_iter().zip(outcomes) {
+            match outcome {
+                Err(refusal) if refusal.may_be_outdated() => outdated.push(at),
+                outcome => results[at] = Some(outcome.map(|outcome| (command, outcome))),
+            }
+        }
+        if !outdated.is_empty()
+            && let Err(error) = meta::linearize(core).await
+        {
+            outdated.iter().for_each(|at| results[*at] = Some(Err(error.into())));
+            outdated.clear();
+        }
+        if outdated.is_empty() {
+            return results.into_iter().map(|result| result.expect("none is open any more")).collect();
         }
     }
 }

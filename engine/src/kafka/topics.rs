@@ -8,6 +8,7 @@ use super::{
     refusal::{self, Refusal},
 };
 use crate::{
+    clock,
     config::REPLICAS_MAX,
     config_topic,
     core::Core,
@@ -151,35 +152,39 @@ pub async fn create(core: &Rc<Core>, request: CreateTopicsRequest, version: i16)
     for topic in &request.topics {
         *seen.entry(topic.name.0.as_str()).or_insert(0) += 1;
     }
-    let check = |core: &Core| {
-        let check_one = |topic: &CreatableTopic| match seen[topic.name.0.as_str()] {
-            1 => check_new_topic(core, topic),
-            _ => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once")),
-        };
-        request.topics.iter().map(check_one).collect()
+    let check_one = |core: &Core, topic: &CreatableTopic| match seen[topic.name.0.as_str()] {
+        1 => check_new_topic(core, topic),
+        _ => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once")),
     };
-    let mut commands = Vec::new();
-    let mut results: Vec<Result<(), Refusal>> = Vec::with_capacity(request.topics.len());
-    for checked in refusal::check(core, check).await {
-        results.push(checked.map(|command| commands.push(command)));
-    }
-    if request.validate_only {
-        commands.clear();
-    }
-    let mut outcomes = submit(core, commands, request.timeout_ms).await.into_iter();
-    let topics = request.topics.into_iter().zip(results).map(|(topic, result)| {
-        let outcome = match result {
-            Ok(()) if request.validate_only => Ok(None),
-            Ok(()) => outcomes.next().expect("every command has an outcome").map(Some),
-            Err(refusal) => Err(refusal),
-        };
-        topic_result(core, topic, outcome, version)
-    });
+    let results: Vec<Result<Option<Outcome>, Refusal>> = if request.validate_only {
+        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
+        refusal::check(core, check).await.into_iter().map(|checked| checked.map(|_| None)).collect()
+    } else {
+        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
+        results.into_iter().map(|result| result.map(|(_, outcome)| Some(outcome))).collect()
+    };
+    let topics = request.topics.into_iter().zip(results).map(|(topic, result)| topic_result(core, topic, result, version));
     CreateTopicsResponse::default().with_topics(topics.collect())
 }
 
-/// Submits commands and waits until what they created can serve, at most the request's own time.
-async fn submit(core: &Rc<Core>, commands: Vec<Command>, timeout_ms: i32) -> Vec<Result<Outcome, Refusal>> {
+/// Changes topics, and waits until what was created can serve, at most the request's own time.
+async fn change<T>(
+    core: &Rc<Core>,
+    items: &[T],
+    check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
+    timeout_ms: i32,
+) -> Vec<Result<(Command, Outcome), Refusal>> {
+    let deadline = clock::now() + Duration::from_millis(timeout_ms.max(0) as u64);
+    refusal::change(core, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
+}
+
+/// Submits commands and waits until what they created can serve, but not beyond the deadline.
+async fn submit(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    deadline: Duration,
+    timeout_ms: i32,
+) -> Vec<Result<Outcome, Refusal>> {
     if commands.is_empty() {
         return Vec::new();
     }
@@ -188,7 +193,7 @@ async fn submit(core: &Rc<Core>, commands: Vec<Command>, timeout_ms: i32) -> Vec
         let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still come about");
         Refusal::new(ErrorCode::RequestTimedOut, message)
     };
-    let mut deadline = pin!(rt::sleep(Duration::from_millis(timeout_ms.max(0) as u64)));
+    let mut deadline = pin!(rt::sleep(deadline.saturating_sub(clock::now())));
     let results: Vec<CommandResult> = match race(meta::submit(core, commands), deadline.as_mut()).await {
         Either::First(Ok(results)) => results,
         Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
@@ -315,20 +320,14 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     } else {
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
-    let find = |core: &Core| asked.iter().map(|(name, id)| find_to_delete(core, name.as_ref(), *id)).collect();
-    let found: Vec<Result<Arc<Topic>, Refusal>> = refusal::check(core, find).await;
-    let commands = found
-        .iter()
-        .filter_map(|topic| topic.as_ref().ok())
-        .map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id })
-        .collect();
-    let mut outcomes = submit(core, commands, request.timeout_ms).await.into_iter();
-    let responses = asked.into_iter().zip(found).map(|((name, id), topic)| {
-        let (name, id, outcome) = match topic {
-            Ok(topic) => {
-                let name = Some(TopicName(StrBytes::from_string(topic.name.to_string())));
-                (name, topic.id, outcomes.next().expect("every command has an outcome").map(drop))
+    let find = |core: &Core, (name, id): &(Option<TopicName>, Uuid)| find_to_delete(core, name.as_ref(), *id);
+    let results = change(core, &asked, find, request.timeout_ms).await;
+    let responses = asked.into_iter().zip(results).map(|((name, id), result)| {
+        let (name, id, outcome) = match result {
+            Ok((Command::DeleteTopic { name, id }, _)) => {
+                (Some(TopicName(StrBytes::from_string(name.to_string()))), id, Ok(()))
             }
+            Ok((other, _)) => unreachable!("{other:?} deletes nothing"),
             Err(refusal) => (name, id, Err(refusal)),
         };
         let result = DeletableTopicResult::default().with_name(name).with_topic_id(id);
@@ -342,32 +341,27 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
     DeleteTopicsResponse::default().with_responses(responses.collect())
 }
 
-fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Arc<Topic>, Refusal> {
+fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
     let topic = core.view(|view| match name {
         Some(name) => view.topic(name.0.as_str()).cloned(),
         None => view.topic_by_id(id).cloned(),
     });
-    topic.ok_or_else(|| match name {
+    let delete = topic.map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
+    delete.ok_or_else(|| match name {
         Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
         None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
     })
 }
 
 pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
-    let check = |core: &Core| request.topics.iter().map(|topic| check_more(core, topic)).collect();
-    let checked: Vec<Result<Command, Refusal>> = refusal::check(core, check).await;
-    let commands = if request.validate_only {
-        Vec::new()
+    let results: Vec<Result<(), Refusal>> = if request.validate_only {
+        let check = |core: &Core| request.topics.iter().map(|topic| check_more(core, topic)).collect();
+        refusal::check(core, check).await.into_iter().map(|checked| checked.map(drop)).collect()
     } else {
-        checked.iter().filter_map(|checked| checked.as_ref().ok()).cloned().collect()
+        let results = change(core, &request.topics, check_more, request.timeout_ms).await;
+        results.into_iter().map(|result| result.map(drop)).collect()
     };
-    let mut outcomes = submit(core, commands, request.timeout_ms).await.into_iter();
-    let results = request.topics.into_iter().zip(checked).map(|(topic, checked)| {
-        let outcome = match checked {
-            Ok(_) if request.validate_only => Ok(()),
-            Ok(_) => outcomes.next().expect("every command has an outcome").map(drop),
-            Err(refusal) => Err(refusal),
-        };
+    let results = request.topics.into_iter().zip(results).map(|(topic, outcome)| {
         let result = CreatePartitionsTopicResult::default().with_name(topic.name);
         match outcome {
             Ok(()) => result,

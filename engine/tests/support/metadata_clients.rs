@@ -170,7 +170,8 @@ fn step(client: &mut Client, name: &str, kind: u8, rng: &mut Rng) -> (Option<Eve
 
 type Answered = (Result<(), ErrorCode>, Option<Uuid>);
 
-fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<Answered, ClientError> {
+/// One change, and what came of it; with the id, if a topic was created.
+pub fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<Answered, ClientError> {
     let (code, id) = match change {
         Change::Create { partitions } => {
             let topic = CreatableTopic::default()
