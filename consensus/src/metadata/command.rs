@@ -261,7 +261,7 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
                 replicas: Some(replicas_out(out, replicas)),
                 configs: Some(configs_out(out, configs.iter().map(|(name, value)| (name, Some(value))))),
                 created_ms: *created_ms,
-                peers: Some(out.create_vector(peers)),
+                peers: (!peers.is_empty()).then(|| out.create_vector(peers)),
             };
             (fb::Body::CreateTopic, fb::CreateTopic::create(out, &args).as_union_value())
         }
@@ -276,7 +276,7 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
                 present: *present,
                 first_group: *first_group,
                 replicas: Some(replicas_out(out, replicas)),
-                peers: Some(out.create_vector(peers)),
+                peers: (!peers.is_empty()).then(|| out.create_vector(peers)),
             };
             (fb::Body::CreatePartitions, fb::CreatePartitions::create(out, &args).as_union_value())
         }
