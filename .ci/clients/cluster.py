@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 
+from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, AlterConfigOpType, NewPartitions, NewTopic
 
 PATIENCE = 30
@@ -47,14 +48,38 @@ def administer(address, name, brokers):
     done(client.create_topics([NewTopic(name + "-gone", 1, 1)]))
     done(client.delete_topics([name + "-gone"]))
     assert name + "-gone" not in client.list_topics(timeout=PATIENCE).topics
+    replicated(client, address, name + "-3")
     try:
-        done(client.create_topics([NewTopic(name + "-3", 1, 3)]))
+        done(client.create_topics([NewTopic(name + "-4", 1, brokers + 1)]))
     except Exception as e:
         assert "INVALID_REPLICATION_FACTOR" in str(e), e
     else:
-        raise AssertionError("replication factor 3 was not refused")
+        raise AssertionError(f"replication factor {brokers + 1} was not refused")
     cluster = client.describe_cluster().result(PATIENCE)
     assert len(cluster.nodes) == brokers and cluster.controller is not None, cluster
+
+
+def replicated(client, address, name):
+    """A topic on every broker: its replicas are in sync, and what acks=all acknowledged is read back."""
+    done(client.create_topics([NewTopic(name, 3, 3, config={"min.insync.replicas": "2"})]))
+    partitions = client.list_topics(timeout=PATIENCE).topics[name].partitions.values()
+    assert all(sorted(p.replicas) == [1, 2, 3] for p in partitions), partitions
+    assert len({p.leader for p in partitions}) == 3, "leaders are not spread over the brokers"
+    producer = Producer({"bootstrap.servers": address, "acks": "all", "enable.idempotence": True})
+    failed = []
+    sent = {f"{name} {n}" for n in range(1000)}
+    for n, value in enumerate(sorted(sent)):
+        producer.produce(name, value, partition=n % 3, on_delivery=lambda error, _: error and failed.append(error))
+    assert producer.flush(PATIENCE) == 0 and not failed, failed[:3]
+    consumer = Consumer({"bootstrap.servers": address, "group.id": name, "auto.offset.reset": "earliest"})
+    consumer.subscribe([name])
+    got = []
+    deadline = time.monotonic() + PATIENCE
+    while len(got) < len(sent):
+        assert time.monotonic() < deadline, f"{len(got)} of {len(sent)} records came back"
+        got += [m.value().decode() for m in consumer.consume(1000, 0.1)]
+    consumer.close()
+    assert sorted(got) == sorted(sent)
 
 
 def seen(port, names):
