@@ -3,6 +3,9 @@
 cluster.py HOST:PORT NAME BROKERS       creates, alters and describes a topic there
 cluster.py --seen PORT NAME…            the topics are seen at the brokers on PORT, PORT + 1 and PORT + 2
 cluster.py --fast HOST:PORT PORT        100 writes under metadata.acks=leader are 100 on the fast path
+cluster.py --replicated HOST:PORT NAME… creates topics with three partitions of three replicas
+cluster.py --in-sync BOOTSTRAP NAME…    waits until all their replicas are in sync
+cluster.py --preferred BOOTSTRAP NAME…  waits until each partition's first replica leads
 """
 
 import sys
@@ -112,7 +115,27 @@ def fast(address, port):
     assert (after[0] - before[0], after[1] - before[1]) == (100, 0), (before, after)
 
 
-if sys.argv[1] == "--seen":
+def until(address, names, what, is_so):
+    """Waits until it is so of every partition of the topics."""
+    client = admin(address)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        topics = client.list_topics(timeout=PATIENCE).topics
+        wrong = [f"{name}-{p.id}" for name in names for p in topics[name].partitions.values() if not is_so(p)]
+        if not wrong:
+            return
+        assert time.monotonic() < deadline, f"not {what}: {wrong}"
+        time.sleep(0.1)
+
+
+if sys.argv[1] == "--replicated":
+    client, config = admin(sys.argv[2]), {"min.insync.replicas": "2"}
+    done(client.create_topics([NewTopic(name, 3, 3, config=config) for name in sys.argv[3:]]))
+elif sys.argv[1] == "--in-sync":
+    until(sys.argv[2], sys.argv[3:], "in sync", lambda p: len(p.isrs) == 3)
+elif sys.argv[1] == "--preferred":
+    until(sys.argv[2], sys.argv[3:], "led by the preferred replica", lambda p: p.leader == p.replicas[0])
+elif sys.argv[1] == "--seen":
     seen(int(sys.argv[2]), sys.argv[3:])
 elif sys.argv[1] == "--fast":
     fast(sys.argv[2], int(sys.argv[3]))

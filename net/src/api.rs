@@ -85,6 +85,7 @@ table! {
     DescribeConfigs = 32: 1..=4, flexible 4;
     CreatePartitions = 37: 0..=3, flexible 2;
     DeleteGroups = 42: 0..=2, flexible 2;
+    ElectLeaders = 43: 0..=2, flexible 2;
     IncrementalAlterConfigs = 44: 0..=1, flexible 1;
     DescribeQuorum = 55: 0..=2, flexible 0;
     DescribeCluster = 60: 0..=2, flexible 0;
@@ -186,7 +187,7 @@ mod tests {
             ApiVersions ApiVersionsRequest, CreateTopics CreateTopicsRequest, DeleteTopics DeleteTopicsRequest,
             InitProducerId InitProducerIdRequest, OffsetForLeaderEpoch OffsetForLeaderEpochRequest,
             DescribeConfigs DescribeConfigsRequest, CreatePartitions CreatePartitionsRequest,
-            DeleteGroups DeleteGroupsRequest, IncrementalAlterConfigs IncrementalAlterConfigsRequest,
+            DeleteGroups DeleteGroupsRequest, ElectLeaders ElectLeadersRequest, IncrementalAlterConfigs IncrementalAlterConfigsRequest,
             DescribeQuorum DescribeQuorumRequest, DescribeCluster DescribeClusterRequest,
             UnregisterBroker UnregisterBrokerRequest, DescribeTopicPartitions DescribeTopicPartitionsRequest
         )

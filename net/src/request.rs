@@ -98,6 +98,7 @@ control_apis! {
     DescribeConfigs(kafka::DescribeConfigsRequest),
     CreatePartitions(kafka::CreatePartitionsRequest),
     DeleteGroups(kafka::DeleteGroupsRequest),
+    ElectLeaders(kafka::ElectLeadersRequest),
     IncrementalAlterConfigs(kafka::IncrementalAlterConfigsRequest),
     DescribeQuorum(kafka::DescribeQuorumRequest),
     DescribeCluster(kafka::DescribeClusterRequest),

@@ -79,6 +79,7 @@ responses! {
     DescribeConfigs(kafka::DescribeConfigsResponse),
     CreatePartitions(kafka::CreatePartitionsResponse),
     DeleteGroups(kafka::DeleteGroupsResponse),
+    ElectLeaders(kafka::ElectLeadersResponse),
     IncrementalAlterConfigs(kafka::IncrementalAlterConfigsResponse),
     DescribeQuorum(kafka::DescribeQuorumResponse),
     DescribeCluster(kafka::DescribeClusterResponse),

@@ -195,6 +195,7 @@ macro_rules! each_api {
             visit_all!(DescribeConfigsRequest),
             visit_all!(CreatePartitionsRequest),
             visit_all!(DeleteGroupsRequest),
+            visit_all!(ElectLeadersRequest),
             visit_all!(IncrementalAlterConfigsRequest),
             visit_all!(DescribeQuorumRequest),
             visit_all!(DescribeClusterRequest),

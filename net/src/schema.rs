@@ -106,6 +106,7 @@ pub fn request(api: ApiKey) -> &'static [Field] {
         ApiKey::DescribeConfigs => DESCRIBE_CONFIGS,
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
+        ApiKey::ElectLeaders => ELECT_LEADERS,
         ApiKey::IncrementalAlterConfigs => INCREMENTAL_ALTER_CONFIGS,
         ApiKey::DescribeQuorum => DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => DESCRIBE_CLUSTER,
@@ -303,6 +304,12 @@ const CREATE_PARTITIONS: &[Field] = &[
 ];
 
 const DELETE_GROUPS: &[Field] = &[f("groups", Array(&String))];
+
+const ELECT_LEADERS: &[Field] = &[
+    f("election type", Int8).from(1),
+    f("topics", Array(&Struct(&[f("topic", String), f("partitions", Array(&Int32))]))).nullable(),
+    f("timeout", Int32),
+];
 
 const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
     f(

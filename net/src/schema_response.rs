@@ -31,6 +31,7 @@ pub fn response(api: ApiKey) -> &'static [Field] {
         ApiKey::DescribeConfigs => DESCRIBE_CONFIGS,
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
+        ApiKey::ElectLeaders => ELECT_LEADERS,
         ApiKey::IncrementalAlterConfigs => INCREMENTAL_ALTER_CONFIGS,
         ApiKey::DescribeQuorum => DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => DESCRIBE_CLUSTER,
@@ -437,6 +438,21 @@ const CREATE_PARTITIONS: &[Field] = &[
 
 const DELETE_GROUPS: &[Field] =
     &[f("throttle time ms", Int32), f("results", Array(&Struct(&[f("group id", String), f("error code", Int16)])))];
+
+const ELECT_LEADERS: &[Field] = &[
+    f("throttle time ms", Int32),
+    f("error code", Int16).from(1),
+    f(
+        "results",
+        Array(&Struct(&[
+            f("topic", String),
+            f(
+                "partitions",
+                Array(&Struct(&[f("partition", Int32), f("error code", Int16), f("error message", String).nullable()])),
+            ),
+        ])),
+    ),
+];
 
 const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
     f("throttle time ms", Int32),

@@ -98,6 +98,13 @@ impl Groups {
         self.heard(core, group, node).is_some_and(|heard| heard.healthy)
     }
 
+    /// Whether some core of a broker that has been heard of is silent now, or says that it is not well.
+    pub fn is_ill(&self, node: i32) -> bool {
+        let heard = self.heard.borrow();
+        let mut of_node = heard.iter().filter(|((of, _), _)| *of == node);
+        of_node.any(|(_, heard)| !heard.there || !heard.healthy)
+    }
+
     /// Messages that came before their group was known.
     pub fn take_early(&self, group: GroupId) -> Vec<(Message, Vec<(usize, Bytes)>)> {
         let mut early = self.early.borrow_mut();
@@ -129,8 +136,11 @@ impl Groups {
         let heard = Heard { at: now, since, incarnation: beat.incarnation, healthy: beat.healthy, there: true };
         self.heard.borrow_mut().insert((node, beat.core), heard);
         if !is_same {
-            tracing::debug!(node, core = beat.core, "a core of another broker is there");
-            concerned(core, node, beat.core, beat.cores).iter().for_each(|partition| match before {
+            // It may have come back with fewer cores.
+            self.heard.borrow_mut().retain(|(of, core), _| *of != node || *core < beat.cores);
+            let concerned = concerned(core, node, beat.core, beat.cores);
+            tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is there");
+            concerned.iter().for_each(|partition| match before {
                 Some(before) if before.incarnation != beat.incarnation => partition.loses(core, node),
                 _ => partition.meets(core),
             });
@@ -156,7 +166,8 @@ pub async fn run(core: Rc<Core>) {
             incarnation: core.identity.incarnation,
             core: core.id().0 as u16,
             cores: core.cores() as u16,
-            healthy: !core.has_failed() && !core.groups.leaving.get(),
+            // A broker that hears nothing of the metadata's leader does not learn of new partitions.
+            healthy: !core.has_failed() && !core.groups.leaving.get() && core.controller().is_some(),
         };
         if core.has_failed() {
             return core.peers().send_to_all(&PeerMessage::Beat(beat));
@@ -188,9 +199,10 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
         }
     }
     for (node, of) in lost {
-        tracing::info!(node, core = of, "a core of another broker is silent");
         let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1);
-        concerned(core, node, of, cores).iter().for_each(|partition| partition.loses(core, node));
+        let concerned = concerned(core, node, of, cores);
+        tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
+        concerned.iter().for_each(|partition| partition.loses(core, node));
     }
 }
 

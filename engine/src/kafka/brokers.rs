@@ -34,11 +34,14 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
     alive(core).into_iter().map(|node| node.id).collect()
 }
 
-/// The brokers that new partitions go to: those that are alive, but for any that this one has just lost sight of and that will be
-/// fenced if it does not come back. There is at least this one.
-pub fn placeable_ids(core: &Core) -> Vec<i32> {
+/// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
+/// or that say that they are not well, if the others are enough.
+pub fn placeable_ids(core: &Core, factor: usize) -> Vec<i32> {
     let away = core.away();
-    alive_ids(core).into_iter().filter(|node| *node == core.node() || !away.contains(node)).collect()
+    let is_well = |node: &i32| *node == core.node() || !(away.contains(node) || core.groups.is_ill(*node));
+    let alive = alive_ids(core);
+    let well: Vec<i32> = alive.iter().copied().filter(is_well).collect();
+    if well.len() >= factor { well } else { alive }
 }
 
 /// Where these leaders are reached, each told once (KIP-951).

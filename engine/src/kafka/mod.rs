@@ -5,6 +5,7 @@ mod api_versions;
 mod brokers;
 mod cluster;
 mod configs;
+mod elect_leaders;
 mod fetch;
 mod groups;
 mod list_offsets;
@@ -53,6 +54,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
         Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
         Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request).await }),
         Request::DescribeQuorum(request) => reply(async move { quorum::describe(&core, request).await }),
+        Request::ElectLeaders(request) => reply(async move { elect_leaders::elect(&core, request).await }),
         Request::UnregisterBroker(request) => reply(async move { unregister::unregister(&core, request).await }),
         Request::DescribeTopicPartitions(request) => {
             reply(async move { metadata::describe_partitions(&core, request).await })

@@ -6,6 +6,7 @@
 use super::{Pending, brokers, topics::OFFSETS_TOPIC};
 use crate::{
     admission::Turn,
+    clock,
     core::{Core, CoreId, wall_ms},
     partition::{Acks, Appended, Committed},
     rt,
@@ -19,7 +20,6 @@ use net::{
     produce::{ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
 };
 use std::{
-    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -119,40 +119,51 @@ fn check(
     Ok((group, batch, info))
 }
 
-/// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order.
+/// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
+/// replicas longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
     let now_ms = wall_ms();
     let begun: Vec<_> = items
         .into_iter()
         .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
-            None => (item.place, Begun::Appended(append(&core, item, now_ms))),
-            Some(turn) => (item.place, Begun::Waiting(turn, item)),
+            None => (item.place, item.acks, Begun::Appended(append(&core, item, now_ms))),
+            Some(turn) => (item.place, item.acks, Begun::Waiting(turn, item)),
         })
         .collect();
     async move {
-        let deadline = rt::sleep(timeout);
-        let mut deadline = pin!(deadline);
+        let deadline = clock::now() + timeout;
         let mut started = Vec::with_capacity(begun.len());
-        for (place, begun) in begun {
-            started.push(match begun {
-                Begun::Appended(committed) => (place, committed),
-                Begun::Waiting(turn, item) => {
-                    let late = matches!(race(turn.come(), deadline.as_mut()).await, Either::Second(()));
-                    let appended = if late { Err(ErrorCode::RequestTimedOut) } else { append(&core, item, wall_ms()) };
-                    (place, appended)
-                }
-            });
+        for (place, acks, begun) in begun {
+            let begun = match begun {
+                Begun::Appended(begun) => begun,
+                Begun::Waiting(turn, item) => match before(deadline, turn.come()).await {
+                    Some(()) => append(&core, item, wall_ms()),
+                    None => Err(ErrorCode::RequestTimedOut),
+                },
+            };
+            started.push((place, acks, begun));
         }
         let mut outcomes = Vec::with_capacity(started.len());
-        for (place, committed) in started {
-            let outcome = match committed {
-                // A promise dropped without an answer is a partition closed under us: deleted, or moved.
-                Ok(committed) => committed.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
-                Err(code) => Err(code),
+        for (place, acks, begun) in started {
+            let outcome = match begun {
+                Ok(committed) if acks == Acks::All => before(deadline, committed).await,
+                Ok(committed) => Some(committed.await),
+                Err(code) => Some(Some(Err(code))),
             };
-            outcomes.push((place, outcome));
+            // A promise dropped without an answer is a partition closed under us: deleted, or moved.
+            let closed = Err(ErrorCode::NotLeaderOrFollower);
+            outcomes
+                .push((place, outcome.map_or(Err(ErrorCode::RequestTimedOut), |outcome| outcome.unwrap_or(closed))));
         }
         outcomes
+    }
+}
+
+/// What comes of it, if it comes before the deadline.
+async fn before<T>(deadline: Duration, what: impl Future<Output = T>) -> Option<T> {
+    match race(what, rt::sleep(deadline.saturating_sub(clock::now()))).await {
+        Either::First(done) => Some(done),
+        Either::Second(()) => None,
     }
 }
 

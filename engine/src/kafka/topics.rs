@@ -66,7 +66,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             "topics that clients use could not be created: too few brokers for default.replication.factor"
         );
     };
-    let live = brokers::placeable_ids(core);
+    let live = brokers::placeable_ids(core, factor);
     let create =
         |name: &&str| create_command(name, core.placement.spread(&live, partitions as usize, factor), BTreeMap::new());
     let commands = missing.iter().map(create).collect();
@@ -81,8 +81,9 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCo
             BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
         let partitions = core.config.offsets_topic_num_partitions as usize;
         // Those that are away for a moment get their replicas too.
-        let (live, registered) = (brokers::placeable_ids(core), brokers::all(core));
+        let registered = brokers::all(core);
         let factor = registered.len().min(core.config.offsets_topic_replication_factor as usize);
+        let live = brokers::placeable_ids(core, factor);
         let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
         let replicas = core.placement.spread(&nodes, partitions, factor);
         create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
@@ -163,7 +164,8 @@ pub async fn create(core: &Rc<Core>, request: CreateTopicsRequest, version: i16)
         let results = change(core, &request.topics, check_one, request.timeout_ms).await;
         results.into_iter().map(|result| result.map(|(_, outcome)| Some(outcome))).collect()
     };
-    let topics = request.topics.into_iter().zip(results).map(|(topic, result)| topic_result(core, topic, result, version));
+    let topics =
+        request.topics.into_iter().zip(results).map(|(topic, result)| topic_result(core, topic, result, version));
     CreateTopicsResponse::default().with_topics(topics.collect())
 }
 
@@ -241,7 +243,7 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&brokers::placeable_ids(core), partitions as usize, factor),
+        true => core.placement.spread(&brokers::placeable_ids(core, factor), partitions as usize, factor),
         false => assigned(&brokers::alive_ids(core), topic)?,
     };
     Ok(create_command(name, replicas, configs))
@@ -249,7 +251,7 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
 
 fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
     let factor = if factor == -1 { core.config.default_replication_factor } else { factor };
-    replicas_on(factor, brokers::placeable_ids(core).len())
+    replicas_on(factor, brokers::alive_ids(core).len())
 }
 
 fn replicas_on(factor: i16, brokers: usize) -> Result<usize, Refusal> {
@@ -388,11 +390,11 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
     }
     let more = request.count - present;
     // As many replicas as the topic's partitions have.
-    let factor = topic.partitions[0].replicas.len();
+    let factor = topic.partitions[0].replicas.len() as i16;
     let replicas = match &request.assignments {
         None => {
-            let live = brokers::placeable_ids(core);
-            core.placement.spread(&live, more as usize, replicas_on(factor as i16, live.len())?)
+            let factor = check_replication(core, factor)?;
+            core.placement.spread(&brokers::placeable_ids(core, factor), more as usize, factor)
         }
         Some(assignments) => {
             let live = brokers::alive_ids(core);

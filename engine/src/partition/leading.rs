@@ -157,7 +157,7 @@ impl Partition {
             return;
         }
         let shrunk = in_sync.len() < self.in_sync.borrow().len();
-        tracing::info!(partition = %self.name, ?in_sync, "the replicas in sync have changed");
+        tracing::debug!(partition = %self.name, ?in_sync, "the replicas in sync have changed");
         let too_few = in_sync.len() < self.config.borrow().min_insync_replicas;
         *self.in_sync.borrow_mut() = in_sync;
         if let Some((node, epoch)) = self.told.get() {
