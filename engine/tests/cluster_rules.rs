@@ -156,12 +156,8 @@ fn acks_all_is_refused_before_and_after_the_append_while_too_few_replicas_are_in
     cluster.broker(behind).signal(libc::SIGCONT);
     wait_until_whole(&cluster);
     assert_eq!(produce(&cluster, leader, ALL, 10_000, "all three again"), Ok(3));
-    let expected = [
-        "all three",
-        "appended, then found to be on two",
-        "only the leader's disk is asked for",
-        "all three again",
-    ];
+    let expected =
+        ["all three", "appended, then found to be on two", "only the leader's disk is asked for", "all three again"];
     let found = values(&cluster, leader, 0).unwrap();
     assert_eq!(found, (0..).zip(expected.map(str::to_owned)).collect::<Vec<_>>());
     for follower in [behind, other] {
@@ -234,9 +230,8 @@ fn leaders_are_elected_when_a_client_asks() {
 fn quiet_partitions_rest_miss_no_death_and_go_back_to_their_preferred_leaders() {
     let mut cluster = Cluster::start(BROKERS, &["--set", "leader.imbalance.check.interval.seconds=1"]);
     create(&cluster, &[]);
-    let all_rest = |cluster: &Cluster| {
-        (0..BROKERS).all(|i| cluster.broker(i).metric("millrace_replication_groups_awake") == 0.0)
-    };
+    let all_rest =
+        |cluster: &Cluster| (0..BROKERS).all(|i| cluster.broker(i).metric("millrace_replication_groups_awake") == 0.0);
     produce_somehow(&cluster, None, "one");
     wait_until("rest of all groups", || all_rest(&cluster));
     produce_somehow(&cluster, None, "two");
