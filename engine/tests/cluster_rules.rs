@@ -8,10 +8,13 @@ use std::collections::BTreeSet;
 use bytes::Buf;
 use net::client_blocking::Client;
 use net::errors::{self, ErrorCode};
+use net::messages::create_topics_request::CreatableTopic;
 use net::messages::elect_leaders_request::TopicPartitions;
 use net::messages::metadata_response::MetadataResponsePartition;
 use net::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
-use net::messages::{BrokerId, DescribeTopicPartitionsRequest, ElectLeadersRequest, OffsetForLeaderEpochRequest};
+use net::messages::{
+    BrokerId, CreateTopicsRequest, DescribeTopicPartitionsRequest, ElectLeadersRequest, OffsetForLeaderEpochRequest,
+};
 use net::record::Records;
 
 use support::cluster::{Cluster, wait_until};
@@ -317,4 +320,30 @@ fn a_replica_behind_the_logs_start_is_given_what_is_left_and_may_lead() {
     assert!(from > 2000, "it begins at {from}");
     let expected: Vec<(i64, String)> = (from..=last).map(|n| (n, value(n))).collect();
     assert!(values(&cluster, away, from).unwrap() == expected, "other records than were acknowledged");
+}
+
+#[test]
+fn a_broker_that_is_cut_off_with_an_undecided_change_goes_on_with_what_it_has_alone() {
+    let cluster = Cluster::start(BROKERS, &["--cores", "0", "--set", "wal.ring.bytes=16777216"]);
+    let leader = cluster.leader();
+    let created = wire::create_topic(&mut client(&cluster, leader), "alone", BROKERS as i32, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let placed = wire::partitions(&mut client(&cluster, leader), "alone");
+    let own = placed.iter().find(|partition| partition.leader_id.0 == leader as i32 + 1).expect("one for each");
+    cluster.set_all_ways(leader, Mode::Silent);
+    let undecided =
+        CreatableTopic::default().with_name(topic_name("undecided")).with_num_partitions(1).with_replication_factor(1);
+    let undecided = CreateTopicsRequest::default().with_topics(vec![undecided]).with_timeout_ms(500);
+    let answer = client(&cluster, leader).call(undecided).expect("an answer");
+    assert_ne!(errors::check(answer.topics[0].error_code), Ok(()), "nobody else knows of it");
+    // More than the ring holds before entries are to make room, and less than it holds at all.
+    let value = vec![b'x'; 64 << 10];
+    let mut producer = client(&cluster, leader);
+    for n in 0..120 {
+        let answer = wire::produce(&mut producer, "alone", own.partition_index, wire::batch(&[&value]));
+        assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), n));
+    }
+    cluster.set_all_ways(leader, Mode::Open);
+    let shown = |i| wire::partitions(&mut client(&cluster, i), "alone").len() == BROKERS;
+    wait_until("agreement", || (0..BROKERS).all(shown));
 }

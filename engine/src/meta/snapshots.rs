@@ -21,7 +21,7 @@ use std::{
 };
 use wal::{
     record::HardState,
-    store::{AppState, AppendError, LogPos, SnapshotError},
+    store::{AppState, AppendError, LogPos, Poisoned, SnapshotError},
 };
 
 /// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
@@ -44,6 +44,13 @@ pub(super) struct Snapshots {
     staged: RefCell<Option<(SnapshotMark, Vec<Slice>, Bytes)>>,
 }
 
+impl Snapshots {
+    /// The index of the newest, 0 before the first.
+    fn covered(&self) -> u64 {
+        self.newest.borrow().as_ref().map_or(0, |(mark, _)| mark.at.index)
+    }
+}
+
 impl Meta {
     /// A snapshot is durable: from now on, whoever lacks what it covers gets it.
     pub(super) fn has_snapshot(&self, mark: SnapshotMark, blob: Bytes) {
@@ -62,15 +69,21 @@ impl Meta {
 /// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
 pub async fn snapshot_when_wanted(core: Rc<Core>) {
     let meta = core.meta().clone();
-    let mut covered = meta.with(|plane, _| plane.published());
     loop {
+        let covered = meta.snapshots.covered();
         let seen = meta.snapshots.wanted.version();
         let due = race(meta.entries_since(covered, SNAPSHOT_ENTRIES), meta.snapshots.wanted.past(seen));
-        if let Either::First(Err(_poisoned)) = race(core.store.snapshot_wanted(), due).await {
+        let ring = async {
+            core.store.snapshot_wanted().await?;
+            // What the ring still holds then may be entries that are not decided: no snapshot makes room of them.
+            meta.entries_since(covered, 1).await;
+            Ok::<_, Poisoned>(())
+        };
+        if let Either::First(Err(_poisoned)) = race(ring, due).await {
             return;
         }
         match snapshot(&core).await {
-            Ok(index) => covered = index,
+            Ok(_) => {}
             Err(error) if core.store.poisoned().is_some() => return core.storage_failed(&error.to_string()),
             Err(error) => {
                 tracing::warn!(%error, "cannot write a metadata snapshot; trying again in {} s", SNAPSHOT_RETRY.as_secs());
