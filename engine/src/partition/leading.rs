@@ -17,6 +17,8 @@ use std::{rc::Rc, time::Duration};
 const RESTS_AFTER: u32 = 5;
 /// Ticks between the replicas of a partition that stand for election because its leader is lost, in the order of their preference.
 const STAND_APART: u32 = 3;
+/// How long a new leader takes its peers for in sync before they have shown what they have.
+const SHOW_WITHIN: Duration = Duration::from_secs(1);
 /// Entries that a learner may lack and still be made a voter.
 const NEARLY_ALL: u64 = 64;
 
@@ -28,7 +30,7 @@ impl Partition {
         if led_in.is_some() && led_in != leads_in {
             self.established.set(false);
             self.in_sync.borrow_mut().clear();
-            self.caught_up.borrow_mut().clear();
+            self.excused_until.borrow_mut().clear();
             // Whether their entries last is not known here: who asks again is answered by the next leader.
             self.state.borrow_mut().refuse_all(ErrorCode::NotLeaderOrFollower);
             core.coordinators.resign(self.group());
@@ -60,7 +62,8 @@ impl Partition {
             self.established.set(true);
             let peers = self.replica.with(|raft| raft.progress());
             let now = crate::clock::now();
-            *self.caught_up.borrow_mut() = peers.iter().map(|peer| (peer.peer, now)).collect();
+            let until = now + SHOW_WITHIN;
+            *self.excused_until.borrow_mut() = peers.iter().map(|peer| (peer.peer, until)).collect();
             *self.in_sync.borrow_mut() = self.now_in_sync(core, now);
         }
         self.told.set(Some((node, term as i32)));
@@ -94,18 +97,14 @@ impl Partition {
 
     /// The nodes in sync, as this leader sees them: in the order of the replicas.
     fn now_in_sync(&self, core: &Core, now: Duration) -> Vec<i32> {
-        let lag_max = Duration::from_millis(core.config.replica_lag_time_max_ms);
-        let caught_up = self.caught_up.borrow();
+        let excused_until = self.excused_until.borrow();
         let peers = self.replica.with(|raft| (raft.progress(), raft.commit(), raft.peer()));
         let (progress, commit, me) = peers;
         let is_in_sync = |node: &i32| {
             progress.iter().any(|peer| {
-                let is_close = || {
-                    let since = caught_up.get(&peer.peer).map_or(Duration::MAX, |at| now.saturating_sub(*at));
-                    peer.matched >= commit || since <= lag_max
-                };
-                // A broker on a new disk is another peer, which becomes a voter once it has everything.
-                let is_there = || core.groups.is_there(core, self.group(), *node) && core.peers().has_peer(peer.peer);
+                let is_excused = || excused_until.get(&peer.peer).is_some_and(|until| now < *until);
+                let is_close = || peer.matched >= commit || is_excused();
+                let is_there = || self.is_there(core, peer.peer);
                 node_of(peer.peer) == *node && peer.voter && (peer.peer == me || (is_there() && is_close()))
             })
         };
@@ -142,16 +141,24 @@ impl Partition {
         }
     }
 
-    /// Who has everything that there was a tick ago has caught up.
+    /// Whether the broker's core is there, as this peer: on a new disk it is another, which becomes a voter once it has everything.
+    fn is_there(&self, core: &Core, peer: u64) -> bool {
+        core.groups.is_there(core, self.group(), node_of(peer)) && core.peers().has_peer(peer)
+    }
+
+    /// Who has everything that there was a tick ago has caught up, and may fall behind for a while; who was away has to catch up first.
     fn watch_peers(&self, core: &Rc<Core>, now: Duration) {
         let (before, _) = self.ticked.get();
-        let mut caught_up = self.caught_up.borrow_mut();
+        let until = now + Duration::from_millis(core.config.replica_lag_time_max_ms);
+        let mut excused_until = self.excused_until.borrow_mut();
         for peer in self.replica.with(|raft| raft.progress()) {
-            if peer.matched >= before {
-                caught_up.insert(peer.peer, now);
+            if !self.is_there(core, peer.peer) {
+                excused_until.remove(&peer.peer);
+            } else if peer.matched >= before {
+                excused_until.insert(peer.peer, until);
             }
         }
-        drop(caught_up);
+        drop(excused_until);
         let in_sync = self.now_in_sync(core, now);
         if *self.in_sync.borrow() == in_sync {
             return;
@@ -172,9 +179,9 @@ impl Partition {
     }
 
     fn rest_if_settled(&self, core: &Rc<Core>) {
-        let is_there =
-            |peer: u64| core.groups.is_there(core, self.group(), node_of(peer)) && core.peers().has_peer(peer);
-        let Some((at, there)) = self.replica.with(|raft| raft.at_rest(is_there)) else { return };
+        let Some((at, there)) = self.replica.with(|raft| raft.at_rest(|peer| self.is_there(core, peer))) else {
+            return;
+        };
         for peer in there {
             core.peers().send_on(
                 net::peer::Lane::Data,

@@ -141,8 +141,8 @@ pub struct Partition {
     told: Cell<Option<(i32, i32)>>,
     /// A leader's: nodes that have what is committed, or had it a moment ago.
     in_sync: RefCell<Vec<i32>>,
-    /// A leader's: when each peer had everything that there was.
-    caught_up: RefCell<AHashMap<u64, Duration>>,
+    /// A leader's: until when each peer is in sync even if it lacks something.
+    excused_until: RefCell<AHashMap<u64, Duration>>,
     /// The log's last index at the last tick, and for how many ticks it has been that.
     ticked: Cell<(u64, u32)>,
     /// Ticks until this replica stands for election, its leader being lost.
@@ -221,7 +221,7 @@ impl Partition {
             led_term: Cell::new(None),
             told: Cell::new(None),
             in_sync: RefCell::default(),
-            caught_up: RefCell::default(),
+            excused_until: RefCell::default(),
             ticked: Cell::new((0, 0)),
             stands_in: Cell::new(None),
             coming: Cell::new(None),
