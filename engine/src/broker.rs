@@ -7,15 +7,17 @@
 
 use crate::{
     bootstrap::{self, BootstrapError},
+    clock,
     config::Config,
     config_value::Seeds,
-    core::{Core, CoreId, CoreParts, Identity, core_of, wall_ms},
+    core::{Core, CoreId, CoreParts, Identity, core_of},
     cpus::CorePlan,
+    disk::{self, Disk},
     front::{self, Spread},
-    groups,
-    mesh::{self, HasMesh, MeshSeed},
+    groups::{self, GroupHost},
+    mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
     meta::{self, META_CORE},
-    metrics::Metrics,
+    metrics::{CoreMetrics, Metrics},
     peers::Peers,
     replica, rt,
     sync::{self, Either, race},
@@ -27,7 +29,6 @@ use consensus::{
 use net::listen::{self, BindError, Bound};
 use std::{
     net::SocketAddr,
-    path::PathBuf,
     rc::Rc,
     sync::{
         Arc,
@@ -36,9 +37,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use uuid::Uuid;
 use wal::{
-    disk_uring::UringDisk,
     manifest::{self, Manifest},
     store::{OpenError, Poisoned, Store, StoreConfig, StoreDirs},
 };
@@ -84,13 +83,8 @@ struct Stop {
 
 /// What every core is made from.
 struct Shared {
+    about: About,
     config: Arc<Config>,
-    cluster_id: Arc<str>,
-    identity: Arc<Identity>,
-    hello: Hello,
-    epoch: u64,
-    data_dir: PathBuf,
-    advertised: (Arc<str>, u16),
     spread: Arc<Spread>,
     metrics: Arc<Metrics>,
     memory_per_core: u64,
@@ -117,19 +111,8 @@ impl Broker {
         let mut peer_bound = Some(peer_bound);
         let (news, heard) = mpsc::channel();
         let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
-        let cluster_id: Arc<str> = manifest.cluster_id.clone().expect("it is in a cluster by now").into();
         let shared = Arc::new(Shared {
-            advertised: config.advertised(kafka_addr),
-            data_dir: config.data_dir.clone(),
-            cluster_id: cluster_id.clone(),
-            identity: Arc::new(Identity {
-                peer: manifest.peer,
-                incarnation: manifest.incarnation,
-                founding: manifest.founding.clone(),
-                peer_addr: config.advertised_peer(peer_addr),
-            }),
-            hello: hello(&manifest, &config, peer_addr),
-            epoch: manifest.epoch,
+            about: About::new(&manifest, config.clone(), kafka_addr, peer_addr),
             spread: Arc::new(Spread::new(cpus.len())),
             metrics,
             memory_per_core,
@@ -137,6 +120,7 @@ impl Broker {
             news,
             config,
         });
+        let cluster_id = shared.about.cluster_id.clone();
         let mut threads = Vec::with_capacity(cpus.len());
         for (number, (seed, cpu)) in mesh::seeds::<Core>(cpus.len()).into_iter().zip(cpus).enumerate() {
             let (shared, bound) = (shared.clone(), bound.next().expect("one listener per core"));
@@ -233,11 +217,11 @@ where
     heard.recv().expect("the answer is sent before the thread ends").map_err(BrokerError::DataDir)
 }
 
-fn open_disk() -> Result<UringDisk, OpenError> {
-    UringDisk::new().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
+fn open_disk() -> Result<Disk, OpenError> {
+    disk::open().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
 }
 
-async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, OpenError> {
+pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, OpenError> {
     let data = &config.data_dir;
     let disk = open_disk()?;
     let manifest = match Manifest::read(&disk, data).await? {
@@ -277,12 +261,12 @@ async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<
 /// Below the number of a new directory's first process, and above those of all processes on directories that this broker had
 /// before: what they asked must not be taken for what this one asks.
 fn first_incarnation() -> u64 {
-    (wall_ms() as u64) << 16
+    (clock::wall_ms() as u64) << 16
 }
 
 /// A number that no other disk of this broker has had, but by an accident of one in four thousand million.
 fn draw() -> u32 {
-    Uuid::new_v4().as_u128() as u32
+    rt::draw_uuid().as_u128() as u32
 }
 
 /// Founds or joins a cluster, if the data directory belongs to none.
@@ -346,21 +330,79 @@ async fn run_core(
     let (mesh, inbox) = seed.connect().await;
     let id: CoreId = mesh.me();
     let cores = mesh.cores();
-    let disk = UringDisk::new().map_err(|error| error.to_string())?;
-    let dirs = StoreDirs::new(&shared.data_dir, shared.epoch, id.0);
     let store_config = store_config(&shared.config, cores, shared.memory_per_core);
-    let opened = Store::open(disk, &dirs, shared.epoch, store_config).await;
+    let core = begin_core(&shared.about, mesh, inbox, store_config, shared.metrics.core(id.0), shared.spread.clone());
+    let core = core.await?;
+    if let Some(peer_bound) = peer_bound {
+        let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
+        let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
+        begin_meta(&core, accept).await?;
+        rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
+    }
+    core.until_serving().await;
+    shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
+    rt::spawn(front::close_idle(core.clone()));
+    serve_partitions(&core);
+    // A core that accepts nobody would leave the broker half alive.
+    front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
+    drain(&core).await;
+    Ok(())
+}
+
+/// What a broker's cores know of it.
+pub(crate) struct About {
+    pub config: Arc<Config>,
+    pub cluster_id: Arc<str>,
+    pub identity: Arc<Identity>,
+    pub hello: Hello,
+    pub epoch: u64,
+    /// Host and port that clients are told.
+    pub advertised: (Arc<str>, u16),
+}
+
+impl About {
+    /// A broker that belongs to a cluster, at these addresses.
+    pub(crate) fn new(manifest: &Manifest, config: Arc<Config>, kafka_addr: SocketAddr, peer_addr: SocketAddr) -> Self {
+        Self {
+            cluster_id: manifest.cluster_id.clone().expect("it is in a cluster by now").into(),
+            identity: Arc::new(Identity {
+                peer: manifest.peer,
+                incarnation: manifest.incarnation,
+                founding: manifest.founding.clone(),
+                peer_addr: config.advertised_peer(peer_addr),
+            }),
+            hello: hello(manifest, &config, peer_addr),
+            epoch: manifest.epoch,
+            advertised: config.advertised(kafka_addr),
+            config,
+        }
+    }
+}
+
+/// Opens a core's store and starts everything that needs no more than that.
+pub(crate) async fn begin_core(
+    about: &About,
+    mesh: Mesh<Core>,
+    inbox: MeshInbox<Core>,
+    store_config: StoreConfig,
+    metrics: Arc<CoreMetrics>,
+    spread: Arc<Spread>,
+) -> Result<Rc<Core>, String> {
+    let id: CoreId = mesh.me();
+    let disk = open_disk().map_err(|error| error.to_string())?;
+    let dirs = StoreDirs::new(&about.config.data_dir, about.epoch, id.0);
+    let opened = Store::open(disk, &dirs, about.epoch, store_config).await;
     let (store, recovered, report) = opened.map_err(|error| error.to_string())?;
     tracing::info!(core = id.0, ?report, "store recovered");
     let core = Core::new(CoreParts {
         mesh,
-        config: shared.config.clone(),
-        cluster_id: shared.cluster_id.clone(),
-        identity: shared.identity.clone(),
-        advertised: shared.advertised.clone(),
+        config: about.config.clone(),
+        cluster_id: about.cluster_id.clone(),
+        identity: about.identity.clone(),
+        advertised: about.advertised.clone(),
         store,
-        metrics: shared.metrics.core(id.0),
-        spread: shared.spread.clone(),
+        metrics,
+        spread,
         recovered,
     });
     let (journal, flusher) = (core.store.clone(), core.store.clone());
@@ -370,25 +412,25 @@ async fn run_core(
     rt::spawn(replica::run(core.clone()));
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
-    let seeds = shared.config.seeds.iter().flat_map(Seeds::iter);
+    let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
-    core.hold_peers(Peers::new(Hello { core: id.0 as u16, ..shared.hello.clone() }, seeds));
+    core.hold_peers(Peers::new(Hello { core: id.0 as u16, ..about.hello.clone() }, seeds));
     inbox.serve(&core);
     rt::spawn(groups::run(core.clone()));
-    if let Some(peer_bound) = peer_bound {
-        meta::start(&core, peer_bound).await?;
-        rt::spawn(meta::snapshot_when_wanted(core.clone()));
-        rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
-    }
-    core.until_serving().await;
-    shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
-    rt::spawn(front::close_idle(core.clone()));
+    Ok(core)
+}
+
+/// On core 0: the metadata. `accept` takes in other brokers' connections.
+pub(crate) async fn begin_meta(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
+    meta::start(core, accept).await?;
+    rt::spawn(meta::snapshot_when_wanted(core.clone()));
+    Ok(())
+}
+
+/// What goes on beside serving.
+pub(crate) fn serve_partitions(core: &Rc<Core>) {
     rt::spawn(crate::retention::run(core.clone()));
     rt::spawn(groups::rebalance(core.clone()));
-    // A core that accepts nobody would leave the broker half alive.
-    front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
-    drain(&core).await;
-    Ok(())
 }
 
 /// Runs one of the store's loops; if it ends for a fault, so does what this core acks.
@@ -411,7 +453,7 @@ async fn beat(core: Rc<Core>) {
     }
 }
 
-/// On core 0: passes the main thread's wish on to every core.
+/// On core 0: waits until the main thread wants the broker to stop.
 async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
     while !stop.wanted.load(Ordering::Acquire) {
         if let Err(error) = stop.alarm.rung().await {
@@ -419,6 +461,11 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
             return;
         }
     }
+    begin_stop(&core).await;
+}
+
+/// On core 0: has every core hand over what it leads, and stop taking requests.
+pub(crate) async fn begin_stop(core: &Rc<Core>) {
     let cores = (0..core.cores()).map(CoreId);
     sync::all(cores.clone().map(|to| core.call(to, groups::hand_over).result()).collect()).await;
     for to in cores {
@@ -427,7 +474,7 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
 }
 
 /// Answers what is in flight, then leaves the disk so that the next start has nothing to replay.
-async fn drain(core: &Rc<Core>) {
+pub(crate) async fn drain(core: &Rc<Core>) {
     core.connections.close_all();
     if let Either::Second(()) = race(core.connections.drained(), rt::sleep(DRAIN_MAX)).await {
         tracing::warn!(

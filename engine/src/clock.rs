@@ -1,10 +1,23 @@
-//! The clocks that leases and turns are measured by.
+//! The clocks that leases and turns are measured by, and the one that records are stamped with.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Since the machine started, suspended time included (CLOCK_BOOTTIME): a lease must not outlive a pause. Never goes back.
 pub fn now() -> Duration {
+    #[cfg(test)]
+    if let Some(now) = crate::sim::now() {
+        return now;
+    }
     read(libc::CLOCK_BOOTTIME)
+}
+
+/// Wall-clock time in ms since the epoch, for what records and topics are stamped with; never for timeouts.
+pub fn wall_ms() -> i64 {
+    #[cfg(test)]
+    if let Some(now) = crate::sim::now() {
+        return now.as_millis() as i64;
+    }
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 /// CPU time that this thread has used.

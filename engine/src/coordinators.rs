@@ -6,9 +6,10 @@
 //! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
 
 use crate::{
+    clock,
     config::Config,
     coordinator::{self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Now, Output},
-    core::{Core, wall_ms},
+    core::Core,
     partition::{Acks, Committed, FetchRead, Partition},
     rt,
     sync::{Flag, Notify, Promise, promise, race},
@@ -19,12 +20,7 @@ use net::{
     batch::{BatchHeader, Batches},
     errors::ErrorCode,
 };
-use std::{
-    cell::RefCell,
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 use wal::{record::GroupId, store::Admission};
 
 /// Bytes of the log read at a time while a coordinator loads.
@@ -37,7 +33,7 @@ type Token = Promise<GroupResponse>;
 
 /// The coordinators of one core.
 pub struct Coordinators {
-    origin: Instant,
+    origin: Duration,
     seats: RefCell<AHashMap<GroupId, Rc<Seat>>>,
 }
 
@@ -56,13 +52,13 @@ struct Seat {
 
 impl Default for Coordinators {
     fn default() -> Self {
-        Self { origin: Instant::now(), seats: RefCell::default() }
+        Self { origin: clock::now(), seats: RefCell::default() }
     }
 }
 
 impl Coordinators {
     fn now(&self) -> Now {
-        Now { mono_ms: self.origin.elapsed().as_millis() as u64, wall_ms: wall_ms() }
+        Now { mono_ms: (clock::now() - self.origin).as_millis() as u64, wall_ms: clock::wall_ms() }
     }
 
     /// The partition is no more, or its storage has failed: whoever waits is sent elsewhere.
@@ -153,7 +149,7 @@ impl Seat {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
-        let committed = self.partition.append(core, batch, &info, wall_ms(), Acks::All)?;
+        let committed = self.partition.append(core, batch, &info, clock::wall_ms(), Acks::All)?;
         self.appends.borrow_mut().push_back((id, committed));
         self.appended.notify();
         Ok(())
@@ -177,10 +173,10 @@ impl Seat {
 
 /// Loads a coordinator, then wakes it at its deadlines, as long as it serves.
 async fn run(core: Rc<Core>, seat: Rc<Seat>) {
-    let started = Instant::now();
+    let started = clock::now();
     match load(&core, &seat).await {
         Ok(batches) => {
-            let took = started.elapsed();
+            let took = clock::now() - started;
             tracing::info!(partition = %seat.partition.name, batches, ?took, "group coordinator loaded");
         }
         Err(error) => {

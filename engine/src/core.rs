@@ -12,6 +12,7 @@ use crate::{
     config_topic::TopicConfig,
     config_value::HostPort,
     coordinators::Coordinators,
+    disk::Disk,
     front::{Connections, Spread},
     groups::Groups,
     kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
@@ -36,14 +37,13 @@ use net::{
 };
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use wal::{
-    disk_uring::UringDisk,
     record::GroupId,
     store::{AppState, FlushHost, RecoveredGroup},
 };
@@ -53,7 +53,7 @@ use wal::{
 pub struct CoreId(pub usize);
 
 /// The storage of one core.
-pub type Store = wal::store::Store<UringDisk>;
+pub type Store = wal::store::Store<Disk>;
 
 /// Who leads a partition, as every core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,11 +146,6 @@ impl HasMesh for Core {
     fn mesh(&self) -> &Mesh<Self> {
         &self.mesh
     }
-}
-
-/// Wall-clock time in ms since the epoch, for what records and topics are stamped with; never for timeouts.
-pub fn wall_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 /// Which core owns a group, and so a partition: even, and a function of nothing else.
@@ -246,9 +241,11 @@ impl Core {
         self.peers.get().expect("a core has its way to other brokers before it does anything")
     }
 
-    /// This core's partitions.
+    /// This core's partitions, in the order of their groups.
     pub fn partitions(&self) -> Vec<Rc<Partition>> {
-        self.partitions.borrow().values().cloned().collect()
+        let mut all: Vec<_> = self.partitions.borrow().values().cloned().collect();
+        all.sort_unstable_by_key(|partition| partition.group());
+        all
     }
 
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
@@ -456,7 +453,8 @@ impl Core {
 
     /// Once the metadata is complete: what no topic claims belongs to topics deleted while the removal was on its way.
     pub fn drop_unclaimed(self: &Rc<Self>) {
-        let orphans: Vec<_> = self.unclaimed.borrow().keys().copied().filter(|group| *group != META_GROUP).collect();
+        let unclaimed = self.unclaimed.borrow().keys().copied().filter(|group| *group != META_GROUP).collect();
+        let orphans: BTreeSet<GroupId> = unclaimed;
         for group in orphans {
             tracing::info!(group = group.0, "removing a log that no topic names");
             self.drop_group(group);
@@ -517,8 +515,7 @@ impl Core {
             "storage failed: this core acks nothing more until the broker is restarted"
         );
         *self.failed.borrow_mut() = Some(why.to_owned());
-        let partitions: Vec<_> = self.partitions.borrow().values().cloned().collect();
-        partitions.iter().for_each(|partition| partition.storage_failed());
+        self.partitions().iter().for_each(|partition| partition.storage_failed());
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();

@@ -22,6 +22,7 @@ pub mod coordinators;
 pub mod core;
 pub mod cpus;
 pub mod data_dir;
+pub mod disk;
 pub mod front;
 pub mod groups;
 pub mod kafka;
@@ -41,4 +42,6 @@ pub mod replica;
 pub mod retention;
 pub mod rt;
 pub mod serve;
+#[cfg(test)]
+mod sim;
 pub mod sync;

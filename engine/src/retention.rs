@@ -2,7 +2,8 @@
 //! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a restart.
 
 use crate::{
-    core::{Core, wall_ms},
+    clock,
+    core::Core,
     rt,
     sync::{Either, race},
 };
@@ -17,11 +18,11 @@ pub async fn run(core: Rc<Core>) {
         }
         for partition in core.partitions() {
             let config = partition.config();
-            partition.expire_producers(wall_ms(), core.config.producer_id_expiration_ms);
+            partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
             let high_watermark = partition.high_watermark();
             let wanted = core.store.retention(
                 partition.group(),
-                wall_ms(),
+                clock::wall_ms(),
                 config.retention_ms,
                 config.retention_bytes,
                 high_watermark,

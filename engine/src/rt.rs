@@ -1,7 +1,10 @@
 //! The runtime: everything of glommio that the broker uses, behind names of its own.
 //! Lives on: every core. No other file of this crate names glommio, so another runtime would be a matter of this one.
 
-use crate::sync::{Notify, race};
+use crate::{
+    clock,
+    sync::{Notify, race},
+};
 use glommio::{
     ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement,
     channels::shared_channel::{self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender},
@@ -16,8 +19,9 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
+use uuid::Uuid;
 
 /// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -48,12 +52,25 @@ where
 
 /// Runs `future` on this core, detached.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    #[cfg(test)]
+    if crate::sim::is_running() {
+        return crate::sim::spawn(future);
+    }
     glommio::spawn_local(future).detach();
 }
 
 /// Runs what blocks on a thread beside the core. It must not panic.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     glommio::executor().spawn_blocking(work).await
+}
+
+/// An id that nothing else has.
+pub fn draw_uuid() -> Uuid {
+    #[cfg(test)]
+    if crate::sim::is_running() {
+        return uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+    }
+    Uuid::new_v4()
 }
 
 /// A CPU that this process may run on, for tests that need an executor anywhere.
@@ -69,7 +86,7 @@ pub fn any_allowed_cpu() -> usize {
 
 /// Resolves once `duration` has passed.
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep { until: Instant::now() + duration, queued: None }
+    Sleep { until: clock::now() + duration, queued: None }
 }
 
 /// A wait for a moment; leaves no trace when dropped.
@@ -77,13 +94,17 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// glommio's own timer enters the reactor's wheel anew each time it is polled, and only its last entry is taken back: a wait that is
 /// polled often, such as a fetch's, would fill it. So all waits of a core are kept here, and the wheel holds the earliest.
 pub struct Sleep {
-    until: Instant,
-    queued: Option<(Instant, u64)>,
+    until: Duration,
+    queued: Option<(Rc<Timers>, TimerKey)>,
 }
 
+/// A moment on [`clock::now`]'s clock, and a number.
+type TimerKey = (Duration, u64);
+
+/// The waits of one core.
 #[derive(Default)]
-struct Timers {
-    queue: RefCell<BTreeMap<(Instant, u64), Waker>>,
+pub(crate) struct Timers {
+    queue: RefCell<BTreeMap<TimerKey, Waker>>,
     next_id: Cell<u64>,
     /// Moves when there is a new earliest moment.
     earlier: Notify,
@@ -92,11 +113,28 @@ struct Timers {
 
 thread_local! {
     /// An executor has its thread for itself.
-    static TIMERS: Rc<Timers> = Rc::default();
+    static TIMERS: RefCell<Rc<Timers>> = RefCell::default();
+}
+
+/// For simulations, which have several cores on one thread and drive their waits themselves.
+#[cfg(test)]
+impl Timers {
+    pub(crate) fn driven_by_hand() -> Rc<Self> {
+        Rc::new(Self { driven: Cell::new(true), ..Self::default() })
+    }
+
+    /// Waits that begin from now on are kept here; returns where they were kept until now.
+    pub(crate) fn install(self: Rc<Self>) -> Rc<Self> {
+        TIMERS.with(|timers| timers.replace(self))
+    }
+
+    pub(crate) fn earliest(&self) -> Option<Duration> {
+        self.queue.borrow().first_key_value().map(|((at, _), _)| *at)
+    }
 }
 
 impl Timers {
-    fn insert(self: &Rc<Self>, until: Instant, waker: Waker) -> (Instant, u64) {
+    fn insert(self: &Rc<Self>, until: Duration, waker: Waker) -> TimerKey {
         let key = (until, self.next_id.get());
         self.next_id.set(key.1 + 1);
         let mut queue = self.queue.borrow_mut();
@@ -115,7 +153,7 @@ impl Timers {
     async fn drive(self: Rc<Self>) {
         loop {
             let seen = self.earlier.version();
-            let now = Instant::now();
+            let now = clock::now();
             while let Some(waker) = self.take_due(now) {
                 waker.wake();
             }
@@ -123,14 +161,14 @@ impl Timers {
             match first {
                 None => self.earlier.past(seen).await,
                 Some(at) => {
-                    let timer = glommio::timer::sleep(at.saturating_duration_since(now));
+                    let timer = glommio::timer::sleep(at.saturating_sub(now));
                     race(self.earlier.past(seen), timer).await;
                 }
             }
         }
     }
 
-    fn take_due(&self, now: Instant) -> Option<Waker> {
+    pub(crate) fn take_due(&self, now: Duration) -> Option<Waker> {
         let mut queue = self.queue.borrow_mut();
         let first = queue.first_entry().filter(|first| first.key().0 <= now)?;
         Some(first.remove())
@@ -141,34 +179,36 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.until {
+        if clock::now() >= self.until {
             return Poll::Ready(());
         }
-        let until = self.until;
-        TIMERS.with(|timers| {
-            if let Some(key) = self.queued
-                && let Some(waker) = timers.queue.borrow_mut().get_mut(&key)
-            {
-                waker.clone_from(cx.waker());
-                return;
-            }
-            self.queued = Some(timers.insert(until, cx.waker().clone()));
-        });
+        if let Some((timers, key)) = &self.queued
+            && let Some(waker) = timers.queue.borrow_mut().get_mut(key)
+        {
+            waker.clone_from(cx.waker());
+            return Poll::Pending;
+        }
+        let timers = TIMERS.with_borrow(Rc::clone);
+        let key = timers.insert(self.until, cx.waker().clone());
+        self.queued = Some((timers, key));
         Poll::Pending
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if let Some(key) = self.queued {
-            // The thread may be on its way out.
-            let _ = TIMERS.try_with(|timers| timers.queue.borrow_mut().remove(&key));
+        if let Some((timers, key)) = &self.queued {
+            timers.queue.borrow_mut().remove(key);
         }
     }
 }
 
 /// Lets other ready tasks of this core run if this one has had its share.
 pub async fn yield_if_needed() {
+    #[cfg(test)]
+    if crate::sim::is_running() {
+        return;
+    }
     glommio::yield_if_needed().await;
 }
 
@@ -272,7 +312,7 @@ mod tests {
         on_a_core(|| async {
             let order = Rc::new(RefCell::new(Vec::new()));
             let ended = Rc::new(Notify::default());
-            let begun = Instant::now();
+            let begun = clock::now();
             for n in 0..400u64 {
                 let (order, ended) = (order.clone(), ended.clone());
                 // Later ones first, so that each is a new earliest. Several may be due at once: they are woken in order.
@@ -289,14 +329,14 @@ mod tests {
             let order = order.take();
             assert_eq!(order.len(), 400);
             assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");
-            TIMERS.with(|timers| assert!(timers.queue.borrow().is_empty()));
+            TIMERS.with_borrow(|timers| assert!(timers.queue.borrow().is_empty()));
         });
     }
 
     #[test]
     fn a_wait_that_is_polled_often_is_queued_once_and_a_dropped_one_not_at_all() {
         on_a_core(|| async {
-            let queued = || TIMERS.with(|timers| timers.queue.borrow().len());
+            let queued = || TIMERS.with_borrow(|timers| timers.queue.borrow().len());
             let mut wait = Box::pin(sleep(Duration::from_secs(60)));
             for _ in 0..100 {
                 assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());

@@ -14,6 +14,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    pin::Pin,
     rc::Rc,
 };
 
@@ -89,6 +90,8 @@ struct Change {
 }
 
 type FateOf = Box<dyn FnMut(&Op) -> Fate>;
+/// Waits as long as an operation takes.
+type Pace = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>;
 
 struct World {
     rng: fastrand::Rng,
@@ -105,6 +108,7 @@ struct World {
     stop_at: u64,
     stopped: bool,
     fate: Option<FateOf>,
+    pace: Option<Pace>,
     trace: Option<Vec<(Kind, PathBuf)>>,
 }
 
@@ -149,6 +153,7 @@ impl SimDisk {
             stop_at: u64::MAX,
             stopped: false,
             fate: None,
+            pace: None,
             trace: None,
         })))
     }
@@ -196,6 +201,11 @@ impl SimDisk {
 
     pub fn no_fates(&self) {
         self.0.borrow_mut().fate = None;
+    }
+
+    /// Has each operation from now on wait for what `pace` makes, before it completes.
+    pub fn paced(&self, pace: impl Fn() -> Pin<Box<dyn Future<Output = ()>>> + 'static) {
+        self.0.borrow_mut().pace = Some(Rc::new(pace));
     }
 
     /// Begins to record the operations, or takes what was recorded.

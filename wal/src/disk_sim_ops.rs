@@ -44,6 +44,10 @@ async fn submit(world: &Rc<RefCell<World>>, kind: Kind, path: &Path) -> Fate {
 
 /// Lets an operation take its time; never returns once the disk has stopped.
 async fn complete(world: &Rc<RefCell<World>>) {
+    let pace = world.borrow().pace.clone();
+    if let Some(pace) = pace {
+        pace().await;
+    }
     let mut polls = world.borrow_mut().rng.u32(..4);
     poll_fn(|context| {
         if world.borrow().stopped {

@@ -15,7 +15,6 @@ use crate::{
     partition::Partition,
     rt,
 };
-use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
 use consensus::{
     group::Message,
@@ -23,7 +22,7 @@ use consensus::{
 };
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     time::Duration,
 };
@@ -61,8 +60,8 @@ type Early = (GroupId, Message, Vec<(usize, Bytes)>);
 #[derive(Default)]
 pub struct Groups {
     /// Those whose timers run.
-    awake: RefCell<AHashSet<GroupId>>,
-    heard: RefCell<AHashMap<(i32, u16), Heard>>,
+    awake: RefCell<BTreeSet<GroupId>>,
+    heard: RefCell<BTreeMap<(i32, u16), Heard>>,
     early: RefCell<VecDeque<Early>>,
     /// Leaderships are being handed over: this broker takes none.
     leaving: Cell<bool>,

@@ -10,12 +10,12 @@ use crate::{
     rt,
     sync::{self, Either, Notify, race},
 };
-use ahash::AHashMap;
 use bytes::Bytes;
 use net::{
     errors::{self, ErrorCode},
     fetch::{FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
 };
+use std::collections::BTreeMap;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -276,7 +276,7 @@ fn respond(
 #[derive(Default)]
 pub struct Fetches {
     next: Cell<u64>,
-    waiting: RefCell<AHashMap<(CoreId, u64), Waiting>>,
+    waiting: RefCell<BTreeMap<(CoreId, u64), Waiting>>,
 }
 
 struct Waiting {

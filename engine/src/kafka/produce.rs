@@ -7,7 +7,7 @@ use super::{Pending, brokers, topics::OFFSETS_TOPIC};
 use crate::{
     admission::Turn,
     clock,
-    core::{Core, CoreId, wall_ms},
+    core::{Core, CoreId},
     partition::{Acks, Appended, Committed},
     rt,
     sync::{self, Either, race},
@@ -122,7 +122,7 @@ fn check(
 /// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
 /// replicas longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
-    let now_ms = wall_ms();
+    let now_ms = clock::wall_ms();
     let begun: Vec<_> = items
         .into_iter()
         .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
@@ -137,7 +137,7 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
             let begun = match begun {
                 Begun::Appended(begun) => begun,
                 Begun::Waiting(turn, item) => match before(deadline, turn.come()).await {
-                    Some(()) => append(&core, item, wall_ms()),
+                    Some(()) => append(&core, item, clock::wall_ms()),
                     None => Err(ErrorCode::RequestTimedOut),
                 },
             };

@@ -3,10 +3,7 @@
 //! Offsets are Raft indices: a replica's log end is the last index that it is known to have, the high watermark the commit.
 
 use super::refusal::Refusal;
-use crate::{
-    core::{Core, wall_ms},
-    meta,
-};
+use crate::{clock, core::Core, meta};
 use consensus::{
     metadata::Broker,
     plane::{Progress, Quorum, node_of},
@@ -41,7 +38,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeQuorumRequest) -> Descri
                 let addr = |broker: &Broker| (broker.node, broker.peer_addr.host.clone(), broker.peer_addr.port);
                 view.brokers().map(|broker| addr(broker)).collect()
             });
-            tell(&quorum, peers, wall_ms())
+            tell(&quorum, peers, clock::wall_ms())
         }
         Err(error) => {
             let Refusal { code, message } = error.into();

@@ -112,12 +112,12 @@ async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl
 fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
     Command::CreateTopic {
         name: name.into(),
-        id: Uuid::new_v4(),
+        id: crate::rt::draw_uuid(),
         // Chosen where the log's order is: by the leader, right before the proposal.
         first_group: 0,
         replicas,
         configs,
-        created_ms: crate::core::wall_ms(),
+        created_ms: crate::clock::wall_ms(),
         peers: Vec::new(),
     }
 }

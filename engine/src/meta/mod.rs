@@ -315,7 +315,7 @@ impl Replicated for Meta {
 
     fn before_ready(&self, core: &Rc<Core>) {
         // Nothing that is proposed can be refused later.
-        let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES);
+        let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES.min(core.store.entry_bytes_max()));
         self.happens_in_turn(core, |plane, raft, now| {
             plane.hold_back(held_back);
             plane.propose(raft, now);

@@ -4,7 +4,6 @@ use super::{META_GROUP, Meta, Submitting, follow_peers, reports, submit_with, ti
 use crate::{
     clock,
     core::{Core, CoreId, core_of_slice, restored},
-    groups::GroupHost,
     rt,
 };
 use consensus::{
@@ -12,7 +11,6 @@ use consensus::{
     metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Slice},
     plane::{Plane, PlaneConfig},
 };
-use net::listen::Bound;
 use std::{rc::Rc, sync::Arc, time::Duration};
 use wal::log::LogOptions;
 
@@ -25,8 +23,9 @@ const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
 const JOIN_RETRY: Duration = Duration::from_millis(200);
 
 /// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
-/// every core, then joins the others. Returns once everything committed until now is shown everywhere.
-pub async fn start(core: &Rc<Core>, peer_bound: Bound) -> Result<(), String> {
+/// every core, then joins the others, whose connections `accept` takes in. Returns once
+/// everything committed until now is shown everywhere.
+pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
     let recovered = core.take_recovered(META_GROUP);
     let (slices, applied) = match &recovered {
         Some(recovered) if !recovered.app.blob.is_empty() => {
@@ -72,8 +71,7 @@ pub async fn start(core: &Rc<Core>, peer_bound: Bound) -> Result<(), String> {
         meta.replica.with(Group::campaign);
     }
     core.ready_loop.wake(meta.clone());
-    let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
-    rt::spawn(async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") });
+    rt::spawn(accept);
     meta.follow_contacts(core);
     rt::spawn(tick(core.clone()));
     rt::spawn(follow_peers(core.clone()));

@@ -22,9 +22,12 @@ use wal::store::{AppState, AppendError, LogMark, LogPos};
 impl Partition {
     /// Names the snapshot that a peer needs, if one does.
     pub(super) fn cut_snapshot_if_wanted(&self, core: &Rc<Core>) {
-        if !self.replica.with(|raft| raft.snapshot_wanted()) {
-            return;
+        if self.replica.with(|raft| raft.snapshot_wanted()) {
+            self.cut_snapshot(core);
         }
+    }
+
+    fn cut_snapshot(&self, core: &Rc<Core>) {
         let Some(log) = core.store.log(self.group()) else { return };
         self.replica.with(|raft| {
             let index = log.first_index - 1;
@@ -39,8 +42,9 @@ impl Partition {
         let index = message.get_snapshot().get_metadata().index;
         let to = message.to;
         let log = core.store.log(self.group());
-        // The log's start may have moved on since: then there is a newer snapshot soon.
         let Some(log) = log.filter(|log| log.first_index == index + 1) else {
+            // The log's start has moved on since.
+            self.cut_snapshot(core);
             return self.replica.with(|raft| raft.report_snapshot(to, false));
         };
         message.context = log.first_offset.to_le_bytes().to_vec().into();

@@ -94,13 +94,7 @@ impl Peers {
         if there.caller == Caller::Tool {
             return tools::serve(self, reader, writer, host).await;
         }
-        if there.node == self.me.node {
-            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr });
-        }
-        // Who comes to us can be reached, most likely.
-        if let Some(link) = self.book.borrow().get(&there.node) {
-            link.stirred.notify();
-        }
+        self.take_caller(&there)?;
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
             host.hand_on(core, Begun { accepted: duplicate, there });
@@ -127,17 +121,43 @@ impl Peers {
 
     async fn listen_to<H: Host>(&self, mut reader: FrameReader, there: &Hello, host: &Rc<H>) -> Result<(), LinkError> {
         while let Some(frame) = self.next_frame(&mut reader).await? {
-            let mut messages = match frame.kind {
-                Kind::Messages => wire::decode(&frame.bytes)?,
-                Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
-                _ => return Err(PeerError::NoBroker.into()),
-            };
-            count(&self.stats.received, messages.len());
-            count(&self.stats.received_bytes, frame.bytes.len());
-            messages.retain(|message| self.is_between_us(there, message));
-            host.receive(there.node, messages);
+            self.take_frame(&frame, there, &**host)?;
         }
         Ok(())
+    }
+
+    /// Hands on what a broker sent in one frame.
+    pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
+        let mut messages = match frame.kind {
+            Kind::Messages => wire::decode(&frame.bytes)?,
+            Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
+            _ => return Err(PeerError::NoBroker.into()),
+        };
+        count(&self.stats.received, messages.len());
+        count(&self.stats.received_bytes, frame.bytes.len());
+        messages.retain(|message| self.is_between_us(there, message));
+        host.receive(there.node, messages);
+        Ok(())
+    }
+
+    /// Takes a connection of another broker's, as far as who it is goes.
+    fn take_caller(&self, there: &Hello) -> Result<(), LinkError> {
+        if there.node == self.me.node {
+            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
+        }
+        // Who comes to us can be reached, most likely.
+        if let Some(link) = self.book.borrow().get(&there.node) {
+            link.stirred.notify();
+        }
+        Ok(())
+    }
+
+    /// What is said to who connects in a simulation, if it is taken in.
+    #[cfg(test)]
+    pub(crate) fn meet(&self, there: &Hello) -> Result<Hello, LinkError> {
+        self.check_cluster(there)?;
+        self.take_caller(there)?;
+        Ok(self.me.clone())
     }
 
     /// `None` when there is no more, or this broker stops.

@@ -8,14 +8,18 @@
 //! | module | is |
 //! |---|---|
 //! | `incoming` | connections of others: who they are, and what they send |
+//! | `outgoing` | one connection to another |
 //! | `tools` | a tool's connection: requests and their answers |
 //!
 //! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
 
 mod incoming;
+mod outgoing;
 #[cfg(test)]
 mod tests;
 mod tools;
+
+use outgoing::Outgoing;
 
 use crate::{
     rt,
@@ -28,9 +32,8 @@ use consensus::{
     wire::{self, Caller, Frame, Hello, PeerMessage, ToolRequest, ToolResponse},
 };
 use net::{
-    conn::{self, FrameReader, FrameWriter},
     listen::Accepted,
-    peer::{self, CARRIED_BYTES_MAX, Kind, Lane, PeerError, PeerFrame},
+    peer::{CARRIED_BYTES_MAX, Kind, Lane, PeerError},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -360,7 +363,7 @@ impl Peers {
         while !self.is_over(&link) {
             let mut stirred = link.stirred.version();
             match self.connect(&link, lane).await {
-                Ok((reader, writer, there)) => {
+                Ok((connection, there)) => {
                     pause = RECONNECT_MIN;
                     if !std::mem::take(&mut told).is_empty() {
                         tracing::info!(node = link.node, "there is a way to the broker now");
@@ -368,7 +371,7 @@ impl Peers {
                     count(&self.stats.connected, 1);
                     way.peer_is(Some(there));
                     self.comings.notify();
-                    let ended = self.pump(&link, &way, lane, reader, writer).await;
+                    let ended = self.pump(&link, &way, lane, connection).await;
                     count(&self.stats.dropped, way.clear());
                     way.peer_is(None);
                     self.comings.notify();
@@ -401,34 +404,18 @@ impl Peers {
         self.stopping.is_set() || link.forgotten.get()
     }
 
-    async fn connect(&self, link: &Link, lane: Lane) -> Result<(FrameReader, FrameWriter, u64), LinkError> {
+    async fn connect(&self, link: &Link, lane: Lane) -> Result<(Outgoing, u64), LinkError> {
         let address = link.address.borrow().clone();
-        let addr = resolve(address).await?;
-        let stream = in_time(CONNECT_PATIENCE, conn::connect(addr)).await??;
-        let (mut reader, mut writer) = peer::open(stream)?;
-        peer::push(&mut writer, PeerFrame::new(Kind::Hello, lane, wire::encode_hello(&self.me)));
-        within(writer.flush()).await??;
-        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
-        if frame.kind != Kind::Hello {
-            return Err(PeerError::NoBroker.into());
-        }
-        let there = wire::decode_hello(&frame.bytes)?;
+        let (connection, there) = Outgoing::open(address, lane, &self.me).await?;
         self.check_cluster(&there)?;
         if there.node != link.node {
             return Err(LinkError::OtherNode { found: there.node, expected: link.node });
         }
-        Ok((reader, writer, there.peer))
+        Ok((connection, there.peer))
     }
 
     /// Sends what is queued until the connection ends.
-    async fn pump(
-        &self,
-        link: &Link,
-        way: &Way,
-        lane: Lane,
-        mut reader: FrameReader,
-        mut writer: FrameWriter,
-    ) -> LinkError {
+    async fn pump(&self, link: &Link, way: &Way, lane: Lane, mut connection: Outgoing) -> LinkError {
         loop {
             let seen = way.work.version();
             let messages = way.take();
@@ -438,9 +425,9 @@ impl Peers {
                 let bytes = frames.iter().map(frame_bytes).sum();
                 for frame in frames {
                     let kind = if frame.payloads.is_empty() { Kind::Messages } else { Kind::Batches };
-                    peer::push_parts(&mut writer, kind, lane, frame.into_parts());
+                    connection.push(kind, lane, frame.into_parts());
                 }
-                if let Err(error) = within(writer.flush()).await.and_then(|sent| Ok(sent?)) {
+                if let Err(error) = within(connection.flush()).await.and_then(|sent| Ok(sent?)) {
                     count(&self.stats.dropped, fitting);
                     return error;
                 }
@@ -451,12 +438,8 @@ impl Peers {
             if self.is_over(link) {
                 return PeerError::Closed.into();
             }
-            // Nothing comes on this connection but its end.
-            match race(way.work.past(seen), peer::read(&mut reader)).await {
-                Either::First(()) => {}
-                Either::Second(Ok(None)) => return PeerError::Closed.into(),
-                Either::Second(Ok(Some(_))) => return PeerError::NoBroker.into(),
-                Either::Second(Err(error)) => return error.into(),
+            if let Either::Second(ended) = race(way.work.past(seen), connection.ended()).await {
+                return ended.into();
             }
         }
     }
@@ -503,7 +486,7 @@ fn frame_bytes(frame: &Frame) -> usize {
 
 /// Why there is no way to a broker, or none from one.
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(crate) enum LinkError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]

@@ -8,7 +8,11 @@ use consensus::{
     plane::{Acks, Ask, PlaneMessage, peer_id},
     wire::{SnapshotChunk, ToolAnswer, ToolAsk},
 };
-use net::listen::{self, Bound, Listener};
+use net::{
+    conn::{self, FrameReader, FrameWriter},
+    listen::{self, Bound, Listener},
+    peer::{self, PeerFrame},
+};
 use std::collections::BTreeSet;
 
 /// Longer than any of these tests should take; its end is a failure, never a pass.

@@ -1,0 +1,71 @@
+//! One connection to another broker, on one lane: frames go out, nothing comes in but the hello and the end.
+
+use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
+use bytes::Bytes;
+use consensus::wire::{self, Hello};
+use net::{
+    conn::{self, FrameReader, FrameWriter},
+    peer::{self, Kind, Lane, PeerError, PeerFrame},
+};
+use std::io;
+
+pub(super) enum Outgoing {
+    Tcp {
+        reader: FrameReader,
+        writer: FrameWriter,
+    },
+    #[cfg(test)]
+    Simulated(crate::sim::Outgoing),
+}
+
+impl Outgoing {
+    /// Connects, and says who this broker is; returns who is there.
+    pub(super) async fn open(address: String, lane: Lane, me: &Hello) -> Result<(Self, Hello), LinkError> {
+        #[cfg(test)]
+        if crate::sim::is_running() {
+            let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me)).await?;
+            return connected.map(|(outgoing, there)| (Self::Simulated(outgoing), there)).map_err(LinkError::Io);
+        }
+        let addr = resolve(address).await?;
+        let stream = in_time(CONNECT_PATIENCE, conn::connect(addr)).await??;
+        let (mut reader, mut writer) = peer::open(stream)?;
+        peer::push(&mut writer, PeerFrame::new(Kind::Hello, lane, wire::encode_hello(me)));
+        within(writer.flush()).await??;
+        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
+        if frame.kind != Kind::Hello {
+            return Err(PeerError::NoBroker.into());
+        }
+        Ok((Self::Tcp { reader, writer }, wire::decode_hello(&frame.bytes)?))
+    }
+
+    /// Queues a frame.
+    pub(super) fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
+        match self {
+            Self::Tcp { writer, .. } => peer::push_parts(writer, kind, lane, parts),
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.push(kind, lane, parts),
+        }
+    }
+
+    /// Sends what is queued.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp { writer, .. } => writer.flush().await,
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.flush().await,
+        }
+    }
+
+    /// Waits for the connection's end.
+    pub(super) async fn ended(&mut self) -> PeerError {
+        match self {
+            Self::Tcp { reader, .. } => match peer::read(reader).await {
+                Ok(None) => PeerError::Closed,
+                Ok(Some(_)) => PeerError::NoBroker,
+                Err(error) => error,
+            },
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.ended().await,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Clients of simulated brokers: producers, consumers and operators, which speak through the handlers of Kafka's APIs.
+//!
+//! They live outside and never fail. A question may stay without an answer; then nobody knows what has become of it, and whoever is
+//! idempotent asks again.
+
+use super::{
+    cluster::Cluster,
+    exec::{self, OUTSIDE},
+    ledger::{History, Value, Violation},
+    node::Node,
+};
+use crate::{
+    core::Core,
+    kafka, rt,
+    sync::{Either, promise, race},
+};
+use bytes::Bytes;
+use net::{
+    StrBytes,
+    batch::{self, Batches},
+    batch_build::BatchBuilder,
+    compression::Codec,
+    errors::{self, ErrorCode},
+    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    header::RequestHeader,
+    messages::{
+        CreateTopicsRequest, InitProducerIdRequest, TopicName,
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
+    },
+    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    record::Records,
+    request::Request,
+    response::Response,
+};
+use std::{rc::Rc, time::Duration};
+use wal::record::GroupId;
+
+/// Answers come within this time, or are not waited for.
+const PATIENCE: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_secs(6);
+/// Of answers that a node gives, so many are lost on the way.
+const LOST: f64 = 0.02;
+
+fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+/// Asks a node, as a client does; `None` if no answer comes.
+async fn ask(node: &Rc<Node>, request: Request, version: i16) -> Option<Response> {
+    let world = exec::world();
+    rt::sleep(world.draw(Duration::from_micros(20)..Duration::from_millis(1))).await;
+    let core = node.core().filter(|_| node.serves())?;
+    let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+    let (answered, answer) = promise();
+    world.spawn(node.process, async move {
+        let peer = ([127, 0, 0, 1], 1).into();
+        let answering = kafka::start(&core, peer, &header, request);
+        drop(core);
+        if let Some(response) = answering.await {
+            answered.keep(response);
+        }
+    });
+    let patience = world.draw(PATIENCE);
+    let response = match race(answer, rt::sleep(patience)).await {
+        Either::First(response) => response?,
+        Either::Second(()) => return None,
+    };
+    (!world.chance(LOST)).then_some(response)
+}
+
+/// One partition, as clients name it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) group: GroupId,
+}
+
+impl Cluster {
+    /// Whom a client takes for the leader of a partition: what some node says, or any node.
+    fn leader_of(&self, target: &Target) -> Option<Rc<Node>> {
+        let up: Vec<_> = self.nodes.iter().filter(|node| node.serves()).collect();
+        if up.is_empty() {
+            return None;
+        }
+        let world = exec::world();
+        let any = |world: &exec::World| up[world.place(up.len())];
+        let told = any(&world).core()?.leader_of(target.group).map(|leader| leader.node);
+        let leader = self.nodes.iter().find(|node| Some(node.id) == told && node.serves());
+        Some(leader.filter(|_| !world.chance(0.05)).unwrap_or_else(|| any(&world)).clone())
+    }
+
+    fn any_node(&self) -> Rc<Node> {
+        let at = exec::world().place(self.nodes.len());
+        self.nodes[at].clone()
+    }
+
+    fn history(&self, target: &Target, what: impl FnOnce(&mut History) -> Result<(), Violation>) {
+        if let Err(Violation(why)) = what(self.ledger.borrow_mut().of(target.group)) {
+            self.violated(format!("{}-{}: {why}", target.topic, target.partition));
+        }
+    }
+
+    /// Creates a topic and has clients use it.
+    pub(super) async fn create_topic(
+        self: Rc<Self>,
+        name: String,
+        partitions: i32,
+        settings: Vec<(&'static str, String)>,
+    ) {
+        while !self.over.get() {
+            let config = |(name, value): &(&str, String)| {
+                CreatableTopicConfig::default().with_name(text(name)).with_value(Some(text(value)))
+            };
+            let topic = CreatableTopic::default()
+                .with_name(TopicName(text(&name)))
+                .with_num_partitions(partitions)
+                .with_replication_factor(3)
+                .with_configs(settings.iter().map(config).collect());
+            let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
+            let answer = ask(&self.any_node(), Request::CreateTopics(request), 7).await;
+            let code = match answer {
+                Some(Response::CreateTopics(response)) => errors::check(response.topics[0].error_code),
+                _ => Err(ErrorCode::RequestTimedOut),
+            };
+            match code {
+                Ok(()) | Err(ErrorCode::TopicAlreadyExists) => break,
+                Err(_) => rt::sleep(Duration::from_millis(200)).await,
+            }
+        }
+        // Whoever created it, it is committed.
+        let groups: Vec<GroupId> = loop {
+            if self.over.get() {
+                return;
+            }
+            let known = self.nodes.iter().filter_map(|node| node.core()).find_map(|core: Rc<Core>| {
+                core.view(|view| Some(view.topic(&name)?.partitions.iter().map(|part| GroupId(part.group)).collect()))
+            });
+            if let Some(groups) = known {
+                break groups;
+            }
+            rt::sleep(Duration::from_millis(100)).await;
+        };
+        self.summary.borrow_mut().topics += 1;
+        let world = exec::world();
+        for (partition, group) in groups.into_iter().enumerate() {
+            let target = Target { topic: name.clone(), partition: partition as i32, group };
+            self.targets.borrow_mut().push(target.clone());
+            for _ in 0..world.number(1..=2) {
+                world.spawn(OUTSIDE, self.clone().produce(target.clone()));
+            }
+            world.spawn(OUTSIDE, self.clone().consume(target));
+        }
+    }
+
+    async fn producer_id(&self) -> Option<(i64, i16)> {
+        while !self.over.get() {
+            let request =
+                InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(1_000);
+            let answer = ask(&self.any_node(), Request::InitProducerId(request), 4).await;
+            if let Some(Response::InitProducerId(response)) = answer
+                && response.error_code == 0
+            {
+                return Some((response.producer_id.0, response.producer_epoch));
+            }
+            rt::sleep(Duration::from_millis(100)).await;
+        }
+        None
+    }
+
+    /// An idempotent producer: a batch after the other, each until it is acknowledged; now and then it gives up and another takes
+    /// its place.
+    async fn produce(self: Rc<Self>, target: Target) {
+        let world = exec::world();
+        let mut producer = self.next_producer();
+        let Some(mut id) = self.producer_id().await else { return };
+        let (mut sequence, mut number) = (0, 0);
+        // Some write seldom, so that their partitions come to rest.
+        let pause_max = if world.chance(0.3) { 8_000 } else { 120 };
+        let pause = world.draw(Duration::from_millis(1)..Duration::from_millis(pause_max));
+        let size_max = [60, 400, 3_000][world.place(3)];
+        let acks = if world.chance(0.2) { 1 } else { -1 };
+        while !self.over.get() {
+            let count = world.number(1..=4) as u32;
+            let values: Vec<Value> = (0..count).map(|at| Value { producer, number: number + at }).collect();
+            let mut batch = BatchBuilder::new(Codec::None).producer(id.0, id.1, sequence);
+            for value in &values {
+                let size = world.number(8..size_max) as usize;
+                batch.push(world.time().as_millis() as i64, None, Some(&value.bytes(size)));
+            }
+            let batch = batch.finish();
+            match self.produce_until_done(&target, &batch, acks).await {
+                Done::Stored(offset) => {
+                    for (at, value) in values.iter().enumerate().filter(|_| acks == -1) {
+                        self.history(&target, |history| history.acked(offset + at as u64, *value));
+                    }
+                    sequence += count as i32;
+                    number += count;
+                }
+                Done::GivenUp => {
+                    producer = self.next_producer();
+                    let Some(new) = self.producer_id().await else { return };
+                    (id, sequence, number) = (new, 0, 0);
+                    self.summary.borrow_mut().given_up += 1;
+                }
+            }
+            rt::sleep(pause).await;
+        }
+    }
+
+    async fn produce_until_done(&self, target: &Target, batch: &Bytes, acks: i16) -> Done {
+        let world = exec::world();
+        while !self.over.get() {
+            let Some(node) = self.leader_of(target) else {
+                rt::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            // As it comes from a socket: memory of its own.
+            let records = Some(Bytes::copy_from_slice(batch));
+            let partitions = vec![ProducePartition { index: target.partition, records }];
+            let topics = vec![ProduceTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+            let request = ProduceRequest { transactional_id: None, acks, timeout_ms: 3_000, topics };
+            let answer = ask(&node, Request::Produce(request), 9).await;
+            if let Some(Response::Produce(response)) = answer {
+                let partition = &response.topics[0].partitions[0];
+                match errors::check(partition.error_code) {
+                    Ok(()) => return Done::Stored(partition.base_offset as u64),
+                    // What acks=1 was told may be lost with its leader; then what follows does not fit.
+                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.has_trims.get() => {
+                        return Done::GivenUp;
+                    }
+                    Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
+                        self.violated(format!("{target:?}: a producer that waits for acks=all is told {code:?}"));
+                        return Done::GivenUp;
+                    }
+                    Err(_) => {}
+                }
+            }
+            self.summary.borrow_mut().retried += 1;
+            if world.chance(0.03) {
+                return Done::GivenUp;
+            }
+            rt::sleep(world.draw(Duration::from_millis(5)..Duration::from_millis(150))).await;
+        }
+        Done::GivenUp
+    }
+
+    /// A consumer: mostly at the log's end, now and then from somewhere before it.
+    async fn consume(self: Rc<Self>, target: Target) {
+        let world = exec::world();
+        let mut at = 0;
+        while !self.over.get() {
+            if let Some(node) = self.leader_of(&target) {
+                let partitions = vec![FetchPartition::of_consumer(target.partition, at as i64, 8 << 10)];
+                let topics = vec![FetchTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+                let wait = world.number(0..400) as i32;
+                let request = FetchRequest::of_consumer(wait, 1, 8 << 10, topics);
+                if let Some(Response::Fetch(response)) = ask(&node, Request::Fetch(request), 11).await
+                    && let Some(partition) = response.topics.first().map(|topic| &topic.partitions[0])
+                {
+                    match errors::check(partition.error_code) {
+                        Ok(()) => at = self.read_all(&target, at, &partition.records),
+                        Err(ErrorCode::OffsetOutOfRange) => at = partition.log_start_offset.max(0) as u64,
+                        Err(_) => {}
+                    }
+                    if partition.error_code != 0 && partition.log_start_offset < 0 {
+                        at = self.start_of(&target).unwrap_or(at);
+                    }
+                }
+            }
+            if world.chance(0.05) {
+                at = world.number(..=at).max(self.start_of(&target).unwrap_or(0));
+            }
+            rt::sleep(world.draw(Duration::from_millis(5)..Duration::from_millis(200))).await;
+        }
+    }
+
+    /// The log's start at its leader, as ListOffsets would tell.
+    fn start_of(&self, target: &Target) -> Option<u64> {
+        let core = self.leader_of(target)?.core()?;
+        Some(core.partition(target.group)?.log_start(&core))
+    }
+
+    fn read_all(&self, target: &Target, from: u64, records: &[Bytes]) -> u64 {
+        let mut next = from;
+        for bytes in records {
+            for (offset, value) in self.values(target, bytes) {
+                if offset >= from {
+                    self.history(target, |history| history.seen(offset, value));
+                    next = offset + 1;
+                }
+            }
+        }
+        next
+    }
+
+    /// The records of some batches.
+    pub(super) fn values(&self, target: &Target, batches: &Bytes) -> Vec<(u64, Value)> {
+        let mut values = Vec::new();
+        for batch in Batches::new(batches.clone()) {
+            let read = batch.map_err(|error| error.to_string()).and_then(|(_, bytes)| {
+                batch::verify(&bytes).map_err(|error| error.to_string())?;
+                Records::open(&bytes, 1 << 20).map_err(|error| error.to_string())
+            });
+            match read {
+                Ok(records) => {
+                    for record in records.iter().flatten() {
+                        let value = record.value.and_then(Value::read).expect("every record has a value of ours");
+                        values.push((record.offset as u64, value));
+                    }
+                }
+                Err(why) => self.violated(format!("{target:?}: a batch that was read is damaged: {why}")),
+            }
+        }
+        values
+    }
+}
+
+enum Done {
+    Stored(u64),
+    GivenUp,
+}

@@ -1,0 +1,554 @@
+//! Brokers, clients and faults, from one seed; what must hold is checked after every step.
+
+use super::{
+    clients::Target,
+    exec::{self, OUTSIDE, ProcessId, Running, World},
+    ledger::{Ledger, Value, Violation, expect},
+    node::{Ailment, Founding, Node},
+};
+use crate::{partition::Partition, rt};
+use bytes::Bytes;
+use net::errors::ErrorCode;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
+use wal::record::GroupId;
+
+/// How long faults go on, and how long it may take at the end until everybody has everything.
+const FAULTS: Duration = Duration::from_secs(25);
+const HEALING: Duration = Duration::from_secs(60);
+/// After so long without a change of what is up, every partition with enough replicas has a leader.
+const CALM: Duration = Duration::from_secs(7);
+/// Elections and hand-overs take less.
+const ELECTION: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Summary {
+    pub(super) steps: u64,
+    pub(super) acked: u64,
+    pub(super) seen: u64,
+    pub(super) topics: u64,
+    pub(super) retried: u64,
+    pub(super) given_up: u64,
+    pub(super) killed: u64,
+    pub(super) power_lost: u64,
+    pub(super) disks_lost: u64,
+    pub(super) stopped: u64,
+    pub(super) paused: u64,
+    pub(super) cut: u64,
+    pub(super) disks_ailed: u64,
+    pub(super) jumped: u64,
+    pub(super) epochs: u64,
+    pub(super) trimmed: u64,
+    pub(super) snapshots: u64,
+    pub(super) rested: u64,
+}
+
+impl Summary {
+    pub(super) fn add(&mut self, other: &Summary) {
+        let Summary { steps, acked, seen, topics, retried, given_up, killed, power_lost, .. } = other;
+        self.steps += steps;
+        self.acked += acked;
+        self.seen += seen;
+        self.topics += topics;
+        self.retried += retried;
+        self.given_up += given_up;
+        self.killed += killed;
+        self.power_lost += power_lost;
+        let Summary { disks_lost, stopped, paused, cut, disks_ailed, jumped, epochs, .. } = other;
+        self.disks_lost += disks_lost;
+        self.stopped += stopped;
+        self.paused += paused;
+        self.cut += cut;
+        self.disks_ailed += disks_ailed;
+        self.jumped += jumped;
+        self.epochs += epochs;
+        let Summary { trimmed, snapshots, rested, .. } = other;
+        self.trimmed += trimmed;
+        self.snapshots += snapshots;
+        self.rested += rested;
+    }
+}
+
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<Rc<Node>>,
+    pub(super) ledger: RefCell<Ledger>,
+    pub(super) targets: RefCell<Vec<Target>>,
+    pub(super) summary: RefCell<Summary>,
+    /// Clients are to end.
+    pub(super) over: Cell<bool>,
+    /// Logs are cut at their start.
+    pub(super) has_trims: Cell<bool>,
+    producers: Cell<u32>,
+    violation: RefCell<Option<Violation>>,
+    /// By process and partition, the high watermark.
+    watermarks: RefCell<BTreeMap<(ProcessId, GroupId), u64>>,
+    disk_lost: Cell<bool>,
+    /// Who can be reached by whom, and since when.
+    calm: RefCell<(Vec<i32>, Duration)>,
+}
+
+/// Runs one seed.
+pub(super) fn run(seed: u64, bug: Option<super::Bug>) -> Result<Summary, Violation> {
+    let running = Running::begin(seed, bug);
+    let world = exec::world();
+    let result = Cluster::new(&world).run(&world);
+    drop(running);
+    result
+}
+
+impl Cluster {
+    fn new(world: &Rc<World>) -> Rc<Self> {
+        let count = if world.chance(0.2) { 4 } else { 3 };
+        let nodes: Vec<i32> = (1..=count).collect();
+        let founding = Founding::of(nodes.clone());
+        world.net.latency_max.set(world.draw(ms(1)..ms(15)));
+        let ring_bytes = [512 << 10, 1 << 20][world.place(2)];
+        let nodes = nodes.into_iter().map(|id| Node::new(world, id, founding.clone(), ring_bytes)).collect();
+        Rc::new(Self {
+            nodes,
+            ledger: RefCell::default(),
+            targets: RefCell::default(),
+            summary: RefCell::default(),
+            over: Cell::new(false),
+            has_trims: Cell::new(false),
+            producers: Cell::new(0),
+            violation: RefCell::default(),
+            watermarks: RefCell::default(),
+            disk_lost: Cell::new(false),
+            calm: RefCell::default(),
+        })
+    }
+
+    pub(super) fn violated(&self, why: String) {
+        self.violation.borrow_mut().get_or_insert(Violation(why));
+    }
+
+    pub(super) fn next_producer(&self) -> u32 {
+        self.producers.set(self.producers.get() + 1);
+        self.producers.get()
+    }
+
+    fn run(self: &Rc<Self>, world: &Rc<World>) -> Result<Summary, Violation> {
+        self.nodes.iter().for_each(|node| node.start_if_down(world));
+        self.go_on(world, ms(60_000), || self.nodes.iter().all(|node| node.serves()))?;
+        expect(self.nodes.iter().all(|node| node.serves()), || "the cluster does not come about".to_owned())?;
+        let trims = world.chance(0.4);
+        self.has_trims.set(trims);
+        for number in 0..world.number(1..=2) {
+            let retention = trims.then(|| ("retention.bytes", (48 << 10).to_string()));
+            let partitions = world.number(1..=2) as i32;
+            let mut settings: Vec<(&'static str, String)> = retention.into_iter().collect();
+            if world.chance(0.5) {
+                settings.push(("min.insync.replicas", "2".to_owned()));
+            }
+            let create = self.clone().create_topic(format!("topic-{number}"), partitions, settings);
+            world.spawn(OUTSIDE, create);
+        }
+        self.go_on(world, ms(8_000), || !self.targets.borrow().is_empty() && self.ledger.borrow().acked() > 0)?;
+        world.spawn(OUTSIDE, self.clone().trouble());
+        world.spawn(OUTSIDE, self.clone().watch());
+        self.go_on(world, FAULTS, || false)?;
+        self.heal(world)?;
+        self.check_logs()?;
+        self.count_up();
+        Ok(self.summary.borrow().clone())
+    }
+
+    /// Lets the world go on until something is so, or for so long.
+    fn go_on(&self, world: &World, most: Duration, until: impl Fn() -> bool) -> Result<(), Violation> {
+        let end = world.time() + most;
+        let mut steps = 0u64;
+        while let Some(process) = world.step(end) {
+            steps += 1;
+            self.check_step(process)?;
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+            if steps % 256 == 0 && until() {
+                break;
+            }
+            expect(steps < 20_000_000, || "nothing but steps".to_owned())?;
+        }
+        self.summary.borrow_mut().steps += steps;
+        Ok(())
+    }
+
+    /// What must hold of the process that has just done something.
+    fn check_step(&self, process: ProcessId) -> Result<(), Violation> {
+        let Some(node) = self.nodes.iter().find(|node| node.process == process) else { return Ok(()) };
+        if let Some(why) = &*node.refused.borrow() {
+            return Err(Violation(format!("broker {} can't start: {why}", node.id)));
+        }
+        let Some(core) = node.core() else { return Ok(()) };
+        let mut watermarks = self.watermarks.borrow_mut();
+        for target in &*self.targets.borrow() {
+            let Some(partition) = core.partition(target.group) else { continue };
+            let (start, watermark, end) = (partition.log_start(&core), partition.high_watermark(), partition.end());
+            expect(watermark <= end && start <= end, || {
+                format!("broker {}, {target:?}: start {start}, high watermark {watermark}, end {end}", node.id)
+            })?;
+            let before = watermarks.insert((process, target.group), watermark).unwrap_or(0);
+            expect(before <= watermark, || {
+                format!("broker {}, {target:?}: the high watermark goes from {before} back to {watermark}", node.id)
+            })?;
+            if partition.leads() {
+                let epoch = partition.leader_epoch();
+                let named = |Violation(why)| Violation(format!("{}-{}: {why}", target.topic, target.partition));
+                let mut ledger = self.ledger.borrow_mut();
+                let history = ledger.of(target.group);
+                history.leads(node.id, epoch, watermark).map_err(named)?;
+                if let Some((ended, end)) = partition.end_of_epoch(epoch - 1).filter(|(ended, _)| *ended >= 0) {
+                    history.ended(ended, end).map_err(named)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_watermarks(&self, node: &Node) {
+        self.watermarks.borrow_mut().retain(|(process, _), _| *process != node.process);
+    }
+
+    /// Faults, one after the other, some at the same time.
+    async fn trouble(self: Rc<Self>) {
+        let world = exec::world();
+        let quiet = world.chance(0.3);
+        while !self.over.get() {
+            let wait = if quiet || world.chance(0.1) { 6_000..14_000 } else { 100..3_000 };
+            rt::sleep(world.draw(ms(wait.start)..ms(wait.end))).await;
+            if !self.over.get() {
+                self.strike(&world);
+            }
+        }
+    }
+
+    fn strike(self: &Rc<Self>, world: &Rc<World>) {
+        let at = world.place(self.nodes.len());
+        let node = self.nodes[at].clone();
+        let away = if world.chance(0.3) { ms(9_000)..ms(14_000) } else { ms(10)..ms(5_000) };
+        let away = world.draw(away);
+        let fault = world.number(..100);
+        match fault {
+            0..22 => {
+                if self.take_down(world, &node, away, |node, world| node.kill(world)) {
+                    self.summary.borrow_mut().killed += 1;
+                }
+            }
+            22..40 => {
+                if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
+                    self.summary.borrow_mut().power_lost += 1;
+                }
+            }
+            40..44 => {
+                for node in self.nodes.clone() {
+                    let away = world.draw(ms(10)..ms(2_000));
+                    if self.take_down(world, &node, away, |node, world| node.lose_power(world)) {
+                        self.summary.borrow_mut().power_lost += 1;
+                    }
+                }
+            }
+            44..50 => {
+                if node.serves() && !world.is_stopped(node.process) {
+                    self.summary.borrow_mut().stopped += 1;
+                    self.stop_and_start(world, node);
+                }
+            }
+            50..64 => {
+                if !node.down.get() && !world.is_stopped(node.process) {
+                    self.summary.borrow_mut().paused += 1;
+                    world.stop(node.process, true);
+                    if world.chance(0.2) {
+                        world.jump(node.process, away);
+                        self.summary.borrow_mut().jumped += 1;
+                    }
+                    world.after(away, move || exec::world().stop(node.process, false));
+                }
+            }
+            64..84 => {
+                self.summary.borrow_mut().cut += 1;
+                let other = self.nodes[(at + 1) % self.nodes.len()].id;
+                let one_way = world.chance(0.3);
+                let all = world.chance(0.5);
+                for there in self.nodes.iter().map(|node| node.id).filter(|id| *id != node.id && (all || *id == other))
+                {
+                    world.net.cut(node.id, there);
+                    if !one_way {
+                        world.net.cut(there, node.id);
+                    }
+                }
+                world.after(away, || exec::world().net.heal());
+            }
+            84..94 => {
+                self.summary.borrow_mut().disks_ailed += 1;
+                let ailment = match world.place(3) {
+                    0 => Ailment { slow: ms(30), ..Ailment::default() },
+                    1 => Ailment { full: true, ..Ailment::default() },
+                    _ => Ailment { broken: true, ..Ailment::default() },
+                };
+                node.ail(ailment);
+                world.after(away, move || node.ail(Ailment { slow: Duration::ZERO, full: false, ..node.ailment() }));
+            }
+            _ => {
+                let others_well = self.nodes.iter().all(|other| other.id == node.id || other.serves());
+                if others_well && !self.disk_lost.get() && self.all_have_everything() {
+                    self.disk_lost.set(true);
+                    if self.take_down(world, &node, away, |node, world| node.lose_disk(world)) {
+                        self.summary.borrow_mut().disks_lost += 1;
+                    }
+                }
+            }
+        }
+        // A core whose ring has failed serves again once it is restarted.
+        for node in self.nodes.iter().filter(|node| node.has_failed()) {
+            let wait = world.draw(ms(10)..ms(3_000));
+            self.take_down(world, node, wait, |node, world| node.kill(world));
+        }
+    }
+
+    fn take_down(
+        self: &Rc<Self>,
+        world: &Rc<World>,
+        node: &Rc<Node>,
+        away: Duration,
+        how: impl FnOnce(&Node, &World),
+    ) -> bool {
+        if node.down.get() {
+            return false;
+        }
+        how(node, world);
+        self.forget_watermarks(node);
+        let node = node.clone();
+        world.after(away, move || node.start_if_down(&exec::world()));
+        true
+    }
+
+    fn stop_and_start(self: &Rc<Self>, world: &Rc<World>, node: Rc<Node>) {
+        node.stop(world);
+        let cluster = self.clone();
+        world.spawn(OUTSIDE, async move {
+            while !node.down.get() {
+                rt::sleep(ms(20)).await;
+            }
+            // Whatever took it down may have it started already.
+            let world = exec::world();
+            if !cluster.over.get() && node.core().is_none() {
+                cluster.forget_watermarks(&node);
+                world.after(ms(50), move || node.start_if_down(&exec::world()));
+            }
+        });
+    }
+
+    /// Nodes that nothing ails and that reach all others of them.
+    fn well(&self, world: &World) -> Vec<i32> {
+        let is_up = |node: &&Rc<Node>| node.serves() && !world.is_stopped(node.process) && !node.has_failed();
+        let up: Vec<i32> = self.nodes.iter().filter(is_up).map(|node| node.id).collect();
+        let others = |id: i32| self.nodes.iter().map(|node| node.id).filter(move |other| *other != id);
+        let is_reached =
+            |id: &i32| others(*id).all(|other| !world.net.is_cut(*id, other) && !world.net.is_cut(other, *id));
+        let healthy = |id: &i32| {
+            let node = self.nodes.iter().find(|node| node.id == *id).expect("it is one of them");
+            let Ailment { slow, full, broken } = node.ailment();
+            slow.is_zero() && !full && !broken
+        };
+        up.into_iter().filter(is_reached).filter(healthy).collect()
+    }
+
+    /// While nothing changes, whoever can have a leader has one.
+    async fn watch(self: Rc<Self>) {
+        let world = exec::world();
+        let mut led: BTreeMap<GroupId, Duration> = BTreeMap::new();
+        while !self.over.get() {
+            rt::sleep(LOOK_EVERY).await;
+            let (well, now) = (self.well(&world), world.time());
+            let mut calm = self.calm.borrow_mut();
+            if calm.0 != well {
+                *calm = (well, now);
+                continue;
+            }
+            if now - calm.1 < CALM {
+                continue;
+            }
+            for target in &*self.targets.borrow() {
+                let Some(replicas) = self.replicas_of(target) else { continue };
+                let there = replicas.iter().filter(|node| calm.0.contains(node)).count();
+                let last = led.entry(target.group).or_insert(calm.1);
+                if there * 2 <= replicas.len() || self.leader(target).is_some() {
+                    *last = now;
+                } else if now - (*last).max(calm.1 + CALM - ELECTION) > ELECTION {
+                    let (name, since) = (format!("{}-{}", target.topic, target.partition), now - calm.1);
+                    self.violated(format!("{name} has no leader, though {:?} have been well for {since:?}", calm.0));
+                }
+            }
+        }
+    }
+
+    fn replicas_of(&self, target: &Target) -> Option<Vec<i32>> {
+        let core = self.nodes.iter().find_map(|node| node.core())?;
+        core.view(|view| {
+            let topic = view.topic(&target.topic)?;
+            Some(topic.partitions[target.partition as usize].replicas.clone())
+        })
+    }
+
+    fn holders<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = (&'a Rc<Node>, Rc<Partition>)> {
+        self.nodes.iter().filter_map(|node| Some((node, node.core()?.partition(target.group)?)))
+    }
+
+    fn leader(&self, target: &Target) -> Option<(Rc<Node>, Rc<Partition>)> {
+        let mut leaders = self.holders(target).filter(|(node, partition)| !node.down.get() && partition.leads());
+        leaders.next().map(|(node, partition)| (node.clone(), partition))
+    }
+
+    /// Whether every replica of every partition has all that its leader has.
+    fn all_have_everything(&self) -> bool {
+        self.targets.borrow().iter().all(|target| {
+            let Some((_, leader)) = self.leader(target) else { return false };
+            let (end, replicas) = (leader.end(), leader.replicas());
+            let has_all = |(_, partition): &(&Rc<Node>, Rc<Partition>)| {
+                partition.end() == end && partition.high_watermark() == end
+            };
+            let in_sync = leader.in_sync().unwrap_or_default();
+            self.holders(target).filter(has_all).count() == replicas.len() && in_sync.len() == replicas.len()
+        })
+    }
+
+    /// Nothing goes wrong any more: everybody gets everything.
+    fn heal(self: &Rc<Self>, world: &Rc<World>) -> Result<(), Violation> {
+        self.over.set(true);
+        world.net.heal();
+        for node in &self.nodes {
+            world.stop(node.process, false);
+            node.ail(Ailment::default());
+        }
+        let until = world.time() + HEALING;
+        loop {
+            for node in &self.nodes {
+                if node.has_failed() {
+                    node.kill(world);
+                }
+                if node.down.get() {
+                    self.forget_watermarks(node);
+                }
+                node.start_if_down(world);
+            }
+            let is_whole = || self.nodes.iter().all(|node| node.serves()) && self.all_have_everything();
+            self.go_on(world, ms(2_000), is_whole)?;
+            world.net.heal();
+            if is_whole() {
+                return Ok(());
+            }
+            expect(world.time() < until, || {
+                let of = |target: &Target| {
+                    let holders = self.holders(target).map(|(node, partition)| {
+                        let (watermark, end) = (partition.high_watermark(), partition.end());
+                        format!("broker {}: {watermark} of {end}, leads {}", node.id, partition.leads())
+                    });
+                    format!("{}-{}: {}", target.topic, target.partition, holders.collect::<Vec<_>>().join("; "))
+                };
+                let all: Vec<String> = self.targets.borrow().iter().map(of).collect();
+                let up: Vec<_> = self.nodes.iter().map(|node| (node.id, node.serves())).collect();
+                format!("not whole after {HEALING:?}: {up:?} {all:?}")
+            })?;
+        }
+    }
+
+    /// Every replica has the same log, and it is the one that clients know.
+    fn check_logs(self: &Rc<Self>) -> Result<(), Violation> {
+        let world = exec::world();
+        let targets = self.targets.borrow().clone();
+        for target in &targets {
+            let mut logs: Vec<(i32, u64, Vec<(u64, Value)>)> = Vec::new();
+            for (node, partition) in self.holders(target).collect::<Vec<_>>() {
+                let read = Rc::new(RefCell::new(None));
+                let (cluster, into, of) = (self.clone(), read.clone(), target.clone());
+                let core = node.core().expect("it is up");
+                world.spawn(node.process, async move {
+                    let log = cluster.read_log(&core, &partition, &of).await;
+                    let start = log.first().map_or(partition.high_watermark(), |(offset, _)| *offset);
+                    *into.borrow_mut() = Some((start, log));
+                });
+                self.go_on(&world, ms(20_000), || read.borrow().is_some())?;
+                let (start, log) = read.take().ok_or_else(|| Violation(format!("{target:?} can't be read")))?;
+                logs.push((node.id, start, log));
+            }
+            let Some((first, start, log)) = logs.first() else { continue };
+            for (node, other_start, other) in &logs[1..] {
+                // What a replica lacks at its start, others may still have.
+                let from = *start.max(other_start);
+                let above = |log: &[(u64, Value)]| log.iter().filter(|(offset, _)| *offset >= from).copied().collect();
+                let (a, b): (Vec<_>, Vec<_>) = (above(log), above(other));
+                expect(a == b, || format!("{target:?}: brokers {first} and {node} have different logs"))?;
+            }
+            let whole = logs.iter().min_by_key(|(_, start, _)| *start).expect("there is one");
+            let named = |Violation(why)| Violation(format!("{}-{}: {why}", target.topic, target.partition));
+            self.ledger.borrow_mut().of(target.group).is_all(whole.1, &whole.2).map_err(named)?;
+            self.summary.borrow_mut().trimmed += u64::from(whole.1 > 0);
+        }
+        Ok(())
+    }
+
+    async fn read_log(
+        &self,
+        core: &Rc<crate::core::Core>,
+        partition: &Rc<Partition>,
+        target: &Target,
+    ) -> Vec<(u64, Value)> {
+        use crate::partition::FetchRead;
+        let mut log = Vec::new();
+        let mut at = partition.log_start(core);
+        while at < partition.high_watermark() {
+            let found = match partition.read(core, at, partition.high_watermark(), 64 << 10, true) {
+                FetchRead::Hot(found) => Ok(found),
+                FetchRead::Cold(read) => read.await,
+                FetchRead::Refused(code) => Err(code),
+            };
+            let found: Vec<Bytes> = match found {
+                Ok(found) => found,
+                // Retention goes on.
+                Err(ErrorCode::OffsetOutOfRange) if at < partition.log_start(core) => {
+                    log.clear();
+                    at = partition.log_start(core);
+                    continue;
+                }
+                Err(code) => {
+                    self.violated(format!("{target:?}: offset {at} can't be read: {code:?}"));
+                    return log;
+                }
+            };
+            let values: Vec<_> = found.iter().flat_map(|bytes| self.values(target, bytes)).collect();
+            let values = values.into_iter().filter(|(offset, _)| *offset >= at).collect::<Vec<_>>();
+            let Some((last, _)) = values.last() else {
+                self.violated(format!("{target:?}: nothing at offset {at}"));
+                return log;
+            };
+            at = last + 1;
+            log.extend(values);
+        }
+        log
+    }
+
+    fn count_up(&self) {
+        let mut summary = self.summary.borrow_mut();
+        let mut ledger = self.ledger.borrow_mut();
+        summary.acked = ledger.acked() as u64;
+        summary.seen = ledger.seen() as u64;
+        for group in ledger.groups() {
+            summary.epochs += ledger.of(group).epochs();
+        }
+        for core in self.nodes.iter().filter_map(|node| node.core()) {
+            summary.snapshots += core.metrics.replication_snapshots_total.get();
+            summary.rested += u64::from(core.groups.awake() < core.partitions().len());
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Whole clusters in one thread and virtual time, from a seed: the broker's own code, from its start to the handlers of Kafka's APIs, on
+//! simulated disks and a simulated network, under clients that remember what they were told.
+//!
+//! | module | is |
+//! |---|---|
+//! | `exec` | virtual time; processes and their tasks, which [`crate::rt`] and [`crate::clock`] ask for |
+//! | `net` | connections between brokers: late, stalled, broken |
+//! | `node` | one broker: start, stop, kill, power cut, lost disk |
+//! | `clients` | producers, consumers, operators |
+//! | `ledger` | what clients know, and what must hold of it |
+//! | `cluster` | faults, and the checks after every step and at the end |
+//!
+//! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
+//! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
+//! `consensus` has a simulation of its own, of the metadata plane on a network that also drops, doubles and reorders.
+
+mod clients;
+mod cluster;
+mod exec;
+mod ledger;
+mod net;
+mod node;
+mod tests;
+
+pub(crate) use exec::{disk, is_running, now, planted, spawn};
+pub(crate) use net::Outgoing;
+
+/// A mistake that can be planted, to show that the simulation would see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// Entries are sent, and taken, without the batches that belong to them.
+    AppendWithoutPayload,
+    /// One entry more than is to be replaced is cut off a follower's log.
+    TruncatedTooFar,
+    /// Partitions at rest are not told that their leader's core is silent.
+    QuietGroupSleepsOn,
+    /// What idempotent producers wrote is remembered although it was truncated.
+    ProducersKeptOnTruncation,
+}

@@ -1,0 +1,257 @@
+//! The network between simulated brokers: connections as TCP gives them, that come late, stall and break.
+//!
+//! What is sent on one connection arrives in order or not at all; connections overtake each other. Across a cut nothing arrives, and
+//! nobody is told: what was sent waits, until the cut has healed or the connection has been silent too long.
+
+use super::exec::{ProcessId, World, world};
+use crate::{
+    groups::GroupHost,
+    peers::Peers,
+    rt,
+    sync::{Notify, Promise, promise},
+};
+use bytes::{Bytes, BytesMut};
+use consensus::wire::Hello;
+use net::peer::{Kind, Lane, PeerError, PeerFrame};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    rc::Rc,
+    time::Duration,
+};
+
+/// Bytes on their way on one connection before its sender has to wait.
+const IN_TRANSIT_MAX: usize = 256 << 10;
+/// After so much silence a connection is over (TCP_USER_TIMEOUT, see `net::peer`).
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How often what waits at a cut is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+/// The peer port of node 0; others follow.
+const PORT: u16 = 9290;
+
+/// Where a node's peer port is.
+pub(super) fn address(node: i32) -> String {
+    format!("127.0.0.1:{}", i32::from(PORT) + node)
+}
+
+/// A broker that takes connections in.
+struct Listening {
+    process: ProcessId,
+    peers: Rc<Peers>,
+    host: Rc<GroupHost>,
+}
+
+#[derive(Default)]
+pub(super) struct Net {
+    listening: RefCell<BTreeMap<i32, Rc<Listening>>>,
+    /// From, to.
+    cuts: RefCell<BTreeSet<(i32, i32)>>,
+    open: RefCell<Vec<Rc<Connection>>>,
+    /// Messages take up to so long.
+    pub(super) latency_max: Cell<Duration>,
+}
+
+struct Connection {
+    from: i32,
+    to: i32,
+    /// Each with the moment from which on it may arrive.
+    transit: RefCell<VecDeque<(Duration, PeerFrame)>>,
+    transit_bytes: Cell<usize>,
+    /// Somebody is to bring what is on its way.
+    carried: Cell<bool>,
+    stalled_since: Cell<Option<Duration>>,
+    inbox: RefCell<VecDeque<PeerFrame>>,
+    arrived: Notify,
+    closed: Cell<bool>,
+    changed: Notify,
+}
+
+impl Connection {
+    fn close(&self) {
+        self.closed.set(true);
+        self.transit.take();
+        self.arrived.notify();
+        self.changed.notify();
+    }
+
+    /// Brings what may arrive by now.
+    fn carry(self: &Rc<Self>, world: &World) {
+        loop {
+            let due = self.transit.borrow().front().map(|(due, _)| *due);
+            let Some(due) = due.filter(|_| !self.closed.get()) else {
+                return self.carried.set(false);
+            };
+            let now = world.time();
+            if world.net.is_cut(self.from, self.to) {
+                let since = self.stalled_since.get().unwrap_or(now);
+                self.stalled_since.set(Some(since));
+                if now - since > SILENCE_MAX {
+                    return self.close();
+                }
+                return self.carry_in(world, RETRY);
+            }
+            self.stalled_since.set(None);
+            if due > now {
+                return self.carry_in(world, due - now);
+            }
+            let (_, frame) = self.transit.borrow_mut().pop_front().expect("it is due");
+            self.transit_bytes.set(self.transit_bytes.get() - frame.bytes.len());
+            self.inbox.borrow_mut().push_back(frame);
+            self.arrived.notify();
+            self.changed.notify();
+        }
+    }
+
+    fn carry_in(self: &Rc<Self>, world: &World, wait: Duration) {
+        let connection = self.clone();
+        world.after(wait, move || connection.carry(&super::exec::world()));
+    }
+}
+
+impl Net {
+    pub(super) fn clear(&self) {
+        self.listening.take();
+        self.open.take();
+    }
+
+    pub(super) fn listen(&self, node: i32, process: ProcessId, peers: Rc<Peers>, host: Rc<GroupHost>) {
+        self.listening.borrow_mut().insert(node, Rc::new(Listening { process, peers, host }));
+    }
+
+    pub(super) fn cut(&self, from: i32, to: i32) {
+        self.cuts.borrow_mut().insert((from, to));
+    }
+
+    pub(super) fn heal(&self) {
+        self.cuts.borrow_mut().clear();
+    }
+
+    pub(super) fn is_cut(&self, from: i32, to: i32) -> bool {
+        self.cuts.borrow().contains(&(from, to))
+    }
+
+    fn latency(&self, world: &World) -> Duration {
+        world.draw(Duration::from_micros(30)..self.latency_max.get())
+    }
+
+    /// A node's process has ended. Its machine tells the others, unless it is gone too: then they notice only when they get no answer.
+    pub(super) fn end(&self, world: &World, node: i32, silently: bool) {
+        self.listening.borrow_mut().remove(&node);
+        let (its, others) = self.open.take().into_iter().partition(|open| open.from == node || open.to == node);
+        *self.open.borrow_mut() = others;
+        let its: Vec<Rc<Connection>> = its;
+        for connection in its {
+            if connection.to == node {
+                // Nobody reads any more.
+                connection.inbox.take();
+            }
+            if !silently && connection.from == node {
+                // What the process had sent is the system's to bring, or to drop.
+                let keep = world.place(connection.transit.borrow().len() + 1);
+                connection.transit.borrow_mut().truncate(keep);
+            }
+            let wait = if silently { world.draw(Duration::ZERO..SILENCE_MAX) } else { self.latency(world) };
+            world.after(wait, move || connection.close());
+        }
+    }
+}
+
+/// The connection of one broker to another, from the one that opened it.
+pub(crate) struct Outgoing {
+    connection: Rc<Connection>,
+    queued: Vec<PeerFrame>,
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.connection.close();
+    }
+}
+
+impl Outgoing {
+    /// Connects, and says who this broker is; returns who is there.
+    pub(crate) async fn open(address: &str, me: &Hello) -> io::Result<(Self, Hello)> {
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let to = i32::from(port.expect("an address has a port")) - i32::from(PORT);
+        let world = world();
+        let from = me.node;
+        if world.net.is_cut(from, to) || world.net.is_cut(to, from) {
+            std::future::pending::<()>().await;
+        }
+        let latency = world.net.latency(&world);
+        rt::sleep(latency).await;
+        let listening = world.net.listening.borrow().get(&to).cloned();
+        let listening = listening.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let connection = Rc::new(Connection {
+            from,
+            to,
+            transit: RefCell::default(),
+            transit_bytes: Cell::new(0),
+            carried: Cell::new(false),
+            stalled_since: Cell::new(None),
+            inbox: RefCell::default(),
+            arrived: Notify::default(),
+            closed: Cell::new(false),
+            changed: Notify::default(),
+        });
+        world.net.open.borrow_mut().retain(|open| !open.closed.get());
+        world.net.open.borrow_mut().push(connection.clone());
+        let outgoing = Self { connection: connection.clone(), queued: Vec::new() };
+        let (met, meeting) = promise();
+        world.spawn(listening.process, take_in(listening.clone(), me.clone(), connection, met));
+        let there = meeting.await.ok_or(io::ErrorKind::ConnectionReset)?;
+        rt::sleep(latency).await;
+        Ok((outgoing, there))
+    }
+
+    pub(crate) fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
+        let mut bytes = BytesMut::new();
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        self.queued.push(PeerFrame::new(kind, lane, bytes.freeze()));
+    }
+
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        let world = world();
+        let connection = &self.connection;
+        for frame in self.queued.drain(..) {
+            let last = connection.transit.borrow().back().map_or(Duration::ZERO, |(due, _)| *due);
+            let due = last.max(world.time() + world.net.latency(&world));
+            connection.transit_bytes.set(connection.transit_bytes.get() + frame.bytes.len());
+            connection.transit.borrow_mut().push_back((due, frame));
+        }
+        if !connection.carried.replace(true) {
+            connection.carry_in(&world, Duration::ZERO);
+        }
+        while connection.transit_bytes.get() > IN_TRANSIT_MAX && !connection.closed.get() {
+            connection.changed.next().await;
+        }
+        if connection.closed.get() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+    }
+
+    pub(crate) async fn ended(&mut self) -> PeerError {
+        while !self.connection.closed.get() {
+            self.connection.changed.next().await;
+        }
+        PeerError::Closed
+    }
+}
+
+/// On the other side: hears who is there, and takes in what comes.
+async fn take_in(listening: Rc<Listening>, there: Hello, connection: Rc<Connection>, met: Promise<Hello>) {
+    let Ok(hello) = listening.peers.meet(&there) else { return };
+    met.keep(hello);
+    loop {
+        let seen = connection.arrived.version();
+        let frame = connection.inbox.borrow_mut().pop_front();
+        match frame {
+            Some(frame) => {
+                if listening.peers.take_frame(&frame, &there, &*listening.host).is_err() {
+                    return connection.close();
+                }
+            }
+            None if connection.closed.get() => return,
+            None => connection.arrived.past(seen).await,
+        }
+    }
+}

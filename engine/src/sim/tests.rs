@@ -1,0 +1,104 @@
+//! Seeds. One that fails names the command that replays it; `SIM_LOG=debug` shows what its brokers log, with their virtual time.
+
+use super::{
+    Bug,
+    cluster::{Summary, run},
+    exec,
+    ledger::Violation,
+};
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    thread,
+};
+use tracing_subscriber::{
+    Layer as _,
+    filter::Targets,
+    fmt::{self, format::Writer, time::FormatTime},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one.
+const SEEDS: u64 = 200;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
+}
+
+/// Who logs, and when: in virtual time, from the beginning.
+struct Virtual;
+
+impl FormatTime for Virtual {
+    fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+        match exec::present() {
+            Some((process, time)) => write!(out, "{:>10.6} broker {process}", time.as_secs_f64()),
+            None => out.write_str("nobody"),
+        }
+    }
+}
+
+fn log_if_wanted() {
+    if let Ok(filter) = std::env::var("SIM_LOG") {
+        let filter: Targets = filter.parse().expect("SIM_LOG is a filter as log.filter takes it");
+        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_timer(Virtual).with_filter(filter);
+        // Another test may have begun.
+        let _ = tracing_subscriber::registry().with(lines).try_init();
+    }
+}
+
+/// A run, with a panic as its violation.
+fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
+    catch_unwind(AssertUnwindSafe(|| run(seed, bug))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(Violation(format!("panic: {}", text.unwrap_or_default())))
+    })
+}
+
+/// Runs these seeds, of which every `of`-th from `from` on, and adds up what they did.
+fn run_all(seeds: Range<u64>, from: usize, of: usize) -> Summary {
+    let mut total = Summary::default();
+    for seed in seeds.skip(from).step_by(of) {
+        let summary = run_caught(seed, None).unwrap_or_else(|violation| {
+            panic!(
+                "seed {seed}: {violation}\nreplay: SIM_SEED={seed} cargo test -p engine --lib \
+                 partitions_keep_their_promises_under_every_fault"
+            )
+        });
+        total.add(&summary);
+    }
+    total
+}
+
+#[test]
+fn partitions_keep_their_promises_under_every_fault() {
+    log_if_wanted();
+    let seeds = match number("SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let running: Vec<_> = (0..threads)
+        .map(|from| {
+            let seeds = seeds.clone();
+            thread::spawn(move || run_all(seeds, from, threads))
+        })
+        .collect();
+    let mut total = Summary::default();
+    for running in running {
+        match running.join() {
+            Ok(summary) => total.add(&summary),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+    println!("{total:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [0, 1, 2] {
+        assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
+    }
+}
