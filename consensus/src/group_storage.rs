@@ -235,12 +235,11 @@ impl Storage for GroupStorage {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
-        // One below what is compacted would leave a hole behind it, and a peer takes none from before it was a member.
-        let usable = |(at, members): &&(Position, ConfState)| {
-            let is_member = members.voters.contains(&to) || members.learners.contains(&to);
-            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && is_member
+        // One below what is compacted would leave a hole behind it.
+        let usable = |(at, _): &&(Position, ConfState)| {
+            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted)
         };
-        let Some((at, conf_state)) = self.snapshot.as_ref().filter(usable) else {
+        let Some((at, mut conf_state)) = self.snapshot.clone().filter(|snapshot| usable(&snapshot)) else {
             self.snapshot_wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
@@ -248,7 +247,12 @@ impl Storage for GroupStorage {
         let metadata = snapshot.mut_metadata();
         metadata.index = at.index;
         metadata.term = at.term;
-        metadata.set_conf_state(conf_state.clone());
+        // A peer takes none in which it is no member. One that became a member behind it is taken in as a learner already: the entry that
+        // makes it one follows, and changes nothing then.
+        if !conf_state.voters.contains(&to) && !conf_state.learners.contains(&to) {
+            conf_state.learners.push(to);
+        }
+        metadata.set_conf_state(conf_state);
         Ok(snapshot)
     }
 }

@@ -32,7 +32,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     descriptor::{Descriptor, EntryData},
-    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, SnapshotMark, Wanted},
+    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, ReadIndex, SnapshotMark, Wanted},
 };
 use net::{
     batch::{self, Assigned, BatchHeader},
@@ -92,6 +92,10 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Appends that wait for this leader's disk, in log order.
     waiting_here: VecDeque<Waiting>,
+    /// Refusals that hold only if this replica still leads, each with the token by which the group was asked.
+    unsure: VecDeque<(u64, ErrorCode, Promise<Result<Appended, ErrorCode>>)>,
+    /// The last such token.
+    asked: u64,
     /// The leader epochs of the retained log, ascending, each with its first offset.
     epochs: Vec<(i32, u64)>,
     failed: bool,
@@ -330,7 +334,13 @@ impl Partition {
                     let stable = self.replica.with(|raft| raft.stable());
                     return Ok(state.answer_duplicate(&original, config.stamps(), log_start, acks, stable));
                 }
-                refused => return Err(refused.refusal().expect("all but these two are refusals")),
+                refused => {
+                    let (producer, sequence) = (info.producer_id, info.base_sequence);
+                    tracing::debug!(partition = %self.name, producer, sequence, ?refused, "a batch was refused");
+                    let code = refused.refusal().expect("all but these two are refusals");
+                    drop(state);
+                    return Ok(self.refuse_if_leading(core, code));
+                }
             }
         }
         let log_append_time_ms = config.stamps().then_some(now_ms);
@@ -354,6 +364,21 @@ impl Partition {
         self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
+    }
+
+    /// Refuses a batch for what this replica knows of its producer, once it is sure that it still leads: who was stopped, or cut off, may
+    /// have missed what the producer has written elsewhere, and producers give up on such an answer.
+    fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, code: ErrorCode) -> Committed {
+        let (promise, answer) = promise();
+        let mut state = self.state.borrow_mut();
+        state.asked += 1;
+        let token = state.asked;
+        state.unsure.push_back((token, code, promise));
+        drop(state);
+        self.replica.with(|raft| raft.read_index(token));
+        self.stir(core);
+        replica::stage(core, &**self);
+        answer
     }
 
     /// Moves the log's start, by an entry like any other, so that every replica does the same.
@@ -438,6 +463,9 @@ impl State {
         for waiting in self.waiting.drain(..).chain(self.waiting_here.drain(..)) {
             waiting.promise.keep(Err(code));
         }
+        for (_, _, promise) in self.unsure.drain(..) {
+            promise.keep(Err(code));
+        }
     }
 }
 
@@ -457,6 +485,7 @@ impl Partition {
         let mut state = self.state.borrow_mut();
         state.waiting.clear();
         state.waiting_here.clear();
+        state.unsure.clear();
         drop(state);
         self.wake_fetches();
     }
@@ -546,6 +575,15 @@ impl Replicated for Partition {
         });
         self.answer_committed();
         self.wake_fetches();
+    }
+
+    fn still_leads(&self, _core: &Rc<Core>, reads: &[ReadIndex]) {
+        let mut state = self.state.borrow_mut();
+        // A quorum that has answered one has answered all before it.
+        let sure = reads.iter().map(|read| read.token).max().unwrap_or(0);
+        while let Some((_, code, promise)) = state.unsure.pop_front_if(|(token, ..)| *token <= sure) {
+            promise.keep(Err(code));
+        }
     }
 
     fn before_ready(&self, core: &Rc<Core>) {
