@@ -336,7 +336,7 @@ async fn run_core(
     if let Some(peer_bound) = peer_bound {
         let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
         let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
-        begin_meta(&core, accept).await?;
+        meta::start(&core, accept).await?;
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
     }
     core.until_serving().await;
@@ -418,13 +418,6 @@ pub(crate) async fn begin_core(
     inbox.serve(&core);
     rt::spawn(groups::run(core.clone()));
     Ok(core)
-}
-
-/// On core 0: the metadata. `accept` takes in other brokers' connections.
-pub(crate) async fn begin_meta(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
-    meta::start(core, accept).await?;
-    rt::spawn(meta::snapshot_when_wanted(core.clone()));
-    Ok(())
 }
 
 /// What goes on beside serving.

@@ -113,6 +113,11 @@ impl Replica {
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
         {
             // A new leader's entries take the place of what was never committed.
+            #[cfg(test)]
+            let first = &Entry {
+                index: first.index - u64::from(crate::sim::planted(crate::sim::Bug::TruncatedTooFar)),
+                ..first.clone()
+            };
             let state = hard_state(self.with(|raft| raft.hard_state_with(first.index - 1)));
             store.truncate(self.id, state, first.index, group.truncated(first.index))?;
         }

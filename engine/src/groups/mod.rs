@@ -201,6 +201,13 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
         let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1);
         let concerned = concerned(core, node, of, cores);
         tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
+        #[cfg(test)]
+        let concerned: Vec<_> = if crate::sim::planted(crate::sim::Bug::QuietGroupSleepsOn) {
+            let is_awake = |partition: &Rc<Partition>| core.groups.awake.borrow().contains(&partition.group());
+            concerned.into_iter().filter(is_awake).collect()
+        } else {
+            concerned
+        };
         concerned.iter().for_each(|partition| partition.loses(core, node));
     }
 }

@@ -29,7 +29,8 @@ mod start;
 mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
-pub use snapshots::{snapshot, snapshot_when_wanted};
+pub use snapshots::snapshot;
+use snapshots::snapshot_when_wanted;
 pub use start::start;
 pub use tools::answer as tool_answer;
 

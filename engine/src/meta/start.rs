@@ -1,6 +1,6 @@
 //! From what the store recovered to a broker that knows all that was committed.
 
-use super::{META_GROUP, Meta, Submitting, follow_peers, reports, submit_with, tick};
+use super::{META_GROUP, Meta, Submitting, follow_peers, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
     clock,
     core::{Core, CoreId, core_of_slice, restored},
@@ -75,6 +75,8 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     meta.follow_contacts(core);
     rt::spawn(tick(core.clone()));
     rt::spawn(follow_peers(core.clone()));
+    // To join takes room in the ring, and only a snapshot may make some.
+    rt::spawn(snapshot_when_wanted(core.clone()));
     join(core).await;
     rt::spawn(reports::leaders(core.clone()));
     rt::spawn(reports::watermarks(core.clone()));

@@ -515,6 +515,10 @@ impl Replicated for Partition {
         let keep = state.tail.partition_point(|entry| entry.index < index);
         state.tail_bytes -= state.tail.drain(keep..).map(|entry| entry.bytes).sum::<usize>();
         state.end = state.tail.back().map_or(state.high_watermark, |last| last.end);
+        #[cfg(test)]
+        if crate::sim::planted(crate::sim::Bug::ProducersKeptOnTruncation) {
+            return state.end;
+        }
         state.producers.truncate_from(index);
         state.end
     }

@@ -5,6 +5,8 @@
 //! time, and travels on the lane for bulk, so that it delays nobody else.
 
 use super::Partition;
+#[cfg(test)]
+use crate::sim::{self, Bug};
 use crate::{
     core::Core,
     replica::{self, Payload},
@@ -60,6 +62,8 @@ impl Partition {
             });
             match payload {
                 Some(payload) => payloads.push((place, payload)),
+                #[cfg(test)]
+                None if sim::planted(Bug::AppendWithoutPayload) => {}
                 None => return self.send_cold(core, message),
             }
         }
@@ -264,6 +268,8 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
         let data = if is_normal { EntryData::decode(&entry.data).ok() } else { Some(EntryData::Nothing) };
         let descriptor = match (data.ok_or("an entry can't be read; it was written by a newer version")?, &batch) {
             (EntryData::Batch(descriptor), Some(_)) => descriptor,
+            #[cfg(test)]
+            (EntryData::Batch(_), None) if sim::planted(Bug::AppendWithoutPayload) => continue,
             (EntryData::Batch(_), None) => return Err("a batch is missing"),
             (_, None) => continue,
             (_, Some(_)) => return Err("there is a batch beside an entry that has none"),

@@ -294,7 +294,7 @@ impl Cluster {
                 let ailment = match world.place(3) {
                     0 => Ailment { slow: ms(30), ..Ailment::default() },
                     1 => Ailment { full: true, ..Ailment::default() },
-                    _ => Ailment { broken: true, ..Ailment::default() },
+                    _ => Ailment { broken: node.serves(), ..Ailment::default() },
                 };
                 node.ail(ailment);
                 world.after(away, move || node.ail(Ailment { slow: Duration::ZERO, full: false, ..node.ailment() }));

@@ -7,7 +7,7 @@ use crate::{
     core::Core,
     front::Spread,
     groups::GroupHost,
-    mesh,
+    mesh, meta,
     metrics::Metrics,
     rt,
 };
@@ -172,7 +172,7 @@ impl Node {
         let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, spread).await?;
         *self.core.borrow_mut() = Some(core.clone());
         let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));
-        broker::begin_meta(&core, async move { exec::world().net.listen(node.id, node.process, peers, host) }).await?;
+        meta::start(&core, async move { exec::world().net.listen(node.id, node.process, peers, host) }).await?;
         core.until_serving().await;
         broker::serve_partitions(&core);
         self.serving.set(true);

@@ -102,3 +102,29 @@ fn the_same_seed_gives_the_same_run() {
         assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
     }
 }
+
+fn found(bug: Bug) {
+    let violation = (1_000_000..1_001_000).find_map(|seed| Some((seed, run_caught(seed, Some(bug)).err()?)));
+    let (seed, violation) = violation.unwrap_or_else(|| panic!("{bug:?} is not seen in 1,000 seeds"));
+    println!("{bug:?} is seen by seed {seed}: {violation}");
+}
+
+#[test]
+fn an_append_without_its_payload_is_seen() {
+    found(Bug::AppendWithoutPayload);
+}
+
+#[test]
+fn a_truncation_below_what_is_committed_is_seen() {
+    found(Bug::TruncatedTooFar);
+}
+
+#[test]
+fn a_group_at_rest_that_misses_its_leaders_death_is_seen() {
+    found(Bug::QuietGroupSleepsOn);
+}
+
+#[test]
+fn producers_that_are_not_rebuilt_on_truncation_are_seen() {
+    found(Bug::ProducersKeptOnTruncation);
+}
