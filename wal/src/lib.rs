@@ -13,7 +13,7 @@
 //! | [`checkpoint`], [`snapshot`] | what need not be read from the ring any more |
 //! | [`store`] (`store_recovery`, `store_flush`, `store_checkpoint`) | one core's ring, logs and checkpoints as one thing that recovers |
 //! | [`manifest`] | the data directory, and another number of cores |
-//! | [`disk_sim`], [`sim_exec`] | a disk that loses and tears what was not synced, and an executor in a seeded order, for tests |
+//! | [`disk_sim`], [`sim_exec`], [`planted`] | a disk that loses and tears what was not synced, an executor in a seeded order, and mistakes, for tests |
 //!
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
@@ -34,6 +34,7 @@ mod log_entries;
 pub mod log_read;
 mod lru;
 pub mod manifest;
+pub mod planted;
 pub mod record;
 pub mod ring;
 pub mod ring_format;

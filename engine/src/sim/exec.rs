@@ -14,7 +14,7 @@ use std::{
     task::{Context, Wake, Waker},
     time::Duration,
 };
-use wal::disk_sim::SimDisk;
+use wal::{disk_sim::SimDisk, planted::Mistake};
 
 /// A process, counted from 0.
 pub(super) type ProcessId = usize;
@@ -138,6 +138,11 @@ impl Running {
         WORLD.with_borrow_mut(|running| {
             assert!(running.replace(world.clone()).is_none(), "a thread runs one simulation at a time");
         });
+        wal::planted::plant(match bug {
+            Some(super::Bug::RingRecycledTooEarly) => Some(Mistake::RecycledTooEarly),
+            Some(super::Bug::StaleLapAccepted) => Some(Mistake::StaleLapAccepted),
+            _ => None,
+        });
         assert_eq!(world.add_process(), OUTSIDE);
         Self(world)
     }
@@ -150,6 +155,7 @@ impl Drop for Running {
         self.0.events.take();
         self.0.net.clear();
         Rc::<Timers>::default().install();
+        wal::planted::plant(None);
         WORLD.take();
     }
 }

@@ -36,4 +36,8 @@ pub(crate) enum Bug {
     QuietGroupSleepsOn,
     /// What idempotent producers wrote is remembered although it was truncated.
     ProducersKeptOnTruncation,
+    /// In `wal`.
+    RingRecycledTooEarly,
+    /// In `wal`.
+    StaleLapAccepted,
 }

@@ -128,3 +128,13 @@ fn a_group_at_rest_that_misses_its_leaders_death_is_seen() {
 fn producers_that_are_not_rebuilt_on_truncation_are_seen() {
     found(Bug::ProducersKeptOnTruncation);
 }
+
+#[test]
+fn a_ring_that_is_recycled_too_early_is_seen() {
+    found(Bug::RingRecycledTooEarly);
+}
+
+#[test]
+fn an_earlier_lap_that_is_taken_for_this_one_is_seen() {
+    found(Bug::StaleLapAccepted);
+}
