@@ -203,8 +203,10 @@ impl Log {
     /// Begins anew behind the entry of a snapshot; the record that says so ends at `after`.
     pub fn restart(&mut self, to: Mark, after: LogPos) {
         if !self.by_snapshot {
-            // Also what a flush may be writing just now.
-            self.pending_cut = Some(PendingCut { from: self.before_first, after });
+            // Also what a flush may be writing just now, and what an earlier cut has not taken yet.
+            let earlier = self.pending_cut.map(|pending| pending.from);
+            let from = earlier.filter(|from| from.index < self.before_first.index).unwrap_or(self.before_first);
+            self.pending_cut = Some(PendingCut { from, after });
             self.log_start = to.offset;
             self.app_log_start = to.offset;
         }
@@ -503,5 +505,20 @@ impl ReadLimit {
         self.first = false;
         self.left = if admits { self.left.saturating_sub(batch.bytes.len()) } else { 0 };
         admits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_begins_anew_twice_before_its_segments_are_cut_keeps_none_of_them() {
+        let options = LogOptions { segment_bytes: 4096, segment_ms: None, index_interval_bytes: 4096 };
+        let mut log = Log::new(GroupId(1), options, false);
+        log.restart(Mark { index: 5, term: 1, offset: 50 }, LogPos(1));
+        log.restart(Mark { index: 9, term: 2, offset: 90 }, LogPos(2));
+        assert_eq!(log.pending_cut.map(|pending| (pending.from, pending.after)), Some((Mark::default(), LogPos(2))));
+        assert!(log.has_old_segments());
     }
 }

@@ -174,9 +174,8 @@ impl Cluster {
         let mut producer = self.next_producer();
         let Some(mut id) = self.producer_id().await else { return };
         let (mut sequence, mut number) = (0, 0);
-        // Some write seldom, so that their partitions come to rest.
-        let pause_max = if world.chance(0.3) { 8_000 } else { 120 };
-        let pause = world.draw(Duration::from_millis(1)..Duration::from_millis(pause_max));
+        let pause = if self.quiet { 2_000..10_000 } else { 1..120 };
+        let pause = world.draw(Duration::from_millis(pause.start)..Duration::from_millis(pause.end));
         let size_max = [60, 400, 3_000][world.place(3)];
         let acks = if world.chance(0.2) { 1 } else { -1 };
         while !self.over.get() {

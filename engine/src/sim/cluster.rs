@@ -90,6 +90,8 @@ pub(super) struct Cluster {
     /// Logs are cut at their start.
     pub(super) has_trims: Cell<bool>,
     producers: Cell<u32>,
+    /// Faults come seldom and last, and clients write seldom: partitions come to rest.
+    pub(super) quiet: bool,
     violation: RefCell<Option<Violation>>,
     /// By process and partition, the high watermark.
     watermarks: RefCell<BTreeMap<(ProcessId, GroupId), u64>>,
@@ -123,6 +125,7 @@ impl Cluster {
             over: Cell::new(false),
             has_trims: Cell::new(false),
             producers: Cell::new(0),
+            quiet: world.chance(0.3),
             violation: RefCell::default(),
             watermarks: RefCell::default(),
             disk_lost: Cell::new(false),
@@ -223,9 +226,9 @@ impl Cluster {
     /// Faults, one after the other, some at the same time.
     async fn trouble(self: Rc<Self>) {
         let world = exec::world();
-        let quiet = world.chance(0.3);
+        let quiet = self.quiet;
         while !self.over.get() {
-            let wait = if quiet || world.chance(0.1) { 6_000..14_000 } else { 100..3_000 };
+            let wait = if quiet { 12_000..16_000 } else { 100..3_000 };
             rt::sleep(world.draw(ms(wait.start)..ms(wait.end))).await;
             if !self.over.get() {
                 self.strike(&world);
@@ -236,7 +239,7 @@ impl Cluster {
     fn strike(self: &Rc<Self>, world: &Rc<World>) {
         let at = world.place(self.nodes.len());
         let node = self.nodes[at].clone();
-        let away = if world.chance(0.3) { ms(9_000)..ms(14_000) } else { ms(10)..ms(5_000) };
+        let away = if self.quiet || world.chance(0.2) { ms(11_000)..ms(14_000) } else { ms(10)..ms(5_000) };
         let away = world.draw(away);
         let fault = world.number(..100);
         match fault {
