@@ -20,7 +20,7 @@ use tracing_subscriber::{
 };
 
 /// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 300;
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -94,6 +94,18 @@ fn partitions_keep_their_promises_under_every_fault() {
         }
     }
     println!("{total:?}");
+    let runs = seeds.end - seeds.start;
+    if runs >= 200 {
+        // The faults must happen, and leave room for what they are to disturb.
+        let Summary { acked, seen, retried, epochs, trimmed, snapshots, .. } = total;
+        assert!(acked > 300 * runs && seen > 100 * runs && retried > 10 * runs && epochs > 3 * runs);
+        assert!(trimmed > runs / 8 && snapshots > runs / 8);
+        let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
+        assert!(
+            killed > runs / 2 && power_lost > runs / 2 && stopped > runs / 8 && paused > runs / 2 && cut > runs / 2
+        );
+        assert!(disks_ailed > runs / 8 && disks_lost > runs / 16 && jumped > runs / 16 && rested > runs / 2);
+    }
 }
 
 #[test]
