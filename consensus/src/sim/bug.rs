@@ -1,0 +1,22 @@
+//! Mistakes that the simulation must be able to see.
+
+/// A mistake that can be planted, to show that the simulation would see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A Ready counts as durable as soon as it is handed to the journal.
+    AcknowledgedBeforeSync,
+    /// Votes and acknowledgements leave before what they promise is durable.
+    AnsweredBeforeSync,
+    /// Records say nothing of the vote.
+    VoteNotRecorded,
+    /// Records say nothing of what is committed.
+    CommitNotRecorded,
+    /// A request that comes twice is applied twice.
+    RetryAppliedTwice,
+    /// A node whose disk was emptied comes back as the same peer.
+    EmptiedDiskReturns,
+    /// A completion is reported before one that was handed to the journal earlier.
+    CompletedOutOfOrder,
+    /// The leader's lease counts from when the quorum's answer came, not from when it was asked.
+    LeaseFromReceipt,
+}

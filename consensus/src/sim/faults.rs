@@ -1,0 +1,115 @@
+//! What goes wrong in a run, and its end: all is healed.
+
+use super::{
+    cluster::{Cluster, GROUPS, KEPT_ENTRIES, Power, Slot},
+    net::NetFaults,
+    node::META,
+    oracle::Violation,
+};
+use crate::group::Member;
+use std::time::Duration;
+
+impl Cluster {
+    pub(super) fn fault(&mut self) -> Result<(), Violation> {
+        self.fault_at = Some(self.clock.time() + Duration::from_millis(self.rng.u64(5..400)));
+        let at = self.rng.usize(..self.slots.len());
+        let up = self.slots[at].node().is_some();
+        let other = self.rng.usize(..self.slots.len());
+        let later = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1..3000));
+        match self.rng.u8(..22) {
+            0..3 if up => self.crash(at),
+            0..7 if !up => self.start(at)?,
+            3 => self.net.borrow_mut().cut(at as i32 + 1, other as i32 + 1),
+            4 => self.net.borrow_mut().heal(),
+            5 => self.slots[at].paused_until = self.clock.time() + later(&mut self.rng),
+            6 => self.slots[at].clock.jump(later(&mut self.rng)),
+            7 => self.net.borrow_mut().faults = NetFaults::NONE,
+            8 => self.net.borrow_mut().faults = self.worst_net,
+            9..13 if up && !self.is_paused(at) => self.checkpoint(at),
+            13..16 if self.slots.len() > 3 => self.change_members(),
+            // A disk that is slow for a while, or full.
+            16 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(100..3000)),
+            17 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(1..30)),
+            18 if up && self.rng.u8(..3) == 0 => self.node(at).disk.stuck = true,
+            19 if self.rng.u8(..3) == 0 => {
+                if let Some(at) = self.may_be_emptied.filter(|at| !self.is_paused(*at)) {
+                    self.empty(at)?;
+                }
+            }
+            20 if up && !self.is_paused(at) && self.rng.u8(..3) == 0 => self.node(at).hand_over(),
+            21 if self.rng.u8(..4) == 0 => self.unregister(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, at: usize) {
+        let group = self.rng.u64(..GROUPS);
+        if group == META {
+            return self.node(at).snapshot();
+        }
+        let history = &self.histories[group as usize];
+        // Partitions send no snapshots yet, so what a node lacks must be kept.
+        let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
+        let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
+        self.node(at).checkpoint(group, forget);
+    }
+
+    /// Some group's leader is asked for other voters.
+    fn change_members(&mut self) {
+        let group = self.rng.u64(1..GROUPS);
+        // A node that may lose its disk stays what it is: it could not get what it lacks.
+        let stays = |at: &usize| Some(*at) != self.may_be_emptied;
+        let mut wanted: Vec<u64> = (0..self.slots.len()).filter(stays).map(|at| self.slots[at].peer()).collect();
+        self.rng.shuffle(&mut wanted);
+        let demoted = self.rng.bool();
+        wanted.truncate([1, 2, 3, 3, 3, 5][self.rng.usize(..6)]);
+        let leads = |slot: &&mut Slot| slot.node().is_some_and(|node| node.group(group).is_leader());
+        let Some(node) = self.slots.iter_mut().find(leads).and_then(Slot::node_mut) else { return };
+        let present = node.group(group).voters();
+        let added = wanted.iter().filter(|peer| !present.contains(peer)).map(|peer| Member::Voter(*peer));
+        let removed = present.iter().filter(|peer| !wanted.contains(peer));
+        let removed = removed.map(|peer| if demoted { Member::Learner(*peer) } else { Member::Removed(*peer) });
+        let changes: Vec<Member> = added.chain(removed).collect();
+        if !changes.is_empty() && node.propose_members(group, &changes) {
+            self.summary.members_changed += 1;
+        }
+    }
+
+    /// Ends all faults; every node runs.
+    pub(super) fn heal(&mut self) -> Result<(), Violation> {
+        self.fault_at = None;
+        let mut net = self.net.borrow_mut();
+        net.heal();
+        net.faults = NetFaults::NONE;
+        drop(net);
+        for at in 0..self.slots.len() {
+            self.slots[at].paused_until = Duration::ZERO;
+            if self.slots[at].node().is_some_and(|node| node.disk.stuck) {
+                self.crash(at);
+            }
+            if self.slots[at].node().is_none() {
+                self.start(at)?;
+            }
+            self.node(at).disk.sync_max = Duration::from_millis(5);
+        }
+        Ok(())
+    }
+
+    pub(super) fn may_be_emptied(&self) -> Option<usize> {
+        self.may_be_emptied
+    }
+
+    /// The node gets another disk: it is another peer from then on.
+    pub(super) fn empty(&mut self, at: usize) -> Result<(), Violation> {
+        if self.slots[at].node().is_some() {
+            self.crash(at);
+        }
+        let slot = &mut self.slots[at];
+        let Some(Power::Down(disk)) = &mut slot.power else { unreachable!("it has just crashed") };
+        disk.empty();
+        slot.disk_number += 1;
+        self.summary.emptied += 1;
+        self.start(at)
+    }
+}

@@ -1,0 +1,51 @@
+//! What a run did, in numbers: the tests say how much of each must happen.
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub nodes: usize,
+    pub events: u64,
+    /// Over all that happened: equal for equal runs.
+    pub trace: u32,
+    pub crashes: u64,
+    pub elections: u64,
+    pub committed: u64,
+    pub acked: u64,
+    /// Requests that were applied when they came again.
+    pub retried: u64,
+    /// Writes of the metadata that had an answer: by the commit, on the fast path, and none in time.
+    pub written: u64,
+    pub fast: u64,
+    pub unanswered: u64,
+    /// Reads that waited for the leader's word, and that a lease allowed.
+    pub reads: u64,
+    pub leased_reads: u64,
+    /// Snapshots that took the place of a log.
+    pub restored: u64,
+    /// Disks that were emptied.
+    pub emptied: u64,
+    /// Changes of the members that were proposed for partitions.
+    pub members_changed: u64,
+}
+
+impl Summary {
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Self) {
+        let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
+        let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
+        self.events += events;
+        self.crashes += crashes;
+        self.elections += elections;
+        self.committed += committed;
+        self.acked += acked;
+        self.retried += retried;
+        self.written += written;
+        self.fast += fast;
+        self.unanswered += unanswered;
+        self.reads += reads;
+        self.leased_reads += leased_reads;
+        self.restored += restored;
+        self.emptied += emptied;
+        self.members_changed += members_changed;
+    }
+}
