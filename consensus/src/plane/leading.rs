@@ -270,8 +270,14 @@ impl Plane {
         let candidates = group.progress().into_iter().filter(|peer| peer.voter && peer.active && peer.peer != own);
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
-        lead.handed_over = true;
-        lead.lease.give_up();
+        #[cfg(any(test, feature = "sim"))]
+        let keeps = self.bug == Some(crate::sim::Bug::LeaseKeptAtHandover);
+        #[cfg(not(any(test, feature = "sim")))]
+        let keeps = false;
+        if !keeps {
+            lead.handed_over = true;
+            lead.lease.give_up();
+        }
         group.hand_over(best.peer);
         true
     }

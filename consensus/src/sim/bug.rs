@@ -19,4 +19,19 @@ pub enum Bug {
     CompletedOutOfOrder,
     /// The leader's lease counts from when the quorum's answer came, not from when it was asked.
     LeaseFromReceipt,
+    /// A linearizable read is answered from what the asked node shows, and nobody asks the leader.
+    ReadUnasked,
+    /// A read is answered when the leader has told its index, before the asked node shows that.
+    ReadBeforeShown,
+    /// A forwarded write is answered when the leader has answered, before the node that took it shows it.
+    WrittenBeforeShown,
+    /// A leader that hands over keeps its lease.
+    LeaseKeptAtHandover,
+}
+
+impl Bug {
+    /// Whether the histories of clients alone are to show it: the log's word on it is not heard.
+    pub(super) fn is_for_histories(self) -> bool {
+        matches!(self, Bug::ReadUnasked | Bug::ReadBeforeShown | Bug::LeaseKeptAtHandover)
+    }
 }

@@ -8,6 +8,9 @@
 //! | `node`, `node_meta` | one broker's groups, driven as a core drives them |
 //! | `oracle` | what must hold whatever happens, checked after every event |
 //! | `clients` | who writes and reads the metadata, and what they may believe |
+//! | `promises` | what clients were told, by key, and what each strength promises |
+//! | `linear` | whether one copy of a key could have told them all that |
+//! | `model` | that copy: a topic, the producer ids |
 //! | `cluster` | nodes, clients and faults, one event after the other |
 //! | `faults` | what goes wrong, and its end |
 //! | `summary`, `bug` | what a run did; mistakes that it must be able to see |
@@ -18,10 +21,13 @@ mod clock;
 mod cluster;
 mod disk;
 mod faults;
+mod linear;
+mod model;
 mod net;
 mod node;
 mod node_meta;
 mod oracle;
+mod promises;
 mod summary;
 
 pub use bug::Bug;

@@ -52,7 +52,7 @@ impl Meta {
         let mut plane = Plane::new(config.clone(), index, group_high);
         plane.begin_from(&image);
         plane.set_contacts(contacts.iter().copied());
-        plane.lease_from_receipt = bug == Some(Bug::LeaseFromReceipt);
+        plane.bug = bug;
         Self {
             plane,
             view: View::new(index, &image),
@@ -172,6 +172,11 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     /// Whether this node leads the metadata, and holds its lease.
     pub fn holds_lease(&self) -> bool {
         self.meta().plane.holds_lease(self.group(META), self.clock.now())
+    }
+
+    /// What is shown to whoever reads.
+    pub fn view(&self) -> &View {
+        &self.meta().view
     }
 
     /// The last index that the view shows.

@@ -26,6 +26,10 @@ pub struct Summary {
     pub emptied: u64,
     /// Changes of the members that were proposed for partitions.
     pub members_changed: u64,
+    /// Calls of clients whose histories were judged, on so many keys; and keys whose search was given up.
+    pub calls: u64,
+    pub keys: u64,
+    pub given_up: u64,
 }
 
 impl Summary {
@@ -33,6 +37,7 @@ impl Summary {
     pub fn add(&mut self, other: &Self) {
         let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
         let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
+        let Self { calls, keys, given_up, .. } = other;
         self.events += events;
         self.crashes += crashes;
         self.elections += elections;
@@ -47,5 +52,8 @@ impl Summary {
         self.restored += restored;
         self.emptied += emptied;
         self.members_changed += members_changed;
+        self.calls += calls;
+        self.keys += keys;
+        self.given_up += given_up;
     }
 }

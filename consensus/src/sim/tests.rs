@@ -80,10 +80,11 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-fn found(bug: Bug) {
+fn found(bug: Bug) -> Violation {
     let violation = (1_000_000..1_001_000).find_map(|seed| Some((seed, run_caught(seed, Some(bug)).err()?)));
     let (seed, violation) = violation.unwrap_or_else(|| panic!("{bug:?} is not seen in 1,000 seeds"));
     println!("{bug:?} is seen by seed {seed}: {violation}");
+    violation
 }
 
 #[test]
@@ -124,6 +125,32 @@ fn completions_out_of_order_are_seen() {
 #[test]
 fn a_lease_that_counts_from_the_answer_is_seen() {
     found(Bug::LeaseFromReceipt);
+}
+
+/// Finds a bug, and by what clients saw: nothing that any log or node says has helped.
+fn found_by_clients(bug: Bug) {
+    let violation = found(bug);
+    assert!(violation.0.starts_with("clients can't all be right"), "{bug:?} was seen by somebody else: {violation}");
+}
+
+#[test]
+fn a_read_that_asks_nobody_is_seen_by_clients() {
+    found_by_clients(Bug::ReadUnasked);
+}
+
+#[test]
+fn a_read_that_is_answered_before_its_index_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::ReadBeforeShown);
+}
+
+#[test]
+fn a_write_that_is_answered_before_it_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::WrittenBeforeShown);
+}
+
+#[test]
+fn a_lease_that_outlives_the_lead_is_seen_by_clients() {
+    found_by_clients(Bug::LeaseKeptAtHandover);
 }
 
 #[test]
