@@ -11,7 +11,8 @@
 //!
 //! The search is that of Wing and Gong (1993), with Lowe's memory (2017, "Testing for linearizability") of what it has been
 //! through: which calls are behind it, and the state there. What can have changed nothing, since it got what only such calls get, is
-//! taken as soon as it would get that: whatever is possible later is possible then too. The search ends after [`CONFIGURATIONS_MAX`]; that is a verdict of its own.
+//! taken as soon as it would get that: whatever is possible later is possible then too. Of unanswered calls that ask for the same, the earliest is tried first. The search
+//! ends after [`CONFIGURATIONS_MAX`]; that is a verdict of its own.
 //!
 //! What the calls' times are for writes and reads of each strength: `promises`.
 
@@ -26,7 +27,7 @@ pub(super) const NEVER: Duration = Duration::MAX;
 
 /// One key, as a single copy of it would behave. The default is its state before the history.
 pub(super) trait Model: Clone + Default + Eq + Hash + Debug {
-    type Op: Debug;
+    type Op: PartialEq + Debug;
     type Reply: PartialEq + Debug;
 
     fn apply(&mut self, op: &Self::Op) -> Self::Reply;
@@ -47,6 +48,15 @@ pub(super) struct Call<M: Model> {
     pub reply: Option<M::Reply>,
     /// Answered calls, by their place in the history, that it comes after whatever the times say.
     pub after: Vec<usize>,
+}
+
+impl<M: Model> Call<M> {
+    /// Whether this unanswered call can be wherever that unanswered one can, and does there what that does.
+    fn stands_for(&self, other: &Self) -> bool {
+        let unanswered = self.reply.is_none() && other.reply.is_none() && self.until == other.until;
+        let same = unanswered && self.op == other.op && self.from <= other.from;
+        same && self.after.iter().all(|before| other.after.contains(before))
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -70,7 +80,7 @@ fn check_within<M: Model>(calls: &[Call<M>], configurations_max: usize) -> Verdi
     let mut open =
         vec![Configuration { done: vec![0; calls.len().div_ceil(64)], left: search.answered, state: M::default() }];
     while let Some(mut here) = open.pop() {
-        search.take_reads(&mut here);
+        let next = search.take_reads(&mut here);
         if here.left == 0 {
             return Verdict::Linearizable;
         }
@@ -80,7 +90,7 @@ fn check_within<M: Model>(calls: &[Call<M>], configurations_max: usize) -> Verdi
         if met.len() == configurations_max {
             return Verdict::GaveUp;
         }
-        search.go_on(&here, &mut open);
+        search.go_on(&here, next, &mut open);
         if furthest.as_ref().is_none_or(|furthest: &Configuration<M>| here.left < furthest.left) {
             furthest = Some(here.clone());
         }
@@ -148,10 +158,12 @@ impl<'a, M: Model> Search<'a, M> {
         &self.calls[self.order[place]]
     }
 
-    fn take_reads(&self, here: &mut Configuration<M>) {
+    /// Takes all that changes nothing, and returns what may be next then.
+    fn take_reads(&self, here: &mut Configuration<M>) -> Vec<usize> {
         loop {
             let before = here.left;
-            for place in self.next(here) {
+            let next = self.next(here);
+            for &place in &next {
                 let call = self.call(place);
                 let Some(reply) = call.reply.as_ref().filter(|reply| M::only_reads(reply)) else { continue };
                 if here.state.clone().apply(&call.op) == *reply {
@@ -160,14 +172,19 @@ impl<'a, M: Model> Search<'a, M> {
                 }
             }
             if here.left == before {
-                return;
+                return next;
             }
         }
     }
 
     /// All that may be one call later. What was answered is looked at first, so it comes last.
-    fn go_on(&self, here: &Configuration<M>, open: &mut Vec<Configuration<M>>) {
-        let mut next = self.next(here);
+    fn go_on(&self, here: &Configuration<M>, mut next: Vec<usize>, open: &mut Vec<Configuration<M>>) {
+        let is_second = |place: usize| {
+            let before = next.iter().take_while(|earlier| **earlier < place).map(|earlier| self.call(*earlier));
+            before.into_iter().any(|earlier| earlier.stands_for(self.call(place)))
+        };
+        let seconds: Vec<usize> = next.iter().copied().filter(|place| is_second(*place)).collect();
+        next.retain(|place| !seconds.contains(place));
         next.sort_by_key(|place| (self.call(*place).reply.is_some(), std::cmp::Reverse(self.call(*place).until)));
         for place in next {
             let call = self.call(place);

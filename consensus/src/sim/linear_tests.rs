@@ -6,7 +6,7 @@ use super::*;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Register(u32);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Op {
     Write(u32),
     /// From, to: only from that value.

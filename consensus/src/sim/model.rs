@@ -25,7 +25,7 @@ pub(super) struct Reported {
     watermark: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TopicOp {
     Create {
         id: u128,

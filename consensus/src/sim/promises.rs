@@ -67,6 +67,8 @@ pub(super) struct Checked {
     pub(super) keys: u64,
     /// Keys whose search was given up.
     pub(super) given_up: u64,
+    /// Calls that were acknowledged alone and are not in the log.
+    pub(super) lost: u64,
 }
 
 impl Promises {
@@ -128,10 +130,10 @@ impl Promises {
     pub(super) fn check(&mut self, end: Duration, log: &History) -> Result<Checked, Violation> {
         let mut checked = Checked::default();
         for (name, calls) in &mut self.topics {
-            calls.settle(end, log, |op| matches!(op, TopicOp::Read));
+            checked.lost += calls.settle(end, log, |op| matches!(op, TopicOp::Read));
             calls.check(name, &mut checked)?;
         }
-        self.producer_ids.settle(end, log, |_| false);
+        checked.lost += self.producer_ids.settle(end, log, |_| false);
         self.producer_ids.check("producer ids", &mut checked)?;
         Ok(checked)
     }
@@ -154,13 +156,15 @@ impl<M: Model> Calls<M> {
         self.calls.push(Call { op, from: begun, until: now, reply: Some(reply), after: Vec::new() });
     }
 
-    /// Finds out what became of writes that were acknowledged alone.
-    fn settle(&mut self, end: Duration, log: &History, reads: impl Fn(&M::Op) -> bool) {
+    /// Finds out what became of writes that were acknowledged alone; returns how many are lost.
+    fn settle(&mut self, end: Duration, log: &History, reads: impl Fn(&M::Op) -> bool) -> u64 {
+        let mut lost = 0;
         for (place, index, term) in std::mem::take(&mut self.alone) {
             let told = self.calls[place].until;
             if log.term_of(index) != Some(term) {
                 let call = &mut self.calls[place];
                 (call.until, call.reply) = (NEVER, None);
+                lost += 1;
                 continue;
             }
             for later in self.calls.iter_mut().filter(|call| call.from > told && !reads(&call.op)) {
@@ -168,6 +172,7 @@ impl<M: Model> Calls<M> {
             }
             self.calls[place].until = end;
         }
+        lost
     }
 
     fn check(&self, key: &str, checked: &mut Checked) -> Result<(), Violation> {

@@ -30,6 +30,8 @@ pub struct Summary {
     pub calls: u64,
     pub keys: u64,
     pub given_up: u64,
+    /// Calls that a leader had acknowledged alone, and that went with it.
+    pub lost: u64,
 }
 
 impl Summary {
@@ -37,7 +39,7 @@ impl Summary {
     pub fn add(&mut self, other: &Self) {
         let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
         let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
-        let Self { calls, keys, given_up, .. } = other;
+        let Self { calls, keys, given_up, lost, .. } = other;
         self.events += events;
         self.crashes += crashes;
         self.elections += elections;
@@ -55,5 +57,6 @@ impl Summary {
         self.calls += calls;
         self.keys += keys;
         self.given_up += given_up;
+        self.lost += lost;
     }
 }
