@@ -148,9 +148,13 @@ impl Cluster {
     /// A client asks some node to write or read metadata.
     pub(super) fn ask_metadata(&mut self) {
         let at = self.rng.usize(..self.slots.len());
-        if self.is_paused(at) || self.slots[at].node().is_none() {
-            return;
+        if !self.is_paused(at) && self.slots[at].node().is_some() {
+            self.ask_metadata_at(at);
         }
+    }
+
+    /// A client asks this node, which is up.
+    pub(super) fn ask_metadata_at(&mut self, at: usize) {
         let kind = match self.rng.u8(..8) {
             0 => return self.read_by_lease(at),
             1 | 2 => Kind::Read,

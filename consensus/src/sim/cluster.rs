@@ -18,7 +18,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
 /// For so long everything fails; then all is healed and must recover.
-const FAULTS_FOR: Duration = Duration::from_secs(12);
+pub(super) const FAULTS_FOR: Duration = Duration::from_secs(12);
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// The metadata and two partitions.
 pub(super) const GROUPS: u64 = 3;
@@ -43,6 +43,8 @@ pub(super) struct Slot {
     pub(super) power: Option<Power>,
     /// Does nothing before this time, then goes on.
     pub(super) paused_until: Duration,
+    /// A client asks it for something as soon as it goes on.
+    pub(super) asked_meanwhile: bool,
 }
 
 impl Slot {
@@ -75,6 +77,7 @@ impl Slot {
 /// Declared in the order in which events of one moment happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
+    GoesOn(usize),
     Arrival,
     Tick(usize),
     Synced(usize),
@@ -153,6 +156,7 @@ impl Cluster {
                     Duration::from_micros(rng.u64(100..30_000)),
                 ))),
                 paused_until: Duration::ZERO,
+                asked_meanwhile: false,
             }
         });
         let slots: Vec<Slot> = slots.collect();
@@ -223,6 +227,7 @@ impl Cluster {
         events.extend(self.fault_at.map(|at| (at, Event::Fault)));
         for (at, slot) in self.slots.iter().enumerate() {
             let Some(node) = slot.node() else { continue };
+            events.extend(slot.asked_meanwhile.then_some((slot.paused_until, Event::GoesOn(at))));
             let tick_at = slot.clock.when(node.tick_at());
             events.push((tick_at.max(slot.paused_until), Event::Tick(at)));
             events.extend(node.disk.next_at().map(|done| (done.max(slot.paused_until), Event::Synced(at))));
@@ -239,6 +244,10 @@ impl Cluster {
         let mark = format!("{} {event:?}", time.as_micros());
         self.summary.trace = crc32c::crc32c_append(self.summary.trace, mark.as_bytes());
         match event {
+            Event::GoesOn(at) => {
+                self.slots[at].asked_meanwhile = false;
+                self.ask_metadata_at(at);
+            }
             Event::Arrival => self.arrival(),
             Event::Tick(at) => self.node(at).tick(),
             Event::Synced(at) => self.node(at).synced(),

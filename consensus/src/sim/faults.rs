@@ -1,7 +1,7 @@
 //! What goes wrong in a run, and its end: all is healed.
 
 use super::{
-    cluster::{Cluster, GROUPS, KEPT_ENTRIES, Power, Slot},
+    cluster::{Cluster, FAULTS_FOR, GROUPS, KEPT_ENTRIES, Power, Slot},
     net::NetFaults,
     node::META,
     oracle::Violation,
@@ -21,8 +21,11 @@ impl Cluster {
             0..7 if !up => self.start(at)?,
             3 => self.net.borrow_mut().cut(at as i32 + 1, other as i32 + 1),
             4 => self.net.borrow_mut().heal(),
-            5 => self.slots[at].paused_until = self.clock.time() + later(&mut self.rng),
-            6 => self.slots[at].clock.jump(later(&mut self.rng)),
+            5 => self.pause(at),
+            6 => {
+                self.summary.clock_steps += 1;
+                self.slots[at].clock.jump(later(&mut self.rng));
+            }
             7 => self.net.borrow_mut().faults = NetFaults::NONE,
             8 => self.net.borrow_mut().faults = self.worst_net,
             9..13 if up && !self.is_paused(at) => self.checkpoint(at),
@@ -36,11 +39,34 @@ impl Cluster {
                     self.empty(at)?;
                 }
             }
-            20 if up && !self.is_paused(at) && self.rng.u8(..3) == 0 => self.node(at).hand_over(),
+            20 => self.hand_over(),
             21 if self.rng.u8(..4) == 0 => self.unregister(),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Stops a node for a while, now and then for longer than any lease. What its clients asked meanwhile waits in its sockets,
+    /// and may be the first that it sees when it goes on.
+    fn pause(&mut self, at: usize) {
+        let is_long = self.rng.u8(..4) == 0;
+        let time = Duration::from_millis(if is_long { self.rng.u64(5_500..8_000) } else { self.rng.u64(1..3000) });
+        let slot = &mut self.slots[at];
+        slot.paused_until = self.clock.time() + time;
+        slot.asked_meanwhile = self.rng.bool();
+        if slot.node().is_some() && slot.paused_until < FAULTS_FOR {
+            self.summary.pauses += 1;
+            self.summary.long_pauses += u64::from(is_long);
+        }
+    }
+
+    /// The leader of the metadata goes, as if its broker were to stop.
+    fn hand_over(&mut self) {
+        let leads = |slot: &Slot| slot.node().is_some_and(|node| node.group(META).is_leader());
+        let leader = (0..self.slots.len()).find(|at| leads(&self.slots[*at]) && !self.is_paused(*at));
+        if let Some(leader) = leader {
+            self.summary.handovers += u64::from(self.node(leader).hand_over());
+        }
     }
 
     fn checkpoint(&mut self, at: usize) {
@@ -85,6 +111,7 @@ impl Cluster {
         drop(net);
         for at in 0..self.slots.len() {
             self.slots[at].paused_until = Duration::ZERO;
+            self.slots[at].asked_meanwhile = false;
             if self.slots[at].node().is_some_and(|node| node.disk.stuck) {
                 self.crash(at);
             }

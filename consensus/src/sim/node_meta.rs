@@ -185,10 +185,11 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     }
 
     /// Hands the lead of the metadata over, as a broker that stops does.
-    pub fn hand_over(&mut self) {
+    pub fn hand_over(&mut self) -> bool {
         let (group, meta) = self.meta_parts();
-        meta.plane.hand_over(group);
+        let is_asked = meta.plane.hand_over(group);
         self.turn();
+        is_asked
     }
 
     /// Cuts a snapshot of the metadata, as of what is applied; the log forgets what it covers, but for what members lack.

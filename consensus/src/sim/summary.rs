@@ -26,6 +26,12 @@ pub struct Summary {
     pub emptied: u64,
     /// Changes of the members that were proposed for partitions.
     pub members_changed: u64,
+    /// Clocks that jumped ahead; nodes that stood still and went on, and those that did for longer than any lease.
+    pub clock_steps: u64,
+    pub pauses: u64,
+    pub long_pauses: u64,
+    /// Times that the metadata's leader named its successor.
+    pub handovers: u64,
     /// Calls of clients whose histories were judged, on so many keys; and keys whose search was given up.
     pub calls: u64,
     pub keys: u64,
@@ -39,6 +45,7 @@ impl Summary {
     pub fn add(&mut self, other: &Self) {
         let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
         let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
+        let Self { clock_steps, pauses, long_pauses, handovers, .. } = other;
         let Self { calls, keys, given_up, lost, .. } = other;
         self.events += events;
         self.crashes += crashes;
@@ -54,6 +61,10 @@ impl Summary {
         self.restored += restored;
         self.emptied += emptied;
         self.members_changed += members_changed;
+        self.clock_steps += clock_steps;
+        self.pauses += pauses;
+        self.long_pauses += long_pauses;
+        self.handovers += handovers;
         self.calls += calls;
         self.keys += keys;
         self.given_up += given_up;
