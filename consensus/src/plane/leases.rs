@@ -367,6 +367,8 @@ impl Plane {
             return;
         }
         self.stats.heartbeats_received += 1;
+        #[cfg(any(test, feature = "sim"))]
+        let commit = if self.bug == Some(crate::sim::Bug::LeaseBeforeShown) { 0 } else { commit };
         self.read_lease.renew(commit, sent_at);
         self.read_lease.shown(self.shown, self.config.read_lease);
     }

@@ -25,6 +25,8 @@ pub enum Bug {
     ReadBeforeShown,
     /// A forwarded write is answered when the leader has answered, before the node that took it shows it.
     WrittenBeforeShown,
+    /// A read lease is taken for what the leader has answered, before that is shown.
+    LeaseBeforeShown,
     /// A leader that hands over keeps its lease.
     LeaseKeptAtHandover,
 }
@@ -32,6 +34,6 @@ pub enum Bug {
 impl Bug {
     /// Whether the histories of clients alone are to show it: the log's word on it is not heard.
     pub(super) fn is_for_histories(self) -> bool {
-        matches!(self, Bug::ReadUnasked | Bug::ReadBeforeShown | Bug::LeaseKeptAtHandover)
+        matches!(self, Bug::ReadUnasked | Bug::ReadBeforeShown | Bug::LeaseBeforeShown)
     }
 }

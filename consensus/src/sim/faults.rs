@@ -16,10 +16,10 @@ impl Cluster {
         let up = self.slots[at].node().is_some();
         let other = self.rng.usize(..self.slots.len());
         let later = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1..3000));
-        match self.rng.u8(..22) {
+        match self.rng.u8(..24) {
             0..3 if up => self.crash(at),
             0..7 if !up => self.start(at)?,
-            3 => self.net.borrow_mut().cut(at as i32 + 1, other as i32 + 1),
+            3 => self.cut(at, other),
             4 => self.net.borrow_mut().heal(),
             5 => self.pause(at),
             6 => {
@@ -39,11 +39,22 @@ impl Cluster {
                     self.empty(at)?;
                 }
             }
-            20 => self.hand_over(),
-            21 if self.rng.u8(..4) == 0 => self.unregister(),
+            20..23 => self.hand_over(),
+            23 if self.rng.u8(..4) == 0 => self.unregister(),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Cuts one way between two nodes, or all that a node would hear, or would say.
+    fn cut(&mut self, at: usize, other: usize) {
+        let (node, nodes) = (at as i32 + 1, 1..=self.slots.len() as i32);
+        let mut net = self.net.borrow_mut();
+        match self.rng.u8(..4) {
+            0 => nodes.for_each(|from| net.cut(from, node)),
+            1 => nodes.for_each(|to| net.cut(node, to)),
+            _ => net.cut(node, other as i32 + 1),
+        }
     }
 
     /// Stops a node for a while, now and then for longer than any lease. What its clients asked meanwhile waits in its sockets,

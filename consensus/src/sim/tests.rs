@@ -132,6 +132,11 @@ fn a_lease_that_counts_from_the_answer_is_seen() {
     found(Bug::LeaseFromReceipt);
 }
 
+#[test]
+fn a_lease_that_outlives_the_lead_is_seen() {
+    found(Bug::LeaseKeptAtHandover);
+}
+
 /// Finds a bug, and by what clients saw: nothing that any log or node says has helped.
 fn found_by_clients(bug: Bug) {
     let violation = found(bug);
@@ -154,8 +159,8 @@ fn a_write_that_is_answered_before_it_is_shown_is_seen_by_clients() {
 }
 
 #[test]
-fn a_lease_that_outlives_the_lead_is_seen_by_clients() {
-    found_by_clients(Bug::LeaseKeptAtHandover);
+fn a_read_lease_on_what_is_not_shown_is_seen_by_clients() {
+    found_by_clients(Bug::LeaseBeforeShown);
 }
 
 #[test]
