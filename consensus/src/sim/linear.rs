@@ -10,16 +10,16 @@
 //! What is linearizable for each key is so for all keys together (Herlihy and Wing 1990, theorem 1), so keys are checked alone.
 //!
 //! The search is that of Wing and Gong (1993), with Lowe's memory (2017, "Testing for linearizability") of what it has been
-//! through: which calls are behind it, and the state there. What can have changed nothing, since it got what only such calls get, is
-//! taken as soon as it would get that: whatever is possible later is possible then too. Of unanswered calls that ask for the same, the earliest is tried first. The search
-//! ends after [`CONFIGURATIONS_MAX`]; that is a verdict of its own.
+//! through: which calls are behind it, and the state there. What can have changed nothing, since it got what only such calls get,
+//! is taken as soon as it would get that: whatever is possible later is possible then too. Of unanswered calls that ask for the
+//! same, only the earliest is tried. The search ends after [`CONFIGURATIONS_MAX`]; that is a verdict of its own.
 //!
 //! What the calls' times are for writes and reads of each strength: `promises`.
 
 use ahash::AHashSet;
 use std::{fmt::Debug, hash::Hash, time::Duration};
 
-/// Configurations that one search looks at before it gives up.
+/// Configurations that one search looks at before it gives up. The key is counted then, and taken for neither right nor wrong.
 pub(super) const CONFIGURATIONS_MAX: usize = 50_000;
 
 /// No time at all: what got no answer needs not have happened by any.

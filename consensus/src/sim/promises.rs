@@ -188,3 +188,7 @@ impl<M: Model> Calls<M> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "promises_tests.rs"]
+mod tests;
