@@ -271,13 +271,12 @@ impl Plane {
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
         #[cfg(any(test, feature = "sim"))]
-        let keeps = self.bug == Some(crate::sim::Bug::LeaseKeptAtHandover);
-        #[cfg(not(any(test, feature = "sim")))]
-        let keeps = false;
-        if !keeps {
-            lead.handed_over = true;
-            lead.lease.give_up();
+        if self.bug == Some(crate::sim::Bug::LeaseKeptAtHandover) {
+            group.hand_over(best.peer);
+            return true;
         }
+        lead.handed_over = true;
+        lead.lease.give_up();
         group.hand_over(best.peer);
         true
     }

@@ -297,7 +297,8 @@ impl Cluster {
             return Ok(Told::Committed);
         }
         let number = at + 1;
-        if write.acks != Acks::Leader || write.until != Until::Acked {
+        let may_be_alone = write.acks == Acks::Leader && write.until == Until::Acked;
+        if !may_be_alone || write.commands.iter().any(Command::is_quorum_only) {
             return Err(Violation(format!(
                 "node {number} answered for {index} of term {term}, which is not committed"
             )));

@@ -15,7 +15,6 @@ impl Cluster {
         let at = self.rng.usize(..self.slots.len());
         let up = self.slots[at].node().is_some();
         let other = self.rng.usize(..self.slots.len());
-        let later = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1..3000));
         match self.rng.u8(..24) {
             0..3 if up => self.crash(at),
             0..7 if !up => self.start(at)?,
@@ -23,8 +22,10 @@ impl Cluster {
             4 => self.net.borrow_mut().heal(),
             5 => self.pause(at),
             6 => {
+                let (ahead, is_long) = self.a_while();
+                self.slots[at].clock.jump(ahead);
                 self.summary.clock_steps += 1;
-                self.slots[at].clock.jump(later(&mut self.rng));
+                self.summary.long_clock_steps += u64::from(is_long);
             }
             7 => self.net.borrow_mut().faults = NetFaults::NONE,
             8 => self.net.borrow_mut().faults = self.worst_net,
@@ -57,11 +58,17 @@ impl Cluster {
         }
     }
 
+    /// Some time, and whether it is longer than any lease.
+    fn a_while(&mut self) -> (Duration, bool) {
+        let is_long = self.rng.u8(..4) == 0;
+        let ms = if is_long { self.rng.u64(5_500..8_000) } else { self.rng.u64(1..3000) };
+        (Duration::from_millis(ms), is_long)
+    }
+
     /// Stops a node for a while, now and then for longer than any lease. What its clients asked meanwhile waits in its sockets,
     /// and may be the first that it sees when it goes on.
     fn pause(&mut self, at: usize) {
-        let is_long = self.rng.u8(..4) == 0;
-        let time = Duration::from_millis(if is_long { self.rng.u64(5_500..8_000) } else { self.rng.u64(1..3000) });
+        let (time, is_long) = self.a_while();
         let slot = &mut self.slots[at];
         slot.paused_until = self.clock.time() + time;
         slot.asked_meanwhile = self.rng.bool();

@@ -26,8 +26,9 @@ pub struct Summary {
     pub emptied: u64,
     /// Changes of the members that were proposed for partitions.
     pub members_changed: u64,
-    /// Clocks that jumped ahead; nodes that stood still and went on, and those that did for longer than any lease.
+    /// Clocks that jumped ahead, and nodes that stood still and went on; of each, those by more than any lease.
     pub clock_steps: u64,
+    pub long_clock_steps: u64,
     pub pauses: u64,
     pub long_pauses: u64,
     /// Times that the metadata's leader named its successor.
@@ -45,7 +46,7 @@ impl Summary {
     pub fn add(&mut self, other: &Self) {
         let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
         let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
-        let Self { clock_steps, pauses, long_pauses, handovers, .. } = other;
+        let Self { clock_steps, long_clock_steps, pauses, long_pauses, handovers, .. } = other;
         let Self { calls, keys, given_up, lost, .. } = other;
         self.events += events;
         self.crashes += crashes;
@@ -62,6 +63,7 @@ impl Summary {
         self.emptied += emptied;
         self.members_changed += members_changed;
         self.clock_steps += clock_steps;
+        self.long_clock_steps += long_clock_steps;
         self.pauses += pauses;
         self.long_pauses += long_pauses;
         self.handovers += handovers;

@@ -69,8 +69,9 @@ fn groups_keep_their_promises_under_every_fault() {
         assert!(acked > 50 * runs && crashes > 2 * runs && elections > 5 * runs && members_changed > runs / 8);
         let Summary { written, fast, reads, leased_reads, restored, emptied, .. } = total;
         assert!(written > 10 * runs && fast > runs / 2 && reads > 5 * runs && leased_reads > runs);
-        let Summary { clock_steps, pauses, long_pauses, handovers, .. } = total;
-        assert!(clock_steps > runs && pauses > runs && long_pauses > runs / 8 && handovers > runs / 2);
+        let Summary { clock_steps, long_clock_steps, pauses, long_pauses, handovers, .. } = total;
+        assert!(clock_steps > runs && long_clock_steps > runs / 8 && pauses > runs && long_pauses > runs / 8);
+        assert!(handovers > runs / 2);
         // A search that was given up says nothing.
         let Summary { calls, keys, given_up, lost, .. } = total;
         assert!(calls > 200 * runs && keys > 10 * runs && lost > runs / 100 && given_up * 5000 <= keys);
