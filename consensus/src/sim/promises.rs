@@ -8,13 +8,15 @@
 //!   without having been sent took none.
 //! - A write at `leader` that was acknowledged alone, before its commit: all writes that begin after `told` come after it, since
 //!   they are checked against what the overlay holds; reads show it once it is committed, at the latest when the healed cluster
-//!   agrees. It may be lost with its leader only. Here, and nowhere else, the log is asked: whether the entry is there is what
-//!   no client can know. If it is lost, a newer leader must have been seen (`Cluster::check_fast_writes`), and the call counts
-//!   as one without an answer.
+//!   agrees. It may be lost with its leader only. Here, and nowhere else, the log is asked what no client can know: whether the
+//!   entry was committed when the answer came, and whether it is there in the end. If it is lost, a newer leader must have been
+//!   seen (`Cluster::check_fast_writes`), and the call counts as one without an answer. Producer ids are never given out so.
 //! - A linearizable read shows the key as it was at some moment between `asked` and `told`. It never shows what is not committed.
 //! - A leased read shows it as it was at some moment in the [`STALE_MAX`] before `told`. Reads of one broker never go back, not
 //!   even over its restart, and show every write that this broker answered (but for those it acknowledged alone).
-//! - A read of every key at the end, when all brokers agree, shows all that must have happened.
+//! - A read of every key at the end, when all voters agree, shows all that must have happened.
+//!
+//! What is said of leased reads is said of each key alone: a broker might show two keys as of two moments.
 
 use super::{
     linear::{Call, Model, NEVER, Verdict, check},
@@ -44,7 +46,7 @@ struct Calls<M: Model> {
     calls: Vec<Call<M>>,
     /// Writes that were acknowledged alone: by place, and where in the log they are if they are not lost.
     alone: Vec<(usize, u64, u64)>,
-    /// By broker, what its next leased read must show: its last one, and what it was asked and answered since.
+    /// By broker, what its next leased read comes after: its last one, and what it has answered since.
     shown_by: BTreeMap<usize, Vec<usize>>,
 }
 
