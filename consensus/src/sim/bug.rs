@@ -27,6 +27,8 @@ pub enum Bug {
     WrittenBeforeShown,
     /// A read lease is taken for what the leader has answered, before that is shown.
     LeaseBeforeShown,
+    /// Reads are answered from the slices, with what a leader's overlay holds and nobody has committed.
+    OverlayShown,
     /// A leader that hands over keeps its lease.
     LeaseKeptAtHandover,
 }

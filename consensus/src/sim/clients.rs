@@ -8,7 +8,7 @@
 use super::{
     Bug,
     cluster::{Cluster, SimNode},
-    model::{self, RETENTION},
+    model::RETENTION,
     node::META,
     oracle::Violation,
     promises::{Promises, STALE_MAX, Told},
@@ -191,7 +191,7 @@ impl Cluster {
                 self.clients.fault = Some(Violation(violation));
             }
             for name in self.clients.topics_now() {
-                self.clients.promises.read_leased(at, now, &name, model::read(node.view(), &name));
+                self.clients.promises.read_leased(at, now, &name, node.read_topic(&name));
             }
         }
     }
@@ -205,7 +205,7 @@ impl Cluster {
         let nodes: Vec<usize> = (0..self.slots.len()).filter(|at| shows(*at) == newest).collect();
         let names: Vec<Arc<str>> = self.clients.promises.topics().cloned().collect();
         for (name, at) in names.iter().zip(nodes.into_iter().cycle()) {
-            let shows = model::read(self.node(at).view(), name);
+            let shows = self.node(at).read_topic(name);
             self.clients.promises.read(at, after, after, name, shows);
         }
         let checked = self.clients.promises.check(end, &self.histories[META as usize])?;
@@ -266,7 +266,7 @@ impl Cluster {
             self.summary.reads += 1;
             let Some(node) = self.slots[at].node() else { continue };
             for name in self.clients.topics_now() {
-                self.clients.promises.read(at, op.begun, now, &name, model::read(node.view(), &name));
+                self.clients.promises.read(at, op.begun, now, &name, node.read_topic(&name));
             }
             if node.shows() < op.above && self.log_is_heard() {
                 let (id, shows, above) = (node.id, node.shows(), op.above);

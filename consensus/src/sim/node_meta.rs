@@ -3,12 +3,13 @@
 use super::{
     Bug,
     disk::Checkpoint,
+    model::{self, TopicReply},
     node::{META, Machine, Node, Replica, Wire},
     oracle::{Seen, Violation},
 };
 use crate::{
     group::{Entry, Group, Message, Position, SnapshotMark},
-    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View},
+    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, SliceId, View},
     plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
     seam::{Clock, Transport},
 };
@@ -177,6 +178,16 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     /// What is shown to whoever reads.
     pub fn view(&self) -> &View {
         &self.meta().view
+    }
+
+    /// What a client that reads a topic here is shown.
+    pub(super) fn read_topic(&self, name: &str) -> TopicReply {
+        if self.bug == Some(Bug::OverlayShown) {
+            let slice = &self.meta().slices[usize::from(SliceId::of_topic(name).0)];
+            let image: Vec<Delta> = slice.image().collect();
+            return model::read(&View::new(self.shows(), &image), name);
+        }
+        model::read(self.view(), name)
     }
 
     /// The last index that the view shows.

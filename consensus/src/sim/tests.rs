@@ -165,6 +165,11 @@ fn a_read_lease_on_what_is_not_shown_is_seen_by_clients() {
 }
 
 #[test]
+fn an_overlay_that_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::OverlayShown);
+}
+
+#[test]
 fn a_network_without_faults_delivers_once_and_a_cut_has_a_direction() {
     let mut net = SimNet::new(1, NetFaults::NONE);
     net.cut(1, 2);
