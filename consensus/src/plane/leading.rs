@@ -270,6 +270,11 @@ impl Plane {
         let candidates = group.progress().into_iter().filter(|peer| peer.voter && peer.active && peer.peer != own);
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
+        #[cfg(any(test, feature = "sim"))]
+        if self.bug == Some(crate::sim::Bug::LeaseKeptAtHandover) {
+            group.hand_over(best.peer);
+            return true;
+        }
         lead.handed_over = true;
         lead.lease.give_up();
         group.hand_over(best.peer);

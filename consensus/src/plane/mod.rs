@@ -165,9 +165,9 @@ pub struct Plane {
     next_contact: usize,
     /// The log can take no more for now.
     held_back: bool,
-    /// A mistake for the simulation to find: the leader's lease counts from when the quorum's answer came.
+    /// A mistake for the simulation to find.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) lease_from_receipt: bool,
+    pub(crate) bug: Option<crate::sim::Bug>,
 }
 
 impl Plane {
@@ -196,7 +196,7 @@ impl Plane {
             next_contact: 0,
             held_back: false,
             #[cfg(any(test, feature = "sim"))]
-            lease_from_receipt: false,
+            bug: None,
         }
     }
 

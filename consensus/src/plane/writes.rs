@@ -211,6 +211,11 @@ impl Plane {
                 tracing::warn!(from, "an answer to a forwarded write has {} results", results.len());
             }
             Ok(Accepted { term, index, results }) => {
+                #[cfg(any(test, feature = "sim"))]
+                if self.bug == Some(crate::sim::Bug::WrittenBeforeShown) && write.asked == Acks::Quorum {
+                    self.writes.remove(&token);
+                    return self.out.written.push((token, Ok(Written { term, index, results })));
+                }
                 let retry_at = now + pause(write.attempt);
                 write.state = State::Settling { term, index, results, retry_at };
                 self.settling.insert((index, token));

@@ -1,104 +1,33 @@
 //! Nodes, clients and faults: one event after the other, everything that must hold checked after each.
 
 use super::{
-    SimClock, SimDisk,
+    Bug, SimClock, SimDisk, Summary,
     clients::{Clients, Op},
     net::{NetFaults, SimNet, SimTransport},
     node::{META, Node, Wire},
     oracle::{History, Seen, Violation},
 };
 use crate::{
-    group::{Entry, GroupConfig, Member, election_jitter},
+    group::{Entry, GroupConfig, election_jitter},
     metadata::{self, AskedTooLate},
     plane::{PlaneConfig, node_of, peer_id},
 };
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-/// A mistake that can be planted, to show that the simulation would see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
-    /// A Ready counts as durable as soon as it is handed to the journal.
-    AcknowledgedBeforeSync,
-    /// Votes and acknowledgements leave before what they promise is durable.
-    AnsweredBeforeSync,
-    /// Records say nothing of the vote.
-    VoteNotRecorded,
-    /// Records say nothing of what is committed.
-    CommitNotRecorded,
-    /// A request that comes twice is applied twice.
-    RetryAppliedTwice,
-    /// A node whose disk was emptied comes back as the same peer.
-    EmptiedDiskReturns,
-    /// A completion is reported before one that was handed to the journal earlier.
-    CompletedOutOfOrder,
-    /// The leader's lease counts from when the quorum's answer came, not from when it was asked.
-    LeaseFromReceipt,
-}
-
-/// What a run did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    pub nodes: usize,
-    pub events: u64,
-    /// Over all that happened: equal for equal runs.
-    pub trace: u32,
-    pub crashes: u64,
-    pub elections: u64,
-    pub committed: u64,
-    pub acked: u64,
-    /// Requests that were applied when they came again.
-    pub retried: u64,
-    /// Writes of the metadata that had an answer: by the commit, on the fast path, and none in time.
-    pub written: u64,
-    pub fast: u64,
-    pub unanswered: u64,
-    /// Reads that waited for the leader's word, and that a lease allowed.
-    pub reads: u64,
-    pub leased_reads: u64,
-    /// Snapshots that took the place of a log.
-    pub restored: u64,
-    /// Disks that were emptied.
-    pub emptied: u64,
-    /// Changes of the members that were proposed for partitions.
-    pub members_changed: u64,
-}
-
-impl Summary {
-    /// Adds another run's counts.
-    pub fn add(&mut self, other: &Self) {
-        let Self { nodes: _, trace: _, events, crashes, elections, committed, acked, retried, .. } = other;
-        let Self { written, fast, unanswered, reads, leased_reads, restored, emptied, members_changed, .. } = other;
-        self.events += events;
-        self.crashes += crashes;
-        self.elections += elections;
-        self.committed += committed;
-        self.acked += acked;
-        self.retried += retried;
-        self.written += written;
-        self.fast += fast;
-        self.unanswered += unanswered;
-        self.reads += reads;
-        self.leased_reads += leased_reads;
-        self.restored += restored;
-        self.emptied += emptied;
-        self.members_changed += members_changed;
-    }
-}
-
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
 /// For so long everything fails; then all is healed and must recover.
-const FAULTS_FOR: Duration = Duration::from_secs(12);
+pub(super) const FAULTS_FOR: Duration = Duration::from_secs(12);
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// The metadata and two partitions.
-const GROUPS: u64 = 3;
+pub(super) const GROUPS: u64 = 3;
 /// Entries kept below what every node has: messages of before may still ask for them.
-const KEPT_ENTRIES: u64 = 20;
+pub(super) const KEPT_ENTRIES: u64 = 20;
 
 pub(super) type SimNode = Node<SimClock, SimTransport<Wire>>;
 
-enum Power {
+pub(super) enum Power {
     Up(Box<SimNode>),
     Down(SimDisk),
 }
@@ -106,18 +35,20 @@ enum Power {
 pub(super) struct Slot {
     number: i32,
     /// Which of its disks it has; another is another peer.
-    disk_number: u32,
+    pub(super) disk_number: u32,
     incarnation: u64,
     /// The groups' configurations but for the peer.
     configs: Vec<GroupConfig>,
-    clock: SimClock,
-    power: Option<Power>,
+    pub(super) clock: SimClock,
+    pub(super) power: Option<Power>,
     /// Does nothing before this time, then goes on.
     pub(super) paused_until: Duration,
+    /// A client asks it for something as soon as it goes on.
+    pub(super) asked_meanwhile: bool,
 }
 
 impl Slot {
-    fn peer(&self) -> u64 {
+    pub(super) fn peer(&self) -> u64 {
         peer_id(self.number, self.disk_number)
     }
 
@@ -135,7 +66,7 @@ impl Slot {
         }
     }
 
-    fn disk(&self) -> &SimDisk {
+    pub(super) fn disk(&self) -> &SimDisk {
         match self.power.as_ref().expect("a node is up or down") {
             Power::Up(node) => &node.disk,
             Power::Down(disk) => disk,
@@ -146,6 +77,7 @@ impl Slot {
 /// Declared in the order in which events of one moment happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
+    GoesOn(usize),
     Arrival,
     Tick(usize),
     Synced(usize),
@@ -157,7 +89,7 @@ enum Event {
 pub(super) struct Cluster {
     pub(super) rng: fastrand::Rng,
     pub(super) clock: SimClock,
-    net: Rc<RefCell<SimNet<Wire>>>,
+    pub(super) net: Rc<RefCell<SimNet<Wire>>>,
     pub(super) slots: Vec<Slot>,
     pub(super) histories: Vec<History>,
     /// Batches whose producers wait, by the node that took them, group and index: term and data.
@@ -165,12 +97,12 @@ pub(super) struct Cluster {
     pub(super) clients: Clients,
     /// What requests got when they were first applied, by node, incarnation and sequence.
     answers: BTreeMap<(i32, u64, u64), String>,
-    client_at: Option<Duration>,
-    fault_at: Option<Duration>,
-    worst_net: NetFaults,
+    pub(super) client_at: Option<Duration>,
+    pub(super) fault_at: Option<Duration>,
+    pub(super) worst_net: NetFaults,
     /// The node whose disk may be emptied: the others' disks are a majority.
-    may_be_emptied: Option<usize>,
-    bug: Option<Bug>,
+    pub(super) may_be_emptied: Option<usize>,
+    pub(super) bug: Option<Bug>,
     pub(super) summary: Summary,
 }
 
@@ -224,6 +156,7 @@ impl Cluster {
                     Duration::from_micros(rng.u64(100..30_000)),
                 ))),
                 paused_until: Duration::ZERO,
+                asked_meanwhile: false,
             }
         });
         let slots: Vec<Slot> = slots.collect();
@@ -245,7 +178,7 @@ impl Cluster {
         }
     }
 
-    fn start(&mut self, at: usize) -> Result<(), Violation> {
+    pub(super) fn start(&mut self, at: usize) -> Result<(), Violation> {
         let contacts: Vec<i32> = self.slots.iter().map(|slot| slot.number).collect();
         let slot = &mut self.slots[at];
         let Some(Power::Down(mut disk)) = slot.power.take() else { unreachable!("only a node that is down starts") };
@@ -276,7 +209,7 @@ impl Cluster {
         self.submit(at, Op::registration(number, peer, incarnation));
     }
 
-    fn crash(&mut self, at: usize) {
+    pub(super) fn crash(&mut self, at: usize) {
         let Some(Power::Up(node)) = self.slots[at].power.take() else { unreachable!("only a node that is up crashes") };
         let id = node.id;
         let mut disk = node.disk;
@@ -287,23 +220,6 @@ impl Cluster {
         self.summary.crashes += 1;
     }
 
-    pub(super) fn may_be_emptied(&self) -> Option<usize> {
-        self.may_be_emptied
-    }
-
-    /// The node gets another disk: it is another peer from then on.
-    pub(super) fn empty(&mut self, at: usize) -> Result<(), Violation> {
-        if self.slots[at].node().is_some() {
-            self.crash(at);
-        }
-        let slot = &mut self.slots[at];
-        let Some(Power::Down(disk)) = &mut slot.power else { unreachable!("it has just crashed") };
-        disk.empty();
-        slot.disk_number += 1;
-        self.summary.emptied += 1;
-        self.start(at)
-    }
-
     fn next_event(&self) -> (Duration, Event) {
         let mut events: Vec<(Duration, Event)> = Vec::with_capacity(2 * self.slots.len() + 3);
         events.extend(self.net.borrow().next_at().map(|at| (at, Event::Arrival)));
@@ -311,6 +227,7 @@ impl Cluster {
         events.extend(self.fault_at.map(|at| (at, Event::Fault)));
         for (at, slot) in self.slots.iter().enumerate() {
             let Some(node) = slot.node() else { continue };
+            events.extend(slot.asked_meanwhile.then_some((slot.paused_until, Event::GoesOn(at))));
             let tick_at = slot.clock.when(node.tick_at());
             events.push((tick_at.max(slot.paused_until), Event::Tick(at)));
             events.extend(node.disk.next_at().map(|done| (done.max(slot.paused_until), Event::Synced(at))));
@@ -327,6 +244,10 @@ impl Cluster {
         let mark = format!("{} {event:?}", time.as_micros());
         self.summary.trace = crc32c::crc32c_append(self.summary.trace, mark.as_bytes());
         match event {
+            Event::GoesOn(at) => {
+                self.slots[at].asked_meanwhile = false;
+                self.ask_metadata_at(at);
+            }
             Event::Arrival => self.arrival(),
             Event::Tick(at) => self.node(at).tick(),
             Event::Synced(at) => self.node(at).synced(),
@@ -445,92 +366,6 @@ impl Cluster {
         Ok(())
     }
 
-    fn fault(&mut self) -> Result<(), Violation> {
-        self.fault_at = Some(self.clock.time() + Duration::from_millis(self.rng.u64(5..400)));
-        let at = self.rng.usize(..self.slots.len());
-        let up = self.slots[at].node().is_some();
-        let other = self.rng.usize(..self.slots.len());
-        let later = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1..3000));
-        match self.rng.u8(..22) {
-            0..3 if up => self.crash(at),
-            0..7 if !up => self.start(at)?,
-            3 => self.net.borrow_mut().cut(at as i32 + 1, other as i32 + 1),
-            4 => self.net.borrow_mut().heal(),
-            5 => self.slots[at].paused_until = self.clock.time() + later(&mut self.rng),
-            6 => self.slots[at].clock.jump(later(&mut self.rng)),
-            7 => self.net.borrow_mut().faults = NetFaults::NONE,
-            8 => self.net.borrow_mut().faults = self.worst_net,
-            9..13 if up && !self.is_paused(at) => self.checkpoint(at),
-            13..16 if self.slots.len() > 3 => self.change_members(),
-            // A disk that is slow for a while, or full.
-            16 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(100..3000)),
-            17 if up => self.node(at).disk.sync_max = Duration::from_millis(self.rng.u64(1..30)),
-            18 if up && self.rng.u8(..3) == 0 => self.node(at).disk.stuck = true,
-            19 if self.rng.u8(..3) == 0 => {
-                if let Some(at) = self.may_be_emptied.filter(|at| !self.is_paused(*at)) {
-                    self.empty(at)?;
-                }
-            }
-            20 if up && !self.is_paused(at) && self.rng.u8(..3) == 0 => self.node(at).hand_over(),
-            21 if self.rng.u8(..4) == 0 => self.unregister(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn checkpoint(&mut self, at: usize) {
-        let group = self.rng.u64(..GROUPS);
-        if group == META {
-            return self.node(at).snapshot();
-        }
-        let history = &self.histories[group as usize];
-        // Partitions send no snapshots yet, so what a node lacks must be kept.
-        let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
-        let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
-        self.node(at).checkpoint(group, forget);
-    }
-
-    /// Some group's leader is asked for other voters.
-    fn change_members(&mut self) {
-        let group = self.rng.u64(1..GROUPS);
-        // A node that may lose its disk stays what it is: it could not get what it lacks.
-        let stays = |at: &usize| Some(*at) != self.may_be_emptied;
-        let mut wanted: Vec<u64> = (0..self.slots.len()).filter(stays).map(|at| self.slots[at].peer()).collect();
-        self.rng.shuffle(&mut wanted);
-        let demoted = self.rng.bool();
-        wanted.truncate([1, 2, 3, 3, 3, 5][self.rng.usize(..6)]);
-        let leads = |slot: &&mut Slot| slot.node().is_some_and(|node| node.group(group).is_leader());
-        let Some(node) = self.slots.iter_mut().find(leads).and_then(Slot::node_mut) else { return };
-        let present = node.group(group).voters();
-        let added = wanted.iter().filter(|peer| !present.contains(peer)).map(|peer| Member::Voter(*peer));
-        let removed = present.iter().filter(|peer| !wanted.contains(peer));
-        let removed = removed.map(|peer| if demoted { Member::Learner(*peer) } else { Member::Removed(*peer) });
-        let changes: Vec<Member> = added.chain(removed).collect();
-        if !changes.is_empty() && node.propose_members(group, &changes) {
-            self.summary.members_changed += 1;
-        }
-    }
-
-    /// Ends all faults; every node runs.
-    fn heal(&mut self) -> Result<(), Violation> {
-        self.fault_at = None;
-        let mut net = self.net.borrow_mut();
-        net.heal();
-        net.faults = NetFaults::NONE;
-        drop(net);
-        for at in 0..self.slots.len() {
-            self.slots[at].paused_until = Duration::ZERO;
-            if self.slots[at].node().is_some_and(|node| node.disk.stuck) {
-                self.crash(at);
-            }
-            if self.slots[at].node().is_none() {
-                self.start(at)?;
-            }
-            self.node(at).disk.sync_max = Duration::from_millis(5);
-        }
-        Ok(())
-    }
-
     /// A healed cluster commits again; once clients are quiet, all have their answers, and all members of each group the same.
     fn recover(&mut self) -> Result<(), Violation> {
         let deadline = self.clock.time() + RECOVERY_MAX;
@@ -552,6 +387,7 @@ impl Cluster {
             }
         }
         self.check_fast_writes()?;
+        self.check_histories()?;
         (0..).zip(&self.histories).try_for_each(|(group, history)| history.check_acked(group))
     }
 

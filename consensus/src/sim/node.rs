@@ -4,13 +4,13 @@
 use super::{
     Bug,
     disk::{Checkpoint, Record, SimDisk},
+    node_meta::{Meta, mark},
     oracle::{Seen, Violation},
 };
 use crate::{
     descriptor::{Descriptor, EntryData},
-    group::{Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position, SnapshotMark},
-    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View},
-    plane::{Plane, PlaneConfig, PlaneMessage, SliceEntry, SliceOp, Submission, Token, WriteError, Written, node_of},
+    group::{Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position},
+    plane::{PlaneConfig, PlaneMessage, Token, WriteError, Written, node_of},
     seam::{Clock, Transport},
 };
 use bytes::Bytes;
@@ -33,7 +33,7 @@ pub enum Wire {
 }
 
 /// What committed entries are applied to.
-enum Machine {
+pub(super) enum Machine {
     Meta(Box<Meta>),
     Partition {
         /// The offset behind the last record applied.
@@ -41,30 +41,9 @@ enum Machine {
     },
 }
 
-struct Meta {
-    plane: Plane,
-    slices: Vec<Slice>,
-    view: View,
-    /// Committed entries that are not published, and what entries gave so far.
-    unpublished: VecDeque<Entry>,
-    results: BTreeMap<u64, String>,
-    /// Results on their way from the cores that own the slices, by when they are here.
-    coming: VecDeque<(Duration, Coming)>,
-    /// The newest checkpoint, for nodes that lag behind the log.
-    newest: Option<Checkpoint>,
-}
-
-struct Coming {
-    generation: u64,
-    index: u64,
-    results: Results,
-}
-
-type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
-
-struct Replica {
-    group: Group,
-    machine: Machine,
+pub(super) struct Replica {
+    pub(super) group: Group,
+    pub(super) machine: Machine,
     /// The offset behind each batch in the log, committed or not: the next one begins where the last ends.
     ends: BTreeMap<u64, u64>,
     /// Term and vote as they were last handed to the journal.
@@ -83,15 +62,15 @@ struct Persisting {
 
 pub struct Node<C, T> {
     pub id: u64,
-    clock: C,
+    pub(super) clock: C,
     transport: T,
     pub disk: SimDisk,
     rng: fastrand::Rng,
-    replicas: BTreeMap<u64, Replica>,
+    pub(super) replicas: BTreeMap<u64, Replica>,
     persisting: VecDeque<Persisting>,
     tick: Duration,
     tick_at: Duration,
-    bug: Option<Bug>,
+    pub(super) bug: Option<Bug>,
     /// What the oracle is to hear of.
     pub seen: Vec<Seen>,
     /// What clients are to hear of.
@@ -215,68 +194,9 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.turn();
     }
 
-    /// The state is durable beside the log before the group hears of it.
-    fn take_snapshot(&mut self, message: Message, state: Bytes) {
-        let now = self.clock.now();
-        let (group, meta) = self.meta_parts();
-        let metadata = message.get_snapshot().get_metadata();
-        let conf_state = crate::group::conf_state_bytes(metadata.get_conf_state());
-        if message.to != group.peer() || metadata.index <= group.commit() {
-            return;
-        }
-        meta.newest = Some(Checkpoint { index: metadata.index, conf_state, state });
-        group.step_snapshot(message);
-        meta.plane.observe(group, now);
-    }
-
     /// The journal's sync is over.
     pub fn synced(&mut self) {
         self.disk.synced();
-        self.turn();
-    }
-
-    /// Hands a write to the plane.
-    pub fn submit(&mut self, submission: Submission) -> Token {
-        let now = self.clock.now();
-        let (_, meta) = self.meta_parts();
-        let token = meta.plane.submit(now, submission);
-        self.turn();
-        token
-    }
-
-    /// Asks for a linearizable read.
-    pub fn ask_to_read(&mut self, within: Duration) -> Token {
-        let now = self.clock.now();
-        let (group, meta) = self.meta_parts();
-        let token = meta.plane.read(group, now, now + within);
-        self.turn();
-        token
-    }
-
-    /// This node's clock.
-    pub fn now(&self) -> Duration {
-        self.clock.now()
-    }
-
-    /// Whether reads may be answered from the view now.
-    pub fn has_read_lease(&self) -> bool {
-        self.meta().plane.read_lease().is_some_and(|until| self.clock.now() < until)
-    }
-
-    /// Whether this node leads the metadata, and holds its lease.
-    pub fn holds_lease(&self) -> bool {
-        self.meta().plane.holds_lease(self.group(META), self.clock.now())
-    }
-
-    /// The last index that the view shows.
-    pub fn shows(&self) -> u64 {
-        self.meta().view.index()
-    }
-
-    /// Hands the lead of the metadata over, as a broker that stops does.
-    pub fn hand_over(&mut self) {
-        let (group, meta) = self.meta_parts();
-        meta.plane.hand_over(group);
         self.turn();
     }
 
@@ -311,27 +231,8 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.disk.checkpoint(group, checkpoint, forget);
     }
 
-    /// Cuts a snapshot of the metadata, as of what is applied; the log forgets what it covers, but for what members lack.
-    pub fn snapshot(&mut self) {
-        let (group, meta) = self.meta_parts();
-        let index = group.applied();
-        if meta.newest.as_ref().is_some_and(|newest| newest.index >= index) {
-            return;
-        }
-        // Slices whose results are on their way have applied all the same.
-        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
-        let state = metadata::join(index, &mut slices);
-        let newest = Checkpoint { index, conf_state: group.conf_state(), state: state.clone() };
-        let Some(mark) = mark(group, &newest) else { return };
-        group.set_snapshot(mark);
-        let forget = group.compact(index);
-        meta.newest = Some(newest.clone());
-        self.seen.push(Seen::State { group: META, index, state });
-        self.disk.checkpoint(META, newest, forget);
-    }
-
     /// Everything that can be done without waiting.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         loop {
             self.complete();
             let now = self.clock.now();
@@ -532,33 +433,6 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
             }
         }
     }
-
-    fn meta(&self) -> &Meta {
-        match &self.replicas[&META].machine {
-            Machine::Meta(meta) => meta,
-            Machine::Partition { .. } => unreachable!("the metadata group is no partition"),
-        }
-    }
-
-    fn meta_parts(&mut self) -> (&mut Group, &mut Meta) {
-        match self.replicas.get_mut(&META) {
-            Some(Replica { group, machine: Machine::Meta(meta), .. }) => (group, meta),
-            _ => unreachable!("the metadata group is there from the start"),
-        }
-    }
-
-    /// The metadata at its applied index, if the view agrees with the slices.
-    pub fn metadata(&self) -> Result<(u64, Bytes), Violation> {
-        let meta = self.meta();
-        let applied = self.group(META).applied();
-        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
-        let mut topics: Vec<_> = slices.iter().flat_map(Slice::topics).collect();
-        topics.sort_unstable_by_key(|topic| &topic.name);
-        if meta.view.index() != applied || !meta.view.topics().eq(topics) {
-            return Err(Violation(format!("the view of node {} is not what its slices say", self.id)));
-        }
-        Ok((applied, metadata::join(applied, &mut slices)))
-    }
 }
 
 impl Replica {
@@ -568,75 +442,6 @@ impl Replica {
             Machine::Meta(_) => unreachable!("the metadata group takes no batches"),
         }
     }
-}
-
-impl Meta {
-    /// Does one piece of the slices' work; what it gave, a line for each request, must be the same on every node.
-    fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
-        match op {
-            SliceOp::Speculate(entry) => {
-                Some(self.work_on(entry, bug, |slice, index, request| slice.speculate(index, request)))
-            }
-            SliceOp::Apply(entry) => Some(self.work_on(entry, bug, |slice, _, request| slice.apply_request(request))),
-            SliceOp::Commit { index } => {
-                self.slices.iter_mut().for_each(|slice| slice.commit(index));
-                None
-            }
-            SliceOp::RollBack => {
-                self.slices.iter_mut().for_each(Slice::roll_back);
-                let committed = self.unpublished.back().map_or(self.view.index(), |last| last.index);
-                self.results.split_off(&(committed + 1));
-                None
-            }
-        }
-    }
-
-    fn work_on(
-        &mut self,
-        entry: SliceEntry,
-        bug: Option<Bug>,
-        apply: impl Fn(&mut Slice, u64, &Request) -> Result<Applied, AskedTooLate>,
-    ) -> Coming {
-        let SliceEntry { generation, index, requests } = entry;
-        let mut lines = String::new();
-        let mut results = Vec::new();
-        for (at, request) in requests.into_iter().enumerate() {
-            let slice = &mut self.slices[usize::from(request.command.slice().0)];
-            let request = match bug {
-                // Whoever asks does not say that it asks again.
-                Some(Bug::RetryAppliedTwice) => Request::from(request.command),
-                _ => request,
-            };
-            let applied = apply(slice, index, &request);
-            slice.check();
-            lines += &match &applied {
-                Ok(applied) => format!("{:?}\n", applied.outcome),
-                Err(late) => format!("{late:?}\n"),
-            };
-            results.push((at, applied));
-        }
-        self.results.insert(index, lines);
-        Coming { generation, index, results }
-    }
-
-    /// Takes over a snapshot.
-    fn install(&mut self, snapshot: &Checkpoint) {
-        let (index, slices) = metadata::restore(&snapshot.state).expect("a snapshot is whole");
-        let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
-        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
-        self.plane.restored(index, group_high, &image);
-        self.slices = slices;
-        self.view = View::new(index, &image);
-        self.unpublished.clear();
-        self.results.clear();
-        self.coming.clear();
-    }
-}
-
-/// Where a checkpoint was cut, if the log still knows.
-fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
-    let at = Position { index: checkpoint.index, term: group.term_at(checkpoint.index)? };
-    Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })
 }
 
 /// The offset behind an entry's batch, if it is one of a partition.
@@ -652,25 +457,5 @@ fn restore(group: u64, checkpoint: &Checkpoint, config: &PlaneConfig, contacts: 
         let end = checkpoint.state[..].try_into().map_or(0, u64::from_le_bytes);
         return Machine::Partition { end };
     }
-    let (index, slices) = if checkpoint.state.is_empty() {
-        (0, Slice::all())
-    } else {
-        metadata::restore(&checkpoint.state).expect("a checkpoint is whole")
-    };
-    assert_eq!(index, checkpoint.index);
-    let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
-    let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
-    let mut plane = Plane::new(config.clone(), index, group_high);
-    plane.begin_from(&image);
-    plane.set_contacts(contacts.iter().copied());
-    plane.lease_from_receipt = bug == Some(Bug::LeaseFromReceipt);
-    Machine::Meta(Box::new(Meta {
-        plane,
-        view: View::new(index, &image),
-        slices,
-        unpublished: VecDeque::new(),
-        results: BTreeMap::new(),
-        coming: VecDeque::new(),
-        newest: (index > 0).then(|| checkpoint.clone()),
-    }))
+    Machine::Meta(Box::new(Meta::start(checkpoint, config, contacts, bug)))
 }

@@ -69,6 +69,12 @@ fn groups_keep_their_promises_under_every_fault() {
         assert!(acked > 50 * runs && crashes > 2 * runs && elections > 5 * runs && members_changed > runs / 8);
         let Summary { written, fast, reads, leased_reads, restored, emptied, .. } = total;
         assert!(written > 10 * runs && fast > runs / 2 && reads > 5 * runs && leased_reads > runs);
+        let Summary { clock_steps, long_clock_steps, pauses, long_pauses, handovers, .. } = total;
+        assert!(clock_steps > runs && long_clock_steps > runs / 8 && pauses > runs && long_pauses > runs / 8);
+        assert!(handovers > runs / 2);
+        // A search that was given up says nothing.
+        let Summary { calls, keys, given_up, lost, .. } = total;
+        assert!(calls > 200 * runs && keys > 10 * runs && lost > runs / 100 && given_up * 5000 <= keys);
         assert!(restored > runs / 8 && emptied > runs / 8 && retried > runs / 8);
     }
 }
@@ -80,10 +86,11 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-fn found(bug: Bug) {
+fn found(bug: Bug) -> Violation {
     let violation = (1_000_000..1_001_000).find_map(|seed| Some((seed, run_caught(seed, Some(bug)).err()?)));
     let (seed, violation) = violation.unwrap_or_else(|| panic!("{bug:?} is not seen in 1,000 seeds"));
     println!("{bug:?} is seen by seed {seed}: {violation}");
+    violation
 }
 
 #[test]
@@ -124,6 +131,42 @@ fn completions_out_of_order_are_seen() {
 #[test]
 fn a_lease_that_counts_from_the_answer_is_seen() {
     found(Bug::LeaseFromReceipt);
+}
+
+#[test]
+fn a_lease_that_outlives_the_lead_is_seen() {
+    found(Bug::LeaseKeptAtHandover);
+}
+
+/// Finds a bug, and by what clients saw: nothing that any log or node says has helped.
+fn found_by_clients(bug: Bug) {
+    let violation = found(bug);
+    assert!(violation.0.starts_with("clients can't all be right"), "{bug:?} was seen by somebody else: {violation}");
+}
+
+#[test]
+fn a_read_that_asks_nobody_is_seen_by_clients() {
+    found_by_clients(Bug::ReadUnasked);
+}
+
+#[test]
+fn a_read_that_is_answered_before_its_index_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::ReadBeforeShown);
+}
+
+#[test]
+fn a_write_that_is_answered_before_it_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::WrittenBeforeShown);
+}
+
+#[test]
+fn a_read_lease_on_what_is_not_shown_is_seen_by_clients() {
+    found_by_clients(Bug::LeaseBeforeShown);
+}
+
+#[test]
+fn an_overlay_that_is_shown_is_seen_by_clients() {
+    found_by_clients(Bug::OverlayShown);
 }
 
 #[test]

@@ -1,0 +1,257 @@
+//! What a node keeps of the metadata: the plane, the slices, a view.
+
+use super::{
+    Bug,
+    disk::Checkpoint,
+    model::{self, TopicReply},
+    node::{META, Machine, Node, Replica, Wire},
+    oracle::{Seen, Violation},
+};
+use crate::{
+    group::{Entry, Group, Message, Position, SnapshotMark},
+    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, SliceId, View},
+    plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
+    seam::{Clock, Transport},
+};
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+pub(super) struct Meta {
+    pub(super) plane: Plane,
+    pub(super) slices: Vec<Slice>,
+    pub(super) view: View,
+    /// Committed entries that are not published, and what entries gave so far.
+    pub(super) unpublished: VecDeque<Entry>,
+    pub(super) results: BTreeMap<u64, String>,
+    /// Results on their way from the cores that own the slices, by when they are here.
+    pub(super) coming: VecDeque<(Duration, Coming)>,
+    /// The newest checkpoint, for nodes that lag behind the log.
+    pub(super) newest: Option<Checkpoint>,
+}
+
+pub(super) struct Coming {
+    pub(super) generation: u64,
+    pub(super) index: u64,
+    pub(super) results: Results,
+}
+
+pub(super) type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
+
+impl Meta {
+    pub(super) fn start(checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32], bug: Option<Bug>) -> Self {
+        let (index, slices) = if checkpoint.state.is_empty() {
+            (0, Slice::all())
+        } else {
+            metadata::restore(&checkpoint.state).expect("a checkpoint is whole")
+        };
+        assert_eq!(index, checkpoint.index);
+        let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
+        let mut plane = Plane::new(config.clone(), index, group_high);
+        plane.begin_from(&image);
+        plane.set_contacts(contacts.iter().copied());
+        plane.bug = bug;
+        Self {
+            plane,
+            view: View::new(index, &image),
+            slices,
+            unpublished: VecDeque::new(),
+            results: BTreeMap::new(),
+            coming: VecDeque::new(),
+            newest: (index > 0).then(|| checkpoint.clone()),
+        }
+    }
+
+    /// Does one piece of the slices' work; what it gave, a line for each request, must be the same on every node.
+    pub(super) fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
+        match op {
+            SliceOp::Speculate(entry) => {
+                Some(self.work_on(entry, bug, |slice, index, request| slice.speculate(index, request)))
+            }
+            SliceOp::Apply(entry) => Some(self.work_on(entry, bug, |slice, _, request| slice.apply_request(request))),
+            SliceOp::Commit { index } => {
+                self.slices.iter_mut().for_each(|slice| slice.commit(index));
+                None
+            }
+            SliceOp::RollBack => {
+                self.slices.iter_mut().for_each(Slice::roll_back);
+                let committed = self.unpublished.back().map_or(self.view.index(), |last| last.index);
+                self.results.split_off(&(committed + 1));
+                None
+            }
+        }
+    }
+
+    fn work_on(
+        &mut self,
+        entry: SliceEntry,
+        bug: Option<Bug>,
+        apply: impl Fn(&mut Slice, u64, &Request) -> Result<Applied, AskedTooLate>,
+    ) -> Coming {
+        let SliceEntry { generation, index, requests } = entry;
+        let mut lines = String::new();
+        let mut results = Vec::new();
+        for (at, request) in requests.into_iter().enumerate() {
+            let slice = &mut self.slices[usize::from(request.command.slice().0)];
+            let request = match bug {
+                // Whoever asks does not say that it asks again.
+                Some(Bug::RetryAppliedTwice) => Request::from(request.command),
+                _ => request,
+            };
+            let applied = apply(slice, index, &request);
+            slice.check();
+            lines += &match &applied {
+                Ok(applied) => format!("{:?}\n", applied.outcome),
+                Err(late) => format!("{late:?}\n"),
+            };
+            results.push((at, applied));
+        }
+        self.results.insert(index, lines);
+        Coming { generation, index, results }
+    }
+
+    /// Takes over a snapshot.
+    pub(super) fn install(&mut self, snapshot: &Checkpoint) {
+        let (index, slices) = metadata::restore(&snapshot.state).expect("a snapshot is whole");
+        let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
+        let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
+        self.plane.restored(index, group_high, &image);
+        self.slices = slices;
+        self.view = View::new(index, &image);
+        self.unpublished.clear();
+        self.results.clear();
+        self.coming.clear();
+    }
+}
+
+impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
+    /// The state is durable beside the log before the group hears of it.
+    pub(super) fn take_snapshot(&mut self, message: Message, state: Bytes) {
+        let now = self.clock.now();
+        let (group, meta) = self.meta_parts();
+        let metadata = message.get_snapshot().get_metadata();
+        let conf_state = crate::group::conf_state_bytes(metadata.get_conf_state());
+        if message.to != group.peer() || metadata.index <= group.commit() {
+            return;
+        }
+        meta.newest = Some(Checkpoint { index: metadata.index, conf_state, state });
+        group.step_snapshot(message);
+        meta.plane.observe(group, now);
+    }
+
+    /// Hands a write to the plane.
+    pub fn submit(&mut self, submission: Submission) -> Token {
+        let now = self.clock.now();
+        let (_, meta) = self.meta_parts();
+        let token = meta.plane.submit(now, submission);
+        self.turn();
+        token
+    }
+
+    /// Asks for a linearizable read.
+    pub fn ask_to_read(&mut self, within: Duration) -> Token {
+        let now = self.clock.now();
+        let (group, meta) = self.meta_parts();
+        let token = meta.plane.read(group, now, now + within);
+        self.turn();
+        token
+    }
+
+    /// This node's clock.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Whether reads may be answered from the view now.
+    pub fn has_read_lease(&self) -> bool {
+        self.meta().plane.read_lease().is_some_and(|until| self.clock.now() < until)
+    }
+
+    /// Whether this node leads the metadata, and holds its lease.
+    pub fn holds_lease(&self) -> bool {
+        self.meta().plane.holds_lease(self.group(META), self.clock.now())
+    }
+
+    /// What is shown to whoever reads.
+    pub fn view(&self) -> &View {
+        &self.meta().view
+    }
+
+    /// What a client that reads a topic here is shown.
+    pub(super) fn read_topic(&self, name: &str) -> TopicReply {
+        if self.bug == Some(Bug::OverlayShown) {
+            let slice = &self.meta().slices[usize::from(SliceId::of_topic(name).0)];
+            let image: Vec<Delta> = slice.image().collect();
+            return model::read(&View::new(self.shows(), &image), name);
+        }
+        model::read(self.view(), name)
+    }
+
+    /// The last index that the view shows.
+    pub fn shows(&self) -> u64 {
+        self.meta().view.index()
+    }
+
+    /// Hands the lead of the metadata over, as a broker that stops does.
+    pub fn hand_over(&mut self) -> bool {
+        let (group, meta) = self.meta_parts();
+        let is_asked = meta.plane.hand_over(group);
+        self.turn();
+        is_asked
+    }
+
+    /// Cuts a snapshot of the metadata, as of what is applied; the log forgets what it covers, but for what members lack.
+    pub fn snapshot(&mut self) {
+        let (group, meta) = self.meta_parts();
+        let index = group.applied();
+        if meta.newest.as_ref().is_some_and(|newest| newest.index >= index) {
+            return;
+        }
+        // Slices whose results are on their way have applied all the same.
+        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
+        let state = metadata::join(index, &mut slices);
+        let newest = Checkpoint { index, conf_state: group.conf_state(), state: state.clone() };
+        let Some(mark) = mark(group, &newest) else { return };
+        group.set_snapshot(mark);
+        let forget = group.compact(index);
+        meta.newest = Some(newest.clone());
+        self.seen.push(Seen::State { group: META, index, state });
+        self.disk.checkpoint(META, newest, forget);
+    }
+
+    pub(super) fn meta(&self) -> &Meta {
+        match &self.replicas[&META].machine {
+            Machine::Meta(meta) => meta,
+            Machine::Partition { .. } => unreachable!("the metadata group is no partition"),
+        }
+    }
+
+    pub(super) fn meta_parts(&mut self) -> (&mut Group, &mut Meta) {
+        match self.replicas.get_mut(&META) {
+            Some(Replica { group, machine: Machine::Meta(meta), .. }) => (group, meta),
+            _ => unreachable!("the metadata group is there from the start"),
+        }
+    }
+
+    /// The metadata at its applied index, if the view agrees with the slices.
+    pub fn metadata(&self) -> Result<(u64, Bytes), Violation> {
+        let meta = self.meta();
+        let applied = self.group(META).applied();
+        let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
+        let mut topics: Vec<_> = slices.iter().flat_map(Slice::topics).collect();
+        topics.sort_unstable_by_key(|topic| &topic.name);
+        if meta.view.index() != applied || !meta.view.topics().eq(topics) {
+            return Err(Violation(format!("the view of node {} is not what its slices say", self.id)));
+        }
+        Ok((applied, metadata::join(applied, &mut slices)))
+    }
+}
+
+/// Where a checkpoint was cut, if the log still knows.
+pub(super) fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
+    let at = Position { index: checkpoint.index, term: group.term_at(checkpoint.index)? };
+    Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })
+}
