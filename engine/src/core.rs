@@ -138,6 +138,8 @@ pub struct Core {
     /// What the store recovered and no topic has claimed yet.
     unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
     failed: RefCell<Option<String>>,
+    /// The disk has no room for what is to be flushed.
+    disk_full: Cell<bool>,
     pub connections: Connections,
     pub lifecycle: Lifecycle,
 }
@@ -195,6 +197,7 @@ impl Core {
             view_changed: Notify::default(),
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
+            disk_full: Cell::new(false),
             connections: Connections::new(parts.spread),
             lifecycle: Lifecycle::default(),
         })
@@ -506,6 +509,12 @@ impl Core {
         self.failed.borrow().is_some()
     }
 
+    /// Whether what this core was to flush found no room at the last try. It serves as long as its ring has some, and others lead
+    /// better.
+    pub fn has_full_disk(&self) -> bool {
+        self.disk_full.get()
+    }
+
     /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
     pub fn storage_failed(&self, why: &str) {
         if self.failed.borrow().is_some() {
@@ -742,7 +751,14 @@ impl FlushHost for Core {
     }
 
     fn flush_failed(&self, why: &str) {
-        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; trying again");
+        self.disk_full.set(true);
+        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; others are to lead; trying again");
+    }
+
+    fn flushed(&self) {
+        if self.disk_full.replace(false) {
+            tracing::info!(core = self.id().0, "there is room for the segments again");
+        }
     }
 }
 

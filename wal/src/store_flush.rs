@@ -79,6 +79,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
         match round(shared, host).await {
             Ok(()) => {
                 attempt = 0;
+                host.flushed();
                 shared.state.borrow_mut().done = asked;
                 // The ring may have filled up meanwhile, and nobody appends any more.
                 if shared.flush_due() {

@@ -302,7 +302,7 @@ fn without_a_leader_there_is_an_answer_in_time() {
 fn a_leader_that_goes_is_followed_at_once() {
     let mut world = World::new();
     let node = world.node(1);
-    assert!(node.plane.hand_over(&mut node.group));
+    assert!(node.plane.hand_over(&mut node.group, |_| true));
     world.settle();
     assert!(!world.node(1).group.is_leader());
     world.run(2);

@@ -276,7 +276,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     /// Hands the lead of the metadata over, as a broker that stops does.
     pub fn hand_over(&mut self) {
         let (group, meta) = self.meta_parts();
-        meta.plane.hand_over(group);
+        meta.plane.hand_over(group, |_| true);
         self.turn();
     }
 

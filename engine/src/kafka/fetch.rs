@@ -196,7 +196,7 @@ async fn read_partition(
     bytes_left: usize,
     at_least_one: bool,
 ) -> Result<Found, ErrorCode> {
-    partition.check_epoch(item.leader_epoch)?;
+    partition.check_epoch(core, item.leader_epoch)?;
     let high_watermark = partition.high_watermark();
     let log_start = core.store.log(partition.group()).map_or(0, |log| log.start_offset);
     let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;

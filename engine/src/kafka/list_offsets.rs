@@ -67,7 +67,7 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
 }
 
 async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
-    partition.check_epoch(asked.leader_epoch)?;
+    partition.check_epoch(&core, asked.leader_epoch)?;
     let (start, end) = (partition.log_start(&core), partition.high_watermark());
     let at = |offset: u64| Place { offset: offset as i64, timestamp: -1, leader_epoch: partition.epoch_of(offset) };
     match asked.timestamp {
@@ -112,8 +112,8 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
             what: AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch },
         })
     });
-    let answer = |_: Rc<Core>, partition: Rc<Partition>, asked: AskedEpoch| async move {
-        partition.check_epoch(asked.current)?;
+    let answer = |core: Rc<Core>, partition: Rc<Partition>, asked: AskedEpoch| async move {
+        partition.check_epoch(&core, asked.current)?;
         Ok(partition.end_of_epoch(asked.wanted))
     };
     let mut answers = ask(core, questions.collect(), answer).await.into_iter();

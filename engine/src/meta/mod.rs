@@ -44,7 +44,7 @@ use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, Message, ReadIndex, SnapshotMark},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
-    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written},
+    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
     wire::PeerMessage,
 };
 use slab::Slab;
@@ -389,7 +389,7 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// On core 0: hands the lead over before the broker stops, if it leads and somebody else can.
 pub async fn hand_over(core: &Rc<Core>) {
     let meta = core.meta();
-    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft)) {
+    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
         return;
     }
     let until = clock::now() + HAND_OVER_MAX;
@@ -398,6 +398,17 @@ pub async fn hand_over(core: &Rc<Core>) {
     }
     let left = meta.with(|_, raft| raft.is_leader());
     tracing::info!(handed_over = !left, "the lead of the metadata group");
+}
+
+/// On core 0: hands the lead over to a broker that is well, if this one leads and there is such; does not wait for it.
+pub fn give_away(core: &Rc<Core>) {
+    let meta = core.meta();
+    if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
+        return;
+    }
+    let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
+    let asked = meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able));
+    tracing::info!(asked, "giving the lead of the metadata away");
 }
 
 impl Meta {

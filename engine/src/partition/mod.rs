@@ -260,6 +260,16 @@ impl Partition {
         self.established.get() && !self.state.borrow().failed && self.replica.with(|raft| raft.is_leader())
     }
 
+    /// What a client is told that takes this replica for the leader: to look for another, or, while there is none, that the storage has
+    /// failed.
+    pub fn why_not_led_here(&self, core: &Core) -> ErrorCode {
+        let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader.node != core.node());
+        match self.state.borrow().failed && !is_led_elsewhere() {
+            true => ErrorCode::KafkaStorageError,
+            false => ErrorCode::NotLeaderOrFollower,
+        }
+    }
+
     /// The term in which this leader committed its first entry; it has not lost its leadership since.
     pub fn leader_epoch(&self) -> i32 {
         self.replica.with(|raft| raft.term()) as i32
@@ -308,7 +318,7 @@ impl Partition {
         acks: Acks,
     ) -> Result<Committed, ErrorCode> {
         if !self.leads() {
-            return Err(ErrorCode::NotLeaderOrFollower);
+            return Err(self.why_not_led_here(core));
         }
         let config = self.config();
         if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {

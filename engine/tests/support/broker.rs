@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -12,6 +12,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::small_disk::SmallDisk;
 
 /// Settings of every broker, unless a test gives others.
 const DEFAULTS: [(&str, &str); 3] = [
@@ -69,6 +70,8 @@ impl Output {
 
 /// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
 pub struct Broker {
+    /// Over `data`, if the broker has one.
+    disk: Option<SmallDisk>,
     data: TempDir,
     flags: Vec<String>,
     kafka: SocketAddr,
@@ -92,6 +95,7 @@ impl Broker {
     /// A broker that has not been started.
     pub fn new(flags: &[&str]) -> Broker {
         Broker {
+            disk: None,
             data: tempfile::tempdir().expect("a temporary directory"),
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
             kafka: restartable_address(),
@@ -117,7 +121,10 @@ impl Broker {
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         assert!(self.life.is_none(), "the broker runs already");
-        let mut command = Command::new(binary());
+        let mut command = match &self.disk {
+            Some(disk) => disk.command(&binary()),
+            None => Command::new(binary()),
+        };
         // Settings of whoever runs the tests are not the tests'.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
             command.env_remove(name);
@@ -249,8 +256,19 @@ impl Broker {
         self.life.as_ref().expect("the broker runs").0.id()
     }
 
-    pub fn data_dir(&self) -> &Path {
-        self.data.path()
+    /// Its data directory, as this process reaches it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.disk.as_ref().map_or(self.data.path().to_path_buf(), SmallDisk::path)
+    }
+
+    /// Gives a broker that has not been started a file system of its own for its data. `Err`: why that can't be done here.
+    pub fn put_on_small_disk(&mut self, bytes: u64) -> Result<(), String> {
+        self.disk = Some(SmallDisk::mount(self.data.path(), bytes)?);
+        Ok(())
+    }
+
+    pub fn small_disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
     }
 
     /// `GET path` of the admin port: status and body.
@@ -289,7 +307,7 @@ impl Drop for Broker {
             }
         }
         // For whoever wants to look.
-        if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() {
+        if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() && self.disk.is_none() {
             self.data.disable_cleanup(true);
             eprintln!("its data is kept in {}", self.data.path().display());
         }

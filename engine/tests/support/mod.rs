@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod metadata_clients;
 pub mod metadata_history;
 pub mod proxy;
+pub mod small_disk;
 pub mod wire;
 
 use std::time::Duration;
