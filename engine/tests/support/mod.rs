@@ -13,6 +13,7 @@ pub mod metadata_clients;
 pub mod metadata_history;
 pub mod proxy;
 pub mod small_disk;
+pub mod tool;
 pub mod wire;
 
 use std::time::Duration;
