@@ -11,6 +11,7 @@ pub mod history;
 pub mod ledger;
 pub mod metadata_clients;
 pub mod metadata_history;
+pub mod program;
 pub mod proxy;
 pub mod small_disk;
 pub mod tool;
