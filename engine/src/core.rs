@@ -531,6 +531,7 @@ impl Core {
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
+            self.metrics.metadata_leads.set(0);
         }
     }
 }

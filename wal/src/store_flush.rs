@@ -50,9 +50,10 @@ impl FlushError {
     }
 }
 
-/// Whether the error says that the disk, or this user's share of it, is full.
+/// Whether the error says that the disk, or this user's share of it, is full. A write that comes to the end of the space is cut short
+/// first (`WriteZero`); what it was to write is written anew by the next round, from where the last checkpoint ends.
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
         || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 

@@ -416,7 +416,8 @@ impl Meta {
     fn count(&self, core: &Core) {
         let stats = self.plane.borrow().stats();
         let metrics = &core.metrics;
-        let (leads, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        let (established, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        let leads = established && !self.failed.get();
         metrics.metadata_leads.set(u64::from(leads));
         metrics.metadata_term.set(term);
         metrics.metadata_wal_writes_total.set(stats.wal_writes);
