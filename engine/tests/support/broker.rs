@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -76,6 +78,7 @@ pub struct Broker {
     flags: Vec<String>,
     kafka: SocketAddr,
     peer: SocketAddr,
+    _reserved: [UnixListener; 2],
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
 }
@@ -94,12 +97,14 @@ impl Broker {
 
     /// A broker that has not been started.
     pub fn new(flags: &[&str]) -> Broker {
+        let ((kafka, kafka_reserved), (peer, peer_reserved)) = (restartable_address(), restartable_address());
         Broker {
             disk: None,
             data: tempfile::tempdir().expect("a temporary directory"),
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
-            kafka: restartable_address(),
-            peer: restartable_address(),
+            kafka,
+            peer,
+            _reserved: [kafka_reserved, peer_reserved],
             admin: None,
             life: None,
         }
@@ -319,13 +324,17 @@ fn binary() -> OsString {
     std::env::var_os("BROKER_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_millrace").into())
 }
 
-/// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for
-/// outgoing connections, so that no client of another test is given it while the broker is down.
-fn restartable_address() -> SocketAddr {
-    (0..1000)
-        .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000))))
-        .find(|addr| TcpListener::bind(addr).is_ok())
-        .expect("a free port")
+/// An address that stays the broker's over restarts, and what keeps other brokers of tests from it, in any process: a name that only
+/// one can have at a time. It lies below the range from which the system takes ports for outgoing connections, so that no client of
+/// another test is given it while the broker is down.
+fn restartable_address() -> (SocketAddr, UnixListener) {
+    let try_one = |_| {
+        let addr = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000)));
+        let name = UnixAddr::from_abstract_name(format!("millrace-test-{addr}")).expect("a short name");
+        let reserved = UnixListener::bind_addr(&name).ok()?;
+        TcpListener::bind(addr).ok().map(|_| (addr, reserved))
+    };
+    (0..1000).find_map(try_one).expect("a free port")
 }
 
 /// The socket address in a line of the banner that names `what`, if both are there.
