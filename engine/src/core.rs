@@ -14,7 +14,7 @@ use crate::{
     coordinators::Coordinators,
     front::{Connections, Spread},
     groups::Groups,
-    kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
+    kafka::{Fetches, METADATA_TOPIC, OFFSETS_TOPIC, Placement, ProducerIds, metadata_log},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
     metrics::CoreMetrics,
@@ -277,6 +277,9 @@ impl Core {
 
     /// Who leads a partition: as its replica here knows, or as the metadata says, if that is newer and the leader alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
+        if group == META_GROUP {
+            return self.controller().map(|node| Leadership { node, epoch: -1 });
+        }
         let here = self.leaders.borrow().get(&group).copied();
         let known = here.map_or(-1, |here| here.epoch);
         let told = self.view(|view| led_elsewhere(view, group, self.node())).filter(|told| told.epoch > known);
@@ -621,8 +624,20 @@ impl Core {
         (&self.advertised.0, self.advertised.1)
     }
 
+    /// A topic by its name or id, the metadata's own log among them.
+    pub fn find_topic(&self, topic: &TopicRef) -> Option<Arc<Topic>> {
+        match topic {
+            log if metadata_log::is(log) => Some(metadata_log::topic(self)),
+            TopicRef::Name(name) => self.view(|view| view.topic(name.as_str()).cloned()),
+            TopicRef::Id(id) => self.view(|view| view.topic_by_id(*id).cloned()),
+        }
+    }
+
     /// The group of a partition, by its topic's name or id.
     pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
+        if metadata_log::is(topic) {
+            return if partition == 0 { Ok(META_GROUP) } else { Err(ErrorCode::UnknownTopicOrPartition) };
+        }
         let view = self.view.borrow();
         let (topic, unknown) = match topic {
             TopicRef::Name(name) => (view.topic(name.as_str()), ErrorCode::UnknownTopicOrPartition),
@@ -639,13 +654,17 @@ impl Core {
         Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
     }
 
-    /// Whether a topic belongs to the broker itself.
-    pub fn is_internal(&self, topic: &TopicRef) -> bool {
-        match topic {
+    /// The name of a topic that belongs to the broker itself; `None` for all others.
+    pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
+        let is_offsets = || match topic {
             TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
             TopicRef::Id(id) => {
                 self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
             }
+        };
+        match metadata_log::is(topic) {
+            true => Some(METADATA_TOPIC),
+            false => is_offsets().then_some(OFFSETS_TOPIC),
         }
     }
 

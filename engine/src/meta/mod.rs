@@ -15,6 +15,7 @@
 //! | module | is |
 //! |---|---|
 //! | `asks` | what any core asks of the plane: writes, reads, how the quorum is |
+//! | `log` | the log as records, for the topic `__millrace_metadata` |
 //! | `peers` | messages of other brokers, and of tools |
 //! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
 //! | `start` | from what the store recovered to a broker that knows all that was committed |
@@ -22,6 +23,8 @@
 //! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
 
 mod asks;
+mod log;
+mod log_json;
 mod peers;
 mod reports;
 mod snapshots;
@@ -29,6 +32,7 @@ mod start;
 mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
+pub use log::{LogWatch, log_range, read_log, watch_log};
 pub use snapshots::{snapshot, snapshot_when_wanted};
 pub use start::start;
 pub use tools::answer as tool_answer;
@@ -105,6 +109,8 @@ pub struct Meta {
     described: RefCell<AHashMap<Token, Promise<Result<Quorum, WriteError>>>>,
     /// Moves when something was published.
     published: Notify,
+    /// Fetches of the log as a topic.
+    watchers: log::Watchers,
     parts: RefCell<Slab<SlicesPart>>,
     snapshots: snapshots::Snapshots,
     told_lease: Cell<Duration>,
@@ -123,6 +129,7 @@ impl Meta {
             read: RefCell::default(),
             described: RefCell::default(),
             published: Notify::default(),
+            watchers: log::Watchers::default(),
             parts: RefCell::default(),
             snapshots: snapshots::Snapshots::default(),
             told_lease: Cell::new(Duration::ZERO),
@@ -245,6 +252,7 @@ impl Meta {
         self.follow_brokers(core, &deltas);
         self.note_shown(core, core.id(), last);
         self.published.notify();
+        self.watchers.wake();
     }
 
     /// A core's view shows everything up to `index`.
@@ -344,6 +352,7 @@ impl Replicated for Meta {
 
     fn storage_failed(&self) {
         self.failed.set(true);
+        self.watchers.wake();
         // Whoever waits finds the promise gone.
         self.written.borrow_mut().clear();
         self.read.borrow_mut().clear();
