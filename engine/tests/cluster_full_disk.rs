@@ -119,6 +119,46 @@ fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
     judge(&config(&cluster), &ledger);
 }
 
+#[test]
+fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_once_there_is_room() {
+    let mut broker = Broker::new(&["--cores", "0", "--set", RING]);
+    if let Err(why) = broker.put_on_small_disk(DISK_BYTES) {
+        return not_tested(&why);
+    }
+    broker.begin();
+    let mut client = wire::connect(&broker);
+    let created = wire::create_topic(&mut client, TOPIC, 1, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    broker.small_disk().expect("it was mounted").fill();
+    let value = vec![b'x'; 256 << 10];
+    let mut acked = 0;
+    // Until the ring is full, which nobody empties now.
+    let refusal = loop {
+        let mut request = wire::produce_request(TOPIC, 0, -1, wire::batch(&[&value]));
+        request.timeout_ms = 1000;
+        let answer = client.produce(request).expect("an answer");
+        match errors::check(answer.responses[0].partition_responses[0].error_code) {
+            Ok(()) => acked += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal, ErrorCode::RequestTimedOut, "after {acked} records");
+    assert!(acked > 0 && broker.metric("millrace_flush_failures_total") > 0.0);
+
+    broker.kill();
+    if let Err(output) = broker.begin_or_end() {
+        assert!(output.contains("No space left on device"), "{output}");
+        broker.small_disk().expect("it was mounted").make_room();
+        broker.begin();
+    } else {
+        broker.small_disk().expect("it was mounted").make_room();
+    }
+    let mut client = wire::connect(&broker);
+    assert_eq!(end(&mut client), Ok(acked));
+    let answer = wire::produce(&mut client, TOPIC, 0, wire::batch(&[b"behind it"]));
+    assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), acked));
+}
+
 /// Takes the ring's space away, which it has from the beginning, but for what is in use.
 fn punch_ring(broker: &Broker) {
     let disk = broker.small_disk().expect("it was mounted");

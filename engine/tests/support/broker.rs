@@ -178,6 +178,23 @@ impl Broker {
         self.wait_until_serving();
     }
 
+    /// Starts the process, which may end by itself before it serves; then all that it has printed.
+    pub fn begin_or_end(&mut self) -> Result<(), String> {
+        self.spawn();
+        let (child, output) = self.life.as_mut().expect("just spawned");
+        if output.wait_for(|line| address_in(line, "admin").is_some()).is_some() {
+            self.wait_until_serving();
+            return Ok(());
+        }
+        let output = output.text();
+        match child.try_wait() {
+            Ok(Some(_)) => self.life = None,
+            // It has closed its streams, and is about to be gone.
+            _ => self.kill(),
+        }
+        Err(output)
+    }
+
     /// The first line of output since this life began that `wanted` takes. Panics with the output if none comes.
     pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let (_, output) = self.life.as_ref().expect("the broker runs");
