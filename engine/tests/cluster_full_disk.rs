@@ -16,7 +16,8 @@ use rdkafka::config::ClientConfig;
 use support::broker::Broker;
 use support::cluster::{Cluster, wait_until};
 use support::ledger::{Ledger, TOPIC, judge};
-use support::metadata_clients::{Clients, converged};
+use support::metadata_clients::{Clients, converged, try_change};
+use support::metadata_history::Change;
 use support::small_disk::not_tested;
 use support::wire;
 
@@ -117,6 +118,37 @@ fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
     // It has what was acked while it could not write, and may lead again.
     cluster.stop(other);
     judge(&config(&cluster), &ledger);
+}
+
+#[test]
+fn a_full_disk_has_room_again_once_a_topic_is_deleted() {
+    let mut broker = Broker::new(&["--cores", "0", "--set", RING]);
+    if let Err(why) = broker.put_on_small_disk(DISK_BYTES) {
+        return not_tested(&why);
+    }
+    broker.begin();
+    let mut client = wire::connect(&broker);
+    let value = vec![b'x'; 256 << 10];
+    let mut produce = |topic: &str| {
+        let mut request = wire::produce_request(topic, 0, -1, wire::batch(&[&value]));
+        request.timeout_ms = 1000;
+        let answer = client.produce(request).expect("an answer");
+        errors::check(answer.responses[0].partition_responses[0].error_code)
+    };
+    for topic in ["needless", TOPIC] {
+        let created = wire::create_topic(&mut wire::connect(&broker), topic, 1, 1, &[]);
+        assert_eq!(errors::check(created.error_code), Ok(()));
+        for _ in 0..64 {
+            assert_eq!(produce(topic), Ok(()));
+        }
+    }
+    broker.small_disk().expect("it was mounted").fill();
+    while produce(TOPIC).is_ok() {}
+    assert!(broker.metric("millrace_flush_failures_total") > 0.0);
+    // Even the smallest file that has to be written first finds no room.
+    let (answer, _) = try_change(&mut wire::connect(&broker), "needless", &Change::Delete).expect("an answer");
+    assert_eq!(answer, Ok(()));
+    wait_until("room", || produce(TOPIC).is_ok());
 }
 
 #[test]

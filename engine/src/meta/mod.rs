@@ -416,8 +416,9 @@ pub fn give_away(core: &Rc<Core>) {
         return;
     }
     let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
-    let asked = meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able));
-    tracing::info!(asked, "giving the lead of the metadata away");
+    if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
+        tracing::info!("giving the lead of the metadata away");
+    }
 }
 
 impl Meta {

@@ -141,6 +141,45 @@ fn a_full_disk_is_waited_out_and_poisons_nothing() {
 }
 
 #[test]
+fn what_is_removed_makes_room_on_a_disk_that_has_none() {
+    let disk = fresh_disk(7);
+    let (store, model) = filled(7, &disk);
+    // Nobody but the removal makes room.
+    let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
+    let given_up = Rc::new(Cell::new(0));
+    run(7, &store, host.clone(), async {
+        settle(&store, &model).await;
+        flush(&store, &model).await;
+        let (given, freed, counted) = (Cell::new(false), Cell::new(false), given_up.clone());
+        disk.fates(move |op| {
+            let is_reserve = op.path.ends_with("checkpoint.reserve");
+            match op.kind {
+                Kind::Remove if is_reserve => {
+                    given.set(true);
+                    counted.set(counted.get() + 1);
+                }
+                Kind::Remove if op.path.starts_with("/data/logs") => freed.set(true),
+                Kind::Create if is_reserve => given.set(false),
+                Kind::Create | Kind::Write if !freed.get() => {
+                    let is_let = op.path.ends_with("checkpoint.tmp") && given.get();
+                    let is_ring =
+                        op.path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"ring-"));
+                    return if is_let || is_ring { Fate::Go } else { Fate::Fail(libc_enospc()) };
+                }
+                _ => {}
+            }
+            Fate::Go
+        });
+        store.remove_group(GROUP).expect("it is noted in the ring");
+        model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
+        store.flush_now().await.expect("there is room for it");
+        assert!(store.segment_files(GROUP).is_empty());
+    });
+    assert_eq!((given_up.get(), store.poisoned()), (1, None));
+    store.check();
+}
+
+#[test]
 fn any_other_error_while_flushing_stops_the_store_and_loses_nothing() {
     for (seed, (name, is)) in FLUSH.iter().enumerate() {
         let (seed, disk) = (seed as u64, fresh_disk(seed as u64));
