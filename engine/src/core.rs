@@ -772,11 +772,13 @@ impl FlushHost for Core {
 
     fn flush_failed(&self, why: &str) {
         self.disk_full.set(true);
+        self.metrics.disk_full.set(1);
         tracing::warn!(core = self.id().0, why, "cannot flush to the segments; others are to lead; trying again");
     }
 
     fn flushed(&self) {
         if self.disk_full.replace(false) {
+            self.metrics.disk_full.set(0);
             tracing::info!(core = self.id().0, "there is room for the segments again");
         }
     }
