@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
 use net::client_blocking::Client;
@@ -32,9 +33,18 @@ const RING: &str = "wal.ring.bytes=16777216";
 const CHANGES: usize = 10;
 const RECORDS: u64 = 500;
 
+/// Flags of all brokers.
+const FLAGS: [&str; 4] = ["--cores", "0", "--set", RING];
+/// One test at a time: see what `support/small_disk.rs` says of locked memory.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `None` if file systems can't be mounted here.
-fn start(flags: &[&str]) -> Option<Cluster> {
-    let cluster = Cluster::start_on_small_disks(BROKERS, &[&["--set", RING], flags].concat(), &ALL, DISK_BYTES);
+fn start() -> Option<Cluster> {
+    let cluster = Cluster::start_on_small_disks(BROKERS, &FLAGS, &ALL, DISK_BYTES);
     cluster.broker(0).small_disk().is_some().then_some(cluster)
 }
 
@@ -70,7 +80,8 @@ fn wait_until_whole(cluster: &Cluster) {
 
 #[test]
 fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
-    let Some(mut cluster) = start(&[]) else { return };
+    let _alone = alone();
+    let Some(mut cluster) = start() else { return };
     create(&cluster, PARTITIONS);
     wait_until_whole(&cluster);
     let seed = fastrand::u64(..);
@@ -122,7 +133,8 @@ fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
 
 #[test]
 fn a_full_disk_has_room_again_once_a_topic_is_deleted() {
-    let mut broker = Broker::new(&["--cores", "0", "--set", RING]);
+    let _alone = alone();
+    let mut broker = Broker::new(&FLAGS);
     if let Err(why) = broker.put_on_small_disk(DISK_BYTES) {
         return not_tested(&why);
     }
@@ -153,7 +165,8 @@ fn a_full_disk_has_room_again_once_a_topic_is_deleted() {
 
 #[test]
 fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_once_there_is_room() {
-    let mut broker = Broker::new(&["--cores", "0", "--set", RING]);
+    let _alone = alone();
+    let mut broker = Broker::new(&FLAGS);
     if let Err(why) = broker.put_on_small_disk(DISK_BYTES) {
         return not_tested(&why);
     }
@@ -235,7 +248,8 @@ fn end(client: &mut Client) -> Result<i64, ErrorCode> {
 
 #[test]
 fn a_ring_that_can_not_be_written_is_a_storage_error_until_the_broker_is_restarted() {
-    let mut broker = Broker::new(&["--cores", "0", "--set", RING]);
+    let _alone = alone();
+    let mut broker = Broker::new(&FLAGS);
     if let Err(why) = broker.put_on_small_disk(DISK_BYTES) {
         return not_tested(&why);
     }
@@ -265,7 +279,8 @@ fn a_ring_that_can_not_be_written_is_a_storage_error_until_the_broker_is_restart
 
 #[test]
 fn a_broker_whose_ring_can_not_be_written_is_led_by_the_others() {
-    let Some(mut cluster) = start(&["--cores", "0"]) else { return };
+    let _alone = alone();
+    let Some(mut cluster) = start() else { return };
     create(&cluster, 1);
     wait_until_whole(&cluster);
     let full = leaders(&cluster, 0)[0].expect("it has a leader");
