@@ -14,8 +14,8 @@ use slab::Slab;
 use std::{cell::RefCell, rc::Rc};
 use wal::{record::Entry, store::Entries};
 
-/// Bytes of entries that one fetch renders at most, unless the first is larger.
-const ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of entries that one fetch renders at most, unless the first is larger: the core has more to do.
+const ENTRY_BYTES_MAX: usize = 64 << 10;
 /// Kafka's word for a record without a timestamp.
 const NO_TIMESTAMP: i64 = -1;
 
