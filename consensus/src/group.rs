@@ -8,7 +8,7 @@
 //! (raft-rs would); what is applied is committed; a recorded commit index is never above what is durable; nobody stands for
 //! election alone while entries are on their way to the disk.
 
-pub use crate::group_members::{Member, encode as conf_state_bytes};
+pub use crate::group_members::{Member, encode as conf_state_bytes, member_changes};
 use crate::{
     group_log::logger,
     group_members,

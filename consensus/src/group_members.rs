@@ -19,6 +19,7 @@
 //! ```
 
 use bytes::Bytes;
+use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
 const VERSION: u8 = 1;
@@ -49,6 +50,17 @@ pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
     let mut change = ConfChangeV2::default();
     change.set_changes(singles.collect::<Vec<_>>().into());
     change
+}
+
+/// What an entry changes of the members, if it is such an entry and can be read.
+pub fn member_changes(data: &[u8]) -> Vec<Member> {
+    let change = ConfChangeV2::parse_from_bytes(data).unwrap_or_default();
+    let changes = change.get_changes().iter().map(|single| match single.get_change_type() {
+        ConfChangeType::AddNode => Member::Voter(single.node_id),
+        ConfChangeType::AddLearnerNode => Member::Learner(single.node_id),
+        ConfChangeType::RemoveNode => Member::Removed(single.node_id),
+    });
+    changes.collect()
 }
 
 /// The configuration as checkpoints hold it.

@@ -1,4 +1,4 @@
-//! The command line: `millrace [serve]`, `topic …`, `wal dump`, `config`, `version`.
+//! The command line: `millrace [serve]`, `topic …`, `cluster describe`, `wal dump`, `config`, `version`.
 //! Lives on: the main thread. Flags of `serve` come from the table of settings.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::PathBufValueParser};
 
 use crate::{
-    cli_config, cli_topic, cli_wal,
+    cli_cluster, cli_config, cli_topic, cli_wal,
     config::{Config, ConfigError, SETTINGS, setting},
     config_layers::{self, FlagValue},
     config_value::Kind,
@@ -27,6 +27,7 @@ Examples:
   millrace serve --config millrace.toml --set num.partitions=8
   millrace topic create orders --partitions 12
   millrace topic list
+  millrace cluster describe                        brokers, who leads the metadata, what lags
   millrace wal dump millrace-data/epoch-0/core-0/ring-0000.seg
   millrace config                                  every setting, its range and what is in force";
 
@@ -74,6 +75,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(("serve", matches)) => settings(matches).and_then(serve::run),
         Some(("config", matches)) => settings(matches).and_then(|config| print(&cli_config::listing(&config))),
         Some(("topic", matches)) => cli_topic::run(matches).and_then(|text| print(&text)),
+        Some(("cluster", matches)) => cli_cluster::run(matches).and_then(|text| print(&text)),
         Some(("wal", matches)) => cli_wal::run(matches).and_then(|text| print(&text)),
         Some(("version", _)) => print(&format!("millrace {}\n", env!("CARGO_PKG_VERSION"))),
         Some((other, _)) => unreachable!("clap knows no subcommand '{other}'"),
@@ -110,6 +112,7 @@ fn command() -> Command {
         .after_help(EXAMPLES)
         .subcommand(with_settings(serve).after_help(SERVE_EXAMPLES))
         .subcommand(cli_topic::command())
+        .subcommand(cli_cluster::command())
         .subcommand(cli_wal::command())
         .subcommand(with_settings(config).after_help("Example:\n  millrace config --config millrace.toml"))
         .subcommand(Command::new("version").about("Print the version").after_help("Example:\n  millrace version"))

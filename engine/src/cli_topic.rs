@@ -1,13 +1,13 @@
 //! `millrace topic create|list|describe|delete`: asks a broker over the Kafka protocol, as any client does.
 //! Lives on: the main thread. Works with any broker that serves these APIs.
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use net::{
     StrBytes,
     api::ApiKey,
-    client_blocking::{Client, ClientError},
+    client_blocking::Client,
     errors::{self, ErrorCode},
     messages::{
         CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest, MetadataRequest, MetadataResponse, TopicName,
@@ -20,10 +20,11 @@ use net::{
     },
 };
 
-use crate::cli::{Failure, name_and_value};
+use crate::{
+    cli::{Failure, name_and_value},
+    cli_client::{self, TIMEOUT, connect, failed},
+};
 
-/// How long connecting and each answer may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// From this version on, topics to delete are named by name or id.
 const DELETE_BY_STATE_FROM: i16 = 6;
 /// DescribeConfigs: the type of a topic among resources, and the source of a topic's own value.
@@ -75,14 +76,7 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .arg(
-            Arg::new("bootstrap")
-                .long("bootstrap")
-                .value_name("HOST:PORT,…")
-                .global(true)
-                .default_value("127.0.0.1:9092")
-                .help("Brokers to ask; the first that answers is taken"),
-        )
+        .arg(cli_client::bootstrap())
         .after_help(
             "Examples:\n  millrace topic create orders --partitions 12\n  \
              millrace topic list --bootstrap kafka.example:9092",
@@ -103,24 +97,6 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
         "delete" => delete(&mut client, &names()),
         other => unreachable!("clap knows no subcommand '{other}'"),
     }
-}
-
-fn connect(bootstrap: &str) -> Result<Client, Failure> {
-    let mut failures = Vec::new();
-    for addr in bootstrap.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
-        match Client::connect(addr, "millrace-cli", TIMEOUT) {
-            Ok(client) => return Ok(client),
-            Err(error) => failures.push(error.to_string()),
-        }
-    }
-    Err(Failure::Other(match failures.is_empty() {
-        true => "--bootstrap names no broker; write it as host:port".to_owned(),
-        false => format!("{}; is the broker running there? (--bootstrap)", failures.join("; ")),
-    }))
-}
-
-fn failed(error: ClientError) -> Failure {
-    Failure::other(error)
 }
 
 fn topic_name(name: &str) -> TopicName {
@@ -326,15 +302,5 @@ mod tests {
             "cannot delete topic 'a': there is no such topic"
         );
         assert!(refusal("x", 36, Some(&StrBytes::from_static_str(""))).unwrap_err().contains("(TopicAlreadyExists)"));
-    }
-
-    #[test]
-    fn nobody_to_ask_is_told() {
-        let refused = connect("127.0.0.1:1").unwrap_err().to_string();
-        assert!(
-            refused.contains("cannot connect to 127.0.0.1:1") && refused.contains("is the broker running"),
-            "{refused}"
-        );
-        assert!(connect(" , ").unwrap_err().to_string().contains("names no broker"));
     }
 }

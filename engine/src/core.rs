@@ -15,7 +15,7 @@ use crate::{
     disk::Disk,
     front::{Connections, Spread},
     groups::Groups,
-    kafka::{Fetches, OFFSETS_TOPIC, Placement, ProducerIds},
+    kafka::{Fetches, METADATA_TOPIC, OFFSETS_TOPIC, Placement, ProducerIds, metadata_log},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
     metrics::CoreMetrics,
@@ -138,6 +138,8 @@ pub struct Core {
     /// What the store recovered and no topic has claimed yet.
     unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
     failed: RefCell<Option<String>>,
+    /// The disk has no room for what is to be flushed.
+    disk_full: Cell<bool>,
     pub connections: Connections,
     pub lifecycle: Lifecycle,
 }
@@ -190,6 +192,7 @@ impl Core {
             view_changed: Notify::default(),
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
+            disk_full: Cell::new(false),
             connections: Connections::new(parts.spread),
             lifecycle: Lifecycle::default(),
         })
@@ -271,6 +274,9 @@ impl Core {
 
     /// Who leads a partition: as its replica here knows, or as the metadata says, if that is newer and the leader alive.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
+        if group == META_GROUP {
+            return self.controller().map(|node| Leadership { node, epoch: -1 });
+        }
         let here = self.leaders.borrow().get(&group).copied();
         let known = here.map_or(-1, |here| here.epoch);
         let told = self.view(|view| led_elsewhere(view, group, self.node())).filter(|told| told.epoch > known);
@@ -504,6 +510,12 @@ impl Core {
         self.failed.borrow().is_some()
     }
 
+    /// Whether what this core was to flush found no room at the last try. It serves as long as its ring has some, and others lead
+    /// better.
+    pub fn has_full_disk(&self) -> bool {
+        self.disk_full.get()
+    }
+
     /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
     pub fn storage_failed(&self, why: &str) {
         if self.failed.borrow().is_some() {
@@ -519,6 +531,7 @@ impl Core {
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
+            self.metrics.metadata_leads.set(0);
         }
     }
 }
@@ -608,8 +621,20 @@ impl Core {
         (&self.advertised.0, self.advertised.1)
     }
 
+    /// A topic by its name or id, the metadata's own log among them.
+    pub fn find_topic(&self, topic: &TopicRef) -> Option<Arc<Topic>> {
+        match topic {
+            log if metadata_log::is(log) => Some(metadata_log::topic(self)),
+            TopicRef::Name(name) => self.view(|view| view.topic(name.as_str()).cloned()),
+            TopicRef::Id(id) => self.view(|view| view.topic_by_id(*id).cloned()),
+        }
+    }
+
     /// The group of a partition, by its topic's name or id.
     pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
+        if metadata_log::is(topic) {
+            return if partition == 0 { Ok(META_GROUP) } else { Err(ErrorCode::UnknownTopicOrPartition) };
+        }
         let view = self.view.borrow();
         let (topic, unknown) = match topic {
             TopicRef::Name(name) => (view.topic(name.as_str()), ErrorCode::UnknownTopicOrPartition),
@@ -626,13 +651,17 @@ impl Core {
         Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
     }
 
-    /// Whether a topic belongs to the broker itself.
-    pub fn is_internal(&self, topic: &TopicRef) -> bool {
-        match topic {
+    /// The name of a topic that belongs to the broker itself; `None` for all others.
+    pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
+        let is_offsets = || match topic {
             TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
             TopicRef::Id(id) => {
                 self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
             }
+        };
+        match metadata_log::is(topic) {
+            true => Some(METADATA_TOPIC),
+            false => is_offsets().then_some(OFFSETS_TOPIC),
         }
     }
 
@@ -739,7 +768,16 @@ impl FlushHost for Core {
     }
 
     fn flush_failed(&self, why: &str) {
-        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; trying again");
+        self.disk_full.set(true);
+        self.metrics.disk_full.set(1);
+        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; others are to lead; trying again");
+    }
+
+    fn flushed(&self) {
+        if self.disk_full.replace(false) {
+            self.metrics.disk_full.set(0);
+            tracing::info!(core = self.id().0, "there is room for the segments again");
+        }
     }
 }
 

@@ -8,6 +8,8 @@ pub mod bootstrap;
 pub mod broker;
 pub mod cgroup;
 pub mod cli;
+pub mod cli_client;
+pub mod cli_cluster;
 pub mod cli_config;
 pub mod cli_topic;
 pub mod cli_wal;

@@ -252,6 +252,8 @@ metrics! {
     flushed_bytes_total: Counter;
     /// Flushes that failed and were tried again.
     flush_failures_total: Counter;
+    /// 1 while what is to be flushed finds no room on the disk.
+    disk_full: Gauge;
     /// Checkpoints written.
     checkpoints_total: Counter;
     /// Reads of segment files.

@@ -1,7 +1,7 @@
-//! Clients change metadata while brokers of a cluster die, stand still, are cut off or lose their disks: what was acked stays, and all
-//! brokers agree.
+//! Clients change metadata while brokers of a cluster die, stand still, are cut off, or have their disks emptied or filled: what was
+//! acked stays, and all brokers agree.
 //!
-//! `CLUSTER_ROUNDS` sets the number of faults (10 by default: each kind once), `CLUSTER_SEED` repeats the choices of a run.
+//! `CLUSTER_ROUNDS` sets the number of faults (by default each kind once), `CLUSTER_SEED` repeats the choices of a run.
 
 mod support;
 
@@ -15,13 +15,17 @@ const BROKERS: usize = 3;
 const CLIENTS: usize = 3;
 /// Changes that are acked before and after each fault, at least.
 const ACKS: usize = 10;
+/// Far more than a broker writes here; one of them has a file system of its own, to be filled up.
+const DISK_BYTES: u64 = 4 << 30;
+
 #[test]
 fn what_was_acked_survives_every_fault_and_all_brokers_agree() {
     let rounds = env("CLUSTER_ROUNDS").unwrap_or(FAULTS.len() as u64);
     let seed = env("CLUSTER_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("CLUSTER_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
-    let mut cluster = Cluster::start(BROKERS, &[]);
+    let small = [rng.usize(..BROKERS)];
+    let mut cluster = Cluster::start_on_small_disks(BROKERS, &[], &small, DISK_BYTES);
     let clients = Clients::start(&cluster.bootstraps(), CLIENTS, &mut rng);
     let mut order = FAULTS;
     for round in 0..rounds as usize {

@@ -1,5 +1,5 @@
-//! Idempotent producers with acks=all on partitions with three replicas, while brokers are killed, paused, cut off, emptied and restarted:
-//! nothing that was acked is lost, duplicated or reordered, what a consumer saw stays, and all replicas hold the same.
+//! Idempotent producers with acks=all on partitions with three replicas, while brokers are killed, paused, cut off, emptied, out of disk
+//! space and restarted: nothing that was acked is lost, duplicated or reordered, what a consumer saw stays, and all replicas hold the same.
 //!
 //! `REPLICATED_ROUNDS` sets the number of faults (4 by default), `REPLICATED_SEED` repeats the choices of a run.
 
@@ -23,6 +23,8 @@ const PARTITIONS: i32 = 6;
 const PRODUCERS: u32 = 2;
 /// Acks between two faults.
 const ACKS: u64 = 500;
+/// Far more than a broker writes here; one of them has a file system of its own, to be filled up.
+const DISK_BYTES: u64 = 4 << 30;
 
 /// Clients give a broker up that does not answer for a moment: one is paused, or cut off, all the time here.
 fn config(cluster: &Cluster) -> ClientConfig {
@@ -77,7 +79,8 @@ fn what_was_acked_survives_any_broker() {
     println!("to repeat the choices of this run: REPLICATED_ROUNDS={rounds} REPLICATED_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     // Small rings are recycled many times; small segments are read by who lags.
-    let mut cluster = Cluster::start(BROKERS, &["--set", "wal.ring.bytes=16777216"]);
+    let (flags, small) = (["--set", "wal.ring.bytes=16777216"], [rng.usize(..BROKERS)]);
+    let mut cluster = Cluster::start_on_small_disks(BROKERS, &flags, &small, DISK_BYTES);
     let mut client = wire::connect(cluster.broker(0));
     let created = wire::create_topic(&mut client, TOPIC, PARTITIONS, BROKERS as i16, &[("segment.bytes", "1048576")]);
     assert_eq!(created.error_code, 0, "{created:?}");

@@ -129,3 +129,12 @@ fn two_acks_for_one_record_are_caught() {
     history.acked(id(1, 48), 97);
     assert_eq!(history.check(&log), [Violation::Duplicated { id: id(1, 48), first: 97, again: 97 }]);
 }
+
+#[test]
+fn an_ack_without_an_offset_promises_the_record_and_no_place() {
+    let (mut history, mut log) = sound();
+    history.acked(id(1, 49), -1001);
+    assert_eq!(history.check(&log), []);
+    log.pop();
+    assert_eq!(history.check(&log), [Violation::Lost { id: id(1, 49), offset: -1 }]);
+}

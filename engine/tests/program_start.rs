@@ -9,7 +9,9 @@ use program::{Broker, millrace, output};
 fn help_and_version_go_to_stdout() {
     let (code, stdout, _) = output(&mut millrace(&["--help"]));
     assert_eq!(code, Some(0));
-    for part in ["--data-dir", "--kafka-addr", "--cores", "--config", "127.0.0.1:9644", "Examples:", "topic", "wal"] {
+    for part in
+        ["--data-dir", "--kafka-addr", "--cores", "--config", "127.0.0.1:9644", "Examples:", "topic", "cluster", "wal"]
+    {
         assert!(stdout.contains(part), "{part}\n{stdout}");
     }
     for args in [&["version"][..], &["--version"]] {

@@ -6,6 +6,7 @@
 use crate::{
     buf::{BLOCK, Chunk},
     checkpoint::{CHECKPOINT_FILE, Checkpoint, Garbage, GroupState},
+    checkpoint_reserve,
     disk::{Disk, Durability, File, OpenMode},
     files::{remove_if_there, replace_file},
     log::Log,
@@ -13,7 +14,7 @@ use crate::{
     record::GroupId,
     segment::{Segment, SparseIndex},
     segment_format::{SegmentId, encode_index},
-    store_flush::FlushError,
+    store_flush::{FlushError, is_full},
     store_state::{Shared, State},
     store_types::LogPos,
 };
@@ -23,7 +24,12 @@ use std::{collections::BTreeSet, io, rc::Rc};
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
     let checkpoint = cut_checkpoint(shared);
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
-    let written = replace_file(&shared.disk, &path, &checkpoint.encode()).await;
+    let bytes = checkpoint.encode();
+    let mut written = replace_file(&shared.disk, &path, &bytes).await;
+    let no_room = written.as_ref().is_err_and(is_full);
+    if no_room && checkpoint_reserve::give(shared).await? {
+        written = replace_file(&shared.disk, &path, &bytes).await;
+    }
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number = checkpoint.number;
     shared.count(|stats| stats.checkpoints += 1);
@@ -32,8 +38,13 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), Fl
         needed = shared.journal.durable();
     }
     shared.journal.release_below(needed);
-    write_due_indexes(shared).await;
-    collect(shared, &checkpoint).await
+    if !no_room {
+        write_due_indexes(shared).await;
+    }
+    let collected = collect(shared, &checkpoint).await;
+    // Before anything else takes the space.
+    checkpoint_reserve::keep(shared, bytes.len()).await?;
+    collected
 }
 
 /// Trims the logs and takes down what they are, in one synchronous step.

@@ -50,9 +50,10 @@ impl FlushError {
     }
 }
 
-/// Whether the error says that the disk, or this user's share of it, is full.
+/// Whether the error says that the disk, or this user's share of it, is full. A write that comes to the end of the space is cut short
+/// first (`WriteZero`); what it was to write is written anew by the next round, from where the last checkpoint ends.
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
         || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
@@ -79,6 +80,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
         match round(shared, host).await {
             Ok(()) => {
                 attempt = 0;
+                host.flushed();
                 shared.state.borrow_mut().done = asked;
                 // The ring may have filled up meanwhile, and nobody appends any more.
                 if shared.flush_due() {

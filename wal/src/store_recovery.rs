@@ -111,6 +111,7 @@ pub(crate) async fn open<D: Disk>(
         rounds: Signal::default(),
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
+        reserved: Cell::new(0),
     });
     finish_truncations(&shared).await?;
     report.orphans = clear_away(&shared, &checkpoint, &touched).await?;

@@ -41,6 +41,8 @@ pub(crate) struct Shared<D: Disk> {
     /// The snapshot group's entries, or what a snapshot covers, changed.
     pub snapshot: Signal,
     pub stats: Cell<StoreStats>,
+    /// Bytes of the file that keeps space for checkpoints, as far as is known.
+    pub reserved: Cell<u64>,
 }
 
 #[derive(Default)]

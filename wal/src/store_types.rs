@@ -191,6 +191,8 @@ pub trait FlushHost {
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>>;
     /// A flush could not go on, and will be tried again after [`FlushHost::back_off`].
     fn flush_failed(&self, why: &str);
+    /// A flush got to its end.
+    fn flushed(&self) {}
 }
 
 /// Why a snapshot could not be written.

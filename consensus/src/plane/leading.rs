@@ -6,7 +6,7 @@ use super::{
     leases::LeaderLease, node_of,
 };
 use crate::{
-    group::{Group, Position, ProposeError},
+    group::{Group, PeerProgress, Position, ProposeError},
     metadata::{self, Command, Request},
 };
 use std::{
@@ -263,11 +263,12 @@ impl Plane {
         self.refuse_reads(lead.lease, leader, now);
     }
 
-    /// Hands the lead to the voter that has come furthest, if there is another; its lease is given up first, and for good.
-    /// Returns whether somebody was asked.
-    pub fn hand_over(&mut self, group: &mut Group) -> bool {
+    /// Hands the lead to the voter that has come furthest among those that are able to, if there is one; its lease is given up first, and
+    /// for good. Returns whether somebody was asked.
+    pub fn hand_over(&mut self, group: &mut Group, is_able: impl Fn(u64) -> bool) -> bool {
         let own = group.peer();
-        let candidates = group.progress().into_iter().filter(|peer| peer.voter && peer.active && peer.peer != own);
+        let is_other = |peer: &PeerProgress| peer.voter && peer.active && peer.peer != own && is_able(peer.peer);
+        let candidates = group.progress().into_iter().filter(is_other);
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
         #[cfg(any(test, feature = "sim"))]

@@ -302,9 +302,22 @@ fn without_a_leader_there_is_an_answer_in_time() {
 fn a_leader_that_goes_is_followed_at_once() {
     let mut world = World::new();
     let node = world.node(1);
-    assert!(node.plane.hand_over(&mut node.group));
+    assert!(node.plane.hand_over(&mut node.group, |_| true));
     world.settle();
     assert!(!world.node(1).group.is_leader());
     world.run(2);
     assert_ne!(world.leader(), 1);
+}
+
+#[test]
+fn a_lead_is_handed_over_only_to_who_is_able() {
+    let mut world = World::new();
+    let now = world.now;
+    let node = world.node(1);
+    assert!(!node.plane.hand_over(&mut node.group, |_| false));
+    assert!(node.plane.holds_lease(&node.group, now) && !node.group.is_handing_over(), "then nothing has changed");
+    assert!(node.plane.hand_over(&mut node.group, |peer| node_of(peer) == 3));
+    world.settle();
+    world.run(2);
+    assert_eq!(world.leader(), 3);
 }

@@ -198,7 +198,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     /// Hands the lead of the metadata over, as a broker that stops does.
     pub fn hand_over(&mut self) -> bool {
         let (group, meta) = self.meta_parts();
-        let is_asked = meta.plane.hand_over(group);
+        let is_asked = meta.plane.hand_over(group, |_| true);
         self.turn();
         is_asked
     }

@@ -12,6 +12,7 @@ pub use incoming::GroupHost;
 use crate::{
     clock,
     core::{Core, core_of},
+    meta::{self, META_CORE},
     partition::Partition,
     rt,
 };
@@ -37,6 +38,8 @@ const SILENCE_WITHOUT_WAY: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long a broker that stops waits for others to take over its leaderships.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// While the disk is full, what is led here all the same is offered to others so often.
+const GIVE_AWAY_EVERY: Duration = Duration::from_secs(3);
 /// A broker that is back leads its partitions again once it has been there for so long.
 const SETTLED: Duration = Duration::from_secs(3);
 /// Messages kept for groups that are not known here yet.
@@ -65,6 +68,8 @@ pub struct Groups {
     early: RefCell<VecDeque<Early>>,
     /// Leaderships are being handed over: this broker takes none.
     leaving: Cell<bool>,
+    /// When leaderships are offered to others the next time, should the disk be full then.
+    give_away_at: Cell<Duration>,
 }
 
 impl Groups {
@@ -166,7 +171,7 @@ pub async fn run(core: Rc<Core>) {
             core: core.id().0 as u16,
             cores: core.cores() as u16,
             // A broker that hears nothing of the metadata's leader does not learn of new partitions.
-            healthy: !core.has_failed() && !core.groups.leaving.get() && core.controller().is_some(),
+            healthy: is_well(&core) && core.controller().is_some(),
         };
         if core.has_failed() {
             return core.peers().send_to_all(&PeerMessage::Beat(beat));
@@ -177,6 +182,10 @@ pub async fn run(core: Rc<Core>) {
         last = now;
         core.peers().send_to_all(&PeerMessage::Beat(beat));
         mark_silent(&core, now);
+        if core.has_full_disk() && now >= core.groups.give_away_at.get() {
+            core.groups.give_away_at.set(now + GIVE_AWAY_EVERY);
+            give_away(&core);
+        }
         let awake: Vec<GroupId> = core.groups.awake.borrow().iter().copied().collect();
         for group in awake {
             match core.partition(group) {
@@ -185,6 +194,21 @@ pub async fn run(core: Rc<Core>) {
             }
         }
         core.metrics.replication_groups_awake.set(core.groups.awake() as u64);
+    }
+}
+
+/// Whether this core may lead as well as any other.
+pub fn is_well(core: &Core) -> bool {
+    !core.has_failed() && !core.groups.leaving.get() && !core.has_full_disk()
+}
+
+/// The disk is full: others lead what this core led, as long as there are some that are well. With its ring it goes on as a follower.
+fn give_away(core: &Rc<Core>) {
+    if core.id() == META_CORE {
+        meta::give_away(core);
+    }
+    for partition in core.partitions().iter().filter(|partition| partition.is_shared()) {
+        partition.give_away(core);
     }
 }
 

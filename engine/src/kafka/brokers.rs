@@ -3,7 +3,7 @@
 //! Every broker tells the same, but for one thing: itself it always tells of, under the address that it is configured with, since
 //! the client has just reached it.
 
-use crate::core::Core;
+use crate::{core::Core, groups};
 use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, messages::BrokerId, produce::NodeEndpoint};
 use std::collections::BTreeMap;
@@ -37,11 +37,17 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
 /// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
 /// or that say that they are not well, if the others are enough.
 pub fn placeable_ids(core: &Core, factor: usize) -> Vec<i32> {
-    let away = core.away();
-    let is_well = |node: &i32| *node == core.node() || !(away.contains(node) || core.groups.is_ill(*node));
     let alive = alive_ids(core);
-    let well: Vec<i32> = alive.iter().copied().filter(is_well).collect();
+    let well: Vec<i32> = alive.iter().copied().filter(|node| is_well(core, *node)).collect();
     if well.len() >= factor { well } else { alive }
+}
+
+/// Whether a broker can be reached from here and says that it is well.
+pub fn is_well(core: &Core, node: i32) -> bool {
+    match node == core.node() {
+        true => groups::is_well(core),
+        false => !(core.away().contains(&node) || core.groups.is_ill(node)),
+    }
 }
 
 /// Where these leaders are reached, each told once (KIP-951).

@@ -2,6 +2,7 @@
 
 use super::{
     brokers,
+    metadata_log::{self, METADATA_TOPIC},
     refusal::{self, Refusal},
 };
 use crate::{
@@ -58,6 +59,8 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
 fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {
     let name = resource.resource_name.as_str();
     match resource.resource_type {
+        // It has none.
+        RESOURCE_TOPIC if name == METADATA_TOPIC => Ok(Vec::new()),
         RESOURCE_TOPIC => Ok(config_topic::describe(&topic(core, name)?.configs, &core.config)),
         RESOURCE_BROKER => match broker(core, name)? {
             None => Ok(core.view(|view| config_cluster::describe_all(view.cluster_config()))),
@@ -153,6 +156,7 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
     let name = resource.resource_name.as_str();
     match resource.resource_type {
         RESOURCE_TOPIC => {
+            metadata_log::check_name(name)?;
             let topic = topic(core, name)?;
             let check = |name: &str, value: Option<&str>| match value {
                 Some(value) => config_topic::validate(name, value).map(|()| value.to_owned()),

@@ -128,9 +128,8 @@ fn is_electable(core: &Core, partition: &Partition) -> Result<(), Refusal> {
         let message = format!("the preferred replica, on broker {preferred}, {why}");
         Err(Refusal::new(ErrorCode::PreferredLeaderNotAvailable, message))
     };
-    let is_well = preferred == core.node() || !(core.away().contains(&preferred) || core.groups.is_ill(preferred));
-    if !(brokers::alive_ids(core).contains(&preferred) && is_well) {
-        return refuse("is not there");
+    if !(brokers::alive_ids(core).contains(&preferred) && brokers::is_well(core, preferred)) {
+        return refuse("is not there, or not well");
     }
     if core.view(|view| view.leader(partition.group).is_some_and(|known| !known.voters.contains(&preferred))) {
         return refuse("is not in sync");

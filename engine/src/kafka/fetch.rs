@@ -6,6 +6,7 @@
 use super::brokers;
 use crate::{
     core::{Core, CoreId},
+    meta::{self, LogWatch, META_GROUP},
     partition::{FetchRead, Partition, Watch},
     rt,
     sync::{self, Either, Notify, race},
@@ -145,6 +146,8 @@ async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> (Vec<Part>,
     if enough || wish.wait.is_zero() {
         return (parts, enough);
     }
+    let of_metadata = items.iter().any(|item| item.group == META_GROUP);
+    let _log_watch: Option<LogWatch> = of_metadata.then(|| meta::watch_log(core, wake.clone()));
     let _watches: Vec<Watch> = items
         .iter()
         .filter_map(|item| core.partition(item.group))
@@ -173,6 +176,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> (Vec<Part>, b
     let mut parts = Vec::with_capacity(items.len());
     for item in items {
         let found = match core.partition(item.group) {
+            None if item.group == META_GROUP => read_metadata(core, item, left, total == 0),
             Some(partition) => read_partition(core, &partition, item, left, total == 0).await,
             None => Err(ErrorCode::NotLeaderOrFollower),
         };
@@ -196,7 +200,7 @@ async fn read_partition(
     bytes_left: usize,
     at_least_one: bool,
 ) -> Result<Found, ErrorCode> {
-    partition.check_epoch(item.leader_epoch)?;
+    partition.check_epoch(core, item.leader_epoch)?;
     let high_watermark = partition.high_watermark();
     let log_start = core.store.log(partition.group()).map_or(0, |log| log.start_offset);
     let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
@@ -219,6 +223,21 @@ async fn read_partition(
         }
         FetchRead::Refused(code) => Err(code),
     }
+}
+
+/// From the metadata's log; see [`super::metadata_log`].
+fn read_metadata(core: &Core, item: &Item, bytes_left: usize, at_least_one: bool) -> Result<Found, ErrorCode> {
+    let (log_start, high_watermark) = meta::log_range(core)?;
+    let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+    if offset < log_start || offset > high_watermark {
+        return Err(ErrorCode::OffsetOutOfRange);
+    }
+    let bytes_max = item.bytes_max.min(bytes_left);
+    let batches = match offset == high_watermark || (bytes_max == 0 && !at_least_one) {
+        true => Vec::new(),
+        false => meta::read_log(core, offset, bytes_max, at_least_one)?,
+    };
+    Ok(Found { high_watermark, log_start, batches })
 }
 
 /// Puts the parts in the request's order. Several owners may together have brought more than `bytes_max`: what is over is left

@@ -127,7 +127,8 @@ type Unknown = Vec<OffsetCommitResponseTopic>;
 fn cut_unknown(core: &Core, mut commit: OffsetCommitRequest) -> (OffsetCommitRequest, Unknown) {
     let mut unknown = Vec::new();
     for topic in &mut commit.topics {
-        let count = core.view(|view| view.topic(topic.name.0.as_str()).map_or(0, |topic| topic.partitions.len()));
+        let asked = TopicRef::Name(topic.name.0.clone());
+        let count = core.find_topic(&asked).map_or(0, |topic| topic.partitions.len());
         let exists = |partition: i32| usize::try_from(partition).is_ok_and(|partition| partition < count);
         let refused: Vec<_> = topic
             .partitions

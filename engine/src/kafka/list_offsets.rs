@@ -1,7 +1,11 @@
 //! ListOffsets (earliest, latest, by timestamp) and OffsetForLeaderEpoch (KIP-101, KIP-320).
 
 use super::owners::{Question, ask};
-use crate::{core::Core, partition::Partition};
+use crate::{
+    core::Core,
+    meta::{self, META_CORE, META_GROUP},
+    partition::Partition,
+};
 use net::{
     errors::{self, ErrorCode},
     messages::{
@@ -49,7 +53,17 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
             what: Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch },
         })
     });
-    let mut answers = ask(core, questions.collect(), find).await.into_iter();
+    let questions: Vec<_> = questions.collect();
+    let of_metadata: Vec<_> = (questions.iter().enumerate())
+        .filter(|(_, asked)| core.find_group(&asked.topic, asked.partition) == Ok(META_GROUP))
+        .map(|(place, asked)| (place, asked.what.timestamp))
+        .collect();
+    let mut answers = ask(core, questions, find).await;
+    for (place, timestamp) in of_metadata {
+        let find = move |there: Rc<Core>| std::future::ready(find_in_metadata(&there, timestamp));
+        answers[place] = core.call(META_CORE, find).result().await;
+    }
+    let mut answers = answers.into_iter();
     let topics = request.topics.into_iter().map(|topic| {
         let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
             let response = ListOffsetsPartitionResponse::default().with_partition_index(asked.partition_index);
@@ -67,7 +81,7 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
 }
 
 async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
-    partition.check_epoch(asked.leader_epoch)?;
+    partition.check_epoch(&core, asked.leader_epoch)?;
     let (start, end) = (partition.log_start(&core), partition.high_watermark());
     let at = |offset: u64| Place { offset: offset as i64, timestamp: -1, leader_epoch: partition.epoch_of(offset) };
     match asked.timestamp {
@@ -77,6 +91,19 @@ async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<
         // KIP-734 asks for the record with the largest timestamp, of which no index is kept.
         timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
         wanted if wanted >= 0 => by_timestamp(&core, &partition, wanted, end).await,
+        _ => Err(ErrorCode::InvalidRequest),
+    }
+}
+
+/// The same in the metadata's log, whose records have no timestamps.
+fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
+    let (start, end) = meta::log_range(core)?;
+    let at = |offset: u64| Place { offset: offset as i64, ..NOWHERE };
+    match timestamp {
+        timestamp::LATEST => Ok(at(end)),
+        timestamp::EARLIEST | timestamp::EARLIEST_LOCAL => Ok(at(start)),
+        timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
+        wanted if wanted >= 0 || wanted == timestamp::LATEST_TIERED => Ok(NOWHERE),
         _ => Err(ErrorCode::InvalidRequest),
     }
 }
@@ -112,8 +139,8 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
             what: AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch },
         })
     });
-    let answer = |_: Rc<Core>, partition: Rc<Partition>, asked: AskedEpoch| async move {
-        partition.check_epoch(asked.current)?;
+    let answer = |core: Rc<Core>, partition: Rc<Partition>, asked: AskedEpoch| async move {
+        partition.check_epoch(&core, asked.current)?;
         Ok(partition.end_of_epoch(asked.wanted))
     };
     let mut answers = ask(core, questions.collect(), answer).await.into_iter();

@@ -2,9 +2,13 @@
 
 use super::{
     brokers,
+    metadata_log::METADATA_TOPIC,
     topics::{OFFSETS_TOPIC, auto_create},
 };
-use crate::{core::Core, meta};
+use crate::{
+    core::Core,
+    meta::{self, META_GROUP},
+};
 use consensus::metadata::{Partition, Topic};
 use net::{
     StrBytes, Uuid,
@@ -17,6 +21,7 @@ use net::{
         },
         metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
+    produce::TopicRef,
 };
 use std::{collections::BTreeSet, rc::Rc};
 use wal::record::GroupId;
@@ -67,11 +72,8 @@ impl<'a> Look<'a> {
     }
 
     fn find(&self, name: Option<&TopicName>, id: Uuid, may_create: bool) -> MetadataResponseTopic {
-        let found = self.core.view(|view| match name {
-            Some(name) => view.topic(name.0.as_str()).cloned(),
-            None => view.topic_by_id(id).cloned(),
-        });
-        if let Some(topic) = found {
+        let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
+        if let Some(topic) = self.core.find_topic(&asked) {
             return self.describe(&topic);
         }
         let code = match name {
@@ -91,7 +93,7 @@ impl<'a> Look<'a> {
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
-            .with_is_internal(&*topic.name == OFFSETS_TOPIC);
+            .with_is_internal([OFFSETS_TOPIC, METADATA_TOPIC].contains(&&*topic.name));
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }
@@ -118,6 +120,10 @@ impl Look<'_> {
     fn in_sync(&self, partition: &Partition) -> Vec<i32> {
         if partition.replicas.len() == 1 {
             return partition.replicas.clone();
+        }
+        if partition.group == META_GROUP.0 {
+            // Who of them lacks what, DescribeQuorum tells.
+            return partition.replicas.iter().copied().filter(|node| self.alive.contains(node)).collect();
         }
         let told = self.core.view(|view| view.leader(partition.group).map(|leader| leader.voters.clone()));
         told.unwrap_or_default().into_iter().filter(|node| self.alive.contains(node)).collect()

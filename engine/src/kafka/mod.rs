@@ -10,6 +10,7 @@ mod fetch;
 mod groups;
 mod list_offsets;
 mod metadata;
+pub mod metadata_log;
 mod owners;
 pub mod placement;
 mod produce;
@@ -20,6 +21,7 @@ mod topics;
 mod unregister;
 
 pub use fetch::Fetches;
+pub use metadata_log::METADATA_TOPIC;
 pub use placement::Placement;
 pub use producer_ids::ProducerIds;
 pub use topics::OFFSETS_TOPIC;

@@ -41,8 +41,9 @@ where
             core.call(CoreId(owner), move |there| async move {
                 let mut answers = Vec::with_capacity(questions.len());
                 for (place, group, what) in questions {
-                    let found = match there.partition(group).filter(|partition| partition.leads()) {
-                        Some(partition) => answer(there.clone(), partition, what).await,
+                    let found = match there.partition(group) {
+                        Some(partition) if partition.leads() => answer(there.clone(), partition, what).await,
+                        Some(partition) => Err(partition.why_not_led_here(&there)),
                         None => Err(ErrorCode::NotLeaderOrFollower),
                     };
                     answers.push((place, found));

@@ -3,7 +3,7 @@
 //! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer and its errors close nothing, as with Kafka's
 //! network layer only a malformed frame does.
 
-use super::{Pending, brokers, topics::OFFSETS_TOPIC};
+use super::{Pending, brokers};
 use crate::{
     admission::Turn,
     clock,
@@ -107,11 +107,9 @@ fn check(
         return Err(ErrorCode::InvalidRequiredAcks.into());
     }
     let group = core.find_group(topic, partition)?;
-    if core.is_internal(topic) {
-        return Err(Refusal {
-            code: ErrorCode::InvalidTopicException,
-            message: Some(format!("{OFFSETS_TOPIC} is written by the group coordinator alone")),
-        });
+    if let Some(internal) = core.internal(topic) {
+        let message = format!("{internal} is written by the broker alone");
+        return Err(Refusal { code: ErrorCode::InvalidTopicException, message: Some(message) });
     }
     let batch = records.ok_or(ErrorCode::InvalidRecord)?;
     let info = batch::validate(&batch, version)

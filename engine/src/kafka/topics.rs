@@ -4,7 +4,7 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers, placement,
+    brokers, metadata_log, placement,
     refusal::{self, Refusal},
 };
 use crate::{
@@ -29,6 +29,7 @@ use net::{
         create_topics_response::{CreatableTopicConfigs, CreatableTopicResult},
         delete_topics_response::DeletableTopicResult,
     },
+    produce::TopicRef,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +56,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             .iter()
             .copied()
             .filter(|name| view.topic(name).is_none() && consensus::metadata::check_topic_name(name).is_ok())
+            .filter(|name| metadata_log::check_name(name).is_ok())
             .collect()
     });
     if missing.is_empty() {
@@ -219,6 +221,7 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
     let name = topic.name.0.as_str();
     consensus::metadata::check_topic_name(name)
         .map_err(|error| Refusal::new(ErrorCode::InvalidTopicException, error.to_string()))?;
+    metadata_log::check_name(name)?;
     if core.view(|view| view.topic(name).is_some()) {
         return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
     }
@@ -344,10 +347,9 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
 }
 
 fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
-    let topic = core.view(|view| match name {
-        Some(name) => view.topic(name.0.as_str()).cloned(),
-        None => view.topic_by_id(id).cloned(),
-    });
+    let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
+    let topic = core.find_topic(&asked);
+    topic.as_ref().map_or(Ok(()), |topic| metadata_log::check_name(&topic.name))?;
     let delete = topic.map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
     delete.ok_or_else(|| match name {
         Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
@@ -377,6 +379,7 @@ pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -
 
 fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, Refusal> {
     let name = request.name.0.as_str();
+    metadata_log::check_name(name)?;
     let topic = core
         .view(|view| view.topic(name).cloned())
         .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))?;

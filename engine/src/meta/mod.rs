@@ -15,6 +15,7 @@
 //! | module | is |
 //! |---|---|
 //! | `asks` | what any core asks of the plane: writes, reads, how the quorum is |
+//! | `log` | the log as records, for the topic `__millrace_metadata` |
 //! | `peers` | messages of other brokers, and of tools |
 //! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
 //! | `start` | from what the store recovered to a broker that knows all that was committed |
@@ -22,6 +23,8 @@
 //! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
 
 mod asks;
+mod log;
+mod log_json;
 mod peers;
 mod reports;
 mod snapshots;
@@ -29,6 +32,7 @@ mod start;
 mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
+pub use log::{LogWatch, log_range, read_log, watch_log};
 pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;
@@ -45,7 +49,7 @@ use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, Message, ReadIndex, SnapshotMark},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
-    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written},
+    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
     wire::PeerMessage,
 };
 use slab::Slab;
@@ -106,6 +110,8 @@ pub struct Meta {
     described: RefCell<AHashMap<Token, Promise<Result<Quorum, WriteError>>>>,
     /// Moves when something was published.
     published: Notify,
+    /// Fetches of the log as a topic.
+    watchers: log::Watchers,
     parts: RefCell<Slab<SlicesPart>>,
     snapshots: snapshots::Snapshots,
     told_lease: Cell<Duration>,
@@ -124,6 +130,7 @@ impl Meta {
             read: RefCell::default(),
             described: RefCell::default(),
             published: Notify::default(),
+            watchers: log::Watchers::default(),
             parts: RefCell::default(),
             snapshots: snapshots::Snapshots::default(),
             told_lease: Cell::new(Duration::ZERO),
@@ -246,6 +253,7 @@ impl Meta {
         self.follow_brokers(core, &deltas);
         self.note_shown(core, core.id(), last);
         self.published.notify();
+        self.watchers.wake();
     }
 
     /// A core's view shows everything up to `index`.
@@ -345,6 +353,7 @@ impl Replicated for Meta {
 
     fn storage_failed(&self) {
         self.failed.set(true);
+        self.watchers.wake();
         // Whoever waits finds the promise gone.
         self.written.borrow_mut().clear();
         self.read.borrow_mut().clear();
@@ -390,7 +399,7 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// On core 0: hands the lead over before the broker stops, if it leads and somebody else can.
 pub async fn hand_over(core: &Rc<Core>) {
     let meta = core.meta();
-    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft)) {
+    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
         return;
     }
     let until = clock::now() + HAND_OVER_MAX;
@@ -401,12 +410,25 @@ pub async fn hand_over(core: &Rc<Core>) {
     tracing::info!(handed_over = !left, "the lead of the metadata group");
 }
 
+/// On core 0: hands the lead over to a broker that is well, if this one leads and there is such; does not wait for it.
+pub fn give_away(core: &Rc<Core>) {
+    let meta = core.meta();
+    if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
+        return;
+    }
+    let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
+    if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
+        tracing::info!("giving the lead of the metadata away");
+    }
+}
+
 impl Meta {
     /// Publishes what the plane has counted.
     fn count(&self, core: &Core) {
         let stats = self.plane.borrow().stats();
         let metrics = &core.metrics;
-        let (leads, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        let (established, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        let leads = established && !self.failed.get();
         metrics.metadata_leads.set(u64::from(leads));
         metrics.metadata_term.set(term);
         metrics.metadata_wal_writes_total.set(stats.wal_writes);

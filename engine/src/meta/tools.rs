@@ -2,7 +2,10 @@
 //! Lives on: core 0.
 
 use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
-use crate::{core::Core, kafka::placement};
+use crate::{
+    core::Core,
+    kafka::{METADATA_TOPIC, placement},
+};
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
     plane::{Accepted, Acks, Until, node_of},
@@ -55,6 +58,9 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         replicas.iter().try_for_each(|replicas| placement::assigned(&registered, replicas).map(drop).map_err(refused))
     };
     match command {
+        Command::CreateTopic { name, .. } if &**name == METADATA_TOPIC => {
+            Err(refused(format!("'{METADATA_TOPIC}' is the metadata's own log")))
+        }
         Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => check_replicas(replicas),
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"

@@ -4,7 +4,10 @@
 //! heartbeats (see [`crate::groups`]). Whatever happens to it wakes it.
 
 use super::Partition;
-use crate::core::{Core, Led};
+use crate::{
+    core::{Core, Led},
+    groups,
+};
 use consensus::{
     group::{Member, Position},
     plane::node_of,
@@ -216,7 +219,11 @@ impl Partition {
             let others = replicas.iter().filter(|other| {
                 **other == core.node() || (**other != node && core.groups.is_there(core, self.group(), **other))
             });
-            let place = others.take_while(|other| **other != core.node()).count();
+            let place = match groups::is_well(core) {
+                true => others.take_while(|other| **other != core.node()).count(),
+                // Behind all others.
+                false => replicas.len(),
+            };
             self.stands_in.set(Some(place as u32 * STAND_APART));
         }
         self.stir(core);
@@ -278,6 +285,13 @@ impl Partition {
         self.replica.with(|raft| raft.hand_over(target.peer));
         core.ready_loop.wake(self.clone());
         true
+    }
+
+    /// Hands over to whoever can lead better than this broker can now.
+    pub fn give_away(self: &Rc<Self>, core: &Rc<Core>) {
+        if self.leads() && !self.replica.with(|raft| raft.is_handing_over()) && self.hand_over(core, None) {
+            tracing::info!(partition = %self.name, "giving a leadership away");
+        }
     }
 
     /// Hands over to the preferred leader, if that is another that can lead and lacks nothing.

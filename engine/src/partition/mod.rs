@@ -78,6 +78,14 @@ struct Waiting {
     promise: Promise<Result<Appended, ErrorCode>>,
 }
 
+/// A refusal that holds only if this replica still leads.
+struct Unsure {
+    /// By which the group was asked.
+    token: u64,
+    code: ErrorCode,
+    promise: Promise<Result<Appended, ErrorCode>>,
+}
+
 #[derive(Default)]
 struct State {
     producers: Producers,
@@ -92,8 +100,8 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Appends that wait for this leader's disk, in log order.
     waiting_here: VecDeque<Waiting>,
-    /// Refusals that hold only if this replica still leads, each with the token by which the group was asked.
-    unsure: VecDeque<(u64, ErrorCode, Promise<Result<Appended, ErrorCode>>)>,
+    /// Refusals that hold only if this replica still leads, in the order of their tokens.
+    unsure: VecDeque<Unsure>,
     /// The last such token.
     asked: u64,
     /// The leader epochs of the retained log, ascending, each with its first offset.
@@ -264,6 +272,16 @@ impl Partition {
         self.established.get() && !self.state.borrow().failed && self.replica.with(|raft| raft.is_leader())
     }
 
+    /// What a client is told that takes this replica for the leader: to look for another, or, while there is none, that the storage has
+    /// failed.
+    pub fn why_not_led_here(&self, core: &Core) -> ErrorCode {
+        let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader.node != core.node());
+        match self.state.borrow().failed && !is_led_elsewhere() {
+            true => ErrorCode::KafkaStorageError,
+            false => ErrorCode::NotLeaderOrFollower,
+        }
+    }
+
     /// The term in which this leader committed its first entry; it has not lost its leadership since.
     pub fn leader_epoch(&self) -> i32 {
         self.replica.with(|raft| raft.term()) as i32
@@ -312,7 +330,7 @@ impl Partition {
         acks: Acks,
     ) -> Result<Committed, ErrorCode> {
         if !self.leads() {
-            return Err(ErrorCode::NotLeaderOrFollower);
+            return Err(self.why_not_led_here(core));
         }
         let config = self.config();
         if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
@@ -373,7 +391,7 @@ impl Partition {
         let mut state = self.state.borrow_mut();
         state.asked += 1;
         let token = state.asked;
-        state.unsure.push_back((token, code, promise));
+        state.unsure.push_back(Unsure { token, code, promise });
         drop(state);
         self.replica.with(|raft| raft.read_index(token));
         self.stir(core);
@@ -463,8 +481,8 @@ impl State {
         for waiting in self.waiting.drain(..).chain(self.waiting_here.drain(..)) {
             waiting.promise.keep(Err(code));
         }
-        for (_, _, promise) in self.unsure.drain(..) {
-            promise.keep(Err(code));
+        for unsure in self.unsure.drain(..) {
+            unsure.promise.keep(Err(code));
         }
     }
 }
@@ -585,8 +603,8 @@ impl Replicated for Partition {
         let mut state = self.state.borrow_mut();
         // A quorum that has answered one has answered all before it.
         let sure = reads.iter().map(|read| read.token).max().unwrap_or(0);
-        while let Some((_, code, promise)) = state.unsure.pop_front_if(|(token, ..)| *token <= sure) {
-            promise.keep(Err(code));
+        while let Some(unsure) = state.unsure.pop_front_if(|unsure| unsure.token <= sure) {
+            unsure.promise.keep(Err(unsure.code));
         }
     }
 

@@ -17,9 +17,9 @@ pub enum FetchRead {
 
 impl Partition {
     /// KIP-320: a client that knows an older leader is fenced, one that knows a newer one is told to wait.
-    pub fn check_epoch(&self, client: i32) -> Result<(), ErrorCode> {
+    pub fn check_epoch(&self, core: &Core, client: i32) -> Result<(), ErrorCode> {
         if !self.leads() {
-            return Err(ErrorCode::NotLeaderOrFollower);
+            return Err(self.why_not_led_here(core));
         }
         match client.cmp(&self.leader_epoch()) {
             _ if client < 0 => Ok(()),

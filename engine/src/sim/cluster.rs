@@ -31,6 +31,9 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// Records with their offsets.
+type Records = Vec<(u64, Value)>;
+
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary {
@@ -178,7 +181,7 @@ impl Cluster {
             if let Some(violation) = self.violation.take() {
                 return Err(violation);
             }
-            if steps % 256 == 0 && until() {
+            if steps.is_multiple_of(256) && until() {
                 break;
             }
             expect(steps < 20_000_000, || "nothing but steps".to_owned())?;
@@ -471,7 +474,7 @@ impl Cluster {
         let world = exec::world();
         let targets = self.targets.borrow().clone();
         for target in &targets {
-            let mut logs: Vec<(i32, u64, Vec<(u64, Value)>)> = Vec::new();
+            let mut logs: Vec<(i32, u64, Records)> = Vec::new();
             for (node, partition) in self.holders(target).collect::<Vec<_>>() {
                 let read = Rc::new(RefCell::new(None));
                 let (cluster, into, of) = (self.clone(), read.clone(), target.clone());
@@ -503,12 +506,7 @@ impl Cluster {
         Ok(())
     }
 
-    async fn read_log(
-        &self,
-        core: &Rc<crate::core::Core>,
-        partition: &Rc<Partition>,
-        target: &Target,
-    ) -> Vec<(u64, Value)> {
+    async fn read_log(&self, core: &Rc<crate::core::Core>, partition: &Rc<Partition>, target: &Target) -> Records {
         use crate::partition::FetchRead;
         let mut log = Vec::new();
         let mut at = partition.log_start(core);

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -12,6 +14,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::small_disk::SmallDisk;
 
 /// Settings of every broker, unless a test gives others.
 const DEFAULTS: [(&str, &str); 3] = [
@@ -69,10 +72,13 @@ impl Output {
 
 /// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
 pub struct Broker {
+    /// Over `data`, if the broker has one.
+    disk: Option<SmallDisk>,
     data: TempDir,
     flags: Vec<String>,
     kafka: SocketAddr,
     peer: SocketAddr,
+    _reserved: [UnixListener; 2],
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
 }
@@ -91,11 +97,14 @@ impl Broker {
 
     /// A broker that has not been started.
     pub fn new(flags: &[&str]) -> Broker {
+        let ((kafka, kafka_reserved), (peer, peer_reserved)) = (restartable_address(), restartable_address());
         Broker {
+            disk: None,
             data: tempfile::tempdir().expect("a temporary directory"),
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
-            kafka: restartable_address(),
-            peer: restartable_address(),
+            kafka,
+            peer,
+            _reserved: [kafka_reserved, peer_reserved],
             admin: None,
             life: None,
         }
@@ -117,7 +126,10 @@ impl Broker {
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         assert!(self.life.is_none(), "the broker runs already");
-        let mut command = Command::new(binary());
+        let mut command = match &self.disk {
+            Some(disk) => disk.command(&binary()),
+            None => Command::new(binary()),
+        };
         // Settings of whoever runs the tests are not the tests'.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
             command.env_remove(name);
@@ -164,6 +176,23 @@ impl Broker {
     pub fn begin(&mut self) {
         self.spawn();
         self.wait_until_serving();
+    }
+
+    /// Starts the process, which may end by itself before it serves; then all that it has printed.
+    pub fn begin_or_end(&mut self) -> Result<(), String> {
+        self.spawn();
+        let (child, output) = self.life.as_mut().expect("just spawned");
+        if output.wait_for(|line| address_in(line, "admin").is_some()).is_some() {
+            self.wait_until_serving();
+            return Ok(());
+        }
+        let output = output.text();
+        match child.try_wait() {
+            Ok(Some(_)) => self.life = None,
+            // It has closed its streams, and is about to be gone.
+            _ => self.kill(),
+        }
+        Err(output)
     }
 
     /// The first line of output since this life began that `wanted` takes. Panics with the output if none comes.
@@ -249,8 +278,19 @@ impl Broker {
         self.life.as_ref().expect("the broker runs").0.id()
     }
 
-    pub fn data_dir(&self) -> &Path {
-        self.data.path()
+    /// Its data directory, as this process reaches it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.disk.as_ref().map_or(self.data.path().to_path_buf(), SmallDisk::path)
+    }
+
+    /// Gives a broker that has not been started a file system of its own for its data. `Err`: why that can't be done here.
+    pub fn put_on_small_disk(&mut self, bytes: u64) -> Result<(), String> {
+        self.disk = Some(SmallDisk::mount(self.data.path(), bytes)?);
+        Ok(())
+    }
+
+    pub fn small_disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
     }
 
     /// `GET path` of the admin port: status and body.
@@ -289,7 +329,7 @@ impl Drop for Broker {
             }
         }
         // For whoever wants to look.
-        if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() {
+        if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() && self.disk.is_none() {
             self.data.disable_cleanup(true);
             eprintln!("its data is kept in {}", self.data.path().display());
         }
@@ -301,13 +341,17 @@ fn binary() -> OsString {
     std::env::var_os("BROKER_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_millrace").into())
 }
 
-/// An address that stays the broker's over restarts. It lies below the range from which the system takes ports for
-/// outgoing connections, so that no client of another test is given it while the broker is down.
-fn restartable_address() -> SocketAddr {
-    (0..1000)
-        .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000))))
-        .find(|addr| TcpListener::bind(addr).is_ok())
-        .expect("a free port")
+/// An address that stays the broker's over restarts, and what keeps other brokers of tests from it, in any process: a name that only
+/// one can have at a time. It lies below the range from which the system takes ports for outgoing connections, so that no client of
+/// another test is given it while the broker is down.
+fn restartable_address() -> (SocketAddr, UnixListener) {
+    let try_one = |_| {
+        let addr = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000)));
+        let name = UnixAddr::from_abstract_name(format!("millrace-test-{addr}")).expect("a short name");
+        let reserved = UnixListener::bind_addr(&name).ok()?;
+        TcpListener::bind(addr).ok().map(|_| (addr, reserved))
+    };
+    (0..1000).find_map(try_one).expect("a free port")
 }
 
 /// The socket address in a line of the banner that names `what`, if both are there.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::PATIENCE;
 use super::broker::Broker;
 use super::proxy::{Mode, Proxy};
+use super::small_disk::not_tested;
 
 /// Between two looks at something that another process does.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -23,7 +24,23 @@ pub struct Cluster {
 impl Cluster {
     /// Starts them all and waits until all serve.
     pub fn start(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_of((0..count).map(|_| Broker::new(flags)).collect())
+    }
+
+    /// As [`Cluster::start`], with file systems of their own, of so many bytes each, for the data of some. Where the kernel lets nobody
+    /// have that it says so, and they are as the others.
+    pub fn start_on_small_disks(count: usize, flags: &[&str], small: &[usize], bytes: u64) -> Cluster {
         let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(flags)).collect();
+        for i in small {
+            if let Err(why) = brokers[*i].put_on_small_disk(bytes) {
+                not_tested(&why);
+            }
+        }
+        Cluster::start_of(brokers)
+    }
+
+    fn start_of(mut brokers: Vec<Broker>) -> Cluster {
+        let count = brokers.len();
         let peers: Vec<SocketAddr> = brokers.iter().map(Broker::peer).collect();
         let way = |from: usize, to: usize| (from != to).then(|| Proxy::to(peers[to]));
         let proxies: Vec<Vec<Option<Proxy>>> =

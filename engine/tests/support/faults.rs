@@ -22,6 +22,8 @@ pub enum Fault {
     CutOneWay,
     CutLeader,
     EmptyDisk,
+    /// Of a broker on a disk of its own, if there is one.
+    FullDisk,
     RollingRestart,
     /// No majority is left until they are back.
     KillTwo,
@@ -29,7 +31,7 @@ pub enum Fault {
 }
 
 /// Those through which two of three brokers go on.
-pub const FAULTS: [Fault; 10] = [
+pub const FAULTS: [Fault; 11] = [
     Fault::Kill,
     Fault::KillLeader,
     Fault::PauseShort,
@@ -39,6 +41,7 @@ pub const FAULTS: [Fault; 10] = [
     Fault::CutOneWay,
     Fault::CutLeader,
     Fault::EmptyDisk,
+    Fault::FullDisk,
     Fault::RollingRestart,
 ];
 
@@ -75,6 +78,21 @@ pub fn happen(fault: Fault, cluster: &mut Cluster, leader: usize, rng: &mut Rng,
             cluster.kill9(any);
             cluster.empty_disk(any);
             cluster.begin(any);
+        }
+        Fault::FullDisk => {
+            let Some(i) = (0..brokers).find(|i| cluster.broker(*i).small_disk().is_some()) else { return };
+            cluster.broker(i).small_disk().expect("just seen").fill();
+            thread::sleep(CUT);
+            goes_on();
+            // What it has then is what it comes back with.
+            let dies = rng.bool();
+            if dies {
+                cluster.kill9(i);
+            }
+            cluster.broker(i).small_disk().expect("just seen").make_room();
+            if dies {
+                cluster.begin(i);
+            }
         }
         Fault::KillTwo => {
             cluster.kill9(any);

@@ -93,16 +93,19 @@ pub enum Violation {
 /// One partition's promises.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    acked: BTreeMap<Id, i64>,
+    /// With the offsets, where those are known.
+    acked: BTreeMap<Id, Option<i64>>,
     seen: BTreeMap<i64, Id>,
     early: Vec<Violation>,
 }
 
 impl History {
-    /// The broker acknowledged the record at this offset.
+    /// The broker acknowledged the record at this offset. It is below 0 where a client knows from the answer to a later record that this
+    /// one was taken, too, and not where (librdkafka, of records whose own answer was lost).
     pub fn acked(&mut self, id: Id, offset: i64) {
-        if let Some(first) = self.acked.insert(id, offset) {
-            self.early.push(Violation::Duplicated { id, first, again: offset });
+        let known = Some(offset).filter(|offset| *offset >= 0);
+        if let Some(first) = self.acked.insert(id, known) {
+            self.early.push(Violation::Duplicated { id, first: first.unwrap_or(-1), again: offset });
         }
     }
 
@@ -157,9 +160,11 @@ impl History {
         }
         for (&id, &acked) in &self.acked {
             match found.get(&id) {
-                None => violations.push(Violation::Lost { id, offset: acked }),
-                Some(&found) if found != acked => violations.push(Violation::Moved { id, acked, found }),
-                Some(_) => {}
+                None => violations.push(Violation::Lost { id, offset: acked.unwrap_or(-1) }),
+                Some(&found) => {
+                    let moved = acked.filter(|acked| *acked != found);
+                    violations.extend(moved.map(|acked| Violation::Moved { id, acked, found }));
+                }
             }
         }
         for (&offset, &id) in &self.seen {

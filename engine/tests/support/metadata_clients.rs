@@ -206,6 +206,16 @@ pub fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<An
     Ok((errors::check(code), id))
 }
 
+/// Sets `metadata.acks` for all brokers.
+pub fn set_acks(client: &mut Client, value: &str) {
+    let config = AlterableConfig::default().with_name(text("metadata.acks")).with_value(Some(text(value)));
+    // A broker's settings (Kafka's `ConfigResource.Type`), without a name: those of all.
+    let resource = AlterConfigsResource::default().with_resource_type(4).with_configs(vec![config]);
+    let answer = client.call(IncrementalAlterConfigsRequest::default().with_resources(vec![resource]));
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.responses[0].error_code, errors::NONE, "{:?}", answer.responses[0].error_message);
+}
+
 /// What a broker shows of one topic, or of all; `None` if it may not answer now.
 pub fn see(client: &mut Client, name: Option<&str>) -> Result<Option<Shown>, ClientError> {
     let asked = name.map(|name| vec![MetadataRequestTopic::default().with_name(Some(topic_name(name)))]);

@@ -11,7 +11,10 @@ pub mod history;
 pub mod ledger;
 pub mod metadata_clients;
 pub mod metadata_history;
+pub mod program;
 pub mod proxy;
+pub mod small_disk;
+pub mod tool;
 pub mod wire;
 
 use std::time::Duration;

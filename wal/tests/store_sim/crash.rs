@@ -40,14 +40,20 @@ fn is_flush(op: &Op) -> bool {
     path.starts_with("/data/logs") || path.starts_with("/data/snapshots") || path.ends_with("checkpoint.tmp")
 }
 
-/// One in `every` such operations fails with `code`.
+/// One in `every` such operations fails with `code`. Writes to a disk that is full may be cut short instead.
 fn failing(seed: u64, disk: &SimDisk, kinds: &'static [Kind], every: u32, code: i32) {
     let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
-    disk.fates(move |op| match kinds.contains(&op.kind) && is_flush(op) && rng.borrow_mut().u32(..every) == 0 {
-        true => Fate::Fail(code),
-        false => Fate::Go,
+    disk.fates(move |op| {
+        let mut rng = rng.borrow_mut();
+        match kinds.contains(&op.kind) && is_flush(op) && rng.u32(..every) == 0 {
+            true if code == ENOSPC && op.kind == Kind::Write && rng.bool() => Fate::Short,
+            true => Fate::Fail(code),
+            false => Fate::Go,
+        }
     });
 }
+
+const ENOSPC: i32 = 28;
 
 #[test]
 fn what_was_acked_survives_crashes_at_any_operation() {
@@ -57,7 +63,6 @@ fn what_was_acked_survives_crashes_at_any_operation() {
 
 #[test]
 fn what_was_acked_survives_on_a_disk_that_is_full_now_and_then() {
-    const ENOSPC: i32 = 28;
     all("full_now_and_then", 15, |seed, disk| {
         failing(seed, disk, &[Kind::Create, Kind::Write, Kind::Rename], 20, ENOSPC);
     });

@@ -104,7 +104,11 @@ const FLUSH: &[FlushOp] = &[
 
 #[test]
 fn a_full_disk_is_waited_out_and_poisons_nothing() {
-    for (seed, (name, is)) in FLUSH.iter().enumerate().filter(|(_, (name, _))| !name.starts_with("syncing")) {
+    let may_be_full = FLUSH.iter().filter(|(name, _)| !name.starts_with("syncing"));
+    // The write that comes to the end of the space is cut short; those after it are refused.
+    let cut_short = FLUSH.iter().filter(|(name, _)| name.starts_with("writing"));
+    let refused = may_be_full.map(|op| (op, Fate::Fail(libc_enospc())));
+    for (seed, ((name, is), fate)) in refused.chain(cut_short.map(|op| (op, Fate::Short))).enumerate() {
         let (seed, disk) = (seed as u64, fresh_disk(seed as u64));
         let (store, model) = filled(seed, &disk);
         let host =
@@ -115,7 +119,7 @@ fn a_full_disk_is_waited_out_and_poisons_nothing() {
             disk.fates(move |op| match is(op) {
                 true => {
                     every.set(every.get() + 1);
-                    Fate::Fail(libc_enospc())
+                    fate
                 }
                 false => Fate::Go,
             });
@@ -134,6 +138,45 @@ fn a_full_disk_is_waited_out_and_poisons_nothing() {
         let store = recover(&disk.crash(), &model, durable, false).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
         block_on(read_everything(&store, &model)).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
     }
+}
+
+#[test]
+fn what_is_removed_makes_room_on_a_disk_that_has_none() {
+    let disk = fresh_disk(7);
+    let (store, model) = filled(7, &disk);
+    // Nobody but the removal makes room.
+    let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
+    let given_up = Rc::new(Cell::new(0));
+    run(7, &store, host.clone(), async {
+        settle(&store, &model).await;
+        flush(&store, &model).await;
+        let (given, freed, counted) = (Cell::new(false), Cell::new(false), given_up.clone());
+        disk.fates(move |op| {
+            let is_reserve = op.path.ends_with("checkpoint.reserve");
+            match op.kind {
+                Kind::Remove if is_reserve => {
+                    given.set(true);
+                    counted.set(counted.get() + 1);
+                }
+                Kind::Remove if op.path.starts_with("/data/logs") => freed.set(true),
+                Kind::Create if is_reserve => given.set(false),
+                Kind::Create | Kind::Write if !freed.get() => {
+                    let is_let = op.path.ends_with("checkpoint.tmp") && given.get();
+                    let is_ring =
+                        op.path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"ring-"));
+                    return if is_let || is_ring { Fate::Go } else { Fate::Fail(libc_enospc()) };
+                }
+                _ => {}
+            }
+            Fate::Go
+        });
+        store.remove_group(GROUP).expect("it is noted in the ring");
+        model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
+        store.flush_now().await.expect("there is room for it");
+        assert!(store.segment_files(GROUP).is_empty());
+    });
+    assert_eq!((given_up.get(), store.poisoned()), (1, None));
+    store.check();
 }
 
 #[test]

@@ -1,0 +1,100 @@
+//! A tool on the port between brokers: raw commands and reads of metadata, each with the strength that it names.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use consensus::metadata::{Command, Query, QueryAnswer};
+use consensus::plane::{Acks, Quorum};
+use consensus::wire::{self, Caller, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest};
+use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
+
+use super::broker::Broker;
+
+/// One connection, which waits for each answer.
+pub struct Tool {
+    peer: BlockingPeer,
+    next_id: u64,
+}
+
+/// Why there is no answer, in words.
+pub type Failure = String;
+
+impl Tool {
+    /// Each answer may take so long.
+    pub fn connect(broker: &Broker, patience: Duration) -> Result<Tool, Failure> {
+        Tool::connect_to(broker.peer(), patience)
+    }
+
+    pub fn connect_to(addr: SocketAddr, patience: Duration) -> Result<Tool, Failure> {
+        let hello = Hello {
+            caller: Caller::Tool,
+            cluster_id: None,
+            node: -1,
+            peer: 0,
+            incarnation: 0,
+            cores: 1,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            peer_addr: String::new(),
+            seeds: Vec::new(),
+            founding: Vec::new(),
+            core: 0,
+        };
+        let mut peer = BlockingPeer::connect(addr, patience).map_err(|error| error.to_string())?;
+        let hello = PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(&hello));
+        peer.write(&hello).map_err(|error| error.to_string())?;
+        let answer = peer.read().map_err(|error| error.to_string())?;
+        wire::decode_hello(&answer.bytes).map_err(|error| error.to_string())?;
+        Ok(Tool { peer, next_id: 1 })
+    }
+
+    fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Failure> {
+        let request = wire::encode_request(&ToolRequest { id: self.next_id, ask });
+        self.next_id += 1;
+        let frame = PeerFrame::new(Kind::Request, Lane::Control, request);
+        self.peer.write(&frame).map_err(|error| error.to_string())?;
+        let answer = self.peer.read().map_err(|error| error.to_string())?;
+        match wire::decode_response(&answer.bytes).map_err(|error| error.to_string())?.answer {
+            ToolAnswer::Failed { code, message } => Err(format!("{message} (error {code})")),
+            answer => Ok(answer),
+        }
+    }
+
+    /// One command. `Ok`: it is acknowledged with that strength, and was not refused.
+    pub fn write(&mut self, acks: Acks, command: Command) -> Result<(), Failure> {
+        match self.ask(ToolAsk::Write { acks: Some(acks), commands: vec![command] })? {
+            ToolAnswer::Written(written) => written.results.into_iter().try_for_each(|result| match result {
+                Ok(Ok(_)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }),
+            other => panic!("a write was answered {other:?}"),
+        }
+    }
+
+    pub fn read(&mut self, consistency: Consistency, query: Query) -> Result<QueryAnswer, Failure> {
+        match self.ask(ToolAsk::Read { consistency, queries: vec![query] })? {
+            ToolAnswer::Answers(mut answers) => Ok(answers.remove(0)),
+            other => panic!("a read was answered {other:?}"),
+        }
+    }
+
+    pub fn describe(&mut self) -> Result<Quorum, Failure> {
+        match self.ask(ToolAsk::Describe)? {
+            ToolAnswer::Quorum(quorum) => Ok(quorum),
+            other => panic!("a question was answered {other:?}"),
+        }
+    }
+}
+
+/// A topic with one partition, on one broker.
+pub fn create_topic(name: &str, node: i32) -> Command {
+    Command::CreateTopic {
+        name: name.into(),
+        id: net::Uuid::new_v4(),
+        first_group: 0,
+        replicas: vec![vec![node]],
+        configs: BTreeMap::new(),
+        created_ms: 1_700_000_000_000,
+        peers: Vec::new(),
+    }
+}
