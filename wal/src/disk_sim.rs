@@ -365,7 +365,7 @@ impl Inode {
         self.lens.push((version, len));
     }
 
-    fn sync(&mut self, covered: &impl Fn(Version) -> bool) {
+    fn sync(&mut self, covered: &impl Fn(Version) -> bool, under_way: &BTreeSet<Version>) {
         if let Some(at) = self.lens.iter().rposition(|(version, _)| covered(*version)) {
             self.durable.resize(self.lens[at].1, 0);
             self.lens.drain(..=at);
@@ -382,7 +382,7 @@ impl Inode {
                 let mut at = 0;
                 versions.retain(|(version, _)| {
                     at += 1;
-                    at > last + 1 || !covered(*version)
+                    at > last + 1 || (under_way.contains(version) && !covered(*version))
                 });
             }
             !versions.is_empty()

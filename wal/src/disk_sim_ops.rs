@@ -278,12 +278,12 @@ impl File for SimFile {
                 return Err(os(code));
             }
             Fate::Go | Fate::Short => {
-                let mut world = self.world.borrow_mut();
-                let inode = &mut world.inodes[self.inode];
+                let World { inodes, under_way, .. } = &mut *self.world.borrow_mut();
+                let inode = &mut inodes[self.inode];
                 let len = inode.live.len();
                 inode.durable.resize(len, 0);
                 inode.lens.clear();
-                inode.sync(&|other| other == version);
+                inode.sync(&|other| other == version, under_way);
             }
             Fate::Skip => {}
         }
@@ -319,7 +319,8 @@ impl File for SimFile {
         }
         complete(&self.world).await;
         if fate != Fate::Skip {
-            self.inode(|inode| inode.sync(&covered));
+            let World { inodes, under_way, .. } = &mut *self.world.borrow_mut();
+            inodes[self.inode].sync(&covered, under_way);
         }
         Ok(())
     }
