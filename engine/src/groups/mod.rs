@@ -19,6 +19,7 @@ use crate::{
 use bytes::Bytes;
 use consensus::{
     group::Message,
+    plane::node_of,
     wire::{Beat, PeerMessage},
 };
 use std::{
@@ -66,6 +67,8 @@ pub struct Groups {
     awake: RefCell<BTreeSet<GroupId>>,
     heard: RefCell<BTreeMap<(i32, u16), Heard>>,
     early: RefCell<VecDeque<Early>>,
+    /// The peers to which there was a way a moment ago.
+    ways: RefCell<BTreeSet<u64>>,
     /// Leaderships are being handed over: this broker takes none.
     leaving: Cell<bool>,
     /// When leaderships are offered to others the next time, should the disk be full then.
@@ -182,6 +185,7 @@ pub async fn run(core: Rc<Core>) {
         last = now;
         core.peers().send_to_all(&PeerMessage::Beat(beat));
         mark_silent(&core, now);
+        meet_reached(&core);
         if core.has_full_disk() && now >= core.groups.give_away_at.get() {
             core.groups.give_away_at.set(now + GIVE_AWAY_EVERY);
             give_away(&core);
@@ -233,6 +237,18 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
             concerned
         };
         concerned.iter().for_each(|partition| partition.loses(core, node));
+    }
+}
+
+/// Groups that came to rest without a peer to which there was no way go on, now that there is one.
+fn meet_reached(core: &Rc<Core>) {
+    let ways = core.peers().reached();
+    let before = core.groups.ways.replace(ways.clone());
+    for node in ways.difference(&before).map(|peer| node_of(*peer)) {
+        core.partitions()
+            .iter()
+            .filter(|partition| partition.concerns(node))
+            .for_each(|partition| partition.meets(core));
     }
 }
 

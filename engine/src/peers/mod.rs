@@ -37,7 +37,7 @@ use net::{
 };
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::Future,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
@@ -216,6 +216,12 @@ impl Peers {
     pub fn is_there(&self, node: i32) -> bool {
         let book = self.book.borrow();
         book.get(&node).is_some_and(|link| link.lanes[Lane::Control as usize].there.get().is_some())
+    }
+
+    /// The peers to which there is a way now.
+    pub fn reached(&self) -> BTreeSet<u64> {
+        let book = self.book.borrow();
+        book.values().filter_map(|link| link.lanes[Lane::Control as usize].there.get()).collect()
     }
 
     /// The brokers to which there is no way now.
