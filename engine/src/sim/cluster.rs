@@ -3,12 +3,11 @@
 use super::{
     clients::Target,
     exec::{self, OUTSIDE, ProcessId, Running, World},
-    ledger::{Ledger, Value, Violation, expect},
+    ledger::{Ledger, Violation, expect},
     node::{Ailment, Founding, Node},
+    summary::Summary,
 };
 use crate::{partition::Partition, rt};
-use bytes::Bytes;
-use net::errors::ErrorCode;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -29,58 +28,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
-}
-
-/// Records with their offsets.
-type Records = Vec<(u64, Value)>;
-
-/// What a run did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Summary {
-    pub(super) steps: u64,
-    pub(super) acked: u64,
-    pub(super) seen: u64,
-    pub(super) topics: u64,
-    pub(super) retried: u64,
-    pub(super) given_up: u64,
-    pub(super) killed: u64,
-    pub(super) power_lost: u64,
-    pub(super) disks_lost: u64,
-    pub(super) stopped: u64,
-    pub(super) paused: u64,
-    pub(super) cut: u64,
-    pub(super) disks_ailed: u64,
-    pub(super) jumped: u64,
-    pub(super) epochs: u64,
-    pub(super) trimmed: u64,
-    pub(super) snapshots: u64,
-    pub(super) rested: u64,
-}
-
-impl Summary {
-    pub(super) fn add(&mut self, other: &Summary) {
-        let Summary { steps, acked, seen, topics, retried, given_up, killed, power_lost, .. } = other;
-        self.steps += steps;
-        self.acked += acked;
-        self.seen += seen;
-        self.topics += topics;
-        self.retried += retried;
-        self.given_up += given_up;
-        self.killed += killed;
-        self.power_lost += power_lost;
-        let Summary { disks_lost, stopped, paused, cut, disks_ailed, jumped, epochs, .. } = other;
-        self.disks_lost += disks_lost;
-        self.stopped += stopped;
-        self.paused += paused;
-        self.cut += cut;
-        self.disks_ailed += disks_ailed;
-        self.jumped += jumped;
-        self.epochs += epochs;
-        let Summary { trimmed, snapshots, rested, .. } = other;
-        self.trimmed += trimmed;
-        self.snapshots += snapshots;
-        self.rested += rested;
-    }
 }
 
 pub(super) struct Cluster {
@@ -172,7 +119,7 @@ impl Cluster {
     }
 
     /// Lets the world go on until something is so, or for so long.
-    fn go_on(&self, world: &World, most: Duration, until: impl Fn() -> bool) -> Result<(), Violation> {
+    pub(super) fn go_on(&self, world: &World, most: Duration, until: impl Fn() -> bool) -> Result<(), Violation> {
         let end = world.time() + most;
         let mut steps = 0u64;
         while let Some(process) = world.step(end) {
@@ -407,7 +354,7 @@ impl Cluster {
         })
     }
 
-    fn holders<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = (&'a Rc<Node>, Rc<Partition>)> {
+    pub(super) fn holders<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = (&'a Rc<Node>, Rc<Partition>)> {
         self.nodes.iter().filter_map(|node| Some((node, node.core()?.partition(target.group)?)))
     }
 
@@ -467,78 +414,6 @@ impl Cluster {
                 format!("not whole after {HEALING:?}: {up:?} {all:?}")
             })?;
         }
-    }
-
-    /// Every replica has the same log, and it is the one that clients know.
-    fn check_logs(self: &Rc<Self>) -> Result<(), Violation> {
-        let world = exec::world();
-        let targets = self.targets.borrow().clone();
-        for target in &targets {
-            let mut logs: Vec<(i32, u64, Records)> = Vec::new();
-            for (node, partition) in self.holders(target).collect::<Vec<_>>() {
-                let read = Rc::new(RefCell::new(None));
-                let (cluster, into, of) = (self.clone(), read.clone(), target.clone());
-                let core = node.core().expect("it is up");
-                world.spawn(node.process, async move {
-                    let log = cluster.read_log(&core, &partition, &of).await;
-                    let start = log.first().map_or(partition.high_watermark(), |(offset, _)| *offset);
-                    *into.borrow_mut() = Some((start, log));
-                });
-                self.go_on(&world, ms(20_000), || read.borrow().is_some())?;
-                let (start, log) = read.take().ok_or_else(|| Violation(format!("{target:?} can't be read")))?;
-                logs.push((node.id, start, log));
-            }
-            let Some((first, start, log)) = logs.first() else { continue };
-            let next = |log: &[(u64, Value)], start| log.last().map_or(start, |(offset, _)| offset + 1);
-            for (node, other_start, other) in &logs[1..] {
-                // What a replica lacks at its start, others may still have; and the last clients' records still come in.
-                let common = *start.max(other_start)..next(log, *start).min(next(other, *other_start));
-                let of = |log: &[(u64, Value)]| {
-                    log.iter().filter(|(offset, _)| common.contains(offset)).copied().collect::<Vec<_>>()
-                };
-                expect(of(log) == of(other), || format!("{target:?}: brokers {first} and {node} have different logs"))?;
-            }
-            let whole = logs.iter().max_by_key(|(_, start, log)| next(log, *start)).expect("there is one");
-            let named = |Violation(why)| Violation(format!("{}-{}: {why}", target.topic, target.partition));
-            self.ledger.borrow_mut().of(target.group).is_all(whole.1, &whole.2).map_err(named)?;
-            self.summary.borrow_mut().trimmed += u64::from(whole.1 > 0);
-        }
-        Ok(())
-    }
-
-    async fn read_log(&self, core: &Rc<crate::core::Core>, partition: &Rc<Partition>, target: &Target) -> Records {
-        use crate::partition::FetchRead;
-        let mut log = Vec::new();
-        let mut at = partition.log_start(core);
-        while at < partition.high_watermark() {
-            let found = match partition.read(core, at, partition.high_watermark(), 64 << 10, true) {
-                FetchRead::Hot(found) => Ok(found),
-                FetchRead::Cold(read) => read.await,
-                FetchRead::Refused(code) => Err(code),
-            };
-            let found: Vec<Bytes> = match found {
-                Ok(found) => found,
-                // Retention goes on.
-                Err(ErrorCode::OffsetOutOfRange) if at < partition.log_start(core) => {
-                    log.clear();
-                    at = partition.log_start(core);
-                    continue;
-                }
-                Err(code) => {
-                    self.violated(format!("{target:?}: offset {at} can't be read: {code:?}"));
-                    return log;
-                }
-            };
-            let values: Vec<_> = found.iter().flat_map(|bytes| self.values(target, bytes)).collect();
-            let values = values.into_iter().filter(|(offset, _)| *offset >= at).collect::<Vec<_>>();
-            let Some((last, _)) = values.last() else {
-                self.violated(format!("{target:?}: nothing at offset {at}"));
-                return log;
-            };
-            at = last + 1;
-            log.extend(values);
-        }
-        log
     }
 
     fn count_up(&self) {

@@ -8,7 +8,7 @@
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
 //! | `ledger` | what clients know, and what must hold of it |
-//! | `cluster` | faults, and the checks after every step and at the end |
+//! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -18,8 +18,10 @@ mod clients;
 mod cluster;
 mod exec;
 mod ledger;
+mod logs;
 mod net;
 mod node;
+mod summary;
 mod tests;
 
 pub(crate) use exec::{disk, is_running, now, planted, spawn};

@@ -1,11 +1,6 @@
 //! Seeds. One that fails names the command that replays it; `SIM_LOG=debug` shows what its brokers log, with their virtual time.
 
-use super::{
-    Bug,
-    cluster::{Summary, run},
-    exec,
-    ledger::Violation,
-};
+use super::{Bug, cluster::run, exec, ledger::Violation, summary::Summary};
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},

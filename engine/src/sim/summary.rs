@@ -1,0 +1,21 @@
+//! What runs did, added up.
+
+macro_rules! summary {
+    ($($name:ident),* $(,)?) => {
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub(super) struct Summary {
+            $(pub(super) $name: u64,)*
+        }
+
+        impl Summary {
+            pub(super) fn add(&mut self, other: &Summary) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+summary! {
+    steps, topics, acked, seen, retried, given_up, killed, power_lost, disks_lost, stopped, paused, cut, disks_ailed, jumped, epochs,
+    trimmed, snapshots, rested,
+}
