@@ -30,14 +30,18 @@ impl Meta {
         }
         for message in messages {
             match message {
-                PeerMessage::Raft { group, message } if GroupId(group) == META_GROUP => {
+                PeerMessage::Raft { group, mut message } if GroupId(group) == META_GROUP => {
                     if message.get_msg_type() == MessageType::MsgSnapshot {
                         self.take_snapshot(core, message);
-                    } else if self.has_room(core, &message) {
+                    } else {
+                        if !self.has_room(core, &message) {
+                            // The rest of it may be what makes room: entries that are here already are committed, and so can be covered by
+                            // a snapshot. Those that are left out come again.
+                            message.entries.clear();
+                        }
                         self.replica.with(|raft| raft.step(message));
                     }
                 }
-
                 PeerMessage::Plane(message) => {
                     self.replica.with(|raft| self.plane.borrow_mut().receive(raft, clock::now(), from, message));
                 }
@@ -48,7 +52,7 @@ impl Meta {
         self.happens(core, |plane, raft, now| plane.observe(raft, now));
     }
 
-    /// Whether the ring has room for what a message brings. What is dropped comes again.
+    /// Whether the ring has room for what a message brings.
     fn has_room(&self, core: &Rc<Core>, message: &Message) -> bool {
         const RECORD: usize = 256;
         let bytes = message.entries.iter().map(|entry| RECORD + entry.data.len()).sum();

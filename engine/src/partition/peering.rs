@@ -210,9 +210,6 @@ impl Partition {
             // Whoever waits for room has the segments written.
             let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
             tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all that came");
-            if fitting == 0 {
-                return;
-            }
         }
         match checked(&message, payloads) {
             Ok(payloads) => {
