@@ -13,17 +13,19 @@
 use crate::{
     core::CoreId,
     rt::{self, QueueReceiver, QueueSender},
-    sync::{Answer, Notify, Promise, promise},
+    sync::{Answer, Either, Notify, Promise, promise, race},
 };
 use slab::Slab;
 use std::{
     any::Any,
     cell::{Cell, RefCell},
     collections::VecDeque,
+    convert::Infallible,
     future::Future,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 /// Values that fit in one queue of the mesh.
@@ -159,6 +161,13 @@ struct Inbox<C: 'static> {
 impl<C: 'static> MeshSeed<C> {
     /// Connects to all other cores; returns when they have connected too.
     pub async fn connect(self) -> (Mesh<C>, MeshInbox<C>) {
+        match race(self.connect_all(), keep_turning()).await {
+            Either::First(connected) => connected,
+            Either::Second(never) => match never {},
+        }
+    }
+
+    async fn connect_all(self) -> (Mesh<C>, MeshInbox<C>) {
         let mut peers = Vec::new();
         let mut queues = Vec::new();
         for (id, ends) in self.ends.into_iter().enumerate() {
@@ -184,6 +193,17 @@ impl<C: 'static> MeshSeed<C> {
         }
         let mesh = Mesh { me: self.me, peers, open: RefCell::default(), stats: MeshStats::default() };
         (mesh, MeshInbox { queues })
+    }
+}
+
+/// How often a core looks whether the others have connected, should nobody tell it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// On a busy machine, a core that goes to sleep just as another connects is sometimes not woken by glommio, and would sleep for good: it
+/// has no timers yet. Later on those of its groups wake it ten times a second in any case.
+async fn keep_turning() -> Infallible {
+    loop {
+        rt::sleep(LOOK_EVERY).await;
     }
 }
 
