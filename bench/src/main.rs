@@ -7,37 +7,52 @@ mod ceiling;
 mod clock;
 mod connection;
 mod consume;
+mod end_to_end;
+mod environment;
+mod fetcher;
+mod load;
 mod metadata;
+mod metadata_peer;
+mod ops;
 mod options;
+mod options_parse;
+mod options_workloads;
 mod produce;
 mod report;
 mod rt;
 mod run;
 mod schedule;
+mod session;
 mod setup;
+mod shares;
+mod sizes;
 mod stats;
+mod tail;
 mod wal_ring;
 
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use options::{Command, Workload};
 
 fn main() -> ExitCode {
-    let result = match Command::parse().workload {
-        Workload::Produce(options) => produce::run(&options),
-        Workload::Consume(options) => consume::run(&options),
-        Workload::Metadata(options) => metadata::run(&options),
-        Workload::Wal(options) => wal_ring::run(&options),
-    };
-    match result {
+    let command = Command::parse_all(std::env::args()).unwrap_or_else(|e| e.exit());
+    match perform(&command.workload) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("millrace-bench: {}", in_full(e.as_ref()));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn perform(workload: &Workload) -> Result<(), Box<dyn Error>> {
+    match workload {
+        Workload::Produce(options) => session::run(&options.run, || produce::run(options)),
+        Workload::Consume(options) => session::run(&options.run, || consume::run(options)),
+        Workload::EndToEnd(options) => session::run(&options.run, || end_to_end::run(options)),
+        Workload::Metadata(options) => session::run(&options.run, || metadata::run(options)),
+        Workload::Wal(options) => session::run(&options.run, || wal_ring::run(options)),
     }
 }
 

@@ -19,24 +19,29 @@ use net::errors;
 use net::messages;
 use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 
-use crate::batcher::{Batch, Batcher};
+use crate::batcher::{Batch, BatchLimits, Batcher};
 use crate::ceiling::Ceiling;
 use crate::clock;
 use crate::connection::{self, Answers, Requests};
-use crate::options::{Acks, ProduceOptions};
-use crate::report::Report;
+use crate::options::{Acks, RecordOptions};
+use crate::options_workloads::ProduceOptions;
+use crate::report::{Report, Unit};
 use crate::rt;
 use crate::run::{self, Window};
 use crate::schedule::Schedule;
-use crate::setup::{self, Lane};
+use crate::setup::{self, Lane, Target};
+use crate::shares::Share;
+use crate::sizes::{Numbers, Sizes};
 use crate::stats::{Live, Tally, histogram};
 
 /// After the end, for what is still unanswered; then it counts as an error.
 const DRAIN: Duration = Duration::from_secs(10);
 /// What the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
-/// What a record adds to its value in a batch: lengths, attributes, deltas, at their usual width.
-const RECORD_OVERHEAD_BYTES: usize = 9;
+/// A letter and ten digits.
+const KEY_BYTES: usize = 11;
+/// An intended time, at the begin of a value.
+pub const STAMP_BYTES: usize = 8;
 /// Batches that are ready together share a request up to this size, or up to one batch if that is larger.
 const REQUEST_BYTES: usize = 1 << 20;
 /// Between two moves of latencies to the live line.
@@ -44,56 +49,71 @@ const PUBLISH_NS: u64 = 250_000_000;
 /// A flush that takes longer was held up by the broker, which does not read.
 const FLUSH_HELD_NS: u64 = 1_000_000;
 
-pub fn run(options: &ProduceOptions) -> Result<(), Box<dyn Error>> {
+pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
     let ceiling = Ceiling::measure(&options.run);
-    let window = Window::new(options.target.warm_up, options.run.duration);
-    let plan = Plan {
-        topic: StrBytes::from_string(options.target.topic.clone()),
-        version: target.version,
-        acks: options.acks,
-        rate: options.rate,
-        connections: target.lanes.len(),
-        in_flight: options.target.in_flight,
-        linger_ns: options.linger.as_nanos() as u64,
-        record_size: options.record_size,
-        batch_bytes: options.batch_size,
-        batch_records: (options.batch_size / (options.record_size + RECORD_OVERHEAD_BYTES)).max(1),
-        codec: options.codec.codec(),
-        values: values(options.record_size),
-        window,
-    };
+    let window = Window::new(options.run.warm_up, options.run.duration);
+    let rate = options.records.rate.unwrap_or(0);
+    let plan = Plan::new(&options.target.topic, &target, &options.records, rate, window);
     let work = move |index: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), index, lane, live);
-    let outcome = run::drive(options.target.threads, &options.target.cpus, target.lanes, window, work)?;
-    let report = Report::new("produce", outcome, ceiling);
-    report.print(options.run.json);
-    match report.first_error {
-        Some(error) if report.records == 0 => Err(error.into()),
-        _ => Ok(()),
-    }
+    let outcome = run::drive(&options.target.threads, target.lanes, window, work)?;
+    let shares = [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync];
+    Ok(Report::new("produce", Unit::Records, outcome, ceiling).against(&shares))
 }
 
 /// What every connection needs to know.
 #[derive(Clone)]
-struct Plan {
+pub struct Plan {
     topic: StrBytes,
     version: i16,
     acks: Acks,
     rate: u64,
     connections: usize,
     in_flight: usize,
-    linger_ns: u64,
-    record_size: usize,
-    batch_bytes: usize,
-    batch_records: usize,
+    limits: BatchLimits,
+    sizes: Sizes,
+    keys: u64,
+    /// Of the topic, whichever connection they belong to.
+    partitions: u64,
     codec: Codec,
     /// Values are slices of this.
     values: Bytes,
-    window: Window,
+    /// Values begin with the time at which they were meant to be sent.
+    stamped: bool,
+    pub window: Window,
+}
+
+impl Plan {
+    pub fn new(topic: &str, target: &Target, records: &RecordOptions, rate: u64, window: Window) -> Plan {
+        let key_bytes = if records.keys > 0 { KEY_BYTES } else { 0 };
+        let linger_ns = records.linger.as_nanos() as u64;
+        Plan {
+            topic: StrBytes::from_string(topic.to_owned()),
+            version: target.version,
+            acks: records.acks,
+            rate,
+            connections: target.lanes.len(),
+            in_flight: records.in_flight,
+            limits: BatchLimits { linger_ns, batch_bytes: records.batch_size, key_bytes },
+            sizes: records.record_size.clone(),
+            keys: records.keys,
+            partitions: target.partitions as u64,
+            codec: records.codec.codec(),
+            values: values(records.record_size.max()),
+            stamped: false,
+            window,
+        }
+    }
+
+    /// Has each value begin with its intended time, for a consumer in this process. Records must have room for it.
+    pub fn stamped(mut self) -> Plan {
+        self.stamped = true;
+        self
+    }
 }
 
 /// Text that no codec makes much smaller than to three quarters, long enough that neighbours differ.
-fn values(record_size: usize) -> Bytes {
+pub fn values(record_size: usize) -> Bytes {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let letters = (0..record_size + (1 << 16)).map(|_| {
@@ -126,19 +146,25 @@ impl Shared {
     fn acked(&self, batch: &Batch, now_ns: u64) {
         let mut results = self.results.borrow_mut();
         let Results { tally, recent_ns, published_ns } = &mut *results;
-        let count = batch.intended_ns.len() as u64;
-        let size = self.plan.record_size as u64;
-        self.live.count(count, count * size);
+        let count = batch.len() as u64;
+        let fixed = if self.plan.sizes.is_fixed() { self.plan.sizes.max() } else { 0 };
+        let value_bytes = count * fixed as u64 + batch.sizes.iter().map(|size| u64::from(*size)).sum::<u64>();
+        self.live.count(count, value_bytes);
+        let mut measured = 0;
         // Equal times come in runs: as fast as it goes, a whole batch has one.
         for run in batch.intended_ns.chunk_by(|a, b| a == b) {
             let (latency_ns, count) = (now_ns.saturating_sub(run[0]).max(1), run.len() as u64);
             recent_ns.saturating_record_n(latency_ns, count);
             if run[0] >= self.plan.window.measured_from_ns {
                 tally.latency_ns.saturating_record_n(latency_ns, count);
-                tally.records += count;
-                tally.bytes += count * size;
-                tally.span_ns = tally.span_ns.max(now_ns - self.plan.window.measured_from_ns);
+                measured += count;
             }
+        }
+        if measured > 0 {
+            tally.records += measured;
+            // Of a batch on the border of the warm-up, its share.
+            tally.bytes += value_bytes * measured / count;
+            tally.span_ns = tally.span_ns.max(now_ns - self.plan.window.measured_from_ns);
         }
         if now_ns - *published_ns > PUBLISH_NS {
             *published_ns = now_ns;
@@ -153,15 +179,9 @@ impl Shared {
 
     fn request(&self, batches: &[Batch]) -> ProduceRequest {
         let plan = &self.plan;
-        let timestamp_ms = clock::unix_ms();
-        let room = plan.values.len() - plan.record_size;
         let partitions = batches.iter().map(|batch| {
-            let mut builder = BatchBuilder::new(plan.codec);
-            for (i, intended_ns) in batch.intended_ns.iter().enumerate() {
-                let at = (*intended_ns as usize / 64 + i * 67) % room;
-                builder.push(timestamp_ms, None, Some(&plan.values[at..at + plan.record_size]));
-            }
-            ProducePartition { index: self.partitions[batch.partition], records: Some(builder.finish()) }
+            let index = self.partitions[batch.partition];
+            ProducePartition { index, records: Some(self.encoded(batch, index)) }
         });
         let topic = ProduceTopic { topic: TopicRef::Name(plan.topic.clone()), partitions: partitions.collect() };
         ProduceRequest {
@@ -171,9 +191,48 @@ impl Shared {
             topics: vec![topic],
         }
     }
+
+    fn encoded(&self, batch: &Batch, partition: i32) -> Bytes {
+        let plan = &self.plan;
+        let timestamp_ms = clock::unix_ms();
+        let fixed = plan.sizes.max();
+        let room = plan.values.len() - fixed;
+        let mut numbers = Numbers::new(batch.intended_ns[0] ^ partition as u64);
+        let mut builder = BatchBuilder::new(plan.codec);
+        let mut stamped = Vec::new();
+        for (i, intended_ns) in batch.intended_ns.iter().enumerate() {
+            let at = (*intended_ns as usize / 64 + i * 67) % room;
+            let mut value = &plan.values[at..at + batch.size(i, fixed)];
+            if plan.stamped {
+                stamped.clear();
+                stamped.extend_from_slice(&intended_ns.to_be_bytes());
+                stamped.extend_from_slice(&value[STAMP_BYTES..]);
+                value = &stamped;
+            }
+            let key = (plan.keys > 0).then(|| key(numbers.next(), partition as u64, plan));
+            builder.push(timestamp_ms, key.as_ref().map(|key| key.as_slice()), Some(value));
+        }
+        builder.finish()
+    }
 }
 
-async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
+/// A key of the partition: those whose number is congruent to the partition's, modulo the partitions, are its own.
+fn key(number: u64, partition: u64, plan: &Plan) -> [u8; KEY_BYTES] {
+    let partitions = plan.partitions.min(plan.keys);
+    let place = partition % partitions;
+    let of_partition = (plan.keys - place).div_ceil(partitions);
+    let key = number % of_partition * partitions + place;
+    let mut text = [0; KEY_BYTES];
+    let mut rest = key;
+    for digit in text[1..].iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    text[0] = b'k';
+    text
+}
+
+pub async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
     let (requests, answers) = match connection::open(lane.addr).await {
         Ok(open) => open,
         Err(why) => {
@@ -193,7 +252,7 @@ async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tal
     let receiver = rt::spawn(receive(answers, shared.clone()));
     send(requests, &shared, index).await;
     receiver.join().await;
-    let unanswered: u64 = shared.sent.borrow().iter().flatten().map(|batch| batch.intended_ns.len() as u64).sum();
+    let unanswered: u64 = shared.sent.borrow().iter().flatten().map(|batch| batch.len() as u64).sum();
     shared.failed(unanswered, || "no answer".to_owned());
     std::mem::take(&mut shared.results.borrow_mut().tally)
 }
@@ -202,7 +261,7 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
     let plan = &shared.plan;
     let mut schedule =
         Schedule::new(plan.window.start_ns, plan.window.duration_ns(), plan.rate, index, plan.connections);
-    let mut batcher = Batcher::new(shared.partitions.len(), plan.linger_ns, plan.batch_records);
+    let mut batcher = Batcher::new(shared.partitions.len(), plan.limits, plan.sizes.clone(), index as u64);
     // The last time at which something other than this client held records up.
     let mut held_until_ns = plan.window.start_ns;
     let give_up_ns = plan.window.end_ns + DRAIN.as_nanos() as u64;
@@ -253,9 +312,8 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
 
 /// Takes what is due, as long as batches that are full can leave: behind them records wait in the schedule, not in memory.
 fn admit(schedule: &mut Schedule, batcher: &mut Batcher, shared: &Shared, now_ns: u64, held_until_ns: u64) {
-    let room = shared.plan.batch_records * shared.partitions.len();
     let mut results = shared.results.borrow_mut();
-    while batcher.len() < room {
+    while batcher.has_room() {
         let Some(intended_ns) = schedule.take(now_ns) else { break };
         if shared.plan.rate > 0 && intended_ns >= shared.plan.window.measured_from_ns {
             let late_ns = now_ns.saturating_sub(intended_ns.max(held_until_ns));
@@ -273,15 +331,15 @@ async fn send_ready(
     now_ns: u64,
 ) -> Result<bool, String> {
     let plan = &shared.plan;
-    let request_records = (REQUEST_BYTES.max(plan.batch_bytes) / (plan.record_size + RECORD_OVERHEAD_BYTES)).max(1);
+    let request_bytes_max = REQUEST_BYTES.max(plan.limits.batch_bytes);
     let mut any = false;
     while requests.in_flight() < plan.in_flight {
         let mut batches: Vec<Batch> = Vec::new();
-        let mut records = 0;
-        while records < request_records
+        let mut bytes = 0;
+        while bytes < request_bytes_max
             && let Some(batch) = batcher.take_ready(now_ns, |p| batches.iter().all(|batch| batch.partition != p))
         {
-            records += batch.intended_ns.len();
+            bytes += batch.bytes;
             batches.push(batch);
         }
         if batches.is_empty() {
@@ -289,7 +347,9 @@ async fn send_ready(
         }
         any = true;
         requests.push(plan.version, &shared.request(&batches).into())?;
-        shared.results.borrow_mut().tally.requests += 1;
+        if now_ns >= plan.window.measured_from_ns {
+            shared.results.borrow_mut().tally.requests += 1;
+        }
         if plan.acks == Acks::None {
             requests.flush().await?;
             let now_ns = clock::now_ns();
@@ -319,7 +379,7 @@ fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Res
     let partitions: Vec<_> = response.responses.iter().flat_map(|topic| &topic.partition_responses).collect();
     for batch in batches {
         let index = shared.partitions[batch.partition];
-        let records = batch.intended_ns.len() as u64;
+        let records = batch.len() as u64;
         match partitions.iter().find(|partition| partition.index == index) {
             None => shared.failed(records, || format!("the answer lacks partition {index}")),
             Some(partition) => match errors::check(partition.error_code) {
@@ -337,6 +397,7 @@ fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batcher::RECORD_OVERHEAD_BYTES;
 
     #[test]
     fn the_overhead_of_a_record_is_what_batches_show() {

@@ -1,6 +1,6 @@
 //! Before the load starts: find or create the topic, and learn who leads what. Blocking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -45,13 +45,31 @@ pub struct Lane {
 #[derive(Debug)]
 pub struct Target {
     pub lanes: Vec<Lane>,
+    pub partitions: i32,
     /// The version of the API that the workload uses, one that names topics.
     pub version: i16,
 }
 
+impl Target {
+    /// The connections with each partition at one of them only: what is read twice tells nothing new.
+    pub fn readers(&self) -> Vec<Lane> {
+        let mut seen = HashSet::new();
+        let reader = |lane: &Lane| {
+            let partitions: Vec<i32> = lane.partitions.iter().copied().filter(|p| seen.insert(*p)).collect();
+            (!partitions.is_empty()).then_some(Lane { addr: lane.addr, partitions })
+        };
+        self.lanes.iter().filter_map(reader).collect()
+    }
+}
+
+/// A connection for set-up.
+pub fn connect(bootstrap: &str) -> Result<Client, ClientError> {
+    Client::connect(bootstrap, "millrace-bench", PATIENCE)
+}
+
 /// Makes sure that the topic is there with a leader for every partition, and divides the partitions over connections.
 pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupError> {
-    let mut client = Client::connect(&options.bootstrap, "millrace-bench", PATIENCE)?;
+    let mut client = connect(&options.bootstrap)?;
     let version = client.version(api)?.min(TOPIC_NAME_TO);
     let give_up = Instant::now() + PATIENCE;
     let mut created = false;
@@ -78,8 +96,8 @@ pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupErro
         }
         match leaders(&metadata) {
             Some(leaders) => {
-                let lanes = lanes(&resolve(&metadata, leaders)?, options.connections)?;
-                return Ok(Target { lanes, version });
+                let lanes = lanes(&resolve(&metadata, leaders)?, options.threads.connections)?;
+                return Ok(Target { lanes, partitions: has, version });
             }
             None if Instant::now() < give_up => std::thread::sleep(ASK_AGAIN),
             None => return Err(SetupError::NoLeader { topic: options.topic.clone() }),
@@ -185,6 +203,15 @@ mod tests {
         let lanes = lanes(&[leader(1, 0..2)], 6).unwrap();
         let on = |partition| lanes.iter().filter(|lane| lane.partitions == [partition]).count();
         assert_eq!((on(0), on(1)), (3, 3));
+    }
+
+    #[test]
+    fn readers_share_nothing() {
+        let lanes = lanes(&[leader(1, 0..2), leader(2, 2..3)], 6).unwrap();
+        let target = Target { lanes, partitions: 3, version: 12 };
+        let mut partitions: Vec<i32> = target.readers().into_iter().flat_map(|lane| lane.partitions).collect();
+        partitions.sort_unstable();
+        assert_eq!(partitions, [0, 1, 2]);
     }
 
     #[test]
