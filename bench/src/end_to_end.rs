@@ -1,30 +1,28 @@
 //! Workload `end-to-end`: records by an open-loop schedule, latency from the intended time to when a consumer has them.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use net::StrBytes;
 use net::api::ApiKey;
 
 use crate::ceiling::Ceiling;
 use crate::fetcher::{self, At};
+use crate::options::RecordOptions;
 use crate::options_workloads::EndToEndOptions;
 use crate::produce::{self, STAMP_BYTES};
 use crate::report::{Report, Unit};
 use crate::run::{self, Window};
 use crate::setup::{self, Lane};
 use crate::shares::Share;
-use crate::stats::{Live, histogram, quantile_ms};
+use crate::stats::{Live, quantile_ms};
 use crate::tail::{self, Flow};
 
 /// Records per second, unless told otherwise: as fast as it goes, latency would be that of a queue.
 pub const RATE: u64 = 10_000;
 
 pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
-    if options.records.record_size.min() < STAMP_BYTES {
-        let min = options.records.record_size.min();
-        return Err(format!("--record-size of {min}: each value bears a stamp, so at least {STAMP_BYTES} bytes").into());
-    }
+    check_sizes(&options.records)?;
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
     let fetch_version = setup::prepare(&options.target, ApiKey::Fetch)?.version;
     let readers = target.readers();
@@ -43,7 +41,6 @@ pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
         starts: Arc::new(starts),
         flow: flow.clone(),
         apart: None,
-        apart_ns: Arc::new(Mutex::new(histogram())),
     };
     let lanes: Vec<Lane> = target.lanes.into_iter().chain(readers).collect();
     let work = move |index: usize, lane: Lane, live: Arc<Live>| {
@@ -62,4 +59,14 @@ pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
     let report = Report::new("end-to-end", Unit::Records, outcome, ceiling).against(&shares);
     let quantile = |q| quantile_ms(&produced.latency_ns, q);
     Ok(report.with_extra("produce_p50_ms", quantile(0.5)).with_extra("produce_p99_ms", quantile(0.99)))
+}
+
+/// Values must have room for their stamp.
+pub fn check_sizes(records: &RecordOptions) -> Result<(), String> {
+    match records.record_size.min() {
+        min if min < STAMP_BYTES => {
+            Err(format!("--record-size of {min}: each value bears a stamp, so give at least {STAMP_BYTES}"))
+        }
+        _ => Ok(()),
+    }
 }

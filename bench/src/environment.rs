@@ -57,6 +57,11 @@ impl Environment {
     }
 }
 
+pub fn memory_bytes() -> u64 {
+    let ram = MemoryRefreshKind::nothing().with_ram();
+    System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).total_memory()
+}
+
 /// The CPUs that this process may use, as the kernel writes them.
 fn allowed_cpus() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -2,15 +2,23 @@
 //!
 //! Talks to brokers as any client does, through `net`'s client codec; knows nothing of the broker's insides.
 
+mod backlog;
 mod batcher;
+mod binary;
 mod ceiling;
 mod clock;
+mod commits;
 mod connection;
 mod consume;
 mod end_to_end;
 mod environment;
+mod failover;
+mod failover_client;
+mod failover_cluster;
 mod fetcher;
 mod load;
+mod local;
+mod many_partitions;
 mod metadata;
 mod metadata_peer;
 mod ops;
@@ -52,6 +60,10 @@ fn perform(workload: &Workload) -> Result<(), Box<dyn Error>> {
         Workload::Consume(options) => session::run(&options.run, || consume::run(options)),
         Workload::EndToEnd(options) => session::run(&options.run, || end_to_end::run(options)),
         Workload::Metadata(options) => session::run(&options.run, || metadata::run(options)),
+        Workload::Commits(options) => session::run(&options.run, || commits::run(options)),
+        Workload::ManyPartitions(options) => session::run(&options.run, || many_partitions::run(options)),
+        Workload::Backlog(options) => session::run(&options.run, || backlog::run(options)),
+        Workload::Failover(options) => session::run(&options.run, || failover::run(options)),
         Workload::Wal(options) => session::run(&options.run, || wal_ring::run(options)),
     }
 }

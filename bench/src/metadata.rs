@@ -42,7 +42,7 @@ pub fn run(options: &MetadataOptions) -> Result<Report, Box<dyn Error>> {
 fn pace(options: &MetadataOptions) -> Pace {
     Pace {
         rate: options.rate,
-        connections: options.threads.connections,
+        connections: options.threads.connections.unwrap_or(1),
         in_flight: options.in_flight,
         window: Window::new(options.run.warm_up, options.run.duration),
     }
@@ -61,7 +61,7 @@ fn by_peer(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Erro
 }
 
 fn lanes(addr: SocketAddr, options: &MetadataOptions) -> Vec<Lane> {
-    (0..options.threads.connections).map(|_| Lane { addr, partitions: Vec::new() }).collect()
+    (0..options.threads.connections.unwrap_or(1)).map(|_| Lane { addr, partitions: Vec::new() }).collect()
 }
 
 fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {

@@ -8,7 +8,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use net::compression::Codec;
 
 use crate::options_parse::{count, duration, rate, size};
-use crate::options_workloads::{ConsumeOptions, EndToEndOptions, MetadataOptions, ProduceOptions, WalOptions};
+use crate::options_workloads::{
+    BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
+    MetadataOptions, ProduceOptions, WalOptions,
+};
 use crate::sizes::Sizes;
 
 /// A load harness for Kafka-compatible brokers.
@@ -36,6 +39,11 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench metadata --acks quorum --in-flight 64
   millrace-bench metadata --operation read --peer 127.0.0.1:9292 --in-flight 64
   millrace-bench metadata --operation create-topics --bootstrap 127.0.0.1:9093
+  millrace-bench commits --groups 100 --in-flight 8
+  millrace-bench many-partitions --partitions 10,1000,10000 --rate 10000 --linger 0ms
+  millrace-bench backlog --backlog 4GiB --data-dir ./millrace-data
+  millrace-bench failover --kills 5
+  millrace-bench failover --pid-dir /tmp/cluster --bootstrap 127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094
   millrace-bench wal --record-size 4KiB --in-flight 8
 Each workload's --help has all of its options.";
 
@@ -49,6 +57,14 @@ pub enum Workload {
     EndToEnd(EndToEndOptions),
     /// Write or read metadata over the port between brokers, or create and delete topics as any client does.
     Metadata(MetadataOptions),
+    /// Commit offsets of consumer groups.
+    Commits(CommitsOptions),
+    /// Produce to topics of ever more partitions, one after the other.
+    ManyPartitions(ManyPartitionsOptions),
+    /// Drain a cold log while others produce and read at its tail: the drain's throughput, the tail's latency.
+    Backlog(BacklogOptions),
+    /// Kill the broker that leads a partition, again and again, and measure how long nothing is acknowledged.
+    Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
 }
@@ -61,6 +77,10 @@ impl Workload {
             Workload::Consume(options) => Some(&mut options.run),
             Workload::EndToEnd(options) => Some(&mut options.run),
             Workload::Metadata(options) => Some(&mut options.run),
+            Workload::Commits(options) => Some(&mut options.run),
+            Workload::ManyPartitions(options) => Some(&mut options.run),
+            Workload::Backlog(options) => Some(&mut options.run),
+            Workload::Failover(options) => Some(&mut options.run),
             Workload::Wal(options) => Some(&mut options.run),
         }
     }
@@ -122,9 +142,9 @@ pub struct RunOptions {
 
 #[derive(Debug, Clone, Args)]
 pub struct ThreadOptions {
-    /// Connections, spread over the leaders and the threads.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub connections: usize,
+    /// Connections, spread over the leaders and the threads [default: one for each leader]
+    #[arg(long, value_parser = count)]
+    pub connections: Option<usize>,
     /// Load threads.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub threads: usize,
@@ -157,8 +177,7 @@ pub struct RecordOptions {
     /// What an answer waits for; with 0 there is none, and latency ends when the kernel has taken the request.
     #[arg(long, value_enum, default_value_t = Acks::All)]
     pub acks: Acks,
-    /// Records per second of all connections together; 0: as fast as they are taken [default: 0 for produce, 10000 for
-    /// end-to-end]
+    /// Records per second of all connections together; 0: as fast as they are taken [default: 0 for produce, else 10000]
     #[arg(long, value_parser = rate)]
     pub rate: Option<u64>,
     /// Requests that one connection may have unanswered.

@@ -32,6 +32,11 @@ pub fn size(text: &str) -> Result<usize, String> {
     bytes(text, 1 << 30, "1GiB").map(|bytes| bytes as usize)
 }
 
+/// A size that a whole topic may have; at most 1 TiB.
+pub fn large_size(text: &str) -> Result<u64, String> {
+    bytes(text, 1 << 40, "1TiB")
+}
+
 fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no size such as 100, 4KiB or 1MB, at most {limit}");
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
@@ -103,6 +108,12 @@ mod tests {
         for text in ["", "k", "-1", "0.3", "2GiB", "1TB"] {
             assert!(size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn large_sizes() {
+        assert_eq!(large_size("8GiB"), Ok(8 << 30));
+        assert!(large_size("2TiB").is_err());
     }
 
     #[test]

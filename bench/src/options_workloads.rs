@@ -1,9 +1,11 @@
 //! The options of each workload that are its own.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use crate::options::{RecordOptions, RunOptions, TargetOptions, ThreadOptions};
-use crate::options_parse::{count, rate, size};
+use crate::options_parse::{count, large_size, rate, size};
 
 #[derive(Debug, Clone, Args)]
 pub struct ProduceOptions {
@@ -126,4 +128,100 @@ pub struct WalOptions {
 pub enum From {
     Start,
     End,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct CommitsOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    #[command(flatten)]
+    pub target: TargetOptions,
+    /// Consumer groups; each operation commits the offsets of all of the topic's partitions for one of them, in turn.
+    #[arg(long, default_value_t = 100, value_parser = count)]
+    pub groups: usize,
+    /// Commits per second of all connections together; 0: as fast as they are answered.
+    #[arg(long, default_value_t = 0, value_parser = rate)]
+    pub rate: u64,
+    /// Requests that one connection may have unanswered.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub in_flight: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ManyPartitionsOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// Any broker of the cluster.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    pub bootstrap: String,
+    /// The topic of N partitions is called NAME-N, and created if it is missing.
+    #[arg(long, value_name = "NAME", default_value = "bench-many")]
+    pub topic: String,
+    /// How many partitions, one step after the other, each for the duration.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100,1000,10000",
+          value_parser = clap::value_parser!(i32).range(1..))]
+    pub partitions: Vec<i32>,
+    /// Records per second to each partition, instead of a --rate of all together that is the same in each step.
+    #[arg(long, value_parser = rate, conflicts_with = "rate")]
+    pub rate_each: Option<u64>,
+    /// Replication factor of topics that are created.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..))]
+    pub replication_factor: i16,
+    #[command(flatten)]
+    pub threads: ThreadOptions,
+    #[command(flatten)]
+    pub records: RecordOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BacklogOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    #[command(flatten)]
+    pub target: TargetOptions,
+    #[command(flatten)]
+    pub records: RecordOptions,
+    /// What the topic is filled with before anything is measured; more than the broker's caches, to be cold.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = large_size)]
+    pub backlog: u64,
+    /// The broker's data directory, where it is on this machine: the kernel is asked to drop what it caches of it.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Bytes that one fetch may return per partition.
+    #[arg(long, default_value = "4MiB", value_parser = size)]
+    pub fetch_size: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct FailoverOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// Brokers that deploy/cluster/start.sh started with this --data-dir; those that are killed are started again as they
+    /// were [default: the harness starts brokers of its own]
+    #[arg(long, value_name = "DIR", requires = "bootstrap")]
+    pub pid_dir: Option<PathBuf>,
+    /// With --pid-dir: several brokers, since any one may be down.
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', requires = "pid_dir")]
+    pub bootstrap: Vec<String>,
+    /// How many brokers the harness starts, without --pid-dir.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=15), conflicts_with = "pid_dir")]
+    pub brokers: u16,
+    /// The broker's program, without --pid-dir [default: what this source tree builds, or millrace beside this program]
+    #[arg(long, value_name = "FILE", conflicts_with = "pid_dir")]
+    pub binary: Option<PathBuf>,
+    /// Brokers killed, one after the other, spread over the duration; each once all replicas have caught up.
+    #[arg(long, default_value_t = 5, value_parser = count)]
+    pub kills: usize,
+    /// Created if it is missing.
+    #[arg(long, default_value = "bench-failover")]
+    pub topic: String,
+    /// Replication factor of the topic, if it is created.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i16).range(1..))]
+    pub replication_factor: i16,
+    /// Records per second.
+    #[arg(long, default_value = "1000", value_parser = rate)]
+    pub rate: u64,
+    /// Bytes of each record's value.
+    #[arg(long, default_value = "100", value_parser = size)]
+    pub record_size: usize,
 }

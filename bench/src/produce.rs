@@ -49,6 +49,8 @@ const PUBLISH_NS: u64 = 250_000_000;
 /// A flush that takes longer was held up by the broker, which does not read.
 const FLUSH_HELD_NS: u64 = 1_000_000;
 
+pub const SHARES: [Share; 4] = [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync];
+
 pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
     let ceiling = Ceiling::measure(&options.run);
@@ -57,8 +59,7 @@ pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     let plan = Plan::new(&options.target.topic, &target, &options.records, rate, window);
     let work = move |index: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), index, lane, live);
     let outcome = run::drive(&options.target.threads, target.lanes, window, work)?;
-    let shares = [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync];
-    Ok(Report::new("produce", Unit::Records, outcome, ceiling).against(&shares))
+    Ok(Report::new("produce", Unit::Records, outcome, ceiling).against(&SHARES))
 }
 
 /// What every connection needs to know.

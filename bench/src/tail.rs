@@ -66,9 +66,16 @@ pub struct Plan {
     pub fetch_bytes: usize,
     pub starts: Arc<Offsets>,
     pub flow: Arc<Flow>,
-    /// Latencies of records that were meant to be sent within this time are kept apart too.
-    pub apart: Option<Window>,
-    pub apart_ns: Arc<Mutex<Histogram<u64>>>,
+    pub apart: Option<Apart>,
+}
+
+/// Latencies of records that were meant to be sent within a time whose end is learnt later; kept apart too.
+#[derive(Clone)]
+pub struct Apart {
+    pub from_ns: u64,
+    /// Not before the end has come.
+    pub until_ns: Arc<AtomicU64>,
+    pub latency_ns: Arc<Mutex<Histogram<u64>>>,
 }
 
 /// A producer's connection. Its records are counted by the consumers; its own latencies are kept in the flow.
@@ -152,7 +159,10 @@ impl Tail {
         let now_ns = clock::now_ns();
         let window = self.plan.produce.window;
         let records = Records::open(&batch, BATCH_BYTES_MAX).map_err(|e| e.to_string())?;
-        let mut apart = self.plan.apart.map(|window| (window, self.plan.apart_ns.lock().expect("nothing panics")));
+        let mut apart = self.plan.apart.as_ref().map(|apart| {
+            let latency_ns = apart.latency_ns.lock().expect("nothing panics while it holds this");
+            (apart.from_ns..apart.until_ns.load(Ordering::Relaxed), latency_ns)
+        });
         let (mut count, mut bytes) = (0, 0);
         for record in records.iter() {
             let record = record.map_err(|e| e.to_string())?;
@@ -176,8 +186,8 @@ impl Tail {
                 self.tally.latency_ns.saturating_record(latency_ns);
                 self.tally.span_ns = self.tally.span_ns.max(now_ns - window.measured_from_ns);
             }
-            if let Some((apart, latencies)) = &mut apart
-                && (apart.measured_from_ns..apart.end_ns).contains(&intended_ns)
+            if let Some((time, latencies)) = &mut apart
+                && time.contains(&intended_ns)
             {
                 latencies.saturating_record(latency_ns);
             }
