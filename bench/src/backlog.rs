@@ -22,6 +22,7 @@ use crate::fetcher::{self, At, Offsets};
 use crate::options::RecordOptions;
 use crate::options_workloads::BacklogOptions;
 use crate::produce;
+use crate::produce_lane;
 use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
 use crate::setup::{self, Lane, Target};
@@ -74,7 +75,8 @@ fn fill(options: &BacklogOptions, target: &Target) -> Result<(), Box<dyn Error>>
     while bytes < options.backlog {
         let window = Window::new(Duration::ZERO, FILL);
         let plan = produce::Plan::new(&options.target.topic, target, &records, 0, window).stamped();
-        let work = move |index: usize, lane: Lane, live: Arc<Live>| produce::lane_work(plan.clone(), index, lane, live);
+        let work =
+            move |index: usize, lane: Lane, live: Arc<Live>| produce_lane::lane_work(plan.clone(), index, lane, live);
         let tally = run::drive(&options.target.threads, target.lanes.clone(), window, work)?.tally;
         if let Some(error) = tally.first_error {
             return Err(format!("while the topic was filled: {error}").into());

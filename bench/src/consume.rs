@@ -13,10 +13,11 @@ use crate::ceiling::Ceiling;
 use crate::clock;
 use crate::connection::{self, Answers, Requests};
 use crate::fetcher::{self, At, Fetched, Fetcher, Offsets};
+use crate::options::Client;
 use crate::options_workloads::{ConsumeOptions, From};
 use crate::report::{Report, Unit};
 use crate::rt;
-use crate::run::{self, Window};
+use crate::run::{self, Outcome, Window};
 use crate::setup::{self, Lane};
 use crate::shares::Share;
 use crate::stats::{Live, Tally, histogram};
@@ -45,10 +46,25 @@ pub fn run(options: &ConsumeOptions) -> Result<Report, Box<dyn Error>> {
         ends: ends.map(Arc::new),
         window,
     };
-    let work = move |_: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), lane, live);
-    let outcome = run::drive(&options.target.threads, target.lanes, window, work)?;
+    let outcome = match options.client {
+        Client::Native => {
+            let work = move |_: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), lane, live);
+            run::drive(&options.target.threads, target.lanes, window, work)?
+        }
+        Client::Librdkafka => librdkafka(options, plan)?,
+    };
     let shares = [Share::DiskRead, Share::LoopbackBytes, Share::LoopbackRoundTrip];
     Ok(Report::new("consume", Unit::Records, outcome, ceiling).against(&shares))
+}
+
+#[cfg(feature = "librdkafka")]
+fn librdkafka(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+    crate::consume_librdkafka::load(options, plan)
+}
+
+#[cfg(not(feature = "librdkafka"))]
+fn librdkafka(_: &ConsumeOptions, _: Plan) -> Result<Outcome, Box<dyn Error>> {
+    Err("--client librdkafka: this build does not have it; build with --features librdkafka".into())
 }
 
 #[derive(Clone)]

@@ -44,7 +44,7 @@ impl Environment {
             disk: disk(disk_dir),
             bench_version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: env!("MILLRACE_COMMIT").to_owned(),
-            librdkafka_version: None,
+            librdkafka_version: librdkafka_version(),
             broker: None,
         }
     }
@@ -55,6 +55,16 @@ impl Environment {
             self.machine, self.cpus, self.cpuset, self.kernel, self.disk, self.bench_version, self.commit
         );
     }
+}
+
+#[cfg(feature = "librdkafka")]
+fn librdkafka_version() -> Option<String> {
+    Some(rdkafka::util::get_rdkafka_version().1)
+}
+
+#[cfg(not(feature = "librdkafka"))]
+fn librdkafka_version() -> Option<String> {
+    None
 }
 
 pub fn memory_bytes() -> u64 {

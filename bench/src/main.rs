@@ -6,10 +6,15 @@ mod backlog;
 mod batcher;
 mod binary;
 mod ceiling;
+mod client_cap;
 mod clock;
 mod commits;
+mod compare;
+mod compare_stats;
 mod connection;
 mod consume;
+#[cfg(feature = "librdkafka")]
+mod consume_librdkafka;
 mod end_to_end;
 mod environment;
 mod failover;
@@ -23,9 +28,13 @@ mod metadata;
 mod metadata_peer;
 mod ops;
 mod options;
+mod options_compare;
 mod options_parse;
 mod options_workloads;
 mod produce;
+mod produce_lane;
+#[cfg(feature = "librdkafka")]
+mod produce_librdkafka;
 mod report;
 mod rt;
 mod run;
@@ -65,6 +74,9 @@ fn perform(workload: &Workload) -> Result<(), Box<dyn Error>> {
         Workload::Backlog(options) => session::run(&options.run, || backlog::run(options)),
         Workload::Failover(options) => session::run(&options.run, || failover::run(options)),
         Workload::Wal(options) => session::run(&options.run, || wal_ring::run(options)),
+        Workload::Compare(options) => compare::run(options),
+        #[cfg(feature = "librdkafka")]
+        Workload::MockCluster(options) => client_cap::serve(options),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use net::compression::Codec;
 
+use crate::options_compare::CompareOptions;
 use crate::options_parse::{count, duration, rate, size};
 use crate::options_workloads::{
     BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
@@ -34,6 +35,7 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench produce --rate 10000 --linger 0ms --json
   millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
   millrace-bench produce --record-size 100:9,10KiB:1 --keys 1000 --codec lz4
+  millrace-bench produce --client librdkafka --rate 10000 --repeat 5 --out results.json
   millrace-bench consume --topic bench --to-end
   millrace-bench end-to-end --rate 10000 --linger 0ms --topic tail
   millrace-bench metadata --acks quorum --in-flight 64
@@ -45,6 +47,7 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench failover --kills 5
   millrace-bench failover --pid-dir /tmp/cluster --bootstrap 127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094
   millrace-bench wal --record-size 4KiB --in-flight 8
+  millrace-bench compare old.json new.json
 Each workload's --help has all of its options.";
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +70,12 @@ pub enum Workload {
     Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
+    /// Compare two files of results, or two workloads in turns: ratios with bounds of noise.
+    Compare(CompareOptions),
+    /// What a run starts as a child to measure the client's cap: librdkafka's mock cluster, until standard input ends.
+    #[cfg(feature = "librdkafka")]
+    #[command(hide = true)]
+    MockCluster(MockClusterOptions),
 }
 
 impl Workload {
@@ -82,6 +91,9 @@ impl Workload {
             Workload::Backlog(options) => Some(&mut options.run),
             Workload::Failover(options) => Some(&mut options.run),
             Workload::Wal(options) => Some(&mut options.run),
+            Workload::Compare(_) => None,
+            #[cfg(feature = "librdkafka")]
+            Workload::MockCluster(_) => None,
         }
     }
 }
@@ -138,6 +150,15 @@ pub struct RunOptions {
     /// All options as they are in force.
     #[arg(skip)]
     pub config: BTreeMap<String, String>,
+}
+
+#[cfg(feature = "librdkafka")]
+#[derive(Debug, Clone, Args)]
+pub struct MockClusterOptions {
+    #[arg(long)]
+    pub topic: String,
+    #[arg(long)]
+    pub partitions: i32,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -200,6 +221,15 @@ pub struct RecordOptions {
     pub codec: CodecOption,
 }
 
+/// Who sends and reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Client {
+    /// The harness's own: one thread per --threads, open loop.
+    Native,
+    /// The client that most people use, one instance per --threads; in builds with the feature librdkafka.
+    Librdkafka,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Acks {
     #[value(name = "0")]
@@ -230,6 +260,18 @@ pub enum CodecOption {
 }
 
 impl CodecOption {
+    /// As librdkafka calls it.
+    #[cfg(feature = "librdkafka")]
+    pub fn name(self) -> &'static str {
+        match self {
+            CodecOption::None => "none",
+            CodecOption::Gzip => "gzip",
+            CodecOption::Snappy => "snappy",
+            CodecOption::Lz4 => "lz4",
+            CodecOption::Zstd => "zstd",
+        }
+    }
+
     pub fn codec(self) -> Codec {
         match self {
             CodecOption::None => Codec::None,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::options::{RecordOptions, RunOptions, TargetOptions, ThreadOptions};
+use crate::options::{Client, RecordOptions, RunOptions, TargetOptions, ThreadOptions};
 use crate::options_parse::{count, large_size, rate, size};
 
 #[derive(Debug, Clone, Args)]
@@ -15,6 +15,9 @@ pub struct ProduceOptions {
     pub target: TargetOptions,
     #[command(flatten)]
     pub records: RecordOptions,
+    /// Who sends.
+    #[arg(long, value_enum, default_value_t = Client::Native)]
+    pub client: Client,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -23,6 +26,9 @@ pub struct ConsumeOptions {
     pub run: RunOptions,
     #[command(flatten)]
     pub target: TargetOptions,
+    /// Who reads.
+    #[arg(long, value_enum, default_value_t = Client::Native)]
+    pub client: Client,
     /// Where to begin.
     #[arg(long, value_enum, default_value_t = From::Start)]
     pub from: From,
@@ -171,6 +177,9 @@ pub struct ManyPartitionsOptions {
     pub threads: ThreadOptions,
     #[command(flatten)]
     pub records: RecordOptions,
+    /// Who sends.
+    #[arg(long, value_enum, default_value_t = Client::Native)]
+    pub client: Client,
 }
 
 #[derive(Debug, Clone, Args)]

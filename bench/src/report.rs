@@ -1,13 +1,13 @@
 //! What a run found: one JSON object, and text for people.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ceiling::Ceiling;
+use crate::clock;
 use crate::environment::Environment;
 use crate::run::{Outcome, Sample};
 use crate::shares::{self, Share};
@@ -108,7 +108,7 @@ impl Report {
             extra: BTreeMap::new(),
             ceiling,
             shares: BTreeMap::new(),
-            unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            unix_seconds: clock::unix_ms() as f64 / 1e3,
             environment: Environment::default(),
             config: BTreeMap::new(),
             series,

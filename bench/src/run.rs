@@ -81,10 +81,7 @@ pub fn drive<F>(
 where
     F: Future<Output = Tally> + 'static,
 {
-    let allowed = environment::allowed_cpu_numbers();
-    if let Some(cpu) = options.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
-        return Err(io::Error::other(format!("--cpus {cpu}: this process may run on {allowed:?} only")));
-    }
+    check_cpus(options)?;
     let thread_count = options.threads.min(lanes.len());
     let lives: Vec<Arc<Live>> = (0..thread_count).map(|_| Arc::default()).collect();
     let mut shares: Vec<Vec<(usize, Lane)>> = vec![Vec::new(); thread_count];
@@ -99,26 +96,34 @@ where
         threads.push(rt::spawn_thread(&format!("load-{thread}"), cpu, move || async move {
             // Dropped when the thread's work is done, or has panicked.
             let _ended = ended;
-            let cpu_ns = clock::thread_cpu_ns();
+            let (begin_ns, cpu_ns) = (clock::now_ns(), clock::thread_cpu_ns());
             let tasks: Vec<_> = share.into_iter().map(|(i, lane)| rt::spawn(work(i, lane, live.clone()))).collect();
             let mut tally = Tally::default();
             for task in tasks {
                 tally.add(task.join().await);
             }
             tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-            tally
+            (tally, clock::now_ns().saturating_sub(begin_ns.max(window.start_ns)))
         })?);
     }
     drop(ended);
     let mut outcome = Outcome { series: watch(&all_ended, &lives, window), ..Outcome::default() };
     for thread in threads {
-        let tally = thread.join()?;
-        // The CPU time is that of the whole thread, the span only the measured part: at most a slight overstatement.
-        let wall_ns = (tally.span_ns + (window.measured_from_ns - window.start_ns)).max(1);
-        outcome.thread_cpu_share_max = outcome.thread_cpu_share_max.max(tally.cpu_ns as f64 / wall_ns as f64);
+        let (tally, wall_ns) = thread.join()?;
+        let share = tally.cpu_ns as f64 / wall_ns.max(1) as f64;
+        outcome.thread_cpu_share_max = outcome.thread_cpu_share_max.max(share);
         outcome.tally.add(tally);
     }
     Ok(outcome)
+}
+
+/// Refuses CPUs that this process may not use.
+pub fn check_cpus(options: &ThreadOptions) -> io::Result<()> {
+    let allowed = environment::allowed_cpu_numbers();
+    match options.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        None => Ok(()),
+        Some(cpu) => Err(io::Error::other(format!("--cpus {cpu}: this process may run on {allowed:?} only"))),
+    }
 }
 
 /// Takes samples until the threads have ended, and shows them.

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::connection::{self, Answers, Requests};
 use crate::fetcher::{Fetcher, Offsets};
 use crate::produce::{self, STAMP_BYTES};
+use crate::produce_lane;
 use crate::rt;
 use crate::run::Window;
 use crate::setup::Lane;
@@ -82,7 +83,7 @@ pub struct Apart {
 pub async fn produce_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
     // What it shows live are acknowledgements; errors only are of interest beside what consumers show.
     let own: Arc<Live> = Arc::default();
-    let tally = produce::lane_work(plan.produce.clone(), index, lane, own.clone()).await;
+    let tally = produce_lane::lane_work(plan.produce.clone(), index, lane, own.clone()).await;
     live.errors.fetch_add(own.errors.load(Ordering::Relaxed), Ordering::Relaxed);
     let Plan { flow, .. } = plan;
     flow.acked.fetch_add(own.records.load(Ordering::Relaxed), Ordering::Relaxed);
