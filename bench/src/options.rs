@@ -35,7 +35,7 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench produce --rate 10000 --linger 0ms --json
   millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
   millrace-bench produce --record-size 100:9,10KiB:1 --keys 1000 --codec lz4
-  millrace-bench produce --client librdkafka --rate 10000 --repeat 5 --out results.json
+  millrace-bench produce --client librdkafka --rate 10000 --repeat 5 --out results.json --report report.html
   millrace-bench consume --topic bench --to-end
   millrace-bench end-to-end --rate 10000 --linger 0ms --topic tail
   millrace-bench metadata --acks quorum --in-flight 64
@@ -141,6 +141,9 @@ pub struct RunOptions {
     /// Append each run's JSON object to this file, one a line; `compare` reads such files.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write a report of all runs as one HTML page that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Do not measure what the machine itself allows (raw writes and reads, loopback, the client's cap) before the run.
     #[arg(long)]
     pub no_ceiling: bool,

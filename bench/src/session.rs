@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::environment::Environment;
+use crate::html;
 use crate::options::RunOptions;
 use crate::report::Report;
 
@@ -35,6 +36,9 @@ pub fn run(
             append(file, &report)?;
         }
         reports.push(report);
+    }
+    if let (Some(file), Some(first)) = (&options.report, reports.first()) {
+        html::write(file, &format!("millrace-bench {}", first.workload), &reports)?;
     }
     if options.json
         && let Some(median) = median(&reports)
