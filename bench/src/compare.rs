@@ -100,8 +100,8 @@ pub struct Row {
     pub a_runs: usize,
     pub b_runs: usize,
     pub interleaved: bool,
+    pub ratio: f64,
     /// `None` with too few repeats.
-    pub ratio: Option<f64>,
     pub low: Option<f64>,
     pub high: Option<f64>,
     pub verdict: &'static str,
@@ -136,7 +136,7 @@ pub fn rows(a: &[Report], b: &[Report]) -> Vec<Row> {
                 a_runs: a.len(),
                 b_runs: b.len(),
                 interleaved,
-                ratio: ratio.map(|ratio| ratio.ratio),
+                ratio: ratio.map_or(median(&b_values) / median(&a_values), |ratio| ratio.ratio),
                 low: ratio.map(|ratio| ratio.low),
                 high: ratio.map(|ratio| ratio.high),
                 verdict: verdict(ratio, more_is_better),
@@ -205,7 +205,7 @@ fn by_case(reports: &[Report]) -> BTreeMap<String, Vec<&Report>> {
     cases
 }
 
-fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.case.len()).max().unwrap_or(0).max(8);
     let mut text = format!(
         "{:<width$}  {:<10}  {:>12}  {:>12}  {:>7}  {:>17}  verdict\n",
@@ -213,7 +213,7 @@ fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         let number = |value: f64| if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.3}") };
-        let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+        let ratio = format!("{:.3}", row.ratio);
         let bounds = row.low.zip(row.high).map_or_else(|| "-".to_owned(), |(l, h)| format!("{l:.3} … {h:.3}"));
         text += &format!(
             "{:<width$}  {:<10}  {:>12}  {:>12}  {ratio:>7}  {bounds:>17}  {}\n",

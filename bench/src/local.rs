@@ -29,6 +29,7 @@ pub struct Local {
 #[derive(Debug)]
 struct Broker {
     kafka: SocketAddr,
+    peer: SocketAddr,
     admin: SocketAddr,
     arguments: Vec<String>,
     log: PathBuf,
@@ -83,7 +84,14 @@ impl Local {
                 arguments.extend(["--seeds".into(), seeds.join(",")]);
             }
             let log = path(format!("broker-{}.log", n + 1));
-            local.brokers.push(Broker { kafka: ports[0], admin: ports[2], arguments, log, child: None });
+            local.brokers.push(Broker {
+                kafka: ports[0],
+                peer: ports[1],
+                admin: ports[2],
+                arguments,
+                log,
+                child: None,
+            });
         }
         for node in 1..=count {
             local.spawn(node)?;
@@ -97,6 +105,15 @@ impl Local {
     /// The Kafka addresses of all brokers.
     pub fn bootstrap(&self) -> Vec<String> {
         self.brokers.iter().map(|broker| broker.kafka.to_string()).collect()
+    }
+
+    /// The address of a broker for other brokers and tools.
+    pub fn peer(&self, node: usize) -> SocketAddr {
+        self.brokers[node - 1].peer
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// kill -9. Returns before the process is gone.

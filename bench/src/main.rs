@@ -32,6 +32,7 @@ mod ops;
 mod options;
 mod options_compare;
 mod options_parse;
+mod options_suite;
 mod options_workloads;
 mod produce;
 mod produce_lane;
@@ -46,8 +47,13 @@ mod setup;
 mod shares;
 mod sizes;
 mod stats;
+mod suite;
+mod suite_cases;
+mod suite_peers;
+mod tables;
 mod tail;
 mod wal_ring;
+mod workload;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -56,7 +62,7 @@ use options::{Command, Workload};
 
 fn main() -> ExitCode {
     let command = Command::parse_all(std::env::args()).unwrap_or_else(|e| e.exit());
-    match perform(&command.workload) {
+    match perform(command.workload) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("millrace-bench: {}", in_full(e.as_ref()));
@@ -65,21 +71,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(workload: &Workload) -> Result<(), Box<dyn Error>> {
-    match workload {
-        Workload::Produce(options) => session::run(&options.run, || produce::run(options)),
-        Workload::Consume(options) => session::run(&options.run, || consume::run(options)),
-        Workload::EndToEnd(options) => session::run(&options.run, || end_to_end::run(options)),
-        Workload::Metadata(options) => session::run(&options.run, || metadata::run(options)),
-        Workload::Commits(options) => session::run(&options.run, || commits::run(options)),
-        Workload::ManyPartitions(options) => session::run(&options.run, || many_partitions::run(options)),
-        Workload::Backlog(options) => session::run(&options.run, || backlog::run(options)),
-        Workload::Failover(options) => session::run(&options.run, || failover::run(options)),
-        Workload::Wal(options) => session::run(&options.run, || wal_ring::run(options)),
-        Workload::Compare(options) => compare::run(options),
+fn perform(mut workload: Workload) -> Result<(), Box<dyn Error>> {
+    match &workload {
+        Workload::Suite(options) => return suite::run(options),
+        Workload::Compare(options) => return compare::run(options),
         #[cfg(feature = "librdkafka")]
-        Workload::MockCluster(options) => client_cap::serve(options),
+        Workload::MockCluster(options) => return client_cap::serve(options),
+        _ => {}
     }
+    let options = workload.run_options().expect("all others are runs").clone();
+    session::run(&options, || workload::run_once(&workload))
 }
 
 /// An error with all its causes.

@@ -9,6 +9,7 @@ use net::compression::Codec;
 
 use crate::options_compare::CompareOptions;
 use crate::options_parse::{count, duration, rate, size};
+use crate::options_suite::SuiteOptions;
 use crate::options_workloads::{
     BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
     MetadataOptions, ProduceOptions, WalOptions,
@@ -48,6 +49,7 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench failover --pid-dir /tmp/cluster --bootstrap 127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094
   millrace-bench wal --record-size 4KiB --in-flight 8
   millrace-bench compare old.json new.json
+  millrace-bench suite quick
 Each workload's --help has all of its options.";
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +72,8 @@ pub enum Workload {
     Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
+    /// Run a set of workloads against brokers that are started for it, and write a report.
+    Suite(SuiteOptions),
     /// Compare two files of results, or two workloads in turns: ratios with bounds of noise.
     Compare(CompareOptions),
     /// What a run starts as a child to measure the client's cap: librdkafka's mock cluster, until standard input ends.
@@ -80,7 +84,7 @@ pub enum Workload {
 
 impl Workload {
     /// What a run of it is told about itself; `None` for what is not one run.
-    fn run_options(&mut self) -> Option<&mut RunOptions> {
+    pub fn run_options(&mut self) -> Option<&mut RunOptions> {
         match self {
             Workload::Produce(options) => Some(&mut options.run),
             Workload::Consume(options) => Some(&mut options.run),
@@ -91,7 +95,7 @@ impl Workload {
             Workload::Backlog(options) => Some(&mut options.run),
             Workload::Failover(options) => Some(&mut options.run),
             Workload::Wal(options) => Some(&mut options.run),
-            Workload::Compare(_) => None,
+            Workload::Suite(_) | Workload::Compare(_) => None,
             #[cfg(feature = "librdkafka")]
             Workload::MockCluster(_) => None,
         }
