@@ -80,7 +80,7 @@ await() { # N PORT
 ours() { # PID-FILE
   local pid
   pid=$(cat "$1") || return 1
-  tr '\0' '\n' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF -- "$dir" && echo "$pid"
+  { tr '\0' '\n' < "/proc/$pid/cmdline"; } 2> /dev/null | grep -qF -- "$dir" && echo "$pid"
 }
 
 stop_all() {

@@ -20,7 +20,7 @@ use crate::report::with_commas;
 use crate::stats::{histogram, quantile_ms};
 
 /// How long each is measured before a run.
-const BRIEF: Duration = Duration::from_millis(300);
+const BRIEF: Duration = Duration::from_millis(250);
 /// The file that raw writes go to, written once before it is measured so that blocks are allocated, and then in a ring.
 const FILE_BYTES: u64 = 64 << 20;
 /// What one write or read moves where bandwidth is measured.

@@ -18,6 +18,8 @@ mod consume;
 mod consume_librdkafka;
 mod end_to_end;
 mod environment;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod failover;
 mod failover_client;
 mod failover_cluster;

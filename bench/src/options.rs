@@ -10,6 +10,8 @@ use net::compression::Codec;
 use crate::options_compare::CompareOptions;
 use crate::options_parse::{count, duration, rate, size};
 use crate::options_suite::SuiteOptions;
+#[cfg(feature = "etcd")]
+use crate::options_workloads::EtcdOptions;
 use crate::options_workloads::{
     BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
     MetadataOptions, ProduceOptions, WalOptions,
@@ -72,6 +74,9 @@ pub enum Workload {
     Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
+    /// Write or read keys of etcd, the peer that metadata is measured beside.
+    #[cfg(feature = "etcd")]
+    Etcd(EtcdOptions),
     /// Run a set of workloads against brokers that are started for it, and write a report.
     Suite(SuiteOptions),
     /// Compare two files of results, or two workloads in turns: ratios with bounds of noise.
@@ -95,6 +100,8 @@ impl Workload {
             Workload::Backlog(options) => Some(&mut options.run),
             Workload::Failover(options) => Some(&mut options.run),
             Workload::Wal(options) => Some(&mut options.run),
+            #[cfg(feature = "etcd")]
+            Workload::Etcd(options) => Some(&mut options.run),
             Workload::Suite(_) | Workload::Compare(_) => None,
             #[cfg(feature = "librdkafka")]
             Workload::MockCluster(_) => None,

@@ -234,3 +234,37 @@ pub struct FailoverOptions {
     #[arg(long, default_value = "100", value_parser = size)]
     pub record_size: usize,
 }
+
+#[cfg(feature = "etcd")]
+#[derive(Debug, Clone, Args)]
+pub struct EtcdOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// A member's address for clients.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
+    pub bootstrap: String,
+    /// What is done again and again.
+    #[arg(long, value_enum, default_value_t = EtcdOperation::Write)]
+    pub operation: EtcdOperation,
+    /// Different keys that are written and read.
+    #[arg(long, default_value_t = 256, value_parser = count)]
+    pub keys: usize,
+    /// Operations per second of all connections together; 0: as fast as they are answered.
+    #[arg(long, default_value_t = 0, value_parser = rate)]
+    pub rate: u64,
+    /// Connections, all on one thread.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub connections: usize,
+    /// Requests that one connection may have unanswered.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub in_flight: usize,
+}
+
+#[cfg(feature = "etcd")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EtcdOperation {
+    /// Put a key.
+    Write,
+    /// Read a key, linearizably.
+    Read,
+}

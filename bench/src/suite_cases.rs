@@ -21,15 +21,16 @@ pub struct Case {
 
 pub fn cases(set: Set) -> Vec<Case> {
     let quick = set != Set::Full;
-    let (brief, long) = if quick { ("3s", "4s") } else { ("20s", "20s") };
+    let (brief, long) = if quick { ("3s", "3s") } else { ("20s", "20s") };
     let mut cases = Vec::new();
     let mut add = |name: &str, against: Against, line: String| {
         let line = match against {
             Against::Nothing => line,
-            Against::One => format!("{line} --bootstrap {{bootstrap}}"),
-            Against::Three => format!("{line} --bootstrap {{bootstrap}}"),
+            Against::One | Against::Three => format!("{line} --bootstrap {{bootstrap}}"),
         };
-        cases.push(Case { name: name.to_owned(), against, line: format!("{line} --disk-dir {{disk}}") });
+        let warm_up = if quick { "500ms" } else { "2s" };
+        let line = format!("{line} --warm-up {warm_up} --disk-dir {{disk}}");
+        cases.push(Case { name: name.to_owned(), against, line });
     };
     let pinned = "--cpus {cpus}";
     let partitions: &[u32] = if quick { &[1, 16] } else { &[1, 16, 256] };
@@ -98,7 +99,8 @@ pub fn peer_cases(system: crate::suite_peers::System) -> Vec<Case> {
         add("produce 200 partitions x 80/s, no linger", Against::One, &line);
         let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms {pinned}");
         add("end-to-end 10,000/s, no linger", Against::One, &line);
-        let line = "metadata --operation create-topics --in-flight 16 --duration 5s";
+        // Kafka takes one request of a connection at a time, so that more in flight would only queue.
+        let line = "metadata --operation create-topics --connections 16 --duration 5s";
         add("topics created", Against::Three, &format!("{line} --replication-factor 3"));
     }
     if system == crate::suite_peers::System::Millrace {

@@ -46,10 +46,20 @@ fn found(report: &Report) -> Vec<String> {
     found
 }
 
-/// One figure beside its ceiling, the one that says most.
+/// One figure beside its ceiling, the one that says most: at a fixed rate latency, else throughput.
 fn share(report: &Report) -> String {
-    let names =
-        ["rate_share_of_client_cap", "p99_times_raw_write_sync_p99", "mb_share_of_disk_read", "p50_times_loopback_p50"];
+    let paced = report.config.get("rate").is_some_and(|rate| rate != "0") || report.workload == "many-partitions";
+    let names: &[&str] = if paced {
+        &["p99_times_raw_write_sync_p99", "p99_times_loopback_p99"]
+    } else {
+        &[
+            "rate_share_of_client_cap",
+            "mb_share_of_disk_read",
+            "mb_share_of_disk_write",
+            "p50_times_raw_write_sync_p50",
+            "p50_times_loopback_p50",
+        ]
+    };
     let share = names.iter().find_map(|name| report.shares.get(*name).map(|value| (*name, *value)));
     share.map_or_else(String::new, |(name, value)| {
         let value = shares::written(name, value);

@@ -17,6 +17,8 @@ pub fn run_once(workload: &Workload) -> Result<Report, Box<dyn Error>> {
         Workload::Backlog(options) => backlog::run(options),
         Workload::Failover(options) => failover::run(options),
         Workload::Wal(options) => wal_ring::run(options),
+        #[cfg(feature = "etcd")]
+        Workload::Etcd(options) => crate::etcd::run(options),
         _ => Err("it is no single run".into()),
     }
 }
