@@ -15,7 +15,7 @@ use crate::binary;
 use crate::ceiling::Ceiling;
 use crate::clock;
 use crate::environment;
-use crate::failover_client::{Producer, describe, read_back};
+use crate::failover_client::{NUMBER_BYTES, Producer, describe, read_back};
 use crate::failover_cluster::Cluster;
 use crate::local::Local;
 use crate::options::{TargetOptions, ThreadOptions};
@@ -34,6 +34,15 @@ const AWAY: Duration = Duration::from_millis(500);
 const PUBLISH_NS: u64 = 250_000_000;
 
 pub fn run(options: &FailoverOptions) -> Result<Report, Box<dyn Error>> {
+    if options.rate == 0 {
+        return Err("--rate 0: a gap is seen by records that are due in it; give at least 1".into());
+    }
+    if options.record_size < NUMBER_BYTES {
+        let size = options.record_size;
+        return Err(
+            format!("--record-size {size}: each record bears its number, so give at least {NUMBER_BYTES}").into()
+        );
+    }
     let cluster = match &options.pid_dir {
         Some(dir) => Cluster::given(dir)?,
         None => {
@@ -45,8 +54,7 @@ pub fn run(options: &FailoverOptions) -> Result<Report, Box<dyn Error>> {
     run_on(options, cluster)
 }
 
-/// The same on a cluster that is there.
-pub fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box<dyn Error>> {
+fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box<dyn Error>> {
     let bootstrap = cluster.bootstrap().unwrap_or_else(|| options.bootstrap.clone());
     let threads = ThreadOptions { connections: None, threads: 1, cpus: Vec::new() };
     let target = TargetOptions {

@@ -87,8 +87,8 @@ impl Producer {
         Producer {
             bootstrap: bootstrap.to_vec(),
             topic: topic.to_owned(),
-            value: vec![b'v'; record_size.max(NUMBER_BYTES)],
-            schedule: Schedule::new(window.start_ns, forever, rate.max(1), 0, 1),
+            value: vec![b'v'; record_size],
+            schedule: Schedule::new(window.start_ns, forever, rate, 0, 1),
             end_ns: window.start_ns + forever,
             // Numbers of other runs on the same topic are not taken for this one's.
             next_number: (clock::unix_ms() as u64) << 20,

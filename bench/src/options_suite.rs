@@ -31,9 +31,8 @@ pub struct SuiteOptions {
     /// How often the whole set is run, one time after the other, so that repeats of a case are spread over time.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
     pub repeat: usize,
-    /// For peers: beside whom Millrace is measured.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST",
-          default_values_t = [Peer::Kafka, Peer::KafkaFlush, Peer::Etcd])]
+    /// For the set peers: beside whom Millrace is measured [default: all three]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     pub peers: Vec<Peer>,
     /// Print the tables of bench/RESULTS.md.
     #[arg(long)]
@@ -47,7 +46,7 @@ pub struct SuiteOptions {
 pub enum Set {
     /// A look at everything in less than three minutes.
     Quick,
-    /// What the aims are about, 20 s a case.
+    /// The same and more, 20 s a case: the figures of a release.
     Full,
     /// A few workloads against several systems, in turns.
     Peers,

@@ -227,10 +227,10 @@ pub struct FailoverOptions {
     /// Replication factor of the topic, if it is created.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i16).range(1..))]
     pub replication_factor: i16,
-    /// Records per second.
+    /// Records per second, at least 1.
     #[arg(long, default_value = "1000", value_parser = rate)]
     pub rate: u64,
-    /// Bytes of each record's value.
+    /// Bytes of each record's value; each bears its number, so at least 8.
     #[arg(long, default_value = "100", value_parser = size)]
     pub record_size: usize,
 }

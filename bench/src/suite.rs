@@ -35,6 +35,9 @@ pub struct Place {
 
 pub fn run(options: &SuiteOptions) -> Result<(), Box<dyn Error>> {
     let begin = Instant::now();
+    if options.set != Set::Peers && !options.peers.is_empty() {
+        return Err(format!("--peers is for the set peers, not {}", options.set.name()).into());
+    }
     let place = place(options)?;
     place.environment.print();
     let mut failures = Vec::new();

@@ -80,7 +80,8 @@ pub fn cases(set: Set) -> Vec<Case> {
     let kills = if quick { 3 } else { 10 };
     let line = format!("failover --kills {kills} --duration {long} --binary {{binary}}");
     add("3 brokers, failover", Against::Nothing, line);
-    add("wal ring", Against::Nothing, format!("wal --record-size 4KiB --duration {brief}"));
+    let line = format!("wal --record-size 4KiB --duration {}", if quick { "2s" } else { "20s" });
+    add("wal ring", Against::Nothing, line);
     cases
 }
 

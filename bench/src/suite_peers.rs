@@ -18,6 +18,8 @@ const HEAP_OF_THREE: &str = "512m";
 /// Where ports for peers are looked for: they need two ranges, 100 apart.
 const PORTS: std::ops::Range<u16> = 21_000..29_000;
 
+const ALL: [Peer; 3] = [Peer::Kafka, Peer::KafkaFlush, Peer::Etcd];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum System {
     Millrace,
@@ -83,7 +85,8 @@ impl Running {
 
 pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, Box<dyn Error>> {
     let mut systems = vec![System::Millrace];
-    for peer in options.peers.iter().map(|peer| System::of(*peer)) {
+    let named = if options.peers.is_empty() { &ALL } else { &options.peers[..] };
+    for peer in named.iter().map(|peer| System::of(*peer)) {
         match missing(peer) {
             None => systems.push(peer),
             Some(why) => eprintln!("skipped {}: {why}", peer.name()),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use wal::disk::Disk;
+use wal::disk_glommio::GlommioDisk;
 use wal::disk_uring::UringDisk;
 use wal::journal::Journal;
 use wal::record::{Entry, GroupId, HardState, Span};
@@ -50,8 +51,8 @@ pub fn run(options: &WalOptions) -> Result<Report, Box<dyn Error>> {
     let mut raw_disk = RawDisk::create(&options.run.disk_dir)?;
     let mut raw_ns = raw_disk.write_sync_for(options.record_size, options.run.duration / 2)?;
     let first = measure("uring", options, UringDisk::new)?;
-    #[cfg_attr(not(feature = "rio"), expect(unused_mut, reason = "the second ring is rio's"))]
     let mut backends = vec![first.figures(options)];
+    backends.push(measure("glommio", options, || Ok(GlommioDisk))?.figures(options));
     #[cfg(feature = "rio")]
     backends.push(measure("rio", options, wal::disk_rio::RioDisk::new)?.figures(options));
     raw_ns.add(&raw_disk.write_sync_for(options.record_size, options.run.duration / 2)?)?;
