@@ -18,5 +18,5 @@ fn main() {
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "no commit".to_owned());
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| !changes.is_empty());
-    println!("cargo:rustc-env=MILLRACE_COMMIT={commit}{}", if changed { "+" } else { "" });
+    println!("cargo:rustc-env=BENCH_COMMIT={commit}{}", if changed { "+" } else { "" });
 }

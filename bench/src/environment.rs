@@ -43,7 +43,7 @@ impl Environment {
             cpuset: allowed_cpus(),
             disk: disk(disk_dir),
             bench_version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: env!("MILLRACE_COMMIT").to_owned(),
+            commit: env!("BENCH_COMMIT").to_owned(),
             librdkafka_version: librdkafka_version(),
             broker: None,
         }

@@ -127,7 +127,12 @@ impl Local {
         // Its ports are free once it is gone.
         broker.child.take().map(|mut killed| killed.wait()).transpose()?;
         let log = OpenOptions::new().create(true).append(true).open(&broker.log)?;
-        let child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        // Settings of whoever runs this are not those of what is measured.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
+            command.env_remove(name);
+        }
+        let child = command
             .args(&broker.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
