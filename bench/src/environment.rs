@@ -6,6 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
+/// Above this, runs wait for CPUs that others have.
+const BUSY_LOAD_PER_CPU: f64 = 1.0;
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Environment {
@@ -14,6 +17,8 @@ pub struct Environment {
     /// All that the machine has.
     pub cpus: usize,
     pub memory_bytes: u64,
+    /// Processes that wanted a CPU in the minute before, on average.
+    pub load_average: f64,
     pub kernel: String,
     /// The CPUs that this process may use, as the kernel writes them: 0-3,8.
     pub cpuset: String,
@@ -39,6 +44,7 @@ impl Environment {
             machine: system.cpus().first().map_or_else(String::new, |cpu| cpu.brand().trim().to_owned()),
             cpus: system.cpus().len(),
             memory_bytes: system.total_memory(),
+            load_average: System::load_average().one,
             kernel: System::kernel_version().unwrap_or_default(),
             cpuset: allowed_cpus(),
             disk: disk(disk_dir),
@@ -54,6 +60,9 @@ impl Environment {
             "on {} ({} CPUs, {} allowed), Linux {}, {}; millrace-bench {} of {}",
             self.machine, self.cpus, self.cpuset, self.kernel, self.disk, self.bench_version, self.commit
         );
+        if self.is_busy() {
+            eprintln!("THE MACHINE IS BUSY with something else: load {:.1} on {} CPUs", self.load_average, self.cpus);
+        }
     }
 }
 
@@ -70,6 +79,13 @@ fn librdkafka_version() -> Option<String> {
 pub fn memory_bytes() -> u64 {
     let ram = MemoryRefreshKind::nothing().with_ram();
     System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).total_memory()
+}
+
+impl Environment {
+    /// Whether others took so much before the run that its figures are theirs as well.
+    pub fn is_busy(&self) -> bool {
+        self.load_average > self.cpus as f64 * BUSY_LOAD_PER_CPU
+    }
 }
 
 /// The CPUs that this process may use, as the kernel writes them.

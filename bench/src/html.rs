@@ -69,7 +69,14 @@ fn machine(reports: &[Report]) -> String {
             text += &format!("; {what} {}", escaped(version));
         }
     }
-    text + "</p>\n"
+    text += "</p>\n";
+    if at.is_busy() {
+        text += &format!(
+            "<p class=\"warn\">The machine was busy with something else before: load {:.1} on {} CPUs.</p>\n",
+            at.load_average, at.cpus
+        );
+    }
+    text
 }
 
 fn summary(reports: &[Report]) -> String {

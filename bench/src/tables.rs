@@ -121,6 +121,12 @@ pub fn markdown(set: Set, reports: &[Report]) -> String {
         at.commit,
         at.broker.as_ref().map_or_else(String::new, |broker| format!(", {broker}")),
     );
+    if at.is_busy() {
+        text += &format!(
+            "The machine was busy with something else: load {:.1} before the first case.\n\n",
+            at.load_average
+        );
+    }
     text += "| case | per second | MB/s | p50 ms | p99 ms | p99.9 ms | beside the ceiling | found |\n";
     text += "|---|---:|---:|---:|---:|---:|---|---|\n";
     for report in reports {
