@@ -228,14 +228,16 @@ pub fn table(rows: &[Row]) -> String {
         rows.iter().map(|row| row.a_runs.min(row.b_runs)).min().unwrap_or(0),
         rows.iter().map(|row| row.a_runs.max(row.b_runs)).max().unwrap_or(0),
     );
-    text += &format!(
-        "{} of {} figures differ; {fewest} to {most} runs of each; bounds hold for all of them with {:.0} % confidence\n",
-        differences(rows),
-        rows.len(),
-        CONFIDENCE * 100.0
-    );
-    if fewest < REPEATS_MIN {
-        text += &format!("noise is known from {REPEATS_MIN} runs of each on; repeat by --repeat 12\n");
+    if fewest >= REPEATS_MIN {
+        text += &format!(
+            "{} of {} figures differ; {fewest} to {most} runs of each; bounds hold for all of them with {:.0} % confidence\n",
+            differences(rows),
+            rows.len(),
+            CONFIDENCE * 100.0
+        );
+    } else {
+        text +=
+            &format!("noise is known from {REPEATS_MIN} runs of each on, and well from 12; give more by --repeat\n");
     }
     if fewest >= REPEATS_MIN && rows.iter().any(|row| !row.interleaved) {
         text += "runs were not made in turns: a machine that drifts looks like a difference; make them so by --run-a and --run-b\n";
@@ -290,7 +292,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let rows = rows(&runs(1.0, 0.0)[..1], &runs(1.0, 0.5)[..1]);
-        assert!(table(&rows).contains("repeat by --repeat"), "{}", table(&rows));
+        assert!(table(&rows).contains("give more by --repeat"), "{}", table(&rows));
         let apart = super::rows(&runs(1.0, 0.0), &runs(1.0, 100.0));
         assert!(table(&apart).contains("not made in turns"), "{}", table(&apart));
     }
