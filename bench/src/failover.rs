@@ -11,11 +11,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::binary;
 use crate::ceiling::Ceiling;
 use crate::clock;
 use crate::environment;
-use crate::failover_client::{NUMBER_BYTES, Producer, describe, read_back};
+use crate::failover_client::{Acked, NUMBER_BYTES, Producer, describe, read_back};
 use crate::failover_cluster::Cluster;
 use crate::local::Local;
 use crate::options::{TargetOptions, ThreadOptions};
@@ -100,6 +102,23 @@ struct Found {
     acked: HashSet<u64>,
 }
 
+impl Found {
+    fn count(&mut self, batch: &Acked, now_ns: u64, size: usize, window: Window, recent_ns: &mut Histogram<u64>) {
+        self.tally.requests += 1;
+        for (number, intended_ns) in &batch.records {
+            self.acked.insert(*number);
+            let latency_ns = now_ns.saturating_sub(*intended_ns).max(1);
+            recent_ns.saturating_record(latency_ns);
+            if *intended_ns >= window.measured_from_ns {
+                self.tally.records += 1;
+                self.tally.bytes += size as u64;
+                self.tally.latency_ns.saturating_record(latency_ns);
+                self.tally.span_ns = now_ns - window.measured_from_ns;
+            }
+        }
+    }
+}
+
 /// What is going on with the broker that was killed last.
 enum Victim {
     /// None, or it is back.
@@ -143,6 +162,12 @@ fn produce_through(
         }
         let acked = producer.send_due()?;
         let now_ns = clock::now_ns();
+        if let Victim::Killed { node, at_ns } = &victim
+            && now_ns - at_ns > CATCH_UP.as_nanos() as u64
+        {
+            let seconds = CATCH_UP.as_secs();
+            return Err(format!("nothing is acknowledged {seconds} s after broker {node} was killed").into());
+        }
         if let (Victim::Killed { node, at_ns }, Some(batch)) = (&victim, &acked)
             && batch.sent_ns > *at_ns
         {
@@ -158,20 +183,9 @@ fn produce_through(
         {
             owned = Some(thread.join().map_err(|_| "the thread that brings a broker back panicked")??);
         }
-        for (number, intended_ns) in acked.iter().flat_map(|batch| &batch.records) {
-            found.acked.insert(*number);
-            let latency_ns = now_ns.saturating_sub(*intended_ns).max(1);
-            recent_ns.saturating_record(latency_ns);
-            if *intended_ns >= window.measured_from_ns {
-                found.tally.records += 1;
-                found.tally.bytes += options.record_size as u64;
-                found.tally.latency_ns.saturating_record(latency_ns);
-                found.tally.span_ns = now_ns - window.measured_from_ns;
-            }
-        }
-        if let Some(batch) = &acked {
-            found.tally.requests += 1;
+        if let Some(batch) = acked {
             live.count(batch.records.len() as u64, (batch.records.len() * options.record_size) as u64);
+            found.count(&batch, now_ns, options.record_size, window, &mut recent_ns);
         }
         if now_ns - published_ns > PUBLISH_NS {
             published_ns = now_ns;
