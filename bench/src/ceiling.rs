@@ -1,5 +1,5 @@
-//! What the machine itself allows, measured in the same minute as the run: a raw durable write, and a round trip over
-//! loopback. Plain system calls, nothing of the broker's.
+//! What the machine itself allows, measured in the same minute as the run: raw durable writes and reads, and loopback.
+//! Plain system calls, nothing of the broker's. What the client can do at most is added by the workload.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,58 +11,122 @@ use std::thread;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wal::buf::{BLOCK, Chunk, block_ceil};
 
 use crate::clock;
 use crate::options::RunOptions;
+use crate::report::with_commas;
 use crate::stats::{histogram, quantile_ms};
 
 /// How long each is measured before a run.
-const BRIEF: Duration = Duration::from_millis(300);
+const BRIEF: Duration = Duration::from_millis(250);
 /// The file that raw writes go to, written once before it is measured so that blocks are allocated, and then in a ring.
-const FILE_BYTES: u64 = 16 << 20;
+const FILE_BYTES: u64 = 64 << 20;
+/// What one write or read moves where bandwidth is measured.
+const LARGE_BYTES: usize = 1 << 20;
 /// What a loopback message weighs.
 const MESSAGE_BYTES: usize = 100;
 
 /// `None`: not measured, or not to be had here.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Ceiling {
     /// One block, O_DIRECT, then fdatasync.
     pub raw_write_sync_p50_ms: Option<f64>,
     pub raw_write_sync_p99_ms: Option<f64>,
+    /// One MiB after the other, O_DIRECT, each followed by fdatasync.
+    pub raw_write_mb_per_s: Option<f64>,
+    /// The same read back, O_DIRECT.
+    pub raw_read_mb_per_s: Option<f64>,
     pub loopback_p50_ms: Option<f64>,
     pub loopback_p99_ms: Option<f64>,
+    /// One connection, one way.
+    pub loopback_mb_per_s: Option<f64>,
+    /// What the same client gets from a broker that does nothing, with the same options.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cap_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cap_p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cap_p99_ms: Option<f64>,
+    /// Which broker that was, or why there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cap_by: Option<String>,
 }
 
 impl Ceiling {
     pub fn measure(options: &RunOptions) -> Ceiling {
+        let mut ceiling = Ceiling::default();
         if options.no_ceiling {
-            return Ceiling::default();
+            return ceiling;
         }
-        let disk = RawDisk::create(&options.disk_dir).and_then(|mut disk| disk.write_sync_for(BLOCK, BRIEF));
-        let disk = disk.inspect_err(|e| eprintln!("no raw writes in {}: {e}", options.disk_dir.display())).ok();
-        let loopback = loopback_for(BRIEF).inspect_err(|e| eprintln!("no loopback round trips: {e}")).ok();
-        let quantile = |h: &Option<Histogram<u64>>, q| h.as_ref().map(|h| quantile_ms(h, q));
-        Ceiling {
-            raw_write_sync_p50_ms: quantile(&disk, 0.5),
-            raw_write_sync_p99_ms: quantile(&disk, 0.99),
-            loopback_p50_ms: quantile(&loopback, 0.5),
-            loopback_p99_ms: quantile(&loopback, 0.99),
+        if let Err(e) = ceiling.measure_disk(&options.disk_dir) {
+            eprintln!(
+                "no raw writes in {}: {e}; name a directory on the broker's disk by --disk-dir",
+                options.disk_dir.display()
+            );
         }
+        if let Err(e) = ceiling.measure_loopback() {
+            eprintln!("no loopback round trips: {e}");
+        }
+        ceiling
     }
 
-    pub fn print(&self) {
+    fn measure_disk(&mut self, dir: &Path) -> io::Result<()> {
+        let mut disk = RawDisk::create(dir)?;
+        let latency_ns = disk.write_sync_for(BLOCK, BRIEF)?;
+        self.raw_write_sync_p50_ms = Some(quantile_ms(&latency_ns, 0.5));
+        self.raw_write_sync_p99_ms = Some(quantile_ms(&latency_ns, 0.99));
+        let begin_ns = clock::now_ns();
+        let writes = disk.write_sync_for(LARGE_BYTES, BRIEF)?.len();
+        self.raw_write_mb_per_s = Some(mb_per_s(writes * LARGE_BYTES as u64, begin_ns));
+        let begin_ns = clock::now_ns();
+        let bytes = disk.read_for(BRIEF)?;
+        self.raw_read_mb_per_s = Some(mb_per_s(bytes, begin_ns));
+        Ok(())
+    }
+
+    fn measure_loopback(&mut self) -> io::Result<()> {
+        let latency_ns = loopback_for(BRIEF)?;
+        self.loopback_p50_ms = Some(quantile_ms(&latency_ns, 0.5));
+        self.loopback_p99_ms = Some(quantile_ms(&latency_ns, 0.99));
+        let begin_ns = clock::now_ns();
+        let bytes = loopback_bytes_for(BRIEF)?;
+        self.loopback_mb_per_s = Some(mb_per_s(bytes, begin_ns));
+        Ok(())
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
         if let (Some(p50), Some(p99)) = (self.raw_write_sync_p50_ms, self.raw_write_sync_p99_ms) {
-            println!("machine: raw 4 KiB write + fdatasync p50 {p50:.3} ms, p99 {p99:.3} ms");
+            text += &format!("machine: raw 4 KiB write + fdatasync p50 {p50:.3} ms, p99 {p99:.3} ms\n");
+        }
+        if let (Some(write), Some(read)) = (self.raw_write_mb_per_s, self.raw_read_mb_per_s) {
+            text += &format!("machine: raw 1 MiB write + fdatasync {write:.0} MB/s, read {read:.0} MB/s\n");
         }
         if let (Some(p50), Some(p99)) = (self.loopback_p50_ms, self.loopback_p99_ms) {
-            println!("machine: loopback round trip p50 {p50:.3} ms, p99 {p99:.3} ms");
+            let mb = self.loopback_mb_per_s.unwrap_or(0.0);
+            text += &format!("machine: loopback round trip p50 {p50:.3} ms, p99 {p99:.3} ms; {mb:.0} MB/s one way\n");
         }
+        let by = self.client_cap_by.as_deref().unwrap_or_default();
+        if let (Some(per_s), Some(p50), Some(p99)) =
+            (self.client_cap_per_s, self.client_cap_p50_ms, self.client_cap_p99_ms)
+        {
+            let per_s = with_commas(per_s as u64);
+            text += &format!("client's cap, against {by}: {per_s}/s, p50 {p50:.3} ms, p99 {p99:.3} ms\n");
+        } else if !by.is_empty() {
+            text += &format!("client's cap: not measured, {by}\n");
+        }
+        text
     }
 }
 
-/// A file of its own for raw O_DIRECT writes, removed at the end.
+fn mb_per_s(bytes: u64, begin_ns: u64) -> f64 {
+    bytes as f64 * 1e3 / (clock::now_ns() - begin_ns).max(1) as f64
+}
+
+/// A file of its own for raw O_DIRECT writes and reads, removed at the end.
 pub struct RawDisk {
     file: File,
     path: PathBuf,
@@ -73,9 +137,9 @@ impl RawDisk {
     pub fn create(dir: &Path) -> io::Result<RawDisk> {
         let path = dir.join(format!("millrace-bench-raw-{}", std::process::id()));
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).custom_flags(libc::O_DIRECT).open(&path)?;
+        let file = options.read(true).write(true).create_new(true).custom_flags(libc::O_DIRECT).open(&path)?;
         let disk = RawDisk { file, path, position: 0 };
-        let zeros = aligned(1 << 20);
+        let zeros = aligned(LARGE_BYTES);
         for position in (0..FILE_BYTES).step_by(zeros.len()) {
             disk.file.write_all_at(&zeros, position)?;
         }
@@ -104,6 +168,24 @@ impl RawDisk {
             self.position += data.len() as u64;
             latency_ns.saturating_record(clock::now_ns() - begin_ns);
         }
+    }
+}
+
+impl RawDisk {
+    /// Reads the file from its start, again and again; returns the bytes read.
+    pub fn read_for(&mut self, duration: Duration) -> io::Result<u64> {
+        // Aligned memory is only to be had to be written from; a slice of ordinary memory that begins at a block is as good.
+        let mut memory = vec![0u8; LARGE_BYTES + BLOCK];
+        let begin = memory.as_ptr().align_offset(BLOCK);
+        let into = &mut memory[begin..begin + LARGE_BYTES];
+        let (mut position, mut bytes) = (0, 0);
+        let end_ns = clock::now_ns() + duration.as_nanos() as u64;
+        while clock::now_ns() < end_ns {
+            self.file.read_exact_at(into, position)?;
+            bytes += LARGE_BYTES as u64;
+            position = (position + LARGE_BYTES as u64) % FILE_BYTES;
+        }
+        Ok(bytes)
     }
 }
 
@@ -151,4 +233,46 @@ fn loopback_for(duration: Duration) -> io::Result<Histogram<u64>> {
     drop(stream);
     echo.join().map_err(|_| io::Error::other("the echo thread panicked"))??;
     Ok(latency_ns)
+}
+
+/// One way between two threads, as fast as it goes; returns the bytes that arrived.
+fn loopback_bytes_for(duration: Duration) -> io::Result<u64> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let addr = listener.local_addr()?;
+    let receiver = thread::spawn(move || -> io::Result<u64> {
+        let (mut stream, _) = listener.accept()?;
+        let mut memory = vec![0; 256 << 10];
+        let mut bytes = 0;
+        loop {
+            match stream.read(&mut memory)? {
+                0 => return Ok(bytes),
+                count => bytes += count as u64,
+            }
+        }
+    });
+    let mut stream = TcpStream::connect(addr)?;
+    let message = vec![7; 256 << 10];
+    let end_ns = clock::now_ns() + duration.as_nanos() as u64;
+    while clock::now_ns() < end_ns {
+        stream.write_all(&message)?;
+    }
+    drop(stream);
+    receiver.join().map_err(|_| io::Error::other("the receiving thread panicked"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_measured_where_there_is_a_disk_and_loopback() {
+        let mut ceiling = Ceiling::default();
+        ceiling.measure_disk(&std::env::current_dir().unwrap()).unwrap();
+        ceiling.measure_loopback().unwrap();
+        let Ceiling { raw_write_sync_p50_ms, raw_write_mb_per_s, raw_read_mb_per_s, loopback_mb_per_s, .. } = ceiling;
+        for figure in [raw_write_sync_p50_ms, raw_write_mb_per_s, raw_read_mb_per_s, loopback_mb_per_s] {
+            assert!(figure.is_some_and(|figure| figure > 0.0), "{ceiling:?}");
+        }
+        assert_eq!(ceiling.to_text().lines().count(), 3);
+    }
 }

@@ -1,61 +1,67 @@
-//! Workload `metadata`: raw commands and queries over the port between brokers, as many in flight as one likes, or topics created one
-//! after the other by Kafka's API. A closed loop: latency counts from when a request is handed to the connection.
+//! Workload `metadata`: raw commands and queries over the port between brokers (`metadata_peer`), or topics created and
+//! deleted by Kafka's API.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use consensus::metadata::{Command, Query, QueryAnswer};
-use consensus::plane::Acks;
-use consensus::wire::{self, Caller, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest, ToolResponse};
 use net::StrBytes;
-use net::client_blocking::Client;
-use net::conn::{self, FrameReader, FrameWriter};
+use net::api::ApiKey;
+use net::client::Answer;
 use net::errors::{self, ErrorCode};
 use net::messages::create_topics_request::CreatableTopic;
-use net::messages::{CreateTopicsRequest, TopicName};
-use net::peer::{self, BlockingPeer, FRAME_BYTES_MAX, Kind, PeerFrame};
-use uuid::Uuid;
+use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, TopicName};
+use net::request::Request;
 
 use crate::ceiling::Ceiling;
 use crate::clock;
-use crate::options::{Freshness, MetadataAcks, MetadataOptions, Operation};
-use crate::report::Report;
-use crate::rt::{self, Signal};
+use crate::metadata_peer::{self, Named};
+use crate::ops::{self, Pace};
+use crate::options_workloads::{MetadataOptions, Operation};
+use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
-use crate::setup::Lane;
-use crate::stats::{Live, Tally, histogram};
+use crate::setup::{self, Lane};
+use crate::shares::Share;
+use crate::stats::Live;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const PUBLISH_NS: u64 = 250_000_000;
-/// Commands of one request of the set-up.
-const SETUP_COMMANDS: usize = 256;
+/// What the broker may take for one request.
+const REQUEST_TIMEOUT_MS: i32 = 30_000;
 
-pub fn run(options: &MetadataOptions) -> Result<(), Box<dyn Error>> {
-    let (name, outcome, ceiling) = if options.operation == Operation::CreateTopics {
-        let ceiling = Ceiling::measure(&options.run);
-        ("create-topics", create_topics(options)?, ceiling)
-    } else {
-        let addr = resolve(&options.peer)?;
-        let topics: Arc<[Named]> = prepare(options, addr)?.into();
-        let ceiling = Ceiling::measure(&options.run);
-        let window = Window::new(options.warm_up, options.run.duration);
-        let plan = Plan { asks: asks(options, topics), in_flight: options.in_flight, window };
-        let lanes = (0..options.connections).map(|_| Lane { addr, partitions: Vec::new() }).collect();
-        let work = move |at: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), at, lane.addr, live);
-        let outcome = run::drive(options.threads, &options.cpus, lanes, window, work)?;
-        (if options.operation == Operation::Write { "metadata-write" } else { "metadata-read" }, outcome, ceiling)
+pub fn run(options: &MetadataOptions) -> Result<Report, Box<dyn Error>> {
+    let (name, shares) = match options.operation {
+        Operation::Write => ("metadata-write", [Share::WriteSync, Share::LoopbackRoundTrip].as_slice()),
+        Operation::Read => ("metadata-read", [Share::LoopbackRoundTrip].as_slice()),
+        Operation::CreateTopics => ("create-topics", [Share::WriteSync].as_slice()),
+        Operation::DeleteTopics => ("delete-topics", [Share::WriteSync].as_slice()),
     };
-    let report = Report::new(name, outcome, ceiling);
-    report.print(options.run.json);
-    match report.first_error {
-        Some(error) if report.records == 0 => Err(error.into()),
-        _ => Ok(()),
+    let raw = matches!(options.operation, Operation::Write | Operation::Read);
+    let (outcome, ceiling) = if raw { by_peer(options)? } else { by_kafka(options)? };
+    Ok(Report::new(name, Unit::Operations, outcome, ceiling).against(shares))
+}
+
+fn pace(options: &MetadataOptions) -> Pace {
+    Pace {
+        rate: options.rate,
+        connections: options.threads.connections.unwrap_or(1),
+        in_flight: options.in_flight,
+        window: Window::new(options.run.warm_up, options.run.duration),
     }
+}
+
+fn by_peer(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
+    let addr = resolve(&options.peer)?;
+    let topics: Arc<[Named]> = metadata_peer::prepare(options, addr)?.into();
+    let ceiling = Ceiling::measure(&options.run);
+    let pace = pace(options);
+    let plan = metadata_peer::Plan { asks: metadata_peer::asks(options, topics), pace };
+    let work =
+        move |at: usize, lane: Lane, live: Arc<Live>| metadata_peer::lane_work(plan.clone(), at, lane.addr, live);
+    let outcome = run::drive(&options.threads, lanes(addr, options), pace.window, work)?;
+    Ok((outcome, ceiling))
+}
+
+fn lanes(addr: SocketAddr, options: &MetadataOptions) -> Vec<Lane> {
+    (0..options.threads.connections.unwrap_or(1)).map(|_| Lane { addr, partitions: Vec::new() }).collect()
 }
 
 fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
@@ -63,294 +69,64 @@ fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
     found.ok_or_else(|| format!("{address}: the name has no address").into())
 }
 
-fn hello() -> PeerFrame {
-    let hello = Hello {
-        caller: Caller::Tool,
-        cluster_id: None,
-        node: -1,
-        peer: 0,
-        incarnation: 0,
-        cores: 1,
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        peer_addr: String::new(),
-        seeds: Vec::new(),
-        founding: Vec::new(),
-        core: 0,
-    };
-    PeerFrame::new(Kind::Hello, net::peer::Lane::Control, wire::encode_hello(&hello))
-}
-
-fn request(id: u64, ask: ToolAsk) -> PeerFrame {
-    let bytes = wire::encode_request(&ToolRequest { id, ask });
-    PeerFrame::new(Kind::Request, net::peer::Lane::Control, bytes)
-}
-
-/// A topic's name and id.
-type Named = (Arc<str>, Uuid);
-
-/// A connection that waits for each answer, for the set-up.
-struct Tool {
-    peer: BlockingPeer,
-    next_id: u64,
-}
-
-impl Tool {
-    fn connect(addr: SocketAddr) -> Result<Tool, Box<dyn Error>> {
-        let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-        peer.write(&hello())?;
-        let answer = peer.read()?;
-        wire::decode_hello(&answer.bytes)?;
-        Ok(Tool { peer, next_id: 1 })
-    }
-
-    fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
-        self.peer.write(&request(self.next_id, ask))?;
-        self.next_id += 1;
-        match wire::decode_response(&self.peer.read()?.bytes)?.answer {
-            ToolAnswer::Failed { code, message } => Err(format!("{message} (error {code})").into()),
-            answer => Ok(answer),
-        }
-    }
-}
-
-/// Makes sure that the topics are there, and learns their ids.
-fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
-    let mut tool = Tool::connect(addr)?;
-    let ToolAnswer::Answers(brokers) =
-        tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] })?
-    else {
-        return Err("a read was answered otherwise".into());
-    };
-    let Some(QueryAnswer::Brokers(brokers)) = brokers.first() else { return Err("no list of brokers".into()) };
-    let nodes: Vec<i32> = brokers.iter().map(|broker| broker.node).collect();
-    let names: Vec<Arc<str>> = (0..options.topics).map(|n| format!("bench-metadata-{n}").into()).collect();
-    for (at, names) in names.chunks(SETUP_COMMANDS).enumerate() {
-        let create = |(n, name): (usize, &Arc<str>)| Command::CreateTopic {
-            name: name.clone(),
-            id: Uuid::new_v4(),
-            first_group: 0,
-            replicas: vec![vec![nodes[(at + n) % nodes.len()]]],
-            configs: BTreeMap::new(),
-            created_ms: clock::unix_ms(),
-            peers: Vec::new(),
-        };
-        // One that is there already is refused by itself, and stays as it is.
-        let commands = names.iter().enumerate().map(create).collect();
-        tool.ask(ToolAsk::Write { acks: Some(Acks::Quorum), commands })?;
-    }
-    let queries = names.iter().map(|name| Query::GetTopic { name: name.to_string() }).collect();
-    let ToolAnswer::Answers(found) = tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries })?
-    else {
-        return Err("a read was answered otherwise".into());
-    };
-    let topics = found.into_iter().filter_map(|answer| match answer {
-        QueryAnswer::Topic(topic) => Some((topic.name.clone(), topic.id)),
-        _ => None,
-    });
-    let topics: Vec<_> = topics.collect();
-    if topics.len() < options.topics {
-        return Err(format!("{} of {} topics are there after they were created", topics.len(), options.topics).into());
-    }
-    Ok(topics)
-}
-
-type Asks = Arc<dyn Fn(u64) -> ToolAsk + Send + Sync>;
-
-#[derive(Clone)]
-struct Plan {
-    /// The request of each number.
-    asks: Asks,
-    in_flight: usize,
-    window: Window,
-}
-
-fn asks(options: &MetadataOptions, topics: Arc<[Named]>) -> Asks {
-    let acks = match options.acks {
-        MetadataAcks::Configured => None,
-        MetadataAcks::Quorum => Some(Acks::Quorum),
-        MetadataAcks::Leader => Some(Acks::Leader),
-    };
-    let consistency = match options.consistency {
-        Freshness::Leased => Consistency::Leased,
-        Freshness::Linearizable => Consistency::Linearizable,
-    };
-    let operation = options.operation;
-    Arc::new(move |n| {
-        let (name, id) = &topics[(n % topics.len() as u64) as usize];
-        match operation {
-            Operation::Read => ToolAsk::Read { consistency, queries: vec![Query::GetTopic { name: name.to_string() }] },
-            _ => {
-                // Retention between one and two weeks: a value that changes, and does nothing within the run.
-                let retention_ms = 604_800_000 + n % 604_800_000;
-                let changes = vec![("retention.ms".to_owned(), Some(retention_ms.to_string()))];
-                let command = Command::UpdateTopicConfig { name: name.clone(), id: *id, changes };
-                ToolAsk::Write { acks, commands: vec![command] }
-            }
-        }
-    })
-}
-
-/// One connection's two halves share this.
-#[derive(Default)]
-struct State {
-    /// When each open request was handed over.
-    open: RefCell<HashMap<u64, u64>>,
-    room: Signal,
-    broken: RefCell<Option<String>>,
-    ended: Cell<bool>,
-}
-
-async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>) -> Tally {
-    let mut tally = Tally::default();
-    let (reader, mut writer) = match connect(addr).await {
-        Ok(halves) => halves,
-        Err(why) => {
-            tally.fail(1, || why);
-            return tally;
-        }
-    };
-    let state = Rc::new(State::default());
-    let receiving = rt::spawn(receive(reader, state.clone(), plan.window, live));
-    // Connections begin at topics of their own.
-    let mut n = at as u64 * 1_000_003;
-    while state.broken.borrow().is_none() && clock::now_ns() < plan.window.end_ns {
-        let room = plan.in_flight - state.open.borrow().len();
-        for _ in 0..room {
-            state.open.borrow_mut().insert(n, clock::now_ns());
-            peer::push(&mut writer, request(n, (plan.asks)(n)));
-            n += 1;
-        }
-        if let Err(e) = writer.flush().await {
-            state.broken.borrow_mut().get_or_insert(e.to_string());
-            break;
-        }
-        state.room.wait(Some(Duration::from_nanos(plan.window.end_ns.saturating_sub(clock::now_ns())))).await;
-    }
-    state.ended.set(true);
-    // What is open now gets its answer, or the connection's end.
-    if state.open.borrow().is_empty() {
-        writer.shutdown();
-    }
-    tally.add(rt::timeout(PATIENCE, receiving.join()).await.unwrap_or_default());
-    let left = state.open.borrow().len() as u64;
-    tally.fail(left, || state.broken.borrow().clone().unwrap_or_else(|| "no answer".to_owned()));
-    tally
-}
-
-async fn connect(addr: SocketAddr) -> Result<(FrameReader, FrameWriter), String> {
-    let connected = rt::timeout(PATIENCE, conn::connect(addr)).await;
-    let stream = connected.ok_or_else(|| format!("cannot connect to {addr} within {PATIENCE:?}"))?;
-    let stream = stream.map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-    let (mut reader, mut writer) = conn::open(stream, FRAME_BYTES_MAX).map_err(|e| e.to_string())?;
-    peer::push(&mut writer, hello());
-    writer.flush().await.map_err(|e| e.to_string())?;
-    let answer = peer::read(&mut reader).await.map_err(|e| e.to_string())?;
-    let answer = answer.ok_or_else(|| format!("{addr} closed the connection"))?;
-    wire::decode_hello(&answer.bytes).map_err(|e| e.to_string())?;
-    Ok((reader, writer))
-}
-
-async fn receive(mut reader: FrameReader, state: Rc<State>, window: Window, live: Arc<Live>) -> Tally {
-    let mut tally = Tally::default();
-    let mut recent = histogram();
-    let mut publish_at = clock::now_ns() + PUBLISH_NS;
-    loop {
-        if state.ended.get() && state.open.borrow().is_empty() {
-            break;
-        }
-        let frame = match peer::read(&mut reader).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => {
-                state.broken.borrow_mut().get_or_insert_with(|| "the broker closed the connection".to_owned());
-                break;
-            }
-            Err(e) => {
-                state.broken.borrow_mut().get_or_insert(e.to_string());
-                break;
-            }
-        };
-        let ToolResponse { id, answer } = match wire::decode_response(&frame.bytes) {
-            Ok(response) => response,
-            Err(e) => {
-                state.broken.borrow_mut().get_or_insert(e.to_string());
-                break;
-            }
-        };
-        let now_ns = clock::now_ns();
-        let sent_ns = state.open.borrow_mut().remove(&id).unwrap_or(now_ns);
-        state.room.give();
-        let failure = failure(&answer);
-        if now_ns >= window.measured_from_ns {
-            tally.requests += 1;
-            tally.span_ns = now_ns.min(window.end_ns) - window.measured_from_ns;
-            match failure {
-                None if now_ns <= window.end_ns => {
-                    tally.records += 1;
-                    tally.latency_ns.record(now_ns - sent_ns).expect("within a day");
-                    recent.record(now_ns - sent_ns).expect("within a day");
-                }
-                None => {}
-                Some(why) => tally.fail(1, || why),
-            }
-        }
-        live.count(1, 0);
-        if now_ns >= publish_at {
-            live.publish(&mut recent);
-            publish_at = now_ns + PUBLISH_NS;
-        }
-    }
-    state.room.give();
-    tally
-}
-
-/// Why an answer is not what was asked for.
-fn failure(answer: &ToolAnswer) -> Option<String> {
-    match answer {
-        ToolAnswer::Written(written) => written.results.iter().find_map(|result| match result {
-            Ok(Ok(_)) => None,
-            Ok(Err(rejection)) => Some(rejection.to_string()),
-            Err(late) => Some(late.to_string()),
-        }),
-        ToolAnswer::Answers(answers) => {
-            answers.contains(&QueryAnswer::NotFound).then(|| "the topic was not found".to_owned())
-        }
-        ToolAnswer::Quorum(_) => None,
-        ToolAnswer::Failed { code, message } => Some(format!("{message} (error {code})")),
-    }
-}
-
-/// One topic after the other, each with one partition, until the time is over.
-fn create_topics(options: &MetadataOptions) -> Result<Outcome, Box<dyn Error>> {
-    let mut client = Client::connect(&options.bootstrap, "millrace-bench", PATIENCE)?;
-    let window = Window::new(options.warm_up, options.run.duration);
-    let mut tally = Tally::default();
+/// Topics of names of this run's own; what delete-topics leaves is what was in flight at the end, create-topics leaves all.
+fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
+    let client = setup::connect(&options.bootstrap)?;
+    let (create, delete) = (client.version(ApiKey::CreateTopics)?, client.version(ApiKey::DeleteTopics)?);
+    // A delete that names topics, not ids.
+    let delete = delete.min(5);
+    drop(client);
+    let ceiling = Ceiling::measure(&options.run);
+    let pace = pace(options);
     let run = clock::unix_ms();
-    let cpu_ns = clock::thread_cpu_ns();
-    for n in 0.. {
-        let begun_ns = clock::now_ns();
-        if begun_ns >= window.end_ns {
-            break;
-        }
-        let name = TopicName(StrBytes::from_string(format!("bench-created-{run}-{n}")));
-        let topic = CreatableTopic::default().with_name(name).with_num_partitions(1).with_replication_factor(1);
-        let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(30_000);
-        let created = client.call(request)?;
-        let now_ns = clock::now_ns();
-        if begun_ns < window.measured_from_ns {
-            continue;
-        }
-        tally.requests += 1;
-        tally.span_ns = now_ns - window.measured_from_ns;
-        match created.topics.first().map(|topic| errors::check(topic.error_code)) {
-            Some(Ok(())) => {
-                tally.records += 1;
-                tally.latency_ns.record(now_ns - begun_ns)?;
+    let deletes = options.operation == Operation::DeleteTopics;
+    let (partitions, replication) = (options.partitions, options.replication_factor);
+    let in_flight = options.in_flight as u64;
+    let work = move |at: usize, lane: Lane, live: Arc<Live>| {
+        let name = move |n: u64| TopicName(StrBytes::from_string(format!("bench-created-{run}-{at}-{n}")));
+        let make = move |n: u64| -> (i16, Request) {
+            // In turn one is created and one deleted; the latter was created more than `in_flight` requests before, so
+            // that its answer has come.
+            let lag = in_flight / 2 + 1;
+            if deletes && n % 2 == 1 && n / 2 >= lag {
+                let names = vec![name(n / 2 - lag)];
+                let request =
+                    DeleteTopicsRequest::default().with_topic_names(names).with_timeout_ms(REQUEST_TIMEOUT_MS);
+                return (delete, request.into());
             }
-            Some(Err(error)) => tally.fail(1, || error.to_string()),
-            None => tally.fail(1, || ErrorCode::UnknownServerError.to_string()),
-        }
+            let number = if !deletes {
+                n
+            } else if n.is_multiple_of(2) {
+                n / 2
+            } else {
+                // Nothing is there to be deleted yet: topics that stay.
+                u64::MAX - n
+            };
+            let topic = CreatableTopic::default()
+                .with_name(name(number))
+                .with_num_partitions(partitions)
+                .with_replication_factor(replication);
+            let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(REQUEST_TIMEOUT_MS);
+            (create, request.into())
+        };
+        ops::lane_work(pace, at, lane.addr, live, make, check)
+    };
+    let outcome = run::drive(&options.threads, lanes(resolve(&options.bootstrap)?, options), pace.window, work)?;
+    Ok((outcome, ceiling))
+}
+
+fn check(answer: Answer) -> Result<(), String> {
+    let mut codes = Vec::new();
+    if answer.api == ApiKey::DeleteTopics {
+        let response = answer.decode::<DeleteTopicsRequest>().map_err(|e| e.to_string())?;
+        codes.extend(response.responses.iter().map(|topic| topic.error_code));
+    } else {
+        let response = answer.decode::<CreateTopicsRequest>().map_err(|e| e.to_string())?;
+        codes.extend(response.topics.iter().map(|topic| topic.error_code));
     }
-    tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-    let thread_cpu_share_max = tally.cpu_ns as f64 / window.duration_ns() as f64;
-    Ok(Outcome { tally, thread_cpu_share_max })
+    match codes.first().map(|code| errors::check(*code)) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err(ErrorCode::UnknownServerError.to_string()),
+    }
 }

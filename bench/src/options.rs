@@ -1,15 +1,30 @@
-//! Options that read the same in every workload.
+//! The command line: the workloads, and the options that read the same in all of them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use net::compression::Codec;
+
+use crate::options_compare::CompareOptions;
+use crate::options_parse::{count, duration, rate, size};
+use crate::options_suite::SuiteOptions;
+#[cfg(feature = "etcd")]
+use crate::options_workloads::EtcdOptions;
+use crate::options_workloads::{
+    BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
+    MetadataOptions, ProduceOptions, WalOptions,
+};
+use crate::sizes::Sizes;
 
 /// A load harness for Kafka-compatible brokers.
 ///
 /// Open loop: with --rate, each record has a time at which it is meant to be sent, and its latency counts from that time,
 /// so that a stall of the broker is seen by every record that it held up.
+///
+/// Every run measures first what the machine itself allows (raw writes, loopback), and states its figures as shares of
+/// that: machines differ.
 #[derive(Debug, Parser)]
 #[command(name = "millrace-bench", version, after_help = EXAMPLES)]
 pub struct Command {
@@ -22,11 +37,22 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench produce --record-size 100 --duration 20s
   millrace-bench produce --rate 10000 --linger 0ms --json
   millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
+  millrace-bench produce --record-size 100:9,10KiB:1 --keys 1000 --codec lz4
+  millrace-bench produce --client librdkafka --rate 10000 --repeat 5 --out results.json --report report.html
   millrace-bench consume --topic bench --to-end
+  millrace-bench end-to-end --rate 10000 --linger 0ms --topic tail
   millrace-bench metadata --acks quorum --in-flight 64
   millrace-bench metadata --operation read --peer 127.0.0.1:9292 --in-flight 64
   millrace-bench metadata --operation create-topics --bootstrap 127.0.0.1:9093
-  millrace-bench wal --record-size 4KiB --in-flight 8";
+  millrace-bench commits --groups 100 --in-flight 8
+  millrace-bench many-partitions --partitions 10,1000,10000 --rate 10000 --linger 0ms
+  millrace-bench backlog --backlog 4GiB --data-dir ./millrace-data
+  millrace-bench failover --kills 5
+  millrace-bench failover --pid-dir /tmp/cluster --bootstrap 127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094
+  millrace-bench wal --record-size 4KiB --in-flight 8
+  millrace-bench compare old.json new.json
+  millrace-bench suite quick
+Each workload's --help has all of its options.";
 
 #[derive(Debug, Subcommand)]
 pub enum Workload {
@@ -34,29 +60,135 @@ pub enum Workload {
     Produce(ProduceOptions),
     /// Read a topic and measure throughput, and the time of each fetch.
     Consume(ConsumeOptions),
-    /// Write or read metadata over the port between brokers, or create topics as any client does.
+    /// Produce and consume at once, and measure the time from when each record was meant to be sent to when a consumer has it.
+    EndToEnd(EndToEndOptions),
+    /// Write or read metadata over the port between brokers, or create and delete topics as any client does.
     Metadata(MetadataOptions),
+    /// Commit offsets of consumer groups.
+    Commits(CommitsOptions),
+    /// Produce to topics of ever more partitions, one after the other.
+    ManyPartitions(ManyPartitionsOptions),
+    /// Drain a cold log while others produce and read at its tail: the drain's throughput, the tail's latency.
+    Backlog(BacklogOptions),
+    /// Kill the broker that leads a partition, again and again, and measure how long nothing is acknowledged.
+    Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
+    /// Write or read keys of etcd, the peer that metadata is measured beside.
+    #[cfg(feature = "etcd")]
+    Etcd(EtcdOptions),
+    /// Run a set of workloads against brokers that are started for it, and write a report.
+    Suite(SuiteOptions),
+    /// Compare two files of results, or two workloads in turns: ratios with bounds of noise.
+    Compare(CompareOptions),
+    /// What a run starts as a child to measure the client's cap: librdkafka's mock cluster, until standard input ends.
+    #[cfg(feature = "librdkafka")]
+    #[command(hide = true)]
+    MockCluster(MockClusterOptions),
 }
 
-#[derive(Debug, Args)]
+impl Workload {
+    /// What a run of it is told about itself; `None` for what is not one run.
+    pub fn run_options(&mut self) -> Option<&mut RunOptions> {
+        match self {
+            Workload::Produce(options) => Some(&mut options.run),
+            Workload::Consume(options) => Some(&mut options.run),
+            Workload::EndToEnd(options) => Some(&mut options.run),
+            Workload::Metadata(options) => Some(&mut options.run),
+            Workload::Commits(options) => Some(&mut options.run),
+            Workload::ManyPartitions(options) => Some(&mut options.run),
+            Workload::Backlog(options) => Some(&mut options.run),
+            Workload::Failover(options) => Some(&mut options.run),
+            Workload::Wal(options) => Some(&mut options.run),
+            #[cfg(feature = "etcd")]
+            Workload::Etcd(options) => Some(&mut options.run),
+            Workload::Suite(_) | Workload::Compare(_) => None,
+            #[cfg(feature = "librdkafka")]
+            Workload::MockCluster(_) => None,
+        }
+    }
+}
+
+impl Command {
+    /// Parses a command line, the program's name first. The effective value of every option, given or not, goes along with
+    /// it, and from there into the results.
+    pub fn parse_all(arguments: impl IntoIterator<Item = String>) -> Result<Command, clap::Error> {
+        let matches = Command::command().try_get_matches_from(arguments)?;
+        let mut command = Command::from_arg_matches(&matches)?;
+        if let (Some(run), Some((name, matches))) = (command.workload.run_options(), matches.subcommand()) {
+            run.config = effective(name, matches);
+        }
+        Ok(command)
+    }
+}
+
+/// Every option of a workload as it would be written, with defaults.
+fn effective(name: &str, matches: &clap::ArgMatches) -> BTreeMap<String, String> {
+    let command = Command::command();
+    let workload = command.find_subcommand(name).expect("it was parsed");
+    let value = |argument: &clap::Arg| {
+        let long = argument.get_long()?.to_owned();
+        let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten()?;
+        let values: Vec<String> = values.map(|value| value.to_string_lossy().into_owned()).collect();
+        Some((long, values.join(",")))
+    };
+    workload.get_arguments().filter_map(value).collect()
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct RunOptions {
     /// How long to measure, after the warm-up: 20s, 500ms, 2m.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub duration: Duration,
-    /// The last line of output is one JSON object.
+    /// Not measured, before the duration.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub warm_up: Duration,
+    /// The last line of output is one JSON object; what people read goes to standard error.
     #[arg(long)]
     pub json: bool,
-    /// Do not measure what the machine itself allows (raw write + fdatasync, loopback round trip) before the run.
+    /// Run so many times, one after the other; what is printed last is the run of median throughput.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
+    pub repeat: usize,
+    /// Append each run's JSON object to this file, one a line; `compare` reads such files.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write a report of all runs as one HTML page that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Do not measure what the machine itself allows (raw writes and reads, loopback, the client's cap) before the run.
     #[arg(long)]
     pub no_ceiling: bool,
     /// Where raw writes are measured: a directory on the disk that the broker uses.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub disk_dir: PathBuf,
+    /// All options as they are in force.
+    #[arg(skip)]
+    pub config: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Args)]
+#[cfg(feature = "librdkafka")]
+#[derive(Debug, Clone, Args)]
+pub struct MockClusterOptions {
+    #[arg(long)]
+    pub topic: String,
+    #[arg(long)]
+    pub partitions: i32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ThreadOptions {
+    /// Connections, spread over the leaders and the threads [default: one for each leader]
+    #[arg(long, value_parser = count)]
+    pub connections: Option<usize>,
+    /// Load threads.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub threads: usize,
+    /// CPUs that the load threads are pinned to, in turn: 1 or 0,2,3.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cpus: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct TargetOptions {
     /// Any broker of the cluster.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
@@ -70,38 +202,28 @@ pub struct TargetOptions {
     /// Replication factor of a topic that is created.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..))]
     pub replication_factor: i16,
-    /// Connections, spread over the leaders and the threads.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub connections: usize,
-    /// Requests that one connection may have unanswered.
-    #[arg(long, default_value_t = 5, value_parser = count)]
-    pub in_flight: usize,
-    /// Load threads.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub threads: usize,
-    /// CPUs that the load threads are pinned to, in turn: 1 or 0,2,3.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub cpus: Vec<usize>,
-    /// Not measured, before the duration.
-    #[arg(long, default_value = "1s", value_parser = duration)]
-    pub warm_up: Duration,
+    #[command(flatten)]
+    pub threads: ThreadOptions,
 }
 
-#[derive(Debug, Args)]
-pub struct ProduceOptions {
-    #[command(flatten)]
-    pub run: RunOptions,
-    #[command(flatten)]
-    pub target: TargetOptions,
+/// What records are like, and how they are sent.
+#[derive(Debug, Clone, Args)]
+pub struct RecordOptions {
     /// What an answer waits for; with 0 there is none, and latency ends when the kernel has taken the request.
     #[arg(long, value_enum, default_value_t = Acks::All)]
     pub acks: Acks,
-    /// Records per second of all connections together; 0: as fast as they are taken.
-    #[arg(long, default_value_t = 0)]
-    pub rate: u64,
-    /// Bytes of each record's value.
-    #[arg(long, default_value = "100", value_parser = size)]
-    pub record_size: usize,
+    /// Records per second of all connections together; 0: as fast as they are taken [default: 0 for produce, else 10000]
+    #[arg(long, value_parser = rate)]
+    pub rate: Option<u64>,
+    /// Requests that one connection may have unanswered.
+    #[arg(long, default_value_t = 5, value_parser = count)]
+    pub in_flight: usize,
+    /// Bytes of each record's value: 100, all from 100 to 2KiB alike (100-2KiB), or sizes with weights (100:9,10KiB:1).
+    #[arg(long, value_name = "SIZES", default_value = "100")]
+    pub record_size: Sizes,
+    /// How many different keys there are, each of one partition, drawn alike; 0: records have no key.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keys: u64,
     /// How long a batch may wait for more records.
     #[arg(long, default_value = "5ms", value_parser = duration)]
     pub linger: Duration,
@@ -113,96 +235,13 @@ pub struct ProduceOptions {
     pub codec: CodecOption,
 }
 
-#[derive(Debug, Args)]
-pub struct ConsumeOptions {
-    #[command(flatten)]
-    pub run: RunOptions,
-    #[command(flatten)]
-    pub target: TargetOptions,
-    /// Where to begin.
-    #[arg(long, value_enum, default_value_t = From::Start)]
-    pub from: From,
-    /// Bytes that one fetch may return per partition.
-    #[arg(long, default_value = "4MiB", value_parser = size)]
-    pub fetch_size: usize,
-    /// End when every partition's end of the beginning of the run is reached, however long that takes.
-    #[arg(long)]
-    pub to_end: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct MetadataOptions {
-    #[command(flatten)]
-    pub run: RunOptions,
-    /// What is done again and again.
-    #[arg(long, value_enum, default_value_t = Operation::Write)]
-    pub operation: Operation,
-    /// A broker's address for other brokers and tools.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
-    pub peer: String,
-    /// Any broker, as clients reach it; for create-topics.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
-    pub bootstrap: String,
-    /// What a write's answer waits for.
-    #[arg(long, value_enum, default_value_t = MetadataAcks::Configured)]
-    pub acks: MetadataAcks,
-    /// How fresh a read's answer is.
-    #[arg(long, value_enum, default_value_t = Freshness::Leased)]
-    pub consistency: Freshness,
-    /// Topics that are written and read, created if they are missing.
-    #[arg(long, default_value_t = 256, value_parser = count)]
-    pub topics: usize,
-    /// Connections, spread over the threads.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub connections: usize,
-    /// Requests that one connection may have unanswered.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub in_flight: usize,
-    /// Load threads.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub threads: usize,
-    /// CPUs that the load threads are pinned to, in turn: 1 or 0,2,3.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub cpus: Vec<usize>,
-    /// Not measured, before the duration.
-    #[arg(long, default_value = "1s", value_parser = duration)]
-    pub warm_up: Duration,
-}
-
+/// Who sends and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Operation {
-    /// Change a setting of a topic (raw command).
-    Write,
-    /// Look a topic up (raw query).
-    Read,
-    /// Create a topic with one partition, one after the other, by Kafka's API.
-    CreateTopics,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum MetadataAcks {
-    /// As metadata.acks says.
-    Configured,
-    Quorum,
-    Leader,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Freshness {
-    Leased,
-    Linearizable,
-}
-
-#[derive(Debug, Args)]
-pub struct WalOptions {
-    #[command(flatten)]
-    pub run: RunOptions,
-    /// Bytes of each append.
-    #[arg(long, default_value = "4KiB", value_parser = size)]
-    pub record_size: usize,
-    /// Appends that are outstanding at a time; those that wait together share a write and a sync.
-    #[arg(long, default_value_t = 1, value_parser = count)]
-    pub in_flight: usize,
+pub enum Client {
+    /// The harness's own: one thread per --threads, open loop.
+    Native,
+    /// The client that most people use, one instance per --threads; in builds with the feature librdkafka.
+    Librdkafka,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -226,12 +265,6 @@ impl Acks {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum From {
-    Start,
-    End,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CodecOption {
     None,
     Gzip,
@@ -241,6 +274,18 @@ pub enum CodecOption {
 }
 
 impl CodecOption {
+    /// As librdkafka calls it.
+    #[cfg(feature = "librdkafka")]
+    pub fn name(self) -> &'static str {
+        match self {
+            CodecOption::None => "none",
+            CodecOption::Gzip => "gzip",
+            CodecOption::Snappy => "snappy",
+            CodecOption::Lz4 => "lz4",
+            CodecOption::Zstd => "zstd",
+        }
+    }
+
     pub fn codec(self) -> Codec {
         match self {
             CodecOption::None => Codec::None,
@@ -252,59 +297,9 @@ impl CodecOption {
     }
 }
 
-/// A number and a unit, which may be missing. `None` if there is no number or it is not finite.
-fn split_unit(text: &str) -> Option<(f64, &str)> {
-    let text = text.trim();
-    let at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let number: f64 = text[..at].parse().ok()?;
-    number.is_finite().then_some((number, text[at..].trim()))
-}
-
-/// 20s, 500ms, 200us, 2m; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 20s, 500ms or 2m");
-    let (number, unit) = split_unit(text).ok_or_else(wrong)?;
-    let seconds = match unit {
-        "us" => number / 1e6,
-        "ms" => number / 1e3,
-        "s" | "" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(wrong()),
-    };
-    // The rounding makes 5ms exactly 5,000,000 ns.
-    let nanos = (seconds * 1e9).round();
-    if nanos > 86_400e9 * 365.0 { Err(wrong()) } else { Ok(Duration::from_nanos(nanos as u64)) }
-}
-
-/// 100, 4KiB, 1MB; at most 1 GiB.
-fn size(text: &str) -> Result<usize, String> {
-    let wrong = || format!("{text:?} is no size such as 100, 4KiB or 1MB, at most 1GiB");
-    let (number, unit) = split_unit(text).ok_or_else(wrong)?;
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "kb" => 1e3,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "mb" => 1e6,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(wrong()),
-    };
-    let bytes = number * factor;
-    if bytes.fract() == 0.0 && bytes <= f64::from(1 << 30) { Ok(bytes as usize) } else { Err(wrong()) }
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(count @ 1..=100_000) => Ok(count),
-        _ => Err(format!("{text:?} is not a number from 1 to 100000")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -312,32 +307,17 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
-        for (text, nanos) in [
-            ("20s", 20_000_000_000),
-            ("5ms", 5_000_000),
-            ("0ms", 0),
-            ("250us", 250_000),
-            ("1.5", 1_500_000_000),
-            ("2m", 120_000_000_000),
-            ("1h", 3_600_000_000_000),
-        ] {
-            assert_eq!(duration(text), Ok(Duration::from_nanos(nanos)), "{text}");
-        }
-        for text in ["", "s", "-1s", "1d", "1 2", "1e9", "9999999h", "..s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in
-            [("100", 100), ("4KiB", 4096), ("1MB", 1_000_000), ("1.5k", 1536), ("1GiB", 1 << 30), ("0", 0)]
+    fn the_effective_value_of_every_option_is_known() {
+        let line = "millrace-bench produce --rate 10k --json --cpus 1,3";
+        let command = Command::parse_all(line.split(' ').map(str::to_owned)).unwrap();
+        let Workload::Produce(options) = command.workload else { panic!("it is produce") };
+        let config = options.run.config;
+        for (option, want) in
+            [("rate", "10k"), ("json", "true"), ("cpus", "1,3"), ("linger", "5ms"), ("no-ceiling", "false")]
         {
-            assert_eq!(size(text), Ok(bytes), "{text}");
+            assert_eq!(config.get(option).map(String::as_str), Some(want), "{option}");
         }
-        for text in ["", "k", "-1", "0.3", "2GiB", "1TB"] {
-            assert!(size(text).is_err(), "{text}");
-        }
+        assert_eq!(config.get("out"), None);
+        assert_eq!(options.records.rate, Some(10_000));
     }
 }

@@ -1,99 +1,117 @@
 //! Workload `produce`: records by an open-loop schedule, latency from the intended time to the acknowledgement.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::error::Error;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use net::StrBytes;
 use net::api::ApiKey;
-use net::batch_build::BatchBuilder;
-use net::client::Answer;
 use net::compression::Codec;
-use net::errors;
-use net::messages;
-use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 
-use crate::batcher::{Batch, Batcher};
+use crate::batcher::BatchLimits;
 use crate::ceiling::Ceiling;
-use crate::clock;
-use crate::connection::{self, Answers, Requests};
-use crate::options::{Acks, ProduceOptions};
-use crate::report::Report;
-use crate::rt;
-use crate::run::{self, Window};
-use crate::schedule::Schedule;
-use crate::setup::{self, Lane};
-use crate::stats::{Live, Tally, histogram};
+use crate::client_cap;
+use crate::options::{Acks, Client, RecordOptions};
+use crate::options_workloads::ProduceOptions;
+use crate::produce_lane;
+use crate::report::{Report, Unit};
+use crate::run::{self, Outcome, Window};
+use crate::setup::{self, Lane, Target};
+use crate::shares::Share;
+use crate::sizes::Sizes;
+use crate::stats::Live;
 
-/// After the end, for what is still unanswered; then it counts as an error.
-const DRAIN: Duration = Duration::from_secs(10);
-/// What the broker may take for one request.
-const REQUEST_TIMEOUT_MS: i32 = 30_000;
-/// What a record adds to its value in a batch: lengths, attributes, deltas, at their usual width.
-const RECORD_OVERHEAD_BYTES: usize = 9;
-/// Batches that are ready together share a request up to this size, or up to one batch if that is larger.
-const REQUEST_BYTES: usize = 1 << 20;
-/// Between two moves of latencies to the live line.
-const PUBLISH_NS: u64 = 250_000_000;
-/// A flush that takes longer was held up by the broker, which does not read.
-const FLUSH_HELD_NS: u64 = 1_000_000;
+/// A letter and ten digits.
+pub const KEY_BYTES: usize = 11;
+/// An intended time, at the begin of a value.
+pub const STAMP_BYTES: usize = 8;
 
-pub fn run(options: &ProduceOptions) -> Result<(), Box<dyn Error>> {
+pub const SHARES: [Share; 4] = [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync];
+
+pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
-    let ceiling = Ceiling::measure(&options.run);
-    let window = Window::new(options.target.warm_up, options.run.duration);
-    let plan = Plan {
-        topic: StrBytes::from_string(options.target.topic.clone()),
-        version: target.version,
-        acks: options.acks,
-        rate: options.rate,
-        connections: target.lanes.len(),
-        in_flight: options.target.in_flight,
-        linger_ns: options.linger.as_nanos() as u64,
-        record_size: options.record_size,
-        batch_bytes: options.batch_size,
-        batch_records: (options.batch_size / (options.record_size + RECORD_OVERHEAD_BYTES)).max(1),
-        codec: options.codec.codec(),
-        values: values(options.record_size),
-        window,
-    };
-    let work = move |index: usize, lane: Lane, live: Arc<Live>| lane_work(plan.clone(), index, lane, live);
-    let outcome = run::drive(options.target.threads, &options.target.cpus, target.lanes, window, work)?;
-    let report = Report::new("produce", outcome, ceiling);
-    report.print(options.run.json);
-    match report.first_error {
-        Some(error) if report.records == 0 => Err(error.into()),
-        _ => Ok(()),
+    let mut ceiling = Ceiling::measure(&options.run);
+    client_cap::measure(options, target.partitions, &mut ceiling);
+    let outcome = load(options, target)?;
+    Ok(Report::new("produce", Unit::Records, outcome, ceiling).against(&SHARES))
+}
+
+/// The load itself, by whichever client the options name.
+pub fn load(options: &ProduceOptions, target: Target) -> Result<Outcome, Box<dyn Error>> {
+    let window = Window::new(options.run.warm_up, options.run.duration);
+    let rate = options.records.rate.unwrap_or(0);
+    let plan = Plan::new(&options.target.topic, &target, &options.records, rate, window);
+    if options.client == Client::Librdkafka {
+        return librdkafka(options, plan);
     }
+    let work =
+        move |index: usize, lane: Lane, live: Arc<Live>| produce_lane::lane_work(plan.clone(), index, lane, live);
+    Ok(run::drive(&options.target.threads, target.lanes, window, work)?)
+}
+
+#[cfg(feature = "librdkafka")]
+fn librdkafka(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+    crate::produce_librdkafka::load(options, plan)
+}
+
+#[cfg(not(feature = "librdkafka"))]
+fn librdkafka(_: &ProduceOptions, _: Plan) -> Result<Outcome, Box<dyn Error>> {
+    Err("--client librdkafka: this build does not have it; build with --features librdkafka".into())
 }
 
 /// What every connection needs to know.
 #[derive(Clone)]
-struct Plan {
-    topic: StrBytes,
-    version: i16,
-    acks: Acks,
-    rate: u64,
-    connections: usize,
-    in_flight: usize,
-    linger_ns: u64,
-    record_size: usize,
-    batch_bytes: usize,
-    batch_records: usize,
-    codec: Codec,
+pub struct Plan {
+    pub topic: StrBytes,
+    pub version: i16,
+    pub acks: Acks,
+    pub rate: u64,
+    pub connections: usize,
+    pub in_flight: usize,
+    pub limits: BatchLimits,
+    pub sizes: Sizes,
+    pub keys: u64,
+    /// Of the topic, whichever connection they belong to.
+    pub partitions: u64,
+    pub codec: Codec,
     /// Values are slices of this.
-    values: Bytes,
-    window: Window,
+    pub values: Bytes,
+    /// Values begin with the time at which they were meant to be sent.
+    pub stamped: bool,
+    pub window: Window,
+}
+
+impl Plan {
+    pub fn new(topic: &str, target: &Target, records: &RecordOptions, rate: u64, window: Window) -> Plan {
+        let key_bytes = if records.keys > 0 { KEY_BYTES } else { 0 };
+        let linger_ns = records.linger.as_nanos() as u64;
+        Plan {
+            topic: StrBytes::from_string(topic.to_owned()),
+            version: target.version,
+            acks: records.acks,
+            rate,
+            connections: target.lanes.len(),
+            in_flight: records.in_flight,
+            limits: BatchLimits { linger_ns, batch_bytes: records.batch_size, key_bytes },
+            sizes: records.record_size.clone(),
+            keys: records.keys,
+            partitions: target.partitions as u64,
+            codec: records.codec.codec(),
+            values: values(records.record_size.max()),
+            stamped: false,
+            window,
+        }
+    }
+
+    /// Has each value begin with its intended time, for a consumer in this process. Records must have room for it.
+    pub fn stamped(mut self) -> Plan {
+        self.stamped = true;
+        self
+    }
 }
 
 /// Text that no codec makes much smaller than to three quarters, long enough that neighbours differ.
-fn values(record_size: usize) -> Bytes {
+pub fn values(record_size: usize) -> Bytes {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let letters = (0..record_size + (1 << 16)).map(|_| {
@@ -105,238 +123,47 @@ fn values(record_size: usize) -> Bytes {
     letters.collect()
 }
 
-/// What the two tasks of a connection share.
-struct Shared {
-    plan: Plan,
-    partitions: Vec<i32>,
-    live: Arc<Live>,
-    /// The batches of each request that is unanswered, oldest first.
-    sent: RefCell<VecDeque<Vec<Batch>>>,
-    results: RefCell<Results>,
-}
-
-struct Results {
-    tally: Tally,
-    recent_ns: Histogram<u64>,
-    published_ns: u64,
-}
-
-impl Shared {
-    /// Counts an acknowledged batch.
-    fn acked(&self, batch: &Batch, now_ns: u64) {
-        let mut results = self.results.borrow_mut();
-        let Results { tally, recent_ns, published_ns } = &mut *results;
-        let count = batch.intended_ns.len() as u64;
-        let size = self.plan.record_size as u64;
-        self.live.count(count, count * size);
-        // Equal times come in runs: as fast as it goes, a whole batch has one.
-        for run in batch.intended_ns.chunk_by(|a, b| a == b) {
-            let (latency_ns, count) = (now_ns.saturating_sub(run[0]).max(1), run.len() as u64);
-            recent_ns.saturating_record_n(latency_ns, count);
-            if run[0] >= self.plan.window.measured_from_ns {
-                tally.latency_ns.saturating_record_n(latency_ns, count);
-                tally.records += count;
-                tally.bytes += count * size;
-                tally.span_ns = tally.span_ns.max(now_ns - self.plan.window.measured_from_ns);
-            }
-        }
-        if now_ns - *published_ns > PUBLISH_NS {
-            *published_ns = now_ns;
-            self.live.publish(recent_ns);
-        }
+/// A key of the partition: those whose number is congruent to the partition's, modulo the partitions, are its own.
+pub fn key(number: u64, partition: u64, plan: &Plan) -> [u8; KEY_BYTES] {
+    let partitions = plan.partitions.min(plan.keys);
+    let place = partition % partitions;
+    let of_partition = (plan.keys - place).div_ceil(partitions);
+    let key = number % of_partition * partitions + place;
+    let mut text = [0; KEY_BYTES];
+    let mut rest = key;
+    for digit in text[1..].iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
     }
-
-    fn failed(&self, records: u64, why: impl FnOnce() -> String) {
-        self.live.errors.fetch_add(records, Ordering::Relaxed);
-        self.results.borrow_mut().tally.fail(records, why);
-    }
-
-    fn request(&self, batches: &[Batch]) -> ProduceRequest {
-        let plan = &self.plan;
-        let timestamp_ms = clock::unix_ms();
-        let room = plan.values.len() - plan.record_size;
-        let partitions = batches.iter().map(|batch| {
-            let mut builder = BatchBuilder::new(plan.codec);
-            for (i, intended_ns) in batch.intended_ns.iter().enumerate() {
-                let at = (*intended_ns as usize / 64 + i * 67) % room;
-                builder.push(timestamp_ms, None, Some(&plan.values[at..at + plan.record_size]));
-            }
-            ProducePartition { index: self.partitions[batch.partition], records: Some(builder.finish()) }
-        });
-        let topic = ProduceTopic { topic: TopicRef::Name(plan.topic.clone()), partitions: partitions.collect() };
-        ProduceRequest {
-            transactional_id: None,
-            acks: plan.acks.code(),
-            timeout_ms: REQUEST_TIMEOUT_MS,
-            topics: vec![topic],
-        }
-    }
-}
-
-async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
-    let (requests, answers) = match connection::open(lane.addr).await {
-        Ok(open) => open,
-        Err(why) => {
-            let mut tally = Tally::default();
-            tally.fail(1, || why);
-            return tally;
-        }
-    };
-    let results = Results { tally: Tally::default(), recent_ns: histogram(), published_ns: 0 };
-    let shared = Rc::new(Shared {
-        plan,
-        partitions: lane.partitions,
-        live,
-        sent: RefCell::default(),
-        results: RefCell::new(results),
-    });
-    let receiver = rt::spawn(receive(answers, shared.clone()));
-    send(requests, &shared, index).await;
-    receiver.join().await;
-    let unanswered: u64 = shared.sent.borrow().iter().flatten().map(|batch| batch.intended_ns.len() as u64).sum();
-    shared.failed(unanswered, || "no answer".to_owned());
-    std::mem::take(&mut shared.results.borrow_mut().tally)
-}
-
-async fn send(mut requests: Requests, shared: &Shared, index: usize) {
-    let plan = &shared.plan;
-    let mut schedule =
-        Schedule::new(plan.window.start_ns, plan.window.duration_ns(), plan.rate, index, plan.connections);
-    let mut batcher = Batcher::new(shared.partitions.len(), plan.linger_ns, plan.batch_records);
-    // The last time at which something other than this client held records up.
-    let mut held_until_ns = plan.window.start_ns;
-    let give_up_ns = plan.window.end_ns + DRAIN.as_nanos() as u64;
-    let broken = loop {
-        let now_ns = clock::now_ns();
-        admit(&mut schedule, &mut batcher, shared, now_ns, held_until_ns);
-        let over = schedule.next_ns(now_ns).is_none();
-        if over {
-            batcher.close();
-        }
-        let sent = send_ready(&mut requests, &mut batcher, shared, now_ns).await;
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(why) => break Some(why),
-        };
-        let after_ns = clock::now_ns();
-        if sent && after_ns - now_ns > FLUSH_HELD_NS {
-            held_until_ns = after_ns;
-        }
-        if requests.broken().is_some() {
-            break requests.broken();
-        }
-        if over && batcher.is_empty() && requests.in_flight() == 0 {
-            break None;
-        }
-        if after_ns >= give_up_ns {
-            break Some(format!("not answered {} s after the end", DRAIN.as_secs()));
-        }
-        if requests.in_flight() >= plan.in_flight {
-            requests.wait(Some(give_up_ns)).await;
-            held_until_ns = clock::now_ns().max(requests.answered_ns());
-            continue;
-        }
-        let wake_ns = [schedule.next_ns(after_ns), batcher.deadline_ns(), Some(give_up_ns)].into_iter().flatten().min();
-        match wake_ns {
-            // Something is due already: let the receiver have its turn and go on.
-            Some(wake_ns) if wake_ns <= after_ns => rt::yield_now().await,
-            wake_ns => requests.wait(wake_ns).await,
-        }
-    };
-    if let Some(why) = broken {
-        // What the schedule asked for and was not sent is not passed over in silence.
-        let unsent = schedule.total().map_or(0, |total| total - schedule.taken()) + batcher.len() as u64;
-        shared.failed(unsent.max(1), || why);
-    }
-    requests.shutdown();
-}
-
-/// Takes what is due, as long as batches that are full can leave: behind them records wait in the schedule, not in memory.
-fn admit(schedule: &mut Schedule, batcher: &mut Batcher, shared: &Shared, now_ns: u64, held_until_ns: u64) {
-    let room = shared.plan.batch_records * shared.partitions.len();
-    let mut results = shared.results.borrow_mut();
-    while batcher.len() < room {
-        let Some(intended_ns) = schedule.take(now_ns) else { break };
-        if shared.plan.rate > 0 && intended_ns >= shared.plan.window.measured_from_ns {
-            let late_ns = now_ns.saturating_sub(intended_ns.max(held_until_ns));
-            results.tally.client_late_ns.saturating_record(late_ns.max(1));
-        }
-        batcher.push(intended_ns);
-    }
-}
-
-/// Sends ready batches while requests may be in flight. Says whether there were any.
-async fn send_ready(
-    requests: &mut Requests,
-    batcher: &mut Batcher,
-    shared: &Shared,
-    now_ns: u64,
-) -> Result<bool, String> {
-    let plan = &shared.plan;
-    let request_records = (REQUEST_BYTES.max(plan.batch_bytes) / (plan.record_size + RECORD_OVERHEAD_BYTES)).max(1);
-    let mut any = false;
-    while requests.in_flight() < plan.in_flight {
-        let mut batches: Vec<Batch> = Vec::new();
-        let mut records = 0;
-        while records < request_records
-            && let Some(batch) = batcher.take_ready(now_ns, |p| batches.iter().all(|batch| batch.partition != p))
-        {
-            records += batch.intended_ns.len();
-            batches.push(batch);
-        }
-        if batches.is_empty() {
-            break;
-        }
-        any = true;
-        requests.push(plan.version, &shared.request(&batches).into())?;
-        shared.results.borrow_mut().tally.requests += 1;
-        if plan.acks == Acks::None {
-            requests.flush().await?;
-            let now_ns = clock::now_ns();
-            batches.iter().for_each(|batch| shared.acked(batch, now_ns));
-            continue;
-        }
-        shared.sent.borrow_mut().push_back(batches);
-        requests.flush().await?;
-    }
-    Ok(any)
-}
-
-async fn receive(mut answers: Answers, shared: Rc<Shared>) {
-    while let Some(answer) = answers.next().await {
-        let now_ns = clock::now_ns();
-        let batches = shared.sent.borrow_mut().pop_front().expect("the codec matches answers to requests");
-        if let Err(why) = count(&shared, answer, &batches, now_ns) {
-            answers.end(why);
-            return;
-        }
-        answers.done(now_ns);
-    }
-}
-
-fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Result<(), String> {
-    let response = answer.decode::<messages::ProduceRequest>().map_err(|e| e.to_string())?;
-    let partitions: Vec<_> = response.responses.iter().flat_map(|topic| &topic.partition_responses).collect();
-    for batch in batches {
-        let index = shared.partitions[batch.partition];
-        let records = batch.intended_ns.len() as u64;
-        match partitions.iter().find(|partition| partition.index == index) {
-            None => shared.failed(records, || format!("the answer lacks partition {index}")),
-            Some(partition) => match errors::check(partition.error_code) {
-                Ok(()) => shared.acked(batch, now_ns),
-                Err(error) => shared.failed(records, || {
-                    let message = partition.error_message.as_ref().map_or("", |message| message.as_str());
-                    format!("partition {index}: {error} {message}").trim_end().to_owned()
-                }),
-            },
-        }
-    }
-    Ok(())
+    text[0] = b'k';
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batcher::RECORD_OVERHEAD_BYTES;
+    use net::batch_build::BatchBuilder;
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    fn plan(keys: u64, partitions: i32) -> Plan {
+        let line = format!("millrace-bench produce --keys {keys}");
+        let command = crate::options::Command::parse_all(line.split(' ').map(str::to_owned)).unwrap();
+        let crate::options::Workload::Produce(options) = command.workload else { panic!("it is produce") };
+        let target = Target { lanes: Vec::new(), partitions, version: 12 };
+        Plan::new("t", &target, &options.records, 0, Window::new(Duration::ZERO, Duration::ZERO))
+    }
+
+    #[test]
+    fn each_key_belongs_to_one_partition_and_all_are_used() {
+        let plan = plan(10, 4);
+        let keys = |partition| -> HashSet<[u8; KEY_BYTES]> { (0..100).map(|n| key(n, partition, &plan)).collect() };
+        let all: Vec<HashSet<_>> = (0..4).map(keys).collect();
+        assert_eq!(all.iter().map(HashSet::len).collect::<Vec<_>>(), [3, 3, 2, 2]);
+        assert_eq!(all.iter().flatten().collect::<HashSet<_>>().len(), 10);
+        assert_eq!(key(0, 3, &plan), *b"k0000000003");
+    }
 
     #[test]
     fn the_overhead_of_a_record_is_what_batches_show() {

@@ -11,6 +11,8 @@ use std::time::Duration;
 use glommio::timer::Timer;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
+use crate::clock;
+
 /// Registered I/O memory per thread, in bytes. Small: locked memory is scarce by default, and sockets here need none.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
@@ -59,6 +61,14 @@ impl<T> Task<T> {
 /// Lets other tasks of this thread run.
 pub async fn yield_now() {
     glommio::executor().yield_now().await;
+}
+
+/// Waits until a time of the monotonic clock.
+pub async fn sleep_until(time_ns: u64) {
+    let left_ns = time_ns.saturating_sub(clock::now_ns());
+    if left_ns > 0 {
+        Timer::new(Duration::from_nanos(left_ns)).await;
+    }
 }
 
 /// `None` if the future has not ended within `limit`; it is dropped then.

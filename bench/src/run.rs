@@ -7,7 +7,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock;
+use crate::environment;
+use crate::load::CpuTimes;
+use crate::options::ThreadOptions;
 use crate::report::with_commas;
 use crate::rt;
 use crate::setup::Lane;
@@ -15,8 +20,12 @@ use crate::stats::{Live, Tally, histogram, quantile_ms};
 
 /// From the start of the threads to the first record: time to connect.
 const LEAD: Duration = Duration::from_millis(200);
-/// Between two updates of the live line.
-const UPDATE: Duration = Duration::from_secs(1);
+/// Between two samples of what goes on: a fortieth of the run, within these.
+const SAMPLE_MIN: Duration = Duration::from_millis(250);
+const SAMPLE_MAX: Duration = Duration::from_secs(1);
+/// Between two live lines, on a terminal and elsewhere.
+const LINE_ON_TERMINAL_NS: u64 = 1_000_000_000;
+const LINE_NS: u64 = 5_000_000_000;
 
 /// When a run begins, when it is measured from, and when it ends.
 #[derive(Debug, Clone, Copy)]
@@ -38,17 +47,33 @@ impl Window {
     }
 }
 
-/// What a run found, and how busy its busiest thread was.
+/// What was seen between two moments of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The later moment, from the run's begin, warm-up included.
+    pub seconds: f64,
+    pub per_s: f64,
+    pub mb_per_s: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    /// Since the begin.
+    pub errors: u64,
+    /// The busy share of each CPU of the machine, 0 to 1.
+    pub cpus: Vec<f64>,
+}
+
+/// What a run found, how busy its busiest thread was, and how it went over time.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub tally: Tally,
     pub thread_cpu_share_max: f64,
+    pub series: Vec<Sample>,
 }
 
 /// Runs one future per lane, spread over the threads; shows progress until all have ended.
 pub fn drive<F>(
-    threads: usize,
-    cpus: &[usize],
+    options: &ThreadOptions,
     lanes: Vec<Lane>,
     window: Window,
     work: impl Fn(usize, Lane, Arc<Live>) -> F + Clone + Send + 'static,
@@ -56,7 +81,8 @@ pub fn drive<F>(
 where
     F: Future<Output = Tally> + 'static,
 {
-    let thread_count = threads.min(lanes.len());
+    check_cpus(options)?;
+    let thread_count = options.threads.min(lanes.len());
     let lives: Vec<Arc<Live>> = (0..thread_count).map(|_| Arc::default()).collect();
     let mut shares: Vec<Vec<(usize, Lane)>> = vec![Vec::new(); thread_count];
     for (index, lane) in lanes.into_iter().enumerate() {
@@ -66,67 +92,136 @@ where
     let mut threads = Vec::new();
     for (thread, share) in shares.into_iter().enumerate() {
         let (live, work, ended) = (lives[thread].clone(), work.clone(), ended.clone());
-        let cpu = cpus.get(thread % cpus.len().max(1)).copied();
+        let cpu = options.cpus.get(thread % options.cpus.len().max(1)).copied();
         threads.push(rt::spawn_thread(&format!("load-{thread}"), cpu, move || async move {
             // Dropped when the thread's work is done, or has panicked.
             let _ended = ended;
-            let cpu_ns = clock::thread_cpu_ns();
+            let (begin_ns, cpu_ns) = (clock::now_ns(), clock::thread_cpu_ns());
             let tasks: Vec<_> = share.into_iter().map(|(i, lane)| rt::spawn(work(i, lane, live.clone()))).collect();
             let mut tally = Tally::default();
             for task in tasks {
                 tally.add(task.join().await);
             }
             tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-            tally
+            (tally, clock::now_ns().saturating_sub(begin_ns.max(window.start_ns)))
         })?);
     }
     drop(ended);
-    show_until(&all_ended, &lives, window);
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { series: watch(&all_ended, &lives, window), ..Outcome::default() };
     for thread in threads {
-        let tally = thread.join()?;
-        // The CPU time is that of the whole thread, the span only the measured part: at most a slight overstatement.
-        let wall_ns = (tally.span_ns + (window.measured_from_ns - window.start_ns)).max(1);
-        outcome.thread_cpu_share_max = outcome.thread_cpu_share_max.max(tally.cpu_ns as f64 / wall_ns as f64);
+        let (tally, wall_ns) = thread.join()?;
+        let share = tally.cpu_ns as f64 / wall_ns.max(1) as f64;
+        outcome.thread_cpu_share_max = outcome.thread_cpu_share_max.max(share);
         outcome.tally.add(tally);
     }
     Ok(outcome)
 }
 
-/// The live line on standard error: overwritten on a terminal, else one line every few seconds.
-fn show_until(ended: &mpsc::Receiver<()>, lives: &[Arc<Live>], window: Window) {
-    let terminal = io::stderr().is_terminal();
-    let (mut before, mut before_ns, mut updates) = ((0, 0), clock::now_ns(), 0u64);
-    while ended.recv_timeout(UPDATE) == Err(RecvTimeoutError::Timeout) {
+/// Refuses CPUs that this process may not use.
+pub fn check_cpus(options: &ThreadOptions) -> io::Result<()> {
+    let allowed = environment::allowed_cpu_numbers();
+    match options.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        None => Ok(()),
+        Some(cpu) => Err(io::Error::other(format!("--cpus {cpu}: this process may run on {allowed:?} only"))),
+    }
+}
+
+/// Takes samples until the threads have ended, and shows them.
+pub fn watch(ended: &mpsc::Receiver<()>, lives: &[Arc<Live>], window: Window) -> Vec<Sample> {
+    let every = (Duration::from_nanos(window.duration_ns()) / 40).clamp(SAMPLE_MIN, SAMPLE_MAX);
+    let mut line = Line::new();
+    let mut sampler = Sampler::new(window);
+    let mut series = Vec::new();
+    while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        let sample = sampler.sample(lives);
+        // Threads that still wait for answers after the end have nothing more to show.
+        if clock::now_ns() <= window.end_ns {
+            line.show(&sample, window);
+            series.push(sample);
+        }
+    }
+    line.end();
+    series
+}
+
+struct Sampler {
+    window: Window,
+    before: (u64, u64),
+    before_ns: u64,
+    cpu_times: CpuTimes,
+}
+
+impl Sampler {
+    fn new(window: Window) -> Sampler {
+        Sampler { window, before: (0, 0), before_ns: clock::now_ns(), cpu_times: CpuTimes::now() }
+    }
+
+    fn sample(&mut self, lives: &[Arc<Live>]) -> Sample {
         let sum = |field: fn(&Live) -> u64| lives.iter().map(|live| field(live)).sum::<u64>();
         let records = sum(|live| live.records.load(Ordering::Relaxed));
         let bytes = sum(|live| live.bytes.load(Ordering::Relaxed));
-        let errors = sum(|live| live.errors.load(Ordering::Relaxed));
         let mut recent = histogram();
         for taken in lives.iter().filter_map(|live| live.take()) {
             recent.add(&taken).expect("all have the same bounds");
         }
         let now_ns = clock::now_ns();
-        let seconds = (now_ns - before_ns) as f64 / 1e9;
+        let seconds = (now_ns - self.before_ns) as f64 / 1e9;
+        let cpu_times = CpuTimes::now();
+        let sample = Sample {
+            seconds: now_ns.saturating_sub(self.window.start_ns) as f64 / 1e9,
+            per_s: (records - self.before.0) as f64 / seconds,
+            mb_per_s: (bytes - self.before.1) as f64 / seconds / 1e6,
+            p50_ms: quantile_ms(&recent, 0.5),
+            p99_ms: quantile_ms(&recent, 0.99),
+            max_ms: quantile_ms(&recent, 1.0),
+            errors: sum(|live| live.errors.load(Ordering::Relaxed)),
+            cpus: cpu_times.busy_since(&self.cpu_times),
+        };
+        (self.before, self.before_ns, self.cpu_times) = ((records, bytes), now_ns, cpu_times);
+        sample
+    }
+}
+
+/// The live line on standard error: overwritten on a terminal, else one line every few seconds.
+struct Line {
+    on_terminal: bool,
+    shown_ns: u64,
+    any: bool,
+}
+
+impl Line {
+    fn new() -> Line {
+        Line { on_terminal: io::stderr().is_terminal(), shown_ns: clock::now_ns(), any: false }
+    }
+
+    fn show(&mut self, sample: &Sample, window: Window) {
+        let now_ns = clock::now_ns();
+        if now_ns - self.shown_ns < if self.on_terminal { LINE_ON_TERMINAL_NS } else { LINE_NS } {
+            return;
+        }
+        (self.shown_ns, self.any) = (now_ns, true);
         let line = format!(
-            "{:>4} s{}  {:>11} records/s  {:>8.1} MB/s  p50 {:.3} ms  p99 {:.3} ms  max {:.3} ms  errors {errors}",
-            now_ns.saturating_sub(window.start_ns) / 1_000_000_000,
+            "{:>4.0} s{}  {:>11}/s  {:>8.1} MB/s  p50 {:.3} ms  p99 {:.3} ms  max {:.3} ms  errors {}",
+            sample.seconds,
             if now_ns < window.measured_from_ns { " (warm-up)" } else { "" },
-            with_commas(((records - before.0) as f64 / seconds) as u64),
-            (bytes - before.1) as f64 / seconds / 1e6,
-            quantile_ms(&recent, 0.5),
-            quantile_ms(&recent, 0.99),
-            quantile_ms(&recent, 1.0),
+            with_commas(sample.per_s as u64),
+            sample.mb_per_s,
+            sample.p50_ms,
+            sample.p99_ms,
+            sample.max_ms,
+            sample.errors,
         );
-        (before, before_ns, updates) = ((records, bytes), now_ns, updates + 1);
-        if terminal {
+        if self.on_terminal {
             eprint!("\r\x1b[K{line}");
             _ = io::stderr().flush();
-        } else if updates.is_multiple_of(5) {
+        } else {
             eprintln!("{line}");
         }
     }
-    if terminal && updates > 0 {
-        eprintln!();
+
+    fn end(&self) {
+        if self.on_terminal && self.any {
+            eprintln!();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Before the load starts: find or create the topic, and learn who leads what. Blocking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -39,19 +39,38 @@ pub enum SetupError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     pub addr: SocketAddr,
+    /// Or other numbered things that a broker is responsible for.
     pub partitions: Vec<i32>,
 }
 
 #[derive(Debug)]
 pub struct Target {
     pub lanes: Vec<Lane>,
+    pub partitions: i32,
     /// The version of the API that the workload uses, one that names topics.
     pub version: i16,
 }
 
+impl Target {
+    /// The connections with each partition at one of them only: what is read twice tells nothing new.
+    pub fn readers(&self) -> Vec<Lane> {
+        let mut seen = HashSet::new();
+        let reader = |lane: &Lane| {
+            let partitions: Vec<i32> = lane.partitions.iter().copied().filter(|p| seen.insert(*p)).collect();
+            (!partitions.is_empty()).then_some(Lane { addr: lane.addr, partitions })
+        };
+        self.lanes.iter().filter_map(reader).collect()
+    }
+}
+
+/// A connection for set-up.
+pub fn connect(bootstrap: &str) -> Result<Client, ClientError> {
+    Client::connect(bootstrap, "millrace-bench", PATIENCE)
+}
+
 /// Makes sure that the topic is there with a leader for every partition, and divides the partitions over connections.
 pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupError> {
-    let mut client = Client::connect(&options.bootstrap, "millrace-bench", PATIENCE)?;
+    let mut client = connect(&options.bootstrap)?;
     let version = client.version(api)?.min(TOPIC_NAME_TO);
     let give_up = Instant::now() + PATIENCE;
     let mut created = false;
@@ -78,8 +97,8 @@ pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupErro
         }
         match leaders(&metadata) {
             Some(leaders) => {
-                let lanes = lanes(&resolve(&metadata, leaders)?, options.connections)?;
-                return Ok(Target { lanes, version });
+                let lanes = lanes(&resolve(&metadata, leaders)?, options.threads.connections)?;
+                return Ok(Target { lanes, partitions: has, version });
             }
             None if Instant::now() < give_up => std::thread::sleep(ASK_AGAIN),
             None => return Err(SetupError::NoLeader { topic: options.topic.clone() }),
@@ -135,9 +154,10 @@ fn resolve(metadata: &MetadataResponse, leaders: BTreeMap<i32, Vec<i32>>) -> Res
     Ok(lanes)
 }
 
-/// Connections in turn to the leaders, each leader's partitions in turn to its connections. A leader with more connections
+/// So many connections, or one for each leader: connections in turn to the leaders, each leader's partitions in turn to its connections. A leader with more connections
 /// than partitions shares partitions among them.
-fn lanes(leaders: &[Lane], connections: usize) -> Result<Vec<Lane>, SetupError> {
+pub fn lanes(leaders: &[Lane], connections: Option<usize>) -> Result<Vec<Lane>, SetupError> {
+    let connections = connections.unwrap_or(leaders.len());
     if connections < leaders.len() {
         return Err(SetupError::TooFewConnections { connections, leaders: leaders.len() });
     }
@@ -169,7 +189,7 @@ mod tests {
         for connections in 2..=9 {
             let leaders = [leader(1, 0..5), leader(2, 5..9)];
             let mut seen: Vec<(u16, i32)> = Vec::new();
-            for lane in lanes(&leaders, connections).unwrap() {
+            for lane in lanes(&leaders, Some(connections)).unwrap() {
                 assert!(!lane.partitions.is_empty(), "{connections} connections");
                 seen.extend(lane.partitions.iter().map(|p| (lane.addr.port(), *p)));
             }
@@ -182,14 +202,24 @@ mod tests {
 
     #[test]
     fn more_connections_than_partitions_share_them_evenly() {
-        let lanes = lanes(&[leader(1, 0..2)], 6).unwrap();
+        let lanes = lanes(&[leader(1, 0..2)], Some(6)).unwrap();
         let on = |partition| lanes.iter().filter(|lane| lane.partitions == [partition]).count();
         assert_eq!((on(0), on(1)), (3, 3));
+        assert_eq!(super::lanes(&[leader(1, 0..2), leader(2, 2..4)], None).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn readers_share_nothing() {
+        let lanes = lanes(&[leader(1, 0..2), leader(2, 2..3)], Some(6)).unwrap();
+        let target = Target { lanes, partitions: 3, version: 12 };
+        let mut partitions: Vec<i32> = target.readers().into_iter().flat_map(|lane| lane.partitions).collect();
+        partitions.sort_unstable();
+        assert_eq!(partitions, [0, 1, 2]);
     }
 
     #[test]
     fn a_leader_without_a_connection_is_refused() {
-        let refused = lanes(&[leader(1, 0..1), leader(2, 1..2)], 1).unwrap_err();
+        let refused = lanes(&[leader(1, 0..1), leader(2, 1..2)], Some(1)).unwrap_err();
         assert_eq!(refused.to_string(), "1 connections for 2 leaders; give at least one each by --connections");
     }
 }

@@ -1,0 +1,44 @@
+//! Where the broker's program is: named, built from this source tree, or beside the harness.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Finds the program `millrace`. Within the source tree that the harness was built from, it is brought up to date first, so
+/// that what is measured is what is there.
+pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
+    if let Some(path) = named {
+        let found = path.canonicalize();
+        return found.map_err(|e| format!("{}: {e}; --binary names the program millrace", path.display()).into());
+    }
+    let own = std::env::current_exe()?;
+    let beside = own.with_file_name("millrace");
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|tree| is_within(&own, tree));
+    if let Some(tree) = tree {
+        eprintln!("cargo build --release -p engine");
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--release", "--quiet", "-p", "engine"]).current_dir(tree).stdin(Stdio::null());
+        // Beside this program, wherever that was built.
+        let target = beside.parent().and_then(Path::parent);
+        build.envs(target.map(|target| ("CARGO_TARGET_DIR", target)));
+        match build.status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(format!("cargo build --release -p engine in {}: {status}", tree.display()).into()),
+            Err(e) if beside.exists() => eprintln!("cargo can't be run ({e}); taking {} as it is", beside.display()),
+            Err(e) => return Err(format!("cargo can't be run: {e}; name the broker's program by --binary").into()),
+        }
+    }
+    if beside.exists() {
+        return Ok(beside);
+    }
+    let at = beside.display();
+    Err(format!("there is no {at}; build it by `cargo build --release -p engine`, or name it by --binary").into())
+}
+
+/// A release build of the tree: DIR/release/millrace-bench where the tree, or a target folder of its, is DIR.
+fn is_within(own: &Path, tree: &Path) -> bool {
+    let in_release = own.parent().is_some_and(|dir| dir.ends_with("release"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let in_target = target.is_some_and(|target| target.canonicalize().is_ok_and(|target| own.starts_with(target)));
+    in_release && tree.join("Cargo.toml").exists() && (own.starts_with(tree) || in_target)
+}

@@ -1,0 +1,80 @@
+//! A run's figures as shares and multiples of what the machine allows, since machines differ.
+
+use std::collections::BTreeMap;
+
+use crate::report::Report;
+
+/// One figure beside one ceiling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Throughput beside what the same client gets from a broker that does nothing.
+    ClientCap,
+    /// Bytes beside the disk's sequential durable writes.
+    DiskWrite,
+    /// Bytes beside the disk's sequential reads.
+    DiskRead,
+    /// Bytes beside what loopback carries.
+    LoopbackBytes,
+    /// Latency as a multiple of one durable block.
+    WriteSync,
+    /// Latency as a multiple of one loopback round trip.
+    LoopbackRoundTrip,
+}
+
+/// Shares are named `…_share_of_…` and lie between 0 and 1, multiples `…_times_…`. What was not measured has none.
+pub fn of(report: &Report, wanted: &[Share]) -> BTreeMap<String, f64> {
+    let ceiling = &report.ceiling;
+    let mut shares = BTreeMap::new();
+    let mut put = |name: &str, value: f64, of: Option<f64>| {
+        if let Some(of) = of.filter(|of| *of > 0.0) {
+            shares.insert(name.to_owned(), value / of);
+        }
+    };
+    for share in wanted {
+        match share {
+            Share::ClientCap => {
+                put("rate_share_of_client_cap", report.per_s(), ceiling.client_cap_per_s);
+                put("p99_times_client_cap_p99", report.p99_ms, ceiling.client_cap_p99_ms);
+            }
+            Share::DiskWrite => put("mb_share_of_disk_write", report.mb_per_s, ceiling.raw_write_mb_per_s),
+            Share::DiskRead => put("mb_share_of_disk_read", report.mb_per_s, ceiling.raw_read_mb_per_s),
+            Share::LoopbackBytes => put("mb_share_of_loopback", report.mb_per_s, ceiling.loopback_mb_per_s),
+            Share::WriteSync => {
+                put("p50_times_raw_write_sync_p50", report.p50_ms, ceiling.raw_write_sync_p50_ms);
+                put("p99_times_raw_write_sync_p99", report.p99_ms, ceiling.raw_write_sync_p99_ms);
+            }
+            Share::LoopbackRoundTrip => {
+                put("p50_times_loopback_p50", report.p50_ms, ceiling.loopback_p50_ms);
+                put("p99_times_loopback_p99", report.p99_ms, ceiling.loopback_p99_ms);
+            }
+        }
+    }
+    shares
+}
+
+/// A share in percent, a multiple as such.
+pub fn written(name: &str, value: f64) -> String {
+    if name.contains("_share_of_") { format!("{:.1} %", value * 100.0) } else { format!("{value:.2}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ceiling::Ceiling;
+
+    #[test]
+    fn only_what_was_measured_has_a_share() {
+        let ceiling = Ceiling {
+            raw_write_sync_p50_ms: Some(0.5),
+            raw_write_mb_per_s: Some(200.0),
+            loopback_p50_ms: Some(0.0),
+            ..Ceiling::default()
+        };
+        let report = Report { mb_per_s: 50.0, p50_ms: 2.0, ceiling, ..Report::default() };
+        let all = [Share::ClientCap, Share::DiskWrite, Share::WriteSync, Share::LoopbackRoundTrip];
+        let want = [("mb_share_of_disk_write".to_owned(), 0.25), ("p50_times_raw_write_sync_p50".to_owned(), 4.0)];
+        assert_eq!(of(&report, &all), BTreeMap::from(want));
+        assert_eq!(written("mb_share_of_disk_write", 0.25), "25.0 %");
+        assert_eq!(written("p50_times_raw_write_sync_p50", 4.0), "4.00");
+    }
+}
