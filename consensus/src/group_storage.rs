@@ -236,10 +236,13 @@ impl Storage for GroupStorage {
 
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         // One below what is compacted would leave a hole behind it.
-        let usable = |(at, _): &&(Position, ConfState)| {
-            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted)
+        let is_member = |members: &ConfState| members.voters.contains(&to) || members.learners.contains(&to);
+        let usable = |(at, members): &(Position, ConfState)| {
+            // Who is on its way out of a joint configuration can't be a learner of it.
+            let may_be_taken_in = is_member(members) || !members.voters_outgoing.contains(&to);
+            at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && may_be_taken_in
         };
-        let Some((at, mut conf_state)) = self.snapshot.clone().filter(|snapshot| usable(&snapshot)) else {
+        let Some((at, mut conf_state)) = self.snapshot.clone().filter(usable) else {
             self.snapshot_wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
@@ -249,7 +252,7 @@ impl Storage for GroupStorage {
         metadata.term = at.term;
         // A peer takes none in which it is no member. One that became a member behind it is taken in as a learner already: the entry that
         // makes it one follows, and changes nothing then.
-        if !conf_state.voters.contains(&to) && !conf_state.learners.contains(&to) {
+        if !is_member(&conf_state) {
             conf_state.learners.push(to);
         }
         metadata.set_conf_state(conf_state);
