@@ -64,8 +64,7 @@ async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let file = shared.disk.open(&path, OpenMode::CreateNew).await?;
-    let mut zeros = Chunk::new(PIECE as usize);
-    zeros.advance(PIECE as usize);
+    let zeros = Chunk::zeros(PIECE as usize);
     for at in (0..bytes).step_by(PIECE as usize) {
         file.write(at, zeros.frozen(0, PIECE as usize), Durability::Cached).await?;
     }

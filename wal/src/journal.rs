@@ -488,8 +488,7 @@ async fn resize<D: Disk>(
     }
     // The names that were found may be in caches only.
     disk.sync_dir(dir).await.map_err(named(dir))?;
-    let mut zeros = Chunk::new(config.write_bytes_max);
-    zeros.advance(config.write_bytes_max);
+    let zeros = Chunk::zeros(config.write_bytes_max);
     while (files.len() as u32) < config.segments {
         let slot = files.len() as u32;
         files.push(make_file(disk, dir, slot, config.segment_bytes, &zeros).await?);

@@ -18,8 +18,10 @@
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
 pub mod buf;
+mod buf_pool;
 pub mod checkpoint;
 mod checkpoint_reserve;
+mod crc;
 pub mod disk;
 pub mod disk_glommio;
 #[cfg(feature = "rio")]

@@ -58,6 +58,8 @@ pub struct Held {
     /// Its place among the offsets, also if it has no batch.
     pub base_offset: u64,
     pub entry: Entry,
+    /// The payload's CRC-32C, 0 without one.
+    pub payload_crc: u32,
 }
 
 impl Held {
@@ -155,15 +157,15 @@ impl Log {
         }
     }
 
-    /// Adds the next entry, whose payload is the ring's memory.
-    pub fn append(&mut self, entry: Entry, start: LogPos, end: LogPos) {
+    /// Adds the next entry, whose payload is the ring's memory and has this CRC.
+    pub fn append(&mut self, entry: Entry, payload_crc: u32, start: LogPos, end: LogPos) {
         assert_eq!(entry.index, self.end.index + 1, "group {}: entries come without holes", self.id.0);
         if let Some((span, _)) = &entry.payload {
             assert_eq!(span.base_offset, self.end.offset, "group {}: offsets come without holes", self.id.0);
         }
         assert!(self.held.back().is_none_or(|last| last.end <= start), "positions in the ring ascend");
         self.terms.push(entry.index, entry.term, self.end.offset);
-        let held = Held { start, end, base_offset: self.end.offset, entry };
+        let held = Held { start, end, base_offset: self.end.offset, entry, payload_crc };
         self.end = Mark { index: held.entry.index, term: held.entry.term, offset: held.end_offset() };
         self.held.push_back(held);
     }

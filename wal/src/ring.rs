@@ -10,8 +10,9 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
+    crc,
     record::{GroupId, HardState},
-    ring_format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc},
+    ring_format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc_seed},
     store::{LogPos, StoreConfig},
 };
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use std::collections::VecDeque;
 
 /// Writes are staged in chunks of this size unless the configuration says otherwise.
 const WRITE_BYTES_MAX: usize = 1 << 20;
+/// A chunk has room for so many of the largest writes: memory in huge pages (`buf_pool`).
+const WRITES_A_CHUNK: usize = 2;
 /// A ring has at least this many segments: one being written, one whose flush is under way, and two free ones, so that the largest
 /// record can always be staged once a flush is done.
 pub const SEGMENTS_MIN: u32 = 4;
@@ -123,18 +126,18 @@ struct Place {
 /// A write that records are still added to, or that waits for its turn.
 struct Open {
     chunk: Chunk,
-    /// Where the write begins in its chunk.
-    start: usize,
     place: Place,
-    /// The write's size at most: what is left of its chunk and of its segment.
+    /// The write's size at most: what its chunk and its segment have room for.
     bytes_max: usize,
     count: u32,
+    /// Of the records so far.
+    body_crc: u32,
     clean: bool,
 }
 
 impl Open {
     fn len(&self) -> usize {
-        self.chunk.len() - self.start
+        self.chunk.len()
     }
 
     /// The end of its last record.
@@ -145,6 +148,13 @@ impl Open {
     fn padded_end(&self) -> LogPos {
         LogPos(self.place.pos.0 + block_ceil(self.len()) as u64)
     }
+}
+
+/// A payload that was staged, in the ring's memory.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    pub bytes: Bytes,
+    pub crc: u32,
 }
 
 /// A write for the disk.
@@ -190,7 +200,7 @@ pub struct Ring {
     /// Full, waiting for their turn.
     queue: VecDeque<Open>,
     open: Option<Open>,
-    /// What the last write left of its chunk.
+    /// What the last write that is closed left of its chunk.
     spare: Option<Chunk>,
     /// The end of the write that is handed out.
     in_flight: Option<LogPos>,
@@ -227,7 +237,7 @@ impl Ring {
         group: GroupId,
         hard_state: HardState,
         record: Record<'_>,
-    ) -> Result<(LogPos, Option<Bytes>), Refused> {
+    ) -> Result<(LogPos, Option<Payload>), Refused> {
         self.append_with_head(group, hard_state, record, &[])
     }
 
@@ -239,28 +249,30 @@ impl Ring {
         hard_state: HardState,
         record: Record<'_>,
         head: &[u8],
-    ) -> Result<(LogPos, Option<Bytes>), Refused> {
+    ) -> Result<(LogPos, Option<Payload>), Refused> {
         let bytes = record.bytes();
         let fits = self.open.as_ref().is_some_and(|open| open.len() + bytes <= open.bytes_max);
         let open = if fits { self.open.as_mut().expect("looked just now") } else { self.begin(bytes, MARK_BYTES)? };
         let at = open.chunk.len();
         let space = open.chunk.space(bytes);
         record.encode(space, group, hard_state);
-        if let Record::Entry { entry } = record {
-            let payload_bytes = entry.payload.as_ref().map_or(0, |(_, payload)| payload.len());
-            assert!(head.len() <= payload_bytes, "a head lies within its payload");
-            space[ENTRY_BYTES + entry.data.len()..][..head.len()].copy_from_slice(head);
-        }
+        let Some((from, len)) = record.payload_place() else {
+            assert!(head.is_empty(), "only a payload has a head");
+            open.body_crc = crc32c::crc32c_append(open.body_crc, space);
+            open.chunk.advance(bytes);
+            open.count += 1;
+            return Ok((open.end(), None));
+        };
+        let (before, rest) = space.split_at_mut(from);
+        let (payload, padding) = rest.split_at_mut(len);
+        payload[..head.len()].copy_from_slice(head);
+        // While the copy is in the CPU's cache.
+        let crc = crc32c::crc32c(payload);
+        open.body_crc = crc::append_known(crc32c::crc32c_append(open.body_crc, before), payload, crc);
+        open.body_crc = crc32c::crc32c_append(open.body_crc, padding);
         open.chunk.advance(bytes);
         open.count += 1;
-        let payload = match record {
-            Record::Entry { entry } => entry
-                .payload
-                .as_ref()
-                .map(|(_, payload)| open.chunk.frozen(at + ENTRY_BYTES + entry.data.len(), payload.len())),
-            _ => None,
-        };
-        Ok((open.end(), payload))
+        Ok((open.end(), Some(Payload { bytes: open.chunk.frozen(at + from, len), crc })))
     }
 
     /// Stages the mark of a clean shutdown, which also raises the durable mark on the disk to the end.
@@ -293,17 +305,19 @@ impl Ring {
         let current = self.live.back().expect("a segment was begun");
         let place = Place { slot: current.slot, segment: current.number, pos: self.next, previous_end: self.end };
         let chunk = match self.spare.take() {
-            Some(chunk) if chunk.remaining() >= need => chunk,
-            _ => Chunk::new(need.max(self.config.write_bytes_max)),
+            Some(chunk) if chunk.remaining() >= need.max(self.config.write_bytes_max / 16) => chunk,
+            _ => Chunk::new(need.max(self.config.write_bytes_max * WRITES_A_CHUNK)),
         };
         let room = self.segment_room() - if self.free.is_empty() { spared } else { 0 };
-        let bytes_max = chunk.remaining().min(usize::try_from(room).unwrap_or(usize::MAX));
-        let mut open = Open { start: chunk.len(), chunk, place, bytes_max, count: 0, clean: false };
+        let most = chunk.remaining().min(need.max(self.config.write_bytes_max));
+        let bytes_max = most.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let mut open = Open { chunk, place, bytes_max, count: 0, body_crc: body_crc_seed(place.segment), clean: false };
         open.chunk.push(&[0; HEADER_BYTES]);
         Ok(self.open.insert(open))
     }
 
-    fn enqueue(&mut self, full: Open) {
+    fn enqueue(&mut self, mut full: Open) {
+        self.spare = full.chunk.split_rest();
         self.end = full.padded_end();
         self.next = self.end;
         self.queue.push_back(full);
@@ -320,8 +334,7 @@ impl Ring {
             self.enqueue(open);
         }
         let mut full = self.queue.pop_front()?;
-        let Open { start, place, count, clean, .. } = full;
-        let body = full.chunk.frozen(start + HEADER_BYTES, full.len() - HEADER_BYTES);
+        let Open { place, count, body_crc, clean, .. } = full;
         let header = WriteHeader {
             ring_id: self.ring_id,
             epoch: self.epoch,
@@ -330,21 +343,17 @@ impl Ring {
             previous_end: place.previous_end,
             durable: self.durable.min(place.previous_end),
             freed: self.freed(),
-            length: u32::try_from(body.len()).expect("a segment is shorter than 4 GiB"),
+            length: u32::try_from(full.len() - HEADER_BYTES).expect("a segment is shorter than 4 GiB"),
             count,
-            body_crc: body_crc(place.segment, &body),
+            body_crc,
             clean,
         };
-        drop(body);
-        // SAFETY: `Bytes` were only made of the records behind the header (and of `body`, which is gone).
-        unsafe { full.chunk.patch(start, &header.encode()) };
+        // SAFETY: `Bytes` were only made of the records behind the header.
+        unsafe { full.chunk.patch(0, &header.encode()) };
         full.chunk.pad_to_block();
-        let data = full.chunk.frozen(start, full.len());
+        let data = full.chunk.frozen(0, full.len());
         assert_eq!(data.len() as u64, header.write_bytes(), "a write is as long as its header says");
         self.in_flight = Some(header.end());
-        if full.chunk.remaining() > 0 && self.open.is_none() {
-            self.spare = Some(full.chunk);
-        }
         let offset = place.pos.0 - place.segment * self.config.segment_bytes;
         Some(Write { slot: place.slot, offset, data, end: header.end(), records: count })
     }

@@ -184,7 +184,12 @@ fn header_crc(header: &[u8; HEADER_BYTES]) -> u32 {
 
 /// Over the segment's number and the records: bytes of another lap don't match.
 pub fn body_crc(segment: u64, body: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&segment.to_le_bytes()), body)
+    crc32c::crc32c_append(body_crc_seed(segment), body)
+}
+
+/// What the CRC of a body in this segment starts from.
+pub fn body_crc_seed(segment: u64) -> u32 {
+    crc32c::crc32c(&segment.to_le_bytes())
 }
 
 /// A record to be staged.
@@ -247,6 +252,16 @@ impl Record<'_> {
             Record::HardState | Record::Removed => RECORD_BYTES,
             Record::Truncate { .. } | Record::Restart { .. } => TRUNCATE_BYTES,
             Record::RestartAt { conf_state, .. } => (RESTART_AT_BYTES + conf_state.len()).next_multiple_of(ALIGN),
+        }
+    }
+
+    /// Where the payload lies in the record, and its length.
+    pub fn payload_place(&self) -> Option<(usize, usize)> {
+        match self {
+            Record::Entry { entry } => {
+                entry.payload.as_ref().map(|(_, payload)| (ENTRY_BYTES + entry.data.len(), payload.len()))
+            }
+            _ => None,
         }
     }
 

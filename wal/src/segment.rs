@@ -6,6 +6,7 @@
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
     disk::File,
+    log::Held,
     log_read::ReadError,
     record::Entry,
     segment_format::{FRAME_ALIGN, FRAME_HEADER, FrameHeader, IndexEntry, SegmentId, frame_len},
@@ -174,10 +175,11 @@ impl FrameWriter {
         self.start + self.chunk.len() as u64
     }
 
-    /// Adds `entry`, whose place among the offsets is `base_offset`; `more` is what is known to follow, to size the memory. Writes
+    /// Adds an entry; `more` is what is known to follow, to size the memory. Writes
     /// that became full are handed out.
-    pub fn push(&mut self, entry: &Entry, base_offset: u64, more: usize, mut write: impl FnMut(u64, Bytes)) {
-        let header = FrameHeader::of(entry, base_offset, self.seed);
+    pub fn push(&mut self, held: &Held, more: usize, mut write: impl FnMut(u64, Bytes)) {
+        let Held { base_offset, ref entry, payload_crc, .. } = *held;
+        let header = FrameHeader::of(entry, payload_crc, base_offset, self.seed);
         self.frames.push((header, self.position()));
         self.segment.note(&header);
         let payload = entry.payload.as_ref().map_or(&[][..], |(_, payload)| &payload[..]);

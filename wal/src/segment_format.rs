@@ -34,7 +34,10 @@
 //!      | from here to the next entry: 8 bytes each                             |
 //! ```
 
-use crate::record::{Entry, GroupId, Span};
+use crate::{
+    crc,
+    record::{Entry, GroupId, Span},
+};
 use bytes::Bytes;
 
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"MLF1");
@@ -80,8 +83,8 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header of `entry`, whose place among the offsets is `base_offset`.
-    pub fn of(entry: &Entry, base_offset: u64, seed: u32) -> Self {
+    /// The header of `entry`, whose payload has this CRC, and whose place among the offsets is `base_offset`.
+    pub fn of(entry: &Entry, payload_crc: u32, base_offset: u64, seed: u32) -> Self {
         let (span, payload) = match &entry.payload {
             Some((span, payload)) => (*span, &payload[..]),
             None => (Span { base_offset, count: 0, max_timestamp: -1 }, &[][..]),
@@ -94,7 +97,7 @@ impl FrameHeader {
             count: span.count,
             data_len: u32::try_from(entry.data.len()).expect("an entry's data fits a frame"),
             payload_len: u32::try_from(payload.len()).expect("a batch fits a frame"),
-            body_crc: crc32c::crc32c_append(crc32c::crc32c_append(seed, &entry.data), payload),
+            body_crc: crc::append_known(crc32c::crc32c_append(seed, &entry.data), payload, payload_crc),
             entry_type: entry.entry_type,
             has_payload: entry.payload.is_some(),
         }
@@ -264,7 +267,7 @@ mod tests {
     #[test]
     fn a_frame_is_these_bytes() {
         let seed = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let header = FrameHeader::of(&entry(), 40, seed);
+        let header = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, seed);
         let bytes = header.encode(seed);
         assert_eq!(bytes[..], golden());
         assert_eq!(header.frame_len(), 80);
@@ -275,7 +278,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_frame_is_seen() {
         let seed = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let header = FrameHeader::of(&entry(), 40, seed);
+        let header = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, seed);
         let mut bytes = header.encode(seed).to_vec();
         bytes.extend_from_slice(b"abcbatch bytes");
         for bit in 0..bytes.len() * 8 {
@@ -291,7 +294,7 @@ mod tests {
     #[test]
     fn a_frame_of_another_segment_does_not_pass() {
         let here = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let bytes = FrameHeader::of(&entry(), 40, here).encode(here);
+        let bytes = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, here).encode(here);
         for other in [SegmentId { group: GroupId(5), serial: 8 }, SegmentId { group: GroupId(6), serial: 9 }] {
             assert!(FrameHeader::decode(&bytes, other.seed()).is_err());
         }
@@ -299,7 +302,10 @@ mod tests {
 
     #[test]
     fn an_absurd_length_is_refused() {
-        let header = FrameHeader { payload_len: BODY_PART_MAX + 1, ..FrameHeader::of(&entry(), 40, 1) };
+        let header = FrameHeader {
+            payload_len: BODY_PART_MAX + 1,
+            ..FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, 1)
+        };
         assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims an absurd length"));
     }
 

@@ -100,11 +100,12 @@ impl<D: Disk> Store<D> {
         assert_eq!(entry.index, log.end.index + 1, "group {}: entries come without holes", group.0);
         let start = shared.journal.staged();
         let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
+        let crc = staged.payload.as_ref().map_or(0, |payload| payload.crc);
         let payload = entry.payload.as_ref().map(|(span, _)| {
-            (*span, staged.payload.clone().expect("a payload that was staged is in the ring's memory"))
+            (*span, staged.payload.clone().expect("a payload that was staged is in the ring's memory").bytes)
         });
         log.hard_state = hard_state;
-        log.append(Entry { payload, ..entry.clone() }, start, staged.pos);
+        log.append(Entry { payload, ..entry.clone() }, crc, start, staged.pos);
         if !log.by_snapshot {
             state.cache.push_back((staged.pos, group));
         }

@@ -259,7 +259,7 @@ async fn write_entries<D: Disk>(
                 break;
             }
             left -= entry_frame_len(&held.entry);
-            writer.push(&held.entry, held.base_offset, left, |position, data| writes.push_back((position, data)));
+            writer.push(held, left, |position, data| writes.push_back((position, data)));
             at += 1;
             while let Some((position, data)) = writes.pop_front() {
                 write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;

@@ -207,7 +207,8 @@ impl<'a> Replay<'a> {
                         entry.index, group.0, log.end.index, log.end.offset
                     )));
                 }
-                log.append(entry, start, end);
+                let crc = entry.payload.as_ref().map_or(0, |(_, payload)| crc32c::crc32c(payload));
+                log.append(entry, crc, start, end);
             }
             RingBody::Truncate { from_index, from_offset } => {
                 // The applied index may lie above: what was appended after the truncation may have been applied before it was flushed.

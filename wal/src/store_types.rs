@@ -3,7 +3,7 @@
 
 use crate::{
     record::{Entry, GroupId, HardState},
-    ring::RingConfig,
+    ring::{Payload, RingConfig},
     terms::TermRun,
 };
 use bytes::Bytes;
@@ -154,7 +154,7 @@ pub struct Staged {
     /// Durable when [`Store::durable`](crate::store::Store::durable) has reached this.
     pub pos: LogPos,
     /// The payload in the ring's memory.
-    pub payload: Option<Bytes>,
+    pub payload: Option<Payload>,
 }
 
 /// Nothing leaves this core any more; a restart recovers. The text says what failed.

@@ -159,5 +159,5 @@ fn an_entry_beyond_a_segment_is_refused_by_name() {
     assert!(matches!(refused, Err(AppendError::TooLarge { max: said, .. }) if said == max), "{refused:?}");
     entry.data = Default::default();
     let staged = journal.append(group, hard_state, &entry).expect("it fits exactly");
-    assert_eq!(staged.payload.map(|payload| payload.len()), Some(max));
+    assert_eq!(staged.payload.map(|payload| payload.bytes.len()), Some(max));
 }

@@ -125,7 +125,10 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
     let end = match body {
         RingBody::Entry(entry) => {
             let staged = journal.append(group, hard_state, entry)?;
-            assert_eq!(staged.payload, entry.payload.as_ref().map(|(_, payload)| payload.clone()));
+            assert_eq!(
+                staged.payload.map(|payload| payload.bytes),
+                entry.payload.as_ref().map(|(_, payload)| payload.clone())
+            );
             staged.pos
         }
         RingBody::HardState => journal.append_hard_state(group, hard_state)?.pos,
