@@ -42,6 +42,8 @@ use wal::{
     store::{OpenError, Poisoned, Store, StoreConfig, StoreDirs},
 };
 
+/// Memory of the newest records, by default.
+const CACHE_PER_CORE: u64 = 512 << 20;
 /// How long requests in flight may take to end once the broker was told to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -312,9 +314,11 @@ fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
 
 /// This core's share of what the broker may use.
 fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreConfig {
+    // More would seldom be read, and each of its pages costs its first touch.
+    let cache = config.log_cache_bytes.map_or(CACHE_PER_CORE, |bytes| bytes / cores as u64);
     StoreConfig {
         ring_bytes: config.wal_ring_bytes / cores as u64,
-        cache_bytes: memory_per_core / 2,
+        cache_bytes: cache.min(memory_per_core / 2),
         read_ahead_bytes: memory_per_core / 8,
         open_files_max: config.segment_files_max / cores,
         ..StoreConfig::default()

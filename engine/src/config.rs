@@ -145,6 +145,9 @@ settings! {
     cores: Option<CpuList> = "cores" flag "cores", "", Kind::Cpus;
     /// Memory for caches and buffers, split over the cores; by default half of the RAM or of the cgroup's limit.
     memory_budget_bytes: Option<u64> = "memory.budget.bytes", "", bytes(64 * MIB, i64::MAX);
+    /// Memory of the newest records, from which consumers that keep up are served, split over the cores; by default 512 MiB a core,
+    /// and at most half of the memory budget, which is the limit of any value.
+    log_cache_bytes: Option<u64> = "log.cache.bytes", "", bytes(MIB, i64::MAX);
     /// What is logged to stderr.
     log_filter: String = "log.filter" flag "log", "info", Kind::LogFilter;
 

@@ -6,7 +6,8 @@
 //! Invariant: bytes that fail a CRC, or frames that do not follow one another, are reported and never served.
 
 use crate::{
-    disk::Disk,
+    buf::{BLOCK, block_ceil},
+    disk::{Disk, File},
     log::{FromMemory, ReadLimit},
     record::{Entry, GroupId},
     segment::{Scanner, Segment, SparseIndex},
@@ -14,7 +15,14 @@ use crate::{
     store_state::Shared,
 };
 use bytes::Bytes;
-use std::{io, pin::Pin, rc::Rc};
+use std::{
+    cell::Cell,
+    future::{poll_fn, ready},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+};
 
 /// Read at once by a consumer that goes on where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;
@@ -87,7 +95,11 @@ pub(crate) struct Ahead {
     position: u64,
     buffer: Bytes,
     buffer_start: u64,
+    /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
+    coming: Option<Rc<Cell<Option<Coming>>>>,
 }
+
+type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
 
 /// Up to where an index is wanted.
 #[derive(Clone, Copy)]
@@ -135,7 +147,7 @@ pub(crate) async fn read_cold<D: Disk>(
     }
 }
 
-/// Hands the batches from `from` on to `take` until it refuses one (`true`) or the segment ends.
+/// Hands the batches from `from` on to `take` until it refuses one or what was read ends (`true`), or the segment ends.
 async fn read_segment<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
@@ -147,17 +159,25 @@ async fn read_segment<D: Disk>(
     let id = SegmentId { group, serial: segment.serial };
     let file = shared.open_segment(id, segment).await?;
     let ahead = shared.ahead.borrow_mut().get(&(group, from)).filter(|ahead| ahead.id == id);
+    let goes_on = ahead.is_some();
     let mut scanner = match ahead {
         Some(ahead) => {
             let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
-            let mut scanner = Scanner::behind(file, id, segment.len, ahead.position, read_bytes);
+            let mut scanner = Scanner::behind(file.clone(), id, segment.len, ahead.position, read_bytes);
             scanner.buffer = ahead.buffer;
             scanner.buffer_start = ahead.buffer_start;
+            if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
+                // What fails here fails again below, and is reported then.
+                && let Ok(buffer) = coming.await
+            {
+                scanner.bytes_read += buffer.len() as u64;
+                scanner.buffer = buffer;
+            }
             scanner
         }
         None => {
             let index = index_until(shared, id, segment, Until::Offset(from)).await?;
-            Scanner::new(file, id, segment.len, index.at_offset(from), max_bytes.clamp(READ_LEAST, READ_AHEAD))
+            Scanner::new(file.clone(), id, segment.len, index.at_offset(from), max_bytes.clamp(READ_LEAST, READ_AHEAD))
         }
     };
     let (mut stopped, mut next, mut position) = (false, from, scanner.position());
@@ -178,14 +198,39 @@ async fn read_segment<D: Disk>(
             next = end;
         }
         position = scanner.position();
+        if next > from && !scanner.holds_next() {
+            // What is here is served at once; what follows is asked for below.
+            stopped = true;
+            break;
+        }
     }
     shared.count_cold(scanner.bytes_read);
     if next > from && position < segment.len {
-        let ahead = Ahead { id, position, buffer: scanner.buffer.clone(), buffer_start: scanner.buffer_start };
-        let cost = scanner.buffer.len() as u64;
+        let (mut buffer, mut buffer_start, mut coming) = (scanner.buffer.clone(), scanner.buffer_start, None);
+        let mut cost = buffer.len() as u64;
+        if goes_on && !scanner.holds_next() {
+            // The next request would wait for the disk: let it begin now.
+            buffer_start = position / BLOCK as u64 * BLOCK as u64;
+            buffer = Bytes::new();
+            let most = block_ceil((segment.len - buffer_start) as usize);
+            let len = scanner.read_bytes.min(most);
+            cost = len as u64;
+            coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
+        }
+        let ahead = Ahead { id, position, buffer, buffer_start, coming };
         shared.ahead.borrow_mut().insert((group, next), ahead, cost);
     }
     Ok(stopped)
+}
+
+/// Submits a read, which goes on while nobody waits for it.
+async fn begin<F: File>(file: Rc<F>, position: u64, len: usize) -> Coming {
+    let mut read: Coming = Box::pin(async move { file.read(position, len).await });
+    // The first poll submits it.
+    match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+        Poll::Pending => read,
+        Poll::Ready(done) => Box::pin(ready(done)),
+    }
 }
 
 /// The first batch at or above the log start whose largest timestamp is at least `timestamp`.

@@ -311,6 +311,23 @@ impl<F: File> Scanner<F> {
         }
     }
 
+    /// Whether [`Scanner::next`] will not have to read.
+    pub fn holds_next(&self) -> bool {
+        let block = self.position.next_multiple_of(BLOCK as u64);
+        let padding = block != self.position
+            && self.may_skip
+            && self.held_at(self.position, 8).is_some_and(|word| word[..4] == [0; 4]);
+        let position = if padding { block } else { self.position };
+        if position >= self.len {
+            return true;
+        }
+        let Some(head) = self.held_at(position, FRAME_HEADER) else { return false };
+        let head = head[..].try_into().expect("a header's length");
+        // What is damaged is for `next` to report.
+        FrameHeader::decode(&head, self.seed)
+            .map_or(true, |header| self.held_at(position, header.frame_len()).is_some())
+    }
+
     /// The entry of a frame, its body checked.
     pub fn entry(&self, frame: &Frame) -> Result<Entry, ReadError> {
         frame.header.entry(&frame.body, self.seed).map_err(|why| self.damaged_at(frame.position, why))
@@ -347,7 +364,11 @@ impl<F: File> Scanner<F> {
     }
 
     fn held(&self, want: usize) -> Option<Bytes> {
-        let from = usize::try_from(self.position.checked_sub(self.buffer_start)?).ok()?;
+        self.held_at(self.position, want)
+    }
+
+    fn held_at(&self, position: u64, want: usize) -> Option<Bytes> {
+        let from = usize::try_from(position.checked_sub(self.buffer_start)?).ok()?;
         (from.checked_add(want)? <= self.buffer.len()).then(|| self.buffer.slice(from..from + want))
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::rc::Rc;
 use wal::{
-    disk_sim::SimDisk,
+    disk_sim::{Fate, Kind, SimDisk},
     log::LogOptions,
     log_read::{Read, ReadError},
     record::GroupId,
@@ -145,6 +145,31 @@ fn cold_reads_go_on_where_they_stopped_without_reading_twice() {
     }
     let read = world.store.stats().cold_read_bytes - before;
     assert!(read <= 2 * size, "{read} bytes were read of {size}");
+}
+
+#[test]
+fn a_consumer_that_goes_on_finds_its_next_read_under_way() {
+    let world = world(2, StoreConfig { cache_bytes: 0, read_ahead_bytes: 8 << 20, ..config() }, LogOptions::default());
+    for _ in 0..40 {
+        world.append(100);
+        world.flush();
+    }
+    let size: u64 = world.store.segment_files(GROUP).iter().map(|(_, len)| len).sum();
+    let (high, max_bytes, before) = (world.high(), 1 << 20, world.store.stats().cold_read_bytes);
+    let read_on = |from: u64| block_on(read_once(&world.store, &world.model, GROUP, from, high, max_bytes));
+    let mut from = read_on(0).expect("readable").expect("there is more");
+    let mut requests = 1;
+    loop {
+        // The read that this request asks for beforehand is the only one, and fails; the next has its own.
+        world.disk.no_fates();
+        let Some(next) = read_on(from).expect("readable") else { break };
+        world.disk.fates(|op| if op.kind == Kind::Read { Fate::Fail(5) } else { Fate::Go });
+        let Some(next) = read_on(next).expect("it was under way") else { break };
+        (from, requests) = (next, requests + 2);
+    }
+    assert!(requests > 4, "all was read in {requests} requests and one or two");
+    let read = world.store.stats().cold_read_bytes - before;
+    assert!(read <= size * 5 / 4, "{read} bytes were read of {size}");
 }
 
 #[test]
