@@ -104,6 +104,8 @@ pub struct GroupConfig {
     pub heartbeat_ticks: usize,
     /// Bytes of entry data that may be proposed and not committed; above, a proposal is refused.
     pub uncommitted_bytes_max: u64,
+    /// Bytes of committed entries that one Ready hands out; one entry alone may be larger.
+    pub committed_bytes_max: u64,
     /// A leader keeps the entries that a peer lacks, but no more than this many: a peer further behind gets a snapshot.
     pub kept_entries_max: u64,
     /// How many bytes travel beside an entry with such data: messages are limited by these too.
@@ -123,6 +125,7 @@ impl GroupConfig {
             election_jitter: 0,
             heartbeat_ticks: 1,
             uncommitted_bytes_max: 64 << 20,
+            committed_bytes_max: 16 << 20,
             kept_entries_max: 10_000,
             beside: |_| 0,
             has_leases: true,
@@ -311,7 +314,7 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             max_uncommitted_size: config.uncommitted_bytes_max,
-            max_committed_size_per_ready: 16 << 20,
+            max_committed_size_per_ready: config.committed_bytes_max,
             ..Config::default()
         };
         let term_since = (restored.hard_state.term, 0);

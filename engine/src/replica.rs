@@ -216,7 +216,11 @@ pub async fn run(core: Rc<Core>) {
         }
         core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
         core.metrics.raft_ready_loop_cpu_seconds.record(crate::clock::thread_cpu() - cpu);
-        core.ready_loop.work.past(seen).await;
+        if core.ready_loop.queued.borrow().is_empty() {
+            core.ready_loop.work.past(seen).await;
+        } else {
+            crate::rt::yield_now().await;
+        }
     }
 }
 
@@ -232,7 +236,7 @@ async fn follow_durable(core: Rc<Core>) {
     }
 }
 
-/// One turn: completions in, entries out, committed entries applied, until no group has anything left to do now.
+/// One turn: completions in, entries out, committed entries applied, for the groups that wait now.
 fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     let ready_loop = &core.ready_loop;
     let durable = core.store.durable();
@@ -255,55 +259,65 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     if let Some(oldest) = oldest {
         core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
     }
-    loop {
-        let next = ready_loop.queued.borrow_mut().pop_front();
-        let Some(group) = next else {
-            core.tell_leaders();
-            return Ok(());
-        };
+    // What they wake is for the next turn, after others of this core.
+    let waiting = ready_loop.queued.borrow().len();
+    for _ in 0..waiting {
+        let Some(group) = ready_loop.queued.borrow_mut().pop_front() else { break };
         group.replica().queued.set(false);
-        settle(core, &*group)?;
+        if group.replica().id != META_GROUP {
+            settle(core, &*group)?;
+        } else if step(core, &*group)? {
+            // A burst of metadata holds nobody else up: one Ready a turn.
+            ready_loop.wake(group);
+        }
     }
+    core.tell_leaders();
+    Ok(())
 }
 
 /// Stages, sends and applies whatever the group has ready.
 fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+    while step(core, group)? {}
+    Ok(())
+}
+
+/// The same with the group's next Ready; `false` if there was none.
+fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
     let replica = group.replica();
-    loop {
-        if replica.closed.get() {
-            return Ok(());
+    if replica.closed.get() {
+        return Ok(false);
+    }
+    group.before_ready(core);
+    let Some(mut ready) = replica.with(Group::ready) else {
+        group.settled(core);
+        return Ok(false);
+    };
+    let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
+    let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
+    group.send(core, ready.messages);
+    // What needs no write of its own is durable with whatever was staged before it, never earlier.
+    let mut persisting = core.ready_loop.persisting.borrow_mut();
+    match position.or_else(|| persisting.back().map(|last| last.position)) {
+        Some(position) => {
+            let (group, number, since) = (replica.id, ready.number, Instant::now());
+            let messages = ready.persisted_messages;
+            persisting.push_back(Persisting { position, group, number, since, messages });
+            drop(persisting);
         }
-        group.before_ready(core);
-        let Some(mut ready) = replica.with(Group::ready) else {
-            group.settled(core);
-            return Ok(());
-        };
-        let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
-        let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
-        group.send(core, ready.messages);
-        // What needs no write of its own is durable with whatever was staged before it, never earlier.
-        let mut persisting = core.ready_loop.persisting.borrow_mut();
-        match position.or_else(|| persisting.back().map(|last| last.position)) {
-            Some(position) => {
-                let (group, number, since) = (replica.id, ready.number, Instant::now());
-                let messages = ready.persisted_messages;
-                persisting.push_back(Persisting { position, group, number, since, messages });
-                drop(persisting);
-            }
-            None => {
-                drop(persisting);
-                replica.with(|raft| raft.on_persisted(ready.number));
-                group.send(core, ready.persisted_messages);
-                group.persisted(core);
-            }
-        }
-        if !ready.committed.is_empty() {
-            group.apply(core, ready.committed);
-        }
-        if !ready.reads.is_empty() {
-            group.still_leads(core, &ready.reads);
+        None => {
+            drop(persisting);
+            replica.with(|raft| raft.on_persisted(ready.number));
+            group.send(core, ready.persisted_messages);
+            group.persisted(core);
         }
     }
+    if !ready.committed.is_empty() {
+        group.apply(core, ready.committed);
+    }
+    if !ready.reads.is_empty() {
+        group.still_leads(core, &ready.reads);
+    }
+    Ok(true)
 }
 
 /// Stages what was just proposed, so that the ring's room is known when the next asks for it.

@@ -114,24 +114,41 @@ impl Plane {
         }
     }
 
-    /// Makes entries of all writes that have come in: those of this broker, then those of others.
+    /// Makes entries of the writes that have come in: those of this broker, then those of others. Others wait while what was
+    /// proposed is much already.
     pub(super) fn propose_all(&mut self, group: &mut Group, now: Duration) {
         if group.is_handing_over() {
             return;
         }
-        let mut filling = Filling::default();
-        while let Some(token) = self.next_to_try() {
-            let (requests, acks, retried) = self.sent(token);
-            self.is_proposed(token);
-            self.fill(group, now, &mut filling, Who::Here(token), acks, retried, requests);
+        let (mut filling, mut proposed) = (Filling::default(), 0);
+        loop {
+            let more = self.take_next(group, now, &mut filling, &mut proposed);
+            let much = filling.requests.len() >= self.config.turn_requests_max;
+            if !more || much {
+                proposed += self.propose_filled(group, now, std::mem::take(&mut filling));
+            }
+            // What found no room has not been proposed: the others are put off too.
+            if !more || proposed >= self.config.turn_requests_max {
+                return;
+            }
         }
-        while let Some(asked) = self.lead.as_mut().and_then(|lead| lead.asked.pop_front()) {
-            let Asked { from, ask, acks, requests } = asked;
-            self.fill(group, now, &mut filling, Who::There(from, ask), acks, false, requests);
-        }
-        self.propose_filled(group, now, filling);
     }
 
+    /// Adds the next write to `filling`, if there is one.
+    fn take_next(&mut self, group: &mut Group, now: Duration, filling: &mut Filling, proposed: &mut usize) -> bool {
+        if let Some(token) = self.next_to_try() {
+            let (requests, acks, retried) = self.sent(token);
+            self.is_proposed(token);
+            *proposed += self.fill(group, now, filling, Who::Here(token), acks, retried, requests);
+            return true;
+        }
+        let Some(asked) = self.lead.as_mut().and_then(|lead| lead.asked.pop_front()) else { return false };
+        let Asked { from, ask, acks, requests } = asked;
+        *proposed += self.fill(group, now, filling, Who::There(from, ask), acks, false, requests);
+        true
+    }
+
+    /// Adds a write; what it does not fit behind is proposed first, and counted.
     #[expect(clippy::too_many_arguments, reason = "one write's parts, taken apart by its two callers")]
     fn fill(
         &mut self,
@@ -142,35 +159,43 @@ impl Plane {
         acks: Acks,
         retried: bool,
         requests: Vec<Request>,
-    ) {
+    ) -> usize {
         let bytes: usize = requests.iter().map(|request| weight(&request.command)).sum();
         let too_many = filling.requests.len() + requests.len() > self.config.entry_requests_max;
+        let mut proposed = 0;
         if !filling.requests.is_empty() && (too_many || filling.bytes + bytes > self.config.entry_bytes_max) {
-            self.propose_filled(group, now, std::mem::take(filling));
+            proposed = self.propose_filled(group, now, std::mem::take(filling));
         }
         let (first, count) = (filling.requests.len(), requests.len());
         let acks = if requests.iter().any(|request| request.command.is_quorum_only()) { Acks::Quorum } else { acks };
         filling.owners.push(Owner { who, first, count, acks, retried, acked: false });
         filling.requests.extend(requests);
         filling.bytes += bytes;
+        proposed
     }
 
-    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: Filling) {
+    /// Returns how many requests were proposed.
+    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: Filling) -> usize {
         let Filling { mut requests, owners, .. } = filling;
-        if requests.is_empty() {
-            return;
+        let count = requests.len();
+        if count == 0 {
+            return 0;
         }
         let mut next_group = self.next_group;
-        for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
+        for (groups, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
             *first = next_group;
-            next_group += count as u64;
+            next_group += groups as u64;
         }
         match group.propose(metadata::encode_requests(&requests)) {
             Ok(Position { index, term }) => {
                 self.next_group = next_group;
                 self.flow.speculate(index, term, requests, owners, &mut self.out.slices);
+                count
             }
-            Err(error) => owners.into_iter().for_each(|owner| self.not_proposed(group, now, owner, error)),
+            Err(error) => {
+                owners.into_iter().for_each(|owner| self.not_proposed(group, now, owner, error));
+                0
+            }
         }
     }
 

@@ -75,6 +75,8 @@ pub struct PlaneConfig {
     pub probe_every: Duration,
     /// Requests and bytes that one entry holds at most; one request alone may be larger.
     pub entry_requests_max: usize,
+    /// Requests after which a call of [`Plane::propose`] takes no further writes.
+    pub turn_requests_max: usize,
     pub entry_bytes_max: usize,
     /// Voters that the group should have, unless the setting `metadata.voters` says otherwise.
     pub voters_wanted: usize,
@@ -92,6 +94,7 @@ impl PlaneConfig {
             read_lease: Duration::from_secs(5),
             probe_every: Duration::from_secs(1),
             entry_requests_max: 1024,
+            turn_requests_max: 16,
             entry_bytes_max: 256 << 10,
             voters_wanted: 1,
             session_timeout: Duration::from_secs(3),
@@ -284,7 +287,8 @@ impl Plane {
         }
     }
 
-    /// Brings new writes on their way: into the log as one entry, or to the leader. To be called before the group's Ready is taken.
+    /// Brings new writes on their way: into the log, or to the leader. To be called before the group's Ready is taken. A leader
+    /// takes some at a time, if there are many: the others follow by the call before the next Ready.
     pub fn propose(&mut self, group: &mut Group, now: Duration) {
         self.observe(group, now);
         match &self.lead {

@@ -14,6 +14,8 @@ use consensus::{
 use std::{rc::Rc, sync::Arc, time::Duration};
 use wal::log::LogOptions;
 
+/// Bytes of the log that are applied at a time: some tens of commands.
+const COMMITTED_BYTES_A_TURN: u64 = 8 << 10;
 /// Ticks without a leader before anybody stands for election, and what brokers wait beyond that at most.
 const ELECTION_TICKS: usize = 8;
 
@@ -44,6 +46,8 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         voters: identity.founding.clone(),
         election_ticks: ELECTION_TICKS,
         election_jitter: jitter(core.node()),
+        // The ready loop's turn is to be short.
+        committed_bytes_max: COMMITTED_BYTES_A_TURN,
         ..GroupConfig::single(META_GROUP.0, identity.peer)
     };
     let raft = Group::new(config, found).map_err(|error| error.to_string())?;
