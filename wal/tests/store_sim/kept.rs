@@ -8,7 +8,7 @@ use crate::{
 use std::{cell::Cell, rc::Rc};
 use wal::{
     disk_sim::{Fate, Kind, SimDisk},
-    record::{GroupId, HardState},
+    record::{Entry, GroupId, HardState},
     store::{Admission, LogPos, OpenError, Store, StoreConfig},
 };
 
@@ -202,15 +202,70 @@ fn entries_beyond_the_bound_stay_in_the_ring() {
     assert!(store.stats().ring_used_bytes >= used + RING_BLOCKS / 2 * 4096, "the ring is held as it always was");
     let at = store.durable();
     drop(store);
+    recover(&disk.crash(), &model, at, false).expect("recovered");
+}
+
+#[test]
+fn a_smaller_bound_does_not_let_go_of_what_was_kept() {
+    let disk = fresh_disk(7);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(7);
+    run(7, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 3).await;
+        elections(&store, &model, GROUP, 2 * RING_BLOCKS).await;
+    });
+    let at = store.durable();
+    drop(store);
     let disk = disk.crash();
     recover(&disk, &model, at, false).expect("recovered");
-    // A smaller bound does not let go of what was kept.
     let smaller = StoreConfig { kept_bytes: 0, ..config() };
     let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, smaller)).expect("opened");
-    run(7, &disk, &store, &model, async { store.flush_now().await.expect("flushed") });
+    run(8, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 1).await;
+        store.flush_now().await.expect("flushed");
+    });
     let at = store.durable();
     drop(store);
     recover(&disk.crash(), &model, at, false).expect("recovered");
+}
+
+#[test]
+fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
+    let disk = fresh_disk(8);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(8);
+    let app = app_of(META, 3);
+    run(8, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 8).await;
+        store.flush_now().await.expect("flushed");
+        // Entries 1 to 3 were others than ours, and decided.
+        let term = model.borrow().groups[&META].hard_state.term + 1;
+        let hard_state = HardState { term, vote: 0, commit: 3 };
+        store.stage_snapshot(META, term, &app).await.expect("staged");
+        let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
+        durable(&store, at).await;
+        // In the ring only: nothing of them was kept.
+        let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
+        let staged = store.append(META, hard_state, &entry).expect("room");
+        store.check();
+        durable(&store, staged.pos).await;
+    });
+    let found = |disk: &SimDisk| {
+        let (_, groups, _) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+        let meta = groups.into_iter().find(|group| group.id == META).expect("it is there");
+        assert_eq!((meta.flushed_index, &meta.app), (3, &app));
+        let tail: Vec<(u64, usize)> = meta.tail.iter().map(|entry| (entry.index, entry.data.len())).collect();
+        assert_eq!(tail, [(4, 8)]);
+    };
+    drop(store);
+    let disk = disk.crash();
+    found(&disk);
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+    run(9, &disk, &store, &model, elections(&store, &model, META, 2 * RING_BLOCKS));
+    drop(store);
+    found(&disk.crash());
 }
 
 #[test]
