@@ -85,7 +85,8 @@ pub(crate) async fn open<D: Disk>(
         removed: removed.iter().map(|group| Removed { group: *group, files_gone: false }).collect(),
         garbage: checkpoint.garbage.clone(),
         number: checkpoint.number,
-        cut: checkpoint.cut,
+        // What the last flush could not write counts as staged since: a full disk may have left all of the ring to this one.
+        cut: needs,
         ..State::default()
     };
     let mut arrivals: Vec<(LogPos, GroupId)> = Vec::new();
