@@ -14,12 +14,15 @@
 //!      | segments: count, then each: serial, base offset, end offset, first index, last index, length,
 //!      |   first timestamp, max timestamp, flags (1: sealed)
 //!      | terms: count, then each: first index, term, base offset
+//!      | of a group by snapshot, since version 2: kept entries, see `checkpoint_kept`
 //! ```
 //!
-//! All numbers are little-endian, the CRC is CRC-32C. Invariant: a checkpoint is checked before it is written and after it is read.
+//! All numbers are little-endian, the CRC is CRC-32C. Version 1 is read too; the next checkpoint is of version 2. Invariant: a checkpoint
+//! is checked before it is written and after it is read.
 
 use crate::{
-    log::Mark,
+    checkpoint_kept,
+    log::{Held, Mark},
     record::{GroupId, HardState},
     segment::Segment,
     segment_format::SegmentId,
@@ -29,7 +32,9 @@ use crate::{
 use bytes::Bytes;
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
-pub const CHECKPOINT_VERSION: u32 = 1;
+pub const CHECKPOINT_VERSION: u32 = 2;
+/// The oldest that is read.
+const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
 
@@ -64,6 +69,9 @@ pub struct GroupState {
     pub segments: Vec<Segment>,
     /// Up to the flushed index.
     pub terms: Vec<TermRun>,
+    /// Of a group by snapshot: the entries behind the snapshot that need not be in the ring any more. Their records end at or below
+    /// `replay_from`.
+    pub kept: Vec<Held>,
 }
 
 /// A group that is gone, while the ring or the disk may still hold something of it.
@@ -131,8 +139,9 @@ impl Checkpoint {
             return Err(DecodeError::Damaged("it does not begin like a checkpoint"));
         }
         // The version comes first: a newer format may check itself otherwise.
-        match u32_at(from, 8) {
-            CHECKPOINT_VERSION => {}
+        let version = u32_at(from, 8);
+        match version {
+            VERSION_MIN..=CHECKPOINT_VERSION => {}
             newer if newer > CHECKPOINT_VERSION => return Err(DecodeError::Newer(newer)),
             _ => return Err(DecodeError::Damaged("its version is none that ever was")),
         }
@@ -144,7 +153,7 @@ impl Checkpoint {
         let mut from = Reader(&from[24..len]);
         let this = (|| {
             let [epoch, number, cut] = from.words()?;
-            let groups = from.each(|from| GroupState::decode(from))?;
+            let groups = from.each(|from| GroupState::decode(from, version))?;
             let removed = from.each(|from| {
                 let [id, at] = from.words()?;
                 Some(RemovedGroup { id: GroupId(id), at: LogPos(at) })
@@ -209,7 +218,7 @@ impl GroupState {
         if last_term != self.flushed.term {
             return Err("terms do not end with the flushed entry's");
         }
-        Ok(())
+        checkpoint_kept::check(self)
     }
 
     fn encode(&self, to: &mut Writer) {
@@ -230,9 +239,12 @@ impl GroupState {
         for run in &self.terms {
             to.words(&[run.first_index, run.term, run.base_offset]);
         }
+        if self.by_snapshot {
+            checkpoint_kept::encode(&self.kept, to);
+        }
     }
 
-    fn decode(from: &mut Reader) -> Option<Self> {
+    fn decode(from: &mut Reader, version: u32) -> Option<Self> {
         let [id, flags, term, vote, commit] = from.words()?;
         let [log_start, replay_from, next_serial] = from.words()?;
         let mut mark = || {
@@ -260,9 +272,11 @@ impl GroupState {
             let [first_index, term, base_offset] = from.words()?;
             Some(TermRun { first_index, term, base_offset })
         })?;
+        let by_snapshot = flags & 1 != 0;
+        let kept = if by_snapshot && version > 1 { checkpoint_kept::decode(from)? } else { Vec::new() };
         Some(Self {
             id: GroupId(id),
-            by_snapshot: flags & 1 != 0,
+            by_snapshot,
             dir_made: flags & 2 != 0,
             hard_state: HardState { term, vote, commit },
             log_start,
@@ -273,6 +287,7 @@ impl GroupState {
             app: AppState { index: applied, blob, conf_state },
             segments,
             terms,
+            kept,
         })
     }
 
@@ -282,31 +297,31 @@ impl GroupState {
     }
 }
 
-struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
-    fn words(&mut self, words: &[u64]) {
+    pub(crate) fn words(&mut self, words: &[u64]) {
         for word in words {
             self.0.extend_from_slice(&word.to_le_bytes());
         }
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.words(&[bytes.len() as u64]);
         self.0.extend_from_slice(bytes);
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn words<const N: usize>(&mut self) -> Option<[u64; N]> {
+    pub(crate) fn words<const N: usize>(&mut self) -> Option<[u64; N]> {
         let (words, rest) = self.0.split_at_checked(N * 8)?;
         self.0 = rest;
         Some(std::array::from_fn(|at| crate::segment_format::u64_at(words, at * 8)))
     }
 
-    fn bytes(&mut self) -> Option<Bytes> {
+    pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let [len] = self.words()?;
         let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
         self.0 = rest;
@@ -314,7 +329,7 @@ impl Reader<'_> {
     }
 
     /// A count and that many things, none of which takes less than eight bytes.
-    fn each<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+    pub(crate) fn each<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let [count] = self.words()?;
         let count = usize::try_from(count).ok().filter(|count| *count <= self.0.len() / 8)?;
         (0..count).map(|_| one(self)).collect()
@@ -324,6 +339,32 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Entry, Span};
+
+    /// A group with a snapshot at 4, two entries that are kept, and others in the ring.
+    fn by_snapshot() -> GroupState {
+        let at = Mark { index: 4, term: 2, offset: 0 };
+        let entry = |index, term, data| Entry { index, term, entry_type: 1, data, payload: None };
+        let span = Span { base_offset: 0, count: 3, max_timestamp: -1 };
+        let second =
+            Entry { payload: Some((span, Bytes::from_static(b"batch"))), ..entry(6, 3, Bytes::from_static(b"second")) };
+        let held = |start, end, entry| Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry };
+        GroupState {
+            id: GroupId(0),
+            by_snapshot: true,
+            dir_made: false,
+            hard_state: HardState { term: 5, vote: 2, commit: 4 },
+            log_start: 0,
+            replay_from: LogPos(940),
+            next_serial: 0,
+            before_first: at,
+            flushed: at,
+            app: AppState { index: 4, blob: Bytes::new(), conf_state: Bytes::from_static(b"conf") },
+            segments: Vec::new(),
+            terms: Vec::new(),
+            kept: vec![held(100, 160, entry(5, 2, Bytes::new())), held(160, 240, second)],
+        }
+    }
 
     fn checkpoint() -> Checkpoint {
         let segment = Segment {
@@ -353,12 +394,13 @@ mod tests {
                 TermRun { first_index: 11, term: 2, base_offset: 100 },
                 TermRun { first_index: 15, term: 4, base_offset: 110 },
             ],
+            kept: Vec::new(),
         };
         Checkpoint {
             epoch: 2,
             number: 9,
             cut: LogPos(1000),
-            groups: vec![group],
+            groups: vec![by_snapshot(), group],
             removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
             garbage: vec![
                 Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
@@ -382,7 +424,7 @@ mod tests {
         let bytes = Checkpoint { epoch: 2, number: 3, cut: LogPos(4), ..Checkpoint::default() }.encode();
         let mut golden = b"MLC1".to_vec();
         golden.extend_from_slice(&bytes[4..8]);
-        for word in [1u64, 72, 2, 3, 4, 0, 0, 0] {
+        for word in [2u64, 72, 2, 3, 4, 0, 0, 0] {
             golden.extend_from_slice(&word.to_le_bytes());
         }
         assert_eq!(bytes, golden);
@@ -404,20 +446,54 @@ mod tests {
     #[test]
     fn a_newer_version_is_named() {
         let mut bytes = checkpoint().encode();
-        bytes[8] = 2;
-        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(2)));
+        bytes[8] = 3;
+        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(3)));
+    }
+
+    #[test]
+    fn one_of_version_1_is_read() {
+        let group = GroupState { kept: Vec::new(), ..by_snapshot() };
+        let checkpoint =
+            Checkpoint { epoch: 2, number: 9, cut: LogPos(1000), groups: vec![group], ..Checkpoint::default() };
+        let mut bytes = checkpoint.encode();
+        // It ends with the counts of what is kept, removed, and to be removed; version 1 has no first one.
+        bytes.truncate(bytes.len() - 8);
+        bytes[8] = 1;
+        let len = bytes.len() as u64;
+        bytes[16..24].copy_from_slice(&len.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
     }
 
     #[test]
     fn a_checkpoint_that_does_not_add_up_is_not_written() {
         let mut hole = checkpoint();
-        hole.groups[0].segments[0].first_index = 12;
+        hole.groups[1].segments[0].first_index = 12;
         assert_eq!(hole.check(), Err("segments do not follow one another"));
         let mut short = checkpoint();
-        short.groups[0].flushed.index = 21;
+        short.groups[1].flushed.index = 21;
         assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
         let mut twice = checkpoint();
         twice.removed[0].id = GroupId(7);
         assert_eq!(twice.check(), Err("a group is there and removed"));
+    }
+
+    #[test]
+    fn kept_entries_that_do_not_add_up_are_not_written() {
+        let wrong = |change: fn(&mut GroupState)| {
+            let mut group = by_snapshot();
+            change(&mut group);
+            group.check()
+        };
+        assert_eq!(wrong(|_| {}), Ok(()));
+        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow the snapshot"));
+        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow the snapshot"));
+        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow the snapshot"));
+        assert_eq!(wrong(|group| group.kept[1].start = LogPos(150)), Err("kept entries' positions do not ascend"));
+        assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry is read from the ring again"));
+        let mut other = checkpoint();
+        other.groups[1].kept = by_snapshot().kept;
+        assert_eq!(other.check(), Err("a group with segments has kept entries"));
     }
 }

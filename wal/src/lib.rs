@@ -11,7 +11,7 @@
 //! | [`segment_format`], [`segment`], [`files`] | frames in segment files, sparse indexes, open descriptors |
 //! | [`log`], [`log_read`] | a partition's batches: memory tail over segments; reads from both |
 //! | [`checkpoint`], [`snapshot`] | what need not be read from the ring any more |
-//! | [`store`] (`store_recovery`, `store_flush`, `store_checkpoint`, `checkpoint_reserve`) | one core's ring, logs and checkpoints as one thing that recovers |
+//! | [`store`] (`store_recovery`, `store_flush`, `store_checkpoint`, `checkpoint_kept`, `checkpoint_reserve`) | one core's ring, logs and checkpoints as one thing that recovers |
 //! | [`manifest`] | the data directory, and another number of cores |
 //! | [`disk_sim`], [`sim_exec`], [`planted`] | a disk that loses and tears what was not synced, an executor in a seeded order, and mistakes, for tests |
 //!
@@ -20,6 +20,7 @@
 pub mod buf;
 mod buf_pool;
 pub mod checkpoint;
+mod checkpoint_kept;
 mod checkpoint_reserve;
 mod crc;
 pub mod disk;

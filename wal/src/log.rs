@@ -50,7 +50,7 @@ pub struct LogView {
 }
 
 /// An entry that is in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// Where its record begins and ends in the ring's history.
     pub start: LogPos,
@@ -112,6 +112,8 @@ pub struct Log {
     pub before_first: Mark,
     /// What segments (or the snapshot) hold, up to a pending cut.
     pub flushed: Mark,
+    /// Up to here a checkpoint carries what no snapshot covers, see `checkpoint_kept`: the ring may be without it.
+    pub kept_index: u64,
     /// What segments hold, and will hold when the write under way is done: cuts go by it.
     pub written_index: u64,
     pub end: Mark,
@@ -143,6 +145,7 @@ impl Log {
             app_log_start: 0,
             before_first: Mark::default(),
             flushed: Mark::default(),
+            kept_index: 0,
             written_index: 0,
             end: Mark::default(),
             terms: TermRuns::default(),
@@ -190,6 +193,7 @@ impl Log {
         };
         let to = Mark { index: from_index - 1, term, offset: from_offset };
         self.end = to;
+        self.kept_index = self.kept_index.min(to.index);
         if self.written_index >= from_index {
             let from = match self.pending_cut {
                 Some(pending) if pending.from.index < to.index => pending.from,
@@ -216,6 +220,7 @@ impl Log {
         self.terms = TermRuns::default();
         self.before_first = to;
         self.flushed = to;
+        self.kept_index = self.kept_index.min(to.index);
         self.written_index = to.index;
         self.end = to;
         self.truncated_at = after;
@@ -254,16 +259,18 @@ impl Log {
         self.held.range(self.first_unflushed()..)
     }
 
-    /// Where the ring's records that this log still needs begin; `None` if it needs none.
+    /// Where the records of the entries that no segment or snapshot holds begin; `None` if there are none.
     pub fn needs_ring_from(&self) -> Option<LogPos> {
         self.held.get(self.first_unflushed()).map(|held| held.start)
     }
 
     /// Where replay begins for a log that is checkpointed as it is now: at the first entry that only the ring has; whatever came
-    /// before it is flushed, or truncated by a durable record. Never above `durable`: what was staged there may be lost, and other
+    /// before it is flushed, kept in the checkpoint, or truncated by a durable record. Never above `durable`: what was staged there may be lost, and other
     /// records come in its place.
     pub fn replay_from(&self, durable: LogPos) -> LogPos {
-        self.needs_ring_from().map_or(durable, |from| from.min(durable))
+        let elsewhere = self.flushed.index.max(self.kept_index);
+        let first = self.held.partition_point(|held| held.entry.index <= elsewhere);
+        self.held.get(first).map_or(durable, |held| held.start.min(durable))
     }
 
     /// Entries that are durable up to `cut` but not in segments.
@@ -465,6 +472,7 @@ impl Log {
         );
         assert!(self.before_first.index <= self.flushed.index && self.flushed.index <= self.end.index);
         assert!(self.pending_cut.is_some() || self.written_index >= self.flushed.index);
+        assert!(self.kept_index <= self.end.index, "group {name}: what is kept is in the log");
         self.terms.check();
         for segment in &self.segments {
             segment.check();

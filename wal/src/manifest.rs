@@ -230,14 +230,16 @@ async fn flush_out<D: Disk>(
     }
     let states = group_states(shared);
     let state = shared.state.borrow();
-    let tail = |id| state.groups[&id].unflushed().cloned().collect();
-    let moving = states.into_iter().map(|group| Moving { tail: tail(group.id), state: group });
-    Ok(moving
-        .map(|mut group| {
-            group.state.replay_from = LogPos::default();
-            group
-        })
-        .collect())
+    let moving = states.into_iter().map(|mut group| {
+        let tail = state.groups[&group.id].unflushed().skip(group.kept.len()).cloned().collect();
+        // The new ring begins at 0, and holds nothing of what is elsewhere.
+        group.replay_from = LogPos::default();
+        for held in &mut group.kept {
+            (held.start, held.end) = (LogPos::default(), LogPos::default());
+        }
+        Moving { tail, state: group }
+    });
+    Ok(moving.collect())
 }
 
 /// Writes a new core's checkpoint, and into its ring what no segment or snapshot holds.

@@ -111,11 +111,8 @@ impl<D: Disk> Store<D> {
         }
         state.mark_dirty(group);
         state.evict(staged.pos, shared.config.cache_bytes);
-        let flush = staged.pos.0 - state.cut.0 >= shared.config.flush_trigger_bytes && state.asked == state.done;
         drop(state);
-        if flush {
-            shared.ask_flush();
-        }
+        shared.flush_if_due();
         if shared.config.snapshot_group == Some(group) {
             shared.snapshot.notify();
         }
@@ -128,6 +125,9 @@ impl<D: Disk> Store<D> {
         let log = state.log(group);
         let staged = self.shared.journal.append_hard_state(group, hard_state)?;
         log.hard_state = hard_state;
+        drop(state);
+        // Elections without end fill the ring as well as batches do.
+        self.shared.flush_if_due();
         Ok(staged)
     }
 
@@ -149,6 +149,8 @@ impl<D: Disk> Store<D> {
         if log.pending_cut.is_some() {
             state.mark_dirty(group);
         }
+        drop(state);
+        self.shared.flush_if_due();
         Ok(staged)
     }
 
@@ -180,7 +182,11 @@ impl<D: Disk> Store<D> {
     /// is for hard states and truncations, which can't be refused.
     pub fn admits_to_reserve(&self, bytes: usize) -> bool {
         let space = self.shared.journal.space();
-        space.free >= bytes as u64 + space.reserve / 2
+        let admits = space.free >= bytes as u64 + space.reserve / 2;
+        if !admits && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admits
     }
 
     /// Bytes of entries that may be staged without touching the reserve, whatever their sizes are: half of what is free, since writes

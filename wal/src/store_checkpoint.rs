@@ -71,17 +71,18 @@ pub(crate) fn group_states<D: Disk>(shared: &Shared<D>) -> Vec<GroupState> {
         let trimmed = log.trim();
         discard(shared, log.id, garbage, trimmed);
         log.check(durable);
-        states.push(group_state(log, durable));
+        states.push(group_state(log, durable, shared.config.kept_bytes));
     }
     states.sort_unstable_by_key(|group| group.id);
     states
 }
 
-fn group_state(log: &Log, durable: LogPos) -> GroupState {
+fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState {
     assert!(log.pending_cut.is_none(), "cuts are settled before a checkpoint");
     let mut hard_state = log.hard_state;
     // A commit may run ahead of this disk, never of what recovery will find.
     hard_state.commit = hard_state.commit.min(log.stable(durable).index).max(log.app.index);
+    let kept = log.keep(durable, kept_bytes);
     GroupState {
         id: log.id,
         by_snapshot: log.by_snapshot,
@@ -95,6 +96,7 @@ fn group_state(log: &Log, durable: LogPos) -> GroupState {
         app: log.app.clone(),
         segments: log.segments.clone(),
         terms: log.terms.up_to(log.flushed.index).to_vec(),
+        kept,
     }
 }
 

@@ -83,9 +83,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
                 host.flushed();
                 shared.state.borrow_mut().done = asked;
                 // The ring may have filled up meanwhile, and nobody appends any more.
-                if shared.flush_due() {
-                    shared.ask_flush();
-                }
+                shared.flush_if_due();
             }
             Err(FlushError::Full(why)) => {
                 attempt += 1;

@@ -1,6 +1,8 @@
 //! Opening a store: the checkpoint, then the ring in order, then what an unfinished flush left is cleared away.
 //! Lives on: the owning core only, before it serves.
 //!
+//! The checkpoint's groups come with the entries that it carries itself; the ring's records are taken behind them.
+//!
 //! | record at or above where its group's replay begins | does |
 //! |---|---|
 //! | of a group removed (in the checkpoint, or by an earlier record) | nothing |
@@ -19,7 +21,7 @@ use crate::{
     disk::Disk,
     files::{Files, read_file, remove_if_there, segment_name},
     journal::{Journal, RingBody, RingRecord},
-    log::{Log, LogOptions, Mark},
+    log::{Held, Log, LogOptions, Mark},
     log_read::{ReadError, read_entries},
     lru::Lru,
     record::{Entry, GroupId},
@@ -83,7 +85,8 @@ pub(crate) async fn open<D: Disk>(
         removed: removed.iter().map(|group| Removed { group: *group, files_gone: false }).collect(),
         garbage: checkpoint.garbage.clone(),
         number: checkpoint.number,
-        cut: checkpoint.cut,
+        // What the last flush could not write counts as staged since: a full disk may have left all of the ring to this one.
+        cut: needs,
         ..State::default()
     };
     let mut arrivals: Vec<(LogPos, GroupId)> = Vec::new();
@@ -252,6 +255,10 @@ fn log_of(group: &GroupState) -> Log {
     log.segments = group.segments.clone();
     log.next_serial = group.next_serial;
     log.dir_made = group.dir_made;
+    for Held { start, end, entry, .. } in &group.kept {
+        log.append(entry.clone(), *start, *end);
+    }
+    log.kept_index = group.kept.last().map_or(0, |held| held.entry.index);
     log
 }
 

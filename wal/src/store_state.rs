@@ -215,4 +215,11 @@ impl<D: Disk> Shared<D> {
         state.asked == state.done
             && self.journal.staged().0.saturating_sub(state.cut.0) >= self.config.flush_trigger_bytes
     }
+
+    /// Asks for a flush that is due.
+    pub fn flush_if_due(&self) {
+        if self.flush_due() {
+            self.ask_flush();
+        }
+    }
 }

@@ -33,6 +33,9 @@ pub struct StoreConfig {
     pub flush_in_flight: usize,
     /// The group that keeps no segments: its entries count as flushed once a snapshot covers them.
     pub snapshot_group: Option<GroupId>,
+    /// Bytes of that group's entries that a checkpoint carries itself, so that they do not hold the ring while they are not decided.
+    /// Those beyond do, until a snapshot covers what comes before them.
+    pub kept_bytes: usize,
 }
 
 impl Default for StoreConfig {
@@ -48,6 +51,7 @@ impl Default for StoreConfig {
             flush_write_bytes: 1 << 20,
             flush_in_flight: 4,
             snapshot_group: Some(GroupId(0)),
+            kept_bytes: 1 << 20,
         }
     }
 }

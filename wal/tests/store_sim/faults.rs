@@ -1,16 +1,16 @@
 //! Errors of the disk while flushing: a full one is waited out, any other stops the store by name.
 
 use crate::{
-    harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options},
+    harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, pause},
     life::flush,
-    model::{Host, Model, Shared, append, blob_of, conf_of},
+    model::{Host, Model, Shared, app_of, append, blob_of, conf_of},
     verify::{only_segments, read_everything, recover},
 };
 use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
 use wal::{
     disk_sim::{Fate, Kind, Op, SimDisk},
     record::GroupId,
-    store::{AppState, FlushHost, LogPos, SnapshotError, Store},
+    store::{Admission, AppState, FlushHost, LogPos, SnapshotError, Store},
 };
 
 const GROUP: GroupId = GroupId(1);
@@ -138,6 +138,44 @@ fn a_full_disk_is_waited_out_and_poisons_nothing() {
         let store = recover(&disk.crash(), &model, durable, false).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
         block_on(read_everything(&store, &model)).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
     }
+}
+
+#[test]
+fn a_ring_that_a_full_disk_has_filled_is_flushed_after_a_restart() {
+    let disk = fresh_disk(8);
+    let (store, model) = filled(8, &disk);
+    let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
+    run(8, &store, host.clone(), async {
+        settle(&store, &model).await;
+        let term = model.borrow().groups[&META].entries[29].term;
+        store.write_snapshot(META, term, app_of(META, 30)).await.expect("written");
+        model.borrow_mut().groups.get_mut(&META).expect("it is there").commit = 30;
+        disk.fates(|op| match op.path.starts_with("/data/logs") && op.kind == Kind::Create {
+            true => Fate::Fail(libc_enospc()),
+            false => Fate::Go,
+        });
+        let mut rng = fastrand::Rng::with_seed(8);
+        while store.admit(24 << 10) == Admission::Ok {
+            append(&store, &model, &mut rng, GROUP).expect("room");
+            settle(&store, &model).await;
+        }
+        // Checkpoints are written all the same, as of the ring's end.
+        let (tried, written) = (host.failures.get(), store.stats().checkpoints);
+        while host.failures.get() < tried + 3 || store.stats().checkpoints < written + 3 {
+            pause().await;
+        }
+    });
+    assert_eq!((store.admit(24 << 10), store.poisoned()), (Admission::Wait, None));
+    let durable = store.durable();
+    drop(store);
+    let store = recover(&disk.crash(), &model, durable, false).expect("recovered");
+    // Nobody appends or asks.
+    run(9, &store, Rc::new(Host(model.clone())), async {
+        while store.stats().flushes == 0 {
+            pause().await;
+        }
+    });
+    assert!(store.stats().ring_used_bytes < config().ring_bytes / 2, "{:?}", store.stats());
 }
 
 #[test]

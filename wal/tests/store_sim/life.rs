@@ -61,7 +61,7 @@ async fn write(store: &Store<SimDisk>, model: &Shared, seed: u64, steps: usize) 
                     group.events.push((staged.pos, hard_state, Event::HardState));
                 }
             }
-            8..14 if group != META => truncate(store, model, &mut rng, group),
+            8..14 => truncate(store, model, &mut rng, group),
             14..18 if group != META => {
                 let to = {
                     let mut model = model.borrow_mut();
@@ -167,6 +167,10 @@ async fn snapshots(store: &Store<SimDisk>, model: &Shared, seed: u64, stop: &Cel
         let (index, term) = {
             let mut model = model.borrow_mut();
             let Some(meta) = model.groups.get_mut(&META) else { continue };
+            // At times nothing is decided for a while.
+            if rng.u32(..3) == 0 {
+                continue;
+            }
             meta.commit = store.log(META).expect("it is there").stable_index.max(meta.commit);
             let Some(last) = meta.entries[..meta.commit as usize].last() else { continue };
             (last.index, last.term)

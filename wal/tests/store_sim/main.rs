@@ -4,6 +4,7 @@ mod cores;
 mod crash;
 mod faults;
 mod harness;
+mod kept;
 mod life;
 mod model;
 mod reads;

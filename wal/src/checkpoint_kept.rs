@@ -1,0 +1,111 @@
+//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers.
+//! Lives on: the owning core only. Encoding, and which entries they are.
+//!
+//! A snapshot holds only what is decided. Without a quorum nothing is, and what is not decided would hold the ring until somebody's
+//! hard states had filled it; then nobody could store any more what would decide it. So every checkpoint carries these entries, up
+//! to [`StoreConfig::kept_bytes`](crate::store::StoreConfig::kept_bytes), and the ring is free of them.
+//!
+//! ```text
+//! kept entries: count u64, then each, all u64 unless said:
+//!      | its record in the ring: start, end | index | term | type | base offset
+//!      | data: length, bytes
+//!      | batch: 0, or 1 and: base offset, count, max timestamp, length, bytes
+//! ```
+//!
+//! Invariants: the entries follow the snapshot without holes, and their records end where replay begins, or before. What one checkpoint
+//! carries, each later one does, until it is truncated or in a snapshot: the ring may be without it.
+
+use crate::{
+    checkpoint::{GroupState, Reader, Writer},
+    log::{Held, Log},
+    record::{Entry, Span},
+    store_types::LogPos,
+};
+
+/// What an entry takes beside its data and its batch.
+const ENTRY_BYTES: usize = 12 * 8;
+
+fn encoded_len(entry: &Entry) -> usize {
+    ENTRY_BYTES + entry.data.len() + entry.payload.as_ref().map_or(0, |(_, batch)| batch.len())
+}
+
+impl Log {
+    /// The entries for a checkpoint at `durable`; from now on, [`Log::replay_from`] is behind them.
+    pub(crate) fn keep(&mut self, durable: LogPos, bytes_max: usize) -> Vec<Held> {
+        if !self.by_snapshot {
+            return Vec::new();
+        }
+        let mut bytes = 0;
+        let fits = |held: &&Held| {
+            bytes += encoded_len(&held.entry);
+            // What was carried once is, whatever the bound is now.
+            held.entry.index <= self.kept_index || held.end <= durable && bytes <= bytes_max
+        };
+        let kept: Vec<Held> = self.unflushed().take_while(fits).cloned().collect();
+        if let Some(last) = kept.last() {
+            assert!(self.kept_index <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
+            self.kept_index = last.entry.index;
+        }
+        kept
+    }
+}
+
+pub(crate) fn encode(kept: &[Held], to: &mut Writer) {
+    to.words(&[kept.len() as u64]);
+    for Held { start, end, base_offset, entry } in kept {
+        to.words(&[start.0, end.0, entry.index, entry.term, u64::from(entry.entry_type), *base_offset]);
+        to.bytes(&entry.data);
+        match &entry.payload {
+            Some((span, batch)) => {
+                to.words(&[1, span.base_offset, u64::from(span.count), span.max_timestamp as u64]);
+                to.bytes(batch);
+            }
+            None => to.words(&[0]),
+        }
+    }
+}
+
+pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
+    from.each(|from| {
+        let [start, end, index, term, entry_type, base_offset] = from.words()?;
+        let data = from.bytes()?;
+        let payload = match from.words()? {
+            [0] => None,
+            [1] => {
+                let [base_offset, count, max_timestamp] = from.words()?;
+                let span = Span { base_offset, count: count.try_into().ok()?, max_timestamp: max_timestamp as i64 };
+                Some((span, from.bytes()?))
+            }
+            _ => return None,
+        };
+        let entry = Entry { index, term, entry_type: entry_type.try_into().ok()?, data, payload };
+        Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry })
+    })
+}
+
+/// What holds for the kept entries of every group.
+pub(crate) fn check(group: &GroupState) -> Result<(), &'static str> {
+    if !group.by_snapshot && !group.kept.is_empty() {
+        return Err("a group with segments has kept entries");
+    }
+    let (mut last, mut end) = (group.flushed, LogPos::default());
+    for held in &group.kept {
+        let entry = &held.entry;
+        let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
+        let follows = entry.index == last.index + 1 && entry.term >= last.term;
+        if !follows || held.base_offset != last.offset || offset != last.offset {
+            return Err("kept entries do not follow the snapshot");
+        }
+        if held.start < end || held.end < held.start {
+            return Err("kept entries' positions do not ascend");
+        }
+        last.index = entry.index;
+        last.term = entry.term;
+        last.offset = held.end_offset();
+        end = held.end;
+    }
+    if end > group.replay_from {
+        return Err("a kept entry is read from the ring again");
+    }
+    Ok(())
+}

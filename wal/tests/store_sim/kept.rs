@@ -1,0 +1,316 @@
+//! Entries of the snapshot group that stay undecided: no snapshot takes them, the checkpoint carries them, and the ring goes round.
+
+use crate::{
+    harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, with_loops},
+    model::{Event, GroupModel, Host, Shared, app_of, append},
+    verify::recover,
+};
+use std::{cell::Cell, rc::Rc};
+use wal::{
+    disk_sim::{Fate, Kind, SimDisk},
+    record::{Entry, GroupId, HardState},
+    store::{Admission, LogPos, OpenError, Store, StoreConfig},
+};
+
+const GROUP: GroupId = GroupId(1);
+/// Blocks of the ring of these tests.
+const RING_BLOCKS: u64 = 128;
+
+fn begun(disk: &SimDisk, model: &Shared) -> Store<SimDisk> {
+    let store = recover(disk, model, LogPos::default(), false).expect("opened");
+    make_missing(&store, model);
+    store
+}
+
+/// Groups without a record may be gone.
+fn make_missing(store: &Store<SimDisk>, model: &Shared) {
+    for group in [META, GROUP].into_iter().filter(|group| store.log(*group).is_none()) {
+        store.create_group(group, options());
+        model.borrow_mut().groups.insert(group, GroupModel::default());
+    }
+}
+
+async fn durable(store: &Store<SimDisk>, at: LogPos) {
+    while store.durable() < at {
+        if store.durable_past(store.durable()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn note(model: &Shared, group: GroupId, at: LogPos, hard_state: HardState, event: Event) {
+    let mut model = model.borrow_mut();
+    let group = model.groups.get_mut(&group).expect("a group");
+    group.hard_state = hard_state;
+    group.known = true;
+    group.events.push((at, hard_state, event));
+}
+
+/// Elections without a result, each of them one write.
+async fn elections(store: &Store<SimDisk>, model: &Shared, group: GroupId, count: u64) {
+    for _ in 0..count {
+        let before = model.borrow().groups[&group].hard_state;
+        let hard_state = HardState { term: before.term + 1, vote: 1, ..before };
+        let Ok(staged) = store.append_hard_state(group, hard_state) else {
+            assert!(store.poisoned().is_some(), "the ring is full");
+            return;
+        };
+        note(model, group, staged.pos, hard_state, Event::HardState);
+        durable(store, staged.pos).await;
+    }
+}
+
+async fn append_some(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng, count: u64) {
+    for _ in 0..count {
+        let Some(at) = append(store, model, rng, META) else { return };
+        durable(store, at).await;
+    }
+}
+
+async fn truncate(store: &Store<SimDisk>, model: &Shared, from: u64) {
+    let before = model.borrow().groups[&META].hard_state;
+    let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
+    let Ok(staged) = store.truncate(META, hard_state, from, 0) else { return };
+    note(model, META, staged.pos, hard_state, Event::Truncate(from));
+    model.borrow_mut().groups.get_mut(&META).expect("a group").entries.truncate(from as usize - 1);
+    durable(store, staged.pos).await;
+}
+
+fn run(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, work: impl Future<Output = ()>) {
+    let finished = Cell::new(false);
+    let tasks: Vec<Task> = vec![
+        Box::pin(async {
+            let _ = store.run_journal().await;
+        }),
+        Box::pin(async {
+            let _ = store.run_flusher(Rc::new(Host(model.clone()))).await;
+        }),
+        Box::pin(async {
+            work.await;
+            finished.set(true);
+        }),
+    ];
+    drive(&mut fastrand::Rng::with_seed(seed), tasks, || finished.get() || disk.stopped());
+}
+
+#[test]
+fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold() {
+    let disk = fresh_disk(1);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(1);
+    run(1, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 3).await;
+        elections(&store, &model, META, 5 * RING_BLOCKS).await;
+        elections(&store, &model, GROUP, 5 * RING_BLOCKS).await;
+    });
+    assert_eq!(store.admit(1000), Admission::Ok);
+    assert!(store.stats().flushes > 10, "the ring's use alone asks for flushes");
+    store.check();
+    let at = store.durable();
+    drop(store);
+    // Again and again: what the ring no longer has comes from each checkpoint anew.
+    let (mut disk, mut at) = (disk.crash(), at);
+    for life in 0..3 {
+        let store = recover(&disk, &model, at, false).expect("recovered");
+        run(life, &disk, &store, &model, async {
+            elections(&store, &model, GROUP, 2 * RING_BLOCKS).await;
+            append_some(&store, &model, &mut rng, 1).await;
+        });
+        at = store.durable();
+        drop(store);
+        disk = disk.crash();
+    }
+    let store = recover(&disk, &model, at, false).expect("recovered");
+    assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((1, 6)));
+    // A quorum is back: what was decided is in a snapshot, and no longer in a checkpoint.
+    let term = model.borrow().groups[&META].entries[5].term;
+    with_loops(9, &store, Rc::new(Host(model.clone())), async {
+        store.write_snapshot(META, term, app_of(META, 6)).await.expect("written");
+        store.flush_now().await.expect("flushed");
+    });
+    model.borrow_mut().groups.get_mut(&META).expect("a group").commit = 6;
+    let at = store.durable();
+    drop(store);
+    let store = recover(&disk.crash(), &model, at, false).expect("recovered");
+    assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((7, 6)));
+}
+
+/// Kept, cut off, kept again, cut off within what is kept, decided in part, with laps of the ring between.
+async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
+    append_some(store, model, rng, 4).await;
+    elections(store, model, GROUP, RING_BLOCKS).await;
+    truncate(store, model, 3).await;
+    append_some(store, model, rng, 2).await;
+    elections(store, model, META, RING_BLOCKS / 2).await;
+    truncate(store, model, 4).await;
+    elections(store, model, GROUP, RING_BLOCKS).await;
+    append_some(store, model, rng, 3).await;
+    let term = model.borrow().groups[&META].entries[1].term;
+    model.borrow_mut().groups.get_mut(&META).expect("a group").commit = 2;
+    if store.write_snapshot(META, term, app_of(META, 2)).await.is_ok() && store.flush_now().await.is_ok() {
+        model.borrow_mut().groups.get_mut(&META).expect("a group").floor_app = 2;
+    }
+    elections(store, model, GROUP, RING_BLOCKS).await;
+    truncate(store, model, 3).await;
+    let _ = store.flush_now().await;
+    append_some(store, model, rng, 1).await;
+    elections(store, model, GROUP, RING_BLOCKS).await;
+}
+
+#[test]
+fn a_power_cut_at_any_operation_finds_what_is_kept() {
+    let whole = fresh_disk(2);
+    let life = |disk: &SimDisk, stop_after: u64| {
+        let model: Shared = Rc::default();
+        let store = begun(disk, &model);
+        disk.stop_after(stop_after);
+        let mut rng = fastrand::Rng::with_seed(2);
+        run(2, disk, &store, &model, ups_and_downs(&store, &model, &mut rng));
+        (model, store.durable())
+    };
+    let (model, at) = life(&whole, u64::MAX >> 1);
+    recover(&whole.crash(), &model, at, false).expect("recovered");
+    for cut_at in 1..whole.ops() {
+        let disk = fresh_disk(2);
+        let (model, at) = life(&disk, cut_at);
+        let disk = disk.crash();
+        let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
+        make_missing(&store, &model);
+        run(3, &disk, &store, &model, elections(&store, &model, GROUP, RING_BLOCKS));
+        let at = store.durable();
+        drop(store);
+        recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
+    }
+}
+
+#[test]
+fn entries_beyond_the_bound_stay_in_the_ring() {
+    let disk = fresh_disk(4);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(4);
+    // Some of these fit.
+    run(4, &disk, &store, &model, append_some(&store, &model, &mut rng, 60));
+    run(5, &disk, &store, &model, async { store.flush_now().await.expect("flushed") });
+    let at = store.durable();
+    drop(store);
+    let disk = disk.crash();
+    let store = recover(&disk, &model, at, false).expect("recovered");
+    let used = store.stats().ring_used_bytes;
+    run(6, &disk, &store, &model, elections(&store, &model, GROUP, RING_BLOCKS / 2));
+    assert!(store.stats().ring_used_bytes >= used + RING_BLOCKS / 2 * 4096, "the ring is held as it always was");
+    let at = store.durable();
+    drop(store);
+    recover(&disk.crash(), &model, at, false).expect("recovered");
+}
+
+#[test]
+fn a_smaller_bound_does_not_let_go_of_what_was_kept() {
+    let disk = fresh_disk(7);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(7);
+    run(7, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 3).await;
+        elections(&store, &model, GROUP, 2 * RING_BLOCKS).await;
+    });
+    let at = store.durable();
+    drop(store);
+    let disk = disk.crash();
+    recover(&disk, &model, at, false).expect("recovered");
+    let smaller = StoreConfig { kept_bytes: 0, ..config() };
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, smaller)).expect("opened");
+    run(8, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 1).await;
+        store.flush_now().await.expect("flushed");
+    });
+    let at = store.durable();
+    drop(store);
+    recover(&disk.crash(), &model, at, false).expect("recovered");
+}
+
+#[test]
+fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
+    let disk = fresh_disk(8);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(8);
+    let app = app_of(META, 3);
+    run(8, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 8).await;
+        store.flush_now().await.expect("flushed");
+        // Entries 1 to 3 were others than ours, and decided.
+        let term = model.borrow().groups[&META].hard_state.term + 1;
+        let hard_state = HardState { term, vote: 0, commit: 3 };
+        store.stage_snapshot(META, term, &app).await.expect("staged");
+        let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
+        durable(&store, at).await;
+        // In the ring only: nothing of them was kept.
+        let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
+        let staged = store.append(META, hard_state, &entry).expect("room");
+        store.check();
+        durable(&store, staged.pos).await;
+    });
+    let found = |disk: &SimDisk| {
+        let (_, groups, _) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+        let meta = groups.into_iter().find(|group| group.id == META).expect("it is there");
+        assert_eq!((meta.flushed_index, &meta.app), (3, &app));
+        let tail: Vec<(u64, usize)> = meta.tail.iter().map(|entry| (entry.index, entry.data.len())).collect();
+        assert_eq!(tail, [(4, 8)]);
+    };
+    drop(store);
+    let disk = disk.crash();
+    found(&disk);
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+    run(9, &disk, &store, &model, elections(&store, &model, META, 2 * RING_BLOCKS));
+    drop(store);
+    found(&disk.crash());
+}
+
+#[test]
+fn a_damaged_kept_entry_is_named() {
+    let disk = fresh_disk(5);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(5);
+    run(5, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 3).await;
+        store.flush_now().await.expect("flushed");
+    });
+    drop(store);
+    let disk = disk.crash();
+    let path = dirs().core.join("checkpoint");
+    let bytes = disk.bytes(&path);
+    let data =
+        model.borrow().groups[&META].entries.iter().map(|entry| entry.data.clone()).max_by_key(|data| data.len());
+    let data = data.filter(|data| data.len() >= 8).expect("one is long");
+    let at = bytes.windows(data.len()).position(|window| window == data).expect("the checkpoint has it");
+    disk.patch(&path, at, &[!data[0]]);
+    let error = block_on(Store::open(disk, &dirs(), 1, config())).err().expect("refused");
+    assert!(matches!(&error, OpenError::Damaged(why) if why.contains("checkpoint") && why.contains("CRC")), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_finds_no_room_is_written_later_with_what_came_since() {
+    let disk = fresh_disk(6);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(6);
+    run(6, &disk, &store, &model, async {
+        append_some(&store, &model, &mut rng, 3).await;
+        let refused = Cell::new(0);
+        disk.fates(move |op| {
+            let is = op.kind == Kind::Write && op.path.ends_with("checkpoint.tmp") && refused.get() < 3;
+            refused.set(refused.get() + u32::from(is));
+            if is { Fate::Fail(28) } else { Fate::Go }
+        });
+        elections(&store, &model, GROUP, RING_BLOCKS / 4).await;
+        truncate(&store, &model, 2).await;
+        elections(&store, &model, GROUP, 2 * RING_BLOCKS).await;
+    });
+    assert_eq!(store.poisoned(), None);
+    let at = store.durable();
+    drop(store);
+    recover(&disk.crash(), &model, at, false).expect("recovered");
+}
