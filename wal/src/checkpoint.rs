@@ -348,7 +348,10 @@ mod tests {
         let span = Span { base_offset: 0, count: 3, max_timestamp: -1 };
         let second =
             Entry { payload: Some((span, Bytes::from_static(b"batch"))), ..entry(6, 3, Bytes::from_static(b"second")) };
-        let held = |start, end, entry| Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry };
+        let held = |start, end, entry: Entry| {
+            let payload_crc = entry.payload_crc();
+            Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry, payload_crc }
+        };
         GroupState {
             id: GroupId(0),
             by_snapshot: true,

@@ -52,7 +52,7 @@ impl Log {
 
 pub(crate) fn encode(kept: &[Held], to: &mut Writer) {
     to.words(&[kept.len() as u64]);
-    for Held { start, end, base_offset, entry } in kept {
+    for Held { start, end, base_offset, entry, .. } in kept {
         to.words(&[start.0, end.0, entry.index, entry.term, u64::from(entry.entry_type), *base_offset]);
         to.bytes(&entry.data);
         match &entry.payload {
@@ -79,7 +79,8 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
             _ => return None,
         };
         let entry = Entry { index, term, entry_type: entry_type.try_into().ok()?, data, payload };
-        Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry })
+        let payload_crc = entry.payload_crc();
+        Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry, payload_crc })
     })
 }
 

@@ -36,3 +36,10 @@ pub struct Entry {
     /// The batch, opaque here; with `Some`, a span says which offsets it holds.
     pub payload: Option<(Span, Bytes)>,
 }
+
+impl Entry {
+    /// The payload's CRC-32C, 0 without one.
+    pub fn payload_crc(&self) -> u32 {
+        self.payload.as_ref().map_or(0, |(_, payload)| crc32c::crc32c(payload))
+    }
+}

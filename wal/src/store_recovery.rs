@@ -210,7 +210,7 @@ impl<'a> Replay<'a> {
                         entry.index, group.0, log.end.index, log.end.offset
                     )));
                 }
-                let crc = entry.payload.as_ref().map_or(0, |(_, payload)| crc32c::crc32c(payload));
+                let crc = entry.payload_crc();
                 log.append(entry, crc, start, end);
             }
             RingBody::Truncate { from_index, from_offset } => {
@@ -255,8 +255,8 @@ fn log_of(group: &GroupState) -> Log {
     log.segments = group.segments.clone();
     log.next_serial = group.next_serial;
     log.dir_made = group.dir_made;
-    for Held { start, end, entry, .. } in &group.kept {
-        log.append(entry.clone(), *start, *end);
+    for Held { start, end, entry, payload_crc, .. } in &group.kept {
+        log.append(entry.clone(), *payload_crc, *start, *end);
     }
     log.kept_index = group.kept.last().map_or(0, |held| held.entry.index);
     log
