@@ -14,8 +14,8 @@ use consensus::{
 use std::{rc::Rc, sync::Arc, time::Duration};
 use wal::log::LogOptions;
 
-/// Bytes of the log that are applied at a time: some tens of commands.
-const COMMITTED_BYTES_A_TURN: u64 = 8 << 10;
+/// Bytes of the log that are applied at a time, or one entry: some ten to twenty commands.
+const COMMITTED_BYTES_A_TURN: u64 = 2 << 10;
 /// Ticks without a leader before anybody stands for election, and what brokers wait beyond that at most.
 const ELECTION_TICKS: usize = 8;
 
