@@ -54,6 +54,7 @@ mod suite_cases;
 mod suite_peers;
 mod tables;
 mod tail;
+mod tool;
 mod wal_ring;
 mod workload;
 
