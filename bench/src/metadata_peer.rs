@@ -261,7 +261,7 @@ fn failure(answer: &ToolAnswer) -> Option<String> {
         ToolAnswer::Answers(answers) => {
             answers.contains(&QueryAnswer::NotFound).then(|| "the topic was not found".to_owned())
         }
-        ToolAnswer::Quorum(_) => None,
+        ToolAnswer::Quorum(_) | ToolAnswer::MeshProbed { .. } => None,
         ToolAnswer::Failed { code, message } => Some(format!("{message} (error {code})")),
     }
 }
