@@ -46,9 +46,13 @@ pub struct Tool {
 impl Tool {
     pub fn connect(addr: SocketAddr) -> Result<Tool, Box<dyn Error>> {
         let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-        peer.write(&hello())?;
-        let answer = peer.read()?;
-        wire::decode_hello(&answer.bytes)?;
+        let mut greet = || -> Result<(), Box<dyn Error>> {
+            peer.write(&hello())?;
+            wire::decode_hello(&peer.read()?.bytes)?;
+            Ok(())
+        };
+        let other = "is it a broker's address for other brokers and tools (--peer-addr)?";
+        greet().map_err(|e| format!("{addr} does not answer a tool: {e}; {other}"))?;
         Ok(Tool { peer, next_id: 1 })
     }
 

@@ -22,7 +22,8 @@ use std::{
 pub const ROUNDS_MAX: u32 = 100_000;
 /// Round trips on their way at a time; more are refused.
 pub const IN_FLIGHT_MAX: u16 = QUEUE_MESSAGES as u16 / 4;
-/// What one request may take, to all cores together; what is not done by then is left out. A broker that stops waits for it.
+/// What one request may take, to all cores together; what is not done by then is left out. So a tool that is gone leaves work for
+/// no longer than this.
 pub const TIME_MAX: Duration = Duration::from_secs(1);
 /// Bounds of buckets have so many significant bits: they are off by a 32nd at most.
 const SIGNIFICANT_BITS: u32 = 6;
