@@ -14,7 +14,9 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use wal::buf::{BLOCK, Chunk, block_ceil};
 
+use crate::ceiling_cores;
 use crate::clock;
+use crate::environment;
 use crate::options::RunOptions;
 use crate::report::with_commas;
 use crate::stats::{histogram, quantile_ms};
@@ -43,6 +45,15 @@ pub struct Ceiling {
     pub loopback_p99_ms: Option<f64>,
     /// One connection, one way.
     pub loopback_mb_per_s: Option<f64>,
+    /// Two threads on two CPUs: there and back by memory that both watch, and by waking each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_spin_p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_spin_p99_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_wake_p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_wake_p99_ms: Option<f64>,
     /// What the same client gets from a broker that does nothing, with the same options.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cap_per_s: Option<f64>,
@@ -71,6 +82,35 @@ impl Ceiling {
             eprintln!("no loopback round trips: {e}");
         }
         ceiling
+    }
+
+    /// What bounds messages between cores: two threads on `cpus`, or if that is empty on the first two that this process may
+    /// use; and loopback beside them. No disk.
+    pub fn measure_cores(options: &RunOptions, cpus: &[usize]) -> Result<Ceiling, String> {
+        let cpus = two_cpus(&environment::allowed_cpu_numbers(), cpus)?;
+        let mut ceiling = Ceiling::default();
+        if options.no_ceiling {
+            return Ok(ceiling);
+        }
+        match cpus.map(|cpus| ceiling.measure_two_cpus(cpus)) {
+            Some(Ok(())) => {}
+            Some(Err(e)) => eprintln!("no round trips between two CPUs: {e}"),
+            None => eprintln!("no round trips between two CPUs: this process may use one only"),
+        }
+        if let Err(e) = ceiling.measure_loopback() {
+            eprintln!("no loopback round trips: {e}");
+        }
+        Ok(ceiling)
+    }
+
+    fn measure_two_cpus(&mut self, cpus: [usize; 2]) -> io::Result<()> {
+        let spun_ns = ceiling_cores::spinning(cpus, BRIEF)?;
+        self.core_spin_p50_ms = Some(quantile_ms(&spun_ns, 0.5));
+        self.core_spin_p99_ms = Some(quantile_ms(&spun_ns, 0.99));
+        let woken_ns = ceiling_cores::waking(cpus, BRIEF)?;
+        self.core_wake_p50_ms = Some(quantile_ms(&woken_ns, 0.5));
+        self.core_wake_p99_ms = Some(quantile_ms(&woken_ns, 0.99));
+        Ok(())
     }
 
     fn measure_disk(&mut self, dir: &Path) -> io::Result<()> {
@@ -109,6 +149,15 @@ impl Ceiling {
             let mb = self.loopback_mb_per_s.unwrap_or(0.0);
             text += &format!("machine: loopback round trip p50 {p50:.3} ms, p99 {p99:.3} ms; {mb:.0} MB/s one way\n");
         }
+        let core = [
+            ("memory", self.core_spin_p50_ms, self.core_spin_p99_ms),
+            ("eventfd", self.core_wake_p50_ms, self.core_wake_p99_ms),
+        ];
+        for (by, p50, p99) in core {
+            if let (Some(p50), Some(p99)) = (p50, p99) {
+                text += &format!("machine: round trip of two CPUs by {by} p50 {p50:.4} ms, p99 {p99:.4} ms\n");
+            }
+        }
         let by = self.client_cap_by.as_deref().unwrap_or_default();
         if let (Some(per_s), Some(p50), Some(p99)) =
             (self.client_cap_per_s, self.client_cap_p50_ms, self.client_cap_p99_ms)
@@ -119,6 +168,18 @@ impl Ceiling {
             text += &format!("client's cap: not measured, {by}\n");
         }
         text
+    }
+}
+
+/// The CPUs of the two threads; `None` if there is one only.
+fn two_cpus(allowed: &[usize], wanted: &[usize]) -> Result<Option<[usize; 2]>, String> {
+    let wrong = |what: &str| format!("--ceiling-cpus: {what}; name two of {allowed:?}");
+    match *wanted {
+        [] => Ok(allowed.first_chunk().copied()),
+        [a, b] if a == b => Err(wrong("one CPU twice")),
+        [a, b] if allowed.contains(&a) && allowed.contains(&b) => Ok(Some([a, b])),
+        [_, _] => Err(wrong("this process may not run on them")),
+        _ => Err(wrong("two are needed")),
     }
 }
 
@@ -274,5 +335,20 @@ mod tests {
             assert!(figure.is_some_and(|figure| figure > 0.0), "{ceiling:?}");
         }
         assert_eq!(ceiling.to_text().lines().count(), 3);
+    }
+
+    #[test]
+    fn two_cpus_are_those_named_or_the_first() {
+        for (allowed, wanted, found) in [
+            ([0, 1, 2].as_slice(), [].as_slice(), Some([0, 1])),
+            (&[0, 1, 2], &[2, 0], Some([2, 0])),
+            (&[3], &[], None),
+        ] {
+            assert_eq!(two_cpus(allowed, wanted), Ok(found));
+        }
+        for wanted in [[1].as_slice(), &[1, 1], &[0, 3], &[0, 1, 2]] {
+            let refused = two_cpus(&[0, 1, 2], wanted).unwrap_err();
+            assert!(refused.contains("--ceiling-cpus") && refused.contains("[0, 1, 2]"), "{refused}");
+        }
     }
 }

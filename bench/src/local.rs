@@ -112,6 +112,11 @@ impl Local {
         self.brokers[node - 1].peer
     }
 
+    /// The admin addresses of all brokers.
+    pub fn admin(&self) -> Vec<String> {
+        self.brokers.iter().map(|broker| broker.admin.to_string()).collect()
+    }
+
     pub fn data_dir(&self) -> &Path {
         self.dir.path()
     }

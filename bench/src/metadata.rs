@@ -2,7 +2,7 @@
 //! deleted by Kafka's API.
 
 use std::error::Error;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use net::StrBytes;
@@ -23,6 +23,7 @@ use crate::run::{self, Outcome, Window};
 use crate::setup::{self, Lane};
 use crate::shares::Share;
 use crate::stats::Live;
+use crate::tool::resolve;
 
 /// What the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
@@ -35,7 +36,7 @@ pub fn run(options: &MetadataOptions) -> Result<Report, Box<dyn Error>> {
         Operation::DeleteTopics => ("delete-topics", [Share::WriteSync].as_slice()),
     };
     let raw = matches!(options.operation, Operation::Write | Operation::Read);
-    let (outcome, ceiling) = if raw { by_peer(options)? } else { by_kafka(options)? };
+    let (outcome, ceiling) = if raw { by_peer(options, |_| ())? } else { by_kafka(options)? };
     Ok(Report::new(name, Unit::Operations, outcome, ceiling).against(shares))
 }
 
@@ -48,11 +49,13 @@ fn pace(options: &MetadataOptions) -> Pace {
     }
 }
 
-fn by_peer(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
+/// Writes or reads over the port between brokers. `begins` is told the run's times just before it begins.
+pub fn by_peer(options: &MetadataOptions, begins: impl FnOnce(Window)) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
     let addr = resolve(&options.peer)?;
     let topics: Arc<[Named]> = metadata_peer::prepare(options, addr)?.into();
     let ceiling = Ceiling::measure(&options.run);
     let pace = pace(options);
+    begins(pace.window);
     let plan = metadata_peer::Plan { asks: metadata_peer::asks(options, topics), pace };
     let work =
         move |at: usize, lane: Lane, live: Arc<Live>| metadata_peer::lane_work(plan.clone(), at, lane.addr, live);
@@ -62,11 +65,6 @@ fn by_peer(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Erro
 
 fn lanes(addr: SocketAddr, options: &MetadataOptions) -> Vec<Lane> {
     (0..options.threads.connections.unwrap_or(1)).map(|_| Lane { addr, partitions: Vec::new() }).collect()
-}
-
-fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
-    let found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?.next();
-    found.ok_or_else(|| format!("{address}: the name has no address").into())
 }
 
 /// Topics of names of this run's own; what delete-topics leaves is what was in flight at the end, create-topics leaves all.

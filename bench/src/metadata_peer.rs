@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use consensus::metadata::{Command, Query, QueryAnswer};
 use consensus::plane::Acks;
-use consensus::wire::{self, Caller, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest, ToolResponse};
+use consensus::wire::{self, Consistency, ToolAnswer, ToolAsk, ToolResponse};
 use net::conn::{self, FrameReader, FrameWriter};
-use net::peer::{self, BlockingPeer, FRAME_BYTES_MAX, Kind, PeerFrame};
+use net::peer::{self, FRAME_BYTES_MAX};
 use uuid::Uuid;
 
 use crate::clock;
@@ -24,61 +24,14 @@ use crate::options_workloads::{Freshness, MetadataAcks, MetadataOptions, Operati
 use crate::rt::{self, Signal};
 use crate::run::Window;
 use crate::stats::{Live, Tally, histogram};
+use crate::tool::{PATIENCE, Tool, hello, request};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const PUBLISH_NS: u64 = 250_000_000;
 /// Commands of one request of the set-up.
 const SETUP_COMMANDS: usize = 256;
 
-fn hello() -> PeerFrame {
-    let hello = Hello {
-        caller: Caller::Tool,
-        cluster_id: None,
-        node: -1,
-        peer: 0,
-        incarnation: 0,
-        cores: 1,
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        peer_addr: String::new(),
-        seeds: Vec::new(),
-        founding: Vec::new(),
-        core: 0,
-    };
-    PeerFrame::new(Kind::Hello, net::peer::Lane::Control, wire::encode_hello(&hello))
-}
-
-fn request(id: u64, ask: ToolAsk) -> PeerFrame {
-    let bytes = wire::encode_request(&ToolRequest { id, ask });
-    PeerFrame::new(Kind::Request, net::peer::Lane::Control, bytes)
-}
-
 /// A topic's name and id.
 pub type Named = (Arc<str>, Uuid);
-
-/// A connection that waits for each answer, for the set-up.
-struct Tool {
-    peer: BlockingPeer,
-    next_id: u64,
-}
-
-impl Tool {
-    fn connect(addr: SocketAddr) -> Result<Tool, Box<dyn Error>> {
-        let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-        peer.write(&hello())?;
-        let answer = peer.read()?;
-        wire::decode_hello(&answer.bytes)?;
-        Ok(Tool { peer, next_id: 1 })
-    }
-
-    fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
-        self.peer.write(&request(self.next_id, ask))?;
-        self.next_id += 1;
-        match wire::decode_response(&self.peer.read()?.bytes)?.answer {
-            ToolAnswer::Failed { code, message } => Err(format!("{message} (error {code})").into()),
-            answer => Ok(answer),
-        }
-    }
-}
 
 /// Makes sure that the topics are there, and learns their ids.
 pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
@@ -308,7 +261,7 @@ fn failure(answer: &ToolAnswer) -> Option<String> {
         ToolAnswer::Answers(answers) => {
             answers.contains(&QueryAnswer::NotFound).then(|| "the topic was not found".to_owned())
         }
-        ToolAnswer::Quorum(_) => None,
+        ToolAnswer::Quorum(_) | ToolAnswer::MeshProbed { .. } => None,
         ToolAnswer::Failed { code, message } => Some(format!("{message} (error {code})")),
     }
 }

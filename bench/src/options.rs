@@ -14,7 +14,7 @@ use crate::options_suite::SuiteOptions;
 use crate::options_workloads::EtcdOptions;
 use crate::options_workloads::{
     BacklogOptions, CommitsOptions, ConsumeOptions, EndToEndOptions, FailoverOptions, ManyPartitionsOptions,
-    MetadataOptions, ProduceOptions, WalOptions,
+    MeshOptions, MetadataOptions, ProduceOptions, ReadyLoopOptions, WalOptions,
 };
 use crate::sizes::Sizes;
 
@@ -44,6 +44,8 @@ Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the
   millrace-bench metadata --acks quorum --in-flight 64
   millrace-bench metadata --operation read --peer 127.0.0.1:9292 --in-flight 64
   millrace-bench metadata --operation create-topics --bootstrap 127.0.0.1:9093
+  millrace-bench ready-loop --in-flight 64 --admin 127.0.0.1:9644
+  millrace-bench mesh --in-flight 8
   millrace-bench commits --groups 100 --in-flight 8
   millrace-bench many-partitions --partitions 10,1000,10000 --rate 10000 --linger 0ms
   millrace-bench backlog --backlog 4GiB --data-dir ./millrace-data
@@ -64,6 +66,10 @@ pub enum Workload {
     EndToEnd(EndToEndOptions),
     /// Write or read metadata over the port between brokers, or create and delete topics as any client does.
     Metadata(MetadataOptions),
+    /// Write metadata, and tell what a turn of each broker's Raft ready loop costs meanwhile, in wall and CPU time.
+    ReadyLoop(ReadyLoopOptions),
+    /// Send messages from one core of a broker to another and back, over the broker's own queues.
+    Mesh(MeshOptions),
     /// Commit offsets of consumer groups.
     Commits(CommitsOptions),
     /// Produce to topics of ever more partitions, one after the other.
@@ -95,6 +101,8 @@ impl Workload {
             Workload::Consume(options) => Some(&mut options.run),
             Workload::EndToEnd(options) => Some(&mut options.run),
             Workload::Metadata(options) => Some(&mut options.run),
+            Workload::ReadyLoop(options) => Some(&mut options.run),
+            Workload::Mesh(options) => Some(&mut options.run),
             Workload::Commits(options) => Some(&mut options.run),
             Workload::ManyPartitions(options) => Some(&mut options.run),
             Workload::Backlog(options) => Some(&mut options.run),
@@ -300,6 +308,7 @@ impl CodecOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options_workloads::{MetadataAcks, Operation};
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -319,5 +328,31 @@ mod tests {
         }
         assert_eq!(config.get("out"), None);
         assert_eq!(options.records.rate, Some(10_000));
+    }
+
+    #[test]
+    fn a_ready_loop_loads_as_metadata_does_and_asks_every_broker() {
+        let line =
+            "millrace-bench ready-loop --peer p:1 --admin a:1,b:2 --acks quorum --in-flight 64 --rate 2k --topics 3";
+        let command = Command::parse_all(line.split(' ').map(str::to_owned)).unwrap();
+        let Workload::ReadyLoop(options) = command.workload else { panic!("it is ready-loop") };
+        assert_eq!(options.admin, ["a:1", "b:2"]);
+        let load = options.load();
+        assert_eq!((load.peer.as_str(), load.in_flight, load.rate, load.topics), ("p:1", 64, 2000, 3));
+        assert_eq!((load.operation, load.acks), (Operation::Write, MetadataAcks::Quorum));
+    }
+
+    #[test]
+    fn a_mesh_run_names_a_core_or_means_all() {
+        let parsed =
+            |line: &str| Command::parse_all(line.split(' ').map(str::to_owned)).map(|command| command.workload);
+        let Ok(Workload::Mesh(options)) = parsed("millrace-bench mesh") else { panic!("it is mesh") };
+        assert_eq!((options.core, options.in_flight, options.ceiling_cpus), (None, 1, vec![]));
+        let line = "millrace-bench mesh --core 3 --in-flight 256 --ceiling-cpus 0,3";
+        let Ok(Workload::Mesh(options)) = parsed(line) else { panic!("it is mesh") };
+        assert_eq!((options.core, options.in_flight, options.ceiling_cpus), (Some(3), 256, vec![0, 3]));
+        for wrong in ["--in-flight 0", "--core -1", "--core 70000", "--ceiling-cpus a"] {
+            assert!(parsed(&format!("millrace-bench mesh {wrong}")).is_err(), "{wrong}");
+        }
     }
 }

@@ -92,6 +92,87 @@ pub struct MetadataOptions {
     pub threads: ThreadOptions,
 }
 
+const READY_LOOP_EXAMPLES: &str = "\
+Examples, one broker, and three of which any may lead the metadata:
+  millrace-bench ready-loop --in-flight 64 --duration 20s
+  millrace-bench ready-loop --acks quorum --in-flight 64 --peer 127.0.0.1:9291 \\
+      --admin 127.0.0.1:9644,127.0.0.1:9645,127.0.0.1:9646
+Quantiles of a turn are upper bounds of the broker's buckets: at most a quarter too high, and never below 0.0041 ms.";
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = READY_LOOP_EXAMPLES)]
+pub struct ReadyLoopOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// The address for other brokers and tools of the broker that is asked to write.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
+    pub peer: String,
+    /// Admin addresses of all brokers whose ready loops are to be told of.
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', default_value = "127.0.0.1:9644")]
+    pub admin: Vec<String>,
+    /// What a write's answer waits for.
+    #[arg(long, value_enum, default_value_t = MetadataAcks::Configured)]
+    pub acks: MetadataAcks,
+    /// Topics that are written, created if they are missing.
+    #[arg(long, default_value_t = 256, value_parser = count)]
+    pub topics: usize,
+    /// Writes per second of all connections together; 0: as fast as they are answered.
+    #[arg(long, default_value_t = 0, value_parser = rate)]
+    pub rate: u64,
+    /// Requests that one connection may have unanswered.
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub in_flight: usize,
+    #[command(flatten)]
+    pub threads: ThreadOptions,
+}
+
+impl ReadyLoopOptions {
+    /// The same load as the workload `metadata` makes.
+    pub fn load(&self) -> MetadataOptions {
+        MetadataOptions {
+            run: self.run.clone(),
+            operation: Operation::Write,
+            peer: self.peer.clone(),
+            // Only topics made by Kafka's API go there.
+            bootstrap: String::new(),
+            acks: self.acks,
+            consistency: Freshness::Leased,
+            topics: self.topics,
+            partitions: 1,
+            replication_factor: 1,
+            rate: self.rate,
+            in_flight: self.in_flight,
+            threads: self.threads.clone(),
+        }
+    }
+}
+
+const MESH_EXAMPLES: &str = "\
+Examples, to each other core of a broker on two CPUs or more; and many messages at a time to one of them:
+  millrace-bench mesh --duration 20s
+  millrace-bench mesh --core 1 --in-flight 64 --json
+Run it beside another workload to see what messages wait for when the cores are busy.";
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = MESH_EXAMPLES)]
+pub struct MeshOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// The broker's address for other brokers and tools.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
+    pub peer: String,
+    /// The core that messages go to, from the one that answers tools (0) [default: each other core, one after the other]
+    #[arg(long, value_name = "CORE")]
+    pub core: Option<u16>,
+    /// Messages that are on their way at a time; the broker takes at most 256.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub in_flight: u16,
+    /// CPUs of the two threads whose round trips are the ceiling, best those of the broker's cores [default: the first two
+    /// that this process may use]
+    #[arg(long, value_name = "CPU,CPU", value_delimiter = ',')]
+    pub ceiling_cpus: Vec<usize>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Operation {
     /// Change a setting of a topic (raw command).

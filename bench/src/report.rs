@@ -157,6 +157,7 @@ impl Report {
             self.p50_ms, self.p90_ms, self.p99_ms, self.p999_ms, self.max_ms, self.mean_ms
         );
         for (name, value) in self.extra.iter().filter(|(_, value)| !value.is_array() && !value.is_object()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             text += &format!("{}: {value}\n", name.replace('_', " "));
         }
         text += &format!(

@@ -19,6 +19,8 @@ pub enum Share {
     WriteSync,
     /// Latency as a multiple of one loopback round trip.
     LoopbackRoundTrip,
+    /// Latency as a multiple of one round trip of two threads on two CPUs.
+    CoreRoundTrip,
 }
 
 /// Shares are named `…_share_of_…` and lie between 0 and 1, multiples `…_times_…`. What was not measured has none.
@@ -46,6 +48,11 @@ pub fn of(report: &Report, wanted: &[Share]) -> BTreeMap<String, f64> {
             Share::LoopbackRoundTrip => {
                 put("p50_times_loopback_p50", report.p50_ms, ceiling.loopback_p50_ms);
                 put("p99_times_loopback_p99", report.p99_ms, ceiling.loopback_p99_ms);
+            }
+            Share::CoreRoundTrip => {
+                put("p50_times_core_spin_p50", report.p50_ms, ceiling.core_spin_p50_ms);
+                put("p50_times_core_wake_p50", report.p50_ms, ceiling.core_wake_p50_ms);
+                put("p99_times_core_wake_p99", report.p99_ms, ceiling.core_wake_p99_ms);
             }
         }
     }

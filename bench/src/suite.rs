@@ -112,15 +112,20 @@ fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Res
     }
     let mut reports = Vec::new();
     for _ in 0..options.repeat {
-        for against in [Against::One, Against::Three, Against::Nothing] {
+        for against in [Against::One, Against::Three, Against::OneOnAll, Against::Nothing] {
             let cases: Vec<&Case> = cases.iter().filter(|case| case.against == against).collect();
             if cases.is_empty() {
+                continue;
+            }
+            if against == Against::OneOnAll && place.all_cpus.len() < 2 {
+                cases.iter().for_each(|case| eprintln!("--- {}: not run, a broker has one core here", case.name));
                 continue;
             }
             let local = match against {
                 Against::Nothing => None,
                 Against::One => Some(Local::start(&place.binary, &place.dir, 1, &place.broker_cpus)?),
                 Against::Three => Some(Local::start(&place.binary, &place.dir, 3, &place.all_cpus)?),
+                Against::OneOnAll => Some(Local::start(&place.binary, &place.dir, 1, &place.all_cpus)?),
             };
             for case in cases {
                 let fill = |line: &str| fill_in(line, place, local.as_ref());
@@ -136,6 +141,7 @@ fn fill_in(line: &str, place: &Place, local: Option<&Local>) -> String {
     let Some(local) = local else { return line };
     line.replace("{bootstrap}", &local.bootstrap()[0])
         .replace("{peer}", &local.peer(1).to_string())
+        .replace("{admin}", &local.admin().join(","))
         .replace("{data}", &local.data_dir().display().to_string())
 }
 

@@ -9,9 +9,11 @@ pub enum Against {
     Nothing,
     One,
     Three,
+    /// One broker that has all CPUs; not run on a machine of one CPU.
+    OneOnAll,
 }
 
-/// One line. In it, {bootstrap}, {peer}, {data}, {disk}, {binary} and {cpus} are filled in.
+/// One line. In it, {bootstrap}, {peer}, {admin} (of all brokers), {data}, {disk}, {binary} and {cpus} are filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub name: String,
@@ -25,8 +27,8 @@ pub fn cases(set: Set) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, against: Against, line: String| {
         let line = match against {
-            Against::Nothing => line,
-            Against::One | Against::Three => format!("{line} --bootstrap {{bootstrap}}"),
+            Against::One | Against::Three if !line.contains("{peer}") => format!("{line} --bootstrap {{bootstrap}}"),
+            _ => line,
         };
         let warm_up = if quick { "500ms" } else { "2s" };
         let line = format!("{line} --warm-up {warm_up} --disk-dir {{disk}}");
@@ -77,6 +79,13 @@ pub fn cases(set: Set) -> Vec<Case> {
     add("3 brokers, metadata writes", Against::Three, line);
     let line = format!("metadata --operation create-topics --replication-factor 3 --in-flight 16 --duration {brief}");
     add("3 brokers, topics created", Against::Three, line);
+    if !quick {
+        let line = "ready-loop --peer {peer} --admin {admin} --acks quorum --in-flight 64";
+        add("ready loop", Against::One, format!("{line} --duration {brief} {pinned}"));
+        add("3 brokers, ready loops", Against::Three, format!("{line} --duration {brief}"));
+        add("mesh", Against::OneOnAll, format!("mesh --peer {{peer}} --duration {brief}"));
+        add("mesh, 64 in flight", Against::OneOnAll, format!("mesh --peer {{peer}} --in-flight 64 --duration {brief}"));
+    }
     let kills = if quick { 3 } else { 10 };
     let line = format!("failover --kills {kills} --duration {long} --binary {{binary}}");
     add("3 brokers, failover", Against::Nothing, line);
@@ -126,6 +135,7 @@ mod tests {
             let values = [
                 ("{bootstrap}", "127.0.0.1:1"),
                 ("{peer}", "127.0.0.1:2"),
+                ("{admin}", "127.0.0.1:3,127.0.0.1:4"),
                 ("{data}", "/tmp"),
                 ("{disk}", "/tmp"),
                 ("{binary}", "/bin/true"),

@@ -43,6 +43,12 @@ fn found(report: &Report) -> Vec<String> {
     if let Some(times) = number("p50_to_raw") {
         found.push(format!("the ring's p50 {times:.2} x raw"));
     }
+    if let (Some(p50), Some(p99)) = (number("turn_cpu_p50_ms"), number("turn_cpu_p99_ms")) {
+        found.push(format!("CPU of a turn p50 {:.1} us, p99 {:.1} us", p50 * 1e3, p99 * 1e3));
+    }
+    if report.workload == "mesh" {
+        found.push(format!("p50 {:.1} us, p99 {:.1} us", report.p50_ms * 1e3, report.p99_ms * 1e3));
+    }
     found
 }
 
@@ -56,6 +62,7 @@ fn share(report: &Report) -> String {
             "rate_share_of_client_cap",
             "mb_share_of_disk_read",
             "mb_share_of_disk_write",
+            "p50_times_core_wake_p50",
             "p50_times_raw_write_sync_p50",
             "p50_times_loopback_p50",
         ]

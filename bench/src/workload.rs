@@ -4,7 +4,9 @@ use std::error::Error;
 
 use crate::options::Workload;
 use crate::report::Report;
-use crate::{backlog, commits, consume, end_to_end, failover, many_partitions, metadata, produce, wal_ring};
+use crate::{
+    backlog, commits, consume, end_to_end, failover, many_partitions, mesh, metadata, produce, ready_loop, wal_ring,
+};
 
 pub fn run_once(workload: &Workload) -> Result<Report, Box<dyn Error>> {
     match workload {
@@ -12,6 +14,8 @@ pub fn run_once(workload: &Workload) -> Result<Report, Box<dyn Error>> {
         Workload::Consume(options) => consume::run(options),
         Workload::EndToEnd(options) => end_to_end::run(options),
         Workload::Metadata(options) => metadata::run(options),
+        Workload::ReadyLoop(options) => ready_loop::run(options),
+        Workload::Mesh(options) => mesh::run(options),
         Workload::Commits(options) => commits::run(options),
         Workload::ManyPartitions(options) => many_partitions::run(options),
         Workload::Backlog(options) => backlog::run(options),

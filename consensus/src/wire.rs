@@ -128,6 +128,26 @@ pub enum ToolAsk {
         queries: Vec<Query>,
     },
     Describe,
+    /// How long messages take to another core of the broker that is asked, and back.
+    ProbeMesh {
+        /// `None`: each other core, one after the other.
+        to: Option<u16>,
+        /// To each core.
+        rounds: u32,
+        /// How many are on their way at a time.
+        in_flight: u16,
+    },
+}
+
+/// Round trips from one core to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshTimes {
+    pub to: u16,
+    pub min_ns: u64,
+    pub max_ns: u64,
+    pub sum_ns: u64,
+    /// Upper bounds in ns, inclusive and ascending, and how many took no longer than that, but longer than the bound before.
+    pub buckets: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +161,11 @@ pub enum ToolAnswer {
     Written(Accepted),
     Answers(Vec<QueryAnswer>),
     Quorum(Quorum),
+    MeshProbed {
+        /// The core that took the request.
+        from: u16,
+        times: Vec<MeshTimes>,
+    },
     /// One of Kafka's error codes, and why.
     Failed {
         code: u16,
@@ -157,6 +182,8 @@ pub enum WireError {
     Newer(u16),
     #[error("a message of a kind unknown to this version (number {0})")]
     UnknownKind(u8),
+    #[error("core {0}: cores are numbered from 0 to 65535")]
+    Core(i32),
     #[error("the batches of a frame are not those that its messages name")]
     Payloads,
     #[error("a Raft message that can't be read: {0}")]
@@ -702,6 +729,24 @@ fn quorum_in(quorum: fb::Quorum<'_>) -> Quorum {
     }
 }
 
+fn mesh_times_out<'a>(out: &mut FlatBufferBuilder<'a>, times: &MeshTimes) -> WIPOffset<fb::MeshTimes<'a>> {
+    let buckets: Vec<_> =
+        times.buckets.iter().map(|(up_to_ns, count)| fb::MeshBucket::new(*up_to_ns, *count)).collect();
+    let MeshTimes { to, min_ns, max_ns, sum_ns, .. } = *times;
+    let args = fb::MeshTimesArgs { to, min_ns, max_ns, sum_ns, buckets: Some(out.create_vector(&buckets)) };
+    fb::MeshTimes::create(out, &args)
+}
+
+fn mesh_times_in(times: fb::MeshTimes<'_>) -> MeshTimes {
+    MeshTimes {
+        to: times.to(),
+        min_ns: times.min_ns(),
+        max_ns: times.max_ns(),
+        sum_ns: times.sum_ns(),
+        buckets: times.buckets().iter().map(|bucket| (bucket.up_to_ns(), bucket.count())).collect(),
+    }
+}
+
 pub fn encode_request(request: &ToolRequest) -> Bytes {
     let mut out = FlatBufferBuilder::with_capacity(512);
     let (request_type, body) = match &request.ask {
@@ -727,6 +772,11 @@ pub fn encode_request(request: &ToolRequest) -> Bytes {
             let body = fb::DescribeQuorum::create(&mut out, &fb::DescribeQuorumArgs {});
             (fb::Request::DescribeQuorum, body.as_union_value())
         }
+        ToolAsk::ProbeMesh { to, rounds, in_flight } => {
+            let to = to.map_or(-1, i32::from);
+            let args = fb::ProbeMeshArgs { to, rounds: *rounds, in_flight: *in_flight };
+            (fb::Request::ProbeMesh, fb::ProbeMesh::create(&mut out, &args).as_union_value())
+        }
     };
     let args = fb::ToolRequestArgs { id: request.id, request_type, request: Some(body) };
     let root = fb::ToolRequest::create(&mut out, &args);
@@ -748,6 +798,12 @@ pub fn decode_request(bytes: &[u8]) -> Result<ToolRequest, WireError> {
         ToolAsk::Read { consistency, queries: metadata::decode_queries(read.queries().bytes())? }
     } else if request.request_as_describe_quorum().is_some() {
         ToolAsk::Describe
+    } else if let Some(probe) = request.request_as_probe_mesh() {
+        let to = match probe.to() {
+            -1 => None,
+            to => Some(u16::try_from(to).map_err(|_| WireError::Core(to))?),
+        };
+        ToolAsk::ProbeMesh { to, rounds: probe.rounds(), in_flight: probe.in_flight() }
     } else {
         return Err(WireError::UnknownKind(request.request_type().0));
     };
@@ -767,6 +823,12 @@ pub fn encode_response(response: &ToolResponse) -> Bytes {
             (fb::Response::Answered, fb::Answered::create(&mut out, &fb::AnsweredArgs { answers }).as_union_value())
         }
         ToolAnswer::Quorum(quorum) => (fb::Response::Quorum, quorum_out(&mut out, quorum).as_union_value()),
+        ToolAnswer::MeshProbed { from, times } => {
+            let times: Vec<_> = times.iter().map(|times| mesh_times_out(&mut out, times)).collect();
+            let times = Some(out.create_vector(&times));
+            let args = fb::MeshProbedArgs { from: *from, times };
+            (fb::Response::MeshProbed, fb::MeshProbed::create(&mut out, &args).as_union_value())
+        }
         ToolAnswer::Failed { code, message } => {
             let args = fb::FailedArgs { code: *code, message: Some(out.create_string(message)) };
             (fb::Response::Failed, fb::Failed::create(&mut out, &args).as_union_value())
@@ -786,6 +848,8 @@ pub fn decode_response(bytes: &[u8]) -> Result<ToolResponse, WireError> {
         ToolAnswer::Answers(metadata::decode_query_answers(answered.answers().bytes())?)
     } else if let Some(quorum) = response.response_as_quorum() {
         ToolAnswer::Quorum(quorum_in(quorum))
+    } else if let Some(probed) = response.response_as_mesh_probed() {
+        ToolAnswer::MeshProbed { from: probed.from(), times: probed.times().iter().map(mesh_times_in).collect() }
     } else if let Some(failed) = response.response_as_failed() {
         ToolAnswer::Failed { code: failed.code(), message: failed.message().to_owned() }
     } else {

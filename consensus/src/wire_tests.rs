@@ -98,6 +98,8 @@ fn what_was_encoded_is_decoded() {
         ToolAsk::Write { acks: Some(Acks::Leader), commands },
         ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] },
         ToolAsk::Describe,
+        ToolAsk::ProbeMesh { to: None, rounds: 100_000, in_flight: 64 },
+        ToolAsk::ProbeMesh { to: Some(u16::MAX), rounds: 0, in_flight: 1 },
     ] {
         let request = ToolRequest { id: 7, ask };
         assert_eq!(decode_request(&encode_request(&request)), Ok(request));
@@ -106,11 +108,17 @@ fn what_was_encoded_is_decoded() {
         ToolAnswer::Written(Accepted { term: 1, index: 2, results: vec![Err(AskedTooLate)] }),
         ToolAnswer::Answers(vec![QueryAnswer::NotFound, QueryAnswer::Count(3)]),
         ToolAnswer::Quorum(Quorum::default()),
+        ToolAnswer::MeshProbed { from: 0, times: mesh_times() },
         ToolAnswer::Failed { code: 41, message: "why".to_owned() },
     ] {
         let response = ToolResponse { id: 8, answer };
         assert_eq!(decode_response(&encode_response(&response)), Ok(response));
     }
+}
+
+fn mesh_times() -> Vec<MeshTimes> {
+    let buckets = vec![(1023, 7), (u64::MAX, 1)];
+    vec![MeshTimes { to: 3, min_ns: 1000, max_ns: u64::MAX, sum_ns: 9, buckets }, MeshTimes::default()]
 }
 
 /// Messages as they come, from a seed.
@@ -229,6 +237,8 @@ fn changed_bytes_never_stop_the_broker() {
         encode(&messages()),
         encode_request(&ToolRequest { id: 7, ask: ToolAsk::Describe }),
         encode_response(&ToolResponse { id: 7, answer: ToolAnswer::Quorum(Quorum::default()) }),
+        encode_request(&ToolRequest { id: 7, ask: ToolAsk::ProbeMesh { to: Some(1), rounds: 2, in_flight: 3 } }),
+        encode_response(&ToolResponse { id: 7, answer: ToolAnswer::MeshProbed { from: 0, times: mesh_times() } }),
     ];
     let mut rng = fastrand::Rng::with_seed(1);
     let mut refused = 0;

@@ -31,6 +31,7 @@ pub mod kafka;
 pub mod limits;
 pub mod logging;
 pub mod mesh;
+pub mod mesh_probe;
 pub mod meta;
 pub mod metrics;
 pub mod metrics_histogram;

@@ -29,7 +29,7 @@ use std::{
 };
 
 /// Values that fit in one queue of the mesh.
-const QUEUE_MESSAGES: usize = 1024;
+pub const QUEUE_MESSAGES: usize = 1024;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 type Erased = Box<dyn Any + Send>;
@@ -130,6 +130,8 @@ pub struct Mesh<C: 'static> {
     peers: Vec<Option<Peer<C>>>,
     open: RefCell<Slab<Promise<Erased>>>,
     stats: MeshStats,
+    /// A tool has round trips made; see [`crate::mesh_probe`].
+    pub(crate) probing: Cell<bool>,
 }
 
 /// What went over a core's queues, in messages since the start.
@@ -191,7 +193,8 @@ impl<C: 'static> MeshSeed<C> {
             peers.push(Some(Peer { work: Lane::start(work_out), control: Lane::start(control_out) }));
             queues.push(Inbox { from: CoreId(id), work: work_in, control: control_in });
         }
-        let mesh = Mesh { me: self.me, peers, open: RefCell::default(), stats: MeshStats::default() };
+        let (open, stats, probing) = (RefCell::default(), MeshStats::default(), Cell::new(false));
+        let mesh = Mesh { me: self.me, peers, open, stats, probing };
         (mesh, MeshInbox { queues })
     }
 }
@@ -330,11 +333,11 @@ impl<R: 'static> Future for Called<R> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    struct TestCore {
+    pub(crate) struct TestCore {
         mesh: Mesh<TestCore>,
         arrived: RefCell<Vec<u32>>,
     }
@@ -346,7 +349,9 @@ mod tests {
     }
 
     /// Two cores on whatever CPU the test may use; `main` runs on the first.
-    fn on_two_cores<F: Future<Output = ()> + 'static>(main: impl FnOnce(Rc<TestCore>) -> F + Send + 'static) {
+    pub(crate) fn on_two_cores<F: Future<Output = ()> + 'static>(
+        main: impl FnOnce(Rc<TestCore>) -> F + Send + 'static,
+    ) {
         let cpu = crate::rt::any_allowed_cpu();
         let mut seeds = seeds::<TestCore>(2).into_iter();
         let (first, second) = (seeds.next().unwrap(), seeds.next().unwrap());

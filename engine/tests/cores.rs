@@ -11,7 +11,7 @@ use net::{
     produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
 };
 use std::time::Instant;
-use support::{PATIENCE, broker::Broker};
+use support::{PATIENCE, broker::Broker, tool::Tool};
 
 /// A figure of each core, by the core's number.
 fn per_core(broker: &Broker, name: &str) -> Vec<u64> {
@@ -95,4 +95,50 @@ fn a_request_for_another_core_goes_over_once_and_back_once() {
         2 => assert_eq!(after - before, 2 * REQUESTS),
         _ => assert!([2 * REQUESTS, 4 * REQUESTS].contains(&(after - before)), "{}", after - before),
     }
+}
+
+#[test]
+fn a_tool_learns_how_long_messages_take_between_cores() {
+    let broker = Broker::start();
+    let cores = per_core(&broker, "loop_beats_total").len();
+    let mut tool = Tool::connect(&broker, PATIENCE).unwrap();
+    if cores == 1 {
+        eprintln!("NOT TESTED HERE: round trips between cores, as this process may run on one CPU only");
+        return;
+    }
+    published(&broker);
+    let before: u64 = per_core(&broker, "mesh_received_total").iter().sum();
+    let mut count = 0;
+    for in_flight in [1, 32] {
+        let (from, times) = tool.probe_mesh(None, 500, in_flight).unwrap();
+        let to: Vec<usize> = times.iter().map(|times| times.to.into()).collect();
+        let others: Vec<usize> = (0..cores).filter(|core| *core != usize::from(from)).collect();
+        assert_eq!(to, others);
+        for times in &times {
+            let of_core: u64 = times.buckets.iter().map(|(_, count)| count).sum();
+            // On a very slow machine the time may be up before the last of them.
+            assert!((1..=500).contains(&of_core), "{times:?}");
+            assert!(0 < times.min_ns && times.min_ns <= times.max_ns && times.max_ns <= times.sum_ns, "{times:?}");
+            count += of_core;
+        }
+    }
+    published(&broker);
+    let after: u64 = per_core(&broker, "mesh_received_total").iter().sum();
+    // Once over, once back; nothing else goes over the mesh of a broker at rest.
+    assert_eq!(after - before, 2 * count);
+
+    // What the broker refuses leaves the connection as it was.
+    let refused = tool.probe_mesh(Some(u16::MAX), 1, 1).unwrap_err();
+    assert!(refused.contains("core 65535 can't be asked"), "{refused}");
+    let refused = tool.probe_mesh(None, 1_000_000, 1).unwrap_err();
+    assert!(refused.contains("1000000 round trips"), "{refused}");
+    assert_eq!(tool.probe_mesh(Some(1), 1, 1).unwrap().1.len(), 1);
+}
+
+#[test]
+fn a_broker_of_one_core_says_what_it_takes_to_have_a_mesh() {
+    let broker = Broker::start_with(&["--cores", "0"]);
+    assert_eq!(per_core(&broker, "loop_beats_total").len(), 1);
+    let refused = Tool::connect(&broker, PATIENCE).unwrap().probe_mesh(None, 1, 1).unwrap_err();
+    assert!(refused.contains("has one core") && refused.contains("--cores"), "{refused}");
 }

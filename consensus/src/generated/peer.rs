@@ -493,14 +493,15 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Consistency {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST: u8 = 3;
+pub const ENUM_MAX_REQUEST: u8 = 4;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST: [Request; 4] = [
+pub const ENUM_VALUES_REQUEST: [Request; 5] = [
   Request::NONE,
   Request::Write,
   Request::Read,
   Request::DescribeQuorum,
+  Request::ProbeMesh,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -512,14 +513,16 @@ impl Request {
   pub const Write: Self = Self(1);
   pub const Read: Self = Self(2);
   pub const DescribeQuorum: Self = Self(3);
+  pub const ProbeMesh: Self = Self(4);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_MAX: u8 = 4;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Write,
     Self::Read,
     Self::DescribeQuorum,
+    Self::ProbeMesh,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -528,6 +531,7 @@ impl Request {
       Self::Write => Some("Write"),
       Self::Read => Some("Read"),
       Self::DescribeQuorum => Some("DescribeQuorum"),
+      Self::ProbeMesh => Some("ProbeMesh"),
       _ => None,
     }
   }
@@ -587,15 +591,16 @@ pub struct RequestUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE: u8 = 4;
+pub const ENUM_MAX_RESPONSE: u8 = 5;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE: [Response; 5] = [
+pub const ENUM_VALUES_RESPONSE: [Response; 6] = [
   Response::NONE,
   Response::Written,
   Response::Answered,
   Response::Quorum,
   Response::Failed,
+  Response::MeshProbed,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -608,15 +613,17 @@ impl Response {
   pub const Answered: Self = Self(2);
   pub const Quorum: Self = Self(3);
   pub const Failed: Self = Self(4);
+  pub const MeshProbed: Self = Self(5);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_MAX: u8 = 5;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Written,
     Self::Answered,
     Self::Quorum,
     Self::Failed,
+    Self::MeshProbed,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -626,6 +633,7 @@ impl Response {
       Self::Answered => Some("Answered"),
       Self::Quorum => Some("Quorum"),
       Self::Failed => Some("Failed"),
+      Self::MeshProbed => Some("MeshProbed"),
       _ => None,
     }
   }
@@ -921,6 +929,133 @@ impl<'a> Ask {
   }
 
   pub fn set_number(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct MeshBucket, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct MeshBucket(pub [u8; 16]);
+impl Default for MeshBucket { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for MeshBucket {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("MeshBucket")
+      .field("up_to_ns", &self.up_to_ns())
+      .field("count", &self.count())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for MeshBucket {}
+impl<'a> ::flatbuffers::Follow<'a> for MeshBucket {
+  type Inner = &'a MeshBucket;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a MeshBucket>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a MeshBucket {
+  type Inner = &'a MeshBucket;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<MeshBucket>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for MeshBucket {
+    type Output = MeshBucket;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const MeshBucket as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for MeshBucket {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> MeshBucket {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    up_to_ns: u64,
+    count: u64,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_up_to_ns(up_to_ns);
+    s.set_count(count);
+    s
+  }
+
+  pub fn up_to_ns(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_up_to_ns(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn count(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_count(&mut self, x: u64) {
     let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
     // Safety:
     // Created from a valid Table for this object
@@ -4545,6 +4680,136 @@ impl ::core::fmt::Debug for DescribeQuorum<'_> {
       ds.finish()
   }
 }
+pub enum ProbeMeshOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ProbeMesh<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ProbeMesh<'a> {
+  type Inner = ProbeMesh<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ProbeMesh<'a> {
+  pub const VT_TO: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ROUNDS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_IN_FLIGHT: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ProbeMesh { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ProbeMeshArgs
+  ) -> ::flatbuffers::WIPOffset<ProbeMesh<'bldr>> {
+    let mut builder = ProbeMeshBuilder::new(_fbb);
+    builder.add_rounds(args.rounds);
+    builder.add_to(args.to);
+    builder.add_in_flight(args.in_flight);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn to(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ProbeMesh::VT_TO, Some(-1)).unwrap()}
+  }
+  #[inline]
+  pub fn rounds(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ProbeMesh::VT_ROUNDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn in_flight(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(ProbeMesh::VT_IN_FLIGHT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ProbeMesh<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("to", Self::VT_TO, false)?
+     .visit_field::<u32>("rounds", Self::VT_ROUNDS, false)?
+     .visit_field::<u16>("in_flight", Self::VT_IN_FLIGHT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProbeMeshArgs {
+    pub to: i32,
+    pub rounds: u32,
+    pub in_flight: u16,
+}
+impl<'a> Default for ProbeMeshArgs {
+  #[inline]
+  fn default() -> Self {
+    ProbeMeshArgs {
+      to: -1,
+      rounds: 0,
+      in_flight: 0,
+    }
+  }
+}
+
+pub struct ProbeMeshBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProbeMeshBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_to(&mut self, to: i32) {
+    self.fbb_.push_slot::<i32>(ProbeMesh::VT_TO, to, -1);
+  }
+  #[inline]
+  pub fn add_rounds(&mut self, rounds: u32) {
+    self.fbb_.push_slot::<u32>(ProbeMesh::VT_ROUNDS, rounds, 0);
+  }
+  #[inline]
+  pub fn add_in_flight(&mut self, in_flight: u16) {
+    self.fbb_.push_slot::<u16>(ProbeMesh::VT_IN_FLIGHT, in_flight, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProbeMeshBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProbeMeshBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ProbeMesh<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ProbeMesh<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ProbeMesh");
+      ds.field("to", &self.to());
+      ds.field("rounds", &self.rounds());
+      ds.field("in_flight", &self.in_flight());
+      ds.finish()
+  }
+}
 pub enum ToolRequestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4645,6 +4910,20 @@ impl<'a> ToolRequest<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn request_as_probe_mesh(&self) -> Option<ProbeMesh<'a>> {
+    if self.request_type() == Request::ProbeMesh {
+      let u = self.request();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ProbeMesh::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for ToolRequest<'_> {
@@ -4659,6 +4938,7 @@ impl ::flatbuffers::Verifiable for ToolRequest<'_> {
           Request::Write => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Write>>("Request::Write", pos),
           Request::Read => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Read>>("Request::Read", pos),
           Request::DescribeQuorum => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DescribeQuorum>>("Request::DescribeQuorum", pos),
+          Request::ProbeMesh => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ProbeMesh>>("Request::ProbeMesh", pos),
           _ => Ok(()),
         }
      })?
@@ -4737,6 +5017,13 @@ impl ::core::fmt::Debug for ToolRequest<'_> {
         },
         Request::DescribeQuorum => {
           if let Some(x) = self.request_as_describe_quorum() {
+            ds.field("request", &x)
+          } else {
+            ds.field("request", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Request::ProbeMesh => {
+          if let Some(x) = self.request_as_probe_mesh() {
             ds.field("request", &x)
           } else {
             ds.field("request", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -5092,6 +5379,285 @@ impl ::core::fmt::Debug for Failed<'_> {
       ds.finish()
   }
 }
+pub enum MeshTimesOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MeshTimes<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MeshTimes<'a> {
+  type Inner = MeshTimes<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MeshTimes<'a> {
+  pub const VT_TO: ::flatbuffers::VOffsetT = 4;
+  pub const VT_MIN_NS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MAX_NS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SUM_NS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_BUCKETS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MeshTimes { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MeshTimesArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MeshTimes<'bldr>> {
+    let mut builder = MeshTimesBuilder::new(_fbb);
+    builder.add_sum_ns(args.sum_ns);
+    builder.add_max_ns(args.max_ns);
+    builder.add_min_ns(args.min_ns);
+    if let Some(x) = args.buckets { builder.add_buckets(x); }
+    builder.add_to(args.to);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn to(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(MeshTimes::VT_TO, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn min_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MeshTimes::VT_MIN_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn max_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MeshTimes::VT_MAX_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn sum_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MeshTimes::VT_SUM_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn buckets(&self) -> ::flatbuffers::Vector<'a, MeshBucket> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, MeshBucket>>>(MeshTimes::VT_BUCKETS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MeshTimes<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("to", Self::VT_TO, false)?
+     .visit_field::<u64>("min_ns", Self::VT_MIN_NS, false)?
+     .visit_field::<u64>("max_ns", Self::VT_MAX_NS, false)?
+     .visit_field::<u64>("sum_ns", Self::VT_SUM_NS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, MeshBucket>>>("buckets", Self::VT_BUCKETS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MeshTimesArgs<'a> {
+    pub to: u16,
+    pub min_ns: u64,
+    pub max_ns: u64,
+    pub sum_ns: u64,
+    pub buckets: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, MeshBucket>>>,
+}
+impl<'a> Default for MeshTimesArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MeshTimesArgs {
+      to: 0,
+      min_ns: 0,
+      max_ns: 0,
+      sum_ns: 0,
+      buckets: None, // required field
+    }
+  }
+}
+
+pub struct MeshTimesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MeshTimesBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_to(&mut self, to: u16) {
+    self.fbb_.push_slot::<u16>(MeshTimes::VT_TO, to, 0);
+  }
+  #[inline]
+  pub fn add_min_ns(&mut self, min_ns: u64) {
+    self.fbb_.push_slot::<u64>(MeshTimes::VT_MIN_NS, min_ns, 0);
+  }
+  #[inline]
+  pub fn add_max_ns(&mut self, max_ns: u64) {
+    self.fbb_.push_slot::<u64>(MeshTimes::VT_MAX_NS, max_ns, 0);
+  }
+  #[inline]
+  pub fn add_sum_ns(&mut self, sum_ns: u64) {
+    self.fbb_.push_slot::<u64>(MeshTimes::VT_SUM_NS, sum_ns, 0);
+  }
+  #[inline]
+  pub fn add_buckets(&mut self, buckets: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , MeshBucket>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MeshTimes::VT_BUCKETS, buckets);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MeshTimesBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MeshTimesBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MeshTimes<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, MeshTimes::VT_BUCKETS,"buckets");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MeshTimes<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MeshTimes");
+      ds.field("to", &self.to());
+      ds.field("min_ns", &self.min_ns());
+      ds.field("max_ns", &self.max_ns());
+      ds.field("sum_ns", &self.sum_ns());
+      ds.field("buckets", &self.buckets());
+      ds.finish()
+  }
+}
+pub enum MeshProbedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MeshProbed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MeshProbed<'a> {
+  type Inner = MeshProbed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MeshProbed<'a> {
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TIMES: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MeshProbed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MeshProbedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MeshProbed<'bldr>> {
+    let mut builder = MeshProbedBuilder::new(_fbb);
+    if let Some(x) = args.times { builder.add_times(x); }
+    builder.add_from(args.from);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn from(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(MeshProbed::VT_FROM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn times(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MeshTimes<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MeshTimes>>>>(MeshProbed::VT_TIMES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MeshProbed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("from", Self::VT_FROM, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<MeshTimes>>>>("times", Self::VT_TIMES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MeshProbedArgs<'a> {
+    pub from: u16,
+    pub times: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MeshTimes<'a>>>>>,
+}
+impl<'a> Default for MeshProbedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MeshProbedArgs {
+      from: 0,
+      times: None, // required field
+    }
+  }
+}
+
+pub struct MeshProbedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MeshProbedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_from(&mut self, from: u16) {
+    self.fbb_.push_slot::<u16>(MeshProbed::VT_FROM, from, 0);
+  }
+  #[inline]
+  pub fn add_times(&mut self, times: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<MeshTimes<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MeshProbed::VT_TIMES, times);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MeshProbedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MeshProbedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MeshProbed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, MeshProbed::VT_TIMES,"times");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MeshProbed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MeshProbed");
+      ds.field("from", &self.from());
+      ds.field("times", &self.times());
+      ds.finish()
+  }
+}
 pub enum ToolResponseOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5206,6 +5772,20 @@ impl<'a> ToolResponse<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn response_as_mesh_probed(&self) -> Option<MeshProbed<'a>> {
+    if self.response_type() == Response::MeshProbed {
+      let u = self.response();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { MeshProbed::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for ToolResponse<'_> {
@@ -5221,6 +5801,7 @@ impl ::flatbuffers::Verifiable for ToolResponse<'_> {
           Response::Answered => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Answered>>("Response::Answered", pos),
           Response::Quorum => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Quorum>>("Response::Quorum", pos),
           Response::Failed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Failed>>("Response::Failed", pos),
+          Response::MeshProbed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MeshProbed>>("Response::MeshProbed", pos),
           _ => Ok(()),
         }
      })?
@@ -5306,6 +5887,13 @@ impl ::core::fmt::Debug for ToolResponse<'_> {
         },
         Response::Failed => {
           if let Some(x) = self.response_as_failed() {
+            ds.field("response", &x)
+          } else {
+            ds.field("response", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Response::MeshProbed => {
+          if let Some(x) = self.response_as_mesh_probed() {
             ds.field("response", &x)
           } else {
             ds.field("response", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -1,10 +1,11 @@
-//! What tools ask on the peer port: raw commands and queries, and how the quorum is.
+//! What tools ask on the peer port: raw commands and queries, how the quorum is, and how far the cores are from each other.
 //! Lives on: core 0.
 
 use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
 use crate::{
     core::Core,
     kafka::{METADATA_TOPIC, placement},
+    mesh_probe::{self, Probe},
 };
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
@@ -23,6 +24,7 @@ pub async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
         ToolAsk::Write { acks, commands } => write(&core, acks, commands).await,
         ToolAsk::Read { consistency, queries } => read(&core, consistency, &queries).await,
         ToolAsk::Describe => describe_quorum(&core).await.map(ToolAnswer::Quorum).map_err(failed),
+        ToolAsk::ProbeMesh { to, rounds, in_flight } => probe_mesh(&core, Probe { to, rounds, in_flight }).await,
     };
     ToolResponse { id, answer: answer.unwrap_or_else(|failed| failed) }
 }
@@ -82,6 +84,12 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         }
         _ => Ok(()),
     }
+}
+
+async fn probe_mesh(core: &Rc<Core>, probe: Probe) -> Result<ToolAnswer, ToolAnswer> {
+    let times = mesh_probe::run(core, probe).await.map_err(|error| refused(error.to_string()))?;
+    let from = u16::try_from(core.id().0).expect("a broker has fewer cores than that");
+    Ok(ToolAnswer::MeshProbed { from, times })
 }
 
 async fn read(core: &Rc<Core>, consistency: Consistency, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {

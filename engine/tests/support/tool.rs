@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consensus::metadata::{Command, Query, QueryAnswer};
 use consensus::plane::{Acks, Quorum};
-use consensus::wire::{self, Caller, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest};
+use consensus::wire::{self, Caller, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
 
 use super::broker::Broker;
@@ -82,6 +82,19 @@ impl Tool {
         match self.ask(ToolAsk::Describe)? {
             ToolAnswer::Quorum(quorum) => Ok(quorum),
             other => panic!("a question was answered {other:?}"),
+        }
+    }
+
+    /// Round trips between cores: from which, and how long they took.
+    pub fn probe_mesh(
+        &mut self,
+        to: Option<u16>,
+        rounds: u32,
+        in_flight: u16,
+    ) -> Result<(u16, Vec<MeshTimes>), Failure> {
+        match self.ask(ToolAsk::ProbeMesh { to, rounds, in_flight })? {
+            ToolAnswer::MeshProbed { from, times } => Ok((from, times)),
+            other => panic!("a probe was answered {other:?}"),
         }
     }
 }

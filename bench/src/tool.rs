@@ -1,0 +1,68 @@
+//! A tool's connection to the port between brokers, which waits for each answer.
+
+use std::error::Error;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use consensus::wire::{self, Caller, Hello, ToolAnswer, ToolAsk, ToolRequest};
+use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
+
+/// How long an answer may take.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn hello() -> PeerFrame {
+    let hello = Hello {
+        caller: Caller::Tool,
+        cluster_id: None,
+        node: -1,
+        peer: 0,
+        incarnation: 0,
+        cores: 1,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        peer_addr: String::new(),
+        seeds: Vec::new(),
+        founding: Vec::new(),
+        core: 0,
+    };
+    PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(&hello))
+}
+
+pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {
+    let bytes = wire::encode_request(&ToolRequest { id, ask });
+    PeerFrame::new(Kind::Request, Lane::Control, bytes)
+}
+
+/// The first address of a HOST:PORT.
+pub fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
+    let found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?.next();
+    found.ok_or_else(|| format!("{address}: the name has no address").into())
+}
+
+pub struct Tool {
+    peer: BlockingPeer,
+    next_id: u64,
+}
+
+impl Tool {
+    pub fn connect(addr: SocketAddr) -> Result<Tool, Box<dyn Error>> {
+        let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
+        let mut greet = || -> Result<(), Box<dyn Error>> {
+            peer.write(&hello())?;
+            wire::decode_hello(&peer.read()?.bytes)?;
+            Ok(())
+        };
+        let other = "is it a broker's address for other brokers and tools (--peer-addr)?";
+        greet().map_err(|e| format!("{addr} does not answer a tool: {e}; {other}"))?;
+        Ok(Tool { peer, next_id: 1 })
+    }
+
+    /// What was asked for; `Err` also for a refusal.
+    pub fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
+        self.peer.write(&request(self.next_id, ask))?;
+        self.next_id += 1;
+        match wire::decode_response(&self.peer.read()?.bytes)?.answer {
+            ToolAnswer::Failed { code, message } => Err(format!("{message} (error {code})").into()),
+            answer => Ok(answer),
+        }
+    }
+}
