@@ -298,7 +298,7 @@ pub fn decode_with_payloads(frame: &Bytes) -> Result<Vec<PeerMessage>, WireError
 
 /// Messages that leave together, in order.
 pub fn encode(messages: &[PeerMessage]) -> Bytes {
-    let room: usize = messages.iter().map(weight).sum();
+    let room: usize = messages.iter().map(own_bytes).sum();
     let mut out = FlatBufferBuilder::with_capacity(room);
     let written: Vec<_> = messages
         .iter()
@@ -314,6 +314,15 @@ pub fn encode(messages: &[PeerMessage]) -> Bytes {
 
 /// About how many bytes a message takes.
 pub fn weight(message: &PeerMessage) -> usize {
+    own_bytes(message)
+        + match message {
+            PeerMessage::Append { payloads, .. } => payloads.iter().map(|(_, bytes)| bytes.len()).sum(),
+            _ => 0,
+        }
+}
+
+/// The same without what travels beside it.
+fn own_bytes(message: &PeerMessage) -> usize {
     const BASE: usize = 160;
     const REQUEST: usize = 256;
     BASE + match message {
@@ -323,7 +332,7 @@ pub fn weight(message: &PeerMessage) -> usize {
         PeerMessage::Plane(_) | PeerMessage::Rest(_) | PeerMessage::Beat(_) | PeerMessage::Elect { .. } => 0,
         PeerMessage::Append { message, payloads, .. } => {
             let entries: usize = message.entries.iter().map(|entry| 48 + entry.data.len()).sum();
-            entries + payloads.iter().map(|(_, bytes)| 8 + bytes.len()).sum::<usize>()
+            entries + 8 * payloads.len()
         }
         PeerMessage::SnapshotChunk(chunk) => chunk.bytes.len(),
     }

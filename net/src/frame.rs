@@ -36,12 +36,14 @@ pub struct FrameDecoder {
     first: bool,
     /// The size of the largest frame lately received whole: so much may be reserved at once.
     proven: usize,
+    /// The size of the largest frame since the last rest.
+    recent: usize,
 }
 
 impl FrameDecoder {
     /// `limit`: bytes of one frame without its prefix; more is refused (`socket.request.max.bytes`).
     pub fn new(limit: usize) -> FrameDecoder {
-        FrameDecoder { buffer: BytesMut::new(), limit, first: true, proven: 0 }
+        FrameDecoder { buffer: BytesMut::new(), limit, first: true, proven: 0, recent: 0 }
     }
 
     /// Appends bytes, for those who have them already.
@@ -58,6 +60,7 @@ impl FrameDecoder {
             return Ok(None);
         }
         self.first = false;
+        self.recent = self.recent.max(length);
         self.proven = self.proven.max(length);
         self.buffer.advance(PREFIX_BYTES);
         Ok(Some(self.buffer.split_to(length).freeze()))
@@ -110,12 +113,12 @@ impl FrameDecoder {
         self.buffer.is_empty()
     }
 
-    /// Gives the buffer back if it is empty, so that an idle connection holds none; forgets half of `proven`, so that
-    /// one large frame is not reserved for ever.
+    /// Gives the buffer back if it is empty, so that an idle connection holds none; forgets half of `proven` unless a frame of
+    /// that size came since the last rest, so that one large frame is not reserved for ever.
     pub fn rest(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
-            self.proven /= 2;
+            self.proven = std::mem::take(&mut self.recent).max(self.proven / 2);
         }
     }
 
@@ -261,7 +264,6 @@ mod tests {
         feed(&mut decoder, &framed(&body));
         assert_eq!(decoder.next_frame().unwrap().unwrap(), body);
         decoder.rest();
-        decoder.proven *= 2;
         feed(&mut decoder, &framed(&body)[..READ_BYTES_MIN]);
         assert_eq!(decoder.next_frame(), Ok(None));
         assert!(decoder.spare().len() >= body.len() + 4 - READ_BYTES_MIN);
@@ -269,5 +271,13 @@ mod tests {
         idle.proven = body.len();
         (0..30).for_each(|_| idle.rest());
         assert_eq!((idle.proven, idle.buffer_bytes()), (0, 0));
+        // A steady sender's next frame is always reserved whole.
+        let mut steady = FrameDecoder::new(body.len());
+        for _ in 0..5 {
+            feed(&mut steady, &framed(&body));
+            assert!(steady.next_frame().unwrap().is_some());
+            steady.rest();
+        }
+        assert_eq!(steady.proven, body.len());
     }
 }
