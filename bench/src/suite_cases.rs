@@ -61,7 +61,11 @@ pub fn cases(set: Set) -> Vec<Case> {
     add("produce 200 partitions x 80/s, no linger", Against::One, line);
     let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms --duration {long} {pinned}");
     add("end-to-end 10,000/s, no linger", Against::One, line);
-    add("consume from memory", Against::One, format!("consume --topic full-1KiB-1 --to-end {pinned}"));
+    // Less than the broker keeps of the newest records in memory; what came long before is on the disk alone.
+    let line = format!("produce --topic memory --record-size 1KiB --rate 150000 --duration 2s {pinned}");
+    add("produce 150,000/s of 1 KiB", Against::One, line);
+    add("consume from memory", Against::One, format!("consume --topic memory --to-end {pinned}"));
+    add("consume from disk", Against::One, format!("consume --topic full-1KiB-1 --to-end {pinned}"));
     let backlog = if quick { "512MiB" } else { "4GiB" };
     let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}} --duration {long} {pinned}");
     add("backlog beside the tail", Against::One, format!("{line} --record-size 1KiB"));

@@ -15,7 +15,9 @@ use net::{
 };
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     rc::Rc,
+    task::Poll,
 };
 
 /// A tool's requests that are not answered yet, at most; beyond it, the connection is not read.
@@ -65,17 +67,25 @@ async fn read<H: Host + 'static>(
         }
         let request = wire::decode_request(&frame.bytes)?;
         answers.open.set(answers.open.get() + 1);
-        let (answering, answers) = (host.answer(request), answers.clone());
-        rt::spawn(async move {
-            let response = answering.await;
-            answers.ready.borrow_mut().push(response);
-            answers.changed.notify();
-        });
+        let mut answering = Box::pin(host.answer(request));
+        // Most reads are answered at once, without a task of their own.
+        match poll_fn(|context| Poll::Ready(answering.as_mut().poll(context))).await {
+            Poll::Ready(response) => answers.add(response),
+            Poll::Pending => {
+                let answers = answers.clone();
+                rt::spawn(async move { answers.add(answering.await) });
+            }
+        }
     }
     Ok(())
 }
 
 impl Answers {
+    fn add(&self, response: ToolResponse) {
+        self.ready.borrow_mut().push(response);
+        self.changed.notify();
+    }
+
     /// Waits until another request may be started; `false` if nobody takes its answer.
     async fn has_room(&self) -> bool {
         while self.open.get() >= REQUESTS_MAX && !self.gone.get() {
