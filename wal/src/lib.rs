@@ -4,7 +4,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`buf`], [`disk`] | aligned memory; the seam to storage ([`disk::Disk`]) |
+//! | [`buf`] (`buf_pool`), `crc`, [`disk`] | aligned memory, used again; sums of sums; the seam to storage ([`disk::Disk`]) |
 //! | [`disk_uring`]; [`disk_glommio`], `disk_rio` | the disk of a broker; others to measure it against |
 //! | [`ring_format`], [`ring`], [`ring_recovery`] | the ring as a pure state machine |
 //! | [`journal`] | the ring's shell: one write and one sync for all that arrived during the last |
