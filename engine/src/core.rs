@@ -226,13 +226,7 @@ impl Core {
 
     /// Runs `job` on `to`, in order with the calls from here, and expects nothing back.
     pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
-        if to == self.id() {
-            return job(self);
-        }
-        drop(self.mesh.call(to, move |there| {
-            job(&there);
-            std::future::ready(())
-        }));
+        if to == self.id() { job(self) } else { self.mesh.send(to, job) }
     }
 
     pub fn meta(&self) -> &Rc<Meta> {

@@ -36,9 +36,11 @@ type Erased = Box<dyn Any + Send>;
 type Job<C> = Box<dyn FnOnce(Rc<C>) -> LocalFuture<Erased> + Send>;
 type Post<C> = Box<dyn FnOnce(&Rc<C>) + Send>;
 
-struct Work<C> {
-    token: usize,
-    job: Job<C>,
+enum Work<C> {
+    /// Its result goes back.
+    Ask { token: usize, job: Job<C> },
+    /// Nothing goes back.
+    Tell(Post<C>),
 }
 
 enum Control<C> {
@@ -221,9 +223,12 @@ impl<C: HasMesh> MeshInbox<C> {
         for Inbox { from, work, control } in self.queues {
             let at = core.clone();
             rt::spawn(async move {
-                while let Some(Work { token, job }) = work.recv().await {
+                while let Some(message) = work.recv().await {
                     add_one(&at.mesh().stats.received);
-                    start_job(&at, from, token, job);
+                    match message {
+                        Work::Ask { token, job } => start_job(&at, from, token, job),
+                        Work::Tell(job) => job(&at),
+                    }
                     rt::yield_if_needed().await;
                 }
             });
@@ -302,8 +307,14 @@ impl<C: HasMesh> Mesh<C> {
             Box::pin(async move { Box::new(future.await) as Erased })
         });
         add_one(&self.stats.sent);
-        self.peer(to).work.push(Work { token, job });
+        self.peer(to).work.push(Work::Ask { token, job });
         Called { answer, result: std::marker::PhantomData }
+    }
+
+    /// Runs `job` on another core, in order with the calls from here: once over, nothing back.
+    pub fn send(&self, to: CoreId, job: impl FnOnce(&Rc<C>) + Send + 'static) {
+        add_one(&self.stats.sent);
+        self.peer(to).work.push(Work::Tell(Box::new(job)));
     }
 
     /// Runs `post` on another core, in the control lane, and expects nothing back.
@@ -395,6 +406,24 @@ pub(crate) mod tests {
             let order = core.mesh.call(CoreId(1), |there: Rc<TestCore>| async move { there.arrived.take() }).await;
             assert_eq!(order, (0..calls).collect::<Vec<_>>());
             assert_eq!(core.mesh.stats().sent.get(), u64::from(calls) + 1);
+        });
+    }
+
+    #[test]
+    fn what_is_sent_comes_in_its_turn_among_the_calls_and_nothing_comes_back() {
+        on_two_cores(|core| async move {
+            let arrive = |n: u32| move |there: &Rc<TestCore>| there.arrived.borrow_mut().push(n);
+            for n in 0..4 {
+                core.mesh.send(CoreId(1), arrive(2 * n));
+                let calling = core.mesh.call(CoreId(1), move |there| {
+                    arrive(2 * n + 1)(&there);
+                    async {}
+                });
+                drop(calling);
+            }
+            let order = core.mesh.call(CoreId(1), |there: Rc<TestCore>| async move { there.arrived.take() }).await;
+            assert_eq!(order, (0..8).collect::<Vec<_>>());
+            assert_eq!((core.mesh.stats().sent.get(), core.mesh.stats().received.get()), (9, 5));
         });
     }
 

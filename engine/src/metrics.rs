@@ -242,6 +242,8 @@ metrics! {
     replication_snapshots_total: Counter;
     /// Partitions whose Raft group is not at rest.
     replication_groups_awake: Gauge;
+    /// Writes of the write-ahead ring, each with its sync.
+    wal_writes_total: Counter;
     /// Bytes of the write-ahead ring in use.
     wal_ring_used_bytes: Gauge;
     /// Size of the write-ahead ring.
@@ -338,6 +340,7 @@ impl CoreMetrics {
 
     /// Takes over what the store counts itself.
     pub fn publish_store(&self, stats: &StoreStats) {
+        self.wal_writes_total.set(stats.ring_writes);
         self.wal_ring_used_bytes.set(stats.ring_used_bytes);
         self.wal_ring_bytes.set(stats.ring_bytes);
         self.flushes_total.set(stats.flushes);

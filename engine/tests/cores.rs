@@ -7,10 +7,11 @@ use net::{
     batch_build::BatchBuilder,
     client_blocking::Client,
     compression::Codec,
+    fetch::{FetchPartition, FetchRequest, FetchTopic},
     messages::{CreateTopicsRequest, MetadataRequest, TopicName, create_topics_request::CreatableTopic},
     produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
 };
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 use support::{PATIENCE, broker::Broker, tool::Tool};
 
 /// A figure of each core, by the core's number.
@@ -55,46 +56,126 @@ fn published(broker: &Broker) {
     until(broker, "loop_beats_total", |now| now.iter().zip(&before).all(|(now, before)| *now >= before + 2));
 }
 
-#[test]
-fn a_request_for_another_core_goes_over_once_and_back_once() {
-    let broker = Broker::start();
-    let mut client = Client::connect(&broker.bootstrap(), "hops", PATIENCE).unwrap();
-    let name = || TopicName(StrBytes::from_static_str("hops"));
-    let topic = CreatableTopic::default().with_name(name()).with_num_partitions(2).with_replication_factor(1);
+/// A topic; each core owns as many of its partitions.
+fn topic_on_all_cores(client: &mut Client, name: &'static str, partitions: i32) {
+    let topic = CreatableTopic::default()
+        .with_name(TopicName(StrBytes::from_static_str(name)))
+        .with_num_partitions(partitions)
+        .with_replication_factor(1);
     let created = client.call(CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(30_000)).unwrap();
     assert_eq!(created.topics[0].error_code, 0);
     let described = client.call(MetadataRequest::default().with_topics(None)).unwrap();
-    assert_eq!(described.topics[0].partitions.len(), 2);
+    assert_eq!(described.topics[0].partitions.len() as i32, partitions);
+}
 
-    let cores = per_core(&broker, "loop_beats_total").len() as u64;
-    published(&broker);
-    let before: u64 = per_core(&broker, "mesh_received_total").iter().sum();
-    const REQUESTS: u64 = 50;
-    for partition in [0, 1] {
-        for _ in 0..REQUESTS {
-            let mut batch = BatchBuilder::new(Codec::None);
-            batch.push(1, None, Some(b"x"));
-            let records = Some(batch.finish());
-            let topic = TopicRef::Name(StrBytes::from_static_str("hops"));
-            let partitions = vec![ProducePartition { index: partition, records }];
-            let request = ProduceRequest {
-                transactional_id: None,
-                acks: -1,
-                timeout_ms: 30_000,
-                topics: vec![ProduceTopic { topic, partitions }],
-            };
-            let answer = client.produce(request).unwrap();
-            assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+/// One batch of one record to each of these partitions.
+fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
+    let mut batch = BatchBuilder::new(Codec::None);
+    batch.push(1, None, Some(b"x"));
+    let records = batch.finish();
+    let partition = |index| ProducePartition { index, records: Some(records.clone()) };
+    let topic = TopicRef::Name(StrBytes::from_static_str(topic));
+    let topics = vec![ProduceTopic { topic, partitions: partitions.map(partition).collect() }];
+    let request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 30_000, topics };
+    let answer = client.produce(request).unwrap();
+    answer.responses[0].partition_responses.iter().for_each(|partition| assert_eq!(partition.error_code, 0));
+}
+
+/// The first batch of each of these partitions.
+fn fetch(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_ms: i32) {
+    let count = partitions.len();
+    let partitions = partitions.map(|partition| FetchPartition::of_consumer(partition, 0, 1 << 20)).collect();
+    let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(topic)), partitions }];
+    let answer = client.fetch(FetchRequest::of_consumer(wait_ms, 1, 1 << 20, topics)).unwrap();
+    let partitions = &answer.responses[0].partitions;
+    assert_eq!(partitions.len(), count);
+    assert!(partitions.iter().all(|partition| partition.error_code == 0));
+    assert!(partitions.iter().any(|partition| partition.records.as_ref().is_some_and(|records| !records.is_empty())));
+}
+
+/// How many messages go over the mesh while something is done.
+fn hops(broker: &Broker, work: impl FnOnce()) -> u64 {
+    let sent = || -> u64 {
+        published(broker);
+        per_core(broker, "mesh_sent_total").iter().sum()
+    };
+    let before = sent();
+    work();
+    sent() - before
+}
+
+const REQUESTS: u64 = 300;
+
+#[test]
+fn a_request_for_one_partition_crosses_once_to_another_core_and_back_and_not_at_all_to_its_own() {
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker.bootstrap(), "hops", PATIENCE).unwrap();
+    let cores = per_core(&broker, "loop_beats_total").len();
+    topic_on_all_cores(&mut client, "hops", cores as i32);
+    // Neighbouring partitions are on different cores: one of them is on the connection's own.
+    let mut of_produce = Vec::new();
+    for partition in 0..cores as i32 {
+        of_produce.push(hops(&broker, || {
+            (0..REQUESTS).for_each(|_| produce(&mut client, "hops", partition..partition + 1));
+        }));
+    }
+    let mut of_fetch = Vec::new();
+    for partition in 0..cores as i32 {
+        of_fetch.push(hops(&broker, || {
+            (0..REQUESTS).for_each(|at| {
+                fetch(&mut client, "hops", partition..partition + 1, if at % 2 == 0 { 0 } else { 500 });
+            });
+        }));
+    }
+    assert_eq!(of_produce, of_fetch);
+    of_produce.sort_unstable();
+    let mut expected = vec![2 * REQUESTS; cores];
+    expected[0] = 0;
+    assert_eq!(of_produce, expected);
+}
+
+#[test]
+fn a_request_for_many_partitions_crosses_once_to_each_core_that_owns_some_and_back() {
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker.bootstrap(), "hops", PATIENCE).unwrap();
+    let cores = per_core(&broker, "loop_beats_total").len();
+    let partitions = 8 * cores as i32;
+    topic_on_all_cores(&mut client, "hops", partitions);
+    let others = cores as u64 - 1;
+    let produced = hops(&broker, || (0..REQUESTS).for_each(|_| produce(&mut client, "hops", 0..partitions)));
+    assert_eq!(produced, 2 * others * REQUESTS);
+    let fetched = hops(&broker, || (0..REQUESTS).for_each(|_| fetch(&mut client, "hops", 0..partitions, 0)));
+    assert_eq!(fetched, 2 * others * REQUESTS);
+    // One that waits is called back from the other cores when one has found enough.
+    let waiting = hops(&broker, || (0..REQUESTS).for_each(|_| fetch(&mut client, "hops", 0..partitions, 500)));
+    assert!((2 * others * REQUESTS..=3 * others * REQUESTS).contains(&waiting), "{waiting} messages");
+}
+
+#[test]
+fn a_produce_request_of_many_partitions_costs_each_core_one_sync_and_a_broker_at_rest_makes_none() {
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker.bootstrap(), "syncs", PATIENCE).unwrap();
+    let cores = per_core(&broker, "loop_beats_total").len();
+    let partitions = 32 * cores as i32;
+    topic_on_all_cores(&mut client, "syncs", partitions);
+    let writes = || {
+        published(&broker);
+        per_core(&broker, "wal_writes_total")
+    };
+    // What follows the creation of a topic: reports of its leaders.
+    let mut before = writes();
+    loop {
+        let now = writes();
+        if now == before {
+            break;
         }
+        before = now;
     }
-    published(&broker);
-    let after: u64 = per_core(&broker, "mesh_received_total").iter().sum();
-    // Neighbouring partitions are on different cores: with two, one is on the connection's own.
-    match cores {
-        1 => assert_eq!(after, before),
-        2 => assert_eq!(after - before, 2 * REQUESTS),
-        _ => assert!([2 * REQUESTS, 4 * REQUESTS].contains(&(after - before)), "{}", after - before),
-    }
+    (0..REQUESTS).for_each(|_| produce(&mut client, "syncs", 0..partitions));
+    let after = writes();
+    let spent: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    assert_eq!(spent, vec![REQUESTS; cores]);
+    assert_eq!(writes(), after);
 }
 
 #[test]

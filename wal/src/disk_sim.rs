@@ -110,6 +110,7 @@ struct World {
     fate: Option<FateOf>,
     pace: Option<Pace>,
     trace: Option<Vec<(Kind, PathBuf)>>,
+    writes: Option<Vec<(PathBuf, Bytes)>>,
 }
 
 /// A handle to a simulated disk.
@@ -155,6 +156,7 @@ impl SimDisk {
             fate: None,
             pace: None,
             trace: None,
+            writes: None,
         })))
     }
 
@@ -211,6 +213,11 @@ impl SimDisk {
     /// Begins to record the operations, or takes what was recorded.
     pub fn trace(&self) -> Vec<(Kind, PathBuf)> {
         self.0.borrow_mut().trace.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// Begins to record what is written, as the memory that it is written from, or takes what was recorded.
+    pub fn writes(&self) -> Vec<(PathBuf, Bytes)> {
+        self.0.borrow_mut().writes.replace(Vec::new()).unwrap_or_default()
     }
 
     /// Flips one bit of a file, live and durable.

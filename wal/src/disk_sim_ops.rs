@@ -229,6 +229,9 @@ impl File for SimFile {
         assert_blocks(position, data.len());
         assert!((data.as_ptr() as usize).is_multiple_of(BLOCK), "memory is aligned to blocks");
         let fate = submit(&self.world, Kind::Write, &self.path).await;
+        if let Some(writes) = &mut self.world.borrow_mut().writes {
+            writes.push((self.path.clone(), data.clone()));
+        }
         // The sync that belongs to the write is a separate choice of the fates, made now.
         let sync = match (durability, fate) {
             (Durability::Synced, Fate::Go | Fate::Skip) if !self.world.borrow().stopped => {

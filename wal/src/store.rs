@@ -438,6 +438,7 @@ impl<D: Disk> Store<D> {
         let state = self.shared.state.borrow();
         StoreStats {
             cached_bytes: state.cache_cost(self.shared.journal.staged()),
+            ring_writes: self.shared.journal.stats().writes,
             ring_used_bytes: self.shared.journal.used(),
             ring_bytes: self.shared.config.ring_bytes,
             open_files: self.shared.files.open_count(),

@@ -212,6 +212,8 @@ pub enum SnapshotError {
 /// Counters since the start, and gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
+    /// Writes of the ring, each with its sync.
+    pub ring_writes: u64,
     pub flushes: u64,
     pub flushed_bytes: u64,
     pub flush_failures: u64,

@@ -111,20 +111,25 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
 
 /// Asks every owner; as soon as one brings enough, calls the others back from their waits.
 async fn gather(core: &Rc<Core>, by_owner: Vec<Vec<Item>>, wish: Wish, parts: &mut [Option<Result<Found, ErrorCode>>]) {
-    let owners: Vec<CoreId> = (0..by_owner.len()).map(CoreId).filter(|owner| !by_owner[owner.0].is_empty()).collect();
+    // Owners that have not answered yet.
+    let owing: Vec<CoreId> = (0..by_owner.len()).map(CoreId).filter(|owner| !by_owner[owner.0].is_empty()).collect();
+    let owing = RefCell::new(owing);
     let gathered = Cell::new(0usize);
     let called_back = Cell::new(false);
     let asked = by_owner.into_iter().enumerate().filter(|(_, items)| !items.is_empty()).map(|(owner, items)| {
         let call = core.call(CoreId(owner), move |there| async move { read_here(&there, items, wish).await });
-        let (gathered, called_back, owners) = (&gathered, &called_back, &owners);
+        let (gathered, called_back, owing) = (&gathered, &called_back, &owing);
         async move {
             let (found, enough) = call.result().await;
             gathered.set(
                 gathered.get()
                     + found.iter().filter_map(|part| part.found.as_ref().ok()).map(Found::bytes).sum::<usize>(),
             );
-            if (enough || gathered.get() >= wish.bytes_min) && !called_back.replace(true) {
-                for other in owners.iter().copied().filter(|other| other.0 != owner) {
+            owing.borrow_mut().retain(|other| other.0 != owner);
+            let ends = enough || gathered.get() >= wish.bytes_min;
+            // Who was not to wait answers without being told.
+            if ends && !wish.wait.is_zero() && !called_back.replace(true) {
+                for other in owing.borrow().iter().copied() {
                     // Behind the request itself, in the same lane, so that it finds what it ends.
                     core.send(other, move |there| there.fetches.cancel(wish.id));
                 }

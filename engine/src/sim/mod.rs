@@ -9,6 +9,7 @@
 //! | `clients` | producers, consumers, operators |
 //! | `ledger` | what clients know, and what must hold of it |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
+//! | `counts` | what requests cost brokers without faults: writes, syncs, copies |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -16,6 +17,7 @@
 
 mod clients;
 mod cluster;
+mod counts;
 mod exec;
 mod ledger;
 mod logs;

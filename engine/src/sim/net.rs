@@ -48,6 +48,8 @@ pub(super) struct Net {
     /// From, to.
     cuts: RefCell<BTreeSet<(i32, i32)>>,
     open: RefCell<Vec<Rc<Connection>>>,
+    /// What brokers have handed over to be sent, if somebody wants to know: the parts of each message.
+    pub(super) sent: RefCell<Option<Vec<Vec<Bytes>>>>,
     /// Messages take up to so long.
     pub(super) latency_max: Cell<Duration>,
 }
@@ -206,6 +208,9 @@ impl Outgoing {
     }
 
     pub(crate) fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
+        if let Some(sent) = &mut *world().net.sent.borrow_mut() {
+            sent.push(parts.clone());
+        }
         let mut bytes = BytesMut::new();
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
         self.queued.push(PeerFrame::new(kind, lane, bytes.freeze()));

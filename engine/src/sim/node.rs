@@ -101,6 +101,10 @@ impl Node {
         self.core.borrow().clone()
     }
 
+    pub(super) fn disk(&self) -> SimDisk {
+        self.disk.borrow().clone()
+    }
+
     /// Whether clients are served.
     pub(super) fn serves(&self) -> bool {
         self.serving.get() && !self.down.get()

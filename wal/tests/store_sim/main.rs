@@ -1,6 +1,7 @@
 //! The whole store (ring, segments, checkpoints, snapshots, manifest) on the simulated disk.
 
 mod cores;
+mod counts;
 mod crash;
 mod faults;
 mod harness;
