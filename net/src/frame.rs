@@ -8,8 +8,10 @@ use std::mem::MaybeUninit;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The least spare room for one read.
+/// The least spare room for one read, in memory that is taken for it.
 const READ_BYTES_MIN: usize = 16 * 1024;
+/// The same, behind frames that were handed out: asking once more, in vain, for what follows a small frame needs no memory of its own.
+const READ_BYTES_LEFT_MIN: usize = READ_BYTES_MIN / 2;
 const PREFIX_BYTES: usize = 4;
 
 /// Why the bytes of a connection are not frames. The connection can't go on.
@@ -87,12 +89,15 @@ impl FrameDecoder {
     /// Room for the next read, to be followed by [`FrameDecoder::advance`]. Call only after `next_frame` found none.
     pub fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let held = self.buffer.len();
-        let missing = match self.claimed() {
-            Ok(Some(length)) => (PREFIX_BYTES + length).saturating_sub(held),
-            _ => READ_BYTES_MIN,
+        let (missing, least) = match self.claimed() {
+            Ok(Some(length)) => {
+                let missing = (PREFIX_BYTES + length).saturating_sub(held);
+                (missing, missing.min(READ_BYTES_MIN))
+            }
+            _ => (READ_BYTES_MIN, READ_BYTES_LEFT_MIN),
         };
         let room = self.buffer.capacity() - held;
-        if room < missing.min(READ_BYTES_MIN) {
+        if room < least {
             let may_reserve = READ_BYTES_MIN.max(held).max(self.proven);
             self.buffer.reserve(missing.max(READ_BYTES_MIN).min(may_reserve));
         }

@@ -3,6 +3,7 @@
 //! Through the handlers of Kafka's APIs, on brokers of one core, without faults. ARCHITECTURE.md, "Counts", has the figures.
 
 use super::{
+    allocations,
     exec::{self, Running, World},
     node::{Founding, Node},
 };
@@ -14,18 +15,34 @@ use net::{
     batch_build::BatchBuilder,
     compression::Codec,
     fetch::{FetchPartition, FetchRequest, FetchTopic},
+    frame::FrameDecoder,
     header::RequestHeader,
     messages::{CreateTopicsRequest, TopicName, create_topics_request::CreatableTopic},
     produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
     request::Request,
     response::Response,
 };
-use std::{cell::RefCell, ops::Range, path::Path, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
 use wal::{buf::BLOCK, disk_sim::Kind, record::GroupId};
 
 const SEEDS: Range<u64> = 0..10;
 const TOPIC: &str = "counts";
 const PARTITIONS: i32 = 32;
+/// So large that nothing is flushed while a test runs: that begins at a quarter.
+const RING_BYTES: u64 = 16 << 20;
+/// Allocations for one produce request of one partition, and for one fetch from memory: a tenth more than there are.
+const PRODUCE_ALLOCATIONS_MAX: u64 = 47;
+const FETCH_ALLOCATIONS_MAX: u64 = 21;
+/// What a record of 100 KiB may add to those: now and then another piece of the ring's memory.
+const LARGE_ALLOCATIONS_MAX: u64 = 2;
+/// Requests whose allocations are averaged.
+const ROUND: u64 = 16;
 /// Longer than anything here takes that is not at rest: a request, a flush, what follows the creation of a topic.
 const UNTIL_AT_REST: Duration = Duration::from_secs(30);
 
@@ -55,7 +72,7 @@ impl Calm {
         let running = Running::begin(seed, None);
         let world = exec::world();
         let founding = Founding::of((1..=brokers).collect());
-        let nodes = founding.nodes.iter().map(|id| Node::new(&world, *id, founding.clone(), 8 << 20)).collect();
+        let nodes = founding.nodes.iter().map(|id| Node::new(&world, *id, founding.clone(), RING_BYTES)).collect();
         let calm = Self { world, nodes, _running: running };
         calm.nodes.iter().for_each(|node| node.start_if_down(&calm.world));
         calm.pass(UNTIL_AT_REST);
@@ -160,12 +177,16 @@ fn assert_stored(answers: &[Response]) {
     }
 }
 
+/// From the log's beginning.
+fn fetch_request(partition: i32, bytes_max: i32) -> (Request, i16) {
+    let partitions = vec![FetchPartition::of_consumer(partition, 0, bytes_max)];
+    let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(TOPIC)), partitions }];
+    (Request::Fetch(FetchRequest::of_consumer(0, 1, 1 << 20, topics)), 11)
+}
+
 /// The buffers that a consumer is answered with.
 fn fetch(calm: &Calm, node: &Node) -> Vec<Bytes> {
-    let partitions = vec![FetchPartition::of_consumer(0, 0, 1 << 20)];
-    let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(TOPIC)), partitions }];
-    let request = FetchRequest::of_consumer(0, 1, 1 << 20, topics);
-    let answers = calm.ask(node, vec![(Request::Fetch(request), 11)]);
+    let answers = calm.ask(node, vec![fetch_request(0, 1 << 20)]);
     let [Response::Fetch(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions[0].records.clone()
 }
@@ -274,5 +295,49 @@ fn a_payload_is_copied_into_the_ring_once_and_sent_and_served_from_there() {
             let written = ring_write(follower, PAYLOAD);
             assert!(written.len() < produced.len() + 2 * BLOCK, "seed {seed}: {} bytes", written.len());
         }
+    }
+}
+
+/// What one request costs in allocations, on average over many, one after the other, from its frame to the answer's.
+fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) -> u64 {
+    let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+    let parts = net::request::encode(&header, &request).expect("it can be written");
+    let mut frame = FrameDecoder::new(1 << 20);
+    parts.into_iter().for_each(|part| frame.extend(&part));
+    let frame = frame.next_frame().expect("it is one").expect("it is whole");
+    let (core, spent) = (node.core().expect("it runs"), Rc::new(Cell::new(0)));
+    for round in 0..2 {
+        let (core, spent, frame, done) = (core.clone(), spent.clone(), frame.clone(), Rc::new(Cell::new(false)));
+        let ended = done.clone();
+        calm.world.spawn(node.process, async move {
+            let before = allocations::so_far();
+            for _ in 0..ROUND {
+                let (header, request) = net::request::decode(&frame).expect("it is well formed");
+                let answer = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request).await;
+                net::response::encode(&header, answer.expect("there is an answer")).expect("it can be written");
+            }
+            // The first round is to warm up.
+            spent.set((allocations::so_far() - before) * round / ROUND);
+            ended.set(true);
+        });
+        calm.until(|| done.get());
+    }
+    spent.get()
+}
+
+#[test]
+fn a_produce_request_and_a_fetch_allocate_little_whatever_the_size_of_their_records() {
+    for seed in SEEDS {
+        let calm = Calm::new(seed, 1);
+        let node = &calm.nodes[0];
+        let [small, large] = [(0, 100), (1, 100 << 10)].map(|(partition, bytes)| {
+            let produced = allocations_of(&calm, node, produce(partition..partition + 1, &batch(bytes)));
+            let fetched = allocations_of(&calm, node, fetch_request(partition, 1));
+            (produced, fetched)
+        });
+        println!("seed {seed}: produce and fetch {small:?}, with a large record {large:?}");
+        let found = format!("seed {seed}: {small:?}, with a large record {large:?}");
+        assert!(small.0 <= PRODUCE_ALLOCATIONS_MAX && small.1 <= FETCH_ALLOCATIONS_MAX, "{found}");
+        assert!(large.0 <= small.0 + LARGE_ALLOCATIONS_MAX && large.1 <= small.1, "{found}");
     }
 }

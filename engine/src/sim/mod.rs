@@ -9,12 +9,13 @@
 //! | `clients` | producers, consumers, operators |
 //! | `ledger` | what clients know, and what must hold of it |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
-//! | `counts` | what requests cost brokers without faults: writes, syncs, copies |
+//! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
 //! `consensus` has a simulation of its own, of the metadata plane on a network that also drops, doubles and reorders.
 
+mod allocations;
 mod clients;
 mod cluster;
 mod counts;

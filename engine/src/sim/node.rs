@@ -1,6 +1,9 @@
 //! One simulated broker: its disk, which lasts, and its process, which runs the broker's own start, core and stop.
 
-use super::exec::{self, ProcessId, World};
+use super::{
+    allocations,
+    exec::{self, ProcessId, World},
+};
 use crate::{
     broker::{self, About},
     config::Config,
@@ -187,12 +190,15 @@ impl Node {
     fn afflict(&self, disk: &SimDisk) {
         let ailment = self.ailment.clone();
         disk.paced(move || {
+            allocations::pause(false);
             let world = exec::world();
             let most = Duration::from_micros(150) + ailment.get().slow;
             Box::pin(rt::sleep(world.draw(Duration::from_micros(10)..most)))
         });
         let ailment = self.ailment.clone();
         disk.fates(move |op| {
+            // What is between this and its pace is the disk's.
+            allocations::pause(matches!(op.kind, Kind::Write | Kind::Sync));
             let mut now = ailment.get();
             let is_change = matches!(op.kind, Kind::Create | Kind::Write | Kind::Allocate);
             if now.full && is_change && op.path.starts_with("/data/logs") {
