@@ -219,7 +219,8 @@ pub async fn run(core: Rc<Core>) {
         if core.ready_loop.queued.borrow().is_empty() {
             core.ready_loop.work.past(seen).await;
         } else {
-            crate::rt::yield_now().await;
+            // Others go first when it is their time, else what follows is in the same write.
+            crate::rt::yield_if_needed().await;
         }
     }
 }

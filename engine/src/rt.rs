@@ -203,19 +203,6 @@ impl Drop for Sleep {
     }
 }
 
-/// Lets the other ready tasks of this core run once.
-pub async fn yield_now() {
-    let mut yielded = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return std::task::Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
-}
-
 /// Lets other ready tasks of this core run if this one has had its share.
 pub async fn yield_if_needed() {
     #[cfg(test)]
