@@ -66,7 +66,8 @@ pub fn cases(set: Set) -> Vec<Case> {
     add("produce 150,000/s of 1 KiB", Against::One, line);
     add("consume from memory", Against::One, format!("consume --topic memory --to-end {pinned}"));
     add("consume from disk", Against::One, format!("consume --topic full-1KiB-1 --to-end {pinned}"));
-    let backlog = if quick { "512MiB" } else { "4GiB" };
+    // More than the broker keeps in memory.
+    let backlog = if quick { "1536MiB" } else { "4GiB" };
     let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}} --duration {long} {pinned}");
     add("backlog beside the tail", Against::One, format!("{line} --record-size 1KiB"));
     add("commits", Against::One, format!("commits --topic commits --in-flight 8 --duration {brief} {pinned}"));
