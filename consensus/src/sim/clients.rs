@@ -8,7 +8,7 @@
 use super::{
     Bug,
     cluster::{Cluster, SimNode},
-    model::RETENTION,
+    model::{FEATURE, RETENTION, SETTING},
     node::META,
     oracle::Violation,
     promises::{Promises, STALE_MAX, Told},
@@ -62,6 +62,7 @@ pub(super) struct Clients {
     next_topic: u64,
     /// Each creation has an id of its own.
     next_id: u128,
+    next_level: u16,
     pub(super) promises: Promises,
     /// What a read by lease has shown to be wrong.
     fault: Option<Violation>,
@@ -193,6 +194,7 @@ impl Cluster {
             for name in self.clients.topics_now() {
                 self.clients.promises.read_leased(at, now, &name, node.read_topic(&name));
             }
+            self.clients.promises.read_settings_leased(at, now, node.read_settings());
         }
     }
 
@@ -203,10 +205,15 @@ impl Cluster {
         let shows = |at: usize| self.slots[at].node().map(SimNode::shows);
         let newest = (0..self.slots.len()).filter_map(shows).max();
         let nodes: Vec<usize> = (0..self.slots.len()).filter(|at| shows(*at) == newest).collect();
+        let first = newest.and(nodes.first().copied());
         let names: Vec<Arc<str>> = self.clients.promises.topics().cloned().collect();
         for (name, at) in names.iter().zip(nodes.into_iter().cycle()) {
             let shows = self.node(at).read_topic(name);
             self.clients.promises.read(at, after, after, name, shows);
+        }
+        if let Some(at) = first {
+            let shows = self.node(at).read_settings();
+            self.clients.promises.read_settings(at, after, after, shows);
         }
         let checked = self.clients.promises.check(end, &self.histories[META as usize])?;
         self.summary.calls += checked.calls;
@@ -268,6 +275,7 @@ impl Cluster {
             for name in self.clients.topics_now() {
                 self.clients.promises.read(at, op.begun, now, &name, node.read_topic(&name));
             }
+            self.clients.promises.read_settings(at, op.begun, now, node.read_settings());
             if node.shows() < op.above && self.log_is_heard() {
                 let (id, shows, above) = (node.id, node.shows(), op.above);
                 return Err(Violation(format!(
@@ -334,7 +342,7 @@ impl Cluster {
         let id = shown_id.unwrap_or_else(|| Uuid::from_u128(self.rng.u128(..=self.clients.next_id)));
         let replicas = vec![vec![1, 2, 3]; self.rng.usize(1..4)];
         let partition = self.rng.u32(..3);
-        match self.rng.u8(..9) {
+        match self.rng.u8(..10) {
             0 => Command::DeleteTopic { name, id },
             1 => {
                 let present = shown_count.filter(|count| *count < PARTITIONS_MAX).unwrap_or(PARTITIONS_MAX + 1) as u32;
@@ -353,6 +361,16 @@ impl Cluster {
                 let high_watermark = self.rng.u64(..1000);
                 let report = WatermarkReport { partition, high_watermark, log_start: 0, end_offset: high_watermark };
                 Command::UpdateHighWatermark { name, id, node: 1, watermarks: vec![report] }
+            }
+            6 if self.rng.bool() => {
+                // Mostly upwards, as its levels are; now and then back.
+                let level = self.clients.next_level.saturating_sub(u16::from(self.rng.u8(..4) == 0));
+                self.clients.next_level += u16::from(self.rng.u8(..4) == 0);
+                Command::SetFeatureLevel { name: FEATURE.to_owned(), level }
+            }
+            6 => {
+                let value = self.rng.bool().then(|| self.rng.u16(..).to_string());
+                Command::UpdateClusterConfig { node: None, changes: vec![(SETTING.to_owned(), value)] }
             }
             _ => {
                 self.clients.next_topic += u64::from(self.rng.u8(..4) == 0);

@@ -162,10 +162,55 @@ impl Model for ProducerIds {
     }
 }
 
+/// A feature's level and a setting of all brokers: what the whole cluster has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Settings {
+    level: u16,
+    setting: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SettingsOp {
+    /// Never lowered.
+    Level(u16),
+    Set(Option<Arc<str>>),
+    Read,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SettingsReply {
+    Done,
+    /// It is at this level already.
+    Above(u16),
+    Read(Settings),
+    /// Nothing that the model would ever say.
+    Other(String),
+}
+
+impl Model for Settings {
+    type Op = SettingsOp;
+    type Reply = SettingsReply;
+
+    fn apply(&mut self, op: &SettingsOp) -> SettingsReply {
+        match op {
+            SettingsOp::Read => return SettingsReply::Read(self.clone()),
+            SettingsOp::Level(level) if *level < self.level => return SettingsReply::Above(self.level),
+            SettingsOp::Level(level) => self.level = *level,
+            SettingsOp::Set(value) => self.setting.clone_from(value),
+        }
+        SettingsReply::Done
+    }
+
+    fn only_reads(reply: &SettingsReply) -> bool {
+        !matches!(reply, SettingsReply::Done)
+    }
+}
+
 /// What a client asks for, by the key that it concerns.
 pub(super) enum Asked {
     Topic(Arc<str>, TopicOp),
     ProducerIds(u32),
+    Settings(SettingsOp),
 }
 
 /// What a command asks for, if clients' histories are kept of that.
@@ -173,6 +218,15 @@ pub(super) fn asked(command: &Command) -> Option<Asked> {
     let number = |id: &Uuid| id.as_u128();
     let (name, op) = match command {
         Command::AllocateProducerIds { count } => return Some(Asked::ProducerIds(*count)),
+        Command::SetFeatureLevel { name, level } => {
+            assert_eq!(name, FEATURE);
+            return Some(Asked::Settings(SettingsOp::Level(*level)));
+        }
+        Command::UpdateClusterConfig { node: None, changes } => {
+            let [(setting, value)] = &changes[..] else { unreachable!("clients change one setting") };
+            assert_eq!(setting, SETTING);
+            return Some(Asked::Settings(SettingsOp::Set(value.as_deref().map(Arc::from))));
+        }
         Command::CreateTopic { name, id, replicas, .. } => {
             (name, TopicOp::Create { id: number(id), partitions: replicas.len() })
         }
@@ -201,6 +255,28 @@ pub(super) fn asked(command: &Command) -> Option<Asked> {
 
 /// The setting that clients change.
 pub(super) const RETENTION: &str = "retention.ms";
+
+/// The feature whose level clients raise, and the setting of all brokers that they change.
+pub(super) const FEATURE: &str = "simulated.feature";
+pub(super) const SETTING: &str = "simulated.setting";
+
+/// `None`: as for a topic.
+pub(super) fn settings_reply(result: &RequestResult) -> Option<SettingsReply> {
+    Some(match result {
+        Err(AskedTooLate) => return None,
+        Ok(Ok(Outcome::FeatureSet | Outcome::ClusterConfigUpdated)) => SettingsReply::Done,
+        Ok(Err(Rejection::FeatureDowngrade { from, .. })) => SettingsReply::Above(*from),
+        other => SettingsReply::Other(format!("{other:?}")),
+    })
+}
+
+/// What a view shows of the cluster's settings.
+pub(super) fn read_settings(view: &View) -> SettingsReply {
+    let level = view.features().get(FEATURE).copied().unwrap_or(0);
+    // No broker has one of its own.
+    let setting = view.cluster_config().in_force(1, SETTING).map(Arc::from);
+    SettingsReply::Read(Settings { level, setting })
+}
 
 /// `None`: it may have happened, with an answer that nobody knows any more.
 pub(super) fn topic_reply(result: &RequestResult) -> Option<TopicReply> {

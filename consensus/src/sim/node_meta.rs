@@ -3,7 +3,7 @@
 use super::{
     Bug,
     disk::Checkpoint,
-    model::{self, TopicReply},
+    model::{self, SettingsReply, TopicReply},
     node::{META, Machine, Node, Replica, Wire},
     oracle::{Seen, Violation},
 };
@@ -188,6 +188,11 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
             return model::read(&View::new(self.shows(), &image), name);
         }
         model::read(self.view(), name)
+    }
+
+    /// The same of the cluster's settings.
+    pub(super) fn read_settings(&self) -> SettingsReply {
+        model::read_settings(self.view())
     }
 
     /// The last index that the view shows.

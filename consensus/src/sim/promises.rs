@@ -20,7 +20,10 @@
 
 use super::{
     linear::{Call, Model, NEVER, Verdict, check},
-    model::{Asked, ProducerIds, Topic, TopicOp, TopicReply, asked, producer_ids_reply, topic_reply},
+    model::{
+        Asked, ProducerIds, Settings, SettingsOp, SettingsReply, Topic, TopicOp, TopicReply, asked, producer_ids_reply,
+        settings_reply, topic_reply,
+    },
     oracle::{History, Violation},
 };
 use crate::{
@@ -60,6 +63,7 @@ impl<M: Model> Default for Calls<M> {
 pub(super) struct Promises {
     topics: BTreeMap<Arc<str>, Calls<Topic>>,
     producer_ids: Calls<ProducerIds>,
+    settings: Calls<Settings>,
 }
 
 /// What the histories of a run were found to be.
@@ -105,6 +109,10 @@ impl Promises {
                     answer.and_then(|(at, now, result, told)| Some((at, now, producer_ids_reply(result)?, told)));
                 self.producer_ids.write(begun, count, reply);
             }
+            Some(Asked::Settings(op)) => {
+                let reply = answer.and_then(|(at, now, result, told)| Some((at, now, settings_reply(result)?, told)));
+                self.settings.write(begun, op, reply);
+            }
             None => {}
         }
     }
@@ -115,12 +123,19 @@ impl Promises {
         topic.answered(at, begun, now, TopicOp::Read, shows);
     }
 
+    /// The same, of the cluster's settings.
+    pub(super) fn read_settings(&mut self, at: usize, begun: Duration, now: Duration, shows: SettingsReply) {
+        self.settings.answered(at, begun, now, SettingsOp::Read, shows);
+    }
+
     /// A broker has answered a read under its lease.
     pub(super) fn read_leased(&mut self, at: usize, now: Duration, name: &Arc<str>, shows: TopicReply) {
-        let topic = self.topics.entry(name.clone()).or_default();
-        let after = topic.shown_by.remove(&at).unwrap_or_default();
-        topic.answered(at, now.saturating_sub(STALE_MAX), now, TopicOp::Read, shows);
-        topic.calls.last_mut().expect("it was just put there").after = after;
+        self.topics.entry(name.clone()).or_default().read_leased(at, now, TopicOp::Read, shows);
+    }
+
+    /// The same, of the cluster's settings.
+    pub(super) fn read_settings_leased(&mut self, at: usize, now: Duration, shows: SettingsReply) {
+        self.settings.read_leased(at, now, SettingsOp::Read, shows);
     }
 
     /// All names of topics that somebody asked for.
@@ -137,6 +152,8 @@ impl Promises {
         }
         checked.lost += self.producer_ids.settle(end, log, |_| false);
         self.producer_ids.check("producer ids", &mut checked)?;
+        checked.lost += self.settings.settle(end, log, |op| matches!(op, SettingsOp::Read));
+        self.settings.check("the cluster's settings", &mut checked)?;
         Ok(checked)
     }
 }
@@ -151,6 +168,12 @@ impl<M: Model> Calls<M> {
                 self.calls.push(Call { op, from: begun, until: now, reply: Some(reply), after: Vec::new() });
             }
         }
+    }
+
+    fn read_leased(&mut self, at: usize, now: Duration, op: M::Op, shows: M::Reply) {
+        let after = self.shown_by.remove(&at).unwrap_or_default();
+        self.answered(at, now.saturating_sub(STALE_MAX), now, op, shows);
+        self.calls.last_mut().expect("it was just put there").after = after;
     }
 
     fn answered(&mut self, at: usize, begun: Duration, now: Duration, op: M::Op, reply: M::Reply) {
