@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn a_frame_is_these_bytes() {
         let seed = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let header = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, seed);
+        let header = FrameHeader::of(&entry(), entry().payload_crc(), 40, seed);
         let bytes = header.encode(seed);
         assert_eq!(bytes[..], golden());
         assert_eq!(header.frame_len(), 80);
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_frame_is_seen() {
         let seed = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let header = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, seed);
+        let header = FrameHeader::of(&entry(), entry().payload_crc(), 40, seed);
         let mut bytes = header.encode(seed).to_vec();
         bytes.extend_from_slice(b"abcbatch bytes");
         for bit in 0..bytes.len() * 8 {
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn a_frame_of_another_segment_does_not_pass() {
         let here = SegmentId { group: GroupId(5), serial: 9 }.seed();
-        let bytes = FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, here).encode(here);
+        let bytes = FrameHeader::of(&entry(), entry().payload_crc(), 40, here).encode(here);
         for other in [SegmentId { group: GroupId(5), serial: 8 }, SegmentId { group: GroupId(6), serial: 9 }] {
             assert!(FrameHeader::decode(&bytes, other.seed()).is_err());
         }
@@ -302,10 +302,8 @@ mod tests {
 
     #[test]
     fn an_absurd_length_is_refused() {
-        let header = FrameHeader {
-            payload_len: BODY_PART_MAX + 1,
-            ..FrameHeader::of(&entry(), crc32c::crc32c(b"batch bytes"), 40, 1)
-        };
+        let header =
+            FrameHeader { payload_len: BODY_PART_MAX + 1, ..FrameHeader::of(&entry(), entry().payload_crc(), 40, 1) };
         assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims an absurd length"));
     }
 

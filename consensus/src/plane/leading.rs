@@ -96,6 +96,8 @@ struct Filling {
     requests: Vec<Request>,
     owners: Vec<Owner>,
     bytes: usize,
+    /// Requests of the entries before it.
+    proposed: usize,
 }
 
 impl Plane {
@@ -120,35 +122,31 @@ impl Plane {
         if group.is_handing_over() {
             return;
         }
-        let (mut filling, mut proposed) = (Filling::default(), 0);
-        loop {
-            let more = self.take_next(group, now, &mut filling, &mut proposed);
-            let much = filling.requests.len() >= self.config.turn_requests_max;
-            if !more || much {
-                proposed += self.propose_filled(group, now, std::mem::take(&mut filling));
-            }
-            // What found no room has not been proposed: the others are put off too.
-            if !more || proposed >= self.config.turn_requests_max {
-                return;
+        let (mut filling, much) = (Filling::default(), self.config.turn_requests_max);
+        // What found no room has not been proposed: the others are put off too.
+        while filling.proposed < much && self.take_next(group, now, &mut filling) {
+            if filling.requests.len() >= much {
+                self.propose_filled(group, now, &mut filling);
             }
         }
+        self.propose_filled(group, now, &mut filling);
     }
 
     /// Adds the next write to `filling`, if there is one.
-    fn take_next(&mut self, group: &mut Group, now: Duration, filling: &mut Filling, proposed: &mut usize) -> bool {
+    fn take_next(&mut self, group: &mut Group, now: Duration, filling: &mut Filling) -> bool {
         if let Some(token) = self.next_to_try() {
             let (requests, acks, retried) = self.sent(token);
             self.is_proposed(token);
-            *proposed += self.fill(group, now, filling, Who::Here(token), acks, retried, requests);
+            self.fill(group, now, filling, Who::Here(token), acks, retried, requests);
             return true;
         }
         let Some(asked) = self.lead.as_mut().and_then(|lead| lead.asked.pop_front()) else { return false };
         let Asked { from, ask, acks, requests } = asked;
-        *proposed += self.fill(group, now, filling, Who::There(from, ask), acks, false, requests);
+        self.fill(group, now, filling, Who::There(from, ask), acks, false, requests);
         true
     }
 
-    /// Adds a write; what it does not fit behind is proposed first, and counted.
+    /// Adds a write; what it does not fit behind is proposed first.
     #[expect(clippy::too_many_arguments, reason = "one write's parts, taken apart by its two callers")]
     fn fill(
         &mut self,
@@ -159,27 +157,24 @@ impl Plane {
         acks: Acks,
         retried: bool,
         requests: Vec<Request>,
-    ) -> usize {
+    ) {
         let bytes: usize = requests.iter().map(|request| weight(&request.command)).sum();
         let too_many = filling.requests.len() + requests.len() > self.config.entry_requests_max;
-        let mut proposed = 0;
         if !filling.requests.is_empty() && (too_many || filling.bytes + bytes > self.config.entry_bytes_max) {
-            proposed = self.propose_filled(group, now, std::mem::take(filling));
+            self.propose_filled(group, now, filling);
         }
         let (first, count) = (filling.requests.len(), requests.len());
         let acks = if requests.iter().any(|request| request.command.is_quorum_only()) { Acks::Quorum } else { acks };
         filling.owners.push(Owner { who, first, count, acks, retried, acked: false });
         filling.requests.extend(requests);
         filling.bytes += bytes;
-        proposed
     }
 
-    /// Returns how many requests were proposed.
-    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: Filling) -> usize {
-        let Filling { mut requests, owners, .. } = filling;
-        let count = requests.len();
-        if count == 0 {
-            return 0;
+    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: &mut Filling) {
+        let Filling { mut requests, owners, proposed, .. } = std::mem::take(filling);
+        filling.proposed = proposed;
+        if requests.is_empty() {
+            return;
         }
         let mut next_group = self.next_group;
         for (groups, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
@@ -189,13 +184,10 @@ impl Plane {
         match group.propose(metadata::encode_requests(&requests)) {
             Ok(Position { index, term }) => {
                 self.next_group = next_group;
+                filling.proposed += requests.len();
                 self.flow.speculate(index, term, requests, owners, &mut self.out.slices);
-                count
             }
-            Err(error) => {
-                owners.into_iter().for_each(|owner| self.not_proposed(group, now, owner, error));
-                0
-            }
+            Err(error) => owners.into_iter().for_each(|owner| self.not_proposed(group, now, owner, error)),
         }
     }
 

@@ -229,6 +229,32 @@ fn any_broker_takes_a_write_and_all_have_it() {
 }
 
 #[test]
+fn large_writes_that_come_together_are_all_done() {
+    let mut world = World::new();
+    let deadline = world.now + Duration::from_secs(10);
+    let now = world.now;
+    // Each takes more than half of an entry, so that each is proposed when the next comes.
+    let large = |name: String| match create(&name) {
+        Command::CreateTopic { name, id, first_group, configs, created_ms, peers, .. } => {
+            let replicas = vec![vec![1]; 5000];
+            Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers }
+        }
+        other => other,
+    };
+    let tokens: Vec<Token> = (0..40)
+        .map(|n| {
+            let commands = vec![large(format!("large-{n}"))];
+            let submission = Submission { commands, acks: Acks::Quorum, until: Until::Shown, deadline };
+            world.node(1).plane.submit(now, submission)
+        })
+        .collect();
+    world.run(3);
+    for token in tokens {
+        assert!(matches!(world.node(1).written.get(&token), Some(Ok(_))), "{:?}", world.node(1).written.get(&token));
+    }
+}
+
+#[test]
 fn the_fast_path_needs_the_lease_and_nobody_else() {
     let mut world = World::new();
     world.cut = vec![(2, 1), (3, 1), (1, 2), (1, 3)];
