@@ -400,7 +400,8 @@ impl Cluster {
                 }
                 node.start_if_down(world);
             }
-            let is_whole = || self.nodes.iter().all(|node| node.serves()) && self.all_have_everything();
+            let is_up = |node: &Rc<Node>| node.serves() && !node.stopping.get();
+            let is_whole = || self.nodes.iter().all(is_up) && self.all_have_everything();
             self.go_on(world, ms(2_000), is_whole)?;
             world.net.heal();
             if is_whole() {

@@ -71,6 +71,8 @@ pub(super) struct Node {
     ailment: Rc<Cell<Ailment>>,
     core: RefCell<Option<Rc<Core>>>,
     serving: Cell<bool>,
+    /// It was asked to stop, and is not down yet.
+    pub(super) stopping: Cell<bool>,
     /// It does not run, or is on its way out.
     pub(super) down: Cell<bool>,
     /// Why it could not start.
@@ -93,6 +95,7 @@ impl Node {
             ailment: Rc::default(),
             core: RefCell::default(),
             serving: Cell::new(false),
+            stopping: Cell::new(false),
             down: Cell::new(true),
             refused: RefCell::default(),
             ring_bytes,
@@ -225,6 +228,7 @@ impl Node {
     fn end(&self, world: &World, silently: bool) {
         self.down.set(true);
         self.serving.set(false);
+        self.stopping.set(false);
         self.disk.borrow().stop();
         world.net.end(world, self.id, silently);
         let core = self.core.take();
@@ -255,6 +259,7 @@ impl Node {
     /// Stops as on SIGTERM; then the process is down.
     pub(super) fn stop(self: &Rc<Self>, world: &World) {
         let Some(core) = self.core().filter(|_| self.serves()) else { return self.kill(world) };
+        self.stopping.set(true);
         let node = self.clone();
         world.spawn(self.process, async move {
             broker::begin_stop(&core).await;
