@@ -173,6 +173,9 @@ settings! {
     offsets_topic_replication_factor: i16 = "offsets.topic.replication.factor", "3", count(1, REPLICAS_MAX);
     /// A replica that has not had everything for so long is not in sync any more.
     replica_lag_time_max_ms: u64 = "replica.lag.time.max.ms", "30000", ms(100, MS_MAX);
+    /// What each core sends replicas that lag from the log, in bytes a second at most: more is sooner in sync, and slower for clients
+    /// meanwhile where the disk or the CPUs are busy.
+    replica_catch_up_bytes_per_second: u64 = "replica.catch.up.bytes.per.second", "104857600", bytes(MIB, i64::MAX);
     /// Whether partitions are led by the first of their replicas again, once that is back.
     auto_leader_rebalance_enable: bool = "auto.leader.rebalance.enable", "true", Kind::Bool;
     /// How often that is looked after.

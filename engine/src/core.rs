@@ -19,6 +19,7 @@ use crate::{
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta, Parts, SliceResults, SliceWork},
     metrics::CoreMetrics,
+    pace::Pace,
     partition::{Partition, TopicPartition},
     peers::Peers,
     replica::{ReadyLoop, Replicated},
@@ -110,6 +111,8 @@ pub struct Core {
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
+    /// Turns to read for replicas that lag.
+    pub pace: Pace,
     pub admission: Admission,
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
@@ -165,6 +168,7 @@ impl Core {
         let unclaimed = parts.recovered.into_iter().map(|recovered| (recovered.id, recovered)).collect();
         Rc::new(Self {
             mesh: parts.mesh,
+            pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
             config: parts.config,
             cluster_id: parts.cluster_id,
             identity: parts.identity,

@@ -35,6 +35,7 @@ pub mod mesh_probe;
 pub mod meta;
 pub mod metrics;
 pub mod metrics_histogram;
+pub mod pace;
 pub mod partition;
 pub mod peers;
 pub mod producers;

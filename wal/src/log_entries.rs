@@ -4,7 +4,7 @@
 use crate::{
     disk::Disk,
     log::Log,
-    log_read::{READ_AHEAD, ReadError, Until, index_until},
+    log_read::{Ahead, Next, READ_AHEAD, ReadError, Until, index_until},
     record::{Entry, GroupId},
     segment::Scanner,
     segment_format::SegmentId,
@@ -24,6 +24,9 @@ pub enum Entries {
     /// They are trimmed, or not there yet, or there is no such group.
     Gone,
 }
+
+/// Read at once: the largest batch of the usual kind, and the header behind it, which is then not read alone.
+const READ_BYTES: usize = READ_AHEAD + (64 << 10);
 
 /// How many bytes of data and batches are still wanted; the first entry always is.
 struct Budget {
@@ -97,10 +100,23 @@ async fn cold<D: Disk>(
     };
     let read = async {
         let id = SegmentId { group, serial: segment.serial };
-        let index = index_until(&shared, id, &segment, Until::Index(from)).await?;
-        let file = shared.open_segment(id, &segment).await?;
-        let mut scanner = Scanner::new(file, id, segment.len, index.at_index(from), READ_AHEAD);
+        let ahead = shared.ahead.borrow_mut().remove(&(group, Next::Index(from))).filter(|ahead| ahead.id == id);
+        let mut scanner = match ahead {
+            Some(ahead) => {
+                let file = shared.open_segment(id, &segment).await?;
+                let mut scanner = Scanner::behind(file, id, segment.len, ahead.position, READ_BYTES);
+                scanner.buffer = ahead.buffer;
+                scanner.buffer_start = ahead.buffer_start;
+                scanner
+            }
+            None => {
+                let index = index_until(&shared, id, &segment, Until::Index(from)).await?;
+                let file = shared.open_segment(id, &segment).await?;
+                Scanner::new(file, id, segment.len, index.at_index(from), READ_BYTES)
+            }
+        };
         let (mut entries, mut budget) = (Vec::new(), Budget { left: bytes_max, first: true });
+        let mut position = scanner.position();
         while let Some(frame) = scanner.next().await? {
             let index = frame.header.index;
             if index >= below || index > segment.last_index {
@@ -117,8 +133,15 @@ async fn cold<D: Disk>(
                 break;
             }
             entries.push(entry);
+            position = scanner.position();
         }
         shared.count_cold(scanner.bytes_read);
+        if !entries.is_empty() && position < segment.len {
+            let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
+            let cost = buffer.len() as u64;
+            let ahead = Ahead { id, position, buffer, buffer_start, coming: None };
+            shared.ahead.borrow_mut().insert((group, Next::Index(from + entries.len() as u64)), ahead, cost);
+        }
         match entries.is_empty() {
             true => Err(scanner.damaged("it does not hold an index that it is said to hold")),
             false => Ok(entries),

@@ -87,19 +87,26 @@ pub enum ReadError {
     Changed,
 }
 
-/// Where a consumer stopped, and what was read beyond it.
-#[derive(Clone)]
-pub(crate) struct Ahead {
-    id: SegmentId,
-    /// Where the frame behind the last one served begins, or padding before it.
-    position: u64,
-    buffer: Bytes,
-    buffer_start: u64,
-    /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
-    coming: Option<Rc<Cell<Option<Coming>>>>,
+/// Where a reader goes on: a consumer at an offset, a leader at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Next {
+    Offset(u64),
+    Index(u64),
 }
 
-type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
+/// Where a reader stopped, and what was read beyond it.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    pub id: SegmentId,
+    /// Where the frame behind the last one served begins, or padding before it.
+    pub position: u64,
+    pub buffer: Bytes,
+    pub buffer_start: u64,
+    /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
+    pub coming: Option<Rc<Cell<Option<Coming>>>>,
+}
+
+pub(crate) type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
 
 /// Up to where an index is wanted.
 #[derive(Clone, Copy)]
@@ -158,7 +165,7 @@ async fn read_segment<D: Disk>(
 ) -> Result<bool, ReadError> {
     let id = SegmentId { group, serial: segment.serial };
     let file = shared.open_segment(id, segment).await?;
-    let ahead = shared.ahead.borrow_mut().get(&(group, from)).filter(|ahead| ahead.id == id);
+    let ahead = shared.ahead.borrow_mut().get(&(group, Next::Offset(from))).filter(|ahead| ahead.id == id);
     let goes_on = ahead.is_some();
     let mut scanner = match ahead {
         Some(ahead) => {
@@ -218,7 +225,7 @@ async fn read_segment<D: Disk>(
             coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
         }
         let ahead = Ahead { id, position, buffer, buffer_start, coming };
-        shared.ahead.borrow_mut().insert((group, next), ahead, cost);
+        shared.ahead.borrow_mut().insert((group, Next::Offset(next)), ahead, cost);
     }
     Ok(stopped)
 }

@@ -9,7 +9,7 @@ use crate::{
     files::Files,
     journal::Journal,
     log::Log,
-    log_read::{Ahead, ReadError},
+    log_read::{Ahead, Next, ReadError},
     lru::Lru,
     record::GroupId,
     segment::{Segment, SparseIndex},
@@ -33,7 +33,7 @@ pub(crate) struct Shared<D: Disk> {
     pub files: Files<D>,
     pub state: RefCell<State>,
     pub indexes: RefCell<Lru<SegmentId, Rc<SparseIndex>>>,
-    pub ahead: RefCell<Lru<(GroupId, u64), Ahead>>,
+    pub ahead: RefCell<Lru<(GroupId, Next), Ahead>>,
     /// A flush is wanted.
     pub wanted: Signal,
     /// A flush ended, well or not, or the store stopped.

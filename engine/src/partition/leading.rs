@@ -133,7 +133,7 @@ impl Partition {
             self.watch_peers(core, now);
             self.reconcile_members(core);
         }
-        self.waited.set(self.waited.get().saturating_add(1));
+        self.catch_up.tick();
         core.ready_loop.wake(self.clone());
         let last = self.replica.with(|raft| raft.last_index());
         let (before, ticks) = self.ticked.get();

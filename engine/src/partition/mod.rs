@@ -8,18 +8,22 @@
 //! | module | is |
 //! |---|---|
 //! | `reads` | what consumers get |
-//! | `peering` | messages of the group's other replicas, and batches that a laggard lacks |
+//! | `peering` | messages of the group's other replicas |
+//! | `catch_up` | what a laggard lacks |
 //! | `snapshots` | for a replica that lacks what is gone from the log |
 //! | `leading` | what a leader does by the clock: who is in sync, rest, members, handing over |
 //!
 //! Invariants: start <= high watermark <= end; a high watermark never goes back; state follows from the log alone.
 
+mod catch_up;
 mod leading;
 mod peering;
 mod reads;
 mod snapshots;
 
 pub use reads::FetchRead;
+
+use catch_up::CatchUp;
 
 use crate::{
     config_topic::TopicConfig,
@@ -32,7 +36,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     descriptor::{Descriptor, EntryData},
-    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, ReadIndex, SnapshotMark, Wanted},
+    group::{ENTRY_NORMAL, Entry, Group, Message, ProposeError, ReadIndex, SnapshotMark},
 };
 use net::{
     batch::{self, Assigned, BatchHeader},
@@ -161,16 +165,8 @@ pub struct Partition {
     stands_in: Cell<Option<u32>>,
     /// Where the log of a snapshot that is being stepped begins: index and offset.
     coming: Cell<Option<(u64, u64)>>,
-    /// What a laggard lacks, to be read once it has what was sent before.
-    wanted: RefCell<Option<Wanted>>,
-    /// The last index of the last piece but one, and of the last, that was sent to laggards.
-    pieces: Cell<(u64, u64)>,
-    /// Ticks since that was read.
-    waited: Cell<u32>,
-    /// It is being read.
-    fetching: Cell<bool>,
-    /// They are, while they are sent.
-    fetched: RefCell<Vec<(u64, Bytes)>>,
+    /// What laggards are to get.
+    catch_up: CatchUp,
 }
 
 impl Partition {
@@ -237,11 +233,7 @@ impl Partition {
             ticked: Cell::new((0, 0)),
             stands_in: Cell::new(None),
             coming: Cell::new(None),
-            wanted: RefCell::default(),
-            pieces: Cell::new((0, 0)),
-            waited: Cell::new(0),
-            fetching: Cell::new(false),
-            fetched: RefCell::default(),
+            catch_up: CatchUp::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use wal::{
     log::LogOptions,
     log_read::{Read, ReadError},
     record::GroupId,
-    store::{Store, StoreConfig, StoreDirs},
+    store::{Entries, Store, StoreConfig, StoreDirs},
 };
 
 const GROUP: GroupId = GroupId(1);
@@ -168,6 +168,29 @@ fn a_consumer_that_goes_on_finds_its_next_read_under_way() {
         (from, requests) = (next, requests + 2);
     }
     assert!(requests > 4, "all was read in {requests} requests and one or two");
+    let read = world.store.stats().cold_read_bytes - before;
+    assert!(read <= size * 5 / 4, "{read} bytes were read of {size}");
+}
+
+#[test]
+fn entries_for_a_laggard_are_read_once() {
+    let world = world(4, StoreConfig { cache_bytes: 0, read_ahead_bytes: 4 << 20, ..config() }, LogOptions::default());
+    for _ in 0..5 {
+        world.append(200);
+        world.flush();
+    }
+    let size: u64 = world.store.segment_files(GROUP).iter().map(|(_, len)| len).sum();
+    let before = world.store.stats().cold_read_bytes;
+    let (mut next, last) = (1, world.store.log(GROUP).expect("there is a log").last_index);
+    while next <= last {
+        let Entries::Cold(read) = world.store.entries(GROUP, next, last + 1, 3_000) else {
+            panic!("nothing is in memory")
+        };
+        let entries = block_on(read).expect("readable");
+        let model = world.model.borrow();
+        assert_eq!(entries[..], model.groups[&GROUP].entries[next as usize - 1..][..entries.len()]);
+        next += entries.len() as u64;
+    }
     let read = world.store.stats().cold_read_bytes - before;
     assert!(read <= size * 5 / 4, "{read} bytes were read of {size}");
 }

@@ -1,0 +1,234 @@
+//! What a laggard lacks: read from the log a piece at a time, and sent on the lane for bulk, so that it delays nobody else.
+//!
+//! It is asked for in two ways. Of entries that the group has in memory raft-rs makes messages, though the store may have let go of
+//! their batches: those messages wait in a queue until these are read, and all that follows to the same peer waits behind them, since
+//! a replica refuses what comes too early. Entries that the group has let go of are [wanted](Wanted): they are read, and given to
+//! raft-rs, which makes the message.
+//!
+//! Each read waits for its turn on this core, see [`Pace`](crate::pace::Pace).
+
+use super::{Partition, peering::has_batch};
+#[cfg(test)]
+use crate::sim::{self, Bug};
+use crate::{core::Core, replica, rt};
+use bytes::Bytes;
+use consensus::{
+    group::{Entry, Message, RaftEntry, Wanted},
+    wire::PeerMessage,
+};
+use net::peer::Lane;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+};
+use wal::{record, store::Entries};
+
+/// Data and batches of one piece of what a laggard lacks, and of one message to it.
+pub(super) const PIECE_BYTES: usize = 1 << 20;
+
+/// Ticks after which what was sent to a laggard counts as lost.
+const WAITED_MAX: u32 = 5;
+
+/// What laggards of one partition are to get.
+#[derive(Default)]
+pub(super) struct CatchUp {
+    /// Messages that lack batches, and what must not overtake them.
+    queue: RefCell<VecDeque<Message>>,
+    /// A task sends them.
+    queue_moves: Cell<bool>,
+    /// To be read once the laggard has what was sent before.
+    wanted: RefCell<Option<Wanted>>,
+    /// It is being read.
+    fetching: Cell<bool>,
+    /// The last index of the last piece but one, and of the last, that was read.
+    pieces: Cell<(u64, u64)>,
+    /// Ticks since that was read.
+    waited: Cell<u32>,
+    /// Batches of entries that were wanted, by index, while they are sent.
+    fetched: RefCell<Vec<(u64, Bytes)>>,
+}
+
+impl CatchUp {
+    pub(super) fn tick(&self) {
+        self.waited.set(self.waited.get().saturating_add(1));
+    }
+
+    fn is_queued_for(&self, peer: u64) -> bool {
+        self.queue.borrow().iter().any(|message| message.to == peer)
+    }
+
+    fn push(&self, message: Message) {
+        let mut queue = self.queue.borrow_mut();
+        let last = queue.iter().rev().find(|queued| queued.to == message.to);
+        // What does not go on where the last one ends begins anew: something was lost.
+        if last.is_some_and(|last| message.index != last.index + last.entries.len() as u64) {
+            queue.retain(|queued| queued.to != message.to);
+        }
+        queue.push_back(message);
+    }
+}
+
+impl Partition {
+    /// Sends entries with their batches if these are in memory, else once they are read.
+    pub(super) fn send_append(&self, core: &Rc<Core>, message: Message) {
+        if !self.catch_up.is_queued_for(message.to)
+            && let Some((payloads, is_fetched)) = self.payloads_at_hand(core, &message)
+        {
+            let lane = if is_fetched { Lane::Bulk } else { Lane::Data };
+            return self.send_with(core, lane, message, payloads);
+        }
+        self.catch_up.push(message);
+        if self.catch_up.queue_moves.get() {
+            return;
+        }
+        let Some(partition) = core.partition(self.group()) else { return };
+        self.catch_up.queue_moves.set(true);
+        let core = core.clone();
+        rt::spawn(async move {
+            partition.send_queued(&core).await;
+            partition.catch_up.queue_moves.set(false);
+        });
+    }
+
+    /// The batches of a message's entries, and whether some were read for it; `None` if one is not in memory.
+    fn payloads_at_hand(&self, core: &Core, message: &Message) -> Option<(Vec<(usize, Bytes)>, bool)> {
+        let fetched = self.catch_up.fetched.borrow();
+        let (mut payloads, mut is_fetched) = (Vec::new(), false);
+        for (place, entry) in message.entries.iter().enumerate().filter(|(_, entry)| has_batch(entry)) {
+            let payload = core.store.payload(self.group(), entry.index).or_else(|| {
+                is_fetched = true;
+                fetched.iter().find(|(index, _)| *index == entry.index).map(|(_, bytes)| bytes.clone())
+            });
+            match payload {
+                Some(payload) => payloads.push((place, payload)),
+                #[cfg(test)]
+                None if sim::planted(Bug::AppendWithoutPayload) => {}
+                None => return None,
+            }
+        }
+        Some((payloads, is_fetched))
+    }
+
+    fn send_with(&self, core: &Core, lane: Lane, message: Message, payloads: Vec<(usize, Bytes)>) {
+        if payloads.is_empty() {
+            return self.send(core, lane, message);
+        }
+        core.metrics.replication_sent_bytes_total.add(payloads.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+        let to = message.to;
+        core.peers().send_on(lane, to, PeerMessage::Append { group: self.group().0, message, payloads });
+    }
+
+    /// Sends the queue's messages, one after the other.
+    async fn send_queued(&self, core: &Rc<Core>) {
+        while !self.catch_up.queue.borrow().is_empty() {
+            core.peers().bulk_room().await;
+            let turn = core.pace.turn().await;
+            let Some(message) = self.catch_up.queue.borrow_mut().pop_front() else { return };
+            if !self.replica.with(|raft| raft.is_leader() && raft.term() == message.term) {
+                return self.catch_up.queue.borrow_mut().clear();
+            }
+            if let Some((payloads, _)) = self.payloads_at_hand(core, &message) {
+                self.send_with(core, Lane::Bulk, message, payloads);
+            } else {
+                let first = message.entries[0].index;
+                let below = first + message.entries.len() as u64;
+                let Some(entries) = self.read_entries(core, first, below).await else { continue };
+                turn.moved(bytes_of(&entries));
+                self.send_read(core, message, entries);
+            }
+        }
+    }
+
+    /// Sends as much of a message as there are batches for.
+    fn send_read(&self, core: &Core, mut message: Message, entries: Vec<record::Entry>) {
+        let same =
+            |(small, whole): &(&RaftEntry, &record::Entry)| (small.index, small.term) == (whole.index, whole.term);
+        let there = message.entries.iter().zip(&entries).take_while(same).count();
+        message.entries.truncate(there);
+        let batches = entries.into_iter().take(there).enumerate();
+        let payloads = batches.filter_map(|(place, entry)| Some((place, entry.payload?.1))).collect();
+        self.send_with(core, Lane::Bulk, message, payloads);
+    }
+
+    async fn read_entries(&self, core: &Core, from: u64, below: u64) -> Option<Vec<record::Entry>> {
+        let read = match core.store.entries(self.group(), from, below, PIECE_BYTES) {
+            Entries::Memory(entries) => Ok(entries),
+            Entries::Cold(read) => read.await,
+            Entries::Gone => {
+                // Retention was faster: whoever lacks them begins anew where the log does now.
+                if let Some(log) = core.store.log(self.group()) {
+                    self.replica.with(|raft| raft.forget(log.first_index - 1));
+                }
+                return None;
+            }
+        };
+        match read {
+            Ok(entries) => {
+                core.metrics.replication_fetched_bytes_total.add(bytes_of(&entries));
+                Some(entries)
+            }
+            Err(error) => {
+                tracing::warn!(partition = %self.name, %error, "cannot read what another replica lacks; trying again");
+                None
+            }
+        }
+    }
+
+    /// Reads what a peer lacks and the group has let go of, if there is such, one piece after the other.
+    pub(super) fn fetch_what_lacks(&self, core: &Rc<Core>) {
+        let catch_up = &self.catch_up;
+        if catch_up.fetching.get() {
+            return;
+        }
+        if let Some(newer) = self.replica.with(|raft| raft.lacking()) {
+            *catch_up.wanted.borrow_mut() = Some(newer);
+        }
+        let Some(wanted) = catch_up.wanted.borrow_mut().take_if(|wanted| self.is_awaited(wanted.from)) else { return };
+        let Some(partition) = core.partition(self.group()) else { return };
+        catch_up.fetching.set(true);
+        let core = core.clone();
+        rt::spawn(async move {
+            partition.fetch(&core, wanted).await;
+            partition.catch_up.fetching.set(false);
+            core.ready_loop.wake(partition);
+        });
+    }
+
+    /// Whether some peer has all that comes before this, or all but the last piece: what is sent further ahead would only be thrown away
+    /// by one that is slow.
+    fn is_awaited(&self, from: u64) -> bool {
+        let (before_last, _) = self.catch_up.pieces.get();
+        let matched = self.replica.with(|raft| raft.progress());
+        // What was sent before may be lost: then the peer says so when it gets what follows.
+        self.catch_up.waited.get() >= WAITED_MAX
+            || matched
+                .iter()
+                .any(|peer| peer.matched < from && (peer.matched + 1 == from || peer.matched >= before_last))
+    }
+
+    async fn fetch(self: &Rc<Self>, core: &Rc<Core>, wanted: Wanted) {
+        core.peers().bulk_room().await;
+        let turn = core.pace.turn().await;
+        let Some(entries) = self.read_entries(core, wanted.from, wanted.below).await else { return };
+        turn.moved(bytes_of(&entries));
+        let (mut small, mut batches) = (Vec::with_capacity(entries.len()), Vec::new());
+        for record::Entry { index, term, entry_type, data, payload } in entries {
+            batches.extend(payload.map(|(_, bytes)| (index, bytes)));
+            small.push(Entry { index, term, entry_type, data });
+        }
+        let catch_up = &self.catch_up;
+        catch_up.waited.set(0);
+        let (_, last) = catch_up.pieces.get();
+        catch_up.pieces.set((last, small.last().map_or(last, |entry| entry.index)));
+        *catch_up.fetched.borrow_mut() = batches;
+        self.replica.with(|raft| raft.fetched(wanted, small));
+        replica::stage(core, &**self);
+        catch_up.fetched.borrow_mut().clear();
+    }
+}
+
+/// The batches' bytes.
+fn bytes_of(entries: &[record::Entry]) -> u64 {
+    entries.iter().filter_map(|entry| entry.payload.as_ref()).map(|(_, batch)| batch.len() as u64).sum()
+}
