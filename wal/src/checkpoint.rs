@@ -14,10 +14,10 @@
 //!      | segments: count, then each: serial, base offset, end offset, first index, last index, length,
 //!      |   first timestamp, max timestamp, flags (1: sealed)
 //!      | terms: count, then each: first index, term, base offset
-//!      | of a group by snapshot, since version 2: kept entries, see `checkpoint_kept`
+//!      | since version 3, and since version 2 of a group by snapshot: kept entries, see `checkpoint_kept`
 //! ```
 //!
-//! All numbers are little-endian, the CRC is CRC-32C. Version 1 is read too; the next checkpoint is of version 2. Invariant: a checkpoint
+//! All numbers are little-endian, the CRC is CRC-32C. Versions 1 and 2 are read too; the next checkpoint is of version 3. Invariant: a checkpoint
 //! is checked before it is written and after it is read.
 
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
 use bytes::Bytes;
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
-pub const CHECKPOINT_VERSION: u32 = 2;
+pub const CHECKPOINT_VERSION: u32 = 3;
 /// The oldest that is read.
 const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
@@ -69,8 +69,7 @@ pub struct GroupState {
     pub segments: Vec<Segment>,
     /// Up to the flushed index.
     pub terms: Vec<TermRun>,
-    /// Of a group by snapshot: the entries behind the snapshot that need not be in the ring any more. Their records end at or below
-    /// `replay_from`.
+    /// The entries behind the flushed one that need not be in the ring any more. Their records end at or below `replay_from`.
     pub kept: Vec<Held>,
 }
 
@@ -239,9 +238,7 @@ impl GroupState {
         for run in &self.terms {
             to.words(&[run.first_index, run.term, run.base_offset]);
         }
-        if self.by_snapshot {
-            checkpoint_kept::encode(&self.kept, to);
-        }
+        checkpoint_kept::encode(&self.kept, to);
     }
 
     fn decode(from: &mut Reader, version: u32) -> Option<Self> {
@@ -273,7 +270,8 @@ impl GroupState {
             Some(TermRun { first_index, term, base_offset })
         })?;
         let by_snapshot = flags & 1 != 0;
-        let kept = if by_snapshot && version > 1 { checkpoint_kept::decode(from)? } else { Vec::new() };
+        let has_kept = version >= if by_snapshot { 2 } else { 3 };
+        let kept = if has_kept { checkpoint_kept::decode(from)? } else { Vec::new() };
         Some(Self {
             id: GroupId(id),
             by_snapshot,
@@ -427,7 +425,7 @@ mod tests {
         let bytes = Checkpoint { epoch: 2, number: 3, cut: LogPos(4), ..Checkpoint::default() }.encode();
         let mut golden = b"MLC1".to_vec();
         golden.extend_from_slice(&bytes[4..8]);
-        for word in [2u64, 72, 2, 3, 4, 0, 0, 0] {
+        for word in [3u64, 72, 2, 3, 4, 0, 0, 0] {
             golden.extend_from_slice(&word.to_le_bytes());
         }
         assert_eq!(bytes, golden);
@@ -449,24 +447,33 @@ mod tests {
     #[test]
     fn a_newer_version_is_named() {
         let mut bytes = checkpoint().encode();
-        bytes[8] = 3;
-        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(3)));
+        bytes[8] = 4;
+        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(4)));
     }
 
-    #[test]
-    fn one_of_version_1_is_read() {
-        let group = GroupState { kept: Vec::new(), ..by_snapshot() };
+    /// The checkpoint of one group without kept entries as a version wrote it that had no count of them for this group.
+    fn of_version(version: u8, group: GroupState) -> (Vec<u8>, Checkpoint) {
         let checkpoint =
             Checkpoint { epoch: 2, number: 9, cut: LogPos(1000), groups: vec![group], ..Checkpoint::default() };
         let mut bytes = checkpoint.encode();
-        // It ends with the counts of what is kept, removed, and to be removed; version 1 has no first one.
+        // It ends with the counts of what is kept, removed, and to be removed.
         bytes.truncate(bytes.len() - 8);
-        bytes[8] = 1;
+        bytes[8] = version;
         let len = bytes.len() as u64;
         bytes[16..24].copy_from_slice(&len.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
+        (bytes, checkpoint)
+    }
+
+    #[test]
+    fn older_versions_are_read() {
+        let no_kept = GroupState { kept: Vec::new(), ..by_snapshot() };
+        let with_segments = checkpoint().groups.swap_remove(1);
+        for (version, group) in [(1, no_kept), (1, with_segments.clone()), (2, with_segments)] {
+            let (bytes, checkpoint) = of_version(version, group);
+            assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
+        }
     }
 
     #[test]
@@ -490,13 +497,13 @@ mod tests {
             group.check()
         };
         assert_eq!(wrong(|_| {}), Ok(()));
-        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow the snapshot"));
-        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow the snapshot"));
-        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow the snapshot"));
+        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow what is flushed"));
         assert_eq!(wrong(|group| group.kept[1].start = LogPos(150)), Err("kept entries' positions do not ascend"));
         assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry is read from the ring again"));
         let mut other = checkpoint();
         other.groups[1].kept = by_snapshot().kept;
-        assert_eq!(other.check(), Err("a group with segments has kept entries"));
+        assert_eq!(other.check(), Err("kept entries do not follow what is flushed"));
     }
 }

@@ -1,5 +1,8 @@
-//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers.
+//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers, and a few small ones of other groups.
 //! Lives on: the owning core only. Encoding, and which entries they are.
+//!
+//! A group that has no batch yet, or whose log ends with a few entries without one, needs no segment for them: a directory, a file and
+//! its syncs would cost far more than the bytes here, and there may be thousands of such groups.
 //!
 //! A snapshot holds only what is decided. Without a quorum nothing is, and what is not decided would hold the ring until somebody's
 //! hard states had filled it; then nobody could store any more what would decide it. So every checkpoint carries these entries, up
@@ -12,8 +15,9 @@
 //!      | batch: 0, or 1 and: base offset, count, max timestamp, length, bytes
 //! ```
 //!
-//! Invariants: the entries follow the snapshot without holes, and their records end where replay begins, or before. What one checkpoint
-//! carries, each later one does, until it is truncated or in a snapshot: the ring may be without it.
+//! Invariants: the entries follow the snapshot, or the last segment, without holes, and their records end where replay begins, or before.
+//! What one checkpoint carries, each later one does, until it is truncated or flushed: the ring may be without it. A file is written only
+//! of a group that has something in the ring besides, so that recovery knows where an unfinished flush may have left one.
 
 use crate::{
     checkpoint::{GroupState, Reader, Writer},
@@ -21,6 +25,10 @@ use crate::{
     record::{Entry, Span},
     store_types::LogPos,
 };
+use bytes::Bytes;
+
+/// Of a group with segments so much at most is carried.
+const TAIL_BYTES: usize = 1 << 10;
 
 /// What an entry takes beside its data and its batch.
 const ENTRY_BYTES: usize = 12 * 8;
@@ -32,21 +40,41 @@ fn encoded_len(entry: &Entry) -> usize {
 impl Log {
     /// The entries for a checkpoint at `durable`; from now on, [`Log::replay_from`] is behind them.
     pub(crate) fn keep(&mut self, durable: LogPos, bytes_max: usize) -> Vec<Held> {
-        if !self.by_snapshot {
-            return Vec::new();
-        }
+        let (first, by_snapshot, carried) = (self.first_unflushed(), self.by_snapshot, self.kept_index);
+        let bytes_max = if by_snapshot { bytes_max } else { TAIL_BYTES };
         let mut bytes = 0;
-        let fits = |held: &&Held| {
+        let fits = |held: &&mut Held| {
             bytes += encoded_len(&held.entry);
+            let may_be = by_snapshot || held.entry.payload.is_none();
             // What was carried once is, whatever the bound is now.
-            held.entry.index <= self.kept_index || held.end <= durable && bytes <= bytes_max
+            held.entry.index <= carried || may_be && held.end <= durable && bytes <= bytes_max
         };
-        let kept: Vec<Held> = self.unflushed().take_while(fits).cloned().collect();
+        let mut kept = Vec::new();
+        for held in self.held.range_mut(first..).take_while(fits) {
+            if !by_snapshot && held.entry.index > carried {
+                // It may stay for long, and must not hold the memory of what it came with.
+                held.entry.data = Bytes::copy_from_slice(&held.entry.data);
+            }
+            kept.push(held.clone());
+        }
         if let Some(last) = kept.last() {
             assert!(self.kept_index <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
             self.kept_index = last.entry.index;
         }
         kept
+    }
+
+    /// Whether all of `entries`, which could be flushed, are rather carried by the next checkpoint.
+    pub(crate) fn rather_keeps(&self, entries: &[Held]) -> bool {
+        let bytes: usize = entries.iter().map(|held| encoded_len(&held.entry)).sum();
+        bytes <= TAIL_BYTES && entries.iter().all(|held| held.entry.payload.is_none())
+    }
+
+    /// Lets go of entries that checkpoints carried until they were flushed: the cache has not counted them since.
+    pub(crate) fn let_go_of_kept(&mut self) {
+        let needless = self.kept_index.min(self.flushed.index);
+        let count = self.held.partition_point(|held| held.entry.index <= needless);
+        self.held.drain(..count);
     }
 }
 
@@ -86,16 +114,13 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
 
 /// What holds for the kept entries of every group.
 pub(crate) fn check(group: &GroupState) -> Result<(), &'static str> {
-    if !group.by_snapshot && !group.kept.is_empty() {
-        return Err("a group with segments has kept entries");
-    }
     let (mut last, mut end) = (group.flushed, LogPos::default());
     for held in &group.kept {
         let entry = &held.entry;
         let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
         let follows = entry.index == last.index + 1 && entry.term >= last.term;
         if !follows || held.base_offset != last.offset || offset != last.offset {
-            return Err("kept entries do not follow the snapshot");
+            return Err("kept entries do not follow what is flushed");
         }
         if held.start < end || held.end < held.start {
             return Err("kept entries' positions do not ascend");

@@ -112,7 +112,7 @@ pub struct Log {
     pub before_first: Mark,
     /// What segments (or the snapshot) hold, up to a pending cut.
     pub flushed: Mark,
-    /// Up to here a checkpoint carries what no snapshot covers, see `checkpoint_kept`: the ring may be without it.
+    /// Up to here a checkpoint carries what no segment or snapshot holds, see `checkpoint_kept`: the ring may be without it.
     pub kept_index: u64,
     /// What segments hold, and will hold when the write under way is done: cuts go by it.
     pub written_index: u64,
@@ -250,13 +250,18 @@ impl Log {
     }
 
     /// The first entry in memory that is not in segments yet.
-    fn first_unflushed(&self) -> usize {
+    pub(crate) fn first_unflushed(&self) -> usize {
         self.held.partition_point(|held| held.entry.index <= self.flushed.index)
     }
 
     /// The entries that are nowhere but in memory and in the ring.
     pub fn unflushed(&self) -> impl Iterator<Item = &Held> {
         self.held.range(self.first_unflushed()..)
+    }
+
+    /// Whether there are entries that neither a segment nor a snapshot holds, nor any checkpoint carries.
+    pub fn is_only_in_ring(&self) -> bool {
+        self.end.index > self.flushed.index.max(self.kept_index)
     }
 
     /// Where the records of the entries that no segment or snapshot holds begin; `None` if there are none.
@@ -349,18 +354,16 @@ impl Log {
         (last.serial == serial && last.base_offset <= offset && offset < last.end_offset).then_some(last)
     }
 
-    /// Lets go of the oldest entry in memory, which ends at `end` in the ring: `true` if that is done or moot.
+    /// Lets go of the oldest entry in memory, which ends at `end` in the ring: `true` if that is done or moot. What checkpoints carry
+    /// stays until it is flushed; it holds no memory but its own.
     pub fn evict(&mut self, end: LogPos) -> bool {
-        match self.held.front() {
-            Some(oldest) if oldest.end == end => {
-                let flushed = oldest.entry.index <= self.flushed.index;
-                if flushed {
-                    self.held.pop_front();
-                }
-                flushed
-            }
-            _ => true,
+        let Ok(at) = self.held.binary_search_by_key(&end, |held| held.end) else { return true };
+        let index = self.held[at].entry.index;
+        if index <= self.flushed.index {
+            self.held.drain(..=at);
+            return true;
         }
+        index <= self.kept_index
     }
 
     /// Forgets entries up to `to`, which a snapshot or the log start made needless.

@@ -3,7 +3,8 @@
 //!
 //! One round, in this order, each step's syncs before the next step:
 //!
-//! 1. every dirty group: cut what a truncation left, write its durable entries, sync the files, then the directories of new ones;
+//! 1. every dirty group: cut what a truncation left, write its durable entries, unless the checkpoint shall carry them, sync the files,
+//!    then the directories of new ones;
 //! 2. wait until all truncations and removals that a checkpoint would show are durable in the ring;
 //! 3. drop segments below the log starts from the lists, write the checkpoint;
 //! 4. give the ring's space back, remove the files that the checkpoint no longer names.
@@ -181,7 +182,7 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
             return Ok(());
         }
         let entries = log.to_flush(cut);
-        let Some(last) = entries.last() else { return Ok(()) };
+        let Some(last) = entries.last().filter(|_| !log.rather_keeps(&entries)) else { return Ok(()) };
         log.written_index = last.entry.index;
         let active = log.segments.last().copied().filter(|segment| !segment.sealed);
         (entries, active, log.next_serial, log.options, log.log_start, log.dir_made)
@@ -312,6 +313,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
         Some(pending) if pending.from.index < written.index => pending.from,
         _ => written,
     };
+    log.let_go_of_kept();
     for Finished { segment, frames, created } in finished {
         log.next_serial = log.next_serial.max(segment.serial + 1);
         let before = match log.segments.last_mut().filter(|last| last.serial == segment.serial) {

@@ -91,12 +91,13 @@ pub(crate) async fn open<D: Disk>(
     };
     let mut arrivals: Vec<(LogPos, GroupId)> = Vec::new();
     for log in groups.values().filter(|log| !log.by_snapshot) {
-        arrivals.extend(log.held.iter().map(|held| (held.end, log.id)));
+        let counted = log.held.iter().filter(|held| held.entry.index > log.kept_index);
+        arrivals.extend(counted.map(|held| (held.end, log.id)));
     }
     arrivals.sort_unstable();
     state.cache = arrivals.into();
     state.groups = groups;
-    let dirty: Vec<GroupId> = state.groups.values().filter(|log| !log.held.is_empty()).map(|log| log.id).collect();
+    let dirty: Vec<GroupId> = state.groups.values().filter(|log| log.is_only_in_ring()).map(|log| log.id).collect();
     for group in dirty {
         state.mark_dirty(group);
     }

@@ -86,7 +86,7 @@ impl State {
     /// Marks a group of which a flush left something.
     pub fn mark_if_unflushed(&mut self, group: GroupId) {
         let log = self.groups.get(&group);
-        if log.is_some_and(|log| log.pending_cut.is_some() || log.needs_ring_from().is_some()) {
+        if log.is_some_and(|log| log.pending_cut.is_some() || log.is_only_in_ring()) {
             self.mark_dirty(group);
         }
     }

@@ -1,4 +1,5 @@
-//! Entries of the snapshot group that stay undecided: no snapshot takes them, the checkpoint carries them, and the ring goes round.
+//! Entries that checkpoints carry: of the snapshot group those that stay undecided, so that no snapshot takes them; of other groups a few
+//! without a batch. The ring goes round without them.
 
 use crate::{
     harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, with_loops},
@@ -313,4 +314,137 @@ fn a_checkpoint_that_finds_no_room_is_written_later_with_what_came_since() {
     let at = store.durable();
     drop(store);
     recover(&disk.crash(), &model, at, false).expect("recovered");
+}
+
+/// An entry without a batch, as the first of a term is.
+async fn append_bare(store: &Store<SimDisk>, model: &Shared, group: GroupId, bytes: usize) {
+    let (index, hard_state) = {
+        let model = &model.borrow().groups[&group];
+        (model.entries.len() as u64 + 1, model.hard_state)
+    };
+    let term = hard_state.term.max(1);
+    let entry = Entry { index, term, entry_type: 0, data: vec![index as u8; bytes].into(), payload: None };
+    let hard_state = HardState { term, ..hard_state };
+    model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;
+    let Ok(staged) = store.append(group, hard_state, &entry) else { return };
+    model.borrow_mut().appended(group, entry, staged.pos);
+    durable(store, staged.pos).await;
+}
+
+fn logs(disk: &SimDisk) -> usize {
+    disk.files().iter().filter(|path| path.starts_with(dirs().logs)).count()
+}
+
+#[test]
+fn a_log_without_a_batch_has_no_file_until_it_gets_one() {
+    let disk = fresh_disk(10);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    let mut rng = fastrand::Rng::with_seed(10);
+    run(10, &disk, &store, &model, async {
+        append_bare(&store, &model, GROUP, 10).await;
+        elections(&store, &model, META, 3 * RING_BLOCKS).await;
+        append_bare(&store, &model, GROUP, 20).await;
+        elections(&store, &model, META, 3 * RING_BLOCKS).await;
+    });
+    assert!(store.stats().flushes > 10, "the ring's use alone asks for flushes");
+    assert_eq!(logs(&disk), 0);
+    store.check();
+    let at = store.durable();
+    drop(store);
+    let disk = disk.crash();
+    let store = recover(&disk, &model, at, false).expect("recovered");
+    assert_eq!(store.log(GROUP).map(|log| (log.first_index, log.last_index)), Some((1, 2)));
+    assert_eq!(store.stats().cached_bytes, 0, "what checkpoints carry is not counted");
+    run(11, &disk, &store, &model, async {
+        elections(&store, &model, META, RING_BLOCKS).await;
+        while model.borrow().groups[&GROUP].entries.iter().all(|entry| entry.payload.is_none()) {
+            let at = append(&store, &model, &mut rng, GROUP).expect("room");
+            durable(&store, at).await;
+        }
+        store.flush_now().await.expect("flushed");
+    });
+    assert_eq!(logs(&disk), 1);
+    store.check();
+    let at = store.durable();
+    drop(store);
+    let store = recover(&disk.crash(), &model, at, false).expect("recovered");
+    assert_eq!(store.log(GROUP).map(|log| log.first_index), Some(1));
+}
+
+#[test]
+fn many_entries_without_a_batch_are_flushed() {
+    let disk = fresh_disk(12);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model);
+    run(12, &disk, &store, &model, async {
+        for _ in 0..30 {
+            append_bare(&store, &model, GROUP, 40).await;
+            store.flush_now().await.expect("flushed");
+        }
+    });
+    assert!(logs(&disk) > 0);
+    let at = store.durable();
+    drop(store);
+    let store = recover(&disk.crash(), &model, at, false).expect("recovered");
+    assert_eq!(store.log(GROUP).map(|log| log.last_index), Some(30));
+}
+
+/// Bare entries that are kept, truncated, flushed behind a batch and cut again, with laps of the ring between.
+async fn bare_ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
+    let cut = async |from: u64| {
+        let before = model.borrow().groups[&GROUP].hard_state;
+        let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
+        let end =
+            |entry: &Entry| entry.payload.as_ref().map_or(0, |(span, _)| span.base_offset + u64::from(span.count));
+        let kept = from as usize - 1;
+        let offset = model.borrow().groups[&GROUP].entries[..kept].iter().map(end).max().unwrap_or(0);
+        let Ok(staged) = store.truncate(GROUP, hard_state, from, offset) else { return };
+        note(model, GROUP, staged.pos, hard_state, Event::Truncate(from));
+        model.borrow_mut().groups.get_mut(&GROUP).expect("a group").entries.truncate(kept);
+        durable(store, staged.pos).await;
+    };
+    for _ in 0..3 {
+        append_bare(store, model, GROUP, 10).await;
+    }
+    elections(store, model, META, RING_BLOCKS).await;
+    cut(2).await;
+    append_bare(store, model, GROUP, 20).await;
+    elections(store, model, META, RING_BLOCKS).await;
+    if let Some(at) = append(store, model, rng, GROUP) {
+        durable(store, at).await;
+    }
+    append_bare(store, model, GROUP, 30).await;
+    let _ = store.flush_now().await;
+    cut(4).await;
+    append_bare(store, model, GROUP, 40).await;
+    elections(store, model, META, RING_BLOCKS).await;
+    cut(3).await;
+    elections(store, model, META, RING_BLOCKS).await;
+}
+
+#[test]
+fn a_power_cut_at_any_operation_finds_what_is_kept_of_other_groups() {
+    let life = |disk: &SimDisk, stop_after: u64| {
+        let model: Shared = Rc::default();
+        let store = begun(disk, &model);
+        disk.stop_after(stop_after);
+        let mut rng = fastrand::Rng::with_seed(13);
+        run(13, disk, &store, &model, bare_ups_and_downs(&store, &model, &mut rng));
+        (model, store.durable())
+    };
+    let whole = fresh_disk(13);
+    let (model, at) = life(&whole, u64::MAX >> 1);
+    recover(&whole.crash(), &model, at, false).expect("recovered");
+    for cut_at in 1..whole.ops() {
+        let disk = fresh_disk(13);
+        let (model, at) = life(&disk, cut_at);
+        let disk = disk.crash();
+        let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
+        make_missing(&store, &model);
+        run(14, &disk, &store, &model, elections(&store, &model, META, RING_BLOCKS));
+        let at = store.durable();
+        drop(store);
+        recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
+    }
 }
