@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -37,6 +38,11 @@ pub struct Ceiling {
     /// One block, O_DIRECT, then fdatasync.
     pub raw_write_sync_p50_ms: Option<f64>,
     pub raw_write_sync_p99_ms: Option<f64>,
+    /// The same while this very client loads other CPUs, at the run's rate, against a broker that does nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_write_sync_loaded_p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_write_sync_loaded_p99_ms: Option<f64>,
     /// One MiB after the other, O_DIRECT, each followed by fdatasync.
     pub raw_write_mb_per_s: Option<f64>,
     /// The same read back, O_DIRECT.
@@ -113,6 +119,33 @@ impl Ceiling {
         Ok(())
     }
 
+    /// Runs `load`, and meanwhile writes durable blocks, on CPUs that `client_cpus` leaves if there are such.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code))] // Without a mock cluster there is no such load.
+    pub fn measure_disk_beside<T>(&mut self, dir: &Path, client_cpus: &[usize], load: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        let mut others = environment::allowed_cpu_numbers();
+        others.retain(|cpu| !client_cpus.contains(cpu));
+        let (loaded, measured) = thread::scope(|scope| {
+            let writing = scope.spawn(|| -> io::Result<Histogram<u64>> {
+                if !others.is_empty() {
+                    ceiling_cores::pin(&others)?;
+                }
+                RawDisk::create(dir)?.write_sync_while(BLOCK, || !over.load(Ordering::Relaxed))
+            });
+            let loaded = load();
+            over.store(true, Ordering::Relaxed);
+            (loaded, writing.join().expect("raw writes do not panic"))
+        });
+        match measured {
+            Ok(latency_ns) => {
+                self.raw_write_sync_loaded_p50_ms = Some(quantile_ms(&latency_ns, 0.5));
+                self.raw_write_sync_loaded_p99_ms = Some(quantile_ms(&latency_ns, 0.99));
+            }
+            Err(e) => eprintln!("no raw writes beside the client in {}: {e}", dir.display()),
+        }
+        loaded
+    }
+
     fn measure_disk(&mut self, dir: &Path) -> io::Result<()> {
         let mut disk = RawDisk::create(dir)?;
         let latency_ns = disk.write_sync_for(BLOCK, BRIEF)?;
@@ -141,6 +174,10 @@ impl Ceiling {
         let mut text = String::new();
         if let (Some(p50), Some(p99)) = (self.raw_write_sync_p50_ms, self.raw_write_sync_p99_ms) {
             text += &format!("machine: raw 4 KiB write + fdatasync p50 {p50:.3} ms, p99 {p99:.3} ms\n");
+        }
+        if let (Some(p50), Some(p99)) = (self.raw_write_sync_loaded_p50_ms, self.raw_write_sync_loaded_p99_ms) {
+            text +=
+                &format!("machine: the same while this client loads other CPUs: p50 {p50:.3} ms, p99 {p99:.3} ms\n");
         }
         if let (Some(write), Some(read)) = (self.raw_write_mb_per_s, self.raw_read_mb_per_s) {
             text += &format!("machine: raw 1 MiB write + fdatasync {write:.0} MB/s, read {read:.0} MB/s\n");
@@ -210,14 +247,19 @@ impl RawDisk {
 
     /// Writes blocks one after the other, each made durable before the next; returns how long each took.
     pub fn write_sync_for(&mut self, bytes: usize, duration: Duration) -> io::Result<Histogram<u64>> {
+        let end_ns = clock::now_ns() + duration.as_nanos() as u64;
+        self.write_sync_while(bytes, || clock::now_ns() < end_ns)
+    }
+
+    /// The same while `goes_on` says so, but at least once.
+    fn write_sync_while(&mut self, bytes: usize, goes_on: impl Fn() -> bool) -> io::Result<Histogram<u64>> {
         let data = aligned(block_ceil(bytes));
         let mut latency_ns = histogram();
-        let end_ns = clock::now_ns() + duration.as_nanos() as u64;
         loop {
-            let begin_ns = clock::now_ns();
-            if begin_ns >= end_ns && !latency_ns.is_empty() {
+            if !goes_on() && !latency_ns.is_empty() {
                 return Ok(latency_ns);
             }
+            let begin_ns = clock::now_ns();
             if self.position + data.len() as u64 > FILE_BYTES {
                 self.position = 0;
             }
@@ -324,6 +366,19 @@ fn loopback_bytes_for(duration: Duration) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durable_blocks_are_written_beside_a_load() {
+        let mut ceiling = Ceiling::default();
+        let load = || {
+            thread::sleep(Duration::from_millis(5));
+            7
+        };
+        assert_eq!(ceiling.measure_disk_beside(&std::env::temp_dir(), &[0], load), 7);
+        let (p50, p99) = (ceiling.raw_write_sync_loaded_p50_ms, ceiling.raw_write_sync_loaded_p99_ms);
+        assert!(p50 > Some(0.0) && p99 >= p50, "{p50:?} {p99:?}");
+        assert!(ceiling.to_text().contains("while this client loads other CPUs"));
+    }
 
     #[test]
     fn everything_is_measured_where_there_is_a_disk_and_loopback() {

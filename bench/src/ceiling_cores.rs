@@ -37,7 +37,7 @@ fn round_trips(way: &impl Way, cpus: [usize; 2], duration: Duration) -> io::Resu
     let panicked = |_| io::Error::other("a thread that measures round trips panicked");
     thread::scope(|scope| {
         let echo = scope.spawn(|| -> io::Result<()> {
-            let pinned = pin(cpus[1]);
+            let pinned = pin(&cpus[1..]);
             let mut number = 0;
             loop {
                 number = way.receive(true, number)?;
@@ -48,7 +48,7 @@ fn round_trips(way: &impl Way, cpus: [usize; 2], duration: Duration) -> io::Resu
             }
         });
         let asking = scope.spawn(|| -> io::Result<Histogram<u64>> {
-            let measured = pin(cpus[0]).and_then(|()| ask(way, duration));
+            let measured = pin(&cpus[..1]).and_then(|()| ask(way, duration));
             way.send(true, END)?;
             measured
         });
@@ -137,15 +137,15 @@ impl Way for EventFds {
     }
 }
 
-/// Keeps the calling thread on one CPU.
-fn pin(cpu: usize) -> io::Result<()> {
+/// Keeps the calling thread on these CPUs.
+pub fn pin(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: a zeroed set is a valid value; CPU_SET does nothing for a number beyond it, and the call only reads it.
     let status = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
-    if status == 0 { Ok(()) } else { Err(io::Error::other(format!("CPU {cpu}: {}", io::Error::last_os_error()))) }
+    if status == 0 { Ok(()) } else { Err(io::Error::other(format!("CPUs {cpus:?}: {}", io::Error::last_os_error()))) }
 }
 
 #[cfg(test)]
@@ -169,7 +169,7 @@ mod tests {
     fn a_cpu_that_is_not_there_ends_it_with_an_error() {
         let cpus = [environment::allowed_cpu_numbers()[0], 1023];
         for refused in [waking(cpus, Duration::ZERO), waking([1023, cpus[0]], Duration::ZERO)] {
-            assert!(refused.unwrap_err().to_string().contains("CPU 1023"));
+            assert!(refused.unwrap_err().to_string().contains("CPUs [1023]"));
         }
     }
 }

@@ -83,7 +83,15 @@ mod with_mock {
         let leaders = [Lane { addr, partitions: (0..partitions).collect() }];
         let lanes = setup::lanes(&leaders, options.target.threads.connections)?;
         let target = Target { lanes, partitions, version: PRODUCE_VERSION };
-        let tally = produce::load(&options, target)?.tally;
+        // What an acknowledgement of a paced run may cost: the client itself, and a durable write while the client runs.
+        let outcome = match options.records.rate {
+            None | Some(0) => produce::load(&options, target),
+            Some(_) => {
+                let (dir, cpus) = (&options.run.disk_dir, &options.target.threads.cpus);
+                ceiling.measure_disk_beside(dir, cpus, || produce::load(&options, target))
+            }
+        };
+        let tally = outcome?.tally;
         match tally.first_error {
             Some(error) => Err(error.into()),
             None => {

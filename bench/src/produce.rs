@@ -26,7 +26,8 @@ pub const KEY_BYTES: usize = 11;
 /// An intended time, at the begin of a value.
 pub const STAMP_BYTES: usize = 8;
 
-pub const SHARES: [Share; 4] = [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync];
+pub const SHARES: [Share; 5] =
+    [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync, Share::PacedWrite];
 
 pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     let target = setup::prepare(&options.target, ApiKey::Produce)?;

@@ -17,6 +17,8 @@ pub enum Share {
     LoopbackBytes,
     /// Latency as a multiple of one durable block.
     WriteSync,
+    /// Latency as a multiple of what the client takes against a broker that does nothing, and one and a half durable blocks while it runs.
+    PacedWrite,
     /// Latency as a multiple of one loopback round trip.
     LoopbackRoundTrip,
     /// Latency as a multiple of one round trip of two threads on two CPUs.
@@ -44,6 +46,10 @@ pub fn of(report: &Report, wanted: &[Share]) -> BTreeMap<String, f64> {
             Share::WriteSync => {
                 put("p50_times_raw_write_sync_p50", report.p50_ms, ceiling.raw_write_sync_p50_ms);
                 put("p99_times_raw_write_sync_p99", report.p99_ms, ceiling.raw_write_sync_p99_ms);
+            }
+            Share::PacedWrite => {
+                let bound = ceiling.client_cap_p99_ms.zip(ceiling.raw_write_sync_loaded_p99_ms);
+                put("p99_times_paced_bound", report.p99_ms, bound.map(|(cap, raw)| cap + 1.5 * raw));
             }
             Share::LoopbackRoundTrip => {
                 put("p50_times_loopback_p50", report.p50_ms, ceiling.loopback_p50_ms);
@@ -75,11 +81,17 @@ mod tests {
             raw_write_sync_p50_ms: Some(0.5),
             raw_write_mb_per_s: Some(200.0),
             loopback_p50_ms: Some(0.0),
+            client_cap_p99_ms: Some(1.0),
+            raw_write_sync_loaded_p99_ms: Some(2.0),
             ..Ceiling::default()
         };
-        let report = Report { mb_per_s: 50.0, p50_ms: 2.0, ceiling, ..Report::default() };
-        let all = [Share::ClientCap, Share::DiskWrite, Share::WriteSync, Share::LoopbackRoundTrip];
-        let want = [("mb_share_of_disk_write".to_owned(), 0.25), ("p50_times_raw_write_sync_p50".to_owned(), 4.0)];
+        let report = Report { mb_per_s: 50.0, p50_ms: 2.0, p99_ms: 6.0, ceiling, ..Report::default() };
+        let all = [Share::DiskWrite, Share::WriteSync, Share::PacedWrite, Share::LoopbackRoundTrip];
+        let want = [
+            ("mb_share_of_disk_write".to_owned(), 0.25),
+            ("p50_times_raw_write_sync_p50".to_owned(), 4.0),
+            ("p99_times_paced_bound".to_owned(), 1.5),
+        ];
         assert_eq!(of(&report, &all), BTreeMap::from(want));
         assert_eq!(written("mb_share_of_disk_write", 0.25), "25.0 %");
         assert_eq!(written("p50_times_raw_write_sync_p50", 4.0), "4.00");

@@ -56,7 +56,7 @@ fn found(report: &Report) -> Vec<String> {
 fn share(report: &Report) -> String {
     let paced = report.config.get("rate").is_some_and(|rate| rate != "0") || report.workload == "many-partitions";
     let names: &[&str] = if paced {
-        &["p99_times_raw_write_sync_p99", "p99_times_loopback_p99"]
+        &["p99_times_paced_bound", "p99_times_raw_write_sync_p99", "p99_times_loopback_p99"]
     } else {
         &[
             "rate_share_of_client_cap",

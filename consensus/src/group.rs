@@ -411,7 +411,14 @@ impl Group {
         if self.may_not_stand() {
             return;
         }
-        if let Err(error) = self.raw.campaign() {
+        // Of a new group there is no leader whom an election could disturb: nobody needs to be asked beforehand.
+        let is_new = self.term() == 0 && self.raw.raft.state == StateRole::Follower;
+        let stood = if is_new {
+            self.raw.raft.step(Message { msg_type: MessageType::MsgTimeoutNow, ..Message::default() })
+        } else {
+            self.raw.campaign()
+        };
+        if let Err(error) = stood {
             tracing::debug!(group = self.id, %error, "cannot stand for election");
         }
     }
