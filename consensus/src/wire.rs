@@ -1,16 +1,30 @@
 //! What brokers say to each other, and to tools, as bytes (FlatBuffers). Bytes of peers are verified before anything is read.
+//!
+//! | module | is |
+//! |---|---|
+//! | `plane` | messages of the metadata plane |
+//! | `tools` | requests of tools, and their answers |
+
+#[path = "wire_plane.rs"]
+mod plane;
+#[path = "wire_tools.rs"]
+mod tools;
+
+pub use tools::{
+    Consistency, MeshTimes, ToolAnswer, ToolAsk, ToolRequest, ToolResponse, decode_request, decode_response,
+    encode_request, encode_response,
+};
 
 use crate::{
     generated::peer::millrace::peer as fb,
     group::{Entry, Message, Position},
     group_members,
-    metadata::{self, DecodeError, Query, QueryAnswer, Request, RequestResult},
-    plane::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused},
+    metadata::DecodeError,
+    plane::PlaneMessage,
 };
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use raft::eraftpb::{self, MessageType};
-use std::time::Duration;
 
 /// Of the protocol between brokers.
 pub const VERSION: u16 = 1;
@@ -96,81 +110,6 @@ pub struct SnapshotChunk {
     /// CRC-32C of `bytes`.
     pub crc: u32,
     pub bytes: Bytes,
-}
-
-/// How fresh the answer to a tool's read is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Consistency {
-    /// At most a read lease old.
-    #[default]
-    Leased,
-    /// Everything acknowledged at quorum before the request.
-    Linearizable,
-    /// On the leader: also what is not committed, and may be dropped.
-    Overlay,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ToolRequest {
-    pub id: u64,
-    pub ask: ToolAsk,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToolAsk {
-    /// `acks`: `None` for what `metadata.acks` says.
-    Write {
-        acks: Option<Acks>,
-        commands: Vec<metadata::Command>,
-    },
-    Read {
-        consistency: Consistency,
-        queries: Vec<Query>,
-    },
-    Describe,
-    /// How long messages take to another core of the broker that is asked, and back.
-    ProbeMesh {
-        /// `None`: each other core, one after the other.
-        to: Option<u16>,
-        /// To each core.
-        rounds: u32,
-        /// How many are on their way at a time.
-        in_flight: u16,
-    },
-}
-
-/// Round trips from one core to another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MeshTimes {
-    pub to: u16,
-    pub min_ns: u64,
-    pub max_ns: u64,
-    pub sum_ns: u64,
-    /// Upper bounds in ns, inclusive and ascending, and how many took no longer than that, but longer than the bound before.
-    pub buckets: Vec<(u64, u64)>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ToolResponse {
-    pub id: u64,
-    pub answer: ToolAnswer,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToolAnswer {
-    Written(Accepted),
-    Answers(Vec<QueryAnswer>),
-    Quorum(Quorum),
-    MeshProbed {
-        /// The core that took the request.
-        from: u16,
-        times: Vec<MeshTimes>,
-    },
-    /// One of Kafka's error codes, and why.
-    Failed {
-        code: u16,
-        message: String,
-    },
 }
 
 /// Why bytes say nothing.
@@ -343,6 +282,8 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<PeerMessage>, WireError> {
     verified::<fb::Messages<'_>>(bytes)?.messages().iter().map(|message| body_in(message, &mut Bytes::new())).collect()
 }
 
+const VERIFIED: &str = "the verifier checked the union's type";
+
 type Out<'b> = FlatBufferBuilder<'b>;
 type Union = WIPOffset<flatbuffers::UnionWIPOffset>;
 
@@ -363,7 +304,7 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
         PeerMessage::Elect { group } => {
             (fb::Body::Elect, fb::Elect::create(out, &fb::ElectArgs { group: *group }).as_union_value())
         }
-        PeerMessage::Plane(message) => plane_out(out, message),
+        PeerMessage::Plane(message) => plane::plane_out(out, message),
         PeerMessage::SnapshotChunk(SnapshotChunk { group, index, term, offset, total, crc, bytes }) => {
             let args = fb::SnapshotChunkArgs {
                 group: *group,
@@ -380,7 +321,6 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
 }
 
 fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, WireError> {
-    const VERIFIED: &str = "the verifier checked the union's type";
     Ok(match message.body_type() {
         fb::Body::Raft => {
             let raft = message.body_as_raft().expect(VERIFIED);
@@ -416,7 +356,7 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
                 bytes: Bytes::copy_from_slice(chunk.bytes().bytes()),
             })
         }
-        _ => PeerMessage::Plane(plane_in(message)?),
+        _ => PeerMessage::Plane(plane::plane_in(message)?),
     })
 }
 
@@ -539,334 +479,6 @@ fn entry_in(entry: fb::Entry<'_>) -> Result<eraftpb::Entry, WireError> {
     let data = entry.data().map_or_else(Bytes::new, |data| Bytes::copy_from_slice(data.bytes()));
     Ok(Entry { index: entry.index(), term: entry.term(), entry_type: entry.kind(), data }.into_raft())
 }
-
-fn ask_out(ask: Ask) -> fb::Ask {
-    fb::Ask::new(ask.incarnation, ask.number)
-}
-
-fn ask_in(ask: &fb::Ask) -> Ask {
-    Ask { incarnation: ask.incarnation(), number: ask.number() }
-}
-
-fn acks_out(acks: Acks) -> fb::Acks {
-    match acks {
-        Acks::Quorum => fb::Acks::Quorum,
-        Acks::Leader => fb::Acks::Leader,
-    }
-}
-
-fn acks_in(acks: fb::Acks) -> Result<Acks, WireError> {
-    match acks {
-        fb::Acks::Quorum => Ok(Acks::Quorum),
-        fb::Acks::Leader => Ok(Acks::Leader),
-        other => Err(WireError::UnknownKind(other.0)),
-    }
-}
-
-fn refusal_out<T>(answer: &Result<T, Refused>) -> (fb::Refusal, u64) {
-    match answer {
-        Ok(_) => (fb::Refusal::None, 0),
-        Err(Refused::NotLeader { leader }) => (fb::Refusal::NotLeader, leader.unwrap_or(0)),
-        Err(Refused::Busy) => (fb::Refusal::Busy, 0),
-    }
-}
-
-fn refusal_in(refusal: fb::Refusal, leader: u64) -> Result<Option<Refused>, WireError> {
-    match refusal {
-        fb::Refusal::None => Ok(None),
-        fb::Refusal::NotLeader => Ok(Some(Refused::NotLeader { leader: (leader != 0).then_some(leader) })),
-        fb::Refusal::Busy => Ok(Some(Refused::Busy)),
-        other => Err(WireError::UnknownKind(other.0)),
-    }
-}
-
-fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::Body, Union) {
-    match message {
-        PlaneMessage::Forward { ask, acks, requests } => {
-            let args = fb::ForwardArgs {
-                ask: Some(&ask_out(*ask)),
-                acks: acks_out(*acks),
-                requests: Some(out.create_vector::<u8>(&metadata::encode_requests(requests))),
-            };
-            (fb::Body::Forward, fb::Forward::create(out, &args).as_union_value())
-        }
-        PlaneMessage::Forwarded { ask, answer } => {
-            let (refusal, leader) = refusal_out(answer);
-            let accepted = answer.as_ref().ok();
-            let args = fb::ForwardedArgs {
-                ask: Some(&ask_out(*ask)),
-                refusal,
-                leader,
-                term: accepted.map_or(0, |accepted| accepted.term),
-                index: accepted.map_or(0, |accepted| accepted.index),
-                results: accepted.map(|accepted| out.create_vector::<u8>(&metadata::encode_results(&accepted.results))),
-            };
-            (fb::Body::Forwarded, fb::Forwarded::create(out, &args).as_union_value())
-        }
-        PlaneMessage::ReadIndex { ask } => {
-            let args = fb::ReadIndexArgs { ask: Some(&ask_out(*ask)) };
-            (fb::Body::ReadIndex, fb::ReadIndex::create(out, &args).as_union_value())
-        }
-        PlaneMessage::ReadIndexed { ask, answer } => {
-            let (refusal, leader) = refusal_out(answer);
-            let index = answer.unwrap_or(0);
-            let args = fb::ReadIndexedArgs { ask: Some(&ask_out(*ask)), refusal, leader, index };
-            (fb::Body::ReadIndexed, fb::ReadIndexed::create(out, &args).as_union_value())
-        }
-        PlaneMessage::Probe { incarnation, sent_at } => {
-            let args = fb::ProbeArgs { incarnation: *incarnation, sent_at: sent_at.as_nanos() as u64 };
-            (fb::Body::Probe, fb::Probe::create(out, &args).as_union_value())
-        }
-        PlaneMessage::Heartbeat { incarnation, sent_at, term, commit } => {
-            let sent_at = sent_at.as_nanos() as u64;
-            let args = fb::HeartbeatArgs { incarnation: *incarnation, sent_at, term: *term, commit: *commit };
-            (fb::Body::Heartbeat, fb::Heartbeat::create(out, &args).as_union_value())
-        }
-        PlaneMessage::Describe { ask } => {
-            let args = fb::DescribeArgs { ask: Some(&ask_out(*ask)) };
-            (fb::Body::Describe, fb::Describe::create(out, &args).as_union_value())
-        }
-        PlaneMessage::Described { ask, answer } => {
-            let (refusal, leader) = refusal_out(answer);
-            let quorum = answer.as_ref().ok().map(|quorum| quorum_out(out, quorum));
-            let args = fb::DescribedArgs { ask: Some(&ask_out(*ask)), refusal, leader, quorum };
-            (fb::Body::Described, fb::Described::create(out, &args).as_union_value())
-        }
-    }
-}
-
-fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireError> {
-    const VERIFIED: &str = "the verifier checked the union's type";
-    Ok(match message.body_type() {
-        fb::Body::Forward => {
-            let body = message.body_as_forward().expect(VERIFIED);
-            let requests: Vec<Request> = metadata::decode_requests(body.requests().bytes())?;
-            PlaneMessage::Forward { ask: ask_in(body.ask()), acks: acks_in(body.acks())?, requests }
-        }
-        fb::Body::Forwarded => {
-            let body = message.body_as_forwarded().expect(VERIFIED);
-            let answer = match refusal_in(body.refusal(), body.leader())? {
-                Some(refused) => Err(refused),
-                None => Ok(Accepted {
-                    term: body.term(),
-                    index: body.index(),
-                    results: results_in(body.results().map(|results| results.bytes()))?,
-                }),
-            };
-            PlaneMessage::Forwarded { ask: ask_in(body.ask()), answer }
-        }
-        fb::Body::ReadIndex => {
-            PlaneMessage::ReadIndex { ask: ask_in(message.body_as_read_index().expect(VERIFIED).ask()) }
-        }
-        fb::Body::ReadIndexed => {
-            let body = message.body_as_read_indexed().expect(VERIFIED);
-            let refused = refusal_in(body.refusal(), body.leader())?;
-            PlaneMessage::ReadIndexed { ask: ask_in(body.ask()), answer: refused.map_or(Ok(body.index()), Err) }
-        }
-        fb::Body::Probe => {
-            let body = message.body_as_probe().expect(VERIFIED);
-            PlaneMessage::Probe { incarnation: body.incarnation(), sent_at: Duration::from_nanos(body.sent_at()) }
-        }
-        fb::Body::Heartbeat => {
-            let body = message.body_as_heartbeat().expect(VERIFIED);
-            PlaneMessage::Heartbeat {
-                incarnation: body.incarnation(),
-                sent_at: Duration::from_nanos(body.sent_at()),
-                term: body.term(),
-                commit: body.commit(),
-            }
-        }
-        fb::Body::Describe => PlaneMessage::Describe { ask: ask_in(message.body_as_describe().expect(VERIFIED).ask()) },
-        fb::Body::Described => {
-            let body = message.body_as_described().expect(VERIFIED);
-            let answer = match (refusal_in(body.refusal(), body.leader())?, body.quorum()) {
-                (Some(refused), _) => Err(refused),
-                (None, Some(quorum)) => Ok(quorum_in(quorum)),
-                (None, None) => Err(Refused::NotLeader { leader: None }),
-            };
-            PlaneMessage::Described { ask: ask_in(body.ask()), answer }
-        }
-        other => return Err(WireError::UnknownKind(other.0)),
-    })
-}
-
-fn results_in(bytes: Option<&[u8]>) -> Result<Vec<RequestResult>, WireError> {
-    Ok(bytes.map(metadata::decode_results).transpose()?.unwrap_or_default())
-}
-
-fn quorum_out<'b>(out: &mut Out<'b>, quorum: &Quorum) -> WIPOffset<fb::Quorum<'b>> {
-    let mut peers = |peers: &[Progress]| {
-        let ago = |ago: Option<u64>| ago.map_or(-1, |ago| i64::try_from(ago).unwrap_or(i64::MAX));
-        let peers: Vec<_> = peers
-            .iter()
-            .map(|peer| {
-                let args = fb::ProgressArgs {
-                    peer: peer.peer,
-                    matched: peer.matched,
-                    heard_ago: ago(peer.heard_ms_ago),
-                    caught_up_ago: ago(peer.caught_up_ms_ago),
-                };
-                fb::Progress::create(out, &args)
-            })
-            .collect();
-        out.create_vector(&peers)
-    };
-    let (voters, learners) = (peers(&quorum.voters), peers(&quorum.learners));
-    let args = fb::QuorumArgs {
-        leader: quorum.leader,
-        term: quorum.term,
-        commit: quorum.commit,
-        voters: Some(voters),
-        learners: Some(learners),
-    };
-    fb::Quorum::create(out, &args)
-}
-
-fn quorum_in(quorum: fb::Quorum<'_>) -> Quorum {
-    let peer = |peer: fb::Progress<'_>| Progress {
-        peer: peer.peer(),
-        matched: peer.matched(),
-        heard_ms_ago: u64::try_from(peer.heard_ago()).ok(),
-        caught_up_ms_ago: u64::try_from(peer.caught_up_ago()).ok(),
-    };
-    Quorum {
-        leader: quorum.leader(),
-        term: quorum.term(),
-        commit: quorum.commit(),
-        voters: quorum.voters().iter().map(peer).collect(),
-        learners: quorum.learners().iter().map(peer).collect(),
-    }
-}
-
-fn mesh_times_out<'a>(out: &mut FlatBufferBuilder<'a>, times: &MeshTimes) -> WIPOffset<fb::MeshTimes<'a>> {
-    let buckets: Vec<_> =
-        times.buckets.iter().map(|(up_to_ns, count)| fb::MeshBucket::new(*up_to_ns, *count)).collect();
-    let MeshTimes { to, min_ns, max_ns, sum_ns, .. } = *times;
-    let args = fb::MeshTimesArgs { to, min_ns, max_ns, sum_ns, buckets: Some(out.create_vector(&buckets)) };
-    fb::MeshTimes::create(out, &args)
-}
-
-fn mesh_times_in(times: fb::MeshTimes<'_>) -> MeshTimes {
-    MeshTimes {
-        to: times.to(),
-        min_ns: times.min_ns(),
-        max_ns: times.max_ns(),
-        sum_ns: times.sum_ns(),
-        buckets: times.buckets().iter().map(|bucket| (bucket.up_to_ns(), bucket.count())).collect(),
-    }
-}
-
-pub fn encode_request(request: &ToolRequest) -> Bytes {
-    let mut out = FlatBufferBuilder::with_capacity(512);
-    let (request_type, body) = match &request.ask {
-        ToolAsk::Write { acks, commands } => {
-            let args = fb::WriteArgs {
-                own_acks: acks.is_some(),
-                acks: acks_out(acks.unwrap_or_default()),
-                commands: Some(out.create_vector::<u8>(&metadata::encode(commands))),
-            };
-            (fb::Request::Write, fb::Write::create(&mut out, &args).as_union_value())
-        }
-        ToolAsk::Read { consistency, queries } => {
-            let consistency = match consistency {
-                Consistency::Leased => fb::Consistency::Leased,
-                Consistency::Linearizable => fb::Consistency::Linearizable,
-                Consistency::Overlay => fb::Consistency::Overlay,
-            };
-            let queries = Some(out.create_vector::<u8>(&metadata::encode_queries(queries)));
-            let args = fb::ReadArgs { consistency, queries };
-            (fb::Request::Read, fb::Read::create(&mut out, &args).as_union_value())
-        }
-        ToolAsk::Describe => {
-            let body = fb::DescribeQuorum::create(&mut out, &fb::DescribeQuorumArgs {});
-            (fb::Request::DescribeQuorum, body.as_union_value())
-        }
-        ToolAsk::ProbeMesh { to, rounds, in_flight } => {
-            let to = to.map_or(-1, i32::from);
-            let args = fb::ProbeMeshArgs { to, rounds: *rounds, in_flight: *in_flight };
-            (fb::Request::ProbeMesh, fb::ProbeMesh::create(&mut out, &args).as_union_value())
-        }
-    };
-    let args = fb::ToolRequestArgs { id: request.id, request_type, request: Some(body) };
-    let root = fb::ToolRequest::create(&mut out, &args);
-    finished(out, root)
-}
-
-pub fn decode_request(bytes: &[u8]) -> Result<ToolRequest, WireError> {
-    let request = verified::<fb::ToolRequest<'_>>(bytes)?;
-    let ask = if let Some(write) = request.request_as_write() {
-        let acks = if write.own_acks() { Some(acks_in(write.acks())?) } else { None };
-        ToolAsk::Write { acks, commands: metadata::decode(write.commands().bytes())? }
-    } else if let Some(read) = request.request_as_read() {
-        let consistency = match read.consistency() {
-            fb::Consistency::Leased => Consistency::Leased,
-            fb::Consistency::Linearizable => Consistency::Linearizable,
-            fb::Consistency::Overlay => Consistency::Overlay,
-            other => return Err(WireError::UnknownKind(other.0)),
-        };
-        ToolAsk::Read { consistency, queries: metadata::decode_queries(read.queries().bytes())? }
-    } else if request.request_as_describe_quorum().is_some() {
-        ToolAsk::Describe
-    } else if let Some(probe) = request.request_as_probe_mesh() {
-        let to = match probe.to() {
-            -1 => None,
-            to => Some(u16::try_from(to).map_err(|_| WireError::Core(to))?),
-        };
-        ToolAsk::ProbeMesh { to, rounds: probe.rounds(), in_flight: probe.in_flight() }
-    } else {
-        return Err(WireError::UnknownKind(request.request_type().0));
-    };
-    Ok(ToolRequest { id: request.id(), ask })
-}
-
-pub fn encode_response(response: &ToolResponse) -> Bytes {
-    let mut out = FlatBufferBuilder::with_capacity(512);
-    let (response_type, body) = match &response.answer {
-        ToolAnswer::Written(Accepted { term, index, results }) => {
-            let results = Some(out.create_vector::<u8>(&metadata::encode_results(results)));
-            let args = fb::WrittenArgs { term: *term, index: *index, results };
-            (fb::Response::Written, fb::Written::create(&mut out, &args).as_union_value())
-        }
-        ToolAnswer::Answers(answers) => {
-            let answers = Some(out.create_vector::<u8>(&metadata::encode_query_answers(answers)));
-            (fb::Response::Answered, fb::Answered::create(&mut out, &fb::AnsweredArgs { answers }).as_union_value())
-        }
-        ToolAnswer::Quorum(quorum) => (fb::Response::Quorum, quorum_out(&mut out, quorum).as_union_value()),
-        ToolAnswer::MeshProbed { from, times } => {
-            let times: Vec<_> = times.iter().map(|times| mesh_times_out(&mut out, times)).collect();
-            let times = Some(out.create_vector(&times));
-            let args = fb::MeshProbedArgs { from: *from, times };
-            (fb::Response::MeshProbed, fb::MeshProbed::create(&mut out, &args).as_union_value())
-        }
-        ToolAnswer::Failed { code, message } => {
-            let args = fb::FailedArgs { code: *code, message: Some(out.create_string(message)) };
-            (fb::Response::Failed, fb::Failed::create(&mut out, &args).as_union_value())
-        }
-    };
-    let args = fb::ToolResponseArgs { id: response.id, response_type, response: Some(body) };
-    let root = fb::ToolResponse::create(&mut out, &args);
-    finished(out, root)
-}
-
-pub fn decode_response(bytes: &[u8]) -> Result<ToolResponse, WireError> {
-    let response = verified::<fb::ToolResponse<'_>>(bytes)?;
-    let answer = if let Some(written) = response.response_as_written() {
-        let results = metadata::decode_results(written.results().bytes())?;
-        ToolAnswer::Written(Accepted { term: written.term(), index: written.index(), results })
-    } else if let Some(answered) = response.response_as_answered() {
-        ToolAnswer::Answers(metadata::decode_query_answers(answered.answers().bytes())?)
-    } else if let Some(quorum) = response.response_as_quorum() {
-        ToolAnswer::Quorum(quorum_in(quorum))
-    } else if let Some(probed) = response.response_as_mesh_probed() {
-        ToolAnswer::MeshProbed { from: probed.from(), times: probed.times().iter().map(mesh_times_in).collect() }
-    } else if let Some(failed) = response.response_as_failed() {
-        ToolAnswer::Failed { code: failed.code(), message: failed.message().to_owned() }
-    } else {
-        return Err(WireError::UnknownKind(response.response_type().0));
-    };
-    Ok(ToolResponse { id: response.id(), answer })
-}
-
 #[cfg(test)]
 #[path = "wire_tests.rs"]
 mod tests;

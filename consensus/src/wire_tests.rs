@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::{
-    metadata::{AskedTooLate, Command, Origin, Outcome},
-    plane::peer_id,
+    metadata::{AskedTooLate, Command, Origin, Outcome, Query, QueryAnswer, Request},
+    plane::{Accepted, Acks, Ask, Progress, Quorum, Refused, peer_id},
 };
 use raft::eraftpb::ConfState;
+use std::time::Duration;
 
 fn hello() -> Hello {
     Hello {
