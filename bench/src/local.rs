@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::environment;
+use crate::orphans;
 
 /// How long brokers may take to serve.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -137,13 +138,8 @@ impl Local {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
             command.env_remove(name);
         }
-        let child = command
-            .args(&broker.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|e| format!("cannot start {}: {e}", self.binary.display()))?;
+        command.args(&broker.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = orphans::spawn(command).map_err(|e| format!("cannot start {}: {e}", self.binary.display()))?;
         broker.child = Some(child);
         Ok(())
     }

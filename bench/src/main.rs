@@ -38,6 +38,7 @@ mod options_compare;
 mod options_parse;
 mod options_suite;
 mod options_workloads;
+mod orphans;
 mod produce;
 mod produce_lane;
 #[cfg(feature = "librdkafka")]
