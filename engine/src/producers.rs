@@ -10,12 +10,16 @@
 //! `expire`.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     fmt,
 };
 
 use ahash::RandomState;
+use bytes::Bytes;
 use net::{batch::BatchHeader, errors::ErrorCode};
+
+use crate::producers_blob;
 
 pub use crate::producers_blob::RestoreError;
 
@@ -283,14 +287,32 @@ impl Producers {
 
     /// The committed part, for a checkpoint: the index that it stands for, and the bytes that [`Producers::restore`] takes.
     /// Equal states give equal bytes.
-    pub fn snapshot_at_commit(&self) -> (u64, bytes::Bytes) {
-        (self.committed_index, crate::producers_blob::encode(self.committed_index, &self.committed))
+    pub fn snapshot_at_commit(&self) -> (u64, Bytes) {
+        (self.committed_index, producers_blob::encode(self.committed_index, &self.committed))
+    }
+
+    /// The state as of `index`, so far as batches above it have not taken its place: with those batches the whole state follows from it.
+    /// If it takes more than `bytes_max`, those that wrote least recently are left out.
+    pub fn snapshot_at(&self, index: u64, bytes_max: usize) -> Bytes {
+        let before = |(id, producer): (&i64, &Producer)| {
+            let mut then = Producer::new(producer.epoch);
+            producer.batches().iter().filter(|batch| batch.index <= index).for_each(|batch| then.push(*batch));
+            (then.len > 0).then_some((*id, then))
+        };
+        let mut then: Vec<(i64, Producer)> = self.committed.iter().filter_map(before).collect();
+        then.sort_unstable_by_key(|(id, producer)| (Reverse(producer.last().index), *id));
+        let mut bytes = producers_blob::HEADER_BYTES;
+        let fits = |(_, producer): &(i64, Producer)| {
+            bytes += producers_blob::bytes_of(producer.batches().len());
+            bytes <= bytes_max
+        };
+        producers_blob::encode(index, &then.into_iter().take_while(fits).collect())
     }
 
     /// The state of a checkpoint. Entries above its index are to be given by [`Producers::append`] again.
     pub fn restore(blob: &[u8]) -> Result<Producers, RestoreError> {
         let mut producers = Producers::default();
-        (producers.committed_index, producers.committed) = crate::producers_blob::decode(blob)?;
+        (producers.committed_index, producers.committed) = producers_blob::decode(blob)?;
         Ok(producers)
     }
 

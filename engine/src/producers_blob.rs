@@ -26,7 +26,7 @@ use crate::producers::{CACHED_BATCHES, Producer, WrittenBatch};
 
 const VERSION: u8 = 1;
 const CRC_BYTES: usize = 4;
-const HEADER_BYTES: usize = 20;
+pub(crate) const HEADER_BYTES: usize = 20;
 const PRODUCER_BYTES: usize = 12;
 const BATCH_BYTES: usize = 36;
 
@@ -77,6 +77,11 @@ pub(crate) fn encode(index: u64, producers: &HashMap<i64, Producer, RandomState>
     let crc = crc32c::crc32c(&out[CRC_BYTES..]);
     out[..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
     out.freeze()
+}
+
+/// Bytes of one producer with so many batches.
+pub(crate) const fn bytes_of(batches: usize) -> usize {
+    PRODUCER_BYTES + batches * BATCH_BYTES
 }
 
 pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomState>), RestoreError> {

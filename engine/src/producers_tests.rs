@@ -342,3 +342,48 @@ fn agrees_with_the_plain_model() {
         assert!(seen.get("new") > Some(&20), "seed {seed}: {seen:?}");
     }
 }
+
+#[test]
+fn a_state_as_of_an_entry_and_what_follows_it_make_the_whole_state() {
+    for seed in 0..200 {
+        let mut rng = Rng::with_seed(seed);
+        let mut log = Log::default();
+        let mut written = Vec::new();
+        let mut last: BTreeMap<i64, (i16, i32)> = BTreeMap::new();
+        for _ in 0..rng.usize(1..60) {
+            let id = rng.i64(0..6);
+            let (epoch, next) = last.get(&id).copied().unwrap_or((0, 0));
+            let (epoch, next) = if rng.u32(..8) == 0 { (epoch + 1, 0) } else { (epoch, next) };
+            let count = rng.i32(1..4);
+            let base_offset = log.end;
+            let index = log.write(id, epoch, next, count);
+            written.push((index, header(id, epoch, next, count), base_offset));
+            last.insert(id, (epoch, next + count));
+        }
+        log.producers.commit_to(log.index);
+        let at = rng.u64(0..=log.index);
+        let mut other = Producers::restore(&log.producers.snapshot_at(at, usize::MAX)).unwrap();
+        assert_eq!(other.committed_index(), at);
+        for (index, header, base_offset) in &written {
+            other.append(*index, header, *base_offset, *index as i64);
+        }
+        other.commit_to(log.index);
+        assert_eq!(other.snapshot_at_commit(), log.producers.snapshot_at_commit(), "seed {seed}, as of {at}");
+    }
+}
+
+#[test]
+fn a_state_with_little_room_leaves_out_who_wrote_least_recently() {
+    let mut log = Log::default();
+    for id in 0..10 {
+        log.write(id, 0, 0, 1);
+    }
+    log.producers.commit_to(log.index);
+    let whole = log.producers.snapshot_at(log.index, usize::MAX);
+    let few = log.producers.snapshot_at(log.index, whole.len() - 1);
+    let restored = Producers::restore(&few).unwrap();
+    assert_eq!(restored.len(), 9);
+    assert_eq!(restored.check(0, 0, 7, 1), Verdict::New, "it is not known any more");
+    assert!(matches!(restored.check(9, 0, 0, 1), Verdict::Duplicate(_)));
+    assert_eq!(Producers::restore(&log.producers.snapshot_at(log.index, 0)).unwrap().len(), 0);
+}

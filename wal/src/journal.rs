@@ -221,9 +221,10 @@ impl<D: Disk> Journal<D> {
         hard_state: HardState,
         at: LogMark,
         conf_state: &Bytes,
+        blob: &Bytes,
     ) -> Result<Staged, AppendError> {
         let LogMark { index, term, offset } = at;
-        self.stage(group, hard_state, Record::RestartAt { index, term, offset, conf_state }, &[])
+        self.stage(group, hard_state, Record::RestartAt { index, term, offset, conf_state, blob }, &[])
     }
 
     /// Stages that the group is gone for good.

@@ -18,8 +18,8 @@
 //!           | from index | from offset |
 //! restart   40      48     56
 //!           | index | term |
-//! restart   40      48     56       64             72
-//!    at     | index | term | offset | members size | members |
+//! restart   40      48     56       64           68         72
+//!    at     | index | term | offset | members u32 | state u32 | members | state |
 //! ```
 //!
 //! `crc` is CRC-32C over the header without itself, `body crc` over the segment's number and the records. The header lies
@@ -46,7 +46,7 @@ pub const RECORD_BYTES: usize = 40;
 pub const ENTRY_BYTES: usize = 88;
 /// Bytes of a truncation.
 pub const TRUNCATE_BYTES: usize = 56;
-/// Before the members.
+/// Before the members, which the state follows. Rings before the state was added have 0 for its size.
 pub const RESTART_AT_BYTES: usize = 72;
 /// Records begin at multiples of this.
 const ALIGN: usize = 8;
@@ -211,12 +211,13 @@ pub enum Record<'a> {
         index: u64,
         term: u64,
     },
-    /// As `Restart`, of a group without snapshots: at which offset, and with which members.
+    /// As `Restart`, of a group without snapshots: at which offset, with which members and what state.
     RestartAt {
         index: u64,
         term: u64,
         offset: u64,
         conf_state: &'a Bytes,
+        blob: &'a Bytes,
     },
 }
 
@@ -228,7 +229,7 @@ pub enum RingBody {
     Truncate { from_index: u64, from_offset: u64 },
     Removed,
     Restart { index: u64, term: u64 },
-    RestartAt { index: u64, term: u64, offset: u64, conf_state: Bytes },
+    RestartAt { index: u64, term: u64, offset: u64, conf_state: Bytes, blob: Bytes },
 }
 
 /// A record that was read back.
@@ -251,7 +252,9 @@ impl Record<'_> {
             }
             Record::HardState | Record::Removed => RECORD_BYTES,
             Record::Truncate { .. } | Record::Restart { .. } => TRUNCATE_BYTES,
-            Record::RestartAt { conf_state, .. } => (RESTART_AT_BYTES + conf_state.len()).next_multiple_of(ALIGN),
+            Record::RestartAt { conf_state, blob, .. } => {
+                (RESTART_AT_BYTES + conf_state.len() + blob.len()).next_multiple_of(ALIGN)
+            }
         }
     }
 
@@ -311,13 +314,16 @@ impl Record<'_> {
                 put(to, 40, index.to_le_bytes());
                 put(to, 48, term.to_le_bytes());
             }
-            Record::RestartAt { index, term, offset, conf_state } => {
-                let end = RESTART_AT_BYTES + conf_state.len();
+            Record::RestartAt { index, term, offset, conf_state, blob } => {
+                let blob_begin = RESTART_AT_BYTES + conf_state.len();
+                let end = blob_begin + blob.len();
                 put(to, 40, index.to_le_bytes());
                 put(to, 48, term.to_le_bytes());
                 put(to, 56, offset.to_le_bytes());
-                put(to, 64, (conf_state.len() as u64).to_le_bytes());
-                to[RESTART_AT_BYTES..end].copy_from_slice(conf_state);
+                put(to, 64, (conf_state.len() as u32).to_le_bytes());
+                put(to, 68, (blob.len() as u32).to_le_bytes());
+                to[RESTART_AT_BYTES..blob_begin].copy_from_slice(conf_state);
+                to[blob_begin..end].copy_from_slice(blob);
                 to[end..].fill(0);
             }
             Record::HardState | Record::Removed => {}
@@ -377,7 +383,8 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
             RingBody::Restart { index: get_u64(from, 40), term: get_u64(from, 48) }
         }
         KIND_RESTART_AT if from.len() >= RESTART_AT_BYTES => {
-            let end = RESTART_AT_BYTES.checked_add(usize::try_from(get_u64(from, 64)).ok()?)?;
+            let blob_begin = RESTART_AT_BYTES.checked_add(get_u32(from, 64) as usize)?;
+            let end = blob_begin.checked_add(get_u32(from, 68) as usize)?;
             if end.checked_next_multiple_of(ALIGN)? != from.len() {
                 return None;
             }
@@ -385,7 +392,8 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
                 index: get_u64(from, 40),
                 term: get_u64(from, 48),
                 offset: get_u64(from, 56),
-                conf_state: from.slice(RESTART_AT_BYTES..end),
+                conf_state: from.slice(RESTART_AT_BYTES..blob_begin),
+                blob: from.slice(blob_begin..end),
             }
         }
         _ => return None,

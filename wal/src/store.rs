@@ -389,11 +389,11 @@ impl<D: Disk> Store<D> {
         at: LogMark,
         app: AppState,
     ) -> Result<LogPos, AppendError> {
-        assert!(app.blob.is_empty() && app.index == at.index, "the state is that of an empty log behind its entry");
+        assert!(app.index == at.index, "the state is that of an empty log behind its entry");
         let mut state = self.shared.state.borrow_mut();
         let log = state.log(group);
         assert!(!log.by_snapshot && at.index > log.app.index, "group {}: a log never goes back", group.0);
-        let staged = self.shared.journal.restart_at(group, hard_state, at, &app.conf_state)?;
+        let staged = self.shared.journal.restart_at(group, hard_state, at, &app.conf_state, &app.blob)?;
         log.hard_state = hard_state;
         log.restart(at, staged.pos);
         log.app = app;

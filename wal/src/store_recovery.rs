@@ -228,9 +228,9 @@ impl<'a> Replay<'a> {
             RingBody::Restart { index, term } if by_snapshot => {
                 log.restart(Mark { index, term, offset: log.end.offset }, end);
             }
-            RingBody::RestartAt { index, term, offset, conf_state } if !by_snapshot => {
+            RingBody::RestartAt { index, term, offset, conf_state, blob } if !by_snapshot => {
                 log.restart(Mark { index, term, offset }, end);
-                log.app = AppState { index, blob: Bytes::new(), conf_state };
+                log.app = AppState { index, blob, conf_state };
             }
             RingBody::Restart { .. } | RingBody::RestartAt { .. } => {
                 return Err(OpenError::Damaged(format!("the ring begins group {} anew, which has segments", group.0)));

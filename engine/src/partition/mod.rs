@@ -24,6 +24,7 @@ mod snapshots;
 pub use reads::FetchRead;
 
 use catch_up::CatchUp;
+use snapshots::Coming;
 
 use crate::{
     config_topic::TopicConfig,
@@ -163,8 +164,8 @@ pub struct Partition {
     ticked: Cell<(u64, u32)>,
     /// Ticks until this replica stands for election, its leader being lost.
     stands_in: Cell<Option<u32>>,
-    /// Where the log of a snapshot that is being stepped begins: index and offset.
-    coming: Cell<Option<(u64, u64)>>,
+    /// A snapshot that is being stepped.
+    coming: RefCell<Option<Coming>>,
     /// What laggards are to get.
     catch_up: CatchUp,
 }
@@ -232,7 +233,7 @@ impl Partition {
             excused_until: RefCell::default(),
             ticked: Cell::new((0, 0)),
             stands_in: Cell::new(None),
-            coming: Cell::new(None),
+            coming: RefCell::default(),
             catch_up: CatchUp::default(),
         }
     }

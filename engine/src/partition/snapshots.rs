@@ -1,8 +1,8 @@
 //! For a replica that lacks entries that are gone from the log (retention has moved its start): a snapshot says where the log begins,
 //! and everything from there on follows as entries.
 //!
-//! It holds no records, so it is one message: the position before the first entry that is still there, the members as of then, and the
-//! offset at which the log begins. Producers that wrote nothing since are forgotten with the records, as after their expiry.
+//! It holds no records, so it is one message: the position before the first entry that is still there, the members as of then, the offset
+//! at which the log begins, and the idempotent producers as of then, of which entries that are gone speak.
 
 use super::{Partition, State};
 use crate::{
@@ -18,6 +18,19 @@ use consensus::{
 use net::peer::Lane;
 use std::rc::Rc;
 use wal::store::{AppState, AppendError, LogMark, LogPos};
+
+/// Of idempotent producers in a snapshot; it is one record of the ring.
+const PRODUCERS_BYTES_MAX: usize = 64 << 10;
+
+/// A snapshot that is being stepped.
+pub(super) struct Coming {
+    index: u64,
+    /// Where its log begins.
+    offset: u64,
+    producers: Producers,
+    /// They, as bytes.
+    blob: Bytes,
+}
 
 impl Partition {
     /// Names the snapshot that a peer needs, if one does.
@@ -47,7 +60,9 @@ impl Partition {
             self.cut_snapshot(core);
             return self.replica.with(|raft| raft.report_snapshot(to, false));
         };
-        message.context = log.first_offset.to_le_bytes().to_vec().into();
+        let mut context = log.first_offset.to_le_bytes().to_vec();
+        context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
+        message.context = context.into();
         tracing::info!(partition = %self.name, to, index, offset = log.first_offset, "a replica begins anew at the log's start");
         core.metrics.replication_snapshots_total.add(1);
         core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group().0, message });
@@ -55,23 +70,33 @@ impl Partition {
     }
 
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
-        let Ok(offset) = message.context[..].try_into().map(u64::from_le_bytes) else {
-            return tracing::warn!(partition = %self.name, "a snapshot that does not say where its log begins was dropped");
+        let read = message.context.split_first_chunk().map(|(offset, producers)| {
+            let blob = Bytes::copy_from_slice(producers);
+            Producers::restore(&blob).map(|producers| (u64::from_le_bytes(*offset), producers, blob))
+        });
+        let index = message.get_snapshot().get_metadata().index;
+        let (offset, producers, blob) = match read {
+            Some(Ok(read)) => read,
+            Some(Err(why)) => return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped"),
+            None => {
+                let why = "it does not say where its log begins";
+                return tracing::warn!(partition = %self.name, why, "a snapshot was dropped");
+            }
         };
-        self.coming.set(Some((message.get_snapshot().get_metadata().index, offset)));
+        self.coming.replace(Some(Coming { index, offset, producers, blob }));
         self.replica.with(|raft| raft.step_snapshot(message));
         replica::stage(core, &**self);
-        self.coming.set(None);
+        self.coming.take();
     }
 
     /// Has the log begin anew behind the snapshot that was just stepped.
     pub(super) fn begin_anew(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
-        let (index, offset) = self.coming.get().expect("a snapshot is stepped and taken in one step");
+        let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
+        let Coming { index, offset, mut producers, blob } = coming;
         assert_eq!(index, mark.at.index, "the snapshot is the one that came");
         tracing::info!(partition = %self.name, index, offset, "the log begins anew where its leader's does");
-        let mut producers = Producers::default();
         producers.commit_to(index);
-        let app = AppState { index, blob: Bytes::new(), conf_state: mark.conf_state.clone() };
+        let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
         let state = hard_state(self.replica.with(|raft| raft.hard_state_with(index)));
         let at = LogMark { index, term: mark.at.term, offset };
         let position = core.store.restart_log(self.group(), state, at, app)?;

@@ -224,7 +224,7 @@ impl Cluster {
                 match errors::check(partition.error_code) {
                     Ok(()) => return Done::Stored(partition.base_offset as u64),
                     // What acks=1 was told may be lost with its leader; then what follows does not fit.
-                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.has_trims.get() => {
+                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 => {
                         return Done::GivenUp;
                     }
                     Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {

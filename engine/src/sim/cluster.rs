@@ -37,8 +37,6 @@ pub(super) struct Cluster {
     pub(super) summary: RefCell<Summary>,
     /// Clients are to end.
     pub(super) over: Cell<bool>,
-    /// Logs are cut at their start.
-    pub(super) has_trims: Cell<bool>,
     producers: Cell<u32>,
     /// Faults come seldom and last, and clients write seldom: partitions come to rest.
     pub(super) quiet: bool,
@@ -78,7 +76,6 @@ impl Cluster {
             targets: RefCell::default(),
             summary: RefCell::default(),
             over: Cell::new(false),
-            has_trims: Cell::new(false),
             producers: Cell::new(0),
             quiet: world.chance(0.3),
             violation: RefCell::default(),
@@ -102,7 +99,6 @@ impl Cluster {
         self.go_on(world, ms(60_000), || self.nodes.iter().all(|node| node.serves()))?;
         expect(self.nodes.iter().all(|node| node.serves()), || "the cluster does not come about".to_owned())?;
         let trims = world.chance(0.4);
-        self.has_trims.set(trims);
         for number in 0..world.number(1..=2) {
             let retention = trims.then(|| ("retention.bytes", (48 << 10).to_string()));
             let partitions = world.number(1..=2) as i32;

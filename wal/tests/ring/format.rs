@@ -22,8 +22,8 @@ fn encoded(group: GroupId, hard_state: HardState, body: &RingBody) -> Vec<u8> {
         }
         RingBody::Removed => Record::Removed,
         RingBody::Restart { index, term } => Record::Restart { index: *index, term: *term },
-        RingBody::RestartAt { index, term, offset, conf_state } => {
-            Record::RestartAt { index: *index, term: *term, offset: *offset, conf_state }
+        RingBody::RestartAt { index, term, offset, conf_state, blob } => {
+            Record::RestartAt { index: *index, term: *term, offset: *offset, conf_state, blob }
         }
     };
     let mut bytes = vec![0xff; record.bytes()];

@@ -100,8 +100,9 @@ pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
         2 => RingBody::Removed,
         7 => RingBody::Restart { index: rng.u64(..), term: rng.u64(..) },
         8 => {
-            let conf_state = (0..rng.usize(..50)).map(|_| rng.u8(..)).collect();
-            RingBody::RestartAt { index: rng.u64(..), term: rng.u64(..), offset: rng.u64(..), conf_state }
+            let mut bytes = || -> Bytes { (0..rng.usize(..50)).map(|_| rng.u8(..)).collect() };
+            let (conf_state, blob) = (bytes(), bytes());
+            RingBody::RestartAt { index: rng.u64(..), term: rng.u64(..), offset: rng.u64(..), conf_state, blob }
         }
         kind => {
             let bytes = |len: usize, rng: &mut fastrand::Rng| -> Bytes { (0..len).map(|_| rng.u8(..)).collect() };
@@ -137,9 +138,9 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
         }
         RingBody::Removed => journal.remove_group(group)?,
         RingBody::Restart { index, term } => journal.restart(group, hard_state, *index, *term)?.pos,
-        RingBody::RestartAt { index, term, offset, conf_state } => {
+        RingBody::RestartAt { index, term, offset, conf_state, blob } => {
             let at = LogMark { index: *index, term: *term, offset: *offset };
-            journal.restart_at(group, hard_state, at, conf_state)?.pos
+            journal.restart_at(group, hard_state, at, conf_state, blob)?.pos
         }
     };
     journal.check();
