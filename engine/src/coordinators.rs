@@ -4,6 +4,9 @@
 //!
 //! A coordinator begins at the first request for its partition: it replays the log. Requests wait for that, at most
 //! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
+//!
+//! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
+//! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged.
 
 use crate::{
     clock,
@@ -82,6 +85,10 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
     let Some(seat) = seat(&core, group) else { return refused };
     // A load takes milliseconds as a rule; some clients take COORDINATOR_LOAD_IN_PROGRESS hard.
     race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
+    if is_read && seat.partition.still_leading(&core).await.is_err() {
+        return refused;
+    }
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
     answer.await.unwrap_or(refused)
