@@ -8,6 +8,8 @@
 //! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
 //! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged.
 
+#[cfg(test)]
+use crate::sim::{self, Bug};
 use crate::{
     clock,
     config::Config,
@@ -156,7 +158,10 @@ impl Seat {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
-        let committed = self.partition.append(core, batch, &info, clock::wall_ms(), Acks::All)?;
+        let acks = Acks::All;
+        #[cfg(test)]
+        let acks = if sim::planted(Bug::CommitAcknowledgedTooEarly) { Acks::Leader } else { acks };
+        let committed = self.partition.append(core, batch, &info, clock::wall_ms(), acks)?;
         self.appends.borrow_mut().push_back((id, committed));
         self.appended.notify();
         Ok(())

@@ -113,13 +113,30 @@ impl Cluster {
             let create = self.clone().create_topic(format!("topic-{number}"), partitions, settings);
             world.spawn(OUTSIDE, create);
         }
+        let groups: Vec<String> = (0..world.number(..=1)).map(|number| format!("group-{number}")).collect();
+        for group in &groups {
+            self.begin_group(world, group, world.number(1..=3));
+        }
         self.go_on(world, ms(8_000), || !self.targets.borrow().is_empty() && self.ledger.borrow().acked() > 0)?;
         world.spawn(OUTSIDE, self.clone().trouble());
         world.spawn(OUTSIDE, self.clone().watch());
         self.go_on(world, FAULTS, || false)?;
         self.heal(world)?;
         self.check_logs()?;
-        self.count_up();
+        for group in &groups {
+            self.check_offsets(group)?;
+        }
+        self.count_up(&groups);
+        // Coordinators that have nothing but the log know the same.
+        if !groups.is_empty() {
+            for node in &self.nodes {
+                node.kill(world);
+            }
+            self.heal(world)?;
+            for group in &groups {
+                self.check_offsets(group)?;
+            }
+        }
         Ok(self.summary.borrow().clone())
     }
 
@@ -247,7 +264,7 @@ impl Cluster {
                 }
                 world.after(away, || exec::world().net.heal());
             }
-            84..94 => {
+            84..90 => {
                 self.summary.borrow_mut().disks_ailed += 1;
                 let ailment = match world.place(3) {
                     0 => Ailment { slow: ms(30), ..Ailment::default() },
@@ -392,7 +409,7 @@ impl Cluster {
         let until = world.time() + HEALING;
         loop {
             for node in &self.nodes {
-                if node.has_failed() {
+                if node.has_failed() || node.stopping.get() {
                     node.kill(world);
                 }
                 if node.down.get() {
@@ -421,13 +438,21 @@ impl Cluster {
         }
     }
 
-    fn count_up(&self) {
+    fn count_up(&self, groups: &[String]) {
         let mut summary = self.summary.borrow_mut();
         let mut ledger = self.ledger.borrow_mut();
         summary.acked = ledger.acked() as u64;
         summary.seen = ledger.seen() as u64;
         for group in ledger.groups() {
             summary.epochs += ledger.of(group).epochs();
+        }
+        summary.groups = groups.len() as u64;
+        for group in groups {
+            let history = ledger.of_members(group);
+            summary.generations += history.generations();
+            summary.commits += history.counted();
+            summary.commits_refused += history.refused();
+            summary.offsets_fetched += history.fetched();
         }
         for core in self.nodes.iter().filter_map(|node| node.core()) {
             summary.snapshots += core.metrics.replication_snapshots_total.get();

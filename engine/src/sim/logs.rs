@@ -22,7 +22,7 @@ impl Cluster {
     pub(super) fn check_logs(self: &Rc<Self>) -> Result<(), Violation> {
         let world = exec::world();
         let targets = self.targets.borrow().clone();
-        for target in &targets {
+        for target in targets.iter().filter(|target| target.is_for_clients) {
             let mut logs: Vec<(i32, u64, Records)> = Vec::new();
             for (node, partition) in self.holders(target).collect::<Vec<_>>() {
                 let read = Rc::new(RefCell::new(None));

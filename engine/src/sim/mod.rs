@@ -7,7 +7,9 @@
 //! | `net` | connections between brokers: late, stalled, broken |
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
+//! | `clients_group` | members of consumer groups |
 //! | `ledger` | what clients know, and what must hold of it |
+//! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
 //!
@@ -17,10 +19,12 @@
 
 mod allocations;
 mod clients;
+mod clients_group;
 mod cluster;
 mod counts;
 mod exec;
 mod ledger;
+mod ledger_commits;
 mod logs;
 mod net;
 mod node;
@@ -41,6 +45,8 @@ pub(crate) enum Bug {
     QuietGroupSleepsOn,
     /// What idempotent producers wrote is remembered although it was truncated.
     ProducersKeptOnTruncation,
+    /// A commit of offsets is acknowledged before it is committed.
+    CommitAcknowledgedTooEarly,
     /// In `wal`.
     RingRecycledTooEarly,
     /// In `wal`.

@@ -2,6 +2,7 @@
 
 use super::{
     allocations,
+    clients_group::SESSION,
     exec::{self, ProcessId, World},
 };
 use crate::{
@@ -73,6 +74,8 @@ pub(super) struct Node {
     serving: Cell<bool>,
     /// It does not run, or is on its way out.
     pub(super) down: Cell<bool>,
+    /// It is on its way out.
+    pub(super) stopping: Cell<bool>,
     /// Why it could not start.
     pub(super) refused: RefCell<Option<String>>,
     ring_bytes: u64,
@@ -94,6 +97,7 @@ impl Node {
             core: RefCell::default(),
             serving: Cell::new(false),
             down: Cell::new(true),
+            stopping: Cell::new(false),
             refused: RefCell::default(),
             ring_bytes,
         })
@@ -126,6 +130,9 @@ impl Node {
         config.log_index_interval_bytes = 4 << 10;
         config.log_retention_check_interval_ms = 1_500;
         config.leader_imbalance_check_interval_seconds = 3;
+        config.offsets_topic_num_partitions = 2;
+        config.group_min_session_timeout_ms = SESSION.as_millis() as i32;
+        config.group_initial_rebalance_delay_ms = 200;
         config
     }
 
@@ -225,6 +232,7 @@ impl Node {
     fn end(&self, world: &World, silently: bool) {
         self.down.set(true);
         self.serving.set(false);
+        self.stopping.set(false);
         self.disk.borrow().stop();
         world.net.end(world, self.id, silently);
         let core = self.core.take();
@@ -255,6 +263,7 @@ impl Node {
     /// Stops as on SIGTERM; then the process is down.
     pub(super) fn stop(self: &Rc<Self>, world: &World) {
         let Some(core) = self.core().filter(|_| self.serves()) else { return self.kill(world) };
+        self.stopping.set(true);
         let node = self.clone();
         world.spawn(self.process, async move {
             broker::begin_stop(&core).await;
