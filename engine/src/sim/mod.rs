@@ -12,6 +12,7 @@
 //! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
+//! | `fenced` | what a broker that was cut off may still answer |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -23,6 +24,7 @@ mod clients_group;
 mod cluster;
 mod counts;
 mod exec;
+mod fenced;
 mod ledger;
 mod ledger_commits;
 mod logs;
