@@ -106,6 +106,9 @@ impl Cluster {
     }
 
     fn history(&self, target: &Target, what: impl FnOnce(&mut History) -> Result<(), Violation>) {
+        if self.is_lost(target) {
+            return;
+        }
         if let Err(Violation(why)) = what(self.ledger.borrow_mut().of(target.group)) {
             self.violated(format!("{}-{}: {why}", target.topic, target.partition));
         }
@@ -132,6 +135,7 @@ impl Cluster {
         self: Rc<Self>,
         name: String,
         partitions: i32,
+        replicas: i16,
         settings: Vec<(&'static str, String)>,
     ) {
         while !self.over.get() {
@@ -141,7 +145,7 @@ impl Cluster {
             let topic = CreatableTopic::default()
                 .with_name(TopicName(text(&name)))
                 .with_num_partitions(partitions)
-                .with_replication_factor(3)
+                .with_replication_factor(replicas)
                 .with_configs(settings.iter().map(config).collect());
             let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
             let answer = ask(&self.any_node(), Request::CreateTopics(request), 7).await;
@@ -165,6 +169,7 @@ impl Cluster {
             rt::sleep(Duration::from_millis(100)).await;
         };
         self.summary.borrow_mut().topics += 1;
+        self.creating.set(self.creating.get() - 1);
         let world = exec::world();
         for target in self.add_targets(&name, groups, true) {
             for _ in 0..world.number(1..=2) {
@@ -246,7 +251,9 @@ impl Cluster {
                 match errors::check(partition.error_code) {
                     Ok(()) => return Done::Stored(partition.base_offset as u64),
                     // What acks=1 was told may be lost with its leader; then what follows does not fit.
-                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.has_trims.get() => {
+                    Err(ErrorCode::OutOfOrderSequenceNumber)
+                        if acks == 1 || self.has_trims.get() || self.is_lost(target) =>
+                    {
                         return Done::GivenUp;
                     }
                     Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
