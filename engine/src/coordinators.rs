@@ -4,7 +4,12 @@
 //!
 //! A coordinator begins at the first request for its partition: it replays the log. Requests wait for that, at most
 //! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
+//!
+//! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
+//! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged.
 
+#[cfg(test)]
+use crate::sim::{self, Bug};
 use crate::{
     clock,
     config::Config,
@@ -82,6 +87,10 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
     let Some(seat) = seat(&core, group) else { return refused };
     // A load takes milliseconds as a rule; some clients take COORDINATOR_LOAD_IN_PROGRESS hard.
     race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
+    if is_read && seat.partition.still_leading(&core).await.is_err() {
+        return refused;
+    }
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
     answer.await.unwrap_or(refused)
@@ -149,7 +158,10 @@ impl Seat {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
-        let committed = self.partition.append(core, batch, &info, clock::wall_ms(), Acks::All)?;
+        let acks = Acks::All;
+        #[cfg(test)]
+        let acks = if sim::planted(Bug::CommitAcknowledgedTooEarly) { Acks::Leader } else { acks };
+        let committed = self.partition.append(core, batch, &info, clock::wall_ms(), acks)?;
         self.appends.borrow_mut().push_back((id, committed));
         self.appended.notify();
         Ok(())

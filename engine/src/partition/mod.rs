@@ -83,12 +83,34 @@ struct Waiting {
     promise: Promise<Result<Appended, ErrorCode>>,
 }
 
-/// A refusal that holds only if this replica still leads.
+/// What holds only if this replica still leads.
 struct Unsure {
     /// By which the group was asked.
     token: u64,
-    code: ErrorCode,
-    promise: Promise<Result<Appended, ErrorCode>>,
+    what: IfLeading,
+}
+
+enum IfLeading {
+    /// An append is refused so.
+    Refusal(ErrorCode, Promise<Result<Appended, ErrorCode>>),
+    /// Somebody reads what follows from the log.
+    Read(Promise<Result<(), ErrorCode>>),
+}
+
+impl IfLeading {
+    fn confirm(self) {
+        match self {
+            Self::Refusal(code, promise) => promise.keep(Err(code)),
+            Self::Read(promise) => promise.keep(Ok(())),
+        }
+    }
+
+    fn deny(self, code: ErrorCode) {
+        match self {
+            Self::Refusal(_, promise) => promise.keep(Err(code)),
+            Self::Read(promise) => promise.keep(Err(code)),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -105,7 +127,7 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Appends that wait for this leader's disk, in log order.
     waiting_here: VecDeque<Waiting>,
-    /// Refusals that hold only if this replica still leads, in the order of their tokens.
+    /// What holds only if this replica still leads, in the order of its tokens.
     unsure: VecDeque<Unsure>,
     /// The last such token.
     asked: u64,
@@ -381,15 +403,29 @@ impl Partition {
     /// have missed what the producer has written elsewhere, and producers give up on such an answer.
     fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, code: ErrorCode) -> Committed {
         let (promise, answer) = promise();
+        self.make_sure(core, IfLeading::Refusal(code, promise));
+        answer
+    }
+
+    /// Told once a quorum has said, after this was called, that this replica still leads: then it has all that was committed before.
+    pub async fn still_leading(self: &Rc<Self>, core: &Rc<Core>) -> Result<(), ErrorCode> {
+        if !self.leads() {
+            return Err(self.why_not_led_here(core));
+        }
+        let (promise, answer) = promise();
+        self.make_sure(core, IfLeading::Read(promise));
+        answer.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower))
+    }
+
+    fn make_sure(self: &Rc<Self>, core: &Rc<Core>, what: IfLeading) {
         let mut state = self.state.borrow_mut();
         state.asked += 1;
         let token = state.asked;
-        state.unsure.push_back(Unsure { token, code, promise });
+        state.unsure.push_back(Unsure { token, what });
         drop(state);
         self.replica.with(|raft| raft.read_index(token));
         self.stir(core);
         replica::stage(core, &**self);
-        answer
     }
 
     /// Moves the log's start, by an entry like any other, so that every replica does the same.
@@ -475,7 +511,7 @@ impl State {
             waiting.promise.keep(Err(code));
         }
         for unsure in self.unsure.drain(..) {
-            unsure.promise.keep(Err(code));
+            unsure.what.deny(code);
         }
     }
 }
@@ -597,7 +633,7 @@ impl Replicated for Partition {
         // A quorum that has answered one has answered all before it.
         let sure = reads.iter().map(|read| read.token).max().unwrap_or(0);
         while let Some(unsure) = state.unsure.pop_front_if(|unsure| unsure.token <= sure) {
-            unsure.promise.keep(Err(unsure.code));
+            unsure.what.confirm();
         }
     }
 

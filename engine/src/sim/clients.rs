@@ -40,12 +40,22 @@ const PATIENCE: std::ops::Range<Duration> = Duration::from_millis(300)..Duration
 /// Of answers that a node gives, so many are lost on the way.
 const LOST: f64 = 0.02;
 
-fn text(text: &str) -> StrBytes {
+pub(super) fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
 /// Asks a node, as a client does; `None` if no answer comes.
 async fn ask(node: &Rc<Node>, request: Request, version: i16) -> Option<Response> {
+    let patience = exec::world().draw(PATIENCE);
+    ask_within(node, request, version, patience).await
+}
+
+pub(super) async fn ask_within(
+    node: &Rc<Node>,
+    request: Request,
+    version: i16,
+    patience: Duration,
+) -> Option<Response> {
     let world = exec::world();
     rt::sleep(world.draw(Duration::from_micros(20)..Duration::from_millis(1))).await;
     let core = node.core().filter(|_| node.serves())?;
@@ -59,7 +69,6 @@ async fn ask(node: &Rc<Node>, request: Request, version: i16) -> Option<Response
             answered.keep(response);
         }
     });
-    let patience = world.draw(PATIENCE);
     let response = match race(answer, rt::sleep(patience)).await {
         Either::First(response) => response?,
         Either::Second(()) => return None,
@@ -73,6 +82,8 @@ pub(super) struct Target {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) group: GroupId,
+    /// Its records are those of producers here.
+    pub(super) is_for_clients: bool,
 }
 
 impl Cluster {
@@ -89,15 +100,34 @@ impl Cluster {
         Some(leader.filter(|_| !world.chance(0.05)).unwrap_or_else(|| any(&world)).clone())
     }
 
-    fn any_node(&self) -> Rc<Node> {
+    pub(super) fn any_node(&self) -> Rc<Node> {
         let at = exec::world().place(self.nodes.len());
         self.nodes[at].clone()
     }
 
     fn history(&self, target: &Target, what: impl FnOnce(&mut History) -> Result<(), Violation>) {
+        if self.is_lost(target) {
+            return;
+        }
         if let Err(Violation(why)) = what(self.ledger.borrow_mut().of(target.group)) {
             self.violated(format!("{}-{}: {why}", target.topic, target.partition));
         }
+    }
+
+    /// The partitions of a topic, if some node knows it.
+    pub(super) fn partitions_of(&self, topic: &str) -> Option<Vec<GroupId>> {
+        self.nodes.iter().filter_map(|node| node.core()).find_map(|core: Rc<Core>| {
+            core.view(|view| Some(view.topic(topic)?.partitions.iter().map(|part| GroupId(part.group)).collect()))
+        })
+    }
+
+    /// From now on, what must hold of partitions is checked of these.
+    pub(super) fn add_targets(&self, topic: &str, groups: Vec<GroupId>, is_for_clients: bool) -> Vec<Target> {
+        let target =
+            |(partition, group)| Target { topic: topic.to_owned(), partition: partition as i32, group, is_for_clients };
+        let new: Vec<Target> = groups.into_iter().enumerate().map(target).collect();
+        self.targets.borrow_mut().extend(new.iter().cloned());
+        new
     }
 
     /// Creates a topic and has clients use it.
@@ -105,6 +135,7 @@ impl Cluster {
         self: Rc<Self>,
         name: String,
         partitions: i32,
+        replicas: i16,
         settings: Vec<(&'static str, String)>,
     ) {
         while !self.over.get() {
@@ -114,7 +145,7 @@ impl Cluster {
             let topic = CreatableTopic::default()
                 .with_name(TopicName(text(&name)))
                 .with_num_partitions(partitions)
-                .with_replication_factor(3)
+                .with_replication_factor(replicas)
                 .with_configs(settings.iter().map(config).collect());
             let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
             let answer = ask(&self.any_node(), Request::CreateTopics(request), 7).await;
@@ -132,19 +163,15 @@ impl Cluster {
             if self.over.get() {
                 return;
             }
-            let known = self.nodes.iter().filter_map(|node| node.core()).find_map(|core: Rc<Core>| {
-                core.view(|view| Some(view.topic(&name)?.partitions.iter().map(|part| GroupId(part.group)).collect()))
-            });
-            if let Some(groups) = known {
+            if let Some(groups) = self.partitions_of(&name) {
                 break groups;
             }
             rt::sleep(Duration::from_millis(100)).await;
         };
         self.summary.borrow_mut().topics += 1;
+        self.creating.set(self.creating.get() - 1);
         let world = exec::world();
-        for (partition, group) in groups.into_iter().enumerate() {
-            let target = Target { topic: name.clone(), partition: partition as i32, group };
-            self.targets.borrow_mut().push(target.clone());
+        for target in self.add_targets(&name, groups, true) {
             for _ in 0..world.number(1..=2) {
                 world.spawn(OUTSIDE, self.clone().produce(target.clone()));
             }
@@ -224,7 +251,7 @@ impl Cluster {
                 match errors::check(partition.error_code) {
                     Ok(()) => return Done::Stored(partition.base_offset as u64),
                     // What acks=1 was told may be lost with its leader; then what follows does not fit.
-                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 => {
+                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.is_lost(target) => {
                         return Done::GivenUp;
                     }
                     Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
@@ -248,28 +275,29 @@ impl Cluster {
         let world = exec::world();
         let mut at = 0;
         while !self.over.get() {
-            if let Some(node) = self.leader_of(&target) {
-                let partitions = vec![FetchPartition::of_consumer(target.partition, at as i64, 8 << 10)];
-                let topics = vec![FetchTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
-                let wait = world.number(0..400) as i32;
-                let request = FetchRequest::of_consumer(wait, 1, 8 << 10, topics);
-                if let Some(Response::Fetch(response)) = ask(&node, Request::Fetch(request), 11).await
-                    && let Some(partition) = response.topics.first().map(|topic| &topic.partitions[0])
-                {
-                    match errors::check(partition.error_code) {
-                        Ok(()) => at = self.read_all(&target, at, &partition.records),
-                        Err(ErrorCode::OffsetOutOfRange) => at = partition.log_start_offset.max(0) as u64,
-                        Err(_) => {}
-                    }
-                    if partition.error_code != 0 && partition.log_start_offset < 0 {
-                        at = self.start_of(&target).unwrap_or(at);
-                    }
-                }
-            }
+            at = self.read_from(&target, at, world.draw(Duration::ZERO..Duration::from_millis(400))).await;
             if world.chance(0.05) {
                 at = world.number(..=at).max(self.start_of(&target).unwrap_or(0));
             }
             rt::sleep(world.draw(Duration::from_millis(5)..Duration::from_millis(200))).await;
+        }
+    }
+
+    /// Fetches, and returns where to go on.
+    pub(super) async fn read_from(&self, target: &Target, from: u64, wait: Duration) -> u64 {
+        let Some(node) = self.leader_of(target) else { return from };
+        let partitions = vec![FetchPartition::of_consumer(target.partition, from as i64, 8 << 10)];
+        let topics = vec![FetchTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+        let request = FetchRequest::of_consumer(wait.as_millis() as i32, 1, 8 << 10, topics);
+        let Some(Response::Fetch(response)) = ask(&node, Request::Fetch(request), 11).await else { return from };
+        let Some(partition) = response.topics.first().map(|topic| &topic.partitions[0]) else { return from };
+        match errors::check(partition.error_code) {
+            Ok(()) => self.read_all(target, from, &partition.records),
+            Err(ErrorCode::OffsetOutOfRange) => match u64::try_from(partition.log_start_offset) {
+                Ok(start) => start,
+                Err(_) => self.start_of(target).unwrap_or(from),
+            },
+            Err(_) => from,
         }
     }
 

@@ -47,9 +47,9 @@ const ROUND: u64 = 16;
 const UNTIL_AT_REST: Duration = Duration::from_secs(30);
 
 /// Brokers that have nothing to do.
-struct Calm {
-    world: Rc<World>,
-    nodes: Vec<Rc<Node>>,
+pub(super) struct Calm {
+    pub(super) world: Rc<World>,
+    pub(super) nodes: Vec<Rc<Node>>,
     _running: Running,
 }
 
@@ -68,7 +68,7 @@ const ONE_RING_WRITE: Cost = Cost { ring_writes: 1, ring_syncs: 1, ..NOTHING };
 
 impl Calm {
     /// Brokers at rest, with a topic that all of them hold.
-    fn new(seed: u64, brokers: i32) -> Self {
+    pub(super) fn new(seed: u64, brokers: i32) -> Self {
         let running = Running::begin(seed, None);
         let world = exec::world();
         let founding = Founding::of((1..=brokers).collect());
@@ -100,7 +100,7 @@ impl Calm {
     }
 
     /// Lets virtual time pass.
-    fn pass(&self, time: Duration) {
+    pub(super) fn pass(&self, time: Duration) {
         let end = self.world.time() + time;
         while self.world.step(end).is_some() {}
     }
@@ -120,7 +120,7 @@ impl Calm {
         answers
     }
 
-    fn ask(&self, node: &Node, requests: Vec<(Request, i16)>) -> Vec<Response> {
+    pub(super) fn ask(&self, node: &Node, requests: Vec<(Request, i16)>) -> Vec<Response> {
         let answers = self.start(node, requests);
         self.until(|| answers.borrow().is_some());
         answers.take().expect("they have come")

@@ -7,6 +7,7 @@
 //! | consumer | what was read at an offset is what everybody reads there, ever |
 //! | any | while a leader serves, its high watermark is not below that of any leader before it |
 
+use super::ledger_commits::GroupHistory;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use wal::record::GroupId;
 
@@ -56,11 +57,17 @@ pub(super) struct History {
 #[derive(Default)]
 pub(super) struct Ledger {
     histories: BTreeMap<GroupId, History>,
+    members: BTreeMap<String, GroupHistory>,
 }
 
 impl Ledger {
     pub(super) fn of(&mut self, group: GroupId) -> &mut History {
         self.histories.entry(group).or_default()
+    }
+
+    /// What the members of a consumer group know.
+    pub(super) fn of_members(&mut self, group: &str) -> &mut GroupHistory {
+        self.members.entry(group.to_owned()).or_default()
     }
 
     pub(super) fn groups(&self) -> Vec<GroupId> {

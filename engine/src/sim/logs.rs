@@ -21,8 +21,8 @@ impl Cluster {
     /// Every replica has the same log, and it is the one that clients know.
     pub(super) fn check_logs(self: &Rc<Self>) -> Result<(), Violation> {
         let world = exec::world();
-        let targets = self.targets.borrow().clone();
-        for target in &targets {
+        let targets = self.kept_targets();
+        for target in targets.iter().filter(|target| target.is_for_clients) {
             let mut logs: Vec<(i32, u64, Records)> = Vec::new();
             for (node, partition) in self.holders(target).collect::<Vec<_>>() {
                 let read = Rc::new(RefCell::new(None));

@@ -7,9 +7,12 @@
 //! | `net` | connections between brokers: late, stalled, broken |
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
+//! | `clients_group` | members of consumer groups |
 //! | `ledger` | what clients know, and what must hold of it |
+//! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
+//! | `fenced` | what a broker that was cut off may still answer |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -17,10 +20,13 @@
 
 mod allocations;
 mod clients;
+mod clients_group;
 mod cluster;
 mod counts;
 mod exec;
+mod fenced;
 mod ledger;
+mod ledger_commits;
 mod logs;
 mod net;
 mod node;
@@ -41,6 +47,8 @@ pub(crate) enum Bug {
     QuietGroupSleepsOn,
     /// What idempotent producers wrote is remembered although it was truncated.
     ProducersKeptOnTruncation,
+    /// A commit of offsets is acknowledged before it is committed.
+    CommitAcknowledgedTooEarly,
     /// In `wal`.
     RingRecycledTooEarly,
     /// In `wal`.

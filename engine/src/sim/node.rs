@@ -2,6 +2,7 @@
 
 use super::{
     allocations,
+    clients_group::SESSION,
     exec::{self, ProcessId, World},
 };
 use crate::{
@@ -71,10 +72,10 @@ pub(super) struct Node {
     ailment: Rc<Cell<Ailment>>,
     core: RefCell<Option<Rc<Core>>>,
     serving: Cell<bool>,
-    /// It was asked to stop, and is not down yet.
-    pub(super) stopping: Cell<bool>,
     /// It does not run, or is on its way out.
     pub(super) down: Cell<bool>,
+    /// It was asked to stop, and is not down yet.
+    pub(super) stopping: Cell<bool>,
     /// Why it could not start.
     pub(super) refused: RefCell<Option<String>>,
     ring_bytes: u64,
@@ -95,8 +96,8 @@ impl Node {
             ailment: Rc::default(),
             core: RefCell::default(),
             serving: Cell::new(false),
-            stopping: Cell::new(false),
             down: Cell::new(true),
+            stopping: Cell::new(false),
             refused: RefCell::default(),
             ring_bytes,
         })
@@ -129,6 +130,9 @@ impl Node {
         config.log_index_interval_bytes = 4 << 10;
         config.log_retention_check_interval_ms = 1_500;
         config.leader_imbalance_check_interval_seconds = 3;
+        config.offsets_topic_num_partitions = 2;
+        config.group_min_session_timeout_ms = SESSION.as_millis() as i32;
+        config.group_initial_rebalance_delay_ms = 200;
         config
     }
 

@@ -1,0 +1,433 @@
+//! Members of consumer groups: they join, read what they are assigned, commit, crash, linger and leave.
+//!
+//! As the consumer of Kafka's Java client does, but for one thing: who has not heard of its group for long still commits, which nobody may
+//! acknowledge once there is a later generation.
+
+use super::{
+    clients::{Target, ask_within, text},
+    cluster::Cluster,
+    exec::{self, OUTSIDE, World},
+    ledger::Violation,
+    ledger_commits::{CommitId, GroupHistory, Place},
+    node::Node,
+};
+use crate::{kafka::OFFSETS_TOPIC, rt};
+use bytes::Bytes;
+use net::{
+    StrBytes,
+    errors::{self, ErrorCode},
+    messages::{
+        FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
+        OffsetFetchRequest, SyncGroupRequest, TopicName,
+        join_group_request::JoinGroupRequestProtocol,
+        join_group_response::JoinGroupResponseMember,
+        leave_group_request::MemberIdentity,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
+        sync_group_request::SyncGroupRequestAssignment,
+    },
+    request::Request,
+    response::Response,
+};
+use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
+
+/// A member that is silent for so long is taken out of its group.
+pub(super) const SESSION: Duration = Duration::from_millis(1_500);
+/// Members join again within this time.
+const REBALANCE: Duration = Duration::from_millis(2_000);
+/// JoinGroup waits for others.
+const JOIN_PATIENCE: Range<Duration> = Duration::from_secs(2)..Duration::from_secs(6);
+/// Some who get no answer look for another coordinator soon, some late.
+const PATIENCE: [Range<Duration>; 2] =
+    [Duration::from_millis(100)..Duration::from_millis(400), Duration::from_millis(400)..Duration::from_secs(4)];
+/// How long it may take at the end until all offsets are fetched.
+const FETCHING: Duration = Duration::from_secs(20);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn place(target: &Target) -> Place {
+    (target.topic.clone(), target.partition)
+}
+
+/// Why a member can't go on as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Halt {
+    /// It has to join again.
+    Rejoin,
+    /// As a new member.
+    Anew,
+    /// The coordinator is elsewhere, or does not answer.
+    Lost,
+    /// It is to try again.
+    NotNow,
+}
+
+impl Halt {
+    fn of(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::RebalanceInProgress | ErrorCode::IllegalGeneration => Self::Rejoin,
+            ErrorCode::UnknownMemberId => Self::Anew,
+            ErrorCode::NotCoordinator | ErrorCode::CoordinatorNotAvailable => Self::Lost,
+            _ => Self::NotNow,
+        }
+    }
+}
+
+/// Whether a commit that is answered so will never count.
+fn is_refusal(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::IllegalGeneration
+            | ErrorCode::UnknownMemberId
+            | ErrorCode::RebalanceInProgress
+            | ErrorCode::GroupIdNotFound
+            | ErrorCode::CoordinatorLoadInProgress
+    )
+}
+
+/// One that wants to belong to a group.
+struct Member {
+    cluster: Rc<Cluster>,
+    world: Rc<World>,
+    group: String,
+    coordinator: Option<Rc<Node>>,
+    /// Empty until it is given one.
+    id: StrBytes,
+    generation: i32,
+    /// Who is to be assigned something, if that is for this one to say.
+    others: Vec<StrBytes>,
+    /// What it has, and where it reads there.
+    assigned: Vec<(Target, u64)>,
+}
+
+impl Cluster {
+    /// Has members share the topics.
+    pub(super) fn begin_group(self: &Rc<Self>, world: &World, group: &str, members: u64) {
+        for _ in 0..members {
+            world.spawn(OUTSIDE, self.clone().belong(group.to_owned()));
+        }
+        world.spawn(OUTSIDE, self.clone().await_offsets_topic());
+        world.spawn(OUTSIDE, self.clone().watch_offsets(group.to_owned()));
+    }
+
+    /// What holds of partitions holds of those of the group coordinators' topic too.
+    async fn await_offsets_topic(self: Rc<Self>) {
+        while !self.over.get() {
+            if let Some(groups) = self.partitions_of(OFFSETS_TOPIC) {
+                self.add_targets(OFFSETS_TOPIC, groups, false);
+                return;
+            }
+            rt::sleep(ms(100)).await;
+        }
+    }
+
+    fn of_group(&self, group: &str, what: impl FnOnce(&mut GroupHistory) -> Result<(), Violation>) {
+        if let Err(Violation(why)) = what(self.ledger.borrow_mut().of_members(group)) {
+            self.violated(format!("{group}: {why}"));
+        }
+    }
+
+    fn shared_targets(&self) -> Vec<Target> {
+        self.targets.borrow().iter().filter(|target| target.is_for_clients).cloned().collect()
+    }
+
+    async fn belong(self: Rc<Self>, group: String) {
+        let world = exec::world();
+        while !self.over.get() {
+            Member::new(&self, &group).live().await;
+            rt::sleep(world.draw(ms(10)..ms(4_000))).await;
+        }
+    }
+
+    /// A tool that shows how far a group has come, and keeps to the coordinator that it knows.
+    async fn watch_offsets(self: Rc<Self>, group: String) {
+        let world = exec::world();
+        let mut tool = Member::new(&self, &group);
+        while !self.over.get() {
+            tool.assigned = self.shared_targets().into_iter().map(|target| (target, 0)).collect();
+            if world.chance(0.1) {
+                tool.coordinator = Some(self.any_node());
+            }
+            if tool.fetch_offsets().await.is_err_and(|halt| halt == Halt::Lost && world.chance(0.5)) {
+                tool.coordinator = None;
+            }
+            let pause = if self.quiet { ms(300)..ms(3_000) } else { ms(20)..ms(600) };
+            rt::sleep(world.draw(pause)).await;
+        }
+    }
+
+    /// The offsets at the end are those of the last commits.
+    pub(super) fn check_offsets(self: &Rc<Self>, group: &str) -> Result<(), Violation> {
+        let world = exec::world();
+        let done = Rc::new(Cell::new(false));
+        let mut tool = Member::new(self, group);
+        tool.assigned = self.shared_targets().into_iter().map(|target| (target, 0)).collect();
+        let ended = done.clone();
+        world.spawn(OUTSIDE, async move {
+            while tool.fetch_offsets().await.is_err() {
+                tool.coordinator = None;
+                rt::sleep(ms(50)).await;
+            }
+            ended.set(true);
+        });
+        self.go_on(&world, FETCHING, || done.get())?;
+        super::ledger::expect(done.get(), || format!("the offsets of {group} can't be fetched"))
+    }
+}
+
+impl Member {
+    fn new(cluster: &Rc<Cluster>, group: &str) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            world: exec::world(),
+            group: group.to_owned(),
+            coordinator: None,
+            id: StrBytes::new(),
+            generation: -1,
+            others: Vec::new(),
+            assigned: Vec::new(),
+        }
+    }
+
+    /// Until it crashes, or leaves.
+    async fn live(&mut self) {
+        while !self.cluster.over.get() {
+            let Err(halt) = self.take_part().await else { return };
+            match halt {
+                Halt::Rejoin => {}
+                Halt::Anew => self.id = StrBytes::new(),
+                Halt::Lost => self.coordinator = None,
+                Halt::NotNow => {}
+            }
+            rt::sleep(self.world.draw(ms(5)..ms(200))).await;
+        }
+    }
+
+    async fn take_part(&mut self) -> Result<(), Halt> {
+        self.join().await?;
+        self.sync().await?;
+        self.fetch_offsets().await?;
+        loop {
+            let pause = if self.cluster.quiet { ms(300)..ms(700) } else { ms(20)..ms(250) };
+            rt::sleep(self.world.draw(pause)).await;
+            if self.cluster.over.get() {
+                return Ok(());
+            }
+            match self.world.number(..1_000) {
+                // It crashes.
+                0..10 => return Ok(()),
+                10..20 => {
+                    self.leave().await;
+                    return Ok(());
+                }
+                20..35 => {
+                    // Its records take it long.
+                    rt::sleep(self.world.draw(ms(500)..ms(5_000))).await;
+                    self.commit().await?;
+                }
+                _ => {}
+            }
+            self.read().await;
+            if self.world.chance(if self.cluster.quiet { 0.2 } else { 0.6 }) {
+                self.commit().await?;
+            }
+            match self.heartbeat().await {
+                Err(Halt::Rejoin) => {
+                    // What it has read, while it may still say so.
+                    let _ = self.commit().await;
+                    return Err(Halt::Rejoin);
+                }
+                // A coordinator elsewhere knows it too.
+                Err(Halt::Lost) => self.coordinator = None,
+                Err(Halt::NotNow) => {}
+                other => other?,
+            }
+        }
+    }
+
+    async fn ask(&mut self, request: impl Into<Request>, version: i16, patience: Duration) -> Result<Response, Halt> {
+        if self.coordinator.is_none() {
+            self.coordinator = Some(self.find_coordinator().await.ok_or(Halt::Lost)?);
+        }
+        let coordinator = self.coordinator.clone().expect("it was found");
+        ask_within(&coordinator, request.into(), version, patience).await.ok_or(Halt::Lost)
+    }
+
+    fn patience(&self) -> Duration {
+        self.world.draw(PATIENCE[self.world.place(2)].clone())
+    }
+
+    async fn find_coordinator(&self) -> Option<Rc<Node>> {
+        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(&self.group)]);
+        let patience = self.patience();
+        let answer = ask_within(&self.cluster.any_node(), request.into(), 4, patience).await?;
+        let Response::FindCoordinator(response) = answer else { return None };
+        let found = &response.coordinators[0];
+        let mut nodes = self.cluster.nodes.iter();
+        nodes.find(|node| found.error_code == 0 && node.id == found.node_id.0).cloned()
+    }
+
+    async fn join(&mut self) -> Result<(), Halt> {
+        let request = JoinGroupRequest::default()
+            .with_group_id(GroupId(text(&self.group)))
+            .with_session_timeout_ms(SESSION.as_millis() as i32)
+            .with_rebalance_timeout_ms(REBALANCE.as_millis() as i32)
+            .with_member_id(self.id.clone())
+            .with_protocol_type(text("consumer"))
+            .with_protocols(vec![JoinGroupRequestProtocol::default().with_name(text("any"))]);
+        let Response::JoinGroup(response) = self.ask(request, 9, self.world.draw(JOIN_PATIENCE)).await? else {
+            return Err(Halt::NotNow);
+        };
+        match errors::check(response.error_code) {
+            Ok(()) => {}
+            Err(ErrorCode::MemberIdRequired) => {
+                self.id = response.member_id;
+                return Err(Halt::Rejoin);
+            }
+            Err(code) => return Err(Halt::of(code)),
+        }
+        (self.id, self.generation) = (response.member_id, response.generation_id);
+        let leads = response.leader == self.id;
+        let id = |member: JoinGroupResponseMember| member.member_id;
+        self.others = response.members.into_iter().map(id).filter(|_| leads).collect();
+        Ok(())
+    }
+
+    /// Who leads assigns the partitions anyhow, each to one; an assignment is the places of some among the topics' partitions.
+    fn assign(&self) -> Vec<SyncGroupRequestAssignment> {
+        if self.others.is_empty() {
+            return Vec::new();
+        }
+        let mut shares = vec![Vec::new(); self.others.len()];
+        for place in 0..self.cluster.shared_targets().len() {
+            shares[self.world.place(self.others.len())].push(place as u8);
+        }
+        let shares = self.others.iter().zip(shares);
+        let assignment = |(member, share): (&StrBytes, Vec<u8>)| {
+            SyncGroupRequestAssignment::default().with_member_id(member.clone()).with_assignment(share.into())
+        };
+        shares.map(assignment).collect()
+    }
+
+    async fn sync(&mut self) -> Result<(), Halt> {
+        let request = SyncGroupRequest::default()
+            .with_group_id(GroupId(text(&self.group)))
+            .with_generation_id(self.generation)
+            .with_member_id(self.id.clone())
+            .with_protocol_type(Some(text("consumer")))
+            .with_protocol_name(Some(text("any")))
+            .with_assignments(self.assign());
+        let Response::SyncGroup(response) = self.ask(request, 5, self.world.draw(JOIN_PATIENCE)).await? else {
+            return Err(Halt::NotNow);
+        };
+        errors::check(response.error_code).map_err(Halt::of)?;
+        let share: Bytes = response.assignment;
+        let targets = self.cluster.shared_targets();
+        self.assigned = share.iter().map(|place| (targets[usize::from(*place)].clone(), 0)).collect();
+        let places: Vec<Place> = self.assigned.iter().map(|(target, _)| place(target)).collect();
+        self.cluster.of_group(&self.group, |group| group.assigned(self.generation, &self.id, &places));
+        Ok(())
+    }
+
+    /// Learns where to go on. Whether that is right is checked too.
+    async fn fetch_offsets(&mut self) -> Result<(), Halt> {
+        let topics = self.assigned.iter().map(|(target, _)| {
+            OffsetFetchRequestTopics::default()
+                .with_name(TopicName(text(&target.topic)))
+                .with_partition_indexes(vec![target.partition])
+        });
+        let group = OffsetFetchRequestGroup::default()
+            .with_group_id(GroupId(text(&self.group)))
+            .with_topics(Some(topics.collect()));
+        let request = OffsetFetchRequest::default().with_require_stable(true).with_groups(vec![group]);
+        let asked = self.cluster.ledger.borrow_mut().of_members(&self.group).fetch();
+        let Response::OffsetFetch(response) = self.ask(request, 8, self.patience()).await? else {
+            return Err(Halt::NotNow);
+        };
+        let found = &response.groups[0];
+        errors::check(found.error_code).map_err(Halt::of)?;
+        let partitions = found.topics.iter().map(|topic| &topic.partitions[0]);
+        for ((target, at), found) in self.assigned.iter_mut().zip(partitions) {
+            errors::check(found.error_code).map_err(Halt::of)?;
+            let metadata = found.metadata.as_deref().unwrap_or_default();
+            let offset = (found.committed_offset >= 0).then_some((found.committed_offset as u64, metadata));
+            self.cluster.of_group(&self.group, |group| group.is_fetched(&place(target), asked, offset));
+            *at = offset.map_or(0, |(offset, _)| offset);
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) {
+        for (target, at) in &mut self.assigned {
+            *at = self.cluster.read_from(target, *at, self.world.draw(ms(0)..ms(60))).await;
+        }
+    }
+
+    async fn commit(&mut self) -> Result<(), Halt> {
+        if self.assigned.is_empty() {
+            return Ok(());
+        }
+        let mut ids: Vec<CommitId> = Vec::new();
+        let topics = self.assigned.iter().map(|(target, at)| {
+            self.cluster.of_group(&self.group, |group| {
+                ids.push(group.asks(self.generation, place(target), *at));
+                Ok(())
+            });
+            let partition = OffsetCommitRequestPartition::default()
+                .with_partition_index(target.partition)
+                .with_committed_offset(*at as i64)
+                .with_committed_metadata(ids.last().map(|id| text(&id.text())));
+            OffsetCommitRequestTopic::default()
+                .with_name(TopicName(text(&target.topic)))
+                .with_partitions(vec![partition])
+        });
+        let request = OffsetCommitRequest::default()
+            .with_group_id(GroupId(text(&self.group)))
+            .with_generation_id_or_member_epoch(self.generation)
+            .with_member_id(self.id.clone())
+            .with_topics(topics.collect());
+        let answer = self.ask(request, 9, self.patience()).await;
+        let Response::OffsetCommit(response) = answer? else { return Err(Halt::NotNow) };
+        let codes = response.topics.iter().flat_map(|topic| &topic.partitions).map(|partition| partition.error_code);
+        let mut outcome = Ok(());
+        for (id, code) in ids.into_iter().zip(codes) {
+            match errors::check(code) {
+                Ok(()) => self.cluster.of_group(&self.group, |group| group.is_acked(id)),
+                Err(code) => {
+                    if is_refusal(code) {
+                        self.cluster.of_group(&self.group, |group| group.is_refused(id));
+                    }
+                    outcome = Err(Halt::of(code));
+                }
+            }
+        }
+        match outcome {
+            // It may be asked for again; what comes next has it too.
+            Err(Halt::Lost) => {
+                self.coordinator = None;
+                Ok(())
+            }
+            Err(Halt::NotNow) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn heartbeat(&mut self) -> Result<(), Halt> {
+        let request = HeartbeatRequest::default()
+            .with_group_id(GroupId(text(&self.group)))
+            .with_generation_id(self.generation)
+            .with_member_id(self.id.clone());
+        let Response::Heartbeat(response) = self.ask(request, 4, self.patience()).await? else {
+            return Err(Halt::NotNow);
+        };
+        errors::check(response.error_code).map_err(Halt::of)
+    }
+
+    async fn leave(&mut self) {
+        let member = MemberIdentity::default().with_member_id(self.id.clone());
+        let request = LeaveGroupRequest::default().with_group_id(GroupId(text(&self.group))).with_members(vec![member]);
+        let _ = self.ask(request, 5, self.patience()).await;
+    }
+}

@@ -1,0 +1,226 @@
+//! What members of a group were told, and what must hold of it.
+//!
+//! A commit is one partition's, and bears a number of its own, which is also its metadata: so an answer tells which commit it shows.
+//! A commit without an answer may count, once, at any time until a later generation is known. What happens is counted, and so ordered:
+//!
+//! | told | what must hold |
+//! |---|---|
+//! | a commit is acknowledged | nobody knew of a later generation when it was asked for |
+//! | an offset is fetched | it is a commit's that was not refused, and that no other comes behind which was known to count when the fetch began |
+//! | no offset is fetched | no commit was known to count when the fetch began |
+//! | partitions are assigned | no other member of the generation has one of them |
+//!
+//! One commit comes behind another if that was known to count before this one was asked for, or if it is a later generation's. A commit is
+//! known to count once it is acknowledged, or fetched; a generation is known once a member was told what it is assigned.
+
+use super::ledger::{Violation, expect};
+use std::collections::BTreeMap;
+
+/// A topic's partition.
+pub(super) type Place = (String, i32);
+/// How much had happened at a moment.
+type Moment = u64;
+
+/// What a commit is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CommitId(usize);
+
+impl CommitId {
+    pub(super) fn text(self) -> String {
+        format!("commit {}", self.0)
+    }
+}
+
+#[derive(Debug)]
+struct Commit {
+    place: Place,
+    generation: i32,
+    offset: u64,
+    asked: Moment,
+    /// When it was known to count.
+    counts: Option<Moment>,
+    refused: bool,
+}
+
+impl Commit {
+    /// Whether it counts, if at all, before another one that does count.
+    fn is_before(&self, other: &Commit) -> bool {
+        self.generation < other.generation || self.counts.is_some_and(|counts| counts < other.asked)
+    }
+}
+
+/// One group's.
+#[derive(Default)]
+pub(super) struct GroupHistory {
+    now: Moment,
+    commits: Vec<Commit>,
+    /// By generation, when it was known.
+    known: BTreeMap<i32, Moment>,
+    /// By generation and partition, whose it is.
+    owners: BTreeMap<(i32, Place), String>,
+    fetched: u64,
+}
+
+impl GroupHistory {
+    fn next_moment(&mut self) -> Moment {
+        self.now += 1;
+        self.now
+    }
+
+    /// How many commits are known to count.
+    pub(super) fn counted(&self) -> u64 {
+        self.commits.iter().filter(|commit| commit.counts.is_some()).count() as u64
+    }
+
+    /// How many commits were refused.
+    pub(super) fn refused(&self) -> u64 {
+        self.commits.iter().filter(|commit| commit.refused).count() as u64
+    }
+
+    /// How many generations there were.
+    pub(super) fn generations(&self) -> u64 {
+        self.known.len() as u64
+    }
+
+    /// How many times an offset was fetched.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched
+    }
+
+    /// A member is told which partitions it has.
+    pub(super) fn assigned(&mut self, generation: i32, member: &str, places: &[Place]) -> Result<(), Violation> {
+        let now = self.next_moment();
+        self.known.entry(generation).or_insert(now);
+        for place in places {
+            let owner = self.owners.entry((generation, place.clone())).or_insert_with(|| member.to_owned());
+            expect(owner == member, || format!("{owner} and {member} both have {place:?} in generation {generation}"))?;
+        }
+        Ok(())
+    }
+
+    /// A commit is asked for.
+    pub(super) fn asks(&mut self, generation: i32, place: Place, offset: u64) -> CommitId {
+        let asked = self.next_moment();
+        self.commits.push(Commit { place, generation, offset, asked, counts: None, refused: false });
+        CommitId(self.commits.len() - 1)
+    }
+
+    /// A member is told that its commit will never count.
+    pub(super) fn is_refused(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
+        let commit = &mut self.commits[id];
+        commit.refused = true;
+        expect(commit.counts.is_none(), || format!("commit {id} was seen, and then refused: {commit:?}"))
+    }
+
+    /// A member is told that its commit is stored.
+    pub(super) fn is_acked(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
+        let now = self.next_moment();
+        let commit = &mut self.commits[id];
+        commit.counts.get_or_insert(now);
+        let mut later = self.known.range(commit.generation + 1..);
+        let later = later.find(|(_, known)| **known < commit.asked);
+        expect(later.is_none(), || {
+            format!("commit {id} was acknowledged, though a later generation was known before: {commit:?}, {later:?}")
+        })
+    }
+
+    /// Somebody is about to ask for offsets.
+    pub(super) fn fetch(&mut self) -> Moment {
+        self.next_moment()
+    }
+
+    /// The offset of a partition, as it was answered to whom asked at a moment.
+    pub(super) fn is_fetched(
+        &mut self,
+        place: &Place,
+        asked: Moment,
+        found: Option<(u64, &str)>,
+    ) -> Result<(), Violation> {
+        let now = self.next_moment();
+        self.fetched += 1;
+        let counted = |commit: &Commit| commit.place == *place && commit.counts.is_some_and(|counts| counts < asked);
+        let Some((offset, metadata)) = found else {
+            let lost = self.commits.iter().find(|commit| counted(commit));
+            return expect(lost.is_none(), || format!("no offset was fetched of {place:?}, and there is {lost:?}"));
+        };
+        let id = metadata.strip_prefix("commit ").and_then(|id| id.parse::<usize>().ok());
+        let shown = id.filter(|id| *id < self.commits.len());
+        let shown = shown.ok_or_else(|| Violation(format!("{metadata:?} was fetched, and is nobody's commit")))?;
+        let commit = &self.commits[shown];
+        expect(commit.place == *place && commit.offset == offset && !commit.refused, || {
+            format!("offset {offset} of {place:?} was fetched, as commit {shown}'s: {commit:?}")
+        })?;
+        let lost = self.commits.iter().enumerate().find(|(_, other)| counted(other) && commit.is_before(other));
+        expect(lost.is_none(), || {
+            format!("commit {shown} was fetched, though another comes behind it: {commit:?}, {lost:?}")
+        })?;
+        self.commits[shown].counts.get_or_insert(now);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        ("topic".to_owned(), 0)
+    }
+
+    /// A commit that is acknowledged at once.
+    fn acked(history: &mut GroupHistory, generation: i32, offset: u64) -> CommitId {
+        let id = history.asks(generation, place(), offset);
+        history.is_acked(id).unwrap();
+        id
+    }
+
+    fn fetched(history: &mut GroupHistory, id: CommitId, offset: u64) -> Result<(), Violation> {
+        let asked = history.fetch();
+        history.is_fetched(&place(), asked, Some((offset, &id.text())))
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_not_lost() {
+        let mut history = GroupHistory::default();
+        let asked = history.fetch();
+        history.is_fetched(&place(), asked, None).unwrap();
+        let (first, second) = (acked(&mut history, 1, 10), acked(&mut history, 1, 20));
+        history.is_fetched(&place(), asked, Some((10, &first.text()))).unwrap();
+        history.is_fetched(&place(), asked, None).unwrap();
+        fetched(&mut history, second, 20).unwrap();
+        fetched(&mut history, second, 10).unwrap_err();
+        fetched(&mut history, first, 10).unwrap_err();
+        let asked = history.fetch();
+        history.is_fetched(&place(), asked, None).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_not_answered_may_count_once() {
+        let mut history = GroupHistory::default();
+        let open = history.asks(1, place(), 5);
+        let first = acked(&mut history, 1, 10);
+        fetched(&mut history, first, 10).unwrap();
+        fetched(&mut history, open, 5).unwrap();
+        let second = acked(&mut history, 1, 20);
+        fetched(&mut history, second, 20).unwrap();
+        fetched(&mut history, open, 5).unwrap_err();
+        let refused = history.asks(1, place(), 30);
+        history.is_refused(refused).unwrap();
+        fetched(&mut history, refused, 30).unwrap_err();
+    }
+
+    #[test]
+    fn later_generations_come_behind_earlier_ones() {
+        let mut history = GroupHistory::default();
+        let open = history.asks(1, place(), 5);
+        history.assigned(2, "a", &[place()]).unwrap();
+        history.assigned(2, "a", &[place()]).unwrap();
+        history.assigned(2, "b", &[place()]).unwrap_err();
+        let stale = history.asks(1, place(), 7);
+        history.is_acked(open).unwrap();
+        history.is_acked(stale).unwrap_err();
+        let second = acked(&mut history, 2, 3);
+        fetched(&mut history, second, 3).unwrap();
+        fetched(&mut history, open, 5).unwrap_err();
+    }
+}
