@@ -84,6 +84,12 @@ impl Groups {
         self.awake.borrow_mut().remove(&group);
     }
 
+    /// A planted bug: a group at rest does not hear of brokers that come and go, neither from them nor by the metadata.
+    #[cfg(test)]
+    pub(crate) fn sleeps_on(&self, group: GroupId) -> bool {
+        crate::sim::planted(crate::sim::Bug::QuietGroupSleepsOn) && !self.awake.borrow().contains(&group)
+    }
+
     /// How many groups' timers run.
     pub fn awake(&self) -> usize {
         self.awake.borrow().len()
@@ -230,12 +236,8 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
         let concerned = concerned(core, node, of, cores);
         tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
         #[cfg(test)]
-        let concerned: Vec<_> = if crate::sim::planted(crate::sim::Bug::QuietGroupSleepsOn) {
-            let is_awake = |partition: &Rc<Partition>| core.groups.awake.borrow().contains(&partition.group());
-            concerned.into_iter().filter(is_awake).collect()
-        } else {
-            concerned
-        };
+        let concerned: Vec<_> =
+            concerned.into_iter().filter(|partition| !core.groups.sleeps_on(partition.group())).collect();
         concerned.iter().for_each(|partition| partition.loses(core, node));
     }
 }

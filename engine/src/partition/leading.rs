@@ -206,6 +206,10 @@ impl Partition {
 
     /// A core of another broker is there, perhaps as another peer.
     pub fn meets(self: &Rc<Self>, core: &Rc<Core>) {
+        #[cfg(test)]
+        if core.groups.sleeps_on(self.group()) {
+            return;
+        }
         self.stir(core);
         core.ready_loop.wake(self.clone());
     }

@@ -70,12 +70,8 @@ impl Cluster {
         let nodes: Vec<i32> = (1..=count).collect();
         let founding = Founding::of(nodes.clone());
         world.net.latency_max.set(world.draw(ms(1)..ms(15)));
-        // So small that faults fill them. Groups that sleep on show seldom among those, and among members of groups, which are left out
-        // then, as are topics of fewer replicas.
-        let ring_bytes = match exec::planted(super::Bug::QuietGroupSleepsOn) {
-            true => [1 << 20, 2 << 20][world.place(2)],
-            false => [512 << 10, 1 << 20][world.place(2)],
-        };
+        // So small that faults fill them.
+        let ring_bytes = [512 << 10, 1 << 20][world.place(2)];
         let nodes = nodes.into_iter().map(|id| Node::new(world, id, founding.clone(), ring_bytes)).collect();
         Rc::new(Self {
             nodes,
@@ -112,8 +108,7 @@ impl Cluster {
             let retention = trims.then(|| ("retention.bytes", (48 << 10).to_string()));
             let partitions = world.number(1..=2) as i32;
             let mut settings: Vec<(&'static str, String)> = retention.into_iter().collect();
-            let replicas =
-                if exec::planted(super::Bug::QuietGroupSleepsOn) { 3 } else { [1, 2, 3, 3, 3][world.place(5)] };
+            let replicas = [1, 2, 3, 3, 3][world.place(5)];
             if replicas > 1 && world.chance(0.5) {
                 settings.push(("min.insync.replicas", "2".to_owned()));
             }
@@ -121,8 +116,7 @@ impl Cluster {
             world.spawn(OUTSIDE, create);
             self.creating.set(self.creating.get() + 1);
         }
-        let most = u64::from(!exec::planted(super::Bug::QuietGroupSleepsOn));
-        let groups: Vec<String> = (0..world.number(..=most)).map(|number| format!("group-{number}")).collect();
+        let groups: Vec<String> = (0..world.number(..=1)).map(|number| format!("group-{number}")).collect();
         for group in &groups {
             self.begin_group(world, group, world.number(1..=3));
         }
@@ -218,11 +212,14 @@ impl Cluster {
     }
 
     fn strike(self: &Rc<Self>, world: &Rc<World>) {
-        let at = world.place(self.nodes.len());
+        // What is at rest is disturbed by the death of its leader more than by anything else.
+        let leader = if self.quiet && world.chance(0.5) { self.some_leader(world) } else { None };
+        let deadly = leader.is_some();
+        let at = leader.unwrap_or_else(|| world.place(self.nodes.len()));
         let node = self.nodes[at].clone();
         let away = if self.quiet || world.chance(0.2) { ms(11_000)..ms(14_000) } else { ms(10)..ms(5_000) };
         let away = world.draw(away);
-        let fault = world.number(..100);
+        let fault = world.number(..if deadly { 40 } else { 100 });
         match fault {
             0..22 => {
                 if self.take_down(world, &node, away, |node, world| node.kill(world)) {
@@ -300,6 +297,13 @@ impl Cluster {
             let wait = world.draw(ms(10)..ms(3_000));
             self.take_down(world, node, wait, |node, world| node.kill(world));
         }
+    }
+
+    /// The place of a node that leads a partition.
+    fn some_leader(&self, world: &World) -> Option<usize> {
+        let targets = self.targets.borrow();
+        let (leader, _) = self.leader(targets.get(world.place(targets.len().max(1)))?)?;
+        self.nodes.iter().position(|node| node.id == leader.id)
     }
 
     fn take_down(
