@@ -756,6 +756,10 @@ pub struct Lifecycle {
 }
 
 impl FlushHost for Core {
+    fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(crate::rt::sleep(BREATH))
+    }
+
     fn app_state(&self, group: GroupId) -> Option<AppState> {
         self.partition(group).map(|partition| partition.app_state())
     }
@@ -784,6 +788,9 @@ const ELECTION_TICKS: usize = 8;
 const STAND_APART: usize = 3;
 /// Entries that a leader keeps in memory for peers that lack them, of one partition; more are read from its log.
 const KEPT_ENTRIES: u64 = 256;
+
+/// Between large writes of a flush while the ring has room.
+const BREATH: Duration = Duration::from_millis(5);
 
 /// First and longest pause before a flush that failed is tried again.
 const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);

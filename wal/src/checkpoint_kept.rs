@@ -70,11 +70,11 @@ impl Log {
         bytes <= TAIL_BYTES && entries.iter().all(|held| held.entry.payload.is_none())
     }
 
-    /// Lets go of entries that checkpoints carried until they were flushed: the cache has not counted them since.
+    /// Lets go of entries that checkpoints carried until they were flushed: the cache may not count them any more. Those behind others
+    /// that it counts go with these.
     pub(crate) fn let_go_of_kept(&mut self) {
         let needless = self.kept_index.min(self.flushed.index);
-        let count = self.held.partition_point(|held| held.entry.index <= needless);
-        self.held.drain(..count);
+        while self.held.pop_front_if(|held| held.entry.index <= needless && held.entry.payload.is_none()).is_some() {}
     }
 }
 

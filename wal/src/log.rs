@@ -278,12 +278,6 @@ impl Log {
         self.held.get(first).map_or(durable, |held| held.start.min(durable))
     }
 
-    /// Entries that are durable up to `cut` but not in segments.
-    pub fn to_flush(&self, cut: LogPos) -> Vec<Held> {
-        let from = self.first_unflushed();
-        self.held.iter().skip(from).take_while(|held| held.end <= cut).cloned().collect()
-    }
-
     pub fn stable(&self, durable: LogPos) -> Mark {
         let from = self.first_unflushed();
         let count = self.held.partition_point(|held| held.end <= durable);

@@ -32,6 +32,9 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
+/// An append lets go of so many entries in memory at most: more than it brings, so that there is never too much for long.
+const EVICTED_AN_APPEND: usize = 16;
+
 impl<D: Disk> Store<D> {
     /// Recovers the store, or creates it: checkpoint, then the ring in order. Groups come in ascending order.
     pub async fn open(
@@ -110,7 +113,7 @@ impl<D: Disk> Store<D> {
             state.cache.push_back((staged.pos, group));
         }
         state.mark_dirty(group);
-        state.evict(staged.pos, shared.config.cache_bytes);
+        state.evict(staged.pos, shared.config.cache_bytes, EVICTED_AN_APPEND);
         drop(state);
         shared.flush_if_due();
         if shared.config.snapshot_group == Some(group) {

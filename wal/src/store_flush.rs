@@ -112,7 +112,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
         }
         dirty
     };
-    let full = match flush_groups(shared, dirty, cut).await {
+    let full = match flush_groups(shared, host, dirty, cut).await {
         Err(fatal @ FlushError::Fatal(_)) => return Err(fatal),
         Err(full) => Some(full),
         Ok(()) => None,
@@ -122,14 +122,21 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     settle(shared).await?;
     checkpoint(shared).await?;
     let end = shared.journal.staged();
-    shared.state.borrow_mut().evict(end, shared.config.cache_bytes);
+    while shared.state.borrow_mut().evict(end, shared.config.cache_bytes, shared.config.flush_turn_entries) {
+        yield_now().await;
+    }
     shared.count(|stats| stats.flushes += 1);
     shared.snapshot.notify();
     full.map_or(Ok(()), Err)
 }
 
 /// Flushes the groups, a few side by side. Those that were not done stay dirty.
-async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
+async fn flush_groups<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    host: &dyn FlushHost,
+    groups: Vec<GroupId>,
+    cut: LogPos,
+) -> Result<(), FlushError> {
     let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
     let left = RefCell::new(VecDeque::from(groups));
     let failure = RefCell::new(None);
@@ -138,7 +145,7 @@ async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut
         let worker = async move {
             while failure.borrow().is_none() {
                 let Some(group) = left.borrow_mut().pop_front() else { return };
-                let done = flush_group(shared, group, cut).await;
+                let done = flush_group(shared, host, group, cut).await;
                 shared.state.borrow_mut().mark_if_unflushed(group);
                 if let Err(error) = done {
                     let mut failure = failure.borrow_mut();
@@ -166,7 +173,12 @@ struct Finished {
     created: bool,
 }
 
-async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPos) -> Result<(), FlushError> {
+async fn flush_group<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    host: &dyn FlushHost,
+    group: GroupId,
+    cut: LogPos,
+) -> Result<(), FlushError> {
     let pending = shared.state.borrow().groups.get(&group).and_then(|log| log.pending_cut);
     if let Some(pending) = pending {
         if pending.after > cut {
@@ -174,18 +186,18 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
         }
         cut_segments(shared, group).await?;
     }
-    let (entries, active, serial, options, log_start, has_dir) = {
+    let entries = entries_to_flush(shared, group, cut).await;
+    let (active, serial, options, log_start, has_dir) = {
         let mut state = shared.state.borrow_mut();
         let Some(log) = state.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return Ok(()) };
-        // A truncation may have come while the segments were cut.
+        // A truncation may have come while the segments were cut, or the entries taken.
         if log.pending_cut.is_some() {
             return Ok(());
         }
-        let entries = log.to_flush(cut);
         let Some(last) = entries.last().filter(|_| !log.rather_keeps(&entries)) else { return Ok(()) };
         log.written_index = last.entry.index;
         let active = log.segments.last().copied().filter(|segment| !segment.sealed);
-        (entries, active, log.next_serial, log.options, log.log_start, log.dir_made)
+        (active, log.next_serial, log.options, log.log_start, log.dir_made)
     };
     if !has_dir {
         let dir = shared.files.group_dir(group);
@@ -197,7 +209,7 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
         }
     }
     let mut finished = Vec::new();
-    let written = write_entries(shared, group, &entries, active, serial, options, log_start, &mut finished).await;
+    let written = write_entries(shared, host, group, &entries, active, serial, options, log_start, &mut finished).await;
     if let Err(error) = written {
         // What was created is named by no checkpoint; the space is wanted.
         for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
@@ -208,7 +220,34 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
         return Err(error);
     }
     took(shared, group, &entries, finished);
+    let mut entries = entries;
+    while !entries.is_empty() {
+        entries.truncate(entries.len().saturating_sub(shared.config.flush_turn_entries));
+        yield_now().await;
+    }
     Ok(())
+}
+
+/// The group's entries that are durable up to `cut` and in no segment; none if some of them are truncated meanwhile.
+async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogPos) -> Vec<Held> {
+    let mut entries = Vec::new();
+    let mut truncated_at = None;
+    loop {
+        let before = entries.len();
+        {
+            let state = shared.state.borrow();
+            let Some(log) = state.groups.get(&group) else { return Vec::new() };
+            if *truncated_at.get_or_insert(log.truncated_at) != log.truncated_at {
+                return Vec::new();
+            }
+            let rest = log.unflushed().skip(before).take_while(|held| held.end <= cut);
+            entries.extend(rest.take(shared.config.flush_turn_entries).cloned());
+        }
+        if entries.len() < before + shared.config.flush_turn_entries {
+            return entries;
+        }
+        yield_now().await;
+    }
 }
 
 /// Writes and syncs `entries` behind `active`, in new segments where they do not fit. What was begun is in `finished`, also when
@@ -216,6 +255,7 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
 #[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
 async fn write_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
+    host: &dyn FlushHost,
     group: GroupId,
     entries: &[Held],
     active: Option<Segment>,
@@ -260,13 +300,16 @@ async fn write_entries<D: Disk>(
             left -= entry_frame_len(&held.entry);
             writer.push(held, left, |position, data| writes.push_back((position, data)));
             at += 1;
+            if at.is_multiple_of(shared.config.flush_turn_entries) {
+                yield_now().await;
+            }
             while let Some((position, data)) = writes.pop_front() {
-                write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+                write(shared, host, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
             }
         }
         writer.finish(|position, data| writes.push_back((position, data)));
         while let Some((position, data)) = writes.pop_front() {
-            write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+            write(shared, host, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
         }
         file.sync().await.map_err(|error| FlushError::of(name(), error))?;
         if created {
@@ -281,10 +324,21 @@ async fn write_entries<D: Disk>(
     Ok(())
 }
 
-async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data: Bytes) -> io::Result<()> {
-    let bytes = data.len() as u64;
+async fn write<D: Disk>(
+    shared: &Shared<D>,
+    host: &dyn FlushHost,
+    file: &D::File,
+    position: u64,
+    data: Bytes,
+) -> io::Result<()> {
+    let bytes = data.len();
     file.write(position, data, Durability::Cached).await?;
-    shared.count(|stats| stats.flushed_bytes += bytes);
+    shared.count(|stats| stats.flushed_bytes += bytes as u64);
+    // The ring's next sync has to wait until the disk has all of this: not too much at once, as long as the ring has room.
+    let space = shared.journal.space();
+    if bytes >= shared.config.flush_write_bytes / 2 && space.used < space.capacity / 2 {
+        host.breathe().await;
+    }
     Ok(())
 }
 

@@ -95,17 +95,17 @@ impl State {
         self.groups.get_mut(&group).unwrap_or_else(|| panic!("there is no group {}", group.0))
     }
 
-    /// Lets go of the oldest flushed entries until what memory pins fits `cache_bytes`.
-    pub fn evict(&mut self, end: LogPos, cache_bytes: u64) {
-        while let Some(&(oldest, group)) = self.cache.front() {
-            if self.cache_cost(end) <= cache_bytes {
-                return;
-            }
-            if self.groups.get_mut(&group).is_some_and(|log| !log.evict(oldest)) {
-                return;
+    /// Lets go of the oldest flushed entries until what memory pins fits `cache_bytes`, or of `most`: then `true`, there may be more.
+    pub fn evict(&mut self, end: LogPos, cache_bytes: u64, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(&(oldest, group)) = self.cache.front() else { return false };
+            if self.cache_cost(end) <= cache_bytes || self.groups.get_mut(&group).is_some_and(|log| !log.evict(oldest))
+            {
+                return false;
             }
             self.cache.pop_front();
         }
+        true
     }
 
     /// The ring's chunks are shared by batches in the order of their arrival: all from the oldest one held on are pinned.

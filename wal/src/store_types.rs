@@ -31,6 +31,8 @@ pub struct StoreConfig {
     pub flush_write_bytes: usize,
     /// Groups whose files are written and synced side by side in a flush: one write or sync of each is in flight.
     pub flush_in_flight: usize,
+    /// Entries that a flush takes, writes or lets go of before others of the core have their turn.
+    pub flush_turn_entries: usize,
     /// The group that keeps no segments: its entries count as flushed once a snapshot covers them.
     pub snapshot_group: Option<GroupId>,
     /// Bytes of that group's entries that a checkpoint carries itself, so that they do not hold the ring while they are not decided.
@@ -50,6 +52,7 @@ impl Default for StoreConfig {
             open_files_max: 4096,
             flush_write_bytes: 1 << 20,
             flush_in_flight: 4,
+            flush_turn_entries: 1024,
             snapshot_group: Some(GroupId(0)),
             kept_bytes: 1 << 20,
         }
@@ -193,6 +196,10 @@ pub trait FlushHost {
     fn app_state(&self, group: GroupId) -> Option<AppState>;
     /// The disk is full: returns after a pause that grows with `attempt` (from 1).
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>>;
+    /// Between two large writes of a flush that is in no hurry: returns after a pause in which the disk can make the first durable.
+    fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(std::future::ready(()))
+    }
     /// A flush could not go on, and will be tried again after [`FlushHost::back_off`].
     fn flush_failed(&self, why: &str);
     /// A flush got to its end.

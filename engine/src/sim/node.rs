@@ -145,6 +145,7 @@ impl Node {
             index_bytes: 16 << 10,
             open_files_max: 4,
             flush_write_bytes: 16 << 10,
+            flush_turn_entries: 5,
             ..StoreConfig::default()
         }
     }

@@ -77,6 +77,7 @@ pub fn config() -> StoreConfig {
         open_files_max: 3,
         flush_write_bytes: 8 << 10,
         flush_in_flight: 3,
+        flush_turn_entries: 5,
         snapshot_group: Some(META),
         kept_bytes: 1 << 10,
     }
