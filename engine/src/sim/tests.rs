@@ -93,7 +93,8 @@ fn partitions_keep_their_promises_under_every_fault() {
         // The faults must happen, and leave room for what they are to disturb.
         let Summary { acked, seen, retried, epochs, trimmed, snapshots, .. } = total;
         assert!(acked > 300 * runs && seen > 100 * runs && retried > 10 * runs && epochs > 3 * runs);
-        assert!(trimmed > runs / 8 && snapshots > runs / 8);
+        // Two topics of five have too few replicas for one to lag behind the log's start.
+        assert!(trimmed > runs / 8 && snapshots > runs / 12);
         let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
         assert!(
             killed > runs / 2 && power_lost > runs / 2 && stopped > runs / 8 && paused > runs / 2 && cut > runs / 2
