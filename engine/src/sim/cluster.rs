@@ -103,7 +103,7 @@ impl Cluster {
         self.nodes.iter().for_each(|node| node.start_if_down(world));
         self.go_on(world, ms(60_000), || self.nodes.iter().all(|node| node.serves()))?;
         expect(self.nodes.iter().all(|node| node.serves()), || "the cluster does not come about".to_owned())?;
-        let trims = world.chance(0.4);
+        let trims = world.chance(0.6);
         for number in 0..world.number(1..=2) {
             let retention = trims.then(|| ("retention.bytes", (48 << 10).to_string()));
             let partitions = world.number(1..=2) as i32;

@@ -15,7 +15,7 @@ use tracing_subscriber::{
 };
 
 /// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one, and both ask for so many from that one on.
-const SEEDS: u64 = 130;
+const SEEDS: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -93,8 +93,7 @@ fn partitions_keep_their_promises_under_every_fault() {
         // The faults must happen, and leave room for what they are to disturb.
         let Summary { acked, seen, retried, epochs, trimmed, snapshots, .. } = total;
         assert!(acked > 300 * runs && seen > 100 * runs && retried > 10 * runs && epochs > 3 * runs);
-        // Two topics of five have too few replicas for one to lag behind the log's start.
-        assert!(trimmed > runs / 8 && snapshots > runs / 12);
+        assert!(trimmed > runs / 8 && snapshots > runs / 8);
         let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
         assert!(
             killed > runs / 2 && power_lost > runs / 2 && stopped > runs / 8 && paused > runs / 2 && cut > runs / 2
@@ -102,7 +101,7 @@ fn partitions_keep_their_promises_under_every_fault() {
         let Summary { groups, generations, commits, commits_refused, offsets_fetched, .. } = total;
         assert!(groups > runs / 4 && generations > runs && commits > 10 * runs && offsets_fetched > 10 * runs);
         assert!(commits_refused > runs / 8);
-        assert!(disks_ailed > runs / 8 && disks_lost > runs / 40 && jumped > runs / 16 && rested > runs / 2);
+        assert!(disks_ailed > runs / 8 && disks_lost > runs / 20 && jumped > runs / 16 && rested > runs / 2);
     }
 }
 
