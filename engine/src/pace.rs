@@ -48,10 +48,7 @@ impl Pace {
         } else {
             Turn(self.0.clone())
         };
-        let now = clock::now();
-        if let Some(wait) = self.0.next.get().checked_sub(now).filter(|wait| !wait.is_zero()) {
-            rt::sleep(wait).await;
-        }
+        rt::sleep(self.0.next.get().saturating_sub(clock::now())).await;
         turn
     }
 }

@@ -100,18 +100,11 @@ async fn cold<D: Disk>(
     };
     let read = async {
         let id = SegmentId { group, serial: segment.serial };
-        let ahead = shared.ahead.borrow_mut().remove(&(group, Next::Index(from))).filter(|ahead| ahead.id == id);
-        let mut scanner = match ahead {
-            Some(ahead) => {
-                let file = shared.open_segment(id, &segment).await?;
-                let mut scanner = Scanner::behind(file, id, segment.len, ahead.position, READ_BYTES);
-                scanner.buffer = ahead.buffer;
-                scanner.buffer_start = ahead.buffer_start;
-                scanner
-            }
+        let file = shared.open_segment(id, &segment).await?;
+        let mut scanner = match Ahead::find(&shared, id, Next::Index(from)) {
+            Some(ahead) => ahead.scanner(file, segment.len, READ_BYTES),
             None => {
                 let index = index_until(&shared, id, &segment, Until::Index(from)).await?;
-                let file = shared.open_segment(id, &segment).await?;
                 Scanner::new(file, id, segment.len, index.at_index(from), READ_BYTES)
             }
         };
@@ -137,10 +130,7 @@ async fn cold<D: Disk>(
         }
         shared.count_cold(scanner.bytes_read);
         if !entries.is_empty() && position < segment.len {
-            let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
-            let cost = buffer.len() as u64;
-            let ahead = Ahead { id, position, buffer, buffer_start, coming: None };
-            shared.ahead.borrow_mut().insert((group, Next::Index(from + entries.len() as u64)), ahead, cost);
+            Ahead::keep(&shared, id, Next::Index(from + entries.len() as u64), position, &scanner);
         }
         match entries.is_empty() {
             true => Err(scanner.damaged("it does not hold an index that it is said to hold")),

@@ -97,16 +97,45 @@ pub(crate) enum Next {
 /// Where a reader stopped, and what was read beyond it.
 #[derive(Clone)]
 pub(crate) struct Ahead {
-    pub id: SegmentId,
+    id: SegmentId,
     /// Where the frame behind the last one served begins, or padding before it.
-    pub position: u64,
-    pub buffer: Bytes,
-    pub buffer_start: u64,
+    position: u64,
+    buffer: Bytes,
+    buffer_start: u64,
     /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
-    pub coming: Option<Rc<Cell<Option<Coming>>>>,
+    coming: Option<Rc<Cell<Option<Coming>>>>,
 }
 
-pub(crate) type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
+type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
+
+impl Ahead {
+    /// Keeps what a scan has read beyond `position`, for whoever goes on there.
+    pub(crate) fn keep<D: Disk>(
+        shared: &Shared<D>,
+        id: SegmentId,
+        next: Next,
+        position: u64,
+        scanner: &Scanner<D::File>,
+    ) {
+        let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
+        let cost = buffer.len() as u64;
+        let ahead = Self { id, position, buffer, buffer_start, coming: None };
+        shared.ahead.borrow_mut().insert((id.group, next), ahead, cost);
+    }
+
+    /// What was kept for whoever goes on there, if that is in this segment.
+    pub(crate) fn find<D: Disk>(shared: &Shared<D>, id: SegmentId, next: Next) -> Option<Self> {
+        shared.ahead.borrow_mut().get(&(id.group, next)).filter(|ahead| ahead.id == id)
+    }
+
+    /// A scan that goes on with it.
+    pub(crate) fn scanner<F: File>(&self, file: Rc<F>, len: u64, read_bytes: usize) -> Scanner<F> {
+        let mut scanner = Scanner::behind(file, self.id, len, self.position, read_bytes);
+        scanner.buffer = self.buffer.clone();
+        scanner.buffer_start = self.buffer_start;
+        scanner
+    }
+}
 
 /// Up to where an index is wanted.
 #[derive(Clone, Copy)]
@@ -165,14 +194,12 @@ async fn read_segment<D: Disk>(
 ) -> Result<bool, ReadError> {
     let id = SegmentId { group, serial: segment.serial };
     let file = shared.open_segment(id, segment).await?;
-    let ahead = shared.ahead.borrow_mut().get(&(group, Next::Offset(from))).filter(|ahead| ahead.id == id);
+    let ahead = Ahead::find(shared, id, Next::Offset(from));
     let goes_on = ahead.is_some();
     let mut scanner = match ahead {
         Some(ahead) => {
             let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
-            let mut scanner = Scanner::behind(file.clone(), id, segment.len, ahead.position, read_bytes);
-            scanner.buffer = ahead.buffer;
-            scanner.buffer_start = ahead.buffer_start;
+            let mut scanner = ahead.scanner(file.clone(), segment.len, read_bytes);
             if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
                 // What fails here fails again below, and is reported then.
                 && let Ok(buffer) = coming.await
@@ -213,19 +240,16 @@ async fn read_segment<D: Disk>(
     }
     shared.count_cold(scanner.bytes_read);
     if next > from && position < segment.len {
-        let (mut buffer, mut buffer_start, mut coming) = (scanner.buffer.clone(), scanner.buffer_start, None);
-        let mut cost = buffer.len() as u64;
         if goes_on && !scanner.holds_next() {
             // The next request would wait for the disk: let it begin now.
-            buffer_start = position / BLOCK as u64 * BLOCK as u64;
-            buffer = Bytes::new();
-            let most = block_ceil((segment.len - buffer_start) as usize);
-            let len = scanner.read_bytes.min(most);
-            cost = len as u64;
-            coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
+            let buffer_start = position / BLOCK as u64 * BLOCK as u64;
+            let len = scanner.read_bytes.min(block_ceil((segment.len - buffer_start) as usize));
+            let coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
+            let ahead = Ahead { id, position, buffer: Bytes::new(), buffer_start, coming };
+            shared.ahead.borrow_mut().insert((group, Next::Offset(next)), ahead, len as u64);
+        } else {
+            Ahead::keep(shared, id, Next::Offset(next), position, &scanner);
         }
-        let ahead = Ahead { id, position, buffer, buffer_start, coming };
-        shared.ahead.borrow_mut().insert((group, Next::Offset(next)), ahead, cost);
     }
     Ok(stopped)
 }

@@ -186,7 +186,7 @@ async fn flush_group<D: Disk>(
         }
         cut_segments(shared, group).await?;
     }
-    let entries = entries_to_flush(shared, group, cut).await;
+    let mut entries = entries_to_flush(shared, group, cut).await;
     let (active, serial, options, log_start, has_dir) = {
         let mut state = shared.state.borrow_mut();
         let Some(log) = state.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return Ok(()) };
@@ -220,7 +220,6 @@ async fn flush_group<D: Disk>(
         return Err(error);
     }
     took(shared, group, &entries, finished);
-    let mut entries = entries;
     while !entries.is_empty() {
         entries.truncate(entries.len().saturating_sub(shared.config.flush_turn_entries));
         yield_now().await;
