@@ -119,6 +119,8 @@ impl Ahead {
     ) {
         let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
         let cost = buffer.len() as u64;
+        // The next frame was read for its header: what lies between is padding, and going on there would read it all once more.
+        let position = position.max(buffer_start);
         let ahead = Self { id, position, buffer, buffer_start, coming: None };
         shared.ahead.borrow_mut().insert((id.group, next), ahead, cost);
     }
