@@ -22,6 +22,7 @@
 
 use crate::{
     checkpoint_kept,
+    crc::combine,
     log::{Held, Mark},
     record::{GroupId, HardState},
     segment::Segment,
@@ -37,6 +38,9 @@ pub const CHECKPOINT_VERSION: u32 = 3;
 const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
+
+const NOT_ASCENDING: &str = "its groups do not ascend";
+const THERE_AND_REMOVED: &str = "a group is there and removed";
 
 /// All that a core's checkpoint says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +92,12 @@ pub enum Garbage {
     Snapshot { group: GroupId, index: u64, term: u64 },
 }
 
+impl Garbage {
+    pub(crate) fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot { .. })
+    }
+}
+
 /// Why bytes are no checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
@@ -102,34 +112,11 @@ impl Checkpoint {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        self.check().unwrap_or_else(|why| panic!("a checkpoint must not be written: {why}"));
-        let mut to = Vec::with_capacity(64 + self.groups.len() * 256);
-        to.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
-        to.extend_from_slice(&[0; 4]);
-        to.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
-        to.extend_from_slice(&[0; 4]);
-        let mut to = Writer(to);
-        to.words(&[0, self.epoch, self.number, self.cut.0, self.groups.len() as u64]);
+        let mut to = Encoder::new(self.epoch, self.number, self.cut);
         for group in &self.groups {
-            group.encode(&mut to);
+            to.group(group);
         }
-        to.words(&[self.removed.len() as u64]);
-        for removed in &self.removed {
-            to.words(&[removed.id.0, removed.at.0]);
-        }
-        to.words(&[self.garbage.len() as u64]);
-        for garbage in &self.garbage {
-            to.words(&match *garbage {
-                Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
-                Garbage::Snapshot { group, index, term } => [1, group.0, index, term],
-            });
-        }
-        let mut to = to.0;
-        let len = to.len() as u64;
-        to[16..24].copy_from_slice(&len.to_le_bytes());
-        let crc = crc32c::crc32c(&to[8..]);
-        to[4..8].copy_from_slice(&crc.to_le_bytes());
-        to
+        to.finish(&self.removed, &self.garbage)
     }
 
     pub fn decode(from: &[u8]) -> Result<Self, DecodeError> {
@@ -175,15 +162,89 @@ impl Checkpoint {
     fn check(&self) -> Result<(), &'static str> {
         let ascending = self.groups.windows(2).all(|pair| pair[0].id < pair[1].id);
         if !ascending {
-            return Err("its groups do not ascend");
+            return Err(NOT_ASCENDING);
         }
         for group in &self.groups {
             group.check()?;
         }
         if self.removed.iter().any(|gone| self.groups.binary_search_by_key(&gone.id, |group| group.id).is_ok()) {
-            return Err("a group is there and removed");
+            return Err(THERE_AND_REMOVED);
         }
         Ok(())
+    }
+}
+
+/// A checkpoint's bytes, group by group: whoever takes it need not hold all groups' states at once.
+/// Panics where what it is given does not hold together.
+pub(crate) struct Encoder {
+    to: Writer,
+    /// The groups so far, ascending.
+    ids: Vec<GroupId>,
+    needs_ring_from: LogPos,
+    /// Of the groups' bytes, summed while they are warm.
+    groups_crc: u32,
+}
+
+/// Where the groups begin, behind their count.
+const GROUPS_AT: usize = 56;
+
+impl Encoder {
+    pub fn new(epoch: u64, number: u64, cut: LogPos) -> Self {
+        let mut to = Writer(Vec::with_capacity(4096));
+        to.0.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
+        to.0.extend_from_slice(&[0; 4]);
+        to.0.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
+        to.0.extend_from_slice(&[0; 4]);
+        // The length and the count of groups are known at the end.
+        to.words(&[0, epoch, number, cut.0, 0]);
+        debug_assert_eq!(to.0.len(), GROUPS_AT);
+        Self { to, ids: Vec::new(), needs_ring_from: cut, groups_crc: 0 }
+    }
+
+    /// Adds the next group: they ascend.
+    pub fn group(&mut self, group: &GroupState) {
+        let ascends = self.ids.last().is_none_or(|last| *last < group.id);
+        let checked = if ascends { group.check() } else { Err(NOT_ASCENDING) };
+        checked.unwrap_or_else(|why| panic!("a checkpoint must not be written: {why}"));
+        let begin = self.to.0.len();
+        group.encode(&mut self.to);
+        self.groups_crc = crc32c::crc32c_append(self.groups_crc, &self.to.0[begin..]);
+        self.ids.push(group.id);
+        self.needs_ring_from = self.needs_ring_from.min(group.replay_from);
+    }
+
+    pub fn has(&self, group: GroupId) -> bool {
+        self.ids.binary_search(&group).is_ok()
+    }
+
+    /// As [`Checkpoint::needs_ring_from`], of the groups so far.
+    pub fn needs_ring_from(&self) -> LogPos {
+        self.needs_ring_from
+    }
+
+    pub fn finish(self, removed: &[RemovedGroup], garbage: &[Garbage]) -> Vec<u8> {
+        assert!(!removed.iter().any(|gone| self.has(gone.id)), "a checkpoint must not be written: {THERE_AND_REMOVED}");
+        let Self { mut to, ids, groups_crc, .. } = self;
+        let groups_end = to.0.len();
+        to.words(&[removed.len() as u64]);
+        for removed in removed {
+            to.words(&[removed.id.0, removed.at.0]);
+        }
+        to.words(&[garbage.len() as u64]);
+        for garbage in garbage {
+            to.words(&match *garbage {
+                Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
+                Garbage::Snapshot { group, index, term } => [1, group.0, index, term],
+            });
+        }
+        let mut to = to.0;
+        let len = to.len() as u64;
+        to[16..24].copy_from_slice(&len.to_le_bytes());
+        to[GROUPS_AT - 8..GROUPS_AT].copy_from_slice(&(ids.len() as u64).to_le_bytes());
+        let crc = combine(crc32c::crc32c(&to[8..GROUPS_AT]), groups_crc, groups_end - GROUPS_AT);
+        let crc = crc32c::crc32c_append(crc, &to[groups_end..]);
+        to[4..8].copy_from_slice(&crc.to_le_bytes());
+        to
     }
 }
 

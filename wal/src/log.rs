@@ -398,6 +398,14 @@ impl Log {
         !self.by_snapshot && (self.app.index < self.flushed.index || self.app_log_start < self.log_start)
     }
 
+    /// Takes over what is applied by now.
+    pub fn take_app(&mut self, app: AppState) {
+        assert!(app.index >= self.app.index, "group {}: the applied index never goes back", self.id.0);
+        assert!(app.index <= self.end.index, "group {}: what is applied is in the log", self.id.0);
+        self.app = app;
+        self.app_log_start = self.log_start;
+    }
+
     /// The log start that retention asks for, see [`crate::store::Store::retention`].
     pub fn retention(
         &self,

@@ -26,8 +26,9 @@ use crate::{
     record::GroupId,
     signal::beside,
     store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
-    store_checkpoint::group_states,
+    store_checkpoint::settled_state,
     store_flush::{FlushError, round},
+    store_state::State,
 };
 use std::{
     future::pending,
@@ -228,10 +229,11 @@ async fn flush_out<D: Disk>(
             return Err(OpenError::Io { what: format!("to change the number of cores, {why}"), source });
         }
     }
-    let states = group_states(shared);
-    let state = shared.state.borrow();
-    let moving = states.into_iter().map(|mut group| {
-        let tail = state.groups[&group.id].unflushed().skip(group.kept.len()).cloned().collect();
+    let mut state = shared.state.borrow_mut();
+    let State { groups, garbage, .. } = &mut *state;
+    let moving = groups.values_mut().map(|log| {
+        let mut group = settled_state(shared, log, garbage);
+        let tail = log.unflushed().skip(group.kept.len()).cloned().collect();
         // The new ring begins at 0, and holds nothing of what is elsewhere.
         group.replay_from = LogPos::default();
         for held in &mut group.kept {

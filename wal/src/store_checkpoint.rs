@@ -1,11 +1,22 @@
 //! Taking a checkpoint of a store, and what a durable one allows: the ring's space is given back, files that it no longer names go.
 //! Lives on: the owning core, within a round of the flusher (`store_flush`).
 //!
+//! There may be a hundred thousand groups, so they are taken down in turns, and others go on between them. Each group is as it is at
+//! its turn, settled: its truncation, if any, is durable in the ring and its segments are cut. What happens to a group after its turn,
+//! or begins after the checkpoint's cut, is in the ring above what the checkpoint needs of it, as after any checkpoint:
+//!
+//! - the cut is where the ring was durable at the beginning, and a group's replay never begins behind what was durable at its turn;
+//! - a group that is made meanwhile has its records above the cut;
+//! - a group that is removed after its turn is removed again by its record; one that is removed before it is listed as removed, once
+//!   that record is durable;
+//! - segments are taken out of the lists by this task alone, but snapshots are written by others at any time: those are listed as
+//!   garbage that were so at the beginning, when no group that is still to come names them any more.
+//!
 //! Invariant: nothing is given back or removed before the checkpoint that makes it needless is durable.
 
 use crate::{
     buf::{BLOCK, Chunk},
-    checkpoint::{CHECKPOINT_FILE, Checkpoint, Garbage, GroupState},
+    checkpoint::{CHECKPOINT_FILE, Encoder, Garbage, GroupState, RemovedGroup},
     checkpoint_reserve,
     disk::{Disk, Durability, File, OpenMode},
     files::{remove_if_there, replace_file},
@@ -14,67 +25,141 @@ use crate::{
     record::GroupId,
     segment::{Segment, SparseIndex},
     segment_format::{SegmentId, encode_index},
-    store_flush::{FlushError, is_full},
+    signal::yield_now,
+    store_flush::{FlushError, cut_segments, is_full},
     store_state::{Shared, State},
-    store_types::LogPos,
+    store_types::{FlushHost, LogPos},
 };
 use std::{collections::BTreeSet, io, rc::Rc};
 
 /// Writes a checkpoint of everything, then does what it allows: the ring is freed, files are removed.
-pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
-    let checkpoint = cut_checkpoint(shared);
+pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
+    let cut = cut_checkpoint(shared, host).await?;
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
-    let bytes = checkpoint.encode();
-    let mut written = replace_file(&shared.disk, &path, &bytes).await;
+    let mut written = replace_file(&shared.disk, &path, &cut.bytes).await;
     let no_room = written.as_ref().is_err_and(is_full);
     if no_room && checkpoint_reserve::give(shared).await? {
-        written = replace_file(&shared.disk, &path, &bytes).await;
+        written = replace_file(&shared.disk, &path, &cut.bytes).await;
     }
     written.map_err(|error| FlushError::of(path.display(), error))?;
-    shared.state.borrow_mut().number = checkpoint.number;
+    shared.state.borrow_mut().number += 1;
     shared.count(|stats| stats.checkpoints += 1);
-    let mut needed = checkpoint.needs_ring_from();
+    let mut needed = cut.needs_ring_from;
     if planted::is(Mistake::RecycledTooEarly) {
         needed = shared.journal.durable();
     }
     shared.journal.release_below(needed);
     if !no_room {
-        write_due_indexes(shared).await;
+        write_indexes(shared, cut.indexes_due).await;
     }
-    let collected = collect(shared, &checkpoint).await;
+    let collected = collect(shared, &cut.garbage, &cut.removed, cut.needs_ring_from).await;
     // Before anything else takes the space.
-    checkpoint_reserve::keep(shared, bytes.len()).await?;
+    checkpoint_reserve::keep(shared, cut.bytes.len()).await?;
     collected
 }
 
-/// Trims the logs and takes down what they are, in one synchronous step.
-fn cut_checkpoint<D: Disk>(shared: &Shared<D>) -> Checkpoint {
-    let groups = group_states(shared);
+/// A checkpoint that is to be written, and what of it is needed afterwards.
+struct Cut {
+    bytes: Vec<u8>,
+    needs_ring_from: LogPos,
+    removed: Vec<RemovedGroup>,
+    garbage: Vec<Garbage>,
+    indexes_due: Vec<IndexDue>,
+}
+
+/// Trims the logs and takes down what they are.
+async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<Cut, FlushError> {
+    let (mut to, snapshots) = {
+        let state = shared.state.borrow();
+        let snapshots: Vec<Garbage> = state.garbage.iter().copied().filter(Garbage::is_snapshot).collect();
+        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable()), snapshots)
+    };
+    let mut indexes_due = Vec::new();
+    let mut next = GroupId(0);
+    loop {
+        let turn: Vec<GroupId> = {
+            let state = shared.state.borrow();
+            state.groups.range(next..).take(shared.config.checkpoint_turn_groups).map(|(group, _)| *group).collect()
+        };
+        let Some(last) = turn.last() else { break };
+        next = GroupId(last.0 + 1);
+        for group in turn {
+            cut_group(shared, host, group, &mut to, &mut indexes_due).await?;
+        }
+        yield_now().await;
+    }
+    let removed = removed_besides(shared, &to).await?;
     let state = shared.state.borrow();
-    Checkpoint {
-        epoch: shared.epoch,
-        number: state.number + 1,
-        cut: shared.journal.durable(),
-        groups,
-        removed: state.removed.iter().map(|removed| removed.group).collect(),
-        garbage: state.garbage.clone(),
+    let garbage = state.garbage.iter().filter(|garbage| !garbage.is_snapshot() || snapshots.contains(garbage));
+    let garbage: Vec<Garbage> = garbage.copied().collect();
+    let needs_ring_from = to.needs_ring_from();
+    Ok(Cut { bytes: to.finish(&removed, &garbage), needs_ring_from, removed, garbage, indexes_due })
+}
+
+/// Takes a group down once it is settled; nothing if it is gone.
+async fn cut_group<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    host: &dyn FlushHost,
+    group: GroupId,
+    to: &mut Encoder,
+    indexes_due: &mut Vec<IndexDue>,
+) -> Result<(), FlushError> {
+    loop {
+        let behind = shared.state.borrow().groups.get(&group).is_some_and(Log::app_is_behind);
+        let app = if behind { host.app_state(group) } else { None };
+        let durable = shared.journal.durable();
+        let unsettled = {
+            let mut state = shared.state.borrow_mut();
+            let State { groups, garbage, .. } = &mut *state;
+            let Some(log) = groups.get_mut(&group) else { return Ok(()) };
+            if let Some(app) = app {
+                log.take_app(app);
+            }
+            if log.truncated_at <= durable && log.pending_cut.is_none() {
+                to.group(&settled_state(shared, log, garbage));
+                indexes_due.extend(take_indexes_due(log));
+                return Ok(());
+            }
+            log.truncated_at
+        };
+        if unsettled > durable {
+            wait_until_durable(shared, unsettled).await?;
+        } else {
+            cut_segments(shared, group).await?;
+        }
     }
 }
 
-/// Every group as a checkpoint has it, ascending, after the trims that are due.
-pub(crate) fn group_states<D: Disk>(shared: &Shared<D>) -> Vec<GroupState> {
-    let mut state = shared.state.borrow_mut();
-    let State { groups, garbage, .. } = &mut *state;
-    let durable = shared.journal.durable();
-    let mut states = Vec::with_capacity(groups.len());
-    for log in groups.values_mut() {
-        let trimmed = log.trim();
-        discard(shared, log.id, garbage, trimmed);
-        log.check(durable);
-        states.push(group_state(log, durable, shared.config.kept_bytes));
+/// The removed groups, but for those that `taken` has; their removals are durable.
+async fn removed_besides<D: Disk>(shared: &Rc<Shared<D>>, taken: &Encoder) -> Result<Vec<RemovedGroup>, FlushError> {
+    let removed: Vec<RemovedGroup> = {
+        let state = shared.state.borrow();
+        let removed = state.removed.iter().map(|removed| removed.group);
+        removed.filter(|removed| !taken.has(removed.id)).collect()
+    };
+    let latest = removed.iter().map(|removed| removed.at).max().unwrap_or_default();
+    wait_until_durable(shared, latest).await?;
+    Ok(removed)
+}
+
+async fn wait_until_durable<D: Disk>(shared: &Shared<D>, position: LogPos) -> Result<(), FlushError> {
+    loop {
+        let durable = shared.journal.durable();
+        if durable >= position {
+            return Ok(());
+        }
+        let waited = shared.journal.durable_past(durable).await;
+        waited.map_err(|poisoned| FlushError::Fatal(poisoned.0))?;
     }
-    states.sort_unstable_by_key(|group| group.id);
-    states
+}
+
+/// A group as a checkpoint has it, after the trims that are due. No truncation of it may be under way.
+pub(crate) fn settled_state<D: Disk>(shared: &Shared<D>, log: &mut Log, garbage: &mut Vec<Garbage>) -> GroupState {
+    let durable = shared.journal.durable();
+    let trimmed = log.trim();
+    discard(shared, log.id, garbage, trimmed);
+    log.check(durable);
+    group_state(log, durable, shared.config.kept_bytes)
 }
 
 fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState {
@@ -100,11 +185,17 @@ fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState 
     }
 }
 
-/// Removes the files that `checkpoint`, which is durable, no longer names. What can't be removed now stays listed.
-pub(crate) async fn collect<D: Disk>(shared: &Rc<Shared<D>>, checkpoint: &Checkpoint) -> Result<(), FlushError> {
+/// Removes the files that a durable checkpoint lists as `garbage`, and those of groups that it lists as `removed`; it needs the ring
+/// from `freed` on. What can't be removed now stays listed.
+pub(crate) async fn collect<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    garbage: &[Garbage],
+    removed: &[RemovedGroup],
+    freed: LogPos,
+) -> Result<(), FlushError> {
     let mut dirs = BTreeSet::new();
-    for garbage in &checkpoint.garbage {
-        let paths = match *garbage {
+    for listed in garbage {
+        let paths = match *listed {
             Garbage::Segment { id, base_offset } => {
                 vec![shared.files.segment(id, base_offset), shared.files.index(id, base_offset)]
             }
@@ -119,7 +210,7 @@ pub(crate) async fn collect<D: Disk>(shared: &Rc<Shared<D>>, checkpoint: &Checkp
     }
     let gone: Vec<GroupId> = {
         let state = shared.state.borrow();
-        let listed = checkpoint.removed.iter().map(|removed| removed.id);
+        let listed = removed.iter().map(|removed| removed.id);
         listed.filter(|id| state.removed.iter().any(|now| now.group.id == *id && !now.files_gone)).collect()
     };
     for group in &gone {
@@ -136,12 +227,11 @@ pub(crate) async fn collect<D: Disk>(shared: &Rc<Shared<D>>, checkpoint: &Checkp
         }
     }
     let mut state = shared.state.borrow_mut();
-    state.garbage.retain(|garbage| !checkpoint.garbage.contains(garbage));
+    state.garbage.retain(|listed| !garbage.contains(listed));
     for removed in &mut state.removed {
         removed.files_gone |= gone.contains(&removed.group.id);
     }
     // The removal's own record goes with the ring's space; until then it is listed, so that nothing before it counts.
-    let freed = checkpoint.needs_ring_from();
     state.removed.retain(|removed| !removed.files_gone || removed.group.at > freed);
     Ok(())
 }
@@ -156,19 +246,17 @@ async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<b
     remove_if_there(&shared.disk, &dir).await.map_err(named)
 }
 
+/// A segment whose sparse index is to be written out: its base offset and its length.
+type IndexDue = (SegmentId, u64, u64);
+
+fn take_indexes_due(log: &mut Log) -> impl Iterator<Item = IndexDue> + '_ {
+    let serials = std::mem::take(&mut log.index_due);
+    let due = log.segments.iter().filter(move |segment| serials.contains(&segment.serial));
+    due.map(|segment| (SegmentId { group: log.id, serial: segment.serial }, segment.base_offset, segment.len))
+}
+
 /// Writes the sparse indexes of segments that were sealed or grew much: hints, so they are neither synced nor missed.
-async fn write_due_indexes<D: Disk>(shared: &Rc<Shared<D>>) {
-    let due: Vec<(SegmentId, u64, u64)> = {
-        let mut state = shared.state.borrow_mut();
-        let mut due = Vec::new();
-        for log in state.groups.values_mut().filter(|log| !log.index_due.is_empty()) {
-            let serials = std::mem::take(&mut log.index_due);
-            for segment in log.segments.iter().filter(|segment| serials.contains(&segment.serial)) {
-                due.push((SegmentId { group: log.id, serial: segment.serial }, segment.base_offset, segment.len));
-            }
-        }
-        due
-    };
+async fn write_indexes<D: Disk>(shared: &Rc<Shared<D>>, due: Vec<IndexDue>) {
     for (id, base_offset, len) in due {
         let index: Option<Rc<SparseIndex>> = shared.indexes.borrow_mut().get(&id);
         let Some(index) = index.filter(|index| index.covered <= len && len - index.covered < BLOCK as u64) else {

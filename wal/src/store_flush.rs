@@ -5,9 +5,9 @@
 //!
 //! 1. every dirty group: cut what a truncation left, write its durable entries, unless the checkpoint shall carry them, sync the files,
 //!    then the directories of new ones;
-//! 2. wait until all truncations and removals that a checkpoint would show are durable in the ring;
-//! 3. drop segments below the log starts from the lists, write the checkpoint;
-//! 4. give the ring's space back, remove the files that the checkpoint no longer names.
+//! 2. the checkpoint (`store_checkpoint`): group by group, wait until truncations and removals that it shows are durable in the ring, drop
+//!    segments below the log start from the list, take down the rest; write it;
+//! 3. give the ring's space back, remove the files that the checkpoint no longer names.
 //!
 //! A full disk ends step 1 early: what was written is checkpointed all the same (trims may free space), and the rest is tried again.
 //! Any other error poisons: a sync that failed is never tried twice.
@@ -118,9 +118,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
         Ok(()) => None,
     };
     sync_logs_dir(shared).await?;
-    ask_app_states(shared, host).await;
-    settle(shared).await?;
-    checkpoint(shared).await?;
+    checkpoint(shared, host).await?;
     let end = shared.journal.staged();
     while shared.state.borrow_mut().evict(end, shared.config.cache_bytes, shared.config.flush_turn_entries) {
         yield_now().await;
@@ -420,50 +418,6 @@ async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError
         shared.state.borrow_mut().logs_dir_changed = true;
         FlushError::of(shared.files.logs().display(), error)
     })
-}
-
-/// Asks for the state of every group whose last one lies behind what segments hold.
-async fn ask_app_states<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) {
-    let behind: Vec<GroupId> = {
-        let state = shared.state.borrow();
-        let logs = state.groups.values().filter(|log| log.app_is_behind());
-        logs.map(|log| log.id).collect()
-    };
-    for (at, group) in behind.into_iter().enumerate() {
-        let Some(app) = host.app_state(group) else { continue };
-        if let Some(log) = shared.state.borrow_mut().groups.get_mut(&group) {
-            assert!(app.index >= log.app.index, "group {}: the applied index never goes back", group.0);
-            assert!(app.index <= log.end.index, "group {}: what is applied is in the log", group.0);
-            log.app = app;
-            log.app_log_start = log.log_start;
-        }
-        if at % 64 == 63 {
-            yield_now().await;
-        }
-    }
-}
-
-/// Waits until every truncation and removal is durable in the ring, and cuts the segments; then nothing is pending.
-async fn settle<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
-    loop {
-        let durable = shared.journal.durable();
-        let (latest, pending) = {
-            let state = shared.state.borrow();
-            let truncated = state.groups.values().map(|log| log.truncated_at);
-            let removed = state.removed.iter().map(|removed| removed.group.at);
-            let pending = state.groups.values().filter(|log| log.pending_cut.is_some()).map(|log| log.id).min();
-            (truncated.chain(removed).max().unwrap_or_default(), pending)
-        };
-        if latest > durable {
-            let waited = shared.journal.durable_past(durable).await;
-            waited.map_err(|poisoned| FlushError::Fatal(poisoned.0))?;
-            continue;
-        }
-        match pending {
-            Some(group) => cut_segments(shared, group).await?,
-            None => return Ok(()),
-        }
-    }
 }
 
 /// Cuts a log's segments where its durable truncation says, until none is pending. The cut segment is sealed, so that no synced

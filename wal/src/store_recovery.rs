@@ -288,11 +288,10 @@ async fn clear_away<D: Disk>(
     checkpoint: &Checkpoint,
     touched: &BTreeSet<GroupId>,
 ) -> Result<usize, OpenError> {
-    let removed = shared.state.borrow().removed.iter().map(|removed| removed.group).collect();
-    let listed = Checkpoint { removed, groups: Vec::new(), ..checkpoint.clone() };
+    let removed: Vec<RemovedGroup> = shared.state.borrow().removed.iter().map(|removed| removed.group).collect();
     // Removals that no checkpoint shows yet stay listed until one does.
     let keep: Vec<Removed> = shared.state.borrow().removed.clone();
-    collect(shared, &listed).await.map_err(of_flush)?;
+    collect(shared, &checkpoint.garbage, &removed, checkpoint.cut).await.map_err(of_flush)?;
     shared.state.borrow_mut().removed = keep;
     let mut orphans = 0;
     for group in touched {

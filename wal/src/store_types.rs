@@ -33,6 +33,8 @@ pub struct StoreConfig {
     pub flush_in_flight: usize,
     /// Entries that a flush takes, writes or lets go of before others of the core have their turn.
     pub flush_turn_entries: usize,
+    /// Groups that a checkpoint takes down before others of the core have their turn.
+    pub checkpoint_turn_groups: usize,
     /// The group that keeps no segments: its entries count as flushed once a snapshot covers them.
     pub snapshot_group: Option<GroupId>,
     /// Bytes of that group's entries that a checkpoint carries itself, so that they do not hold the ring while they are not decided.
@@ -53,6 +55,7 @@ impl Default for StoreConfig {
             flush_write_bytes: 1 << 20,
             flush_in_flight: 4,
             flush_turn_entries: 1024,
+            checkpoint_turn_groups: 128,
             snapshot_group: Some(GroupId(0)),
             kept_bytes: 1 << 20,
         }
@@ -221,6 +224,9 @@ pub enum SnapshotError {
 pub struct StoreStats {
     /// Writes of the ring, each with its sync.
     pub ring_writes: u64,
+    /// Pieces of memory that the ring took to stage writes in, and those for which none was at hand.
+    pub ring_chunks: u64,
+    pub ring_cold_chunks: u64,
     pub flushes: u64,
     pub flushed_bytes: u64,
     pub flush_failures: u64,

@@ -146,6 +146,7 @@ impl Node {
             open_files_max: 4,
             flush_write_bytes: 16 << 10,
             flush_turn_entries: 5,
+            checkpoint_turn_groups: 1,
             ..StoreConfig::default()
         }
     }

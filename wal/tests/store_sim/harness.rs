@@ -78,6 +78,7 @@ pub fn config() -> StoreConfig {
         flush_write_bytes: 8 << 10,
         flush_in_flight: 3,
         flush_turn_entries: 5,
+        checkpoint_turn_groups: 1,
         snapshot_group: Some(META),
         kept_bytes: 1 << 10,
     }
