@@ -38,6 +38,7 @@ use std::{
     time::{Duration, Instant},
 };
 use wal::{
+    buf::Chunk,
     manifest::{self, Manifest},
     store::{OpenError, Poisoned, Store, StoreConfig, StoreDirs},
 };
@@ -413,6 +414,7 @@ pub(crate) async fn begin_core(
     let host = core.clone();
     rt::spawn(storage_loop(core.clone(), async move { journal.run_journal().await }));
     rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
+    rt::spawn(warm_memory(core.clone()));
     rt::spawn(replica::run(core.clone()));
     rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
@@ -434,6 +436,15 @@ pub(crate) fn serve_partitions(core: &Rc<Core>) {
 async fn storage_loop(core: Rc<Core>, ended: impl Future<Output = Result<(), Poisoned>>) {
     if let Err(poisoned) = ended.await {
         core.storage_failed(&poisoned.to_string());
+    }
+}
+
+/// Has memory at hand before the ring wants it: to clear it takes the kernel milliseconds, which another thread spends.
+async fn warm_memory(core: Rc<Core>) {
+    loop {
+        let bytes = core.store.memory_wanted().await;
+        // From here on it is this thread's, for its next chunk.
+        drop(rt::blocking(move || Chunk::warm(bytes)).await);
     }
 }
 

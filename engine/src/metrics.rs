@@ -244,6 +244,10 @@ metrics! {
     replication_groups_awake: Gauge;
     /// Writes of the write-ahead ring, each with its sync.
     wal_writes_total: Counter;
+    /// Pieces of memory, 2 MiB as a rule, that the write-ahead ring took to stage its writes in.
+    wal_chunks_total: Counter;
+    /// Those among them for which no memory was at hand: the kernel cleared some meanwhile, for milliseconds.
+    wal_cold_chunks_total: Counter;
     /// Bytes of the write-ahead ring in use.
     wal_ring_used_bytes: Gauge;
     /// Size of the write-ahead ring.
@@ -341,6 +345,8 @@ impl CoreMetrics {
     /// Takes over what the store counts itself.
     pub fn publish_store(&self, stats: &StoreStats) {
         self.wal_writes_total.set(stats.ring_writes);
+        self.wal_chunks_total.set(stats.ring_chunks);
+        self.wal_cold_chunks_total.set(stats.ring_cold_chunks);
         self.wal_ring_used_bytes.set(stats.ring_used_bytes);
         self.wal_ring_bytes.set(stats.ring_bytes);
         self.flushes_total.set(stats.flushes);

@@ -26,6 +26,10 @@ use uuid::Uuid;
 /// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
+/// For so long at most a core's tasks run before it looks what the kernel has for it: a task that yields in the middle of long work lets
+/// the others go on, but those that wait for a socket or for the disk only then.
+const PREEMPT_AFTER: Duration = Duration::from_micros(250);
+
 /// A core's thread.
 pub struct CoreThread(ExecutorJoinHandle<()>);
 
@@ -44,6 +48,7 @@ where
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(name)
         .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT_AFTER)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(main)
         .map(CoreThread)

@@ -89,6 +89,14 @@ impl Chunk {
         Self { memory: Arc::new(Memory::new(capacity)), start: 0, mark: 0, capacity }
     }
 
+    /// As [`Chunk::new`], with its memory in place, to be made by a thread that may stand still meanwhile and dropped by the one
+    /// whose next chunk of that capacity it shall be.
+    pub fn warm(capacity: usize) -> Self {
+        assert!(capacity >= POOLED_MIN && capacity.is_multiple_of(BLOCK), "{capacity} bytes are no pool's");
+        let memory = Memory { ptr: buf_pool::warm(capacity), len: capacity };
+        Self { memory: Arc::new(memory), start: 0, mark: 0, capacity }
+    }
+
     /// Holds `len` zeros, and nothing more fits. Panics unless that is a positive number of whole blocks.
     pub fn zeros(len: usize) -> Self {
         let mut chunk = Self::new(len);

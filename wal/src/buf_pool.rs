@@ -3,7 +3,9 @@
 //! Lives on: any thread; each has its own, and memory goes to the pool of whichever thread drops it.
 //!
 //! Memory comes from `mmap`, in powers of two: untouched pages of it cost nothing, and all of it is initialised (the kernel
-//! clears it, later owners leave what they wrote).
+//! clears it, later owners leave what they wrote). To clear a page takes the kernel up to some microseconds, for which whoever touches it
+//! first stands still: who has no time for that has memory [warmed](warm) by another thread. It is no huge pages: one of them takes
+//! as long as 512 others at once, up to milliseconds, and neither that thread nor what waits for its CPU goes on meanwhile.
 
 use crate::buf::BLOCK;
 use std::{alloc::Layout, alloc::handle_alloc_error, cell::RefCell, ptr::NonNull};
@@ -14,7 +16,8 @@ pub const POOLED_MIN: usize = 64 << 10;
 const POOLED_MAX: usize = 4 << 20;
 /// What one thread keeps at most, in bytes.
 const KEPT_MAX: usize = 16 << 20;
-const HUGE_PAGE: usize = 2 << 20;
+/// Faulted in at once by [`warm`].
+const WARM_STEP: usize = 64 << 10;
 const CLASSES: usize = (POOLED_MAX / POOLED_MIN).ilog2() as usize + 1;
 
 #[derive(Default)]
@@ -43,7 +46,7 @@ fn mapped(len: usize) -> usize {
 }
 
 fn class(mapped: usize) -> Option<usize> {
-    (mapped <= POOLED_MAX).then(|| (mapped / POOLED_MIN).ilog2() as usize)
+    (POOLED_MIN..=POOLED_MAX).contains(&mapped).then(|| (mapped / POOLED_MIN).ilog2() as usize)
 }
 
 /// At least `len` bytes (at least [`POOLED_MIN`]), aligned to a page. What they hold is unspecified.
@@ -59,6 +62,24 @@ pub fn take(len: usize) -> NonNull<u8> {
         .ok()?
     });
     kept.unwrap_or_else(|| map(len))
+}
+
+/// As [`take`], mapped anew, with every page in place.
+pub fn warm(len: usize) -> NonNull<u8> {
+    let len = mapped(len);
+    let ptr = map(len);
+    for at in (0..len).step_by(WARM_STEP) {
+        // Advice: what an older kernel does not populate is faulted in when it is written.
+        // SAFETY: the range was mapped just now.
+        unsafe { libc::madvise(ptr.as_ptr().add(at).cast(), WARM_STEP.min(len - at), libc::MADV_POPULATE_WRITE) };
+    }
+    ptr
+}
+
+/// How often [`take`] finds memory for `len` bytes in this thread's pool before it has to map some.
+pub fn kept(len: usize) -> usize {
+    let class = class(mapped(len));
+    class.and_then(|class| POOL.try_with(|pool| pool.borrow().kept[class].len()).ok()).unwrap_or(0)
 }
 
 /// Gives back what [`take`] gave for the same `len`.
@@ -82,25 +103,6 @@ pub fn give(ptr: NonNull<u8>, len: usize) {
 }
 
 fn map(len: usize) -> NonNull<u8> {
-    if !len.is_multiple_of(HUGE_PAGE) {
-        return map_anywhere(len);
-    }
-    let wide = map_anywhere(len + HUGE_PAGE);
-    let before = wide.align_offset(HUGE_PAGE);
-    // SAFETY: the mapping is longer by a huge page than `len`, and `before` is less than that.
-    let (ptr, end) = unsafe { (wide.add(before), wide.add(before + len)) };
-    for (ptr, len) in [(wide, before), (end, HUGE_PAGE - before)] {
-        if len > 0 {
-            unmap(ptr, len);
-        }
-    }
-    // One fault instead of 512. Advice: a kernel without huge pages refuses it, and all is well.
-    // SAFETY: the range was mapped just now.
-    unsafe { libc::madvise(ptr.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-    ptr
-}
-
-fn map_anywhere(len: usize) -> NonNull<u8> {
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
     let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0) };
@@ -111,7 +113,7 @@ fn map_anywhere(len: usize) -> NonNull<u8> {
 }
 
 fn unmap(ptr: NonNull<u8>, len: usize) {
-    // SAFETY: whole pages mapped by `map_anywhere`, and nobody else knows of it any more.
+    // SAFETY: whole pages mapped by `map`, and nobody else knows of it any more.
     let done = unsafe { libc::munmap(ptr.as_ptr().cast(), len) };
     debug_assert_eq!(done, 0, "a mapping of our own can be given back");
 }
@@ -119,6 +121,22 @@ fn unmap(ptr: NonNull<u8>, len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_another_thread_warmed_is_taken_next() {
+        let len = POOLED_MAX;
+        assert_eq!(kept(len), 0);
+        let warmed = std::thread::spawn(move || warm(len).as_ptr() as usize).join().unwrap();
+        give(NonNull::new(warmed as *mut u8).unwrap(), len);
+        assert_eq!(kept(len), 1);
+        let taken = take(len);
+        assert_eq!((taken.as_ptr() as usize, kept(len)), (warmed, 0));
+        let mut present = vec![0u8; len / BLOCK];
+        // SAFETY: the range is mapped, and `present` has a byte for each of its pages.
+        let told = unsafe { libc::mincore(taken.as_ptr().cast(), len, present.as_mut_ptr()) };
+        assert!(told == 0 && present.iter().all(|page| page & 1 == 1), "every page is in place");
+        give(taken, len);
+    }
 
     #[test]
     fn memory_that_was_let_go_is_used_again_up_to_a_bound() {

@@ -6,6 +6,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk},
+    buf_pool::{self, POOLED_MIN},
     disk::{Disk, Durability, File, OpenMode},
     record::{Entry, GroupId, HardState},
     ring::{Refused, Ring, RingConfig, RingStart, Space},
@@ -47,6 +48,9 @@ pub struct JournalStats {
     /// Bytes of these writes, headers and padding included.
     pub written_bytes: u64,
     pub records: u64,
+    /// Chunks of memory to stage writes in, and those among them for which there was none at hand, see [`Journal::memory_wanted`].
+    pub chunks: u64,
+    pub cold_chunks: u64,
 }
 
 /// One write that became durable.
@@ -86,6 +90,8 @@ struct Inner<D: Disk> {
     moved: Signal,
     /// Segments were given back, or never will be again.
     freed: Signal,
+    /// The ring took memory for its writes.
+    memory: Signal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,9 @@ enum Closing {
     Marked,
     Closed,
 }
+
+/// So many chunks are at hand before the ring needs them.
+const WARM_CHUNKS: usize = 2;
 
 /// The name of a slot's file.
 pub fn segment_file(slot: u32) -> String {
@@ -167,6 +176,7 @@ impl<D: Disk> Journal<D> {
             work: Signal::default(),
             moved: Signal::default(),
             freed: Signal::default(),
+            memory: Signal::default(),
         };
         let ring = RecoveredRing {
             records: recovered.records,
@@ -246,10 +256,14 @@ impl<D: Disk> Journal<D> {
             return Err(Poisoned("it is closed".to_owned()).into());
         }
         let mut ring = self.inner.ring.borrow_mut();
+        let chunks = ring.chunks();
         let staged = ring.append_with_head(group, hard_state, record, head).map_err(|refused| match refused {
             Refused::Full => AppendError::Full,
             Refused::TooLarge => AppendError::TooLarge { bytes: record.bytes(), max: ring.entry_bytes_max() },
         });
+        if ring.chunks() != chunks {
+            self.inner.memory.notify();
+        }
         drop(ring);
         let (pos, payload) = staged?;
         self.inner.work.notify();
@@ -329,7 +343,24 @@ impl<D: Disk> Journal<D> {
     }
 
     pub fn stats(&self) -> JournalStats {
-        self.inner.stats.get()
+        let (chunks, cold_chunks) = self.inner.ring.borrow().chunks();
+        JournalStats { chunks, cold_chunks, ..self.inner.stats.get() }
+    }
+
+    /// Waits until this thread has little memory at hand for a ring that is in use; returns the size of the [`Chunk`] to be [warmed]
+    /// elsewhere and dropped here.
+    ///
+    /// [warmed]: Chunk::warm
+    pub async fn memory_wanted(&self) -> usize {
+        let bytes = self.inner.ring.borrow().chunk_bytes();
+        loop {
+            let seen = self.inner.memory.count();
+            let in_use = self.inner.ring.borrow().chunks().0 > 0;
+            if in_use && bytes >= POOLED_MIN && buf_pool::kept(bytes) < WARM_CHUNKS {
+                return bytes;
+            }
+            self.inner.memory.past(seen).await;
+        }
     }
 
     /// Calls `observer` for each write that became durable, before anybody who waits for it. It must not use the journal.

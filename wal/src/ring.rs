@@ -10,7 +10,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    crc,
+    buf_pool, crc,
     record::{GroupId, HardState},
     ring_format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc_seed},
     store::{LogPos, StoreConfig},
@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 
 /// Writes are staged in chunks of this size unless the configuration says otherwise.
 const WRITE_BYTES_MAX: usize = 1 << 20;
-/// A chunk has room for so many of the largest writes: memory in huge pages (`buf_pool`).
+/// A chunk has room for so many of the largest writes.
 const WRITES_A_CHUNK: usize = 2;
 /// A ring has at least this many segments: one being written, one whose flush is under way, and two free ones, so that the largest
 /// record can always be staged once a flush is done.
@@ -69,6 +69,11 @@ impl RingConfig {
             reserve_bytes: self.reserve_bytes.min(segment_bytes),
             ..self
         }
+    }
+
+    /// Of the memory that writes are staged in, unless one is larger.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.write_bytes_max * WRITES_A_CHUNK
     }
 
     pub(crate) fn check(&self) {
@@ -202,6 +207,9 @@ pub struct Ring {
     open: Option<Open>,
     /// What the last write that is closed left of its chunk.
     spare: Option<Chunk>,
+    /// Chunks that were begun, and those among them for which the thread's pool had no memory.
+    chunks: u64,
+    cold_chunks: u64,
     /// The end of the write that is handed out.
     in_flight: Option<LogPos>,
 }
@@ -224,6 +232,8 @@ impl Ring {
             queue: VecDeque::new(),
             open: None,
             spare: None,
+            chunks: 0,
+            cold_chunks: 0,
             in_flight: None,
         };
         ring.check();
@@ -306,7 +316,12 @@ impl Ring {
         let place = Place { slot: current.slot, segment: current.number, pos: self.next, previous_end: self.end };
         let chunk = match self.spare.take() {
             Some(chunk) if chunk.remaining() >= need.max(self.config.write_bytes_max / 16) => chunk,
-            _ => Chunk::new(need.max(self.config.write_bytes_max * WRITES_A_CHUNK)),
+            _ => {
+                let bytes = need.max(self.config.chunk_bytes());
+                self.chunks += 1;
+                self.cold_chunks += u64::from(buf_pool::kept(bytes) == 0);
+                Chunk::new(bytes)
+            }
         };
         let room = self.segment_room() - if self.free.is_empty() { spared } else { 0 };
         let most = chunk.remaining().min(need.max(self.config.write_bytes_max));
@@ -321,6 +336,15 @@ impl Ring {
         self.end = full.padded_end();
         self.next = self.end;
         self.queue.push_back(full);
+    }
+
+    pub fn chunk_bytes(&self) -> usize {
+        self.config.chunk_bytes()
+    }
+
+    /// Chunks of memory that were begun, and those among them that had to be mapped first.
+    pub fn chunks(&self) -> (u64, u64) {
+        (self.chunks, self.cold_chunks)
     }
 
     /// The next write, if there is one and none is under way.

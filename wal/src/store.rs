@@ -218,6 +218,11 @@ impl<D: Disk> Store<D> {
         ended
     }
 
+    /// Memory that the ring will want soon, see [`Journal::memory_wanted`](crate::journal::Journal::memory_wanted).
+    pub async fn memory_wanted(&self) -> usize {
+        self.shared.journal.memory_wanted().await
+    }
+
     /// Flushes whenever the ring asks for it; spawn it. Ends like [`Store::run_journal`].
     pub async fn run_flusher(&self, host: Rc<dyn FlushHost>) -> Result<(), Poisoned> {
         crate::store_flush::run(&self.shared, &*host).await
@@ -439,9 +444,12 @@ impl<D: Disk> Store<D> {
     /// For the metrics page.
     pub fn stats(&self) -> StoreStats {
         let state = self.shared.state.borrow();
+        let journal = self.shared.journal.stats();
         StoreStats {
             cached_bytes: state.cache_cost(self.shared.journal.staged()),
-            ring_writes: self.shared.journal.stats().writes,
+            ring_writes: journal.writes,
+            ring_chunks: journal.chunks,
+            ring_cold_chunks: journal.cold_chunks,
             ring_used_bytes: self.shared.journal.used(),
             ring_bytes: self.shared.config.ring_bytes,
             open_files: self.shared.files.open_count(),
