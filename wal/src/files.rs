@@ -104,11 +104,11 @@ pub async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool>
     }
 }
 
-/// Writes a small file so that after a crash either the old one or the whole new one is there: beside it, synced, renamed, and
+/// Writes a file, of several parts, so that after a crash either the old one or the whole new one is there: beside it, synced, renamed, and
 /// the directory synced.
-pub async fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     use crate::{
-        buf::{BLOCK, Chunk},
+        buf::{BLOCK, Chunk, block_ceil},
         disk::{Durability, File},
     };
     const PIECE: usize = 1 << 20;
@@ -116,9 +116,20 @@ pub async fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::R
     let temporary = path.with_extension("tmp");
     remove_if_there(disk, &temporary).await?;
     let file = disk.open(&temporary, OpenMode::CreateNew).await?;
-    let mut position = 0;
-    for piece in bytes.chunks(PIECE) {
-        let mut chunk = Chunk::of(piece);
+    let mut left: usize = parts.iter().map(|part| part.len()).sum();
+    let mut parts = parts.iter().copied();
+    let (mut part, mut position) = (&[][..], 0);
+    while left > 0 {
+        let mut chunk = Chunk::new(block_ceil(left.min(PIECE)));
+        while chunk.remaining() > 0 && left > 0 {
+            if part.is_empty() {
+                part = parts.next().expect("the parts have as many bytes as were counted");
+                continue;
+            }
+            let (now, rest) = part.split_at(part.len().min(chunk.remaining()));
+            chunk.push(now);
+            (part, left) = (rest, left - now.len());
+        }
         chunk.pad_to_block();
         let data = chunk.frozen(0, chunk.len());
         position += data.len() as u64;

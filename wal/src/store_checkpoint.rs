@@ -36,10 +36,10 @@ use std::{collections::BTreeSet, io, rc::Rc};
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
     let cut = cut_checkpoint(shared, host).await?;
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
-    let mut written = replace_file(&shared.disk, &path, &cut.bytes).await;
+    let mut written = replace_file(&shared.disk, &path, &[&cut.bytes]).await;
     let no_room = written.as_ref().is_err_and(is_full);
     if no_room && checkpoint_reserve::give(shared).await? {
-        written = replace_file(&shared.disk, &path, &cut.bytes).await;
+        written = replace_file(&shared.disk, &path, &[&cut.bytes]).await;
     }
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number += 1;

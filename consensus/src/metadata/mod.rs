@@ -31,7 +31,7 @@ pub use query::{
 };
 pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
-pub use snapshot::{join, restore};
+pub use snapshot::{Joint, join, restore};
 pub use view::View;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -133,13 +133,14 @@ pub fn check_topic_name(name: &str) -> Result<(), NameError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     id: SliceId,
-    pub(super) topics: BTreeMap<Arc<str>, Arc<Topic>>,
+    /// Shared with copies of the slice, as the others below are, until one of them changes.
+    pub(super) topics: Arc<BTreeMap<Arc<str>, Arc<Topic>>>,
     /// The largest group id that any command for this slice carried, whether it succeeded or not: ids are never used again.
     pub(super) group_high: u64,
     pub(super) next_producer_id: i64,
     /// By group, of the topics here.
-    pub(super) leaders: BTreeMap<u64, PartitionLeader>,
-    pub(super) watermarks: BTreeMap<u64, Watermark>,
+    pub(super) leaders: Arc<BTreeMap<u64, PartitionLeader>>,
+    pub(super) watermarks: Arc<BTreeMap<u64, Watermark>>,
     pub(super) brokers: BTreeMap<i32, Arc<Broker>>,
     /// Peers of brokers that were unregistered, or got another disk.
     pub(super) gone_peers: Arc<BTreeSet<u64>>,
@@ -174,11 +175,11 @@ impl Slice {
     pub fn new(id: SliceId) -> Self {
         Self {
             id,
-            topics: BTreeMap::new(),
+            topics: Arc::default(),
             group_high: 0,
             next_producer_id: 0,
-            leaders: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
+            leaders: Arc::default(),
+            watermarks: Arc::default(),
             brokers: BTreeMap::new(),
             gone_peers: Arc::default(),
             features: Arc::default(),
@@ -270,11 +271,11 @@ impl Slice {
     pub fn roll_back(&mut self) {
         while let Some((_, undo)) = self.undo.pop_back() {
             match undo {
-                Undo::Topic(name, before) => put_back(&mut self.topics, name, before),
+                Undo::Topic(name, before) => put_back(Arc::make_mut(&mut self.topics), name, before),
                 Undo::GroupHigh(before) => self.group_high = before,
                 Undo::NextProducerId(before) => self.next_producer_id = before,
-                Undo::Leader(group, before) => put_back(&mut self.leaders, group, before),
-                Undo::Watermark(group, before) => put_back(&mut self.watermarks, group, before),
+                Undo::Leader(group, before) => put_back(Arc::make_mut(&mut self.leaders), group, before),
+                Undo::Watermark(group, before) => put_back(Arc::make_mut(&mut self.watermarks), group, before),
                 Undo::Broker(node, before) => put_back(&mut self.brokers, node, before),
                 Undo::GonePeers(before) => self.gone_peers = before,
                 Undo::Features(before) => self.features = before,
@@ -284,7 +285,7 @@ impl Slice {
         }
     }
 
-    /// A copy without what is not committed. Topics are shared.
+    /// A copy without what is not committed. It takes no time to speak of: what there may be much of is shared.
     pub fn committed(&self) -> Self {
         let mut copy = self.clone();
         copy.roll_back();
@@ -500,17 +501,17 @@ impl Slice {
     }
 
     fn set_topic(&mut self, name: Arc<str>, topic: Option<Arc<Topic>>) {
-        let before = set(&mut self.topics, name.clone(), topic);
+        let before = set(Arc::make_mut(&mut self.topics), name.clone(), topic);
         self.can_undo(|| Undo::Topic(name, before));
     }
 
     fn set_leader(&mut self, group: u64, leader: Option<PartitionLeader>) {
-        let before = set(&mut self.leaders, group, leader);
+        let before = set(Arc::make_mut(&mut self.leaders), group, leader);
         self.can_undo(|| Undo::Leader(group, before));
     }
 
     fn set_watermark(&mut self, group: u64, watermark: Option<Watermark>) {
-        let before = set(&mut self.watermarks, group, watermark);
+        let before = set(Arc::make_mut(&mut self.watermarks), group, watermark);
         self.can_undo(|| Undo::Watermark(group, before));
     }
 
@@ -522,7 +523,7 @@ impl Slice {
     /// Panics if the slice's invariants do not hold.
     pub fn check(&self) {
         self.answers.check();
-        for (name, topic) in &self.topics {
+        for (name, topic) in &*self.topics {
             assert_eq!(*name, topic.name);
             assert_eq!(SliceId::of_topic(name), self.id, "topic '{name}' lies in another slice");
             assert!(!topic.partitions.is_empty(), "topic '{name}' has no partitions");
@@ -534,7 +535,7 @@ impl Slice {
         for group in self.leaders.keys().chain(self.watermarks.keys()) {
             assert!(groups.contains(group), "group {group} is known, but no topic here has it");
         }
-        for (group, Watermark { high_watermark, log_start, end_offset }) in &self.watermarks {
+        for (group, Watermark { high_watermark, log_start, end_offset }) in &*self.watermarks {
             assert!(
                 log_start <= high_watermark && high_watermark <= end_offset,
                 "group {group}'s offsets are not in order"

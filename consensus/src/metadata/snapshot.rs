@@ -24,62 +24,83 @@ pub enum RestoreError {
 /// The slices as of `index` as bytes. They may come in any order, but all of them.
 pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
     slices.sort_unstable_by_key(Slice::id);
-    assert!(slices.iter().map(Slice::id).eq(SliceId::all()), "a snapshot has every slice once");
-    let mut out = FlatBufferBuilder::with_capacity(64 << 10);
-    let slices: Vec<_> = slices
-        .iter()
-        .map(|slice| {
-            let topics: Vec<_> = slice.topics().map(|topic| topic_out(&mut out, topic)).collect();
-            let origins = slice.answers.write(&mut out);
-            let leaders: Vec<_> =
-                slice.leaders.iter().map(|(group, leader)| leader_out(&mut out, *group, leader)).collect();
-            let watermarks: Vec<_> =
-                slice.watermarks.iter().map(|(group, watermark)| watermark_out(&mut out, *group, *watermark)).collect();
-            let brokers: Vec<_> = slice.brokers.values().map(|broker| broker_out(&mut out, broker)).collect();
-            let gone: Vec<u64> = slice.gone_peers.iter().copied().collect();
-            let features: Vec<_> = slice
-                .features
-                .iter()
-                .map(|(name, level)| {
-                    let name = Some(out.create_string(name));
-                    fb::Feature::create(&mut out, &fb::FeatureArgs { name, level: *level })
-                })
-                .collect();
-            let settings: Vec<_> = slice
-                .settings
-                .settings
-                .iter()
-                .map(|((node, name), value)| {
-                    let args = fb::ClusterSettingArgs {
-                        for_node: node.is_some(),
-                        node: node.unwrap_or_default(),
-                        name: Some(out.create_string(name)),
-                        value: Some(out.create_string(value)),
-                    };
-                    fb::ClusterSetting::create(&mut out, &args)
-                })
-                .collect();
-            let args = fb::SliceArgs {
-                number: slice.id().0,
-                group_high: slice.group_high,
-                next_producer_id: slice.next_producer_id,
-                topics: Some(out.create_vector(&topics)),
-                origins: origins.map(|origins| out.create_vector(&origins)),
-                leaders: (!leaders.is_empty()).then(|| out.create_vector(&leaders)),
-                watermarks: (!watermarks.is_empty()).then(|| out.create_vector(&watermarks)),
-                brokers: (!brokers.is_empty()).then(|| out.create_vector(&brokers)),
-                gone_peers: (!gone.is_empty()).then(|| out.create_vector(&gone)),
-                features: (!features.is_empty()).then(|| out.create_vector(&features)),
-                settings: (!settings.is_empty()).then(|| out.create_vector(&settings)),
-            };
-            fb::Slice::create(&mut out, &args)
-        })
-        .collect();
-    let slices = Some(out.create_vector(&slices));
-    let root = fb::Snapshot::create(&mut out, &fb::SnapshotArgs { index, slices });
-    out.finish(root, None);
-    let (buffer, start) = out.collapse();
-    Bytes::from(buffer).slice(start..)
+    let mut joint = Joint::with_room(64 << 10);
+    for slice in slices {
+        joint.add(slice);
+    }
+    joint.finish(index)
+}
+
+/// A snapshot that is made slice by slice: of many topics it takes a while, and others may have their turn between two slices.
+pub struct Joint {
+    out: FlatBufferBuilder<'static>,
+    slices: Vec<WIPOffset<fb::Slice<'static>>>,
+}
+
+impl Joint {
+    /// With room for about so many bytes: more is made where they do not suffice, by copying what there is.
+    pub fn with_room(bytes: usize) -> Self {
+        Self { out: FlatBufferBuilder::with_capacity(bytes), slices: Vec::with_capacity(SLICES) }
+    }
+
+    /// Adds the next slice; they come in order.
+    pub fn add(&mut self, slice: &Slice) {
+        assert_eq!(usize::from(slice.id().0), self.slices.len(), "a snapshot has every slice once, in order");
+        let out = &mut self.out;
+        let topics: Vec<_> = slice.topics().map(|topic| topic_out(out, topic)).collect();
+        let origins = slice.answers.write(out);
+        let leaders: Vec<_> = slice.leaders.iter().map(|(group, leader)| leader_out(out, *group, leader)).collect();
+        let watermarks = slice.watermarks.iter().map(|(group, watermark)| watermark_out(out, *group, *watermark));
+        let watermarks: Vec<_> = watermarks.collect();
+        let brokers: Vec<_> = slice.brokers.values().map(|broker| broker_out(out, broker)).collect();
+        let gone: Vec<u64> = slice.gone_peers.iter().copied().collect();
+        let features: Vec<_> = slice
+            .features
+            .iter()
+            .map(|(name, level)| {
+                let name = Some(out.create_string(name));
+                fb::Feature::create(out, &fb::FeatureArgs { name, level: *level })
+            })
+            .collect();
+        let settings: Vec<_> = slice
+            .settings
+            .settings
+            .iter()
+            .map(|((node, name), value)| {
+                let args = fb::ClusterSettingArgs {
+                    for_node: node.is_some(),
+                    node: node.unwrap_or_default(),
+                    name: Some(out.create_string(name)),
+                    value: Some(out.create_string(value)),
+                };
+                fb::ClusterSetting::create(out, &args)
+            })
+            .collect();
+        let args = fb::SliceArgs {
+            number: slice.id().0,
+            group_high: slice.group_high,
+            next_producer_id: slice.next_producer_id,
+            topics: Some(out.create_vector(&topics)),
+            origins: origins.map(|origins| out.create_vector(&origins)),
+            leaders: (!leaders.is_empty()).then(|| out.create_vector(&leaders)),
+            watermarks: (!watermarks.is_empty()).then(|| out.create_vector(&watermarks)),
+            brokers: (!brokers.is_empty()).then(|| out.create_vector(&brokers)),
+            gone_peers: (!gone.is_empty()).then(|| out.create_vector(&gone)),
+            features: (!features.is_empty()).then(|| out.create_vector(&features)),
+            settings: (!settings.is_empty()).then(|| out.create_vector(&settings)),
+        };
+        self.slices.push(fb::Slice::create(out, &args));
+    }
+
+    pub fn finish(self, index: u64) -> Bytes {
+        let Self { mut out, slices } = self;
+        assert_eq!(slices.len(), SLICES, "a snapshot has every slice");
+        let slices = Some(out.create_vector(&slices));
+        let root = fb::Snapshot::create(&mut out, &fb::SnapshotArgs { index, slices });
+        out.finish(root, None);
+        let (buffer, start) = out.collapse();
+        Bytes::from(buffer).slice(start..)
+    }
 }
 
 fn leader_out<'b>(
@@ -167,14 +188,16 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
     slice.next_producer_id = from.next_producer_id();
     slice.answers = Answers::read(from.origins().into_iter().flatten())?;
     let leaders = from.leaders().into_iter().flatten();
-    slice.leaders = leaders
+    let leaders = leaders
         .map(|known| {
             let voters = known.voters().iter().collect();
             (known.group(), PartitionLeader { term: known.term(), leader: known.leader(), voters })
         })
         .collect();
+    slice.leaders = Arc::new(leaders);
     let watermarks = from.watermarks().into_iter().flatten();
-    slice.watermarks = watermarks.map(|watermark| (watermark.group(), watermark_in(watermark))).collect();
+    let watermarks = watermarks.map(|watermark| (watermark.group(), watermark_in(watermark)));
+    slice.watermarks = Arc::new(watermarks.collect());
     let brokers = from.brokers().into_iter().flatten().map(broker_in);
     slice.brokers = brokers.map(|broker| (broker.node, Arc::new(broker))).collect();
     slice.gone_peers = Arc::new(from.gone_peers().into_iter().flatten().collect());
@@ -185,6 +208,7 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
         ((node, setting.name().to_owned()), setting.value().to_owned())
     });
     slice.settings = Arc::new(ClusterConfig { settings: settings.collect() });
-    slice.topics = from.topics().iter().map(topic_in).map(|topic| (topic.name.clone(), Arc::new(topic))).collect();
+    let topics = from.topics().iter().map(topic_in).map(|topic| (topic.name.clone(), Arc::new(topic)));
+    slice.topics = Arc::new(topics.collect());
     Ok(slice)
 }

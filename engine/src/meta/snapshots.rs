@@ -9,7 +9,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use consensus::{
     group::{Message, Position, SnapshotMark, conf_state_bytes},
-    metadata::{self, Delta, SLICES, Slice},
+    metadata::{self, Delta, Joint, SLICES, Slice},
     plane::node_of,
     wire::{PeerMessage, SnapshotChunk},
 };
@@ -117,7 +117,14 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     for part in crate::sync::all(parts).await {
         slices.extend(part.expect("a part that was asked for comes"));
     }
-    let blob = metadata::join(at.index, &mut slices);
+    slices.sort_unstable_by_key(Slice::id);
+    let before = meta.snapshots.newest.borrow().as_ref().map_or(0, |(_, blob)| blob.len());
+    let mut joint = Joint::with_room((before + before / 4).max(64 << 10));
+    for slice in slices {
+        joint.add(&slice);
+        rt::yield_if_needed().await;
+    }
+    let blob = joint.finish(at.index);
     let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
     core.store.write_snapshot(META_GROUP, at.term, app).await?;
     meta.has_snapshot(SnapshotMark { at, conf_state }, blob);
