@@ -123,6 +123,10 @@ impl GroupStorage {
         while self.terms.last().is_some_and(|run| run.first_index >= first.index) {
             self.terms.pop();
         }
+        if self.entries.capacity() == 0 {
+            // Most groups of many thousands have the entry of their first election, and no more.
+            self.entries.reserve_exact(entries.len());
+        }
         for entry in entries {
             if self.terms.last().is_none_or(|run| run.term != entry.term) {
                 self.terms.push(TermRun { first_index: entry.index, term: entry.term });

@@ -106,7 +106,8 @@ pub async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool>
 
 /// Writes a file, of several parts, so that after a crash either the old one or the whole new one is there: beside it, synced, renamed, and
 /// the directory synced.
-pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+/// Behind each piece that others follow, waits for `between`.
+pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], between: impl AsyncFn()) -> io::Result<()> {
     use crate::{
         buf::{BLOCK, Chunk, block_ceil},
         disk::{Durability, File},
@@ -134,6 +135,9 @@ pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]]) -> io
         let data = chunk.frozen(0, chunk.len());
         position += data.len() as u64;
         file.write(position - data.len() as u64, data, Durability::Cached).await?;
+        if left > 0 {
+            between().await;
+        }
     }
     const { assert!(PIECE.is_multiple_of(BLOCK)) };
     file.sync().await?;

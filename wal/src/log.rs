@@ -170,6 +170,10 @@ impl Log {
         self.terms.push(entry.index, entry.term, self.end.offset);
         let held = Held { start, end, base_offset: self.end.offset, entry, payload_crc };
         self.end = Mark { index: held.entry.index, term: held.entry.term, offset: held.end_offset() };
+        if self.held.capacity() == 0 {
+            // Of many thousand partitions most have one entry, of their first election.
+            self.held.reserve_exact(1);
+        }
         self.held.push_back(held);
     }
 

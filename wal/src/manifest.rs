@@ -102,7 +102,7 @@ impl Manifest {
             disk.sync_dir(parent).await.map_err(named(parent))?;
         }
         let path = data.join(MANIFEST_FILE);
-        replace_file(disk, &path, &[self.render().as_ref()]).await.map_err(named(&path))
+        replace_file(disk, &path, &[self.render().as_ref()], async || ()).await.map_err(named(&path))
     }
 
     fn render(&self) -> Vec<u8> {
@@ -257,7 +257,7 @@ async fn move_in<D: Disk>(
     let states = groups.iter().map(|group| group.state.clone()).collect();
     let checkpoint = Checkpoint { epoch, groups: states, ..Checkpoint::default() };
     let path = dirs.core.join(CHECKPOINT_FILE);
-    replace_file(disk, &path, &[&checkpoint.encode()]).await.map_err(named(&path))?;
+    replace_file(disk, &path, &[&checkpoint.encode()], async || ()).await.map_err(named(&path))?;
     let (store, ..) = Store::open(disk.clone(), dirs, epoch, config.clone()).await?;
     let stopped =
         |why: String| OpenError::Io { what: dirs.core.display().to_string(), source: std::io::Error::other(why) };

@@ -136,7 +136,9 @@ pub(crate) async fn stage<D: Disk>(
     let path = path(&shared.dirs, group, app.index, term);
     let [first, second] = heads(group, term, app).await;
     let parts = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]];
-    let Err(source) = replace_file(&shared.disk, &path, &parts).await else { return Ok(()) };
+    let Err(source) = replace_file(&shared.disk, &path, &parts, async || shared.breathe().await).await else {
+        return Ok(());
+    };
     let what = path.display().to_string();
     if is_full(&source) {
         // Gives the space of the unfinished file back; the next try removes it otherwise.

@@ -52,7 +52,7 @@ impl<D: Disk> Store<D> {
         assert!(!self.was_removed(group), "group {} was removed", group.0);
         let mut state = self.shared.state.borrow_mut();
         let by_snapshot = self.shared.config.snapshot_group == Some(group);
-        let before = state.groups.insert(group, Log::new(group, options, by_snapshot));
+        let before = state.groups.insert(group, Box::new(Log::new(group, options, by_snapshot)));
         assert!(before.is_none(), "group {} exists", group.0);
     }
 
@@ -225,6 +225,7 @@ impl<D: Disk> Store<D> {
 
     /// Flushes whenever the ring asks for it; spawn it. Ends like [`Store::run_journal`].
     pub async fn run_flusher(&self, host: Rc<dyn FlushHost>) -> Result<(), Poisoned> {
+        *self.shared.host.borrow_mut() = Some(Rc::downgrade(&host));
         crate::store_flush::run(&self.shared, &*host).await
     }
 

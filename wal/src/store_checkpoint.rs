@@ -36,10 +36,10 @@ use std::{collections::BTreeSet, io, rc::Rc};
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
     let cut = cut_checkpoint(shared, host).await?;
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
-    let mut written = replace_file(&shared.disk, &path, &[&cut.bytes]).await;
+    let mut written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
     let no_room = written.as_ref().is_err_and(is_full);
     if no_room && checkpoint_reserve::give(shared).await? {
-        written = replace_file(&shared.disk, &path, &[&cut.bytes]).await;
+        written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
     }
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number += 1;
@@ -105,7 +105,7 @@ async fn cut_group<D: Disk>(
     indexes_due: &mut Vec<IndexDue>,
 ) -> Result<(), FlushError> {
     loop {
-        let behind = shared.state.borrow().groups.get(&group).is_some_and(Log::app_is_behind);
+        let behind = shared.state.borrow().groups.get(&group).is_some_and(|log| log.app_is_behind());
         let app = if behind { host.app_state(group) } else { None };
         let durable = shared.journal.durable();
         let unsettled = {

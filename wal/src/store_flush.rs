@@ -112,7 +112,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
         }
         dirty
     };
-    let full = match flush_groups(shared, host, dirty, cut).await {
+    let full = match flush_groups(shared, dirty, cut).await {
         Err(fatal @ FlushError::Fatal(_)) => return Err(fatal),
         Err(full) => Some(full),
         Ok(()) => None,
@@ -129,12 +129,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
 }
 
 /// Flushes the groups, a few side by side. Those that were not done stay dirty.
-async fn flush_groups<D: Disk>(
-    shared: &Rc<Shared<D>>,
-    host: &dyn FlushHost,
-    groups: Vec<GroupId>,
-    cut: LogPos,
-) -> Result<(), FlushError> {
+async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
     let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
     let left = RefCell::new(VecDeque::from(groups));
     let failure = RefCell::new(None);
@@ -143,7 +138,7 @@ async fn flush_groups<D: Disk>(
         let worker = async move {
             while failure.borrow().is_none() {
                 let Some(group) = left.borrow_mut().pop_front() else { return };
-                let done = flush_group(shared, host, group, cut).await;
+                let done = flush_group(shared, group, cut).await;
                 shared.state.borrow_mut().mark_if_unflushed(group);
                 if let Err(error) = done {
                     let mut failure = failure.borrow_mut();
@@ -171,12 +166,7 @@ struct Finished {
     created: bool,
 }
 
-async fn flush_group<D: Disk>(
-    shared: &Rc<Shared<D>>,
-    host: &dyn FlushHost,
-    group: GroupId,
-    cut: LogPos,
-) -> Result<(), FlushError> {
+async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPos) -> Result<(), FlushError> {
     let pending = shared.state.borrow().groups.get(&group).and_then(|log| log.pending_cut);
     if let Some(pending) = pending {
         if pending.after > cut {
@@ -207,7 +197,7 @@ async fn flush_group<D: Disk>(
         }
     }
     let mut finished = Vec::new();
-    let written = write_entries(shared, host, group, &entries, active, serial, options, log_start, &mut finished).await;
+    let written = write_entries(shared, group, &entries, active, serial, options, log_start, &mut finished).await;
     if let Err(error) = written {
         // What was created is named by no checkpoint; the space is wanted.
         for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
@@ -252,7 +242,6 @@ async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogP
 #[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
 async fn write_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
-    host: &dyn FlushHost,
     group: GroupId,
     entries: &[Held],
     active: Option<Segment>,
@@ -301,12 +290,12 @@ async fn write_entries<D: Disk>(
                 yield_now().await;
             }
             while let Some((position, data)) = writes.pop_front() {
-                write(shared, host, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+                write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
             }
         }
         writer.finish(|position, data| writes.push_back((position, data)));
         while let Some((position, data)) = writes.pop_front() {
-            write(shared, host, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+            write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
         }
         file.sync().await.map_err(|error| FlushError::of(name(), error))?;
         if created {
@@ -321,20 +310,12 @@ async fn write_entries<D: Disk>(
     Ok(())
 }
 
-async fn write<D: Disk>(
-    shared: &Shared<D>,
-    host: &dyn FlushHost,
-    file: &D::File,
-    position: u64,
-    data: Bytes,
-) -> io::Result<()> {
+async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data: Bytes) -> io::Result<()> {
     let bytes = data.len();
     file.write(position, data, Durability::Cached).await?;
     shared.count(|stats| stats.flushed_bytes += bytes as u64);
-    // The ring's next sync has to wait until the disk has all of this: not too much at once, as long as the ring has room.
-    let space = shared.journal.space();
-    if bytes >= shared.config.flush_write_bytes / 2 && space.used < space.capacity / 2 {
-        host.breathe().await;
+    if bytes >= shared.config.flush_write_bytes / 2 {
+        shared.breathe().await;
     }
     Ok(())
 }

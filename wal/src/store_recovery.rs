@@ -115,6 +115,7 @@ pub(crate) async fn open<D: Disk>(
         rounds: Signal::default(),
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
+        host: RefCell::new(None),
         reserved: Cell::new(0),
     });
     finish_truncations(&shared).await?;
@@ -167,7 +168,7 @@ struct Replay<'a> {
     /// Where the ring's records begin to count, for groups that the checkpoint does not know.
     cut: LogPos,
     replay_from: BTreeMap<GroupId, LogPos>,
-    groups: BTreeMap<GroupId, Log>,
+    groups: BTreeMap<GroupId, Box<Log>>,
     removed: Vec<RemovedGroup>,
     gone: BTreeSet<GroupId>,
     /// Groups that a flush may have been writing when the store stopped.
@@ -180,7 +181,7 @@ impl<'a> Replay<'a> {
             config,
             cut: checkpoint.cut,
             replay_from: checkpoint.groups.iter().map(|group| (group.id, group.replay_from)).collect(),
-            groups: checkpoint.groups.iter().map(|group| (group.id, log_of(group))).collect(),
+            groups: checkpoint.groups.iter().map(|group| (group.id, Box::new(log_of(group)))).collect(),
             removed: checkpoint.removed.clone(),
             gone: checkpoint.removed.iter().map(|removed| removed.id).collect(),
             touched: BTreeSet::new(),
@@ -200,7 +201,8 @@ impl<'a> Replay<'a> {
             return Ok(());
         }
         let by_snapshot = self.config.snapshot_group == Some(group);
-        let log = self.groups.entry(group).or_insert_with(|| Log::new(group, LogOptions::default(), by_snapshot));
+        let log =
+            self.groups.entry(group).or_insert_with(|| Box::new(Log::new(group, LogOptions::default(), by_snapshot)));
         log.merge_hard_state(hard_state);
         match body {
             RingBody::Entry(entry) => {
@@ -295,7 +297,7 @@ async fn clear_away<D: Disk>(
     shared.state.borrow_mut().removed = keep;
     let mut orphans = 0;
     for group in touched {
-        let Some(names) = shared.state.borrow().groups.get(group).map(segment_names) else { continue };
+        let Some(names) = shared.state.borrow().groups.get(group).map(|log| segment_names(log)) else { continue };
         let dir = shared.files.group_dir(*group);
         let before = orphans;
         for path in shared.disk.list(&dir).await.map_err(named(&dir))? {

@@ -15,12 +15,12 @@ use crate::{
     segment::{Segment, SparseIndex},
     segment_format::SegmentId,
     signal::Signal,
-    store_types::{LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
+    store_types::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 /// What the handles, the flusher and the readers share.
@@ -41,13 +41,15 @@ pub(crate) struct Shared<D: Disk> {
     /// The snapshot group's entries, or what a snapshot covers, changed.
     pub snapshot: Signal,
     pub stats: Cell<StoreStats>,
+    /// Whom the flusher works for, while it runs.
+    pub host: RefCell<Option<Weak<dyn FlushHost>>>,
     /// Bytes of the file that keeps space for checkpoints, as far as is known.
     pub reserved: Cell<u64>,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
-    pub groups: BTreeMap<GroupId, Log>,
+    pub groups: BTreeMap<GroupId, Box<Log>>,
     /// Groups with entries that no flush has taken up, each once.
     pub dirty: Vec<GroupId>,
     /// Entries in memory in the order of their arrival, by the end of their record.
@@ -133,6 +135,16 @@ impl<D: Disk> Shared<D> {
         poisoned
     }
 
+    /// Behind a large write that is not synced: the ring's next sync has to wait until the disk has all of it, so not too much at once, as
+    /// long as the ring has room.
+    pub async fn breathe(&self) {
+        let space = self.journal.space();
+        let host = self.host.borrow().as_ref().and_then(Weak::upgrade);
+        if let Some(host) = host.filter(|_| space.used < space.capacity / 2) {
+            host.breathe().await;
+        }
+    }
+
     pub fn ask_flush(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         state.asked += 1;
@@ -185,7 +197,7 @@ impl<D: Disk> Shared<D> {
     pub fn wants_snapshot(&self) -> bool {
         let state = self.state.borrow();
         let log = self.config.snapshot_group.and_then(|group| state.groups.get(&group));
-        let held_from = log.and_then(Log::needs_ring_from);
+        let held_from = log.and_then(|log| log.needs_ring_from());
         held_from.is_some_and(|from| self.journal.staged().0 - from.0 >= self.config.flush_trigger_bytes)
     }
 
