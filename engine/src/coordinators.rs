@@ -235,7 +235,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
                 }
             }
         }
-        rt::yield_if_needed().await;
+        rt::give_way().await;
     }
     Ok(count)
 }

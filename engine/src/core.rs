@@ -244,9 +244,14 @@ impl Core {
 
     /// This core's partitions, in the order of their groups.
     pub fn partitions(&self) -> Vec<Rc<Partition>> {
-        let mut all: Vec<_> = self.partitions.borrow().values().cloned().collect();
-        all.sort_unstable_by_key(|partition| partition.group());
-        all
+        self.partitions_that(|_| true)
+    }
+
+    /// As [`Core::partitions`], those for which `are` holds: there may be very many others.
+    pub fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
+        let mut found: Vec<_> = self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect();
+        found.sort_unstable_by_key(|partition| partition.group());
+        found
     }
 
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
@@ -345,7 +350,7 @@ impl Core {
         }
         let address = HostPort { host: broker.peer_addr.host.clone(), port: broker.peer_addr.port };
         self.peers().set_address(broker.node, address.to_string());
-        for partition in self.partitions().into_iter().filter(|partition| partition.concerns(broker.node)) {
+        for partition in self.partitions_that(|partition| partition.concerns(broker.node)) {
             partition.meets(self);
         }
     }
@@ -713,8 +718,8 @@ impl Core {
         self.lifecycle.metadata_complete.wait().await;
         self.drop_unclaimed();
         // Those that have others elect when there are enough of them, which may be long after.
-        let alone = self.partitions().into_iter().filter(|partition| !partition.is_shared());
-        self.leaders_known(alone.map(|partition| partition.group()).collect()).await;
+        let alone = self.partitions_that(|partition| !partition.is_shared());
+        self.leaders_known(alone.iter().map(|partition| partition.group()).collect()).await;
     }
 
     /// No new connections or requests from now on.
@@ -756,6 +761,10 @@ pub struct Lifecycle {
 }
 
 impl FlushHost for Core {
+    fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(crate::rt::give_way())
+    }
+
     fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(crate::rt::sleep(BREATH))
     }

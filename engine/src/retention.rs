@@ -16,26 +16,28 @@ pub async fn run(core: Rc<Core>) {
         if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
             return;
         }
-        for partition in core.partitions() {
-            let config = partition.config();
-            partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
-            let high_watermark = partition.high_watermark();
-            let wanted = core.store.retention(
-                partition.group(),
-                clock::wall_ms(),
-                config.retention_ms,
-                config.retention_bytes,
-                high_watermark,
-            );
-            if let Some(start) = wanted
-                && partition.leads()
-            {
-                tracing::info!(partition = %partition.name, start, "retention moves the log start");
-                if let Err(error) = partition.trim(&core, start) {
-                    tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
+        for turn in core.partitions().chunks(rt::TURN) {
+            for partition in turn {
+                let config = partition.config();
+                partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
+                let high_watermark = partition.high_watermark();
+                let wanted = core.store.retention(
+                    partition.group(),
+                    clock::wall_ms(),
+                    config.retention_ms,
+                    config.retention_bytes,
+                    high_watermark,
+                );
+                if let Some(start) = wanted
+                    && partition.leads()
+                {
+                    tracing::info!(partition = %partition.name, start, "retention moves the log start");
+                    if let Err(error) = partition.trim(&core, start) {
+                        tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
+                    }
                 }
             }
-            rt::yield_if_needed().await;
+            rt::give_way().await;
         }
     }
 }

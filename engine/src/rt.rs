@@ -26,10 +26,6 @@ use uuid::Uuid;
 /// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
-/// For so long at most a core's tasks run before it looks what the kernel has for it: a task that yields in the middle of long work lets
-/// the others go on, but those that wait for a socket or for the disk only then.
-const PREEMPT_AFTER: Duration = Duration::from_micros(250);
-
 /// A core's thread.
 pub struct CoreThread(ExecutorJoinHandle<()>);
 
@@ -48,7 +44,6 @@ where
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(name)
         .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(PREEMPT_AFTER)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(main)
         .map(CoreThread)
@@ -210,6 +205,16 @@ impl Drop for Sleep {
             timers.queue.borrow_mut().remove(key);
         }
     }
+}
+
+/// Partitions, or things as small, that are looked at before a task [gives way](give_way).
+pub const TURN: usize = 64;
+
+/// In the middle of long work that nobody waits for: all tasks of this core that are ready go first, and all for which the kernel has
+/// something by then. (To yield, as [`yield_if_needed`] does, lets others run that are ready, but the executor looks for what the
+/// kernel has only once nobody is, or after 100 ms.)
+pub async fn give_way() {
+    sleep(Duration::from_micros(1)).await;
 }
 
 /// Lets other ready tasks of this core run if this one has had its share.

@@ -16,7 +16,6 @@ use crate::{
     log::Mark,
     record::{GroupId, HardState},
     segment_format::{u32_at, u64_at},
-    signal::yield_now,
     store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs},
     store_flush::is_full,
     store_state::Shared,
@@ -36,7 +35,7 @@ pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: u64) -> PathBuf 
 const SUMMED_A_TURN: usize = 1 << 20;
 
 /// The parts of a snapshot's file, but for the configuration and the state themselves: what comes before each of them.
-async fn heads(group: GroupId, term: u64, app: &AppState) -> [Vec<u8>; 2] {
+async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn()) -> [Vec<u8>; 2] {
     let mut first = Vec::with_capacity(HEADER + 8);
     first.extend_from_slice(&SNAPSHOT_MAGIC.to_le_bytes());
     first.extend_from_slice(&[0; 4]);
@@ -51,7 +50,7 @@ async fn heads(group: GroupId, term: u64, app: &AppState) -> [Vec<u8>; 2] {
         for piece in part.chunks(SUMMED_A_TURN) {
             crc = crc32c::crc32c_append(crc, piece);
             if piece.len() == SUMMED_A_TURN {
-                yield_now().await;
+                give_way().await;
             }
         }
     }
@@ -134,7 +133,7 @@ pub(crate) async fn stage<D: Disk>(
         return Err(poisoned.into());
     }
     let path = path(&shared.dirs, group, app.index, term);
-    let [first, second] = heads(group, term, app).await;
+    let [first, second] = heads(group, term, app, async || shared.give_way().await).await;
     let parts = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]];
     let Err(source) = replace_file(&shared.disk, &path, &parts, async || shared.breathe().await).await else {
         return Ok(());
@@ -196,7 +195,7 @@ mod tests {
             blob: Bytes::from_static(b"state of all slices"),
             conf_state: Bytes::from_static(b"voters"),
         };
-        let [first, second] = crate::sim_exec::block_on(1, heads(GroupId(0), 3, &app)).expect("it ends");
+        let [first, second] = crate::sim_exec::block_on(1, heads(GroupId(0), 3, &app, async || ())).expect("it ends");
         let bytes = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]].concat();
         assert_eq!(decode(&bytes, GroupId(0), 9, 3), Ok(app));
         assert_eq!(decode(&bytes, GroupId(0), 9, 4), Err("it is another snapshot"));

@@ -25,7 +25,6 @@ use crate::{
     record::GroupId,
     segment::{Segment, SparseIndex},
     segment_format::{SegmentId, encode_index},
-    signal::yield_now,
     store_flush::{FlushError, cut_segments, is_full},
     store_state::{Shared, State},
     store_types::{FlushHost, LogPos},
@@ -86,7 +85,7 @@ async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
         for group in turn {
             cut_group(shared, host, group, &mut to, &mut indexes_due).await?;
         }
-        yield_now().await;
+        shared.give_way().await;
     }
     let removed = removed_besides(shared, &to).await?;
     let state = shared.state.borrow();

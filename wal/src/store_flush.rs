@@ -21,7 +21,7 @@ use crate::{
     record::GroupId,
     segment::{FrameWriter, Segment, entry_frame_len},
     segment_format::{FrameHeader, SegmentId},
-    signal::{join_all, yield_now},
+    signal::join_all,
     store_checkpoint::{checkpoint, discard},
     store_state::{Shared, State},
     store_types::{FlushHost, LogPos, Poisoned},
@@ -121,7 +121,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     checkpoint(shared, host).await?;
     let end = shared.journal.staged();
     while shared.state.borrow_mut().evict(end, shared.config.cache_bytes, shared.config.flush_turn_entries) {
-        yield_now().await;
+        shared.give_way().await;
     }
     shared.count(|stats| stats.flushes += 1);
     shared.snapshot.notify();
@@ -146,7 +146,7 @@ async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut
                         *failure = Some(error);
                     }
                 }
-                yield_now().await;
+                shared.give_way().await;
             }
         };
         Box::pin(worker) as Pin<Box<dyn Future<Output = ()> + '_>>
@@ -210,7 +210,7 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
     took(shared, group, &entries, finished);
     while !entries.is_empty() {
         entries.truncate(entries.len().saturating_sub(shared.config.flush_turn_entries));
-        yield_now().await;
+        shared.give_way().await;
     }
     Ok(())
 }
@@ -233,7 +233,7 @@ async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogP
         if entries.len() < before + shared.config.flush_turn_entries {
             return entries;
         }
-        yield_now().await;
+        shared.give_way().await;
     }
 }
 
@@ -287,7 +287,7 @@ async fn write_entries<D: Disk>(
             writer.push(held, left, |position, data| writes.push_back((position, data)));
             at += 1;
             if at.is_multiple_of(shared.config.flush_turn_entries) {
-                yield_now().await;
+                shared.give_way().await;
             }
             while let Some((position, data)) = writes.pop_front() {
                 write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;

@@ -14,7 +14,7 @@ use crate::{
     record::GroupId,
     segment::{Segment, SparseIndex},
     segment_format::SegmentId,
-    signal::Signal,
+    signal::{Signal, yield_now},
     store_types::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
 };
 use std::{
@@ -135,12 +135,23 @@ impl<D: Disk> Shared<D> {
         poisoned
     }
 
+    fn host(&self) -> Option<Rc<dyn FlushHost>> {
+        self.host.borrow().as_ref().and_then(Weak::upgrade)
+    }
+
+    /// Between two turns of long work.
+    pub async fn give_way(&self) {
+        match self.host() {
+            Some(host) => host.give_way().await,
+            None => yield_now().await,
+        }
+    }
+
     /// Behind a large write that is not synced: the ring's next sync has to wait until the disk has all of it, so not too much at once, as
     /// long as the ring has room.
     pub async fn breathe(&self) {
         let space = self.journal.space();
-        let host = self.host.borrow().as_ref().and_then(Weak::upgrade);
-        if let Some(host) = host.filter(|_| space.used < space.capacity / 2) {
+        if let Some(host) = self.host().filter(|_| space.used < space.capacity / 2) {
             host.breathe().await;
         }
     }

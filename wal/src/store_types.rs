@@ -199,6 +199,10 @@ pub trait FlushHost {
     fn app_state(&self, group: GroupId) -> Option<AppState>;
     /// The disk is full: returns after a pause that grows with `attempt` (from 1).
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>>;
+    /// Between two turns of long work: returns once all else that can go on has gone on.
+    fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(crate::signal::yield_now())
+    }
     /// Between two large writes of a flush that is in no hurry: returns after a pause in which the disk can make the first durable.
     fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(std::future::ready(()))

@@ -163,10 +163,9 @@ impl Groups {
 
 /// The partitions that a core of another broker has a replica of.
 fn concerned(core: &Core, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
-    let is_there = |partition: &Rc<Partition>| {
+    core.partitions_that(|partition| {
         partition.concerns(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
-    };
-    core.partitions().into_iter().filter(is_there).collect()
+    })
 }
 
 /// Runs the timers of this core's groups, and tells others that it is there, until the broker stops.
@@ -217,7 +216,7 @@ fn give_away(core: &Rc<Core>) {
     if core.id() == META_CORE {
         meta::give_away(core);
     }
-    for partition in core.partitions().iter().filter(|partition| partition.is_shared()) {
+    for partition in core.partitions_that(Partition::is_shared) {
         partition.give_away(core);
     }
 }
@@ -247,10 +246,8 @@ fn meet_reached(core: &Rc<Core>) {
     let ways = core.peers().reached();
     let before = core.groups.ways.replace(ways.clone());
     for node in ways.difference(&before).map(|peer| node_of(*peer)) {
-        core.partitions()
-            .iter()
-            .filter(|partition| partition.concerns(node))
-            .for_each(|partition| partition.meets(core));
+        let concerned = core.partitions_that(|partition| partition.concerns(node));
+        concerned.iter().for_each(|partition| partition.meets(core));
     }
 }
 
@@ -263,13 +260,15 @@ pub async fn rebalance(core: Rc<Core>) {
             continue;
         }
         let now = clock::now();
-        for partition in core.partitions() {
-            let preferred = partition.replicas()[0];
-            let heard = core.groups.heard(&core, partition.group(), preferred);
-            if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
-                partition.prefer(&core);
+        for turn in core.partitions().chunks(rt::TURN) {
+            for partition in turn {
+                let preferred = partition.replicas()[0];
+                let heard = core.groups.heard(&core, partition.group(), preferred);
+                if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
+                    partition.prefer(&core);
+                }
             }
-            rt::yield_if_needed().await;
+            rt::give_way().await;
         }
     }
 }
@@ -279,7 +278,7 @@ pub async fn hand_over(core: Rc<Core>) {
     core.groups.leaving.set(true);
     let until = clock::now() + HAND_OVER_MAX;
     loop {
-        let led = core.partitions().into_iter().filter(|partition| partition.is_shared() && partition.leads());
+        let led = core.partitions_that(|partition| partition.is_shared() && partition.leads());
         let mut left = 0;
         for partition in led {
             left += usize::from(partition.hand_over(&core, None));

@@ -122,7 +122,8 @@ pub async fn watermarks(core: Rc<Core>) {
 
 /// The watermarks of a core's partitions that it leads.
 fn marks(core: &Rc<Core>) -> Vec<(GroupId, Mark)> {
-    let led = core.partitions().into_iter().filter(|partition| partition.leads());
+    // Nobody was told of those at 0, or needs to be.
+    let led = core.partitions_that(|partition| partition.leads() && partition.end() > 0);
     let mark = |partition: Rc<crate::partition::Partition>| {
         let mark = Mark {
             name: partition.name.clone(),
@@ -132,7 +133,7 @@ fn marks(core: &Rc<Core>) -> Vec<(GroupId, Mark)> {
         };
         (partition.group(), mark)
     };
-    led.map(mark).collect()
+    led.into_iter().map(mark).collect()
 }
 
 /// Whether the report got through. It is shown here then, so that the next can be compared with it.

@@ -122,7 +122,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     let mut joint = Joint::with_room((before + before / 4).max(64 << 10));
     for slice in slices {
         joint.add(&slice);
-        rt::yield_if_needed().await;
+        rt::give_way().await;
     }
     let blob = joint.finish(at.index);
     let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
