@@ -15,6 +15,7 @@ use consensus::{
 };
 use std::{
     cell::{Cell, RefCell},
+    ops::RangeInclusive,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -24,8 +25,11 @@ use wal::{
     store::{AppState, AppendError, LogPos, Poisoned, SnapshotError},
 };
 
-/// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
+/// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay: more of them where a
+/// snapshot is large, which costs as much each time, whatever has changed.
+const SNAPSHOT_ENTRIES: RangeInclusive<u64> = 10_000..=100_000;
+/// An entry for so many bytes of the last snapshot: what takes as long to replay as a snapshot takes to make, or less.
+const SNAPSHOT_BYTES_AN_ENTRY: u64 = 64;
 
 /// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
@@ -48,6 +52,16 @@ impl Snapshots {
     /// The index of the newest, 0 before the first.
     fn covered(&self) -> u64 {
         self.newest.borrow().as_ref().map_or(0, |(mark, _)| mark.at.index)
+    }
+
+    /// Bytes of the newest.
+    fn len(&self) -> usize {
+        self.newest.borrow().as_ref().map_or(0, |(_, blob)| blob.len())
+    }
+
+    /// So many entries behind the newest, another one is due.
+    fn due_after(&self) -> u64 {
+        (self.len() as u64 / SNAPSHOT_BYTES_AN_ENTRY).clamp(*SNAPSHOT_ENTRIES.start(), *SNAPSHOT_ENTRIES.end())
     }
 }
 
@@ -72,7 +86,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
     loop {
         let covered = meta.snapshots.covered();
         let seen = meta.snapshots.wanted.version();
-        let due = race(meta.entries_since(covered, SNAPSHOT_ENTRIES), meta.snapshots.wanted.past(seen));
+        let due = race(meta.entries_since(covered, meta.snapshots.due_after()), meta.snapshots.wanted.past(seen));
         let ring = async {
             core.store.snapshot_wanted().await?;
             // What the ring still holds then may be entries that are not decided: no snapshot makes room of them.
@@ -118,7 +132,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
         slices.extend(part.expect("a part that was asked for comes"));
     }
     slices.sort_unstable_by_key(Slice::id);
-    let before = meta.snapshots.newest.borrow().as_ref().map_or(0, |(_, blob)| blob.len());
+    let before = meta.snapshots.len();
     let mut joint = Joint::with_room((before + before / 4).max(64 << 10));
     for slice in slices {
         joint.add(&slice);
