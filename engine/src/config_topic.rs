@@ -3,7 +3,7 @@
 //!
 //! Settings of Kafka's that are not obeyed yet are refused by name, so that nobody relies on them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use wal::log::LogOptions;
 
@@ -261,12 +261,21 @@ pub struct TopicConfig {
     log_append_time: bool,
 }
 
+/// What topics inherit from a broker's configuration.
+pub struct Inherited(Vec<String>);
+
+impl Inherited {
+    pub fn new(config: &Config) -> Self {
+        Self(TOPIC_SETTINGS.iter().map(|row| row.inherited(config).1).collect())
+    }
+}
+
 impl TopicConfig {
     /// `configs`: what the topic itself sets, each value validated when it was set.
-    pub fn resolve(configs: &BTreeMap<String, String>, config: &Config) -> TopicConfig {
+    pub fn resolve(configs: &BTreeMap<String, String>, inherited: &Inherited) -> TopicConfig {
         let value = |name: &str| {
-            let row = find(name).expect("the table has this setting");
-            row.own(configs).unwrap_or_else(|| row.inherited(config).1)
+            let at = TOPIC_SETTINGS.iter().position(|row| row.name == name).expect("the table has this setting");
+            TOPIC_SETTINGS[at].own(configs).map_or(Cow::Borrowed(inherited.0[at].as_str()), Cow::Owned)
         };
         let number = |name: &str| value(name).parse::<i64>().expect("a checked value is in range");
         // -1 is no limit; where it may not stand, the range begins above it.
@@ -343,7 +352,7 @@ mod tests {
 
     #[test]
     fn defaults_are_the_brokers() {
-        let config = TopicConfig::resolve(&BTreeMap::new(), &Config::default());
+        let config = TopicConfig::resolve(&BTreeMap::new(), &Inherited::new(&Config::default()));
         let expected = TopicConfig {
             max_message_bytes: 1_048_588,
             retention_ms: Some(604_800_000),
@@ -363,7 +372,7 @@ mod tests {
             ("log.roll.ms", "9"),
             ("log.message.timestamp.type", "LogAppendTime"),
         ]);
-        let config = TopicConfig::resolve(&BTreeMap::new(), &broker);
+        let config = TopicConfig::resolve(&BTreeMap::new(), &Inherited::new(&broker));
         assert_eq!((config.max_message_bytes, config.retention_ms, config.retention_bytes), (5000, None, Some(7)));
         assert!(config.stamps());
         let options = config.log_options();
@@ -380,8 +389,10 @@ mod tests {
             ("max.message.bytes", "100"),
             ("message.timestamp.type", "LogAppendTime"),
         ]);
-        let config =
-            TopicConfig::resolve(&configs, &broker(&[("log.retention.bytes", "5"), ("log.retention.ms", "5")]));
+        let config = TopicConfig::resolve(
+            &configs,
+            &Inherited::new(&broker(&[("log.retention.bytes", "5"), ("log.retention.ms", "5")])),
+        );
         assert_eq!((config.retention_ms, config.retention_bytes), (None, Some(1024)));
         assert_eq!((config.segment_bytes, config.segment_ms, config.max_message_bytes), (16_384, 60_000, 100));
         assert!(config.stamps());
@@ -389,7 +400,10 @@ mod tests {
 
     #[test]
     fn a_stored_value_that_is_no_more_allowed_is_passed_over() {
-        let config = TopicConfig::resolve(&own(&[("segment.bytes", "1"), ("who.knows", "x")]), &Config::default());
+        let config = TopicConfig::resolve(
+            &own(&[("segment.bytes", "1"), ("who.knows", "x")]),
+            &Inherited::new(&Config::default()),
+        );
         assert_eq!(config.segment_bytes, 1 << 30);
     }
 

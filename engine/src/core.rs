@@ -9,7 +9,7 @@ use crate::{
     clock,
     config::Config,
     config_cluster,
-    config_topic::TopicConfig,
+    config_topic::{Inherited, TopicConfig},
     config_value::HostPort,
     coordinators::Coordinators,
     disk::Disk,
@@ -37,7 +37,7 @@ use net::{
     produce::{LeaderHint, TopicRef},
 };
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{Cell, LazyCell, OnceCell, RefCell},
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
     rc::Rc,
@@ -105,6 +105,7 @@ pub struct CoreParts {
 pub struct Core {
     mesh: Mesh<Core>,
     pub config: Arc<Config>,
+    inherited: Inherited,
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
@@ -169,6 +170,7 @@ impl Core {
         Rc::new(Self {
             mesh: parts.mesh,
             pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
+            inherited: Inherited::new(&parts.config),
             config: parts.config,
             cluster_id: parts.cluster_id,
             identity: parts.identity,
@@ -356,7 +358,8 @@ impl Core {
     }
 
     fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
-        let config = Rc::new(TopicConfig::resolve(&topic.configs, &self.config));
+        // Of most topics other cores and brokers have all partitions.
+        let config = LazyCell::new(|| Rc::new(TopicConfig::resolve(&topic.configs, &self.inherited)));
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
@@ -369,11 +372,11 @@ impl Core {
             match self.partition(group) {
                 Some(partition) => {
                     self.store.set_options(group, config.log_options());
-                    partition.set_config(config.clone());
+                    partition.set_config(Rc::clone(&config));
                 }
                 None => {
                     let name = TopicPartition { topic: topic.name.clone(), partition: number as i32 };
-                    self.open_partition(name, meta, config.clone());
+                    self.open_partition(name, meta, Rc::clone(&config));
                 }
             }
         }
