@@ -82,6 +82,12 @@ pub fn kept(len: usize) -> usize {
     class.and_then(|class| POOL.try_with(|pool| pool.borrow().kept[class].len()).ok()).unwrap_or(0)
 }
 
+/// Whether this thread's pool has fewer than `most` for `len` bytes, and would keep one more.
+pub fn lacks(len: usize, most: usize) -> bool {
+    let has_room = POOL.try_with(|pool| pool.borrow().bytes + mapped(len) <= KEPT_MAX).unwrap_or(false);
+    class(mapped(len)).is_some() && kept(len) < most && has_room
+}
+
 /// Gives back what [`take`] gave for the same `len`.
 pub fn give(ptr: NonNull<u8>, len: usize) {
     let len = mapped(len);
@@ -136,6 +142,17 @@ mod tests {
         let told = unsafe { libc::mincore(taken.as_ptr().cast(), len, present.as_mut_ptr()) };
         assert!(told == 0 && present.iter().all(|page| page & 1 == 1), "every page is in place");
         give(taken, len);
+    }
+
+    #[test]
+    fn a_pool_that_is_full_of_other_sizes_lacks_nothing() {
+        assert!(lacks(POOLED_MAX, 1) && !lacks(POOLED_MIN / 2, 1) && !lacks(POOLED_MAX + 1, 1), "only what it keeps");
+        let small: Vec<_> = (0..KEPT_MAX / POOLED_MIN).map(|_| take(POOLED_MIN)).collect();
+        for ptr in small {
+            give(ptr, POOLED_MIN);
+        }
+        assert_eq!(kept(POOLED_MAX), 0);
+        assert!(!lacks(POOLED_MAX, 1), "it would not keep what it is given");
     }
 
     #[test]

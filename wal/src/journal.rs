@@ -6,7 +6,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk},
-    buf_pool::{self, POOLED_MIN},
+    buf_pool,
     disk::{Disk, Durability, File, OpenMode},
     record::{Entry, GroupId, HardState},
     ring::{Refused, Ring, RingConfig, RingStart, Space},
@@ -356,7 +356,7 @@ impl<D: Disk> Journal<D> {
         loop {
             let seen = self.inner.memory.count();
             let in_use = self.inner.ring.borrow().chunks().0 > 0;
-            if in_use && bytes >= POOLED_MIN && buf_pool::kept(bytes) < WARM_CHUNKS {
+            if in_use && buf_pool::lacks(bytes, WARM_CHUNKS) {
                 return bytes;
             }
             self.inner.memory.past(seen).await;
