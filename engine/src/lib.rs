@@ -40,6 +40,7 @@ pub mod partition;
 pub mod peers;
 pub mod producers;
 mod producers_blob;
+mod producers_gaps;
 #[cfg(test)]
 mod producers_tests;
 pub mod replica;

@@ -214,6 +214,8 @@ metrics! {
     produce_records_total: Counter;
     /// Bytes of batches of producers that were acknowledged.
     produce_bytes_total: Counter;
+    /// Batches of idempotent producers that came before the one that they follow, and are to be sent again.
+    produce_gaps_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
     /// Fetches that had to wait for records.

@@ -19,7 +19,7 @@ use ahash::RandomState;
 use bytes::Bytes;
 use net::{batch::BatchHeader, errors::ErrorCode};
 
-use crate::producers_blob;
+use crate::{producers_blob, producers_gaps::Gap};
 
 pub use crate::producers_blob::RestoreError;
 
@@ -60,6 +60,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Where a batch is missing before this one; none before one that is too old.
+    pub fn gap(self, epoch: i16) -> Option<Gap> {
+        match self {
+            Verdict::OutOfOrder { expected, got } if (got.wrapping_sub(expected) & i32::MAX) < 1 << 30 => {
+                Some(Gap { epoch, expected })
+            }
+            _ => None,
+        }
+    }
+
     /// What the producer is told, if the batch is refused.
     pub fn refusal(self) -> Option<ErrorCode> {
         match self {

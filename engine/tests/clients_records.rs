@@ -3,8 +3,9 @@
 
 mod support;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use net::batch_build::BatchBuilder;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -115,6 +116,33 @@ fn an_idempotent_producer_of_each_codec_takes_its_place_behind_the_last() {
         if round % 2 == 0 { broker.restart() } else { broker.kill_and_begin() }
     }
     assert!(clients::read_from(&clients::config(&broker), "ledger", 0, 0) == numbered(&expected));
+}
+
+#[test]
+fn a_batch_that_comes_before_the_one_it_follows_is_to_be_sent_again() {
+    const REFUSED_FOR_NOW: i16 = 6; // NOT_LEADER_OR_FOLLOWER
+    const OUT_OF_ORDER: i16 = 45;
+    let broker = Broker::start_with(&["--set", "producer.gap.timeout.ms=1500"]);
+    clients::create_topic(&broker, "gaps", 1);
+    let mut client = wire::connect(&broker);
+    let mut send = |sequence: i32| {
+        let mut batch = BatchBuilder::default().producer(7, 0, sequence);
+        batch.push(1_700_000_000_000, None, Some(sequence.to_string().as_bytes()));
+        let answer = wire::produce(&mut client, "gaps", 0, batch.finish());
+        (answer.error_code, answer.base_offset)
+    };
+    assert_eq!(send(0), (0, 0));
+    assert_eq!(send(2).0, REFUSED_FOR_NOW);
+    assert_eq!((send(1), send(2)), ((0, 1), (0, 2)), "in order, as a client sends them again");
+    assert_eq!(broker.metric("millrace_produce_gaps_total"), 1.0);
+    // One that stays is a loss, of which the producer must hear.
+    let give_up = Instant::now() + PATIENCE;
+    assert_eq!(send(9).0, REFUSED_FOR_NOW);
+    while send(9).0 != OUT_OF_ORDER {
+        assert!(Instant::now() < give_up, "the gap is never called one");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(send(3), (0, 3));
 }
 
 #[test]

@@ -36,6 +36,7 @@ impl Partition {
             self.excused_until.borrow_mut().clear();
             // Whether their entries last is not known here: who asks again is answered by the next leader.
             self.state.borrow_mut().refuse_all(ErrorCode::NotLeaderOrFollower);
+            self.state.borrow_mut().gaps.clear();
             core.coordinators.resign(self.group());
             self.wake_fetches();
         }

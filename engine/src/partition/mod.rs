@@ -27,9 +27,11 @@ use catch_up::CatchUp;
 use snapshots::Coming;
 
 use crate::{
+    clock,
     config_topic::TopicConfig,
     core::Core,
     producers::{Producers, Verdict, WrittenBatch},
+    producers_gaps::Gaps,
     replica::{self, Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
 };
@@ -116,6 +118,7 @@ impl IfLeading {
 #[derive(Default)]
 struct State {
     producers: Producers,
+    gaps: Gaps,
     /// The next record's offset.
     end: u64,
     high_watermark: u64,
@@ -370,6 +373,13 @@ impl Partition {
                 refused => {
                     let (producer, sequence) = (info.producer_id, info.base_sequence);
                     tracing::debug!(partition = %self.name, producer, sequence, ?refused, "a batch was refused");
+                    let timeout = Duration::from_millis(core.config.producer_gap_timeout_ms);
+                    if let Some(gap) = refused.gap(info.producer_epoch)
+                        && state.gaps.may_close(producer, gap, clock::now(), timeout)
+                    {
+                        core.metrics.produce_gaps_total.add(1);
+                        return Err(ErrorCode::NotLeaderOrFollower);
+                    }
                     let code = refused.refusal().expect("all but these two are refusals");
                     drop(state);
                     return Ok(self.refuse_if_leading(core, code));

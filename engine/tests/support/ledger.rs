@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{DeliveryResult, Message};
@@ -87,6 +87,9 @@ impl Ledger {
             .set("queue.buffering.max.messages", "1000")
             .set("batch.num.messages", "50")
             .set("retry.backoff.ms", "10")
+            // See Acks::log.
+            .set("debug", "eos")
+            .set_log_level(RDKafkaLogLevel::Debug)
             .set("message.timeout.ms", "600000");
         let start = |producer| {
             let (config, ledger) = (producing.clone(), self.clone());
@@ -107,9 +110,17 @@ impl Ledger {
 struct Acks {
     ledger: Arc<Ledger>,
     refused: AtomicU64,
+    /// What the client said of each new epoch of its producer.
+    new_epochs: Mutex<Vec<String>>,
 }
 
-impl ClientContext for Acks {}
+impl ClientContext for Acks {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "ERRSEQ" || message.contains("epoch bump") {
+            self.new_epochs.lock().unwrap().push(format!("{facility} {message}"));
+        }
+    }
+}
 
 impl ProducerContext for Acks {
     type DeliveryOpaque = Box<Id>;
@@ -127,7 +138,7 @@ impl ProducerContext for Acks {
 
 /// Sends until the ledger is done, then waits for the last answers. Returns how many records were never taken.
 fn produce(config: ClientConfig, ledger: Arc<Ledger>, producer: u32) -> u64 {
-    let context = Acks { ledger: ledger.clone(), refused: AtomicU64::new(0) };
+    let context = Acks { ledger: ledger.clone(), refused: AtomicU64::new(0), new_epochs: Mutex::default() };
     let client: BaseProducer<Acks> = config.create_with_context(context).expect("a producer");
     let mut sequence = 0;
     while !ledger.is_done() {
@@ -147,6 +158,9 @@ fn produce(config: ClientConfig, ledger: Arc<Ledger>, producer: u32) -> u64 {
     }
     client.flush(PATIENCE).expect("the last records are answered");
     assert!(client.client().fatal_error().is_none(), "producer {producer}: {:?}", client.client().fatal_error());
+    // What a producer sends again under a new epoch is no duplicate to any broker, whether or not it was written before.
+    let new_epochs = client.context().new_epochs.lock().unwrap();
+    assert!(new_epochs.is_empty(), "producer {producer} was brought to begin a new epoch: {new_epochs:#?}");
     client.context().refused.load(Ordering::Relaxed)
 }
 
