@@ -9,10 +9,10 @@ fail() {
   exit 1
 }
 
-# start|stop and the options of both scripts: sets command, dir, port, count, cpus, flush
+# start|stop and the options of both scripts: sets command, dir, port, count, cpus, flush, until
 parse() {
   command=${1:-}
-  dir= port= count=1 cpus= flush=
+  dir= port= count=1 cpus= flush= until=
   case $command in
     start | stop) shift ;;
     --help | -h) usage && exit 0 ;;
@@ -22,13 +22,14 @@ parse() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --flush) flush=yes && shift ;;
-      --dir | --port | --brokers | --cpus)
+      --dir | --port | --brokers | --cpus | --until)
         [ -n "${2:-}" ] || fail "$1 needs a value; see --help"
         case $1 in
           --dir) dir=$2 ;;
           --port) port=$2 ;;
           --brokers) count=$2 ;;
           --cpus) cpus=$2 ;;
+          --until) until=$2 ;;
         esac
         shift 2
         ;;
@@ -45,10 +46,18 @@ parse() {
       '' | *[!0-9]*) fail "--port = '$port': must be a port, 1024 to 65500" ;;
     esac
     { [ "$port" -ge 1024 ] && [ "$port" -le 65500 ]; } || fail "--port = '$port': must be a port, 1024 to 65500"
+    [ -z "$until" ] || kill -0 "$until" 2> /dev/null || fail "--until = '$until': there is no such process"
     mkdir -p "$dir" || fail "cannot create $dir; name another directory by --dir"
   fi
   [ -d "$dir" ] || fail "there is no $dir; name the directory of start by --dir"
   dir=$(cd "$dir" && pwd)
+  [ "$command" = stop ] || [ -z "$until" ] || stop_after "$until"
+}
+
+# Leaves a process behind that stops all once PID has ended, however it ended.
+stop_after() { # PID
+  setsid nohup bash -c 'tail --pid="$1" -f /dev/null; [ ! -d "$3" ] || exec "$2" stop --dir "$3"' \
+    until "$1" "$here/$(basename "$0")" "$dir" > /dev/null 2>&1 < /dev/null &
 }
 
 # Runs a program in the background, on the CPUs that were named: spawn N PROGRAM…

@@ -9,13 +9,14 @@ usage() {
 Starts one or three members of etcd on loopback and waits until they serve. Needs the program etcd; on Debian: apt-get install
 etcd-server.
 
-Usage: etcd.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST]
+Usage: etcd.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST] [--until PID]
        etcd.sh stop --dir DIR
 
   --dir DIR        data, logs and pids
   --port P         clients of member 1; member 2 is on the next, and so on; peers are 100 above
   --brokers N      members, 1 or 3 [default: 1]
   --cpus LIST      CPUs that each of them may use: 0 or 0,2 [default: all]
+  --until PID      stops all when that process ends
 
 The last line of output is the address of member 1.
 

@@ -9,13 +9,14 @@ usage() {
 Starts one or three brokers of Apache Kafka in KRaft mode on loopback, each broker and controller in one, and waits until they
 serve. The jars come by Maven, once, into \${KAFKA_JARS:-~/.cache/millrace-bench/kafka}. Needs Java 17 and Maven.
 
-Usage: kafka.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST] [--flush]
+Usage: kafka.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST] [--until PID] [--flush]
        kafka.sh stop --dir DIR
 
   --dir DIR        data, logs and pids
   --port P         clients of broker 1; broker 2 is on the next, and so on; controllers are 100 above
   --brokers N      1 or 3 [default: 1]
   --cpus LIST      CPUs that each of them may use: 0 or 0,2 [default: all]
+  --until PID      stops all when that process ends
   --flush          flush.messages=1: each batch is synced before it is acknowledged. As it comes, Kafka does not sync
   HEAP=512m        in the environment: the heap of each [default: 1g]
 

@@ -119,8 +119,8 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
                 running.insert(*system, start(*system, against, place)?);
             }
         }
-        for number in 0..options.repeat {
-            for turn in turns.values_mut() {
+        for turn in turns.values_mut() {
+            for number in 0..options.repeat {
                 // Nobody always comes first.
                 turn.rotate_left(usize::from(number > 0));
                 for (system, case) in turn.iter() {
@@ -188,6 +188,8 @@ fn start(system: System, against: Against, place: &Place) -> Result<Running, Box
     let mut command = Command::new(&script);
     command.args(["start", "--port", &port.to_string(), "--brokers", &count.to_string(), "--cpus", &cpus.join(",")]);
     command.arg("--dir").arg(dir.path()).args(flush.then_some("--flush")).stdin(Stdio::null());
+    // Also if this process is killed, and stops nothing itself.
+    command.args(["--until", &std::process::id().to_string()]);
     if count == 3 {
         command.env("HEAP", HEAP_OF_THREE);
     }
