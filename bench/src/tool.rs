@@ -4,27 +4,15 @@ use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use consensus::wire::{self, Caller, Hello, ToolAnswer, ToolAsk, ToolRequest};
+use consensus::wire::{self, Hello, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn hello() -> PeerFrame {
-    let hello = Hello {
-        caller: Caller::Tool,
-        cluster_id: None,
-        node: -1,
-        peer: 0,
-        incarnation: 0,
-        cores: 1,
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        peer_addr: String::new(),
-        seeds: Vec::new(),
-        founding: Vec::new(),
-        core: 0,
-    };
-    PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(&hello))
+    let hello = wire::encode_hello(&Hello::of_tool(env!("CARGO_PKG_VERSION")));
+    PeerFrame::new(Kind::Hello, Lane::Control, hello)
 }
 
 pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {

@@ -51,6 +51,25 @@ pub struct Hello {
     pub core: u16,
 }
 
+impl Hello {
+    /// Of a tool with this version: it is no broker, and belongs to no cluster.
+    pub fn of_tool(program: &str) -> Self {
+        Self {
+            caller: Caller::Tool,
+            cluster_id: None,
+            node: -1,
+            peer: 0,
+            incarnation: 0,
+            cores: 1,
+            program: program.to_owned(),
+            peer_addr: String::new(),
+            seeds: Vec::new(),
+            founding: Vec::new(),
+            core: 0,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
     Broker,

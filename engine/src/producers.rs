@@ -19,7 +19,10 @@ use ahash::RandomState;
 use bytes::Bytes;
 use net::{batch::BatchHeader, errors::ErrorCode};
 
-use crate::{producers_blob, producers_gaps::Gap};
+use crate::{
+    producers_blob,
+    producers_gaps::{Gap, is_ahead},
+};
 
 pub use crate::producers_blob::RestoreError;
 
@@ -63,9 +66,7 @@ impl Verdict {
     /// Where a batch is missing before this one; none before one that is too old.
     pub fn gap(self, epoch: i16) -> Option<Gap> {
         match self {
-            Verdict::OutOfOrder { expected, got } if (got.wrapping_sub(expected) & i32::MAX) < 1 << 30 => {
-                Some(Gap { epoch, expected })
-            }
+            Verdict::OutOfOrder { expected, got } if is_ahead(got, expected) => Some(Gap { epoch, expected }),
             _ => None,
         }
     }
@@ -215,6 +216,11 @@ impl Producers {
             None => Verdict::New,
             Some(producer) => producer.check(epoch, base_sequence, sequence_after(base_sequence, count - 1)),
         }
+    }
+
+    /// Whether anything that this producer wrote is remembered.
+    pub fn knows(&self, producer_id: i64) -> bool {
+        self.speculative.contains_key(&producer_id) || self.committed.contains_key(&producer_id)
     }
 
     /// Takes note of a producer's batch that was proposed, or read back from the log, at `index`. Indexes rise; those that a

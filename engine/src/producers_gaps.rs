@@ -6,12 +6,20 @@
 //! soon as the second is refused for the same reason as the first. But told of an order that is broken, librdkafka begins a new epoch on
 //! all partitions, and batches whose answers it still waits for elsewhere come again under it: no broker knows them for duplicates then.
 //! So a gap has some time to close, and is called one only after that.
+//!
+//! A producer of which nothing is known may begin anywhere. But not behind a batch that was refused just now: that one would come too
+//! late, and its producer would have to give up.
 
 use ahash::AHashMap;
 use std::time::Duration;
 
 /// Producers whose gaps are remembered. Beyond it a gap is none that may close.
 const GAPS_MAX: usize = 1024;
+
+/// Whether `sequence` comes at or behind `other`: sequences wrap from `i32::MAX` to 0.
+pub fn is_ahead(sequence: i32, other: i32) -> bool {
+    (sequence.wrapping_sub(other) & i32::MAX) < 1 << 30
+}
 
 /// A place in a producer's order at which a batch is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,26 +29,67 @@ pub struct Gap {
     pub expected: i32,
 }
 
-/// The gaps before the batches that a leader refused lately.
+/// The batches that are missing, or were refused, lately.
 #[derive(Debug, Default)]
 pub struct Gaps {
+    /// By producer, since when.
     since: AHashMap<i64, (Gap, Duration)>,
 }
 
+/// What the time is, and how long a gap may take to close.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub now: Duration,
+    pub timeout: Duration,
+}
+
+impl Patience {
+    fn lasts(self, since: Duration) -> bool {
+        self.now.saturating_sub(since) < self.timeout
+    }
+}
+
 impl Gaps {
-    /// Whether this gap may still close at `now`: it is first seen now, or was first seen less than `timeout` ago.
-    pub fn may_close(&mut self, producer_id: i64, gap: Gap, now: Duration, timeout: Duration) -> bool {
-        if self.since.len() >= GAPS_MAX && !self.since.contains_key(&producer_id) {
-            self.since.retain(|_, (_, since)| now.saturating_sub(*since) < timeout);
+    /// Whether this gap may still close: it is first seen now, or was not long ago.
+    pub fn may_close(&mut self, producer_id: i64, gap: Gap, patience: Patience) -> bool {
+        self.note(producer_id, gap, patience, |known, _| known != gap)
+    }
+
+    /// The producer's batch with this sequence was refused, and will come again.
+    pub fn refused(&mut self, producer_id: i64, gap: Gap, patience: Patience) {
+        // Those behind it are refused too: the first is what is missing.
+        self.note(producer_id, gap, patience, |known, since| {
+            !patience.lasts(since) || known.epoch != gap.epoch || is_ahead(known.expected, gap.expected)
+        });
+    }
+
+    /// The gap before a batch of a producer of which nothing else is known.
+    pub fn before(&self, producer_id: i64, epoch: i16, sequence: i32, patience: Patience) -> Option<Gap> {
+        let (gap, since) = *self.since.get(&producer_id)?;
+        let is_behind_it = gap.epoch == epoch && gap.expected != sequence && is_ahead(sequence, gap.expected);
+        (is_behind_it && patience.lasts(since)).then_some(gap)
+    }
+
+    /// Remembers a gap, also in place of one that it `replaces`; returns whether the one that is remembered may still close.
+    fn note(&mut self, id: i64, gap: Gap, patience: Patience, replaces: impl Fn(Gap, Duration) -> bool) -> bool {
+        if self.since.len() >= GAPS_MAX && !self.since.contains_key(&id) {
+            self.since.retain(|_, (_, since)| patience.lasts(*since));
             if self.since.len() >= GAPS_MAX {
                 return false;
             }
         }
-        let (known, since) = self.since.entry(producer_id).or_insert((gap, now));
-        if *known != gap {
-            (*known, *since) = (gap, now);
+        let (known, since) = self.since.entry(id).or_insert((gap, patience.now));
+        if replaces(*known, *since) {
+            (*known, *since) = (gap, patience.now);
         }
-        now.saturating_sub(*since) < timeout
+        patience.lasts(*since)
+    }
+
+    /// The producer's batch was taken.
+    pub fn taken(&mut self, producer_id: i64) {
+        if !self.since.is_empty() {
+            self.since.remove(&producer_id);
+        }
     }
 
     /// Another leads: whoever comes back to this replica begins anew.
@@ -53,52 +102,79 @@ impl Gaps {
 mod tests {
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_secs(5);
-
     fn gap(expected: i32) -> Gap {
         Gap { epoch: 0, expected }
     }
 
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
+    /// So many seconds after the beginning of time, with five for a gap.
+    fn at(seconds: u64) -> Patience {
+        Patience { now: Duration::from_secs(seconds), timeout: Duration::from_secs(5) }
     }
 
     #[test]
     fn a_gap_that_stays_is_called_one_in_the_end() {
         let mut gaps = Gaps::default();
-        assert!(gaps.may_close(7, gap(50), at(100), TIMEOUT));
-        assert!(gaps.may_close(7, gap(50), at(104), TIMEOUT));
-        assert!(!gaps.may_close(7, gap(50), at(105), TIMEOUT));
-        assert!(!gaps.may_close(7, gap(50), at(200), TIMEOUT), "it has had its time");
-        assert!(gaps.may_close(8, gap(50), at(105), TIMEOUT), "another producer's is its own");
+        assert!(gaps.may_close(7, gap(50), at(100)));
+        assert!(gaps.may_close(7, gap(50), at(104)));
+        assert!(!gaps.may_close(7, gap(50), at(105)));
+        assert!(!gaps.may_close(7, gap(50), at(200)), "it has had its time");
+        assert!(gaps.may_close(8, gap(50), at(105)), "another producer's is its own");
+        gaps.taken(7);
+        assert!(gaps.may_close(7, gap(50), at(200)), "it had closed, and is there again");
     }
 
     #[test]
     fn a_producer_that_went_on_or_began_anew_has_another_gap() {
         let mut gaps = Gaps::default();
-        assert!(gaps.may_close(7, gap(50), at(0), TIMEOUT));
-        assert!(!gaps.may_close(7, gap(50), at(9), TIMEOUT));
-        assert!(gaps.may_close(7, gap(60), at(9), TIMEOUT));
-        assert!(gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(20), TIMEOUT));
-        assert!(!gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(25), TIMEOUT));
+        assert!(gaps.may_close(7, gap(50), at(0)));
+        assert!(!gaps.may_close(7, gap(50), at(9)));
+        assert!(gaps.may_close(7, gap(60), at(9)));
+        assert!(gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(20)));
+        assert!(!gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(25)));
         gaps.clear();
-        assert!(gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(26), TIMEOUT));
+        assert!(gaps.may_close(7, Gap { epoch: 1, expected: 60 }, at(26)));
+    }
+
+    #[test]
+    fn a_producer_that_is_not_known_does_not_begin_behind_what_was_refused() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.before(7, 0, 50, at(0)), None);
+        gaps.refused(7, gap(0), at(0));
+        gaps.refused(7, gap(50), at(1));
+        assert_eq!(gaps.before(7, 0, 50, at(1)), Some(gap(0)));
+        assert_eq!(gaps.before(7, 0, 0, at(1)), None, "that is the one");
+        assert_eq!(gaps.before(7, 1, 50, at(1)), None, "another epoch");
+        assert_eq!(gaps.before(8, 0, 50, at(1)), None, "another producer");
+        assert_eq!(gaps.before(7, 0, 50, at(5)), None, "it is not coming any more");
+        gaps.refused(7, gap(50), at(6));
+        assert_eq!(gaps.before(7, 0, 100, at(6)), Some(gap(50)));
+        gaps.refused(7, gap(30), at(7));
+        assert_eq!(gaps.before(7, 0, 50, at(7)), Some(gap(30)), "the first of them");
+        // Numbers begin at 0 again behind the largest.
+        gaps.refused(9, gap(i32::MAX - 9), at(7));
+        assert_eq!(gaps.before(9, 0, 0, at(7)), Some(gap(i32::MAX - 9)));
+        gaps.refused(9, gap(0), at(7));
+        assert_eq!(gaps.before(9, 0, 10, at(7)), Some(gap(i32::MAX - 9)));
     }
 
     #[test]
     fn without_time_no_gap_may_close() {
-        assert!(!Gaps::default().may_close(7, gap(50), at(1), Duration::ZERO));
+        let none = Patience { timeout: Duration::ZERO, ..at(1) };
+        let mut gaps = Gaps::default();
+        assert!(!gaps.may_close(7, gap(50), none));
+        gaps.refused(8, gap(0), none);
+        assert_eq!(gaps.before(8, 0, 50, none), None);
     }
 
     #[test]
     fn only_so_many_are_remembered_and_old_ones_make_room() {
         let mut gaps = Gaps::default();
         for producer in 0..GAPS_MAX as i64 {
-            assert!(gaps.may_close(producer, gap(1), at(0), TIMEOUT));
+            assert!(gaps.may_close(producer, gap(1), at(0)));
         }
-        assert!(!gaps.may_close(-1, gap(1), at(4), TIMEOUT), "there is no room");
-        assert!(gaps.may_close(0, gap(1), at(4), TIMEOUT), "those that are known go on");
-        assert!(gaps.may_close(-1, gap(1), at(5), TIMEOUT), "their time is over");
+        assert!(!gaps.may_close(-1, gap(1), at(4)), "there is no room");
+        assert!(gaps.may_close(0, gap(1), at(4)), "those that are known go on");
+        assert!(gaps.may_close(-1, gap(1), at(5)), "their time is over");
         assert_eq!(gaps.since.len(), 1);
     }
 }

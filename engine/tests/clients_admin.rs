@@ -5,9 +5,8 @@ mod support;
 
 use net::api::ApiKey;
 use net::errors::ErrorCode;
-use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use net::messages::MetadataRequest;
 use net::messages::metadata_request::MetadataRequestTopic;
-use net::messages::{IncrementalAlterConfigsRequest, MetadataRequest};
 use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -41,25 +40,6 @@ fn grow(broker: &Broker, topic: &str, count: usize) -> Result<(), RDKafkaErrorCo
     let results =
         clients::wait(client.create_partitions(&[NewPartitions::new(topic, count)], &clients::admin_options()));
     results.expect("CreatePartitions is answered").remove(0).map(|_| ()).map_err(|(_, code)| code)
-}
-
-/// Sets a topic's setting. Returns the error's code and words.
-fn alter(broker: &Broker, topic: &str, name: &str, value: Option<&str>) -> (i16, String) {
-    const SET: i8 = 0;
-    const DELETE: i8 = 1;
-    const TOPIC: i8 = 2;
-    let config = AlterableConfig::default()
-        .with_name(wire::text(name))
-        .with_config_operation(if value.is_some() { SET } else { DELETE })
-        .with_value(value.map(wire::text));
-    let resource = AlterConfigsResource::default()
-        .with_resource_type(TOPIC)
-        .with_resource_name(wire::text(topic))
-        .with_configs(vec![config]);
-    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
-    let response = wire::connect(broker).call(request).expect("IncrementalAlterConfigs is answered");
-    let result = &response.responses[0];
-    (result.error_code, result.error_message.as_ref().map(|m| m.to_string()).unwrap_or_default())
 }
 
 #[test]
@@ -121,7 +101,7 @@ fn settings_that_are_not_obeyed_are_refused_by_name() {
         assert_eq!(ErrorCode::try_from_code(result.error_code), Some(ErrorCode::InvalidConfig), "{name}={value}");
         let message = result.error_message.map(|m| m.to_string()).unwrap_or_default();
         assert!(message.contains(name), "{name}={value}: {message:?}");
-        let (code, message) = alter(&broker, "plain", name, Some(value));
+        let (code, message) = wire::alter_topic(&broker, "plain", name, Some(value));
         assert_eq!(ErrorCode::try_from_code(code), Some(ErrorCode::InvalidConfig), "{name}={value}");
         assert!(message.contains(name), "{name}={value}: {message:?}");
     }
@@ -145,9 +125,9 @@ fn topics_partitions_and_settings_outlive_the_process() {
     assert_eq!(grow(&broker, "kept", 5), Ok(()));
     assert_eq!(grow(&broker, "kept", 4), Err(RDKafkaErrorCode::InvalidPartitions));
     assert_eq!(grow(&broker, "unknown", 4), Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-    assert_eq!(alter(&broker, "kept", "retention.ms", Some("7200000")).0, 0);
-    assert_eq!(alter(&broker, "kept", "max.message.bytes", Some("5000")).0, 0);
-    assert_eq!(alter(&broker, "kept", "max.message.bytes", None).0, 0);
+    assert_eq!(wire::alter_topic(&broker, "kept", "retention.ms", Some("7200000")).0, 0);
+    assert_eq!(wire::alter_topic(&broker, "kept", "max.message.bytes", Some("5000")).0, 0);
+    assert_eq!(wire::alter_topic(&broker, "kept", "max.message.bytes", None).0, 0);
     assert_eq!(delete(&broker, "dropped"), Ok(()));
     assert_eq!(delete(&broker, "dropped"), Err(RDKafkaErrorCode::UnknownTopicOrPartition));
     let config = clients::config(&broker);

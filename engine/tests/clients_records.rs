@@ -6,6 +6,7 @@ mod support;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use net::batch_build::BatchBuilder;
+use net::client_blocking::Client;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -118,19 +119,39 @@ fn an_idempotent_producer_of_each_codec_takes_its_place_behind_the_last() {
     assert!(clients::read_from(&clients::config(&broker), "ledger", 0, 0) == numbered(&expected));
 }
 
+/// What a producer is told of a batch that may come again.
+const REFUSED_FOR_NOW: i16 = 6; // NOT_LEADER_OR_FOLLOWER
+
+/// Sends one record of an idempotent producer that takes this sequence; returns the error's code and the offset.
+fn send_as(client: &mut Client, topic: &str, sequence: i32) -> (i16, i64) {
+    let mut batch = BatchBuilder::default().producer(7, 0, sequence);
+    batch.push(1_700_000_000_000, None, Some(sequence.to_string().as_bytes()));
+    let answer = wire::produce(client, topic, 0, batch.finish());
+    (answer.error_code, answer.base_offset)
+}
+
+#[test]
+fn a_new_producer_does_not_begin_behind_a_batch_that_was_refused() {
+    const NOT_ENOUGH_REPLICAS: i16 = 19;
+    let broker = Broker::start();
+    clients::try_create_topic(&broker, "begins", 1, &[("min.insync.replicas", "2")]).expect("created");
+    let mut client = wire::connect(&broker);
+    assert_eq!(send_as(&mut client, "begins", 0).0, NOT_ENOUGH_REPLICAS);
+    assert_eq!(wire::alter_topic(&broker, "begins", "min.insync.replicas", Some("1")).0, 0);
+    // The second was on its way when the first was refused, and would be taken by now.
+    assert_eq!(send_as(&mut client, "begins", 1).0, REFUSED_FOR_NOW);
+    let again = [0, 1, 2].map(|sequence| send_as(&mut client, "begins", sequence));
+    assert_eq!(again, [(0, 0), (0, 1), (0, 2)]);
+    assert_eq!(broker.metric("millrace_produce_gaps_total"), 1.0);
+}
+
 #[test]
 fn a_batch_that_comes_before_the_one_it_follows_is_to_be_sent_again() {
-    const REFUSED_FOR_NOW: i16 = 6; // NOT_LEADER_OR_FOLLOWER
     const OUT_OF_ORDER: i16 = 45;
     let broker = Broker::start_with(&["--set", "producer.gap.timeout.ms=1500"]);
     clients::create_topic(&broker, "gaps", 1);
     let mut client = wire::connect(&broker);
-    let mut send = |sequence: i32| {
-        let mut batch = BatchBuilder::default().producer(7, 0, sequence);
-        batch.push(1_700_000_000_000, None, Some(sequence.to_string().as_bytes()));
-        let answer = wire::produce(&mut client, "gaps", 0, batch.finish());
-        (answer.error_code, answer.base_offset)
-    };
+    let mut send = |sequence| send_as(&mut client, "gaps", sequence);
     assert_eq!(send(0), (0, 0));
     assert_eq!(send(2).0, REFUSED_FOR_NOW);
     assert_eq!((send(1), send(2)), ((0, 1), (0, 2)), "in order, as a client sends them again");

@@ -249,6 +249,14 @@ pub struct Scanner<F> {
     pub bytes_read: u64,
 }
 
+/// What is looked at to tell padding from a frame; a block's last frame may leave no more than that.
+const WORD: usize = 8;
+
+/// A frame begins with its magic number.
+fn is_padding(word: &[u8]) -> bool {
+    word[..4] == [0; 4]
+}
+
 impl<F: File> Scanner<F> {
     /// Starts where a frame ended: padding may follow.
     pub fn behind(file: Rc<F>, id: SegmentId, len: u64, position: u64, read_bytes: usize) -> Self {
@@ -288,8 +296,7 @@ impl<F: File> Scanner<F> {
             }
             if self.may_skip && !self.position.is_multiple_of(BLOCK as u64) {
                 // Shorter than a header up to the block's end can still be padding: look at the first word only.
-                let word = self.bytes(8).await?;
-                if word[..4] == [0; 4] {
+                if is_padding(&self.bytes(WORD).await?) {
                     self.position = self.position.next_multiple_of(BLOCK as u64);
                     continue;
                 }
@@ -314,10 +321,10 @@ impl<F: File> Scanner<F> {
     /// Whether [`Scanner::next`] will not have to read.
     pub fn holds_next(&self) -> bool {
         let block = self.position.next_multiple_of(BLOCK as u64);
-        let padding = block != self.position
+        let skips = block != self.position
             && self.may_skip
-            && self.held_at(self.position, 8).is_some_and(|word| word[..4] == [0; 4]);
-        let position = if padding { block } else { self.position };
+            && self.held_at(self.position, WORD).is_some_and(|word| is_padding(&word));
+        let position = if skips { block } else { self.position };
         if position >= self.len {
             return true;
         }

@@ -31,7 +31,7 @@ use crate::{
     config_topic::TopicConfig,
     core::Core,
     producers::{Producers, Verdict, WrittenBatch},
-    producers_gaps::Gaps,
+    producers_gaps::{Gap, Gaps, Patience},
     replica::{self, Payload, Replica, Replicated},
     sync::{Answer, Notify, Promise, promise},
 };
@@ -347,45 +347,22 @@ impl Partition {
         now_ms: i64,
         acks: Acks,
     ) -> Result<Committed, ErrorCode> {
-        if !self.leads() {
-            return Err(self.why_not_led_here(core));
+        if let Some(code) = self.refusal(core, batch.len(), acks) {
+            if info.is_idempotent() && code != ErrorCode::MessageTooLarge {
+                let gap = Gap { epoch: info.producer_epoch, expected: info.base_sequence };
+                self.state.borrow_mut().gaps.refused(info.producer_id, gap, gap_patience(core));
+            }
+            return Err(code);
+        }
+        if info.is_idempotent()
+            && let Some(answer) = self.answer_by_sequence(core, info, acks)
+        {
+            return answer;
         }
         let config = self.config();
-        if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
-            return Err(ErrorCode::NotEnoughReplicas);
-        }
-        if batch.len() > config.max_message_bytes.min(core.store.entry_bytes_max() - ENTRY_DATA_BYTES) {
-            return Err(ErrorCode::MessageTooLarge);
-        }
         let mut state = self.state.borrow_mut();
-        if state.tail_bytes > 0 && state.tail_bytes + batch.len() > TAIL_BYTES_MAX {
-            return Err(ErrorCode::NotEnoughReplicas);
-        }
         let count = info.record_count as u32;
         let log_start = self.log_start(core);
-        if info.is_idempotent() {
-            match state.producers.check(info.producer_id, info.producer_epoch, info.base_sequence, info.record_count) {
-                Verdict::New => {}
-                Verdict::Duplicate(original) => {
-                    let stable = self.replica.with(|raft| raft.stable());
-                    return Ok(state.answer_duplicate(&original, config.stamps(), log_start, acks, stable));
-                }
-                refused => {
-                    let (producer, sequence) = (info.producer_id, info.base_sequence);
-                    tracing::debug!(partition = %self.name, producer, sequence, ?refused, "a batch was refused");
-                    let timeout = Duration::from_millis(core.config.producer_gap_timeout_ms);
-                    if let Some(gap) = refused.gap(info.producer_epoch)
-                        && state.gaps.may_close(producer, gap, clock::now(), timeout)
-                    {
-                        core.metrics.produce_gaps_total.add(1);
-                        return Err(ErrorCode::NotLeaderOrFollower);
-                    }
-                    let code = refused.refusal().expect("all but these two are refusals");
-                    drop(state);
-                    return Ok(self.refuse_if_leading(core, code));
-                }
-            }
-        }
         let log_append_time_ms = config.stamps().then_some(now_ms);
         let base_offset = state.end;
         let assigned = Assigned {
@@ -407,6 +384,57 @@ impl Partition {
         self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
+    }
+
+    /// Why a batch of this size is not taken now, whoever sent it.
+    fn refusal(&self, core: &Core, bytes: usize, acks: Acks) -> Option<ErrorCode> {
+        if !self.leads() {
+            return Some(self.why_not_led_here(core));
+        }
+        let config = self.config.borrow();
+        if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
+            return Some(ErrorCode::NotEnoughReplicas);
+        }
+        if bytes > config.max_message_bytes.min(core.store.entry_bytes_max() - ENTRY_DATA_BYTES) {
+            return Some(ErrorCode::MessageTooLarge);
+        }
+        let waiting = self.state.borrow().tail_bytes;
+        (waiting > 0 && waiting + bytes > TAIL_BYTES_MAX).then_some(ErrorCode::NotEnoughReplicas)
+    }
+
+    /// What an idempotent producer is told whose batch is not to be appended: it is there already, or not the next one. `None`: it is.
+    fn answer_by_sequence(
+        self: &Rc<Self>,
+        core: &Rc<Core>,
+        info: &BatchHeader,
+        acks: Acks,
+    ) -> Option<Result<Committed, ErrorCode>> {
+        let (producer, epoch, sequence) = (info.producer_id, info.producer_epoch, info.base_sequence);
+        let patience = gap_patience(core);
+        let mut state = self.state.borrow_mut();
+        let verdict = state.producers.check(producer, epoch, sequence, info.record_count);
+        let gap = match verdict {
+            Verdict::New if state.producers.knows(producer) => None,
+            Verdict::New => state.gaps.before(producer, epoch, sequence, patience),
+            Verdict::Duplicate(original) => {
+                let stable = self.replica.with(|raft| raft.stable());
+                let stamped = self.config.borrow().stamps();
+                return Some(Ok(state.answer_duplicate(&original, stamped, self.log_start(core), acks, stable)));
+            }
+            refused => refused.gap(epoch).filter(|gap| state.gaps.may_close(producer, *gap, patience)),
+        };
+        if gap.is_none() && verdict == Verdict::New {
+            state.gaps.taken(producer);
+            return None;
+        }
+        tracing::debug!(partition = %self.name, producer, sequence, ?verdict, ?gap, "a batch was refused");
+        if gap.is_some() {
+            core.metrics.produce_gaps_total.add(1);
+            return Some(Err(ErrorCode::NotLeaderOrFollower));
+        }
+        let code = verdict.refusal().expect("all others are answered above");
+        drop(state);
+        Some(Ok(self.refuse_if_leading(core, code)))
     }
 
     /// Refuses a batch for what this replica knows of its producer, once it is sure that it still leads: who was stopped, or cut off, may
@@ -472,6 +500,10 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.partition.watchers.borrow_mut().remove(self.key);
     }
+}
+
+fn gap_patience(core: &Core) -> Patience {
+    Patience { now: clock::now(), timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
 }
 
 /// A leader that is handing over is as good as none.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consensus::metadata::{Command, Query, QueryAnswer};
 use consensus::plane::{Acks, Quorum};
-use consensus::wire::{self, Caller, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
+use consensus::wire::{self, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
 
 use super::broker::Broker;
@@ -27,19 +27,7 @@ impl Tool {
     }
 
     pub fn connect_to(addr: SocketAddr, patience: Duration) -> Result<Tool, Failure> {
-        let hello = Hello {
-            caller: Caller::Tool,
-            cluster_id: None,
-            node: -1,
-            peer: 0,
-            incarnation: 0,
-            cores: 1,
-            program: env!("CARGO_PKG_VERSION").to_owned(),
-            peer_addr: String::new(),
-            seeds: Vec::new(),
-            founding: Vec::new(),
-            core: 0,
-        };
+        let hello = Hello::of_tool(env!("CARGO_PKG_VERSION"));
         let mut peer = BlockingPeer::connect(addr, patience).map_err(|error| error.to_string())?;
         let hello = PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(&hello));
         peer.write(&hello).map_err(|error| error.to_string())?;

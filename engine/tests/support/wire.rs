@@ -8,10 +8,11 @@ use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use net::messages::create_topics_response::CreatableTopicResult;
+use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use net::messages::metadata_request::MetadataRequestTopic;
 use net::messages::metadata_response::MetadataResponsePartition;
 use net::messages::produce_response::PartitionProduceResponse;
-use net::messages::{CreateTopicsRequest, TopicName};
+use net::messages::{CreateTopicsRequest, IncrementalAlterConfigsRequest, TopicName};
 use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 
 use super::PATIENCE;
@@ -82,4 +83,23 @@ pub fn create_topic(
         .with_configs(settings.iter().map(setting).collect());
     let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(PATIENCE.as_millis() as i32);
     client.call(request).expect("CreateTopics is answered").topics[0].clone()
+}
+
+/// Sets a topic's setting, or takes it back. Returns the error's code and words.
+pub fn alter_topic(broker: &Broker, topic: &str, name: &str, value: Option<&str>) -> (i16, String) {
+    const SET: i8 = 0;
+    const DELETE: i8 = 1;
+    const TOPIC: i8 = 2;
+    let config = AlterableConfig::default()
+        .with_name(text(name))
+        .with_config_operation(if value.is_some() { SET } else { DELETE })
+        .with_value(value.map(text));
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(TOPIC)
+        .with_resource_name(text(topic))
+        .with_configs(vec![config]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    let response = connect(broker).call(request).expect("IncrementalAlterConfigs is answered");
+    let result = &response.responses[0];
+    (result.error_code, result.error_message.as_ref().map(|m| m.to_string()).unwrap_or_default())
 }
