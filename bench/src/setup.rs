@@ -9,8 +9,9 @@ use net::api::ApiKey;
 use net::client_blocking::{Client, ClientError};
 use net::errors::{self, ErrorCode};
 use net::messages::create_topics_request::CreatableTopic;
+use net::messages::delete_topics_request::DeleteTopicState;
 use net::messages::metadata_request::MetadataRequestTopic;
-use net::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse, TopicName};
+use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, MetadataRequest, MetadataResponse, TopicName};
 use net::produce::TOPIC_NAME_TO;
 
 use crate::options::TargetOptions;
@@ -126,6 +127,22 @@ fn create(client: &mut Client, options: &TargetOptions) -> Result<(), SetupError
         Ok(()) | Err(ErrorCode::TopicAlreadyExists) => Ok(()),
         Err(error) => Err(SetupError::Refused { topic: options.topic.clone(), error }),
     }
+}
+
+/// Deletes a topic with all that it holds.
+pub fn delete(bootstrap: &str, topic: &str) -> Result<(), SetupError> {
+    /// From here on a topic may be named by its id instead.
+    const STATES_FROM: i16 = 6;
+    let mut client = connect(bootstrap)?;
+    let request = DeleteTopicsRequest::default().with_timeout_ms(PATIENCE.as_millis() as i32);
+    let name = topic_name(topic);
+    let request = match client.version(ApiKey::DeleteTopics)? {
+        STATES_FROM.. => request.with_topics(vec![DeleteTopicState::default().with_name(Some(name))]),
+        _ => request.with_topic_names(vec![name]),
+    };
+    let response = client.call(request)?;
+    let code = response.responses.first().map_or(errors::NONE, |deleted| deleted.error_code);
+    errors::check(code).map_err(|error| SetupError::Refused { topic: topic.to_owned(), error })
 }
 
 /// Partitions by the node that leads them; `None` if one has no leader.

@@ -16,6 +16,7 @@ use crate::options::Command;
 use crate::options_suite::{Set, SuiteOptions};
 use crate::report::Report;
 use crate::session;
+use crate::setup;
 use crate::suite_cases::{self, Against, Case};
 use crate::suite_peers;
 use crate::tables;
@@ -127,9 +128,13 @@ fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Res
                 Against::Three => Some(Local::start(&place.binary, &place.dir, 3, &place.all_cpus)?),
                 Against::OneOnAll => Some(Local::start(&place.binary, &place.dir, 1, &place.all_cpus)?),
             };
-            for case in cases {
+            for (at, case) in cases.iter().enumerate() {
                 let fill = |line: &str| fill_in(line, place, local.as_ref());
                 perform(case, "", &fill, &place.environment, &mut reports, failures);
+                let is_read_later = cases[at + 1..].iter().any(|later| later.topic() == case.topic());
+                if let Some(local) = local.as_ref().filter(|_| !is_read_later) {
+                    delete_topic(case, &local.bootstrap()[0]);
+                }
             }
         }
     }
@@ -151,6 +156,15 @@ pub fn fill_in_place(line: &str, place: &Place) -> String {
     line.replace("{disk}", &place.dir.display().to_string())
         .replace("{binary}", &place.binary.display().to_string())
         .replace("{cpus}", &cpus.join(","))
+}
+
+/// Gives back the space of what a case has written: all of them together would fill a disk.
+pub fn delete_topic(case: &Case, bootstrap: &str) {
+    if let Some(topic) = case.topic()
+        && let Err(e) = setup::delete(bootstrap, topic)
+    {
+        eprintln!("    its topic stays: {e}");
+    }
 }
 
 /// Runs one case; one that fails does not keep the others from running.

@@ -21,6 +21,13 @@ pub struct Case {
     pub line: String,
 }
 
+impl Case {
+    /// The topic that it writes or reads.
+    pub fn topic(&self) -> Option<&str> {
+        self.line.split_once("--topic ")?.1.split_whitespace().next()
+    }
+}
+
 pub fn cases(set: Set) -> Vec<Case> {
     let quick = set != Set::Full;
     let (brief, long) = if quick { ("3s", "3s") } else { ("20s", "20s") };
@@ -163,6 +170,15 @@ mod tests {
                 panic!("{line}: {e}");
             }
         }
+    }
+
+    #[test]
+    fn cases_name_their_topics() {
+        let all = cases(Set::Quick);
+        let topic = |name: &str| all.iter().find(|case| case.name == name).and_then(Case::topic);
+        assert_eq!(topic("produce 100 B x 1"), Some("full-100-1"));
+        assert_eq!(topic("consume from disk"), Some("full-1KiB-1"));
+        assert_eq!(topic("wal ring"), None);
     }
 
     #[test]

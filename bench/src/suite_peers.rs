@@ -132,6 +132,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
                     }
                     let fill = |line: &str| running.fill_in(line, place);
                     suite::perform(case, &of, &fill, &environment, &mut reports, failures);
+                    suite::delete_topic(case, &running.bootstrap());
                 }
             }
         }
