@@ -87,9 +87,11 @@ impl Gaps {
 
     /// The producer's batch was taken.
     pub fn taken(&mut self, producer_id: i64) {
-        if !self.since.is_empty() {
-            self.since.remove(&producer_id);
-        }
+        self.since.remove(&producer_id);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty()
     }
 
     /// Another leads: whoever comes back to this replica begins anew.

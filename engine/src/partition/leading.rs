@@ -35,8 +35,10 @@ impl Partition {
             self.in_sync.borrow_mut().clear();
             self.excused_until.borrow_mut().clear();
             // Whether their entries last is not known here: who asks again is answered by the next leader.
-            self.state.borrow_mut().refuse_all(ErrorCode::NotLeaderOrFollower);
-            self.state.borrow_mut().gaps.clear();
+            let mut state = self.state.borrow_mut();
+            state.refuse_all(ErrorCode::NotLeaderOrFollower);
+            state.gaps.clear();
+            drop(state);
             core.coordinators.resign(self.group());
             self.wake_fetches();
         }

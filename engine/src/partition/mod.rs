@@ -410,18 +410,19 @@ impl Partition {
         acks: Acks,
     ) -> Option<Result<Committed, ErrorCode>> {
         let (producer, epoch, sequence) = (info.producer_id, info.producer_epoch, info.base_sequence);
-        let patience = gap_patience(core);
         let mut state = self.state.borrow_mut();
         let verdict = state.producers.check(producer, epoch, sequence, info.record_count);
         let gap = match verdict {
+            // Nearly always.
+            Verdict::New if state.gaps.is_empty() => return None,
             Verdict::New if state.producers.knows(producer) => None,
-            Verdict::New => state.gaps.before(producer, epoch, sequence, patience),
+            Verdict::New => state.gaps.before(producer, epoch, sequence, gap_patience(core)),
             Verdict::Duplicate(original) => {
                 let stable = self.replica.with(|raft| raft.stable());
                 let stamped = self.config.borrow().stamps();
                 return Some(Ok(state.answer_duplicate(&original, stamped, self.log_start(core), acks, stable)));
             }
-            refused => refused.gap(epoch).filter(|gap| state.gaps.may_close(producer, *gap, patience)),
+            refused => refused.gap(epoch).filter(|gap| state.gaps.may_close(producer, *gap, gap_patience(core))),
         };
         if gap.is_none() && verdict == Verdict::New {
             state.gaps.taken(producer);
