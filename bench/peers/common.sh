@@ -51,13 +51,13 @@ parse() {
   fi
   [ -d "$dir" ] || fail "there is no $dir; name the directory of start by --dir"
   dir=$(cd "$dir" && pwd)
-  [ "$command" = stop ] || [ -z "$until" ] || stop_after "$until"
 }
 
-# Leaves a process behind that stops all once PID has ended, however it ended.
-stop_after() { # PID
+# Leaves a process behind that stops all once that of --until has ended, however it ended.
+stop_after_until() {
+  [ -n "$until" ] || return 0
   setsid nohup bash -c 'tail --pid="$1" -f /dev/null; [ ! -d "$3" ] || exec "$2" stop --dir "$3"' \
-    until "$1" "$here/$(basename "$0")" "$dir" > /dev/null 2>&1 < /dev/null &
+    until "$until" "$here/$(basename "$0")" "$dir" > /dev/null 2>&1 < /dev/null &
 }
 
 # Runs a program in the background, on the CPUs that were named: spawn N PROGRAM…

@@ -37,6 +37,7 @@ members=
 for n in $(seq 1 "$count"); do
   members=$members${members:+,}m$n=http://127.0.0.1:$((port + 100 + n - 1))
 done
+stop_after_until
 for n in $(seq 1 "$count"); do
   client=http://127.0.0.1:$((port + n - 1)) peer=http://127.0.0.1:$((port + 100 + n - 1))
   spawn "$n" etcd --name "m$n" --data-dir "$dir/$n" --listen-client-urls "$client" --advertise-client-urls "$client" \

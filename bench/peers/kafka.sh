@@ -49,6 +49,7 @@ voters=
 for n in $(seq 1 "$count"); do
   voters=$voters${voters:+,}$n@127.0.0.1:$((port + 100 + n - 1))
 done
+stop_after_until
 cluster=$(printf 'millrace-bench00' | base64 | tr '+/' '-_' | tr -d '=')
 for n in $(seq 1 "$count"); do
   mkdir -p "$dir/$n"

@@ -28,7 +28,8 @@ pub struct SuiteOptions {
     /// Only the cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
-    /// How often the whole set is run, one time after the other, so that repeats of a case are spread over time.
+    /// How often the whole set is run, one time after the other, so that repeats of a case are spread over time; of the set peers, how
+    /// often each case, with all systems in turns.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
     pub repeat: usize,
     /// For the set peers: beside whom Millrace is measured [default: all three]
