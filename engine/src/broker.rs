@@ -317,8 +317,11 @@ fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
 fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreConfig {
     // More would seldom be read, and each of its pages costs its first touch.
     let cache = config.log_cache_bytes.map_or(CACHE_PER_CORE, |bytes| bytes / cores as u64);
+    let ring_bytes = config.wal_ring_bytes / cores as u64;
     StoreConfig {
-        ring_bytes: config.wal_ring_bytes / cores as u64,
+        ring_bytes,
+        // A flush comes with each quarter of the ring, so that at most a quarter of what is written there is written once more.
+        carried_bytes: (ring_bytes / 16).min(memory_per_core / 16),
         cache_bytes: cache.min(memory_per_core / 2),
         read_ahead_bytes: memory_per_core / 8,
         open_files_max: config.segment_files_max / cores,

@@ -258,6 +258,10 @@ metrics! {
     flushes_total: Counter;
     /// Bytes written to segment files.
     flushed_bytes_total: Counter;
+    /// Segment files written and synced, each time counted.
+    flushed_files_total: Counter;
+    /// Bytes of the partitions' last batches that each checkpoint carries until they are written to segment files.
+    checkpoint_carried_bytes: Gauge;
     /// Flushes that failed and were tried again.
     flush_failures_total: Counter;
     /// 1 while what is to be flushed finds no room on the disk.
@@ -353,6 +357,8 @@ impl CoreMetrics {
         self.wal_ring_bytes.set(stats.ring_bytes);
         self.flushes_total.set(stats.flushes);
         self.flushed_bytes_total.set(stats.flushed_bytes);
+        self.flushed_files_total.set(stats.flushed_files);
+        self.checkpoint_carried_bytes.set(stats.carried_bytes);
         self.flush_failures_total.set(stats.flush_failures);
         self.checkpoints_total.set(stats.checkpoints);
         self.cold_reads_total.set(stats.cold_reads);

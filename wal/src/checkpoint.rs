@@ -73,7 +73,8 @@ pub struct GroupState {
     pub segments: Vec<Segment>,
     /// Up to the flushed index.
     pub terms: Vec<TermRun>,
-    /// The entries behind the flushed one that need not be in the ring any more. Their records end at or below `replay_from`.
+    /// The entries behind the flushed one that need not be in the ring any more. Their records end at or below `replay_from`. Empty
+    /// where a checkpoint is written: there they come from the log itself.
     pub kept: Vec<Held>,
 }
 
@@ -112,9 +113,9 @@ impl Checkpoint {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut to = Encoder::new(self.epoch, self.number, self.cut);
+        let mut to = Encoder::new(self.epoch, self.number, self.cut, 0);
         for group in &self.groups {
-            to.group(group);
+            to.group(group, group.kept.iter());
         }
         to.finish(&self.removed, &self.garbage)
     }
@@ -165,7 +166,7 @@ impl Checkpoint {
             return Err(NOT_ASCENDING);
         }
         for group in &self.groups {
-            group.check()?;
+            group.check(group.kept.iter())?;
         }
         if self.removed.iter().any(|gone| self.groups.binary_search_by_key(&gone.id, |group| group.id).is_ok()) {
             return Err(THERE_AND_REMOVED);
@@ -189,8 +190,9 @@ pub(crate) struct Encoder {
 const GROUPS_AT: usize = 56;
 
 impl Encoder {
-    pub fn new(epoch: u64, number: u64, cut: LogPos) -> Self {
-        let mut to = Writer(Vec::with_capacity(4096));
+    /// It will probably take as many `bytes` as the last one.
+    pub fn new(epoch: u64, number: u64, cut: LogPos, bytes: usize) -> Self {
+        let mut to = Writer(Vec::with_capacity(bytes + bytes / 4 + 4096));
         to.0.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
         to.0.extend_from_slice(&[0; 4]);
         to.0.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
@@ -201,16 +203,21 @@ impl Encoder {
         Self { to, ids: Vec::new(), needs_ring_from: cut, groups_crc: 0 }
     }
 
-    /// Adds the next group: they ascend.
-    pub fn group(&mut self, group: &GroupState) {
+    /// Adds the next group, and what is carried of it: they ascend.
+    pub fn group<'a>(&mut self, group: &GroupState, kept: impl Iterator<Item = &'a Held> + Clone) {
         let ascends = self.ids.last().is_none_or(|last| *last < group.id);
-        let checked = if ascends { group.check() } else { Err(NOT_ASCENDING) };
+        let checked = if ascends { group.check(kept.clone()) } else { Err(NOT_ASCENDING) };
         checked.unwrap_or_else(|why| panic!("a checkpoint must not be written: {why}"));
         let begin = self.to.0.len();
-        group.encode(&mut self.to);
+        group.encode(kept, &mut self.to);
         self.groups_crc = crc32c::crc32c_append(self.groups_crc, &self.to.0[begin..]);
         self.ids.push(group.id);
         self.needs_ring_from = self.needs_ring_from.min(group.replay_from);
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.to.0.len()
     }
 
     pub fn has(&self, group: GroupId) -> bool {
@@ -249,7 +256,7 @@ impl Encoder {
 }
 
 impl GroupState {
-    fn check(&self) -> Result<(), &'static str> {
+    fn check<'a>(&self, kept: impl Iterator<Item = &'a Held>) -> Result<(), &'static str> {
         if self.before_first.index > self.flushed.index || self.before_first.offset > self.flushed.offset {
             return Err("a log ends before it begins");
         }
@@ -278,10 +285,10 @@ impl GroupState {
         if last_term != self.flushed.term {
             return Err("terms do not end with the flushed entry's");
         }
-        checkpoint_kept::check(self)
+        checkpoint_kept::check(self, kept)
     }
 
-    fn encode(&self, to: &mut Writer) {
+    fn encode<'a>(&self, kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
         let flags = u64::from(self.by_snapshot) | u64::from(self.dir_made) << 1;
         to.words(&[self.id.0, flags, self.hard_state.term, self.hard_state.vote, self.hard_state.commit]);
         to.words(&[self.log_start, self.replay_from.0, self.next_serial]);
@@ -299,7 +306,7 @@ impl GroupState {
         for run in &self.terms {
             to.words(&[run.first_index, run.term, run.base_offset]);
         }
-        checkpoint_kept::encode(&self.kept, to);
+        checkpoint_kept::encode(kept, to);
     }
 
     fn decode(from: &mut Reader, version: u32) -> Option<Self> {
@@ -555,7 +562,7 @@ mod tests {
         let wrong = |change: fn(&mut GroupState)| {
             let mut group = by_snapshot();
             change(&mut group);
-            group.check()
+            group.check(group.kept.iter())
         };
         assert_eq!(wrong(|_| {}), Ok(()));
         assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow what is flushed"));

@@ -1,8 +1,12 @@
-//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers, and a few small ones of other groups.
+//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers, and the last few of other groups.
 //! Lives on: the owning core only. Encoding, and which entries they are.
 //!
-//! A group that has no batch yet, or whose log ends with a few entries without one, needs no segment for them: a directory, a file and
-//! its syncs would cost far more than the bytes here, and there may be thousands of such groups.
+//! A flush that finds a few records in each of many groups would write a block into each of their files, and sync it, and another
+//! behind it the next time. So of a group with little that is new ([`GROUP_BYTES`]) the checkpoint carries it, and the file is written
+//! when there is more, or when it is the group's turn: of what is carried, a part goes to its files in each round, what was carried
+//! longest first, so that nothing is written into checkpoints for ever and no round has all the files to write; and more of it where all
+//! together is above [`StoreConfig::carried_bytes`](crate::store::StoreConfig::carried_bytes). A group that has no batch yet, or whose log
+//! ends with a few entries without one, needs no file for them at all.
 //!
 //! A snapshot holds only what is decided. Without a quorum nothing is, and what is not decided would hold the ring until somebody's
 //! hard states had filled it; then nobody could store any more what would decide it. So every checkpoint carries these entries, up
@@ -17,18 +21,26 @@
 //!
 //! Invariants: the entries follow the snapshot, or the last segment, without holes, and their records end where replay begins, or before.
 //! What one checkpoint carries, each later one does, until it is truncated or flushed: the ring may be without it. A file is written only
-//! of a group that has something in the ring besides, so that recovery knows where an unfinished flush may have left one.
+//! of a group of which a batch is carried, or that has something in the ring besides: so recovery knows where an unfinished flush may
+//! have left one.
 
 use crate::{
     checkpoint::{GroupState, Reader, Writer},
     log::{Held, Log},
-    record::{Entry, Span},
+    record::{Entry, GroupId, Span},
+    store_state::State,
     store_types::LogPos,
 };
 use bytes::Bytes;
 
-/// Of a group with segments so much at most is carried.
-const TAIL_BYTES: usize = 1 << 10;
+/// Of a group's entries without a batch, so much at most is carried, for as long as no batch follows.
+const BARE_BYTES: u64 = 1 << 10;
+
+/// Of a group's entries with batches, so much at most is carried: to write it once more costs less than a write and a sync of a file.
+const GROUP_BYTES: u64 = 32 << 10;
+
+/// One in so many of the groups whose batches are carried is flushed in each round.
+const ROUNDS: usize = 16;
 
 /// What an entry takes beside its data and its batch.
 const ENTRY_BYTES: usize = 12 * 8;
@@ -37,49 +49,144 @@ fn encoded_len(entry: &Entry) -> usize {
     ENTRY_BYTES + entry.data.len() + entry.payload.as_ref().map_or(0, |(_, batch)| batch.len())
 }
 
+/// The bytes of these entries in a checkpoint, and whether there is a batch among them.
+fn encoded<'a>(entries: impl Iterator<Item = &'a Held>) -> (u64, bool) {
+    entries.fold((0, false), |(bytes, batches), held| {
+        (bytes + encoded_len(&held.entry) as u64, batches || held.entry.payload.is_some())
+    })
+}
+
 impl Log {
-    /// The entries for a checkpoint at `durable`; from now on, [`Log::replay_from`] is behind them.
-    pub(crate) fn keep(&mut self, durable: LogPos, bytes_max: usize) -> Vec<Held> {
-        let (first, by_snapshot, carried) = (self.first_unflushed(), self.by_snapshot, self.kept_index);
-        let bytes_max = if by_snapshot { bytes_max } else { TAIL_BYTES };
-        let mut bytes = 0;
-        let fits = |held: &&mut Held| {
-            bytes += encoded_len(&held.entry);
-            let may_be = by_snapshot || held.entry.payload.is_none();
-            // What was carried once is, whatever the bound is now.
-            held.entry.index <= carried || may_be && held.end <= durable && bytes <= bytes_max
-        };
-        let mut kept = Vec::new();
-        for held in self.held.range_mut(first..).take_while(fits) {
-            if !by_snapshot && held.entry.index > carried {
-                // It may stay for long, and must not hold the memory of what it came with.
-                held.entry.data = Bytes::copy_from_slice(&held.entry.data);
-            }
-            kept.push(held.clone());
-        }
-        if let Some(last) = kept.last() {
-            assert!(self.kept_index <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
-            self.kept_index = last.entry.index;
-        }
-        kept
+    /// What every checkpoint carries.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = &Held> + Clone {
+        self.unflushed().take_while(|held| held.entry.index <= self.kept_index)
     }
 
-    /// Whether all of `entries`, which could be flushed, are rather carried by the next checkpoint.
-    pub(crate) fn rather_keeps(&self, entries: &[Held]) -> bool {
-        let bytes: usize = entries.iter().map(|held| encoded_len(&held.entry)).sum();
-        bytes <= TAIL_BYTES && entries.iter().all(|held| held.entry.payload.is_none())
+    /// Has every checkpoint from the one at `durable` on carry what fits `bytes_max`.
+    pub(crate) fn keep_by_snapshot(&mut self, durable: LogPos, bytes_max: usize) {
+        let (mut bytes, carried) = (0, self.kept_index);
+        let fits = |held: &&Held| {
+            bytes += encoded_len(&held.entry);
+            // What was carried once is, whatever the bound is now.
+            held.entry.index <= carried || held.end <= durable && bytes <= bytes_max
+        };
+        if let Some(last) = self.unflushed().take_while(fits).last() {
+            assert!(carried <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
+            self.kept_index = last.entry.index;
+        }
+    }
+
+    /// Has every checkpoint from the next on carry the entries up to `index`. They may stay for long, and must not hold the memory of
+    /// what they came with: they move into memory of their own, all of them into one piece.
+    fn keep_to(&mut self, index: u64) {
+        let (first, kept) = (self.first_unflushed(), self.kept_index);
+        let is_new = |held: &Held| (kept + 1..=index).contains(&held.entry.index);
+        let new = self.held.range(first..).filter(|held| is_new(held));
+        let mut own = Vec::with_capacity(new.clone().map(|held| encoded_len(&held.entry) - ENTRY_BYTES).sum());
+        for Held { entry, .. } in new {
+            own.extend_from_slice(&entry.data);
+            own.extend_from_slice(entry.payload.as_ref().map_or(&[], |(_, batch)| batch));
+        }
+        let mut own = Bytes::from(own);
+        for Held { entry, .. } in self.held.range_mut(first..).filter(|held| is_new(held)) {
+            entry.data = own.split_to(entry.data.len());
+            if let Some((_, batch)) = &mut entry.payload {
+                *batch = own.split_to(batch.len());
+            }
+        }
+        self.kept_index = kept.max(index);
     }
 
     /// Lets go of entries that checkpoints carried until they were flushed: the cache may not count them any more. Those behind others
     /// that it counts go with these.
     pub(crate) fn let_go_of_kept(&mut self) {
         let needless = self.kept_index.min(self.flushed.index);
-        while self.held.pop_front_if(|held| held.entry.index <= needless && held.entry.payload.is_none()).is_some() {}
+        while self.held.pop_front_if(|held| held.entry.index <= needless).is_some() {}
     }
 }
 
-pub(crate) fn encode(kept: &[Held], to: &mut Writer) {
-    to.words(&[kept.len() as u64]);
+impl State {
+    /// Whether what of a group could be flushed, up to `cut`, is rather carried by the next checkpoint; batches are with `batches_too`, if
+    /// they fit `bytes_max`.
+    pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, batches_too: bool, bytes_max: u64) -> bool {
+        let Some(log) = self.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return false };
+        let (mut bytes, mut batches, mut last) = (0, false, None);
+        for held in log.unflushed().take_while(|held| held.end <= cut) {
+            bytes += encoded_len(&held.entry) as u64;
+            batches |= held.entry.payload.is_some();
+            last = Some(held.entry.index);
+            let most = if batches { bytes_max.min(GROUP_BYTES) } else { BARE_BYTES };
+            if bytes > most || batches && (!batches_too || log.flush_wanted) {
+                return false;
+            }
+        }
+        let Some(last) = last.filter(|_| log.pending_cut.is_none()) else { return false };
+        log.keep_to(last);
+        if batches {
+            self.count_carried(group, bytes);
+        }
+        true
+    }
+
+    /// Lists a group among those whose batches checkpoints carry: so many bytes of it.
+    fn count_carried(&mut self, group: GroupId, bytes: u64) {
+        let Some(log) = self.groups.get_mut(&group) else { return };
+        self.carried_bytes = self.carried_bytes - log.carried_bytes + bytes;
+        log.carried_bytes = bytes;
+        if !std::mem::replace(&mut log.carries, true) {
+            self.carriers.push_back(group);
+        }
+    }
+
+    /// Nothing of the group is carried any more, or it will be counted anew.
+    pub(crate) fn uncount_carried(&mut self, group: GroupId) -> u64 {
+        let log = self.groups.get_mut(&group);
+        let bytes = log.map_or(0, |log| std::mem::take(&mut log.carried_bytes));
+        self.carried_bytes -= bytes;
+        bytes
+    }
+
+    /// How many of the groups whose batches are carried now are to be flushed in this round.
+    pub(crate) fn turns(&self) -> usize {
+        self.carriers.len() / ROUNDS
+    }
+
+    /// The groups whose batches were carried long enough, the first `turns` of them, or are too many, to be flushed now.
+    pub(crate) fn carried_enough(&mut self, mut turns: usize, bytes_max: u64) -> Vec<GroupId> {
+        let mut due = Vec::new();
+        while turns > 0 || self.carried_bytes > bytes_max {
+            let group = self.carriers.pop_front().expect("what is carried is listed");
+            turns = turns.saturating_sub(1);
+            if let Some(log) = self.groups.get_mut(&group) {
+                log.carries = false;
+            }
+            // Otherwise it was flushed, or removed, before its turn.
+            if self.uncount_carried(group) > 0 {
+                due.push(group);
+            }
+        }
+        due
+    }
+
+    /// Counts what the checkpoint that the store was opened from carries.
+    pub(crate) fn recount_carried(&mut self) {
+        let all = self.groups.values().filter(|log| !log.by_snapshot).map(|log| (log.id, encoded(log.kept())));
+        let all: Vec<_> = all.filter(|(_, (_, batches))| *batches).collect();
+        for (group, (bytes, _)) in all {
+            self.count_carried(group, bytes);
+        }
+    }
+}
+
+impl GroupState {
+    /// Whether there are batches among what is carried.
+    pub(crate) fn keeps_batches(&self) -> bool {
+        !self.by_snapshot && encoded(self.kept.iter()).1
+    }
+}
+
+pub(crate) fn encode<'a>(kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
+    to.words(&[kept.clone().count() as u64]);
     for Held { start, end, base_offset, entry, .. } in kept {
         to.words(&[start.0, end.0, entry.index, entry.term, u64::from(entry.entry_type), *base_offset]);
         to.bytes(&entry.data);
@@ -113,9 +220,9 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
 }
 
 /// What holds for the kept entries of every group.
-pub(crate) fn check(group: &GroupState) -> Result<(), &'static str> {
+pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>) -> Result<(), &'static str> {
     let (mut last, mut end) = (group.flushed, LogPos::default());
-    for held in &group.kept {
+    for held in kept {
         let entry = &held.entry;
         let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
         let follows = entry.index == last.index + 1 && entry.term >= last.term;

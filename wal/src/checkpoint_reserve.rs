@@ -16,9 +16,11 @@ use crate::{
 };
 use std::{io, path::PathBuf};
 
-/// The file's least length; otherwise it is twice what the last checkpoint took.
+/// The file's least length; otherwise it is twice what a checkpoint took, and made anew when one takes more than three quarters of it.
 const BYTES_MIN: u64 = 256 << 10;
 const PIECE: u64 = 64 << 10;
+/// Written before others may have the disk.
+const BREATH_BYTES: u64 = 1 << 20;
 
 fn path<D: Disk>(shared: &Shared<D>) -> PathBuf {
     shared.dirs.core.join("checkpoint.reserve")
@@ -38,7 +40,7 @@ pub(crate) async fn give<D: Disk>(shared: &Shared<D>) -> Result<bool, FlushError
 /// Has enough for a checkpoint of so many bytes, if there is room for it.
 pub(crate) async fn keep<D: Disk>(shared: &Shared<D>, checkpoint_bytes: usize) -> Result<(), FlushError> {
     let wanted = wanted(checkpoint_bytes);
-    if shared.reserved.get() >= wanted {
+    if shared.reserved.get() >= BYTES_MIN.max(checkpoint_bytes as u64 * 4 / 3) {
         return Ok(());
     }
     match make(shared, wanted).await {
@@ -67,6 +69,9 @@ async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> io::Result<()> {
     let zeros = Chunk::zeros(PIECE as usize);
     for at in (0..bytes).step_by(PIECE as usize) {
         file.write(at, zeros.frozen(0, PIECE as usize), Durability::Cached).await?;
+        if (at + PIECE).is_multiple_of(BREATH_BYTES) {
+            shared.breathe().await;
+        }
     }
     // Only then it has its space.
     file.sync().await

@@ -129,6 +129,11 @@ pub struct Log {
     pub index_due: Vec<u64>,
     /// Listed among the groups with entries to flush.
     pub dirty: bool,
+    /// Bytes of what checkpoints carry of it, if there are batches among that; and whether it is listed for them.
+    pub carried_bytes: u64,
+    pub carries: bool,
+    /// The next flush writes its entries to a segment, however few they are.
+    pub flush_wanted: bool,
     /// Contiguous up to `end`.
     pub held: VecDeque<Held>,
 }
@@ -156,6 +161,9 @@ impl Log {
             truncated_at: LogPos::default(),
             index_due: Vec::new(),
             dirty: false,
+            carried_bytes: 0,
+            carries: false,
+            flush_wanted: false,
             held: VecDeque::new(),
         }
     }
@@ -259,7 +267,7 @@ impl Log {
     }
 
     /// The entries that are nowhere but in memory and in the ring.
-    pub fn unflushed(&self) -> impl Iterator<Item = &Held> {
+    pub fn unflushed(&self) -> impl Iterator<Item = &Held> + Clone {
         self.held.range(self.first_unflushed()..)
     }
 

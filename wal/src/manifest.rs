@@ -233,6 +233,7 @@ async fn flush_out<D: Disk>(
     let State { groups, garbage, .. } = &mut *state;
     let moving = groups.values_mut().map(|log| {
         let mut group = settled_state(shared, log, garbage);
+        group.kept = log.kept().cloned().collect();
         let tail = log.unflushed().skip(group.kept.len()).cloned().collect();
         // The new ring begins at 0, and holds nothing of what is elsewhere.
         group.replay_from = LogPos::default();

@@ -68,6 +68,7 @@ impl<D: Disk> Store<D> {
         assert!(shared.state.borrow().groups.contains_key(&group), "there is no group {}", group.0);
         let at = shared.journal.remove_group(group)?;
         let mut state = shared.state.borrow_mut();
+        state.uncount_carried(group);
         state.groups.remove(&group);
         state.removed.push(Removed { group: RemovedGroup { id: group, at }, files_gone: false });
         drop(state);
@@ -352,13 +353,15 @@ impl<D: Disk> Store<D> {
         retention_bytes: Option<u64>,
         below_offset: u64,
     ) -> Option<u64> {
-        let state = self.shared.state.borrow();
-        let log = state.groups.get(&group)?;
+        let mut state = self.shared.state.borrow_mut();
+        let idle = state.asked == state.done;
+        let log = state.groups.get_mut(&group)?;
         let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset);
-        // What only memory and the ring hold is in no segment yet that could go.
-        let flush = log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) && state.asked == state.done;
-        drop(state);
-        if flush {
+        // What only memory, the ring and checkpoints hold is in no segment yet that could go.
+        if idle && log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) {
+            log.flush_wanted = true;
+            state.mark_dirty(group);
+            drop(state);
             self.shared.ask_flush();
         }
         start
@@ -447,6 +450,7 @@ impl<D: Disk> Store<D> {
         let state = self.shared.state.borrow();
         let journal = self.shared.journal.stats();
         StoreStats {
+            carried_bytes: state.carried_bytes,
             cached_bytes: state.cache_cost(self.shared.journal.staged()),
             ring_writes: journal.writes,
             ring_chunks: journal.chunks,

@@ -43,6 +43,7 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number += 1;
     shared.count(|stats| stats.checkpoints += 1);
+    shared.checkpoint_bytes.set(cut.bytes.len());
     let mut needed = cut.needs_ring_from;
     if planted::is(Mistake::RecycledTooEarly) {
         needed = shared.journal.durable();
@@ -56,6 +57,9 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     checkpoint_reserve::keep(shared, cut.bytes.len()).await?;
     collected
 }
+
+/// Bytes of a checkpoint that are taken down before others of the core have their turn.
+const TURN_BYTES: usize = 64 << 10;
 
 /// A checkpoint that is to be written, and what of it is needed afterwards.
 struct Cut {
@@ -71,7 +75,8 @@ async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
     let (mut to, snapshots) = {
         let state = shared.state.borrow();
         let snapshots: Vec<Garbage> = state.garbage.iter().copied().filter(Garbage::is_snapshot).collect();
-        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable()), snapshots)
+        let last = shared.checkpoint_bytes.get();
+        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable(), last), snapshots)
     };
     let mut indexes_due = Vec::new();
     let mut next = GroupId(0);
@@ -82,8 +87,13 @@ async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
         };
         let Some(last) = turn.last() else { break };
         next = GroupId(last.0 + 1);
+        let mut turn_ends = to.len() + TURN_BYTES;
         for group in turn {
             cut_group(shared, host, group, &mut to, &mut indexes_due).await?;
+            if to.len() >= turn_ends {
+                turn_ends = to.len() + TURN_BYTES;
+                shared.give_way().await;
+            }
         }
         shared.give_way().await;
     }
@@ -115,7 +125,8 @@ async fn cut_group<D: Disk>(
                 log.take_app(app);
             }
             if log.truncated_at <= durable && log.pending_cut.is_none() {
-                to.group(&settled_state(shared, log, garbage));
+                let settled = settled_state(shared, log, garbage);
+                to.group(&settled, log.kept());
                 indexes_due.extend(take_indexes_due(log));
                 return Ok(());
             }
@@ -166,7 +177,9 @@ fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState 
     let mut hard_state = log.hard_state;
     // A commit may run ahead of this disk, never of what recovery will find.
     hard_state.commit = hard_state.commit.min(log.stable(durable).index).max(log.app.index);
-    let kept = log.keep(durable, kept_bytes);
+    if log.by_snapshot {
+        log.keep_by_snapshot(durable, kept_bytes);
+    }
     GroupState {
         id: log.id,
         by_snapshot: log.by_snapshot,
@@ -180,7 +193,7 @@ fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState 
         app: log.app.clone(),
         segments: log.segments.clone(),
         terms: log.terms.up_to(log.flushed.index).to_vec(),
-        kept,
+        kept: Vec::new(),
     }
 }
 

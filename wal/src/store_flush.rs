@@ -4,7 +4,7 @@
 //! One round, in this order, each step's syncs before the next step:
 //!
 //! 1. every dirty group: cut what a truncation left, write its durable entries, unless the checkpoint shall carry them, sync the files,
-//!    then the directories of new ones;
+//!    then the directories of new ones; then the groups of which checkpoints have carried enough;
 //! 2. the checkpoint (`store_checkpoint`): group by group, wait until truncations and removals that it shows are durable in the ring, drop
 //!    segments below the log start from the list, take down the rest; write it;
 //! 3. give the ring's space back, remove the files that the checkpoint no longer names.
@@ -27,10 +27,19 @@ use crate::{
     store_types::{FlushHost, LogPos, Poisoned},
 };
 use bytes::Bytes;
-use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    rc::Rc,
+};
 
 /// Sparse indexes are written out when a segment is sealed, and each time it has grown by this.
 const INDEX_EVERY: u64 = 64 << 20;
+
+/// Groups of which nothing is written that are looked at before each of those that do so waits until others of the core have had their turn.
+const UNTOUCHED_A_TURN: usize = 8;
 
 /// Why a round did not get to its end.
 #[derive(Debug)]
@@ -112,7 +121,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
         }
         dirty
     };
-    let full = match flush_groups(shared, dirty, cut).await {
+    let full = match flush_all(shared, dirty, cut).await {
         Err(fatal @ FlushError::Fatal(_)) => return Err(fatal),
         Err(full) => Some(full),
         Ok(()) => None,
@@ -128,25 +137,47 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     full.map_or(Ok(()), Err)
 }
 
-/// Flushes the groups, a few side by side. Those that were not done stay dirty.
-async fn flush_groups<D: Disk>(shared: &Rc<Shared<D>>, groups: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
+/// Flushes the groups that have something new, then those of which checkpoints have carried enough.
+async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
+    let turns = shared.state.borrow().turns();
+    flush_groups(shared, dirty, cut, true).await?;
+    let carried = shared.state.borrow_mut().carried_enough(turns, shared.config.carried_bytes);
+    flush_groups(shared, carried, cut, false).await
+}
+
+/// Flushes the groups, a few side by side; with `carry`, checkpoints may carry what they have instead. Those that were not done stay dirty.
+async fn flush_groups<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    groups: Vec<GroupId>,
+    cut: LogPos,
+    carry: bool,
+) -> Result<(), FlushError> {
     let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
     let left = RefCell::new(VecDeque::from(groups));
     let failure = RefCell::new(None);
+    let untouched = Cell::new(0);
     let work = (0..workers).map(|_| {
-        let (left, failure) = (&left, &failure);
+        let (left, failure, untouched) = (&left, &failure, &untouched);
         let worker = async move {
             while failure.borrow().is_none() {
                 let Some(group) = left.borrow_mut().pop_front() else { return };
-                let done = flush_group(shared, group, cut).await;
+                let done = flush_group(shared, group, cut, carry).await;
                 shared.state.borrow_mut().mark_if_unflushed(group);
-                if let Err(error) = done {
-                    let mut failure = failure.borrow_mut();
-                    if !matches!(*failure, Some(FlushError::Fatal(_))) {
-                        *failure = Some(error);
+                let wrote = match done {
+                    Ok(wrote) => wrote,
+                    Err(error) => {
+                        shared.state.borrow_mut().mark_dirty(group);
+                        let mut failure = failure.borrow_mut();
+                        if !matches!(*failure, Some(FlushError::Fatal(_))) {
+                            *failure = Some(error);
+                        }
+                        true
                     }
+                };
+                untouched.set(untouched.get() + usize::from(!wrote));
+                if !wrote && untouched.get().is_multiple_of(UNTOUCHED_A_TURN) {
+                    shared.give_way().await;
                 }
-                shared.give_way().await;
             }
         };
         Box::pin(worker) as Pin<Box<dyn Future<Output = ()> + '_>>
@@ -166,23 +197,29 @@ struct Finished {
     created: bool,
 }
 
-async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPos) -> Result<(), FlushError> {
+/// Whether it wrote something.
+async fn flush_group<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    cut: LogPos,
+    carry: bool,
+) -> Result<bool, FlushError> {
     let pending = shared.state.borrow().groups.get(&group).and_then(|log| log.pending_cut);
     if let Some(pending) = pending {
         if pending.after > cut {
-            return Ok(());
+            return Ok(false);
         }
         cut_segments(shared, group).await?;
+    }
+    if shared.state.borrow_mut().rather_keeps(group, cut, carry, shared.config.carried_bytes) {
+        return Ok(false);
     }
     let mut entries = entries_to_flush(shared, group, cut).await;
     let (active, serial, options, log_start, has_dir) = {
         let mut state = shared.state.borrow_mut();
-        let Some(log) = state.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return Ok(()) };
         // A truncation may have come while the segments were cut, or the entries taken.
-        if log.pending_cut.is_some() {
-            return Ok(());
-        }
-        let Some(last) = entries.last().filter(|_| !log.rather_keeps(&entries)) else { return Ok(()) };
+        let settled = state.groups.get_mut(&group).filter(|log| !log.by_snapshot && log.pending_cut.is_none());
+        let (Some(log), Some(last)) = (settled, entries.last()) else { return Ok(false) };
         log.written_index = last.entry.index;
         let active = log.segments.last().copied().filter(|segment| !segment.sealed);
         (active, log.next_serial, log.options, log.log_start, log.dir_made)
@@ -208,11 +245,11 @@ async fn flush_group<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId, cut: LogPo
         return Err(error);
     }
     took(shared, group, &entries, finished);
-    while !entries.is_empty() {
-        entries.truncate(entries.len().saturating_sub(shared.config.flush_turn_entries));
+    while entries.len() > shared.config.flush_turn_entries {
+        entries.truncate(entries.len() - shared.config.flush_turn_entries);
         shared.give_way().await;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The group's entries that are durable up to `cut` and in no segment; none if some of them are truncated meanwhile.
@@ -303,6 +340,7 @@ async fn write_entries<D: Disk>(
             shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
             finished.pop();
         }
+        shared.count(|stats| stats.flushed_files += 1);
         let mut segment = writer.segment;
         segment.sealed = at < entries.len();
         finished.push(Finished { segment, frames: writer.frames, created });
@@ -336,6 +374,7 @@ fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions) ->
 /// Takes what was written and synced over into the log.
 fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished: Vec<Finished>) {
     let mut state = shared.state.borrow_mut();
+    state.uncount_carried(group);
     // A group that was removed meanwhile loses its whole directory later in this round.
     let Some(log) = state.groups.get_mut(&group) else { return };
     let last = entries.last().expect("a flush writes something");
@@ -345,6 +384,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
         Some(pending) if pending.from.index < written.index => pending.from,
         _ => written,
     };
+    log.flush_wanted = false;
     log.let_go_of_kept();
     for Finished { segment, frames, created } in finished {
         log.next_serial = log.next_serial.max(segment.serial + 1);

@@ -97,6 +97,7 @@ pub(crate) async fn open<D: Disk>(
     arrivals.sort_unstable();
     state.cache = arrivals.into();
     state.groups = groups;
+    state.recount_carried();
     let dirty: Vec<GroupId> = state.groups.values().filter(|log| log.is_only_in_ring()).map(|log| log.id).collect();
     for group in dirty {
         state.mark_dirty(group);
@@ -116,6 +117,7 @@ pub(crate) async fn open<D: Disk>(
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
         host: RefCell::new(None),
+        checkpoint_bytes: Cell::new(0),
         reserved: Cell::new(0),
     });
     finish_truncations(&shared).await?;
@@ -171,7 +173,7 @@ struct Replay<'a> {
     groups: BTreeMap<GroupId, Box<Log>>,
     removed: Vec<RemovedGroup>,
     gone: BTreeSet<GroupId>,
-    /// Groups that a flush may have been writing when the store stopped.
+    /// Groups that a flush may have been writing when the store stopped: of which a batch was carried, or something is in the ring.
     touched: BTreeSet<GroupId>,
 }
 
@@ -184,7 +186,7 @@ impl<'a> Replay<'a> {
             groups: checkpoint.groups.iter().map(|group| (group.id, Box::new(log_of(group)))).collect(),
             removed: checkpoint.removed.clone(),
             gone: checkpoint.removed.iter().map(|removed| removed.id).collect(),
-            touched: BTreeSet::new(),
+            touched: checkpoint.groups.iter().filter(|group| group.keeps_batches()).map(|group| group.id).collect(),
         }
     }
 
@@ -284,7 +286,7 @@ fn of_flush(error: FlushError) -> OpenError {
 }
 
 /// Removes the files that the checkpoint lists as garbage, removed groups' directories, and what an unfinished flush or snapshot
-/// created. A flush only touches groups with records in the ring, so only their directories are looked at.
+/// created. A flush only touches groups with records in the ring or with batches in the checkpoint, so only their directories are looked at.
 async fn clear_away<D: Disk>(
     shared: &Rc<Shared<D>>,
     checkpoint: &Checkpoint,

@@ -43,6 +43,8 @@ pub(crate) struct Shared<D: Disk> {
     pub stats: Cell<StoreStats>,
     /// Whom the flusher works for, while it runs.
     pub host: RefCell<Option<Weak<dyn FlushHost>>>,
+    /// Of the last checkpoint that was written.
+    pub checkpoint_bytes: Cell<usize>,
     /// Bytes of the file that keeps space for checkpoints, as far as is known.
     pub reserved: Cell<u64>,
 }
@@ -52,6 +54,9 @@ pub(crate) struct State {
     pub groups: BTreeMap<GroupId, Box<Log>>,
     /// Groups with entries that no flush has taken up, each once.
     pub dirty: Vec<GroupId>,
+    /// Groups whose batches checkpoints carry, the longest carried first, and how many bytes that is in all. See `checkpoint_kept`.
+    pub carriers: VecDeque<GroupId>,
+    pub carried_bytes: u64,
     /// Entries in memory in the order of their arrival, by the end of their record.
     pub cache: VecDeque<(LogPos, GroupId)>,
     pub removed: Vec<Removed>,

@@ -40,6 +40,9 @@ pub struct StoreConfig {
     /// Bytes of that group's entries that a checkpoint carries itself, so that they do not hold the ring while they are not decided.
     /// Those beyond do, until a snapshot covers what comes before them.
     pub kept_bytes: usize,
+    /// Bytes of other groups' last batches that a checkpoint carries itself, so that a flush need not write and sync a file for each of
+    /// many groups with little that is new. So much is written once more with each checkpoint, and held in memory. 0: none.
+    pub carried_bytes: u64,
 }
 
 impl Default for StoreConfig {
@@ -58,6 +61,7 @@ impl Default for StoreConfig {
             checkpoint_turn_groups: 128,
             snapshot_group: Some(GroupId(0)),
             kept_bytes: 1 << 20,
+            carried_bytes: 16 << 20,
         }
     }
 }
@@ -233,6 +237,10 @@ pub struct StoreStats {
     pub ring_cold_chunks: u64,
     pub flushes: u64,
     pub flushed_bytes: u64,
+    /// Writes of segments that ended with a sync.
+    pub flushed_files: u64,
+    /// What the next checkpoint carries of the groups' last batches.
+    pub carried_bytes: u64,
     pub flush_failures: u64,
     pub checkpoints: u64,
     pub cold_reads: u64,

@@ -142,6 +142,7 @@ impl Node {
         StoreConfig {
             ring_bytes: self.ring_bytes,
             ring: Some(RingConfig { ring_id: Some(self.id as u64), ..RingConfig::of_bytes(self.ring_bytes) }),
+            carried_bytes: self.ring_bytes / 16,
             cache_bytes: 64 << 10,
             read_ahead_bytes: 64 << 10,
             index_bytes: 16 << 10,

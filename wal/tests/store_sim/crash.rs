@@ -13,17 +13,20 @@ fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
-/// Lives by many seeds; how many reads of each kind were compared.
-fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 2] {
-    let mut reads = [0, 0];
+/// Lives by many seeds; how many reads of each kind were compared, and how many lives ended with batches in a checkpoint.
+fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 3] {
+    let mut seen = [0; 3];
     for seed in seeds(usual) {
         let replay = format!("replay with STORE_SEED={seed} cargo test -p wal --test store_sim {test}");
         let done = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let prepare = |disk: &SimDisk| prepare(seed, disk);
-            lives(seed, fresh_disk(seed), 6, &prepare).map(|model| model.borrow().reads)
+            lives(seed, fresh_disk(seed), 6, &prepare).map(|model| {
+                let model = model.borrow();
+                [model.reads[0], model.reads[1], model.carried]
+            })
         }));
         match done {
-            Ok(Ok([hot, cold])) => reads = [reads[0] + hot, reads[1] + cold],
+            Ok(Ok(of_seed)) => seen.iter_mut().zip(of_seed).for_each(|(seen, of_seed)| *seen += of_seed),
             Ok(Err(wrong)) => panic!("seed {seed}: {wrong}; {replay}"),
             Err(panic) => {
                 eprintln!("seed {seed} panicked; {replay}");
@@ -31,7 +34,7 @@ fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 
             }
         }
     }
-    reads
+    seen
 }
 
 /// What a flush and a snapshot write.
@@ -57,8 +60,9 @@ const ENOSPC: i32 = 28;
 
 #[test]
 fn what_was_acked_survives_crashes_at_any_operation() {
-    let [hot, cold] = all("crashes_at_any_operation", 40, |_, _| {});
+    let [hot, cold, carried] = all("crashes_at_any_operation", 40, |_, _| {});
     assert!(hot > 0 && cold > 0, "both kinds of reads were compared, not {hot} and {cold}");
+    assert!(carried > 0, "checkpoints carried batches");
 }
 
 #[test]

@@ -81,6 +81,7 @@ pub fn config() -> StoreConfig {
         checkpoint_turn_groups: 1,
         snapshot_group: Some(META),
         kept_bytes: 1 << 10,
+        carried_bytes: 12 << 10,
     }
 }
 

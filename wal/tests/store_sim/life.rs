@@ -266,6 +266,11 @@ pub fn live(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, l
     (store.durable(), closed.get())
 }
 
+/// Whether a store could not be opened because the disk fails now and then, as it may.
+fn is_failing(why: &str) -> bool {
+    why.contains("os error 5")
+}
+
 /// Several lives on one disk with a crash after each. The first thing that was wrong, if any.
 pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk)) -> Result<Shared, String> {
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -276,7 +281,7 @@ pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk))
         prepare(&disk);
         let store = match recover(&disk, &model, durable, clean) {
             Ok(store) => store,
-            Err(_) if disk.stopped() => {
+            Err(why) if disk.stopped() || is_failing(&why) => {
                 disk = disk.crash();
                 continue;
             }
@@ -294,12 +299,18 @@ pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk))
         if let Some(wrong) = model.borrow_mut().wrong.take() {
             return Err(wrong);
         }
+        model.borrow_mut().carried += u64::from(store.stats().carried_bytes > 0);
         drop(store);
         disk = disk.crash();
     }
     // The end: everything is flushed, and nothing superfluous is left.
-    prepare(&disk);
-    let store = recover(&disk, &model, durable, clean)?;
+    let store = loop {
+        prepare(&disk);
+        match recover(&disk, &model, durable, clean) {
+            Err(why) if is_failing(&why) => disk = disk.crash(),
+            recovered => break recovered?,
+        }
+    };
     block_on(read_everything(&store, &model))?;
     let host = Rc::new(Host(model.clone()));
     with_loops(seed, &store, host, flush(&store, &model));

@@ -101,6 +101,8 @@ pub struct Model {
     /// The first thing that was wrong.
     pub wrong: Option<String>,
     pub reads: [u64; 2],
+    /// Lives that ended with batches which checkpoints carry.
+    pub carried: u64,
 }
 
 pub type Shared = Rc<RefCell<Model>>;

@@ -1,0 +1,243 @@
+//! Batches that checkpoints carry: of logs with little that is new, until it is their turn to be written to files.
+
+use crate::{
+    harness::{META, config, dirs, fresh_disk, options},
+    kept::{RING_BLOCKS, durable, elections, logs, note, run},
+    model::{Event, GroupModel, Shared, end_offset},
+    verify::{only_segments, read_everything, recover},
+};
+use bytes::Bytes;
+use std::rc::Rc;
+use wal::{
+    disk_sim::SimDisk,
+    log_read::Read,
+    record::{Entry, GroupId, HardState, Span},
+    store::{LogPos, Store, StoreConfig},
+};
+
+/// The batches' timestamps.
+const LONG_AGO: i64 = 1_000;
+
+fn begun(disk: &SimDisk, model: &Shared, logs: u64) -> Store<SimDisk> {
+    let store = recover(disk, model, LogPos::default(), false).expect("opened");
+    make_missing(&store, model, logs);
+    store
+}
+
+/// Groups without a record may be gone.
+fn make_missing(store: &Store<SimDisk>, model: &Shared, logs: u64) {
+    for group in (0..=logs).map(GroupId).filter(|group| store.log(*group).is_none()) {
+        store.create_group(group, options());
+        model.borrow_mut().groups.insert(group, GroupModel::default());
+    }
+}
+
+/// A batch of so many bytes; nothing once the disk has stopped.
+async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
+    let group = GroupId(group);
+    let (entry, hard_state) = {
+        let model = &model.borrow().groups[&group];
+        let index = model.entries.len() as u64 + 1;
+        let hard_state = HardState { term: model.hard_state.term.max(1), ..model.hard_state };
+        let span = Span { base_offset: model.next_offset(), count: 1, max_timestamp: LONG_AGO };
+        let batch: Bytes = vec![index as u8 ^ group.0 as u8; bytes].into();
+        let data = vec![index as u8; 20].into();
+        (Entry { index, term: hard_state.term, entry_type: 0, data, payload: Some((span, batch)) }, hard_state)
+    };
+    model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;
+    let Ok(staged) = store.append(group, hard_state, &entry) else { return };
+    model.borrow_mut().appended(group, entry, staged.pos);
+    durable(store, staged.pos).await;
+}
+
+async fn truncate(store: &Store<SimDisk>, model: &Shared, group: u64, from: u64) {
+    let group = GroupId(group);
+    let before = model.borrow().groups[&group].hard_state;
+    let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
+    let left = from as usize - 1;
+    let offset = end_offset(&model.borrow().groups[&group].entries[..left]);
+    let Ok(staged) = store.truncate(group, hard_state, from, offset) else { return };
+    note(model, group, staged.pos, hard_state, Event::Truncate(from));
+    model.borrow_mut().groups.get_mut(&group).expect("a group").entries.truncate(left);
+    durable(store, staged.pos).await;
+}
+
+fn crashed(disk: &SimDisk, store: Store<SimDisk>, model: &Shared) -> (SimDisk, Store<SimDisk>) {
+    store.check();
+    let at = store.durable();
+    drop(store);
+    let disk = disk.crash();
+    let store = recover(&disk, model, at, false).expect("recovered");
+    crate::harness::block_on(read_everything(&store, model)).expect("all of it");
+    (disk, store)
+}
+
+#[test]
+fn many_logs_with_a_batch_each_get_their_files_by_turns() {
+    const LOGS: u64 = 40;
+    let disk = fresh_disk(1);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model, LOGS);
+    run(1, &disk, &store, &model, async {
+        for group in 1..=LOGS {
+            append(&store, &model, group, 60).await;
+        }
+        store.flush_now().await.expect("flushed");
+    });
+    // All of them fit a checkpoint; the ring's use has asked for a flush before.
+    assert!(logs(&disk) <= 2, "{} files", logs(&disk));
+    let (disk, store) = crashed(&disk, store, &model);
+    let carried = store.stats().carried_bytes;
+    assert!(carried >= LOGS * 150 && carried <= config().carried_bytes, "{carried} bytes are carried");
+    assert_eq!(store.stats().cached_bytes, 0, "what checkpoints carry is not counted");
+    run(2, &disk, &store, &model, async {
+        let mut before = 0;
+        for _ in 0..40 {
+            store.flush_now().await.expect("flushed");
+            let files = store.stats().flushed_files;
+            assert!(files - before <= LOGS / 16, "{} files in one flush", files - before);
+            before = files;
+        }
+    });
+    // Some may stay for good.
+    assert_eq!(logs(&disk) as u64, LOGS - 15);
+    assert!(store.stats().carried_bytes < carried / 2);
+    let (disk, store) = crashed(&disk, store, &model);
+    only_segments(&disk, &store).expect("no other files");
+}
+
+#[test]
+fn the_longest_carried_go_where_all_together_are_too_many() {
+    const LOGS: u64 = 12;
+    let disk = fresh_disk(2);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model, LOGS);
+    run(2, &disk, &store, &model, async {
+        for round in 1..=10 {
+            for group in 1..=LOGS {
+                append(&store, &model, group, 300).await;
+            }
+            store.flush_now().await.expect("flushed");
+            let stats = store.stats();
+            assert!(stats.carried_bytes <= config().carried_bytes, "{} bytes are carried", stats.carried_bytes);
+            let many = round < 3 || stats.carried_bytes > config().carried_bytes / 2;
+            assert!(many, "{} bytes are carried", stats.carried_bytes);
+            assert!(stats.flushed_files < round * LOGS / 2, "{} files in {round} rounds", stats.flushed_files);
+        }
+    });
+    assert!(store.stats().flushed_files >= LOGS, "each had its turn");
+    let (disk, store) = crashed(&disk, store, &model);
+    only_segments(&disk, &store).expect("no other files");
+}
+
+#[test]
+fn a_batch_that_a_checkpoint_carries_goes_when_it_is_too_old() {
+    let disk = fresh_disk(3);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model, 1);
+    let group = GroupId(1);
+    run(3, &disk, &store, &model, async {
+        append(&store, &model, 1, 60).await;
+        store.flush_now().await.expect("flushed");
+        model.borrow_mut().groups.get_mut(&group).expect("a group").commit = 1;
+    });
+    assert_eq!(logs(&disk), 0);
+    run(4, &disk, &store, &model, async {
+        let asked = || store.retention(group, LONG_AGO + 11, Some(10), None, 1);
+        assert_eq!(asked(), None, "no segment holds it yet");
+        // That it was asked for is enough.
+        store.flush_now().await.expect("flushed");
+        assert_eq!(asked(), Some(1));
+        store.set_log_start(group, 1);
+        model.borrow_mut().groups.get_mut(&group).expect("a group").log_start = 1;
+        store.flush_now().await.expect("flushed");
+    });
+    assert_eq!(logs(&disk), 0, "its segment is gone");
+    run(5, &disk, &store, &model, async {
+        append(&store, &model, 1, 60).await;
+        store.flush_now().await.expect("flushed");
+    });
+    assert_eq!(logs(&disk), 0, "the next is carried again");
+    assert!(matches!(store.read(group, 0, 1, 100, true), Read::OffsetOutOfRange { start: 1, end: 2 }));
+}
+
+/// Carried, truncated within what is carried and before it, carried on, and flushed, with laps of the ring between.
+async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared) {
+    for group in [1, 2, 3, 1, 2, 1] {
+        append(store, model, group, 200).await;
+    }
+    elections(store, model, META, RING_BLOCKS / 2).await;
+    truncate(store, model, 1, 3).await;
+    append(store, model, 1, 250).await;
+    let _ = store.flush_now().await;
+    truncate(store, model, 2, 1).await;
+    elections(store, model, META, RING_BLOCKS / 2).await;
+    // Too many for one checkpoint: the first are flushed.
+    for group in [2, 3, 3, 2, 3] {
+        append(store, model, group, 3_000).await;
+    }
+    let _ = store.flush_now().await;
+    truncate(store, model, 1, 2).await;
+    truncate(store, model, 3, 2).await;
+    append(store, model, 3, 100).await;
+    append(store, model, 1, 9_000).await;
+    elections(store, model, META, RING_BLOCKS / 2).await;
+    append(store, model, 2, 100).await;
+    let _ = store.flush_now().await;
+}
+
+#[test]
+fn a_power_cut_at_any_operation_finds_what_checkpoints_carry() {
+    let life = |disk: &SimDisk, stop_after: u64| {
+        let model: Shared = Rc::default();
+        let store = begun(disk, &model, 3);
+        disk.stop_after(stop_after);
+        run(5, disk, &store, &model, ups_and_downs(&store, &model));
+        let at = store.durable();
+        (model, store, at)
+    };
+    let whole = fresh_disk(5);
+    let (model, store, _) = life(&whole, u64::MAX >> 1);
+    let stats = store.stats();
+    assert!(stats.carried_bytes > 0 && stats.flushed_files >= 2, "{stats:?}");
+    crashed(&whole, store, &model);
+    for cut_at in 1..whole.ops() {
+        let disk = fresh_disk(5);
+        let (model, store, at) = life(&disk, cut_at);
+        drop(store);
+        let disk = disk.crash();
+        let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
+        make_missing(&store, &model, 3);
+        run(6, &disk, &store, &model, async {
+            append(&store, &model, 2, 11_000).await;
+            elections(&store, &model, META, RING_BLOCKS / 2).await;
+            store.flush_now().await.expect("flushed");
+        });
+        only_segments(&disk, &store).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
+        let at = store.durable();
+        drop(store);
+        recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
+    }
+}
+
+#[test]
+fn a_store_that_carries_nothing_any_more_flushes_what_was_carried() {
+    let disk = fresh_disk(7);
+    let model: Shared = Rc::default();
+    let store = begun(&disk, &model, 3);
+    run(7, &disk, &store, &model, async {
+        for group in 1..=3 {
+            append(&store, &model, group, 60).await;
+        }
+        store.flush_now().await.expect("flushed");
+    });
+    let at = store.durable();
+    drop(store);
+    let disk = disk.crash();
+    recover(&disk, &model, at, false).expect("recovered");
+    let none = StoreConfig { carried_bytes: 0, ..config() };
+    let (store, ..) = crate::harness::block_on(Store::open(disk.clone(), &dirs(), 1, none)).expect("opened");
+    run(8, &disk, &store, &model, async { store.flush_now().await.expect("flushed") });
+    assert_eq!((logs(&disk), store.stats().carried_bytes), (3, 0));
+    crashed(&disk, store, &model);
+}
