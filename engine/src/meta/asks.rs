@@ -6,13 +6,12 @@ use crate::{
     core::{Core, core_of_slice},
     sync::{Answer, Promise, promise},
 };
-use ahash::AHashMap;
 use consensus::{
     group::Group,
     metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, SliceId},
     plane::{Acks, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 /// What became of one command.
 pub type CommandResult = Result<Outcome, Rejection>;
@@ -136,7 +135,7 @@ pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer 
     call.result().await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
 }
 
-type Waiting<T> = RefCell<AHashMap<Token, Promise<Result<T, WriteError>>>>;
+type Waiting<T> = RefCell<BTreeMap<Token, Promise<Result<T, WriteError>>>>;
 
 impl Meta {
     /// Puts a question to the plane. Its answer may be there before this returns.

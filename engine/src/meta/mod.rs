@@ -45,7 +45,6 @@ use crate::{
     rt,
     sync::{Notify, Promise},
 };
-use ahash::AHashMap;
 use consensus::{
     group::{Entry, Group, Message, ReadIndex, SnapshotMark},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
@@ -55,6 +54,7 @@ use consensus::{
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -105,9 +105,9 @@ pub struct Meta {
     acting: Cell<bool>,
     /// The last index that each core's view shows.
     shown: RefCell<Vec<u64>>,
-    written: RefCell<AHashMap<Token, Promise<Result<Written, WriteError>>>>,
-    read: RefCell<AHashMap<Token, Promise<Result<(), WriteError>>>>,
-    described: RefCell<AHashMap<Token, Promise<Result<Quorum, WriteError>>>>,
+    written: RefCell<BTreeMap<Token, Promise<Result<Written, WriteError>>>>,
+    read: RefCell<BTreeMap<Token, Promise<Result<(), WriteError>>>>,
+    described: RefCell<BTreeMap<Token, Promise<Result<Quorum, WriteError>>>>,
     /// Moves when something was published.
     published: Notify,
     /// Fetches of the log as a topic.
@@ -354,7 +354,7 @@ impl Replicated for Meta {
     fn storage_failed(&self) {
         self.failed.set(true);
         self.watchers.wake();
-        // Whoever waits finds the promise gone.
+        // Whoever waits finds the promise gone, in the order in which they came.
         self.written.borrow_mut().clear();
         self.read.borrow_mut().clear();
         self.described.borrow_mut().clear();

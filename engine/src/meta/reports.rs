@@ -46,7 +46,7 @@ pub async fn leaders(core: Rc<Core>) {
 fn forget_outdated(core: &Core) {
     let mut unreported = core.unreported().borrow_mut();
     if unreported.len() > UNREPORTED_MAX {
-        let newest: AHashMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
+        let newest: BTreeMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
         unreported.extend(newest.into_values().filter(|led| core.view(|view| view.has_group(led.group.0))));
     }
 }
