@@ -212,18 +212,39 @@ pub const TURN: usize = 64;
 
 /// In the middle of long work that nobody waits for: all tasks of this core that are ready go first, and all for which the kernel has
 /// something by then. (To yield, as [`yield_if_needed`] does, lets others run that are ready, but the executor looks for what the
-/// kernel has only once nobody is, or after 100 ms. A [`sleep`] so short may be over before it is asked for.) Takes a millisecond at
-/// most when there is nothing else to do, the step of the executor's own clock.
+/// kernel has only once nobody is, or after 100 ms. A [`sleep`] too short for the executor to look meanwhile is no better.)
 pub async fn give_way() {
     #[cfg(test)]
     if crate::sim::is_running() {
         return sleep(MOMENT).await;
     }
-    glommio::timer::sleep(MOMENT).await;
+    if round_of_executor().await.is_err() {
+        glommio::timer::sleep(MOMENT).await;
+    }
 }
 
 /// Longer than it takes from asking for a wait to waiting.
 const MOMENT: Duration = Duration::from_micros(50);
+
+thread_local! {
+    /// Always readable, as the executor finds when it looks the next time.
+    static READABLE: RefCell<Option<Rc<PollableFd<OwnedFd>>>> = const { RefCell::new(None) };
+}
+
+async fn round_of_executor() -> io::Result<()> {
+    let known = READABLE.with_borrow(Clone::clone);
+    let readable = match known {
+        Some(readable) => readable,
+        None => {
+            let alarm = Alarm::new()?;
+            alarm.ring()?;
+            let readable = Rc::new(PollableFd::new(alarm.0).map_err(io::Error::other)?);
+            READABLE.set(Some(readable.clone()));
+            readable
+        }
+    };
+    readable.readable().await.map_err(io::Error::other)
+}
 
 /// Lets other ready tasks of this core run if this one has had its share.
 pub async fn yield_if_needed() {
@@ -374,6 +395,7 @@ mod tests {
     fn who_gives_way_lets_those_go_on_for_whom_the_kernel_has_something() {
         const READS: usize = 20;
         on_a_core(|| async {
+            round_of_executor().await.unwrap();
             let file = glommio::io::BufferedFile::open(std::env::current_exe().unwrap()).await.unwrap();
             let (done, turns) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
             spawn({

@@ -57,7 +57,7 @@ impl Default for StoreConfig {
             open_files_max: 4096,
             flush_write_bytes: 1 << 20,
             flush_in_flight: 4,
-            flush_turn_entries: 1024,
+            flush_turn_entries: 128,
             checkpoint_turn_groups: 128,
             snapshot_group: Some(GroupId(0)),
             kept_bytes: 1 << 20,
