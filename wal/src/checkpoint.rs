@@ -190,7 +190,7 @@ pub(crate) struct Encoder {
 const GROUPS_AT: usize = 56;
 
 impl Encoder {
-    /// It will probably take as many `bytes` as the last one.
+    /// It will probably take so many `bytes`.
     pub fn new(epoch: u64, number: u64, cut: LogPos, bytes: usize) -> Self {
         let mut to = Writer(Vec::with_capacity(bytes + bytes / 4 + 4096));
         to.0.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());

@@ -97,18 +97,19 @@ impl Log {
         self.kept_index = kept.max(index);
     }
 
-    /// Lets go of entries that checkpoints carried until they were flushed: the cache may not count them any more. Those behind others
-    /// that it counts go with these.
-    pub(crate) fn let_go_of_kept(&mut self) {
+    /// Lets go of entries that checkpoints carried until they were flushed, and that the cache, whose oldest entry is `oldest`, does not
+    /// count any more.
+    pub(crate) fn let_go_of_kept(&mut self, oldest: Option<LogPos>) {
         let needless = self.kept_index.min(self.flushed.index);
-        while self.held.pop_front_if(|held| held.entry.index <= needless).is_some() {}
+        let uncounted = |held: &mut Held| held.entry.index <= needless && oldest.is_none_or(|oldest| held.end < oldest);
+        while self.held.pop_front_if(uncounted).is_some() {}
     }
 }
 
 impl State {
-    /// Whether what of a group could be flushed, up to `cut`, is rather carried by the next checkpoint; batches are with `batches_too`, if
-    /// they fit `bytes_max`.
-    pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, batches_too: bool, bytes_max: u64) -> bool {
+    /// Whether what of a group could be flushed, up to `cut`, is rather carried by the next checkpoint: batches if those of the
+    /// group fit `bytes_max`, and all together `room`.
+    pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, bytes_max: u64, room: u64) -> bool {
         let Some(log) = self.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return false };
         let (mut bytes, mut batches, mut last) = (0, false, None);
         for held in log.unflushed().take_while(|held| held.end <= cut) {
@@ -116,11 +117,15 @@ impl State {
             batches |= held.entry.payload.is_some();
             last = Some(held.entry.index);
             let most = if batches { bytes_max.min(GROUP_BYTES) } else { BARE_BYTES };
-            if bytes > most || batches && (!batches_too || log.flush_wanted) {
+            if bytes > most || batches && log.flush_wanted {
                 return false;
             }
         }
         let Some(last) = last.filter(|_| log.pending_cut.is_none()) else { return false };
+        if batches && self.carried_bytes - log.carried_bytes + bytes > room {
+            self.short_of_room = true;
+            return false;
+        }
         log.keep_to(last);
         if batches {
             self.count_carried(group, bytes);

@@ -43,7 +43,7 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     written.map_err(|error| FlushError::of(path.display(), error))?;
     shared.state.borrow_mut().number += 1;
     shared.count(|stats| stats.checkpoints += 1);
-    shared.checkpoint_bytes.set(cut.bytes.len());
+    shared.besides.set((cut.bytes.len() as u64).saturating_sub(shared.state.borrow().carried_bytes));
     let mut needed = cut.needs_ring_from;
     if planted::is(Mistake::RecycledTooEarly) {
         needed = shared.journal.durable();
@@ -54,7 +54,7 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     }
     let collected = collect(shared, &cut.garbage, &cut.removed, cut.needs_ring_from).await;
     // Before anything else takes the space.
-    checkpoint_reserve::keep(shared, cut.bytes.len()).await?;
+    checkpoint_reserve::keep(shared).await?;
     collected
 }
 
@@ -75,8 +75,8 @@ async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
     let (mut to, snapshots) = {
         let state = shared.state.borrow();
         let snapshots: Vec<Garbage> = state.garbage.iter().copied().filter(Garbage::is_snapshot).collect();
-        let last = shared.checkpoint_bytes.get();
-        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable(), last), snapshots)
+        let bytes = (shared.besides.get() + state.carried_bytes) as usize;
+        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable(), bytes), snapshots)
     };
     let mut indexes_due = Vec::new();
     let mut next = GroupId(0);

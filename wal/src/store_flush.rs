@@ -15,6 +15,7 @@
 //! Invariants: a file that a durable checkpoint names is never removed or written below its checkpointed length.
 
 use crate::{
+    checkpoint_reserve,
     disk::{Disk, Durability, File},
     log::{Held, LogOptions, Mark},
     log_read::find_index,
@@ -211,7 +212,9 @@ async fn flush_group<D: Disk>(
         }
         cut_segments(shared, group).await?;
     }
-    if shared.state.borrow_mut().rather_keeps(group, cut, carry, shared.config.carried_bytes) {
+    let carried_max = if carry { shared.config.carried_bytes } else { 0 };
+    let room = checkpoint_reserve::room(shared);
+    if shared.state.borrow_mut().rather_keeps(group, cut, carried_max, room) {
         return Ok(false);
     }
     let mut entries = entries_to_flush(shared, group, cut).await;
@@ -375,6 +378,7 @@ fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions) ->
 fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished: Vec<Finished>) {
     let mut state = shared.state.borrow_mut();
     state.uncount_carried(group);
+    let oldest = state.cache.front().map(|(oldest, _)| *oldest);
     // A group that was removed meanwhile loses its whole directory later in this round.
     let Some(log) = state.groups.get_mut(&group) else { return };
     let last = entries.last().expect("a flush writes something");
@@ -385,7 +389,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
         _ => written,
     };
     log.flush_wanted = false;
-    log.let_go_of_kept();
+    log.let_go_of_kept(oldest);
     for Finished { segment, frames, created } in finished {
         log.next_serial = log.next_serial.max(segment.serial + 1);
         let before = match log.segments.last_mut().filter(|last| last.serial == segment.serial) {

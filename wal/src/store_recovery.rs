@@ -18,6 +18,7 @@
 
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, DecodeError, Garbage, GroupState, RemovedGroup},
+    checkpoint_reserve,
     disk::Disk,
     files::{Files, read_file, remove_if_there, segment_name},
     journal::{Journal, RingBody, RingRecord},
@@ -117,7 +118,7 @@ pub(crate) async fn open<D: Disk>(
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
         host: RefCell::new(None),
-        checkpoint_bytes: Cell::new(0),
+        besides: Cell::new(0),
         reserved: Cell::new(0),
     });
     finish_truncations(&shared).await?;
@@ -125,6 +126,7 @@ pub(crate) async fn open<D: Disk>(
     let recovered = recovered_groups(&shared).await?;
     report.groups = recovered.len();
     shared.check();
+    checkpoint_reserve::begin(&shared).await.map_err(of_flush)?;
     if shared.flush_due() || !shared.state.borrow().garbage.is_empty() {
         shared.ask_flush();
     }

@@ -43,8 +43,8 @@ pub(crate) struct Shared<D: Disk> {
     pub stats: Cell<StoreStats>,
     /// Whom the flusher works for, while it runs.
     pub host: RefCell<Option<Weak<dyn FlushHost>>>,
-    /// Of the last checkpoint that was written.
-    pub checkpoint_bytes: Cell<usize>,
+    /// Bytes of the last checkpoint, without the batches that it carries.
+    pub besides: Cell<u64>,
     /// Bytes of the file that keeps space for checkpoints, as far as is known.
     pub reserved: Cell<u64>,
 }
@@ -57,6 +57,8 @@ pub(crate) struct State {
     /// Groups whose batches checkpoints carry, the longest carried first, and how many bytes that is in all. See `checkpoint_kept`.
     pub carriers: VecDeque<GroupId>,
     pub carried_bytes: u64,
+    /// There were batches to carry for which no space is kept on the disk.
+    pub short_of_room: bool,
     /// Entries in memory in the order of their arrival, by the end of their record.
     pub cache: VecDeque<(LogPos, GroupId)>,
     pub removed: Vec<Removed>,

@@ -41,7 +41,8 @@ pub struct StoreConfig {
     /// Those beyond do, until a snapshot covers what comes before them.
     pub kept_bytes: usize,
     /// Bytes of other groups' last batches that a checkpoint carries itself, so that a flush need not write and sync a file for each of
-    /// many groups with little that is new. So much is written once more with each checkpoint, and held in memory. 0: none.
+    /// many groups with little that is new. So much is written once more with each checkpoint, and held in memory; as much is kept free on
+    /// the disk once it is used. 0: none.
     pub carried_bytes: u64,
 }
 

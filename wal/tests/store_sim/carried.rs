@@ -1,7 +1,7 @@
 //! Batches that checkpoints carry: of logs with little that is new, until it is their turn to be written to files.
 
 use crate::{
-    harness::{META, config, dirs, fresh_disk, options},
+    harness::{META, block_on, config, dirs, fresh_disk, options},
     kept::{RING_BLOCKS, durable, elections, logs, note, run},
     model::{Event, GroupModel, Shared, end_offset},
     verify::{only_segments, read_everything, recover},
@@ -12,6 +12,7 @@ use wal::{
     disk_sim::SimDisk,
     log_read::Read,
     record::{Entry, GroupId, HardState, Span},
+    ring::RingConfig,
     store::{LogPos, Store, StoreConfig},
 };
 
@@ -68,7 +69,7 @@ fn crashed(disk: &SimDisk, store: Store<SimDisk>, model: &Shared) -> (SimDisk, S
     drop(store);
     let disk = disk.crash();
     let store = recover(&disk, model, at, false).expect("recovered");
-    crate::harness::block_on(read_everything(&store, model)).expect("all of it");
+    block_on(read_everything(&store, model)).expect("all of it");
     (disk, store)
 }
 
@@ -128,6 +129,34 @@ fn the_longest_carried_go_where_all_together_are_too_many() {
     assert!(store.stats().flushed_files >= LOGS, "each had its turn");
     let (disk, store) = crashed(&disk, store, &model);
     only_segments(&disk, &store).expect("no other files");
+}
+
+#[test]
+fn no_checkpoint_outgrows_the_space_that_is_kept_for_one() {
+    const LOGS: u64 = 100;
+    let disk = fresh_disk(9);
+    let model: Shared = Rc::default();
+    // More than the least that is kept.
+    let ring = Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(4 << 20) });
+    let config =
+        StoreConfig { carried_bytes: 1 << 20, ring_bytes: 4 << 20, ring, flush_trigger_bytes: 3 << 20, ..config() };
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config)).expect("opened");
+    make_missing(&store, &model, LOGS);
+    let length = |name: &str| disk.bytes(&dirs().core.join(name)).len();
+    let mut carried = Vec::new();
+    for round in 0..5 {
+        let kept = length("checkpoint.reserve");
+        run(round, &disk, &store, &model, async {
+            for group in 1..=LOGS {
+                append(&store, &model, group, 3_000).await;
+            }
+            store.flush_now().await.expect("flushed");
+        });
+        assert!(length("checkpoint") <= kept, "{} bytes, and space for {kept}", length("checkpoint"));
+        carried.push(store.stats().carried_bytes);
+    }
+    assert!(carried[0] > 100 << 10, "some are carried at once: {carried:?}");
+    assert!(carried[4] > 700 << 10, "more are once there is space for them: {carried:?}");
 }
 
 #[test]
@@ -236,7 +265,7 @@ fn a_store_that_carries_nothing_any_more_flushes_what_was_carried() {
     let disk = disk.crash();
     recover(&disk, &model, at, false).expect("recovered");
     let none = StoreConfig { carried_bytes: 0, ..config() };
-    let (store, ..) = crate::harness::block_on(Store::open(disk.clone(), &dirs(), 1, none)).expect("opened");
+    let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, none)).expect("opened");
     run(8, &disk, &store, &model, async { store.flush_now().await.expect("flushed") });
     assert_eq!((logs(&disk), store.stats().carried_bytes), (3, 0));
     crashed(&disk, store, &model);
