@@ -239,11 +239,17 @@ async fn flush_group<D: Disk>(
     let mut finished = Vec::new();
     let written = write_entries(shared, group, &entries, active, serial, options, log_start, &mut finished).await;
     if let Err(error) = written {
-        // What was created is named by no checkpoint; the space is wanted.
+        // What was created is named by no checkpoint; the space is wanted. It is gone for good before the group's entries may be elsewhere,
+        // and nobody looks for it any more.
+        let mut removed = false;
         for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
             let id = SegmentId { group, serial: segment.serial };
             shared.files.forget(id);
-            let _ = shared.disk.remove(&shared.files.segment(id, segment.base_offset)).await;
+            removed |= shared.disk.remove(&shared.files.segment(id, segment.base_offset)).await.is_ok();
+        }
+        if removed {
+            let dir = shared.files.group_dir(group);
+            shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
         }
         return Err(error);
     }
