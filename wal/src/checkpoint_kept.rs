@@ -37,7 +37,7 @@ use bytes::Bytes;
 const BARE_BYTES: u64 = 1 << 10;
 
 /// Of a group's entries with batches, so much at most is carried: to write it once more costs less than a write and a sync of a file.
-const GROUP_BYTES: u64 = 32 << 10;
+pub(crate) const GROUP_BYTES: u64 = 32 << 10;
 
 /// One in so many of the groups whose batches are carried is flushed in each round.
 const ROUNDS: usize = 16;
@@ -123,7 +123,6 @@ impl State {
         }
         let Some(last) = last.filter(|_| log.pending_cut.is_none()) else { return false };
         if batches && self.carried_bytes - log.carried_bytes + bytes > room {
-            self.short_of_room = true;
             return false;
         }
         log.keep_to(last);

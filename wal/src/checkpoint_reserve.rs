@@ -5,15 +5,16 @@
 //! gone: on a disk without any, nothing could ever be removed. So each core keeps a file of zeros, `checkpoint.reserve`; where a
 //! checkpoint finds no room, the file is removed, the checkpoint written, what it makes needless removed, and the file made anew.
 //!
-//! So no checkpoint may be larger than the file: batches are carried only as far as there is [`room`] for them. Where there was not, the
-//! file is made larger by as much as may be carried.
+//! So no checkpoint may be larger than the file: batches are carried only as far as there is [`room`] for them, and before a round that
+//! might carry more the file grows, if the disk has the space. While it grows, what there was of it stays.
 
 use crate::{
     buf::Chunk,
     checkpoint::CHECKPOINT_FILE,
+    checkpoint_kept,
     disk::{Disk, Durability, File, OpenMode},
     files::remove_if_there,
-    store_flush::FlushError,
+    store_flush::{FlushError, is_full},
     store_state::Shared,
 };
 use std::{io, path::PathBuf};
@@ -24,6 +25,8 @@ const BYTES_MIN: u64 = 256 << 10;
 const PIECE: u64 = 64 << 10;
 /// Of a group, in a checkpoint, without its entries: about that, for stores that have not written one.
 const GROUP_BYTES: u64 = 256;
+/// Checkpoints after one for which the file could not grow, until it is tried again.
+const PATIENCE: u64 = 16;
 /// Written before others may have the disk.
 const BREATH_BYTES: u64 = 1 << 20;
 
@@ -59,17 +62,16 @@ pub(crate) async fn give<D: Disk>(shared: &Shared<D>) -> Result<bool, FlushError
     remove_if_there(&shared.disk, &path).await.map_err(|error| FlushError::of(path.display(), error))
 }
 
+/// Whether there is enough for a checkpoint that carries so many bytes of batches; if not, what there should be.
+fn missing<D: Disk>(shared: &Shared<D>, carried: u64) -> Option<u64> {
+    let besides = shared.besides.get();
+    let is_enough = shared.reserved.get() >= BYTES_MIN.max(besides * 4 / 3 + carried);
+    (!is_enough).then(|| (2 * besides + carried).max(BYTES_MIN).next_multiple_of(PIECE))
+}
+
 /// Has enough for the next checkpoint, if there is room for it.
 pub(crate) async fn keep<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
-    let carried = {
-        let mut state = shared.state.borrow_mut();
-        if std::mem::take(&mut state.short_of_room) { shared.config.carried_bytes } else { state.carried_bytes }
-    };
-    let besides = shared.besides.get();
-    if shared.reserved.get() >= BYTES_MIN.max(besides * 4 / 3 + carried) {
-        return Ok(());
-    }
-    let wanted = (2 * besides + carried).max(BYTES_MIN).next_multiple_of(PIECE);
+    let Some(wanted) = missing(shared, shared.state.borrow().carried_bytes) else { return Ok(()) };
     match make(shared, wanted).await {
         Ok(()) => {
             shared.reserved.set(wanted);
@@ -83,18 +85,55 @@ pub(crate) async fn keep<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> 
     }
 }
 
+/// Before a round that finds something new in so many groups: space for what of it might be carried. Without it, less is.
+pub(crate) async fn grow<D: Disk>(shared: &Shared<D>, groups: usize) -> Result<(), FlushError> {
+    let carried_max = shared.config.carried_bytes;
+    let (carried, number) = {
+        let state = shared.state.borrow();
+        // First there may be more than may stay: what was carried longest is flushed at the end of the round.
+        ((state.carried_bytes + groups as u64 * checkpoint_kept::GROUP_BYTES).min(carried_max * 3 / 2), state.number)
+    };
+    if carried_max == 0 || shared.reserved.get() == 0 || number < shared.grows_after.get() {
+        return Ok(());
+    }
+    let Some(wanted) = missing(shared, carried) else { return Ok(()) };
+    match make(shared, wanted).await {
+        Ok(()) => shared.reserved.set(wanted),
+        Err(error) => match FlushError::of(path(shared).display(), error) {
+            FlushError::Full(_) => shared.grows_after.set(number + PATIENCE),
+            fatal => return Err(fatal),
+        },
+    }
+    Ok(())
+}
+
+/// Has the file be so long, or as long as it was.
 async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> io::Result<()> {
     let path = path(shared);
     // An earlier process may have left it.
-    match shared.disk.open(&path, OpenMode::Read).await {
-        Ok(file) if file.len().await? >= bytes => return Ok(()),
-        Ok(_) => drop(remove_if_there(&shared.disk, &path).await?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+    let (file, before) = match shared.disk.open(&path, OpenMode::Write).await {
+        Ok(file) => {
+            let len = file.len().await?;
+            (file, len / PIECE * PIECE)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            (shared.disk.open(&path, OpenMode::CreateNew).await?, 0)
+        }
         Err(error) => return Err(error),
+    };
+    if before >= bytes {
+        return Ok(());
     }
-    let file = shared.disk.open(&path, OpenMode::CreateNew).await?;
+    let grown = grow_to(shared, &file, before, bytes).await;
+    if grown.as_ref().is_err_and(is_full) {
+        file.truncate(before).await?;
+    }
+    grown
+}
+
+async fn grow_to<D: Disk>(shared: &Shared<D>, file: &D::File, before: u64, bytes: u64) -> io::Result<()> {
     let zeros = Chunk::zeros(PIECE as usize);
-    for at in (0..bytes).step_by(PIECE as usize) {
+    for at in (before..bytes).step_by(PIECE as usize) {
         file.write(at, zeros.frozen(0, PIECE as usize), Durability::Cached).await?;
         if (at + PIECE).is_multiple_of(BREATH_BYTES) {
             shared.breathe().await;

@@ -141,6 +141,10 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
 /// Flushes the groups that have something new, then those of which checkpoints have carried enough.
 async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
     let turns = shared.state.borrow().turns();
+    if let Err(error) = checkpoint_reserve::grow(shared, dirty.len()).await {
+        dirty.iter().for_each(|group| shared.state.borrow_mut().mark_dirty(*group));
+        return Err(error);
+    }
     flush_groups(shared, dirty, cut, true).await?;
     let carried = shared.state.borrow_mut().carried_enough(turns, shared.config.carried_bytes);
     flush_groups(shared, carried, cut, false).await

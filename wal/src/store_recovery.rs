@@ -120,6 +120,7 @@ pub(crate) async fn open<D: Disk>(
         host: RefCell::new(None),
         besides: Cell::new(0),
         reserved: Cell::new(0),
+        grows_after: Cell::new(0),
     });
     finish_truncations(&shared).await?;
     report.orphans = clear_away(&shared, &checkpoint, &touched).await?;

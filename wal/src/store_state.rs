@@ -47,6 +47,8 @@ pub(crate) struct Shared<D: Disk> {
     pub besides: Cell<u64>,
     /// Bytes of the file that keeps space for checkpoints, as far as is known.
     pub reserved: Cell<u64>,
+    /// From this checkpoint on it may be made to grow.
+    pub grows_after: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -57,8 +59,6 @@ pub(crate) struct State {
     /// Groups whose batches checkpoints carry, the longest carried first, and how many bytes that is in all. See `checkpoint_kept`.
     pub carriers: VecDeque<GroupId>,
     pub carried_bytes: u64,
-    /// There were batches to carry for which no space is kept on the disk.
-    pub short_of_room: bool,
     /// Entries in memory in the order of their arrival, by the end of their record.
     pub cache: VecDeque<(LogPos, GroupId)>,
     pub removed: Vec<Removed>,
