@@ -10,7 +10,6 @@
 
 use crate::{
     buf::Chunk,
-    checkpoint::CHECKPOINT_FILE,
     checkpoint_kept,
     disk::{Disk, Durability, File, OpenMode},
     files::remove_if_there,
@@ -40,21 +39,6 @@ pub(crate) fn room<D: Disk>(shared: &Shared<D>) -> u64 {
     shared.reserved.get().saturating_sub(2 * shared.besides.get().max(least))
 }
 
-/// When a store opens: takes over what an earlier process has left.
-pub(crate) async fn begin<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
-    let checkpoint = shared.dirs.core.join(CHECKPOINT_FILE);
-    let len = async {
-        match shared.disk.open(&checkpoint, OpenMode::Read).await {
-            Ok(file) => file.len().await,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(error),
-        }
-    };
-    let len = len.await.map_err(|error| FlushError::of(checkpoint.display(), error))?;
-    shared.besides.set(len.saturating_sub(shared.state.borrow().carried_bytes));
-    keep(shared).await
-}
-
 /// Gives the space up; whether there was any.
 pub(crate) async fn give<D: Disk>(shared: &Shared<D>) -> Result<bool, FlushError> {
     shared.reserved.set(0);
@@ -72,63 +56,63 @@ fn missing<D: Disk>(shared: &Shared<D>, carried: u64) -> Option<u64> {
 /// Has enough for the next checkpoint, if there is room for it.
 pub(crate) async fn keep<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
     let Some(wanted) = missing(shared, shared.state.borrow().carried_bytes) else { return Ok(()) };
-    match make(shared, wanted).await {
-        Ok(()) => {
-            shared.reserved.set(wanted);
-            Ok(())
-        }
-        Err(error) => match FlushError::of(path(shared).display(), error) {
-            // What there is of it may be what the next checkpoint needs.
-            FlushError::Full(_) => give(shared).await.map(drop),
-            fatal => Err(fatal),
-        },
-    }
-}
-
-/// Before a round that finds something new in so many groups: space for what of it might be carried. Without it, less is.
-pub(crate) async fn grow<D: Disk>(shared: &Shared<D>, groups: usize) -> Result<(), FlushError> {
-    let carried_max = shared.config.carried_bytes;
-    let (carried, number) = {
-        let state = shared.state.borrow();
-        // First there may be more than may stay: what was carried longest is flushed at the end of the round.
-        ((state.carried_bytes + groups as u64 * checkpoint_kept::GROUP_BYTES).min(carried_max * 3 / 2), state.number)
-    };
-    if carried_max == 0 || shared.reserved.get() == 0 || number < shared.grows_after.get() {
-        return Ok(());
-    }
-    let Some(wanted) = missing(shared, carried) else { return Ok(()) };
-    match make(shared, wanted).await {
-        Ok(()) => shared.reserved.set(wanted),
-        Err(error) => match FlushError::of(path(shared).display(), error) {
-            FlushError::Full(_) => shared.grows_after.set(number + PATIENCE),
-            fatal => return Err(fatal),
-        },
+    if !make(shared, wanted).await? {
+        // What there is of it may be what the next checkpoint needs.
+        give(shared).await?;
     }
     Ok(())
 }
 
-/// Has the file be so long, or as long as it was.
-async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> io::Result<()> {
-    let path = path(shared);
-    // An earlier process may have left it.
-    let (file, before) = match shared.disk.open(&path, OpenMode::Write).await {
-        Ok(file) => {
-            let len = file.len().await?;
-            (file, len / PIECE * PIECE)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            (shared.disk.open(&path, OpenMode::CreateNew).await?, 0)
-        }
-        Err(error) => return Err(error),
+/// Before a round: space for what of the groups with something new might be carried. Without it, less is.
+pub(crate) async fn grow<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
+    let carried_max = shared.config.carried_bytes;
+    let (carried, number) = {
+        let state = shared.state.borrow();
+        // First there may be more than may stay: what was carried longest is flushed at the end of the round.
+        let new = state.dirty.len() as u64 * checkpoint_kept::GROUP_BYTES;
+        ((state.carried_bytes + new).min(carried_max * 3 / 2), state.number)
     };
-    if before >= bytes {
-        return Ok(());
+    let tries = carried_max > 0 && number >= shared.grows_after.get();
+    if let Some(wanted) = missing(shared, carried).filter(|_| tries)
+        && !make(shared, wanted).await?
+    {
+        shared.grows_after.set(number + PATIENCE);
     }
-    let grown = grow_to(shared, &file, before, bytes).await;
-    if grown.as_ref().is_err_and(is_full) {
-        file.truncate(before).await?;
+    Ok(())
+}
+
+/// Has the file be so long; `false` if there is no room for that: then it is as long as it was.
+async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> Result<bool, FlushError> {
+    let path = path(shared);
+    let made = async {
+        // An earlier process may have left it.
+        let (file, before) = match shared.disk.open(&path, OpenMode::Write).await {
+            Ok(file) => {
+                let len = file.len().await?;
+                (file, len / PIECE * PIECE)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (shared.disk.open(&path, OpenMode::CreateNew).await?, 0)
+            }
+            Err(error) => return Err(error),
+        };
+        if before >= bytes {
+            return Ok(());
+        }
+        let grown = grow_to(shared, &file, before, bytes).await;
+        if grown.as_ref().is_err_and(is_full) {
+            file.truncate(before).await?;
+        }
+        grown
+    };
+    match made.await.map_err(|error| FlushError::of(path.display(), error)) {
+        Ok(()) => {
+            shared.reserved.set(bytes);
+            Ok(true)
+        }
+        Err(FlushError::Full(_)) => Ok(false),
+        Err(fatal) => Err(fatal),
     }
-    grown
 }
 
 async fn grow_to<D: Disk>(shared: &Shared<D>, file: &D::File, before: u64, bytes: u64) -> io::Result<()> {

@@ -28,18 +28,12 @@ use crate::{
     store_types::{FlushHost, LogPos, Poisoned},
 };
 use bytes::Bytes;
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    io,
-    pin::Pin,
-    rc::Rc,
-};
+use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
 
 /// Sparse indexes are written out when a segment is sealed, and each time it has grown by this.
 const INDEX_EVERY: u64 = 64 << 20;
 
-/// Groups of which nothing is written that are looked at before each of those that do so waits until others of the core have had their turn.
+/// Groups of which nothing is written that each worker looks at before others of the core have their turn.
 const UNTOUCHED_A_TURN: usize = 8;
 
 /// Why a round did not get to its end.
@@ -110,6 +104,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
 
 /// One round, see the module's text.
 pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
+    checkpoint_reserve::grow(shared).await?;
     let cut = shared.journal.durable();
     let dirty = {
         let mut state = shared.state.borrow_mut();
@@ -141,10 +136,6 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
 /// Flushes the groups that have something new, then those of which checkpoints have carried enough.
 async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
     let turns = shared.state.borrow().turns();
-    if let Err(error) = checkpoint_reserve::grow(shared, dirty.len()).await {
-        dirty.iter().for_each(|group| shared.state.borrow_mut().mark_dirty(*group));
-        return Err(error);
-    }
     flush_groups(shared, dirty, cut, true).await?;
     let carried = shared.state.borrow_mut().carried_enough(turns, shared.config.carried_bytes);
     flush_groups(shared, carried, cut, false).await
@@ -160,27 +151,27 @@ async fn flush_groups<D: Disk>(
     let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
     let left = RefCell::new(VecDeque::from(groups));
     let failure = RefCell::new(None);
-    let untouched = Cell::new(0);
     let work = (0..workers).map(|_| {
-        let (left, failure, untouched) = (&left, &failure, &untouched);
+        let (left, failure) = (&left, &failure);
         let worker = async move {
+            let mut untouched = 0;
             while failure.borrow().is_none() {
                 let Some(group) = left.borrow_mut().pop_front() else { return };
-                let done = flush_group(shared, group, cut, carry).await;
-                shared.state.borrow_mut().mark_if_unflushed(group);
-                let wrote = match done {
-                    Ok(wrote) => wrote,
+                match flush_group(shared, group, cut, carry).await {
+                    Ok(wrote) => {
+                        shared.state.borrow_mut().mark_if_unflushed(group);
+                        untouched += usize::from(!wrote);
+                    }
                     Err(error) => {
                         shared.state.borrow_mut().mark_dirty(group);
                         let mut failure = failure.borrow_mut();
                         if !matches!(*failure, Some(FlushError::Fatal(_))) {
                             *failure = Some(error);
                         }
-                        true
                     }
-                };
-                untouched.set(untouched.get() + usize::from(!wrote));
-                if !wrote && untouched.get().is_multiple_of(UNTOUCHED_A_TURN) {
+                }
+                if untouched == UNTOUCHED_A_TURN {
+                    untouched = 0;
                     shared.give_way().await;
                 }
             }

@@ -18,7 +18,6 @@
 
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, DecodeError, Garbage, GroupState, RemovedGroup},
-    checkpoint_reserve,
     disk::Disk,
     files::{Files, read_file, remove_if_there, segment_name},
     journal::{Journal, RingBody, RingRecord},
@@ -54,7 +53,7 @@ pub(crate) async fn open<D: Disk>(
     }
     let ring_config = config.ring.unwrap_or_else(|| RingConfig::of_bytes(config.ring_bytes));
     make_dirs(&disk, dirs).await?;
-    let checkpoint = load_checkpoint(&disk, dirs, epoch).await?;
+    let (checkpoint, checkpoint_bytes) = load_checkpoint(&disk, dirs, epoch).await?;
     let needs = checkpoint.needs_ring_from();
     let (journal, ring) = Journal::open_from(disk.clone(), &dirs.core, epoch, ring_config, needs).await?;
     let mut report = RecoveryReport {
@@ -99,6 +98,7 @@ pub(crate) async fn open<D: Disk>(
     state.cache = arrivals.into();
     state.groups = groups;
     state.recount_carried();
+    let besides = (checkpoint_bytes as u64).saturating_sub(state.carried_bytes);
     let dirty: Vec<GroupId> = state.groups.values().filter(|log| log.is_only_in_ring()).map(|log| log.id).collect();
     for group in dirty {
         state.mark_dirty(group);
@@ -118,7 +118,7 @@ pub(crate) async fn open<D: Disk>(
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
         host: RefCell::new(None),
-        besides: Cell::new(0),
+        besides: Cell::new(besides),
         reserved: Cell::new(0),
         grows_after: Cell::new(0),
     });
@@ -127,7 +127,6 @@ pub(crate) async fn open<D: Disk>(
     let recovered = recovered_groups(&shared).await?;
     report.groups = recovered.len();
     shared.check();
-    checkpoint_reserve::begin(&shared).await.map_err(of_flush)?;
     if shared.flush_due() || !shared.state.borrow().garbage.is_empty() {
         shared.ask_flush();
     }
@@ -150,15 +149,15 @@ pub(crate) async fn make_dirs<D: Disk>(disk: &D, dirs: &StoreDirs) -> Result<(),
     Ok(())
 }
 
-/// The core's checkpoint; an empty one if there is none yet.
-pub(crate) async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Result<Checkpoint, OpenError> {
+/// The core's checkpoint, and how many bytes it takes; an empty one if there is none yet.
+async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Result<(Checkpoint, usize), OpenError> {
     let path = dirs.core.join(CHECKPOINT_FILE);
     let Some(bytes) = read_file(disk, &path).await.map_err(named(&path))? else {
-        return Ok(Checkpoint { epoch, ..Checkpoint::default() });
+        return Ok((Checkpoint { epoch, ..Checkpoint::default() }, 0));
     };
     let what = path.display().to_string();
     match Checkpoint::decode(&bytes) {
-        Ok(checkpoint) if checkpoint.epoch == epoch => Ok(checkpoint),
+        Ok(checkpoint) if checkpoint.epoch == epoch => Ok((checkpoint, bytes.len())),
         Ok(checkpoint) => Err(OpenError::Damaged(format!("{what} is of epoch {}, not {epoch}", checkpoint.epoch))),
         Err(DecodeError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
         Err(DecodeError::Newer(found)) => {

@@ -143,6 +143,7 @@ fn no_checkpoint_outgrows_the_space_that_is_kept_for_one() {
     let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config)).expect("opened");
     make_missing(&store, &model, LOGS);
     let length = |name: &str| disk.bytes(&dirs().core.join(name)).len();
+    run(0, &disk, &store, &model, async { store.flush_now().await.expect("flushed") });
     let least = length("checkpoint.reserve");
     let carried_after = |rounds: u64| {
         for round in 0..rounds {

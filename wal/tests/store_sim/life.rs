@@ -268,7 +268,7 @@ pub fn live(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, l
 
 /// Whether a store could not be opened because the disk fails now and then, as it may.
 fn is_failing(why: &str) -> bool {
-    why.contains("os error 5")
+    why.contains("(os error 5)")
 }
 
 /// Several lives on one disk with a crash after each. The first thing that was wrong, if any.
