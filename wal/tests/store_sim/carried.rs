@@ -1,9 +1,9 @@
 //! Batches that checkpoints carry: of logs with little that is new, until it is their turn to be written to files.
 
 use crate::{
-    harness::{META, block_on, config, dirs, fresh_disk, options},
-    kept::{RING_BLOCKS, durable, elections, logs, note, run},
-    model::{Event, GroupModel, Shared, end_offset},
+    harness::{META, block_on, config, dirs, fresh_disk},
+    kept::{RING_BLOCKS, begun, durable, elections, logs, make_missing, power_cut_anywhere, run, truncate},
+    model::Shared,
     verify::{only_segments, read_everything, recover},
 };
 use bytes::Bytes;
@@ -13,25 +13,11 @@ use wal::{
     log_read::Read,
     record::{Entry, GroupId, HardState, Span},
     ring::RingConfig,
-    store::{LogPos, Store, StoreConfig},
+    store::{Store, StoreConfig},
 };
 
 /// The batches' timestamps.
 const LONG_AGO: i64 = 1_000;
-
-fn begun(disk: &SimDisk, model: &Shared, logs: u64) -> Store<SimDisk> {
-    let store = recover(disk, model, LogPos::default(), false).expect("opened");
-    make_missing(&store, model, logs);
-    store
-}
-
-/// Groups without a record may be gone.
-fn make_missing(store: &Store<SimDisk>, model: &Shared, logs: u64) {
-    for group in (0..=logs).map(GroupId).filter(|group| store.log(*group).is_none()) {
-        store.create_group(group, options());
-        model.borrow_mut().groups.insert(group, GroupModel::default());
-    }
-}
 
 /// A batch of so many bytes; nothing once the disk has stopped.
 async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
@@ -51,16 +37,12 @@ async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize
     durable(store, staged.pos).await;
 }
 
-async fn truncate(store: &Store<SimDisk>, model: &Shared, group: u64, from: u64) {
-    let group = GroupId(group);
-    let before = model.borrow().groups[&group].hard_state;
-    let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
-    let left = from as usize - 1;
-    let offset = end_offset(&model.borrow().groups[&group].entries[..left]);
-    let Ok(staged) = store.truncate(group, hard_state, from, offset) else { return };
-    note(model, group, staged.pos, hard_state, Event::Truncate(from));
-    model.borrow_mut().groups.get_mut(&group).expect("a group").entries.truncate(left);
-    durable(store, staged.pos).await;
+/// A batch for each of so many logs, then a flush.
+async fn append_to_all(store: &Store<SimDisk>, model: &Shared, logs: u64, bytes: usize) {
+    for group in 1..=logs {
+        append(store, model, group, bytes).await;
+    }
+    store.flush_now().await.expect("flushed");
 }
 
 fn crashed(disk: &SimDisk, store: Store<SimDisk>, model: &Shared) -> (SimDisk, Store<SimDisk>) {
@@ -80,10 +62,7 @@ fn many_logs_with_a_batch_each_get_their_files_by_turns() {
     let model: Shared = Rc::default();
     let store = begun(&disk, &model, LOGS);
     run(1, &disk, &store, &model, async {
-        for group in 1..=LOGS {
-            append(&store, &model, group, 60).await;
-        }
-        store.flush_now().await.expect("flushed");
+        append_to_all(&store, &model, LOGS, 60).await;
     });
     // All of them fit a checkpoint; the ring's use has asked for a flush before.
     assert!(logs(&disk) <= 2, "{} files", logs(&disk));
@@ -115,10 +94,7 @@ fn the_longest_carried_go_where_all_together_are_too_many() {
     let store = begun(&disk, &model, LOGS);
     run(2, &disk, &store, &model, async {
         for round in 1..=10 {
-            for group in 1..=LOGS {
-                append(&store, &model, group, 300).await;
-            }
-            store.flush_now().await.expect("flushed");
+            append_to_all(&store, &model, LOGS, 300).await;
             let stats = store.stats();
             assert!(stats.carried_bytes <= config().carried_bytes, "{} bytes are carried", stats.carried_bytes);
             let many = round < 3 || stats.carried_bytes > config().carried_bytes / 2;
@@ -148,10 +124,7 @@ fn no_checkpoint_outgrows_the_space_that_is_kept_for_one() {
     let carried_after = |rounds: u64| {
         for round in 0..rounds {
             run(round, &disk, &store, &model, async {
-                for group in 1..=LOGS {
-                    append(&store, &model, group, 3_000).await;
-                }
-                store.flush_now().await.expect("flushed");
+                append_to_all(&store, &model, LOGS, 3_000).await;
             });
             let (bytes, kept) = (length("checkpoint"), length("checkpoint.reserve"));
             assert!(bytes <= kept, "{bytes} bytes, and space for {kept}");
@@ -209,23 +182,23 @@ fn a_batch_that_a_checkpoint_carries_goes_when_it_is_too_old() {
 }
 
 /// Carried, truncated within what is carried and before it, carried on, and flushed, with laps of the ring between.
-async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared) {
+async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, _: &mut fastrand::Rng) {
     for group in [1, 2, 3, 1, 2, 1] {
         append(store, model, group, 200).await;
     }
     elections(store, model, META, RING_BLOCKS / 2).await;
-    truncate(store, model, 1, 3).await;
+    truncate(store, model, GroupId(1), 3).await;
     append(store, model, 1, 250).await;
     let _ = store.flush_now().await;
-    truncate(store, model, 2, 1).await;
+    truncate(store, model, GroupId(2), 1).await;
     elections(store, model, META, RING_BLOCKS / 2).await;
     // Too many for one checkpoint: the first are flushed.
     for group in [2, 3, 3, 2, 3] {
         append(store, model, group, 3_000).await;
     }
     let _ = store.flush_now().await;
-    truncate(store, model, 1, 2).await;
-    truncate(store, model, 3, 2).await;
+    truncate(store, model, GroupId(1), 2).await;
+    truncate(store, model, GroupId(3), 2).await;
     append(store, model, 3, 100).await;
     append(store, model, 1, 9_000).await;
     elections(store, model, META, RING_BLOCKS / 2).await;
@@ -235,36 +208,13 @@ async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared) {
 
 #[test]
 fn a_power_cut_at_any_operation_finds_what_checkpoints_carry() {
-    let life = |disk: &SimDisk, stop_after: u64| {
-        let model: Shared = Rc::default();
-        let store = begun(disk, &model, 3);
-        disk.stop_after(stop_after);
-        run(5, disk, &store, &model, ups_and_downs(&store, &model));
-        let at = store.durable();
-        (model, store, at)
-    };
-    let whole = fresh_disk(5);
-    let (model, store, _) = life(&whole, u64::MAX >> 1);
-    let stats = store.stats();
+    let stats = power_cut_anywhere(5, 3, ups_and_downs, async |disk, store, model| {
+        append(store, model, 2, 11_000).await;
+        elections(store, model, META, RING_BLOCKS / 2).await;
+        store.flush_now().await.expect("flushed");
+        only_segments(disk, store)
+    });
     assert!(stats.carried_bytes > 0 && stats.flushed_files >= 2, "{stats:?}");
-    crashed(&whole, store, &model);
-    for cut_at in 1..whole.ops() {
-        let disk = fresh_disk(5);
-        let (model, store, at) = life(&disk, cut_at);
-        drop(store);
-        let disk = disk.crash();
-        let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
-        make_missing(&store, &model, 3);
-        run(6, &disk, &store, &model, async {
-            append(&store, &model, 2, 11_000).await;
-            elections(&store, &model, META, RING_BLOCKS / 2).await;
-            store.flush_now().await.expect("flushed");
-        });
-        only_segments(&disk, &store).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
-        let at = store.durable();
-        drop(store);
-        recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
-    }
 }
 
 #[test]
@@ -273,10 +223,7 @@ fn a_store_that_carries_nothing_any_more_flushes_what_was_carried() {
     let model: Shared = Rc::default();
     let store = begun(&disk, &model, 3);
     run(7, &disk, &store, &model, async {
-        for group in 1..=3 {
-            append(&store, &model, group, 60).await;
-        }
-        store.flush_now().await.expect("flushed");
+        append_to_all(&store, &model, 3, 60).await;
     });
     let at = store.durable();
     drop(store);

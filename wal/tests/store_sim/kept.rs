@@ -3,29 +3,30 @@
 
 use crate::{
     harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, with_loops},
-    model::{Event, GroupModel, Host, Shared, app_of, append},
-    verify::recover,
+    model::{Event, GroupModel, Host, Shared, app_of, append, end_offset},
+    verify::{read_everything, recover},
 };
 use std::{cell::Cell, rc::Rc};
 use wal::{
     disk_sim::{Fate, Kind, SimDisk},
     record::{Entry, GroupId, HardState},
-    store::{Admission, LogPos, OpenError, Store, StoreConfig},
+    store::{Admission, LogPos, OpenError, Store, StoreConfig, StoreStats},
 };
 
-pub const GROUP: GroupId = GroupId(1);
+const GROUP: GroupId = GroupId(1);
 /// Blocks of the ring of these tests.
 pub const RING_BLOCKS: u64 = 128;
 
-pub fn begun(disk: &SimDisk, model: &Shared) -> Store<SimDisk> {
+/// A store with the snapshot group and so many others, [`GROUP`] the first.
+pub fn begun(disk: &SimDisk, model: &Shared, logs: u64) -> Store<SimDisk> {
     let store = recover(disk, model, LogPos::default(), false).expect("opened");
-    make_missing(&store, model);
+    make_missing(&store, model, logs);
     store
 }
 
 /// Groups without a record may be gone.
-pub fn make_missing(store: &Store<SimDisk>, model: &Shared) {
-    for group in [META, GROUP].into_iter().filter(|group| store.log(*group).is_none()) {
+pub fn make_missing(store: &Store<SimDisk>, model: &Shared, logs: u64) {
+    for group in (META.0..=logs).map(GroupId).filter(|group| store.log(*group).is_none()) {
         store.create_group(group, options());
         model.borrow_mut().groups.insert(group, GroupModel::default());
     }
@@ -68,12 +69,14 @@ async fn append_some(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand:
     }
 }
 
-async fn truncate(store: &Store<SimDisk>, model: &Shared, from: u64) {
-    let before = model.borrow().groups[&META].hard_state;
+pub async fn truncate(store: &Store<SimDisk>, model: &Shared, group: GroupId, from: u64) {
+    let before = model.borrow().groups[&group].hard_state;
     let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
-    let Ok(staged) = store.truncate(META, hard_state, from, 0) else { return };
-    note(model, META, staged.pos, hard_state, Event::Truncate(from));
-    model.borrow_mut().groups.get_mut(&META).expect("a group").entries.truncate(from as usize - 1);
+    let left = from as usize - 1;
+    let offset = end_offset(&model.borrow().groups[&group].entries[..left]);
+    let Ok(staged) = store.truncate(group, hard_state, from, offset) else { return };
+    note(model, group, staged.pos, hard_state, Event::Truncate(from));
+    model.borrow_mut().groups.get_mut(&group).expect("a group").entries.truncate(left);
     durable(store, staged.pos).await;
 }
 
@@ -98,7 +101,7 @@ pub fn run(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, wo
 fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold() {
     let disk = fresh_disk(1);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(1);
     run(1, &disk, &store, &model, async {
         append_some(&store, &model, &mut rng, 3).await;
@@ -141,10 +144,10 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
 async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
     append_some(store, model, rng, 4).await;
     elections(store, model, GROUP, RING_BLOCKS).await;
-    truncate(store, model, 3).await;
+    truncate(store, model, META, 3).await;
     append_some(store, model, rng, 2).await;
     elections(store, model, META, RING_BLOCKS / 2).await;
-    truncate(store, model, 4).await;
+    truncate(store, model, META, 4).await;
     elections(store, model, GROUP, RING_BLOCKS).await;
     append_some(store, model, rng, 3).await;
     let term = model.borrow().groups[&META].entries[1].term;
@@ -153,43 +156,61 @@ async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastran
         model.borrow_mut().groups.get_mut(&META).expect("a group").floor_app = 2;
     }
     elections(store, model, GROUP, RING_BLOCKS).await;
-    truncate(store, model, 3).await;
+    truncate(store, model, META, 3).await;
     let _ = store.flush_now().await;
     append_some(store, model, rng, 1).await;
     elections(store, model, GROUP, RING_BLOCKS).await;
 }
 
-#[test]
-fn a_power_cut_at_any_operation_finds_what_is_kept() {
-    let whole = fresh_disk(2);
+/// Lives through `work` with a power cut at each operation of the disk, and at none, then through `later`, and compares after each; returns
+/// the figures of the life without a cut.
+pub fn power_cut_anywhere(
+    seed: u64,
+    logs: u64,
+    work: impl AsyncFn(&Store<SimDisk>, &Shared, &mut fastrand::Rng),
+    later: impl AsyncFn(&SimDisk, &Store<SimDisk>, &Shared) -> Result<(), String>,
+) -> StoreStats {
     let life = |disk: &SimDisk, stop_after: u64| {
         let model: Shared = Rc::default();
-        let store = begun(disk, &model);
+        let store = begun(disk, &model, logs);
         disk.stop_after(stop_after);
-        let mut rng = fastrand::Rng::with_seed(2);
-        run(2, disk, &store, &model, ups_and_downs(&store, &model, &mut rng));
-        (model, store.durable())
+        let mut rng = fastrand::Rng::with_seed(seed);
+        run(seed, disk, &store, &model, work(&store, &model, &mut rng));
+        (model, store.durable(), store.stats())
     };
-    let (model, at) = life(&whole, u64::MAX >> 1);
-    recover(&whole.crash(), &model, at, false).expect("recovered");
+    let whole = fresh_disk(seed);
+    let (model, at, stats) = life(&whole, u64::MAX >> 1);
+    let store = recover(&whole.crash(), &model, at, false).expect("recovered");
+    block_on(read_everything(&store, &model)).expect("all of it");
     for cut_at in 1..whole.ops() {
-        let disk = fresh_disk(2);
-        let (model, at) = life(&disk, cut_at);
+        let disk = fresh_disk(seed);
+        let (model, at, _) = life(&disk, cut_at);
         let disk = disk.crash();
         let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
-        make_missing(&store, &model);
-        run(3, &disk, &store, &model, elections(&store, &model, GROUP, RING_BLOCKS));
+        make_missing(&store, &model, logs);
+        run(seed + 1, &disk, &store, &model, async {
+            later(&disk, &store, &model).await.unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
+        });
         let at = store.durable();
         drop(store);
         recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
     }
+    stats
+}
+
+#[test]
+fn a_power_cut_at_any_operation_finds_what_is_kept() {
+    power_cut_anywhere(2, 1, ups_and_downs, async |_, store, model| {
+        elections(store, model, GROUP, RING_BLOCKS).await;
+        Ok(())
+    });
 }
 
 #[test]
 fn entries_beyond_the_bound_stay_in_the_ring() {
     let disk = fresh_disk(4);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(4);
     // Some of these fit.
     run(4, &disk, &store, &model, append_some(&store, &model, &mut rng, 60));
@@ -210,7 +231,7 @@ fn entries_beyond_the_bound_stay_in_the_ring() {
 fn a_smaller_bound_does_not_let_go_of_what_was_kept() {
     let disk = fresh_disk(7);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(7);
     run(7, &disk, &store, &model, async {
         append_some(&store, &model, &mut rng, 3).await;
@@ -235,7 +256,7 @@ fn a_smaller_bound_does_not_let_go_of_what_was_kept() {
 fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
     let disk = fresh_disk(8);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(8);
     let app = app_of(META, 3);
     run(8, &disk, &store, &model, async {
@@ -273,7 +294,7 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
 fn a_damaged_kept_entry_is_named() {
     let disk = fresh_disk(5);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(5);
     run(5, &disk, &store, &model, async {
         append_some(&store, &model, &mut rng, 3).await;
@@ -296,7 +317,7 @@ fn a_damaged_kept_entry_is_named() {
 fn a_checkpoint_that_finds_no_room_is_written_later_with_what_came_since() {
     let disk = fresh_disk(6);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(6);
     run(6, &disk, &store, &model, async {
         append_some(&store, &model, &mut rng, 3).await;
@@ -307,7 +328,7 @@ fn a_checkpoint_that_finds_no_room_is_written_later_with_what_came_since() {
             if is { Fate::Fail(28) } else { Fate::Go }
         });
         elections(&store, &model, GROUP, RING_BLOCKS / 4).await;
-        truncate(&store, &model, 2).await;
+        truncate(&store, &model, META, 2).await;
         elections(&store, &model, GROUP, 2 * RING_BLOCKS).await;
     });
     assert_eq!(store.poisoned(), None);
@@ -339,7 +360,7 @@ pub fn logs(disk: &SimDisk) -> usize {
 fn a_log_without_a_batch_has_no_file_until_it_gets_batches() {
     let disk = fresh_disk(10);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     let mut rng = fastrand::Rng::with_seed(10);
     run(10, &disk, &store, &model, async {
         append_bare(&store, &model, GROUP, 10).await;
@@ -386,7 +407,7 @@ fn a_log_without_a_batch_has_no_file_until_it_gets_batches() {
 fn many_entries_without_a_batch_are_flushed() {
     let disk = fresh_disk(12);
     let model: Shared = Rc::default();
-    let store = begun(&disk, &model);
+    let store = begun(&disk, &model, 1);
     run(12, &disk, &store, &model, async {
         for _ in 0..30 {
             append_bare(&store, &model, GROUP, 40).await;
@@ -402,18 +423,7 @@ fn many_entries_without_a_batch_are_flushed() {
 
 /// Bare entries that are kept, truncated, flushed behind a batch and cut again, with laps of the ring between.
 async fn bare_ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
-    let cut = async |from: u64| {
-        let before = model.borrow().groups[&GROUP].hard_state;
-        let hard_state = HardState { term: before.term + 1, vote: 2, ..before };
-        let end =
-            |entry: &Entry| entry.payload.as_ref().map_or(0, |(span, _)| span.base_offset + u64::from(span.count));
-        let kept = from as usize - 1;
-        let offset = model.borrow().groups[&GROUP].entries[..kept].iter().map(end).max().unwrap_or(0);
-        let Ok(staged) = store.truncate(GROUP, hard_state, from, offset) else { return };
-        note(model, GROUP, staged.pos, hard_state, Event::Truncate(from));
-        model.borrow_mut().groups.get_mut(&GROUP).expect("a group").entries.truncate(kept);
-        durable(store, staged.pos).await;
-    };
+    let cut = async |from| truncate(store, model, GROUP, from).await;
     for _ in 0..3 {
         append_bare(store, model, GROUP, 10).await;
     }
@@ -435,26 +445,8 @@ async fn bare_ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fa
 
 #[test]
 fn a_power_cut_at_any_operation_finds_what_is_kept_of_other_groups() {
-    let life = |disk: &SimDisk, stop_after: u64| {
-        let model: Shared = Rc::default();
-        let store = begun(disk, &model);
-        disk.stop_after(stop_after);
-        let mut rng = fastrand::Rng::with_seed(13);
-        run(13, disk, &store, &model, bare_ups_and_downs(&store, &model, &mut rng));
-        (model, store.durable())
-    };
-    let whole = fresh_disk(13);
-    let (model, at) = life(&whole, u64::MAX >> 1);
-    recover(&whole.crash(), &model, at, false).expect("recovered");
-    for cut_at in 1..whole.ops() {
-        let disk = fresh_disk(13);
-        let (model, at) = life(&disk, cut_at);
-        let disk = disk.crash();
-        let store = recover(&disk, &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}: {why}"));
-        make_missing(&store, &model);
-        run(14, &disk, &store, &model, elections(&store, &model, META, RING_BLOCKS));
-        let at = store.durable();
-        drop(store);
-        recover(&disk.crash(), &model, at, false).unwrap_or_else(|why| panic!("cut at {cut_at}, later: {why}"));
-    }
+    power_cut_anywhere(13, 1, bare_ups_and_downs, async |_, store, model| {
+        elections(store, model, META, RING_BLOCKS).await;
+        Ok(())
+    });
 }
