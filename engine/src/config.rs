@@ -169,7 +169,8 @@ settings! {
     default_replication_factor: i16 = "default.replication.factor", "1", count(1, REPLICAS_MAX);
     /// Replicas that must have a record before acks=all is answered; never fewer than a majority.
     min_insync_replicas: u32 = "min.insync.replicas", "1", count(1, REPLICAS_MAX);
-    /// Replicas of the group coordinator's topic, or as many as there are brokers when it is created, if those are fewer.
+    /// Replicas of the group coordinator's topic, or as many as there are brokers when it is created, if those are fewer. All that
+    /// found a cluster are waited for.
     offsets_topic_replication_factor: i16 = "offsets.topic.replication.factor", "3", count(1, REPLICAS_MAX);
     /// A replica that has not had everything for so long is not in sync any more.
     replica_lag_time_max_ms: u64 = "replica.lag.time.max.ms", "30000", ms(100, MS_MAX);

@@ -41,8 +41,7 @@ pub async fn find_coordinator(
     } else if meta::may_read(core).await.is_err() {
         Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
     } else {
-        let topic = ensure_offsets_topic(core).await;
-        topic.map_err(|code| (code, "the offsets topic can't be created yet; try again"))
+        ensure_offsets_topic(core).await.map_err(|why| (ErrorCode::CoordinatorNotAvailable, why))
     };
     if let Ok(offsets) = &offsets {
         // Whoever created the topic waited for its leaders; this broker may hear of them a moment later.

@@ -75,22 +75,32 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     create_unasked(core, commands, missing).await;
 }
 
-/// The internal topic of the group coordinator, created on first use.
-pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, ErrorCode> {
+/// The internal topic of the group coordinator, created on first use. `Err` says why it can't be created yet.
+pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'static str> {
     if core.view(|view| view.topic(OFFSETS_TOPIC).is_none()) {
         // Commits are forgotten by the coordinator's rules (offsets.retention.minutes), never because they lie far back in the log.
         let configs =
             BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
         let partitions = core.config.offsets_topic_num_partitions as usize;
-        // Those that are away for a moment get their replicas too.
+        // Those that are away for a moment get their replicas too, and those that found the cluster just now are waited for: what the
+        // topic begins with it keeps.
         let registered = brokers::all(core);
-        let factor = registered.len().min(core.config.offsets_topic_replication_factor as usize);
+        let members = registered.len().max(core.identity.founding.len());
+        let factor = members.min(core.config.offsets_topic_replication_factor as usize);
+        if registered.len() < factor {
+            tracing::warn!(
+                registered = registered.len(),
+                wanted = factor,
+                "the offsets topic waits for more brokers to register; with fewer for good, set offsets.topic.replication.factor"
+            );
+            return Err("the offsets topic waits for more of the brokers that founded the cluster; try again");
+        }
         let live = brokers::placeable_ids(core, factor);
         let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
         let replicas = core.placement.spread(&nodes, partitions, factor);
         create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
     }
-    core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or(ErrorCode::CoordinatorNotAvailable)
+    core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or("the offsets topic can't be created yet; try again")
 }
 
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.

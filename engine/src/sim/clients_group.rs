@@ -116,7 +116,12 @@ impl Cluster {
     async fn await_offsets_topic(self: Rc<Self>) {
         while !self.over.get() {
             if let Some(groups) = self.partitions_of(OFFSETS_TOPIC) {
-                self.add_targets(OFFSETS_TOPIC, groups, false);
+                // Whoever asked first, however early.
+                let targets = self.add_targets(OFFSETS_TOPIC, groups, false);
+                let replicas = self.replicas_of(&targets[0]).map_or(0, |replicas| replicas.len());
+                if replicas < 3 {
+                    self.violated(format!("{OFFSETS_TOPIC} has {replicas} replicas"));
+                }
                 return;
             }
             rt::sleep(ms(100)).await;

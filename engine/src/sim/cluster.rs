@@ -403,7 +403,7 @@ impl Cluster {
         }
     }
 
-    fn replicas_of(&self, target: &Target) -> Option<Vec<i32>> {
+    pub(super) fn replicas_of(&self, target: &Target) -> Option<Vec<i32>> {
         self.nodes.iter().filter_map(|node| node.core()).find_map(|core| {
             core.view(|view| {
                 let topic = view.topic(&target.topic)?;
