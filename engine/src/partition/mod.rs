@@ -416,6 +416,8 @@ impl Partition {
             // Nearly always.
             Verdict::New if state.gaps.is_empty() => return None,
             Verdict::New if state.producers.knows(producer) => None,
+            #[cfg(test)]
+            Verdict::New if crate::sim::planted(crate::sim::Bug::BegunBehindRefused) => None,
             Verdict::New => state.gaps.before(producer, epoch, sequence, gap_patience(core)),
             Verdict::Duplicate(original) => {
                 let stable = self.replica.with(|raft| raft.stable());
@@ -504,6 +506,10 @@ impl Drop for Watch {
 }
 
 fn gap_patience(core: &Core) -> Patience {
+    #[cfg(test)]
+    if crate::sim::planted(crate::sim::Bug::GapsGivenNoTime) {
+        return Patience { now: clock::now(), timeout: Duration::ZERO };
+    }
     Patience { now: clock::now(), timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
 }
 

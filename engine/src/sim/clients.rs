@@ -5,13 +5,16 @@
 
 use super::{
     cluster::Cluster,
-    exec::{self, OUTSIDE},
+    exec::{self, OUTSIDE, World},
     ledger::{History, Value, Violation},
     node::Node,
 };
 use crate::{
+    clock,
     core::Core,
-    kafka, rt,
+    kafka,
+    producers::CACHED_BATCHES,
+    rt,
     sync::{Either, promise, race},
 };
 use bytes::Bytes;
@@ -32,7 +35,7 @@ use net::{
     request::Request,
     response::Response,
 };
-use std::{rc::Rc, time::Duration};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::GroupId;
 
 /// Answers come within this time, or are not waited for.
@@ -56,24 +59,50 @@ pub(super) async fn ask_within(
     version: i16,
     patience: Duration,
 ) -> Option<Response> {
+    ask_in_order(node, vec![request], version, patience).await.pop()
+}
+
+/// Sends a node requests on one connection, each without waiting for the answers before it. They are begun in this order, and answered in
+/// this order until the connection is lost: there may be fewer answers than requests.
+async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, patience: Duration) -> Vec<Response> {
     let world = exec::world();
     rt::sleep(world.draw(Duration::from_micros(20)..Duration::from_millis(1))).await;
-    let core = node.core().filter(|_| node.serves())?;
-    let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-    let (answered, answer) = promise();
-    world.spawn(node.process, async move {
-        let peer = ([127, 0, 0, 1], 1).into();
-        let answering = kafka::start(&core, peer, &header, request);
-        drop(core);
-        if let Some(response) = answering.await {
-            answered.keep(response);
+    let Some(core) = node.core().filter(|_| node.serves()) else { return Vec::new() };
+    let (promises, answers): (Vec<_>, Vec<_>) = requests.iter().map(|_| promise()).unzip();
+    let apart = [Duration::from_micros(50), Duration::from_millis(3), Duration::from_millis(300)][world.place(3)];
+    let process = node.process;
+    world.spawn(process, async move {
+        let world = exec::world();
+        let mut before = None;
+        for (place, (request, answered)) in requests.into_iter().zip(promises).enumerate() {
+            if place > 0 {
+                rt::sleep(world.draw(Duration::ZERO..apart)).await;
+            }
+            let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request);
+            let (left, this) = promise();
+            let before = before.replace(this);
+            world.spawn(process, async move {
+                let response = answering.await;
+                if let Some(before) = before {
+                    let _: Option<()> = before.await;
+                }
+                if let Some(response) = response {
+                    answered.keep(response);
+                    left.keep(());
+                }
+            });
         }
     });
-    let response = match race(answer, rt::sleep(patience)).await {
-        Either::First(response) => response?,
-        Either::Second(()) => return None,
-    };
-    (!world.chance(LOST)).then_some(response)
+    let mut came = Vec::new();
+    let given_up = clock::now() + patience;
+    for answer in answers {
+        match race(answer, rt::sleep(given_up.saturating_sub(clock::now()))).await {
+            Either::First(Some(response)) if !world.chance(LOST) => came.push(response),
+            _ => break,
+        }
+    }
+    came
 }
 
 /// One partition, as clients name it.
@@ -194,80 +223,85 @@ impl Cluster {
         None
     }
 
-    /// An idempotent producer: a batch after the other, each until it is acknowledged; now and then it gives up and another takes
-    /// its place.
+    /// An idempotent producer, with up to five batches on their way at once; now and then it gives up and another takes its place.
     async fn produce(self: Rc<Self>, target: Target) {
         let world = exec::world();
-        let mut producer = self.next_producer();
-        let Some(mut id) = self.producer_id().await else { return };
-        let (mut sequence, mut number) = (0, 0);
         let pause = if self.quiet { 2_000..10_000 } else { 1..120 };
         let pause = world.draw(Duration::from_millis(pause.start)..Duration::from_millis(pause.end));
         let size_max = [60, 400, 3_000][world.place(3)];
         let acks = if world.chance(0.2) { 1 } else { -1 };
+        let in_flight_max = [1, 1, 2, CACHED_BATCHES][world.place(4)];
+        self.producing.set(self.producing.get() + 1);
         while !self.over.get() {
-            let count = world.number(1..=4) as u32;
-            let values: Vec<Value> = (0..count).map(|at| Value { producer, number: number + at }).collect();
-            let mut batch = BatchBuilder::new(Codec::None).producer(id.0, id.1, sequence);
-            for value in &values {
-                let size = world.number(8..size_max) as usize;
-                batch.push(world.time().as_millis() as i64, None, Some(&value.bytes(size)));
-            }
-            let batch = batch.finish();
-            match self.produce_until_done(&target, &batch, acks).await {
-                Done::Stored(offset) => {
-                    for (at, value) in values.iter().enumerate().filter(|_| acks == -1) {
-                        self.history(&target, |history| history.acked(offset + at as u64, *value));
-                    }
-                    sequence += count as i32;
-                    number += count;
+            let Some((id, epoch)) = self.producer_id().await else { break };
+            let mut producer = Producer { id, epoch, name: self.next_producer(), ..Producer::default() };
+            while !self.over.get() {
+                let wanted = world.number(1..=in_flight_max as u64) as usize;
+                while producer.window.len() < wanted {
+                    producer.make_batch(&world, size_max);
                 }
-                Done::GivenUp => {
-                    producer = self.next_producer();
-                    let Some(new) = self.producer_id().await else { return };
-                    (id, sequence, number) = (new, 0, 0);
+                if self.send_window(&target, &mut producer, acks).await.is_err() {
                     self.summary.borrow_mut().given_up += 1;
+                    break;
                 }
+                if producer.window.is_empty() {
+                    rt::sleep(pause).await;
+                    continue;
+                }
+                self.summary.borrow_mut().retried += 1;
+                if world.chance(0.03) {
+                    self.summary.borrow_mut().given_up += 1;
+                    break;
+                }
+                rt::sleep(world.draw(Duration::from_millis(5)..Duration::from_millis(150))).await;
             }
-            rt::sleep(pause).await;
         }
+        self.producing.set(self.producing.get() - 1);
     }
 
-    async fn produce_until_done(&self, target: &Target, batch: &Bytes, acks: i16) -> Done {
-        let world = exec::world();
-        while !self.over.get() {
-            let Some(node) = self.leader_of(target) else {
-                rt::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
+    /// Sends all that is not acknowledged, in its order, and hears what has become of it.
+    async fn send_window(&self, target: &Target, producer: &mut Producer, acks: i16) -> Result<(), GiveUp> {
+        let Some(node) = self.leader_of(target) else {
+            rt::sleep(Duration::from_millis(50)).await;
+            return Ok(());
+        };
+        let request = |batch: &Sent| {
             // As it comes from a socket: memory of its own.
-            let records = Some(Bytes::copy_from_slice(batch));
+            let records = Some(Bytes::copy_from_slice(&batch.bytes));
             let partitions = vec![ProducePartition { index: target.partition, records }];
             let topics = vec![ProduceTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
-            let request = ProduceRequest { transactional_id: None, acks, timeout_ms: 3_000, topics };
-            let answer = ask(&node, Request::Produce(request), 9).await;
-            if let Some(Response::Produce(response)) = answer {
-                let partition = &response.topics[0].partitions[0];
-                match errors::check(partition.error_code) {
-                    Ok(()) => return Done::Stored(partition.base_offset as u64),
-                    // What acks=1 was told may be lost with its leader; then what follows does not fit.
-                    Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.is_lost(target) => {
-                        return Done::GivenUp;
+            Request::Produce(ProduceRequest { transactional_id: None, acks, timeout_ms: 3_000, topics })
+        };
+        let open = || producer.window.iter().filter(|batch| !batch.acked);
+        let requests: Vec<Request> = open().map(request).collect();
+        self.summary.borrow_mut().pipelined += requests.len() as u64 - 1;
+        let patience = exec::world().draw(PATIENCE);
+        let answers = ask_in_order(&node, requests, 9, patience).await;
+        let open = producer.window.iter_mut().filter(|batch| !batch.acked);
+        for (batch, answer) in open.zip(answers) {
+            let Response::Produce(response) = answer else { continue };
+            let partition = &response.topics[0].partitions[0];
+            match errors::check(partition.error_code) {
+                Ok(()) => {
+                    batch.acked = true;
+                    for (offset, value) in (partition.base_offset as u64..).zip(&batch.values).filter(|_| acks == -1) {
+                        self.history(target, |history| history.acked(offset, *value));
                     }
-                    Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
-                        self.violated(format!("{target:?}: a producer that waits for acks=all is told {code:?}"));
-                        return Done::GivenUp;
-                    }
-                    Err(_) => {}
                 }
+                // What acks=1 was told may be lost with its leader; then what follows does not fit.
+                Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.is_lost(target) => return Err(GiveUp),
+                Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
+                    let first = batch.values[0];
+                    self.violated(format!("{target:?}: {first:?}, which waits for acks=all, is told {code:?}"));
+                    return Err(GiveUp);
+                }
+                Err(_) => {}
             }
-            self.summary.borrow_mut().retried += 1;
-            if world.chance(0.03) {
-                return Done::GivenUp;
-            }
-            rt::sleep(world.draw(Duration::from_millis(5)..Duration::from_millis(150))).await;
         }
-        Done::GivenUp
+        while producer.window.front().is_some_and(|batch| batch.acked) {
+            producer.window.pop_front();
+        }
+        Ok(())
     }
 
     /// A consumer: mostly at the log's end, now and then from somewhere before it.
@@ -342,7 +376,37 @@ impl Cluster {
     }
 }
 
-enum Done {
-    Stored(u64),
-    GivenUp,
+/// What a producer has sent, or is about to, from the first batch on that is not acknowledged.
+#[derive(Default)]
+struct Producer {
+    id: i64,
+    epoch: i16,
+    /// In its records.
+    name: u32,
+    /// The next record's: its number, and its sequence.
+    next: u32,
+    window: VecDeque<Sent>,
+}
+
+struct Sent {
+    bytes: Bytes,
+    values: Vec<Value>,
+    acked: bool,
+}
+
+/// The producer can't go on under its id.
+struct GiveUp;
+
+impl Producer {
+    fn make_batch(&mut self, world: &World, size_max: u64) {
+        let first = self.next;
+        self.next += world.number(1..=4) as u32;
+        let values: Vec<Value> = (first..self.next).map(|number| Value { producer: self.name, number }).collect();
+        let mut batch = BatchBuilder::new(Codec::None).producer(self.id, self.epoch, first as i32);
+        for value in &values {
+            let size = world.number(8..size_max) as usize;
+            batch.push(world.time().as_millis() as i64, None, Some(&value.bytes(size)));
+        }
+        self.window.push_back(Sent { bytes: batch.finish(), values, acked: false });
+    }
 }

@@ -22,6 +22,8 @@ use wal::record::GroupId;
 /// How long faults go on, and how long it may take at the end until everybody has everything.
 const FAULTS: Duration = Duration::from_secs(25);
 const HEALING: Duration = Duration::from_secs(60);
+/// How long producers may wait for their last answers then.
+const LAST_ANSWERS: Duration = Duration::from_secs(20);
 /// After so long without a change of what is up, every partition with enough replicas has a leader.
 const CALM: Duration = Duration::from_secs(7);
 /// Elections and hand-overs take less.
@@ -41,6 +43,8 @@ pub(super) struct Cluster {
     /// Clients are to end.
     pub(super) over: Cell<bool>,
     producers: Cell<u32>,
+    /// Those that have not ended.
+    pub(super) producing: Cell<usize>,
     /// Faults come seldom and last, and clients write seldom: partitions come to rest.
     pub(super) quiet: bool,
     violation: RefCell<Option<Violation>>,
@@ -80,6 +84,7 @@ impl Cluster {
             summary: RefCell::default(),
             over: Cell::new(false),
             producers: Cell::new(0),
+            producing: Cell::new(0),
             quiet: world.chance(0.3),
             violation: RefCell::default(),
             watermarks: RefCell::default(),
@@ -125,6 +130,9 @@ impl Cluster {
         world.spawn(OUTSIDE, self.clone().watch());
         self.go_on(world, FAULTS, || false)?;
         self.heal(world)?;
+        // What is acknowledged behind the reading of a log is not in what was read.
+        self.go_on(world, LAST_ANSWERS, || self.producing.get() == 0)?;
+        expect(self.producing.get() == 0, || format!("{} producers don't end", self.producing.get()))?;
         self.check_logs()?;
         for group in &groups {
             self.check_offsets(group)?;

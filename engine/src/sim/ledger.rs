@@ -3,7 +3,7 @@
 //! | client | what must hold |
 //! |---|---|
 //! | acks=all | an acknowledged record is in the log, once, at its offset, as long as the log's start has not passed it |
-//! | any | a record is in the log at most once; one producer's records are in the order in which it sent them |
+//! | any | a record is in the log at most once; one producer's records are in the order in which it sent them, without a gap |
 //! | consumer | what was read at an offset is what everybody reads there, ever |
 //! | any | while a leader serves, its high watermark is not below that of any leader before it |
 
@@ -152,9 +152,9 @@ impl History {
         let mut last: BTreeMap<u32, u32> = BTreeMap::new();
         for (offset, value) in records {
             expect(once.insert(*value), || format!("{value:?} is in the log twice, once at {offset}"))?;
-            let before = last.insert(value.producer, value.number).filter(|before| *before > value.number);
+            let before = last.insert(value.producer, value.number).filter(|before| before + 1 != value.number);
             expect(before.is_none(), || {
-                format!("{value:?} at offset {offset} comes behind {before:?} of its producer")
+                format!("{value:?} at offset {offset} comes right behind {before:?} of its producer")
             })?;
         }
         Ok(())

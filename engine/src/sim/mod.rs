@@ -47,6 +47,10 @@ pub(crate) enum Bug {
     QuietGroupSleepsOn,
     /// What idempotent producers wrote is remembered although it was truncated.
     ProducersKeptOnTruncation,
+    /// A producer is told at once of a batch that is missing before its next.
+    GapsGivenNoTime,
+    /// A producer that is not known may begin behind a batch of its own that was refused just now.
+    BegunBehindRefused,
     /// A commit of offsets is acknowledged before it is committed.
     CommitAcknowledgedTooEarly,
     /// In `wal`.

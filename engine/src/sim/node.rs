@@ -133,8 +133,7 @@ impl Node {
         config.offsets_topic_num_partitions = 2;
         config.group_min_session_timeout_ms = SESSION.as_millis() as i32;
         config.group_initial_rebalance_delay_ms = 200;
-        // Clients here send one batch at a time: a gap is a loss.
-        config.producer_gap_timeout_ms = 0;
+        config.producer_gap_timeout_ms = 3_000;
         config
     }
 

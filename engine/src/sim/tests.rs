@@ -91,8 +91,9 @@ fn partitions_keep_their_promises_under_every_fault() {
     let runs = seeds.end - seeds.start;
     if runs >= SEEDS {
         // The faults must happen, and leave room for what they are to disturb.
-        let Summary { acked, seen, retried, epochs, trimmed, snapshots, .. } = total;
-        assert!(acked > 300 * runs && seen > 100 * runs && retried > 10 * runs && epochs > 3 * runs);
+        let Summary { acked, seen, pipelined, retried, epochs, trimmed, snapshots, .. } = total;
+        assert!(acked > 300 * runs && seen > 100 * runs && pipelined > 100 * runs);
+        assert!(retried > 10 * runs && epochs > 3 * runs);
         assert!(trimmed > runs / 8 && snapshots > runs / 8);
         let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
         assert!(
@@ -151,4 +152,14 @@ fn a_ring_that_is_recycled_too_early_is_seen() {
 #[test]
 fn an_earlier_lap_that_is_taken_for_this_one_is_seen() {
     found(Bug::StaleLapAccepted);
+}
+
+#[test]
+fn a_gap_that_is_called_one_at_once_is_seen() {
+    found(Bug::GapsGivenNoTime);
+}
+
+#[test]
+fn a_producer_that_begins_behind_what_was_refused_is_seen() {
+    found(Bug::BegunBehindRefused);
 }
