@@ -23,6 +23,7 @@ use crate::{
     partition::{Partition, TopicPartition},
     peers::Peers,
     replica::{ReadyLoop, Replicated},
+    rt,
     sync::{Flag, Notify},
 };
 use ahash::AHashMap;
@@ -123,7 +124,7 @@ pub struct Core {
     /// On core 0 only.
     meta: OnceCell<Rc<Meta>>,
     peers: OnceCell<Rc<Peers>>,
-    partitions: RefCell<AHashMap<GroupId, Rc<Partition>>>,
+    partitions: RefCell<BTreeMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
     /// Who leads the partitions of this broker, as its replicas know; a node below 0: nobody since that epoch.
@@ -251,9 +252,21 @@ impl Core {
 
     /// As [`Core::partitions`], those for which `are` holds: there may be very many others.
     pub fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
-        let mut found: Vec<_> = self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect();
-        found.sort_unstable_by_key(|partition| partition.group());
-        found
+        self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect()
+    }
+
+    /// Does something with each of this core's partitions, in turns between which others go on.
+    pub async fn for_partitions_in_turns(&self, mut each: impl FnMut(&Rc<Partition>)) {
+        let mut turns = rt::Turns::begin();
+        let mut next = GroupId(0);
+        loop {
+            let turn: Vec<_> =
+                self.partitions.borrow().range(next..).take(rt::TURN).map(|(_, one)| one.clone()).collect();
+            let Some(last) = turn.last() else { return };
+            next = GroupId(last.group().0 + 1);
+            turn.iter().for_each(&mut each);
+            turns.give_way().await;
+        }
     }
 
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
@@ -765,11 +778,11 @@ pub struct Lifecycle {
 
 impl FlushHost for Core {
     fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(crate::rt::give_way())
+        Box::pin(rt::give_way())
     }
 
     fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(crate::rt::sleep(BREATH))
+        Box::pin(rt::sleep(BREATH))
     }
 
     fn app_state(&self, group: GroupId) -> Option<AppState> {
@@ -778,7 +791,7 @@ impl FlushHost for Core {
 
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
         let pause = FLUSH_RETRY_MIN.saturating_mul(1 << attempt.clamp(1, 7)).min(FLUSH_RETRY_MAX);
-        Box::pin(crate::rt::sleep(pause))
+        Box::pin(rt::sleep(pause))
     }
 
     fn flush_failed(&self, why: &str) {

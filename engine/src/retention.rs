@@ -4,6 +4,7 @@
 use crate::{
     clock,
     core::Core,
+    partition::Partition,
     rt,
     sync::{Either, race},
 };
@@ -16,28 +17,27 @@ pub async fn run(core: Rc<Core>) {
         if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
             return;
         }
-        for turn in core.partitions().chunks(rt::TURN) {
-            for partition in turn {
-                let config = partition.config();
-                partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
-                let high_watermark = partition.high_watermark();
-                let wanted = core.store.retention(
-                    partition.group(),
-                    clock::wall_ms(),
-                    config.retention_ms,
-                    config.retention_bytes,
-                    high_watermark,
-                );
-                if let Some(start) = wanted
-                    && partition.leads()
-                {
-                    tracing::info!(partition = %partition.name, start, "retention moves the log start");
-                    if let Err(error) = partition.trim(&core, start) {
-                        tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
-                    }
-                }
-            }
-            rt::give_way().await;
+        let look = |partition: &Rc<Partition>| look_at(&core, partition);
+        core.for_partitions_in_turns(look).await;
+    }
+}
+
+fn look_at(core: &Rc<Core>, partition: &Rc<Partition>) {
+    let config = partition.config();
+    partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
+    let wanted = core.store.retention(
+        partition.group(),
+        clock::wall_ms(),
+        config.retention_ms,
+        config.retention_bytes,
+        partition.high_watermark(),
+    );
+    if let Some(start) = wanted
+        && partition.leads()
+    {
+        tracing::info!(partition = %partition.name, start, "retention moves the log start");
+        if let Err(error) = partition.trim(core, start) {
+            tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
         }
     }
 }

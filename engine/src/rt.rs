@@ -223,6 +223,24 @@ pub async fn give_way() {
     }
 }
 
+/// Long work that nobody waits for, and of which each piece keeps its core busy: others get as much time between two pieces as the piece
+/// took. (One round of the executor is little to them: an answer takes ten or twenty, from a socket to the disk and back.)
+pub struct Turns {
+    began: Duration,
+}
+
+impl Turns {
+    pub fn begin() -> Self {
+        Self { began: clock::now() }
+    }
+
+    /// Behind a piece of the work.
+    pub async fn give_way(&mut self) {
+        sleep((clock::now() - self.began).max(MOMENT)).await;
+        self.began = clock::now();
+    }
+}
+
 /// Longer than it takes from asking for a wait to waiting.
 const MOMENT: Duration = Duration::from_micros(50);
 
@@ -412,6 +430,21 @@ mod tests {
             }
             done.set(true);
             assert!(turns.get() < 100 * READS, "{} turns of the work for {READS} reads", turns.get());
+        });
+    }
+
+    #[test]
+    fn who_takes_turns_leaves_others_as_much_time_as_it_takes() {
+        on_a_core(|| async {
+            let (begun, mut worked) = (clock::now(), Duration::ZERO);
+            let mut turns = Turns::begin();
+            for _ in 0..5 {
+                let piece = clock::now();
+                while clock::now() - piece < Duration::from_millis(2) {}
+                worked += clock::now() - piece;
+                turns.give_way().await;
+            }
+            assert!(clock::now() - begun >= 2 * worked, "{:?} of {:?}", worked, clock::now() - begun);
         });
     }
 }

@@ -260,16 +260,13 @@ pub async fn rebalance(core: Rc<Core>) {
             continue;
         }
         let now = clock::now();
-        for turn in core.partitions().chunks(rt::TURN) {
-            for partition in turn {
-                let preferred = partition.replicas()[0];
-                let heard = core.groups.heard(&core, partition.group(), preferred);
-                if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
-                    partition.prefer(&core);
-                }
+        let prefer = |partition: &Rc<Partition>| {
+            let heard = core.groups.heard(&core, partition.group(), partition.replicas()[0]);
+            if heard.is_some_and(|heard| heard.healthy && now.saturating_sub(heard.since) >= SETTLED) {
+                partition.prefer(&core);
             }
-            rt::give_way().await;
-        }
+        };
+        core.for_partitions_in_turns(prefer).await;
     }
 }
 

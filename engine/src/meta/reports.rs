@@ -6,7 +6,7 @@
 use super::{Submitting, submit_with};
 use crate::{
     core::{Core, CoreId, Led},
-    partition::TopicPartition,
+    partition::{Partition, TopicPartition},
     rt, sync,
 };
 use ahash::AHashMap;
@@ -90,8 +90,7 @@ pub async fn watermarks(core: Rc<Core>) {
         if !has_others(&core) {
             continue;
         }
-        let marks =
-            (0..core.cores()).map(|to| core.call(CoreId(to), |there| std::future::ready(marks(&there))).result());
+        let marks = (0..core.cores()).map(|to| core.call(CoreId(to), marks).result());
         let marks: Vec<(GroupId, Mark)> = sync::all(marks.collect()).await.into_iter().flatten().collect();
         let mut by_topic: BTreeMap<Arc<str>, Vec<WatermarkReport>> = BTreeMap::new();
         let mut now_told = Vec::new();
@@ -121,19 +120,22 @@ pub async fn watermarks(core: Rc<Core>) {
 }
 
 /// The watermarks of a core's partitions that it leads.
-fn marks(core: &Rc<Core>) -> Vec<(GroupId, Mark)> {
-    // Nobody was told of those at 0, or needs to be.
-    let led = core.partitions_that(|partition| partition.leads() && partition.end() > 0);
-    let mark = |partition: Rc<crate::partition::Partition>| {
-        let mark = Mark {
-            name: partition.name.clone(),
-            high_watermark: partition.high_watermark(),
-            log_start: partition.log_start(core),
-            end_offset: partition.end(),
-        };
-        (partition.group(), mark)
+async fn marks(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
+    let mut marks = Vec::new();
+    let mark = |partition: &Rc<Partition>| {
+        // Nobody was told of those at 0, or needs to be.
+        if partition.leads() && partition.end() > 0 {
+            let mark = Mark {
+                name: partition.name.clone(),
+                high_watermark: partition.high_watermark(),
+                log_start: partition.log_start(&core),
+                end_offset: partition.end(),
+            };
+            marks.push((partition.group(), mark));
+        }
     };
-    led.into_iter().map(mark).collect()
+    core.for_partitions_in_turns(mark).await;
+    marks
 }
 
 /// Whether the report got through. It is shown here then, so that the next can be compared with it.

@@ -134,9 +134,10 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     slices.sort_unstable_by_key(Slice::id);
     let before = meta.snapshots.len();
     let mut joint = Joint::with_room((before + before / 4).max(64 << 10));
+    let mut turns = rt::Turns::begin();
     for slice in slices {
         joint.add(&slice);
-        rt::give_way().await;
+        turns.give_way().await;
     }
     let blob = joint.finish(at.index);
     let app = AppState { index: at.index, blob: blob.clone(), conf_state: conf_state.clone() };
