@@ -228,7 +228,7 @@ settings! {
     /// How long an idempotent producer that writes nothing is remembered.
     producer_id_expiration_ms: i64 = "producer.id.expiration.ms", "86400000", ms(1, MS_MAX);
     /// How long a batch of an idempotent producer that comes before the one it follows is answered NOT_LEADER_OR_FOLLOWER, so that the
-    /// client sends both again; after that, OUT_OF_ORDER_SEQUENCE_NUMBER.
+    /// client sends both again; after that, OUT_OF_ORDER_SEQUENCE_NUMBER. While the broker is stopped it does not count.
     producer_gap_timeout_ms: u64 = "producer.gap.timeout.ms", "5000", ms(0, INT_MAX);
     /// Partitions of __consumer_offsets, when it is created.
     offsets_topic_num_partitions: i32 = "offsets.topic.num.partitions", "50", count(1, 100_000);

@@ -73,9 +73,15 @@ pub struct Groups {
     leaving: Cell<bool>,
     /// When leaderships are offered to others the next time, should the disk be full then.
     give_away_at: Cell<Duration>,
+    ran_for: Cell<Duration>,
 }
 
 impl Groups {
+    /// How long this core has run, in ticks. Unlike by [`clock::now`], a pause takes no time.
+    pub fn ran_for(&self) -> Duration {
+        self.ran_for.get()
+    }
+
     pub(crate) fn stirs(&self, group: GroupId) {
         self.awake.borrow_mut().insert(group);
     }
@@ -174,6 +180,7 @@ pub async fn run(core: Rc<Core>) {
     while !core.lifecycle.peers_ended.is_set() {
         rt::sleep(TICK).await;
         let now = clock::now();
+        core.groups.ran_for.set(core.groups.ran_for() + TICK);
         let beat = Beat {
             incarnation: core.identity.incarnation,
             core: core.id().0 as u16,

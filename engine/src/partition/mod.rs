@@ -27,7 +27,6 @@ use catch_up::CatchUp;
 use snapshots::Coming;
 
 use crate::{
-    clock,
     config_topic::TopicConfig,
     core::Core,
     producers::{Producers, Verdict, WrittenBatch},
@@ -505,12 +504,14 @@ impl Drop for Watch {
     }
 }
 
+/// What closes a gap may wait in a socket while this process is stopped.
 fn gap_patience(core: &Core) -> Patience {
+    let now = core.groups.ran_for();
     #[cfg(test)]
     if crate::sim::planted(crate::sim::Bug::GapsGivenNoTime) {
-        return Patience { now: clock::now(), timeout: Duration::ZERO };
+        return Patience { now, timeout: Duration::ZERO };
     }
-    Patience { now: clock::now(), timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
+    Patience { now, timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
 }
 
 /// A leader that is handing over is as good as none.
