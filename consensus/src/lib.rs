@@ -18,6 +18,7 @@ pub mod group;
 mod group_log;
 mod group_members;
 mod group_storage;
+mod group_types;
 pub mod metadata;
 pub mod plane;
 pub mod seam;

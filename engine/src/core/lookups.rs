@@ -1,0 +1,96 @@
+//! What requests ask of the view.
+
+use super::{Core, Leadership};
+use crate::{
+    kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
+    meta::META_GROUP,
+};
+use consensus::metadata::{BrokerStatus, Topic, View};
+use net::{
+    errors::ErrorCode,
+    produce::{LeaderHint, TopicRef},
+};
+use std::sync::Arc;
+use wal::record::GroupId;
+
+impl Core {
+    /// Host and port that clients are told.
+    pub fn advertised(&self) -> (&str, u16) {
+        (&self.advertised.0, self.advertised.1)
+    }
+
+    /// A topic by its name or id, the metadata's own log among them.
+    pub fn find_topic(&self, topic: &TopicRef) -> Option<Arc<Topic>> {
+        match topic {
+            log if metadata_log::is(log) => Some(metadata_log::topic(self)),
+            TopicRef::Name(name) => self.view(|view| view.topic(name.as_str()).cloned()),
+            TopicRef::Id(id) => self.view(|view| view.topic_by_id(*id).cloned()),
+        }
+    }
+
+    /// The group of a partition, by its topic's name or id.
+    pub fn find_group(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ErrorCode> {
+        if metadata_log::is(topic) {
+            return if partition == 0 { Ok(META_GROUP) } else { Err(ErrorCode::UnknownTopicOrPartition) };
+        }
+        let view = self.view.borrow();
+        let (topic, unknown) = match topic {
+            TopicRef::Name(name) => (view.topic(name.as_str()), ErrorCode::UnknownTopicOrPartition),
+            TopicRef::Id(id) => (view.topic_by_id(*id), ErrorCode::UnknownTopicId),
+        };
+        let partitions = &topic.ok_or(unknown)?.partitions;
+        let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
+        partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
+    pub fn leader_hint(&self, topic: &TopicRef, partition: i32) -> Option<LeaderHint> {
+        let leader = self.leader_of(self.find_group(topic, partition).ok()?)?;
+        Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
+    }
+
+    /// The name of a topic that belongs to the broker itself; `None` for all others.
+    pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
+        let is_offsets = || match topic {
+            TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
+            TopicRef::Id(id) => {
+                self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
+            }
+        };
+        match metadata_log::is(topic) {
+            true => Some(METADATA_TOPIC),
+            false => is_offsets().then_some(OFFSETS_TOPIC),
+        }
+    }
+
+    /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.
+    pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
+        loop {
+            let seen = self.view_changed.version();
+            groups.retain(|group| self.leader_of(*group).is_none() && self.view(|view| view.has_group(group.0)));
+            if groups.is_empty() {
+                return;
+            }
+            self.view_changed.past(seen).await;
+        }
+    }
+
+    /// Who leads a partition: as its replica here knows, or as the metadata says, if that is newer and the leader alive.
+    pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
+        if group == META_GROUP {
+            return self.controller().map(|node| Leadership { node, epoch: -1 });
+        }
+        let here = self.leaders.borrow().get(&group).copied();
+        let known = here.map_or(-1, |here| here.epoch);
+        let told = self.view(|view| led_elsewhere(view, group, self.node())).filter(|told| told.epoch > known);
+        told.or(here.filter(|here| here.node >= 0))
+    }
+}
+
+/// What the metadata says of a partition's leader. What it says of this broker is from an earlier life, if the broker does not know
+/// it itself.
+fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
+    let reported = view.leader(group.0)?;
+    let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
+    (alive && reported.leader != own).then_some(Leadership { node: reported.leader, epoch: reported.term as i32 })
+}

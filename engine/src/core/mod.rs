@@ -1,0 +1,404 @@
+//! One core of the broker: everything it owns, and how the others reach it.
+//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the [`crate::mesh`].
+//!
+//! Owns: a WAL ring and the logs on it ([`Store`]), the partitions whose group id is this core's modulo the number of cores, the
+//! metadata slices whose number is, and its client connections. Holds besides a view of all topics.
+//!
+//! | module | is |
+//! |---|---|
+//! | `following` | the view and what follows from it: partitions opened and dropped, leaders told |
+//! | `lookups` | what requests ask of the view |
+//! | `slices` | the metadata's slices of this core |
+//! | `storage` | what the store asks of its core, and storage that fails |
+
+mod following;
+mod lookups;
+mod slices;
+mod storage;
+
+pub use following::restored;
+
+use crate::{
+    admission::Admission,
+    clock,
+    config::Config,
+    config_cluster,
+    config_topic::Inherited,
+    config_value::HostPort,
+    coordinators::Coordinators,
+    disk::Disk,
+    front::{Connections, Spread},
+    groups::Groups,
+    kafka::{Fetches, Placement, ProducerIds},
+    mesh::{HasMesh, Mesh},
+    meta::{META_GROUP, Meta},
+    metrics::CoreMetrics,
+    pace::Pace,
+    partition::{Partition, TopicPartition},
+    peers::Peers,
+    replica::{ReadyLoop, Replicated},
+    rt,
+    sync::{Flag, Notify},
+};
+use ahash::AHashMap;
+use consensus::{
+    metadata::{Slice, SliceId, View},
+    plane::Acks,
+};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use wal::{record::GroupId, store::RecoveredGroup};
+
+/// A core of this broker, counted from 0; not a CPU number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoreId(pub usize);
+
+/// The storage of one core.
+pub type Store = wal::store::Store<Disk>;
+
+/// Who leads a partition, as every core sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    pub node: i32,
+    pub epoch: i32,
+}
+
+/// Who leads a partition of this broker, as its replica here knows.
+#[derive(Clone, Debug)]
+pub struct Led {
+    pub group: GroupId,
+    pub name: TopicPartition,
+    /// `None`: nobody any more, as far as is known here.
+    pub node: Option<i32>,
+    pub epoch: i32,
+    /// If this broker leads it: the nodes that have what is committed.
+    pub in_sync: Vec<i32>,
+}
+
+/// What a broker is in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// This broker's peer id in every group, for as long as its disk lasts.
+    pub peer: u64,
+    /// Of this process; later ones are larger.
+    pub incarnation: u64,
+    /// The metadata group's first voters.
+    pub founding: Vec<u64>,
+    /// Where other brokers reach this one.
+    pub peer_addr: HostPort,
+}
+
+/// What a core is made from.
+pub struct CoreParts {
+    pub mesh: Mesh<Core>,
+    pub config: Arc<Config>,
+    pub cluster_id: Arc<str>,
+    pub identity: Arc<Identity>,
+    /// Host and port that clients are told.
+    pub advertised: (Arc<str>, u16),
+    pub store: Store,
+    pub metrics: Arc<CoreMetrics>,
+    pub spread: Arc<Spread>,
+    pub recovered: Vec<RecoveredGroup>,
+}
+
+pub struct Core {
+    mesh: Mesh<Core>,
+    pub config: Arc<Config>,
+    inherited: Inherited,
+    pub cluster_id: Arc<str>,
+    pub identity: Arc<Identity>,
+    advertised: (Arc<str>, u16),
+    pub store: Store,
+    pub metrics: Arc<CoreMetrics>,
+    pub ready_loop: ReadyLoop,
+    /// Turns to read for replicas that lag.
+    pub pace: Pace,
+    pub admission: Admission,
+    pub fetches: Fetches,
+    pub producer_ids: ProducerIds,
+    pub placement: Placement,
+    pub coordinators: Coordinators,
+    pub groups: Groups,
+    /// On core 0 only.
+    meta: OnceCell<Rc<Meta>>,
+    peers: OnceCell<Rc<Peers>>,
+    partitions: RefCell<BTreeMap<GroupId, Rc<Partition>>>,
+    slices: RefCell<BTreeMap<SliceId, Slice>>,
+    view: RefCell<View>,
+    /// Who leads the partitions of this broker, as its replicas know; a node below 0: nobody since that epoch.
+    leaders: RefCell<AHashMap<GroupId, Leadership>>,
+    /// Leaderships of this core's partitions that the others have not been told yet.
+    untold: RefCell<Vec<Led>>,
+    /// On core 0: leaderships of this broker that other brokers have not been told.
+    unreported: RefCell<Vec<Led>>,
+    /// Until when reads may be answered from the view.
+    read_until: Cell<Duration>,
+    /// The broker that leads the metadata group.
+    controller: Cell<Option<i32>>,
+    away: RefCell<Arc<[i32]>>,
+    /// Moves whenever the view or a leadership changes.
+    pub view_changed: Notify,
+    /// What the store recovered and no topic has claimed yet.
+    unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
+    failed: RefCell<Option<String>>,
+    /// The disk has no room for what is to be flushed.
+    disk_full: Cell<bool>,
+    pub connections: Connections,
+    pub lifecycle: Lifecycle,
+}
+
+impl HasMesh for Core {
+    fn mesh(&self) -> &Mesh<Self> {
+        &self.mesh
+    }
+}
+
+/// Which core owns a group, and so a partition: even, and a function of nothing else.
+pub fn core_of(group: GroupId, cores: usize) -> CoreId {
+    CoreId((group.0 % cores as u64) as usize)
+}
+
+/// Which core owns a slice of the metadata.
+pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
+    CoreId(usize::from(slice.0) % cores)
+}
+
+impl Core {
+    pub fn new(parts: CoreParts) -> Rc<Self> {
+        let unclaimed = parts.recovered.into_iter().map(|recovered| (recovered.id, recovered)).collect();
+        Rc::new(Self {
+            mesh: parts.mesh,
+            pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
+            inherited: Inherited::new(&parts.config),
+            config: parts.config,
+            cluster_id: parts.cluster_id,
+            identity: parts.identity,
+            advertised: parts.advertised,
+            store: parts.store,
+            metrics: parts.metrics,
+            ready_loop: ReadyLoop::default(),
+            admission: Admission::default(),
+            fetches: Fetches::default(),
+            producer_ids: ProducerIds::default(),
+            placement: Placement::default(),
+            coordinators: Coordinators::default(),
+            groups: Groups::default(),
+            meta: OnceCell::new(),
+            peers: OnceCell::new(),
+            partitions: RefCell::default(),
+            slices: RefCell::default(),
+            view: RefCell::default(),
+            leaders: RefCell::default(),
+            untold: RefCell::default(),
+            unreported: RefCell::default(),
+            read_until: Cell::new(Duration::ZERO),
+            controller: Cell::new(None),
+            away: RefCell::new(Arc::from([])),
+            view_changed: Notify::default(),
+            unclaimed: RefCell::new(unclaimed),
+            failed: RefCell::default(),
+            disk_full: Cell::new(false),
+            connections: Connections::new(parts.spread),
+            lifecycle: Lifecycle::default(),
+        })
+    }
+
+    pub fn id(&self) -> CoreId {
+        self.mesh.me()
+    }
+
+    pub fn cores(&self) -> usize {
+        self.mesh.cores()
+    }
+
+    pub fn node(&self) -> i32 {
+        self.config.node_id
+    }
+
+    /// Runs `post` on `to`, in order with all other posts from here; at once if that is here.
+    pub fn post(self: &Rc<Self>, to: CoreId, post: impl FnOnce(&Rc<Core>) + Send + 'static) {
+        if to == self.id() { post(self) } else { self.mesh.post(to, post) }
+    }
+
+    /// Runs `job` on `to` and brings back its result. It has started (here) or is on its way (elsewhere) when this returns.
+    pub fn call<R, F>(self: &Rc<Self>, to: CoreId, job: impl FnOnce(Rc<Core>) -> F + Send + 'static) -> Call<R, F>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + 'static,
+    {
+        if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(self.mesh.call(to, job)) }
+    }
+
+    /// Runs `job` on `to`, in order with the calls from here, and expects nothing back.
+    pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
+        if to == self.id() { job(self) } else { self.mesh.send(to, job) }
+    }
+
+    pub fn meta(&self) -> &Rc<Meta> {
+        self.meta.get().expect("only core 0 is asked for the metadata group")
+    }
+
+    /// The way to other brokers.
+    pub fn peers(&self) -> &Rc<Peers> {
+        self.peers.get().expect("a core has its way to other brokers before it does anything")
+    }
+
+    /// This core's partitions, in the order of their groups.
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions_that(|_| true)
+    }
+
+    /// As [`Core::partitions`], those for which `are` holds: there may be very many others.
+    pub fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect()
+    }
+
+    /// Does something with each of this core's partitions, in turns between which others go on.
+    pub async fn for_partitions_in_turns(&self, mut each: impl FnMut(&Rc<Partition>)) {
+        let mut turns = rt::Turns::begin();
+        let mut next = GroupId(0);
+        loop {
+            let turn: Vec<_> =
+                self.partitions.borrow().range(next..).take(rt::TURN).map(|(_, one)| one.clone()).collect();
+            let Some(last) = turn.last() else { return };
+            next = GroupId(last.group().0 + 1);
+            turn.iter().for_each(&mut each);
+            turns.give_way().await;
+        }
+    }
+
+    pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
+        self.partitions.borrow().get(&group).cloned()
+    }
+
+    pub fn owner(&self, group: GroupId) -> CoreId {
+        core_of(group, self.cores())
+    }
+
+    /// The replica behind a group of this core.
+    pub fn group(&self, group: GroupId) -> Option<Rc<dyn Replicated>> {
+        if group == META_GROUP {
+            return self.meta.get().map(|meta| meta.clone() as Rc<dyn Replicated>);
+        }
+        self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
+    }
+
+    /// A look at the view; it may not be held across an await.
+    pub fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.view.borrow())
+    }
+}
+
+/// A job's result, wherever the job runs.
+pub enum Call<R, F> {
+    Here(F),
+    There(crate::mesh::Called<R>),
+}
+
+impl<R: 'static, F: Future<Output = R>> Call<R, F> {
+    pub async fn result(self) -> R {
+        match self {
+            Call::Here(future) => future.await,
+            Call::There(called) => called.await,
+        }
+    }
+}
+
+/// What core 0 tells of the metadata group.
+impl Core {
+    pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
+        self.read_until.set(read_until);
+        self.controller.set(controller);
+    }
+
+    pub fn are_away(&self, nodes: Arc<[i32]>) {
+        *self.away.borrow_mut() = nodes;
+    }
+
+    /// Brokers to which this one has no way now, fenced or not yet.
+    pub fn away(&self) -> Arc<[i32]> {
+        self.away.borrow().clone()
+    }
+
+    /// Whether reads may be answered from the view now, at most a read lease old.
+    pub fn has_read_lease(&self) -> bool {
+        clock::now() < self.read_until.get()
+    }
+
+    /// The broker that leads the metadata group, as far as this one knows.
+    pub fn controller(&self) -> Option<i32> {
+        self.controller.get()
+    }
+
+    /// How writes of metadata are acknowledged that do not say so themselves.
+    pub fn metadata_acks(&self) -> Acks {
+        self.view(|view| config_cluster::metadata_acks(self.node(), view.cluster_config(), &self.config))
+    }
+}
+
+/// Start and stop.
+impl Core {
+    pub fn hold_peers(&self, peers: Rc<Peers>) {
+        assert!(self.peers.set(peers).is_ok(), "there is one way to other brokers");
+    }
+
+    pub fn hold_meta(&self, meta: Rc<Meta>) {
+        assert!(self.meta.set(meta).is_ok(), "there is one metadata group");
+    }
+
+    pub fn take_recovered(&self, group: GroupId) -> Option<RecoveredGroup> {
+        self.unclaimed.borrow_mut().remove(&group)
+    }
+
+    /// Waits until the metadata is complete and every partition of this core has its leader.
+    pub async fn until_serving(self: &Rc<Self>) {
+        self.lifecycle.metadata_complete.wait().await;
+        self.drop_unclaimed();
+        // Those that have others elect when there are enough of them, which may be long after.
+        let alone = self.partitions_that(|partition| !partition.is_shared());
+        self.leaders_known(alone.iter().map(|partition| partition.group()).collect()).await;
+    }
+
+    /// No new connections or requests from now on.
+    pub fn begin_stop(&self) {
+        self.lifecycle.stopping.set();
+        self.fetches.cancel_all();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.lifecycle.stopping.is_set()
+    }
+
+    /// Waits until every core has drained: each tells all, the last one frees all.
+    pub async fn all_drained(self: &Rc<Self>) {
+        for to in (0..self.cores()).map(CoreId) {
+            self.post(to, |there| {
+                let lifecycle = &there.lifecycle;
+                lifecycle.drained_cores.set(lifecycle.drained_cores.get() + 1);
+                if lifecycle.drained_cores.get() == there.cores() {
+                    lifecycle.drained.set();
+                }
+            });
+        }
+        self.lifecycle.drained.wait().await;
+    }
+}
+
+/// The stages of a core's life that others wait for.
+#[derive(Default)]
+pub struct Lifecycle {
+    pub metadata_complete: Flag,
+    /// The metadata group is not driven any more.
+    pub metadata_ended: Flag,
+    /// Other brokers are not talked to any more.
+    pub peers_ended: Flag,
+    pub stopping: Flag,
+    drained_cores: Cell<usize>,
+    drained: Flag,
+}

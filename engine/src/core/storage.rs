@@ -1,0 +1,79 @@
+//! What a core's store asks of it, and what becomes of a core whose storage fails.
+
+use super::Core;
+use crate::{replica::Replicated, rt};
+use std::{pin::Pin, time::Duration};
+use wal::{
+    record::GroupId,
+    store::{AppState, FlushHost},
+};
+
+/// Between large writes of a flush while the ring has room.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// First and longest pause before a flush that failed is tried again.
+const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);
+const FLUSH_RETRY_MAX: Duration = Duration::from_secs(5);
+
+impl Core {
+    pub fn has_failed(&self) -> bool {
+        self.failed.borrow().is_some()
+    }
+
+    /// Whether what this core was to flush found no room at the last try. It serves as long as its ring has some, and others lead
+    /// better.
+    pub fn has_full_disk(&self) -> bool {
+        self.disk_full.get()
+    }
+
+    /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
+    pub fn storage_failed(&self, why: &str) {
+        if self.failed.borrow().is_some() {
+            return;
+        }
+        tracing::error!(
+            core = self.id().0,
+            why,
+            "storage failed: this core acks nothing more until the broker is restarted"
+        );
+        *self.failed.borrow_mut() = Some(why.to_owned());
+        self.partitions().iter().for_each(|partition| partition.storage_failed());
+        self.coordinators.resign_all();
+        if let Some(meta) = self.meta.get() {
+            meta.storage_failed();
+            self.metrics.metadata_leads.set(0);
+        }
+    }
+}
+
+impl FlushHost for Core {
+    fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(rt::give_way())
+    }
+
+    fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(rt::sleep(BREATH))
+    }
+
+    fn app_state(&self, group: GroupId) -> Option<AppState> {
+        self.partition(group).map(|partition| partition.app_state())
+    }
+
+    fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>> {
+        let pause = FLUSH_RETRY_MIN.saturating_mul(1 << attempt.clamp(1, 7)).min(FLUSH_RETRY_MAX);
+        Box::pin(rt::sleep(pause))
+    }
+
+    fn flush_failed(&self, why: &str) {
+        self.disk_full.set(true);
+        self.metrics.disk_full.set(1);
+        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; others are to lead; trying again");
+    }
+
+    fn flushed(&self) {
+        if self.disk_full.replace(false) {
+            self.metrics.disk_full.set(0);
+            tracing::info!(core = self.id().0, "there is room for the segments again");
+        }
+    }
+}
