@@ -99,6 +99,11 @@ pub enum GroupRecord {
     Group { group: StrBytes, value: Option<GroupMetadata> },
 }
 
+/// What a key takes beside its names: its version, their lengths, a partition.
+const KEY_BYTES_BESIDE: usize = 10;
+/// What an offset's value takes beside its metadata, at most.
+const VALUE_BYTES_BESIDE: usize = 28;
+
 fn put_string(out: &mut BytesMut, string: &str) {
     assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
     out.put_i16(string.len() as i16);
@@ -119,9 +124,9 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
 
 impl GroupRecord {
     pub fn encode(&self) -> (Bytes, Option<Bytes>) {
-        let mut key = BytesMut::new();
         match self {
             GroupRecord::Offset { group, topic, partition, value } => {
+                let mut key = BytesMut::with_capacity(group.len() + topic.len() + KEY_BYTES_BESIDE);
                 key.put_i16(OFFSET_COMMIT_KEY);
                 put_string(&mut key, group);
                 put_string(&mut key, topic);
@@ -129,6 +134,7 @@ impl GroupRecord {
                 (key.freeze(), value.as_ref().map(CommittedOffset::encode))
             }
             GroupRecord::Group { group, value } => {
+                let mut key = BytesMut::with_capacity(group.len() + KEY_BYTES_BESIDE);
                 key.put_i16(GROUP_METADATA_KEY);
                 put_string(&mut key, group);
                 (key.freeze(), value.as_ref().map(GroupMetadata::encode))
@@ -157,7 +163,7 @@ impl GroupRecord {
 
 impl CommittedOffset {
     fn encode(&self) -> Bytes {
-        let mut out = BytesMut::new();
+        let mut out = BytesMut::with_capacity(self.metadata.len() + VALUE_BYTES_BESIDE);
         out.put_i16(if self.expire_timestamp.is_some() { OFFSET_COMMIT_VALUE_EXPIRING } else { OFFSET_COMMIT_VALUE });
         out.put_i64(self.offset);
         if self.expire_timestamp.is_none() {
