@@ -1,5 +1,7 @@
 //! Members of consumer groups: they join, read what they are assigned, commit, crash, linger and leave.
 //!
+//! Some are static members (KIP-345), and now and then two have the same instance: the later one fences the other.
+//!
 //! As the consumer of Kafka's Java client does, but for one thing: who has not heard of its group for long still commits, which nobody may
 //! acknowledge once there is a later generation.
 
@@ -8,7 +10,7 @@ use super::{
     cluster::Cluster,
     exec::{self, OUTSIDE, World},
     ledger::Violation,
-    ledger_commits::{CommitId, GroupHistory, Place},
+    ledger_commits::{CommitId, GroupHistory, Moment, Place, Who},
     node::Node,
 };
 use crate::{kafka::OFFSETS_TOPIC, rt};
@@ -58,6 +60,8 @@ enum Halt {
     Rejoin,
     /// As a new member.
     Anew,
+    /// Another has its instance.
+    Fenced,
     /// The coordinator is elsewhere, or does not answer.
     Lost,
     /// It is to try again.
@@ -69,6 +73,7 @@ impl Halt {
         match code {
             ErrorCode::RebalanceInProgress | ErrorCode::IllegalGeneration => Self::Rejoin,
             ErrorCode::UnknownMemberId => Self::Anew,
+            ErrorCode::FencedInstanceId => Self::Fenced,
             ErrorCode::NotCoordinator | ErrorCode::CoordinatorNotAvailable => Self::Lost,
             _ => Self::NotNow,
         }
@@ -81,6 +86,7 @@ fn is_refusal(code: ErrorCode) -> bool {
         code,
         ErrorCode::IllegalGeneration
             | ErrorCode::UnknownMemberId
+            | ErrorCode::FencedInstanceId
             | ErrorCode::RebalanceInProgress
             | ErrorCode::GroupIdNotFound
             | ErrorCode::CoordinatorLoadInProgress
@@ -95,6 +101,10 @@ struct Member {
     coordinator: Option<Rc<Node>>,
     /// Empty until it is given one.
     id: StrBytes,
+    /// A static member's, which another may have at the same time.
+    instance: Option<StrBytes>,
+    /// When it asked to join, for the ledger.
+    asked: Moment,
     generation: i32,
     /// Who is to be assigned something, if that is for this one to say.
     others: Vec<StrBytes>,
@@ -106,7 +116,8 @@ impl Cluster {
     /// Has members share the topics.
     pub(super) fn begin_group(self: &Rc<Self>, world: &World, group: &str, members: u64) {
         for _ in 0..members {
-            world.spawn(OUTSIDE, self.clone().belong(group.to_owned()));
+            let instance = world.chance(0.4).then(|| text(&format!("instance-{}", world.place(2))));
+            world.spawn(OUTSIDE, self.clone().belong(group.to_owned(), instance));
         }
         world.spawn(OUTSIDE, self.clone().await_offsets_topic());
         world.spawn(OUTSIDE, self.clone().watch_offsets(group.to_owned()));
@@ -138,10 +149,11 @@ impl Cluster {
         self.targets.borrow().iter().filter(|target| target.is_for_clients).cloned().collect()
     }
 
-    async fn belong(self: Rc<Self>, group: String) {
+    async fn belong(self: Rc<Self>, group: String, instance: Option<StrBytes>) {
         let world = exec::world();
         while !self.over.get() {
-            Member::new(&self, &group).live().await;
+            let mut member = Member { instance: instance.clone(), ..Member::new(&self, &group) };
+            member.live().await;
             rt::sleep(world.draw(ms(10)..ms(4_000))).await;
         }
     }
@@ -190,10 +202,17 @@ impl Member {
             group: group.to_owned(),
             coordinator: None,
             id: StrBytes::new(),
+            instance: None,
+            asked: 0,
             generation: -1,
             others: Vec::new(),
             assigned: Vec::new(),
         }
+    }
+
+    fn who(&self) -> Who {
+        let instance = self.instance.as_ref().map(|instance| instance.to_string());
+        Who { id: self.id.to_string(), instance, asked: self.asked }
     }
 
     /// Until it crashes, or leaves.
@@ -203,6 +222,10 @@ impl Member {
             match halt {
                 Halt::Rejoin => {}
                 Halt::Anew => self.id = StrBytes::new(),
+                Halt::Fenced => {
+                    self.cluster.summary.borrow_mut().fenced += 1;
+                    return;
+                }
                 Halt::Lost => self.coordinator = None,
                 Halt::NotNow => {}
             }
@@ -280,8 +303,10 @@ impl Member {
             .with_session_timeout_ms(SESSION.as_millis() as i32)
             .with_rebalance_timeout_ms(REBALANCE.as_millis() as i32)
             .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone())
             .with_protocol_type(text("consumer"))
             .with_protocols(vec![JoinGroupRequestProtocol::default().with_name(text("any"))]);
+        self.asked = self.cluster.ledger.borrow_mut().of_members(&self.group).now();
         let Response::JoinGroup(response) = self.ask(request, 9, self.world.draw(JOIN_PATIENCE)).await? else {
             return Err(Halt::NotNow);
         };
@@ -294,7 +319,8 @@ impl Member {
             Err(code) => return Err(Halt::of(code)),
         }
         (self.id, self.generation) = (response.member_id, response.generation_id);
-        let leads = response.leader == self.id;
+        // Who comes back as a static member leaves the assignment as it is.
+        let leads = response.leader == self.id && !response.skip_assignment;
         let id = |member: JoinGroupResponseMember| member.member_id;
         self.others = response.members.into_iter().map(id).filter(|_| leads).collect();
         Ok(())
@@ -321,6 +347,7 @@ impl Member {
             .with_group_id(GroupId(text(&self.group)))
             .with_generation_id(self.generation)
             .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone())
             .with_protocol_type(Some(text("consumer")))
             .with_protocol_name(Some(text("any")))
             .with_assignments(self.assign());
@@ -332,7 +359,7 @@ impl Member {
         let targets = self.cluster.shared_targets();
         self.assigned = share.iter().map(|place| (targets[usize::from(*place)].clone(), 0)).collect();
         let places: Vec<Place> = self.assigned.iter().map(|(target, _)| place(target)).collect();
-        self.cluster.of_group(&self.group, |group| group.assigned(self.generation, &self.id, &places));
+        self.cluster.of_group(&self.group, |group| group.assigned(self.generation, &self.who(), &places));
         Ok(())
     }
 
@@ -347,7 +374,7 @@ impl Member {
             .with_group_id(GroupId(text(&self.group)))
             .with_topics(Some(topics.collect()));
         let request = OffsetFetchRequest::default().with_require_stable(true).with_groups(vec![group]);
-        let asked = self.cluster.ledger.borrow_mut().of_members(&self.group).fetch();
+        let asked = self.cluster.ledger.borrow_mut().of_members(&self.group).now();
         let Response::OffsetFetch(response) = self.ask(request, 8, self.patience()).await? else {
             return Err(Halt::NotNow);
         };
@@ -375,9 +402,10 @@ impl Member {
             return Ok(());
         }
         let mut ids: Vec<CommitId> = Vec::new();
+        let who = self.who();
         let topics = self.assigned.iter().map(|(target, at)| {
             self.cluster.of_group(&self.group, |group| {
-                ids.push(group.asks(self.generation, place(target), *at));
+                ids.push(group.asks(&who, self.generation, place(target), *at));
                 Ok(())
             });
             let partition = OffsetCommitRequestPartition::default()
@@ -392,6 +420,7 @@ impl Member {
             .with_group_id(GroupId(text(&self.group)))
             .with_generation_id_or_member_epoch(self.generation)
             .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone())
             .with_topics(topics.collect());
         let answer = self.ask(request, 9, self.patience()).await;
         let Response::OffsetCommit(response) = answer? else { return Err(Halt::NotNow) };
@@ -423,7 +452,8 @@ impl Member {
         let request = HeartbeatRequest::default()
             .with_group_id(GroupId(text(&self.group)))
             .with_generation_id(self.generation)
-            .with_member_id(self.id.clone());
+            .with_member_id(self.id.clone())
+            .with_group_instance_id(self.instance.clone());
         let Response::Heartbeat(response) = self.ask(request, 4, self.patience()).await? else {
             return Err(Halt::NotNow);
         };
@@ -431,7 +461,8 @@ impl Member {
     }
 
     async fn leave(&mut self) {
-        let member = MemberIdentity::default().with_member_id(self.id.clone());
+        let member =
+            MemberIdentity::default().with_member_id(self.id.clone()).with_group_instance_id(self.instance.clone());
         let request = LeaveGroupRequest::default().with_group_id(GroupId(text(&self.group))).with_members(vec![member]);
         let _ = self.ask(request, 5, self.patience()).await;
     }

@@ -9,6 +9,7 @@
 //! | an offset is fetched | it is a commit's that was not refused, and that no other comes behind which was known to count when the fetch began |
 //! | no offset is fetched | no commit was known to count when the fetch began |
 //! | partitions are assigned | no other member of the generation has one of them |
+//! | a static member's commit is acknowledged | nobody knew of a member that has its instance since, when it was asked for |
 //!
 //! One commit comes behind another if that was known to count before this one was asked for, or if it is a later generation's. A commit is
 //! known to count once it is acknowledged, or fetched; a generation is known once a member was told what it is assigned.
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 /// A topic's partition.
 pub(super) type Place = (String, i32);
 /// How much had happened at a moment.
-type Moment = u64;
+pub(super) type Moment = u64;
 
 /// What a commit is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,26 @@ impl CommitId {
     }
 }
 
+/// A member, as its group knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) id: String,
+    /// What a static member keeps when it comes back (KIP-345).
+    pub(super) instance: Option<String>,
+    /// When it asked to join.
+    pub(super) asked: Moment,
+}
+
+impl Who {
+    /// To whom partitions are assigned: the member that takes an instance over has what that had.
+    fn owner(&self) -> &str {
+        self.instance.as_ref().unwrap_or(&self.id)
+    }
+}
+
 #[derive(Debug)]
 struct Commit {
+    who: Who,
     place: Place,
     generation: i32,
     offset: u64,
@@ -58,15 +77,12 @@ pub(super) struct GroupHistory {
     known: BTreeMap<i32, Moment>,
     /// By generation and partition, whose it is.
     owners: BTreeMap<(i32, Place), String>,
+    /// Static members, each with when it was first known.
+    statics: Vec<(Who, Moment)>,
     fetched: u64,
 }
 
 impl GroupHistory {
-    fn next_moment(&mut self) -> Moment {
-        self.now += 1;
-        self.now
-    }
-
     /// How many commits are known to count.
     pub(super) fn counted(&self) -> u64 {
         self.commits.iter().filter(|commit| commit.counts.is_some()).count() as u64
@@ -88,9 +104,13 @@ impl GroupHistory {
     }
 
     /// A member is told which partitions it has.
-    pub(super) fn assigned(&mut self, generation: i32, member: &str, places: &[Place]) -> Result<(), Violation> {
-        let now = self.next_moment();
+    pub(super) fn assigned(&mut self, generation: i32, who: &Who, places: &[Place]) -> Result<(), Violation> {
+        let now = self.now();
         self.known.entry(generation).or_insert(now);
+        if who.instance.is_some() && self.since(who).is_none() {
+            self.statics.push((who.clone(), now));
+        }
+        let member = who.owner();
         for place in places {
             let owner = self.owners.entry((generation, place.clone())).or_insert_with(|| member.to_owned());
             expect(owner == member, || format!("{owner} and {member} both have {place:?} in generation {generation}"))?;
@@ -98,10 +118,23 @@ impl GroupHistory {
         Ok(())
     }
 
+    fn since(&self, who: &Who) -> Option<Moment> {
+        let known = self.statics.iter().find(|(known, _)| (&known.id, &known.instance) == (&who.id, &who.instance));
+        known.map(|(_, since)| *since)
+    }
+
+    /// Who had the instance of a member later, and was known to at a moment.
+    fn successor(&self, of: &Who, at: Moment) -> Option<&Who> {
+        let since = self.since(of)?;
+        let is_next = |other: &Who| other.instance == of.instance && other.asked > since;
+        self.statics.iter().find(|(other, known)| is_next(other) && *known < at).map(|(other, _)| other)
+    }
+
     /// A commit is asked for.
-    pub(super) fn asks(&mut self, generation: i32, place: Place, offset: u64) -> CommitId {
-        let asked = self.next_moment();
-        self.commits.push(Commit { place, generation, offset, asked, counts: None, refused: false });
+    pub(super) fn asks(&mut self, who: &Who, generation: i32, place: Place, offset: u64) -> CommitId {
+        let asked = self.now();
+        let who = who.clone();
+        self.commits.push(Commit { who, place, generation, offset, asked, counts: None, refused: false });
         CommitId(self.commits.len() - 1)
     }
 
@@ -114,9 +147,13 @@ impl GroupHistory {
 
     /// A member is told that its commit is stored.
     pub(super) fn is_acked(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
-        let now = self.next_moment();
-        let commit = &mut self.commits[id];
-        commit.counts.get_or_insert(now);
+        let now = self.now();
+        self.commits[id].counts.get_or_insert(now);
+        let commit = &self.commits[id];
+        let successor = self.successor(&commit.who, commit.asked);
+        expect(successor.is_none(), || {
+            format!("commit {id} was acknowledged, though another had its instance: {commit:?}, {successor:?}")
+        })?;
         let mut later = self.known.range(commit.generation + 1..);
         let later = later.find(|(_, known)| **known < commit.asked);
         expect(later.is_none(), || {
@@ -124,9 +161,10 @@ impl GroupHistory {
         })
     }
 
-    /// Somebody is about to ask for offsets.
-    pub(super) fn fetch(&mut self) -> Moment {
-        self.next_moment()
+    /// Somebody is about to ask for offsets, or to join.
+    pub(super) fn now(&mut self) -> Moment {
+        self.now += 1;
+        self.now
     }
 
     /// The offset of a partition, as it was answered to whom asked at a moment.
@@ -136,7 +174,7 @@ impl GroupHistory {
         asked: Moment,
         found: Option<(u64, &str)>,
     ) -> Result<(), Violation> {
-        let now = self.next_moment();
+        let now = self.now();
         self.fetched += 1;
         let counted = |commit: &Commit| commit.place == *place && commit.counts.is_some_and(|counts| counts < asked);
         let Some((offset, metadata)) = found else {
@@ -167,22 +205,26 @@ mod tests {
         ("topic".to_owned(), 0)
     }
 
+    fn who(id: &str) -> Who {
+        Who { id: id.to_owned(), ..Who::default() }
+    }
+
     /// A commit that is acknowledged at once.
     fn acked(history: &mut GroupHistory, generation: i32, offset: u64) -> CommitId {
-        let id = history.asks(generation, place(), offset);
+        let id = history.asks(&who("a"), generation, place(), offset);
         history.is_acked(id).unwrap();
         id
     }
 
     fn fetched(history: &mut GroupHistory, id: CommitId, offset: u64) -> Result<(), Violation> {
-        let asked = history.fetch();
+        let asked = history.now();
         history.is_fetched(&place(), asked, Some((offset, &id.text())))
     }
 
     #[test]
     fn what_was_acknowledged_is_not_lost() {
         let mut history = GroupHistory::default();
-        let asked = history.fetch();
+        let asked = history.now();
         history.is_fetched(&place(), asked, None).unwrap();
         let (first, second) = (acked(&mut history, 1, 10), acked(&mut history, 1, 20));
         history.is_fetched(&place(), asked, Some((10, &first.text()))).unwrap();
@@ -190,21 +232,21 @@ mod tests {
         fetched(&mut history, second, 20).unwrap();
         fetched(&mut history, second, 10).unwrap_err();
         fetched(&mut history, first, 10).unwrap_err();
-        let asked = history.fetch();
+        let asked = history.now();
         history.is_fetched(&place(), asked, None).unwrap_err();
     }
 
     #[test]
     fn what_was_not_answered_may_count_once() {
         let mut history = GroupHistory::default();
-        let open = history.asks(1, place(), 5);
+        let open = history.asks(&who("a"), 1, place(), 5);
         let first = acked(&mut history, 1, 10);
         fetched(&mut history, first, 10).unwrap();
         fetched(&mut history, open, 5).unwrap();
         let second = acked(&mut history, 1, 20);
         fetched(&mut history, second, 20).unwrap();
         fetched(&mut history, open, 5).unwrap_err();
-        let refused = history.asks(1, place(), 30);
+        let refused = history.asks(&who("a"), 1, place(), 30);
         history.is_refused(refused).unwrap();
         fetched(&mut history, refused, 30).unwrap_err();
     }
@@ -212,15 +254,32 @@ mod tests {
     #[test]
     fn later_generations_come_behind_earlier_ones() {
         let mut history = GroupHistory::default();
-        let open = history.asks(1, place(), 5);
-        history.assigned(2, "a", &[place()]).unwrap();
-        history.assigned(2, "a", &[place()]).unwrap();
-        history.assigned(2, "b", &[place()]).unwrap_err();
-        let stale = history.asks(1, place(), 7);
+        let open = history.asks(&who("a"), 1, place(), 5);
+        history.assigned(2, &who("a"), &[place()]).unwrap();
+        history.assigned(2, &who("a"), &[place()]).unwrap();
+        history.assigned(2, &who("b"), &[place()]).unwrap_err();
+        let stale = history.asks(&who("a"), 1, place(), 7);
         history.is_acked(open).unwrap();
         history.is_acked(stale).unwrap_err();
         let second = acked(&mut history, 2, 3);
         fetched(&mut history, second, 3).unwrap();
         fetched(&mut history, open, 5).unwrap_err();
+    }
+
+    #[test]
+    fn who_has_lost_its_instance_commits_no_more() {
+        let mut history = GroupHistory::default();
+        let member = |id: &str, asked| Who { instance: Some("instance".to_owned()), asked, ..who(id) };
+        let first = member("first", history.now());
+        history.assigned(1, &first, &[place()]).unwrap();
+        let second = member("second", history.now());
+        let open = history.asks(&first, 1, place(), 5);
+        history.assigned(1, &second, &[place()]).unwrap();
+        let stale = history.asks(&first, 1, place(), 7);
+        let new = history.asks(&second, 1, place(), 9);
+        history.is_acked(open).unwrap();
+        history.is_acked(stale).unwrap_err();
+        history.is_acked(new).unwrap();
+        history.assigned(1, &who("another"), &[place()]).unwrap_err();
     }
 }

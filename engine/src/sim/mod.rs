@@ -53,6 +53,8 @@ pub(crate) enum Bug {
     BegunBehindRefused,
     /// A commit of offsets is acknowledged before it is committed.
     CommitAcknowledgedTooEarly,
+    /// A static member whose instance another has taken over goes on to commit.
+    FencedMemberCommits,
     /// In `wal`.
     RingRecycledTooEarly,
     /// In `wal`.

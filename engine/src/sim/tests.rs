@@ -99,9 +99,9 @@ fn partitions_keep_their_promises_under_every_fault() {
         assert!(
             killed > runs / 2 && power_lost > runs / 2 && stopped > runs / 8 && paused > runs / 2 && cut > runs / 2
         );
-        let Summary { groups, generations, commits, commits_refused, offsets_fetched, .. } = total;
+        let Summary { groups, generations, fenced, commits, commits_refused, offsets_fetched, .. } = total;
         assert!(groups > runs / 4 && generations > runs && commits > 10 * runs && offsets_fetched > 10 * runs);
-        assert!(commits_refused > runs / 8);
+        assert!(commits_refused > runs / 8 && fenced > runs / 8);
         assert!(disks_ailed > runs / 8 && disks_lost > runs / 20 && jumped > runs / 16 && rested > runs / 2);
     }
 }
@@ -162,4 +162,9 @@ fn a_gap_that_is_called_one_at_once_is_seen() {
 #[test]
 fn a_producer_that_begins_behind_what_was_refused_is_seen() {
     found(Bug::BegunBehindRefused);
+}
+
+#[test]
+fn a_fenced_member_that_commits_is_seen() {
+    found(Bug::FencedMemberCommits);
 }
