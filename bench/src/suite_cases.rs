@@ -77,11 +77,8 @@ pub fn cases(set: Set) -> Vec<Case> {
     let backlog = if quick { "1536MiB" } else { "4GiB" };
     let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}} --duration {long} {pinned}");
     add("backlog beside the tail", Against::One, format!("{line} --record-size 1KiB"));
-    add(
-        "commits",
-        Against::One,
-        format!("commits --topic commits --connections 16 --in-flight 1 --duration {brief} {pinned}"),
-    );
+    let line = format!("commits --topic commits --connections 16 --in-flight 1 --duration {brief} {pinned}");
+    add("commits", Against::One, line);
     let counts = if quick { "10,1000" } else { "10,100,1000,10000" };
     let line = format!("many-partitions --partitions {counts} --linger 0ms --in-flight 64 --duration {brief} {pinned}");
     add("many partitions", Against::One, line);

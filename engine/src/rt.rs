@@ -207,9 +207,6 @@ impl Drop for Sleep {
     }
 }
 
-/// Partitions, or things as small, that are looked at before a task [gives way](give_way).
-pub const TURN: usize = 64;
-
 /// In the middle of long work that nobody waits for: all tasks of this core that are ready go first, and all for which the kernel has
 /// something by then. (To yield, as [`yield_if_needed`] does, lets others run that are ready, but the executor looks for what the
 /// kernel has only once nobody is, or after 100 ms. A [`sleep`] too short for the executor to look meanwhile is no better.)

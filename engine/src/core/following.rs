@@ -26,7 +26,6 @@ const STAND_APART: usize = 3;
 /// Entries that a leader keeps in memory for peers that lack them, of one partition; more are read from its log.
 const KEPT_ENTRIES: u64 = 256;
 
-/// The view and what follows from it.
 impl Core {
     /// Takes the slices of this core and the whole view, as of the snapshot that core 0 read.
     pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {

@@ -265,7 +265,7 @@ impl Core {
         let mut next = GroupId(0);
         loop {
             let turn: Vec<_> =
-                self.partitions.borrow().range(next..).take(rt::TURN).map(|(_, one)| one.clone()).collect();
+                self.partitions.borrow().range(next..).take(PARTITIONS_A_TURN).map(|(_, one)| one.clone()).collect();
             let Some(last) = turn.last() else { return };
             next = GroupId(last.group().0 + 1);
             turn.iter().for_each(&mut each);
@@ -389,6 +389,9 @@ impl Core {
         self.lifecycle.drained.wait().await;
     }
 }
+
+/// Partitions that are looked at before others have their turn.
+const PARTITIONS_A_TURN: usize = 64;
 
 /// The stages of a core's life that others wait for.
 #[derive(Default)]

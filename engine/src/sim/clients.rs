@@ -240,16 +240,13 @@ impl Cluster {
                 while producer.window.len() < wanted {
                     producer.make_batch(&world, size_max);
                 }
-                if self.send_window(&target, &mut producer, acks).await.is_err() {
-                    self.summary.borrow_mut().given_up += 1;
-                    break;
-                }
-                if producer.window.is_empty() {
+                let sent = self.send_window(&target, &mut producer, acks).await;
+                if sent.is_ok() && producer.window.is_empty() {
                     rt::sleep(pause).await;
                     continue;
                 }
-                self.summary.borrow_mut().retried += 1;
-                if world.chance(0.03) {
+                self.summary.borrow_mut().retried += u64::from(sent.is_ok());
+                if sent.is_err() || world.chance(0.03) {
                     self.summary.borrow_mut().given_up += 1;
                     break;
                 }

@@ -118,9 +118,9 @@ impl GroupHistory {
         Ok(())
     }
 
+    /// When a static member was first known.
     fn since(&self, who: &Who) -> Option<Moment> {
-        let known = self.statics.iter().find(|(known, _)| (&known.id, &known.instance) == (&who.id, &who.instance));
-        known.map(|(_, since)| *since)
+        self.statics.iter().find(|(known, _)| known.id == who.id).map(|(_, since)| *since)
     }
 
     /// Who had the instance of a member later, and was known to at a moment.
