@@ -13,7 +13,7 @@ use glommio::{
 };
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     rc::Rc,
 };
 
@@ -70,7 +70,8 @@ impl Disk for GlommioDisk {
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let dir = Directory::open(dir).await.map_err(io_error)?;
+        // It takes a relative path for one below the descriptor -1.
+        let dir = Directory::open(path::absolute(dir)?).await.map_err(io_error)?;
         let synced = dir.sync().await.map_err(io_error);
         dir.close().await.map_err(io_error)?;
         synced

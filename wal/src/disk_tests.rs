@@ -118,10 +118,18 @@ async fn carries_the_ring(disk: impl Disk, dir: &Path) {
     }
 }
 
+/// The same place, from where this process works.
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().expect("a working directory");
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    up.join(path.strip_prefix("/").expect("temporary directories are absolute"))
+}
+
 /// Both, on the disk that `make` makes on its core.
 fn is_a_disk<D: Disk>(make: impl Fn() -> D + Send + 'static) {
     on_a_core(move |dir| async move {
         keeps_the_contract(make(), &dir).await;
+        keeps_the_contract(make(), &relative(&dir.join("relative"))).await;
         carries_the_ring(make(), &dir).await;
     });
 }
