@@ -419,7 +419,6 @@ pub(crate) async fn begin_core(
     rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
     rt::spawn(warm_memory(core.clone()));
     rt::spawn(replica::run(core.clone()));
-    rt::spawn(crate::admission::run(core.clone()));
     rt::spawn(beat(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
@@ -456,6 +455,7 @@ async fn beat(core: Rc<Core>) {
     loop {
         core.metrics.beat();
         core.metrics.publish_store(&core.store.stats());
+        core.metrics.admission_waiting.set(core.admission.waiting() as u64);
         let mesh = core.mesh().stats();
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());

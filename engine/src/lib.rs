@@ -29,6 +29,7 @@ pub mod front;
 pub mod groups;
 pub mod kafka;
 pub mod limits;
+pub mod line;
 pub mod logging;
 pub mod mesh;
 pub mod mesh_probe;

@@ -230,6 +230,10 @@ metrics! {
     mesh_received_total: Counter;
     /// Messages of the broker's own, of metadata and leaders, received from other cores.
     mesh_posts_total: Counter;
+    /// Batches that wait for room in the write-ahead ring.
+    admission_waiting: Gauge;
+    /// Batches whose request timed out while they waited for room in the write-ahead ring.
+    admission_timed_out_total: Counter;
     /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
     wal_write_latency_seconds: Histogram;
     /// Bytes of batches sent to other replicas.

@@ -5,70 +5,45 @@
 //! what was read, where it shares a disk.
 
 use crate::{
-    clock, rt,
-    sync::{Promise, promise},
+    clock,
+    line::{Line, Place},
+    rt,
 };
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, time::Duration};
 
-/// Gives turns.
-pub struct Pace(Rc<Inner>);
-
-struct Inner {
+/// Gives turns, one at a time. Bound of its line: one task for each partition that has laggards.
+pub struct Pace {
     bytes_per_second: u64,
-    taken: Cell<bool>,
-    waiting: RefCell<VecDeque<Promise<Turn>>>,
+    line: Line,
     /// Before this moment no turn begins.
     next: Cell<Duration>,
 }
 
 /// A turn, until it is dropped.
-pub struct Turn(Rc<Inner>);
+pub struct Turn<'a> {
+    pace: &'a Pace,
+    _place: Place,
+}
 
 impl Pace {
     pub fn new(bytes_per_second: u64) -> Self {
-        Self(Rc::new(Inner {
-            bytes_per_second,
-            taken: Cell::new(false),
-            waiting: RefCell::default(),
-            next: Cell::new(Duration::ZERO),
-        }))
+        Self { bytes_per_second, line: Line::default(), next: Cell::new(Duration::ZERO) }
     }
 
-    /// Waits until nobody else has a turn, and what was moved so far is within the rate.
-    pub async fn turn(&self) -> Turn {
-        let turn = if self.0.taken.replace(true) {
-            let (promise, answer) = promise();
-            self.0.waiting.borrow_mut().push_back(promise);
-            answer.await.expect("whoever has the turn hands it on")
-        } else {
-            Turn(self.0.clone())
-        };
-        rt::sleep(self.0.next.get().saturating_sub(clock::now())).await;
-        turn
+    /// Waits until no other task has a turn, and what was moved so far is within the rate.
+    pub async fn turn(&self) -> Turn<'_> {
+        let place = self.line.join();
+        place.first().await;
+        rt::sleep(self.next.get().saturating_sub(clock::now())).await;
+        Turn { pace: self, _place: place }
     }
 }
 
-impl Turn {
+impl Turn<'_> {
     /// So many bytes were read in this turn.
     pub fn moved(&self, bytes: u64) {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.0.bytes_per_second as f64);
-        self.0.next.set(self.0.next.get().max(clock::now()) + takes);
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let next = self.0.waiting.borrow_mut().pop_front();
-        match next {
-            // If nobody waits for it any more it is dropped there, and comes back here.
-            Some(next) => next.keep(Turn(self.0.clone())),
-            None => self.0.taken.set(false),
-        }
+        let takes = Duration::from_secs_f64(bytes as f64 / self.pace.bytes_per_second as f64);
+        self.pace.next.set(self.pace.next.get().max(clock::now()) + takes);
     }
 }
 
@@ -76,6 +51,7 @@ impl Drop for Turn {
 mod tests {
     use super::*;
     use crate::sync::{Either, race};
+    use std::{cell::RefCell, rc::Rc};
 
     fn on_a_core<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send + 'static) {
         rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
@@ -113,6 +89,7 @@ mod tests {
             let first = pace.turn().await;
             let given_up = race(pace.turn(), rt::sleep(Duration::from_millis(1))).await;
             assert!(matches!(given_up, Either::Second(())));
+            assert_eq!(pace.line.len(), 1, "who gave up has left the line");
             drop(first);
             pace.turn().await;
         });

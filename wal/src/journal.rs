@@ -306,10 +306,16 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Whether an entry with `bytes` of data and payload leaves the reserve untouched. Always if the ring is poisoned, so
-    /// that nobody waits for space: the append says why. An entry above [`Journal::entry_bytes_max`] waits for ever.
+    /// that nobody waits for space: the append says why.
     pub fn admit(&self, bytes: usize) -> Admission {
-        let fits = self.inner.ring.borrow().admits(bytes) == Some(true);
-        if fits || self.inner.poison.borrow().is_some() { Admission::Ok } else { Admission::Wait }
+        if self.inner.poison.borrow().is_some() {
+            return Admission::Ok;
+        }
+        match self.inner.ring.borrow().admits(bytes) {
+            Some(true) => Admission::Ok,
+            Some(false) => Admission::Wait,
+            None => Admission::TooLarge,
+        }
     }
 
     /// The largest sum of an entry's data and payload: it must fit into one segment.

@@ -195,6 +195,8 @@ pub enum Admission {
     Ok,
     /// The ring is down to its reserve: await [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
     Wait,
+    /// The entry is above [`Store::entry_bytes_max`](crate::store::Store::entry_bytes_max): this ring never has room for it.
+    TooLarge,
 }
 
 /// What the flusher asks of the engine.

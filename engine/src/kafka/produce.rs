@@ -124,37 +124,45 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
     let begun: Vec<_> = items
         .into_iter()
         .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
-            None => (item.place, item.acks, Begun::Appended(append(&core, item, now_ms))),
-            Some(turn) => (item.place, item.acks, Begun::Waiting(turn, item)),
+            None => (item.place, Begun::Appended(append(&core, item, now_ms))),
+            Some(turn) => (item.place, Begun::Waiting(turn, item)),
         })
         .collect();
     async move {
         let deadline = clock::now() + timeout;
         let mut started = Vec::with_capacity(begun.len());
-        for (place, acks, begun) in begun {
+        for (place, begun) in begun {
             let begun = match begun {
                 Begun::Appended(begun) => begun,
-                Begun::Waiting(turn, item) => match before(deadline, turn.come()).await {
+                Begun::Waiting(turn, item) => match before(deadline, turn.come(&core.store)).await {
                     Some(()) => append(&core, item, clock::wall_ms()),
-                    None => Err(ErrorCode::RequestTimedOut),
+                    None => {
+                        core.metrics.admission_timed_out_total.add(1);
+                        Err(too_late(&core))
+                    }
                 },
             };
-            started.push((place, acks, begun));
+            started.push((place, begun));
         }
         let mut outcomes = Vec::with_capacity(started.len());
-        for (place, acks, begun) in started {
+        for (place, begun) in started {
             let outcome = match begun {
-                Ok(committed) if acks == Acks::All => before(deadline, committed).await,
-                Ok(committed) => Some(committed.await),
-                Err(code) => Some(Some(Err(code))),
+                Ok(committed) => match before(deadline, committed).await {
+                    // A promise dropped without an answer is a partition closed under us: deleted, or moved.
+                    Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
+                    None => Err(too_late(&core)),
+                },
+                Err(code) => Err(code),
             };
-            // A promise dropped without an answer is a partition closed under us: deleted, or moved.
-            let closed = Err(ErrorCode::NotLeaderOrFollower);
-            outcomes
-                .push((place, outcome.map_or(Err(ErrorCode::RequestTimedOut), |outcome| outcome.unwrap_or(closed))));
+            outcomes.push((place, outcome));
         }
         outcomes
     }
+}
+
+/// What a request is answered whose time has passed. A full disk is named: it lasts until an operator or retention makes room.
+fn too_late(core: &Core) -> ErrorCode {
+    if core.has_full_disk() { ErrorCode::KafkaStorageError } else { ErrorCode::RequestTimedOut }
 }
 
 /// What comes of it, if it comes before the deadline.
