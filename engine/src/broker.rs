@@ -33,7 +33,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
+        mpsc::{self, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
@@ -45,6 +45,8 @@ use wal::{
 
 /// Memory of the newest records, by default.
 const CACHE_PER_CORE: u64 = 512 << 20;
+/// How long a start goes on after a signal at most, before the main thread sees it.
+const STOP_NOTICED_IN: Duration = Duration::from_millis(100);
 /// How long requests in flight may take to end once the broker was told to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -76,6 +78,7 @@ pub struct Broker {
     stop: Arc<Stop>,
     kafka_addr: SocketAddr,
     cluster_id: Arc<str>,
+    serves: bool,
 }
 
 /// Tells core 0 to stop the broker; from any thread.
@@ -96,7 +99,7 @@ struct Shared {
 }
 
 impl Broker {
-    /// Starts the broker and returns once clients are served. `stopped` ends a wait for other brokers.
+    /// Starts the broker and returns once clients are served, or soon after `stopped` says so.
     pub fn start(
         config: Arc<Config>,
         plan: &CorePlan,
@@ -106,7 +109,7 @@ impl Broker {
     ) -> Result<Self, BrokerError> {
         let cpus = &plan.cpus;
         let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
-        let manifest = into_cluster(manifest, &config, cpus, stopped)?;
+        let manifest = into_cluster(manifest, &config, cpus, &stopped)?;
         let mut bound = bind(config.kafka_addr, cpus.len())?.into_iter();
         let kafka_addr = bound.as_slice()[0].addr();
         let peer_bound = bind(config.peer_addr, 1)?.pop().expect("one was asked for");
@@ -137,15 +140,25 @@ impl Broker {
                 let _ = news.send(News::Stopped);
             })?);
         }
-        let broker = Self { threads, news: heard, stop, kafka_addr, cluster_id };
-        for _ in 0..broker.threads.len() {
-            match broker.news.recv().expect("cores hold their sender as long as they run") {
-                News::Ready => {}
-                News::Failed { core, why } => return Err(BrokerError::Core { core, why }),
-                News::Stopped => unreachable!("a core does not stop before it is ready or has failed"),
+        let mut broker = Self { threads, news: heard, stop, kafka_addr, cluster_id, serves: false };
+        let mut ready = 0;
+        while ready < broker.threads.len() {
+            match broker.news.recv_timeout(STOP_NOTICED_IN) {
+                Ok(News::Ready) => ready += 1,
+                Ok(News::Failed { core, why }) => return Err(BrokerError::Core { core, why }),
+                Ok(News::Stopped) => unreachable!("a core does not stop before it is told to"),
+                Err(RecvTimeoutError::Timeout) if stopped() => return Ok(broker),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("cores hold their sender as long as they run"),
             }
         }
+        broker.serves = true;
         Ok(broker)
+    }
+
+    /// `false`: the broker was told to stop while it started, and is still to be [stopped](Broker::stop).
+    pub fn serves(&self) -> bool {
+        self.serves
     }
 
     /// Where clients are served: with the port that was given if none was asked for.
@@ -344,15 +357,17 @@ async fn run_core(
     if let Some(peer_bound) = peer_bound {
         let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
         let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
-        meta::start(&core, accept).await?;
+        // A broker without a quorum waits in `start`, for ever perhaps, and can be stopped there.
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
+        meta::start(&core, accept).await?;
     }
-    core.until_serving().await;
-    shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
-    rt::spawn(front::close_idle(core.clone()));
-    serve_partitions(&core);
-    // A core that accepts nobody would leave the broker half alive.
-    front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
+    if core.until_serving().await {
+        shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
+        rt::spawn(front::close_idle(core.clone()));
+        serve_partitions(&core);
+        // A core that accepts nobody would leave the broker half alive.
+        front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
+    }
     drain(&core).await;
     Ok(())
 }

@@ -6,9 +6,13 @@
 
 use std::{
     io::{self, Read},
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     process,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -61,7 +65,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         o_direct,
     };
     cli::print(&banner::beginning(&config, &found))?;
-    let mut signals = Signals::new().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
+    let signals = Signals::new().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
 
     let metrics = Arc::new(Metrics::new(cores));
     let about = About {
@@ -81,49 +85,56 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let stopped = || signals.is_pending();
     let broker =
         Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(Failure::other)?;
-    site.ready(broker.kafka_addr(), broker.cluster_id());
-    cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
+    if broker.serves() {
+        site.ready(broker.kafka_addr(), broker.cluster_id());
+        cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
+    }
 
-    signals.wait().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
-    tracing::info!("stopping; a second signal ends the drain at once");
+    signals.wait();
     site.stopping();
-    signals.exit_at_next().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
     broker.stop().map_err(Failure::other)?;
     // Held until nobody writes there any more.
     drop(data_dir);
     Ok(())
 }
 
-/// SIGTERM and SIGINT, as bytes in a pipe.
-struct Signals(UnixStream);
+/// SIGTERM and SIGINT. The first asks for a clean stop, from the start on; the second ends the process.
+struct Signals(mpsc::Receiver<()>, Arc<AtomicBool>);
 
 impl Signals {
     fn new() -> io::Result<Signals> {
-        let (read, write) = UnixStream::pair()?;
+        let (mut read, write) = UnixStream::pair()?;
         for signal in [SIGTERM, SIGINT] {
             low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        Ok(Signals(read))
-    }
-
-    /// Whether one has come that nobody has waited for.
-    fn is_pending(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: polls one descriptor of ours, without waiting.
-        unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        self.0.read_exact(&mut [0])
-    }
-
-    /// Who asks twice does not want to wait for the drain. What was acknowledged is durable all the same.
-    fn exit_at_next(mut self) -> io::Result<()> {
-        let wait = move || {
-            if self.wait().is_ok() {
+        let (tell, told) = mpsc::channel();
+        let asked = Arc::new(AtomicBool::new(false));
+        let has_come = asked.clone();
+        let listen = move || {
+            let mut next = || read.read_exact(&mut [0]).is_ok();
+            if !next() {
+                return;
+            }
+            tracing::info!("stopping; a second signal ends the drain at once");
+            has_come.store(true, Ordering::Release);
+            // The main thread may be on its way out already.
+            let _ = tell.send(());
+            if next() {
+                // An operator who asks twice does not want to wait for the drain. What was acknowledged is durable all the same.
                 process::exit(1);
             }
         };
-        thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+        thread::Builder::new().name("signals".to_owned()).spawn(listen)?;
+        Ok(Signals(told, asked))
+    }
+
+    /// Whether one has come.
+    fn is_pending(&self) -> bool {
+        self.1.load(Ordering::Acquire)
+    }
+
+    fn wait(&self) {
+        // An error means that the thread has ended, which it does not before it has told.
+        let _ = self.0.recv();
     }
 }

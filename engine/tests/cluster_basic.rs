@@ -10,6 +10,7 @@ use net::client_blocking::Client;
 use net::errors;
 use net::messages::{DescribeClusterRequest, MetadataRequest};
 
+use support::broker::Broker;
 use support::cluster::{Cluster, wait_until};
 use support::metadata_clients::{Clients, converged, see, try_change};
 use support::metadata_history::Change;
@@ -115,6 +116,29 @@ fn what_was_just_changed_through_one_broker_can_be_changed_through_another() {
             change(behind, step);
         });
         change(behind, Change::Delete);
+    }
+}
+
+#[test]
+fn a_broker_without_a_quorum_stops_when_told_and_loses_nothing() {
+    let mut brokers = Broker::cluster(BROKERS);
+    let created = wire::create_topic(&mut wire::connect(&brokers[0]), "kept", 3, BROKERS as i16, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    brokers.iter_mut().for_each(Broker::stop);
+
+    let alone = &mut brokers[0];
+    alone.spawn();
+    alone.wait_for_log("joining", |line| line.contains("cannot join the cluster yet"));
+    alone.stop();
+    // In the middle of it, too.
+    alone.spawn();
+    alone.wait_for_log("recovery", |line| line.contains("store recovered"));
+    alone.stop();
+
+    brokers.iter_mut().for_each(Broker::spawn);
+    brokers.iter_mut().for_each(Broker::wait_until_serving);
+    for broker in &brokers {
+        wait_until("topic", || wire::partitions(&mut wire::connect(broker), "kept").len() == 3);
     }
 }
 

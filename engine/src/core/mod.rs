@@ -38,7 +38,7 @@ use crate::{
     peers::Peers,
     replica::{ReadyLoop, Replicated},
     rt,
-    sync::{Flag, Notify},
+    sync::{Either, Flag, Notify, race},
 };
 use ahash::AHashMap;
 use consensus::{
@@ -356,8 +356,13 @@ impl Core {
         self.unclaimed.borrow_mut().remove(&group)
     }
 
-    /// Waits until the metadata is complete and every partition of this core has its leader.
-    pub async fn until_serving(self: &Rc<Self>) {
+    /// Waits until the metadata is complete and every partition of this core has its leader; `false` if the broker is told to
+    /// stop before that.
+    pub async fn until_serving(self: &Rc<Self>) -> bool {
+        matches!(race(self.serves(), self.lifecycle.stopping.wait()).await, Either::First(()))
+    }
+
+    async fn serves(self: &Rc<Self>) {
         self.lifecycle.metadata_complete.wait().await;
         self.drop_unclaimed();
         // Those that have others elect when there are enough of them, which may be long after.

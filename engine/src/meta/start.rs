@@ -5,6 +5,7 @@ use crate::{
     clock,
     core::{Core, CoreId, core_of_slice, restored},
     rt,
+    sync::{Either, race},
 };
 use consensus::{
     group::{Group, GroupConfig, Position, Restored, SnapshotMark},
@@ -26,7 +27,7 @@ const JOIN_RETRY: Duration = Duration::from_millis(200);
 
 /// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
 /// every core, then joins the others, whose connections `accept` takes in. Returns once
-/// everything committed until now is shown everywhere.
+/// everything committed until now is shown everywhere, or once the broker is told to stop.
 pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
     let recovered = core.take_recovered(META_GROUP);
     let (slices, applied) = match &recovered {
@@ -81,7 +82,10 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     rt::spawn(follow_peers(core.clone()));
     // To join takes room in the ring, and only a snapshot may make some.
     rt::spawn(snapshot_when_wanted(core.clone()));
-    join(core).await;
+    if let Either::Second(()) = race(join(core), core.lifecycle.stopping.wait()).await {
+        // The metadata is not complete: no core may conclude from it what is gone.
+        return Ok(());
+    }
     rt::spawn(reports::leaders(core.clone()));
     rt::spawn(reports::watermarks(core.clone()));
     for to in (0..core.cores()).map(CoreId) {

@@ -191,9 +191,10 @@ impl Node {
         *self.core.borrow_mut() = Some(core.clone());
         let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));
         meta::start(&core, async move { exec::world().net.listen(node.id, node.process, peers, host) }).await?;
-        core.until_serving().await;
-        broker::serve_partitions(&core);
-        self.serving.set(true);
+        if core.until_serving().await {
+            broker::serve_partitions(&core);
+            self.serving.set(true);
+        }
         Ok(())
     }
 
