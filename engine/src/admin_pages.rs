@@ -180,9 +180,16 @@ impl Site {
     fn is_ready(&self) -> Answer {
         match self.phase() {
             Phase::Starting => Answer::text(503, "starting\n"),
+            // Reads and metadata are served from a full disk, so the broker stays in rotation.
+            Phase::Ready if self.has_full_disk() => Answer::text(200, "ready\ndisk: full\n"),
             Phase::Ready => Answer::text(200, "ready\n"),
             Phase::Stopping => Answer::text(503, "stopping\n"),
         }
+    }
+
+    /// Whether a core found no room on the disk at its last try.
+    fn has_full_disk(&self) -> bool {
+        self.metrics.cores().any(|metrics| metrics.disk_full.get() != 0)
     }
 
     fn status(&self, now: Instant, process: ProcessFigures) -> serde_json::Value {
@@ -203,6 +210,7 @@ impl Site {
             "kafka_addr": self.serving.get().map(|(addr, _)| addr.to_string()),
             "admin_addr": admin_addr.to_string(),
             "data_dir": data_dir,
+            "disk": if self.has_full_disk() { "full" } else { "ok" },
             "memory_budget_bytes": memory_budget_bytes,
             "uptime_s": now.saturating_duration_since(self.started).as_secs_f64(),
             "process": {
@@ -247,6 +255,19 @@ pub(crate) mod tests {
         assert_eq!(ask(&site, "/health/ready"), (200, "ready\n".to_owned()));
         site.stopping();
         assert_eq!(ask(&site, "/health/ready"), (503, "stopping\n".to_owned()));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_the_broker_stays_ready() {
+        let site = site(2);
+        let disk = || serde_json::from_str::<serde_json::Value>(&ask(&site, "/status").1).unwrap()["disk"].clone();
+        site.ready("127.0.0.1:9092".parse().unwrap(), "c");
+        assert_eq!(disk(), json!("ok"));
+        site.metrics.core(1).disk_full.set(1);
+        assert_eq!(ask(&site, "/health/ready"), (200, "ready\ndisk: full\n".to_owned()));
+        assert_eq!(disk(), json!("full"));
+        site.metrics.core(1).disk_full.set(0);
+        assert_eq!(ask(&site, "/health/ready"), (200, "ready\n".to_owned()));
     }
 
     #[test]

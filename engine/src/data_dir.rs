@@ -46,7 +46,11 @@ impl DataDir {
             }
             Err(TryLockError::Error(source)) => return Err(unwritable(source)),
         }
-        write_pid(&mut lock).map_err(unwritable)?;
+        match write_pid(&mut lock) {
+            // The number is for messages only.
+            Err(e) if is_full(&e) => {}
+            written => written.map_err(unwritable)?,
+        }
         // An old LOCK can be written where nothing can be created.
         let probe = tempfile_in(&path).map_err(unwritable)?;
         drop(probe);
@@ -74,10 +78,17 @@ impl DataDir {
             0.. => Err(io::ErrorKind::WriteZero.into()),
             _ => match io::Error::last_os_error() {
                 e if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+                // No space is left for the probe, but O_DIRECT was not what was refused. The broker starts, so that a topic
+                // can be deleted to make room.
+                e if is_full(&e) => Ok(true),
                 e => Err(e),
             },
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn tempfile_in(dir: &Path) -> io::Result<File> {
@@ -100,10 +111,12 @@ fn nameless(dir: &Path, flags: i32) -> io::Result<File> {
     }
 }
 
+/// Writes over what is there before it cuts the rest, so that a file that has its block needs no other.
 fn write_pid(lock: &mut File) -> io::Result<()> {
-    lock.set_len(0)?;
+    let line = format!("{}\n", std::process::id());
     lock.rewind()?;
-    writeln!(lock, "{}", std::process::id())
+    lock.write_all(line.as_bytes())?;
+    lock.set_len(line.len() as u64)
 }
 
 fn pid_in(lock: &mut File) -> Option<u32> {

@@ -29,8 +29,11 @@ const PATIENCE: u64 = 16;
 /// Written before others may have the disk.
 const BREATH_BYTES: u64 = 1 << 20;
 
+/// The file's name in a core's directory.
+pub(crate) const RESERVE_FILE: &str = "checkpoint.reserve";
+
 fn path<D: Disk>(shared: &Shared<D>) -> PathBuf {
-    shared.dirs.core.join("checkpoint.reserve")
+    shared.dirs.core.join(RESERVE_FILE)
 }
 
 /// Bytes of batches that checkpoints may carry without outgrowing the file, though all else that they hold doubles.

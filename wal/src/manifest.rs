@@ -20,6 +20,7 @@
 
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
+    checkpoint_reserve::RESERVE_FILE,
     disk::Disk,
     files::{read_file, remove_if_there, replace_file},
     log::Held,
@@ -27,7 +28,7 @@ use crate::{
     signal::beside,
     store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
     store_checkpoint::settled_state,
-    store_flush::{FlushError, round},
+    store_flush::{FlushError, is_full, round},
     store_state::State,
 };
 use std::{
@@ -102,7 +103,22 @@ impl Manifest {
             disk.sync_dir(parent).await.map_err(named(parent))?;
         }
         let path = data.join(MANIFEST_FILE);
-        replace_file(disk, &path, &[self.render().as_ref()], async || ()).await.map_err(named(&path))
+        let text = self.render();
+        let parts = [text.as_slice()];
+        let write = || replace_file(disk, &path, &parts, async || ());
+        let mut written = write().await;
+        // A broker that was killed on a full disk must start, or nobody can delete what fills it. The core whose reserve goes
+        // makes it anew before its first flush, if another program has not taken the space meanwhile.
+        for core in 0..self.cores {
+            if !written.as_ref().is_err_and(is_full) {
+                break;
+            }
+            let reserve = StoreDirs::new(data, self.epoch, core).core.join(RESERVE_FILE);
+            if remove_if_there(disk, &reserve).await.map_err(named(&reserve))? {
+                written = write().await;
+            }
+        }
+        written.map_err(named(&path))
     }
 
     fn render(&self) -> Vec<u8> {
