@@ -236,6 +236,8 @@ settings! {
     offsets_retention_minutes: i64 = "offsets.retention.minutes", "10080", minutes(1);
     /// How often expired offsets are looked for.
     offsets_retention_check_interval_ms: i64 = "offsets.retention.check.interval.ms", "600000", ms(1, MS_MAX);
+    /// How long a commit may take to be stored; after that it is answered COORDINATOR_NOT_AVAILABLE.
+    offsets_commit_timeout_ms: u64 = "offsets.commit.timeout.ms", "5000", ms(1, INT_MAX);
     /// Longest metadata that a commit may carry.
     offset_metadata_max_bytes: usize = "offset.metadata.max.bytes", "4096", bytes(0, 10_922);
     /// Shortest session timeout that a group member may ask for.

@@ -5,6 +5,10 @@
 //! A coordinator begins at the first request for its partition: it replays the log. Requests wait for that, at most
 //! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
 //!
+//! Requests that a coordinator answers once something is in the log wait for that at most `offsets.commit.timeout.ms`, then they are
+//! answered COORDINATOR_NOT_AVAILABLE, as Kafka does; it may still get there. JoinGroup and SyncGroup wait for other members, as
+//! long as the group's timeouts say.
+//!
 //! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
 //! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged.
 
@@ -17,7 +21,7 @@ use crate::{
     core::Core,
     partition::{Acks, Committed, FetchRead, Partition},
     rt,
-    sync::{Flag, Notify, Promise, promise, race},
+    sync::{Either, Flag, Notify, Promise, promise, race},
 };
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -83,17 +87,30 @@ impl Coordinators {
 
 /// Gives a request to the coordinator of an offsets partition of this core.
 pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
-    let refused = request.refuse(context.version, ErrorCode::NotCoordinator);
-    let Some(seat) = seat(&core, group) else { return refused };
+    let refuse = |code| request.refuse(context.version, code);
+    let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // A load takes milliseconds as a rule; some clients take COORDINATOR_LOAD_IN_PROGRESS hard.
     race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
     let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
-    if is_read && seat.partition.still_leading(&core).await.is_err() {
-        return refused;
+    let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
+    if is_read {
+        match race(seat.partition.still_leading(&core), rt::sleep(timeout)).await {
+            Either::First(Ok(())) => {}
+            Either::First(Err(_)) => return refuse(ErrorCode::NotCoordinator),
+            Either::Second(()) => return refuse(ErrorCode::CoordinatorNotAvailable),
+        }
     }
+    let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
+    let waits_for_members = matches!(request, GroupRequest::JoinGroup(_) | GroupRequest::SyncGroup(_));
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
-    answer.await.unwrap_or(refused)
+    if waits_for_members {
+        return answer.await.unwrap_or(unanswered);
+    }
+    match race(answer, rt::sleep(timeout)).await {
+        Either::First(Some(answer)) => answer,
+        Either::First(None) | Either::Second(()) => unanswered,
+    }
 }
 
 fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {

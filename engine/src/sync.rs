@@ -123,6 +123,11 @@ impl<T> Promise<T> {
     pub fn keep(self, value: T) {
         self.0.borrow_mut().value = Some(value);
     }
+
+    /// Whether the answer was dropped: no task waits for it any more.
+    pub fn is_abandoned(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
+    }
 }
 
 impl<T> Drop for Promise<T> {
@@ -235,6 +240,14 @@ mod tests {
         assert!(poll_once(answer.as_mut()).is_pending());
         drop(promise);
         assert!(matches!(poll_once(answer), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_promise_knows_that_its_answer_was_dropped() {
+        let (promise, answer) = promise::<u8>();
+        assert!(!promise.is_abandoned());
+        drop(answer);
+        assert!(promise.is_abandoned());
     }
 
     #[test]

@@ -261,6 +261,8 @@ impl State {
             promise.keep(Ok(appended));
         } else {
             let waiters = self.waiters(acks);
+            // A client that gives up and sends again, over and over, leaves one waiter here at most.
+            waiters.retain(|waiting| waiting.index != original.index || !waiting.promise.is_abandoned());
             let behind = waiters.partition_point(|waiting| waiting.index <= original.index);
             waiters.insert(behind, Waiting { index: original.index, appended, promise });
         }
