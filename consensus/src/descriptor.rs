@@ -17,6 +17,8 @@ const KIND_BATCH: u8 = 1;
 const KIND_LOG_START: u8 = 2;
 const BATCH_BYTES: usize = 32;
 const LOG_START_BYTES: usize = 16;
+/// Room that an entry's data may take beside its batch, now and in later versions.
+pub const ENTRY_DATA_BYTES_MAX: usize = 64;
 
 /// One batch of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,7 @@ use crate::{
     sync::{self, Either, race},
 };
 use consensus::{
+    descriptor::ENTRY_DATA_BYTES_MAX,
     plane::peer_id,
     wire::{Caller, Hello},
 };
@@ -262,15 +263,17 @@ pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64)
     // Later processes are told from earlier ones by this.
     let manifest = Manifest { incarnation: manifest.incarnation + 1, ..manifest };
     manifest.write(&disk, data).await?;
-    let manifest = if manifest.cores == cores {
+    let store = store_config(config, cores, memory_per_core);
+    let manifest = if manifest.cores == cores && !manifest::has_smaller_segments(&disk, data, &manifest, &store).await?
+    {
         manifest
     } else {
         tracing::info!(
             from = manifest.cores,
             to = cores,
-            "the number of cores has changed: moving rings and checkpoints"
+            ring_bytes = store.ring_bytes,
+            "the number of cores or the size of the rings has changed: moving rings and checkpoints"
         );
-        let store = store_config(config, cores, memory_per_core);
         manifest::change_cores(&disk, data, &manifest, cores, &store, |group| core_of(group, cores).0).await?
     };
     manifest::remove_stale_epochs(&disk, data, &manifest).await?;
@@ -336,6 +339,7 @@ fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreCon
     let ring_bytes = config.wal_ring_bytes / cores as u64;
     StoreConfig {
         ring_bytes,
+        entry_bytes: config.message_max_bytes + ENTRY_DATA_BYTES_MAX,
         // A flush comes with each quarter of the ring, so that at most a quarter of what is written there is written once more.
         carried_bytes: (ring_bytes / 16).min(memory_per_core / 16),
         cache_bytes: cache.min(memory_per_core / 2),

@@ -6,6 +6,9 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use consensus::descriptor::ENTRY_DATA_BYTES_MAX;
+use wal::ring::RingConfig;
+
 use crate::{
     config_value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
     cpus::CpuList,
@@ -151,7 +154,8 @@ settings! {
     /// What is logged to stderr.
     log_filter: String = "log.filter" flag "log", "info", Kind::LogFilter;
 
-    /// Size of the write-ahead rings of all cores together. Changing it takes effect at the next start.
+    /// Size of the write-ahead rings of all cores together. By default more where many cores need it for message.max.bytes. Changing it
+    /// takes effect at the next start.
     wal_ring_bytes: u64 = "wal.ring.bytes", "536870912", bytes(16 * MIB, i64::MAX);
     /// Descriptors of segment files kept open, all cores together; the least recently used is closed beyond it.
     segment_files_max: usize = "segment.files.max", "8192", count(256, 1_000_000);
@@ -337,13 +341,25 @@ impl Config {
         Ok(())
     }
 
+    /// Raises the default size of the rings to what so many cores need.
+    pub fn fit_rings(&mut self, cores: usize) {
+        if self.source("wal.ring.bytes") == Source::Default {
+            self.wal_ring_bytes = self.wal_ring_bytes.max(self.least_ring_bytes(cores));
+        }
+    }
+
+    fn least_ring_bytes(&self, cores: usize) -> u64 {
+        let of_core = RingConfig::least_bytes_for(self.message_max_bytes + ENTRY_DATA_BYTES_MAX);
+        of_core.max(RING_BYTES_MIN) * cores as u64
+    }
+
     /// Holds the ring against the number of cores that share it.
     pub fn check_cores(&self, cores: usize) -> Result<(), ConfigError> {
-        let least = (3 * self.message_max_bytes as u64).max(4 << 20) * cores as u64;
+        let least = self.least_ring_bytes(cores);
         if self.wal_ring_bytes < least {
             return Err(ConfigError(format!(
-                "wal.ring.bytes = {}: {cores} cores with message.max.bytes = {} need at least {least}; raise it, or use \
-                 fewer cores",
+                "wal.ring.bytes = {}: {cores} cores with message.max.bytes = {} need at least {least}, since each core's ring \
+                 holds four batches of that size and their headers; raise it to {least}, lower message.max.bytes, or use fewer cores",
                 self.wal_ring_bytes, self.message_max_bytes
             )));
         }
@@ -419,6 +435,14 @@ impl Config {
     }
 }
 
+/// Bytes of a core's ring at least, however small its batches are.
+const RING_BYTES_MIN: u64 = 4 << 20;
+
+/// The `wal.ring.bytes` with which so many cores take batches of so many bytes, whatever message.max.bytes is.
+pub fn ring_bytes_for(batch_bytes: usize, cores: usize) -> u64 {
+    RingConfig::bytes_for(batch_bytes + ENTRY_DATA_BYTES_MAX) * cores as u64
+}
+
 /// Kafka's numbers for where a setting's value comes from (`ConfigEntry.ConfigSource`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigSource {
@@ -469,7 +493,10 @@ mod tests {
             }
         }
         config.check().unwrap();
-        config.check_cores(128).unwrap();
+        config.check_cores(100).unwrap();
+        let mut many = Config::default();
+        many.fit_rings(512);
+        many.check_cores(512).unwrap();
     }
 
     #[test]
@@ -536,9 +563,16 @@ mod tests {
     #[test]
     fn the_ring_must_suffice_for_the_cores() {
         let config = with(&[("wal.ring.bytes", "16MiB")]);
-        config.check_cores(4).unwrap();
+        config.check_cores(3).unwrap();
         let refusal = config.check_cores(5).unwrap_err().to_string();
-        assert!(refusal.contains("5 cores") && refusal.contains("at least 20971520"), "{refusal}");
+        let least = config.least_ring_bytes(5);
+        assert!(refusal.contains("5 cores") && refusal.contains(&format!("at least {least}")), "{refusal}");
+        let mut given = config;
+        given.fit_rings(5);
+        assert!(given.check_cores(5).is_err(), "what an operator has set is not raised");
+        // Four batches of 4 MB and their headers do not fit.
+        let just_not = with(&[("wal.ring.bytes", "16MiB"), ("message.max.bytes", "4MiB")]);
+        assert!(just_not.check_cores(1).is_err());
         let large = with(&[("wal.ring.bytes", "16MiB"), ("message.max.bytes", "8MiB")]);
         assert!(large.check_cores(1).unwrap_err().to_string().contains("message.max.bytes = 8388608"));
     }

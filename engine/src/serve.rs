@@ -43,6 +43,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let cgroups = Cgroups::discover();
     let plan = cpus::plan(config.cores.as_ref(), &cgroups).map_err(Failure::other)?;
     let cores = plan.cpus.len();
+    config.fit_rings(cores);
     config.check_cores(cores)?;
     let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
     let open_files = limits::raise_open_files().map_err(Failure::other)?;

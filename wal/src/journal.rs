@@ -110,7 +110,7 @@ pub fn segment_file(slot: u32) -> String {
     format!("ring-{slot:04}.seg")
 }
 
-fn slot_of(path: &Path) -> Option<u32> {
+pub(crate) fn slot_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.strip_prefix("ring-")?.strip_suffix(".seg")?.parse().ok()
 }
 

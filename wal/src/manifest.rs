@@ -21,10 +21,12 @@
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
     checkpoint_reserve::RESERVE_FILE,
-    disk::Disk,
+    disk::{Disk, File, OpenMode},
     files::{read_file, remove_if_there, replace_file},
+    journal::slot_of,
     log::Held,
     record::GroupId,
+    ring::RingConfig,
     signal::beside,
     store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
     store_checkpoint::settled_state,
@@ -226,6 +228,27 @@ pub async fn change_cores<D: Disk>(
     new.write(disk, data).await?;
     remove_stale_epochs(disk, data, &new).await?;
     Ok(new)
+}
+
+/// Whether the rings on the disk have smaller segments than the configuration asks for: a ring keeps the segments that it was made
+/// with, so a larger entry fits only once [`change_cores`] has made new ones.
+pub async fn has_smaller_segments<D: Disk>(
+    disk: &D,
+    data: &Path,
+    manifest: &Manifest,
+    config: &StoreConfig,
+) -> Result<bool, OpenError> {
+    let wanted = RingConfig::from(config).segment_bytes;
+    for core in 0..manifest.cores {
+        let dir = StoreDirs::new(data, manifest.epoch, core).core;
+        let listed = disk.list(&dir).await.map_err(named(&dir))?;
+        let Some(path) = listed.into_iter().find(|path| slot_of(path).is_some()) else { continue };
+        let file = disk.open(&path, OpenMode::Read).await.map_err(named(&path))?;
+        if file.len().await.map_err(named(&path))? < wanted {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Replays a core's ring and flushes it to segments; what the core then has.

@@ -26,6 +26,9 @@ const WRITES_A_CHUNK: usize = 2;
 /// record can always be staged once a flush is done.
 pub const SEGMENTS_MIN: u32 = 4;
 
+/// A ring has so many segments unless they would be too small.
+const SEGMENTS: u64 = 8;
+
 /// Records leave this much at the ring's very end, for the mark of a clean shutdown.
 const MARK_BYTES: u64 = BLOCK as u64;
 
@@ -48,7 +51,7 @@ impl RingConfig {
     /// A ring of about `bytes`: eight segments, fewer if they would be too small.
     pub fn of_bytes(bytes: u64) -> Self {
         let block = BLOCK as u64;
-        let segment_bytes = (bytes / 8 / block * block).max(16 * block);
+        let segment_bytes = (bytes / SEGMENTS / block * block).max(16 * block);
         let segments = u32::try_from(bytes / segment_bytes).unwrap_or(u32::MAX).max(SEGMENTS_MIN);
         Self {
             segment_bytes,
@@ -57,6 +60,26 @@ impl RingConfig {
             reserve_bytes: segment_bytes,
             ring_id: None,
         }
+    }
+
+    /// As [`RingConfig::of_bytes`], for entries with up to `entry_bytes` of data and payload: its segments are larger and fewer if
+    /// that is what such an entry needs.
+    pub fn of_bytes_for(bytes: u64, entry_bytes: usize) -> Self {
+        let plain = Self::of_bytes(bytes);
+        let segment_bytes = plain.segment_bytes.max(segment_bytes_for(entry_bytes));
+        let segments = u32::try_from(bytes / segment_bytes).unwrap_or(u32::MAX).max(SEGMENTS_MIN);
+        let write_bytes_max = WRITE_BYTES_MAX.min(segment_bytes as usize);
+        Self { segment_bytes, segments, write_bytes_max, reserve_bytes: segment_bytes, ..plain }
+    }
+
+    /// Bytes of a ring that takes such entries however it was configured otherwise, see [`RingConfig::of_bytes`].
+    pub fn bytes_for(entry_bytes: usize) -> u64 {
+        SEGMENTS * segment_bytes_for(entry_bytes)
+    }
+
+    /// Bytes of the smallest ring that takes such entries, if it is made [for them](RingConfig::of_bytes_for).
+    pub fn least_bytes_for(entry_bytes: usize) -> u64 {
+        u64::from(SEGMENTS_MIN) * segment_bytes_for(entry_bytes)
     }
 
     /// For a ring with segments of `segment_bytes` on the disk.
@@ -93,9 +116,15 @@ impl RingConfig {
     }
 }
 
+/// Bytes of the smallest segment that takes entries with up to `entry_bytes` of data and payload.
+fn segment_bytes_for(entry_bytes: usize) -> u64 {
+    // Data and payload are each padded to eight bytes.
+    block_ceil(HEADER_BYTES + ENTRY_BYTES + entry_bytes + 16) as u64 + MARK_BYTES
+}
+
 impl From<&StoreConfig> for RingConfig {
     fn from(config: &StoreConfig) -> Self {
-        Self::of_bytes(config.ring_bytes)
+        config.ring.unwrap_or_else(|| Self::of_bytes_for(config.ring_bytes, config.entry_bytes))
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) async fn open<D: Disk>(
     if config.flush_trigger_bytes == 0 {
         config.flush_trigger_bytes = config.ring_bytes / 4;
     }
-    let ring_config = config.ring.unwrap_or_else(|| RingConfig::of_bytes(config.ring_bytes));
+    let ring_config = RingConfig::from(&config);
     make_dirs(&disk, dirs).await?;
     let (checkpoint, checkpoint_bytes) = load_checkpoint(&disk, dirs, epoch).await?;
     let needs = checkpoint.needs_ring_from();

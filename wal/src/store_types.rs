@@ -14,6 +14,8 @@ use std::{io, path::PathBuf, pin::Pin};
 pub struct StoreConfig {
     /// The ring's total size in bytes.
     pub ring_bytes: u64,
+    /// The largest sum of an entry's data and payload that the ring is to take: its segments are as large as that needs.
+    pub entry_bytes: usize,
     /// The ring's exact sizes, if they are not to follow from `ring_bytes`.
     pub ring: Option<RingConfig>,
     /// A flush starts when this much of the ring is in use. 0 means a quarter of the ring.
@@ -50,6 +52,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             ring_bytes: 256 << 20,
+            entry_bytes: 0,
             ring: None,
             flush_trigger_bytes: 0,
             cache_bytes: 128 << 20,

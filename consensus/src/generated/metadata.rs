@@ -2323,6 +2323,7 @@ impl<'a> Broker<'a> {
   pub const VT_RACK: ::flatbuffers::VOffsetT = 16;
   pub const VT_VERSION: ::flatbuffers::VOffsetT = 18;
   pub const VT_FENCED: ::flatbuffers::VOffsetT = 20;
+  pub const VT_LARGEST_ENTRY: ::flatbuffers::VOffsetT = 22;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2334,6 +2335,7 @@ impl<'a> Broker<'a> {
     args: &'args BrokerArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Broker<'bldr>> {
     let mut builder = BrokerBuilder::new(_fbb);
+    builder.add_largest_entry(args.largest_entry);
     builder.add_incarnation(args.incarnation);
     builder.add_peer(args.peer);
     if let Some(x) = args.version { builder.add_version(x); }
@@ -2410,6 +2412,13 @@ impl<'a> Broker<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Broker::VT_FENCED, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn largest_entry(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_LARGEST_ENTRY, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Broker<'_> {
@@ -2427,6 +2436,7 @@ impl ::flatbuffers::Verifiable for Broker<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("version", Self::VT_VERSION, true)?
      .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
+     .visit_field::<u64>("largest_entry", Self::VT_LARGEST_ENTRY, false)?
      .finish();
     Ok(())
   }
@@ -2441,6 +2451,7 @@ pub struct BrokerArgs<'a> {
     pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub version: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub fenced: bool,
+    pub largest_entry: u64,
 }
 impl<'a> Default for BrokerArgs<'a> {
   #[inline]
@@ -2455,6 +2466,7 @@ impl<'a> Default for BrokerArgs<'a> {
       rack: None,
       version: None, // required field
       fenced: false,
+      largest_entry: 0,
     }
   }
 }
@@ -2501,6 +2513,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Broker::VT_FENCED, fenced, false);
   }
   #[inline]
+  pub fn add_largest_entry(&mut self, largest_entry: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_LARGEST_ENTRY, largest_entry, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     BrokerBuilder {
@@ -2530,6 +2546,7 @@ impl ::core::fmt::Debug for Broker<'_> {
       ds.field("rack", &self.rack());
       ds.field("version", &self.version());
       ds.field("fenced", &self.fenced());
+      ds.field("largest_entry", &self.largest_entry());
       ds.finish()
   }
 }

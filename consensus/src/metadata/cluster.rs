@@ -26,6 +26,8 @@ pub struct Broker {
     /// Of the program.
     pub version: String,
     pub status: BrokerStatus,
+    /// The largest batch, in bytes, that the write-ahead ring of each of its cores takes. 0: its version does not say.
+    pub largest_entry: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,14 +53,54 @@ pub struct Watermark {
     pub end_offset: u64,
 }
 
+/// The setting that holds the largest batch, in bytes, that any partition of the cluster takes. It only rises, and only as far as
+/// the rings of all registered brokers allow: a follower that can't store what its leader has acknowledged could never follow again.
+pub const LARGEST_ENTRY: &str = "largest.entry.bytes";
+
 /// Settings of brokers that were changed at run time: for one node, or for all that have none of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
     /// By node (`None`: all) and name.
-    pub(super) settings: BTreeMap<(Option<i32>, String), String>,
+    settings: BTreeMap<(Option<i32>, String), String>,
+    /// What [`LARGEST_ENTRY`] says; 0 before anybody has set it.
+    largest_entry: u64,
+}
+
+impl FromIterator<((Option<i32>, String), String)> for ClusterConfig {
+    fn from_iter<I: IntoIterator<Item = ((Option<i32>, String), String)>>(settings: I) -> Self {
+        let mut config = Self::default();
+        for ((node, name), value) in settings {
+            config.set(node, &name, Some(&value));
+        }
+        config
+    }
 }
 
 impl ClusterConfig {
+    /// All settings, by node and name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&(Option<i32>, String), &String)> {
+        self.settings.iter()
+    }
+
+    /// Sets a value, or takes it back. [`LARGEST_ENTRY`] keeps the larger of what it is and what it is set to.
+    pub(super) fn set(&mut self, node: Option<i32>, name: &str, value: Option<&str>) {
+        let key = (node, name.to_owned());
+        if name == LARGEST_ENTRY {
+            self.largest_entry = self.largest_entry.max(value.and_then(|value| value.parse().ok()).unwrap_or(0));
+            self.settings.insert((None, name.to_owned()), self.largest_entry.to_string());
+            return;
+        }
+        match value {
+            Some(value) => self.settings.insert(key, value.to_owned()),
+            None => self.settings.remove(&key),
+        };
+    }
+
+    /// The largest batch, in bytes, that partitions take; `None` before any broker has said so.
+    pub fn largest_entry(&self) -> Option<u64> {
+        (self.largest_entry > 0).then_some(self.largest_entry)
+    }
+
     /// What was set for just this node, or just for all.
     pub fn get(&self, node: Option<i32>, name: &str) -> Option<&str> {
         self.settings.get(&(node, name.to_owned())).map(String::as_str)

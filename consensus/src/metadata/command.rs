@@ -497,6 +497,7 @@ pub(super) fn broker_out<'b>(out: &mut Out<'b>, broker: &Broker) -> WIPOffset<fb
         rack: broker.rack.as_ref().map(|rack| out.create_string(rack)),
         version: Some(out.create_string(&broker.version)),
         fenced: broker.status == BrokerStatus::Fenced,
+        largest_entry: broker.largest_entry,
     };
     fb::Broker::create(out, &args)
 }
@@ -513,6 +514,7 @@ pub(super) fn broker_in(broker: fb::Broker<'_>) -> Broker {
         rack: broker.rack().map(str::to_owned),
         version: broker.version().to_owned(),
         status: status_in(broker.fenced()),
+        largest_entry: broker.largest_entry(),
     }
 }
 

@@ -20,7 +20,7 @@ mod slice_answers;
 mod snapshot;
 mod view;
 
-pub use cluster::{Broker, BrokerStatus, ClusterConfig, HostPort, PartitionLeader, Watermark};
+pub use cluster::{Broker, BrokerStatus, ClusterConfig, HostPort, LARGEST_ENTRY, PartitionLeader, Watermark};
 pub use command::{
     Command, DecodeError, LeaderReport, Origin, Request, WatermarkReport, decode, decode_requests, encode,
     encode_requests,

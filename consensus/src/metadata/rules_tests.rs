@@ -96,6 +96,7 @@ fn broker(node: i32, peer: u64, incarnation: u64) -> Broker {
         rack: Some("r1".to_owned()),
         version: "0.1.0".to_owned(),
         status: BrokerStatus::Alive,
+        largest_entry: 0,
     }
 }
 
@@ -215,6 +216,43 @@ fn a_nodes_own_setting_is_in_force_before_everybodys() {
     model.set(Some(2), None);
     assert_eq!(in_force(&model), [None, None]);
     assert_eq!(model.view.cluster_config(), &ClusterConfig::default());
+}
+
+#[test]
+fn the_largest_entry_rises_as_far_as_every_broker_takes_it_and_never_falls() {
+    let mut model = Model::new();
+    let register = |model: &mut Model, node: i32, largest_entry| {
+        model.run(Command::RegisterBroker { broker: Broker { largest_entry, ..broker(node, 10 * node as u64, 1) } })
+    };
+    let set = |model: &mut Model, node, value: Option<&str>| {
+        let changes = vec![(LARGEST_ENTRY.to_owned(), value.map(str::to_owned))];
+        model.run(Command::UpdateClusterConfig { node, changes }).map(|_| model.view.cluster_config().largest_entry())
+    };
+    assert_eq!(set(&mut model, None, None), Ok(None));
+    register(&mut model, 1, 1000).unwrap();
+    assert_eq!(set(&mut model, None, Some("500")), Ok(Some(500)));
+    register(&mut model, 2, 800).unwrap();
+    let refused = |node, takes, largest| Err(Rejection::LargestEntry { node, takes, largest });
+    assert_eq!(set(&mut model, None, Some("801")), refused(2, 800, 801));
+    assert_eq!(set(&mut model, None, Some("800")), Ok(Some(800)));
+    // Whoever takes it back or sets it for one node changes nothing.
+    for (node, value) in [(None, Some("700")), (None, None), (Some(1), Some("1")), (None, Some("many"))] {
+        assert_eq!(set(&mut model, node, value), Ok(Some(800)));
+    }
+    assert_eq!(register(&mut model, 3, 799), refused(3, 799, 800).map(|_: Option<u64>| Outcome::BrokerRegistered));
+    assert_eq!(model.status(3), None);
+    register(&mut model, 3, 800).unwrap();
+    // A broker of an earlier version does not say what it takes: it may come back, and nothing rises.
+    register(&mut model, 4, 0).unwrap();
+    assert_eq!(set(&mut model, None, Some("801")), refused(4, 0, 801));
+
+    let mut slices = Slice::all();
+    let at = usize::from(model.cluster.id().0);
+    slices[at] = model.cluster;
+    let restored = restore(&join(model.view.index(), &mut slices)).unwrap().1;
+    assert_eq!(restored, slices);
+    let image: Vec<Delta> = restored.iter().flat_map(Slice::image).collect();
+    assert_eq!(View::new(1, &image).cluster_config().largest_entry(), Some(800));
 }
 
 /// One of each of the commands about brokers, the cluster and partitions.

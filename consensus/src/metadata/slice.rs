@@ -8,8 +8,8 @@
 //! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice; what is undone leaves no trace.
 
 use super::{
-    Broker, BrokerStatus, ClusterConfig, Command, LeaderReport, Partition, PartitionLeader, Request, SliceId, Topic,
-    Watermark, WatermarkReport,
+    Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, Partition, PartitionLeader, Request,
+    SliceId, Topic, Watermark, WatermarkReport,
     slice_answers::{Answers, AskedTooLate, Before, Kept},
 };
 use crate::plane::node_of;
@@ -74,6 +74,11 @@ pub enum Rejection {
     UnknownBroker(i32),
     #[error("the feature's level is {from} already; it is never lowered, not to {to} either")]
     FeatureDowngrade { from: u16, to: u16 },
+    #[error(
+        "broker {node} takes batches of at most {takes} bytes (0: its version does not say), not of {largest}; raise wal.ring.bytes \
+         there, or give it fewer cores"
+    )]
+    LargestEntry { node: i32, takes: u64, largest: u64 },
 }
 
 /// What became of one request. The outer error: it may have been applied before, and what it gave then is forgotten.
@@ -396,15 +401,15 @@ impl Slice {
                 Ok((Outcome::FeatureSet, vec![Delta::Features(self.features.clone())]))
             }
             Command::UpdateClusterConfig { node, changes } => {
+                for (_, value) in changes.iter().filter(|(name, _)| name == LARGEST_ENTRY) {
+                    let wanted = value.as_ref().and_then(|value| value.parse().ok()).unwrap_or(0);
+                    self.allow_largest(wanted)?;
+                }
                 let before = self.settings.clone();
                 self.can_undo(|| Undo::Settings(before));
-                let settings = &mut Arc::make_mut(&mut self.settings).settings;
+                let settings = Arc::make_mut(&mut self.settings);
                 for (name, value) in changes {
-                    let key = (*node, name.clone());
-                    match value {
-                        Some(value) => settings.insert(key, value.clone()),
-                        None => settings.remove(&key),
-                    };
+                    settings.set(*node, name, value.as_deref());
                 }
                 Ok((Outcome::ClusterConfigUpdated, vec![Delta::ClusterConfig(self.settings.clone())]))
             }
@@ -459,6 +464,10 @@ impl Slice {
         if self.gone_peers.contains(&peer) {
             return Err(Rejection::PeerGone { node, peer });
         }
+        let takes = broker.largest_entry;
+        if let Some(largest) = self.settings.largest_entry().filter(|largest| takes > 0 && *largest > takes) {
+            return Err(Rejection::LargestEntry { node, takes, largest });
+        }
         let mut deltas = Vec::new();
         if let Some(known) = self.brokers.get(&node) {
             if known.peer == peer && known.incarnation > broker.incarnation {
@@ -473,6 +482,20 @@ impl Slice {
         self.set_broker(node, Some(broker.clone()));
         deltas.push(Delta::Broker(broker));
         Ok((Outcome::BrokerRegistered, deltas))
+    }
+
+    /// Whether every registered broker takes batches of so many bytes.
+    fn allow_largest(&self, wanted: u64) -> Result<(), Rejection> {
+        if self.settings.largest_entry() >= Some(wanted) {
+            return Ok(());
+        }
+        let least = self.brokers.values().min_by_key(|broker| broker.largest_entry);
+        match least.filter(|broker| broker.largest_entry < wanted) {
+            Some(broker) => {
+                Err(Rejection::LargestEntry { node: broker.node, takes: broker.largest_entry, largest: wanted })
+            }
+            None => Ok(()),
+        }
     }
 
     /// This peer must not come back.

@@ -182,6 +182,7 @@ const STALE_BROKER: u8 = 137;
 const PEER_GONE: u8 = 138;
 const UNKNOWN_BROKER: u8 = 139;
 const FEATURE_DOWNGRADE: u8 = 140;
+const LARGEST_ENTRY: u8 = 141;
 const ASKED_TOO_LATE: u8 = 255;
 
 fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) -> WIPOffset<fb::Answer<'b>> {
@@ -256,6 +257,11 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
             (to.first, to.second) = (i64::from(*from), u64::from(*level));
             FEATURE_DOWNGRADE
         }
+        Err(Rejection::LargestEntry { node, takes, largest }) => {
+            (to.first, to.second) = (i64::from(*node), *takes);
+            to.name = Some(out.create_string(&largest.to_string()));
+            LARGEST_ENTRY
+        }
     };
     fb::Answer::create(out, &to)
 }
@@ -297,6 +303,11 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
         FEATURE_DOWNGRADE => Err(Rejection::FeatureDowngrade {
             from: u16::try_from(answer.first()).ok()?,
             to: u16::try_from(answer.second()).ok()?,
+        }),
+        LARGEST_ENTRY => Err(Rejection::LargestEntry {
+            node: node()?,
+            takes: answer.second(),
+            largest: answer.name()?.parse().ok()?,
         }),
         _ => return None,
     })

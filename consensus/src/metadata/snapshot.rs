@@ -1,7 +1,7 @@
 //! All slices at one index, as bytes: the same slices give the same bytes.
 
 use super::{
-    ClusterConfig, Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
+    Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
     command::{broker_in, broker_out, configs_in, configs_out, uuid_in, uuid_out},
     slice_answers::Answers,
 };
@@ -63,7 +63,6 @@ impl Joint {
             })
             .collect();
         let settings: Vec<_> = slice
-            .settings
             .settings
             .iter()
             .map(|((node, name), value)| {
@@ -207,7 +206,7 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
         let node = setting.for_node().then(|| setting.node());
         ((node, setting.name().to_owned()), setting.value().to_owned())
     });
-    slice.settings = Arc::new(ClusterConfig { settings: settings.collect() });
+    slice.settings = Arc::new(settings.collect());
     let topics = from.topics().iter().map(topic_in).map(|topic| (topic.name.clone(), Arc::new(topic)));
     slice.topics = Arc::new(topics.collect());
     Ok(slice)

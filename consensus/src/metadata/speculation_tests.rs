@@ -107,6 +107,7 @@ fn broker(node: i32, disk: u64, incarnation: u64) -> Broker {
         rack: None,
         version: "1".to_owned(),
         status: BrokerStatus::Alive,
+        largest_entry: 0,
     }
 }
 

@@ -69,6 +69,15 @@ enum State {
     Settling { term: u64, index: u64, results: Vec<RequestResult>, retry_at: Duration },
 }
 
+impl Write {
+    /// Whether the cluster does not take this broker in. Then it is no member of the group, and is never shown what the answer is
+    /// for; the answer is final, since it left the leader when the entry was committed.
+    fn is_turned_away(&self, results: &[RequestResult]) -> bool {
+        let registers = |request: &Request| matches!(request.command, Command::RegisterBroker { .. });
+        self.requests.iter().all(registers) && results.iter().all(|result| matches!(result, Ok(Err(_))))
+    }
+}
+
 impl Plane {
     /// Takes a write; its answer comes in a later [`super::Turn`].
     pub fn submit(&mut self, now: Duration, submission: Submission) -> Token {
@@ -213,6 +222,10 @@ impl Plane {
             Ok(Accepted { term, index, results }) => {
                 #[cfg(any(test, feature = "sim"))]
                 if self.bug == Some(crate::sim::Bug::WrittenBeforeShown) && write.asked == Acks::Quorum {
+                    self.writes.remove(&token);
+                    return self.out.written.push((token, Ok(Written { term, index, results })));
+                }
+                if write.is_turned_away(&results) {
                     self.writes.remove(&token);
                     return self.out.written.push((token, Ok(Written { term, index, results })));
                 }

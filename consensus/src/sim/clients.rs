@@ -85,6 +85,7 @@ impl Op {
             rack: None,
             version: String::new(),
             status: BrokerStatus::Alive,
+            largest_entry: 0,
         };
         Self::new(Kind::Register(submission(vec![Command::RegisterBroker { broker }])))
     }

@@ -84,7 +84,7 @@ impl Core {
 
     fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
         // Of most topics other cores and brokers have all partitions.
-        let config = LazyCell::new(|| Rc::new(TopicConfig::resolve(&topic.configs, &self.inherited)));
+        let config = LazyCell::new(|| Rc::new(self.topic_config(topic)));
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {

@@ -2,6 +2,7 @@
 
 use super::{Core, Leadership};
 use crate::{
+    config_topic::TopicConfig,
     kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
     meta::META_GROUP,
 };
@@ -41,6 +42,11 @@ impl Core {
         let partitions = &topic.ok_or(unknown)?.partitions;
         let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
         partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// A topic's settings, with those that it inherits from this broker.
+    pub fn topic_config(&self, topic: &Topic) -> TopicConfig {
+        TopicConfig::resolve(&topic.configs, &self.inherited)
     }
 
     /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).

@@ -213,6 +213,21 @@ impl Answer {
     }
 }
 
+/// Which limit a batch exceeds, and what would raise it.
+fn too_large(core: &Rc<Core>, topic: &TopicRef) -> String {
+    let largest = core.largest_entry();
+    let own = core.find_topic(topic).map(|topic| core.topic_config(&topic).max_message_bytes);
+    match own {
+        Some(own) if own <= largest => {
+            format!("the topic takes batches of at most {own} bytes; raise its max.message.bytes")
+        }
+        _ => format!(
+            "the write-ahead rings of all brokers take batches of at most {largest} bytes (largest.entry.bytes); raise wal.ring.bytes, \
+             or give the brokers fewer cores, and then set the topic's max.message.bytes"
+        ),
+    }
+}
+
 fn partition_response(
     core: &Rc<Core>,
     topic: &TopicRef,
@@ -228,6 +243,7 @@ fn partition_response(
             appended.log_start as i64,
         ),
         Err(Refusal { code, message }) => {
+            let message = message.or_else(|| (code == ErrorCode::MessageTooLarge).then(|| too_large(core, topic)));
             let mut response = ProducePartitionResponse::refused(index, code, message.map(StrBytes::from_string));
             if version >= 10 && code == ErrorCode::NotLeaderOrFollower {
                 response.current_leader = core.leader_hint(topic, index);

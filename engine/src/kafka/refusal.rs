@@ -114,6 +114,7 @@ impl From<Rejection> for Refusal {
             Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
             Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
             Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
+            Rejection::LargestEntry { .. } => ErrorCode::InvalidConfig,
         };
         Self::new(code, rejection.to_string())
     }

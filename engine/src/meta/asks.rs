@@ -1,6 +1,6 @@
 //! What any core asks of the metadata plane. Every question has a deadline: there is an answer by then, if only that there is none.
 
-use super::{META_CORE, Meta};
+use super::{META_CORE, Meta, largest};
 use crate::{
     clock,
     core::{Core, core_of_slice},
@@ -63,6 +63,15 @@ pub async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Result<Vec<Comma
 
 /// Submits commands from any core.
 pub async fn submit_with(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    how: Submitting,
+) -> Result<Vec<CommandResult>, SubmitError> {
+    largest::rise_for(core, &commands).await?;
+    submit_as_is(core, commands, how).await
+}
+
+pub(super) async fn submit_as_is(
     core: &Rc<Core>,
     commands: Vec<Command>,
     how: Submitting,

@@ -111,6 +111,7 @@ fn registration(broker: &Broker) -> Value {
         "incarnation": peer(broker.incarnation), "kafka": format!("{}:{}", broker.kafka.host, broker.kafka.port),
         "peer_addr": format!("{}:{}", broker.peer_addr.host, broker.peer_addr.port), "cores": broker.cores,
         "rack": broker.rack, "version": broker.version, "status": status_name(broker.status),
+        "largest_entry": broker.largest_entry,
     })
 }
 

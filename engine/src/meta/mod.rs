@@ -23,6 +23,7 @@
 //! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
 
 mod asks;
+mod largest;
 mod log;
 mod log_json;
 mod peers;

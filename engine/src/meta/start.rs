@@ -1,15 +1,16 @@
 //! From what the store recovered to a broker that knows all that was committed.
 
-use super::{META_GROUP, Meta, Submitting, follow_peers, reports, snapshot_when_wanted, submit_with, tick};
+use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
     clock,
+    config::ring_bytes_for,
     core::{Core, CoreId, core_of_slice, restored},
     rt,
     sync::{Either, race},
 };
 use consensus::{
     group::{Group, GroupConfig, Position, Restored, SnapshotMark},
-    metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Slice},
+    metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Rejection, Slice},
     plane::{Plane, PlaneConfig},
 };
 use std::{rc::Rc, sync::Arc, time::Duration};
@@ -82,9 +83,10 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     rt::spawn(follow_peers(core.clone()));
     // To join takes room in the ring, and only a snapshot may make some.
     rt::spawn(snapshot_when_wanted(core.clone()));
-    if let Either::Second(()) = race(join(core), core.lifecycle.stopping.wait()).await {
+    match race(join(core), core.lifecycle.stopping.wait()).await {
+        Either::First(joined) => joined?,
         // The metadata is not complete: no core may conclude from it what is gone.
-        return Ok(());
+        Either::Second(()) => return Ok(()),
     }
     rt::spawn(reports::leaders(core.clone()));
     rt::spawn(reports::watermarks(core.clone()));
@@ -112,13 +114,16 @@ fn jitter(node: i32) -> usize {
     2 * node.unsigned_abs() as usize % (ELECTION_TICKS + 1)
 }
 
-/// Tells the cluster that this broker is there. The answer is shown here, and so everything before it.
-async fn join(core: &Rc<Core>) {
+/// Tells the cluster that this broker is there. The answer is shown here, and so everything before it. `Err`: the cluster refuses
+/// this broker for good.
+async fn join(core: &Rc<Core>) -> Result<(), String> {
     let mut told = None;
+    let takes = largest::taken_here(core).await;
     loop {
-        let failure = match submit_with(core, vec![registration(core)], Submitting::default()).await {
+        let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
             Ok(results) => match results.into_iter().next().expect("a command has a result") {
-                Ok(_) => return,
+                Ok(_) => break,
+                Err(Rejection::LargestEntry { largest, .. }) => return Err(too_small(core, takes, largest)),
                 Err(rejection) => rejection.to_string(),
             },
             Err(error) => error.to_string(),
@@ -130,9 +135,31 @@ async fn join(core: &Rc<Core>) {
         }
         rt::sleep(JOIN_RETRY).await;
     }
+    let wanted = core.config.message_max_bytes as u64;
+    match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
+        Ok(largest) if largest < wanted => tracing::warn!(
+            largest,
+            "message.max.bytes = {wanted}: the rings of another broker do not take such batches; larger ones than {largest} bytes are \
+             refused; raise wal.ring.bytes there"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot see to it that all brokers take message.max.bytes = {wanted}"),
+    }
+    Ok(())
 }
 
-fn registration(core: &Core) -> Command {
+/// Why a broker whose rings take batches of at most `takes` bytes can't join.
+fn too_small(core: &Core, takes: u64, largest: u64) -> String {
+    let cores = core.cores();
+    format!(
+        "wal.ring.bytes = {}: with {cores} cores, the ring of each takes batches of at most {takes} bytes, and partitions of this \
+         cluster may hold batches of {largest}; set wal.ring.bytes to at least {}, or use fewer cores",
+        core.config.wal_ring_bytes,
+        ring_bytes_for(largest as usize, cores)
+    )
+}
+
+fn registration(core: &Core, largest_entry: u64) -> Command {
     let (host, port) = core.advertised();
     let peer = core.identity.peer_addr.clone();
     Command::RegisterBroker {
@@ -146,6 +173,7 @@ fn registration(core: &Core) -> Command {
             rack: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             status: BrokerStatus::Alive,
+            largest_entry,
         },
     }
 }

@@ -23,9 +23,6 @@ use wal::record::Span;
 /// Bytes of one partition that may wait for their commit; beyond it, appends are refused.
 const TAIL_BYTES_MAX: usize = 64 << 20;
 
-/// Room for an entry's own data beside its batch.
-const ENTRY_DATA_BYTES: usize = 64;
-
 /// What a producer is told of its batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
@@ -141,7 +138,7 @@ impl Partition {
         if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
             return Some(ErrorCode::NotEnoughReplicas);
         }
-        if bytes > config.max_message_bytes.min(core.store.entry_bytes_max() - ENTRY_DATA_BYTES) {
+        if bytes > config.max_message_bytes.min(core.largest_entry()) {
             return Some(ErrorCode::MessageTooLarge);
         }
         let waiting = self.state.borrow().tail_bytes;

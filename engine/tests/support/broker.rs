@@ -274,6 +274,15 @@ impl Broker {
         self.flags.extend(flags.iter().map(|flag| flag.to_string()));
     }
 
+    /// A setting for later starts, in place of what it was.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let setting = format!("{name}=");
+        if let Some(at) = self.flags.iter().position(|flag| flag.starts_with(&setting)) {
+            self.flags.drain(at - 1..=at);
+        }
+        self.add_flags(&["--set", &format!("{setting}{value}")]);
+    }
+
     pub fn pid(&self) -> u32 {
         self.life.as_ref().expect("the broker runs").0.id()
     }

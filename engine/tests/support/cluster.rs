@@ -81,6 +81,16 @@ impl Cluster {
         self.brokers[i].stop();
     }
 
+    /// A setting of one broker, from its next start on.
+    pub fn set(&mut self, i: usize, name: &str, value: &str) {
+        self.brokers[i].set(name, value);
+    }
+
+    /// Starts one that does not run; `Err`: what it printed before it ended by itself.
+    pub fn begin_or_end(&mut self, i: usize) -> Result<(), String> {
+        self.brokers[i].begin_or_end()
+    }
+
     /// Starts one that does not run, without waiting for it.
     pub fn spawn(&mut self, i: usize) {
         self.brokers[i].spawn();

@@ -10,9 +10,10 @@ use std::{collections::BTreeMap, path::Path, rc::Rc};
 use wal::{
     disk::Disk,
     disk_sim::SimDisk,
-    manifest::{Manifest, change_cores, remove_stale_epochs},
+    manifest::{Manifest, change_cores, has_smaller_segments, remove_stale_epochs},
     record::{Entry, GroupId},
-    store::{OpenError, Store, StoreDirs},
+    ring::{Ring, RingConfig, RingStart},
+    store::{Admission, OpenError, Store, StoreConfig, StoreDirs},
 };
 
 #[test]
@@ -38,6 +39,49 @@ fn an_empty_directory_changes_too_and_old_epochs_go() {
         assert_eq!(remove_stale_epochs(&disk, data, &new).await.expect("removed"), 0);
         assert!(!disk.files().iter().any(|path| path.starts_with("/data/epoch-1")));
     });
+}
+
+#[test]
+fn rings_are_made_anew_for_larger_entries() {
+    let (disk, data) = (SimDisk::new(1), Path::new("/data"));
+    let old = Manifest { epoch: 1, ..Manifest::new(1, 7, 1) };
+    let small = StoreConfig { ring: None, ring_bytes: 1 << 20, ..config() };
+    let large = StoreConfig { entry_bytes: 300 << 10, ..small.clone() };
+    block_on(async {
+        old.write(&disk, data).await.expect("written");
+        assert!(!has_smaller_segments(&disk, data, &old, &large).await.expect("readable"), "there are no rings yet");
+        let open = async |manifest: &Manifest, config: &StoreConfig| {
+            let dirs = StoreDirs::new(data, manifest.epoch, 0);
+            Store::open(disk.clone(), &dirs, manifest.epoch, config.clone()).await.expect("opened").0
+        };
+        assert!(open(&old, &small).await.entry_bytes_max() < large.entry_bytes);
+        assert!(!has_smaller_segments(&disk, data, &old, &small).await.expect("readable"));
+        assert!(has_smaller_segments(&disk, data, &old, &large).await.expect("readable"));
+        assert!(open(&old, &large).await.entry_bytes_max() < large.entry_bytes, "a ring keeps its segments");
+        let new = change_cores(&disk, data, &old, 1, &large, |_| 0).await.expect("changed");
+        assert!(!has_smaller_segments(&disk, data, &new, &large).await.expect("readable"));
+        let store = open(&new, &large).await;
+        assert!(store.entry_bytes_max() >= large.entry_bytes);
+        assert_eq!(store.admit(large.entry_bytes), Admission::Ok);
+        assert_eq!(store.admit(store.entry_bytes_max() + 1), Admission::TooLarge);
+    });
+}
+
+#[test]
+fn the_smallest_ring_for_an_entry_takes_it_and_no_smaller_one_does() {
+    for entry_bytes in [0, 1, 4096, 1_048_588 + 64, 60_000_000] {
+        let least = RingConfig::least_bytes_for(entry_bytes);
+        for bytes in [least, least + 5000, 2 * least, 64 * least] {
+            let ring = RingConfig::of_bytes_for(bytes, entry_bytes);
+            let total = ring.segment_bytes * u64::from(ring.segments);
+            assert!(total <= bytes.max(least.max(64 * 4096)), "{entry_bytes}: {total} of {bytes}");
+            assert!(Ring::new(ring, 1, ring.segments, RingStart::default()).entry_bytes_max() >= entry_bytes);
+        }
+        let plain = RingConfig::of_bytes(RingConfig::bytes_for(entry_bytes));
+        assert!(Ring::new(plain, 1, plain.segments, RingStart::default()).entry_bytes_max() >= entry_bytes);
+        let plain = RingConfig::of_bytes(16 * least);
+        assert_eq!(RingConfig::of_bytes_for(16 * least, entry_bytes), plain, "a large ring is as without");
+    }
 }
 
 #[test]

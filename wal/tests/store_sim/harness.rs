@@ -69,6 +69,7 @@ pub fn with_loops<T>(seed: u64, store: &Store<SimDisk>, host: Rc<dyn FlushHost>,
 pub fn config() -> StoreConfig {
     StoreConfig {
         ring_bytes: 512 << 10,
+        entry_bytes: 0,
         ring: Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(512 << 10) }),
         flush_trigger_bytes: 96 << 10,
         cache_bytes: 64 << 10,

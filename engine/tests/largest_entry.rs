@@ -1,0 +1,159 @@
+//! Batches near what the write-ahead rings take: stored by all replicas, or refused for good and at once.
+
+mod support;
+
+use net::StrBytes;
+use net::errors::{self, ErrorCode};
+use net::messages::join_group_request::JoinGroupRequestProtocol;
+use net::messages::sync_group_request::SyncGroupRequestAssignment;
+use net::messages::{FindCoordinatorRequest, GroupId, JoinGroupRequest, SyncGroupRequest};
+
+use support::broker::Broker;
+use support::cluster::{Cluster, wait_until};
+use support::wire;
+
+const TOPIC: &str = "large";
+const MB: usize = 1_000_000;
+/// More than any ring here takes.
+const ANY_SIZE: (&str, &str) = ("max.message.bytes", "50000000");
+
+fn of_bytes(bytes: usize) -> bytes::Bytes {
+    wire::batch(&[&vec![b'x'; bytes]])
+}
+
+fn create(broker: &Broker, replicas: i16, settings: &[(&str, &str)]) {
+    let created = wire::create_topic(&mut wire::connect(broker), TOPIC, 2, replicas, settings);
+    assert_eq!(errors::check(created.error_code), Ok(()), "{:?}", created.error_message);
+}
+
+#[test]
+fn a_batch_that_no_ring_takes_is_refused_at_once_and_holds_nobody_up() {
+    // Segments of 8 MiB.
+    let broker = Broker::start_with(&["--cores", "0", "--set", "wal.ring.bytes=67108864"]);
+    create(&broker, 1, &[ANY_SIZE]);
+    let mut client = wire::connect(&broker);
+    for (bytes, expected) in [
+        (2 * MB, Ok(())),
+        (8 * MB, Ok(())),
+        (9 * MB, Err(ErrorCode::MessageTooLarge)),
+        (40 * MB, Err(ErrorCode::MessageTooLarge)),
+        (10, Ok(())),
+    ] {
+        let answer = wire::produce(&mut client, TOPIC, 0, of_bytes(bytes));
+        assert_eq!(errors::check(answer.error_code), expected, "{bytes} bytes");
+        if expected.is_err() {
+            let message = answer.error_message.expect("the answer says why");
+            assert!(message.contains("wal.ring.bytes") && message.contains("largest.entry.bytes"), "{message}");
+        }
+    }
+    // The topic's own limit comes first.
+    let (code, message) = wire::alter_topic(&broker, TOPIC, "max.message.bytes", Some("1000"));
+    assert_eq!(errors::check(code), Ok(()), "{message}");
+    let answer = wire::produce(&mut client, TOPIC, 1, of_bytes(2000));
+    assert_eq!(errors::check(answer.error_code), Err(ErrorCode::MessageTooLarge));
+    let message = answer.error_message.expect("the answer says why");
+    assert!(message.contains("at most 1000 bytes") && message.contains("max.message.bytes"), "{message}");
+}
+
+#[test]
+fn the_smallest_ring_bounds_what_leaders_take_and_a_smaller_one_does_not_join() {
+    const SMALL: usize = 2;
+    let mut cluster = Cluster::start(3, &["--cores", "0"]);
+    create(cluster.broker(0), 3, &[("max.message.bytes", "3000000")]);
+    let send = |cluster: &Cluster, bytes: usize| {
+        let mut sent = Err(ErrorCode::NotLeaderOrFollower);
+        wait_until("answer of the leader", || {
+            let leader = wire::partitions(&mut wire::connect(cluster.broker(0)), TOPIC)[0].leader_id.0;
+            let Some(leader) = usize::try_from(leader - 1).ok().filter(|leader| *leader < cluster.len()) else {
+                return false;
+            };
+            let answer = wire::produce(&mut wire::connect(cluster.broker(leader)), TOPIC, 0, of_bytes(bytes));
+            sent = errors::check(answer.error_code);
+            sent != Err(ErrorCode::NotLeaderOrFollower)
+        });
+        sent
+    };
+    let whole = |cluster: &Cluster| {
+        wait_until("set of replicas in sync that is whole", || {
+            let shown = wire::partitions(&mut wire::connect(cluster.broker(0)), TOPIC);
+            shown.iter().all(|partition| partition.isr_nodes.len() == 3)
+        });
+    };
+    assert_eq!(send(&cluster, 2_900_000), Ok(()));
+    assert_eq!(send(&cluster, 3_100_000), Err(ErrorCode::MessageTooLarge));
+    whole(&cluster);
+
+    // A ring on a new disk that takes less than what the others may hold.
+    cluster.stop(SMALL);
+    cluster.empty_disk(SMALL);
+    cluster.set(SMALL, "wal.ring.bytes", "16777216");
+    let output = cluster.begin_or_end(SMALL).expect_err("it is refused");
+    assert!(output.contains("partitions of this cluster may hold batches of 3000000"), "{output}");
+    let least = output.split("set wal.ring.bytes to at least ").nth(1).expect("the remedy").to_owned();
+    let least: String = least.chars().take_while(char::is_ascii_digit).collect();
+    cluster.set(SMALL, "wal.ring.bytes", &least);
+    cluster.begin(SMALL);
+    whole(&cluster);
+
+    // From now on no topic goes beyond that one's ring, whatever it allows.
+    let (code, message) = wire::alter_topic(cluster.broker(0), TOPIC, ANY_SIZE.0, Some(ANY_SIZE.1));
+    assert_eq!(errors::check(code), Ok(()), "{message}");
+    assert_eq!(send(&cluster, 3_000_000 - 200), Ok(()));
+    assert_eq!(send(&cluster, 3_100_000), Err(ErrorCode::MessageTooLarge));
+    whole(&cluster);
+}
+
+#[test]
+fn a_ring_is_made_anew_for_a_larger_batch_after_a_restart() {
+    let mut broker = Broker::start_with(&["--cores", "0", "--set", "wal.ring.bytes=16777216"]);
+    create(&broker, 1, &[ANY_SIZE]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(errors::check(wire::produce(&mut client, TOPIC, 0, of_bytes(MB)).error_code), Ok(()));
+    let answer = wire::produce(&mut client, TOPIC, 0, of_bytes(6 * MB));
+    assert_eq!(errors::check(answer.error_code), Err(ErrorCode::MessageTooLarge));
+    broker.set("wal.ring.bytes", "67108864");
+    broker.kill_and_begin();
+    let answer = wire::produce(&mut wire::connect(&broker), TOPIC, 0, of_bytes(6 * MB));
+    assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), 1));
+}
+
+#[test]
+fn group_state_that_does_not_fit_is_answered_as_in_kafka() {
+    let broker = Broker::start_with(&["--cores", "0", "--set", "wal.ring.bytes=16777216"]);
+    let mut client = wire::connect(&broker);
+    let id = || GroupId(wire::text("large-group"));
+    wait_until("coordinator", || {
+        let keys = vec![wire::text("large-group")];
+        let request = FindCoordinatorRequest::default().with_coordinator_keys(keys);
+        let found = client.call(request).expect("an answer");
+        let code = found.coordinators.first().map_or(found.error_code, |coordinator| coordinator.error_code);
+        errors::check(code) == Ok(())
+    });
+    let join = |member: StrBytes| {
+        let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("range"));
+        JoinGroupRequest::default()
+            .with_group_id(id())
+            .with_session_timeout_ms(30_000)
+            .with_rebalance_timeout_ms(30_000)
+            .with_member_id(member)
+            .with_protocol_type(wire::text("consumer"))
+            .with_protocols(vec![protocol])
+    };
+    let mut joined = client.call(join(StrBytes::new())).expect("an answer");
+    wait_until("member of the group", || {
+        joined = client.call(join(joined.member_id.clone())).expect("an answer");
+        errors::check(joined.error_code) == Ok(())
+    });
+    let assignment = SyncGroupRequestAssignment::default()
+        .with_member_id(joined.member_id.clone())
+        .with_assignment(vec![0; 6 * MB].into());
+    let request = SyncGroupRequest::default()
+        .with_group_id(id())
+        .with_generation_id(joined.generation_id)
+        .with_member_id(joined.member_id)
+        .with_protocol_type(Some(wire::text("consumer")))
+        .with_protocol_name(Some(wire::text("range")))
+        .with_assignments(vec![assignment]);
+    let synced = client.call(request).expect("an answer");
+    assert_eq!(errors::check(synced.error_code), Err(ErrorCode::UnknownServerError));
+}
