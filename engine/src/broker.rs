@@ -477,7 +477,7 @@ async fn beat(core: Rc<Core>) {
     loop {
         core.metrics.beat();
         core.metrics.publish_store(&core.store.stats());
-        core.metrics.admission_waiting.set(core.admission.waiting() as u64);
+        core.publish_queues();
         let mesh = core.mesh().stats();
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());

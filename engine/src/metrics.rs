@@ -218,6 +218,8 @@ metrics! {
     produce_gaps_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
+    /// Fetches that wait for records now.
+    fetches_waiting: Gauge;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
     /// Bytes of batches fetched from memory.
@@ -300,6 +302,8 @@ metrics! {
     metadata_raft_fallback_total: Counter;
     /// Metadata writes that asked for a quorum.
     metadata_quorum_writes_total: Counter;
+    /// Writes, reads and descriptions that wait for the metadata group's answer; each has a deadline.
+    metadata_questions_open: Gauge;
     /// Metadata writes sent to the leader, counted once for each attempt.
     metadata_forwarded_writes_total: Counter;
     /// Read-lease heartbeats sent by the leader of the metadata, one a second and follower.

@@ -289,6 +289,13 @@ impl Core {
         self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
     }
 
+    /// Publishes how many requests wait in this core's queues.
+    pub fn publish_queues(&self) {
+        self.metrics.admission_waiting.set(self.admission.waiting() as u64);
+        self.metrics.fetches_waiting.set(self.fetches.waiting() as u64);
+        self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
+    }
+
     /// A look at the view; it may not be held across an await.
     pub fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
         look(&self.view.borrow())

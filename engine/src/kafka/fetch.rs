@@ -333,6 +333,11 @@ impl Fetches {
         }
     }
 
+    /// Fetches that wait now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
     /// Ends all waits: the broker stops.
     pub fn cancel_all(&self) {
         for waiting in self.waiting.borrow_mut().values_mut() {

@@ -137,6 +137,10 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
                 Begun::Waiting(turn, item) => match before(deadline, turn.come(&core.store)).await {
                     Some(()) => append(&core, item, clock::wall_ms()),
                     None => {
+                        #[cfg(test)]
+                        if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
+                            std::mem::forget(turn);
+                        }
                         core.metrics.admission_timed_out_total.add(1);
                         Err(too_late(&core))
                     }

@@ -162,6 +162,11 @@ impl Meta {
         answer
     }
 
+    /// Questions that wait for their answers, which come by their deadlines.
+    pub fn open_questions(&self) -> usize {
+        self.written.borrow().len() + self.read.borrow().len() + self.described.borrow().len()
+    }
+
     /// Hands a write to the plane.
     pub(super) fn write(
         self: &Rc<Self>,

@@ -80,6 +80,15 @@ impl IfLeading {
     }
 }
 
+#[cfg(test)]
+impl Partition {
+    /// Requests that wait for an entry to be as safe as they asked, or for this replica to be sure that it leads.
+    pub(crate) fn waiters(&self) -> usize {
+        let state = self.state.borrow();
+        state.waiting.len() + state.waiting_here.len() + state.unsure.len()
+    }
+}
+
 impl Partition {
     /// Appends one validated batch. Everything up to the proposal happens before this returns.
     pub fn append(

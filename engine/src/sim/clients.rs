@@ -117,7 +117,7 @@ pub(super) struct Target {
 
 impl Cluster {
     /// Whom a client takes for the leader of a partition: what some node says, or any node.
-    fn leader_of(&self, target: &Target) -> Option<Rc<Node>> {
+    pub(super) fn leader_of(&self, target: &Target) -> Option<Rc<Node>> {
         let up: Vec<_> = self.nodes.iter().filter(|node| node.serves()).collect();
         if up.is_empty() {
             return None;

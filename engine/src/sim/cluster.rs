@@ -126,6 +126,9 @@ impl Cluster {
             self.begin_group(world, group, world.number(1..=3));
         }
         self.go_on(world, ms(8_000), || !self.targets.borrow().is_empty() && self.ledger.borrow().acked() > 0)?;
+        if world.chance(0.2) {
+            world.spawn(OUTSIDE, self.clone().crowd());
+        }
         world.spawn(OUTSIDE, self.clone().trouble());
         world.spawn(OUTSIDE, self.clone().watch());
         self.go_on(world, FAULTS, || false)?;
@@ -133,6 +136,9 @@ impl Cluster {
         // What is acknowledged behind the reading of a log is not in what was read.
         self.go_on(world, LAST_ANSWERS, || self.producing.get() == 0)?;
         expect(self.producing.get() == 0, || format!("{} producers don't end", self.producing.get()))?;
+        // Every wait has an end: nothing of clients that have gone is left.
+        self.go_on(world, LAST_ANSWERS, || self.left_waiting().is_none())?;
+        expect(self.left_waiting().is_none(), || format!("{:?} for {LAST_ANSWERS:?}", self.left_waiting()))?;
         self.check_logs()?;
         for group in &groups {
             self.check_offsets(group)?;

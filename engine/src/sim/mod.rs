@@ -8,6 +8,7 @@
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
 //! | `clients_group` | members of consumer groups |
+//! | `crowd` | clients that overload brokers, give up and vanish |
 //! | `ledger` | what clients know, and what must hold of it |
 //! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
@@ -23,6 +24,7 @@ mod clients;
 mod clients_group;
 mod cluster;
 mod counts;
+mod crowd;
 mod exec;
 mod fenced;
 mod ledger;
@@ -51,6 +53,8 @@ pub(crate) enum Bug {
     GapsGivenNoTime,
     /// A producer that is not known may begin behind a batch of its own that was refused just now.
     BegunBehindRefused,
+    /// A produce request that gives up while it waits for room in the ring stays in the line.
+    AbandonedTurnStays,
     /// A commit of offsets is acknowledged before it is committed.
     CommitAcknowledgedTooEarly,
     /// A static member whose instance another has taken over goes on to commit.

@@ -93,7 +93,7 @@ fn partitions_keep_their_promises_under_every_fault() {
         // The faults must happen, and leave room for what they are to disturb.
         let Summary { acked, seen, pipelined, retried, epochs, trimmed, snapshots, .. } = total;
         assert!(acked > 300 * runs && seen > 100 * runs && pipelined > 100 * runs);
-        assert!(retried > 10 * runs && epochs > 3 * runs);
+        assert!(retried > 10 * runs && epochs > 3 * runs && total.jostled > 5 * runs);
         assert!(trimmed > runs / 8 && snapshots > runs / 8);
         let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
         assert!(
@@ -142,6 +142,11 @@ fn producers_that_are_not_rebuilt_on_truncation_are_seen() {
 #[test]
 fn a_commit_that_is_acknowledged_too_early_is_seen() {
     found(Bug::CommitAcknowledgedTooEarly);
+}
+
+#[test]
+fn a_turn_that_is_given_up_and_stays_in_the_line_is_seen() {
+    found(Bug::AbandonedTurnStays);
 }
 
 #[test]

@@ -1,0 +1,154 @@
+//! A crowd: clients that send more than a broker can store, give up at once, and vanish in the middle of a request. What they get does
+//! not matter, as long as nobody else goes without, and nothing of them is left behind.
+
+use super::{
+    clients::{Target, ask_within, text},
+    cluster::Cluster,
+    exec::{self, OUTSIDE, World},
+    node::Node,
+};
+use crate::{kafka, rt, sync::race};
+use net::{
+    StrBytes,
+    batch_build::BatchBuilder,
+    compression::Codec,
+    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    header::RequestHeader,
+    messages::{
+        CreateTopicsRequest, GroupId, JoinGroupRequest, OffsetFetchRequest, TopicName,
+        create_topics_request::CreatableTopic, join_group_request::JoinGroupRequestProtocol,
+        offset_fetch_request::OffsetFetchRequestGroup,
+    },
+    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    request::Request,
+};
+use std::{rc::Rc, time::Duration};
+
+/// The crowd's own topic and group.
+const TOPIC: &str = "crowd";
+const GROUP: &str = "crowd";
+/// Requests whose connection breaks while they are answered.
+const VANISHING: f64 = 0.5;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Cluster {
+    /// A burst or two of impatient clients.
+    pub(super) async fn crowd(self: Rc<Self>) {
+        let world = exec::world();
+        let Some(targets) = self.gather(&world).await else { return };
+        for _ in 0..world.number(1..=2) {
+            rt::sleep(world.draw(ms(500)..ms(8_000))).await;
+            let until = world.time() + world.draw(ms(150)..ms(350));
+            for _ in 0..world.number(6..=12) {
+                let target = targets[world.place(targets.len())].clone();
+                world.spawn(OUTSIDE, self.clone().jostle(target, until));
+            }
+        }
+    }
+
+    /// Creates the crowd's topic.
+    async fn gather(&self, world: &World) -> Option<Vec<Target>> {
+        let replicas = [1, 3][world.place(2)];
+        while !self.over.get() {
+            let topic = CreatableTopic::default()
+                .with_name(TopicName(text(TOPIC)))
+                .with_num_partitions(2)
+                .with_replication_factor(replicas);
+            let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
+            // Whatever the answer says, it is there or is asked for again.
+            drop(ask_within(&self.any_node(), Request::CreateTopics(request), 7, ms(6_000)).await);
+            if let Some(groups) = self.partitions_of(TOPIC) {
+                let target = |(partition, group)| Target {
+                    topic: TOPIC.to_owned(),
+                    partition: partition as i32,
+                    group,
+                    is_for_clients: false,
+                };
+                return Some(groups.into_iter().enumerate().map(target).collect());
+            }
+            rt::sleep(ms(200)).await;
+        }
+        None
+    }
+
+    async fn jostle(self: Rc<Self>, target: Target, until: Duration) {
+        let world = exec::world();
+        while world.time() < until && !self.over.get() {
+            let Some(node) = self.leader_of(&target) else { return };
+            let (request, version) = impatient(&world, &target);
+            self.summary.borrow_mut().jostled += 1;
+            if world.chance(VANISHING) {
+                self.vanish(&node, request, version);
+                rt::sleep(world.draw(Duration::ZERO..ms(10))).await;
+            } else {
+                drop(ask_within(&node, request, version, ms(60)).await);
+            }
+        }
+    }
+
+    /// Sends a request on a connection that breaks soon, with all that the broker had begun for it.
+    fn vanish(&self, node: &Rc<Node>, request: Request, version: i16) {
+        let Some(core) = node.core().filter(|_| node.serves()) else { return };
+        let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
+        exec::world().spawn(node.process, async move {
+            let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request);
+            race(answering, rt::sleep(breaks_in)).await;
+        });
+    }
+
+    /// Who still waits in some broker.
+    pub(super) fn left_waiting(&self) -> Option<String> {
+        self.nodes.iter().find_map(|node| {
+            let core = node.core()?;
+            core.publish_queues();
+            let metrics = &core.metrics;
+            let acks: usize = core.partitions().iter().map(|partition| partition.waiters()).sum();
+            let queues = [
+                ("room in the ring", metrics.admission_waiting.get()),
+                ("records", metrics.fetches_waiting.get()),
+                ("the metadata", metrics.metadata_questions_open.get()),
+                ("acknowledgements", acks as u64),
+            ];
+            let (what, length) = queues.into_iter().find(|(_, length)| *length > 0)?;
+            Some(format!("broker {}: {length} wait for {what}", node.id))
+        })
+    }
+}
+
+/// A request whose sender does not wait long, and its version.
+fn impatient(world: &World, target: &Target) -> (Request, i16) {
+    match world.number(..10) {
+        0 => {
+            let partitions = vec![FetchPartition::of_consumer(target.partition, 0, 8 << 10)];
+            let topics = vec![FetchTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+            (Request::Fetch(FetchRequest::of_consumer(2_000, 1 << 20, 8 << 10, topics)), 11)
+        }
+        1 => {
+            let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+            let request = JoinGroupRequest::default()
+                .with_group_id(GroupId(text(GROUP)))
+                .with_session_timeout_ms(1_000)
+                .with_rebalance_timeout_ms(2_000)
+                .with_member_id(StrBytes::new())
+                .with_protocol_type(text("consumer"))
+                .with_protocols(vec![protocol]);
+            (Request::JoinGroup(request), 2)
+        }
+        2 => {
+            let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text(GROUP)));
+            (Request::OffsetFetch(OffsetFetchRequest::default().with_groups(vec![group])), 8)
+        }
+        _ => {
+            let mut batch = BatchBuilder::new(Codec::None);
+            batch.push(world.time().as_millis() as i64, None, Some(&vec![0; world.number(1_000..40_000) as usize]));
+            let partitions = vec![ProducePartition { index: target.partition, records: Some(batch.finish()) }];
+            let topics = vec![ProduceTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+            let (acks, timeout_ms) = ([-1, 1][world.place(2)], world.number(1..=40) as i32);
+            (Request::Produce(ProduceRequest { transactional_id: None, acks, timeout_ms, topics }), 9)
+        }
+    }
+}
