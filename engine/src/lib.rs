@@ -18,6 +18,8 @@ pub mod config;
 pub mod config_cluster;
 pub mod config_layers;
 pub mod config_topic;
+pub mod config_type;
+pub mod config_unobeyed;
 pub mod config_value;
 pub mod coordinator;
 pub mod coordinators;
