@@ -1,7 +1,7 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
 use super::{
-    brokers,
+    brokers, operations,
     topics::{OFFSETS_TOPIC, ensure_offsets_topic, until_led},
 };
 use crate::{
@@ -30,6 +30,7 @@ const LEADER_WAIT: Duration = Duration::from_secs(2);
 
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
 const KEY_GROUP: i8 = 0;
+const KEY_TRANSACTION: i8 = 1;
 
 pub async fn find_coordinator(
     core: &Rc<Core>,
@@ -37,8 +38,14 @@ pub async fn find_coordinator(
     version: i16,
 ) -> FindCoordinatorResponse {
     let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
-    let offsets = if request.key_type != KEY_GROUP {
-        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
+    let offsets = if request.key_type == KEY_TRANSACTION {
+        // An error that clients give up on, as InitProducerId tells them too.
+        Err((
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "this broker serves no transactions; leave transactional.id out",
+        ))
+    } else if request.key_type != KEY_GROUP {
+        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here"))
     } else if meta::may_read(core).await.is_err() {
         Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
     } else {
@@ -76,6 +83,17 @@ pub async fn find_coordinator(
 }
 
 pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+    let tells_operations =
+        matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
+    let mut response = answer(core, request, context).await;
+    if let GroupResponse::DescribeGroups(described) = &mut response {
+        let told = operations::told(tells_operations, operations::GROUP);
+        described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+    }
+    response
+}
+
+async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
     let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
             // No group was ever here.
