@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    config_type,
+    config_reach, config_type,
     config_value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
     cpus::CpuList,
 };
@@ -327,11 +327,12 @@ impl Config {
                 self.kafka_addr
             ));
         }
-        if self.peer_addr.ip().is_unspecified() && self.advertised_peer_addr.is_none() {
+        config_reach::check(self)?;
+        let (insync, replicas) = (self.min_insync_replicas, self.default_replication_factor);
+        if i64::from(insync) > i64::from(replicas) {
             return refuse(format!(
-                "peer.addr = {}: other brokers can't connect to that address as it stands; set advertised.peer.addr \
-                 (--advertised-peer-addr) to the host and port at which they reach this broker",
-                self.peer_addr
+                "min.insync.replicas = {insync}: above default.replication.factor, {replicas}; topics with the defaults would \
+                 take no writes with acks=all; lower the one or raise the other"
             ));
         }
         let ports = [("kafka.addr", self.kafka_addr), ("peer.addr", self.peer_addr), ("admin.addr", self.admin_addr)];
