@@ -8,10 +8,11 @@ use net::{
     client_blocking::Client,
     errors::{self, ErrorCode},
     messages::{
-        self, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, DeleteTopicsRequest, DescribeClusterRequest,
-        DescribeConfigsRequest, DescribeGroupsRequest, DescribeTopicPartitionsRequest, FindCoordinatorRequest, GroupId,
-        IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-        OffsetFetchRequest, SaslAuthenticateRequest, SaslHandshakeRequest, TopicName,
+        self, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
+        DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeTopicPartitionsRequest,
+        FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest,
+        MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+        TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         create_topics_response::CreatableTopicResult,
@@ -493,6 +494,11 @@ fn what_is_asked_of_many_groups_and_partitions_is_answered_in_the_order_asked() 
             .collect();
         assert_eq!(told, expected, "OffsetCommit {version}");
     }
+
+    let twice = vec![GroupId(text("g")), GroupId(text("nobody")), GroupId(text("g"))];
+    let deleted = client.call(DeleteGroupsRequest::default().with_groups_names(twice)).unwrap().results;
+    let told: Vec<_> = deleted.iter().map(|group| (group.group_id.0.as_str(), code(group.error_code))).collect();
+    assert_eq!(told, [("g", None), ("nobody", Some(ErrorCode::GroupIdNotFound))], "once each, as in Kafka");
 
     let groups: Vec<String> = (0..20).map(|n| format!("group-{}", n * 7 % 20)).collect();
     let ids = || groups.iter().map(|group| GroupId(text(group))).collect::<Vec<_>>();

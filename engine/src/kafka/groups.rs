@@ -1,7 +1,7 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
 use super::{
-    brokers, operations,
+    brokers, operations, topic_names,
     topics::{OFFSETS_TOPIC, ensure_offsets_topic, until_led},
 };
 use crate::{
@@ -82,7 +82,11 @@ pub async fn find_coordinator(
     FindCoordinatorResponse::default().with_coordinators(coordinators.collect())
 }
 
-pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> GroupResponse {
+    // As in Kafka, a group that is named twice is deleted, and answered, once.
+    if let GroupRequest::DeleteGroups(delete) = &mut request {
+        topic_names::take_repeats(&mut delete.groups_names, |name| name.clone());
+    }
     let tells_operations =
         matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
     let mut response = answer(core, request, context).await;
