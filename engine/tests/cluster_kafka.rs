@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    thread,
     time::Instant,
 };
 
@@ -257,4 +258,33 @@ fn a_setting_of_all_brokers_is_changed_on_any_and_checked_without_being_changed(
     assert_eq!(alter(two, "2", "metadata.voters", "3", false), Err(ErrorCode::InvalidRequest));
     assert_eq!(alter(two, "", "num.partitions", "3", false), Err(ErrorCode::InvalidRequest));
     assert_eq!(alter(two, "4", "metadata.acks", "leader", false), Err(ErrorCode::InvalidRequest));
+}
+
+#[test]
+fn of_colliding_names_one_is_made_whichever_brokers_are_asked_at_once() {
+    let brokers = Broker::cluster(3);
+    let mut clients: Vec<Client> = brokers.iter().map(connect).collect();
+    for round in 0..30 {
+        let names = [format!("a.b.{round}"), format!("a_b_{round}"), format!("a.b_{round}")];
+        let codes: Vec<Result<(), ErrorCode>> = thread::scope(|scope| {
+            let makers: Vec<_> = clients
+                .iter_mut()
+                .zip(&names)
+                .map(|(client, name)| {
+                    scope.spawn(|| errors::check(wire::create_topic(client, name, 1, 1, &[]).error_code))
+                })
+                .collect();
+            makers.into_iter().map(|maker| maker.join().expect("an answer")).collect()
+        });
+        let made: Vec<&String> =
+            names.iter().zip(&codes).filter(|(_, code)| code.is_ok()).map(|(name, _)| name).collect();
+        assert!(made.len() == 1, "round {round}: {codes:?}");
+        assert!(codes.iter().all(|code| matches!(code, Ok(()) | Err(ErrorCode::InvalidTopicException))), "{codes:?}");
+        for client in &mut clients {
+            until("one of the topics is there", || {
+                let there = names.iter().filter(|name| !wire::partitions(client, name).is_empty()).collect::<Vec<_>>();
+                there == made
+            });
+        }
+    }
 }

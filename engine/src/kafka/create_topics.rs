@@ -2,9 +2,10 @@
 //! [`super::topics`]'s.
 
 use super::{
+    collisions,
     refusal::{self, Refusal},
     topic_names,
-    topics::{change, check_collision, check_new_topic, is_new_and_may_collide},
+    topics::{change, check_new_topic},
 };
 use crate::{config_topic, core::Core, meta};
 use consensus::metadata::{Command, Outcome};
@@ -22,7 +23,7 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
     let repeats = topic_names::take_repeats(&mut request.topics, |topic| topic.name.clone());
     let names: Vec<TopicName> = request.topics.iter().map(|topic| topic.name.clone()).collect();
     // Which names there are already is known for sure only by the newest view.
-    let newest = match names.iter().any(|name| is_new_and_may_collide(core, name)) {
+    let newest = match names.iter().any(|name| collisions::is_new_and_possible(core, name)) {
         true => meta::linearize(core).await.map_err(Refusal::from),
         false => Ok(()),
     };
@@ -34,7 +35,7 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
         if topic_names::may_collide(&topic.name) {
             newest.clone()?;
             let earlier = names.iter().take_while(|name| **name != topic.name).map(|name| name.0.as_str());
-            check_collision(core, topic.name.as_str(), earlier)?;
+            collisions::check(core, topic.name.as_str(), earlier)?;
         }
         Ok(command)
     };

@@ -1,10 +1,10 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
 use super::{
-    brokers,
+    brokers, collisions,
     metadata_log::METADATA_TOPIC,
     operations,
-    topics::{OFFSETS_TOPIC, auto_create, check_collision},
+    topics::{OFFSETS_TOPIC, auto_create},
 };
 use crate::{
     core::Core,
@@ -129,7 +129,7 @@ impl<'a> Look<'a> {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
-            Asked::Name(name) if may_create && check_collision(self.core, name, []).is_err() => {
+            Asked::Name(name) if may_create && collisions::check(self.core, name, []).is_err() => {
                 ErrorCode::InvalidTopicException
             }
             Asked::Id(_) => ErrorCode::UnknownTopicId,

@@ -4,6 +4,7 @@
 mod api_versions;
 mod brokers;
 mod cluster;
+mod collisions;
 mod configs;
 mod create_topics;
 mod elect_leaders;

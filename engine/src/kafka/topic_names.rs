@@ -57,11 +57,12 @@ pub fn collide(a: &str, b: &str) -> bool {
     a != b && a.len() == b.len() && a.bytes().map(unify).eq(b.bytes().map(unify))
 }
 
-/// A topic whose name differs from `name` in nothing but '.' and '_'. `first_from` gives the first topic, by name, that is not before
+/// The topics whose names differ from `name` in nothing but '.' and '_'. `first_from` gives the first topic, by name, that is not before
 /// some text. Follows only beginnings that some topic has, so that the cost grows with the topics that are alike.
-pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> Option<Arc<str>> {
+pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> Vec<Arc<str>> {
+    let mut colliding = Vec::new();
     if !may_collide(name) {
-        return None;
+        return colliding;
     }
     let parts: Vec<&str> = name.split(['.', '_']).collect();
     // Beginnings of colliding names, each with the number of parts that are in it.
@@ -71,10 +72,10 @@ pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> O
         if used < parts.len() {
             open.extend(['.', '_'].map(|mark| (format!("{beginning}{mark}{}", parts[used]), used + 1)));
         } else if *found == *beginning && beginning != name {
-            return Some(found);
+            colliding.push(found);
         }
     }
-    None
+    colliding
 }
 
 /// The refusal of a name that collides with another.
@@ -137,11 +138,17 @@ mod tests {
             (".", None),
             ("ab", None),
         ] {
-            assert_eq!(colliding(name, first_from).as_deref(), other, "{name}");
+            let found = colliding(name, first_from);
+            assert_eq!(found.iter().map(|found| &**found).collect::<Vec<_>>(), Vec::from_iter(other), "{name}");
             if let Some(other) = other {
                 assert!(collide(name, other) && collide(other, name), "{name} {other}");
             }
         }
+        let all = colliding("p.q.r", |from: &str| {
+            let topics = BTreeSet::from(["p.q_r", "p_q.r", "p_q_r", "p.q.r"]);
+            topics.range::<str, _>((Bound::Included(from), Bound::Unbounded)).next().map(|found| Arc::from(*found))
+        });
+        assert_eq!(all.iter().map(|found| &**found).collect::<BTreeSet<_>>(), ["p.q_r", "p_q.r", "p_q_r"].into());
         assert!(!collide("a.b", "a.b") && !collide("a.b", "a-b") && !collide("a.b", "a_b_"));
         let refusal = collision("a_b", "a.b");
         assert_eq!(refusal.code, ErrorCode::InvalidTopicException);

@@ -4,7 +4,7 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers, metadata_log, placement,
+    brokers, collisions, metadata_log, placement,
     refusal::{self, Refusal},
     topic_names,
 };
@@ -33,7 +33,6 @@ use net::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -53,7 +52,7 @@ pub const PARTITIONS_MAX: i32 = 100_000;
 /// Creates those of `names` that do not exist, with default settings, and waits for their leaders.
 pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     // Which names there are already is known for sure only by the newest view.
-    if names.iter().any(|name| is_new_and_may_collide(core, name)) && meta::linearize(core).await.is_err() {
+    if names.iter().any(|name| collisions::is_new_and_possible(core, name)) && meta::linearize(core).await.is_err() {
         return;
     }
     let missing: BTreeSet<&str> = core.view(|view| {
@@ -67,7 +66,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     let missing: BTreeSet<&str> = missing
         .iter()
         .copied()
-        .filter(|name| check_collision(core, name, missing.range(..*name).copied()).is_ok())
+        .filter(|name| collisions::check(core, name, missing.range(..*name).copied()).is_ok())
         .collect();
     if missing.is_empty() {
         return;
@@ -116,9 +115,14 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'stati
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
 async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl IntoIterator<Item = &'a str>) {
     let created = async {
-        if let Err(error) = meta::submit(core, commands).await {
-            tracing::warn!(%error, "topics that clients use could not be created");
-            return;
+        match meta::submit(core, commands).await {
+            Ok(results) => {
+                collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "topics that clients use could not be created");
+                return;
+            }
         }
         let partitions = core.view(|view| {
             let topics = names.into_iter().filter_map(|name| view.topic(name));
@@ -128,27 +132,6 @@ async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl
     };
     if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
         tracing::warn!("topics that clients use could not serve within {} s", AUTO_CREATE_WAIT.as_secs());
-    }
-}
-
-pub(super) fn is_new_and_may_collide(core: &Core, name: &str) -> bool {
-    topic_names::may_collide(name) && core.view(|view| view.topic(name).is_none())
-}
-
-/// Refuses a name that differs from a topic's, or from one of `others`, in nothing but '.' and '_'.
-pub(super) fn check_collision<'a>(
-    core: &Core,
-    name: &str,
-    others: impl IntoIterator<Item = &'a str>,
-) -> Result<(), Refusal> {
-    let first_from =
-        |from: &str| core.view(|view| view.topics_from(Bound::Included(from)).next().map(|topic| topic.name.clone()));
-    match topic_names::colliding(name, first_from) {
-        Some(other) => Err(topic_names::collision(name, &other)),
-        None => match others.into_iter().find(|other| topic_names::collide(name, other)) {
-            Some(other) => Err(topic_names::collision(name, other)),
-            None => Ok(()),
-        },
     }
 }
 
@@ -223,6 +206,8 @@ async fn submit(
         Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
         Either::Second(()) => return (0..count).map(|_| Err(late())).collect(),
     };
+    let results: Vec<Result<Outcome, Refusal>> =
+        collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
     let created = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_partitions).cloned().collect();
     let all_serve = matches!(race(until_led(core, created), deadline).await, Either::First(()));
     let is_led = |partition: &Partition| core.leader_of(GroupId(partition.group)).is_some();
@@ -232,7 +217,7 @@ async fn submit(
         .map(|result| match result {
             Ok(outcome) if serves(&outcome) => Ok(outcome),
             Ok(_) => Err(late()),
-            Err(rejection) => Err(rejection.into()),
+            Err(refusal) => Err(refusal),
         })
         .collect()
 }
