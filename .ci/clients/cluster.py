@@ -27,6 +27,19 @@ def done(futures):
         future.result(PATIENCE)
 
 
+def shown(client):
+    """The topics that a broker tells now, by name: without those that come with an error, while it may not answer."""
+    return {name: t for name, t in client.list_topics(timeout=PATIENCE).topics.items() if not t.error}
+
+
+def listed(client):
+    """All topics by name, of a broker that must be able to tell."""
+    topics = client.list_topics(timeout=PATIENCE).topics
+    wrong = [(t.topic, t.error) for t in topics.values() if t.error]
+    assert not wrong, wrong
+    return topics
+
+
 def set_acks(client, value):
     # librdkafka knows no resource that stands for all brokers.
     for node in ("1", "2", "3"):
@@ -38,11 +51,12 @@ def set_acks(client, value):
 def administer(address, name, brokers):
     client = admin(address)
     done(client.create_topics([NewTopic(name, 3, 1)]))
-    topic = client.list_topics(timeout=PATIENCE).topics[name]
-    assert len(topic.partitions) == 3 and all(p.leader >= 0 for p in topic.partitions.values()), topic.partitions
+    topic = listed(client)[name]
+    assert len(topic.partitions) == 3, topic.partitions
+    assert all(p.leader >= 0 and not p.error for p in topic.partitions.values()), topic.partitions
     assert len(client.list_topics(timeout=PATIENCE).brokers) == brokers
     done(client.create_partitions([NewPartitions(name, 4)]))
-    assert len(client.list_topics(timeout=PATIENCE).topics[name].partitions) == 4
+    assert len(listed(client)[name].partitions) == 4
     entry = ConfigEntry("retention.ms", "1234567", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
     done(client.incremental_alter_configs([resource]))
@@ -50,7 +64,7 @@ def administer(address, name, brokers):
     assert list(described.values())[0].result(PATIENCE)["retention.ms"].value == "1234567"
     done(client.create_topics([NewTopic(name + "-gone", 1, 1)]))
     done(client.delete_topics([name + "-gone"]))
-    assert name + "-gone" not in client.list_topics(timeout=PATIENCE).topics
+    assert name + "-gone" not in listed(client)
     replicated(client, address, name + "-3")
     try:
         done(client.create_topics([NewTopic(name + "-4", 1, brokers + 1)]))
@@ -65,7 +79,7 @@ def administer(address, name, brokers):
 def replicated(client, address, name):
     """A topic on every broker: its replicas are in sync, and what acks=all acknowledged is read back."""
     done(client.create_topics([NewTopic(name, 3, 3, config={"min.insync.replicas": "2"})]))
-    partitions = client.list_topics(timeout=PATIENCE).topics[name].partitions.values()
+    partitions = listed(client)[name].partitions.values()
     assert all(sorted(p.replicas) == [1, 2, 3] for p in partitions), partitions
     assert len({p.leader for p in partitions}) == 3, "leaders are not spread over the brokers"
     producer = Producer({"bootstrap.servers": address, "acks": "all", "enable.idempotence": True})
@@ -83,6 +97,10 @@ def replicated(client, address, name):
         got += [m.value().decode() for m in consumer.consume(1000, 0.1)]
     consumer.close()
     assert sorted(got) == sorted(sent)
+    # Each broker lists the groups that it coordinates; one that answers with an error fails them all.
+    groups = client.list_consumer_groups(request_timeout=PATIENCE).result(PATIENCE)
+    assert not groups.errors, groups.errors
+    assert name in [group.group_id for group in groups.valid], groups.valid
 
 
 def seen(port, names):
@@ -90,7 +108,7 @@ def seen(port, names):
     deadline = time.monotonic() + PATIENCE
     for at in range(3):
         client = admin(f"127.0.0.1:{port + at}")
-        while not set(names) <= set(client.list_topics(timeout=PATIENCE).topics):
+        while not set(names) <= set(shown(client)):
             assert time.monotonic() < deadline, f"broker {at + 1} does not see all of {names}"
             time.sleep(0.1)
 
@@ -120,8 +138,9 @@ def until(address, names, what, is_so):
     client = admin(address)
     deadline = time.monotonic() + PATIENCE
     while True:
-        topics = client.list_topics(timeout=PATIENCE).topics
-        wrong = [f"{name}-{p.id}" for name in names for p in topics[name].partitions.values() if not is_so(p)]
+        topics = shown(client)
+        wrong = [name for name in names if name not in topics]
+        wrong += [f"{name}-{p.id}" for name in names if name in topics for p in topics[name].partitions.values() if not is_so(p)]
         if not wrong:
             return
         assert time.monotonic() < deadline, f"not {what}: {wrong}"

@@ -74,7 +74,10 @@ def whole(topic, count=len(LINES)):
 
 def partitions(topic):
     topics = admin.list_topics(timeout=WAIT_S).topics
-    return len(topics[topic].partitions) if topic in topics else None
+    if topic not in topics:
+        return None
+    assert not topics[topic].error, topics[topic].error
+    return len(topics[topic].partitions)
 
 
 def round_trip(codec):

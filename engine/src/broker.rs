@@ -12,6 +12,7 @@ use crate::{
     config_value::Seeds,
     core::{Core, CoreId, CoreParts, Identity, core_of},
     cpus::CorePlan,
+    data_dir::DataDirError,
     disk::{self, Disk},
     front::{self, Spread},
     groups::{self, GroupHost},
@@ -66,6 +67,15 @@ pub enum BrokerError {
     Bootstrap(#[from] BootstrapError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// Why a data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
 }
 
 /// What the cores tell the main thread.
@@ -223,10 +233,11 @@ fn prepare_data_dir(config: &Arc<Config>, cpus: &[usize], memory_per_core: u64) 
 }
 
 /// Runs what uses the disk before the cores do.
-fn beforehand<T, F>(cpu: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BrokerError>
+fn beforehand<T, E, F>(cpu: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BrokerError>
 where
     T: Send + 'static,
-    F: Future<Output = Result<T, OpenError>> + 'static,
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>> + 'static,
 {
     let (told, heard) = mpsc::channel();
     let thread = rt::spawn_core(cpu, "prepare", move || async move {
@@ -241,18 +252,13 @@ fn open_disk() -> Result<Disk, OpenError> {
     disk::open().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
 }
 
-pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, OpenError> {
+pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, PrepareError> {
     let data = &config.data_dir;
     let disk = open_disk()?;
     let manifest = match Manifest::read(&disk, data).await? {
         Some(manifest) if manifest.node != config.node_id => {
-            return Err(OpenError::Damaged(format!(
-                "{} belongs to broker {}, not {}; start it with --node-id {}, or name another directory (--data-dir)",
-                data.display(),
-                manifest.node,
-                config.node_id,
-                manifest.node
-            )));
+            let (owner, node) = (manifest.node, config.node_id);
+            return Err(DataDirError::OtherBroker { dir: data.clone(), owner, node }.into());
         }
         Some(manifest) => manifest,
         None => Manifest {

@@ -173,6 +173,9 @@ fn name_of(topic: &MetadataResponseTopic) -> &str {
 fn list(client: &mut Client) -> Result<String, Failure> {
     let mut response = metadata(client, None)?;
     response.topics.sort_by(|a, b| name_of(a).cmp(name_of(b)));
+    for topic in &response.topics {
+        refusal(&format!("cannot list topic '{}'", name_of(topic)), topic.error_code, None).map_err(Failure::Other)?;
+    }
     let names: Vec<&str> = response.topics.iter().map(name_of).collect();
     let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
     let rows = response.topics.iter().map(|topic| {
@@ -196,6 +199,10 @@ fn describe(client: &mut Client, names: &[&str]) -> Result<String, Failure> {
         let name = name_of(topic);
         refusal(&format!("cannot describe topic '{name}'"), topic.error_code, None)?;
         let configs = configs.iter().find(|result| result.resource_name.as_str() == name);
+        if let Some(result) = configs {
+            let what = format!("cannot describe the settings of topic '{name}'");
+            refusal(&what, result.error_code, result.error_message.as_ref())?;
+        }
         Ok(describe_topic(topic, configs))
     });
     outcome(lines.collect())

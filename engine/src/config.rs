@@ -10,6 +10,7 @@ use consensus::descriptor::ENTRY_DATA_BYTES_MAX;
 use wal::ring::RingConfig;
 
 use crate::{
+    config_reach, config_type,
     config_value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
     cpus::CpuList,
 };
@@ -332,6 +333,14 @@ impl Config {
                 self.kafka_addr
             ));
         }
+        config_reach::check(self)?;
+        let (insync, replicas) = (self.min_insync_replicas, self.default_replication_factor);
+        if i64::from(insync) > i64::from(replicas) {
+            return refuse(format!(
+                "min.insync.replicas = {insync}: above default.replication.factor, {replicas}; topics with the defaults would \
+                 take no writes with acks=all; lower the one or raise the other"
+            ));
+        }
         let ports = [("kafka.addr", self.kafka_addr), ("peer.addr", self.peer_addr), ("admin.addr", self.admin_addr)];
         for (at, (name, addr)) in ports.iter().enumerate() {
             if let Some((other, _)) = ports[..at].iter().find(|(_, taken)| taken == addr && addr.port() != 0) {
@@ -425,13 +434,26 @@ impl Config {
                 name: setting.name,
                 value: self.value(setting.name)?,
                 source: self.config_source(setting.name) as i8,
-                config_type: setting.kind.wire_type(),
+                config_type: config_type::of(setting.name, setting.kind),
                 read_only: true,
                 doc: setting.doc(),
-                synonyms: Vec::new(),
+                synonyms: self.synonyms(&[setting.name]),
             })
         });
         rows.collect()
+    }
+
+    /// Where the value of what inherits from the first of `names` that is set comes from: what is set first, then defaults, each in its
+    /// own setting's unit.
+    pub fn synonyms(&self, names: &[&'static str]) -> Vec<(&'static str, String, i8)> {
+        let is_set = |name: &&&'static str| self.source(name) != Source::Default;
+        let set =
+            names.iter().filter(is_set).filter_map(|name| Some((*name, self.value(name)?, ConfigSource::StaticBroker)));
+        let defaults = names.iter().filter_map(|name| {
+            let default = setting(name).map(|setting| setting.default).filter(|default| !default.is_empty())?;
+            Some((*name, default.to_owned(), ConfigSource::Default))
+        });
+        set.chain(defaults).map(|(name, value, source)| (name, value, source as i8)).collect()
     }
 }
 
@@ -593,7 +615,9 @@ mod tests {
         let find = |name: &str| described.iter().find(|row| row.name == name);
         let changed = find("num.partitions").unwrap();
         assert_eq!((changed.value.as_str(), changed.source, changed.config_type), ("7", 4, 3));
+        assert_eq!(changed.synonyms, [("num.partitions", "7".to_owned(), 4), ("num.partitions", "1".to_owned(), 5)]);
         let default = find("message.max.bytes").unwrap();
+        assert_eq!(default.synonyms, [("message.max.bytes", "1048588".to_owned(), 5)]);
         assert_eq!((default.value.as_str(), default.source, default.read_only), ("1048588", 5, true));
         assert_eq!(find("log.retention.ms"), None);
     }

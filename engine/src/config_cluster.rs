@@ -6,6 +6,7 @@ use consensus::{metadata::ClusterConfig, plane::Acks};
 
 use crate::{
     config::{Config, ConfigError, ConfigSource, Described, Setting, setting},
+    config_type,
     config_value::Unfit,
 };
 
@@ -100,7 +101,7 @@ fn described(
         name: row.name,
         value,
         source: source as i8,
-        config_type: row.kind.wire_type(),
+        config_type: config_type::of(row.name, row.kind),
         read_only: false,
         doc: row.doc(),
         synonyms,

@@ -266,6 +266,9 @@ mod tests {
             (&[("queued.max.request.bytes", "1048576")], "below the size of one request"),
             (&[("group.min.session.timeout.ms", "1800001")], "no session would be allowed"),
             (&[("kafka.addr", "0.0.0.0:9092")], "set advertised.kafka.addr"),
+            (&[("peer.addr", "0.0.0.0:9291")], "set advertised.peer.addr"),
+            (&[("seeds", "1@127.0.0.1:9999")], "name that address in seeds"),
+            (&[("min.insync.replicas", "3")], "above default.replication.factor, 1"),
             (&[("admin.addr", "127.0.0.1:9092")], "that is kafka.addr already"),
         ];
         for (given, part) in rows {

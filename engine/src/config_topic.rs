@@ -1,14 +1,16 @@
 //! Settings of topics: one table, used by CreateTopics, IncrementalAlterConfigs and DescribeConfigs.
 //! Pure. Names, defaults and meanings are Kafka's (`TopicConfig`, `LogConfig`); the default of each is the broker's setting.
 //!
-//! Settings of Kafka's that are not obeyed yet are refused by name, so that nobody relies on them.
+//! Settings of Kafka's that are not obeyed are [`crate::config_unobeyed`]'s.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use wal::log::LogOptions;
 
 use crate::{
-    config::{Config, ConfigError, ConfigSource, Described, Source, setting},
+    config::{Config, ConfigError, ConfigSource, Described, Source},
+    config_type::{self, LIST},
+    config_unobeyed::{self, UNOBEYED, Unobeyed},
     config_value::{Kind, Unfit, Unit, nearest},
 };
 
@@ -144,33 +146,9 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
     ),
 ];
 
-/// Kafka's settings that are not obeyed, and why.
-const NOT_OBEYED: &[(&str, &str)] = &[
-    ("delete.retention.ms", "it concerns compaction, which is not served yet"),
-    ("file.delete.delay.ms", "files go as soon as nobody reads them"),
-    ("follower.replication.throttled.replicas", "replication is not throttled"),
-    ("leader.replication.throttled.replicas", "replication is not throttled"),
-    ("local.retention.bytes", "tiered storage is not served"),
-    ("local.retention.ms", "tiered storage is not served"),
-    ("max.compaction.lag.ms", "it concerns compaction, which is not served yet"),
-    ("message.downconversion.enable", "Kafka 4 has removed it"),
-    ("message.format.version", "Kafka 4 has removed it"),
-    ("message.timestamp.difference.max.ms", "Kafka 4 has removed it"),
-    ("min.cleanable.dirty.ratio", "it concerns compaction, which is not served yet"),
-    ("min.compaction.lag.ms", "it concerns compaction, which is not served yet"),
-    ("remote.log.copy.disable", "tiered storage is not served"),
-    ("remote.log.delete.on.disable", "tiered storage is not served"),
-    ("remote.storage.enable", "tiered storage is not served"),
-    ("segment.index.bytes", "indexes grow with their segments"),
-    ("write.caching", "acknowledging before the sync is not served yet"),
-];
-
 fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
     if let Some(row) = TOPIC_SETTINGS.iter().find(|row| row.name == name) {
         return Ok(row);
-    }
-    if let Some((_, why)) = NOT_OBEYED.iter().find(|(known, _)| *known == name) {
-        return Err(ConfigError(format!("'{name}' is not obeyed by this broker ({why}); leave it out")));
     }
     let remedy = match nearest(name, TOPIC_SETTINGS.iter().map(|row| row.name)) {
         Some(near) => format!("did you mean '{near}'?"),
@@ -181,6 +159,9 @@ fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
 
 /// Whether a topic may have this setting.
 pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
+    if let Some(unobeyed) = config_unobeyed::find(name) {
+        return unobeyed.check(Some(value));
+    }
     let row = find(name)?;
     let refuse = |Unfit(why)| ConfigError(format!("{name} = '{value}': it {why}"));
     row.kind.normalise(value).map(drop).map_err(refuse)
@@ -188,7 +169,15 @@ pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
 
 /// Whether there is such a setting, for a change that takes a topic's own value away.
 pub fn validate_name(name: &str) -> Result<(), ConfigError> {
-    find(name).map(drop)
+    match config_unobeyed::find(name) {
+        Some(unobeyed) => unobeyed.check(None),
+        None => find(name).map(drop),
+    }
+}
+
+/// The value in force of a setting that is a list, the topic's own or what it inherits; `None` if the setting is none.
+pub fn list(name: &str, configs: &BTreeMap<String, String>, config: &Config) -> Option<String> {
+    describe(configs, config).into_iter().find(|row| row.name == name && row.config_type == LIST).map(|row| row.value)
 }
 
 impl TopicSetting {
@@ -222,28 +211,45 @@ impl TopicSetting {
 /// Every setting of a topic with the value in force, for DescribeConfigs and CreateTopics.
 pub fn describe(configs: &BTreeMap<String, String>, config: &Config) -> Vec<Described> {
     let rows = TOPIC_SETTINGS.iter().map(|row| {
-        let (inherited_name, inherited, inherited_source) = row.inherited(config);
-        let own = row.own(configs).map(|value| (row.name, value, ConfigSource::Topic as i8));
-        let mut synonyms: Vec<_> =
-            own.into_iter().chain([(inherited_name, inherited, inherited_source as i8)]).collect();
-        if inherited_source == ConfigSource::StaticBroker
-            && let Some(default) =
-                setting(inherited_name).map(|setting| setting.default).filter(|text| !text.is_empty())
-        {
-            synonyms.push((inherited_name, default.to_owned(), ConfigSource::Default as i8));
-        }
-        let (_, value, source) = synonyms[0].clone();
+        let (_, inherited, inherited_source) = row.inherited(config);
+        let own = row.own(configs);
+        let from_broker = match row.default {
+            Broker(names) => config.synonyms(names),
+            Fixed(value) => vec![(row.name, value.to_owned(), ConfigSource::Default as i8)],
+        };
+        let (value, source) = match own.clone() {
+            Some(own) => (own, ConfigSource::Topic),
+            None => (inherited, inherited_source),
+        };
+        let own = own.map(|value| (row.name, value, ConfigSource::Topic as i8));
         Described {
             name: row.name,
             value,
-            source,
-            config_type: row.kind.wire_type(),
+            source: source as i8,
+            config_type: config_type::of(row.name, row.kind),
             read_only: false,
             doc: row.doc,
-            synonyms,
+            synonyms: own.into_iter().chain(from_broker).collect(),
         }
     });
-    rows.collect()
+    let mut rows: Vec<Described> =
+        rows.chain(UNOBEYED.iter().filter_map(|row| describe_unobeyed(row, configs))).collect();
+    rows.sort_unstable_by_key(|row| row.name);
+    rows
+}
+
+fn describe_unobeyed(row: &'static Unobeyed, configs: &BTreeMap<String, String>) -> Option<Described> {
+    let default = row.value?;
+    let own = configs.get(row.name).cloned();
+    if own.is_none() && !row.is_current {
+        return None;
+    }
+    let own = own.map(|value| (row.name, value, ConfigSource::Topic as i8));
+    let synonyms: Vec<_> =
+        own.into_iter().chain([(row.name, default.to_owned(), ConfigSource::Default as i8)]).collect();
+    let (_, value, source) = synonyms[0].clone();
+    let Unobeyed { name, config_type, why: doc, .. } = *row;
+    Some(Described { name, value, source, config_type, read_only: false, doc, synonyms })
 }
 
 /// The settings in force for one topic, as its partitions need them.
@@ -310,7 +316,7 @@ impl TopicConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Place;
+    use crate::config::{Place, setting};
 
     fn own(configs: &[(&str, &str)]) -> BTreeMap<String, String> {
         configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -328,12 +334,11 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_its_defaults_are_values() {
         assert!(TOPIC_SETTINGS.windows(2).all(|pair| pair[0].name < pair[1].name));
-        assert!(NOT_OBEYED.windows(2).all(|pair| pair[0].0 < pair[1].0));
         for row in TOPIC_SETTINGS {
             let (_, value, source) = row.inherited(&Config::default());
             assert_eq!(row.kind.normalise(&value).as_ref(), Ok(&value), "{}", row.name);
             assert_eq!(source, ConfigSource::Default);
-            assert!(NOT_OBEYED.iter().all(|(name, _)| *name != row.name));
+            assert!(config_unobeyed::find(row.name).is_none());
             if let Broker(names) = row.default {
                 assert!(names.iter().all(|name| setting(name).is_some()), "{}", row.name);
             }
@@ -433,11 +438,7 @@ mod tests {
             ("min.insync.replicas", "8", "min.insync.replicas = '8': it must be 1 to 7"),
             ("unclean.leader.election.enable", "true", "must be false"),
             ("max.message.bytes", "-1", "must be 64 to"),
-            (
-                "min.compaction.lag.ms",
-                "1",
-                "'min.compaction.lag.ms' is not obeyed by this broker (it concerns compaction",
-            ),
+            ("min.compaction.lag.ms", "1", "it is not obeyed by this broker (it concerns compaction"),
             ("remote.storage.enable", "true", "tiered storage is not served"),
             ("retention.m", "1", "topics have no setting 'retention.m'; did you mean 'retention.ms'?"),
             ("colour", "red", "topics have no setting 'colour'; leave it out"),
@@ -445,8 +446,10 @@ mod tests {
             let refusal = validate(name, value).unwrap_err().to_string();
             assert!(refusal.contains(part), "{refusal}");
         }
+        validate("delete.retention.ms", "86400000").unwrap();
         validate_name("retention.ms").unwrap();
-        assert!(validate_name("delete.retention.ms").is_err());
+        validate_name("delete.retention.ms").unwrap();
+        assert!(validate_name("write.caching").is_err());
     }
 
     #[test]
@@ -464,9 +467,19 @@ mod tests {
         );
         let inherited = find("retention.ms");
         assert_eq!((inherited.value.as_str(), inherited.source), ("3600000", 4));
-        assert_eq!(inherited.synonyms[0].0, "log.retention.hours");
+        // In the units of the settings that they are.
+        let hours = |value: &str, source| ("log.retention.hours", value.to_owned(), source);
+        assert_eq!(inherited.synonyms, [hours("1", 4), hours("168", 5)]);
+        let roll = ("log.roll.hours", "168".to_owned(), 5);
+        assert_eq!((find("segment.ms").value.as_str(), &find("segment.ms").synonyms[..]), ("604800000", &[roll][..]));
         let default = find("segment.bytes");
         assert_eq!((default.value.as_str(), default.source), ("1073741824", 5));
-        assert_eq!(rows.len(), TOPIC_SETTINGS.len());
+        let unobeyed = find("min.cleanable.dirty.ratio");
+        assert_eq!((unobeyed.value.as_str(), unobeyed.source, unobeyed.config_type), ("0.5", 5, 6));
+        assert!(rows.iter().all(|row| row.config_type != 0 && !row.synonyms.is_empty()));
+        assert!(rows.iter().all(|row| row.name != "message.format.version"), "Kafka 4 has none");
+        let rows = describe(&own(&[("message.format.version", "3.0-IV1")]), &broker);
+        let own = rows.iter().find(|row| row.name == "message.format.version").unwrap();
+        assert_eq!((own.value.as_str(), own.source), ("3.0-IV1", 1));
     }
 }

@@ -83,8 +83,14 @@ impl Kind {
                 Ok(addr) => Ok(addr.to_string()),
                 Err(why) => Err(Unfit(format!("must be {self}{why}"))),
             },
-            Kind::HostPort => text.parse::<HostPort>().map(|addr| addr.to_string()).map_err(|()| unfit()),
-            Kind::Seeds => text.parse::<Seeds>().map(|seeds| seeds.to_string()).map_err(|()| unfit()),
+            Kind::HostPort => {
+                let reachable = text.parse::<HostPort>().ok().filter(|addr| !addr.is_unspecified());
+                reachable.map(|addr| addr.to_string()).ok_or_else(unfit)
+            }
+            Kind::Seeds => {
+                let all = |seeds: &Seeds| seeds.iter().all(|(_, addr)| !addr.is_unspecified());
+                text.parse::<Seeds>().ok().filter(all).map(|seeds| seeds.to_string()).ok_or_else(unfit)
+            }
             Kind::Path => {
                 if text.is_empty() {
                     return Err(unfit());
@@ -103,22 +109,6 @@ impl Kind {
                     _ => Err(unfit()),
                 }
             }
-        }
-    }
-
-    /// Kafka's number for the type of a setting in DescribeConfigs (`ConfigDef.Type`).
-    pub fn wire_type(self) -> i8 {
-        const BOOLEAN: i8 = 1;
-        const STRING: i8 = 2;
-        const INT: i8 = 3;
-        const LONG: i8 = 5;
-        const LIST: i8 = 7;
-        match self {
-            Kind::Bool => BOOLEAN,
-            Kind::Int { max, .. } | Kind::IntOrUnlimited { max, .. } if max <= i64::from(i32::MAX) => INT,
-            Kind::Int { .. } | Kind::IntOrUnlimited { .. } => LONG,
-            Kind::Cpus | Kind::Seeds => LIST,
-            Kind::OneOf(_) | Kind::Addr | Kind::HostPort | Kind::Path | Kind::LogFilter => STRING,
         }
     }
 }
@@ -160,8 +150,10 @@ impl fmt::Display for Kind {
             Kind::IntOrUnlimited { min, max, unit } => write!(f, "{}, or -1 (no limit)", Range { min, max, unit }),
             Kind::OneOf(words) => f.write_str(&words.join(" or ")),
             Kind::Addr => f.write_str("host:port"),
-            Kind::HostPort => f.write_str("host:port, without a port 0"),
-            Kind::Seeds => f.write_str("a list of id@host:port, each id once, such as 1@10.0.0.1:9291,2@10.0.0.2:9291"),
+            Kind::HostPort => f.write_str("host:port to which others can connect, so no port 0 and not 0.0.0.0 or [::]"),
+            Kind::Seeds => f.write_str(
+                "a list of id@host:port, each id once and no host 0.0.0.0 or [::], such as 1@10.0.0.1:9291,2@10.0.0.2:9291",
+            ),
             Kind::Path => f.write_str("a path"),
             Kind::Cpus => f.write_str("a list of CPUs such as 0-3,8"),
             Kind::LogFilter => f.write_str("error, warn, info, debug, trace or off, also by target: info,net=debug"),
@@ -202,6 +194,16 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
 pub struct HostPort {
     pub host: String,
     pub port: u16,
+}
+
+impl HostPort {
+    /// Whether the host stands for all addresses of a machine: one listens there, but nobody else can connect to it. Short forms of
+    /// 0.0.0.0 resolve to it.
+    fn is_unspecified(&self) -> bool {
+        let zeros = !self.host.contains(|c: char| c != '0' && c != '.');
+        let mapped = |addr: std::net::Ipv6Addr| addr.to_ipv4_mapped().is_some_and(|addr| addr.is_unspecified());
+        zeros || self.host.parse::<std::net::Ipv6Addr>().is_ok_and(|addr| addr.is_unspecified() || mapped(addr))
+    }
 }
 
 impl std::str::FromStr for HostPort {
@@ -382,10 +384,20 @@ mod tests {
             (Kind::HostPort, "kafka.example:0", None),
             (Kind::HostPort, "kafka.example", None),
             (Kind::HostPort, "a b:1", None),
+            (Kind::HostPort, "0.0.0.0:9092", None),
+            (Kind::HostPort, "0:9092", None),
+            (Kind::HostPort, "[::]:9092", None),
+            (Kind::HostPort, "[0:0::0]:9092", None),
+            (Kind::HostPort, "[::ffff:0.0.0.0]:9092", None),
+            (Kind::HostPort, "[::1]:9092", Some("[::1]:9092")),
+            (Kind::HostPort, "0.0.0.1:9092", Some("0.0.0.1:9092")),
+            (Kind::Seeds, "1@a:1,2@[::1]:2", Some("1@a:1,2@[::1]:2")),
+            (Kind::Seeds, "1@a:1,2@0.0.0.0:2", None),
             (Kind::Path, "/x", Some("/x")),
             (Kind::Path, "", None),
             (Kind::Cpus, "3,0-1", Some("0-1,3")),
             (Kind::Cpus, "x", None),
+            (Kind::Cpus, "0,0", None),
             (Kind::LogFilter, "info,net=debug", Some("info,net=debug")),
             (Kind::LogFilter, "loud=shout", None),
             (Kind::LogFilter, "verbose", None),

@@ -23,6 +23,8 @@ pub enum CpuListError {
     Backwards(String),
     #[error("CPU {0} is above {CPU_MAX}")]
     TooLarge(usize),
+    #[error("it names CPU {0} twice; each has one core")]
+    Twice(usize),
     #[error("it names no CPU")]
     Empty,
 }
@@ -43,7 +45,9 @@ impl FromStr for CpuList {
             if last > CPU_MAX {
                 return Err(CpuListError::TooLarge(last));
             }
-            cpus.extend(first..=last);
+            if let Some(twice) = (first..=last).find(|cpu| !cpus.insert(*cpu)) {
+                return Err(CpuListError::Twice(twice));
+            }
         }
         if cpus.is_empty() { Err(CpuListError::Empty) } else { Ok(CpuList(cpus)) }
     }
@@ -175,6 +179,8 @@ mod tests {
             (" 1 , 2 ", Ok("1-2")),
             ("3-3", Ok("3")),
             ("0,2,4-5", Ok("0,2,4-5")),
+            ("0,0", Err(CpuListError::Twice(0))),
+            ("0-3,2", Err(CpuListError::Twice(2))),
             ("", Err(CpuListError::Empty)),
             (",", Err(CpuListError::Empty)),
             ("3-1", Err(CpuListError::Backwards("3-1".to_owned()))),

@@ -22,6 +22,11 @@ pub enum DataDirError {
         pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     Locked { dir: PathBuf, pid: Option<u32> },
+    #[error(
+        "{dir} belongs to broker {owner}, not {node}; start it with --node-id {owner}, or name another directory \
+         (--data-dir)"
+    )]
+    OtherBroker { dir: PathBuf, owner: i32, node: i32 },
 }
 
 /// A data directory that this process alone uses.

@@ -19,7 +19,9 @@ use support::wire;
 fn partitions(broker: &Broker, topic: &str) -> Option<usize> {
     let client = clients::admin(broker);
     let metadata = client.inner().fetch_metadata(None, PATIENCE).expect("Metadata is answered");
-    metadata.topics().iter().find(|t| t.name() == topic).map(|t| t.partitions().len())
+    let found = metadata.topics().iter().find(|t| t.name() == topic)?;
+    assert_eq!(found.error(), None, "{topic}");
+    Some(found.partitions().len())
 }
 
 fn setting(broker: &Broker, topic: &str, name: &str) -> Option<String> {

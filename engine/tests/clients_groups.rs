@@ -40,7 +40,9 @@ fn committed(consumer: &BaseConsumer, topic: &str) -> Offset {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, 0);
     let list = consumer.committed_offsets(list, PATIENCE).expect("OffsetFetch is answered");
-    list.elements()[0].offset()
+    let partition = &list.elements()[0];
+    partition.error().expect("the partition's offset is told");
+    partition.offset()
 }
 
 #[test]

@@ -232,6 +232,7 @@ fn a_waiting_fetch_is_woken_by_the_append() {
     assert_eq!(wire::produce(&mut producer, "awaited", 0, wire::batch(&[b"at last"])).error_code, 0);
     let answer = consumer.receive().expect("the append wakes the fetch");
     let response = answer.decode::<net::messages::FetchRequest>().expect("decodes");
+    assert_eq!((response.error_code, response.responses[0].partitions[0].error_code), (0, 0));
     let records = response.responses[0].partitions[0].records.clone().expect("records");
     assert_eq!(records, with_offset(wire::batch(&[b"at last"]), 0, &records));
 }
@@ -250,6 +251,7 @@ fn a_fetch_waits_until_its_least_bytes_are_there() {
     let answer = consumer.receive().expect("enough bytes wake the fetch");
     let response = answer.decode::<net::messages::FetchRequest>().expect("decodes");
     let partition = &response.responses[0].partitions[0];
+    assert_eq!((response.error_code, partition.error_code), (0, 0));
     let batches = net::batch::Batches::new(partition.records.clone().expect("records"));
     let offsets: Vec<i64> = batches.map(|batch| batch.expect("whole").0.base_offset).collect();
     assert_eq!(offsets, [0, 1, 2]);
@@ -264,7 +266,9 @@ fn without_acks_the_record_arrives_and_no_answer_comes() {
     let version = producer.version(net::api::ApiKey::Produce).expect("Produce is served").min(12);
     producer.send(version, &request.into()).expect("sent");
     let response = consumer.fetch(wire::fetch_request("silent", 0, 0, 600_000, 1)).expect("answered");
-    assert!(response.responses[0].partitions[0].records.as_ref().is_some_and(|records| !records.is_empty()));
+    let partition = &response.responses[0].partitions[0];
+    assert_eq!((response.error_code, partition.error_code), (0, 0));
+    assert!(partition.records.as_ref().is_some_and(|records| !records.is_empty()));
     // The next answer on the connection is that to the next request.
     assert_eq!(wire::produce(&mut producer, "silent", 0, wire::batch(&[b"answered"])).base_offset, 1);
 }

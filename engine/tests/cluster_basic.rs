@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use net::client_blocking::Client;
-use net::errors;
+use net::errors::{self, ErrorCode};
 use net::messages::{DescribeClusterRequest, MetadataRequest};
 
 use support::broker::Broker;
@@ -38,6 +38,14 @@ fn told(cluster: &Cluster, i: usize) -> [Told; 2] {
     let id = metadata.cluster_id.expect("a cluster's id").as_str().to_owned();
     let by_metadata = (brokers, id, metadata.controller_id.0);
     let described = client.call(DescribeClusterRequest::default()).expect("an answer");
+    // Right after its start a broker may not answer reads yet; then it names nobody, and is asked again.
+    assert!(
+        matches!(
+            errors::check(described.error_code),
+            Ok(()) | Err(ErrorCode::NotController | ErrorCode::RequestTimedOut)
+        ),
+        "{described:?}"
+    );
     let mut brokers: Vec<_> =
         described.brokers.iter().map(|broker| of(broker.broker_id.0, &broker.host, broker.port)).collect();
     brokers.sort();

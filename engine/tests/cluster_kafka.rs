@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    thread,
     time::Instant,
 };
 
@@ -57,6 +58,7 @@ fn every_broker_tells_the_same_of_the_cluster() {
         until("all are registered", || client.call(all()).unwrap().brokers.len() == NODES.len());
         let metadata = client.call(all()).unwrap();
         let cluster = client.call(DescribeClusterRequest::default().with_endpoint_type(1)).unwrap();
+        assert_eq!(errors::check(cluster.error_code), Ok(()));
         let listed: Vec<_> = metadata.brokers.iter().map(|one| (one.node_id, one.host.clone(), one.port)).collect();
         let described: Vec<_> = cluster.brokers.iter().map(|one| (one.broker_id, one.host.clone(), one.port)).collect();
         assert_eq!(listed, described);
@@ -71,6 +73,7 @@ fn every_broker_tells_the_same_of_the_cluster() {
         let quorum = client.call(DescribeQuorumRequest::default().with_topics(vec![topic])).unwrap();
         assert_eq!(errors::check(quorum.error_code), Ok(()));
         let partition = &quorum.topics[0].partitions[0];
+        assert_eq!(errors::check(partition.error_code), Ok(()));
         let voters: BTreeSet<_> =
             partition.current_voters.iter().map(|voter| (voter.replica_id.0, voter.replica_directory_id)).collect();
         assert_eq!(voters.iter().map(|(node, _)| *node).collect::<Vec<_>>(), NODES);
@@ -164,6 +167,9 @@ fn partitions_are_assigned_by_hand_to_brokers_that_there_are() {
 fn groups_are_coordinated_where_every_broker_says() {
     let brokers = Broker::cluster(3);
     let mut clients = connect_all(&brokers);
+    for (node, client) in &mut clients {
+        assert_eq!(groups_of(client), BTreeSet::new(), "broker {node}, before any group");
+    }
     let groups: Vec<String> = (0..9).map(|n| format!("group-{n}")).collect();
     let keys = || groups.iter().map(|group| text(group)).collect();
     let mut told: BTreeSet<Vec<i32>> = BTreeSet::new();
@@ -190,16 +196,16 @@ fn groups_are_coordinated_where_every_broker_says() {
         assert_eq!(commit(client, group), Ok(()));
     }
     for (node, client) in &mut clients {
-        let listed: BTreeSet<String> = client
-            .call(ListGroupsRequest::default())
-            .unwrap()
-            .groups
-            .into_iter()
-            .map(|group| group.group_id.to_string())
-            .collect();
         let own = groups.iter().zip(&coordinators).filter(|(_, coordinator)| *coordinator == node);
-        assert_eq!(listed, own.map(|(group, _)| group.clone()).collect(), "broker {node}");
+        assert_eq!(groups_of(client), own.map(|(group, _)| group.clone()).collect(), "broker {node}");
     }
+}
+
+/// The groups that a broker lists, which it must do without an error.
+fn groups_of(client: &mut Client) -> BTreeSet<String> {
+    let listed = client.call(ListGroupsRequest::default()).unwrap();
+    assert_eq!(errors::check(listed.error_code), Ok(()));
+    listed.groups.into_iter().map(|group| group.group_id.to_string()).collect()
 }
 
 /// Commits an offset for a group without members.
@@ -221,6 +227,7 @@ fn acks(client: &mut Client, broker: &str) -> Option<(String, i8)> {
         .with_resource_name(text(broker))
         .with_configuration_keys(Some(vec![text("metadata.acks")]));
     let described = client.call(DescribeConfigsRequest::default().with_resources(vec![resource])).unwrap();
+    assert_eq!(errors::check(described.results[0].error_code), Ok(()), "{:?}", described.results[0].error_message);
     let config = described.results[0].configs.first()?;
     Some((config.value.as_ref()?.to_string(), config.config_source))
 }
@@ -251,4 +258,33 @@ fn a_setting_of_all_brokers_is_changed_on_any_and_checked_without_being_changed(
     assert_eq!(alter(two, "2", "metadata.voters", "3", false), Err(ErrorCode::InvalidRequest));
     assert_eq!(alter(two, "", "num.partitions", "3", false), Err(ErrorCode::InvalidRequest));
     assert_eq!(alter(two, "4", "metadata.acks", "leader", false), Err(ErrorCode::InvalidRequest));
+}
+
+#[test]
+fn of_colliding_names_one_is_made_whichever_brokers_are_asked_at_once() {
+    let brokers = Broker::cluster(3);
+    let mut clients: Vec<Client> = brokers.iter().map(connect).collect();
+    for round in 0..30 {
+        let names = [format!("a.b.{round}"), format!("a_b_{round}"), format!("a.b_{round}")];
+        let codes: Vec<Result<(), ErrorCode>> = thread::scope(|scope| {
+            let makers: Vec<_> = clients
+                .iter_mut()
+                .zip(&names)
+                .map(|(client, name)| {
+                    scope.spawn(|| errors::check(wire::create_topic(client, name, 1, 1, &[]).error_code))
+                })
+                .collect();
+            makers.into_iter().map(|maker| maker.join().expect("an answer")).collect()
+        });
+        let made: Vec<&String> =
+            names.iter().zip(&codes).filter(|(_, code)| code.is_ok()).map(|(name, _)| name).collect();
+        assert!(made.len() == 1, "round {round}: {codes:?}");
+        assert!(codes.iter().all(|code| matches!(code, Ok(()) | Err(ErrorCode::InvalidTopicException))), "{codes:?}");
+        for client in &mut clients {
+            until("one of the topics is there", || {
+                let there = names.iter().filter(|name| !wire::partitions(client, name).is_empty()).collect::<Vec<_>>();
+                there == made
+            });
+        }
+    }
 }

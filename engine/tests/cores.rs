@@ -65,11 +65,14 @@ fn topic_on_all_cores(client: &mut Client, name: &'static str, partitions: i32) 
     let created = client.call(CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(30_000)).unwrap();
     assert_eq!(created.topics[0].error_code, 0);
     let described = client.call(MetadataRequest::default().with_topics(None)).unwrap();
+    assert_eq!(described.topics[0].error_code, 0);
     assert_eq!(described.topics[0].partitions.len() as i32, partitions);
+    assert!(described.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{described:?}");
 }
 
 /// One batch of one record to each of these partitions.
 fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
+    let count = partitions.len();
     let mut batch = BatchBuilder::new(Codec::None);
     batch.push(1, None, Some(b"x"));
     let records = batch.finish();
@@ -78,6 +81,7 @@ fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
     let topics = vec![ProduceTopic { topic, partitions: partitions.map(partition).collect() }];
     let request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 30_000, topics };
     let answer = client.produce(request).unwrap();
+    assert_eq!(answer.responses[0].partition_responses.len(), count);
     answer.responses[0].partition_responses.iter().for_each(|partition| assert_eq!(partition.error_code, 0));
 }
 
@@ -88,7 +92,7 @@ fn fetch(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_
     let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(topic)), partitions }];
     let answer = client.fetch(FetchRequest::of_consumer(wait_ms, 1, 1 << 20, topics)).unwrap();
     let partitions = &answer.responses[0].partitions;
-    assert_eq!(partitions.len(), count);
+    assert_eq!((answer.error_code, partitions.len()), (0, count));
     assert!(partitions.iter().all(|partition| partition.error_code == 0));
     assert!(partitions.iter().any(|partition| partition.records.as_ref().is_some_and(|records| !records.is_empty())));
 }

@@ -135,6 +135,7 @@ fn fetch(client: &mut Client, partition: i32, bytes: usize) {
     let partitions = vec![FetchPartition::of_consumer(partition, 0, 1)];
     let topics = vec![FetchTopic { topic: topic(), partitions }];
     let answer = client.fetch(FetchRequest::of_consumer(0, 1, 1 << 20, topics)).expect("answered");
+    assert_eq!((answer.error_code, answer.responses[0].partitions[0].error_code), (0, 0));
     let records = answer.responses[0].partitions[0].records.as_ref().expect("there are records");
     assert!((bytes..bytes + 200).contains(&records.len()));
 }

@@ -30,12 +30,18 @@ fn what_is_impossible_is_refused_before_anything_is_touched() {
     let config = dir.path().join("millrace.toml");
     std::fs::write(&config, "num.partitions = 0\n").unwrap();
     let config = config.to_str().unwrap();
-    let rows: [(&[&str], i32, &str); 8] = [
+    let rows: [(&[&str], i32, &str); 14] = [
         (&["--config", config], 2, "must be 1 to 100000"),
         (&["--set", "num.partitons=3"], 2, "did you mean 'num.partitions'?"),
         (&["--set", "log.cleanup.policy=compact"], 2, "must be delete"),
         (&["--kafka-addr", "nowhere"], 2, "kafka.addr = 'nowhere' (--kafka-addr): it must be host:port"),
         (&["--kafka-addr", "0.0.0.0:0"], 2, "set advertised.kafka.addr"),
+        (&["--peer-addr", "0.0.0.0:0"], 2, "set advertised.peer.addr"),
+        (&["--advertised-kafka-addr", "0.0.0.0:9092"], 2, "advertised.kafka.addr = '0.0.0.0:9092'"),
+        (&["--advertised-kafka-addr", "[::]:9092"], 2, "so no port 0 and not 0.0.0.0 or [::]"),
+        (&["--advertised-peer-addr", "[::]:9291"], 2, "advertised.peer.addr = '[::]:9291'"),
+        (&["--seeds", "1@0.0.0.0:9291"], 2, "no host 0.0.0.0 or [::]"),
+        (&["--cores", "0,0"], 2, "it names CPU 0 twice"),
         (&["--kafka-adr", "127.0.0.1:0"], 2, "--kafka-addr"),
         (&["--cores", "60000"], 1, "CPU 60000 may not be used here"),
         (&["--set", "wal.ring.bytes=1000TiB"], 2, "wal.ring.bytes = '1000TiB'"),
@@ -46,6 +52,20 @@ fn what_is_impossible_is_refused_before_anything_is_touched() {
         assert!(stderr.contains(part) && stdout.is_empty(), "{stderr}");
     }
     assert!(!data_dir.exists(), "nothing was created");
+}
+
+#[test]
+fn a_data_directory_is_its_brokers_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _) = Broker::start(dir.path()).stop();
+    assert_eq!(code, Some(0));
+    let addrs = ["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
+    let mut other = millrace(&addrs);
+    let (code, _, stderr) =
+        output(other.args(["--node-id", "2", "--set", "wal.ring.bytes=64MiB", "--data-dir"]).arg(dir.path()));
+    assert_eq!(code, Some(1), "{stderr}");
+    let words = "belongs to broker 1, not 2; start it with --node-id 1, or name another directory (--data-dir)";
+    assert!(stderr.contains(words) && !stderr.contains("damaged"), "{stderr}");
 }
 
 #[test]

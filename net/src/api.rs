@@ -76,6 +76,8 @@ table! {
     SyncGroup = 14: 0..=5, flexible 4;
     DescribeGroups = 15: 0..=6, flexible 5;
     ListGroups = 16: 0..=5, flexible 3;
+    /// Where there is no SASL, it is listed and refused, as by Kafka: then the client says that, and not that the connection ended.
+    SaslHandshake = 17: 0..=1, flexible 32767;
     ApiVersions = 18: 0..=4, flexible 3;
     CreateTopics = 19: 2..=7, flexible 5;
     DeleteTopics = 20: 1..=6, flexible 4;
@@ -83,6 +85,8 @@ table! {
     InitProducerId = 22: 0..=5, flexible 2;
     OffsetForLeaderEpoch = 23: 2..=4, flexible 4;
     DescribeConfigs = 32: 1..=4, flexible 4;
+    /// As SaslHandshake.
+    SaslAuthenticate = 36: 0..=2, flexible 2;
     CreatePartitions = 37: 0..=3, flexible 2;
     DeleteGroups = 42: 0..=2, flexible 2;
     ElectLeaders = 43: 0..=2, flexible 2;
@@ -167,7 +171,7 @@ mod tests {
                 assert_eq!(supported(api.key as i16, version), Err(Unsupported::Version { api: api.key, version }));
             }
         }
-        for key in [-1, 7, 17, 71, 72, i16::MAX] {
+        for key in [-1, 7, 21, 71, 72, i16::MAX] {
             assert_eq!(supported(key, 0), Err(Unsupported::Key { key }));
         }
     }
@@ -184,9 +188,9 @@ mod tests {
             OffsetCommit OffsetCommitRequest, OffsetFetch OffsetFetchRequest, FindCoordinator FindCoordinatorRequest,
             JoinGroup JoinGroupRequest, Heartbeat HeartbeatRequest, LeaveGroup LeaveGroupRequest,
             SyncGroup SyncGroupRequest, DescribeGroups DescribeGroupsRequest, ListGroups ListGroupsRequest,
-            ApiVersions ApiVersionsRequest, CreateTopics CreateTopicsRequest, DeleteTopics DeleteTopicsRequest,
+            SaslHandshake SaslHandshakeRequest, ApiVersions ApiVersionsRequest, CreateTopics CreateTopicsRequest, DeleteTopics DeleteTopicsRequest,
             InitProducerId InitProducerIdRequest, OffsetForLeaderEpoch OffsetForLeaderEpochRequest,
-            DescribeConfigs DescribeConfigsRequest, CreatePartitions CreatePartitionsRequest,
+            DescribeConfigs DescribeConfigsRequest, SaslAuthenticate SaslAuthenticateRequest, CreatePartitions CreatePartitionsRequest,
             DeleteGroups DeleteGroupsRequest, ElectLeaders ElectLeadersRequest, IncrementalAlterConfigs IncrementalAlterConfigsRequest,
             DescribeQuorum DescribeQuorumRequest, DescribeCluster DescribeClusterRequest,
             UnregisterBroker UnregisterBrokerRequest, DescribeTopicPartitions DescribeTopicPartitionsRequest

@@ -98,12 +98,14 @@ pub fn request(api: ApiKey) -> &'static [Field] {
         ApiKey::SyncGroup => SYNC_GROUP,
         ApiKey::DescribeGroups => DESCRIBE_GROUPS,
         ApiKey::ListGroups => LIST_GROUPS,
+        ApiKey::SaslHandshake => SASL_HANDSHAKE,
         ApiKey::ApiVersions => API_VERSIONS,
         ApiKey::CreateTopics => CREATE_TOPICS,
         ApiKey::DeleteTopics => DELETE_TOPICS,
         ApiKey::InitProducerId => INIT_PRODUCER_ID,
         ApiKey::OffsetForLeaderEpoch => OFFSET_FOR_LEADER_EPOCH,
         ApiKey::DescribeConfigs => DESCRIBE_CONFIGS,
+        ApiKey::SaslAuthenticate => SASL_AUTHENTICATE,
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
         ApiKey::ElectLeaders => ELECT_LEADERS,
@@ -232,6 +234,8 @@ const DESCRIBE_GROUPS: &[Field] = &[f("groups", Array(&String)), f("include auth
 
 const LIST_GROUPS: &[Field] = &[f("states filter", Array(&String)).from(4), f("types filter", Array(&String)).from(5)];
 
+const SASL_HANDSHAKE: &[Field] = &[f("mechanism", String)];
+
 const API_VERSIONS: &[Field] =
     &[f("client software name", String).from(3), f("client software version", String).from(3)];
 
@@ -289,6 +293,8 @@ const DESCRIBE_CONFIGS: &[Field] = &[
     f("include synonyms", Bool),
     f("include documentation", Bool).from(3),
 ];
+
+const SASL_AUTHENTICATE: &[Field] = &[f("auth bytes", Bytes)];
 
 const CREATE_PARTITIONS: &[Field] = &[
     f(

@@ -23,12 +23,14 @@ pub fn response(api: ApiKey) -> &'static [Field] {
         ApiKey::SyncGroup => SYNC_GROUP,
         ApiKey::DescribeGroups => DESCRIBE_GROUPS,
         ApiKey::ListGroups => LIST_GROUPS,
+        ApiKey::SaslHandshake => SASL_HANDSHAKE,
         ApiKey::ApiVersions => API_VERSIONS,
         ApiKey::CreateTopics => CREATE_TOPICS,
         ApiKey::DeleteTopics => DELETE_TOPICS,
         ApiKey::InitProducerId => INIT_PRODUCER_ID,
         ApiKey::OffsetForLeaderEpoch => OFFSET_FOR_LEADER_EPOCH,
         ApiKey::DescribeConfigs => DESCRIBE_CONFIGS,
+        ApiKey::SaslAuthenticate => SASL_AUTHENTICATE,
         ApiKey::CreatePartitions => CREATE_PARTITIONS,
         ApiKey::DeleteGroups => DELETE_GROUPS,
         ApiKey::ElectLeaders => ELECT_LEADERS,
@@ -322,6 +324,8 @@ const LIST_GROUPS: &[Field] = &[
     ),
 ];
 
+const SASL_HANDSHAKE: &[Field] = &[f("error code", Int16), f("mechanisms", Array(&String))];
+
 const API_VERSIONS: &[Field] = &[
     f("error code", Int16),
     f("api keys", Array(&Struct(&[f("api key", Int16), f("min version", Int16), f("max version", Int16)]))),
@@ -429,6 +433,13 @@ const DESCRIBE_CONFIGS: &[Field] = &[
             ),
         ])),
     ),
+];
+
+const SASL_AUTHENTICATE: &[Field] = &[
+    f("error code", Int16),
+    f("error message", String).nullable(),
+    f("auth bytes", Bytes),
+    f("session lifetime ms", Int64).from(1),
 ];
 
 const CREATE_PARTITIONS: &[Field] = &[

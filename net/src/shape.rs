@@ -9,6 +9,7 @@ use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use kafka_protocol::messages::offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic};
+use kafka_protocol::protocol::StrBytes;
 
 use uuid::Uuid;
 
@@ -55,6 +56,12 @@ pub fn newest(request: &mut Request, version: i16) {
 
 /// Brings an answer from the newest shape into that of its version. One that has it already stays as it is.
 pub(crate) fn fit(response: &mut Response, version: i16) {
+    for_each_message(response, |message| {
+        // The codec's default. Kafka sends null, and clients show an empty message as one.
+        if message.as_ref().is_some_and(|message| message.is_empty()) {
+            *message = None;
+        }
+    });
     match response {
         Response::ListOffsets(r) if version < 4 => {
             let partitions = r.topics.iter_mut().flat_map(|topic| &mut topic.partitions);
@@ -125,6 +132,52 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
             }
         }
         _ => {}
+    }
+}
+
+/// Visits the words beside each error code of an answer of the control APIs. All of them may be null.
+fn for_each_message(response: &mut Response, mut visit: impl FnMut(&mut Option<StrBytes>)) {
+    match response {
+        Response::FindCoordinator(r) => {
+            visit(&mut r.error_message);
+            r.coordinators.iter_mut().for_each(|one| visit(&mut one.error_message));
+        }
+        Response::DescribeGroups(r) => r.groups.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::SaslAuthenticate(r) => visit(&mut r.error_message),
+        Response::CreateTopics(r) => r.topics.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::DeleteTopics(r) => r.responses.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::DescribeConfigs(r) => r.results.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::CreatePartitions(r) => r.results.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::ElectLeaders(r) => {
+            let partitions = r.replica_election_results.iter_mut().flat_map(|topic| &mut topic.partition_result);
+            partitions.for_each(|one| visit(&mut one.error_message));
+        }
+        Response::IncrementalAlterConfigs(r) => r.responses.iter_mut().for_each(|one| visit(&mut one.error_message)),
+        Response::DescribeQuorum(r) => {
+            visit(&mut r.error_message);
+            let partitions = r.topics.iter_mut().flat_map(|topic| &mut topic.partitions);
+            partitions.for_each(|one| visit(&mut one.error_message));
+        }
+        Response::DescribeCluster(r) => visit(&mut r.error_message),
+        Response::UnregisterBroker(r) => visit(&mut r.error_message),
+        // They have no such words; Produce writes its own.
+        Response::Produce(_)
+        | Response::Fetch(_)
+        | Response::ListOffsets(_)
+        | Response::Metadata(_)
+        | Response::OffsetCommit(_)
+        | Response::OffsetFetch(_)
+        | Response::JoinGroup(_)
+        | Response::Heartbeat(_)
+        | Response::LeaveGroup(_)
+        | Response::SyncGroup(_)
+        | Response::ListGroups(_)
+        | Response::SaslHandshake(_)
+        | Response::ApiVersions(_)
+        | Response::InitProducerId(_)
+        | Response::OffsetForLeaderEpoch(_)
+        | Response::DeleteGroups(_)
+        | Response::DescribeTopicPartitions(_) => {}
     }
 }
 

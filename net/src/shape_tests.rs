@@ -244,3 +244,70 @@ fn what_a_version_cannot_say_is_left_out() {
         assert_eq!(back.ongoing_txn_producer_epoch, -1);
     }
 }
+
+/// Kafka sends null beside success, and where there are no words; some clients show an empty message as one.
+#[test]
+fn an_answer_without_words_carries_null_and_no_empty_text() {
+    use kafka::create_partitions_response::CreatePartitionsTopicResult;
+    use kafka::create_topics_response::CreatableTopicResult;
+    use kafka::delete_topics_response::DeletableTopicResult;
+    use kafka::describe_configs_response::DescribeConfigsResult;
+    use kafka::elect_leaders_response::{PartitionResult, ReplicaElectionResult};
+    use kafka::find_coordinator_response::Coordinator;
+    use kafka::incremental_alter_configs_response::AlterConfigsResourceResponse;
+
+    for (given, expected) in [(None, None), (Some(""), None), (Some("why"), Some("why"))] {
+        let words = || given.map(text);
+        let expected = expected.map(text);
+        for version in 5..=7 {
+            let topic = CreatableTopicResult::default().with_error_message(words());
+            let response = kafka::CreateTopicsResponse::default().with_topics(vec![topic]);
+            let back: kafka::CreateTopicsResponse = answered(response, version);
+            assert_eq!(back.topics[0].error_message, expected, "CreateTopics {version}");
+        }
+        let topic = DeletableTopicResult::default().with_error_message(words());
+        let response = kafka::DeleteTopicsResponse::default().with_responses(vec![topic]);
+        assert_eq!(answered::<kafka::DeleteTopicsResponse>(response, 6).responses[0].error_message, expected);
+        for version in 0..=3 {
+            let topic = CreatePartitionsTopicResult::default().with_error_message(words());
+            let response = kafka::CreatePartitionsResponse::default().with_results(vec![topic]);
+            let back: kafka::CreatePartitionsResponse = answered(response, version);
+            assert_eq!(back.results[0].error_message, expected, "CreatePartitions {version}");
+        }
+        for version in 0..=1 {
+            let resource = AlterConfigsResourceResponse::default().with_error_message(words());
+            let response = kafka::IncrementalAlterConfigsResponse::default().with_responses(vec![resource]);
+            let back: kafka::IncrementalAlterConfigsResponse = answered(response, version);
+            assert_eq!(back.responses[0].error_message, expected, "IncrementalAlterConfigs {version}");
+        }
+        for version in 1..=4 {
+            let resource = DescribeConfigsResult::default().with_error_message(words());
+            let response = kafka::DescribeConfigsResponse::default().with_results(vec![resource]);
+            let back: kafka::DescribeConfigsResponse = answered(response, version);
+            assert_eq!(back.results[0].error_message, expected, "DescribeConfigs {version}");
+        }
+        for version in 1..=6 {
+            let found = Coordinator::default().with_error_message(words());
+            let response = kafka::FindCoordinatorResponse::default().with_coordinators(vec![found]);
+            let back: kafka::FindCoordinatorResponse = answered(response, version);
+            let told = back.coordinators.first().map_or(back.error_message, |one| one.error_message.clone());
+            assert_eq!(told, expected, "FindCoordinator {version}");
+        }
+        for version in 0..=2 {
+            let partition = PartitionResult::default().with_error_message(words());
+            let topic = ReplicaElectionResult::default().with_partition_result(vec![partition]);
+            let response = kafka::ElectLeadersResponse::default().with_replica_election_results(vec![topic]);
+            let back: kafka::ElectLeadersResponse = answered(response, version);
+            let told = &back.replica_election_results[0].partition_result[0].error_message;
+            assert_eq!(*told, expected, "ElectLeaders {version}");
+        }
+        let response = kafka::UnregisterBrokerResponse::default().with_error_message(words());
+        assert_eq!(answered::<kafka::UnregisterBrokerResponse>(response, 0).error_message, expected);
+        let response = kafka::DescribeClusterResponse::default().with_error_message(words());
+        assert_eq!(answered::<kafka::DescribeClusterResponse>(response, 2).error_message, expected);
+        let response = kafka::DescribeQuorumResponse::default().with_error_message(words());
+        assert_eq!(answered::<kafka::DescribeQuorumResponse>(response, 2).error_message, expected);
+        let response = kafka::SaslAuthenticateResponse::default().with_error_message(words());
+        assert_eq!(answered::<kafka::SaslAuthenticateResponse>(response, 2).error_message, expected);
+    }
+}

@@ -1,6 +1,8 @@
 //! Requests to the coordinator and their answers: what they share, errors in each one's own shape, and which partition of
 //! `__consumer_offsets` they belong to.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -142,6 +144,16 @@ impl GroupRequest {
         }
     }
 
+    /// The groups that a request for several names, in its order, each as often as the request does. Empty for other requests.
+    pub fn named_groups(&self) -> Vec<StrBytes> {
+        match self {
+            GroupRequest::OffsetFetch(request) => request.groups.iter().map(|group| group.group_id.0.clone()).collect(),
+            GroupRequest::DescribeGroups(request) => request.groups.iter().map(|group| group.0.clone()).collect(),
+            GroupRequest::DeleteGroups(request) => request.groups_names.iter().map(|group| group.0.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The answer that says nothing, for a request that names no group.
     pub fn empty_response(&self) -> GroupResponse {
         match self {
@@ -184,8 +196,35 @@ impl GroupRequest {
     }
 }
 
+/// Puts answers into the order of `asked`. Answers to the same name keep their order among each other.
+fn arrange<T>(answers: &mut Vec<T>, asked: &[StrBytes], name: impl Fn(&T) -> &StrBytes) {
+    let mut places: BTreeMap<&str, VecDeque<usize>> = BTreeMap::new();
+    for (place, asked) in asked.iter().enumerate() {
+        places.entry(asked).or_default().push_back(place);
+    }
+    let mut placed: Vec<(usize, T)> = Vec::with_capacity(answers.len());
+    for answer in answers.drain(..) {
+        let place = places.get_mut(name(&answer).as_str()).and_then(VecDeque::pop_front);
+        placed.push((place.expect("every answer is to a group that was asked for"), answer));
+    }
+    placed.sort_unstable_by_key(|(place, _)| *place);
+    answers.extend(placed.into_iter().map(|(_, answer)| answer));
+}
+
 impl GroupResponse {
-    /// Adds another part's answer to this one. A list of groups that is short of a part's says why.
+    /// Puts the answers for several groups into the order in which the request named them ([`GroupRequest::named_groups`]):
+    /// some clients match answers with questions by their place.
+    pub fn arrange(&mut self, asked: &[StrBytes]) {
+        match self {
+            GroupResponse::OffsetFetch(response) => arrange(&mut response.groups, asked, |group| &group.group_id),
+            GroupResponse::DescribeGroups(response) => arrange(&mut response.groups, asked, |group| &group.group_id),
+            GroupResponse::DeleteGroups(response) => arrange(&mut response.results, asked, |group| &group.group_id),
+            _ => {}
+        }
+    }
+
+    /// Adds another part's answer to this one. A list of groups that is short of a part's says why. A coordinator that answers
+    /// NOT_COORDINATOR has no groups to list: they are on the list of the broker that coordinates them.
     pub fn merge(&mut self, other: GroupResponse) {
         match (self, other) {
             (GroupResponse::OffsetFetch(all), GroupResponse::OffsetFetch(more)) => all.groups.extend(more.groups),
@@ -193,7 +232,7 @@ impl GroupResponse {
             (GroupResponse::DeleteGroups(all), GroupResponse::DeleteGroups(more)) => all.results.extend(more.results),
             (GroupResponse::ListGroups(all), GroupResponse::ListGroups(more)) => {
                 all.groups.extend(more.groups);
-                if all.error_code == net::errors::NONE {
+                if all.error_code == net::errors::NONE && more.error_code != ErrorCode::NotCoordinator.code() {
                     all.error_code = more.error_code;
                 }
             }
@@ -282,7 +321,7 @@ pub(crate) fn append_error(error: ErrorCode) -> ErrorCode {
 
 #[cfg(test)]
 mod tests {
-    use net::messages::{GroupId, offset_fetch_request::OffsetFetchRequestGroup};
+    use net::messages::{GroupId, list_groups_response::ListedGroup, offset_fetch_request::OffsetFetchRequestGroup};
 
     use super::*;
 
@@ -325,6 +364,52 @@ mod tests {
         let described: Vec<_> =
             answer.groups.iter().map(|group| (group.group_id.to_string(), group.error_code)).collect();
         assert_eq!(described, ["a", "c", "e", "b", "d"].map(|name| (name.to_owned(), 16)));
+    }
+
+    #[test]
+    fn answers_for_several_groups_come_in_the_order_of_the_request() {
+        // By partition, with 2 of them, "a" and "c" belong together, and "b" and "d".
+        let names = ["b", "a", "d", "b", "c", "a"];
+        let ids = || names.map(id).to_vec();
+        let fetched = names.map(|name| OffsetFetchRequestGroup::default().with_group_id(id(name)));
+        for (version, request) in [
+            (5, GroupRequest::from(DescribeGroupsRequest::default().with_groups(ids()))),
+            (2, GroupRequest::from(DeleteGroupsRequest::default().with_groups_names(ids()))),
+            (8, GroupRequest::from(OffsetFetchRequest::default().with_groups(fetched.to_vec()))),
+        ] {
+            let asked = request.named_groups();
+            let mut answer = request.empty_response();
+            let Route::Parts(parts) = request.route(version, 2) else { panic!("it goes to several") };
+            assert_eq!(parts.len(), 2);
+            for (_, part) in parts {
+                answer.merge(part.refuse(version, ErrorCode::NotCoordinator));
+            }
+            answer.arrange(&asked);
+            let answered: Vec<String> = match answer {
+                GroupResponse::DescribeGroups(r) => r.groups.iter().map(|group| group.group_id.to_string()).collect(),
+                GroupResponse::DeleteGroups(r) => r.results.iter().map(|group| group.group_id.to_string()).collect(),
+                GroupResponse::OffsetFetch(r) => r.groups.iter().map(|group| group.group_id.to_string()).collect(),
+                other => panic!("{other:?} answers another request"),
+            };
+            assert_eq!(answered, names);
+        }
+    }
+
+    #[test]
+    fn a_list_of_groups_passes_over_what_others_coordinate_and_tells_other_errors() {
+        let list = |error: Option<ErrorCode>, names: &[&'static str]| {
+            let group = |name: &&'static str| ListedGroup::default().with_group_id(id(name));
+            let response = ListGroupsResponse::default().with_groups(names.iter().map(group).collect());
+            GroupResponse::from(response.with_error_code(error.map_or(net::errors::NONE, |error| error.code())))
+        };
+        let mut all = GroupRequest::from(ListGroupsRequest::default()).empty_response();
+        all.merge(list(Some(ErrorCode::NotCoordinator), &[]));
+        all.merge(list(None, &["a"]));
+        all.merge(list(Some(ErrorCode::NotCoordinator), &[]));
+        all.merge(list(None, &["b"]));
+        assert_eq!(all, list(None, &["a", "b"]));
+        all.merge(list(Some(ErrorCode::CoordinatorLoadInProgress), &[]));
+        assert_eq!(all, list(Some(ErrorCode::CoordinatorLoadInProgress), &["a", "b"]));
     }
 
     #[test]

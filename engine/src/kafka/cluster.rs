@@ -1,6 +1,6 @@
 //! DescribeCluster (KIP-700, KIP-919).
 
-use super::{brokers, refusal::Refusal};
+use super::{brokers, operations, refusal::Refusal};
 use crate::{core::Core, meta};
 use net::{
     StrBytes,
@@ -38,5 +38,11 @@ pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> Descr
             .with_rack(node.rack)
             .with_is_fenced(node.fenced)
     });
-    response.with_controller_id(brokers::controller(core)).with_brokers(brokers.collect())
+    response
+        .with_controller_id(brokers::controller(core))
+        .with_brokers(brokers.collect())
+        .with_cluster_authorized_operations(operations::told(
+            request.include_cluster_authorized_operations,
+            operations::CLUSTER,
+        ))
 }

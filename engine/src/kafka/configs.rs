@@ -168,7 +168,7 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
             Ok(Command::UpdateTopicConfig {
                 name: topic.name.clone(),
                 id: topic.id,
-                changes: changes(resource, check)?,
+                changes: changes(resource, check, |name| config_topic::list(name, &topic.configs, &core.config))?,
             })
         }
         RESOURCE_BROKER => {
@@ -179,7 +179,8 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
                 let value = value.map(|value| config_cluster::check_value(name, value));
                 value.unwrap_or_else(|| Ok(String::new())).map_err(refuse(ErrorCode::InvalidConfig))
             };
-            Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check)? })
+            // None of those that can be changed is a list.
+            Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check, |_| None)? })
         }
         other => Err(other_resource(other)),
     }
@@ -195,10 +196,11 @@ const SUBTRACT: i8 = 3;
 type Change = (String, Option<String>);
 
 /// Reads the changes of a resource. `check` takes a setting's name, with the value that it shall have or `None` to unset it, and gives
-/// the value in the form in which it is kept.
+/// the value in the form in which it is kept. `list` gives the value in force of a setting that is a list.
 fn changes(
     resource: &AlterConfigsResource,
     check: impl Fn(&str, Option<&str>) -> Result<String, Refusal>,
+    list: impl Fn(&str) -> Option<String>,
 ) -> Result<Vec<Change>, Refusal> {
     let mut named = BTreeSet::new();
     let invalid = |message: String| Refusal::new(ErrorCode::InvalidConfig, message);
@@ -210,17 +212,109 @@ fn changes(
         }
         let value = match (config.config_operation, &config.value) {
             (SET, Some(value)) => Some(check(name, Some(value.as_str()))?),
-            (SET, None) => return Err(invalid(format!("'{name}' is to be set, but to no value"))),
+            (SET | APPEND | SUBTRACT, None) => {
+                let message = format!("'{name}' is to be changed, but no value is given; operation 1 deletes it");
+                return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+            }
             (DELETE, _) => {
                 check(name, None)?;
                 None
             }
-            (APPEND | SUBTRACT, _) => {
-                return Err(invalid(format!("'{name}' can't be appended to or subtracted from: set it whole")));
+            (APPEND | SUBTRACT, Some(value)) => {
+                check(name, None)?;
+                let Some(list) = list(name) else {
+                    let message =
+                        format!("'{name}' is no list, and can't be appended to or subtracted from: set it whole");
+                    return Err(invalid(message));
+                };
+                let changed = change_list(&list, value.as_str(), config.config_operation == APPEND);
+                Some(check(name, Some(&changed))?)
             }
-            (other, _) => return Err(invalid(format!("operation {other} on '{name}' is unknown; 0 sets, 1 deletes"))),
+            (other, _) => {
+                let message =
+                    format!("operation {other} on '{name}' is unknown; 0 sets, 1 deletes, 2 appends, 3 subtracts");
+                return Err(invalid(message));
+            }
         };
         changes.push((name.to_owned(), value));
     }
     Ok(changes)
+}
+
+/// A list setting's value with items added behind those that it has, or with items taken away.
+fn change_list(list: &str, items: &str, append: bool) -> String {
+    fn split(text: &str) -> impl Iterator<Item = &str> {
+        text.split(',').map(str::trim).filter(|item| !item.is_empty())
+    }
+    let mut changed: Vec<&str> = split(list).collect();
+    for item in split(items) {
+        match append {
+            true if changed.contains(&item) => {}
+            true => changed.push(item),
+            false => changed.retain(|kept| *kept != item),
+        }
+    }
+    changed.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::messages::incremental_alter_configs_request::AlterableConfig;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn items_of_lists_are_added_once_and_taken_away() {
+        for (list, items, append, expected) in [
+            ("delete", "delete", true, "delete"),
+            ("delete", "compact", true, "delete,compact"),
+            ("", "a, b,,a", true, "a,b"),
+            ("a,b,c", "b", false, "a,c"),
+            ("a", "a,z", false, ""),
+            ("a, b", "", true, "a,b"),
+        ] {
+            assert_eq!(change_list(list, items, append), expected, "{list:?} {items:?} {append}");
+        }
+    }
+
+    /// One change of a topic's setting: the value that it gets, or the refusal.
+    fn change(name: &'static str, operation: i8, value: Option<&'static str>) -> Result<Option<String>, Refusal> {
+        let config = AlterableConfig::default()
+            .with_name(StrBytes::from_static_str(name))
+            .with_config_operation(operation)
+            .with_value(value.map(StrBytes::from_static_str));
+        let resource = AlterConfigsResource::default().with_configs(vec![config]);
+        let check = |name: &str, value: Option<&str>| {
+            let checked = value.map_or_else(|| config_topic::validate_name(name), |v| config_topic::validate(name, v));
+            let refuse = |error: ConfigError| Refusal::new(ErrorCode::InvalidConfig, error.to_string());
+            checked.map(|()| value.unwrap_or_default().to_owned()).map_err(refuse)
+        };
+        let list = |name: &str| config_topic::list(name, &BTreeMap::new(), &crate::config::Config::default());
+        Ok(changes(&resource, check, list)?.remove(0).1)
+    }
+
+    #[test]
+    fn only_lists_are_appended_to_and_subtracted_from() {
+        assert_eq!(change("cleanup.policy", APPEND, Some("delete")), Ok(Some("delete".to_owned())));
+        assert_eq!(change("cleanup.policy", SUBTRACT, Some("compact")), Ok(Some("delete".to_owned())));
+        assert_eq!(change("cleanup.policy", DELETE, None), Ok(None));
+        for (name, operation, value, code, words) in [
+            (
+                "cleanup.policy",
+                APPEND,
+                Some("compact"),
+                ErrorCode::InvalidConfig,
+                "'delete,compact': it must be delete",
+            ),
+            ("cleanup.policy", SUBTRACT, Some("delete"), ErrorCode::InvalidConfig, "'': it must be delete"),
+            ("retention.ms", APPEND, Some("5"), ErrorCode::InvalidConfig, "'retention.ms' is no list"),
+            ("retention.mss", APPEND, Some("5"), ErrorCode::InvalidConfig, "no setting 'retention.mss'"),
+            ("retention.ms", 9, Some("5"), ErrorCode::InvalidConfig, "operation 9"),
+            ("retention.ms", SET, None, ErrorCode::InvalidRequest, "no value is given"),
+            ("cleanup.policy", APPEND, None, ErrorCode::InvalidRequest, "no value is given"),
+        ] {
+            let refusal = change(name, operation, value).unwrap_err();
+            assert!(refusal.code == code && refusal.message.contains(words), "{refusal:?}");
+        }
+    }
 }

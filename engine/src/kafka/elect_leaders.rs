@@ -86,7 +86,8 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
         None if open.contains_key(&at) => Err(late()),
         None => Ok(()),
     });
-    let mut topics: BTreeMap<String, Vec<PartitionResult>> = BTreeMap::new();
+    // In the order of the request.
+    let mut topics: Vec<(String, Vec<PartitionResult>)> = Vec::new();
     for ((topic, partition), result) in asked.into_iter().zip(results) {
         let row = PartitionResult::default().with_partition_id(partition);
         let row = match result {
@@ -96,7 +97,10 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
             }
             Ok(()) => row,
         };
-        topics.entry(topic).or_default().push(row);
+        match topics.last_mut() {
+            Some((last, rows)) if *last == topic => rows.push(row),
+            _ => topics.push((topic, vec![row])),
+        }
     }
     let results = topics.into_iter().map(|(topic, rows)| {
         let topic = TopicName(StrBytes::from_string(topic));

@@ -1,7 +1,7 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
 use super::{
-    brokers,
+    brokers, operations, topic_names,
     topics::{OFFSETS_TOPIC, ensure_offsets_topic, until_led},
 };
 use crate::{
@@ -13,9 +13,10 @@ use crate::{
 };
 use net::{
     StrBytes,
-    errors::ErrorCode,
+    errors::{self, ErrorCode},
     messages::{
         BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, OffsetCommitRequest, OffsetCommitResponse,
+        TopicName,
         find_coordinator_response::Coordinator,
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
@@ -29,6 +30,7 @@ const LEADER_WAIT: Duration = Duration::from_secs(2);
 
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
 const KEY_GROUP: i8 = 0;
+const KEY_TRANSACTION: i8 = 1;
 
 pub async fn find_coordinator(
     core: &Rc<Core>,
@@ -36,8 +38,14 @@ pub async fn find_coordinator(
     version: i16,
 ) -> FindCoordinatorResponse {
     let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
-    let offsets = if request.key_type != KEY_GROUP {
-        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here: there are no transactions"))
+    let offsets = if request.key_type == KEY_TRANSACTION {
+        // An error that clients give up on, as InitProducerId tells them too.
+        Err((
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "this broker serves no transactions; leave transactional.id out",
+        ))
+    } else if request.key_type != KEY_GROUP {
+        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here"))
     } else if meta::may_read(core).await.is_err() {
         Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
     } else {
@@ -74,7 +82,22 @@ pub async fn find_coordinator(
     FindCoordinatorResponse::default().with_coordinators(coordinators.collect())
 }
 
-pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> GroupResponse {
+    // As in Kafka, a group that is named twice is deleted, and answered, once.
+    if let GroupRequest::DeleteGroups(delete) = &mut request {
+        topic_names::take_repeats(&mut delete.groups_names, |name| name.clone());
+    }
+    let tells_operations =
+        matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
+    let mut response = answer(core, request, context).await;
+    if let GroupResponse::DescribeGroups(described) = &mut response {
+        let told = operations::told(tells_operations, operations::GROUP);
+        described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+    }
+    response
+}
+
+async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
     let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
             // No group was ever here.
@@ -82,31 +105,24 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
             _ => request.refuse(context.version, ErrorCode::NotCoordinator),
         };
     };
-    let (request, unknown) = match request {
-        GroupRequest::OffsetCommit(commit) => {
-            let (known, unknown) = cut_unknown(core, commit);
-            (GroupRequest::OffsetCommit(known), unknown)
-        }
-        other => (other, Vec::new()),
-    };
-    let empty = request.empty_response();
     let partitions = offsets.partitions.len() as i32;
+    if let GroupRequest::OffsetCommit(commit) = request {
+        return commit_known(core, commit, partitions, context).await.into();
+    }
+    let (mut response, named) = (request.empty_response(), request.named_groups());
     let parts = match request.route(context.version, partitions) {
-        Route::One(partition, request) => vec![(partition, request)],
+        Route::One(partition, request) => return ask(core, partition, request, context).await,
         Route::Parts(parts) => parts,
-        // Of all groups, those are told that are coordinated here; clients ask every broker.
+        // Of all groups, those are told that are coordinated here; clients ask every broker. A replica that does not lead answers
+        // NOT_COORDINATOR, which merging passes over.
         Route::All(request) => {
             let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
             here.map(|partition| (partition, request.clone())).collect()
         }
     };
     let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));
-    let mut answers = sync::all(asked.collect()).await.into_iter();
-    let mut response = answers.next().unwrap_or(empty);
-    answers.for_each(|answer| response.merge(answer));
-    if let GroupResponse::OffsetCommit(commit) = &mut response {
-        merge_unknown(commit, unknown);
-    }
+    sync::all(asked.collect()).await.into_iter().for_each(|answer| response.merge(answer));
+    response.arrange(&named);
     response
 }
 
@@ -120,37 +136,105 @@ async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Co
     }
 }
 
-type Unknown = Vec<OffsetCommitResponseTopic>;
-
-/// Takes out the partitions that do not exist.
-fn cut_unknown(core: &Core, mut commit: OffsetCommitRequest) -> (OffsetCommitRequest, Unknown) {
-    let mut unknown = Vec::new();
-    for topic in &mut commit.topics {
-        let asked = TopicRef::Name(topic.name.0.clone());
-        let count = core.find_topic(&asked).map_or(0, |topic| topic.partitions.len());
-        let exists = |partition: i32| usize::try_from(partition).is_ok_and(|partition| partition < count);
-        let refused: Vec<_> = topic
-            .partitions
-            .extract_if(.., |partition| !exists(partition.partition_index))
-            .map(|partition| {
-                OffsetCommitResponsePartition::default()
-                    .with_partition_index(partition.partition_index)
-                    .with_error_code(ErrorCode::UnknownTopicOrPartition.code())
-            })
-            .collect();
-        if !refused.is_empty() {
-            unknown.push(OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(refused));
-        }
+/// Commits to the partitions that exist; the others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.
+async fn commit_known(
+    core: &Rc<Core>,
+    commit: OffsetCommitRequest,
+    partitions: i32,
+    context: Context,
+) -> OffsetCommitResponse {
+    let count = |name: &TopicName| {
+        let topic = core.find_topic(&TopicRef::Name(name.0.clone()));
+        topic.map_or(0, |topic| topic.partitions.len() as i32)
+    };
+    let (whole, known) = cut_unknown(commit, count);
+    let partition = partition_of(&known.group_id, partitions);
+    match ask(core, partition, known.into(), context).await {
+        GroupResponse::OffsetCommit(answer) => fill_in(whole, answer),
+        other => unreachable!("{other:?} answers no OffsetCommit"),
     }
-    commit.topics.retain(|topic| !topic.partitions.is_empty());
-    (commit, unknown)
 }
 
-fn merge_unknown(response: &mut OffsetCommitResponse, unknown: Unknown) {
-    for topic in unknown {
-        match response.topics.iter_mut().find(|known| known.name == topic.name) {
-            Some(known) => known.partitions.extend(topic.partitions),
-            None => response.topics.push(topic),
-        }
+/// Takes the partitions that do not exist out of a commit. Also returns the answer to all of it, in the order of the request, which
+/// refuses those; `count` tells how many partitions a topic has.
+fn cut_unknown(
+    mut commit: OffsetCommitRequest,
+    count: impl Fn(&TopicName) -> i32,
+) -> (OffsetCommitResponse, OffsetCommitRequest) {
+    let unknown = ErrorCode::UnknownTopicOrPartition.code();
+    let mut whole = Vec::with_capacity(commit.topics.len());
+    for topic in &mut commit.topics {
+        let known = 0..count(&topic.name);
+        let answers = topic.partitions.iter().map(|partition| {
+            let index = partition.partition_index;
+            let code = if known.contains(&index) { errors::NONE } else { unknown };
+            OffsetCommitResponsePartition::default().with_partition_index(index).with_error_code(code)
+        });
+        let answers = answers.collect();
+        whole.push(OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(answers));
+        topic.partitions.retain(|partition| known.contains(&partition.partition_index));
+    }
+    commit.topics.retain(|topic| !topic.partitions.is_empty());
+    (OffsetCommitResponse::default().with_topics(whole), commit)
+}
+
+/// Puts the coordinator's answers, which come in the order of what it was asked, into their places.
+fn fill_in(mut whole: OffsetCommitResponse, answer: OffsetCommitResponse) -> OffsetCommitResponse {
+    let mut answers = answer.topics.into_iter().flat_map(|topic| topic.partitions);
+    let partitions = whole.topics.iter_mut().flat_map(|topic| &mut topic.partitions);
+    for partition in partitions.filter(|partition| partition.error_code == errors::NONE) {
+        let answer = answers.next().expect("the coordinator answers for every partition that it was asked for");
+        assert_eq!(answer.partition_index, partition.partition_index, "the coordinator answers in the order asked");
+        partition.error_code = answer.error_code;
+    }
+    whole.with_throttle_time_ms(answer.throttle_time_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+
+    type Rows<'a> = &'a [(&'static str, &'a [i32])];
+
+    fn name(topic: &'static str) -> TopicName {
+        TopicName(StrBytes::from_static_str(topic))
+    }
+
+    fn commit(rows: Rows<'_>) -> OffsetCommitRequest {
+        let topics = rows.iter().map(|(topic, partitions)| {
+            let partition = |index: &i32| OffsetCommitRequestPartition::default().with_partition_index(*index);
+            let partitions = partitions.iter().map(partition).collect();
+            OffsetCommitRequestTopic::default().with_name(name(topic)).with_partitions(partitions)
+        });
+        OffsetCommitRequest::default().with_topics(topics.collect())
+    }
+
+    #[test]
+    fn a_commit_is_answered_in_the_order_asked_each_partition_once() {
+        let asked: Rows<'_> = &[("gone", &[0, 1]), ("two", &[5, 0, 7, 1, -1]), ("gone", &[2]), ("two", &[1])];
+        let count = |topic: &TopicName| if topic.as_str() == "two" { 2 } else { 0 };
+        let (whole, known) = cut_unknown(commit(asked), count);
+        assert_eq!(known, commit(&[("two", &[0, 1]), ("two", &[1])]));
+        let refused = GroupRequest::from(known).refuse(9, ErrorCode::IllegalGeneration);
+        let GroupResponse::OffsetCommit(refused) = refused else { panic!("{refused:?} answers no OffsetCommit") };
+        let answered: Vec<(String, Vec<(i32, i16)>)> = fill_in(whole, refused)
+            .topics
+            .iter()
+            .map(|topic| {
+                let rows = topic.partitions.iter().map(|partition| (partition.partition_index, partition.error_code));
+                (topic.name.to_string(), rows.collect())
+            })
+            .collect();
+        let rows = |topic: &str, rows: &[(i32, i16)]| (topic.to_owned(), rows.to_vec());
+        assert_eq!(
+            answered,
+            [
+                rows("gone", &[(0, 3), (1, 3)]),
+                rows("two", &[(5, 3), (0, 22), (7, 3), (1, 22), (-1, 3)]),
+                rows("gone", &[(2, 3)]),
+                rows("two", &[(1, 22)]),
+            ]
+        );
     }
 }

@@ -10,13 +10,14 @@ use net::{
     errors::{self, ErrorCode},
     messages::{
         ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
+        list_offsets_request::ListOffsetsPartition,
         list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse},
         offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
     },
     produce::TopicRef,
     record,
 };
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
 /// The timestamps that stand for positions, as ListOffsetsRequest defines them.
 mod timestamp {
@@ -27,6 +28,18 @@ mod timestamp {
     /// KIP-405: there is no tiered storage, so the local log is the log.
     pub const EARLIEST_LOCAL: i64 = -4;
     pub const LATEST_TIERED: i64 = -5;
+
+    /// Whether this version of the request has the position (`ReplicaManager.isListOffsetsTimestampUnsupported`). Any time from 0 on is
+    /// one to search for.
+    pub fn is_known(timestamp: i64, version: i16) -> bool {
+        match timestamp {
+            0.. | LATEST | EARLIEST => true,
+            MAX_TIMESTAMP => version >= 7,
+            EARLIEST_LOCAL => version >= 8,
+            LATEST_TIERED => version >= 9,
+            _ => false,
+        }
+    }
 }
 
 /// A batch that would decompress to more than this is not searched.
@@ -45,7 +58,8 @@ struct Place {
 
 const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: -1 };
 
-pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsResponse {
+pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
+    let refused = refused(&request, version);
     let questions = request.topics.iter().flat_map(|topic| {
         topic.partitions.iter().map(|partition| Question {
             topic: TopicRef::Name(topic.name.0.clone()),
@@ -53,7 +67,8 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
             what: Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch },
         })
     });
-    let questions: Vec<_> = questions.collect();
+    let unasked = questions.zip(&refused).filter(|(_, refused)| refused.is_none());
+    let questions: Vec<_> = unasked.map(|(question, _)| question).collect();
     let of_metadata: Vec<_> = (questions.iter().enumerate())
         .filter(|(_, asked)| core.find_group(&asked.topic, asked.partition) == Ok(META_GROUP))
         .map(|(place, asked)| (place, asked.what.timestamp))
@@ -64,6 +79,10 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
         answers[place] = core.call(META_CORE, find).result().await;
     }
     let mut answers = answers.into_iter();
+    let mut answers = refused.into_iter().map(|refused| match refused {
+        Some(code) => Err(code),
+        None => answers.next().expect("each question has an answer"),
+    });
     let topics = request.topics.into_iter().map(|topic| {
         let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
             let response = ListOffsetsPartitionResponse::default().with_partition_index(asked.partition_index);
@@ -78,6 +97,27 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest) -> ListOffsetsRe
         ListOffsetsTopicResponse::default().with_partitions(partitions.collect()).with_name(topic.name)
     });
     ListOffsetsResponse::default().with_topics(topics.collect())
+}
+
+/// For each partition asked for, in order, why it is refused without being asked: as in Kafka, one that the request names more than
+/// once, and a position that the version does not have.
+fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>> {
+    let asked = || {
+        let topics = request.topics.iter();
+        topics.flat_map(|topic| topic.partitions.iter().map(move |partition| (topic.name.as_str(), partition)))
+    };
+    let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
+    for (topic, partition) in asked() {
+        if !seen.insert((topic, partition.partition_index)) {
+            twice.insert((topic, partition.partition_index));
+        }
+    }
+    let refuse = |(topic, partition): (&str, &ListOffsetsPartition)| match partition.timestamp {
+        _ if twice.contains(&(topic, partition.partition_index)) => Some(ErrorCode::InvalidRequest),
+        unknown if !timestamp::is_known(unknown, version) => Some(ErrorCode::UnsupportedVersion),
+        _ => None,
+    };
+    asked().map(refuse).collect()
 }
 
 async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
@@ -158,4 +198,50 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
         OffsetForLeaderTopicResult::default().with_partitions(partitions.collect()).with_topic(topic.topic)
     });
     OffsetForLeaderEpochResponse::default().with_topics(topics.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::{
+        StrBytes,
+        messages::{TopicName, list_offsets_request::ListOffsetsTopic},
+    };
+
+    /// Topics with partitions, each with its timestamp.
+    fn request(topics: &[(&'static str, &[(i32, i64)])]) -> ListOffsetsRequest {
+        let topics = topics.iter().map(|(name, partitions)| {
+            let partition = |(index, timestamp): &(i32, i64)| {
+                ListOffsetsPartition::default().with_partition_index(*index).with_timestamp(*timestamp)
+            };
+            ListOffsetsTopic::default()
+                .with_name(TopicName(StrBytes::from_static_str(name)))
+                .with_partitions(partitions.iter().map(partition).collect())
+        });
+        ListOffsetsRequest::default().with_topics(topics.collect())
+    }
+
+    #[test]
+    fn a_partition_that_is_asked_for_twice_is_refused_and_no_other() {
+        let request = request(&[("a", &[(0, -1), (1, -1), (0, -2)]), ("b", &[(0, -1)]), ("a", &[(2, 5), (1, -1)])]);
+        let twice = Some(ErrorCode::InvalidRequest);
+        assert_eq!(refused(&request, 10), [twice, twice, twice, None, None, twice]);
+    }
+
+    #[test]
+    fn positions_are_known_from_the_version_that_brought_them() {
+        for (timestamp, from) in [(-1, 1), (-2, 1), (0, 1), (i64::MAX, 1), (-3, 7), (-4, 8), (-5, 9)] {
+            for version in 1..=10 {
+                let expected = (version < from).then_some(ErrorCode::UnsupportedVersion);
+                assert_eq!(
+                    refused(&request(&[("a", &[(0, timestamp)])]), version),
+                    [expected],
+                    "{timestamp} {version}"
+                );
+            }
+        }
+        for unknown in [-6, -7, i64::MIN] {
+            assert_eq!(refused(&request(&[("a", &[(0, unknown)])]), 10), [Some(ErrorCode::UnsupportedVersion)]);
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
 use super::{
-    brokers,
+    brokers, collisions,
     metadata_log::METADATA_TOPIC,
+    operations,
     topics::{OFFSETS_TOPIC, auto_create},
 };
 use crate::{
@@ -19,6 +20,7 @@ use net::{
         describe_topic_partitions_response::{
             Cursor, DescribeTopicPartitionsResponsePartition, DescribeTopicPartitionsResponseTopic,
         },
+        metadata_request::MetadataRequestTopic,
         metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
     produce::TopicRef,
@@ -27,7 +29,8 @@ use std::{collections::BTreeSet, rc::Rc};
 use wal::record::GroupId;
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
-    let look = Look::new(core).await;
+    let mut look = Look::new(core).await;
+    look.tells_operations = request.include_topic_authorized_operations;
     // Version 0 asks for all topics by an empty list, later ones by null.
     let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
     let topics = match asked {
@@ -35,12 +38,18 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
         Some(asked) => {
             let may_create =
                 core.config.auto_create_topics_enable && (version < 4 || request.allow_auto_topic_creation);
-            let names: Vec<&str> =
-                asked.iter().filter_map(|topic| topic.name.as_ref()).map(|name| name.0.as_str()).collect();
+            let asked = distinct(asked, version);
+            let names: Vec<&str> = asked
+                .iter()
+                .filter_map(|asked| match asked {
+                    Asked::Name(name) => Some(name.0.as_str()),
+                    Asked::Id(_) | Asked::IdTooEarly { .. } => None,
+                })
+                .collect();
             if may_create && look.fresh {
                 auto_create(core, &names).await;
             }
-            asked.iter().map(|topic| look.find(topic.name.as_ref(), topic.topic_id, may_create)).collect()
+            asked.into_iter().map(|asked| look.find(asked, may_create)).collect()
         }
     };
     let brokers = brokers::alive(core).into_iter().map(|node| {
@@ -54,7 +63,39 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
         .with_brokers(brokers.collect())
         .with_cluster_id(Some(StrBytes::from_string(core.cluster_id.to_string())))
         .with_controller_id(brokers::controller(core))
+        .with_cluster_authorized_operations(operations::told(
+            request.include_cluster_authorized_operations,
+            operations::CLUSTER,
+        ))
         .with_topics(topics)
+}
+
+/// The first version that asks for topics by their ids. Versions 10 and 11 have the field, but must leave it empty (KIP-516).
+const BY_ID_FROM: i16 = 12;
+
+/// How one topic is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Asked {
+    Name(TopicName),
+    Id(Uuid),
+    /// By id, in a version that can't.
+    IdTooEarly {
+        id: Uuid,
+        name: Option<TopicName>,
+    },
+}
+
+/// The topics that a request asks for, each once, as in Kafka. An id goes before a name: Java's clients send an empty one beside it.
+fn distinct(topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
+    let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    let asked = topics.into_iter().filter_map(|MetadataRequestTopic { topic_id: id, name, .. }| match name {
+        Some(name) if id.is_nil() => names.insert(name.clone()).then_some(Asked::Name(name)),
+        name => {
+            let asked = if version < BY_ID_FROM { Asked::IdTooEarly { id, name } } else { Asked::Id(id) };
+            ids.insert(id).then_some(asked)
+        }
+    });
+    asked.collect()
 }
 
 /// What one request is answered from.
@@ -63,37 +104,53 @@ struct Look<'a> {
     alive: BTreeSet<i32>,
     /// Whether the view may be told at all. If not, clients are told to ask again.
     fresh: bool,
+    /// Whether topics are told with what the client may do with them.
+    tells_operations: bool,
 }
 
 impl<'a> Look<'a> {
     async fn new(core: &'a Rc<Core>) -> Self {
         let fresh = meta::may_read(core).await.is_ok();
-        Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh }
+        Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh, tells_operations: false }
     }
 
-    fn find(&self, name: Option<&TopicName>, id: Uuid, may_create: bool) -> MetadataResponseTopic {
-        let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
-        if let Some(topic) = self.core.find_topic(&asked) {
+    fn find(&self, asked: Asked, may_create: bool) -> MetadataResponseTopic {
+        let found = match &asked {
+            Asked::Name(name) => self.core.find_topic(&TopicRef::Name(name.0.clone())),
+            Asked::Id(id) => self.core.find_topic(&TopicRef::Id(*id)),
+            Asked::IdTooEarly { .. } => None,
+        };
+        if let Some(topic) = found {
             return self.describe(&topic);
         }
-        let code = match name {
-            Some(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
+        let code = match &asked {
+            Asked::IdTooEarly { .. } => ErrorCode::InvalidRequest,
+            Asked::Name(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
-            None => ErrorCode::UnknownTopicId,
+            Asked::Name(name) if may_create && collisions::check(self.core, name, []).is_err() => {
+                ErrorCode::InvalidTopicException
+            }
+            Asked::Id(_) => ErrorCode::UnknownTopicId,
             // It could not be created in time: the client asks again.
-            Some(_) if may_create => ErrorCode::LeaderNotAvailable,
-            Some(_) => ErrorCode::UnknownTopicOrPartition,
+            Asked::Name(_) if may_create => ErrorCode::LeaderNotAvailable,
+            Asked::Name(_) => ErrorCode::UnknownTopicOrPartition,
         };
-        MetadataResponseTopic::default().with_error_code(code.code()).with_name(name.cloned()).with_topic_id(id)
+        let response = MetadataResponseTopic::default().with_error_code(code.code());
+        match asked {
+            Asked::Name(name) => response.with_name(Some(name)),
+            Asked::Id(id) => response.with_name(None).with_topic_id(id),
+            Asked::IdTooEarly { id, name } => response.with_name(Some(name.unwrap_or_default())).with_topic_id(id),
+        }
     }
 
     fn describe(&self, topic: &Topic) -> MetadataResponseTopic {
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
-            .with_is_internal([OFFSETS_TOPIC, METADATA_TOPIC].contains(&&*topic.name));
+            .with_is_internal([OFFSETS_TOPIC, METADATA_TOPIC].contains(&&*topic.name))
+            .with_topic_authorized_operations(operations::told(self.tells_operations, operations::TOPIC));
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }
@@ -138,7 +195,9 @@ pub async fn describe_partitions(
     core: &Rc<Core>,
     request: DescribeTopicPartitionsRequest,
 ) -> DescribeTopicPartitionsResponse {
-    let look = Look::new(core).await;
+    let mut look = Look::new(core).await;
+    // This API has no flag for them: they are always told.
+    look.tells_operations = true;
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
     let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
     let mut names: Vec<StrBytes> = if request.topics.is_empty() {
@@ -157,7 +216,7 @@ pub async fn describe_partitions(
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
             break;
         }
-        let found = look.find(Some(&TopicName(name.clone())), Uuid::nil(), false);
+        let found = look.find(Asked::Name(TopicName(name.clone())), false);
         let total = found.partitions.len();
         let page: Vec<_> = found
             .partitions
@@ -185,6 +244,7 @@ pub async fn describe_partitions(
                 .with_name(found.name)
                 .with_topic_id(found.topic_id)
                 .with_is_internal(found.is_internal)
+                .with_topic_authorized_operations(found.topic_authorized_operations)
                 .with_partitions(page),
         );
         if end < total {
@@ -193,4 +253,37 @@ pub async fn describe_partitions(
         }
     }
     DescribeTopicPartitionsResponse::default().with_topics(topics).with_next_cursor(next_cursor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(name: Option<&'static str>, id: u128) -> MetadataRequestTopic {
+        let name = name.map(|name| TopicName(StrBytes::from_static_str(name)));
+        MetadataRequestTopic::default().with_name(name).with_topic_id(Uuid::from_u128(id))
+    }
+
+    #[test]
+    fn topics_are_asked_for_by_id_or_by_name_each_once() {
+        let name = |name| Asked::Name(TopicName(StrBytes::from_static_str(name)));
+        let id = |id| Asked::Id(Uuid::from_u128(id));
+        let asked = vec![
+            topic(Some("b"), 0),
+            topic(Some(""), 7),
+            topic(None, 8),
+            topic(Some("a"), 0),
+            topic(Some("b"), 0),
+            topic(Some("x"), 7),
+            topic(Some(""), 0),
+            topic(None, 0),
+        ];
+        assert_eq!(distinct(asked, 12), [name("b"), id(7), id(8), name("a"), name(""), id(0)]);
+        let early = |id, name: Option<&'static str>| {
+            let name = name.map(|name| TopicName(StrBytes::from_static_str(name)));
+            Asked::IdTooEarly { id: Uuid::from_u128(id), name }
+        };
+        let asked = vec![topic(Some("a"), 0), topic(Some("b"), 7), topic(None, 0)];
+        assert_eq!(distinct(asked, 11), [name("a"), early(7, Some("b")), early(0, None)]);
+    }
 }

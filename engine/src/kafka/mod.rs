@@ -4,19 +4,24 @@
 mod api_versions;
 mod brokers;
 mod cluster;
+mod collisions;
 mod configs;
+mod create_topics;
 mod elect_leaders;
 mod fetch;
 mod groups;
 mod list_offsets;
 mod metadata;
 pub mod metadata_log;
+mod operations;
 mod owners;
 pub mod placement;
 mod produce;
 mod producer_ids;
 mod quorum;
 mod refusal;
+mod sasl;
+mod topic_names;
 mod topics;
 mod unregister;
 
@@ -44,12 +49,14 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
     match request {
         Request::Produce(request) => produce::start(&core, request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
+        Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
+        Request::SaslAuthenticate(_) => reply(async { sasl::refuse_authentication() }),
         Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
         Request::Metadata(request) => reply(async move { metadata::metadata(&core, request, version).await }),
-        Request::CreateTopics(request) => reply(async move { topics::create(&core, request, version).await }),
+        Request::CreateTopics(request) => reply(async move { create_topics::create(&core, request, version).await }),
         Request::DeleteTopics(request) => reply(async move { topics::delete(&core, request, version).await }),
         Request::CreatePartitions(request) => reply(async move { topics::add_partitions(&core, request).await }),
-        Request::ListOffsets(request) => reply(async move { list_offsets::list(&core, request).await }),
+        Request::ListOffsets(request) => reply(async move { list_offsets::list(&core, request, version).await }),
         Request::OffsetForLeaderEpoch(request) => {
             reply(async move { list_offsets::for_leader_epoch(&core, request).await })
         }

@@ -4,8 +4,9 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers, metadata_log, placement,
+    brokers, collisions, metadata_log, placement,
     refusal::{self, Refusal},
+    topic_names,
 };
 use crate::{
     clock,
@@ -21,12 +22,11 @@ use net::{
     StrBytes, Uuid,
     errors::ErrorCode,
     messages::{
-        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse,
-        DeleteTopicsRequest, DeleteTopicsResponse, TopicName,
+        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, DeleteTopicsRequest, DeleteTopicsResponse,
+        TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_partitions_response::CreatePartitionsTopicResult,
         create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
-        create_topics_response::{CreatableTopicConfigs, CreatableTopicResult},
         delete_topics_response::DeletableTopicResult,
     },
     produce::TopicRef,
@@ -51,6 +51,10 @@ pub const PARTITIONS_MAX: i32 = 100_000;
 
 /// Creates those of `names` that do not exist, with default settings, and waits for their leaders.
 pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
+    // Which names there are already is known for sure only by the newest view.
+    if names.iter().any(|name| collisions::is_new_and_possible(core, name)) && meta::linearize(core).await.is_err() {
+        return;
+    }
     let missing: BTreeSet<&str> = core.view(|view| {
         names
             .iter()
@@ -59,6 +63,11 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             .filter(|name| metadata_log::check_name(name).is_ok())
             .collect()
     });
+    let missing: BTreeSet<&str> = missing
+        .iter()
+        .copied()
+        .filter(|name| collisions::check(core, name, missing.range(..*name).copied()).is_ok())
+        .collect();
     if missing.is_empty() {
         return;
     }
@@ -106,9 +115,14 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'stati
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
 async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl IntoIterator<Item = &'a str>) {
     let created = async {
-        if let Err(error) = meta::submit(core, commands).await {
-            tracing::warn!(%error, "topics that clients use could not be created");
-            return;
+        match meta::submit(core, commands).await {
+            Ok(results) => {
+                collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "topics that clients use could not be created");
+                return;
+            }
         }
         let partitions = core.view(|view| {
             let topics = names.into_iter().filter_map(|name| view.topic(name));
@@ -160,29 +174,8 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     }
 }
 
-pub async fn create(core: &Rc<Core>, request: CreateTopicsRequest, version: i16) -> CreateTopicsResponse {
-    let mut seen = BTreeMap::new();
-    for topic in &request.topics {
-        *seen.entry(topic.name.0.as_str()).or_insert(0) += 1;
-    }
-    let check_one = |core: &Core, topic: &CreatableTopic| match seen[topic.name.0.as_str()] {
-        1 => check_new_topic(core, topic),
-        _ => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once")),
-    };
-    let results: Vec<Result<Option<Outcome>, Refusal>> = if request.validate_only {
-        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
-        refusal::check(core, check).await.into_iter().map(|checked| checked.map(|_| None)).collect()
-    } else {
-        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
-        results.into_iter().map(|result| result.map(|(_, outcome)| Some(outcome))).collect()
-    };
-    let topics =
-        request.topics.into_iter().zip(results).map(|(topic, result)| topic_result(core, topic, result, version));
-    CreateTopicsResponse::default().with_topics(topics.collect())
-}
-
 /// Changes topics, and waits until what was created can serve, at most the request's own time.
-async fn change<T>(
+pub(super) async fn change<T>(
     core: &Rc<Core>,
     items: &[T],
     check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
@@ -213,6 +206,8 @@ async fn submit(
         Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
         Either::Second(()) => return (0..count).map(|_| Err(late())).collect(),
     };
+    let results: Vec<Result<Outcome, Refusal>> =
+        collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
     let created = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_partitions).cloned().collect();
     let all_serve = matches!(race(until_led(core, created), deadline).await, Either::First(()));
     let is_led = |partition: &Partition| core.leader_of(GroupId(partition.group)).is_some();
@@ -222,12 +217,12 @@ async fn submit(
         .map(|result| match result {
             Ok(outcome) if serves(&outcome) => Ok(outcome),
             Ok(_) => Err(late()),
-            Err(rejection) => Err(rejection.into()),
+            Err(refusal) => Err(refusal),
         })
         .collect()
 }
 
-fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refusal> {
+pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refusal> {
     let name = topic.name.0.as_str();
     consensus::metadata::check_topic_name(name)
         .map_err(|error| Refusal::new(ErrorCode::InvalidTopicException, error.to_string()))?;
@@ -250,7 +245,10 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
     }
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
-        let Some(value) = &config.value else { continue };
+        let Some(value) = &config.value else {
+            let message = format!("'{}' is given no value; leave it out for the default", config.name);
+            return Err(Refusal::new(ErrorCode::InvalidConfig, message));
+        };
         config_topic::validate(config.name.as_str(), value.as_str())
             .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
         configs.insert(config.name.to_string(), value.to_string());
@@ -297,45 +295,25 @@ fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, String> {
     placement::assigned(live, &brokers)
 }
 
-fn topic_result(
-    core: &Core,
-    topic: CreatableTopic,
-    outcome: Result<Option<Outcome>, Refusal>,
-    version: i16,
-) -> CreatableTopicResult {
-    let result = CreatableTopicResult::default().with_name(topic.name.clone());
-    match outcome {
-        Ok(Some(Outcome::TopicCreated(created))) => {
-            let configs = config_topic::describe(&created.configs, &core.config).into_iter().map(|config| {
-                CreatableTopicConfigs::default()
-                    .with_name(StrBytes::from_string(config.name.to_owned()))
-                    .with_value(Some(StrBytes::from_string(config.value)))
-                    .with_config_source(config.source)
-            });
-            result
-                .with_topic_id(created.id)
-                .with_num_partitions(created.partitions.len() as i32)
-                .with_replication_factor(created.partitions[0].replicas.len() as i16)
-                .with_configs((version >= 5).then(|| configs.collect()))
-        }
-        Ok(_) => {
-            result.with_num_partitions(topic.num_partitions).with_replication_factor(topic.replication_factor.max(1))
-        }
-        Err(Refusal { code, message }) => result
-            .with_error_code(code.code())
-            .with_error_message(Some(StrBytes::from_string(message)))
-            .with_num_partitions(-1)
-            .with_replication_factor(-1),
-    }
-}
-
 pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
-    let asked: Vec<(Option<TopicName>, Uuid)> = if version >= 6 {
+    let mut asked: Vec<topic_names::Reference> = if version >= 6 {
         request.topics.into_iter().map(|topic| (topic.name, topic.topic_id)).collect()
     } else {
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
-    let find = |core: &Core, (name, id): &(Option<TopicName>, Uuid)| find_to_delete(core, name.as_ref(), *id);
+    let repeats = topic_names::take_repeats(&mut asked, topic_names::Reference::clone);
+    let find = |core: &Core, reference: &topic_names::Reference| {
+        topic_names::check_reference(reference)?;
+        if repeats.contains(reference) {
+            return Err(topic_names::twice());
+        }
+        let command = find_to_delete(core, reference.0.as_ref(), reference.1)?;
+        let Command::DeleteTopic { name, id } = &command else { unreachable!("{command:?} deletes nothing") };
+        match topic_names::named_both_ways(&asked, reference, name, *id) {
+            true => Err(topic_names::twice()),
+            false => Ok(command),
+        }
+    };
     let results = change(core, &asked, find, request.timeout_ms).await;
     let responses = asked.into_iter().zip(results).map(|((name, id), result)| {
         let (name, id, outcome) = match result {
@@ -367,12 +345,17 @@ fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Com
     })
 }
 
-pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
+pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsRequest) -> CreatePartitionsResponse {
+    let repeats = topic_names::take_repeats(&mut request.topics, |topic| topic.name.clone());
+    let check_one = |core: &Core, topic: &CreatePartitionsTopic| match repeats.contains(&topic.name) {
+        true => Err(topic_names::twice()),
+        false => check_more(core, topic),
+    };
     let results: Vec<Result<(), Refusal>> = if request.validate_only {
-        let check = |core: &Core| request.topics.iter().map(|topic| check_more(core, topic)).collect();
+        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
         refusal::check(core, check).await.into_iter().map(|checked| checked.map(drop)).collect()
     } else {
-        let results = change(core, &request.topics, check_more, request.timeout_ms).await;
+        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
         results.into_iter().map(|result| result.map(drop)).collect()
     };
     let results = request.topics.into_iter().zip(results).map(|(topic, outcome)| {

@@ -322,7 +322,7 @@ impl Cluster {
         let request = FetchRequest::of_consumer(wait.as_millis() as i32, 1, 8 << 10, topics);
         let Some(Response::Fetch(response)) = ask(&node, Request::Fetch(request), 11).await else { return from };
         let Some(partition) = response.topics.first().map(|topic| &topic.partitions[0]) else { return from };
-        match errors::check(partition.error_code) {
+        match errors::check(response.error_code).and(errors::check(partition.error_code)) {
             Ok(()) => self.read_all(target, from, &partition.records),
             Err(ErrorCode::OffsetOutOfRange) => match u64::try_from(partition.log_start_offset) {
                 Ok(start) => start,

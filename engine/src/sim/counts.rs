@@ -188,6 +188,7 @@ fn fetch_request(partition: i32, bytes_max: i32) -> (Request, i16) {
 fn fetch(calm: &Calm, node: &Node) -> Vec<Bytes> {
     let answers = calm.ask(node, vec![fetch_request(0, 1 << 20)]);
     let [Response::Fetch(response)] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!((response.error_code, response.topics[0].partitions[0].error_code), (0, 0));
     response.topics[0].partitions[0].records.clone()
 }
 

@@ -19,7 +19,10 @@ fn coordinator<'a>(calm: &'a Calm, asked: &Node) -> Option<&'a Rc<Node>> {
     let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(GROUP)]);
     let answers = calm.ask(asked, vec![(request.into(), 4)]);
     let [Response::FindCoordinator(response)] = &answers[..] else { panic!("{answers:?}") };
-    calm.nodes.iter().find(|node| node.id == response.coordinators[0].node_id.0)
+    let found = &response.coordinators[0];
+    // Until another broker leads the group's partition, nobody coordinates it.
+    assert!(found.error_code == 0 || found.node_id.0 == -1, "{found:?}");
+    calm.nodes.iter().find(|node| node.id == found.node_id.0)
 }
 
 fn commit(offset: i64) -> (Request, i16) {

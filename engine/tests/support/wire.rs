@@ -4,6 +4,7 @@ use bytes::Bytes;
 use net::StrBytes;
 use net::batch_build::BatchBuilder;
 use net::client_blocking::Client;
+use net::errors::{self, ErrorCode};
 use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
@@ -61,7 +62,14 @@ pub fn fetch_request(topic: &str, partition: i32, offset: i64, max_wait_ms: i32,
 pub fn partitions(client: &mut Client, topic: &str) -> Vec<MetadataResponsePartition> {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
-    let mut partitions = client.call(request).expect("Metadata is answered").topics.remove(0).partitions;
+    let topic = client.call(request).expect("Metadata is answered").topics.remove(0);
+    let known = errors::check(topic.error_code);
+    // None while the broker does not know the topic yet, or may not tell; any other error is one of the test.
+    assert!(
+        matches!(known, Ok(()) | Err(ErrorCode::UnknownTopicOrPartition | ErrorCode::LeaderNotAvailable)),
+        "{known:?}"
+    );
+    let mut partitions = topic.partitions;
     partitions.sort_by_key(|partition| partition.partition_index);
     partitions
 }
