@@ -4,6 +4,7 @@ use super::{Core, CoreId, Leadership, Led};
 use crate::{
     config_topic::TopicConfig,
     config_value::HostPort,
+    internal_topics,
     meta::{META_CORE, META_GROUP},
     partition::{Partition, TopicPartition},
 };
@@ -84,7 +85,10 @@ impl Core {
 
     fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
         // Of most topics other cores and brokers have all partitions.
-        let config = LazyCell::new(|| Rc::new(TopicConfig::resolve(&topic.configs, &self.inherited)));
+        let config = LazyCell::new(|| {
+            let configs = internal_topics::in_force(&topic.name, &topic.configs);
+            Rc::new(TopicConfig::resolve(&configs, &self.inherited))
+        });
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {

@@ -2,7 +2,8 @@
 
 use super::{Core, Leadership};
 use crate::{
-    kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
+    internal_topics,
+    kafka::{METADATA_TOPIC, metadata_log},
     meta::META_GROUP,
 };
 use consensus::metadata::{BrokerStatus, Topic, View};
@@ -51,16 +52,14 @@ impl Core {
 
     /// The name of a topic that belongs to the broker itself; `None` for all others.
     pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
-        let is_offsets = || match topic {
-            TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
+        let found = match topic {
+            log if metadata_log::is(log) => return Some(METADATA_TOPIC),
+            TopicRef::Name(name) => internal_topics::find(name.as_str()),
             TopicRef::Id(id) => {
-                self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
+                self.view(|view| view.topic_by_id(*id).and_then(|topic| internal_topics::find(&topic.name)))
             }
         };
-        match metadata_log::is(topic) {
-            true => Some(METADATA_TOPIC),
-            false => is_offsets().then_some(OFFSETS_TOPIC),
-        }
+        found.map(|topic| topic.name)
     }
 
     /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.

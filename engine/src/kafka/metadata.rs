@@ -1,12 +1,9 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
-use super::{
-    brokers,
-    metadata_log::METADATA_TOPIC,
-    topics::{OFFSETS_TOPIC, auto_create},
-};
+use super::{brokers, metadata_log::METADATA_TOPIC, topics::auto_create};
 use crate::{
     core::Core,
+    internal_topics,
     meta::{self, META_GROUP},
 };
 use consensus::metadata::{Partition, Topic};
@@ -77,7 +74,10 @@ impl<'a> Look<'a> {
             return self.describe(&topic);
         }
         let code = match name {
-            Some(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
+            Some(name)
+                if consensus::metadata::check_topic_name(name.0.as_str()).is_err()
+                    || internal_topics::reserved_for(name.0.as_str()).is_some() =>
+            {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
@@ -93,7 +93,7 @@ impl<'a> Look<'a> {
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
-            .with_is_internal([OFFSETS_TOPIC, METADATA_TOPIC].contains(&&*topic.name));
+            .with_is_internal(*topic.name == *METADATA_TOPIC || internal_topics::find(&topic.name).is_some());
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }

@@ -4,7 +4,7 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers, metadata_log, placement,
+    brokers, internal, metadata_log, placement,
     refusal::{self, Refusal},
 };
 use crate::{
@@ -12,11 +12,12 @@ use crate::{
     config::REPLICAS_MAX,
     config_topic,
     core::Core,
+    internal_topics,
     meta::{self, CommandResult},
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Partition, Topic};
+use consensus::metadata::{Command, Outcome, Partition};
 use net::{
     StrBytes, Uuid,
     errors::ErrorCode,
@@ -35,13 +36,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 use wal::record::GroupId;
-
-/// The internal topic of the group coordinator.
-pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 
 /// How long a topic that is created because a client asked for it may keep the request waiting; then the client is told to ask again.
 const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
@@ -56,9 +53,14 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             .iter()
             .copied()
             .filter(|name| view.topic(name).is_none() && consensus::metadata::check_topic_name(name).is_ok())
-            .filter(|name| metadata_log::check_name(name).is_ok())
+            .filter(|name| metadata_log::check_name(name).is_ok() && internal::check_reserved(name).is_ok())
             .collect()
     });
+    let (internals, missing): (BTreeSet<_>, BTreeSet<_>) =
+        missing.into_iter().partition(|name| internal_topics::find(name).is_some());
+    for internal in internals.into_iter().filter_map(internal_topics::find) {
+        internal::ensure(core, internal).await;
+    }
     if missing.is_empty() {
         return;
     }
@@ -75,36 +77,12 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     create_unasked(core, commands, missing).await;
 }
 
-/// The internal topic of the group coordinator, created on first use. `Err` says why it can't be created yet.
-pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'static str> {
-    if core.view(|view| view.topic(OFFSETS_TOPIC).is_none()) {
-        // Commits are forgotten by the coordinator's rules (offsets.retention.minutes), never because they lie far back in the log.
-        let configs =
-            BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
-        let partitions = core.config.offsets_topic_num_partitions as usize;
-        // Those that are away for a moment get their replicas too, and those that found the cluster just now are waited for: what the
-        // topic begins with it keeps.
-        let registered = brokers::all(core);
-        let members = registered.len().max(core.identity.founding.len());
-        let factor = members.min(core.config.offsets_topic_replication_factor as usize);
-        if registered.len() < factor {
-            tracing::warn!(
-                registered = registered.len(),
-                wanted = factor,
-                "the offsets topic waits for more brokers to register; with fewer for good, set offsets.topic.replication.factor"
-            );
-            return Err("the offsets topic waits for more of the brokers that founded the cluster; try again");
-        }
-        let live = brokers::placeable_ids(core, factor);
-        let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
-        let replicas = core.placement.spread(&nodes, partitions, factor);
-        create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
-    }
-    core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or("the offsets topic can't be created yet; try again")
-}
-
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
-async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl IntoIterator<Item = &'a str>) {
+pub(super) async fn create_unasked<'a>(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    names: impl IntoIterator<Item = &'a str>,
+) {
     let created = async {
         if let Err(error) = meta::submit(core, commands).await {
             tracing::warn!(%error, "topics that clients use could not be created");
@@ -121,7 +99,7 @@ async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl
     }
 }
 
-fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
+pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
     Command::CreateTopic {
         name: name.into(),
         id: crate::rt::draw_uuid(),
@@ -234,6 +212,10 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
     metadata_log::check_name(name)?;
     if core.view(|view| view.topic(name).is_some()) {
         return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
+    }
+    internal::check_reserved(name)?;
+    if let Some(internal) = internal_topics::find(name) {
+        return internal::check_new(core, internal, topic);
     }
     let factor = match topic.assignments.is_empty() {
         true => check_replication(core, topic.replication_factor)?,
@@ -359,7 +341,7 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
 fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
     let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
     let topic = core.find_topic(&asked);
-    topic.as_ref().map_or(Ok(()), |topic| metadata_log::check_name(&topic.name))?;
+    topic.as_ref().map_or(Ok(()), |topic| internal::check_name(&topic.name))?;
     let delete = topic.map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
     delete.ok_or_else(|| match name {
         Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
@@ -389,7 +371,7 @@ pub async fn add_partitions(core: &Rc<Core>, request: CreatePartitionsRequest) -
 
 fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, Refusal> {
     let name = request.name.0.as_str();
-    metadata_log::check_name(name)?;
+    internal::check_name(name)?;
     let topic = core
         .view(|view| view.topic(name).cloned())
         .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))?;
