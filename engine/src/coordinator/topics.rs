@@ -172,7 +172,6 @@ impl<T> Coordinator<T> {
     }
 
     /// Offsets whose topic is gone, from where the sweep stands; then where it goes on, and whether it had to leave any.
-    #[expect(clippy::type_complexity)]
     fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<(StrBytes, StrBytes)>, bool) {
         let (first_group, first_topic) = self.sweep.next.clone().unwrap_or_default();
         let (mut victims, mut left, mut looked) = (Vec::new(), false, 0);

@@ -57,9 +57,8 @@ fn command(
     if registered.len() < factor {
         return Err(TooFewBrokers { topic: internal.name, registered: registered.len(), wanted: factor });
     }
-    let live = brokers::placeable_ids(core, factor);
-    let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
-    let placed = core.placement.spread(&nodes, internal.partitions(&core.config), factor);
+    let candidates = brokers::placeable(core, factor);
+    let placed = core.placement.spread(&candidates, internal.partitions(&core.config), factor);
     let mut configs = internal.settings();
     configs.extend(chosen);
     Ok(create_command(internal.name, placed, configs))

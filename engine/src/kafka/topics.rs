@@ -8,9 +8,7 @@ use super::{
     refusal::{self, Refusal},
 };
 use crate::{
-    clock,
-    config::REPLICAS_MAX,
-    config_topic,
+    clock, config_topic,
     core::Core,
     internal_topics,
     meta::{self, CommandResult},
@@ -70,9 +68,10 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             "topics that clients use could not be created: too few brokers for default.replication.factor"
         );
     };
-    let live = brokers::placeable_ids(core, factor);
-    let create =
-        |name: &&str| create_command(name, core.placement.spread(&live, partitions as usize, factor), BTreeMap::new());
+    let candidates = brokers::placeable(core, factor);
+    let create = |name: &&str| {
+        create_command(name, core.placement.spread(&candidates, partitions as usize, factor), BTreeMap::new())
+    };
     let commands = missing.iter().map(create).collect();
     create_unasked(core, commands, missing).await;
 }
@@ -238,7 +237,7 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&brokers::placeable_ids(core, factor), partitions as usize, factor),
+        true => core.placement.spread(&brokers::placeable(core, factor), partitions as usize, factor),
         false => assigned(&brokers::alive_ids(core), topic)?,
     };
     Ok(create_command(name, replicas, configs))
@@ -246,18 +245,8 @@ fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refus
 
 fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
     let factor = if factor == -1 { core.config.default_replication_factor } else { factor };
-    replicas_on(factor, brokers::alive_ids(core).len())
-}
-
-fn replicas_on(factor: i16, brokers: usize) -> Result<usize, Refusal> {
-    let most = brokers.min(REPLICAS_MAX as usize);
-    match usize::try_from(factor) {
-        Ok(factor) if (1..=most).contains(&factor) => Ok(factor),
-        _ => {
-            let message = format!("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}");
-            Err(Refusal::new(ErrorCode::InvalidReplicationFactor, message))
-        }
-    }
+    let refuse = |error: placement::TooMany| Refusal::new(ErrorCode::InvalidReplicationFactor, error.to_string());
+    brokers::candidates(core).check(factor).map_err(refuse)
 }
 
 /// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
@@ -389,7 +378,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
     let replicas = match &request.assignments {
         None => {
             let factor = check_replication(core, factor)?;
-            core.placement.spread(&brokers::placeable_ids(core, factor), more as usize, factor)
+            core.placement.spread(&brokers::placeable(core, factor), more as usize, factor)
         }
         Some(assignments) => {
             let live = brokers::alive_ids(core);
@@ -438,16 +427,6 @@ mod tests {
             let refusal = assigned(&[1, 5], &by_hand(assignments, num_partitions)).unwrap_err();
             assert_eq!(refusal.code, ErrorCode::InvalidReplicaAssignment);
             assert!(refusal.message.contains(words), "{}", refusal.message);
-        }
-    }
-
-    #[test]
-    fn other_replication_factors_are_refused_by_name() {
-        assert_eq!(replicas_on(3, 3).ok(), Some(3));
-        for factor in [0, 3, -2] {
-            let refusal = replicas_on(factor, 2).unwrap_err();
-            assert_eq!(refusal.code, ErrorCode::InvalidReplicationFactor);
-            assert!(refusal.message.contains("2 brokers are there; ask for 1 to 2"), "{}", refusal.message);
         }
     }
 }
