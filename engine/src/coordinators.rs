@@ -10,21 +10,28 @@
 //! long as the group's timeouts say.
 //!
 //! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
-//! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged.
+//! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged. It makes sure as well that its view
+//! shows every change of topics that was acknowledged, since an offset counts only while the metadata has its topic. Before a log is
+//! replayed the view has to show every topic that is committed to in it.
 
 #[cfg(test)]
 use crate::sim::{self, Bug};
 use crate::{
     clock,
     config::Config,
-    coordinator::{self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Now, Output},
+    coordinator::{
+        self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
+    },
     core::Core,
+    kafka::{METADATA_TOPIC, metadata_log},
+    meta,
     partition::{Acks, Committed, FetchRead, Partition},
     rt,
     sync::{Either, Flag, Notify, Promise, promise, race},
 };
 use ahash::AHashMap;
 use bytes::Bytes;
+use consensus::metadata::View;
 use net::{
     batch::{BatchHeader, Batches},
     errors::ErrorCode,
@@ -38,7 +45,30 @@ const LOAD_BYTES: usize = 4 << 20;
 /// How long a request waits for its coordinator to be loaded before it is told to come back.
 const LOAD_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a load waits for its view to show all topics. Then the coordinator resigns, and the next request begins another load.
+const VIEW_WAIT: Duration = Duration::from_secs(60);
+/// Between two tries.
+const VIEW_PAUSE: Duration = Duration::from_millis(100);
+
 type Token = Promise<GroupResponse>;
+
+/// The topics of this core's view.
+struct Shown<'a>(&'a View);
+
+impl Topics for Shown<'_> {
+    fn find(&self, name: &str) -> Option<Incarnation> {
+        // The metadata's own log is always there.
+        if name == METADATA_TOPIC {
+            return Some(Incarnation { id: metadata_log::METADATA_TOPIC_ID, made: 0, made_ms: 0 });
+        }
+        let topic = self.0.topic(name)?;
+        Some(Incarnation { id: topic.id, made: topic.partitions[0].group, made_ms: topic.created_ms })
+    }
+
+    fn newest(&self) -> u64 {
+        self.0.newest_group()
+    }
+}
 
 /// The coordinators of one core.
 pub struct Coordinators {
@@ -70,6 +100,14 @@ impl Coordinators {
         Now { mono_ms: (clock::now() - self.origin).as_millis() as u64, wall_ms: clock::wall_ms() }
     }
 
+    /// The view has applied a topic's deletion.
+    pub fn topic_deleted(&self, core: &Rc<Core>) {
+        let seats: Vec<Rc<Seat>> = self.seats.borrow().values().cloned().collect();
+        for seat in seats {
+            seat.call(core, |coordinator, now, _| coordinator.topic_deleted(now));
+        }
+    }
+
     /// The partition is no more, or its storage has failed: whoever waits is sent elsewhere.
     pub fn resign(&self, group: GroupId) {
         if let Some(seat) = self.seats.borrow_mut().remove(&group) {
@@ -94,6 +132,9 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
     let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
     let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
     if is_read {
+        if !matches!(race(meta::linearize(&core), rt::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
+            return refuse(ErrorCode::CoordinatorLoadInProgress);
+        }
         match race(seat.partition.still_leading(&core), rt::sleep(timeout)).await {
             Either::First(Ok(())) => {}
             Either::First(Err(_)) => return refuse(ErrorCode::NotCoordinator),
@@ -103,7 +144,7 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
     let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
     let waits_for_members = matches!(request, GroupRequest::JoinGroup(_) | GroupRequest::SyncGroup(_));
     let (token, answer) = promise();
-    seat.call(&core, |coordinator, now| coordinator.step(now, &context, request, token));
+    seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, &context, request, token));
     if waits_for_members {
         return answer.await.unwrap_or(unanswered);
     }
@@ -148,10 +189,14 @@ fn settings(config: &Config) -> coordinator::Config {
 
 impl Seat {
     /// One call of the coordinator, and all that follows from it.
-    fn call(&self, core: &Rc<Core>, call: impl FnOnce(&mut Coordinator<Token>, Now) -> Vec<Output<Token>>) {
+    fn call(
+        &self,
+        core: &Rc<Core>,
+        call: impl FnOnce(&mut Coordinator<Token>, Now, &dyn Topics) -> Vec<Output<Token>>,
+    ) {
         let now = core.coordinators.now();
         let mut outputs = match &mut *self.coordinator.borrow_mut() {
-            Some(coordinator) => VecDeque::from(call(coordinator, now)),
+            Some(coordinator) => VecDeque::from(core.view(|view| call(coordinator, now, &Shown(view)))),
             None => return,
         };
         while let Some(output) = outputs.pop_front() {
@@ -213,7 +258,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
             return core.coordinators.resign(seat.partition.group());
         }
     }
-    seat.call(&core, Coordinator::loaded);
+    seat.call(&core, |coordinator, now, _| coordinator.loaded(now));
     seat.loaded.set();
     while !seat.has_resigned() {
         let seen = seat.called.version();
@@ -235,6 +280,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
 /// Replays the log from its start to the high watermark; returns how many batches there were.
 async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let end = seat.partition.high_watermark();
+    until_all_topics_are_shown(core, seat).await?;
     let mut offset = seat.partition.log_start(core);
     let mut count = 0;
     while offset < end {
@@ -247,7 +293,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
             offset = header.next_offset() as u64;
             count += 1;
             if let Some(coordinator) = &mut *seat.coordinator.borrow_mut() {
-                for unusable in coordinator.replay(&batch) {
+                for unusable in core.view(|view| coordinator.replay(&Shown(view), &batch)) {
                     tracing::warn!(partition = %seat.partition.name, %unusable, "skipped while loading groups");
                 }
             }
@@ -255,6 +301,24 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
         rt::give_way().await;
     }
     Ok(count)
+}
+
+/// A topic that is not shown afterwards, though the log has commits to it, is gone.
+async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), ErrorCode> {
+    let shown = async {
+        while !seat.has_resigned() {
+            match meta::linearize(core).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::debug!(partition = %seat.partition.name, %error, "groups wait for the metadata"),
+            }
+            rt::sleep(VIEW_PAUSE).await;
+        }
+        Err(ErrorCode::NotCoordinator)
+    };
+    match race(shown, rt::sleep(VIEW_WAIT)).await {
+        Either::First(outcome) => outcome,
+        Either::Second(()) => Err(ErrorCode::RequestTimedOut),
+    }
 }
 
 /// Tells the coordinator of its appends, in the order of the log.
@@ -265,7 +329,7 @@ async fn follow_appends(core: Rc<Core>, seat: Rc<Seat>) {
         match next {
             Some((id, committed)) => {
                 let outcome = committed.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)).map(drop);
-                seat.call(&core, |coordinator, now| coordinator.appended(now, id, outcome));
+                seat.call(&core, |coordinator, now, _| coordinator.appended(now, id, outcome));
             }
             None => seat.appended.past(seen).await,
         }

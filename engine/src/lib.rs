@@ -30,6 +30,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod front;
 pub mod groups;
+pub mod internal_topics;
 pub mod kafka;
 pub mod limits;
 pub mod line;

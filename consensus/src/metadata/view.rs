@@ -15,6 +15,8 @@ pub struct View {
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
     by_id: AHashMap<Uuid, Arc<Topic>>,
     groups: AHashSet<u64>,
+    /// The highest of all groups that there were.
+    newest_group: u64,
     leaders: AHashMap<u64, PartitionLeader>,
     watermarks: AHashMap<u64, Watermark>,
     brokers: BTreeMap<i32, Arc<Broker>>,
@@ -46,6 +48,8 @@ impl View {
         match delta {
             Delta::Topic(topic) => {
                 self.groups.extend(topic.partitions.iter().map(|partition| partition.group));
+                let newest = topic.partitions.iter().map(|partition| partition.group).max();
+                self.newest_group = self.newest_group.max(newest.unwrap_or(0));
                 self.by_id.insert(topic.id, topic.clone());
                 self.by_name.insert(topic.name.clone(), topic.clone());
             }
@@ -94,6 +98,11 @@ impl View {
     /// Whether some topic has a partition with this group.
     pub fn has_group(&self, group: u64) -> bool {
         self.groups.contains(&group)
+    }
+
+    /// The group given out last, as far as is shown: ids rise with the order in which topics and partitions are made.
+    pub fn newest_group(&self) -> u64 {
+        self.newest_group
     }
 
     /// Who leads a group, as its leader reported.

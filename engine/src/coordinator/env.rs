@@ -18,6 +18,7 @@ use super::{
     group::MemberSettings,
     records::{CommittedOffset, GroupRecord},
     timers::Timers,
+    topics::Known,
 };
 
 /// The two clocks: sessions must not end because the wall clock was set.
@@ -70,6 +71,8 @@ pub(crate) enum Then<T> {
     Assignment {
         group: StrBytes,
         generation: i32,
+        /// Topics that there were when the leader assigned.
+        known: Known,
         assignments: HashMap<StrBytes, Bytes>,
     },
     StaticMember {
@@ -124,6 +127,8 @@ pub(crate) struct Env<'a, T> {
     pub(crate) config: &'a Config,
     /// What is left of `state_bytes_max`.
     pub(crate) room_bytes: usize,
+    /// The topics that there are now.
+    pub(crate) known: Known,
     pub(crate) rng: &'a mut Rng,
     pub(crate) timers: &'a mut Timers,
     pub(crate) appends: &'a mut Appends<T>,

@@ -19,10 +19,10 @@ use super::{
 };
 
 /// What of a group is to be forgotten.
-struct Victim {
-    group: StrBytes,
-    offsets: Vec<(StrBytes, i32)>,
-    whole: bool,
+pub(super) struct Victim {
+    pub(super) group: StrBytes,
+    pub(super) offsets: Vec<(StrBytes, i32)>,
+    pub(super) whole: bool,
 }
 
 impl<T> Coordinator<T> {
@@ -95,7 +95,7 @@ impl<T> Coordinator<T> {
 
     /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are
     /// Dead from here on, until the log has it.
-    fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
+    pub(super) fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
         let mut batches: Vec<(Vec<GroupRecord>, Tombstones)> = Vec::new();
         let mut room = 0usize;
         let mut push = |record: GroupRecord| {
@@ -136,9 +136,11 @@ impl<T> Coordinator<T> {
         count
     }
 
-    pub(super) fn tombstones_stored(&mut self, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
+    pub(super) fn tombstones_stored(&mut self, now: Now, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
         let Tombstones { offsets, groups, deletion } = tombstones;
         if let Err(error) = outcome {
+            // They may have been those of a topic that is gone.
+            self.sweep.begin_later(now);
             for id in &groups {
                 if let Some(group) = self.groups.get_mut(id).filter(|group| group.state == State::Dead) {
                     group.state = State::Empty;

@@ -22,6 +22,7 @@ use super::{
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
     size::{group_bytes, pending_bytes},
     timers::{Slot, Timer, Timers},
+    topics::Known,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,8 @@ pub(crate) struct Member<T> {
     pub(crate) client_host: StrBytes,
     pub(crate) settings: MemberSettings,
     pub(crate) assignment: Bytes,
+    /// The topics that it knows from its assignment.
+    pub(crate) known: Known,
     /// Its JoinGroup waits for the others.
     pub(crate) joining: Option<Waiting<T>>,
     /// Its SyncGroup waits for the leader's.
@@ -190,12 +193,14 @@ impl<T> Group<T> {
         }
     }
 
-    /// Takes the place of whatever the group was, as the log says. Its offsets stay. For replay, when nothing waits.
-    pub(crate) fn replace_by(&mut self, value: GroupMetadata) {
+    /// Takes the place of whatever the group was, as the log says. Its offsets stay. For replay, when nothing waits. `newest`: of
+    /// the topics that there are.
+    pub(crate) fn replace_by(&mut self, value: GroupMetadata, newest: u64) {
         let offsets = std::mem::take(&mut self.offsets);
         *self = Group::new(self.id.clone(), Some(value.state_timestamp).filter(|&at| at != -1));
         self.offsets = offsets;
         self.logged = true;
+        let known = Known::from_log(newest, self.state_timestamp);
         self.generation = value.generation;
         self.protocol_type = Some(value.protocol_type).filter(|name| !name.is_empty());
         let protocol = value.protocol.clone().unwrap_or_default();
@@ -219,6 +224,7 @@ impl<T> Group<T> {
                     protocols: vec![(protocol.clone(), member.subscription)],
                 },
                 assignment: member.assignment,
+                known,
                 joining: None,
                 syncing: None,
                 is_new: false,

@@ -14,6 +14,7 @@ use super::{
     group::{Group, Member, MemberSettings, State, own},
     size::{new_member_bytes, pending_bytes},
     timers::Timer,
+    topics::Known,
 };
 
 /// The first version whose clients come back with the member id that they were given (KIP-394).
@@ -118,6 +119,7 @@ impl<T> Group<T> {
             client_host: own(&context.client_host),
             settings: MemberSettings::from_request(request, context.version),
             assignment: Bytes::new(),
+            known: Known::default(),
             joining: Some(waiting),
             syncing: None,
             is_new: true,

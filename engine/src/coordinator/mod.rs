@@ -7,16 +7,18 @@
 //! How the engine drives it, one instance per partition that it leads:
 //! 1. [`Coordinator::new`] with a fresh seed when the partition becomes ours; [`Coordinator::replay`] for each committed batch
 //!    from the log's start to the high watermark, logging what it reports; then [`Coordinator::loaded`]. Until then every
-//!    request is answered COORDINATOR_LOAD_IN_PROGRESS.
+//!    request is answered COORDINATOR_LOAD_IN_PROGRESS. The topics that it is shown from the first batch on are no older than
+//!    any that a former coordinator was shown: what is not among them is gone.
 //! 2. [`GroupRequest::route`] says which partition a request belongs to, or how to cut it; [`GroupResponse::merge`] joins
 //!    the parts. A part whose partition is not led here is answered by [`GroupRequest::refuse`] with NOT_COORDINATOR. Offset commits
-//!    for topics that do not exist are to be taken out before (UNKNOWN_TOPIC_OR_PARTITION); that is not looked at here.
+//!    for partitions that do not exist are to be taken out before (UNKNOWN_TOPIC_OR_PARTITION); only topics are looked at here.
 //! 3. [`Coordinator::step`] for each request with its reply's token. The outputs are performed in order: `Reply` answers a token,
 //!    perhaps one of an earlier request; `Append` proposes the batch to the partition like a produced one, at once and in
 //!    this order.
 //! 4. [`Coordinator::appended`] when an append is committed or has failed. Successes come in the order of the appends. An append
 //!    that can't be proposed is reported likewise, with why.
 //! 5. [`Coordinator::tick`] when [`Coordinator::next_deadline`] has come. Ask for it again after every call.
+//!    [`Coordinator::topic_deleted`] when the view has applied a deletion.
 //! 6. [`Coordinator::resign`] when the partition is ours no more, or its log has failed: whoever waits is sent elsewhere.
 //!
 //! Every token is answered exactly once.
@@ -39,6 +41,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod topics;
 
 use std::collections::BTreeMap;
 
@@ -56,6 +59,7 @@ pub use self::{
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
     env::{AppendId, Now, Output},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
+    topics::{Incarnation, SWEEP_TURN_ENTRIES, Topics},
 };
 use self::{
     api::{append_error, offset_commit_error, shape_leave},
@@ -63,6 +67,7 @@ use self::{
     env::{Appends, Env, Then, Tombstones},
     group::{Group, check_join_size, own},
     timers::{Slot, Timer, Timers},
+    topics::{Known, Sweep},
 };
 
 /// Most bytes that one replayed batch may decompress to. The coordinator writes its batches uncompressed.
@@ -90,6 +95,9 @@ pub struct Coordinator<T> {
     bytes: usize,
     timers: Timers,
     expiry: Slot,
+    sweep: Sweep,
+    /// Topics that there were when a call came.
+    known: Known,
     appends: Appends<T>,
     out: Vec<Output<T>>,
 }
@@ -107,6 +115,8 @@ impl<T> Coordinator<T> {
             bytes: 0,
             timers: Timers::default(),
             expiry: None,
+            sweep: Sweep::default(),
+            known: Known::default(),
             appends: Appends::default(),
             out: Vec::new(),
         }
@@ -123,11 +133,11 @@ impl<T> Coordinator<T> {
 
     /// When [`Coordinator::tick`] is due, in monotonic ms.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.timers.next_deadline()
+        [self.timers.next_deadline(), self.sweep.due()].into_iter().flatten().min()
     }
 
     /// Takes in one batch of the log. Returns what could not be used; to be logged, with the partition's name.
-    pub fn replay(&mut self, batch: &Bytes) -> Vec<Unusable> {
+    pub fn replay(&mut self, topics: &dyn Topics, batch: &Bytes) -> Vec<Unusable> {
         assert!(self.loading, "the log is replayed before anything is served");
         let records = match Records::open(batch, REPLAY_BATCH_BYTES_MAX) {
             Ok(records) => records,
@@ -144,7 +154,7 @@ impl<T> Coordinator<T> {
         for record in records.iter() {
             match record {
                 Ok(record) => match GroupRecord::decode(record.key, record.value) {
-                    Ok(read) => self.apply(read),
+                    Ok(read) => self.apply(topics, read),
                     Err(error) => unusable.push(Unusable::Record { offset: record.offset, error }),
                 },
                 Err(error) => unusable.push(ReadError::from(error).into()),
@@ -153,9 +163,10 @@ impl<T> Coordinator<T> {
         unusable
     }
 
-    fn apply(&mut self, record: GroupRecord) {
+    fn apply(&mut self, topics: &dyn Topics, record: GroupRecord) {
         match record {
-            GroupRecord::Offset { group, topic, partition, value: Some(value) } => {
+            GroupRecord::Offset { group, topic, partition, value: Some(mut value) } => {
+                value.bind(topics.find(&topic));
                 self.insert_group(&group, None);
                 self.change_group(&group, |group| {
                     group.logged = true;
@@ -167,7 +178,7 @@ impl<T> Coordinator<T> {
             }
             GroupRecord::Group { group, value: Some(value) } => {
                 self.insert_group(&group, None);
-                self.change_group(&group, |group| group.replace_by(value));
+                self.change_group(&group, |group| group.replace_by(value, topics.newest()));
             }
             GroupRecord::Group { group, value: None } => self.forget_group(&group),
         }
@@ -191,11 +202,20 @@ impl<T> Coordinator<T> {
         }
         let at = now.mono_ms + self.config.offsets_retention_check_interval_ms as u64;
         self.timers.schedule(&mut self.expiry, at, Timer::Expiry);
+        self.sweep.begin(now);
         self.finish(now)
     }
 
     /// Takes a request, whose answer, now or later, bears its token.
-    pub fn step(&mut self, now: Now, context: &Context, request: GroupRequest, token: T) -> Vec<Output<T>> {
+    pub fn step(
+        &mut self,
+        now: Now,
+        topics: &dyn Topics,
+        context: &Context,
+        request: GroupRequest,
+        token: T,
+    ) -> Vec<Output<T>> {
+        self.known = Known::up_to(topics.newest());
         if self.loading {
             let response = match &request {
                 // All is well with the member, as far as we know.
@@ -214,7 +234,7 @@ impl<T> Coordinator<T> {
         match request {
             GroupRequest::JoinGroup(request) => self.join(now, context, request, token),
             GroupRequest::LeaveGroup(request) => self.leave(now, version, request, token),
-            GroupRequest::OffsetCommit(request) => self.commit(now, version, request, token),
+            GroupRequest::OffsetCommit(request) => self.commit(now, topics, version, request, token),
             GroupRequest::DeleteGroups(request) => self.delete(now, &request, token),
             GroupRequest::SyncGroup(sync) => match self.groups.contains_key(&sync.group_id.0) {
                 true => {
@@ -229,7 +249,7 @@ impl<T> Coordinator<T> {
                 self.reply(token, response.unwrap_or_else(unknown));
             }
             GroupRequest::OffsetFetch(request) => {
-                let response = offsets::fetch(|id| self.groups.get(id), version, &request);
+                let response = offsets::fetch(|id| self.groups.get(id), topics, version, &request);
                 self.reply(token, response);
             }
             GroupRequest::DescribeGroups(request) => {
@@ -245,7 +265,8 @@ impl<T> Coordinator<T> {
     }
 
     /// Ends what has lasted long enough.
-    pub fn tick(&mut self, now: Now) -> Vec<Output<T>> {
+    pub fn tick(&mut self, now: Now, topics: &dyn Topics) -> Vec<Output<T>> {
+        self.sweep_turn(now, topics);
         self.finish(now)
     }
 
@@ -267,9 +288,9 @@ impl<T> Coordinator<T> {
                 }
                 self.reply(token, response);
             }
-            Then::Assignment { group, generation, assignments } => {
+            Then::Assignment { group, generation, known, assignments } => {
                 self.with_group(now, &group, |group, env| {
-                    group.assignment_stored(env, generation, assignments, outcome)
+                    group.assignment_stored(env, generation, known, assignments, outcome)
                 });
             }
             Then::StaticMember { group, instance_id, member_id, old_id, old } => {
@@ -292,7 +313,7 @@ impl<T> Coordinator<T> {
                     self.reply(waiting.token, outcome.map_or_else(refused, |()| response));
                 }
             }
-            Then::Tombstones(tombstones) => self.tombstones_stored(tombstones, outcome),
+            Then::Tombstones(tombstones) => self.tombstones_stored(now, tombstones, outcome),
         }
     }
 
@@ -326,6 +347,7 @@ impl<T> Coordinator<T> {
             now,
             config: &self.config,
             room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
+            known: self.known,
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,
@@ -345,6 +367,7 @@ impl<T> Coordinator<T> {
             now,
             config: &self.config,
             room_bytes: self.config.state_bytes_max.saturating_sub(self.bytes),
+            known: self.known,
             rng: &mut self.rng,
             timers: &mut self.timers,
             appends: &mut self.appends,
@@ -429,7 +452,7 @@ impl<T> Coordinator<T> {
         self.reply(token, shape_leave(version, members));
     }
 
-    fn commit(&mut self, now: Now, version: i16, request: OffsetCommitRequest, token: T) {
+    fn commit(&mut self, now: Now, topics: &dyn Topics, version: i16, request: OffsetCommitRequest, token: T) {
         /// The first version that can say that there is no such group (KIP-848).
         const GROUP_NOT_FOUND_FROM: i16 = 9;
         let id = request.group_id.0.clone();
@@ -441,7 +464,7 @@ impl<T> Coordinator<T> {
         };
         match allowed {
             Ok(()) => {
-                self.with_group(now, &id, |group, env| group.commit(env, &request, token));
+                self.with_group(now, &id, |group, env| group.commit(env, topics, &request, token));
             }
             Err(error) => self.reply(token, offset_commit_error(&request, error)),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use net::{
-    StrBytes,
+    StrBytes, Uuid,
     errors::{ErrorCode, NONE},
     messages::{
         OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, TopicName,
@@ -24,6 +24,7 @@ use super::{
     group::{Group, State, own},
     records::{CommittedOffset, GroupRecord},
     size::offset_bytes,
+    topics::{Topics, committed_to},
 };
 
 /// Clients whose assignments' subscriptions we can read.
@@ -60,7 +61,14 @@ impl<T> Group<T> {
     }
 
     /// A commit that [`Group::validate_commit`] allowed.
-    pub(crate) fn commit(&mut self, env: &mut Env<'_, T>, request: &OffsetCommitRequest, token: T) {
+    pub(crate) fn commit(
+        &mut self,
+        env: &mut Env<'_, T>,
+        topics: &dyn Topics,
+        request: &OffsetCommitRequest,
+        token: T,
+    ) {
+        let known = self.members.get(&request.member_id).map(|member| member.known);
         if matches!(self.state, State::Stable | State::PreparingRebalance) {
             self.keep_alive(&request.member_id, env);
         }
@@ -71,18 +79,23 @@ impl<T> Group<T> {
         let mut changes = Vec::new();
         let mut response = OffsetCommitResponse::default();
         let mut room = env.room_bytes;
+        let mut has_read_another = false;
         for topic in &request.topics {
             let name = own(&topic.name);
+            let to = committed_to(topics, &name, known);
+            has_read_another |= to == Err(ErrorCode::RebalanceInProgress);
             let mut answered = OffsetCommitResponseTopic::default().with_name(TopicName(name.clone()));
             for partition in &topic.partitions {
                 let value = CommittedOffset {
+                    topic_id: to.map_or(Uuid::nil(), |topic| topic.id),
                     offset: partition.committed_offset,
                     leader_epoch: partition.committed_leader_epoch,
                     metadata: own(partition.committed_metadata.as_deref().unwrap_or_default()),
                     commit_timestamp: now_ms,
                     expire_timestamp,
                 };
-                let outcome = self.check_offset(env.config, &name, partition.partition_index, &value, &mut room);
+                let checked = self.check_offset(env.config, &name, partition.partition_index, &value, &mut room);
+                let outcome = checked.and(to.map(drop));
                 if outcome.is_ok() {
                     *self.uncommitted.entry((name.clone(), partition.partition_index)).or_default() += 1;
                     changes.push(OffsetChange { topic: name.clone(), partition: partition.partition_index, value });
@@ -94,6 +107,10 @@ impl<T> Group<T> {
                 );
             }
             response.topics.push(answered);
+        }
+        if has_read_another && self.state == State::Stable {
+            tracing::info!(group = %self.id, member = %request.member_id, "a topic that it reads was made again");
+            self.prepare_rebalance(env);
         }
         if changes.is_empty() {
             return env.reply(token, response);
@@ -250,16 +267,17 @@ pub(crate) fn fail_commit(response: &mut OffsetCommitResponse, error: ErrorCode)
 const NO_OFFSET: i64 = -1;
 
 /// Answers from committed state, which is also all that is ever unstable here: there are no transactions, so that
-/// `require_stable` (KIP-447) asks for nothing more.
+/// `require_stable` (KIP-447) asks for nothing more. Offsets of topics that are gone do not count.
 pub(crate) fn fetch<'a, T: 'a>(
     find: impl Fn(&StrBytes) -> Option<&'a Group<T>>,
+    topics: &dyn Topics,
     version: i16,
     request: &OffsetFetchRequest,
 ) -> OffsetFetchResponse {
     if version < 8 {
-        let topics = request.topics.as_ref();
-        let wanted = topics.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
-        let found = fetch_group(find(&request.group_id), wanted);
+        let asked = request.topics.as_ref();
+        let wanted = asked.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
+        let found = fetch_group(find(&request.group_id), topics, wanted);
         let topics = found.into_iter().map(|(name, partitions)| {
             let partitions = partitions.into_iter().map(|(index, offset)| {
                 OffsetFetchResponsePartition::default()
@@ -273,9 +291,9 @@ pub(crate) fn fetch<'a, T: 'a>(
         return OffsetFetchResponse::default().with_topics(topics.collect());
     }
     let groups = request.groups.iter().map(|group| {
-        let topics = group.topics.as_ref();
-        let wanted = topics.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
-        let found = fetch_group(find(&group.group_id), wanted);
+        let asked = group.topics.as_ref();
+        let wanted = asked.map(|topics| topics.iter().map(|t| (&t.name, &t.partition_indexes[..])).collect());
+        let found = fetch_group(find(&group.group_id), topics, wanted);
         let topics = found.into_iter().map(|(name, partitions)| {
             let partitions = partitions.into_iter().map(|(index, offset)| {
                 OffsetFetchResponsePartitions::default()
@@ -294,23 +312,31 @@ pub(crate) fn fetch<'a, T: 'a>(
 type Found<'a> = Vec<(TopicName, Vec<(i32, Option<&'a CommittedOffset>)>)>;
 
 /// The offsets that are asked for, or all that there are.
-fn fetch_group<'a, T>(group: Option<&'a Group<T>>, wanted: Option<Vec<(&TopicName, &[i32])>>) -> Found<'a> {
+fn fetch_group<'a, T>(
+    group: Option<&'a Group<T>>,
+    topics: &dyn Topics,
+    wanted: Option<Vec<(&TopicName, &[i32])>>,
+) -> Found<'a> {
     match wanted {
-        Some(topics) => {
+        Some(wanted) => {
             let find = |topic: &TopicName| group.and_then(|group| group.offsets.get(&**topic));
             let of = |(topic, indexes): (&TopicName, &[i32])| {
-                let offsets = find(topic);
-                let partitions = indexes.iter().map(|&index| (index, offsets.and_then(|offsets| offsets.get(&index))));
+                let (offsets, incarnation) = (find(topic), topics.find(topic));
+                let counting = |index| offsets?.get(&index).filter(|offset| offset.is_of(incarnation));
+                let partitions = indexes.iter().map(|&index| (index, counting(index)));
                 (topic.clone(), partitions.collect())
             };
-            topics.into_iter().map(of).collect()
+            wanted.into_iter().map(of).collect()
         }
         None => group
             .into_iter()
             .flat_map(|group| &group.offsets)
             .map(|(topic, offsets)| {
-                (TopicName(topic.clone()), offsets.iter().map(|(&index, offset)| (index, Some(offset))).collect())
+                let incarnation = topics.find(topic);
+                let counting = offsets.iter().filter(|(_, offset)| offset.is_of(incarnation));
+                (TopicName(topic.clone()), counting.map(|(&index, offset)| (index, Some(offset))).collect::<Vec<_>>())
             })
+            .filter(|(_, offsets)| !offsets.is_empty())
             .collect(),
     }
 }

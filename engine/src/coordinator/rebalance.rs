@@ -10,6 +10,7 @@ use super::{
     env::{Env, Then},
     group::{Group, State},
     timers::Timer,
+    topics::Known,
 };
 
 impl<T> Group<T> {
@@ -166,7 +167,7 @@ impl<T> Group<T> {
     }
 
     /// The leader's assignment is in the log.
-    pub(crate) fn assign(&mut self, env: &mut Env<'_, T>, mut assignments: HashMap<StrBytes, Bytes>) {
+    pub(crate) fn assign(&mut self, env: &mut Env<'_, T>, known: Known, mut assignments: HashMap<StrBytes, Bytes>) {
         self.transition(State::Stable, env.now);
         self.assigning = false;
         for (id, member) in &mut self.members {
@@ -177,6 +178,7 @@ impl<T> Group<T> {
             let response = self.sync_response(id);
             let member = self.members.get_mut(id).expect("it is a member");
             if let Some(syncing) = member.syncing.take() {
+                member.known = known;
                 env.reply_sync(syncing, response);
                 self.keep_alive(id, env);
             }

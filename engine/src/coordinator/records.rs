@@ -9,6 +9,7 @@
 //!   value 0, 2   offset INT64 | metadata STRING | commit timestamp INT64
 //!   value 1      offset INT64 | metadata STRING | commit timestamp INT64 | expire timestamp INT64
 //!   value 3      offset INT64 | leader epoch INT32 | metadata STRING | commit timestamp INT64
+//!   value 4      as 3, compact | tagged: 0 topic id UUID
 //! key 2      group STRING
 //!   value 0–3    protocol type STRING | generation INT32 | protocol STRING? | leader STRING?
 //!                | (2+) state timestamp INT64 | members ARRAY of:
@@ -16,22 +17,28 @@
 //!                | (1+) rebalance timeout INT32 | session timeout INT32 | subscription BYTES | assignment BYTES
 //! ```
 //!
-//! Version 4 of both values is version 3 with compact lengths and tagged fields (KIP-482). Written are key 1 with value 3 (1 for
-//! a commit that names its own retention) and key 2 with value 3; all of these are read.
+//! Version 4 of both values is version 3 with compact lengths and tagged fields (KIP-482). Written are key 1 with value 4 (1 for
+//! a commit that names its own retention, as in Kafka, which has no room for a topic id) and key 2 with value 3; all of these are
+//! read. Kafka keeps an offset's topic id in the same tagged field. Its tools since 3.5 (KIP-915) and earlier versions of this
+//! broker pass over tagged fields that they do not know.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use net::StrBytes;
+use net::{StrBytes, Uuid};
 
 use super::config::STRING_BYTES_MAX;
 
 const OFFSET_COMMIT_KEY: i16 = 1;
 const OFFSET_COMMIT_VALUE: i16 = 3;
+/// With room for a topic id.
+const OFFSET_COMMIT_VALUE_TAGGED: i16 = 4;
 /// The only one with room for an expire timestamp.
 const OFFSET_COMMIT_VALUE_EXPIRING: i16 = 1;
 const GROUP_METADATA_KEY: i16 = 2;
 const GROUP_METADATA_VALUE: i16 = 3;
 /// The first with compact lengths, and the newest read.
 const FLEXIBLE: i16 = 4;
+/// The tagged field of an offset's value with the topic's id.
+const TOPIC_ID_TAG: u32 = 0;
 
 /// Why a record is not one of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +64,8 @@ pub enum RecordError {
 /// A committed offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedOffset {
+    /// Of the topic that it belongs to; nil where the log does not say.
+    pub topic_id: Uuid,
     pub offset: i64,
     /// -1 if the client did not say.
     pub leader_epoch: i32,
@@ -102,11 +111,26 @@ pub enum GroupRecord {
 /// What a key takes beside its names: its version, their lengths, a partition.
 const KEY_BYTES_BESIDE: usize = 10;
 /// What an offset's value takes beside its metadata, at most.
-const VALUE_BYTES_BESIDE: usize = 28;
+const VALUE_BYTES_BESIDE: usize = 46;
 
 fn put_string(out: &mut BytesMut, string: &str) {
     assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
     out.put_i16(string.len() as i16);
+    out.put_slice(string.as_bytes());
+}
+
+/// An unsigned varint (KIP-482).
+fn put_unsigned(out: &mut BytesMut, mut value: u32) {
+    while value >= 0x80 {
+        out.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value as u8);
+}
+
+fn put_compact_string(out: &mut BytesMut, string: &str) {
+    assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
+    put_unsigned(out, string.len() as u32 + 1);
     out.put_slice(string.as_bytes());
 }
 
@@ -164,15 +188,30 @@ impl GroupRecord {
 impl CommittedOffset {
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.metadata.len() + VALUE_BYTES_BESIDE);
-        out.put_i16(if self.expire_timestamp.is_some() { OFFSET_COMMIT_VALUE_EXPIRING } else { OFFSET_COMMIT_VALUE });
+        let version = match self.expire_timestamp {
+            Some(_) => OFFSET_COMMIT_VALUE_EXPIRING,
+            None if self.topic_id.is_nil() => OFFSET_COMMIT_VALUE,
+            None => OFFSET_COMMIT_VALUE_TAGGED,
+        };
+        out.put_i16(version);
         out.put_i64(self.offset);
-        if self.expire_timestamp.is_none() {
+        if version >= OFFSET_COMMIT_VALUE {
             out.put_i32(self.leader_epoch);
         }
-        put_string(&mut out, &self.metadata);
+        if version >= FLEXIBLE {
+            put_compact_string(&mut out, &self.metadata);
+        } else {
+            put_string(&mut out, &self.metadata);
+        }
         out.put_i64(self.commit_timestamp);
         if let Some(expire) = self.expire_timestamp {
             out.put_i64(expire);
+        }
+        if version >= FLEXIBLE {
+            put_unsigned(&mut out, 1);
+            put_unsigned(&mut out, TOPIC_ID_TAG);
+            put_unsigned(&mut out, size_of::<Uuid>() as u32);
+            out.put_slice(self.topic_id.as_bytes());
         }
         out.freeze()
     }
@@ -180,7 +219,8 @@ impl CommittedOffset {
     fn decode(value: &[u8]) -> Result<CommittedOffset, RecordError> {
         let mut value = Reader::new(value);
         let version = value.version()?;
-        Ok(CommittedOffset {
+        let mut read = CommittedOffset {
+            topic_id: Uuid::nil(),
             offset: value.i64("offset")?,
             leader_epoch: if version >= 3 { value.i32("leader epoch")? } else { -1 },
             metadata: value.string("metadata")?,
@@ -189,7 +229,16 @@ impl CommittedOffset {
                 1 => Some(value.i64("expire timestamp")?).filter(|&at| at != -1),
                 _ => None,
             },
-        })
+        };
+        value.tags(|tag, bytes| match <[u8; size_of::<Uuid>()]>::try_from(bytes) {
+            Ok(id) if tag == TOPIC_ID_TAG => {
+                read.topic_id = Uuid::from_bytes(id);
+                Ok(())
+            }
+            _ if tag == TOPIC_ID_TAG => Err(RecordError::Length("topic id")),
+            _ => Ok(()),
+        })?;
+        Ok(read)
     }
 }
 
@@ -245,7 +294,7 @@ impl GroupMetadata {
                 subscription: value.bytes("subscription")?,
                 assignment: value.bytes("assignment")?,
             });
-            value.tags()?;
+            value.tags(|_, _| Ok(()))?;
         }
         group.check()?;
         Ok(group)
@@ -375,13 +424,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Tagged fields, none of which mean anything here.
-    fn tags(&mut self) -> Result<(), RecordError> {
+    /// Tagged fields, to be read or passed over.
+    fn tags(&mut self, mut read: impl FnMut(u32, &'a [u8]) -> Result<(), RecordError>) -> Result<(), RecordError> {
         if self.flexible {
             for _ in 0..self.unsigned("tagged fields")? {
-                self.unsigned("tag")?;
+                let tag = self.unsigned("tag")?;
                 let bytes = self.unsigned("tagged field")?;
-                self.take(bytes as usize, "tagged field")?;
+                read(tag, self.take(bytes as usize, "tagged field")?)?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ use super::{
     api::shape_leave,
     env::{Env, Then, Waiting},
     group::{Group, State, own},
+    topics::Known,
 };
 
 /// The first version in which a client says which protocol it believes in (KIP-559).
@@ -43,7 +44,8 @@ impl<T> Group<T> {
                 }
             }
             State::Stable => {
-                self.members.get_mut(id).expect("it was validated").owes_sync = false;
+                let member = self.members.get_mut(id).expect("it was validated");
+                (member.owes_sync, member.known) = (false, env.known);
                 self.sync_timer_if_owed(env);
                 let response = self.sync_response(id);
                 env.reply_sync(waiting, response);
@@ -90,7 +92,8 @@ impl<T> Group<T> {
         // As of when the group will have it, so that a restart sees the state that clients do.
         let record = self.record(|id, _| assignments.get(id).cloned().unwrap_or_default());
         (self.logged, self.assigning) = (true, true);
-        let then = Then::Assignment { group: self.id.clone(), generation: self.generation, assignments };
+        let then =
+            Then::Assignment { group: self.id.clone(), generation: self.generation, known: env.known, assignments };
         env.append(&[record], then);
     }
 
@@ -98,6 +101,7 @@ impl<T> Group<T> {
         &mut self,
         env: &mut Env<'_, T>,
         generation: i32,
+        known: Known,
         assignments: HashMap<StrBytes, Bytes>,
         outcome: Result<(), ErrorCode>,
     ) {
@@ -106,7 +110,7 @@ impl<T> Group<T> {
             return;
         }
         match outcome {
-            Ok(()) => self.assign(env, assignments),
+            Ok(()) => self.assign(env, known, assignments),
             Err(error) => {
                 self.withdraw_assignment(env, error);
                 self.rebalance_or_complete(env);

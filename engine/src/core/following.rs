@@ -60,6 +60,7 @@ impl Core {
                 for partition in &topic.partitions {
                     self.drop_group(GroupId(partition.group));
                 }
+                self.coordinators.topic_deleted(self);
             }
             // Looked up in the view when they are needed.
             Delta::Leaders(_)

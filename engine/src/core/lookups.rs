@@ -3,7 +3,8 @@
 use super::{Core, Leadership};
 use crate::{
     config_topic::TopicConfig,
-    kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
+    internal_topics,
+    kafka::{METADATA_TOPIC, metadata_log},
     meta::META_GROUP,
 };
 use consensus::metadata::{BrokerStatus, Topic, View};
@@ -46,7 +47,7 @@ impl Core {
 
     /// A topic's settings, with those that it inherits from this broker.
     pub fn topic_config(&self, topic: &Topic) -> TopicConfig {
-        TopicConfig::resolve(&topic.configs, &self.inherited)
+        TopicConfig::resolve(&internal_topics::in_force(&topic.name, &topic.configs), &self.inherited)
     }
 
     /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
@@ -57,16 +58,14 @@ impl Core {
 
     /// The name of a topic that belongs to the broker itself; `None` for all others.
     pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
-        let is_offsets = || match topic {
-            TopicRef::Name(name) => name.as_str() == OFFSETS_TOPIC,
+        let found = match topic {
+            log if metadata_log::is(log) => return Some(METADATA_TOPIC),
+            TopicRef::Name(name) => internal_topics::find(name.as_str()),
             TopicRef::Id(id) => {
-                self.view(|view| view.topic_by_id(*id).is_some_and(|topic| &*topic.name == OFFSETS_TOPIC))
+                self.view(|view| view.topic_by_id(*id).and_then(|topic| internal_topics::find(&topic.name)))
             }
         };
-        match metadata_log::is(topic) {
-            true => Some(METADATA_TOPIC),
-            false => is_offsets().then_some(OFFSETS_TOPIC),
-        }
+        found.map(|topic| topic.name)
     }
 
     /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.

@@ -3,6 +3,7 @@
 //! Every broker tells the same, but for one thing: itself it always tells of, under the address that it is configured with, since
 //! the client has just reached it.
 
+use super::placement::Candidates;
 use crate::{core::Core, groups};
 use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, messages::BrokerId, produce::NodeEndpoint};
@@ -35,11 +36,21 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
 }
 
 /// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
-/// or that say that they are not well, if the others are enough.
-pub fn placeable_ids(core: &Core, factor: usize) -> Vec<i32> {
-    let alive = alive_ids(core);
-    let well: Vec<i32> = alive.iter().copied().filter(|node| is_well(core, *node)).collect();
-    if well.len() >= factor { well } else { alive }
+/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that are fenced.
+pub fn placeable(core: &Core, factor: usize) -> Candidates {
+    let Candidates { live, away } = candidates(core);
+    let well: Vec<i32> = live.iter().copied().filter(|node| is_well(core, *node)).collect();
+    if well.len() >= factor {
+        return Candidates { live: well, away: Vec::new() };
+    }
+    Candidates { live, away }
+}
+
+/// All registered brokers, the fenced ones apart.
+pub fn candidates(core: &Core) -> Candidates {
+    let (away, live): (Vec<Node>, Vec<Node>) = all(core).into_iter().partition(|node| node.fenced);
+    let ids = |nodes: Vec<Node>| nodes.into_iter().map(|node| node.id).collect();
+    Candidates { live: ids(live), away: ids(away) }
 }
 
 /// Whether a broker can be reached from here and says that it is well.

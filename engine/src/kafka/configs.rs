@@ -9,7 +9,7 @@ use crate::{
     config::{ConfigError, Described},
     config_cluster, config_topic,
     core::Core,
-    meta,
+    internal_topics, meta,
 };
 use consensus::metadata::{Command, Topic};
 use net::{
@@ -61,7 +61,11 @@ fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<De
     match resource.resource_type {
         // It has none.
         RESOURCE_TOPIC if name == METADATA_TOPIC => Ok(Vec::new()),
-        RESOURCE_TOPIC => Ok(config_topic::describe(&topic(core, name)?.configs, &core.config)),
+        RESOURCE_TOPIC => {
+            let topic = topic(core, name)?;
+            let configs = internal_topics::in_force(name, &topic.configs);
+            Ok(config_topic::describe(&configs, &core.config))
+        }
         RESOURCE_BROKER => match broker(core, name)? {
             None => Ok(core.view(|view| config_cluster::describe_all(view.cluster_config()))),
             Some(node) if node == core.node() => {
@@ -162,8 +166,14 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
                 Some(value) => config_topic::validate(name, value).map(|()| value.to_owned()),
                 None => config_topic::validate_name(name).map(|()| String::new()),
             };
+            let internal = internal_topics::find(&topic.name);
+            let replicas = topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
+            let allowed = |name: &str, value: Option<&str>| {
+                internal.map_or(Ok(()), |internal| internal.check_change(name, value, replicas))
+            };
             let check = |name: &str, value: Option<&str>| {
-                check(name, value).map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))
+                let checked = check(name, value).and_then(|kept| allowed(name, value).map(|()| kept));
+                checked.map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))
             };
             Ok(Command::UpdateTopicConfig {
                 name: topic.name.clone(),

@@ -1,13 +1,11 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
-use super::{
-    brokers, operations, topic_names,
-    topics::{OFFSETS_TOPIC, ensure_offsets_topic, until_led},
-};
+use super::{brokers, internal::ensure_offsets_topic, operations, topic_names, topics::until_led};
 use crate::{
     coordinator::{Context, GroupRequest, GroupResponse, Route, partition_of},
     coordinators,
     core::Core,
+    internal_topics::OFFSETS_TOPIC,
     meta, rt,
     sync::{self, race},
 };

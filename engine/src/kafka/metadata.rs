@@ -1,13 +1,9 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
-use super::{
-    brokers, collisions,
-    metadata_log::METADATA_TOPIC,
-    operations,
-    topics::{OFFSETS_TOPIC, auto_create},
-};
+use super::{brokers, collisions, metadata_log::METADATA_TOPIC, operations, topics::auto_create};
 use crate::{
     core::Core,
+    internal_topics,
     meta::{self, META_GROUP},
 };
 use consensus::metadata::{Partition, Topic};
@@ -125,7 +121,10 @@ impl<'a> Look<'a> {
         }
         let code = match &asked {
             Asked::IdTooEarly { .. } => ErrorCode::InvalidRequest,
-            Asked::Name(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
+            Asked::Name(name)
+                if consensus::metadata::check_topic_name(name.0.as_str()).is_err()
+                    || internal_topics::reserved_for(name.0.as_str()).is_some() =>
+            {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
@@ -149,7 +148,7 @@ impl<'a> Look<'a> {
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
-            .with_is_internal([OFFSETS_TOPIC, METADATA_TOPIC].contains(&&*topic.name))
+            .with_is_internal(*topic.name == *METADATA_TOPIC || internal_topics::find(&topic.name).is_some())
             .with_topic_authorized_operations(operations::told(self.tells_operations, operations::TOPIC));
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());

@@ -10,6 +10,7 @@ mod create_topics;
 mod elect_leaders;
 mod fetch;
 mod groups;
+mod internal;
 mod list_offsets;
 mod metadata;
 pub mod metadata_log;
@@ -25,11 +26,11 @@ mod topic_names;
 mod topics;
 mod unregister;
 
+pub use crate::internal_topics::OFFSETS_TOPIC;
 pub use fetch::Fetches;
 pub use metadata_log::METADATA_TOPIC;
 pub use placement::Placement;
 pub use producer_ids::ProducerIds;
-pub use topics::OFFSETS_TOPIC;
 
 use crate::{
     coordinator::{Context, GroupRequest},

@@ -1,10 +1,46 @@
-//! Where new partitions go: spread over live brokers, in turn.
+//! Where new partitions go: spread over live brokers, in turn; on those that are away only where there are too few.
 
+use crate::config::REPLICAS_MAX;
 use std::cell::Cell;
 
 /// Whose turn it is on this core. It begins anywhere, so that cores and brokers do not all begin with the same broker.
 pub struct Placement {
     next: Cell<usize>,
+}
+
+/// The brokers that new partitions may go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    pub live: Vec<i32>,
+    /// Registered, but fenced for the moment: they catch up once they are back.
+    pub away: Vec<i32>,
+}
+
+/// Why partitions cannot have so many replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooMany {
+    #[error("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}")]
+    Brokers { factor: i16, brokers: usize, most: usize },
+    #[error(
+        "replication factor {factor}: {live} of {brokers} brokers are alive, and a majority of each partition's replicas must be; \
+         ask for 1 to {most}, or start the others"
+    )]
+    Away { factor: i16, live: usize, brokers: usize, most: usize },
+}
+
+impl Candidates {
+    /// Whether each partition can have so many replicas, most of them on live brokers, so that it has a leader at once.
+    pub fn check(&self, factor: i16) -> Result<usize, TooMany> {
+        let live = self.live.len();
+        let brokers = live + self.away.len();
+        let possible = brokers.min(REPLICAS_MAX as usize);
+        let most = possible.min((2 * live).saturating_sub(1));
+        match usize::try_from(factor) {
+            Ok(factor) if (1..=most).contains(&factor) => Ok(factor),
+            Ok(wanted) if (1..=possible).contains(&wanted) => Err(TooMany::Away { factor, live, brokers, most }),
+            _ => Err(TooMany::Brokers { factor, brokers, most }),
+        }
+    }
 }
 
 impl Default for Placement {
@@ -14,10 +50,14 @@ impl Default for Placement {
 }
 
 impl Placement {
-    /// The replicas of `count` new partitions, `factor` each, the preferred leader first: each takes the next of the `live` brokers, and
-    /// so do those placed after them. With which others a broker shares its partitions changes from round to round.
-    pub fn spread(&self, live: &[i32], count: usize, factor: usize) -> Vec<Vec<i32>> {
-        assert!((1..=live.len()).contains(&factor), "{factor} replicas do not go on {} brokers", live.len());
+    /// The replicas of `count` new partitions, `factor` each, the preferred leader first: each takes the next of the live brokers, and
+    /// so do those placed after them. With which others a broker shares its partitions changes from round to round. Where there are
+    /// fewer live ones than replicas, brokers that are away get the rest, in turn too.
+    pub fn spread(&self, candidates: &Candidates, count: usize, factor: usize) -> Vec<Vec<i32>> {
+        let Candidates { live, away } = candidates;
+        let brokers = live.len() + away.len();
+        assert!((1..=brokers).contains(&factor) && !live.is_empty(), "{factor} replicas do not go on {candidates:?}");
+        let on_live = factor.min(live.len());
         let start = self.next.get();
         self.next.set(start.wrapping_add(count));
         let brokers = live.len();
@@ -25,7 +65,9 @@ impl Placement {
             let first = start.wrapping_add(at) % brokers;
             let shift = start.wrapping_add(at) / brokers % (brokers - 1).max(1);
             let other = |nth: usize| live[(first + 1 + (shift + nth) % (brokers - 1).max(1)) % brokers];
-            std::iter::once(live[first]).chain((0..factor - 1).map(other)).collect()
+            let absent = |nth: usize| away[start.wrapping_add(at + nth) % away.len()];
+            let others = (0..on_live - 1).map(other).chain((0..factor - on_live).map(absent));
+            std::iter::once(live[first]).chain(others).collect()
         };
         (0..count).map(replicas).collect()
     }
@@ -52,25 +94,59 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    fn live(nodes: &[i32]) -> Candidates {
+        Candidates { live: nodes.to_vec(), away: Vec::new() }
+    }
+
+    #[test]
+    fn brokers_that_are_away_get_what_live_ones_leave_but_never_the_majority() {
+        let candidates = Candidates { live: vec![1, 3, 4], away: vec![2, 5] };
+        let placement = Placement::default();
+        for replicas in placement.spread(&candidates, 20, 5) {
+            assert_eq!(replicas.iter().copied().collect::<BTreeSet<_>>(), (1..=5).collect(), "{replicas:?}");
+            assert!(replicas[..3].iter().all(|node| candidates.live.contains(node)), "live ones lead: {replicas:?}");
+        }
+        let fourth: BTreeSet<i32> = placement.spread(&candidates, 2, 4).iter().map(|replicas| replicas[3]).collect();
+        assert_eq!(fourth, BTreeSet::from([2, 5]), "in turn");
+        assert!(placement.spread(&candidates, 9, 3).concat().iter().all(|node| candidates.live.contains(node)));
+
+        let of = |live: i32, away: i32| Candidates { live: (0..live).collect(), away: (live..live + away).collect() };
+        for (live, away, factor) in [(1, 0, 1), (2, 1, 3), (2, 3, 3), (3, 2, 5), (4, 3, 7), (1, 2, 1)] {
+            assert_eq!(of(live, away).check(factor), Ok(factor as usize), "{live} {away}");
+        }
+        for (live, away, factor, words) in [
+            (2, 0, 3, "replication factor 3: 2 brokers are there; ask for 1 to 2"),
+            (2, 0, 0, "ask for 1 to 2"),
+            (2, 0, -2, "ask for 1 to 2"),
+            (1, 2, 3, "1 of 3 brokers are alive, and a majority of each partition's replicas must be; ask for 1 to 1"),
+            (1, 2, 2, "ask for 1 to 1"),
+            (2, 3, 5, "2 of 5 brokers are alive"),
+            (9, 0, 8, "ask for 1 to 7"),
+        ] {
+            let refusal = of(live, away).check(factor).unwrap_err().to_string();
+            assert!(refusal.contains(words), "{refusal}");
+        }
+    }
+
     #[test]
     fn partitions_go_round_all_live_brokers_and_on_from_where_the_last_were_put() {
         let placement = Placement { next: Cell::new(4) };
-        assert_eq!(placement.spread(&[1, 2, 5], 4, 1), [[2], [5], [1], [2]]);
-        assert_eq!(placement.spread(&[1, 2, 5], 1, 1), [[5]]);
-        assert_eq!(placement.spread(&[1, 2], 3, 1), [[2], [1], [2]], "5 is gone");
-        assert_eq!(placement.spread(&[7], 2, 1), [[7], [7]]);
+        assert_eq!(placement.spread(&live(&[1, 2, 5]), 4, 1), [[2], [5], [1], [2]]);
+        assert_eq!(placement.spread(&live(&[1, 2, 5]), 1, 1), [[5]]);
+        assert_eq!(placement.spread(&live(&[1, 2]), 3, 1), [[2], [1], [2]], "5 is gone");
+        assert_eq!(placement.spread(&live(&[7]), 2, 1), [[7], [7]]);
         let last = Placement { next: Cell::new(usize::MAX) };
-        assert_eq!(last.spread(&[1, 2], 2, 1).len(), 2, "the turn wraps around");
+        assert_eq!(last.spread(&live(&[1, 2]), 2, 1).len(), 2, "the turn wraps around");
     }
 
     #[test]
     fn replicas_are_on_different_brokers_and_no_broker_gets_much_more_than_another() {
         for (brokers, factor) in [(1, 1), (2, 2), (3, 2), (3, 3), (5, 3), (7, 2)] {
-            let live: Vec<i32> = (0..brokers).collect();
+            let candidates = live(&(0..brokers).collect::<Vec<i32>>());
             let placement = Placement::default();
-            let (mut held, mut led) = (vec![0usize; live.len()], vec![0usize; live.len()]);
+            let (mut held, mut led) = (vec![0usize; brokers as usize], vec![0usize; brokers as usize]);
             for topic in 0..100 {
-                for replicas in placement.spread(&live, 1 + topic % 4, factor) {
+                for replicas in placement.spread(&candidates, 1 + topic % 4, factor) {
                     assert_eq!(replicas.iter().collect::<BTreeSet<_>>().len(), factor, "{replicas:?}");
                     led[replicas[0] as usize] += 1;
                     replicas.iter().for_each(|node| held[*node as usize] += 1);

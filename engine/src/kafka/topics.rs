@@ -4,20 +4,19 @@
 //! the first produce after CreateTopics finds its partition.
 
 use super::{
-    brokers, collisions, metadata_log, placement,
+    brokers, collisions, internal, metadata_log, placement,
     refusal::{self, Refusal},
     topic_names,
 };
 use crate::{
-    clock,
-    config::REPLICAS_MAX,
-    config_topic,
+    clock, config_topic,
     core::Core,
+    internal_topics,
     meta::{self, CommandResult},
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Partition, Topic};
+use consensus::metadata::{Command, Outcome, Partition};
 use net::{
     StrBytes, Uuid,
     errors::ErrorCode,
@@ -35,13 +34,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 use wal::record::GroupId;
-
-/// The internal topic of the group coordinator.
-pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 
 /// How long a topic that is created because a client asked for it may keep the request waiting; then the client is told to ask again.
 const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
@@ -60,9 +55,14 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             .iter()
             .copied()
             .filter(|name| view.topic(name).is_none() && consensus::metadata::check_topic_name(name).is_ok())
-            .filter(|name| metadata_log::check_name(name).is_ok())
+            .filter(|name| metadata_log::check_name(name).is_ok() && internal::check_reserved(name).is_ok())
             .collect()
     });
+    let (internals, missing): (BTreeSet<_>, BTreeSet<_>) =
+        missing.into_iter().partition(|name| internal_topics::find(name).is_some());
+    for internal in internals.into_iter().filter_map(internal_topics::find) {
+        internal::ensure(core, internal).await;
+    }
     let missing: BTreeSet<&str> = missing
         .iter()
         .copied()
@@ -77,43 +77,20 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             "topics that clients use could not be created: too few brokers for default.replication.factor"
         );
     };
-    let live = brokers::placeable_ids(core, factor);
-    let create =
-        |name: &&str| create_command(name, core.placement.spread(&live, partitions as usize, factor), BTreeMap::new());
+    let candidates = brokers::placeable(core, factor);
+    let create = |name: &&str| {
+        create_command(name, core.placement.spread(&candidates, partitions as usize, factor), BTreeMap::new())
+    };
     let commands = missing.iter().map(create).collect();
     create_unasked(core, commands, missing).await;
 }
 
-/// The internal topic of the group coordinator, created on first use. `Err` says why it can't be created yet.
-pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'static str> {
-    if core.view(|view| view.topic(OFFSETS_TOPIC).is_none()) {
-        // Commits are forgotten by the coordinator's rules (offsets.retention.minutes), never because they lie far back in the log.
-        let configs =
-            BTreeMap::from(["retention.ms", "retention.bytes"].map(|name| (name.to_owned(), "-1".to_owned())));
-        let partitions = core.config.offsets_topic_num_partitions as usize;
-        // Those that are away for a moment get their replicas too, and those that found the cluster just now are waited for: what the
-        // topic begins with it keeps.
-        let registered = brokers::all(core);
-        let members = registered.len().max(core.identity.founding.len());
-        let factor = members.min(core.config.offsets_topic_replication_factor as usize);
-        if registered.len() < factor {
-            tracing::warn!(
-                registered = registered.len(),
-                wanted = factor,
-                "the offsets topic waits for more brokers to register; with fewer for good, set offsets.topic.replication.factor"
-            );
-            return Err("the offsets topic waits for more of the brokers that founded the cluster; try again");
-        }
-        let live = brokers::placeable_ids(core, factor);
-        let nodes = if live.len() >= factor { live } else { registered.into_iter().map(|node| node.id).collect() };
-        let replicas = core.placement.spread(&nodes, partitions, factor);
-        create_unasked(core, vec![create_command(OFFSETS_TOPIC, replicas, configs)], [OFFSETS_TOPIC]).await;
-    }
-    core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or("the offsets topic can't be created yet; try again")
-}
-
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
-async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl IntoIterator<Item = &'a str>) {
+pub(super) async fn create_unasked<'a>(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    names: impl IntoIterator<Item = &'a str>,
+) {
     let created = async {
         match meta::submit(core, commands).await {
             Ok(results) => {
@@ -135,7 +112,7 @@ async fn create_unasked<'a>(core: &Rc<Core>, commands: Vec<Command>, names: impl
     }
 }
 
-fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
+pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
     Command::CreateTopic {
         name: name.into(),
         id: crate::rt::draw_uuid(),
@@ -230,6 +207,10 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Com
     if core.view(|view| view.topic(name).is_some()) {
         return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
     }
+    internal::check_reserved(name)?;
+    if let Some(internal) = internal_topics::find(name) {
+        return internal::check_new(core, internal, topic);
+    }
     let factor = match topic.assignments.is_empty() {
         true => check_replication(core, topic.replication_factor)?,
         false => 1,
@@ -254,7 +235,7 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Com
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&brokers::placeable_ids(core, factor), partitions as usize, factor),
+        true => core.placement.spread(&brokers::placeable(core, factor), partitions as usize, factor),
         false => assigned(&brokers::alive_ids(core), topic)?,
     };
     Ok(create_command(name, replicas, configs))
@@ -262,18 +243,8 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Com
 
 fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
     let factor = if factor == -1 { core.config.default_replication_factor } else { factor };
-    replicas_on(factor, brokers::alive_ids(core).len())
-}
-
-fn replicas_on(factor: i16, brokers: usize) -> Result<usize, Refusal> {
-    let most = brokers.min(REPLICAS_MAX as usize);
-    match usize::try_from(factor) {
-        Ok(factor) if (1..=most).contains(&factor) => Ok(factor),
-        _ => {
-            let message = format!("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}");
-            Err(Refusal::new(ErrorCode::InvalidReplicationFactor, message))
-        }
-    }
+    let refuse = |error: placement::TooMany| Refusal::new(ErrorCode::InvalidReplicationFactor, error.to_string());
+    brokers::candidates(core).check(factor).map_err(refuse)
 }
 
 /// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
@@ -337,7 +308,7 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
 fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
     let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
     let topic = core.find_topic(&asked);
-    topic.as_ref().map_or(Ok(()), |topic| metadata_log::check_name(&topic.name))?;
+    topic.as_ref().map_or(Ok(()), |topic| internal::check_name(&topic.name))?;
     let delete = topic.map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
     delete.ok_or_else(|| match name {
         Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
@@ -372,7 +343,7 @@ pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsReques
 
 fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, Refusal> {
     let name = request.name.0.as_str();
-    metadata_log::check_name(name)?;
+    internal::check_name(name)?;
     let topic = core
         .view(|view| view.topic(name).cloned())
         .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))?;
@@ -390,7 +361,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
     let replicas = match &request.assignments {
         None => {
             let factor = check_replication(core, factor)?;
-            core.placement.spread(&brokers::placeable_ids(core, factor), more as usize, factor)
+            core.placement.spread(&brokers::placeable(core, factor), more as usize, factor)
         }
         Some(assignments) => {
             let live = brokers::alive_ids(core);
@@ -439,16 +410,6 @@ mod tests {
             let refusal = assigned(&[1, 5], &by_hand(assignments, num_partitions)).unwrap_err();
             assert_eq!(refusal.code, ErrorCode::InvalidReplicaAssignment);
             assert!(refusal.message.contains(words), "{}", refusal.message);
-        }
-    }
-
-    #[test]
-    fn other_replication_factors_are_refused_by_name() {
-        assert_eq!(replicas_on(3, 3).ok(), Some(3));
-        for factor in [0, 3, -2] {
-            let refusal = replicas_on(factor, 2).unwrap_err();
-            assert_eq!(refusal.code, ErrorCode::InvalidReplicationFactor);
-            assert!(refusal.message.contains("2 brokers are there; ask for 1 to 2"), "{}", refusal.message);
         }
     }
 }

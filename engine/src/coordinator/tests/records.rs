@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use fastrand::Rng;
-use net::{batch_build::BatchBuilder, compression::Codec};
+use net::{Uuid, batch_build::BatchBuilder, compression::Codec};
 
 use super::world::{World, text};
 use crate::coordinator::{CommittedOffset, Config, GroupMetadata, GroupRecord, MemberMetadata, RecordError, Unusable};
 
 fn offset() -> CommittedOffset {
     CommittedOffset {
+        topic_id: Uuid::nil(),
         offset: 0x0102,
         leader_epoch: 7,
         metadata: text("me"),
@@ -48,6 +49,7 @@ fn group_record(value: Option<GroupMetadata>) -> GroupRecord {
 const OFFSET_KEY: &[u8] = b"\0\x01\0\x01g\0\x02to\0\0\0\x03";
 const GROUP_KEY: &[u8] = b"\0\x02\0\x01g";
 const OFFSET_3: &[u8] = b"\0\x03\0\0\0\0\0\0\x01\x02\0\0\0\x07\0\x02me\0\0\0\0\0\0\x0a\x0b";
+const OFFSET_4: &[u8] = b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\x01\0\x10topic id 16 byte";
 const OFFSET_1: &[u8] = b"\0\x01\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b\0\0\0\0\0\0\0\x63";
 const GROUP_3: &[u8] = b"\0\x03\0\x08consumer\0\0\0\x05\0\x05range\0\x02m1\0\0\0\0\0\0\x0c\x0d\0\0\0\x01\
 \0\x02m1\0\x01i\0\x01c\0\x02/h\0\0\0\x0e\0\0\0\x0f\0\0\0\x02su\0\0\0\x03ass";
@@ -58,10 +60,12 @@ type Row = (GroupRecord, &'static [u8], Option<&'static [u8]>);
 #[test]
 fn golden_bytes() {
     let expiring = CommittedOffset { leader_epoch: -1, expire_timestamp: Some(0x63), ..offset() };
+    let of_topic = CommittedOffset { topic_id: Uuid::from_bytes(*b"topic id 16 byte"), ..offset() };
     let empty = GroupMetadata { protocol_type: text(""), protocol: None, leader: None, members: vec![], ..group() };
     #[rustfmt::skip]
     let rows: &[Row] = &[
         (offset_record(Some(offset())), OFFSET_KEY, Some(OFFSET_3)),
+        (offset_record(Some(of_topic)), OFFSET_KEY, Some(OFFSET_4)),
         (offset_record(Some(expiring)), OFFSET_KEY, Some(OFFSET_1)),
         (offset_record(None), OFFSET_KEY, None),
         (group_record(Some(group())), GROUP_KEY, Some(GROUP_3)),
@@ -90,8 +94,9 @@ fn all_versions_are_read() {
         (b"\0\0\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b", old.clone()),
         (b"\0\x01\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b\xff\xff\xff\xff\xff\xff\xff\xff", old.clone()),
         (b"\0\x02\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b", old),
-        // Compact, with one tagged field at the end: a topic id, say.
-        (b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\x01\0\x02xx", offset()),
+        // Compact, with a tagged field that nobody knows at the end, or none.
+        (b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\x01\x05\x02xx", offset()),
+        (b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\0", offset()),
     ];
     for (bytes, want) in offsets {
         assert_eq!(GroupRecord::decode(Some(OFFSET_KEY), Some(bytes)), Ok(offset_record(Some(want.clone()))));
@@ -126,6 +131,8 @@ fn what_is_wrong_is_named() {
     assert_eq!(edit(4, 0xff), RecordError::Utf8("protocol type"));
     assert_eq!(edit(2, 0x80), RecordError::Length("protocol type"));
     assert_eq!(edit(12, 0x80), RecordError::Contradiction("a negative generation"));
+    let short_id = [&OFFSET_4[..27], b"\x02xx"].concat();
+    assert_eq!(GroupRecord::decode(Some(OFFSET_KEY), Some(&short_id)), Err(RecordError::Length("topic id")));
     // More members than there are bytes: nothing is reserved for them.
     let count = GROUP_3.len() - (4 + 3 + 3 + 4 + 4 + 4 + 6 + 7) - 4;
     assert_eq!(GROUP_3[count..count + 4], [0, 0, 0, 1]);
@@ -153,7 +160,7 @@ fn what_is_wrong_is_named() {
 #[test]
 fn cut_and_damaged_records_never_panic() {
     let mut rng = Rng::with_seed(1);
-    for (key, value) in [(OFFSET_KEY, OFFSET_3), (OFFSET_KEY, OFFSET_1), (GROUP_KEY, GROUP_3)] {
+    for (key, value) in [(OFFSET_KEY, OFFSET_3), (OFFSET_KEY, OFFSET_4), (OFFSET_KEY, OFFSET_1), (GROUP_KEY, GROUP_3)] {
         for cut in 0..value.len() {
             assert!(GroupRecord::decode(Some(key), Some(&value[..cut])).is_err(), "{cut} bytes of {value:?}");
         }

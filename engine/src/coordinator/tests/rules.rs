@@ -14,10 +14,10 @@ use net::{
     },
 };
 
-use super::world::{World, text};
+use super::world::{AnyTopics, World, text};
 use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, MEMBER_BYTES_MAX, Now, Output,
-    PENDING_MEMBERS_MAX,
+    PENDING_MEMBERS_MAX, SWEEP_TURN_ENTRIES,
 };
 
 fn context(version: i16) -> Context {
@@ -59,7 +59,7 @@ fn nothing_is_served_before_the_log_is_read() {
     let loading = ErrorCode::CoordinatorLoadInProgress.code();
     let context = context(5);
     let mut ask = |request: GroupRequest| {
-        let mut outputs = coordinator.step(Now::default(), &context, request, 1);
+        let mut outputs = coordinator.step(Now::default(), &AnyTopics::default(), &context, request, 1);
         let Some(Output::Reply { token: 1, response }) = outputs.pop() else { panic!("it is answered at once") };
         assert!(outputs.is_empty());
         response
@@ -166,6 +166,42 @@ fn tombstones_are_cut_in_batches() {
     assert!(world.coordinator.is_empty());
     world.restart();
     assert!(world.coordinator.is_empty());
+}
+
+/// Offsets for which the batches have tombstones.
+fn forgotten<'a>(batches: impl Iterator<Item = &'a Bytes>) -> usize {
+    let records = |batch: &'a Bytes| net::batch::BatchHeader::read(batch).expect("a sound batch").record_count as usize;
+    batches.map(records).sum()
+}
+
+#[test]
+fn a_sweep_looks_at_a_bounded_number_of_offsets_in_a_turn() {
+    const GROUPS: usize = 30;
+    const PARTITIONS: i32 = 1000;
+    let mut world = World::new(Config::default());
+    world.pass(1);
+    for group in 0..GROUPS as u64 {
+        world.step(2 * group, &context(9), commit(&format!("g{group}"), "gone", PARTITIONS));
+        world.step(2 * group + 1, &context(9), commit(&format!("g{group}"), "kept", PARTITIONS));
+    }
+    world.commit_all();
+    world.delete_topic("gone");
+    let mut turns = 0;
+    while world.coordinator.next_deadline() <= Some(world.now.mono_ms + 1) {
+        let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
+        world.pass(1);
+        let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
+        // What is begun of a topic is finished.
+        assert!(after - before <= SWEEP_TURN_ENTRIES + PARTITIONS as usize, "{before} to {after} in one turn");
+        turns += 1;
+    }
+    assert!(turns >= 2 * GROUPS * PARTITIONS as usize / (SWEEP_TURN_ENTRIES + PARTITIONS as usize), "{turns} turns");
+    assert_eq!(forgotten(world.appending.iter().map(|(_, batch)| batch)), GROUPS * PARTITIONS as usize);
+    world.commit_all();
+    let appended = world.log.len();
+    world.pass(60_000);
+    world.commit_all();
+    assert_eq!(world.log.len(), appended, "nothing is written twice");
 }
 
 #[test]

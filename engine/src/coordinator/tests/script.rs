@@ -1,6 +1,8 @@
 //! Walks the scripts in `testdata`: each command is followed by `----` and the trace that it has to leave. With
 //! `REWRITE_TESTDATA=1` the traces are written anew, to be reviewed as a diff.
 //!
+//! `delete-topic t` and `make-topic t` change the metadata; the log's offsets name the topics made so by number (`of #1`).
+//!
 //! Member ids are drawn at random, so the trace calls them by prefix and order of appearance: `a-#1`. Appends wait for `committed` or
 //! `failed`, unless `auto` is set.
 
@@ -194,6 +196,14 @@ impl Walker {
                 vec![]
             }
             "resign" => self.world.resign(),
+            "delete-topic" => {
+                self.world.delete_topic(plain);
+                vec![]
+            }
+            "make-topic" => {
+                self.world.make_topic(plain);
+                vec![]
+            }
             "log" => return self.print_log(),
             _ => {
                 let (version, request) = self.request(verb, &words);
@@ -483,7 +493,9 @@ impl Walker {
                 let record = record.unwrap();
                 let line = match GroupRecord::decode(record.key, record.value) {
                     Ok(GroupRecord::Offset { group, topic, partition, value: Some(value) }) => {
-                        format!("{group} {topic}/{partition}@{} epoch {}", value.offset, value.leader_epoch)
+                        let made = value.topic_id.as_u128();
+                        let of = if made != 0 && made >> 127 == 0 { format!(" of #{made}") } else { String::new() };
+                        format!("{group} {topic}/{partition}@{} epoch {}{of}", value.offset, value.leader_epoch)
                     }
                     Ok(GroupRecord::Offset { group, topic, partition, value: None }) => {
                         format!("{group} {topic}/{partition} forgotten")

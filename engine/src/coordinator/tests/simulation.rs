@@ -10,17 +10,18 @@ use net::{
     errors::ErrorCode,
     messages::{
         DeleteGroupsRequest, DescribeGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
-        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
+        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
         sync_group_request::SyncGroupRequestAssignment,
     },
+    record::Records,
 };
 
 use super::world::{World, text};
-use crate::coordinator::{Config, Context, GroupResponse};
+use crate::coordinator::{Config, Context, GroupRecord, GroupResponse, Incarnation, Topics};
 
 const CLIENTS: usize = 5;
 const GROUPS: [&str; 2] = ["g", "h"];
@@ -41,6 +42,18 @@ struct Client {
     member: StrBytes,
     generation: i32,
     phase: Phase,
+    /// The newest topic that there was when it was told its generation or assignment.
+    known: u64,
+}
+
+/// A commit that waits.
+struct Committing {
+    group: &'static str,
+    partition: i32,
+    offset: i64,
+    /// The topic that there was, and, of a member, the newest that it knew.
+    topic: Option<Incarnation>,
+    known: Option<u64>,
 }
 
 struct Simulation {
@@ -48,8 +61,9 @@ struct Simulation {
     rng: Rng,
     clients: Vec<Client>,
     next_token: u64,
-    /// Commits that wait: their group, partition and offset.
-    committing: BTreeMap<u64, (&'static str, i32, i64)>,
+    committing: BTreeMap<u64, Committing>,
+    /// Whose SyncGroup it is, also of those who have gone on without an answer.
+    syncing: BTreeMap<u64, usize>,
     /// What was acknowledged last, in the order of the log.
     acked: BTreeMap<(&'static str, i32), i64>,
     deleting: BTreeSet<u64>,
@@ -82,6 +96,7 @@ impl Simulation {
             member: StrBytes::new(),
             generation: -1,
             phase: Phase::Idle,
+            known: 0,
         };
         Simulation {
             world: World::new(config),
@@ -89,6 +104,7 @@ impl Simulation {
             clients: (0..CLIENTS).map(client).collect(),
             next_token: 0,
             committing: BTreeMap::new(),
+            syncing: BTreeMap::new(),
             acked: BTreeMap::new(),
             deleting: BTreeSet::new(),
             generations: BTreeMap::new(),
@@ -126,6 +142,7 @@ impl Simulation {
         let token = self.token();
         let client = &mut self.clients[n];
         client.phase = Phase::Syncing(token);
+        self.syncing.insert(token, n);
         let assignments = members.into_iter().map(|member| {
             SyncGroupRequestAssignment::default().with_assignment(Bytes::from(member.clone())).with_member_id(member)
         });
@@ -162,7 +179,14 @@ impl Simulation {
             (client.instance, client.member, client.generation) = (None, StrBytes::new(), -1);
         }
         let partition = self.rng.i32(0..3);
-        self.committing.insert(token, (client.group, partition, self.next_offset));
+        let committing = Committing {
+            group: client.group,
+            partition,
+            offset: self.next_offset,
+            topic: self.world.topics.find("t"),
+            known: (client.generation >= 0).then_some(client.known),
+        };
+        self.committing.insert(token, committing);
         let partition = OffsetCommitRequestPartition::default()
             .with_partition_index(partition)
             .with_committed_offset(self.next_offset);
@@ -224,6 +248,11 @@ impl Simulation {
         for (token, response) in replies {
             let waits = |phase: &Phase| *phase == Phase::Joining(token) || *phase == Phase::Syncing(token);
             let client = self.clients.iter().position(|client| waits(&client.phase));
+            if let (Some(n), GroupResponse::SyncGroup(SyncGroupResponse { error_code: 0, .. })) =
+                (self.syncing.remove(&token), &response)
+            {
+                self.clients[n].known = self.world.topics.newest();
+            }
             match (response, client) {
                 (GroupResponse::JoinGroup(response), Some(n)) => match ErrorCode::try_from_code(response.error_code) {
                     Some(ErrorCode::MemberIdRequired) => {
@@ -240,6 +269,7 @@ impl Simulation {
                         assert_eq!(leads, !members.is_empty(), "the leader is told of the members");
                         (client.member, client.generation) = (response.member_id, response.generation_id);
                         client.phase = Phase::Joined { leads, members };
+                        client.known = self.world.topics.newest();
                     }
                     error => self.heed(n, error),
                 },
@@ -260,12 +290,14 @@ impl Simulation {
                     error => self.heed(n, error),
                 },
                 (GroupResponse::OffsetCommit(response), _) => {
-                    let (group, partition, offset) = self.committing.remove(&token).unwrap();
-                    match response.topics[0].partitions[0].error_code {
-                        0 => {
-                            self.acked.insert((group, partition), offset);
-                        }
-                        _ => continue,
+                    let commit = self.committing.remove(&token).unwrap();
+                    if response.topics[0].partitions[0].error_code != 0 {
+                        continue;
+                    }
+                    let topic = commit.topic.expect("nobody commits to a topic that is not there");
+                    assert!(commit.known.is_none_or(|known| topic.made <= known), "it read an earlier topic");
+                    if Some(topic) == self.world.topics.find("t") {
+                        self.acked.insert((commit.group, commit.partition), commit.offset);
                     }
                 }
                 (GroupResponse::DeleteGroups(response), _) => {
@@ -336,9 +368,42 @@ impl Simulation {
             }
             95 if self.rng.u32(..5) == 0 => self.restart(),
             96 => self.delete(),
+            99 => self.change_topic(),
             97 => self.check_offsets(),
             98 if self.world.appending.is_empty() => self.check_log(),
             _ => {}
+        }
+    }
+
+    /// The topic is deleted, or made again, or both before anybody notices.
+    fn change_topic(&mut self) {
+        if self.world.topics.find("t").is_some() {
+            self.world.delete_topic("t");
+            self.acked.clear();
+            self.check_offsets();
+        }
+        if self.rng.bool() {
+            self.world.make_topic("t");
+            self.check_offsets();
+        }
+    }
+
+    /// The log has no offset of a topic that is gone.
+    fn check_swept(&self) {
+        let mut offsets = BTreeMap::new();
+        for batch in &self.world.log {
+            let records = Records::open(batch, 1 << 20).unwrap();
+            for record in records.iter().map(Result::unwrap) {
+                if let Ok(GroupRecord::Offset { group, topic, partition, value }) =
+                    GroupRecord::decode(record.key, record.value)
+                {
+                    offsets.insert((group, topic, partition), value);
+                }
+            }
+        }
+        let topic = self.world.topics.find("t");
+        for (place, offset) in offsets.into_iter().filter_map(|(place, offset)| Some((place, offset?))) {
+            assert_eq!(Some(offset.topic_id), topic.map(|topic| topic.id), "{place:?}");
         }
     }
 
@@ -413,6 +478,7 @@ impl Simulation {
         let phases: Vec<_> = self.clients.iter().map(|client| &client.phase).collect();
         assert!(phases.iter().all(|phase| **phase == Phase::Stable), "{phases:?}");
         self.check_offsets();
+        self.check_swept();
         self.compared = 0;
         self.check_log();
         assert_eq!(self.compared, GROUPS.len());

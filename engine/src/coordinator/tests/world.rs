@@ -1,14 +1,43 @@
 //! A coordinator with its log and clients, as tests drive it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::protocol::Encodable;
-use net::{StrBytes, batch::Assigned, errors::ErrorCode};
+use net::{StrBytes, Uuid, batch::Assigned, errors::ErrorCode};
 
-use crate::coordinator::{AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Now, Output, Unusable};
+use crate::coordinator::{
+    AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics, Unusable,
+};
+
+/// The topics that there are: any of any name, until it is deleted or made anew.
+#[derive(Default)]
+pub(super) struct AnyTopics {
+    changed: BTreeMap<String, Option<Incarnation>>,
+    made: u64,
+}
+
+impl AnyTopics {
+    /// The id of a topic that was made before everything else. Others are called by their number.
+    pub(super) fn first_id(name: &str) -> Uuid {
+        let name = name.bytes().fold(0u128, |id, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
+        Uuid::from_u128(name | 1 << 127)
+    }
+}
+
+impl Topics for AnyTopics {
+    fn find(&self, name: &str) -> Option<Incarnation> {
+        let first = || Some(Incarnation { id: AnyTopics::first_id(name), made: 0, made_ms: 0 });
+        self.changed.get(name).copied().unwrap_or_else(first)
+    }
+
+    fn newest(&self) -> u64 {
+        self.made
+    }
+}
 
 pub(super) struct World {
+    pub(super) topics: AnyTopics,
     pub(super) config: Config,
     pub(super) coordinator: Coordinator<u64>,
     pub(super) now: Now,
@@ -47,6 +76,7 @@ fn encode(response: &GroupResponse, version: i16) {
 impl World {
     pub(super) fn new(config: Config) -> World {
         let mut world = World {
+            topics: AnyTopics::default(),
             coordinator: Coordinator::new(config.clone(), 0),
             config,
             now: Now { mono_ms: 0, wall_ms: 1_700_000_000_000 },
@@ -90,8 +120,22 @@ impl World {
     ) -> Vec<(u64, GroupResponse)> {
         assert!(self.tokens.insert(token), "tokens are new");
         self.waiting.push((token, context.version));
-        let outputs = self.coordinator.step(self.now, context, request.into(), token);
+        let outputs = self.coordinator.step(self.now, &self.topics, context, request.into(), token);
         self.take(outputs)
+    }
+
+    /// The topic is there no more; sweeps are due, if the coordinator has anything to look through.
+    pub(super) fn delete_topic(&mut self, name: &str) {
+        self.topics.changed.insert(name.to_owned(), None);
+        let outputs = self.coordinator.topic_deleted(self.now);
+        assert!(self.take(outputs).is_empty(), "a deletion answers nobody");
+    }
+
+    /// There is a topic of this name, and it is another than before.
+    pub(super) fn make_topic(&mut self, name: &str) {
+        self.topics.made += 1;
+        let (made, id) = (self.topics.made, Uuid::from_u128(self.topics.made.into()));
+        self.topics.changed.insert(name.to_owned(), Some(Incarnation { id, made, made_ms: self.now.wall_ms }));
     }
 
     /// Lets time pass, timer by timer.
@@ -102,7 +146,7 @@ impl World {
             let next = self.coordinator.next_deadline().map_or(end, |at| at.clamp(self.now.mono_ms, end));
             self.now.wall_ms += (next - self.now.mono_ms) as i64;
             self.now.mono_ms = next;
-            let outputs = self.coordinator.tick(self.now);
+            let outputs = self.coordinator.tick(self.now, &self.topics);
             let replies = self.take(outputs);
             if !replies.is_empty() {
                 seen.push((self.now.mono_ms, replies));
@@ -153,7 +197,7 @@ impl World {
         self.seed += 1;
         self.coordinator = Coordinator::new(self.config.clone(), self.seed);
         let log = self.log.clone();
-        let unusable = log.iter().flat_map(|batch| self.coordinator.replay(batch)).collect();
+        let unusable = log.iter().flat_map(|batch| self.coordinator.replay(&self.topics, batch)).collect();
         let outputs = self.coordinator.loaded(self.now);
         assert!(self.take(outputs).is_empty(), "nobody waits yet");
         unusable
@@ -162,9 +206,9 @@ impl World {
     /// What a coordinator that reads the log now would answer.
     pub(super) fn replayed(&self, context: &Context, request: impl Into<GroupRequest>) -> GroupResponse {
         let mut coordinator = Coordinator::new(self.config.clone(), 0);
-        assert!(self.log.iter().all(|batch| coordinator.replay(batch).is_empty()));
+        assert!(self.log.iter().all(|batch| coordinator.replay(&self.topics, batch).is_empty()));
         assert_eq!(coordinator.loaded(self.now), []);
-        match coordinator.step(self.now, context, request.into(), 0).pop() {
+        match coordinator.step(self.now, &self.topics, context, request.into(), 0).pop() {
             Some(Output::Reply { response, .. }) => response,
             other => panic!("it is answered at once: {other:?}"),
         }

@@ -1,0 +1,168 @@
+//! `__consumer_offsets`: whoever causes its creation gets the same topic, and no client can make groups lose what it keeps.
+
+mod support;
+
+use net::{
+    client_blocking::Client,
+    errors::{self, ErrorCode},
+    messages::{
+        CreatePartitionsRequest, DeleteTopicsRequest, DescribeConfigsRequest, DescribeTopicPartitionsRequest,
+        FindCoordinatorRequest, GroupId, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
+        create_partitions_request::CreatePartitionsTopic,
+        delete_topics_request::DeleteTopicState,
+        describe_configs_request::DescribeConfigsResource,
+        describe_topic_partitions_request::TopicRequest,
+        metadata_request::MetadataRequestTopic,
+        metadata_response::MetadataResponseTopic,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
+    },
+};
+use support::{
+    PATIENCE,
+    broker::Broker,
+    wire::{alter_topic, connect, create_topic, text, topic_name},
+};
+
+const OFFSETS: &str = "__consumer_offsets";
+
+/// Causes the creation of the offsets topic.
+type Cause = fn(&mut Client);
+
+fn by_metadata(client: &mut Client) {
+    metadata(client, OFFSETS, true);
+}
+
+fn by_create_topics(client: &mut Client) {
+    let created = create_topic(client, OFFSETS, 1, 1, &[("segment.bytes", "1048576")]);
+    assert_eq!(errors::check(created.error_code), Ok(()), "{:?}", created.error_message);
+    assert_eq!((created.num_partitions, created.replication_factor), (50, 1));
+}
+
+fn by_find_coordinator(client: &mut Client) {
+    let found = client.call(FindCoordinatorRequest::default().with_coordinator_keys(vec![text("g")])).unwrap();
+    assert_eq!(errors::check(found.coordinators[0].error_code), Ok(()));
+}
+
+fn metadata(client: &mut Client, topic: &str, create: bool) -> MetadataResponseTopic {
+    let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+    let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(create);
+    client.call(request).expect("Metadata is answered").topics.remove(0)
+}
+
+fn setting(client: &mut Client, name: &str) -> Option<String> {
+    let resource = DescribeConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text(OFFSETS))
+        .with_configuration_keys(Some(vec![text(name)]));
+    let described = client.call(DescribeConfigsRequest::default().with_resources(vec![resource])).unwrap();
+    assert_eq!(errors::check(described.results[0].error_code), Ok(()));
+    described.results[0].configs[0].value.as_ref().map(ToString::to_string)
+}
+
+fn commit(client: &mut Client, offset: i64) -> Result<(), ErrorCode> {
+    let partition =
+        OffsetCommitRequestPartition::default().with_committed_offset(offset).with_committed_metadata(Some(text("")));
+    let topic = OffsetCommitRequestTopic::default().with_name(topic_name("work")).with_partitions(vec![partition]);
+    let request = OffsetCommitRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic]);
+    errors::check(client.call(request).unwrap().topics[0].partitions[0].error_code)
+}
+
+fn committed(client: &mut Client) -> i64 {
+    let topic = OffsetFetchRequestTopics::default().with_name(topic_name("work")).with_partition_indexes(vec![0]);
+    let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text("g"))).with_topics(Some(vec![topic]));
+    let fetched = client.call(OffsetFetchRequest::default().with_groups(vec![group])).unwrap();
+    assert_eq!(errors::check(fetched.groups[0].error_code), Ok(()));
+    fetched.groups[0].topics[0].partitions[0].committed_offset
+}
+
+#[test]
+fn whoever_causes_the_offsets_topic_gets_the_same_one() {
+    let causes: [(&str, Cause); 3] =
+        [("Metadata", by_metadata), ("CreateTopics", by_create_topics), ("FindCoordinator", by_find_coordinator)];
+    for (api, cause) in causes {
+        let broker = Broker::start();
+        let mut client = connect(&broker);
+        cause(&mut client);
+        let told = metadata(&mut client, OFFSETS, false);
+        assert_eq!(errors::check(told.error_code), Ok(()), "{api}");
+        assert!(told.is_internal, "{api}");
+        assert_eq!(told.partitions.len(), 50, "{api}");
+        assert!(told.partitions.iter().all(|partition| partition.replica_nodes.len() == 1), "{api}");
+        let described = client
+            .call(
+                DescribeTopicPartitionsRequest::default()
+                    .with_topics(vec![TopicRequest::default().with_name(topic_name(OFFSETS))]),
+            )
+            .unwrap();
+        assert!(described.topics[0].is_internal, "{api}");
+        for (name, value) in [("retention.ms", "-1"), ("retention.bytes", "-1"), ("compression.type", "producer")] {
+            assert_eq!(setting(&mut client, name).as_deref(), Some(value), "{api}: {name}");
+        }
+    }
+}
+
+#[test]
+fn no_client_makes_groups_lose_their_offsets() {
+    let mut broker = Broker::start();
+    let mut client = connect(&broker);
+    assert_eq!(create_topic(&mut client, "work", 1, 1, &[]).error_code, 0);
+    by_find_coordinator(&mut client);
+    assert_eq!(commit(&mut client, 5), Ok(()));
+
+    let id = metadata(&mut client, OFFSETS, false).topic_id;
+    for topic in [
+        DeleteTopicState::default().with_name(Some(topic_name(OFFSETS))),
+        DeleteTopicState::default().with_name(None).with_topic_id(id),
+    ] {
+        let request =
+            DeleteTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(PATIENCE.as_millis() as i32);
+        let deleted = client.call(request).unwrap().responses.remove(0);
+        assert_eq!(errors::check(deleted.error_code), Err(ErrorCode::InvalidTopicException));
+        let message = deleted.error_message.unwrap();
+        assert!(message.contains("__consumer_offsets is an internal topic"), "{message}");
+    }
+    let more = CreatePartitionsTopic::default().with_name(topic_name(OFFSETS)).with_count(60).with_assignments(None);
+    let more = CreatePartitionsRequest::default().with_topics(vec![more]).with_timeout_ms(PATIENCE.as_millis() as i32);
+    let grown = client.call(more).unwrap().results.remove(0);
+    assert_eq!(errors::check(grown.error_code), Err(ErrorCode::InvalidTopicException));
+
+    for (name, value, words) in [
+        ("retention.ms", Some("1000"), "is always -1"),
+        ("retention.ms", None, "is always -1"),
+        ("retention.bytes", Some("0"), "is always -1"),
+        ("max.message.bytes", Some("64"), "follows the brokers' own settings"),
+        ("min.insync.replicas", Some("3"), "has 1 replicas; set 1 to 1"),
+    ] {
+        let (code, message) = alter_topic(&broker, OFFSETS, name, value);
+        assert_eq!(errors::check(code), Err(ErrorCode::InvalidConfig), "{name} {value:?}: {message}");
+        assert!(message.contains(words), "{name} {value:?}: {message}");
+    }
+    let (code, message) = alter_topic(&broker, OFFSETS, "segment.bytes", Some("8192"));
+    assert_eq!(errors::check(code), Ok(()), "{message}");
+    assert_eq!(setting(&mut client, "segment.bytes").as_deref(), Some("8192"));
+
+    assert_eq!((commit(&mut client, 6), committed(&mut client)), (Ok(()), 6));
+    broker.restart();
+    let mut client = connect(&broker);
+    assert_eq!(committed(&mut client), 6);
+}
+
+#[test]
+fn names_of_kafkas_other_internal_topics_are_kept_for_them() {
+    let broker = Broker::start();
+    let mut client = connect(&broker);
+    for name in ["__transaction_state", "__share_group_state"] {
+        let refused = create_topic(&mut client, name, 1, 1, &[]);
+        assert_eq!(errors::check(refused.error_code), Err(ErrorCode::InvalidTopicException));
+        let message = refused.error_message.unwrap();
+        assert!(message.contains("which this broker does not serve yet"), "{message}");
+        let asked = metadata(&mut client, name, true);
+        assert_eq!(errors::check(asked.error_code), Err(ErrorCode::InvalidTopicException));
+    }
+    let refused = create_topic(&mut client, OFFSETS, 1, 1, &[("retention.ms", "1000")]);
+    assert_eq!(errors::check(refused.error_code), Err(ErrorCode::InvalidConfig), "{:?}", refused.error_message);
+}
