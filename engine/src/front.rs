@@ -9,7 +9,7 @@
 
 use crate::{
     core::{Core, CoreId},
-    kafka::{self, Pending},
+    kafka::{self, Pending, Reply},
     rt,
     sync::{Either, Notify, race},
 };
@@ -273,12 +273,22 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
             flush(connection, &mut writer, &mut gone).await;
         }
         // Even for a peer that is gone: what was started ends, so that nothing is left half done.
-        let response = match ready {
-            Some(response) => response,
+        let reply = match ready {
+            Some(reply) => reply,
             None => answer.await,
         };
-        if let Some(response) = response {
-            match response::encode(&header, response) {
+        match reply {
+            Reply::Nothing => {}
+            Reply::HangUp { why } => {
+                if !gone {
+                    tracing::info!(peer = %connection.peer, "closing a connection: {why}");
+                    core.metrics.acks0_closed_total.add(1);
+                }
+                // Answers to what came before it still leave.
+                flush(connection, &mut writer, &mut gone).await;
+                hang_up(connection, &writer, &mut gone);
+            }
+            Reply::Send(response) => match response::encode(&header, response) {
                 Ok(parts) => {
                     core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
                     writer.push(parts);
@@ -288,7 +298,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
                     tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
                     hang_up(connection, &writer, &mut gone);
                 }
-            }
+            },
         }
         let held = &core.connections.request_bytes;
         held.set(held.get() - bytes);
@@ -312,9 +322,9 @@ fn hang_up(connection: &Connection, writer: &FrameWriter, gone: &mut bool) {
 }
 
 /// The future's value if it is ready now. Its waker is registered anew when it is polled for good.
-fn poll_once(answer: &mut Pending) -> Option<Option<response::Response>> {
+fn poll_once(answer: &mut Pending) -> Option<Reply> {
     match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(response) => Some(response),
+        Poll::Ready(reply) => Some(reply),
         Poll::Pending => None,
     }
 }
