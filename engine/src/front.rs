@@ -14,7 +14,7 @@ use crate::{
     sync::{Either, Notify, race},
 };
 use net::{
-    conn::{self, ConnError, FrameReader, FrameWriter},
+    conn::{self, ConnError, ConnHandle, FrameReader, FrameWriter},
     header::RequestHeader,
     listen::{Accepted, Bound, Listener},
     request::{self, DecodeError},
@@ -74,13 +74,35 @@ pub struct Connections {
 struct Connection {
     peer: SocketAddr,
     closing: Notify,
-    active: Cell<Instant>,
+    handle: ConnHandle,
+    /// The reply that is to be sent next is not known yet.
+    is_working: Cell<bool>,
+    activity: Activity,
     answers: RefCell<VecDeque<InFlight>>,
     /// Moves when a request was started, and when the reader is done.
     started: Notify,
     /// Moves when an answer has left.
     answered: Notify,
     read_to_end: Cell<bool>,
+}
+
+/// What [`Connections::close_idle`] saw when it looked last.
+struct Activity {
+    moved_bytes: Cell<u64>,
+    /// When it last found the connection in use.
+    at: Cell<Instant>,
+}
+
+impl Connection {
+    /// How long nothing has been received, sent or worked on. A client that waits for a fetch, or to join a group, is not idle; one that
+    /// does not read its answers is.
+    fn idle_time(&self, now: Instant) -> Duration {
+        let moved_bytes = self.handle.moved_bytes();
+        if self.is_working.get() || self.activity.moved_bytes.replace(moved_bytes) != moved_bytes {
+            self.activity.at.set(now);
+        }
+        now.saturating_duration_since(self.activity.at.get())
+    }
 }
 
 struct InFlight {
@@ -115,10 +137,13 @@ impl Connections {
     }
 
     fn close_idle(&self, idle: Duration) {
+        let now = Instant::now();
         for (_, connection) in self.open.borrow().iter() {
-            if connection.answers.borrow().is_empty() && connection.active.get().elapsed() >= idle {
+            if connection.idle_time(now) >= idle {
                 tracing::debug!(peer = %connection.peer, "closing an idle connection (connections.max.idle.ms)");
                 connection.closing.notify();
+                // One that waits for its client to read an answer wakes, too.
+                connection.handle.shutdown();
             }
         }
     }
@@ -169,7 +194,9 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let connection = Rc::new(Connection {
         peer,
         closing: Notify::default(),
-        active: Cell::new(Instant::now()),
+        handle: reader.handle(),
+        is_working: Cell::new(false),
+        activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(Instant::now()) },
         answers: RefCell::default(),
         started: Notify::default(),
         answered: Notify::default(),
@@ -212,7 +239,6 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             Either::Second(frame) => frame?,
         };
         let Some(frame) = frame else { return Ok(()) };
-        connection.active.set(Instant::now());
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let (header, request) = match request::decode(&frame) {
             Ok(decoded) => decoded,
@@ -275,7 +301,12 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
         // Even for a peer that is gone: what was started ends, so that nothing is left half done.
         let reply = match ready {
             Some(reply) => reply,
-            None => answer.await,
+            None => {
+                connection.is_working.set(true);
+                let reply = answer.await;
+                connection.is_working.set(false);
+                reply
+            }
         };
         match reply {
             Reply::Nothing => {}
