@@ -313,7 +313,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
             Reply::HangUp { why } => {
                 if !gone {
                     tracing::info!(peer = %connection.peer, "closing a connection: {why}");
-                    core.metrics.acks0_closed_total.add(1);
+                    core.metrics.produce_unacked_closed_total.add(1);
                 }
                 // Answers to what came before it still leave.
                 flush(connection, &mut writer, &mut gone).await;

@@ -219,7 +219,7 @@ metrics! {
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
     /// Connections closed since a produce request with acks=0 met an error: producers learn of it in no other way.
-    acks0_closed_total: Counter;
+    produce_unacked_closed_total: Counter;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
     /// Bytes of batches fetched from memory.

@@ -71,7 +71,7 @@ fn without_acks_an_error_closes_the_connection_and_nothing_else_does() {
             other => panic!("{name}: {other:?}"),
         }
     }
-    assert_eq!(broker.metric("millrace_acks0_closed_total"), count as f64);
+    assert_eq!(broker.metric("millrace_produce_unacked_closed_total"), count as f64);
     broker.wait_for_log("acks=0", |line| line.contains("acks=0") && line.contains("nowhere"));
 
     // Without an error the connection stays, and the next answer on it is that to the next request.
