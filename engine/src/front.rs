@@ -8,6 +8,7 @@
 //! either is not read until an answer has left.
 
 use crate::{
+    connection_log::Admitted,
     core::{Core, CoreId},
     kafka::{self, Pending, Reply},
     rt,
@@ -189,7 +190,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let peer = accepted.peer();
     let (mut reader, writer) = match conn::open(accepted, core.config.socket_request_max_bytes) {
         Ok(halves) => halves,
-        Err(error) => return tracing::warn!(%peer, %error, "cannot serve a connection"),
+        Err(error) => return closed(core, peer, &error.to_string()),
     };
     let connection = Rc::new(Connection {
         peer,
@@ -207,7 +208,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let answering = answer(core, &connection, writer);
     let reading = async {
         if let Err(error) = read(core, &connection, &mut reader).await {
-            tracing::warn!(%peer, %error, "closing a connection");
+            closed(core, peer, &error.to_string());
         }
         connection.read_to_end.set(true);
         connection.started.notify();
@@ -216,6 +217,17 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     reader.shutdown();
     core.connections.open.borrow_mut().remove(key);
     core.metrics.connections_open.set(core.connections.len() as u64);
+}
+
+/// Logs why a client's connection is closed, unless there are too many such lines.
+fn closed(core: &Core, peer: SocketAddr, error: &str) {
+    match core.connection_log.admit(peer.ip(), error) {
+        Some(Admitted { left_out }) => tracing::warn!(%peer, %error, left_out, "closing a connection"),
+        None => {
+            core.metrics.connection_lines_left_out_total.add(1);
+            tracing::debug!(%peer, %error, "closing a connection");
+        }
+    }
 }
 
 /// Why a connection is closed by us.
@@ -312,7 +324,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
             Reply::Nothing => {}
             Reply::HangUp { why } => {
                 if !gone {
-                    tracing::info!(peer = %connection.peer, "closing a connection: {why}");
+                    closed(core, connection.peer, &why);
                     core.metrics.produce_unacked_closed_total.add(1);
                 }
                 // Answers to what came before it still leave.

@@ -19,6 +19,7 @@ pub mod config_cluster;
 pub mod config_layers;
 pub mod config_topic;
 pub mod config_value;
+pub mod connection_log;
 pub mod coordinator;
 pub mod coordinators;
 pub mod core;

@@ -202,6 +202,8 @@ macro_rules! metrics {
 metrics! {
     /// Connections of Kafka clients that are open.
     connections_open: Gauge;
+    /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
+    connection_lines_left_out_total: Counter;
     /// Requests of Kafka clients.
     kafka_requests_total: PerApi;
     /// Bytes of Kafka requests, without their length prefix.
