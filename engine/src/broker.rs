@@ -450,7 +450,9 @@ pub(crate) async fn begin_core(
     rt::spawn(beat(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
-    core.hold_peers(Peers::new(Hello { core: id.0 as u16, ..about.hello.clone() }, seeds));
+    let peers = Peers::new(Hello { core: id.0 as u16, ..about.hello.clone() }, seeds);
+    peers.log_with(core.connection_log.clone());
+    core.hold_peers(peers);
     inbox.serve(&core);
     rt::spawn(groups::run(core.clone()));
     Ok(core)

@@ -8,13 +8,14 @@
 //! either is not read until an answer has left.
 
 use crate::{
+    connection_log::Admitted,
     core::{Core, CoreId},
-    kafka::{self, Pending},
+    kafka::{self, Pending, Reply},
     rt,
     sync::{Either, Notify, race},
 };
 use net::{
-    conn::{self, ConnError, FrameReader, FrameWriter},
+    conn::{self, ConnError, ConnHandle, FrameReader, FrameWriter},
     header::RequestHeader,
     listen::{Accepted, Bound, Listener},
     request::{self, DecodeError},
@@ -74,13 +75,35 @@ pub struct Connections {
 struct Connection {
     peer: SocketAddr,
     closing: Notify,
-    active: Cell<Instant>,
+    handle: ConnHandle,
+    /// The reply that is to be sent next is not known yet.
+    is_working: Cell<bool>,
+    activity: Activity,
     answers: RefCell<VecDeque<InFlight>>,
     /// Moves when a request was started, and when the reader is done.
     started: Notify,
     /// Moves when an answer has left.
     answered: Notify,
     read_to_end: Cell<bool>,
+}
+
+/// What [`Connections::close_idle`] saw when it looked last.
+struct Activity {
+    moved_bytes: Cell<u64>,
+    /// When it last found the connection in use.
+    at: Cell<Instant>,
+}
+
+impl Connection {
+    /// How long nothing has been received, sent or worked on. A client that waits for a fetch, or to join a group, is not idle; one that
+    /// does not read its answers is.
+    fn idle_time(&self, now: Instant) -> Duration {
+        let moved_bytes = self.handle.moved_bytes();
+        if self.is_working.get() || self.activity.moved_bytes.replace(moved_bytes) != moved_bytes {
+            self.activity.at.set(now);
+        }
+        now.saturating_duration_since(self.activity.at.get())
+    }
 }
 
 struct InFlight {
@@ -115,10 +138,13 @@ impl Connections {
     }
 
     fn close_idle(&self, idle: Duration) {
+        let now = Instant::now();
         for (_, connection) in self.open.borrow().iter() {
-            if connection.answers.borrow().is_empty() && connection.active.get().elapsed() >= idle {
+            if connection.idle_time(now) >= idle {
                 tracing::debug!(peer = %connection.peer, "closing an idle connection (connections.max.idle.ms)");
                 connection.closing.notify();
+                // One that waits for its client to read an answer wakes, too.
+                connection.handle.shutdown();
             }
         }
     }
@@ -164,12 +190,14 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let peer = accepted.peer();
     let (mut reader, writer) = match conn::open(accepted, core.config.socket_request_max_bytes) {
         Ok(halves) => halves,
-        Err(error) => return tracing::warn!(%peer, %error, "cannot serve a connection"),
+        Err(error) => return closed(core, peer, &error.to_string()),
     };
     let connection = Rc::new(Connection {
         peer,
         closing: Notify::default(),
-        active: Cell::new(Instant::now()),
+        handle: reader.handle(),
+        is_working: Cell::new(false),
+        activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(Instant::now()) },
         answers: RefCell::default(),
         started: Notify::default(),
         answered: Notify::default(),
@@ -180,7 +208,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let answering = answer(core, &connection, writer);
     let reading = async {
         if let Err(error) = read(core, &connection, &mut reader).await {
-            tracing::warn!(%peer, %error, "closing a connection");
+            closed(core, peer, &error.to_string());
         }
         connection.read_to_end.set(true);
         connection.started.notify();
@@ -189,6 +217,17 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     reader.shutdown();
     core.connections.open.borrow_mut().remove(key);
     core.metrics.connections_open.set(core.connections.len() as u64);
+}
+
+/// Logs why a client's connection is closed, unless there are too many such lines.
+fn closed(core: &Core, peer: SocketAddr, error: &str) {
+    match core.connection_log.admit(peer.ip(), error) {
+        Some(Admitted { left_out }) => tracing::warn!(%peer, %error, left_out, "closing a connection"),
+        None => {
+            core.metrics.connection_lines_left_out_total.add(1);
+            tracing::debug!(%peer, %error, "closing a connection");
+        }
+    }
 }
 
 /// Why a connection is closed by us.
@@ -212,7 +251,6 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             Either::Second(frame) => frame?,
         };
         let Some(frame) = frame else { return Ok(()) };
-        connection.active.set(Instant::now());
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let (header, request) = match request::decode(&frame) {
             Ok(decoded) => decoded,
@@ -273,12 +311,27 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
             flush(connection, &mut writer, &mut gone).await;
         }
         // Even for a peer that is gone: what was started ends, so that nothing is left half done.
-        let response = match ready {
-            Some(response) => response,
-            None => answer.await,
+        let reply = match ready {
+            Some(reply) => reply,
+            None => {
+                connection.is_working.set(true);
+                let reply = answer.await;
+                connection.is_working.set(false);
+                reply
+            }
         };
-        if let Some(response) = response {
-            match response::encode(&header, response) {
+        match reply {
+            Reply::Nothing => {}
+            Reply::HangUp { why } => {
+                if !gone {
+                    closed(core, connection.peer, &why);
+                    core.metrics.produce_unacked_closed_total.add(1);
+                }
+                // Answers to what came before it still leave.
+                flush(connection, &mut writer, &mut gone).await;
+                hang_up(connection, &writer, &mut gone);
+            }
+            Reply::Send(response) => match response::encode(&header, response) {
                 Ok(parts) => {
                     core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
                     writer.push(parts);
@@ -288,7 +341,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
                     tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
                     hang_up(connection, &writer, &mut gone);
                 }
-            }
+            },
         }
         let held = &core.connections.request_bytes;
         held.set(held.get() - bytes);
@@ -312,9 +365,9 @@ fn hang_up(connection: &Connection, writer: &FrameWriter, gone: &mut bool) {
 }
 
 /// The future's value if it is ready now. Its waker is registered anew when it is polled for good.
-fn poll_once(answer: &mut Pending) -> Option<Option<response::Response>> {
+fn poll_once(answer: &mut Pending) -> Option<Reply> {
     match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(response) => Some(response),
+        Poll::Ready(reply) => Some(reply),
         Poll::Pending => None,
     }
 }

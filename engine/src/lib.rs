@@ -22,6 +22,7 @@ pub mod config_topic;
 pub mod config_type;
 pub mod config_unobeyed;
 pub mod config_value;
+pub mod connection_log;
 pub mod coordinator;
 pub mod coordinators;
 pub mod core;

@@ -202,6 +202,8 @@ macro_rules! metrics {
 metrics! {
     /// Connections of Kafka clients that are open.
     connections_open: Gauge;
+    /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
+    connection_lines_left_out_total: Counter;
     /// Requests of Kafka clients.
     kafka_requests_total: PerApi;
     /// Bytes of Kafka requests, without their length prefix.
@@ -220,6 +222,8 @@ metrics! {
     produce_latency_seconds: Histogram;
     /// Fetches that wait for records now.
     fetches_waiting: Gauge;
+    /// Connections closed since a produce request with acks=0 met an error: producers learn of it in no other way.
+    produce_unacked_closed_total: Counter;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
     /// Bytes of batches fetched from memory.

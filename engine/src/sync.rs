@@ -78,6 +78,51 @@ impl Drop for Past<'_> {
     }
 }
 
+/// Which of several things have moved, for one task that waits for any of them. What moves often costs that task no more than what
+/// moves once, and what does not move costs nothing.
+pub struct Marks {
+    /// Whether each is marked, and those that are: each is in the list at most once.
+    marked: RefCell<(Vec<bool>, Vec<usize>)>,
+    moved: Notify,
+}
+
+impl Marks {
+    /// For things 0 to `count`, all of them marked.
+    pub fn all(count: usize) -> Self {
+        Self { marked: RefCell::new((vec![true; count], (0..count).collect())), moved: Notify::default() }
+    }
+
+    pub fn mark(&self, at: usize) {
+        let (is_marked, marked) = &mut *self.marked.borrow_mut();
+        if !std::mem::replace(&mut is_marked[at], true) {
+            marked.push(at);
+            self.moved.notify();
+        }
+    }
+
+    /// Wakes the task although nothing has moved.
+    pub fn wake(&self) {
+        self.moved.notify();
+    }
+
+    /// Takes one mark away.
+    pub fn take(&self) -> Option<usize> {
+        let (is_marked, marked) = &mut *self.marked.borrow_mut();
+        let at = marked.pop()?;
+        is_marked[at] = false;
+        Some(at)
+    }
+
+    pub fn version(&self) -> u64 {
+        self.moved.version()
+    }
+
+    /// Resolves once something was marked after `seen`.
+    pub fn past(&self, seen: u64) -> Past<'_> {
+        self.moved.past(seen)
+    }
+}
+
 /// Something that comes about once and stays.
 #[derive(Default)]
 pub struct Flag {
@@ -231,6 +276,18 @@ mod tests {
             assert!(poll_once(std::pin::pin!(notify.next())).is_pending());
         }
         assert!(notify.waiting.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_mark_is_taken_once_however_often_it_was_made() {
+        let marks = Marks::all(3);
+        assert_eq!([marks.take(), marks.take(), marks.take(), marks.take()], [Some(2), Some(1), Some(0), None]);
+        let seen = marks.version();
+        (0..5).for_each(|_| marks.mark(1));
+        assert!(poll_once(std::pin::pin!(marks.past(seen))).is_ready());
+        assert_eq!([marks.take(), marks.take()], [Some(1), None]);
+        marks.mark(1);
+        assert_eq!(marks.take(), Some(1));
     }
 
     #[test]

@@ -87,10 +87,15 @@ fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
 
 /// The first batch of each of these partitions.
 fn fetch(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_ms: i32) {
+    fetch_at_least(client, topic, partitions, wait_ms, 1);
+}
+
+/// The same, of so many bytes in all.
+fn fetch_at_least(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_ms: i32, bytes_min: i32) {
     let count = partitions.len();
     let partitions = partitions.map(|partition| FetchPartition::of_consumer(partition, 0, 1 << 20)).collect();
     let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(topic)), partitions }];
-    let answer = client.fetch(FetchRequest::of_consumer(wait_ms, 1, 1 << 20, topics)).unwrap();
+    let answer = client.fetch(FetchRequest::of_consumer(wait_ms, bytes_min, 1 << 20, topics)).unwrap();
     let partitions = &answer.responses[0].partitions;
     assert_eq!((answer.error_code, partitions.len()), (0, count));
     assert!(partitions.iter().all(|partition| partition.error_code == 0));
@@ -153,6 +158,15 @@ fn a_request_for_many_partitions_crosses_once_to_each_core_that_owns_some_and_ba
     // One that waits is called back from the other cores when one has found enough.
     let waiting = hops(&broker, || (0..REQUESTS).for_each(|_| fetch(&mut client, "hops", 0..partitions, 500)));
     assert!((2 * others * REQUESTS..=3 * others * REQUESTS).contains(&waiting), "{waiting} messages");
+    // Where no core has enough by itself, each tells how much it has, once; then all are called back.
+    let mut batch = BatchBuilder::new(Codec::None);
+    batch.push(1, None, Some(b"x"));
+    let bytes_min = batch.finish().len() as i32 * partitions;
+    let summed = hops(&broker, || {
+        (0..REQUESTS)
+            .for_each(|_| fetch_at_least(&mut client, "hops", 0..partitions, 60_000, bytes_min * REQUESTS as i32));
+    });
+    assert!((2 * others * REQUESTS..=4 * others * REQUESTS).contains(&summed), "{summed} messages");
 }
 
 #[test]

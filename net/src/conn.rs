@@ -3,6 +3,7 @@
 //! Lives on: the core that drives it. Reader and writer share the socket and may be driven by two tasks.
 //! Futures may be dropped at any await: what was read or not yet written stays in the reader or writer.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -33,7 +34,7 @@ pub enum ConnError {
 pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameReader, FrameWriter)> {
     let peer = accepted.peer;
     let socket = Rc::new(Watched::new(accepted.stream)?);
-    let shared = Shared { socket, peer };
+    let shared = Shared { socket, peer, moved_bytes: Rc::default() };
     let reader = FrameReader { shared: shared.clone(), decoder: FrameDecoder::new(frame_bytes_max) };
     Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
 }
@@ -63,12 +64,33 @@ pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
 struct Shared {
     socket: Rc<Watched<TcpStream>>,
     peer: SocketAddr,
+    moved_bytes: Rc<Cell<u64>>,
 }
 
 impl Shared {
+    fn has_moved(&self, byte_count: usize) {
+        self.moved_bytes.set(self.moved_bytes.get().wrapping_add(byte_count as u64));
+    }
+
     fn shutdown(&self) {
         // Fails only if the peer was faster.
         let _ = self.socket.get().shutdown(Shutdown::Both);
+    }
+}
+
+/// For whoever watches over a connection while its halves are in use.
+#[derive(Debug, Clone)]
+pub struct ConnHandle(Shared);
+
+impl ConnHandle {
+    /// Bytes that were received or sent so far, of unfinished frames too.
+    pub fn moved_bytes(&self) -> u64 {
+        self.0.moved_bytes.get()
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.0.shutdown();
     }
 }
 
@@ -84,6 +106,10 @@ impl FrameReader {
         self.shared.peer
     }
 
+    pub fn handle(&self) -> ConnHandle {
+        ConnHandle(self.shared.clone())
+    }
+
     /// The next frame without its length prefix; `None` when the peer has closed between two frames.
     pub async fn read_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
         loop {
@@ -97,8 +123,11 @@ impl FrameReader {
                     self.decoder.end()?;
                     return Ok(None);
                 }
-                // SAFETY: recv wrote that many bytes to the start of the spare room.
-                Ok(byte_count) => unsafe { self.decoder.advance(byte_count) },
+                Ok(byte_count) => {
+                    self.shared.has_moved(byte_count);
+                    // SAFETY: recv wrote that many bytes to the start of the spare room.
+                    unsafe { self.decoder.advance(byte_count) }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.decoder.rest();
                     self.shared.socket.readable().await?;
@@ -172,6 +201,7 @@ impl FrameWriter {
     }
 
     fn consume(&mut self, mut byte_count: usize) {
+        self.shared.has_moved(byte_count);
         self.queued_bytes -= byte_count;
         while byte_count > 0 {
             let front = self.queue.front_mut().expect("no more was sent than was queued");

@@ -25,6 +25,7 @@ use crate::{
     config_cluster,
     config_topic::Inherited,
     config_value::HostPort,
+    connection_log::ConnectionLog,
     coordinators::Coordinators,
     disk::Disk,
     front::{Connections, Spread},
@@ -150,6 +151,8 @@ pub struct Core {
     /// The disk has no room for what is to be flushed.
     disk_full: Cell<bool>,
     pub connections: Connections,
+    /// For the peer port, too.
+    pub connection_log: Rc<ConnectionLog>,
     pub lifecycle: Lifecycle,
 }
 
@@ -205,6 +208,7 @@ impl Core {
             failed: RefCell::default(),
             disk_full: Cell::new(false),
             connections: Connections::new(parts.spread),
+            connection_log: Rc::default(),
             lifecycle: Lifecycle::default(),
         })
     }

@@ -39,8 +39,29 @@ use crate::{
 use net::{StrBytes, api::ApiKey, header::RequestHeader, request::Request, response::Response};
 use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
 
-/// An answer on its way; `None` where the protocol has none (produce with acks=0).
-pub type Pending = Pin<Box<dyn Future<Output = Option<Response>>>>;
+/// How a request ends for its connection.
+pub enum Reply {
+    Send(Response),
+    /// The protocol has no answer here: a produce request with acks=0 that was appended.
+    Nothing,
+    /// The protocol has no answer, and the client must learn of an error all the same: its connection is closed.
+    HangUp {
+        why: String,
+    },
+}
+
+impl Reply {
+    #[cfg(test)]
+    pub fn response(self) -> Option<Response> {
+        match self {
+            Reply::Send(response) => Some(response),
+            Reply::Nothing | Reply::HangUp { .. } => None,
+        }
+    }
+}
+
+/// A reply on its way.
+pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 
 /// Starts a request. Produce has taken its place in the logs when this returns; the others begin when the answers before
 /// theirs have left.
@@ -94,7 +115,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request:
 }
 
 fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {
-    Box::pin(async move { Some(answer.await.into()) })
+    Box::pin(async move { Reply::Send(answer.await.into()) })
 }
 
 /// The header and answer for an ApiVersions version that is not served: version 0, error 35 and the table (KIP-511).

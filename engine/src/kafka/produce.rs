@@ -1,9 +1,9 @@
 //! Produce: to each partition's owner once over and once back, answered when every batch is committed.
 //!
-//! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer and its errors close nothing, as with Kafka's
-//! network layer only a malformed frame does.
+//! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer, so an error
+//! closes the connection, as Kafka does: the producer then reads the metadata again instead of losing one record after the other.
 
-use super::{Pending, brokers};
+use super::{Pending, Reply, brokers};
 use crate::{
     admission::Turn,
     clock,
@@ -36,6 +36,9 @@ struct Item {
 }
 
 type Outcome = Result<Appended, ErrorCode>;
+
+/// Characters of a topic's name in a line of the log at most; no name that is valid has more.
+const TOPIC_CHARS_TOLD: usize = 249;
 
 /// Checks the request, hands every batch to its partition, and returns what to wait for.
 pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending {
@@ -74,7 +77,11 @@ pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending 
             }
         }
         core.metrics.produce_latency_seconds.record(started.elapsed());
-        (request.acks != 0).then(|| answer.response(&core, version).into())
+        match (request.acks, answer.first_refusal()) {
+            (0, None) => Reply::Nothing,
+            (0, Some(why)) => Reply::HangUp { why },
+            _ => Reply::Send(answer.response(&core, version).into()),
+        }
     })
 }
 
@@ -196,6 +203,24 @@ struct Answer {
 }
 
 impl Answer {
+    /// In words, for the log: what a producer with acks=0 can't be told.
+    fn first_refusal(&self) -> Option<String> {
+        let partitions = self.topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |p| (topic, p)));
+        let mut refused =
+            partitions.zip(&self.outcomes).filter_map(|(at, outcome)| Some((at, outcome.as_ref().err()?)));
+        let ((topic, partition), Refusal { code, .. }) = refused.next()?;
+        let topic = match topic {
+            // As it came: it may be anything.
+            TopicRef::Name(name) => format!("{:?}", name.chars().take(TOPIC_CHARS_TOLD).collect::<String>()),
+            TopicRef::Id(id) => id.to_string(),
+        };
+        let more = match refused.count() {
+            0 => String::new(),
+            more => format!(", and {more} partitions more"),
+        };
+        Some(format!("a produce request with acks=0 met {code} at {topic}, partition {partition}{more}"))
+    }
+
     fn response(self, core: &Rc<Core>, version: i16) -> ProduceResponse {
         let mut outcomes = self.outcomes.into_iter();
         let topics: Vec<_> = self

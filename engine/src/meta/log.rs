@@ -7,7 +7,7 @@
 //! Invariants: nothing is shown that is not committed; there is one record for every entry, so offsets have no holes.
 
 use super::{META_GROUP, Meta, log_json};
-use crate::{core::Core, sync::Notify};
+use crate::{core::Core, sync::Marks};
 use bytes::Bytes;
 use net::{batch::Assigned, batch_build::BatchBuilder, errors::ErrorCode};
 use slab::Slab;
@@ -21,11 +21,11 @@ const NO_TIMESTAMP: i64 = -1;
 
 /// Fetches that wait for more of the log.
 #[derive(Default)]
-pub(super) struct Watchers(RefCell<Slab<Rc<Notify>>>);
+pub(super) struct Watchers(RefCell<Slab<(Rc<Marks>, usize)>>);
 
 impl Watchers {
     pub(super) fn wake(&self) {
-        self.0.borrow().iter().for_each(|(_, fetch)| fetch.notify());
+        self.0.borrow().iter().for_each(|(_, (fetch, at))| fetch.mark(*at));
     }
 }
 
@@ -41,10 +41,10 @@ impl Drop for LogWatch {
     }
 }
 
-/// Wakes `fetch` whenever more of the log is shown, until the watch is dropped.
-pub fn watch_log(core: &Core, fetch: Rc<Notify>) -> LogWatch {
+/// Marks `at` in `fetch` whenever more of the log is shown, until the watch is dropped.
+pub fn watch_log(core: &Core, fetch: Rc<Marks>, at: usize) -> LogWatch {
     let meta = core.meta().clone();
-    let key = meta.watchers.0.borrow_mut().insert(fetch);
+    let key = meta.watchers.0.borrow_mut().insert((fetch, at));
     LogWatch { meta, key }
 }
 

@@ -36,7 +36,7 @@ use crate::{
     producers::Producers,
     producers_gaps::Gaps,
     replica::{self, Payload, Replica, Replicated},
-    sync::Notify,
+    sync::Marks,
 };
 use ahash::AHashMap;
 use consensus::{
@@ -108,7 +108,7 @@ pub struct Partition {
     config: RefCell<Rc<TopicConfig>>,
     state: RefCell<State>,
     /// Fetches to wake when the high watermark moves.
-    watchers: RefCell<Slab<Rc<Notify>>>,
+    watchers: RefCell<Slab<(Rc<Marks>, usize)>>,
     /// Set once the first entry of our term is applied: only then do we know all that was acked before.
     established: Cell<bool>,
     /// The nodes that hold it, the preferred leader first.
@@ -291,9 +291,9 @@ impl Partition {
         }
     }
 
-    /// Wakes `fetch` whenever the high watermark moves, until the watch is dropped.
-    pub fn watch(self: &Rc<Self>, fetch: Rc<Notify>) -> Watch {
-        let key = self.watchers.borrow_mut().insert(fetch);
+    /// Marks `at` in `fetch` whenever the high watermark or the leadership moves, until the watch is dropped.
+    pub fn watch(self: &Rc<Self>, fetch: Rc<Marks>, at: usize) -> Watch {
+        let key = self.watchers.borrow_mut().insert((fetch, at));
         Watch { partition: self.clone(), key }
     }
 }
@@ -302,6 +302,12 @@ impl Partition {
 pub struct Watch {
     partition: Rc<Partition>,
     key: usize,
+}
+
+impl Watch {
+    pub fn partition(&self) -> &Rc<Partition> {
+        &self.partition
+    }
 }
 
 impl Drop for Watch {
@@ -332,8 +338,8 @@ impl Partition {
     }
 
     fn wake_fetches(&self) {
-        for (_, fetch) in self.watchers.borrow().iter() {
-            fetch.notify();
+        for (_, (fetch, at)) in self.watchers.borrow().iter() {
+            fetch.mark(*at);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
+    connection_log::Admitted,
     rt,
     sync::{Either, race},
 };
@@ -14,19 +15,10 @@ use net::{
     listen::{Accepted, Bound, Listener},
     peer::{self, Kind, PeerError, PeerFrame},
 };
-use std::{
-    net::IpAddr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, time::Duration};
 
 /// Connections of brokers and tools to this core at most; more are closed.
 const SERVED_MAX: usize = 1024;
-
-/// What ends a caller's connections is told once in so long, if it is always the same; a misled broker tries on and on.
-const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Callers for whom that is remembered; beyond it, all are forgotten.
-pub(super) const REFUSED_MAX: usize = 256;
 
 impl Peers {
     /// Accepts connections until the broker stops.
@@ -47,7 +39,10 @@ impl Peers {
     fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
         let from = accepted.peer();
         if self.served.get() >= SERVED_MAX {
-            return tracing::warn!(%from, "closing a connection on the peer port: {SERVED_MAX} are open");
+            if let Some(Admitted { left_out }) = self.log.borrow().admit(from.ip(), "too many") {
+                tracing::warn!(%from, left_out, "closing a connection on the peer port: {SERVED_MAX} are open");
+            }
+            return;
         }
         self.served.set(self.served.get() + 1);
         let (peers, host) = (self.clone(), host.clone());
@@ -55,27 +50,18 @@ impl Peers {
             match peers.serve(accepted, &host).await {
                 Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
                 Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
-                Err(error) if peers.is_news(from.ip(), error.to_string()) => {
-                    tracing::warn!(%from, %error, "a connection on the peer port is closed");
+                Err(error) => {
+                    let log = peers.log.borrow().clone();
+                    match log.admit(from.ip(), &error.to_string()) {
+                        Some(Admitted { left_out }) => {
+                            tracing::warn!(%from, %error, left_out, "a connection on the peer port is closed");
+                        }
+                        None => tracing::debug!(%from, %error, "a connection on the peer port is closed"),
+                    }
                 }
-                Err(error) => tracing::debug!(%from, %error, "a connection on the peer port is closed"),
             }
             peers.served.set(peers.served.get() - 1);
         });
-    }
-
-    /// Whether this is not what the caller was turned away for a moment ago.
-    pub(super) fn is_news(&self, from: IpAddr, why: String) -> bool {
-        let mut refused = self.refused.borrow_mut();
-        let now = Instant::now();
-        if refused.get(&from).is_some_and(|(told, at)| *told == why && now < *at + REFUSAL_TOLD_EVERY) {
-            return false;
-        }
-        if refused.len() >= REFUSED_MAX {
-            refused.clear();
-        }
-        refused.insert(from, (why, now));
-        true
     }
 
     async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {

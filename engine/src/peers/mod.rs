@@ -22,10 +22,10 @@ mod tools;
 use outgoing::Outgoing;
 
 use crate::{
+    connection_log::ConnectionLog,
     rt,
     sync::{Either, Flag, Notify, race},
 };
-use ahash::AHashMap;
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
@@ -39,10 +39,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::Future,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{SocketAddr, ToSocketAddrs},
     pin::Pin,
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
@@ -105,8 +105,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
-    /// Why callers' connections were ended, and when that was told.
-    refused: RefCell<AHashMap<IpAddr, (String, Instant)>>,
+    /// Which ends of callers' connections are told. Its core's, once it has one.
+    log: RefCell<Rc<ConnectionLog>>,
 }
 
 /// The way to one broker.
@@ -195,12 +195,17 @@ impl Peers {
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
-            refused: RefCell::default(),
+            log: RefCell::default(),
         });
         for (node, address) in seeds {
             peers.add(node, address, true);
         }
         peers
+    }
+
+    /// Lines about connections count together with those of the core's other ports.
+    pub fn log_with(&self, log: Rc<ConnectionLog>) {
+        *self.log.borrow_mut() = log;
     }
 
     pub fn stats(&self) -> &PeerStats {

@@ -1,6 +1,6 @@
 //! Two brokers, or a broker and somebody who is played by the test, on one core and real sockets.
 
-use super::{incoming::REFUSED_MAX, *};
+use super::*;
 use crate::sync::{Answer, Promise, promise};
 use consensus::{
     group::{Message, MessageType},
@@ -309,19 +309,6 @@ fn refusals_say_what_to_do() {
     }
     let why = LinkError::SameNode { node: 1, address: "a:1".to_owned() }.to_string();
     assert!(why.contains("the broker at a:1 has the node id 1, too") && why.contains("--node-id"), "{why}");
-}
-
-#[test]
-fn what_a_caller_does_over_and_over_is_told_once() {
-    let peers = Peers::new(hello(1), []);
-    let told = |host: u8, why: &str| peers.is_news([10, 0, 0, host].into(), why.to_owned());
-    assert_eq!(
-        [told(1, "a"), told(1, "a"), told(2, "a"), told(1, "b"), told(1, "b")],
-        [true, false, true, true, false]
-    );
-    let many = (0..=255).map(|host| told(host, "c")).filter(|told| *told).count();
-    assert_eq!(many, 256);
-    assert!(peers.refused.borrow().len() <= REFUSED_MAX);
 }
 
 #[test]

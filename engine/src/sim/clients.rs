@@ -87,7 +87,7 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
                 if let Some(before) = before {
                     let _: Option<()> = before.await;
                 }
-                if let Some(response) = response {
+                if let Some(response) = response.response() {
                     answered.keep(response);
                     left.keep(());
                 }

@@ -7,7 +7,10 @@ use super::{
     exec::{self, Running, World},
     node::{Founding, Node},
 };
-use crate::{kafka, sync};
+use crate::{
+    kafka::{self, Reply},
+    sync,
+};
 use bytes::Bytes;
 use net::{
     StrBytes,
@@ -115,7 +118,7 @@ impl Calm {
                 kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request)
             };
             let answered = sync::all(requests.into_iter().map(start).collect()).await;
-            *given.borrow_mut() = Some(answered.into_iter().flatten().collect());
+            *given.borrow_mut() = Some(answered.into_iter().filter_map(Reply::response).collect());
         });
         answers
     }
@@ -315,7 +318,8 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
             for _ in 0..ROUND {
                 let (header, request) = net::request::decode(&frame).expect("it is well formed");
                 let answer = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request).await;
-                net::response::encode(&header, answer.expect("there is an answer")).expect("it can be written");
+                net::response::encode(&header, answer.response().expect("there is an answer"))
+                    .expect("it can be written");
             }
             // The first round is to warm up.
             spent.set((allocations::so_far() - before) * round / ROUND);
