@@ -74,6 +74,8 @@ pub enum BatchError {
     Count { count: i32, last_offset_delta: i32 },
     #[error("base offset {base_offset}, where a producer's is 0")]
     BaseOffset { base_offset: i64 },
+    #[error("a producer's batch bears the append time, which the broker alone sets")]
+    AppendTime,
     #[error("clients may not write control batches")]
     Control,
     #[error("producer id {producer_id} with epoch {producer_epoch} and base sequence {base_sequence}")]
@@ -194,10 +196,39 @@ pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     Ok(header)
 }
 
+/// The least and largest timestamps of a batch's records, those without a timestamp (-1) left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    pub oldest: i64,
+    pub newest: i64,
+}
+
+impl Times {
+    /// With one more record's timestamp.
+    pub fn with(times: Option<Times>, timestamp: i64) -> Option<Times> {
+        if timestamp == NO_TIMESTAMP {
+            return times;
+        }
+        let Times { oldest, newest } = times.unwrap_or(Times { oldest: timestamp, newest: timestamp });
+        Some(Times { oldest: oldest.min(timestamp), newest: newest.max(timestamp) })
+    }
+}
+
+/// What Kafka's clients put for a record without a timestamp.
+pub const NO_TIMESTAMP: i64 = -1;
+
+/// A batch that may be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    pub header: BatchHeader,
+    /// `None` if no record has a timestamp.
+    pub times: Option<Times>,
+}
+
 /// Checks what a client wants stored in one partition: exactly one batch, whole and intact, whose header, and if it is
 /// not compressed whose records, are consistent (Kafka's `ProduceRequest.validateRecords`,
 /// `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`).
-pub fn validate(records: &[u8], produce_version: i16) -> Result<BatchHeader, BatchError> {
+pub fn validate(records: &[u8], produce_version: i16) -> Result<Checked, BatchError> {
     if records.is_empty() {
         return Err(BatchError::Empty);
     }
@@ -218,14 +249,22 @@ pub fn validate(records: &[u8], produce_version: i16) -> Result<BatchHeader, Bat
     if header.is_control() {
         return Err(BatchError::Control);
     }
+    if header.is_log_append_time() {
+        return Err(BatchError::AppendTime);
+    }
     let BatchHeader { producer_id, producer_epoch, base_sequence, .. } = header;
     if header.is_idempotent() && (producer_epoch < 0 || base_sequence < 0) {
         return Err(BatchError::Producer { producer_id, producer_epoch, base_sequence });
     }
+    let mut times = Times::with(None, header.max_timestamp);
     if header.codec()? == Codec::None {
-        record::check_all(&records[HEADER_BYTES..], count)?;
+        record::check_all(&records[HEADER_BYTES..], count, |delta| {
+            times = Times::with(times, header.base_timestamp.wrapping_add(delta));
+        })?;
+    } else {
+        times = Times::with(times, header.base_timestamp);
     }
-    Ok(header)
+    Ok(Checked { header, times })
 }
 
 /// What a broker puts in a batch when it stores it.

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::records as theirs;
 
-use crate::batch::{self, Assigned, BatchError, BatchHeader, Batches, HEADER_BYTES, validate, verify};
+use crate::batch::{self, Assigned, BatchError, BatchHeader, Batches, HEADER_BYTES, Times, validate, verify};
 use crate::batch_build::BatchBuilder;
 use crate::compression::Codec;
 use crate::errors::{self, ErrorCode};
@@ -37,7 +37,7 @@ fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
 fn a_built_batch_is_what_the_codec_crate_reads() {
     for codec in Codec::ALL {
         let batch = sample(codec);
-        let header = validate(&batch, 9).unwrap();
+        let header = validate(&batch, 9).unwrap().header;
         assert_eq!(header.codec(), Ok(codec));
         assert_eq!((header.record_count, header.last_offset_delta, header.byte_count), (3, 2, batch.len()));
         assert_eq!((header.base_timestamp, header.max_timestamp), (1000, 1020));
@@ -82,7 +82,7 @@ fn a_batch_that_the_codec_crate_built_is_read() {
         let mut out = BytesMut::new();
         RecordBatchEncoder::encode(&mut out, &records, &RecordEncodeOptions { version: 2, compression }).unwrap();
         let batch = out.freeze();
-        let header = validate(&batch, 9).unwrap();
+        let header = validate(&batch, 9).unwrap().header;
         assert_eq!(header.codec().unwrap() as i16, compression as i16);
         let opened = Records::open(&batch, BYTES_MAX).unwrap();
         let offsets: Vec<_> = opened.iter().map(|r| r.unwrap().offset).collect();
@@ -135,6 +135,7 @@ fn what_may_not_be_stored_is_refused_by_name() {
         ("two batches", two, E::Several, C::InvalidRecord),
         ("codec 5", patched(21, &[0, 5]), E::Codec { attributes: 5 }, C::UnsupportedCompressionType),
         ("control", patched(21, &[0, 0x20]), E::Control, C::InvalidRecord),
+        ("append time", patched(21, &[0, 0x08]), E::AppendTime, C::InvalidTimestamp),
         ("count 0", patched(57, &[0, 0, 0, 0]), E::Count { count: 0, last_offset_delta: 2 }, C::InvalidRecord),
         ("count -1", patched(57, &[0xff; 4]), E::Count { count: -1, last_offset_delta: 2 }, C::InvalidRecord),
         ("count 4", patched(57, &[0, 0, 0, 4]), E::Count { count: 4, last_offset_delta: 2 }, C::InvalidRecord),
@@ -263,6 +264,23 @@ fn timestamps_are_found() {
 }
 
 #[test]
+fn a_batchs_timestamps_are_seen() {
+    let times = |timestamps: &[i64]| {
+        let mut builder = BatchBuilder::default();
+        timestamps.iter().for_each(|timestamp| builder.push(*timestamp, None, None));
+        validate(&builder.finish(), 9).unwrap().times
+    };
+    assert_eq!(times(&[5, 3, 9, 4]), Some(Times { oldest: 3, newest: 9 }));
+    assert_eq!(times(&[7]), Some(Times { oldest: 7, newest: 7 }));
+    assert_eq!(times(&[-1, -1]), None, "no timestamp at all");
+    assert_eq!(times(&[-1, 8, -1]), Some(Times { oldest: 8, newest: 8 }));
+    assert_eq!(times(&[-2, 8]), Some(Times { oldest: -2, newest: 8 }));
+    // A header that says more than its records counts too.
+    let absurd = patched(35, &i64::MAX.to_be_bytes());
+    assert_eq!(validate(&absurd, 9).unwrap().times, Some(Times { oldest: 990, newest: i64::MAX }));
+}
+
+#[test]
 fn batches_in_a_row_are_walked_without_copying() {
     let mut builder = BatchBuilder::default();
     builder.push(1, None, Some(b"one"));
@@ -286,9 +304,9 @@ fn batches_in_a_row_are_walked_without_copying() {
 fn sequences_wrap() {
     let mut builder = BatchBuilder::default().producer(1, 0, i32::MAX);
     builder.push(0, None, None);
-    assert_eq!(validate(&builder.clone().finish(), 3).unwrap().last_sequence(), i32::MAX);
+    assert_eq!(validate(&builder.clone().finish(), 3).unwrap().header.last_sequence(), i32::MAX);
     builder.push(0, None, None);
-    assert_eq!(validate(&builder.finish(), 3).unwrap().last_sequence(), 0);
+    assert_eq!(validate(&builder.finish(), 3).unwrap().header.last_sequence(), 0);
 }
 
 /// One record, value "hello", no key, field by field.

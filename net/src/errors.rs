@@ -31,6 +31,7 @@ pub fn of_batch(error: &BatchError) -> ErrorCode {
         BatchError::Short { .. } | BatchError::Length { .. } | BatchError::Crc { .. } => ErrorCode::CorruptMessage,
         BatchError::Magic { .. } => ErrorCode::UnsupportedForMessageFormat,
         BatchError::Codec { .. } | BatchError::ZstdTooEarly { .. } => ErrorCode::UnsupportedCompressionType,
+        BatchError::AppendTime => ErrorCode::InvalidTimestamp,
         BatchError::Empty
         | BatchError::Several
         | BatchError::Count { .. }

@@ -89,11 +89,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Checks that `count` records fill `bytes` exactly, with offset deltas 0, 1, 2 … Keys and values are not looked at.
-pub(crate) fn check_all(bytes: &[u8], count: i32) -> Result<(), RecordError> {
+/// Checks that `count` records fill `bytes` exactly, with offset deltas 0, 1, 2 … Keys and values are not looked at. Each record's
+/// timestamp delta goes to `see`.
+pub(crate) fn check_all(bytes: &[u8], count: i32, mut see: impl FnMut(i64)) -> Result<(), RecordError> {
     let mut cursor = Cursor { bytes, index: 0 };
     for index in 0..count {
-        let (_, offset_delta) = cursor.record(index)?.deltas()?;
+        let (timestamp_delta, offset_delta) = cursor.record(index)?.deltas()?;
+        see(timestamp_delta);
         if offset_delta != i64::from(index) {
             return Err(RecordError::OffsetDelta { index, offset_delta });
         }

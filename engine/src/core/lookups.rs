@@ -2,6 +2,7 @@
 
 use super::{Core, Leadership};
 use crate::{
+    config_topic::TimestampBounds,
     kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
     meta::META_GROUP,
 };
@@ -41,6 +42,16 @@ impl Core {
         let partitions = &topic.ok_or(unknown)?.partitions;
         let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
         partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+
+    /// Which timestamps a topic takes from producers; `None` if any.
+    pub fn timestamp_bounds(&self, topic: &TopicRef) -> Option<TimestampBounds> {
+        let view = self.view.borrow();
+        let topic = match topic {
+            TopicRef::Name(name) => view.topic(name.as_str()),
+            TopicRef::Id(id) => view.topic_by_id(*id),
+        };
+        TimestampBounds::of(&topic?.configs, &self.config)
     }
 
     /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).

@@ -112,9 +112,14 @@ fn check(
         return Err(Refusal { code: ErrorCode::InvalidTopicException, message: Some(message) });
     }
     let batch = records.ok_or(ErrorCode::InvalidRecord)?;
-    let info = batch::validate(&batch, version)
+    let checked = batch::validate(&batch, version)
         .map_err(|error| Refusal { code: errors::of_batch(&error), message: Some(error.to_string()) })?;
-    Ok((group, batch, info))
+    if let (Some(times), Some(bounds)) = (checked.times, core.timestamp_bounds(topic))
+        && let Some(message) = bounds.refusal(times, clock::wall_ms())
+    {
+        return Err(Refusal { code: ErrorCode::InvalidTimestamp, message: Some(message) });
+    }
+    Ok((group, batch, checked.header))
 }
 
 /// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
