@@ -50,3 +50,4 @@ pub mod serve;
 #[cfg(test)]
 mod sim;
 pub mod sync;
+pub mod turn_probe;

@@ -310,6 +310,10 @@ metrics! {
     metadata_ticks_total: Counter;
     /// Those of them at which this broker held a valid read lease.
     metadata_leased_ticks_total: Counter;
+    /// Time between two turns of the core's executor, as a probe meets it every 10 ms: so long do the network and the disk wait for it.
+    core_turn_seconds: Histogram;
+    /// The longest of these since the start, in microseconds.
+    core_turn_longest_microseconds: Gauge;
     /// Beats of the core's loop; it beats about once a second.
     loop_beats_total: Counter;
 }
