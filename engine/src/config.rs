@@ -225,6 +225,8 @@ settings! {
         ms(0, i64::MAX);
     /// How far ahead of the broker's clock a producer's timestamp may be; one that is later is refused.
     log_message_timestamp_after_max_ms: i64 = "log.message.timestamp.after.max.ms", "3600000", ms(0, i64::MAX);
+    /// Whether the records of compressed batches are decompressed and checked before they are stored, as those of others always are.
+    log_validate_compressed: bool = "log.validate.compressed", "true", Kind::Bool;
     /// What becomes of old records. Compaction is not served yet.
     log_cleanup_policy: String = "log.cleanup.policy", "delete", Kind::OneOf(&["delete"]);
     /// How records are kept: as the producer compressed them. Nothing is recompressed.

@@ -75,6 +75,8 @@ struct Connection {
     peer: SocketAddr,
     closing: Notify,
     active: Cell<Instant>,
+    /// The order of its produce requests.
+    lane: kafka::Lane,
     answers: RefCell<VecDeque<InFlight>>,
     /// Moves when a request was started, and when the reader is done.
     started: Notify,
@@ -170,6 +172,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
         peer,
         closing: Notify::default(),
         active: Cell::new(Instant::now()),
+        lane: kafka::Lane::default(),
         answers: RefCell::default(),
         started: Notify::default(),
         answered: Notify::default(),
@@ -224,7 +227,7 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             Err(error) => return Err(error.into()),
         };
         core.metrics.kafka_requests(header.api).add(1);
-        let answer = kafka::start(core, connection.peer, &header, request);
+        let answer = kafka::start(core, connection.peer, &connection.lane, &header, request);
         push(core, connection, InFlight { header, answer, bytes: frame.len() });
     }
 }

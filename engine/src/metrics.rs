@@ -218,6 +218,8 @@ metrics! {
     produce_gaps_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
+    /// Times that requests with more work than a turn's gave way to others.
+    request_pauses_total: Counter;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
     /// Bytes of batches fetched from memory.

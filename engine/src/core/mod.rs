@@ -30,6 +30,7 @@ use crate::{
     front::{Connections, Spread},
     groups::Groups,
     kafka::{Fetches, Placement, ProducerIds},
+    long_work::LongWork,
     mesh::{HasMesh, Mesh},
     meta::{META_GROUP, Meta},
     metrics::CoreMetrics,
@@ -120,6 +121,7 @@ pub struct Core {
     /// Turns to read for replicas that lag.
     pub pace: Pace,
     pub admission: Admission,
+    pub long_work: LongWork,
     pub fetches: Fetches,
     pub producer_ids: ProducerIds,
     pub placement: Placement,
@@ -184,6 +186,7 @@ impl Core {
             metrics: parts.metrics,
             ready_loop: ReadyLoop::default(),
             admission: Admission::default(),
+            long_work: LongWork::default(),
             fetches: Fetches::default(),
             producer_ids: ProducerIds::default(),
             placement: Placement::default(),

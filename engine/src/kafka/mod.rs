@@ -23,6 +23,7 @@ mod unregister;
 pub use fetch::Fetches;
 pub use metadata_log::METADATA_TOPIC;
 pub use placement::Placement;
+pub use produce::Lane;
 pub use producer_ids::ProducerIds;
 pub use topics::OFFSETS_TOPIC;
 
@@ -36,13 +37,13 @@ use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
 /// An answer on its way; `None` where the protocol has none (produce with acks=0).
 pub type Pending = Pin<Box<dyn Future<Output = Option<Response>>>>;
 
-/// Starts a request. Produce has taken its place in the logs when this returns; the others begin when the answers before
-/// theirs have left.
-pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request: Request) -> Pending {
+/// Starts a request of the connection that has this lane. Produce takes its place in the logs in the order of these calls; the others
+/// begin when the answers before theirs have left.
+pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
     let core = core.clone();
     let version = header.version;
     match request {
-        Request::Produce(request) => produce::start(&core, request, version),
+        Request::Produce(request) => produce::start(&core, lane, request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
         Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
         Request::Metadata(request) => reply(async move { metadata::metadata(&core, request, version).await }),
