@@ -6,6 +6,7 @@
 use super::brokers;
 use crate::{
     core::{Core, CoreId},
+    long_work::Work,
     meta::{self, LogWatch, META_GROUP},
     partition::{FetchRead, Partition, Watch},
     rt,
@@ -79,8 +80,10 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
     }
     let mut parts: Vec<Option<Result<Found, ErrorCode>>> = Vec::new();
     let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    let mut work = Work::on(core);
     for topic in &request.topics {
         for partition in &topic.partitions {
+            work.entry().await;
             let place = parts.len();
             match core.find_group(&topic.topic, partition.partition) {
                 Ok(group) => {
@@ -179,7 +182,9 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> (Vec<Part>, b
     let mut total = 0;
     let mut refused = false;
     let mut parts = Vec::with_capacity(items.len());
+    let mut work = Work::on(core);
     for item in items {
+        work.entry().await;
         let found = match core.partition(item.group) {
             None if item.group == META_GROUP => read_metadata(core, item, left, total == 0),
             Some(partition) => read_partition(core, &partition, item, left, total == 0).await,
@@ -188,6 +193,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> (Vec<Part>, b
         match &found {
             Ok(found) => {
                 let bytes = found.bytes();
+                work.share.take_entries(found.batches.len());
                 total += bytes;
                 left = left.saturating_sub(bytes);
             }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     core::Core,
+    long_work::Work,
     meta::{self, META_GROUP},
 };
 use consensus::metadata::{Partition, Topic};
@@ -23,15 +24,23 @@ use net::{
     },
     produce::TopicRef,
 };
-use std::{collections::BTreeSet, rc::Rc};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 use wal::record::GroupId;
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let look = Look::new(core).await;
+    let mut work = Work::on(core);
     // Version 0 asks for all topics by an empty list, later ones by null.
     let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
     let topics = match asked {
-        None => core.view(|view| view.topics().map(|topic| look.describe(topic)).collect()),
+        None => {
+            let all: Vec<Arc<Topic>> = core.view(|view| view.topics().cloned().collect());
+            let mut topics = Vec::with_capacity(all.len());
+            for topic in all {
+                topics.push(look.describe(&mut work, &topic).await);
+            }
+            topics
+        }
         Some(asked) => {
             let may_create =
                 core.config.auto_create_topics_enable && (version < 4 || request.allow_auto_topic_creation);
@@ -40,7 +49,11 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
             if may_create && look.fresh {
                 auto_create(core, &names).await;
             }
-            asked.iter().map(|topic| look.find(topic.name.as_ref(), topic.topic_id, may_create)).collect()
+            let mut topics = Vec::with_capacity(asked.len());
+            for topic in &asked {
+                topics.push(look.find(&mut work, topic.name.as_ref(), topic.topic_id, may_create).await);
+            }
+            topics
         }
     };
     let brokers = brokers::alive(core).into_iter().map(|node| {
@@ -71,11 +84,18 @@ impl<'a> Look<'a> {
         Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh }
     }
 
-    fn find(&self, name: Option<&TopicName>, id: Uuid, may_create: bool) -> MetadataResponseTopic {
+    async fn find(
+        &self,
+        work: &mut Work<'_>,
+        name: Option<&TopicName>,
+        id: Uuid,
+        may_create: bool,
+    ) -> MetadataResponseTopic {
         let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
         if let Some(topic) = self.core.find_topic(&asked) {
-            return self.describe(&topic);
+            return self.describe(work, &topic).await;
         }
+        work.entry().await;
         let code = match name {
             Some(name) if consensus::metadata::check_topic_name(name.0.as_str()).is_err() => {
                 ErrorCode::InvalidTopicException
@@ -89,7 +109,8 @@ impl<'a> Look<'a> {
         MetadataResponseTopic::default().with_error_code(code.code()).with_name(name.cloned()).with_topic_id(id)
     }
 
-    fn describe(&self, topic: &Topic) -> MetadataResponseTopic {
+    async fn describe(&self, work: &mut Work<'_>, topic: &Topic) -> MetadataResponseTopic {
+        work.entry().await;
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
@@ -97,20 +118,23 @@ impl<'a> Look<'a> {
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }
-        let partitions = topic.partitions.iter().enumerate().map(|(number, partition)| {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for (number, partition) in topic.partitions.iter().enumerate() {
+            work.entry().await;
             let leader = self.core.leader_of(GroupId(partition.group));
             let nodes: Vec<BrokerId> = partition.replicas.iter().copied().map(BrokerId).collect();
             let offline = nodes.iter().copied().filter(|node| !self.alive.contains(&node.0)).collect();
-            MetadataResponsePartition::default()
+            let told = MetadataResponsePartition::default()
                 .with_error_code(if leader.is_some() { errors::NONE } else { ErrorCode::LeaderNotAvailable.code() })
                 .with_partition_index(number as i32)
                 .with_leader_id(BrokerId(leader.map_or(-1, |leader| leader.node)))
                 .with_leader_epoch(leader.map_or(-1, |leader| leader.epoch))
                 .with_replica_nodes(nodes.clone())
                 .with_isr_nodes(self.in_sync(partition).into_iter().map(BrokerId).collect())
-                .with_offline_replicas(offline)
-        });
-        response.with_partitions(partitions.collect())
+                .with_offline_replicas(offline);
+            partitions.push(told);
+        }
+        response.with_partitions(partitions)
     }
 }
 
@@ -139,6 +163,7 @@ pub async fn describe_partitions(
     request: DescribeTopicPartitionsRequest,
 ) -> DescribeTopicPartitionsResponse {
     let look = Look::new(core).await;
+    let mut work = Work::on(core);
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
     let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
     let mut names: Vec<StrBytes> = if request.topics.is_empty() {
@@ -157,7 +182,7 @@ pub async fn describe_partitions(
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
             break;
         }
-        let found = look.find(Some(&TopicName(name.clone())), Uuid::nil(), false);
+        let found = look.find(&mut work, Some(&TopicName(name.clone())), Uuid::nil(), false).await;
         let total = found.partitions.len();
         let page: Vec<_> = found
             .partitions

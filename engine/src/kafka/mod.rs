@@ -21,6 +21,7 @@ mod topics;
 mod unregister;
 
 pub use fetch::Fetches;
+pub use list_offsets::Unreadable;
 pub use metadata_log::METADATA_TOPIC;
 pub use placement::Placement;
 pub use produce::Lane;
