@@ -377,6 +377,7 @@ async fn run_core(
     if core.until_serving().await {
         shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
         rt::spawn(front::close_idle(core.clone()));
+        rt::spawn(crate::turn_probe::run(core.clone()));
         serve_partitions(&core);
         // A core that accepts nobody would leave the broker half alive.
         front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");

@@ -225,6 +225,13 @@ settings! {
     /// Whether records bear the producer's time or that of their arrival.
     log_message_timestamp_type: String = "log.message.timestamp.type", "CreateTime",
         Kind::OneOf(&["CreateTime", "LogAppendTime"]);
+    /// How far behind the broker's clock a producer's timestamp may be; one that is older is refused, but for -1, no timestamp.
+    log_message_timestamp_before_max_ms: i64 = "log.message.timestamp.before.max.ms", "9223372036854775807",
+        ms(0, i64::MAX);
+    /// How far ahead of the broker's clock a producer's timestamp may be; one that is later is refused.
+    log_message_timestamp_after_max_ms: i64 = "log.message.timestamp.after.max.ms", "3600000", ms(0, i64::MAX);
+    /// Whether the records of compressed batches are decompressed and checked before they are stored, as those of others always are.
+    log_validate_compressed: bool = "log.validate.compressed", "true", Kind::Bool;
     /// What becomes of old records. Compaction is not served yet.
     log_cleanup_policy: String = "log.cleanup.policy", "delete", Kind::OneOf(&["delete"]);
     /// How records are kept: as the producer compressed them. Nothing is recompressed.

@@ -76,6 +76,8 @@ struct Connection {
     peer: SocketAddr,
     closing: Notify,
     handle: ConnHandle,
+    /// The order of its produce requests.
+    lane: kafka::Lane,
     /// The reply that is to be sent next is not known yet.
     is_working: Cell<bool>,
     activity: Activity,
@@ -196,6 +198,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
         peer,
         closing: Notify::default(),
         handle: reader.handle(),
+        lane: kafka::Lane::default(),
         is_working: Cell::new(false),
         activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(Instant::now()) },
         answers: RefCell::default(),
@@ -262,7 +265,7 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             Err(error) => return Err(error.into()),
         };
         core.metrics.kafka_requests(header.api).add(1);
-        let answer = kafka::start(core, connection.peer, &header, request);
+        let answer = kafka::start(core, connection.peer, &connection.lane, &header, request);
         push(core, connection, InFlight { header, answer, bytes: frame.len() });
     }
 }

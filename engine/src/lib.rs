@@ -36,6 +36,7 @@ pub mod kafka;
 pub mod limits;
 pub mod line;
 pub mod logging;
+pub mod long_work;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod meta;
@@ -56,3 +57,4 @@ pub mod serve;
 #[cfg(test)]
 mod sim;
 pub mod sync;
+pub mod turn_probe;

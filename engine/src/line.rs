@@ -51,13 +51,18 @@ impl Line {
 }
 
 impl Place {
+    /// Whether this place is the first of its line now.
+    pub fn is_first(&self) -> bool {
+        self.line.places.borrow().first_key_value().is_some_and(|(first, _)| *first == self.number)
+    }
+
     /// Resolves once this place is the first of its line.
     pub fn first(&self) -> impl Future<Output = ()> {
         poll_fn(|context| {
-            let mut places = self.line.places.borrow_mut();
-            if places.first_key_value().is_some_and(|(first, _)| *first == self.number) {
+            if self.is_first() {
                 return Poll::Ready(());
             }
+            let mut places = self.line.places.borrow_mut();
             let waker = places.get_mut(&self.number).expect("a place is in its line while it is held");
             *waker = Some(context.waker().clone());
             Poll::Pending
@@ -98,7 +103,9 @@ mod tests {
     }
 
     fn is_first(place: &Place) -> bool {
-        pin!(place.first()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        let is_ready = pin!(place.first()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert_eq!(is_ready, place.is_first());
+        is_ready
     }
 
     #[test]

@@ -224,6 +224,8 @@ metrics! {
     fetches_waiting: Gauge;
     /// Connections closed since a produce request with acks=0 met an error: producers learn of it in no other way.
     produce_unacked_closed_total: Counter;
+    /// Times that requests with more work than a turn's gave way to others.
+    request_pauses_total: Counter;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
     /// Bytes of batches fetched from memory.
@@ -322,6 +324,10 @@ metrics! {
     metadata_ticks_total: Counter;
     /// Those of them at which this broker held a valid read lease.
     metadata_leased_ticks_total: Counter;
+    /// Time between two turns of the core's executor, as a probe meets it every 10 ms: so long do the network and the disk wait for it.
+    core_turn_seconds: Histogram;
+    /// The longest of these since the start, in microseconds.
+    core_turn_longest_microseconds: Gauge;
     /// Beats of the core's loop; it beats about once a second.
     loop_beats_total: Counter;
 }

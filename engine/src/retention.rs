@@ -17,8 +17,30 @@ pub async fn run(core: Rc<Core>) {
         if let Either::Second(()) = race(pause, core.lifecycle.stopping.wait()).await {
             return;
         }
-        let look = |partition: &Rc<Partition>| look_at(&core, partition);
+        let mut of_unknown_age = Vec::new();
+        let look = |partition: &Rc<Partition>| {
+            let limited = partition.config().retention_ms.is_some();
+            if limited && core.store.lacks_file_times(partition.group(), clock::wall_ms()) {
+                of_unknown_age.push(partition.clone());
+            }
+            look_at(&core, partition);
+        };
         core.for_partitions_in_turns(look).await;
+        let mut turns = rt::Turns::begin();
+        for partition in of_unknown_age {
+            look_at_files(&core, &partition).await;
+            turns.give_way().await;
+        }
+    }
+}
+
+/// Timestamps that say nothing of a segment's age, such as -1 or microseconds, must not keep it for ever: its file's time counts.
+async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
+    match core.store.learn_file_times(partition.group(), clock::wall_ms()).await {
+        Ok(()) => look_at(core, partition),
+        Err(error) => {
+            tracing::warn!(partition = %partition.name, %error, "cannot ask for the time of a segment's file")
+        }
     }
 }
 

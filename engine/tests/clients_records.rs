@@ -221,6 +221,37 @@ fn a_topic_with_log_append_time_stamps_records_itself() {
 }
 
 #[test]
+fn timestamps_far_ahead_of_the_clock_are_refused_and_none_at_all_is_taken() {
+    const INVALID_TIMESTAMP: i16 = 32;
+    let broker = Broker::start();
+    clients::create_topic(&broker, "now", 1);
+    let settings = [("message.timestamp.before.max.ms", "60000"), ("message.timestamp.after.max.ms", "120000")];
+    clients::try_create_topic(&broker, "narrow", 1, &settings).expect("created");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+    let mut client = wire::connect(&broker);
+    let mut send = |topic: &str, timestamps: &[i64]| {
+        let mut batch = BatchBuilder::default();
+        timestamps.iter().for_each(|timestamp| batch.push(*timestamp, None, Some(b"x")));
+        let answer = wire::produce(&mut client, topic, 0, batch.finish());
+        (answer.error_code, answer.error_message.map(|message| message.to_string()).unwrap_or_default())
+    };
+    for fine in [-1, 0, now, now + 3_500_000] {
+        assert_eq!(send("now", &[fine]).0, 0, "{fine}");
+    }
+    for absurd in [now + 3_700_000, now * 1_000, now * 1_000_000, i64::MAX / 4] {
+        let (code, message) = send("now", &[now, absurd, now]);
+        assert_eq!(code, INVALID_TIMESTAMP);
+        assert!(
+            message.contains(&absurd.to_string()) && message.contains("message.timestamp.after.max.ms"),
+            "{message}"
+        );
+    }
+    assert_eq!([now, -1, now + 60_000, now - 30_000].map(|fine| send("narrow", &[fine, -1]).0), [0; 4]);
+    assert_eq!(send("narrow", &[now - 200_000]).0, INVALID_TIMESTAMP);
+    assert_eq!(send("narrow", &[now, now + 240_000]).0, INVALID_TIMESTAMP);
+}
+
+#[test]
 fn a_waiting_fetch_is_woken_by_the_append() {
     let broker = Broker::start();
     clients::create_topic(&broker, "awaited", 1);

@@ -20,8 +20,10 @@
 
 use bytes::Bytes;
 
-use crate::compression::Codec;
+use crate::compression::{Codec, DecompressError};
 use crate::record;
+use crate::scan::{self, Scan, Step};
+use crate::turn::{SUMMED_BYTES_PER_BYTE, Share};
 
 /// Bytes before the records.
 pub const HEADER_BYTES: usize = 61;
@@ -47,6 +49,8 @@ pub const MAGIC: i8 = 2;
 const TIMESTAMP_TYPE_BIT: i16 = 1 << 3;
 const TRANSACTIONAL_BIT: i16 = 1 << 4;
 const CONTROL_BIT: i16 = 1 << 5;
+/// What producers may set beside the codec; brokers set more, such as bit 6 for what they have compacted (KIP-534).
+const PRODUCERS_BITS: i16 = 0b111 | TIMESTAMP_TYPE_BIT | TRANSACTIONAL_BIT | CONTROL_BIT;
 
 /// The first Produce version that may carry zstd (KIP-110).
 const ZSTD_FROM_VERSION: i16 = 7;
@@ -74,12 +78,28 @@ pub enum BatchError {
     Count { count: i32, last_offset_delta: i32 },
     #[error("base offset {base_offset}, where a producer's is 0")]
     BaseOffset { base_offset: i64 },
+    #[error("a producer's batch bears the append time, which the broker alone sets")]
+    AppendTime,
     #[error("clients may not write control batches")]
     Control,
     #[error("producer id {producer_id} with epoch {producer_epoch} and base sequence {base_sequence}")]
     Producer { producer_id: i64, producer_epoch: i16, base_sequence: i32 },
+    #[error("attributes {attributes:#x} have bits that mean nothing, or nothing to a producer")]
+    Attributes { attributes: i16 },
     #[error("records do not match the batch header: {0}")]
     Records(#[from] record::RecordError),
+    #[error("the records can't be decompressed: {0}")]
+    Unfold(#[from] DecompressError),
+}
+
+impl From<record::ReadError> for BatchError {
+    fn from(error: record::ReadError) -> BatchError {
+        match error {
+            record::ReadError::Batch(error) => error,
+            record::ReadError::Record(error) => BatchError::Records(error),
+            record::ReadError::Decompress(error) => BatchError::Unfold(error),
+        }
+    }
 }
 
 /// The fields of a batch's header.
@@ -194,38 +214,171 @@ pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     Ok(header)
 }
 
-/// Checks what a client wants stored in one partition: exactly one batch, whole and intact, whose header, and if it is
-/// not compressed whose records, are consistent (Kafka's `ProduceRequest.validateRecords`,
-/// `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`).
-pub fn validate(records: &[u8], produce_version: i16) -> Result<BatchHeader, BatchError> {
-    if records.is_empty() {
-        return Err(BatchError::Empty);
+/// The least and largest timestamps of a batch's records, those without a timestamp (-1) left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    pub oldest: i64,
+    pub newest: i64,
+}
+
+impl Times {
+    /// With one more record's timestamp.
+    pub fn with(times: Option<Times>, timestamp: i64) -> Option<Times> {
+        if timestamp == NO_TIMESTAMP {
+            return times;
+        }
+        let Times { oldest, newest } = times.unwrap_or(Times { oldest: timestamp, newest: timestamp });
+        Some(Times { oldest: oldest.min(timestamp), newest: newest.max(timestamp) })
     }
-    let header = verify(records)?;
-    if records.len() > header.byte_count {
-        return Err(BatchError::Several);
+}
+
+/// What Kafka's clients put for a record without a timestamp.
+pub const NO_TIMESTAMP: i64 = -1;
+
+/// A batch that may be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    pub batch: Bytes,
+    pub header: BatchHeader,
+    /// `None` if no record has a timestamp.
+    pub times: Option<Times>,
+}
+
+/// Whether the records of compressed batches are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compressed {
+    Check,
+    Trust,
+}
+
+/// The check of what a client wants stored in one partition, in turns: exactly one batch, whole and intact, whose header and records are
+/// consistent (Kafka's `ProduceRequest.validateRecords`, `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`).
+pub struct Check {
+    batch: Bytes,
+    header: BatchHeader,
+    /// The CRC of what comes before `summed`.
+    crc: u32,
+    summed: usize,
+    compressed: Compressed,
+    scan: Option<Scan>,
+    times: Option<Times>,
+}
+
+impl Check {
+    /// Checks all of the header but what it says of the rest.
+    pub fn begin(batch: Bytes, produce_version: i16, compressed: Compressed) -> Result<Check, BatchError> {
+        if batch.is_empty() {
+            return Err(BatchError::Empty);
+        }
+        let header = BatchHeader::read(&batch)?;
+        let mut check = Check { crc: 0, summed: ATTRIBUTES_AT, scan: None, times: None, batch, header, compressed };
+        // A header that was damaged on its way is called damaged, whatever it says then.
+        match check.header_error(produce_version) {
+            None => Ok(check),
+            Some(error) => match check.sum(&mut Share { bytes: usize::MAX, ..Share::TURN }) {
+                Err(damaged) => Err(damaged),
+                Ok(_) => Err(error),
+            },
+        }
     }
-    if header.base_offset != 0 {
-        return Err(BatchError::BaseOffset { base_offset: header.base_offset });
+
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
     }
-    if header.codec()? == Codec::Zstd && produce_version < ZSTD_FROM_VERSION {
-        return Err(BatchError::ZstdTooEarly { version: produce_version });
+
+    fn header_error(&self, produce_version: i16) -> Option<BatchError> {
+        let header = &self.header;
+        let codec = match header.codec() {
+            Ok(codec) => codec,
+            Err(error) => return Some(error),
+        };
+        let BatchHeader { record_count: count, last_offset_delta, attributes, base_offset, .. } = *header;
+        let BatchHeader { producer_id, producer_epoch, base_sequence, .. } = *header;
+        match () {
+            () if self.batch.len() > header.byte_count => Some(BatchError::Several),
+            () if base_offset != 0 => Some(BatchError::BaseOffset { base_offset }),
+            () if codec == Codec::Zstd && produce_version < ZSTD_FROM_VERSION => {
+                Some(BatchError::ZstdTooEarly { version: produce_version })
+            }
+            () if count < 1 || last_offset_delta != count - 1 => Some(BatchError::Count { count, last_offset_delta }),
+            () if header.is_control() => Some(BatchError::Control),
+            () if header.is_log_append_time() => Some(BatchError::AppendTime),
+            () if attributes & !PRODUCERS_BITS != 0 => Some(BatchError::Attributes { attributes }),
+            () if header.is_idempotent() && (producer_epoch < 0 || base_sequence < 0) => {
+                Some(BatchError::Producer { producer_id, producer_epoch, base_sequence })
+            }
+            () => None,
+        }
     }
-    let BatchHeader { record_count: count, last_offset_delta, .. } = header;
-    if count < 1 || last_offset_delta != count - 1 {
-        return Err(BatchError::Count { count, last_offset_delta });
+
+    /// Goes on as far as the share lasts; `None`: there is more to check.
+    pub fn step(&mut self, share: &mut Share) -> Result<Option<Checked>, BatchError> {
+        if !self.sum(share)? {
+            return Ok(None);
+        }
+        let Check { batch, header, compressed, .. } = self;
+        if header.codec()? != Codec::None && *compressed == Compressed::Trust {
+            let times = Times::with(Times::with(None, header.base_timestamp), header.max_timestamp);
+            return Ok(Some(Checked { batch: batch.clone(), header: *header, times }));
+        }
+        let scan = match &mut self.scan {
+            Some(scan) => scan,
+            None => self.scan.insert(Scan::new(batch, header, scan::unfolded_bytes_max(batch.len()))?),
+        };
+        loop {
+            match scan.step(share)? {
+                Step::Pause => return Ok(None),
+                Step::End => return Ok(Some(self.checked())),
+                Step::Record { index, timestamp_delta, offset_delta } => {
+                    if offset_delta != i64::from(index) {
+                        return Err(record::RecordError::OffsetDelta { index, offset_delta }.into());
+                    }
+                    self.times = Times::with(self.times, header.base_timestamp.wrapping_add(timestamp_delta));
+                }
+            }
+        }
     }
-    if header.is_control() {
-        return Err(BatchError::Control);
+
+    /// Whether all is summed, and as the header says.
+    fn sum(&mut self, share: &mut Share) -> Result<bool, BatchError> {
+        let end = self.header.byte_count;
+        while self.summed < end {
+            if share.is_spent() {
+                return Ok(false);
+            }
+            let now = share.bytes.saturating_mul(SUMMED_BYTES_PER_BYTE).min(end - self.summed);
+            self.crc = crc32c::crc32c_append(self.crc, &self.batch[self.summed..self.summed + now]);
+            self.summed += now;
+            share.take_bytes(now / SUMMED_BYTES_PER_BYTE);
+        }
+        let (claimed, computed) = (self.header.crc, self.crc);
+        if claimed == computed { Ok(true) } else { Err(BatchError::Crc { claimed, computed }) }
     }
-    let BatchHeader { producer_id, producer_epoch, base_sequence, .. } = header;
-    if header.is_idempotent() && (producer_epoch < 0 || base_sequence < 0) {
-        return Err(BatchError::Producer { producer_id, producer_epoch, base_sequence });
+
+    /// With the largest timestamp of its records in the header, as Kafka puts it there.
+    fn checked(&mut self) -> Checked {
+        let newest = self.times.map_or(NO_TIMESTAMP, |times| times.newest);
+        let (mut batch, mut header) = (self.batch.clone(), self.header);
+        if header.max_timestamp != newest {
+            let mut corrected = batch.to_vec();
+            corrected[MAX_TIMESTAMP_AT..PRODUCER_ID_AT].copy_from_slice(&newest.to_be_bytes());
+            header.crc = crc(&corrected);
+            corrected[CRC_AT..ATTRIBUTES_AT].copy_from_slice(&header.crc.to_be_bytes());
+            header.max_timestamp = newest;
+            batch = corrected.into();
+        }
+        Checked { batch, header, times: self.times }
     }
-    if header.codec()? == Codec::None {
-        record::check_all(&records[HEADER_BYTES..], count)?;
+}
+
+/// The whole check at once.
+pub fn validate(batch: &Bytes, produce_version: i16) -> Result<Checked, BatchError> {
+    let mut check = Check::begin(batch.clone(), produce_version, Compressed::Check)?;
+    loop {
+        if let Some(checked) = check.step(&mut { Share::TURN })? {
+            return Ok(checked);
+        }
     }
-    Ok(header)
 }
 
 /// What a broker puts in a batch when it stores it.

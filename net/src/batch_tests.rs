@@ -3,11 +3,14 @@
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::records as theirs;
 
-use crate::batch::{self, Assigned, BatchError, BatchHeader, Batches, HEADER_BYTES, validate, verify};
+use crate::batch::{
+    self, Assigned, BatchError, BatchHeader, Batches, Check, Compressed, HEADER_BYTES, Times, validate, verify,
+};
 use crate::batch_build::BatchBuilder;
-use crate::compression::Codec;
+use crate::compression::{Codec, DecompressError};
 use crate::errors::{self, ErrorCode};
 use crate::record::{ReadError, RecordError, Records, find_max_timestamp, find_timestamp};
+use crate::turn::{BYTES_A_TURN, SUMMED_BYTES_PER_BYTE, Share};
 
 const BYTES_MAX: usize = 1 << 20;
 const PLAIN: Assigned = Assigned { base_offset: 0, partition_leader_epoch: -1, log_append_time_ms: None };
@@ -37,7 +40,7 @@ fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
 fn a_built_batch_is_what_the_codec_crate_reads() {
     for codec in Codec::ALL {
         let batch = sample(codec);
-        let header = validate(&batch, 9).unwrap();
+        let header = validate(&batch, 9).unwrap().header;
         assert_eq!(header.codec(), Ok(codec));
         assert_eq!((header.record_count, header.last_offset_delta, header.byte_count), (3, 2, batch.len()));
         assert_eq!((header.base_timestamp, header.max_timestamp), (1000, 1020));
@@ -82,7 +85,7 @@ fn a_batch_that_the_codec_crate_built_is_read() {
         let mut out = BytesMut::new();
         RecordBatchEncoder::encode(&mut out, &records, &RecordEncodeOptions { version: 2, compression }).unwrap();
         let batch = out.freeze();
-        let header = validate(&batch, 9).unwrap();
+        let header = validate(&batch, 9).unwrap().header;
         assert_eq!(header.codec().unwrap() as i16, compression as i16);
         let opened = Records::open(&batch, BYTES_MAX).unwrap();
         let offsets: Vec<_> = opened.iter().map(|r| r.unwrap().offset).collect();
@@ -135,6 +138,9 @@ fn what_may_not_be_stored_is_refused_by_name() {
         ("two batches", two, E::Several, C::InvalidRecord),
         ("codec 5", patched(21, &[0, 5]), E::Codec { attributes: 5 }, C::UnsupportedCompressionType),
         ("control", patched(21, &[0, 0x20]), E::Control, C::InvalidRecord),
+        ("bit 6", patched(21, &[0, 0x40]), E::Attributes { attributes: 0x40 }, C::InvalidRecord),
+        ("bit 15", patched(21, &[0x80, 0]), E::Attributes { attributes: i16::MIN }, C::InvalidRecord),
+        ("append time", patched(21, &[0, 0x08]), E::AppendTime, C::InvalidTimestamp),
         ("count 0", patched(57, &[0, 0, 0, 0]), E::Count { count: 0, last_offset_delta: 2 }, C::InvalidRecord),
         ("count -1", patched(57, &[0xff; 4]), E::Count { count: -1, last_offset_delta: 2 }, C::InvalidRecord),
         ("count 4", patched(57, &[0, 0, 0, 4]), E::Count { count: 4, last_offset_delta: 2 }, C::InvalidRecord),
@@ -180,12 +186,64 @@ fn what_may_not_be_stored_is_refused_by_name() {
         ),
     ];
     for (name, bytes, error, code) in cases {
-        assert_eq!(validate(&bytes, 9), Err(error.clone()), "{name}");
+        assert_eq!(validate(&bytes.into(), 9), Err(error.clone()), "{name}");
         assert_eq!(errors::of_batch(&error), code, "{name}");
     }
     let zstd = sample(Codec::Zstd);
     assert_eq!(validate(&zstd, 6), Err(E::ZstdTooEarly { version: 6 }));
     assert!(validate(&zstd, 7).is_ok());
+}
+
+/// What a header may claim of compressed records, and how they may be damaged under a CRC that fits.
+#[test]
+fn compressed_batches_are_looked_into() {
+    for codec in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
+        let good = sample(codec);
+        let with = |at: usize, bytes: &[u8]| {
+            let mut batch = good.to_vec();
+            batch[at..at + bytes.len()].copy_from_slice(bytes);
+            validate(&resealed(batch).into(), 9)
+        };
+        let many = [&(i32::MAX - 1).to_be_bytes()[..], &good[27..57], &i32::MAX.to_be_bytes()].concat();
+        assert_eq!(
+            with(23, &many),
+            Err(BatchError::Records(RecordError::Cut { index: 3 })),
+            "{codec:?}: 2^31-1 records"
+        );
+        let few = [&[0, 0, 0, 1][..], &good[27..57], &[0, 0, 0, 2]].concat();
+        assert!(
+            matches!(with(23, &few), Err(BatchError::Records(RecordError::Trailing { count: 2, .. }))),
+            "{codec:?}"
+        );
+        let garbage = with(HEADER_BYTES, &[0x5a; 20]).unwrap_err();
+        assert_eq!(errors::of_batch(&garbage), ErrorCode::InvalidRecord, "{codec:?}: {garbage}");
+        let trust = Check::begin(good.clone(), 9, Compressed::Trust).unwrap().step(&mut { Share::TURN }).unwrap();
+        assert_eq!(trust.unwrap().batch, good);
+    }
+    // More than a batch may unfold to.
+    let mut bomb = BatchBuilder::new(Codec::Zstd);
+    bomb.push(1, None, Some(&vec![0; 65 << 20]));
+    let error = validate(&bomb.finish(), 9).unwrap_err();
+    assert!(matches!(error, BatchError::Unfold(DecompressError::TooLarge { limit: 67_108_864 })), "{error}");
+    assert_eq!(errors::of_batch(&error), ErrorCode::MessageTooLarge);
+}
+
+#[test]
+fn a_large_batch_is_checked_in_turns() {
+    let mut builder = BatchBuilder::default();
+    builder.push(1, None, Some(&vec![1; 10 << 20]));
+    let batch = builder.finish();
+    let mut check = Check::begin(batch.clone(), 9, Compressed::Check).unwrap();
+    let mut turns = 1;
+    let checked = loop {
+        match check.step(&mut { Share::TURN }).unwrap() {
+            Some(checked) => break checked,
+            None => turns += 1,
+        }
+    };
+    assert_eq!(checked, validate(&batch, 9).unwrap());
+    assert_eq!(checked.batch.as_ptr(), batch.as_ptr(), "nothing is copied");
+    assert_eq!(turns, (10 << 20) / (BYTES_A_TURN * SUMMED_BYTES_PER_BYTE) + 1);
 }
 
 #[test]
@@ -194,13 +252,13 @@ fn damage_anywhere_is_refused_and_never_panics() {
     for codec in Codec::ALL {
         let good = sample(codec);
         for cut in 0..good.len() {
-            assert!(validate(&good[..cut], 9).is_err());
+            assert!(validate(&good.slice(..cut), 9).is_err());
         }
         // Base offset and leader epoch lie outside the CRC and may be anything.
         for at in (8..12).chain(16..good.len()) {
             let mut damaged = good.to_vec();
             damaged[at] ^= 1 << rng.u8(..8);
-            assert!(validate(&damaged, 9).is_err(), "{codec:?} at {at}");
+            assert!(validate(&damaged.clone().into(), 9).is_err(), "{codec:?} at {at}");
             // Behind a CRC that fits again, reading must still not panic.
             if let Ok(header) = BatchHeader::read(&damaged)
                 && header.byte_count == damaged.len()
@@ -224,6 +282,7 @@ fn what_the_broker_assigns_leaves_the_records_alone() {
         let mut stored = sent.to_vec();
         batch::assign(&mut stored, assigned);
         let header = verify(&stored).unwrap();
+        let stored = Bytes::from(stored);
         assert_eq!(validate(&stored, 9), Err(BatchError::BaseOffset { base_offset: 1 << 40 }));
         assert_eq!((header.base_offset, header.partition_leader_epoch), (1 << 40, 6));
         assert_eq!(header.last_offset(), (1 << 40) + 2);
@@ -263,6 +322,27 @@ fn timestamps_are_found() {
 }
 
 #[test]
+fn a_batchs_timestamps_are_seen() {
+    let times = |timestamps: &[i64]| {
+        let mut builder = BatchBuilder::default();
+        timestamps.iter().for_each(|timestamp| builder.push(*timestamp, None, None));
+        validate(&builder.finish(), 9).unwrap().times
+    };
+    assert_eq!(times(&[5, 3, 9, 4]), Some(Times { oldest: 3, newest: 9 }));
+    assert_eq!(times(&[7]), Some(Times { oldest: 7, newest: 7 }));
+    assert_eq!(times(&[-1, -1]), None, "no timestamp at all");
+    assert_eq!(times(&[-1, 8, -1]), Some(Times { oldest: 8, newest: 8 }));
+    assert_eq!(times(&[-2, 8]), Some(Times { oldest: -2, newest: 8 }));
+    // A header that says something else than its records is corrected, as Kafka does.
+    for wrong in [i64::MAX, -1, 0] {
+        let checked = validate(&patched(35, &wrong.to_be_bytes()).into(), 9).unwrap();
+        assert_eq!((checked.times, checked.header.max_timestamp), (Some(Times { oldest: 990, newest: 1020 }), 1020));
+        assert_eq!(checked.batch, sample(Codec::None));
+        assert_eq!(verify(&checked.batch), Ok(checked.header));
+    }
+}
+
+#[test]
 fn batches_in_a_row_are_walked_without_copying() {
     let mut builder = BatchBuilder::default();
     builder.push(1, None, Some(b"one"));
@@ -286,9 +366,9 @@ fn batches_in_a_row_are_walked_without_copying() {
 fn sequences_wrap() {
     let mut builder = BatchBuilder::default().producer(1, 0, i32::MAX);
     builder.push(0, None, None);
-    assert_eq!(validate(&builder.clone().finish(), 3).unwrap().last_sequence(), i32::MAX);
+    assert_eq!(validate(&builder.clone().finish(), 3).unwrap().header.last_sequence(), i32::MAX);
     builder.push(0, None, None);
-    assert_eq!(validate(&builder.finish(), 3).unwrap().last_sequence(), 0);
+    assert_eq!(validate(&builder.finish(), 3).unwrap().header.last_sequence(), 0);
 }
 
 /// One record, value "hello", no key, field by field.

@@ -79,7 +79,7 @@ fn read_bounded(input: impl Read, limit: usize) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// What the Java client (xerial's snappy) puts before its blocks: magic, version, lowest compatible version.
-const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
+pub(crate) const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 
 /// Snappy comes as xerial's sequence of length-prefixed blocks, or (librdkafka, sarama) as one raw block.
 fn unsnap(input: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {

@@ -3,6 +3,7 @@
 //! Source: <https://kafka.apache.org/protocol#protocol_error_codes>.
 
 use crate::batch::BatchError;
+use crate::compression::DecompressError;
 
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 
@@ -31,12 +32,17 @@ pub fn of_batch(error: &BatchError) -> ErrorCode {
         BatchError::Short { .. } | BatchError::Length { .. } | BatchError::Crc { .. } => ErrorCode::CorruptMessage,
         BatchError::Magic { .. } => ErrorCode::UnsupportedForMessageFormat,
         BatchError::Codec { .. } | BatchError::ZstdTooEarly { .. } => ErrorCode::UnsupportedCompressionType,
+        BatchError::AppendTime => ErrorCode::InvalidTimestamp,
+        // A producer splits such a batch and sends the parts.
+        BatchError::Unfold(DecompressError::TooLarge { .. }) => ErrorCode::MessageTooLarge,
         BatchError::Empty
         | BatchError::Several
         | BatchError::Count { .. }
         | BatchError::BaseOffset { .. }
         | BatchError::Control
         | BatchError::Producer { .. }
+        | BatchError::Attributes { .. }
+        | BatchError::Unfold(DecompressError::Corrupt { .. })
         | BatchError::Records(_) => ErrorCode::InvalidRecord,
     }
 }

@@ -54,7 +54,7 @@ fn produced_batches_are_valid_and_readable() {
         assert_eq!(matches!(produce.topics[0].topic, TopicRef::Id(_)), header.version >= 13);
         for partition in &produce.topics[0].partitions {
             let records = partition.records.as_ref().unwrap();
-            let checked = batch::validate(records, header.version).unwrap_or_else(|e| panic!("{client}: {e}"));
+            let checked = batch::validate(records, header.version).unwrap_or_else(|e| panic!("{client}: {e}")).header;
             assert_eq!(checked.partition_leader_epoch.max(0), 0);
             let opened = Records::open(records, 1 << 20).unwrap();
             let values: Vec<_> = opened.iter().map(|record| record.unwrap().value.unwrap().len()).collect();

@@ -36,6 +36,9 @@ pub mod response;
 #[cfg(test)]
 mod response_tests;
 mod rt;
+pub mod scan;
+#[cfg(test)]
+mod scan_tests;
 mod schema;
 mod schema_response;
 pub mod shape;
@@ -43,6 +46,8 @@ pub mod shape;
 mod shape_tests;
 #[cfg(test)]
 mod testing;
+pub mod turn;
+mod unfold;
 pub mod wire;
 
 /// The message types of the control APIs, as the `kafka-protocol` crate generates them from Kafka's own schemas.

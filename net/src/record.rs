@@ -13,6 +13,8 @@ use bytes::Bytes;
 
 use crate::batch::{BatchError, BatchHeader, HEADER_BYTES};
 use crate::compression::DecompressError;
+use crate::scan::{Scan, Step};
+use crate::turn::Share;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -22,6 +24,8 @@ pub enum RecordError {
     Varint { index: i32 },
     #[error("record {index} has length {length}")]
     Length { index: i32, length: i64 },
+    #[error("record {index} has {bytes} bytes behind its fields")]
+    Inside { index: i32, bytes: u64 },
     #[error("record {index} has offset delta {offset_delta}")]
     OffsetDelta { index: i32, offset_delta: i64 },
     #[error("{bytes} bytes after the last of {count} records")]
@@ -89,21 +93,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Checks that `count` records fill `bytes` exactly, with offset deltas 0, 1, 2 … Keys and values are not looked at.
-pub(crate) fn check_all(bytes: &[u8], count: i32) -> Result<(), RecordError> {
-    let mut cursor = Cursor { bytes, index: 0 };
-    for index in 0..count {
-        let (_, offset_delta) = cursor.record(index)?.deltas()?;
-        if offset_delta != i64::from(index) {
-            return Err(RecordError::OffsetDelta { index, offset_delta });
-        }
-    }
-    match cursor.bytes.len() {
-        0 => Ok(()),
-        bytes => Err(RecordError::Trailing { count, bytes }),
-    }
-}
-
 /// One record, borrowed from its batch's (decompressed) records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -151,7 +140,7 @@ impl Records {
     fn read<'a>(&self, cursor: &mut Cursor<'a>, index: i32) -> Result<Record<'a>, RecordError> {
         let mut record = cursor.record(index)?;
         let (timestamp_delta, offset_delta) = record.deltas()?;
-        let (offset, timestamp) = self.place(timestamp_delta, offset_delta);
+        let (offset, timestamp) = place(&self.header, timestamp_delta, offset_delta);
         let key = record.nullable()?;
         let value = record.nullable()?;
         let header_count = record.varlong()?;
@@ -166,41 +155,72 @@ impl Records {
         }
         Ok(Record { offset, timestamp, key, value, headers })
     }
+}
 
-    fn place(&self, timestamp_delta: i64, offset_delta: i64) -> (i64, i64) {
-        let timestamp = match self.header.is_log_append_time() {
-            true => self.header.max_timestamp,
-            false => self.header.base_timestamp.wrapping_add(timestamp_delta),
+/// A search for the first record whose timestamp is not below one that is wanted, in turns.
+pub struct TimestampSearch {
+    header: BatchHeader,
+    wanted: i64,
+    /// `None` if the header says all.
+    scan: Option<Scan>,
+}
+
+/// What a search came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Searched {
+    /// Offset and timestamp of the record, if there is one.
+    Found(Option<(i64, i64)>),
+    /// The share is spent: go on with another.
+    Pause,
+}
+
+impl TimestampSearch {
+    /// In the batch at the start of `batch`. `bytes_max`: to which it may unfold.
+    pub fn new(batch: &Bytes, wanted: i64, bytes_max: usize) -> Result<TimestampSearch, ReadError> {
+        let header = BatchHeader::read(batch)?;
+        let by_header = header.max_timestamp < wanted || header.is_log_append_time();
+        let scan = if by_header { None } else { Some(Scan::new(batch, &header, bytes_max)?) };
+        Ok(TimestampSearch { header, wanted, scan })
+    }
+
+    /// Goes on as far as the share lasts.
+    pub fn step(&mut self, share: &mut Share) -> Result<Searched, ReadError> {
+        let Some(scan) = &mut self.scan else {
+            let (base, max) = (self.header.base_offset, self.header.max_timestamp);
+            return Ok(Searched::Found((max >= self.wanted).then_some((base, max))));
         };
-        (self.header.base_offset.wrapping_add(offset_delta), timestamp)
+        loop {
+            match scan.step(share)? {
+                Step::Pause => return Ok(Searched::Pause),
+                Step::End => return Ok(Searched::Found(None)),
+                Step::Record { timestamp_delta, offset_delta, .. } => {
+                    let (offset, timestamp) = place(&self.header, timestamp_delta, offset_delta);
+                    if timestamp >= self.wanted {
+                        return Ok(Searched::Found(Some((offset, timestamp))));
+                    }
+                }
+            }
+        }
     }
+}
 
-    /// Offset and timestamp of each record, without looking at keys and values.
-    fn places(&self) -> impl Iterator<Item = Result<(i64, i64), RecordError>> {
-        let mut cursor = Cursor { bytes: &self.bytes, index: 0 };
-        (0..self.header.record_count).map(move |index| {
-            let (timestamp_delta, offset_delta) = cursor.record(index)?.deltas()?;
-            Ok(self.place(timestamp_delta, offset_delta))
-        })
-    }
+/// Offset and timestamp of a record.
+fn place(header: &BatchHeader, timestamp_delta: i64, offset_delta: i64) -> (i64, i64) {
+    let timestamp = match header.is_log_append_time() {
+        true => header.max_timestamp,
+        false => header.base_timestamp.wrapping_add(timestamp_delta),
+    };
+    (header.base_offset.wrapping_add(offset_delta), timestamp)
 }
 
 /// The first record whose timestamp is not below `timestamp`: (offset, timestamp). `bytes_max`: of decompressed records.
 pub fn find_timestamp(batch: &Bytes, timestamp: i64, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
-    let header = BatchHeader::read(batch)?;
-    if header.max_timestamp < timestamp {
-        return Ok(None);
-    }
-    if header.is_log_append_time() {
-        return Ok(Some((header.base_offset, header.max_timestamp)));
-    }
-    for place in Records::open(batch, bytes_max)?.places() {
-        let (offset, at) = place?;
-        if at >= timestamp {
-            return Ok(Some((offset, at)));
+    let mut search = TimestampSearch::new(batch, timestamp, bytes_max)?;
+    loop {
+        if let Searched::Found(found) = search.step(&mut { Share::TURN })? {
+            return Ok(found);
         }
     }
-    Ok(None)
 }
 
 /// The first of the batch's records with the batch's largest timestamp: (offset, timestamp), for ListOffsets with

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use std::{
     io,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 /// Whether a write is durable when it completes.
@@ -66,4 +67,12 @@ pub trait File: 'static {
     async fn allocate(&self, len: u64) -> io::Result<()>;
     async fn truncate(&self, len: u64) -> io::Result<()>;
     async fn len(&self) -> io::Result<u64>;
+    /// When the file was written last, in ms since the epoch, by the file system's clock.
+    async fn modified_ms(&self) -> io::Result<i64>;
+}
+
+/// For backends that have the system's files.
+pub(crate) fn modified_ms(metadata: &std::fs::Metadata) -> io::Result<i64> {
+    let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -4,7 +4,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    disk::{Disk, Durability, File, OpenMode},
+    disk::{Disk, Durability, File, OpenMode, modified_ms},
 };
 use bytes::Bytes;
 use glommio::{
@@ -114,5 +114,10 @@ impl File for GlommioFile {
 
     async fn len(&self) -> io::Result<u64> {
         self.0.file_size().await.map_err(io_error)
+    }
+
+    async fn modified_ms(&self) -> io::Result<i64> {
+        let path = self.0.path().ok_or(io::ErrorKind::NotFound)?;
+        modified_ms(&std::fs::metadata(&*path)?)
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    disk::{Disk, Durability, File, OpenMode},
+    disk::{Disk, Durability, File, OpenMode, modified_ms},
 };
 use bytes::Bytes;
 use std::{
@@ -127,5 +127,9 @@ impl File for RioFile {
 
     async fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    async fn modified_ms(&self) -> io::Result<i64> {
+        modified_ms(&self.file.metadata()?)
     }
 }

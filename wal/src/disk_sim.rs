@@ -80,6 +80,8 @@ struct Inode {
     pending: BTreeMap<u64, Vec<(Version, Bytes)>>,
     /// Lengths that the file may have after a crash.
     lens: Vec<(Version, usize)>,
+    /// When it was written last.
+    modified_ms: i64,
 }
 
 /// Names that change together.
@@ -111,6 +113,8 @@ struct World {
     pace: Option<Pace>,
     trace: Option<Vec<(Kind, PathBuf)>>,
     writes: Option<Vec<(PathBuf, Bytes)>>,
+    /// When writes happen.
+    now_ms: i64,
 }
 
 /// A handle to a simulated disk.
@@ -157,6 +161,7 @@ impl SimDisk {
             pace: None,
             trace: None,
             writes: None,
+            now_ms: 0,
         })))
     }
 
@@ -208,6 +213,11 @@ impl SimDisk {
     /// Has each operation from now on wait for what `pace` makes, before it completes.
     pub fn paced(&self, pace: impl Fn() -> Pin<Box<dyn Future<Output = ()>>> + 'static) {
         self.0.borrow_mut().pace = Some(Rc::new(pace));
+    }
+
+    /// Writes happen at this time from now on, in ms since the epoch.
+    pub fn set_time(&self, now_ms: i64) {
+        self.0.borrow_mut().now_ms = now_ms;
     }
 
     /// Begins to record the operations, or takes what was recorded.
@@ -312,7 +322,8 @@ impl SimDisk {
                     now[from..from + len].copy_from_slice(&bytes[..len]);
                 }
             }
-            inodes.push(Inode { live: now.clone(), durable: now, ..Inode::default() });
+            let modified_ms = inode.modified_ms;
+            inodes.push(Inode { live: now.clone(), durable: now, modified_ms, ..Inode::default() });
         }
         drop(world);
         Self::with(fastrand::Rng::with_seed(seed), inodes, names)

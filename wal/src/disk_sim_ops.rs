@@ -253,7 +253,9 @@ impl File for SimFile {
                     (0..sectors).map(|sector| sector < some).collect()
                 }
             };
+            let now_ms = world.now_ms;
             let inode = &mut world.inodes[self.inode];
+            inode.modified_ms = now_ms;
             if kept.iter().all(|kept| *kept) {
                 inode.write(version, at, &data);
             } else {
@@ -338,5 +340,9 @@ impl File for SimFile {
 
     async fn len(&self) -> io::Result<u64> {
         Ok(self.inode(|inode| inode.live.len() as u64))
+    }
+
+    async fn modified_ms(&self) -> io::Result<i64> {
+        Ok(self.inode(|inode| inode.modified_ms))
     }
 }

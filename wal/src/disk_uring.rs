@@ -6,7 +6,7 @@
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
-    disk::{Disk, Durability, File, OpenMode},
+    disk::{Disk, Durability, File, OpenMode, modified_ms},
     rt,
 };
 use bytes::Bytes;
@@ -499,6 +499,10 @@ impl File for UringFile {
 
     async fn len(&self) -> io::Result<u64> {
         Ok(std::fs::File::from(self.fd.try_clone()?).metadata()?.len())
+    }
+
+    async fn modified_ms(&self) -> io::Result<i64> {
+        modified_ms(&std::fs::File::from(self.fd.try_clone()?).metadata()?)
     }
 }
 

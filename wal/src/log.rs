@@ -29,6 +29,14 @@ impl Default for LogOptions {
     }
 }
 
+/// How far ahead of the clock a timestamp may be and still tell a batch's age: Kafka's default of `message.timestamp.after.max.ms`.
+pub const AHEAD_MAX_MS: i64 = 3_600_000;
+
+/// Whether a timestamp says how old a batch is. -1 and what lies far ahead of the clock, such as microseconds, do not.
+pub fn tells_age(timestamp: i64, now_ms: i64) -> bool {
+    (0..=now_ms.saturating_add(AHEAD_MAX_MS)).contains(&timestamp)
+}
+
 /// A log's marks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogView {
@@ -418,13 +426,21 @@ impl Log {
         self.app_log_start = self.log_start;
     }
 
-    /// The log start that retention asks for, see [`crate::store::Store::retention`].
+    /// The segments whose timestamps do not say how old they are.
+    pub fn segments_of_unknown_age(&self, now_ms: i64) -> impl Iterator<Item = &Segment> {
+        let has_records = |segment: &&Segment| segment.base_offset < segment.end_offset;
+        self.segments.iter().filter(has_records).filter(move |segment| !tells_age(segment.max_timestamp, now_ms))
+    }
+
+    /// The log start that retention asks for, see [`crate::store::Store::retention`]. `file_time`: when a segment, by serial, was
+    /// written last; asked for those of unknown age. One that it does not know stays.
     pub fn retention(
         &self,
         now_ms: i64,
         retention_ms: Option<u64>,
         retention_bytes: Option<u64>,
         below: u64,
+        file_time: impl Fn(u64) -> Option<i64>,
     ) -> Option<u64> {
         let mut kept: u64 = self.segments.iter().map(|segment| segment.len).sum();
         let mut start = self.log_start;
@@ -432,8 +448,12 @@ impl Log {
             let last = at + 1 == self.segments.len();
             let too_old = retention_ms.is_some_and(|limit| {
                 let newest_allowed = now_ms.saturating_sub_unsigned(limit);
-                segment.max_timestamp < newest_allowed
-                    && (segment.max_timestamp >= 0 || segment.base_offset == segment.end_offset)
+                let newest = match tells_age(segment.max_timestamp, now_ms) || segment.base_offset == segment.end_offset
+                {
+                    true => Some(segment.max_timestamp),
+                    false => file_time(segment.serial),
+                };
+                newest.is_some_and(|newest| newest < newest_allowed)
             });
             let too_much = !last && retention_bytes.is_some_and(|limit| kept - segment.len >= limit);
             if segment.end_offset > below || !(too_old || too_much || segment.end_offset <= self.log_start) {
@@ -455,7 +475,9 @@ impl Log {
         let spans = || self.unflushed().filter_map(|held| held.entry.payload.as_ref());
         let too_old = retention_ms.is_some_and(|limit| {
             let newest_allowed = now_ms.saturating_sub_unsigned(limit);
-            spans().next().is_some_and(|(span, _)| (0..newest_allowed).contains(&span.max_timestamp))
+            // In a segment even a batch of unknown age has one: its file's.
+            let oldest = spans().next().map(|(span, _)| span.max_timestamp);
+            oldest.is_some_and(|oldest| oldest < newest_allowed || !tells_age(oldest, now_ms))
         });
         too_old
             || retention_bytes.is_some_and(|limit| {

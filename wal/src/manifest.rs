@@ -37,6 +37,7 @@ use std::{
     future::pending,
     path::{Path, PathBuf},
     pin::Pin,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// The newest layout of the data directory that this version reads, and the one that it writes.
@@ -182,6 +183,10 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
 struct Nobody;
 
 impl FlushHost for Nobody {
+    fn wall_ms(&self) -> i64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    }
+
     fn app_state(&self, _: GroupId) -> Option<AppState> {
         None
     }

@@ -6,7 +6,7 @@
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
     disk::File,
-    log::Held,
+    log::{Held, tells_age},
     log_read::ReadError,
     record::Entry,
     segment_format::{FRAME_ALIGN, FRAME_HEADER, FrameHeader, IndexEntry, SegmentId, frame_len},
@@ -25,7 +25,7 @@ pub struct Segment {
     pub last_index: u64,
     /// Bytes that count. A whole number of blocks, unless the segment was cut.
     pub len: u64,
-    /// The first batch's, and the largest inside; -1 if none has one.
+    /// The first batch's, or when that was flushed if its own says nothing ([`tells_age`]), and the largest inside; -1 if none has one.
     pub first_timestamp: i64,
     pub max_timestamp: i64,
     /// Nothing is added any more.
@@ -48,13 +48,14 @@ impl Segment {
     }
 
     /// Counts a frame that now ends the segment; the length follows by [`FrameWriter::finish`].
-    fn note(&mut self, header: &FrameHeader) {
+    fn note(&mut self, header: &FrameHeader, now_ms: i64) {
         assert_eq!(header.index, self.last_index + 1, "a segment's indices have no holes");
         assert_eq!(header.base_offset, self.end_offset, "a segment's offsets have no holes");
         self.last_index = header.index;
         self.end_offset = header.end_offset();
-        if header.max_timestamp >= 0 && self.first_timestamp < 0 {
-            self.first_timestamp = header.max_timestamp;
+        if header.has_payload && self.first_timestamp < 0 {
+            let tells = tells_age(header.max_timestamp, now_ms);
+            self.first_timestamp = if tells { header.max_timestamp } else { now_ms };
         }
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
     }
@@ -143,6 +144,7 @@ pub struct FrameWriter {
     pub segment: Segment,
     /// The frames noted, for the sparse index.
     pub frames: Vec<(FrameHeader, u64)>,
+    now_ms: i64,
     chunk: Chunk,
     write_bytes: usize,
     /// Where `chunk` begins in the file.
@@ -151,7 +153,7 @@ pub struct FrameWriter {
 
 impl FrameWriter {
     /// Goes on at the end of `segment`, in writes of about `write_bytes` (whole blocks).
-    pub fn new(id: SegmentId, segment: Segment, write_bytes: usize) -> Self {
+    pub fn new(id: SegmentId, segment: Segment, write_bytes: usize, now_ms: i64) -> Self {
         assert!(!segment.sealed && id.serial == segment.serial, "only the active segment grows");
         segment.check();
         let write_bytes = block_ceil(write_bytes.max(BLOCK));
@@ -160,6 +162,7 @@ impl FrameWriter {
             id,
             segment,
             frames: Vec::new(),
+            now_ms,
             chunk: Chunk::new(BLOCK),
             write_bytes,
             start: segment.len,
@@ -181,7 +184,7 @@ impl FrameWriter {
         let Held { base_offset, ref entry, payload_crc, .. } = *held;
         let header = FrameHeader::of(entry, payload_crc, base_offset, self.seed);
         self.frames.push((header, self.position()));
-        self.segment.note(&header);
+        self.segment.note(&header, self.now_ms);
         let payload = entry.payload.as_ref().map_or(&[][..], |(_, payload)| &payload[..]);
         let padding = header.frame_len() - FRAME_HEADER - entry.data.len() - payload.len();
         let mut follows = header.frame_len() + more;

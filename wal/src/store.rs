@@ -9,7 +9,7 @@
 
 use crate::{
     checkpoint::RemovedGroup,
-    disk::Disk,
+    disk::{Disk, File},
     log::{FromMemory, Log, LogOptions, LogView},
     log_read::{Batch, Read, ReadError, find_timestamp, read_cold},
     record::{Entry, GroupId, HardState},
@@ -19,7 +19,7 @@ use crate::{
 };
 pub use crate::{log_entries::Entries, store_types::*, terms::TermRun};
 use bytes::Bytes;
-use std::{path::PathBuf, rc::Rc};
+use std::{io, path::PathBuf, rc::Rc};
 
 /// One core's store. Clones are handles to the same one.
 pub struct Store<D: Disk> {
@@ -343,6 +343,34 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// Whether [`Store::learn_file_times`] would help retention by time.
+    pub fn lacks_file_times(&self, group: GroupId, now_ms: i64) -> bool {
+        let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
+        let unknown = |serial| !times.contains_key(&SegmentId { group, serial });
+        let log = state.groups.get(&group);
+        log.is_some_and(|log| log.segments_of_unknown_age(now_ms).any(|segment| unknown(segment.serial)))
+    }
+
+    /// Asks the disk when the segments were written last whose timestamps do not say how old they are.
+    pub async fn learn_file_times(&self, group: GroupId, now_ms: i64) -> io::Result<()> {
+        let segments: Vec<_> = {
+            let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
+            let Some(log) = state.groups.get(&group) else { return Ok(()) };
+            let segments = log.segments_of_unknown_age(now_ms).map(|segment| (segment.serial, segment.base_offset));
+            segments.filter(|(serial, _)| !times.contains_key(&SegmentId { group, serial: *serial })).collect()
+        };
+        for (serial, base_offset) in segments {
+            let id = SegmentId { group, serial };
+            let modified_ms = self.shared.files.open(id, base_offset).await?.modified_ms().await?;
+            let state = self.shared.state.borrow();
+            // It may have gone meanwhile.
+            if state.groups.get(&group).is_some_and(|log| log.segments.iter().any(|segment| segment.serial == serial)) {
+                self.shared.file_times.borrow_mut().insert(id, modified_ms);
+            }
+        }
+        Ok(())
+    }
+
     /// The log start that retention asks for, if it is above the present one: at a segment's end, at most `below_offset`
     /// (the high watermark). `None` for a limit means no limit. Asks for a flush if that could help the next time.
     pub fn retention(
@@ -356,7 +384,10 @@ impl<D: Disk> Store<D> {
         let mut state = self.shared.state.borrow_mut();
         let idle = state.asked == state.done;
         let log = state.groups.get_mut(&group)?;
-        let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset);
+        let times = self.shared.file_times.borrow();
+        let file_time = |serial| times.get(&SegmentId { group, serial }).copied();
+        let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset, file_time);
+        drop(times);
         // What only memory, the ring and checkpoints hold is in no segment yet that could go.
         if idle && log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) {
             log.flush_wanted = true;

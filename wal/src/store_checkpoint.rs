@@ -296,6 +296,7 @@ pub(crate) fn discard<D: Disk>(shared: &Shared<D>, group: GroupId, garbage: &mut
         let id = SegmentId { group, serial: segment.serial };
         shared.files.forget(id);
         shared.indexes.borrow_mut().remove(&id);
+        shared.file_times.borrow_mut().remove(&id);
         garbage.push(Garbage::Segment { id, base_offset: segment.base_offset });
     }
 }

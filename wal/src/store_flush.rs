@@ -17,7 +17,7 @@
 use crate::{
     checkpoint_reserve,
     disk::{Disk, Durability, File},
-    log::{Held, LogOptions, Mark},
+    log::{Held, LogOptions, Mark, tells_age},
     log_read::find_index,
     record::GroupId,
     segment::{FrameWriter, Segment, entry_frame_len},
@@ -109,6 +109,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     let dirty = {
         let mut state = shared.state.borrow_mut();
         state.cut = cut;
+        state.flush_ms = host.wall_ms();
         let dirty = std::mem::take(&mut state.dirty);
         for group in &dirty {
             if let Some(log) = state.groups.get_mut(group) {
@@ -213,14 +214,15 @@ async fn flush_group<D: Disk>(
         return Ok(false);
     }
     let mut entries = entries_to_flush(shared, group, cut).await;
-    let (active, serial, options, log_start, has_dir) = {
+    let (active, serial, options, log_start, has_dir, now_ms) = {
         let mut state = shared.state.borrow_mut();
+        let now_ms = state.flush_ms;
         // A truncation may have come while the segments were cut, or the entries taken.
         let settled = state.groups.get_mut(&group).filter(|log| !log.by_snapshot && log.pending_cut.is_none());
         let (Some(log), Some(last)) = (settled, entries.last()) else { return Ok(false) };
         log.written_index = last.entry.index;
         let active = log.segments.last().copied().filter(|segment| !segment.sealed);
-        (active, log.next_serial, log.options, log.log_start, log.dir_made)
+        (active, log.next_serial, log.options, log.log_start, log.dir_made, now_ms)
     };
     if !has_dir {
         let dir = shared.files.group_dir(group);
@@ -232,7 +234,8 @@ async fn flush_group<D: Disk>(
         }
     }
     let mut finished = Vec::new();
-    let written = write_entries(shared, group, &entries, active, serial, options, log_start, &mut finished).await;
+    let written =
+        write_entries(shared, group, &entries, active, serial, options, log_start, now_ms, &mut finished).await;
     if let Err(error) = written {
         // What was created is named by no checkpoint; the space is wanted. It is gone for good before the group's entries may be elsewhere,
         // and nobody looks for it any more.
@@ -289,6 +292,7 @@ async fn write_entries<D: Disk>(
     mut serial: u64,
     options: LogOptions,
     log_start: u64,
+    now_ms: i64,
     finished: &mut Vec<Finished>,
 ) -> Result<(), FlushError> {
     let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
@@ -297,7 +301,7 @@ async fn write_entries<D: Disk>(
     while at < entries.len() {
         let first = &entries[at];
         let (segment, created) = match active.take() {
-            Some(mut full) if rolls(&full, full.len, first, &options) || full.end_offset <= log_start => {
+            Some(mut full) if rolls(&full, full.len, first, &options, now_ms) || full.end_offset <= log_start => {
                 full.sealed = true;
                 finished.push(Finished { segment: full, frames: Vec::new(), created: false });
                 continue;
@@ -318,10 +322,10 @@ async fn write_entries<D: Disk>(
             false => shared.files.open(id, segment.base_offset).await,
         };
         let file = file.map_err(|error| FlushError::of(name(), error))?;
-        let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes);
+        let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes, now_ms);
         let mut writes: VecDeque<(u64, Bytes)> = VecDeque::new();
         while let Some(held) = entries.get(at) {
-            if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &options) {
+            if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &options, now_ms) {
                 break;
             }
             left -= entry_frame_len(&held.entry);
@@ -362,17 +366,20 @@ async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data:
     Ok(())
 }
 
-/// Whether `next` belongs into a new segment.
-fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions) -> bool {
+/// Whether `next` belongs into a new segment. A batch whose timestamp says nothing counts as of now; so does a segment that begins with
+/// one from before such timestamps were passed over: it ends.
+fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions, now_ms: i64) -> bool {
     if segment.last_index < segment.first_index {
         return false;
     }
-    let timestamp = next.entry.payload.as_ref().map_or(-1, |(span, _)| span.max_timestamp);
+    if position + entry_frame_len(&next.entry) as u64 > options.segment_bytes {
+        return true;
+    }
+    let (Some((span, _)), Some(limit)) = (&next.entry.payload, options.segment_ms) else { return false };
+    let timestamp = if tells_age(span.max_timestamp, now_ms) { span.max_timestamp } else { now_ms };
     let spans = timestamp.saturating_sub(segment.first_timestamp);
-    position + entry_frame_len(&next.entry) as u64 > options.segment_bytes
-        || (timestamp >= 0
-            && segment.first_timestamp >= 0
-            && options.segment_ms.is_some_and(|limit| spans >= 0 && spans as u64 > limit))
+    let begins_absurdly = segment.first_timestamp >= 0 && !tells_age(segment.first_timestamp, now_ms);
+    begins_absurdly || (segment.first_timestamp >= 0 && spans >= 0 && spans as u64 > limit)
 }
 
 /// Takes what was written and synced over into the log.
@@ -401,6 +408,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
             }
         };
         let id = SegmentId { group, serial: segment.serial };
+        shared.file_times.borrow_mut().remove(&id);
         note_frames(shared, id, &frames, created, log.options.index_interval_bytes);
         if segment.sealed || before / INDEX_EVERY != segment.len / INDEX_EVERY {
             log.index_due.push(segment.serial);

@@ -110,6 +110,7 @@ pub(crate) async fn open<D: Disk>(
         epoch,
         state: RefCell::new(state),
         indexes: RefCell::new(Lru::new(config.index_bytes)),
+        file_times: RefCell::default(),
         ahead: RefCell::new(Lru::new(config.read_ahead_bytes)),
         journal,
         config,

@@ -33,6 +33,8 @@ pub(crate) struct Shared<D: Disk> {
     pub files: Files<D>,
     pub state: RefCell<State>,
     pub indexes: RefCell<Lru<SegmentId, Rc<SparseIndex>>>,
+    /// When segments were written last whose timestamps say nothing about it, as far as it was asked for.
+    pub file_times: RefCell<BTreeMap<SegmentId, i64>>,
     pub ahead: RefCell<Lru<(GroupId, Next), Ahead>>,
     /// A flush is wanted.
     pub wanted: Signal,
@@ -69,6 +71,8 @@ pub(crate) struct State {
     pub number: u64,
     /// Up to where the newest flush took entries.
     pub cut: LogPos,
+    /// When the newest flush began, in ms since the epoch.
+    pub flush_ms: i64,
     /// Flushes asked for and done, counted.
     pub asked: u64,
     pub done: u64,
@@ -207,6 +211,12 @@ impl<D: Disk> Shared<D> {
     /// Forgets everything in memory about a group's files.
     pub fn forget_files(&self, group: GroupId) {
         self.files.forget_group(group);
+        let mut file_times = self.file_times.borrow_mut();
+        let of_group = SegmentId { group, serial: 0 }..=SegmentId { group, serial: u64::MAX };
+        let times: Vec<_> = file_times.range(of_group).map(|(id, _)| *id).collect();
+        for id in times {
+            file_times.remove(&id);
+        }
         self.indexes.borrow_mut().remove_where(|id| id.group == group);
         self.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
     }

@@ -204,6 +204,8 @@ pub enum Admission {
 
 /// What the flusher asks of the engine.
 pub trait FlushHost {
+    /// Wall-clock time in ms since the epoch.
+    fn wall_ms(&self) -> i64;
     /// The group's state as of some applied index, cut in one synchronous step; `None` keeps the one checkpointed before.
     /// All entries up to that index must have been reported durable.
     fn app_state(&self, group: GroupId) -> Option<AppState>;

@@ -2,7 +2,7 @@
 
 use super::{Core, Leadership};
 use crate::{
-    config_topic::TopicConfig,
+    config_topic::{TimestampBounds, TopicConfig},
     internal_topics,
     kafka::{METADATA_TOPIC, metadata_log},
     meta::META_GROUP,
@@ -48,6 +48,16 @@ impl Core {
     /// A topic's settings, with those that it inherits from this broker.
     pub fn topic_config(&self, topic: &Topic) -> TopicConfig {
         TopicConfig::resolve(&internal_topics::in_force(&topic.name, &topic.configs), &self.inherited)
+    }
+
+    /// Which timestamps a topic takes from producers; `None` if any.
+    pub fn timestamp_bounds(&self, topic: &TopicRef) -> Option<TimestampBounds> {
+        let view = self.view.borrow();
+        let topic = match topic {
+            TopicRef::Name(name) => view.topic(name.as_str()),
+            TopicRef::Id(id) => view.topic_by_id(*id),
+        };
+        TimestampBounds::of(&topic?.configs, &self.config)
     }
 
     /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).

@@ -1,7 +1,7 @@
 //! What a core's store asks of it, and what becomes of a core whose storage fails.
 
 use super::Core;
-use crate::{replica::Replicated, rt};
+use crate::{clock, replica::Replicated, rt};
 use std::{pin::Pin, time::Duration};
 use wal::{
     record::GroupId,
@@ -47,6 +47,10 @@ impl Core {
 }
 
 impl FlushHost for Core {
+    fn wall_ms(&self) -> i64 {
+        clock::wall_ms()
+    }
+
     fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(rt::give_way())
     }

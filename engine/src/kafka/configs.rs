@@ -9,7 +9,9 @@ use crate::{
     config::{ConfigError, Described},
     config_cluster, config_topic,
     core::Core,
-    internal_topics, meta,
+    internal_topics,
+    long_work::Work,
+    meta,
 };
 use consensus::metadata::{Command, Topic};
 use net::{
@@ -32,12 +34,16 @@ const RESOURCE_BROKER: i8 = 4;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
     let fresh = meta::may_read(core).await.map_err(Refusal::from);
-    let results = request.resources.into_iter().map(|resource| {
+    let mut work = Work::on(core);
+    let mut results = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        work.entry().await;
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());
-        match fresh.clone().and_then(|()| settings_of(core, &resource)) {
+        results.push(match fresh.clone().and_then(|()| settings_of(core, &resource)) {
             Ok(settings) => {
+                work.share.take_entries(settings.len());
                 // No keys, or none named: all of them (Kafka's ConfigHelper).
                 let keys = resource.configuration_keys.unwrap_or_default();
                 let wanted =
@@ -51,9 +57,9 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
             Err(refusal) => result
                 .with_error_code(refusal.code.code())
                 .with_error_message(Some(StrBytes::from_string(refusal.message))),
-        }
-    });
-    DescribeConfigsResponse::default().with_results(results.collect())
+        });
+    }
+    DescribeConfigsResponse::default().with_results(results)
 }
 
 fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {

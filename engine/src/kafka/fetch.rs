@@ -20,6 +20,7 @@ pub use waits::Fetches;
 use super::brokers;
 use crate::{
     core::{Core, CoreId},
+    long_work::Work,
     sync,
 };
 use net::{
@@ -49,8 +50,10 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
     }
     let mut parts: Vec<Answered> = Vec::new();
     let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    let mut work = Work::on(core);
     for topic in &request.topics {
         for partition in &topic.partitions {
+            work.entry().await;
             let place = parts.len();
             match core.find_group(&topic.topic, partition.partition) {
                 Ok(group) => {

@@ -3,9 +3,11 @@
 use super::owners::{Question, ask};
 use crate::{
     core::Core,
+    long_work::Work,
     meta::{self, META_CORE, META_GROUP},
     partition::Partition,
 };
+use bytes::Bytes;
 use net::{
     errors::{self, ErrorCode},
     messages::{
@@ -15,9 +17,15 @@ use net::{
         offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
     },
     produce::TopicRef,
-    record,
+    record::{ReadError, Searched, TimestampSearch},
+    scan::unfolded_bytes_max,
 };
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+};
+use wal::record::GroupId;
 
 /// The timestamps that stand for positions, as ListOffsetsRequest defines them.
 mod timestamp {
@@ -42,8 +50,25 @@ mod timestamp {
     }
 }
 
-/// A batch that would decompress to more than this is not searched.
-const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
+/// Batches whose records could not be read that a core remembers.
+const UNREADABLE_MAX: usize = 1024;
+
+/// Stored batches that can't be searched, by group, index and term: what was tried once is not tried again.
+#[derive(Default)]
+pub struct Unreadable(RefCell<VecDeque<(GroupId, u64, u64)>>);
+
+impl Unreadable {
+    fn knows(&self, batch: &(GroupId, u64, u64)) -> bool {
+        self.0.borrow().contains(batch)
+    }
+
+    /// The oldest is forgotten for it if there are too many.
+    fn note(&self, batch: (GroupId, u64, u64)) {
+        let mut known = self.0.borrow_mut();
+        known.truncate(UNREADABLE_MAX - 1);
+        known.push_front(batch);
+    }
+}
 
 struct Where {
     timestamp: i64,
@@ -59,20 +84,24 @@ struct Place {
 const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: -1 };
 
 pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
+    let mut work = Work::on(core);
     let refused = refused(&request, version);
-    let questions = request.topics.iter().flat_map(|topic| {
-        topic.partitions.iter().map(|partition| Question {
-            topic: TopicRef::Name(topic.name.0.clone()),
-            partition: partition.partition_index,
-            what: Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch },
-        })
-    });
-    let unasked = questions.zip(&refused).filter(|(_, refused)| refused.is_none());
-    let questions: Vec<_> = unasked.map(|(question, _)| question).collect();
-    let of_metadata: Vec<_> = (questions.iter().enumerate())
-        .filter(|(_, asked)| core.find_group(&asked.topic, asked.partition) == Ok(META_GROUP))
-        .map(|(place, asked)| (place, asked.what.timestamp))
-        .collect();
+    let (mut questions, mut of_metadata) = (Vec::new(), Vec::new());
+    let mut refusals = refused.iter();
+    for topic in &request.topics {
+        let name = TopicRef::Name(topic.name.0.clone());
+        for partition in &topic.partitions {
+            work.entry().await;
+            if refusals.next().expect("one for each partition").is_some() {
+                continue;
+            }
+            if core.find_group(&name, partition.partition_index) == Ok(META_GROUP) {
+                of_metadata.push((questions.len(), partition.timestamp));
+            }
+            let what = Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch };
+            questions.push(Question { topic: name.clone(), partition: partition.partition_index, what });
+        }
+    }
     let mut answers = ask(core, questions, find).await;
     for (place, timestamp) in of_metadata {
         let find = move |there: Rc<Core>| std::future::ready(find_in_metadata(&there, timestamp));
@@ -120,9 +149,10 @@ fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>>
     asked().map(refuse).collect()
 }
 
-async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
-    partition.check_epoch(&core, asked.leader_epoch)?;
-    let (start, end) = (partition.log_start(&core), partition.high_watermark());
+async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
+    let core = work.core();
+    partition.check_epoch(core, asked.leader_epoch)?;
+    let (start, end) = (partition.log_start(core), partition.high_watermark());
     let at = |offset: u64| Place { offset: offset as i64, timestamp: -1, leader_epoch: partition.epoch_of(offset) };
     match asked.timestamp {
         timestamp::LATEST => Ok(Place { leader_epoch: partition.leader_epoch(), ..at(end) }),
@@ -130,7 +160,7 @@ async fn find(core: Rc<Core>, partition: Rc<Partition>, asked: Where) -> Result<
         timestamp::LATEST_TIERED => Ok(NOWHERE),
         // KIP-734 asks for the record with the largest timestamp, of which no index is kept.
         timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
-        wanted if wanted >= 0 => by_timestamp(&core, &partition, wanted, end).await,
+        wanted if wanted >= 0 => by_timestamp(work, &partition, wanted, end).await,
         _ => Err(ErrorCode::InvalidRequest),
     }
 }
@@ -149,14 +179,20 @@ fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
 }
 
 /// The first record whose timestamp is at least `wanted`.
-async fn by_timestamp(core: &Rc<Core>, partition: &Partition, wanted: i64, end: u64) -> Result<Place, ErrorCode> {
+async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, end: u64) -> Result<Place, ErrorCode> {
+    let core = work.core();
     let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
         tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
         ErrorCode::KafkaStorageError
     })?;
     let Some(found) = found else { return Ok(NOWHERE) };
-    let record = record::find_timestamp(&found.bytes, wanted, DECOMPRESSED_BYTES_MAX).map_err(|error| {
+    let batch = (partition.group(), found.index, found.term);
+    if core.unreadable.knows(&batch) {
+        return Err(ErrorCode::CorruptMessage);
+    }
+    let record = search(work, &found.bytes, wanted).await.map_err(|error| {
         tracing::error!(partition = %partition.name, offset = found.base_offset, %error, "cannot read a stored batch");
+        core.unreadable.note(batch);
         ErrorCode::CorruptMessage
     })?;
     Ok(record.map_or(NOWHERE, |(offset, timestamp)| Place {
@@ -164,6 +200,17 @@ async fn by_timestamp(core: &Rc<Core>, partition: &Partition, wanted: i64, end: 
         timestamp,
         leader_epoch: partition.epoch_of(found.base_offset),
     }))
+}
+
+/// Decompresses no more than it takes to find the record, in turns.
+async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
+    let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
+    loop {
+        match search.step(&mut work.share)? {
+            Searched::Found(found) => return Ok(found),
+            Searched::Pause => work.pause().await,
+        }
+    }
 }
 
 struct AskedEpoch {
@@ -179,8 +226,8 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
             what: AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch },
         })
     });
-    let answer = |core: Rc<Core>, partition: Rc<Partition>, asked: AskedEpoch| async move {
-        partition.check_epoch(&core, asked.current)?;
+    let answer = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
+        partition.check_epoch(work.core(), asked.current)?;
         Ok(partition.end_of_epoch(asked.wanted))
     };
     let mut answers = ask(core, questions.collect(), answer).await.into_iter();

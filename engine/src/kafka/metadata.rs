@@ -4,6 +4,7 @@ use super::{brokers, collisions, metadata_log::METADATA_TOPIC, operations, topic
 use crate::{
     core::Core,
     internal_topics,
+    long_work::Work,
     meta::{self, META_GROUP},
 };
 use consensus::metadata::{Partition, Topic};
@@ -21,16 +22,24 @@ use net::{
     },
     produce::TopicRef,
 };
-use std::{collections::BTreeSet, rc::Rc};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 use wal::record::GroupId;
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let mut look = Look::new(core).await;
     look.tells_operations = request.include_topic_authorized_operations;
+    let mut work = Work::on(core);
     // Version 0 asks for all topics by an empty list, later ones by null.
     let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
     let topics = match asked {
-        None => core.view(|view| view.topics().map(|topic| look.describe(topic)).collect()),
+        None => {
+            let all: Vec<Arc<Topic>> = core.view(|view| view.topics().cloned().collect());
+            let mut topics = Vec::with_capacity(all.len());
+            for topic in all {
+                topics.push(look.describe(&mut work, &topic).await);
+            }
+            topics
+        }
         Some(asked) => {
             let may_create =
                 core.config.auto_create_topics_enable && (version < 4 || request.allow_auto_topic_creation);
@@ -45,7 +54,11 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
             if may_create && look.fresh {
                 auto_create(core, &names).await;
             }
-            asked.into_iter().map(|asked| look.find(asked, may_create)).collect()
+            let mut topics = Vec::with_capacity(asked.len());
+            for asked in asked {
+                topics.push(look.find(&mut work, asked, may_create).await);
+            }
+            topics
         }
     };
     let brokers = brokers::alive(core).into_iter().map(|node| {
@@ -110,15 +123,16 @@ impl<'a> Look<'a> {
         Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh, tells_operations: false }
     }
 
-    fn find(&self, asked: Asked, may_create: bool) -> MetadataResponseTopic {
+    async fn find(&self, work: &mut Work<'_>, asked: Asked, may_create: bool) -> MetadataResponseTopic {
         let found = match &asked {
             Asked::Name(name) => self.core.find_topic(&TopicRef::Name(name.0.clone())),
             Asked::Id(id) => self.core.find_topic(&TopicRef::Id(*id)),
             Asked::IdTooEarly { .. } => None,
         };
         if let Some(topic) = found {
-            return self.describe(&topic);
+            return self.describe(work, &topic).await;
         }
+        work.entry().await;
         let code = match &asked {
             Asked::IdTooEarly { .. } => ErrorCode::InvalidRequest,
             Asked::Name(name)
@@ -144,7 +158,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn describe(&self, topic: &Topic) -> MetadataResponseTopic {
+    async fn describe(&self, work: &mut Work<'_>, topic: &Topic) -> MetadataResponseTopic {
+        work.entry().await;
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
             .with_topic_id(topic.id)
@@ -153,20 +168,23 @@ impl<'a> Look<'a> {
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }
-        let partitions = topic.partitions.iter().enumerate().map(|(number, partition)| {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for (number, partition) in topic.partitions.iter().enumerate() {
+            work.entry().await;
             let leader = self.core.leader_of(GroupId(partition.group));
             let nodes: Vec<BrokerId> = partition.replicas.iter().copied().map(BrokerId).collect();
             let offline = nodes.iter().copied().filter(|node| !self.alive.contains(&node.0)).collect();
-            MetadataResponsePartition::default()
+            let told = MetadataResponsePartition::default()
                 .with_error_code(if leader.is_some() { errors::NONE } else { ErrorCode::LeaderNotAvailable.code() })
                 .with_partition_index(number as i32)
                 .with_leader_id(BrokerId(leader.map_or(-1, |leader| leader.node)))
                 .with_leader_epoch(leader.map_or(-1, |leader| leader.epoch))
                 .with_replica_nodes(nodes.clone())
                 .with_isr_nodes(self.in_sync(partition).into_iter().map(BrokerId).collect())
-                .with_offline_replicas(offline)
-        });
-        response.with_partitions(partitions.collect())
+                .with_offline_replicas(offline);
+            partitions.push(told);
+        }
+        response.with_partitions(partitions)
     }
 }
 
@@ -197,6 +215,7 @@ pub async fn describe_partitions(
     let mut look = Look::new(core).await;
     // This API has no flag for them: they are always told.
     look.tells_operations = true;
+    let mut work = Work::on(core);
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
     let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
     let mut names: Vec<StrBytes> = if request.topics.is_empty() {
@@ -215,7 +234,7 @@ pub async fn describe_partitions(
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
             break;
         }
-        let found = look.find(Asked::Name(TopicName(name.clone())), false);
+        let found = look.find(&mut work, Asked::Name(TopicName(name.clone())), false).await;
         let total = found.partitions.len();
         let page: Vec<_> = found
             .partitions

@@ -28,8 +28,10 @@ mod unregister;
 
 pub use crate::internal_topics::OFFSETS_TOPIC;
 pub use fetch::Fetches;
+pub use list_offsets::Unreadable;
 pub use metadata_log::METADATA_TOPIC;
 pub use placement::Placement;
+pub use produce::Lane;
 pub use producer_ids::ProducerIds;
 
 use crate::{
@@ -63,13 +65,13 @@ impl Reply {
 /// A reply on its way.
 pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 
-/// Starts a request. Produce has taken its place in the logs when this returns; the others begin when the answers before
-/// theirs have left.
-pub fn start(core: &Rc<Core>, peer: SocketAddr, header: &RequestHeader, request: Request) -> Pending {
+/// Starts a request of the connection that has this lane. Produce takes its place in the logs in the order of these calls; the others
+/// begin when the answers before theirs have left.
+pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
     let core = core.clone();
     let version = header.version;
     match request {
-        Request::Produce(request) => produce::start(&core, request, version),
+        Request::Produce(request) => produce::start(&core, lane, request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
         Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
         Request::SaslAuthenticate(_) => reply(async { sasl::refuse_authentication() }),

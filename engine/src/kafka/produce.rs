@@ -8,18 +8,25 @@ use crate::{
     admission::Turn,
     clock,
     core::{Core, CoreId},
+    line::Line,
+    long_work::Work,
     partition::{Acks, Appended, Committed},
     rt,
-    sync::{self, Either, race},
+    sync::{self, Either, promise, race},
 };
 use bytes::Bytes;
 use net::{
     StrBytes,
-    batch::{self, BatchHeader},
+    batch::{BatchError, BatchHeader, Check, Checked, Compressed},
     errors::{self, ErrorCode},
-    produce::{ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopicResponse, TopicRef},
+    produce::{
+        ProducePartition, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopic,
+        ProduceTopicResponse, TopicRef,
+    },
+    turn::Share,
 };
 use std::{
+    pin::Pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -40,49 +47,169 @@ type Outcome = Result<Appended, ErrorCode>;
 /// Characters of a topic's name in a line of the log at most; no name that is valid has more.
 const TOPIC_CHARS_TOLD: usize = 249;
 
-/// Checks the request, hands every batch to its partition, and returns what to wait for.
-pub fn start(core: &Rc<Core>, request: ProduceRequest, version: i16) -> Pending {
-    let mut answer = Answer { topics: Vec::with_capacity(request.topics.len()), outcomes: Vec::new() };
-    let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
-    for topic in request.topics {
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for partition in topic.partitions {
-            let place = answer.outcomes.len();
-            partitions.push(partition.index);
-            let checked = check(core, &topic.topic, partition.index, partition.records, version, request.acks);
-            match checked {
-                Ok((group, batch, info)) => {
-                    let acks = if request.acks == -1 { Acks::All } else { Acks::Leader };
-                    by_owner[core.owner(group).0].push(Item { place, group, batch, info, acks });
-                    answer.outcomes.push(Err(Refusal::from(ErrorCode::RequestTimedOut)));
-                }
-                Err(refusal) => answer.outcomes.push(Err(refusal)),
+/// The order in which one connection's requests are handed to the partitions: that in which they came, however long their checks take.
+#[derive(Default)]
+pub struct Lane(Line);
+
+/// Checks the request, hands every batch to its partition, and returns what to wait for. What one turn suffices for, and no earlier
+/// request of the connection is before, has its places in the logs when this returns.
+pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16) -> Pending {
+    let mut checking = Checking::new(core, request, version);
+    if lane.0.is_empty() && checking.step(core, &mut { Share::TURN }) {
+        return checking.hand_over(core, version);
+    }
+    let place = lane.0.join();
+    let (promise, answer) = promise();
+    let core = core.clone();
+    // Not with the answer, which nobody asks for before those to earlier requests have left.
+    rt::spawn(async move {
+        place.first().await;
+        let mut work = Work::on(&core);
+        loop {
+            work.give_way().await;
+            if checking.step(&core, &mut work.share) {
+                break;
+            }
+            if checking.gathered >= BATCHES_A_TURN {
+                checking.hand_over_part(&core);
             }
         }
-        answer.topics.push((topic.topic, partitions));
+        let pending = checking.hand_over(&core, version);
+        drop(place);
+        promise.keep(pending.await);
+    });
+    Box::pin(async move { answer.await.unwrap_or(Reply::Nothing) })
+}
+
+/// A request whose batches are checked, one after the other.
+struct Checking {
+    version: i16,
+    acks: i16,
+    timeout: Duration,
+    is_transactional: bool,
+    topics: std::vec::IntoIter<ProduceTopic>,
+    /// Of the topic that is last in the answer.
+    partitions: std::vec::IntoIter<ProducePartition>,
+    /// The batch that is checked just now.
+    batch: Option<(GroupId, Check)>,
+    by_owner: Vec<Vec<Item>>,
+    /// How many these are.
+    gathered: usize,
+    /// Those that were handed over before, of a request with very many.
+    parts: Vec<Part>,
+    answer: Answer,
+    started: Instant,
+}
+
+/// Batches that are handed over in one turn: to append one costs some 10 µs.
+const BATCHES_A_TURN: usize = 256;
+
+type Part = Pin<Box<dyn Future<Output = Vec<(usize, Outcome)>>>>;
+
+impl Checking {
+    fn new(core: &Core, request: ProduceRequest, version: i16) -> Self {
+        Self {
+            version,
+            acks: request.acks,
+            timeout: Duration::from_millis(request.timeout_ms.max(0) as u64),
+            is_transactional: request.transactional_id.is_some(),
+            answer: Answer { topics: Vec::with_capacity(request.topics.len()), outcomes: Vec::new() },
+            topics: request.topics.into_iter(),
+            partitions: Vec::new().into_iter(),
+            batch: None,
+            by_owner: (0..core.cores()).map(|_| Vec::new()).collect(),
+            gathered: 0,
+            parts: Vec::new(),
+            started: Instant::now(),
+        }
     }
-    let timeout = Duration::from_millis(request.timeout_ms.max(0) as u64);
-    let calls: Vec<_> = by_owner
-        .into_iter()
-        .enumerate()
-        .filter(|(_, items)| !items.is_empty())
-        .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
-        .collect();
-    let core = core.clone();
-    let started = Instant::now();
-    Box::pin(async move {
-        for outcomes in sync::all(calls).await {
-            for (place, outcome) in outcomes {
+
+    /// Goes on as far as the share lasts. Whether all is checked.
+    fn step(&mut self, core: &Rc<Core>, share: &mut Share) -> bool {
+        loop {
+            if let Some((group, check)) = &mut self.batch {
+                let (group, checked) = match check.step(share) {
+                    Ok(None) => return false,
+                    Ok(Some(checked)) => (*group, Ok(checked)),
+                    Err(error) => (*group, Err(Refusal::from(error))),
+                };
+                self.batch = None;
+                self.place(core, group, checked);
+            }
+            let Some(partition) = self.partitions.next() else {
+                let Some(ProduceTopic { topic, partitions }) = self.topics.next() else { return true };
+                self.answer.topics.push((topic, Vec::with_capacity(partitions.len())));
+                self.partitions = partitions.into_iter();
+                continue;
+            };
+            let (topic, indexes) = self.answer.topics.last_mut().expect("the partition is of a topic");
+            indexes.push(partition.index);
+            match begin(core, topic, partition, self.version, self.acks, self.is_transactional) {
+                Ok(begun) => self.batch = Some(begun),
+                Err(refusal) => self.answer.outcomes.push(Err(refusal)),
+            }
+            share.take_entry();
+            if share.is_spent() || self.gathered >= BATCHES_A_TURN {
+                return false;
+            }
+        }
+    }
+
+    /// Puts a checked batch with those for its partition's owner.
+    fn place(&mut self, core: &Core, group: GroupId, checked: Result<Checked, Refusal>) {
+        let place = self.answer.outcomes.len();
+        let (topic, _) = self.answer.topics.last().expect("the batch is of a topic");
+        let outcome = checked.and_then(|checked| match timestamp_refusal(core, topic, &checked) {
+            None => Ok(checked),
+            Some(refusal) => Err(refusal),
+        });
+        match outcome {
+            Ok(Checked { batch, header: info, .. }) => {
+                let acks = if self.acks == -1 { Acks::All } else { Acks::Leader };
+                self.by_owner[core.owner(group).0].push(Item { place, group, batch, info, acks });
+                self.gathered += 1;
+                self.answer.outcomes.push(Err(Refusal::from(ErrorCode::RequestTimedOut)));
+            }
+            Err(refusal) => self.answer.outcomes.push(Err(refusal)),
+        }
+    }
+
+    /// Hands over what is checked so far.
+    fn hand_over_part(&mut self, core: &Rc<Core>) {
+        let timeout = self.timeout;
+        self.gathered = 0;
+        for (owner, items) in self.by_owner.iter_mut().enumerate().filter(|(_, items)| !items.is_empty()) {
+            let items = std::mem::take(items);
+            let call = core.call(CoreId(owner), move |there| append_all(there, items, timeout));
+            self.parts.push(Box::pin(call.result()));
+        }
+    }
+
+    fn hand_over(self, core: &Rc<Core>, version: i16) -> Pending {
+        let Checking { acks, timeout, by_owner, parts, mut answer, started, .. } = self;
+        let calls: Vec<_> = by_owner
+            .into_iter()
+            .enumerate()
+            .filter(|(_, items)| !items.is_empty())
+            .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
+            .collect();
+        let core = core.clone();
+        Box::pin(async move {
+            let told = match parts.is_empty() {
+                true => sync::all(calls).await,
+                false => sync::all(calls.into_iter().map(|call| Box::pin(call) as Part).chain(parts).collect()).await,
+            };
+            for (place, outcome) in told.into_iter().flatten() {
                 answer.outcomes[place] = outcome.map_err(Refusal::from);
             }
-        }
-        core.metrics.produce_latency_seconds.record(started.elapsed());
-        match (request.acks, answer.first_refusal()) {
-            (0, None) => Reply::Nothing,
-            (0, Some(why)) => Reply::HangUp { why },
-            _ => Reply::Send(answer.response(&core, version).into()),
-        }
-    })
+            core.metrics.produce_latency_seconds.record(started.elapsed());
+            match (acks, answer.first_refusal()) {
+                (0, None) => Reply::Nothing,
+                (0, Some(why)) => Reply::HangUp { why },
+                _ => Reply::Send(answer.response(&core, version).into()),
+            }
+        })
+    }
 }
 
 /// Why a batch was not appended, and in words where the code alone would puzzle.
@@ -97,31 +224,49 @@ impl From<ErrorCode> for Refusal {
     }
 }
 
-/// What can be checked on any core: the request's form, the topic, and the batch itself (its CRC is paid for here, not by the
-/// partition's owner).
-fn check(
+impl From<BatchError> for Refusal {
+    fn from(error: BatchError) -> Self {
+        Self { code: errors::of_batch(&error), message: Some(error.to_string()) }
+    }
+}
+
+/// What can be checked on any core: the request's form, the topic, and the batch itself (its CRC and what it unfolds to are paid for
+/// here, not by the partition's owner).
+fn begin(
     core: &Rc<Core>,
     topic: &TopicRef,
-    partition: i32,
-    records: Option<Bytes>,
+    partition: ProducePartition,
     version: i16,
     acks: i16,
-) -> Result<(GroupId, Bytes, BatchHeader), Refusal> {
+    is_transactional: bool,
+) -> Result<(GroupId, Check), Refusal> {
     if version < ProduceRequest::VERSION_STORABLE_MIN {
         return Err(ErrorCode::UnsupportedForMessageFormat.into());
     }
     if !(-1..=1).contains(&acks) {
         return Err(ErrorCode::InvalidRequiredAcks.into());
     }
-    let group = core.find_group(topic, partition)?;
+    let group = core.find_group(topic, partition.index)?;
     if let Some(internal) = core.internal(topic) {
         let message = format!("{internal} is written by the broker alone");
         return Err(Refusal { code: ErrorCode::InvalidTopicException, message: Some(message) });
     }
-    let batch = records.ok_or(ErrorCode::InvalidRecord)?;
-    let info = batch::validate(&batch, version)
-        .map_err(|error| Refusal { code: errors::of_batch(&error), message: Some(error.to_string()) })?;
-    Ok((group, batch, info))
+    let batch = partition.records.ok_or(ErrorCode::InvalidRecord)?;
+    let compressed = if core.config.log_validate_compressed { Compressed::Check } else { Compressed::Trust };
+    let check = Check::begin(batch, version, compressed)?;
+    if check.header().is_transactional() {
+        let (code, why) = match is_transactional {
+            false => (ErrorCode::TransactionalIdAuthorizationFailed, "the request names no transactional id"),
+            true => (ErrorCode::InvalidTxnState, "no transaction was begun: there are none here"),
+        };
+        return Err(Refusal { code, message: Some(format!("a transactional batch, but {why}")) });
+    }
+    Ok((group, check))
+}
+
+fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option<Refusal> {
+    let message = core.timestamp_bounds(topic)?.refusal(checked.times?, clock::wall_ms())?;
+    Some(Refusal { code: ErrorCode::InvalidTimestamp, message: Some(message) })
 }
 
 /// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for

@@ -73,13 +73,13 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
     let process = node.process;
     world.spawn(process, async move {
         let world = exec::world();
-        let mut before = None;
+        let (mut before, lane) = (None, kafka::Lane::default());
         for (place, (request, answered)) in requests.into_iter().zip(promises).enumerate() {
             if place > 0 {
                 rt::sleep(world.draw(Duration::ZERO..apart)).await;
             }
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request);
+            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request);
             let (left, this) = promise();
             let before = before.replace(this);
             world.spawn(process, async move {

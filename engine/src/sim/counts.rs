@@ -35,8 +35,8 @@ use std::{
 use wal::{buf::BLOCK, disk_sim::Kind, record::GroupId};
 
 const SEEDS: Range<u64> = 0..10;
-const TOPIC: &str = "counts";
-const PARTITIONS: i32 = 32;
+pub(super) const TOPIC: &str = "counts";
+pub(super) const PARTITIONS: i32 = 32;
 /// So large that nothing is flushed while a test runs: that begins at a quarter.
 const RING_BYTES: u64 = 16 << 20;
 /// Allocations for one produce request of one partition, and for one fetch from memory: a tenth more than there are.
@@ -113,9 +113,10 @@ impl Calm {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
         self.world.spawn(node.process, async move {
+            let lane = kafka::Lane::default();
             let start = |(request, version): (Request, i16)| {
                 let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-                kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request)
+                kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request)
             };
             let answered = sync::all(requests.into_iter().map(start).collect()).await;
             *given.borrow_mut() = Some(answered.into_iter().filter_map(Reply::response).collect());
@@ -314,10 +315,11 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
         let (core, spent, frame, done) = (core.clone(), spent.clone(), frame.clone(), Rc::new(Cell::new(false)));
         let ended = done.clone();
         calm.world.spawn(node.process, async move {
+            let lane = kafka::Lane::default();
             let before = allocations::so_far();
             for _ in 0..ROUND {
                 let (header, request) = net::request::decode(&frame).expect("it is well formed");
-                let answer = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request).await;
+                let answer = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request).await;
                 net::response::encode(&header, answer.response().expect("there is an answer"))
                     .expect("it can be written");
             }

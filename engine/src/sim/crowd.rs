@@ -95,7 +95,7 @@ impl Cluster {
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
         exec::world().spawn(node.process, async move {
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &header, request);
+            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &kafka::Lane::default(), &header, request);
             race(answering, rt::sleep(breaks_in)).await;
         });
     }

@@ -13,6 +13,7 @@
 //! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
+//! | `turns` | what requests with much work do between two turns |
 //! | `fenced` | what a broker that was cut off may still answer |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
@@ -34,6 +35,7 @@ mod net;
 mod node;
 mod summary;
 mod tests;
+mod turns;
 
 pub(crate) use exec::{disk, is_running, now, planted, spawn};
 pub(crate) use net::Outgoing;

@@ -24,6 +24,10 @@ struct Patient {
 }
 
 impl FlushHost for Patient {
+    fn wall_ms(&self) -> i64 {
+        self.host.wall_ms()
+    }
+
     fn app_state(&self, group: GroupId) -> Option<AppState> {
         self.host.app_state(group)
     }

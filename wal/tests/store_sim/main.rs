@@ -1,5 +1,6 @@
 //! The whole store (ring, segments, checkpoints, snapshots, manifest) on the simulated disk.
 
+mod ages;
 mod carried;
 mod cores;
 mod counts;

@@ -110,6 +110,10 @@ pub type Shared = Rc<RefCell<Model>>;
 pub struct Host(pub Shared);
 
 impl FlushHost for Host {
+    fn wall_ms(&self) -> i64 {
+        self.0.borrow().clock
+    }
+
     fn app_state(&self, group: GroupId) -> Option<AppState> {
         self.0.borrow().groups.get(&group).map(|model| app_of(group, model.commit))
     }

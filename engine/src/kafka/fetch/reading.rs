@@ -4,6 +4,7 @@ use super::waits::FetchId;
 use crate::{
     clock,
     core::{Core, CoreId},
+    long_work::Work,
     meta::{self, LogWatch, META_GROUP},
     partition::{FetchRead, Partition, Watch},
     rt,
@@ -227,7 +228,9 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
     let mut left = wish.share;
     let mut total = 0;
     let mut brought = Brought { parts: Vec::with_capacity(items.len()), ends: false, blocked: None };
+    let mut work = Work::on(core);
     for item in items {
+        work.entry().await;
         let limit = Limit {
             bytes_max: item.bytes_max.min(left),
             one_of: match wish.first {
@@ -251,6 +254,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
         match &found {
             Ok(found) => {
                 let bytes = found.bytes();
+                work.share.take_entries(found.batches.len());
                 total += bytes;
                 left = left.saturating_sub(bytes);
                 // There is more than this request may have: nothing to wait for.

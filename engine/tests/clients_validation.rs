@@ -1,0 +1,105 @@
+//! Batches that Kafka does not store are refused by name, and what was stored broken before harms nobody.
+
+mod support;
+
+use bytes::{Bytes, BytesMut};
+use net::batch::{self, HEADER_BYTES};
+use net::batch_build::BatchBuilder;
+use net::client_blocking::Client;
+use net::compression::Codec;
+use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use net::messages::{BrokerId, ListOffsetsRequest};
+
+use support::broker::Broker;
+use support::{clients, wire};
+
+const CORRUPT_MESSAGE: i16 = 2;
+const MESSAGE_TOO_LARGE: i16 = 10;
+const INVALID_TIMESTAMP: i16 = 32;
+const INVALID_TXN_STATE: i16 = 48;
+const TRANSACTIONAL_ID_AUTHORIZATION_FAILED: i16 = 53;
+const INVALID_RECORD: i16 = 87;
+const COMPRESSED: [Codec; 4] = [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
+
+/// A batch of three records, with other bytes at some place, and a CRC that fits.
+fn batch(codec: Codec, at: usize, bytes: &[u8]) -> Bytes {
+    let mut builder = BatchBuilder::new(codec).producer(7, 0, 0);
+    (0..3).for_each(|n| builder.push(1_700_000_000_000 + n, None, Some(&[b'x'; 100])));
+    let mut batch = BytesMut::from(&builder.finish()[..]);
+    batch[at..at + bytes.len()].copy_from_slice(bytes);
+    let crc = batch::crc(&batch);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    batch.freeze()
+}
+
+/// What a producer is told: code and words.
+fn send(client: &mut Client, id: Option<&str>, records: Bytes) -> (i16, String) {
+    let mut request = wire::produce_request("checked", 0, -1, records);
+    request.transactional_id = id.map(wire::text);
+    let response = client.produce(request).expect("Produce is answered");
+    let answer = &response.responses[0].partition_responses[0];
+    (answer.error_code, answer.error_message.as_ref().map(|words| words.to_string()).unwrap_or_default())
+}
+
+/// Error, offset and timestamp of the first record that is not older.
+fn look_up(client: &mut Client, timestamp: i64) -> (i16, i64) {
+    let partition = ListOffsetsPartition::default().with_timestamp(timestamp).with_current_leader_epoch(-1);
+    let topic = ListOffsetsTopic::default().with_name(wire::topic_name("checked")).with_partitions(vec![partition]);
+    let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![topic]);
+    let response = client.call(request).expect("ListOffsets is answered");
+    let found = &response.topics[0].partitions[0];
+    (found.error_code, found.offset)
+}
+
+#[test]
+fn what_is_not_as_its_header_says_is_refused_and_not_stored() {
+    let broker = Broker::start();
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    let mut refused = |id: Option<&str>, records: Bytes, code: i16, what: &str| {
+        let (found, words) = send(&mut client, id, records);
+        assert_eq!(found, code, "{what}: {words}");
+        assert!(!words.is_empty(), "{what}");
+    };
+    for codec in COMPRESSED {
+        refused(None, batch(codec, HEADER_BYTES, &[0x5a; 12]), INVALID_RECORD, "garbage");
+        let sound = batch(codec, 0, &[]);
+        let count = |count: i32| [&(count - 1).to_be_bytes()[..], &sound[27..57], &count.to_be_bytes()].concat();
+        refused(None, batch(codec, 23, &count(i32::MAX)), INVALID_RECORD, "2^31-1 records");
+        refused(None, batch(codec, 23, &count(2)), INVALID_RECORD, "a record too many");
+        let mut bomb = BatchBuilder::new(codec);
+        bomb.push(1, None, Some(&vec![0; 65 << 20]));
+        let bomb = bomb.finish();
+        // A codec that packs it badly is refused for its size alone.
+        refused(None, bomb, MESSAGE_TOO_LARGE, "a bomb");
+    }
+    let attributes = |bits: u16| batch(Codec::None, 21, &bits.to_be_bytes());
+    refused(None, attributes(0x08), INVALID_TIMESTAMP, "LogAppendTime from a producer");
+    refused(None, attributes(0x40), INVALID_RECORD, "bit 6");
+    refused(None, attributes(0x100), INVALID_RECORD, "bit 8");
+    refused(None, attributes(0x20), INVALID_RECORD, "a control batch");
+    refused(None, attributes(0x10), TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "a transactional batch without an id");
+    refused(Some("tx"), attributes(0x10), INVALID_TXN_STATE, "a transactional batch without a transaction");
+    for (codec, first) in COMPRESSED.into_iter().zip([0, 3, 6, 9]) {
+        let mut records = BatchBuilder::new(codec);
+        (0..3).for_each(|n| records.push(1_700_000_000_000 + n, None, Some(&[b'x'; 100])));
+        let answer = wire::produce(&mut client, "checked", 0, records.finish());
+        assert_eq!((answer.error_code, answer.base_offset), (0, first), "{codec:?}: nothing of the others was stored");
+    }
+}
+
+#[test]
+fn a_batch_that_was_stored_broken_is_told_of_and_stops_nothing() {
+    let broker = Broker::start_with(&["--set", "log.validate.compressed=false"]);
+    clients::create_topic(&broker, "checked", 1);
+    let mut client = wire::connect(&broker);
+    assert_eq!(send(&mut client, None, batch(Codec::Gzip, HEADER_BYTES, &[0x5a; 12])).0, 0);
+    for _ in 0..3 {
+        assert_eq!(look_up(&mut client, 1_700_000_000_001).0, CORRUPT_MESSAGE);
+    }
+    assert_eq!((look_up(&mut client, -1), look_up(&mut client, -2)), ((0, 3), (0, 0)));
+    let mut behind = BatchBuilder::default();
+    behind.push(1_700_000_000_900, None, Some(b"x"));
+    assert_eq!(wire::produce(&mut client, "checked", 0, behind.finish()).base_offset, 3);
+    assert_eq!(look_up(&mut client, 1_700_000_000_100), (0, 3));
+}
