@@ -13,6 +13,7 @@ use std::{
 
 use serde_json::json;
 
+use crate::meta::META_GROUP;
 use crate::metrics::{Metrics, PREFIX, line};
 
 /// A core whose loop has not turned for so long counts as dead.
@@ -178,11 +179,20 @@ impl Site {
     }
 
     fn is_ready(&self) -> Answer {
-        match self.phase() {
-            Phase::Starting => Answer::text(503, "starting\n"),
-            Phase::Ready => Answer::text(200, "ready\n"),
-            Phase::Stopping => Answer::text(503, "stopping\n"),
+        let (mut status, mut body) = match self.phase() {
+            Phase::Starting => (503, "starting\n".to_owned()),
+            Phase::Ready => (200, "ready\n".to_owned()),
+            Phase::Stopping => (503, "stopping\n".to_owned()),
+        };
+        for (group, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
+            // Other brokers can serve what a partition can't here; without its metadata, a broker knows nothing.
+            if group == META_GROUP.0 {
+                status = 503;
+            }
+            body.push_str(&notice);
+            body.push('\n');
         }
+        Answer::text(status, body)
     }
 
     fn status(&self, now: Instant, process: ProcessFigures) -> serde_json::Value {

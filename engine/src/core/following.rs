@@ -56,17 +56,14 @@ impl Core {
             Delta::Topic(topic) => self.follow_topic(topic),
             Delta::Broker(broker) => self.follow_broker(broker),
             Delta::BrokerGone(node) => self.peers().forget(*node),
+            Delta::GonePeers(peers) => self.peers().set_gone(peers.clone()),
             Delta::TopicDeleted(topic) => {
                 for partition in &topic.partitions {
                     self.drop_group(GroupId(partition.group));
                 }
             }
             // Looked up in the view when they are needed.
-            Delta::Leaders(_)
-            | Delta::Watermarks(_)
-            | Delta::GonePeers(_)
-            | Delta::Features(_)
-            | Delta::ClusterConfig(_) => {}
+            Delta::Leaders(_) | Delta::Watermarks(_) | Delta::Features(_) | Delta::ClusterConfig(_) => {}
         }
     }
 
@@ -150,6 +147,7 @@ impl Core {
     fn group_config(&self, meta: &metadata::Partition) -> GroupConfig {
         let single = GroupConfig {
             beside: descriptor::bytes_beside,
+            holds: descriptor::check_entry,
             has_leases: false,
             kept_entries_max: KEPT_ENTRIES,
             ..GroupConfig::single(meta.group, self.identity.peer)

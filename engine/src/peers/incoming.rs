@@ -128,6 +128,7 @@ impl Peers {
 
     /// Hands on what a broker sent in one frame.
     pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
+        self.check_gone(there.node, there.peer)?;
         let mut messages = match frame.kind {
             Kind::Messages => wire::decode(&frame.bytes)?,
             Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
@@ -145,6 +146,7 @@ impl Peers {
         if there.node == self.me.node {
             return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
         }
+        self.check_gone(there.node, there.peer)?;
         // Who comes to us can be reached, most likely.
         if let Some(link) = self.book.borrow().get(&there.node) {
             link.stirred.notify();

@@ -42,6 +42,7 @@ use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -105,6 +106,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
+    /// Peers that were removed from the cluster.
+    gone: RefCell<Arc<BTreeSet<u64>>>,
     /// Why callers' connections were ended, and when that was told.
     refused: RefCell<AHashMap<IpAddr, (String, Instant)>>,
 }
@@ -195,6 +198,7 @@ impl Peers {
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            gone: RefCell::default(),
             refused: RefCell::default(),
         });
         for (node, address) in seeds {
@@ -269,6 +273,18 @@ impl Peers {
             link.forgotten.set(true);
             link.end();
         }
+    }
+
+    /// These peers were removed from the cluster, and must not come back: there is no way to them, and none from them.
+    pub fn set_gone(&self, peers: Arc<BTreeSet<u64>>) {
+        *self.gone.borrow_mut() = peers;
+        for link in self.book.borrow().values() {
+            link.lanes.iter().for_each(|way| way.work.notify());
+        }
+    }
+
+    fn check_gone(&self, node: i32, peer: u64) -> Result<(), LinkError> {
+        if self.gone.borrow().contains(&peer) { Err(LinkError::Removed { node, peer }) } else { Ok(()) }
     }
 
     /// Sends a message to a peer, if it is there.
@@ -417,6 +433,7 @@ impl Peers {
         if there.node != link.node {
             return Err(LinkError::OtherNode { found: there.node, expected: link.node });
         }
+        self.check_gone(there.node, there.peer)?;
         Ok((connection, there.peer))
     }
 
@@ -424,6 +441,9 @@ impl Peers {
     async fn pump(&self, link: &Link, way: &Way, lane: Lane, mut connection: Outgoing) -> LinkError {
         loop {
             let seen = way.work.version();
+            if let Some(Err(gone)) = way.there.get().map(|there| self.check_gone(link.node, there)) {
+                return gone;
+            }
             let messages = way.take();
             if !messages.is_empty() {
                 let (frames, fitting) = frames(link, &messages);
@@ -510,6 +530,10 @@ pub(crate) enum LinkError {
     OtherCluster { theirs: String, ours: String, caller: String },
     #[error("the broker at {address} has the node id {node}, too; give each broker a --node-id of its own")]
     SameNode { node: i32, address: String },
+    #[error(
+        "peer {peer:#x}, a disk of broker {node}, was removed from the cluster; empty its data directory to have the broker join anew"
+    )]
+    Removed { node: i32, peer: u64 },
     #[error("it belongs to no cluster yet")]
     NoCluster,
     #[error("broker {found} is there, not {expected}; check the addresses in --seeds")]
@@ -519,9 +543,9 @@ pub(crate) enum LinkError {
 impl LinkError {
     /// Whether it lasts until somebody changes what was set.
     fn needs_a_hand(&self) -> bool {
-        use LinkError::{OtherCluster, OtherNode, Peer, SameNode, Wire};
+        use LinkError::{OtherCluster, OtherNode, Peer, Removed, SameNode, Wire};
         match self {
-            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Wire(_) => true,
+            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Removed { .. } | Wire(_) => true,
             Peer(error) => !matches!(error, PeerError::Io(_) | PeerError::Closed | PeerError::Cut),
             _ => false,
         }
