@@ -243,6 +243,10 @@ metrics! {
     replication_refused_total: Counter;
     /// Messages of leaders whose batches were damaged or missing.
     replication_damaged_total: Counter;
+    /// Connections on the peer port that were closed before they had proved who they are, or since there are too many.
+    peer_refused_total: Counter;
+    /// Connections of tools on the peer port that are open.
+    peer_tools_open: Gauge;
     /// Messages of other replicas that were dropped, since no replica of the group can have sent them.
     raft_messages_refused_total: Counter;
     /// Those of them by which this replica, or the sender, may have lost a part of its log.
