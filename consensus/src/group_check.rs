@@ -242,3 +242,7 @@ fn check_members(state: &ConfState) -> Result<(), Unfit> {
 #[cfg(test)]
 #[path = "group_check_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "group_fuzz_tests.rs"]
+mod fuzz_tests;
