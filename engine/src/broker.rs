@@ -436,11 +436,11 @@ pub(crate) async fn begin_core(
     rt::spawn(warm_memory(core.clone()));
     rt::spawn(replica::run(core.clone()));
     rt::spawn(crate::admission::run(core.clone()));
-    rt::spawn(beat(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
     let me = Hello { core: id.0 as u16, ..about.hello.clone() };
     core.hold_peers(Peers::new(me, about.secret.clone(), seeds));
+    rt::spawn(beat(core.clone()));
     inbox.serve(&core);
     rt::spawn(groups::run(core.clone()));
     Ok(core)

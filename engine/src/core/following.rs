@@ -139,6 +139,9 @@ impl Core {
             }
             Err(why) => {
                 tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
+                let notice = format!("partition {name} can't be brought back, and stays without a leader here: {why}");
+                self.metrics.stopped.add(group.0, notice);
+                self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
             }
         }
     }

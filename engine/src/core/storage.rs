@@ -48,6 +48,11 @@ impl Core {
 }
 
 impl Core {
+    /// Whether a group's replica here has stopped before an entry that it can't apply.
+    pub fn has_stopped(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(|group| group.replica().with(|raft| raft.unreadable().is_some()))
+    }
+
     /// A group has stopped before a committed entry that it can't apply. Others go on.
     pub fn group_stopped(&self, group: &dyn Replicated, unreadable: &Unreadable) {
         let id = group.replica().id();
@@ -61,6 +66,7 @@ impl Core {
         self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
         self.metrics.stopped.add(id.0, notice);
         group.storage_failed();
+        self.view_changed.notify();
         self.groups.rests(id);
         self.coordinators.resign(id);
         if id == META_GROUP {

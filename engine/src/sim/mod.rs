@@ -13,6 +13,7 @@
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
 //! | `fenced` | what a broker that was cut off may still answer |
+//! | `stopped` | a committed entry that can't be read |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -30,6 +31,7 @@ mod ledger_commits;
 mod logs;
 mod net;
 mod node;
+mod stopped;
 mod summary;
 mod tests;
 
