@@ -192,10 +192,10 @@ fn check_fields(message: &Message) -> Result<(), Unfit> {
         return refuse("hint", message.reject_hint);
     }
     match kind {
-        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => {
-            if !matches!(message.context.len(), 0 | TOKEN_BYTES) {
-                return refuse("length of its context", message.context.len() as u64);
-            }
+        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse
+            if !matches!(message.context.len(), 0 | TOKEN_BYTES) =>
+        {
+            refuse("length of its context", message.context.len() as u64)
         }
         MessageType::MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();
@@ -205,11 +205,10 @@ fn check_fields(message: &Message) -> Result<(), Unfit> {
             if metadata.term == 0 || metadata.term > message.term {
                 return refuse("term of a snapshot", metadata.term);
             }
-            return check_members(metadata.get_conf_state());
+            check_members(metadata.get_conf_state())
         }
-        _ => {}
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether raft-rs can make a configuration of it; it aborts if not.

@@ -196,7 +196,7 @@ fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
 struct Fuzz {
     rng: fastrand::Rng,
     seed: u64,
-    /// As of the start; the broker's own terms and indices are not far above.
+    /// Of the broker's metadata, about.
     term: u64,
     last: u64,
 }
@@ -384,6 +384,8 @@ fn wrong_fields_in_valid_frames_end_nothing() {
     let quorum = Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap();
     let mut fuzz = Fuzz { rng: fastrand::Rng::with_seed(seed), seed, term: quorum.term, last: quorum.commit };
     for round in 0..rounds {
+        fuzz.term = broker.metric("millrace_metadata_term") as u64;
+        fuzz.last = broker.metric("millrace_metadata_shown_index") as u64;
         let mut other = as_broker(&broker);
         for _ in 0..30 {
             let messages: Vec<PeerMessage> = (0..fuzz.rng.usize(1..5)).map(|_| fuzz.message(&other)).collect();

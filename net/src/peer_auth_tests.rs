@@ -11,12 +11,11 @@ fn pair(caller: Option<Secret>, answerer: Option<Secret>) -> (Handshake, Handsha
     (caller, Handshake::answerer(answerer, Bytes::from_static(b"broker 2"), [2; NONCE_BYTES]))
 }
 
+/// What the caller and the answerer learn, the frames (1: to the answerer), and why either side refused.
+type Course = (Option<Bytes>, Option<Bytes>, Vec<(usize, Kind)>, Vec<PeerError>);
+
 /// What each side learns, or why it refuses; `change` sees every frame on its way, with its number.
-fn run(
-    mut caller: Handshake,
-    mut answerer: Handshake,
-    mut change: impl FnMut(usize, &mut PeerFrame),
-) -> (Option<Bytes>, Option<Bytes>, Vec<(usize, Kind)>, Vec<PeerError>) {
+fn run(mut caller: Handshake, mut answerer: Handshake, mut change: impl FnMut(usize, &mut PeerFrame)) -> Course {
     let mut on_way = std::collections::VecDeque::from([(true, caller.begin())]);
     let (mut learned, mut sent, mut errors) = ([None, None], Vec::new(), Vec::new());
     while let Some((to_answerer, mut frame)) = on_way.pop_front() {
