@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use net::peer_auth::{SECRET_FILE, Secret};
+
 use crate::environment;
 use crate::orphans;
 
@@ -70,6 +72,8 @@ impl Local {
         let ports: Vec<&[SocketAddr]> = addrs.chunks(3).collect();
         let seed = |(n, ports): (usize, &&[SocketAddr])| format!("{}@{}", n + 1, ports[1]);
         let seeds: Vec<String> = ports.iter().enumerate().map(seed).collect();
+        let secret = dir.path().join(SECRET_FILE);
+        Secret::read_or_make(&secret)?;
         let mut local = Local { dir, binary: binary.to_owned(), brokers: Vec::new() };
         for (n, ports) in ports.iter().enumerate() {
             let path = |name: String| local.dir.path().join(name);
@@ -78,6 +82,7 @@ impl Local {
             for (option, addr) in ["--kafka-addr", "--peer-addr", "--admin-addr"].into_iter().zip(ports.iter()) {
                 arguments.extend([option.into(), addr.to_string()]);
             }
+            arguments.extend(["--cluster-secret-file".into(), secret.display().to_string()]);
             arguments.extend(["--cores".into(), share_of(cpus, n, count)]);
             let memory = (environment::memory_bytes() / 2 / count as u64).max(MEMORY_MIN_BYTES);
             arguments.extend(["--set".into(), format!("memory.budget.bytes={memory}")]);
@@ -116,6 +121,11 @@ impl Local {
     /// The admin addresses of all brokers.
     pub fn admin(&self) -> Vec<String> {
         self.brokers.iter().map(|broker| broker.admin.to_string()).collect()
+    }
+
+    /// The address of a broker for tools, and the secret that they must know, as options of a workload.
+    pub fn peer_options(&self, node: usize) -> String {
+        format!("{} --secret-file {}", self.peer(node), self.dir.path().join(SECRET_FILE).display())
     }
 
     pub fn data_dir(&self) -> &Path {

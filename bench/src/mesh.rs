@@ -18,7 +18,7 @@ use crate::report::{Report, Unit, with_commas};
 use crate::run::{self, Outcome, Window};
 use crate::shares::Share;
 use crate::stats::{Live, Tally, histogram, quantile_ms};
-use crate::tool::{Tool, resolve};
+use crate::tool::{self, Tool, resolve};
 
 /// Round trips of one request to each core; the broker makes at most 100,000, and stops after a second.
 const ROUNDS: u32 = 2_000;
@@ -47,7 +47,10 @@ struct Figures {
 }
 
 pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
-    let mut probe = Probe { tool: Tool::connect(resolve(&options.peer)?)?, options: options.clone() };
+    let mut probe = Probe {
+        tool: Tool::connect(resolve(&options.peer)?, tool::secret(&options.secret)?)?,
+        options: options.clone(),
+    };
     // A broker that can't, says so here.
     let (from, _) = probe.ask(1).map_err(|e| refused(&options.peer, e.as_ref()))?;
     let ceiling = Ceiling::measure_cores(&options.run, &options.ceiling_cpus)?;

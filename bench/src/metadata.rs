@@ -23,7 +23,7 @@ use crate::run::{self, Outcome, Window};
 use crate::setup::{self, Lane};
 use crate::shares::Share;
 use crate::stats::Live;
-use crate::tool::resolve;
+use crate::tool::{self, resolve};
 
 /// What the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
@@ -56,7 +56,11 @@ pub fn by_peer(options: &MetadataOptions, begins: impl FnOnce(Window)) -> Result
     let ceiling = Ceiling::measure(&options.run);
     let pace = pace(options);
     begins(pace.window);
-    let plan = metadata_peer::Plan { asks: metadata_peer::asks(options, topics), pace };
+    let plan = metadata_peer::Plan {
+        asks: metadata_peer::asks(options, topics),
+        pace,
+        secret: tool::secret(&options.secret)?,
+    };
     let work =
         move |at: usize, lane: Lane, live: Arc<Live>| metadata_peer::lane_work(plan.clone(), at, lane.addr, live);
     let outcome = run::drive(&options.threads, lanes(addr, options), pace.window, work)?;

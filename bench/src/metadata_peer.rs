@@ -16,6 +16,7 @@ use consensus::plane::Acks;
 use consensus::wire::{self, Consistency, ToolAnswer, ToolAsk, ToolResponse};
 use net::conn::{self, FrameReader, FrameWriter};
 use net::peer::{self, FRAME_BYTES_MAX};
+use net::peer_auth::Secret;
 use uuid::Uuid;
 
 use crate::clock;
@@ -24,7 +25,7 @@ use crate::options_workloads::{Freshness, MetadataAcks, MetadataOptions, Operati
 use crate::rt::{self, Signal};
 use crate::run::Window;
 use crate::stats::{Live, Tally, histogram};
-use crate::tool::{PATIENCE, Tool, hello, request};
+use crate::tool::{self, PATIENCE, Tool, request};
 
 const PUBLISH_NS: u64 = 250_000_000;
 /// Commands of one request of the set-up.
@@ -35,7 +36,7 @@ pub type Named = (Arc<str>, Uuid);
 
 /// Makes sure that the topics are there, and learns their ids.
 pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
-    let mut tool = Tool::connect(addr)?;
+    let mut tool = Tool::connect(addr, tool::secret(&options.secret)?)?;
     let ToolAnswer::Answers(brokers) =
         tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] })?
     else {
@@ -81,6 +82,7 @@ pub struct Plan {
     /// The request of each number.
     pub asks: Asks,
     pub pace: Pace,
+    pub secret: Option<Secret>,
 }
 
 pub fn asks(options: &MetadataOptions, topics: Arc<[Named]>) -> Asks {
@@ -121,7 +123,7 @@ struct State {
 
 pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>) -> Tally {
     let mut tally = Tally::default();
-    let (reader, mut writer) = match connect(addr).await {
+    let (reader, mut writer) = match connect(addr, plan.secret.clone()).await {
         Ok(halves) => halves,
         Err(why) => {
             live.errors.fetch_add(1, Ordering::Relaxed);
@@ -181,16 +183,17 @@ pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>)
     tally
 }
 
-async fn connect(addr: SocketAddr) -> Result<(FrameReader, FrameWriter), String> {
+async fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<(FrameReader, FrameWriter), String> {
     let connected = rt::timeout(PATIENCE, conn::connect(addr)).await;
     let stream = connected.ok_or_else(|| format!("cannot connect to {addr} within {PATIENCE:?}"))?;
     let stream = stream.map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-    let (mut reader, mut writer) = conn::open(stream, FRAME_BYTES_MAX).map_err(|e| e.to_string())?;
-    peer::push(&mut writer, hello());
-    writer.flush().await.map_err(|e| e.to_string())?;
-    let answer = peer::read(&mut reader).await.map_err(|e| e.to_string())?;
-    let answer = answer.ok_or_else(|| format!("{addr} closed the connection"))?;
-    wire::decode_hello(&answer.bytes).map_err(|e| e.to_string())?;
+    let (mut reader, mut writer) = peer::open(stream).map_err(|e| e.to_string())?;
+    let shaking = peer::shake_hands(tool::handshake(secret), true, &mut reader, &mut writer);
+    let there =
+        rt::timeout(PATIENCE, shaking).await.ok_or_else(|| format!("no answer of {addr} within {PATIENCE:?}"))?;
+    let there = there.map_err(|e| format!("{addr}: {e}"))?;
+    wire::decode_hello(&there).map_err(|e| e.to_string())?;
+    peer::trust(&mut reader, FRAME_BYTES_MAX);
     Ok((reader, writer))
 }
 

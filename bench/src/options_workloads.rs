@@ -64,6 +64,8 @@ pub struct MetadataOptions {
     /// A broker's address for other brokers and tools, for write and read; another broker than --bootstrap may be asked.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
+    #[command(flatten)]
+    pub secret: SecretOptions,
     /// Any broker, as clients reach it, for create-topics and delete-topics; the topics of write and read are made by --peer.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     pub bootstrap: String,
@@ -92,6 +94,17 @@ pub struct MetadataOptions {
     pub threads: ThreadOptions,
 }
 
+/// By what a broker knows its tools.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SecretOptions {
+    /// File with the cluster's secret, as the brokers' cluster.secret.file.
+    #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
+    pub secret_file: Option<PathBuf>,
+    /// Data directory of a broker that made its own secret, or of deploy/cluster/start.sh [default: ./millrace-data, if it has one]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
 const READY_LOOP_EXAMPLES: &str = "\
 Examples, one broker, and three of which any may lead the metadata:
   millrace-bench ready-loop --in-flight 64 --duration 20s
@@ -107,6 +120,8 @@ pub struct ReadyLoopOptions {
     /// The address for other brokers and tools of the broker that is asked to write.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
+    #[command(flatten)]
+    pub secret: SecretOptions,
     /// Admin addresses of all brokers whose ready loops are to be told of.
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', default_value = "127.0.0.1:9644")]
     pub admin: Vec<String>,
@@ -133,6 +148,7 @@ impl ReadyLoopOptions {
             run: self.run.clone(),
             operation: Operation::Write,
             peer: self.peer.clone(),
+            secret: self.secret.clone(),
             // Only topics made by Kafka's API go there.
             bootstrap: String::new(),
             acks: self.acks,
@@ -161,6 +177,8 @@ pub struct MeshOptions {
     /// The broker's address for other brokers and tools.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
+    #[command(flatten)]
+    pub secret: SecretOptions,
     /// The core that messages go to, from the one that answers tools (0) [default: each other core, one after the other]
     #[arg(long, value_name = "CORE")]
     pub core: Option<u16>,

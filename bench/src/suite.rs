@@ -145,7 +145,7 @@ fn fill_in(line: &str, place: &Place, local: Option<&Local>) -> String {
     let line = fill_in_place(line, place);
     let Some(local) = local else { return line };
     line.replace("{bootstrap}", &local.bootstrap()[0])
-        .replace("{peer}", &local.peer(1).to_string())
+        .replace("{peer}", &local.peer_options(1))
         .replace("{admin}", &local.admin().join(","))
         .replace("{data}", &local.data_dir().display().to_string())
 }

@@ -150,7 +150,7 @@ mod tests {
         let filled = |line: &str| {
             let values = [
                 ("{bootstrap}", "127.0.0.1:1"),
-                ("{peer}", "127.0.0.1:2"),
+                ("{peer}", "127.0.0.1:2 --secret-file /tmp/secret"),
                 ("{admin}", "127.0.0.1:3,127.0.0.1:4"),
                 ("{data}", "/tmp"),
                 ("{disk}", "/tmp"),

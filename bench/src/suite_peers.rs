@@ -77,7 +77,7 @@ impl Running {
     fn fill_in(&self, line: &str, place: &Place) -> String {
         let line = suite::fill_in_place(line, place).replace("{bootstrap}", &self.bootstrap());
         match self {
-            Running::Millrace(local) => line.replace("{peer}", &local.peer(1).to_string()),
+            Running::Millrace(local) => line.replace("{peer}", &local.peer_options(1)),
             Running::Script { .. } => line,
         }
     }

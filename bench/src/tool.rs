@@ -6,13 +6,28 @@ use std::time::Duration;
 
 use consensus::wire::{self, Hello, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
+use net::peer_auth::{Handshake, SECRET_FILE, Secret, nonce};
+
+use crate::options_workloads::SecretOptions;
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn hello() -> PeerFrame {
+pub fn handshake(secret: Option<Secret>) -> Handshake {
     let hello = wire::encode_hello(&Hello::of_tool(env!("CARGO_PKG_VERSION")));
-    PeerFrame::new(Kind::Hello, Lane::Control, hello)
+    Handshake::caller(secret, Lane::Control, hello, nonce())
+}
+
+/// The secret that brokers want to be known. Where none is named and none lies at its usual place, brokers may do without.
+pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, Box<dyn Error>> {
+    if let Some(file) = &options.secret_file {
+        return Ok(Some(Secret::read(file)?));
+    }
+    let file = options.data_dir.clone().unwrap_or_else(|| "./millrace-data".into()).join(SECRET_FILE);
+    if options.data_dir.is_none() && !file.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Secret::read(&file)?))
 }
 
 pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {
@@ -32,11 +47,10 @@ pub struct Tool {
 }
 
 impl Tool {
-    pub fn connect(addr: SocketAddr) -> Result<Tool, Box<dyn Error>> {
+    pub fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<Tool, Box<dyn Error>> {
         let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-        let mut greet = || -> Result<(), Box<dyn Error>> {
-            peer.write(&hello())?;
-            wire::decode_hello(&peer.read()?.bytes)?;
+        let greet = || -> Result<(), Box<dyn Error>> {
+            wire::decode_hello(&peer.shake_hands(handshake(secret), true)?)?;
             Ok(())
         };
         let other = "is it a broker's address for other brokers and tools (--peer-addr)?";

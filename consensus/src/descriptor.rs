@@ -101,6 +101,26 @@ impl EntryData {
     }
 }
 
+/// Whether the data of a partition's entry can be read, and applied; if not, why.
+pub fn check_entry(data: &[u8]) -> Result<(), String> {
+    const OFFSET_MAX: u64 = i64::MAX as u64;
+    match EntryData::decode(data).map_err(|error| error.to_string())? {
+        EntryData::Nothing => Ok(()),
+        EntryData::Batch(Descriptor { count, .. }) if count == 0 || count > i32::MAX as u32 => {
+            Err(format!("a batch of {count} records; it has 1 to {}", i32::MAX))
+        }
+        EntryData::Batch(Descriptor { base_offset, count, .. })
+            if base_offset.checked_add(count.into()).is_none_or(|end| end > OFFSET_MAX) =>
+        {
+            Err(format!("{count} records from offset {base_offset} on; offsets end at {OFFSET_MAX}"))
+        }
+        EntryData::LogStart { offset } if offset > OFFSET_MAX => {
+            Err(format!("a log's start at offset {offset}; offsets end at {OFFSET_MAX}"))
+        }
+        EntryData::Batch(_) | EntryData::LogStart { .. } => Ok(()),
+    }
+}
+
 /// Bytes of the batch that travels beside an entry with such data.
 pub fn bytes_beside(data: &[u8]) -> u64 {
     match EntryData::decode(data) {

@@ -8,21 +8,21 @@
 //! (raft-rs would); what is applied is committed; a recorded commit index is never above what is durable; nobody stands for
 //! election alone while entries are on their way to the disk.
 
+pub use crate::{
+    group_check::{INDEX_MAX, TERM_MAX, Unfit},
+    group_members::{Member, encode as conf_state_bytes, member_changes},
+    group_types::{
+        ENTRY_NORMAL, Entry, GroupConfig, HardState, MembersError, PeerProgress, Position, ProposeError, ReadIndex,
+        Ready, RestoreError, Restored, SnapshotMark, TermRun, Unreadable, Wanted, election_jitter,
+    },
+};
 use crate::{
     group_log::logger,
     group_members,
     group_storage::{GroupStorage, Lacking},
     group_types::ENTRY_MEMBERS,
 };
-pub use crate::{
-    group_members::{Member, encode as conf_state_bytes, member_changes},
-    group_types::{
-        ENTRY_NORMAL, Entry, GroupConfig, HardState, MembersError, PeerProgress, Position, ProposeError, ReadIndex,
-        Ready, RestoreError, Restored, SnapshotMark, TermRun, Wanted, election_jitter,
-    },
-};
 use bytes::Bytes;
-use protobuf::Message as _;
 pub use raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
 use raft::{
     Config, RawNode, StateRole,
@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 
 pub struct Group {
     id: u64,
-    raw: RawNode<GroupStorage>,
+    pub(crate) raw: RawNode<GroupStorage>,
     /// The last Ready handed out, and the last reported as persisted: completions come in order.
     handed_out: u64,
     persisted: u64,
@@ -49,10 +49,21 @@ pub struct Group {
     kept_entries_max: u64,
     /// For so many ticks this replica helps nobody to be elected: its leader counts on that (see [`Group::step`]).
     vow_ticks: usize,
+    /// Whether data is what this group's entries hold.
+    pub(crate) holds: fn(&[u8]) -> Result<(), String>,
+    /// Why the last message was dropped that no replica of this group can have sent.
+    unfit: Option<Unfit>,
+    /// The committed entry before which this replica has stopped for good.
+    unreadable: Option<Unreadable>,
 }
 
 /// What raft-rs puts into the vote requests of a candidate to whom the leader hands over.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+/// Whether replicas send each other such messages; others are raft-rs's own affairs within one replica, or are never asked for.
+fn is_of_peers(message: &Message) -> bool {
+    crate::wire::KINDS.contains(&message.get_msg_type())
+}
 
 impl Group {
     pub fn new(config: GroupConfig, restored: Restored) -> Result<Self, RestoreError> {
@@ -124,6 +135,9 @@ impl Group {
             promised_ticks,
             kept_entries_max: config.kept_entries_max,
             vow_ticks,
+            holds: config.holds,
+            unfit: None,
+            unreadable: None,
         })
     }
 
@@ -134,7 +148,7 @@ impl Group {
     /// One unit of the timers has passed. A group whose only voter leads it needs none.
     pub fn tick(&mut self) {
         self.vow_ticks = self.vow_ticks.saturating_sub(1);
-        if !self.may_not_stand() {
+        if self.unreadable.is_none() && !self.may_not_stand() {
             self.raw.tick();
         }
     }
@@ -146,14 +160,27 @@ impl Group {
     /// leader's lease stands on that. (raft-rs alone forgets its promise when it restarts, or when a late answer of another
     /// term takes its leader from it.) Only a candidate to whom the leader itself hands over is heard; that leader has given
     /// its lease up.
-    pub fn step(&mut self, message: Message) {
+    ///
+    /// One that no replica of this group can have sent is dropped too; [`Group::take_unfit`] says why.
+    pub fn step(&mut self, mut message: Message) {
+        if message.to != self.raw.raft.id
+            || !is_of_peers(&message)
+            || message.get_msg_type() == MessageType::MsgSnapshot
+        {
+            return self.refuse(&message);
+        }
+        if !self.is_fit(&message) {
+            return;
+        }
         match message.get_msg_type() {
-            _ if message.to != self.raw.raft.id => return self.refuse(&message),
-            MessageType::MsgPropose | MessageType::MsgSnapshot => return self.refuse(&message),
             MessageType::MsgTimeoutNow if self.may_not_stand() => return self.refuse(&message),
             // It was sent before the peer acknowledged more. raft-rs would go back to entries that may be gone by now.
             MessageType::MsgAppendResponse if message.reject && message.index <= self.matched_by(message.from) => {
                 return self.refuse(&message);
+            }
+            // raft-rs would look for the same place entry by entry, however many there are.
+            MessageType::MsgAppendResponse if message.reject && message.log_term > 0 => {
+                message.reject_hint = self.raw.store().last_of_term(message.reject_hint, message.log_term);
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
@@ -180,10 +207,48 @@ impl Group {
         if message.to != self.raw.raft.id {
             return self.refuse(&message);
         }
+        if !self.is_fit(&message) {
+            return;
+        }
         if message.term >= self.term() {
             self.vow_ticks = self.promised_ticks;
         }
         self.take(message);
+    }
+
+    /// Whether a message is one of this group's, and the group takes any.
+    fn is_fit(&mut self, message: &Message) -> bool {
+        if self.unreadable.is_some() {
+            return false;
+        }
+        match self.check_message(message) {
+            Ok(()) => true,
+            Err(unfit) => {
+                self.unfit = Some(unfit);
+                false
+            }
+        }
+    }
+
+    /// Why the message that was just stepped was dropped, if it was one that no replica of this group can have sent.
+    pub fn take_unfit(&mut self) -> Option<Unfit> {
+        self.unfit.take()
+    }
+
+    /// The committed entry at `index` can't be applied; those before it are. It must not be skipped: the replica leads no more, takes
+    /// nothing more and hands nothing more out.
+    pub fn stop(&mut self, index: u64, why: String) {
+        tracing::debug!(group = self.id, index, why, "the group stops");
+        self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
+        if self.is_leader() {
+            let term = self.term();
+            self.raw.raft.become_follower(term, 0);
+        }
+    }
+
+    /// Why this replica has [stopped](Group::stop).
+    pub fn unreadable(&self) -> Option<&Unreadable> {
+        self.unreadable.as_ref()
     }
 
     fn take(&mut self, message: Message) {
@@ -217,7 +282,7 @@ impl Group {
     /// nobody stands while a snapshot takes the log's place.
     fn may_not_stand(&self) -> bool {
         let raft = &self.raw.raft;
-        if self.restoring.is_some() {
+        if self.restoring.is_some() || self.unreadable.is_some() {
             return true;
         }
         !self.is_leader()
@@ -227,7 +292,7 @@ impl Group {
 
     /// Appends an entry to this leader's log, or refuses it with nothing changed.
     pub fn propose(&mut self, data: Bytes) -> Result<Position, ProposeError> {
-        if !self.is_leader() {
+        if !self.is_leader() || self.unreadable.is_some() {
             return Err(ProposeError::NotLeader);
         }
         let entry = eraftpb::Entry { data, ..eraftpb::Entry::default() };
@@ -374,12 +439,12 @@ impl Group {
 
     /// Whether [`Group::ready`] has something to say.
     pub fn has_work(&self) -> bool {
-        self.raw.has_ready()
+        self.unreadable.is_none() && self.raw.has_ready()
     }
 
     /// What is to be done now, if anything. Call until `None`.
     pub fn ready(&mut self) -> Option<Ready> {
-        if !self.raw.has_ready() {
+        if !self.has_work() {
             return None;
         }
         let mut ready = self.raw.ready();
@@ -400,12 +465,8 @@ impl Group {
             // entries; its learners must not have seen any of these.
             persisted_messages.append(&mut messages);
         }
-        let committed: Vec<Entry> = ready.take_committed_entries().into_iter().map(Entry::from_raft).collect();
-        for entry in committed.iter().filter(|entry| entry.entry_type != ENTRY_NORMAL) {
-            assert_eq!(entry.entry_type, ENTRY_MEMBERS, "entry {} has an unknown type", entry.index);
-            let change = ConfChangeV2::parse_from_bytes(&entry.data);
-            self.changes.push_back((entry.index, change.expect("the leader proposed a change that it could read")));
-        }
+        let mut committed: Vec<Entry> = ready.take_committed_entries().into_iter().map(Entry::from_raft).collect();
+        self.note_changes(&mut committed);
         let reads = ready.take_read_states().into_iter().map(|read| ReadIndex {
             token: u64::from_le_bytes(read.request_ctx[..].try_into().expect("a token of ours is eight bytes")),
             index: read.index,
@@ -426,6 +487,25 @@ impl Group {
             committed,
             reads,
         })
+    }
+
+    /// Keeps the changes of the members among committed entries until they are applied. One that can't be read, and what is behind it,
+    /// is not handed out.
+    fn note_changes(&mut self, committed: &mut Vec<Entry>) {
+        for (at, entry) in committed.iter().enumerate().filter(|(_, entry)| entry.entry_type != ENTRY_NORMAL) {
+            let read = match entry.entry_type {
+                ENTRY_MEMBERS => group_members::decode_change(&entry.data),
+                other => Err(format!("its type {other} is none that this version writes")),
+            };
+            match read {
+                Ok(change) => self.changes.push_back((entry.index, change)),
+                Err(why) => {
+                    let index = entry.index;
+                    committed.truncate(at);
+                    return self.stop(index, why);
+                }
+            }
+        }
     }
 
     /// Begins the log anew behind the snapshot that a Ready brings, if it brings one.
@@ -453,13 +533,19 @@ impl Group {
         }
     }
 
-    /// Committed entries up to `index` are applied.
+    /// Committed entries up to `index` are applied. A change of the members among them that is impossible [stops](Group::stop) the
+    /// group before it.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {
             let (at, change) = self.changes.pop_front().expect("it was just looked at");
-            let members = self.raw.apply_conf_change(&change).expect("the leader proposed a change that is possible");
-            self.configurations.push((at, members));
+            match self.raw.apply_conf_change(&change) {
+                Ok(members) => self.configurations.push((at, members)),
+                Err(error) => {
+                    self.raw.advance_apply_to(at - 1);
+                    return self.stop(at, format!("{change:?} is no change that these members allow: {error}"));
+                }
+            }
             if self.is_leader() && !self.raw.raft.promotable() {
                 // raft-rs would let a leader that was removed go on, refusing every proposal.
                 let term = self.term();

@@ -19,7 +19,6 @@
 //! ```
 
 use bytes::Bytes;
-use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
 const VERSION: u8 = 1;
@@ -52,9 +51,92 @@ pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
     change
 }
 
+/// Changes that one entry holds at most.
+const CHANGES_MAX: usize = 64;
+
+/// Reads what a leader wrote of [`conf_change`], or of the change by which raft-rs ends a joint configuration: Protocol Buffers' wire
+/// format, of `ConfChangeV2` and no more. (protobuf 2 itself can overflow the stack on bytes that were made for that.)
+pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
+    let mut change = ConfChangeV2::default();
+    let mut changes = Vec::new();
+    let mut rest = data;
+    while !rest.is_empty() {
+        match take_field(&mut rest)? {
+            (CHANGES_FIELD, Value::Bytes(single)) if changes.len() < CHANGES_MAX => {
+                changes.push(decode_single(single)?)
+            }
+            (field, _) => return Err(format!("a change of the members can't have field {field} there")),
+        }
+    }
+    change.set_changes(changes.into());
+    Ok(change)
+}
+
+const CHANGES_FIELD: u64 = 2;
+const TYPE_FIELD: u64 = 1;
+const NODE_FIELD: u64 = 2;
+
+fn decode_single(mut rest: &[u8]) -> Result<ConfChangeSingle, String> {
+    let mut single = ConfChangeSingle::default();
+    while !rest.is_empty() {
+        match take_field(&mut rest)? {
+            (TYPE_FIELD, Value::Number(number)) => single.set_change_type(match number {
+                0 => ConfChangeType::AddNode,
+                1 => ConfChangeType::RemoveNode,
+                2 => ConfChangeType::AddLearnerNode,
+                other => return Err(format!("a member can't be changed in way {other}")),
+            }),
+            (NODE_FIELD, Value::Number(peer)) => single.node_id = peer,
+            (field, _) => return Err(format!("a member's change can't have field {field} there")),
+        }
+    }
+    if single.node_id == 0 {
+        return Err("a member's change names no peer".to_owned());
+    }
+    Ok(single)
+}
+
+enum Value<'b> {
+    Number(u64),
+    Bytes(&'b [u8]),
+}
+
+/// The next field of a Protocol Buffers message, and its number.
+fn take_field<'b>(rest: &mut &'b [u8]) -> Result<(u64, Value<'b>), String> {
+    let tag = take_varint(rest)?;
+    match tag & 7 {
+        0 => Ok((tag >> 3, Value::Number(take_varint(rest)?))),
+        2 => {
+            let length = take_varint(rest)?;
+            let length = usize::try_from(length).ok().filter(|length| *length <= rest.len());
+            let (bytes, behind) = rest.split_at(length.ok_or("a field is longer than what holds it")?);
+            *rest = behind;
+            Ok((tag >> 3, Value::Bytes(bytes)))
+        }
+        other => Err(format!("a field of the unknown wire type {other}")),
+    }
+}
+
+fn take_varint(rest: &mut &[u8]) -> Result<u64, String> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, behind) = rest.split_first().ok_or("a number ends too early")?;
+        *rest = behind;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            break;
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err("a number has more than 64 bits".to_owned())
+}
+
 /// What an entry changes of the members, if it is such an entry and can be read.
 pub fn member_changes(data: &[u8]) -> Vec<Member> {
-    let change = ConfChangeV2::parse_from_bytes(data).unwrap_or_default();
+    let change = decode_change(data).unwrap_or_default();
     let changes = change.get_changes().iter().map(|single| match single.get_change_type() {
         ConfChangeType::AddNode => Member::Voter(single.node_id),
         ConfChangeType::AddLearnerNode => Member::Learner(single.node_id),
@@ -151,6 +233,38 @@ mod tests {
         assert_eq!(encode(&state)[..], expected);
         state.set_voters(vec![1, 3]);
         assert_eq!(decode(&expected), Ok(state));
+    }
+
+    #[test]
+    fn what_protobuf_writes_of_a_change_is_read_and_nothing_else() {
+        use protobuf::Message as _;
+        let changes = [Member::Voter(1), Member::Learner(300), Member::Removed(u64::MAX)];
+        for changes in [&changes[..], &changes[1..2], &[]] {
+            let change = conf_change(changes);
+            let bytes = change.write_to_bytes().unwrap();
+            assert_eq!(decode_change(&bytes), Ok(change));
+            assert_eq!(member_changes(&bytes), changes);
+            for length in 0..bytes.len() {
+                assert!(
+                    decode_change(&bytes[..length]).is_err() || member_changes(&bytes[..length]).len() < changes.len()
+                );
+            }
+        }
+        let many = vec![Member::Voter(1); CHANGES_MAX + 1];
+        for (bytes, why) in [
+            (&[8, 2][..], "can't have field 1"),
+            (&[18, 2, 8, 3], "in way 3"),
+            (&[18, 2, 16, 0], "names no peer"),
+            (&[18, 9, 16, 1], "longer than what holds it"),
+            (&[18, 4, 16, 1, 26, 0], "can't have field 3"),
+            (&[26, 1, 7], "can't have field 3"),
+            (&[11], "wire type 3"),
+            (&[18, 12, 16, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0], "more than 64 bits"),
+            (&conf_change(&many).write_to_bytes().unwrap()[..], "can't have field 2"),
+        ] {
+            let error = decode_change(bytes).unwrap_err();
+            assert!(error.contains(why), "{bytes:?}: {error}");
+        }
     }
 
     #[test]

@@ -114,6 +114,15 @@ impl GroupStorage {
         self.terms[..after].last().map(|run| run.term)
     }
 
+    /// The last index, `from` or below, whose term is `term` or below, among those that are retained; `from` if it is not retained.
+    pub(crate) fn last_of_term(&self, from: u64, term: u64) -> u64 {
+        if self.term_of(from).is_none_or(|found| found <= term) {
+            return from;
+        }
+        let above = self.terms.partition_point(|run| run.first_index <= from && run.term <= term);
+        self.terms[above].first_index - 1
+    }
+
     /// Takes over entries that raft-rs wants persisted: they replace what stands at and above the first of them.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };

@@ -92,6 +92,8 @@ pub struct GroupConfig {
     pub kept_entries_max: u64,
     /// How many bytes travel beside an entry with such data: messages are limited by these too.
     pub beside: fn(&[u8]) -> u64,
+    /// Whether such data is what this group's entries hold; if not, why. A peer's entries are refused by it.
+    pub holds: fn(&[u8]) -> Result<(), String>,
     /// A leader's lease stands on this group's members: see [`Group::step`].
     pub has_leases: bool,
 }
@@ -110,6 +112,7 @@ impl GroupConfig {
             committed_bytes_max: 16 << 20,
             kept_entries_max: 10_000,
             beside: |_| 0,
+            holds: |_| Ok(()),
             has_leases: true,
         }
     }
@@ -146,6 +149,15 @@ pub enum ProposeError {
     NotLeader,
     #[error("too much of this group is not committed yet; try again")]
     Full,
+}
+
+/// A committed entry that can't be applied: its group has stopped there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("group {group} has stopped before its committed entry {index}, which can't be applied: {why}")]
+pub struct Unreadable {
+    pub group: u64,
+    pub index: u64,
+    pub why: String,
 }
 
 /// Why the members of a group are not being changed.

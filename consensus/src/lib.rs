@@ -15,6 +15,7 @@
 
 pub mod descriptor;
 pub mod group;
+mod group_check;
 mod group_log;
 mod group_members;
 mod group_storage;

@@ -437,8 +437,8 @@ fn raft_out<'b>(
     fb::Raft::create(out, &args)
 }
 
-/// The kinds that replicas send each other; others are raft-rs's own affairs within one replica.
-const KINDS: [MessageType; 11] = [
+/// The kinds that replicas send each other; others are raft-rs's own affairs within one replica, or answer what is never asked.
+pub(crate) const KINDS: [MessageType; 10] = [
     MessageType::MsgAppend,
     MessageType::MsgAppendResponse,
     MessageType::MsgRequestVote,
@@ -447,7 +447,6 @@ const KINDS: [MessageType; 11] = [
     MessageType::MsgHeartbeat,
     MessageType::MsgHeartbeatResponse,
     MessageType::MsgTimeoutNow,
-    MessageType::MsgReadIndexResp,
     MessageType::MsgRequestPreVote,
     MessageType::MsgRequestPreVoteResponse,
 ];

@@ -12,7 +12,8 @@ starting again on the same directory starts what is down.
 Usage: start.sh [--brokers N] [--data-dir DIR] [options] [-- BROKER OPTIONS]
 
   --brokers N       how many, 1 to 15 [default: 3, or as many as were started on the directory before]
-  --data-dir DIR    data, logs and pids: DIR/broker-N, DIR/broker-N.log, DIR/broker-N.pid [default: $data_dir]
+  --data-dir DIR    data, logs and pids: DIR/broker-N, DIR/broker-N.log, DIR/broker-N.pid [default: $data_dir];
+                    DIR/cluster.secret is the secret by which brokers and tools know each other, made if it is missing
   --kafka-port P    Kafka clients of broker 1; broker 2 is on the next, and so on [default: $kafka_port]
   --peer-port P     likewise for other brokers and tools [default: $peer_port]
   --admin-port P    likewise for metrics and health [default: $admin_port]
@@ -59,6 +60,13 @@ binary=${MILLRACE:-}
 mkdir -p "$data_dir" || fail "cannot create $data_dir; name another directory by --data-dir"
 data_dir=$(cd "$data_dir" && pwd)
 
+# By what the brokers, and tools (--data-dir $data_dir), know each other.
+secret=$data_dir/cluster.secret
+if [ ! -s "$secret" ]; then
+  (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$secret.new") && mv "$secret.new" "$secret" \
+    || fail "cannot write the cluster's secret to $secret"
+fi
+
 # The founders' list: it matters only to a broker that belongs to no cluster yet.
 seeds=
 for n in $(seq 1 "$brokers"); do
@@ -94,7 +102,7 @@ for n in $(seq 1 "$brokers"); do
   fi
   nohup "$binary" serve --node-id "$n" --data-dir "$data_dir/broker-$n" --seeds "$seeds" \
     --kafka-addr "127.0.0.1:$((kafka_port + n - 1))" --peer-addr "127.0.0.1:$((peer_port + n - 1))" \
-    --admin-addr "127.0.0.1:$((admin_port + n - 1))" --cores "$(cores_of "$n")" \
+    --admin-addr "127.0.0.1:$((admin_port + n - 1))" --cluster-secret-file "$secret" --cores "$(cores_of "$n")" \
     --set "memory.budget.bytes=${memory_mib}MiB" "$@" >> "$data_dir/broker-$n.log" 2>&1 < /dev/null &
   echo $! > "$data_dir/broker-$n.pid"
   started+=("$n")

@@ -13,6 +13,7 @@ use std::{
 
 use serde_json::json;
 
+use crate::meta::META_GROUP;
 use crate::metrics::{Metrics, PREFIX, line};
 
 /// A core whose loop has not turned for so long counts as dead.
@@ -178,13 +179,22 @@ impl Site {
     }
 
     fn is_ready(&self) -> Answer {
-        match self.phase() {
-            Phase::Starting => Answer::text(503, "starting\n"),
+        let (mut status, mut body) = match self.phase() {
+            Phase::Starting => (503, "starting\n".to_owned()),
             // Reads and metadata are served from a full disk, so the broker stays in rotation.
-            Phase::Ready if self.has_full_disk() => Answer::text(200, "ready\ndisk: full\n"),
-            Phase::Ready => Answer::text(200, "ready\n"),
-            Phase::Stopping => Answer::text(503, "stopping\n"),
+            Phase::Ready if self.has_full_disk() => (200, "ready\ndisk: full\n".to_owned()),
+            Phase::Ready => (200, "ready\n".to_owned()),
+            Phase::Stopping => (503, "stopping\n".to_owned()),
+        };
+        for (group, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
+            // Other brokers can serve what a partition can't here; without its metadata, a broker knows nothing.
+            if group == META_GROUP.0 {
+                status = 503;
+            }
+            body.push_str(&notice);
+            body.push('\n');
         }
+        Answer::text(status, body)
     }
 
     /// Whether a core found no room on the disk at its last try.

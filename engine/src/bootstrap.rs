@@ -6,15 +6,21 @@
 //! lost before that, nobody has acted on it. Everybody else takes over cluster id and founding peers from whoever has them.
 
 use crate::config_value::Seeds;
-use consensus::wire::{self, Caller, Hello};
-use net::peer::{BlockingPeer, Kind, Lane, PeerError, PeerFrame};
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Hello},
+};
+use net::{
+    peer::{BlockingPeer, Lane, PeerError},
+    peer_auth::{Handshake, Secret, nonce},
+};
 use std::{
     collections::BTreeSet,
     io,
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -24,6 +30,10 @@ use uuid::Uuid;
 /// How often the seeds are asked, and how long one may take to answer.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long each side may take to say who it is.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
+/// Brokers, or others, that are answered at a time; who comes beyond them asks again.
+const ASKING_MAX: usize = 64;
 /// How often the wait is explained.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -75,11 +85,13 @@ fn new_id() -> String {
 /// Waits until there is a cluster to belong to. `me` says that there is none yet.
 pub fn run(
     me: &Hello,
+    secret: Option<Secret>,
     seeds: &Seeds,
     listen_on: SocketAddr,
     stopped: impl Fn() -> bool,
 ) -> Result<Cluster, BootstrapError> {
-    let answering = Answering::start(me.clone(), listen_on)?;
+    let is_secured = secret.is_some();
+    let answering = Answering::start(me.clone(), secret.clone(), listen_on)?;
     let mut told: Option<Instant> = None;
     let decided = loop {
         if stopped() {
@@ -89,7 +101,7 @@ pub fn run(
         let answers: Vec<Answer> = others
             .map(|(node, address)| {
                 let address = address.to_string();
-                let hello = ask(me, &address).map_err(|error| error.to_string());
+                let hello = ask(me, secret.clone(), &address).map_err(|error| error.to_string());
                 Answer { node: *node, address, hello }
             })
             .collect();
@@ -105,7 +117,10 @@ pub fn run(
                 thread::sleep(ASK_EVERY);
             }
             Decision::Found(founding) => break Ok(Cluster { id: new_id(), founding }),
-            Decision::Join(cluster) => break Ok(cluster),
+            Decision::Join(cluster) => match refuse_cluster(me, &cluster, is_secured) {
+                None => break Ok(cluster),
+                Some(why) => break Err(BootstrapError::Refused(why)),
+            },
             Decision::Refuse(why) => break Err(BootstrapError::Refused(why)),
         }
     };
@@ -161,23 +176,25 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
     Decision::Wait(why)
 }
 
-fn ask(me: &Hello, address: &str) -> Result<Hello, AskError> {
+/// Why a cluster is not this broker's. One that knows the same secret is. Without a secret, its founders must be among the seeds: else
+/// whoever holds a seed's address could take this broker in.
+fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<String> {
+    let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
+    (!is_secured).then(|| {
+        format!(
+            "the seeds belong to the cluster {}, which broker {stranger} has founded; it is not among --seeds, here {:?}: name all founders \
+             there, or give all brokers of the cluster the same cluster.secret.file",
+            cluster.id, me.seeds
+        )
+    })
+}
+
+fn ask(me: &Hello, secret: Option<Secret>, address: &str) -> Result<Hello, AskError> {
     let addr = address.to_socket_addrs()?.next().ok_or(AskError::NoAddress)?;
     let mut peer = BlockingPeer::connect(addr, PATIENCE)?;
-    greet(&mut peer, me)?;
-    heard(&mut peer)
-}
-
-fn greet(peer: &mut BlockingPeer, me: &Hello) -> Result<(), PeerError> {
-    peer.write(&PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(me)))
-}
-
-fn heard(peer: &mut BlockingPeer) -> Result<Hello, AskError> {
-    let frame = peer.read()?;
-    if frame.kind != Kind::Hello {
-        return Err(PeerError::NoBroker.into());
-    }
-    Ok(wire::decode_hello(&frame.bytes)?)
+    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
+    let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(me), nonce());
+    Ok(wire::decode_hello(&peer.shake_hands(handshake, true)?)?)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -200,20 +217,35 @@ struct Answering {
 }
 
 impl Answering {
-    fn start(me: Hello, addr: SocketAddr) -> Result<Self, BootstrapError> {
+    fn start(me: Hello, secret: Option<Secret>, addr: SocketAddr) -> Result<Self, BootstrapError> {
         assert_eq!((me.caller, &me.cluster_id), (Caller::Broker, &None));
         let failed = |source| BootstrapError::Listen { addr, source };
         let listener = TcpListener::bind(addr).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let asking = Arc::new(AtomicUsize::new(0));
         let answer = move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                if let Err(error) = stream.map_err(AskError::from).and_then(|stream| answer_one(stream, &me)) {
-                    tracing::debug!(%error, "somebody who asked got no answer");
+                // One who says nothing must not keep the others waiting.
+                if asking.load(Ordering::Acquire) >= ASKING_MAX {
+                    continue;
+                }
+                asking.fetch_add(1, Ordering::AcqRel);
+                let (me, secret, done) = (me.clone(), secret.clone(), asking.clone());
+                let answer = move || {
+                    if let Err(error) =
+                        stream.map_err(AskError::from).and_then(|stream| answer_one(stream, &me, secret))
+                    {
+                        tracing::debug!(%error, "somebody who asked got no answer");
+                    }
+                    done.fetch_sub(1, Ordering::AcqRel);
+                };
+                if thread::Builder::new().name("answer".to_owned()).spawn(answer).is_err() {
+                    asking.fetch_sub(1, Ordering::AcqRel);
                 }
             }
         };
@@ -230,10 +262,12 @@ impl Answering {
     }
 }
 
-fn answer_one(stream: TcpStream, me: &Hello) -> Result<(), AskError> {
+fn answer_one(stream: TcpStream, me: &Hello, secret: Option<Secret>) -> Result<(), AskError> {
     let mut peer = BlockingPeer::new(stream, PATIENCE)?;
-    heard(&mut peer)?;
-    Ok(greet(&mut peer, me)?)
+    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
+    let handshake = Handshake::answerer(secret, wire::encode_hello(me), nonce());
+    wire::decode_hello(&peer.shake_hands(handshake, false)?)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -255,6 +289,23 @@ mod tests {
             founding: Vec::new(),
             core: 0,
         }
+    }
+
+    fn secret() -> Option<Secret> {
+        Secret::new(&[7; 32])
+    }
+
+    #[test]
+    fn a_broker_with_another_secret_is_not_joined_and_one_that_says_nothing_keeps_nobody_waiting() {
+        let addr = free_addrs(1)[0];
+        let answering = Answering::start(hello(1), secret(), addr).unwrap();
+        let _silent: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
+        assert_eq!(ask(&hello(2), secret(), &addr.to_string()).unwrap(), hello(1));
+        for (other, why) in [(Secret::new(&[8; 32]), "the secrets differ"), (None, "wants a proof")] {
+            let error = ask(&hello(2), other, &addr.to_string()).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        answering.stop();
     }
 
     fn of_cluster(node: i32, id: &str) -> Hello {
@@ -304,6 +355,19 @@ mod tests {
         assert!(matches!(decide(&hello(1), &torn), Decision::Refuse(why) if why.contains("h2:1 of c, h3:1 of d")));
     }
 
+    #[test]
+    fn without_a_secret_only_a_cluster_of_the_seeds_is_joined() {
+        let cluster = |founders: &[i32]| Cluster {
+            id: "c".to_owned(),
+            founding: founders.iter().map(|node| peer_id(*node, 7)).collect(),
+        };
+        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 2, 3]), false), None);
+        assert_eq!(refuse_cluster(&hello(9), &cluster(&[1]), false), None);
+        let refused = refuse_cluster(&hello(2), &cluster(&[1, 4]), false).unwrap();
+        assert!(refused.contains("broker 4 has founded") && refused.contains("cluster.secret.file"), "{refused}");
+        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 4]), true), None, "it knows the secret");
+    }
+
     /// Addresses on loopback that were free a moment ago.
     fn free_addrs(count: usize) -> Vec<SocketAddr> {
         let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -319,18 +383,18 @@ mod tests {
         let waiting: Vec<_> = [2, 3]
             .map(|node| {
                 let (seeds, addr, founded) = (seeds.clone(), addrs[node as usize - 1], founded.clone());
-                thread::spawn(move || run(&hello(node), &seeds, addr, || founded.load(Ordering::Acquire)))
+                thread::spawn(move || run(&hello(node), secret(), &seeds, addr, || founded.load(Ordering::Acquire)))
             })
             .into_iter()
             .collect();
-        let cluster = run(&hello(1), &seeds, addrs[0], || false).unwrap();
+        let cluster = run(&hello(1), secret(), &seeds, addrs[0], || false).unwrap();
         assert_eq!(cluster.founding, [peer_id(1, 7), peer_id(2, 7), peer_id(3, 7)]);
         // The founder runs on, now with its cluster.
         let member = Hello { cluster_id: Some(cluster.id.clone()), founding: cluster.founding.clone(), ..hello(1) };
         let listener = TcpListener::bind(addrs[0]).unwrap();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let _ = answer_one(stream.unwrap(), &member);
+                let _ = answer_one(stream.unwrap(), &member, secret());
             }
         });
         for waiting in waiting {
@@ -343,6 +407,6 @@ mod tests {
         let addrs = free_addrs(2);
         let seeds: Seeds = format!("1@{},2@{}", addrs[0], addrs[1]).parse().unwrap();
         let me = Hello { seeds: vec![1, 2], ..hello(1) };
-        assert!(matches!(run(&me, &seeds, addrs[0], || true), Err(BootstrapError::Stopped)));
+        assert!(matches!(run(&me, secret(), &seeds, addrs[0], || true), Err(BootstrapError::Stopped)));
     }
 }

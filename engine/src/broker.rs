@@ -8,7 +8,7 @@
 use crate::{
     bootstrap::{self, BootstrapError},
     clock,
-    config::Config,
+    config::{Config, ConfigError},
     config_value::Seeds,
     core::{Core, CoreId, CoreParts, Identity, core_of},
     cpus::CorePlan,
@@ -20,7 +20,7 @@ use crate::{
     meta::{self, META_CORE},
     metrics::{CoreMetrics, Metrics},
     peers::Peers,
-    replica, rt,
+    replica, rt, secret,
     sync::{self, Either, race},
 };
 use consensus::{
@@ -28,7 +28,10 @@ use consensus::{
     plane::peer_id,
     wire::{Caller, Hello},
 };
-use net::listen::{self, BindError, Bound};
+use net::{
+    listen::{self, BindError, Bound},
+    peer_auth::Secret,
+};
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -61,6 +64,8 @@ pub enum BrokerError {
     Bind(#[from] BindError),
     #[error("core {core}: {why}")]
     Core { core: usize, why: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("data directory: {0}")]
     DataDir(String),
     #[error(transparent)]
@@ -122,8 +127,9 @@ impl Broker {
         stopped: impl Fn() -> bool,
     ) -> Result<Self, BrokerError> {
         let cpus = &plan.cpus;
+        let secret = secret::load(&config)?;
         let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
-        let manifest = into_cluster(manifest, &config, cpus, &stopped)?;
+        let manifest = into_cluster(manifest, &config, secret.clone(), cpus, &stopped)?;
         let mut bound = bind(config.kafka_addr, cpus.len())?.into_iter();
         let kafka_addr = bound.as_slice()[0].addr();
         let peer_bound = bind(config.peer_addr, 1)?.pop().expect("one was asked for");
@@ -132,7 +138,7 @@ impl Broker {
         let (news, heard) = mpsc::channel();
         let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
         let shared = Arc::new(Shared {
-            about: About::new(&manifest, config.clone(), kafka_addr, peer_addr),
+            about: About::new(&manifest, config.clone(), secret, kafka_addr, peer_addr),
             spread: Arc::new(Spread::new(cpus.len())),
             metrics,
             memory_per_core,
@@ -301,6 +307,7 @@ fn draw() -> u32 {
 fn into_cluster(
     manifest: Manifest,
     config: &Arc<Config>,
+    secret: Option<Secret>,
     cpus: &[usize],
     stopped: impl Fn() -> bool,
 ) -> Result<Manifest, BrokerError> {
@@ -311,7 +318,7 @@ fn into_cluster(
         None => bootstrap::alone(manifest.peer),
         Some(seeds) => {
             let me = hello(&manifest, config, config.peer_addr);
-            bootstrap::run(&me, seeds, config.peer_addr, stopped)?
+            bootstrap::run(&me, secret, seeds, config.peer_addr, stopped)?
         }
     };
     tracing::info!(cluster = cluster.id, founders = ?cluster.founding, "this broker belongs to a cluster now");
@@ -392,6 +399,8 @@ pub(crate) struct About {
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     pub hello: Hello,
+    /// By which other brokers and tools are known.
+    pub secret: Option<Secret>,
     pub epoch: u64,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
@@ -399,7 +408,13 @@ pub(crate) struct About {
 
 impl About {
     /// A broker that belongs to a cluster, at these addresses.
-    pub(crate) fn new(manifest: &Manifest, config: Arc<Config>, kafka_addr: SocketAddr, peer_addr: SocketAddr) -> Self {
+    pub(crate) fn new(
+        manifest: &Manifest,
+        config: Arc<Config>,
+        secret: Option<Secret>,
+        kafka_addr: SocketAddr,
+        peer_addr: SocketAddr,
+    ) -> Self {
         Self {
             cluster_id: manifest.cluster_id.clone().expect("it is in a cluster by now").into(),
             identity: Arc::new(Identity {
@@ -409,6 +424,7 @@ impl About {
                 peer_addr: config.advertised_peer(peer_addr),
             }),
             hello: hello(manifest, &config, peer_addr),
+            secret,
             epoch: manifest.epoch,
             advertised: config.advertised(kafka_addr),
             config,
@@ -448,12 +464,13 @@ pub(crate) async fn begin_core(
     rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
     rt::spawn(warm_memory(core.clone()));
     rt::spawn(replica::run(core.clone()));
-    rt::spawn(beat(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
-    let peers = Peers::new(Hello { core: id.0 as u16, ..about.hello.clone() }, seeds);
+    let me = Hello { core: id.0 as u16, ..about.hello.clone() };
+    let peers = Peers::new(me, about.secret.clone(), seeds);
     peers.log_with(core.connection_log.clone());
     core.hold_peers(peers);
+    rt::spawn(beat(core.clone()));
     inbox.serve(&core);
     rt::spawn(groups::run(core.clone()));
     Ok(core)
@@ -491,6 +508,9 @@ async fn beat(core: Rc<Core>) {
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());
         core.metrics.mesh_posts_total.set(mesh.posted.get());
+        let peers = core.peers();
+        core.metrics.peer_refused_total.set(peers.stats().refused.get() + peers.strangers_evicted());
+        core.metrics.peer_tools_open.set(peers.tools_open() as u64);
         rt::sleep(Duration::from_secs(1)).await;
     }
 }

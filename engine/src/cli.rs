@@ -129,6 +129,7 @@ fn with_settings(command: Command) -> Command {
         let help = format!("{}{default}", setting.doc().trim_end_matches('.'));
         let placeholder = match setting.kind {
             Kind::Addr | Kind::HostPort => "HOST:PORT",
+            Kind::Path if setting.name.ends_with(".file") => "FILE",
             Kind::Path => "DIR",
             Kind::Cpus => "CPUS",
             Kind::LogFilter => "LEVEL",

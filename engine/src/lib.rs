@@ -53,6 +53,7 @@ mod producers_tests;
 pub mod replica;
 pub mod retention;
 pub mod rt;
+pub mod secret;
 pub mod serve;
 #[cfg(test)]
 mod sim;

@@ -5,9 +5,10 @@
 //! variable does; the reader sees each cell's newest value some time later, and cells among each other unordered.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -163,6 +164,8 @@ macro_rules! metrics {
         #[derive(Debug, Default)]
         pub struct CoreMetrics {
             $($(#[doc = $help])+ pub $name: $kind,)*
+            /// Groups that have stopped, and why.
+            pub stopped: Notices,
             beats: Beats,
         }
 
@@ -252,6 +255,16 @@ metrics! {
     replication_refused_total: Counter;
     /// Messages of leaders whose batches were damaged or missing.
     replication_damaged_total: Counter;
+    /// Connections on the peer port that were closed before they had proved who they are, or since there are too many.
+    peer_refused_total: Counter;
+    /// Connections of tools on the peer port that are open.
+    peer_tools_open: Gauge;
+    /// Messages of other replicas that were dropped, since no replica of the group can have sent them.
+    raft_messages_refused_total: Counter;
+    /// Those of them by which this replica, or the sender, may have lost a part of its log.
+    raft_possible_losses_total: Counter;
+    /// Raft groups that have stopped before a committed entry that they can't apply.
+    groups_stopped: Gauge;
     /// Replicas that were told to begin anew, since they lacked what is gone from the log.
     replication_snapshots_total: Counter;
     /// Partitions whose Raft group is not at rest.
@@ -330,6 +343,27 @@ metrics! {
     core_turn_longest_microseconds: Gauge;
     /// Beats of the core's loop; it beats about once a second.
     loop_beats_total: Counter;
+}
+
+/// What people are to be told of some groups, by group. Written seldom: a lock does no harm.
+#[derive(Debug, Default)]
+pub struct Notices(Mutex<BTreeMap<u64, String>>);
+
+impl Notices {
+    /// Groups that are named at most; the others are only counted.
+    const MAX: usize = 100;
+
+    pub fn add(&self, group: u64, notice: String) {
+        let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if notices.len() < Self::MAX {
+            notices.insert(group, notice);
+        }
+    }
+
+    pub fn all(&self) -> Vec<(u64, String)> {
+        let notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().map(|(group, notice)| (*group, notice.clone())).collect()
+    }
 }
 
 /// When the core's loop last turned. 0: it has not begun.

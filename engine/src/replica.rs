@@ -42,6 +42,8 @@ pub struct Replica {
     queued: Cell<bool>,
     /// Its group is gone from the store, though the loop's queue may still hold it.
     closed: Cell<bool>,
+    /// It was told that the group has stopped.
+    told_stop: Cell<bool>,
     /// The hard state last handed to the ring: another vote or term must be written even without entries.
     staged: Cell<HardState>,
 }
@@ -55,6 +57,7 @@ impl Replica {
             payloads: RefCell::default(),
             queued: Cell::new(false),
             closed: Cell::new(false),
+            told_stop: Cell::new(false),
             staged,
         }
     }
@@ -82,14 +85,35 @@ impl Replica {
         Ok(position)
     }
 
+    /// Steps the group with a peer's message. One that no replica of the group can have sent is dropped, counted and told.
+    pub fn step(&self, core: &Core, message: Message) {
+        let from = message.from;
+        let unfit = self.with(|raft| {
+            raft.step(message);
+            raft.take_unfit()
+        });
+        if let Some(unfit) = unfit {
+            core.groups.refused(core, self.id, from, &unfit);
+        }
+    }
+
+    /// Whether a peer's message may be stepped; if not, it is counted and told.
+    pub fn is_fit(&self, core: &Core, message: &Message) -> bool {
+        let checked = self.with(|raft| raft.check_message(message));
+        if let Err(unfit) = &checked {
+            core.groups.refused(core, self.id, message.from, unfit);
+        }
+        checked.is_ok()
+    }
+
     /// Steps a leader's entries, whose payloads are all there. What the group takes of them is in the Ready that must be asked for
     /// right behind.
-    pub fn step_with(&self, message: Message, payloads: Vec<(Position, Payload)>) {
+    pub fn step_with(&self, core: &Core, message: Message, payloads: Vec<(Position, Payload)>) {
         let mut held = self.payloads.borrow_mut();
         assert!(held.is_empty(), "group {}: a follower stages at once what it takes", self.id.0);
         held.extend(payloads);
         drop(held);
-        self.with(|raft| raft.step(message));
+        self.step(core, message);
     }
 
     /// The group has taken no more of what was stepped.
@@ -181,7 +205,7 @@ pub trait Replicated {
     fn settled(&self, _core: &Rc<Core>) {}
     /// Messages to the group's other replicas, which may leave now.
     fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
-    /// The core's ring is lost: nothing that waits here will ever be durable.
+    /// The core's ring is lost, or the group has stopped: nothing that waits here will ever be durable, or applied.
     fn storage_failed(&self);
 }
 
@@ -290,6 +314,11 @@ fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
     }
     group.before_ready(core);
     let Some(mut ready) = replica.with(Group::ready) else {
+        if let Some(unreadable) = replica.with(|raft| raft.unreadable().cloned())
+            && !replica.told_stop.replace(true)
+        {
+            core.group_stopped(group, &unreadable);
+        }
         group.settled(core);
         return Ok(false);
     };

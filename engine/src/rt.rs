@@ -68,6 +68,11 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     glommio::executor().spawn_blocking(work).await
 }
 
+/// A number for a handshake that was never used before.
+pub fn draw_nonce() -> net::peer_auth::Nonce {
+    net::peer_auth::nonce_of([draw_uuid(), draw_uuid()])
+}
+
 /// An id that nothing else has.
 pub fn draw_uuid() -> Uuid {
     #[cfg(test)]

@@ -34,6 +34,7 @@ use crate::{
     limits::{self, Budget},
     logging,
     metrics::Metrics,
+    secret,
 };
 
 /// Runs the broker until SIGTERM or SIGINT.
@@ -45,6 +46,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let cores = plan.cpus.len();
     config.fit_rings(cores);
     config.check_cores(cores)?;
+    secret::check(&config)?;
     let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
     let open_files = limits::raise_open_files().map_err(Failure::other)?;
     let segment_files = limits::segment_files(&config, open_files, cores).map_err(Failure::other)?;

@@ -107,6 +107,7 @@ struct Clients {
 impl Clients {
     fn start(cluster: &Cluster) -> Clients {
         let (done, acked) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Acked::new())));
+        let secret = cluster.broker(0).secret();
         let peers: Vec<_> = (0..BROKERS).map(|i| cluster.broker(i).peer()).collect();
         let writer = {
             let (done, acked) = (done.clone(), acked.clone());
@@ -119,7 +120,7 @@ impl Clients {
                     let through = number as usize % BROKERS;
                     let slot = &mut tools[through];
                     if slot.is_none() {
-                        *slot = Tool::connect_to(peers[through], CHANGE).ok();
+                        *slot = Tool::connect_to(peers[through], Some(secret.clone()), CHANGE).ok();
                     }
                     let Some(tool) = slot else { continue };
                     match tool.write(Acks::Quorum, create_topic(&format!("topic-{number}"), through as i32 + 1)) {

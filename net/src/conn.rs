@@ -143,6 +143,21 @@ impl FrameReader {
         self.shared.shutdown();
     }
 
+    /// From now on, frames may have so many bytes.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.decoder.set_limit(frame_bytes_max);
+    }
+
+    /// What has been received beyond the frames handed out, for another reader of the same connection.
+    pub fn take_received(&mut self) -> Bytes {
+        self.decoder.take_received()
+    }
+
+    /// Begins with what another reader of the same connection has received.
+    pub fn put_received(&mut self, received: &[u8]) {
+        self.decoder.extend(received);
+    }
+
     /// Bytes of memory held beyond the frames handed out.
     pub fn buffer_bytes(&self) -> usize {
         self.decoder.buffer_bytes()

@@ -48,6 +48,16 @@ impl FrameDecoder {
         FrameDecoder { buffer: BytesMut::new(), limit, first: true, proven: 0, recent: 0 }
     }
 
+    /// As the limit of [`FrameDecoder::new`].
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// The bytes behind the frames that were handed out.
+    pub fn take_received(&mut self) -> Bytes {
+        self.buffer.split().freeze()
+    }
+
     /// Appends bytes, for those who have them already.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);

@@ -27,6 +27,7 @@ pub mod header;
 pub mod listen;
 pub mod parts;
 pub mod peer;
+pub mod peer_auth;
 pub mod produce;
 pub mod record;
 pub mod request;

@@ -10,7 +10,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
@@ -19,6 +19,7 @@ use crate::conn::{self, ConnError, FrameReader, FrameWriter};
 use crate::frame::FrameError;
 use crate::listen::Accepted;
 use crate::parts::Parts;
+use crate::peer_auth::{HANDSHAKE_BYTES_MAX, Handshake, Step};
 
 const MAGIC: [u8; 2] = *b"MR";
 /// Of the frames; what is in them has versions of its own.
@@ -47,6 +48,10 @@ pub enum Kind {
     Request,
     /// The answer to it.
     Response,
+    /// A nonce, for the other side's proof; see [`crate::peer_auth`].
+    Challenge,
+    /// That whoever sent the hellos knows the cluster's secret.
+    Proof,
 }
 
 /// Connections of their own, so that bulk does not delay what keeps a group together.
@@ -75,7 +80,9 @@ pub enum PeerError {
     Tls,
     #[error("a Kafka client's request on the port for brokers; clients are served at kafka.addr")]
     Kafka,
-    #[error("a frame of {length} bytes; brokers send each other {FRAME_BYTES_MAX} at most")]
+    #[error(
+        "a frame of {length} bytes; brokers send each other {FRAME_BYTES_MAX} at most, and fewer before they have proved who they are"
+    )]
     TooLarge { length: usize },
     #[error("the connection ended within a frame")]
     Cut,
@@ -85,6 +92,23 @@ pub enum PeerError {
     Version(u8),
     #[error("the connection was closed")]
     Closed,
+    #[error(
+        "it does not prove that it knows the cluster's secret; give it this cluster's (cluster.secret.file, or a tool's --secret-file)"
+    )]
+    NoProof,
+    #[error(
+        "the broker there wants a proof of its cluster's secret; name the file that holds it (cluster.secret.file, or a tool's \
+         --secret-file FILE or --data-dir DIR)"
+    )]
+    SecretWanted,
+    #[error(
+        "the secrets differ; give all brokers and tools of the cluster the same file (cluster.secret.file, or a tool's --secret-file)"
+    )]
+    OtherSecret,
+    #[error("it has a secret, and this broker has none; give this one the same file (cluster.secret.file)")]
+    NoSecretHere,
+    #[error("the broker there has no secret, and this side has one; give it the same file (cluster.secret.file)")]
+    OtherHasNoSecret,
 }
 
 impl From<ConnError> for PeerError {
@@ -131,6 +155,8 @@ fn head(kind: Kind, lane: Lane, bytes: usize) -> Bytes {
         Kind::Request => 3,
         Kind::Response => 4,
         Kind::Batches => 5,
+        Kind::Challenge => 6,
+        Kind::Proof => 7,
     });
     head.put_u8(match lane {
         Lane::Control => 0,
@@ -158,6 +184,8 @@ fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
         3 => Kind::Request,
         4 => Kind::Response,
         5 => Kind::Batches,
+        6 => Kind::Challenge,
+        7 => Kind::Proof,
         _ => return Err(PeerError::NoBroker),
     };
     let lane = match head[4] {
@@ -170,12 +198,50 @@ fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
 }
 
 /// Splits a connection between brokers in its two halves, as [`conn::open`] does, and lets a dead one be noticed soon.
+///
+/// Until the other side has proved who it is, and [`trust`] is called, its frames may be no larger than those of a handshake.
 pub fn open(accepted: Accepted) -> io::Result<(FrameReader, FrameWriter)> {
     let socket = SockRef::from(&accepted.stream);
     let every = SILENCE_MAX / 2;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every).with_retries(2))?;
     socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
-    conn::open(accepted, FRAME_BYTES_MAX)
+    conn::open(accepted, HANDSHAKE_BYTES_MAX)
+}
+
+/// The other side has proved who it is: its frames may have so many bytes from now on.
+pub fn trust(reader: &mut FrameReader, bytes_max: usize) {
+    reader.set_frame_bytes_max(bytes_max);
+}
+
+/// Goes through a handshake; returns what the other side says of itself. Has no end of its own.
+pub async fn shake_hands(
+    mut handshake: Handshake,
+    is_caller: bool,
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+) -> Result<Bytes, PeerError> {
+    if is_caller {
+        push(writer, handshake.begin());
+    }
+    loop {
+        writer.flush().await?;
+        let Some(frame) = read(reader).await? else { return Err(handshake.closed()) };
+        match handshake.take(frame) {
+            Ok(Step::Go(frames)) => frames.into_iter().for_each(|frame| push(writer, frame)),
+            Ok(Step::Met { send, theirs }) => {
+                send.into_iter().for_each(|frame| push(writer, frame));
+                writer.flush().await?;
+                return Ok(theirs);
+            }
+            Err(error) => {
+                if let Some(frame) = handshake.parting(&error) {
+                    push(writer, frame);
+                    writer.flush().await?;
+                }
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// The next frame; `None` when the other side has closed between two frames.
@@ -199,7 +265,11 @@ pub fn push_parts(writer: &mut FrameWriter, kind: Kind, lane: Lane, parts: Vec<B
 
 /// A connection for those who may block: before the cores run, and tools.
 #[derive(Debug)]
-pub struct BlockingPeer(TcpStream);
+pub struct BlockingPeer {
+    stream: TcpStream,
+    patience: Duration,
+    deadline: Option<Instant>,
+}
 
 impl BlockingPeer {
     pub fn connect(addr: SocketAddr, patience: Duration) -> io::Result<BlockingPeer> {
@@ -212,21 +282,46 @@ impl BlockingPeer {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        Ok(BlockingPeer(stream))
+        Ok(BlockingPeer { stream, patience, deadline: None })
+    }
+
+    /// Whatever is read must be here by then.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now()).min(self.patience);
+            if left.is_zero() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => return received,
+            }
+        }
     }
 
     pub fn write(&mut self, frame: &PeerFrame) -> Result<(), PeerError> {
-        self.0.write_all(&frame.head()).and_then(|()| self.0.write_all(&frame.bytes)).map_err(late)
+        self.stream.write_all(&frame.head()).and_then(|()| self.stream.write_all(&frame.bytes)).map_err(late)
     }
 
     pub fn read(&mut self) -> Result<PeerFrame, PeerError> {
+        self.read_up_to(FRAME_BYTES_MAX)
+    }
+
+    fn read_up_to(&mut self, bytes_max: usize) -> Result<PeerFrame, PeerError> {
         let mut prefix = [0; 4];
         self.fill(&mut prefix, PeerError::Closed)?;
         let length = u32::from_be_bytes(prefix) as usize;
         if prefix == *b"HTTP" || length < HEADER {
             return Err(PeerError::NoBroker);
         }
-        if length > FRAME_BYTES_MAX {
+        if length > bytes_max {
             return Err(PeerError::TooLarge { length });
         }
         let mut head = [0; HEADER];
@@ -234,18 +329,50 @@ impl BlockingPeer {
         let (kind, lane) = read_head(&head)?;
         let mut bytes = Vec::new();
         // Grows as the bytes come, whatever length was claimed.
-        (&mut self.0).take((length - HEADER) as u64).read_to_end(&mut bytes).map_err(late)?;
-        if bytes.len() < length - HEADER {
-            return Err(PeerError::Cut);
+        let mut piece = [0; 16 << 10];
+        while bytes.len() < length - HEADER {
+            let wanted = piece.len().min(length - HEADER - bytes.len());
+            match self.receive(&mut piece[..wanted]).map_err(late)? {
+                0 => return Err(PeerError::Cut),
+                received => bytes.extend_from_slice(&piece[..received]),
+            }
         }
         Ok(PeerFrame { kind, lane, bytes: bytes.into() })
     }
 
-    fn fill(&mut self, buffer: &mut [u8], at_end: PeerError) -> Result<(), PeerError> {
-        match self.0.read_exact(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(at_end),
-            other => other.map_err(late),
+    /// As [`shake_hands`].
+    pub fn shake_hands(&mut self, mut handshake: Handshake, is_caller: bool) -> Result<Bytes, PeerError> {
+        if is_caller {
+            self.write(&handshake.begin())?;
         }
+        loop {
+            let frame = match self.read_up_to(HANDSHAKE_BYTES_MAX) {
+                Err(PeerError::Closed) => return Err(handshake.closed()),
+                frame => frame?,
+            };
+            match handshake.take(frame) {
+                Ok(Step::Go(frames)) => frames.iter().try_for_each(|frame| self.write(frame))?,
+                Ok(Step::Met { send, theirs }) => {
+                    send.iter().try_for_each(|frame| self.write(frame))?;
+                    return Ok(theirs);
+                }
+                Err(error) => {
+                    handshake.parting(&error).iter().try_for_each(|frame| self.write(frame))?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], at_end: PeerError) -> Result<(), PeerError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.receive(&mut buffer[filled..]).map_err(late)? {
+                0 => return Err(at_end),
+                received => filled += received,
+            }
+        }
+        Ok(())
     }
 }
 

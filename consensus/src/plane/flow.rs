@@ -118,22 +118,23 @@ impl Flow {
         self.published + self.entries.len() as u64 + 1
     }
 
-    /// An entry is committed; returns the group id behind all that it names.
-    pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> u64 {
+    /// An entry is committed; returns the group id behind all that it names, or why the entry can't be read. Then nothing has changed.
+    pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, String> {
         assert_eq!(entry.index, self.committed + 1, "entries are committed in order");
-        self.committed = entry.index;
         let at = (entry.index - self.published - 1) as usize;
         if let Some(speculated) = self.entries.get_mut(at) {
             assert_eq!(speculated.term, entry.term, "entry {} is not the one that was speculated", entry.index);
             speculated.committed = true;
-            return 0;
+            self.committed = entry.index;
+            return Ok(0);
         }
         // An entry without commands is a leader's first, or a change of the group itself.
-        let mut requests = if entry.is_command() { decode(entry) } else { Vec::new() };
+        let mut requests = if entry.is_command() { decode(&entry.data)? } else { Vec::new() };
         let mut end = 0;
         for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
             end = end.max(*first + count as u64);
         }
+        self.committed = entry.index;
         let mut flowing = self.entry(entry.index, entry.term, requests.len(), Vec::new());
         flowing.committed = true;
         let generation = flowing.generation;
@@ -141,7 +142,7 @@ impl Flow {
         if !requests.is_empty() {
             slices.push(SliceOp::Apply(SliceEntry { generation, index: entry.index, requests }));
         }
-        end
+        Ok(end)
     }
 
     /// Tells the slices up to where their speculation is final.
@@ -203,8 +204,22 @@ impl Flow {
     }
 }
 
-/// Damage below the ring's and the group's own checks can't be served around: the slices would differ from the log.
-fn decode(entry: &Entry) -> Vec<Request> {
-    metadata::decode_requests(&entry.data)
-        .unwrap_or_else(|error| panic!("the committed metadata entry {} can't be read: {error}", entry.index))
+/// Whether the data of an entry of the metadata's log can be read, and applied; if not, why.
+pub fn check_entry(data: &[u8]) -> Result<(), String> {
+    if data.is_empty() { Ok(()) } else { decode(data).map(drop) }
 }
+
+/// The slices would differ from the log if any of it were left out.
+fn decode(data: &[u8]) -> Result<Vec<Request>, String> {
+    let mut requests = metadata::decode_requests(data).map_err(|error| error.to_string())?;
+    for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
+        // Ids are given out one after the other, from 1.
+        if first.checked_add(count as u64).is_none_or(|end| end > GROUP_ID_MAX) {
+            return Err(format!("groups from {first} on; ids end at {GROUP_ID_MAX}"));
+        }
+    }
+    Ok(requests)
+}
+
+/// The largest id of a group.
+const GROUP_ID_MAX: u64 = 1 << 60;

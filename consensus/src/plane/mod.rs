@@ -29,12 +29,12 @@ mod members;
 mod message;
 mod writes;
 
-pub use flow::{SliceEntry, SliceOp};
+pub use flow::{SliceEntry, SliceOp, check_entry};
 pub use message::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused};
 pub use writes::{Submission, Until, WriteError, Written};
 
 use crate::{
-    group::{Entry, Group, ReadIndex},
+    group::{ENTRY_NORMAL, Entry, Group, ReadIndex},
     metadata::{Applied, AskedTooLate, Delta},
 };
 use flow::Flow;
@@ -300,17 +300,33 @@ impl Plane {
         self.ask_if_wanted(group, now);
     }
 
-    /// The group has committed these entries; the slices get them now.
+    /// The group has committed these entries; the slices get them now. One that can't be applied stops the group before it.
     pub fn committed(&mut self, group: &mut Group, now: Duration, entries: &[Entry]) {
         self.observe(group, now);
-        for entry in entries {
-            let group_end = self.flow.commit(entry, &mut self.out.slices);
-            self.next_group = self.next_group.max(group_end);
-        }
-        let Some(last) = entries.last() else { return };
-        self.flow.commit_speculated(last.index, &mut self.out.slices);
         let members_before = (group.voters(), group.learners());
+        let mut last = None;
+        let mut unreadable = None;
+        for entry in entries {
+            if entry.entry_type != ENTRY_NORMAL {
+                // Whether it can be applied shows when it is; what is behind it must not be by then.
+                group.applied_to(entry.index);
+                if group.unreadable().is_some() {
+                    break;
+                }
+            }
+            match self.flow.commit(entry, &mut self.out.slices) {
+                Ok(group_end) => self.next_group = self.next_group.max(group_end),
+                Err(why) => {
+                    unreadable = Some((entry.index, why));
+                    break;
+                }
+            }
+            last = Some(entry);
+        }
+        let Some(last) = last else { return stop(group, unreadable) };
+        self.flow.commit_speculated(last.index, &mut self.out.slices);
         group.applied_to(last.index);
+        stop(group, unreadable);
         let established = self.is_established();
         if let Some(lead) = &mut self.lead {
             lead.established |= last.term == lead.term;
@@ -388,6 +404,12 @@ impl Plane {
             PlaneMessage::Describe { ask } => self.asked_to_describe(group, now, from, ask),
             PlaneMessage::Described { ask, answer } => self.described(now, from, ask, answer),
         }
+    }
+}
+
+fn stop(group: &mut Group, unreadable: Option<(u64, String)>) {
+    if let Some((index, why)) = unreadable {
+        group.stop(index, why);
     }
 }
 

@@ -56,6 +56,7 @@ impl Core {
             Delta::Topic(topic) => self.follow_topic(topic),
             Delta::Broker(broker) => self.follow_broker(broker),
             Delta::BrokerGone(node) => self.peers().forget(*node),
+            Delta::GonePeers(peers) => self.peers().set_gone(peers.clone()),
             Delta::TopicDeleted(topic) => {
                 for partition in &topic.partitions {
                     self.drop_group(GroupId(partition.group));
@@ -63,11 +64,7 @@ impl Core {
                 self.coordinators.topic_deleted(self);
             }
             // Looked up in the view when they are needed.
-            Delta::Leaders(_)
-            | Delta::Watermarks(_)
-            | Delta::GonePeers(_)
-            | Delta::Features(_)
-            | Delta::ClusterConfig(_) => {}
+            Delta::Leaders(_) | Delta::Watermarks(_) | Delta::Features(_) | Delta::ClusterConfig(_) => {}
         }
     }
 
@@ -143,6 +140,9 @@ impl Core {
             }
             Err(why) => {
                 tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
+                let notice = format!("partition {name} can't be brought back, and stays without a leader here: {why}");
+                self.metrics.stopped.add(group.0, notice);
+                self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
             }
         }
     }
@@ -151,6 +151,7 @@ impl Core {
     fn group_config(&self, meta: &metadata::Partition) -> GroupConfig {
         let single = GroupConfig {
             beside: descriptor::bytes_beside,
+            holds: descriptor::check_entry,
             has_leases: false,
             kept_entries_max: KEPT_ENTRIES,
             ..GroupConfig::single(meta.group, self.identity.peer)

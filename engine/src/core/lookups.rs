@@ -82,7 +82,8 @@ impl Core {
     pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
         loop {
             let seen = self.view_changed.version();
-            groups.retain(|group| self.leader_of(*group).is_none() && self.view(|view| view.has_group(group.0)));
+            let may_come = |group: &GroupId| self.view(|view| view.has_group(group.0)) && !self.has_stopped(*group);
+            groups.retain(|group| self.leader_of(*group).is_none() && may_come(group));
             if groups.is_empty() {
                 return;
             }

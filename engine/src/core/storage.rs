@@ -1,7 +1,8 @@
 //! What a core's store asks of it, and what becomes of a core whose storage fails.
 
 use super::Core;
-use crate::{clock, replica::Replicated, rt};
+use crate::{clock, meta::META_GROUP, replica::Replicated, rt};
+use consensus::group::Unreadable;
 use std::{pin::Pin, time::Duration};
 use wal::{
     record::GroupId,
@@ -41,6 +42,34 @@ impl Core {
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
+            self.metrics.metadata_leads.set(0);
+        }
+    }
+}
+
+impl Core {
+    /// Whether a group's replica here has stopped before an entry that it can't apply.
+    pub fn has_stopped(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(|group| group.replica().with(|raft| raft.unreadable().is_some()))
+    }
+
+    /// A group has stopped before a committed entry that it can't apply. Others go on.
+    pub fn group_stopped(&self, group: &dyn Replicated, unreadable: &Unreadable) {
+        let id = group.replica().id();
+        let name = match (id == META_GROUP, self.partition(id)) {
+            (true, _) => "the metadata".to_owned(),
+            (false, Some(partition)) => format!("partition {}", partition.name),
+            (false, None) => "a partition".to_owned(),
+        };
+        let notice = format!("{name}: {unreadable}; see \"A group that has stopped\" in README.md");
+        tracing::error!(core = self.id().0, group = id.0, index = unreadable.index, "{notice}");
+        self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
+        self.metrics.stopped.add(id.0, notice);
+        group.storage_failed();
+        self.view_changed.notify();
+        self.groups.rests(id);
+        self.coordinators.resign(id);
+        if id == META_GROUP {
             self.metrics.metadata_leads.set(0);
         }
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use consensus::{
-    group::Message,
+    group::{Message, Unfit},
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
@@ -43,6 +43,8 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const GIVE_AWAY_EVERY: Duration = Duration::from_secs(3);
 /// A broker that is back leads its partitions again once it has been there for so long.
 const SETTLED: Duration = Duration::from_secs(3);
+/// Messages that are dropped since no replica can have sent them are told so often; all are counted.
+const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Messages kept for groups that are not known here yet.
 const EARLY_MAX: usize = 4096;
 /// Bytes of one of them at most.
@@ -74,6 +76,8 @@ pub struct Groups {
     /// When leaderships are offered to others the next time, should the disk be full then.
     give_away_at: Cell<Duration>,
     ran_for: Cell<Duration>,
+    /// When a message that can't be one was told of the last time, by whether it may mean a loss.
+    refusal_told: [Cell<Option<Duration>>; 2],
 }
 
 impl Groups {
@@ -144,6 +148,25 @@ impl Groups {
             early.pop_front();
         }
         early.push_back((group, message, payloads));
+    }
+
+    /// A message was dropped that no replica of the group can have sent.
+    pub fn refused(&self, core: &Core, group: GroupId, from: u64, unfit: &Unfit) {
+        core.metrics.raft_messages_refused_total.add(1);
+        let is_loss = unfit.is_possible_loss();
+        core.metrics.raft_possible_losses_total.add(u64::from(is_loss));
+        let told = &self.refusal_told[usize::from(is_loss)];
+        let now = clock::now();
+        if told.get().is_some_and(|at| now < at + REFUSAL_TOLD_EVERY) {
+            return tracing::debug!(group = group.0, from, %unfit, "a message of another replica was dropped");
+        }
+        told.set(Some(now));
+        let node = node_of(from);
+        if is_loss {
+            tracing::error!(group = group.0, node, from, %unfit, "a message of another replica was dropped");
+        } else {
+            tracing::warn!(group = group.0, node, from, %unfit, "a message of another replica was dropped");
+        }
     }
 
     /// A core of another broker is alive.

@@ -28,7 +28,9 @@ pub enum SubmitError {
     NoLeader,
     #[error("the metadata group gave no answer in time; it may still be done")]
     TimedOut,
-    #[error("the storage of core 0 has failed; restart the broker once its disk is well")]
+    #[error(
+        "the metadata of this broker has stopped, as its storage failed or it can't apply an entry; its log says why"
+    )]
     Storage,
 }
 

@@ -32,14 +32,16 @@ impl Meta {
             match message {
                 PeerMessage::Raft { group, mut message } if GroupId(group) == META_GROUP => {
                     if message.get_msg_type() == MessageType::MsgSnapshot {
-                        self.take_snapshot(core, message);
+                        if self.replica.is_fit(core, &message) {
+                            self.take_snapshot(core, message);
+                        }
                     } else {
                         if !self.has_room(core, &message) {
                             // The rest of it may be what makes room: entries that are here already are committed, and so can be covered by
                             // a snapshot. Those that are left out come again.
                             message.entries.clear();
                         }
-                        self.replica.with(|raft| raft.step(message));
+                        self.replica.step(core, message);
                     }
                 }
                 PeerMessage::Plane(message) => {

@@ -50,6 +50,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         election_jitter: jitter(core.node()),
         // The ready loop's turn is to be short.
         committed_bytes_max: COMMITTED_BYTES_A_TURN,
+        holds: consensus::plane::check_entry,
         ..GroupConfig::single(META_GROUP.0, identity.peer)
     };
     let raft = Group::new(config, found).map_err(|error| error.to_string())?;

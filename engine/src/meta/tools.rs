@@ -9,7 +9,7 @@ use crate::{
 };
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
-    plane::{Accepted, Acks, Until, node_of},
+    plane::{Accepted, Acks, Until},
     wire::{Consistency, ToolAnswer, ToolAsk, ToolRequest, ToolResponse},
 };
 use net::errors::ErrorCode;
@@ -42,6 +42,11 @@ fn refused(message: impl Into<String>) -> ToolAnswer {
     ToolAnswer::Failed { code: ErrorCode::InvalidRequest.code() as u16, message: message.into() }
 }
 
+fn not_for_tools(command: &str, instead: &str) -> ToolAnswer {
+    let code = ErrorCode::ClusterAuthorizationFailed.code() as u16;
+    ToolAnswer::Failed { code, message: format!("a tool may not {command}: {instead}") }
+}
+
 async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> Result<ToolAnswer, ToolAnswer> {
     if commands.is_empty() || commands.len() > COMMANDS_MAX {
         return Err(refused(format!("{} commands in one request; 1 to {COMMANDS_MAX} are taken", commands.len())));
@@ -67,8 +72,25 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"
         ))),
-        Command::RegisterBroker { broker } if node_of(broker.peer) != broker.node => {
-            Err(refused(format!("peer {:#x} is not one of broker {}", broker.peer, broker.node)))
+        // Whoever did these in a broker's place could put itself in it, or another out of it.
+        Command::RegisterBroker { broker } => {
+            Err(not_for_tools("RegisterBroker", &format!("broker {} registers itself when it starts", broker.node)))
+        }
+        Command::UpdateBrokerStatus { node, .. } => Err(not_for_tools(
+            "UpdateBrokerStatus",
+            &format!("the leader of the metadata fences broker {node} when it is silent"),
+        )),
+        Command::SetPartitionLeader { name, .. } => {
+            Err(not_for_tools("SetPartitionLeader", &format!("the leaders of '{name}' report themselves")))
+        }
+        Command::UpdateHighWatermark { name, .. } => {
+            Err(not_for_tools("UpdateHighWatermark", &format!("the leaders of '{name}' report how far they have come")))
+        }
+        Command::SetFeatureLevel { name, .. } => {
+            Err(not_for_tools("SetFeatureLevel", &format!("the level of '{name}' follows what all brokers can read")))
+        }
+        Command::AllocateProducerIds { .. } => {
+            Err(not_for_tools("AllocateProducerIds", "producers get their ids by InitProducerId of Kafka's protocol"))
         }
         Command::UnregisterBroker { node } => {
             let holds = core.view(|view| {

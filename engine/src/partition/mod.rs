@@ -40,7 +40,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::{
-    descriptor::EntryData,
+    descriptor::{self, EntryData},
     group::{ENTRY_NORMAL, Entry, Group, Message, ReadIndex, SnapshotMark},
 };
 use net::{batch::BatchHeader, errors::ErrorCode};
@@ -384,12 +384,21 @@ impl Replicated for Partition {
         state.tail_bytes += bytes;
     }
 
-    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
+    fn apply(&self, core: &Rc<Core>, mut entries: Vec<Entry>) {
+        let unreadable = self.first_unreadable(&entries);
+        if let Some((at, why)) = unreadable {
+            let index = entries[at].index;
+            entries.truncate(at);
+            if !entries.is_empty() {
+                self.apply(core, entries);
+            }
+            return self.replica.with(|raft| raft.stop(index, why));
+        }
         let last = entries.last().expect("something was committed").index;
         let mut state = self.state.borrow_mut();
         let leads = self.replica.with(|raft| raft.is_leader());
         for entry in entries.iter().filter(|entry| entry.entry_type == ENTRY_NORMAL) {
-            match EntryData::decode(&entry.data).expect("a committed entry was written by this format") {
+            match EntryData::decode(&entry.data).expect("it was just read") {
                 EntryData::Nothing => {
                     let epoch = entry.term as i32;
                     if state.epochs.last().is_none_or(|(last, _)| *last < epoch) {
@@ -399,12 +408,7 @@ impl Replicated for Partition {
                     self.is_led(core, entry.term);
                 }
                 EntryData::Batch(batch) => {
-                    let end = batch.base_offset + u64::from(batch.count);
-                    assert!(
-                        end > state.high_watermark && end <= state.end,
-                        "the high watermark moves up, within the log"
-                    );
-                    state.high_watermark = end;
+                    state.high_watermark = batch.base_offset + u64::from(batch.count);
                     if leads {
                         core.metrics.produce_batches_total.add(1);
                         core.metrics.produce_records_total.add(u64::from(batch.count));
@@ -463,6 +467,33 @@ impl Replicated for Partition {
         state.refuse_all(ErrorCode::KafkaStorageError);
         drop(state);
         self.wake_fetches();
+    }
+}
+
+impl Partition {
+    /// The first of these committed entries that can't be applied, by its place, and why.
+    fn first_unreadable(&self, entries: &[Entry]) -> Option<(usize, String)> {
+        let state = self.state.borrow();
+        let mut end = state.high_watermark;
+        for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.entry_type == ENTRY_NORMAL) {
+            let why = match descriptor::check_entry(&entry.data).map(|()| EntryData::decode(&entry.data)) {
+                Err(why) => why,
+                Ok(Ok(EntryData::Batch(batch))) => {
+                    let behind = batch.base_offset + u64::from(batch.count);
+                    if behind > end && behind <= state.end {
+                        end = behind;
+                        continue;
+                    }
+                    format!("a batch up to offset {behind}, where {end} are committed and {} are here", state.end)
+                }
+                Ok(Ok(EntryData::LogStart { offset })) if offset > end => {
+                    format!("the log's start is to move to offset {offset}, where {end} are committed")
+                }
+                Ok(_) => continue,
+            };
+            return Some((at, why));
+        }
+        None
     }
 }
 

@@ -56,7 +56,7 @@ impl Partition {
             MessageType::MsgAppend if !message.entries.is_empty() => self.take_entries(core, message, payloads),
             MessageType::MsgSnapshot => self.take_snapshot(core, message),
             kind => {
-                self.replica.with(|raft| raft.step(message));
+                self.replica.step(core, message);
                 if kind == MessageType::MsgAppendResponse {
                     self.answer_committed();
                 }
@@ -77,9 +77,9 @@ impl Partition {
             let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
             tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all that came");
         }
-        match checked(&message, payloads) {
+        match checked(&message, payloads).and_then(|payloads| self.follows(&message).map(|()| payloads)) {
             Ok(payloads) => {
-                self.replica.step_with(message, payloads);
+                self.replica.step_with(core, message, payloads);
                 replica::stage(core, &**self);
                 self.replica.drop_payloads();
             }
@@ -88,6 +88,42 @@ impl Partition {
                 tracing::warn!(partition = %self.name, from = message.from, why, "entries of another replica were dropped");
             }
         }
+    }
+
+    /// Whether the batches' offsets follow those that are here, and each other.
+    fn follows(&self, message: &Message) -> Result<(), &'static str> {
+        let applied = self.replica.with(|raft| raft.applied());
+        let mut end = self.end_behind(message.index, applied);
+        for entry in &message.entries {
+            if entry.index <= applied {
+                // It is here already, and stays.
+                end = self.end_behind(entry.index, applied);
+                continue;
+            }
+            match EntryData::decode(&entry.data) {
+                Ok(EntryData::Batch(batch)) if entry.entry_type as u8 == ENTRY_NORMAL => {
+                    if end.is_some_and(|end| end != batch.base_offset) {
+                        return Err("a batch's offsets do not follow those before it");
+                    }
+                    end = batch.base_offset.checked_add(batch.count.into());
+                }
+                Ok(EntryData::LogStart { offset }) if end.is_some_and(|end| offset > end) => {
+                    return Err("the log's start is to move beyond its end");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The offset behind an entry, if it is known.
+    fn end_behind(&self, index: u64, applied: u64) -> Option<u64> {
+        let state = self.state.borrow();
+        if index == applied {
+            return Some(state.high_watermark);
+        }
+        let at = state.tail.binary_search_by_key(&index, |entry| entry.index).ok()?;
+        Some(state.tail[at].end)
     }
 
     /// The group is at rest, its leader says: no timers are needed, if this replica has everything.
@@ -142,7 +178,8 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
         let is_it = header.base_offset as u64 == descriptor.base_offset
             && header.record_count as u32 == descriptor.count
             && bytes.len() == descriptor.bytes as usize
-            && header.byte_count == bytes.len();
+            && header.byte_count == bytes.len()
+            && header.last_offset_delta >= 0;
         if !is_it {
             return Err("a batch is not the one that its entry describes");
         }

@@ -83,6 +83,16 @@ impl Partition {
                 return tracing::warn!(partition = %self.name, why, "a snapshot was dropped");
             }
         };
+        if !self.replica.is_fit(core, &message) {
+            return;
+        }
+        if index > self.replica.with(|raft| raft.commit()) && offset < self.high_watermark() {
+            let why = format!(
+                "its log begins at offset {offset}, but records up to {} are committed here",
+                self.high_watermark()
+            );
+            return tracing::warn!(partition = %self.name, why, "a snapshot was dropped");
+        }
         self.coming.replace(Some(Coming { index, offset, producers, blob }));
         self.replica.with(|raft| raft.step_snapshot(message));
         replica::stage(core, &**self);

@@ -1,7 +1,7 @@
 //! Connections of others to this broker: who they are, and what they send.
 //! Lives on: the core that listens.
 //!
-//! Invariants: nothing is taken in before its sender has said who it is; what does not verify ends its connection, and only that.
+//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection, and only that.
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
@@ -11,13 +11,13 @@ use crate::{
 };
 use consensus::wire::{self, Caller, Hello, PeerMessage};
 use net::{
-    conn::FrameReader,
+    conn::{FrameReader, FrameWriter},
     listen::{Accepted, Bound, Listener},
-    peer::{self, Kind, PeerError, PeerFrame},
+    peer::{self, FRAME_BYTES_MAX, Kind, PeerError, PeerFrame},
 };
 use std::{rc::Rc, time::Duration};
 
-/// Connections of brokers and tools to this core at most; more are closed.
+/// Connections of brokers to this core at most; more are closed. Tools and strangers have numbers of their own.
 const SERVED_MAX: usize = 1024;
 
 impl Peers {
@@ -38,13 +38,6 @@ impl Peers {
 
     fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
         let from = accepted.peer();
-        if self.served.get() >= SERVED_MAX {
-            if let Some(Admitted { left_out }) = self.log.borrow().admit(from.ip(), "too many") {
-                tracing::warn!(%from, left_out, "closing a connection on the peer port: {SERVED_MAX} are open");
-            }
-            return;
-        }
-        self.served.set(self.served.get() + 1);
         let (peers, host) = (self.clone(), host.clone());
         rt::spawn(async move {
             match peers.serve(accepted, &host).await {
@@ -60,43 +53,62 @@ impl Peers {
                     }
                 }
             }
-            peers.served.set(peers.served.get() - 1);
         });
     }
 
-    async fn serve<H: Host + 'static>(&self, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
+    async fn serve<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
         // A socket belongs to the core on which it was opened; its duplicate can go to another.
         let duplicate = accepted.try_clone()?;
         let (mut reader, mut writer) = peer::open(accepted)?;
-        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
-        if frame.kind != Kind::Hello {
-            return Err(PeerError::NoBroker.into());
-        }
-        let there = wire::decode_hello(&frame.bytes)?;
-        // Even who is refused hears whom it has reached, and can say so.
-        peer::push(&mut writer, PeerFrame::new(Kind::Hello, frame.lane, wire::encode_hello(&self.me)));
-        within(writer.flush()).await??;
+        // Who knows the secret hears whom it has reached even if it is refused, and can say so.
+        let there =
+            self.meet_stranger(&mut reader, &mut writer).await.inspect_err(|_| count(&self.stats.refused, 1))?;
         self.check_cluster(&there)?;
         if there.caller == Caller::Tool {
+            drop(duplicate);
             return tools::serve(self, reader, writer, host).await;
         }
         self.take_caller(&there)?;
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
-            host.hand_on(core, Begun { accepted: duplicate, there });
+            host.hand_on(core, Begun { accepted: duplicate, there, received: reader.take_received() });
             return Ok(());
         }
         drop(duplicate);
-        self.listen_to(reader, &there, host).await
+        if self.served.get() >= SERVED_MAX {
+            count(&self.stats.refused, 1);
+            tracing::warn!(node = there.node, "closing a broker's connection: {SERVED_MAX} are open");
+            return Ok(());
+        }
+        self.served.set(self.served.get() + 1);
+        let ended = self.listen_to(reader, &there, host).await;
+        self.served.set(self.served.get() - 1);
+        ended
+    }
+
+    /// Has somebody who has connected prove who it is, within the time and the number of strangers.
+    async fn meet_stranger(&self, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<Hello, LinkError> {
+        let stranger = self.strangers.enter();
+        let meeting = within(peer::shake_hands(self.answering(), false, reader, writer));
+        let met = race(stranger.gives_way.wait(), race(self.stopping.wait(), meeting)).await;
+        self.strangers.leave(&stranger);
+        match met {
+            Either::First(()) => Err(LinkError::GaveWay),
+            Either::Second(Either::First(())) => Err(PeerError::Closed.into()),
+            Either::Second(Either::Second(hello)) => Ok(wire::decode_hello(&hello??)?),
+        }
     }
 
     /// Takes over a connection that began on another core.
     pub fn take_over<H: Host + 'static>(self: &Rc<Self>, begun: Begun, host: Rc<H>) {
         let peers = self.clone();
         rt::spawn(async move {
-            let Begun { accepted, there } = begun;
+            let Begun { accepted, there, received } = begun;
             let ended = match peer::open(accepted) {
-                Ok((reader, _writer)) => peers.listen_to(reader, &there, &host).await,
+                Ok((mut reader, _writer)) => {
+                    reader.put_received(&received);
+                    peers.listen_to(reader, &there, &host).await
+                }
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = ended {
@@ -106,6 +118,7 @@ impl Peers {
     }
 
     async fn listen_to<H: Host>(&self, mut reader: FrameReader, there: &Hello, host: &Rc<H>) -> Result<(), LinkError> {
+        peer::trust(&mut reader, FRAME_BYTES_MAX);
         while let Some(frame) = self.next_frame(&mut reader).await? {
             self.take_frame(&frame, there, &**host)?;
         }
@@ -114,6 +127,7 @@ impl Peers {
 
     /// Hands on what a broker sent in one frame.
     pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
+        self.check_gone(there.node, there.peer)?;
         let mut messages = match frame.kind {
             Kind::Messages => wire::decode(&frame.bytes)?,
             Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
@@ -131,6 +145,7 @@ impl Peers {
         if there.node == self.me.node {
             return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
         }
+        self.check_gone(there.node, there.peer)?;
         // Who comes to us can be reached, most likely.
         if let Some(link) = self.book.borrow().get(&there.node) {
             link.stirred.notify();
@@ -138,12 +153,11 @@ impl Peers {
         Ok(())
     }
 
-    /// What is said to who connects in a simulation, if it is taken in.
+    /// Whether somebody who connects in a simulation is taken in.
     #[cfg(test)]
-    pub(crate) fn meet(&self, there: &Hello) -> Result<Hello, LinkError> {
+    pub(crate) fn meet(&self, there: &Hello) -> Result<(), LinkError> {
         self.check_cluster(there)?;
-        self.take_caller(there)?;
-        Ok(self.me.clone())
+        self.take_caller(there)
     }
 
     /// `None` when there is no more, or this broker stops.

@@ -9,17 +9,23 @@
 //! |---|---|
 //! | `incoming` | connections of others: who they are, and what they send |
 //! | `outgoing` | one connection to another |
+//! | `strangers` | connections whose other side has not proved who it is |
 //! | `tools` | a tool's connection: requests and their answers |
+//!
+//! Before anything else, both sides prove that they know the cluster's secret (`net::peer_auth`).
 //!
 //! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
 
 mod incoming;
 mod outgoing;
+mod strangers;
 #[cfg(test)]
 mod tests;
 mod tools;
 
 use outgoing::Outgoing;
+use strangers::{STRANGERS_MAX, Strangers};
+use tools::{TOOLS_MAX, ToolShare};
 
 use crate::{
     connection_log::ConnectionLog,
@@ -34,6 +40,7 @@ use consensus::{
 use net::{
     listen::Accepted,
     peer::{CARRIED_BYTES_MAX, Kind, Lane, PeerError},
+    peer_auth::{Handshake, Secret},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -42,6 +49,7 @@ use std::{
     net::{SocketAddr, ToSocketAddrs},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -76,6 +84,8 @@ pub trait Host {
 pub struct Begun {
     accepted: Accepted,
     there: Hello,
+    /// What has been received behind the handshake.
+    received: Bytes,
 }
 
 /// What went over the connections since the start.
@@ -90,6 +100,8 @@ pub struct PeerStats {
     pub dropped: Cell<u64>,
     /// Connections made to other brokers.
     pub connected: Cell<u64>,
+    /// Connections of others that were closed before they had proved who they are, or since there are too many.
+    pub refused: Cell<u64>,
 }
 
 fn count(cell: &Cell<u64>, n: usize) {
@@ -98,13 +110,18 @@ fn count(cell: &Cell<u64>, n: usize) {
 
 pub struct Peers {
     me: Hello,
+    secret: Option<Secret>,
     book: RefCell<BTreeMap<i32, Rc<Link>>>,
     stats: PeerStats,
     /// Moves when a broker has come or gone.
     pub comings: Notify,
     stopping: Flag,
-    /// Connections of others that are open.
+    /// Connections of other brokers that are open.
     served: Cell<usize>,
+    strangers: Strangers,
+    tools: ToolShare,
+    /// Peers that were removed from the cluster.
+    gone: RefCell<Arc<BTreeSet<u64>>>,
     /// Which ends of callers' connections are told. Its core's, once it has one.
     log: RefCell<Rc<ConnectionLog>>,
 }
@@ -186,15 +203,19 @@ impl Way {
 }
 
 impl Peers {
-    /// `me`: what this broker says of itself. `seeds`: where the operator says that brokers are.
-    pub fn new(me: Hello, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
+    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing. `seeds`: where the operator says that brokers are.
+    pub fn new(me: Hello, secret: Option<Secret>, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
         let peers = Rc::new(Self {
             me,
+            secret,
             book: RefCell::default(),
             stats: PeerStats::default(),
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            strangers: Strangers::default(),
+            tools: ToolShare::default(),
+            gone: RefCell::default(),
             log: RefCell::default(),
         });
         for (node, address) in seeds {
@@ -210,6 +231,21 @@ impl Peers {
 
     pub fn stats(&self) -> &PeerStats {
         &self.stats
+    }
+
+    /// This side of a connection of another broker's, or of a tool's.
+    pub(crate) fn answering(&self) -> Handshake {
+        Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), rt::draw_nonce())
+    }
+
+    /// Strangers that had to give way to others.
+    pub fn strangers_evicted(&self) -> u64 {
+        self.strangers.evicted.get()
+    }
+
+    /// Connections of tools that are open.
+    pub fn tools_open(&self) -> usize {
+        self.tools.open.get()
     }
 
     /// The other brokers that are known.
@@ -274,6 +310,18 @@ impl Peers {
             link.forgotten.set(true);
             link.end();
         }
+    }
+
+    /// These peers were removed from the cluster, and must not come back: there is no way to them, and none from them.
+    pub fn set_gone(&self, peers: Arc<BTreeSet<u64>>) {
+        *self.gone.borrow_mut() = peers;
+        for link in self.book.borrow().values() {
+            link.lanes.iter().for_each(|way| way.work.notify());
+        }
+    }
+
+    fn check_gone(&self, node: i32, peer: u64) -> Result<(), LinkError> {
+        if self.gone.borrow().contains(&peer) { Err(LinkError::Removed { node, peer }) } else { Ok(()) }
     }
 
     /// Sends a message to a peer, if it is there.
@@ -417,11 +465,12 @@ impl Peers {
 
     async fn connect(&self, link: &Link, lane: Lane) -> Result<(Outgoing, u64), LinkError> {
         let address = link.address.borrow().clone();
-        let (connection, there) = Outgoing::open(address, lane, &self.me).await?;
+        let (connection, there) = Outgoing::open(address, lane, &self.me, self.secret.clone()).await?;
         self.check_cluster(&there)?;
         if there.node != link.node {
             return Err(LinkError::OtherNode { found: there.node, expected: link.node });
         }
+        self.check_gone(there.node, there.peer)?;
         Ok((connection, there.peer))
     }
 
@@ -429,6 +478,9 @@ impl Peers {
     async fn pump(&self, link: &Link, way: &Way, lane: Lane, mut connection: Outgoing) -> LinkError {
         loop {
             let seen = way.work.version();
+            if let Some(Err(gone)) = way.there.get().map(|there| self.check_gone(link.node, there)) {
+                return gone;
+            }
             let messages = way.take();
             if !messages.is_empty() {
                 let (frames, fitting) = frames(link, &messages);
@@ -515,6 +567,16 @@ pub(crate) enum LinkError {
     OtherCluster { theirs: String, ours: String, caller: String },
     #[error("the broker at {address} has the node id {node}, too; give each broker a --node-id of its own")]
     SameNode { node: i32, address: String },
+    #[error(
+        "peer {peer:#x}, a disk of broker {node}, was removed from the cluster; empty its data directory to have the broker join anew"
+    )]
+    Removed { node: i32, peer: u64 },
+    #[error("{TOOLS_MAX} tools are connected; try again when one has gone")]
+    TooManyTools,
+    #[error("a tool asked nothing for {} s; it may connect again", .0.as_secs())]
+    IdleTool(Duration),
+    #[error("it did not prove who it is before {STRANGERS_MAX} others had come")]
+    GaveWay,
     #[error("it belongs to no cluster yet")]
     NoCluster,
     #[error("broker {found} is there, not {expected}; check the addresses in --seeds")]
@@ -524,9 +586,9 @@ pub(crate) enum LinkError {
 impl LinkError {
     /// Whether it lasts until somebody changes what was set.
     fn needs_a_hand(&self) -> bool {
-        use LinkError::{OtherCluster, OtherNode, Peer, SameNode, Wire};
+        use LinkError::{OtherCluster, OtherNode, Peer, Removed, SameNode, Wire};
         match self {
-            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Wire(_) => true,
+            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Removed { .. } | Wire(_) => true,
             Peer(error) => !matches!(error, PeerError::Io(_) | PeerError::Closed | PeerError::Cut),
             _ => false,
         }

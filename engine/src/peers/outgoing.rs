@@ -1,11 +1,13 @@
 //! One connection to another broker, on one lane: frames go out, nothing comes in but the hello and the end.
 
 use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
+use crate::rt;
 use bytes::Bytes;
 use consensus::wire::{self, Hello};
 use net::{
     conn::{self, FrameReader, FrameWriter},
-    peer::{self, Kind, Lane, PeerError, PeerFrame},
+    peer::{self, Kind, Lane, PeerError},
+    peer_auth::{Handshake, Secret},
 };
 use std::io;
 
@@ -20,22 +22,24 @@ pub(super) enum Outgoing {
 
 impl Outgoing {
     /// Connects, and says who this broker is; returns who is there.
-    pub(super) async fn open(address: String, lane: Lane, me: &Hello) -> Result<(Self, Hello), LinkError> {
+    pub(super) async fn open(
+        address: String,
+        lane: Lane,
+        me: &Hello,
+        secret: Option<Secret>,
+    ) -> Result<(Self, Hello), LinkError> {
+        let handshake = Handshake::caller(secret, lane, wire::encode_hello(me), rt::draw_nonce());
         #[cfg(test)]
         if crate::sim::is_running() {
-            let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me)).await?;
-            return connected.map(|(outgoing, there)| (Self::Simulated(outgoing), there)).map_err(LinkError::Io);
+            let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me.node, handshake)).await?;
+            let (outgoing, there) = connected?;
+            return Ok((Self::Simulated(outgoing), wire::decode_hello(&there)?));
         }
         let addr = resolve(address).await?;
         let stream = in_time(CONNECT_PATIENCE, conn::connect(addr)).await??;
         let (mut reader, mut writer) = peer::open(stream)?;
-        peer::push(&mut writer, PeerFrame::new(Kind::Hello, lane, wire::encode_hello(me)));
-        within(writer.flush()).await??;
-        let frame = within(peer::read(&mut reader)).await??.ok_or(PeerError::Closed)?;
-        if frame.kind != Kind::Hello {
-            return Err(PeerError::NoBroker.into());
-        }
-        Ok((Self::Tcp { reader, writer }, wire::decode_hello(&frame.bytes)?))
+        let there = within(peer::shake_hands(handshake, true, &mut reader, &mut writer)).await??;
+        Ok((Self::Tcp { reader, writer }, wire::decode_hello(&there)?))
     }
 
     /// Queues a frame.

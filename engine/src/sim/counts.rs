@@ -166,7 +166,7 @@ fn batch(bytes: usize) -> Bytes {
 }
 
 /// One batch for each of these partitions, acks=all.
-fn produce(partitions: Range<i32>, records: &Bytes) -> (Request, i16) {
+pub(super) fn produce(partitions: Range<i32>, records: &Bytes) -> (Request, i16) {
     let partition = |index| ProducePartition { index, records: Some(records.clone()) };
     let topic = TopicRef::Name(StrBytes::from_static_str(TOPIC));
     let topics = vec![ProduceTopic { topic, partitions: partitions.map(partition).collect() }];

@@ -15,6 +15,7 @@
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
 //! | `turns` | what requests with much work do between two turns |
 //! | `fenced` | what a broker that was cut off may still answer |
+//! | `stopped` | a committed entry that can't be read |
 //!
 //! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
@@ -33,6 +34,7 @@ mod ledger_commits;
 mod logs;
 mod net;
 mod node;
+mod stopped;
 mod summary;
 mod tests;
 mod turns;

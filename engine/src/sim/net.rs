@@ -11,8 +11,11 @@ use crate::{
     sync::{Notify, Promise, promise},
 };
 use bytes::{Bytes, BytesMut};
-use consensus::wire::Hello;
-use net::peer::{Kind, Lane, PeerError, PeerFrame};
+use consensus::wire;
+use net::{
+    peer::{Kind, Lane, PeerError, PeerFrame},
+    peer_auth::{Handshake, Secret, Step},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -172,19 +175,18 @@ impl Drop for Outgoing {
 }
 
 impl Outgoing {
-    /// Connects, and says who this broker is; returns who is there.
-    pub(crate) async fn open(address: &str, me: &Hello) -> io::Result<(Self, Hello)> {
+    /// Connects, and goes through the handshake; returns what the other side says of itself.
+    pub(crate) async fn open(address: &str, from: i32, handshake: Handshake) -> Result<(Self, Bytes), PeerError> {
         let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         let to = i32::from(port.expect("an address has a port")) - i32::from(PORT);
         let world = world();
-        let from = me.node;
         if world.net.is_cut(from, to) || world.net.is_cut(to, from) {
             std::future::pending::<()>().await;
         }
         let latency = world.net.latency(&world);
         rt::sleep(latency).await;
         let listening = world.net.listening.borrow().get(&to).cloned();
-        let listening = listening.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let listening = listening.ok_or(io::Error::from(io::ErrorKind::ConnectionRefused))?;
         let connection = Rc::new(Connection {
             from,
             to,
@@ -201,8 +203,8 @@ impl Outgoing {
         world.net.open.borrow_mut().push(connection.clone());
         let outgoing = Self { connection: connection.clone(), queued: Vec::new() };
         let (met, meeting) = promise();
-        world.spawn(listening.process, take_in(listening.clone(), me.clone(), connection, met));
-        let there = meeting.await.ok_or(io::ErrorKind::ConnectionReset)?;
+        world.spawn(listening.process, take_in(listening.clone(), handshake, connection, met));
+        let there = meeting.await.ok_or(io::Error::from(io::ErrorKind::ConnectionReset))??;
         rt::sleep(latency).await;
         Ok((outgoing, there))
     }
@@ -242,10 +244,45 @@ impl Outgoing {
     }
 }
 
+/// All frames of a handshake, at once; returns the caller's hello and the answerer's.
+fn shake_hands(mut caller: Handshake, mut answerer: Handshake) -> Result<(Bytes, Bytes), PeerError> {
+    let mut on_way = VecDeque::from([(true, caller.begin())]);
+    let (mut theirs, mut ours) = (None, None);
+    while let Some((to_answerer, frame)) = on_way.pop_front() {
+        let side = if to_answerer { &mut answerer } else { &mut caller };
+        let frames = match side.take(frame)? {
+            Step::Go(frames) => frames,
+            Step::Met { send, theirs: hello } => {
+                *(if to_answerer { &mut theirs } else { &mut ours }) = Some(hello);
+                send
+            }
+        };
+        on_way.extend(frames.into_iter().map(|frame| (!to_answerer, frame)));
+    }
+    Ok((theirs.ok_or(PeerError::Closed)?, ours.ok_or(PeerError::Closed)?))
+}
+
+/// The secret of simulated clusters.
+pub(super) fn secret() -> Option<Secret> {
+    Secret::new(&[7; 32])
+}
+
 /// On the other side: hears who is there, and takes in what comes.
-async fn take_in(listening: Rc<Listening>, there: Hello, connection: Rc<Connection>, met: Promise<Hello>) {
-    let Ok(hello) = listening.peers.meet(&there) else { return };
-    met.keep(hello);
+async fn take_in(
+    listening: Rc<Listening>,
+    caller: Handshake,
+    connection: Rc<Connection>,
+    met: Promise<Result<Bytes, PeerError>>,
+) {
+    let (theirs, ours) = match shake_hands(caller, listening.peers.answering()) {
+        Ok(hellos) => hellos,
+        Err(error) => return met.keep(Err(error)),
+    };
+    let there = wire::decode_hello(&theirs).expect("brokers write hellos that can be read");
+    if listening.peers.meet(&there).is_err() {
+        return;
+    }
+    met.keep(Ok(ours));
     loop {
         let seen = connection.arrived.version();
         let frame = connection.inbox.borrow_mut().pop_front();

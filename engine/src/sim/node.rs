@@ -186,7 +186,7 @@ impl Node {
             manifest.cluster_id = Some("simulated".to_owned());
             manifest.write(&disk, DATA.as_ref()).await.map_err(|error| error.to_string())?;
         }
-        let about = About::new(&manifest, config.clone(), config.kafka_addr, config.peer_addr);
+        let about = About::new(&manifest, config.clone(), super::net::secret(), config.kafka_addr, config.peer_addr);
         let seed = mesh::seeds::<Core>(1).pop().expect("one was asked for");
         let (mesh, inbox) = seed.connect().await;
         let (metrics, spread) = (Metrics::new(1).core(0), Arc::new(Spread::new(1)));

@@ -1,16 +1,18 @@
 //! A `millrace` process with a data directory of its own.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Instant;
 
+use net::peer_auth::{self, Secret};
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -70,6 +72,20 @@ impl Output {
     }
 }
 
+/// The secret of the tests' clusters.
+pub const SECRET: &str = "a secret that all brokers of the tests' clusters know";
+
+/// The file that holds it: one for all tests of this process, which goes with the machine's temporary files.
+pub fn secret_file() -> String {
+    static MADE: OnceLock<String> = OnceLock::new();
+    let make = || {
+        let file = tempfile::Builder::new().prefix("millrace-secret").tempfile().expect("a temporary file");
+        fs::write(file.path(), SECRET).expect("the secret can be written");
+        file.into_temp_path().keep().expect("it is kept").display().to_string()
+    };
+    MADE.get_or_init(make).clone()
+}
+
 /// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
 pub struct Broker {
     /// Over `data`, if the broker has one.
@@ -113,10 +129,15 @@ impl Broker {
     /// Brokers 1, 2, …, which found a cluster together and serve.
     pub fn cluster(count: usize) -> Vec<Broker> {
         let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(&[])).collect();
+        let secret = secret_file();
         let seeds: Vec<String> =
             brokers.iter().enumerate().map(|(at, broker)| format!("{}@{}", at + 1, broker.peer)).collect();
         for (at, broker) in brokers.iter_mut().enumerate() {
-            broker.flags = vec![format!("--node-id={}", at + 1), format!("--seeds={}", seeds.join(","))];
+            broker.flags = vec![
+                format!("--node-id={}", at + 1),
+                format!("--seeds={}", seeds.join(",")),
+                format!("--cluster-secret-file={secret}"),
+            ];
             broker.spawn();
         }
         brokers.iter_mut().for_each(Broker::wait_until_serving);
@@ -262,6 +283,17 @@ impl Broker {
 
     pub fn bootstrap(&self) -> String {
         self.kafka.to_string()
+    }
+
+    /// What tools must prove that they know.
+    pub fn secret(&self) -> Secret {
+        let is_given = self.flags.iter().any(|flag| flag.starts_with("--cluster-secret-file"));
+        let own = self.data_dir().join(peer_auth::SECRET_FILE);
+        if is_given {
+            Secret::new(SECRET.as_bytes()).expect("it is long enough")
+        } else {
+            Secret::read(&own).expect("its own")
+        }
     }
 
     /// Where other brokers reach it.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::broker::Broker;
+use super::broker::{Broker, secret_file};
 use super::proxy::{Mode, Proxy};
 use super::small_disk::not_tested;
 
@@ -51,6 +51,7 @@ impl Cluster {
             };
             let seeds: Vec<String> = ways.iter().enumerate().map(seed).collect();
             brokers[from].add_flags(&["--node-id", &(from + 1).to_string(), "--seeds", &seeds.join(",")]);
+            brokers[from].add_flags(&["--cluster-secret-file", &secret_file()]);
             brokers[from].add_flags(&["--set", "memory.budget.bytes=268435456"]);
         }
         let mut cluster = Cluster { brokers, proxies };

@@ -8,6 +8,7 @@ use consensus::metadata::{Command, Query, QueryAnswer};
 use consensus::plane::{Acks, Quorum};
 use consensus::wire::{self, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
+use net::peer_auth::{Handshake, Secret, nonce};
 
 use super::broker::Broker;
 
@@ -23,16 +24,15 @@ pub type Failure = String;
 impl Tool {
     /// Each answer may take so long.
     pub fn connect(broker: &Broker, patience: Duration) -> Result<Tool, Failure> {
-        Tool::connect_to(broker.peer(), patience)
+        Tool::connect_to(broker.peer(), Some(broker.secret()), patience)
     }
 
-    pub fn connect_to(addr: SocketAddr, patience: Duration) -> Result<Tool, Failure> {
+    pub fn connect_to(addr: SocketAddr, secret: Option<Secret>, patience: Duration) -> Result<Tool, Failure> {
         let hello = Hello::of_tool(env!("CARGO_PKG_VERSION"));
         let mut peer = BlockingPeer::connect(addr, patience).map_err(|error| error.to_string())?;
-        let hello = PeerFrame::new(Kind::Hello, Lane::Control, wire::encode_hello(&hello));
-        peer.write(&hello).map_err(|error| error.to_string())?;
-        let answer = peer.read().map_err(|error| error.to_string())?;
-        wire::decode_hello(&answer.bytes).map_err(|error| error.to_string())?;
+        let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(&hello), nonce());
+        let answer = peer.shake_hands(handshake, true).map_err(|error| error.to_string())?;
+        wire::decode_hello(&answer).map_err(|error| error.to_string())?;
         Ok(Tool { peer, next_id: 1 })
     }
 
