@@ -58,13 +58,34 @@ page() {
   local connection body line
   exec {connection}<> "/dev/tcp/127.0.0.1/$((admin_port + $1 - 1))" || return 1
   printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$2" >&"$connection"
-  body=$(cat <&"$connection")
+  # Another program may have the port, and say nothing.
+  body=$(timeout 5 cat <&"$connection")
   exec {connection}>&-
   line=${body%%$'\r\n'*}
   printf '%s\n' "${body#*$'\r\n\r\n'}"
   [[ $line == *' 200 '* ]]
 }
 
+# A number, word or null of a JSON page: field NAME
+field() {
+  sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\)"\{0,1\}.*/\1/p' | head -n 1
+}
+
+# Whether broker $1, process $2, is starting, ready or stopping. Fails if that very process does not answer: another one may have
+# its port.
+phase_of() {
+  local status
+  status=$(page "$1" /status 2> /dev/null) || return 1
+  [ "$(printf '%s\n' "$status" | field pid)" = "$2" ] || return 1
+  printf '%s\n' "$status" | field phase
+}
+
+# Whether broker $1, process $2, serves.
 is_ready() {
-  page "$1" /health/ready > /dev/null 2>&1
+  [ "$(phase_of "$1" "$2")" = ready ]
+}
+
+# Whether a program listens on port $1.
+is_taken() {
+  (exec {connection}<> "/dev/tcp/127.0.0.1/$1") 2> /dev/null
 }

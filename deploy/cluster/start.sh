@@ -6,8 +6,8 @@ set -euo pipefail
 
 usage() {
   cat << END
-Starts brokers 1 to N on loopback as one cluster, and waits until all of them serve. Those that run already are left alone, so
-starting again on the same directory starts what is down.
+Starts brokers 1 to N on loopback as one cluster, and waits until all of them serve. Those that run already are left alone, and one
+that is stopping is started again, so starting again on the same directory starts what is down.
 
 Usage: start.sh [--brokers N] [--data-dir DIR] [options] [-- BROKER OPTIONS]
 
@@ -94,33 +94,67 @@ cores_of() {
 }
 
 memory_mib=$(($(sed -n 's/^MemTotal:[[:space:]]*\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024 / 2 / brokers))
-started=()
+
+# Broker $1 is to find its three addresses free: it would end at once, and another's answers might be taken for its own.
+check_ports() {
+  local what port
+  for what in kafka peer admin; do
+    port=${what}_port
+    port=$((${!port} + $1 - 1))
+    ! is_taken "$port" || fail "broker $1: the address 127.0.0.1:$port is taken by another program; stop that program, or choose" \
+      "other ports by --$what-port"
+  done
+}
+
+launch() { # NUMBER
+  check_ports "$1"
+  nohup "$binary" serve --node-id "$1" --data-dir "$data_dir/broker-$1" --seeds "$seeds" \
+    --kafka-addr "127.0.0.1:$((kafka_port + $1 - 1))" --peer-addr "127.0.0.1:$((peer_port + $1 - 1))" \
+    --admin-addr "127.0.0.1:$((admin_port + $1 - 1))" --cluster-secret-file "$secret" --cores "$(cores_of "$1")" \
+    --set "memory.budget.bytes=${memory_mib}MiB" "${options[@]}" >> "$data_dir/broker-$1.log" 2>&1 < /dev/null &
+  echo $! > "$data_dir/broker-$1.pid"
+  launched+=" $1 "
+}
+
+options=("$@")
+launched=
+deadline=$((SECONDS + patience))
+
+# Waits for the end of a broker that has been told to stop.
+until_stopped() { # NUMBER PID
+  echo "broker $1 (process $2) is stopping; it is started again once it has ended"
+  while pid_of "$1" > /dev/null; do
+    [ "$SECONDS" -lt "$deadline" ] || fail "broker $1 (process $2) has not stopped after $patience s; see $data_dir/broker-$1.log"
+    sleep 0.1
+  done
+}
+
 for n in $(seq 1 "$brokers"); do
   if pid=$(pid_of "$n"); then
-    echo "broker $n runs already (process $pid)"
-    continue
+    if [ "$(phase_of "$n" "$pid")" != stopping ]; then
+      echo "broker $n runs already (process $pid)"
+      continue
+    fi
+    until_stopped "$n" "$pid"
   fi
-  nohup "$binary" serve --node-id "$n" --data-dir "$data_dir/broker-$n" --seeds "$seeds" \
-    --kafka-addr "127.0.0.1:$((kafka_port + n - 1))" --peer-addr "127.0.0.1:$((peer_port + n - 1))" \
-    --admin-addr "127.0.0.1:$((admin_port + n - 1))" --cluster-secret-file "$secret" --cores "$(cores_of "$n")" \
-    --set "memory.budget.bytes=${memory_mib}MiB" "$@" >> "$data_dir/broker-$n.log" 2>&1 < /dev/null &
-  echo $! > "$data_dir/broker-$n.pid"
-  started+=("$n")
+  launch "$n"
 done
 
-deadline=$((SECONDS + patience))
-for n in "${started[@]}"; do
-  until is_ready "$n"; do
-    if ! pid_of "$n" > /dev/null; then
+for n in $(seq 1 "$brokers"); do
+  until pid=$(pid_of "$n") && is_ready "$n" "$pid"; do
+    if [ -z "$pid" ] && [[ $launched == *" $n "* ]]; then
       tail -n 20 "$data_dir/broker-$n.log" >&2
       fail "broker $n has ended; above is the end of $data_dir/broker-$n.log"
     fi
+    # It was stopping when it was looked at first.
+    [ -n "$pid" ] || launch "$n"
     if [ "$SECONDS" -ge "$deadline" ]; then
       tail -n 20 "$data_dir/broker-$n.log" >&2
       fail "broker $n does not serve after $patience s; above is the end of $data_dir/broker-$n.log"
     fi
     sleep 0.1
   done
+  [[ $launched == *" $n "* ]] || continue
   echo "broker $n serves: kafka 127.0.0.1:$((kafka_port + n - 1)), peers 127.0.0.1:$((peer_port + n - 1))," \
-    "admin 127.0.0.1:$((admin_port + n - 1)), CPUs $(cores_of "$n"), process $(pid_of "$n")"
+    "admin 127.0.0.1:$((admin_port + n - 1)), CPUs $(cores_of "$n"), process $pid"
 done

@@ -26,11 +26,6 @@ done
 [ -d "$data_dir" ] || fail "there is no $data_dir; name the directory of start.sh by --data-dir"
 [ -n "$(known_brokers)" ] || fail "no broker was ever started on $data_dir"
 
-# A number, word or null of a flat JSON page: field NAME
-field() {
-  sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\)"\{0,1\}.*/\1/p' | head -n 1
-}
-
 down=0
 row='%-7s %-8s %-9s %-16s %-16s %-16s %-9s %s\n'
 # shellcheck disable=SC2059
@@ -40,8 +35,8 @@ for n in $(known_brokers); do
   role=-
   term=-
   if pid=$(pid_of "$n"); then
-    state=starting
-    if is_ready "$n"; then
+    state=$(phase_of "$n" "$pid") || state=starting
+    if [ "$state" = ready ]; then
       state=serving
       status=$(page "$n" /status || true)
       role=follower
