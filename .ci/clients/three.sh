@@ -48,6 +48,7 @@ expect() { # PATTERN COMMAND…
     "$@" >"$scratch/out" 2>&1 || { cat "$scratch/out"; return 1; }
     grep -E -q -- "$pattern" "$scratch/out" || { echo "no '$pattern' in:"; cat "$scratch/out"; return 1; }
 }
+refused() { ! "$@"; } # COMMAND…, which must fail
 metric() { # BROKER NAME: the sum over its cores
     curl -s "127.0.0.1:$((base + 20 + $1 - 1))/metrics" | awk -v name="millrace_$2{" 'index($1, name) == 1 { n += $2 } END { print n + 0 }'
 }
