@@ -211,7 +211,7 @@ fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_and_take
         errors::check(answer.error_code).is_ok()
     });
     assert!(end(&mut client).expect("it leads") > acked);
-    assert_eq!(broker.admin_get("/health/ready"), (200, "ready\n".to_owned()));
+    wait_until("flush", || broker.admin_get("/health/ready") == (200, "ready\n".to_owned()));
 }
 
 /// Takes the ring's space away, which it has from the beginning, but for what is in use.
