@@ -8,6 +8,7 @@
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
 //! | `clients_group` | members of consumer groups |
+//! | `remade` | a topic that is deleted and made again, and its offsets |
 //! | `ledger` | what clients know, and what must hold of it |
 //! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
@@ -30,6 +31,7 @@ mod ledger_commits;
 mod logs;
 mod net;
 mod node;
+mod remade;
 mod summary;
 mod tests;
 
