@@ -124,6 +124,7 @@ impl Cluster {
         let groups: Vec<String> = (0..world.number(..=1)).map(|number| format!("group-{number}")).collect();
         for group in &groups {
             self.begin_group(world, group, world.number(1..=3));
+            world.spawn(OUTSIDE, self.clone().remake());
         }
         self.go_on(world, ms(8_000), || !self.targets.borrow().is_empty() && self.ledger.borrow().acked() > 0)?;
         if world.chance(0.2) {

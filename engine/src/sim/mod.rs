@@ -9,6 +9,7 @@
 //! | `clients` | producers, consumers, operators |
 //! | `clients_group` | members of consumer groups |
 //! | `crowd` | clients that overload brokers, give up and vanish |
+//! | `remade` | a topic that is deleted and made again, and its offsets |
 //! | `ledger` | what clients know, and what must hold of it |
 //! | `ledger_commits` | what members of groups know, likewise |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
@@ -34,6 +35,7 @@ mod ledger_commits;
 mod logs;
 mod net;
 mod node;
+mod remade;
 mod stopped;
 mod summary;
 mod tests;

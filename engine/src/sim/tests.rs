@@ -102,6 +102,7 @@ fn partitions_keep_their_promises_under_every_fault() {
         let Summary { groups, generations, fenced, commits, commits_refused, offsets_fetched, .. } = total;
         assert!(groups > runs / 4 && generations > runs && commits > 10 * runs && offsets_fetched > 10 * runs);
         assert!(commits_refused > runs / 8 && fenced > runs / 8);
+        assert!(total.topics_deleted > runs && total.offsets_of_remade > runs);
         assert!(disks_ailed > runs / 8 && disks_lost > runs / 20 && jumped > runs / 16 && rested > runs / 2);
     }
 }
