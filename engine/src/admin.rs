@@ -16,6 +16,8 @@ use std::{
 use crate::admin_pages::{Answer, ProcessFigures, Site};
 
 const CONNECTIONS_MAX: usize = 64;
+/// With the listener and one that is about to be closed.
+pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
 const HEAD_BYTES_MAX: usize = 8 << 10;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
 

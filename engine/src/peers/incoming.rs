@@ -17,9 +17,6 @@ use net::{
 };
 use std::{rc::Rc, time::Duration};
 
-/// Connections of brokers and tools to this core at most; more are closed.
-const SERVED_MAX: usize = 1024;
-
 impl Peers {
     /// Accepts connections until the broker stops.
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
@@ -38,9 +35,10 @@ impl Peers {
 
     fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
         let from = accepted.peer();
-        if self.served.get() >= SERVED_MAX {
+        let max = self.served_max.get();
+        if self.served.get() >= max {
             if let Some(Admitted { left_out }) = self.log.borrow().admit(from.ip(), "too many") {
-                tracing::warn!(%from, left_out, "closing a connection on the peer port: {SERVED_MAX} are open");
+                tracing::warn!(%from, left_out, "closing a connection on the peer port: {max} are open (peer.max.connections)");
             }
             return;
         }

@@ -105,6 +105,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of others that are open.
     served: Cell<usize>,
+    /// More are closed.
+    served_max: Cell<usize>,
     /// Which ends of callers' connections are told. Its core's, once it has one.
     log: RefCell<Rc<ConnectionLog>>,
 }
@@ -195,6 +197,7 @@ impl Peers {
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            served_max: Cell::new(usize::MAX),
             log: RefCell::default(),
         });
         for (node, address) in seeds {
@@ -206,6 +209,10 @@ impl Peers {
     /// Lines about connections count together with those of the core's other ports.
     pub fn log_with(&self, log: Rc<ConnectionLog>) {
         *self.log.borrow_mut() = log;
+    }
+
+    pub fn serve_at_most(&self, connections: usize) {
+        self.served_max.set(connections);
     }
 
     pub fn stats(&self) -> &PeerStats {
