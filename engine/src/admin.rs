@@ -1,8 +1,15 @@
 //! The admin port: a small HTTP/1.1 server, GET and HEAD only, one request per connection.
 //! Lives on: one unpinned thread of its own, so that it answers while a core hangs. What it answers is `admin_pages`'.
 //!
-//! Bounds: [`CONNECTIONS_MAX`] (more wait in the kernel's queue), [`HEAD_BYTES_MAX`] (more is answered with 431) and
-//! [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer (then it is closed).
+//! Nobody else's connections may silence `/health/…`: whoever comes is accepted at once, in the place of the one that has been slow for
+//! longest if need be. What has been sent by then is read at once, and a question of health is answered before anything else.
+//!
+//! Bounds: [`CONNECTIONS_MAX`] (beyond it, the oldest goes whose request is not whole, else the oldest), [`HEAD_BYTES_MAX`] (more is
+//! answered with 431), [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer (then it is closed), and
+//! [`PAGES_A_TURN`] pages that take long to make, between which others are accepted and read.
+//!
+//! This is no HTTP crate: those that are small give a thread to each connection, or wait for slow ones in front of fast ones, and none of
+//! them puts health first.
 
 use std::{
     io::{self, Read, Write},
@@ -16,6 +23,11 @@ use std::{
 use crate::admin_pages::{Answer, ProcessFigures, Site};
 
 const CONNECTIONS_MAX: usize = 64;
+/// With the listener and one that is about to be closed.
+pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
+/// Connections that are accepted before those that are open go on.
+const ACCEPTED_A_TURN: usize = CONNECTIONS_MAX;
+const PAGES_A_TURN: usize = 2;
 const HEAD_BYTES_MAX: usize = 8 << 10;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -78,10 +90,12 @@ impl Server {
     /// Waits for something to do, and does it.
     fn turn(&mut self, site: &Site) {
         let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
-        if self.connections.len() < CONNECTIONS_MAX {
-            fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
-        }
-        if let Err(error) = wait(&mut fds, self.connections.iter().map(|connection| connection.deadline).min()) {
+        fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
+        let deadline = match self.connections.iter().any(|connection| connection.page.is_some()) {
+            true => Some(Instant::now()),
+            false => self.connections.iter().map(|connection| connection.deadline).min(),
+        };
+        if let Err(error) = wait(&mut fds, deadline) {
             tracing::error!(%error, "the admin thread cannot wait for requests");
             // Whatever the reason, spinning on it helps nobody.
             thread::sleep(Duration::from_secs(1));
@@ -91,27 +105,61 @@ impl Server {
         let mut ready = fds.iter().map(|fd| fd.revents != 0);
         self.connections.retain_mut(|connection| {
             let is_ready = ready.next().expect("one entry per connection");
-            connection.deadline > now && (!is_ready || connection.go_on(site, &mut self.process))
+            connection.deadline > now && (!is_ready || connection.go_on(site))
         });
         if ready.next() == Some(true) {
-            self.accept(now);
-        }
-    }
-
-    fn accept(&mut self, now: Instant) {
-        match self.listener.accept() {
-            Ok((stream, _)) => {
-                if stream.set_nonblocking(true).is_ok() {
-                    let deadline = now + REQUEST_TIME_MAX;
-                    self.connections.push(Connection { stream, deadline, head: Vec::new(), answer: None });
+            for _ in 0..ACCEPTED_A_TURN {
+                if !self.accept(site, now) {
+                    break;
                 }
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+        }
+        self.make_pages(site);
+    }
+
+    /// `false`: there is none to accept now.
+    fn accept(&mut self, site: &Site, now: Instant) -> bool {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                let deadline = now + REQUEST_TIME_MAX;
+                let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
+                // What it has sent already is answered before anybody has to go for it.
+                if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
+                    self.make_room();
+                    self.connections.push(connection);
+                }
+                true
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => true,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection on the admin port; trying again in 100 ms");
                 thread::sleep(Duration::from_millis(100));
+                false
             }
         }
+    }
+
+    /// Connections are in the order in which they came.
+    fn make_room(&mut self) {
+        if self.connections.len() >= CONNECTIONS_MAX {
+            let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
+            let slowest = self.connections.iter().position(is_slow).unwrap_or(0);
+            self.connections.remove(slowest);
+        }
+    }
+
+    /// Makes a few of the pages that take long, those asked for first before others.
+    fn make_pages(&mut self, site: &Site) {
+        let mut left = PAGES_A_TURN;
+        let process = &mut self.process;
+        self.connections.retain_mut(|connection| {
+            if left == 0 || connection.page.is_none() {
+                return true;
+            }
+            left -= 1;
+            connection.make_page(site, process)
+        });
     }
 }
 
@@ -143,25 +191,43 @@ struct Connection {
     stream: TcpStream,
     deadline: Instant,
     head: Vec<u8>,
+    /// A page that is to be made.
+    page: Option<Page>,
     /// What is left to send.
     answer: Option<Vec<u8>>,
 }
 
 impl Connection {
     fn pollfd(&self) -> libc::pollfd {
-        let events = if self.answer.is_some() { libc::POLLOUT } else { libc::POLLIN };
+        let events = match (&self.page, &self.answer) {
+            (_, Some(_)) => libc::POLLOUT,
+            // Until then nothing is read or sent.
+            (Some(_), None) => 0,
+            (None, None) => libc::POLLIN,
+        };
         pollfd(self.stream.as_raw_fd(), events)
     }
 
     /// `false`: it is done with, or the peer is gone.
-    fn go_on(&mut self, site: &Site, process: &mut Process) -> bool {
-        if self.answer.is_none() && !self.receive(site, process) {
+    fn go_on(&mut self, site: &Site) -> bool {
+        if self.page.is_some() {
+            // It was not asked for news: the peer is gone.
+            return false;
+        }
+        if self.answer.is_none() && !self.receive(site) {
             return false;
         }
         self.answer.is_none() || self.send()
     }
 
-    fn receive(&mut self, site: &Site, process: &mut Process) -> bool {
+    fn make_page(&mut self, site: &Site, process: &mut Process) -> bool {
+        if let Some(Page { path, with_body }) = self.page.take() {
+            self.answer = Some(site.answer(&path, Instant::now(), || process.figures()).encode(with_body));
+        }
+        self.send()
+    }
+
+    fn receive(&mut self, site: &Site) -> bool {
         let mut chunk = [0; 2048];
         loop {
             match self.stream.read(&mut chunk) {
@@ -171,14 +237,16 @@ impl Connection {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return false,
             }
-            let answer = match end_of_head(&self.head) {
-                Some(end) => answer(&self.head[..end], site, process),
+            match end_of_head(&self.head) {
+                Some(end) => match answer(&self.head[..end], site) {
+                    Asked::Answer(answer) => self.answer = Some(answer),
+                    Asked::Page(page) => self.page = Some(page),
+                },
                 None if self.head.len() > HEAD_BYTES_MAX => {
-                    Answer::text(431, "the request's head is too long\n").encode(true)
+                    self.answer = Some(Answer::text(431, "the request's head is too long\n").encode(true));
                 }
                 None => continue,
-            };
-            self.answer = Some(answer);
+            }
             return true;
         }
     }
@@ -203,17 +271,32 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n")
 }
 
-/// The whole answer to a request's head.
-fn answer(head: &[u8], site: &Site, process: &mut Process) -> Vec<u8> {
+/// A page that takes a while to make.
+struct Page {
+    path: String,
+    with_body: bool,
+}
+
+enum Asked {
+    /// All that is to be sent.
+    Answer(Vec<u8>),
+    Page(Page),
+}
+
+/// What a request's head asks for; what is quickly known is answered at once.
+fn answer(head: &[u8], site: &Site) -> Asked {
     let (method, path) = match request_line(head) {
         Some(request) => request,
-        None => return Answer::text(400, "not an HTTP/1 request\n").encode(true),
+        None => return Asked::Answer(Answer::text(400, "not an HTTP/1 request\n").encode(true)),
     };
     let with_body = method != "HEAD";
     if !matches!(method, "GET" | "HEAD") {
-        return Answer::text(405, "only GET and HEAD are served here\n").encode(with_body);
+        return Asked::Answer(Answer::text(405, "only GET and HEAD are served here\n").encode(with_body));
     }
-    site.answer(path, Instant::now(), || process.figures()).encode(with_body)
+    if path.starts_with("/health/") {
+        return Asked::Answer(site.answer(path, Instant::now(), ProcessFigures::default).encode(with_body));
+    }
+    Asked::Page(Page { path: path.to_owned(), with_body })
 }
 
 /// Method and path, without the query.
@@ -318,6 +401,49 @@ mod tests {
         let mut answer = String::new();
         slow.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    /// Whatever others do, health is answered before any of them has run out of its time.
+    #[test]
+    fn many_slow_peers_do_not_silence_health() {
+        let (addr, _site) = serve();
+        let slow: Vec<TcpStream> = (0..200)
+            .map(|n| {
+                let mut stream = connect(addr);
+                // Silent, in the middle of a request, or not reading what they asked for.
+                let sent = [&b""[..], b"GET /health/li", b"GET /metrics HTTP/1.1\r\n\r\n"][n % 3];
+                stream.write_all(sent).unwrap();
+                stream
+            })
+            .collect();
+        let begun = Instant::now();
+        for _ in 0..10 {
+            assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        }
+        assert!(begun.elapsed() < REQUEST_TIME_MAX, "it waited for the slow ones: {:?}", begun.elapsed());
+        // Of the slow ones the newest has its place still.
+        let (mut newest, mut answer) = (&slow[199], String::new());
+        newest.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
+        newest.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[test]
+    fn pages_that_take_long_are_made_a_few_at_a_time() {
+        let (addr, _site) = serve();
+        let asking: Vec<TcpStream> = (1..CONNECTIONS_MAX)
+            .map(|_| {
+                let mut stream = connect(addr);
+                stream.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        for mut stream in asking {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("}\n"), "{answer}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Found<'a> {
     pub open_files: u64,
     /// Of `segment.files.max`, what the limit of open files leaves.
     pub segment_files: usize,
+    /// Of `max.connections`, likewise.
+    pub connections: usize,
     pub memlock: Option<u64>,
     pub o_direct: bool,
 }
@@ -74,8 +76,9 @@ fn warnings(config: &Config, found: &Found<'_>) -> Vec<String> {
     }
     if found.open_files < OPEN_FILES_WARN {
         warnings.push(format!(
-            "only {} files may be open, {OPEN_FILES_WARN} are wanted; raise the hard limit (ulimit -Hn, LimitNOFILE=)",
-            found.open_files
+            "only {} files may be open, {OPEN_FILES_WARN} are wanted, so that at most {} clients are connected; raise the hard limit \
+             (ulimit -Hn, LimitNOFILE=)",
+            found.open_files, found.connections
         ));
     }
     if found.segment_files < config.segment_files_max {
@@ -129,6 +132,7 @@ mod tests {
             kernel: "6.1.0",
             open_files: 1 << 20,
             segment_files: 8192,
+            connections: 1_000_000,
             memlock: None,
             o_direct: true,
         };

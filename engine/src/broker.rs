@@ -139,7 +139,7 @@ impl Broker {
         let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
         let shared = Arc::new(Shared {
             about: About::new(&manifest, config.clone(), secret, kafka_addr, peer_addr),
-            spread: Arc::new(Spread::new(cpus.len())),
+            spread: Arc::new(Spread::new(cpus.len(), config.max_connections)),
             metrics,
             memory_per_core,
             stop: stop.clone(),
@@ -469,6 +469,7 @@ pub(crate) async fn begin_core(
     let me = Hello { core: id.0 as u16, ..about.hello.clone() };
     let peers = Peers::new(me, about.secret.clone(), seeds);
     peers.log_with(core.connection_log.clone());
+    peers.serve_at_most(about.config.peer_max_connections);
     core.hold_peers(peers);
     rt::spawn(beat(core.clone()));
     inbox.serve(&core);

@@ -181,6 +181,9 @@ mod tests {
         assert_eq!(config.log_segment_bytes, 1 << 20);
         let quoted = from("\"num.partitions\" = 9", &[], &[]).unwrap();
         assert_eq!(quoted.num_partitions, 9);
+        // A value and a table can't have one name.
+        let both = from("max.connections = 9\n\"max.connections.per.ip\" = 5", &[], &[]).unwrap();
+        assert_eq!((both.max_connections, both.max_connections_per_ip()), (9, Some(5)));
     }
 
     #[test]

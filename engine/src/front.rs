@@ -4,15 +4,19 @@
 //! A connection's requests start in the order they came and are answered in that order; a produce request starts before the
 //! one ahead of it is answered, so that pipelined batches share a group commit.
 //!
-//! Bounds: [`IN_FLIGHT_MAX`] requests per connection and `queued.max.request.bytes` per core; a connection that has reached
+//! Bounds: `max.connections` and `max.connections.per.ip` connections of the broker (`quota`); [`IN_FLIGHT_MAX`] requests per connection and `queued.max.request.bytes` per core; a connection that has reached
 //! either is not read until an answer has left.
+
+mod quota;
+
+pub use quota::Spread;
 
 use crate::{
     connection_log::Admitted,
-    core::{Core, CoreId},
+    core::Core,
     kafka::{self, Pending, Reply},
     rt,
-    sync::{Either, Notify, race},
+    sync::{Either, Flag, Notify, race},
 };
 use net::{
     conn::{self, ConnError, ConnHandle, FrameReader, FrameWriter},
@@ -21,16 +25,14 @@ use net::{
     request::{self, DecodeError},
     response,
 };
+use quota::{Addresses, Silent};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     net::SocketAddr,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -41,30 +43,11 @@ const IN_FLIGHT_MAX: usize = 64;
 /// Answers that are ready are gathered up to this many bytes before they are sent.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 
-/// How many connections each core has: the one thing about connections that cores share.
-pub struct Spread(Vec<AtomicUsize>);
-
-impl Spread {
-    pub fn new(cores: usize) -> Self {
-        Self((0..cores).map(|_| AtomicUsize::new(0)).collect())
-    }
-
-    /// The core with the fewest connections, which gets one more.
-    fn place(&self) -> CoreId {
-        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
-        let (core, _) = counts.enumerate().min_by_key(|(_, count)| *count).expect("there is a core");
-        self.0[core].fetch_add(1, Ordering::Relaxed);
-        CoreId(core)
-    }
-
-    fn leave(&self, core: CoreId) {
-        self.0[core.0].fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// One core's connections.
 pub struct Connections {
     spread: Arc<Spread>,
+    silent: Silent,
+    addresses: Addresses,
     open: RefCell<Slab<Rc<Connection>>>,
     /// Bytes of requests that are started and not answered, over all connections of this core.
     request_bytes: Cell<usize>,
@@ -75,6 +58,8 @@ pub struct Connections {
 struct Connection {
     peer: SocketAddr,
     closing: Notify,
+    /// Its socket is closed, and it is counted no more.
+    ended: Rc<Flag>,
     handle: ConnHandle,
     /// The order of its produce requests.
     lane: kafka::Lane,
@@ -116,7 +101,14 @@ struct InFlight {
 
 impl Connections {
     pub fn new(spread: Arc<Spread>) -> Self {
-        Self { spread, open: RefCell::default(), request_bytes: Cell::new(0), changed: Notify::default() }
+        Self {
+            spread,
+            silent: Silent::default(),
+            addresses: Addresses::default(),
+            open: RefCell::default(),
+            request_bytes: Cell::new(0),
+            changed: Notify::default(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -157,9 +149,22 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
     let listener = Listener::new(bound)?;
     loop {
         match race(listener.accept(), core.lifecycle.stopping.wait()).await {
-            Either::First(Ok(accepted)) => hand_over(&core, accepted),
+            Either::First(Ok(accepted)) => {
+                let peer = accepted.peer();
+                match quota::enter(&core, peer.ip()).await {
+                    Ok(()) => hand_over(&core, accepted),
+                    Err(why) => {
+                        drop(accepted);
+                        core.metrics.connections_refused_total.add(1);
+                        closed(&core, peer, &why);
+                    }
+                }
+            }
             Either::First(Err(error)) => {
-                tracing::warn!(%error, "cannot accept a connection; trying again in 100 ms");
+                if let Some(Admitted { left_out }) = core.connection_log.admit(listener.addr().ip(), &error.to_string())
+                {
+                    tracing::warn!(%error, left_out, "cannot accept a connection; trying again in 100 ms");
+                }
                 rt::sleep(Duration::from_millis(100)).await;
             }
             Either::Second(()) => return Ok(()),
@@ -172,8 +177,10 @@ fn hand_over(core: &Rc<Core>, accepted: Accepted) {
     core.post(to, move |there| {
         let core = there.clone();
         rt::spawn(async move {
-            serve(&core, accepted).await;
-            core.connections.spread.leave(core.id());
+            let (from, ended) = (accepted.peer().ip(), Rc::new(Flag::default()));
+            serve(&core, accepted, &ended).await;
+            quota::leave(&core, from);
+            ended.set();
             core.connections.changed.notify();
         });
     });
@@ -188,7 +195,7 @@ pub async fn close_idle(core: Rc<Core>) {
     }
 }
 
-async fn serve(core: &Rc<Core>, accepted: Accepted) {
+async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
     let peer = accepted.peer();
     let (mut reader, writer) = match conn::open(accepted, core.config.socket_request_max_bytes) {
         Ok(halves) => halves,
@@ -197,6 +204,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     let connection = Rc::new(Connection {
         peer,
         closing: Notify::default(),
+        ended: ended.clone(),
         handle: reader.handle(),
         lane: kafka::Lane::default(),
         is_working: Cell::new(false),
@@ -208,9 +216,10 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     });
     let key = core.connections.open.borrow_mut().insert(connection.clone());
     core.metrics.connections_open.set(core.connections.len() as u64);
+    let silent = core.connections.silent.insert(core, &connection);
     let answering = answer(core, &connection, writer);
     let reading = async {
-        if let Err(error) = read(core, &connection, &mut reader).await {
+        if let Err(error) = read(core, &connection, &mut reader, silent).await {
             closed(core, peer, &error.to_string());
         }
         connection.read_to_end.set(true);
@@ -218,6 +227,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted) {
     };
     crate::sync::both(reading, answering).await;
     reader.shutdown();
+    core.connections.silent.remove(core, silent);
     core.connections.open.borrow_mut().remove(key);
     core.metrics.connections_open.set(core.connections.len() as u64);
 }
@@ -242,7 +252,13 @@ enum Refused {
     Decode(#[from] DecodeError),
 }
 
-async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameReader) -> Result<(), Refused> {
+async fn read(
+    core: &Rc<Core>,
+    connection: &Rc<Connection>,
+    reader: &mut FrameReader,
+    silent: u64,
+) -> Result<(), Refused> {
+    let mut silent = Some(silent);
     loop {
         room(core, connection).await;
         if core.is_stopping() {
@@ -257,6 +273,7 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let (header, request) = match request::decode(&frame) {
             Ok(decoded) => decoded,
+            // It goes on in a version that both know; until then it has not said anything.
             Err(DecodeError::ApiVersionsVersion { correlation_id, .. }) => {
                 let (header, answer) = kafka::unknown_api_versions(correlation_id);
                 push(core, connection, InFlight { header, answer, bytes: 0 });
@@ -264,6 +281,9 @@ async fn read(core: &Rc<Core>, connection: &Rc<Connection>, reader: &mut FrameRe
             }
             Err(error) => return Err(error.into()),
         };
+        if let Some(silent) = silent.take() {
+            core.connections.silent.remove(core, silent);
+        }
         core.metrics.kafka_requests(header.api).add(1);
         let answer = kafka::start(core, connection.peer, &connection.lane, &header, request);
         push(core, connection, InFlight { header, answer, bytes: frame.len() });

@@ -5,7 +5,7 @@ use std::{fmt, fs, io};
 
 use io_uring::{IoUring, Probe, opcode};
 
-use crate::{cgroup::Cgroups, config::Config};
+use crate::{admin, cgroup::Cgroups, config::Config};
 
 /// The memory that the broker may use for caches and buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +49,15 @@ pub enum LimitError {
 
 /// A core can't do with less.
 const PER_CORE_BYTES_MIN: u64 = 16 << 20;
-/// Descriptors beside those of segments: rings, listeners, event queues, and a few hundred connections.
-const FILES_BESIDE_SEGMENTS: u64 = 768;
+/// Descriptors of the process itself: listeners, the log, the admin thread, and what is opened for a moment.
+const FILES_BESIDE: u64 = 64;
+/// Of each core: about 25 of its rings, event queues and ring segments; the others for checkpoints, snapshots and files being flushed.
+const FILES_PER_CORE: u64 = 64;
+/// What is left must suffice for a few of everything that has a share.
+const FILES_SHARED_MIN: u64 = 128;
+const FILES_SHARED_PER_CORE_MIN: u64 = 32;
+/// Connections of each core to other brokers: three to each of sixteen.
+const FILES_TO_BROKERS_PER_CORE: u64 = 48;
 /// With less, glommio starts no executor.
 const MEMLOCK_MIN: u64 = 512 << 10;
 
@@ -116,16 +123,37 @@ fn raise(resource: libc::__rlimit_resource_t) -> io::Result<u64> {
     Ok(hard)
 }
 
-/// How many segment files may be open under a limit of all files: `segment.files.max`, or what the limit leaves for them.
-pub fn segment_files(config: &Config, open_files: u64, cores: usize) -> Result<usize, LimitError> {
-    let beside = FILES_BESIDE_SEGMENTS + 64 * cores as u64;
-    // Half of what is left is for connections.
-    let left = open_files.saturating_sub(beside) / 2;
-    let needed = beside + 2 * 16 * cores as u64;
+/// What each may have of the descriptors, so that clients' connections leave storage, brokers and the admin port theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// `segment.files.max`, or what the limit leaves for it.
+    pub segment_files: usize,
+    /// `max.connections`, likewise.
+    pub connections: usize,
+    /// `peer.max.connections`, likewise.
+    pub peer_connections: usize,
+}
+
+/// Divides the descriptors that this process may have.
+pub fn descriptors(config: &Config, open_files: u64, cores: usize) -> Result<Descriptors, LimitError> {
+    let per_core = cores as u64;
+    let fixed = FILES_BESIDE + FILES_PER_CORE * per_core + admin::DESCRIPTORS;
+    let needed = fixed + FILES_SHARED_MIN + FILES_SHARED_PER_CORE_MIN * per_core;
     if open_files < needed {
         return Err(LimitError::FewFiles { limit: open_files, needed });
     }
-    Ok(config.segment_files_max.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    let left = open_files - fixed;
+    // A connection to the peer port has two for a moment, when it goes from the core that accepted it to another. Strangers and tools
+    // may be a quarter as many as brokers, each.
+    let peers_wanted = 11 * config.peer_max_connections as u64 / 4 + FILES_TO_BROKERS_PER_CORE * per_core;
+    let peers = peers_wanted.min(left / 4);
+    let left = left - peers;
+    let segments = (config.segment_files_max as u64).min(left / 2);
+    Ok(Descriptors {
+        segment_files: segments as usize,
+        connections: config.max_connections.min((left - segments) as usize),
+        peer_connections: config.peer_max_connections.min((peers * 4 / 11) as usize),
+    })
 }
 
 /// Bytes that this process may lock in memory; `None`: no limit.
@@ -315,12 +343,30 @@ mod tests {
     }
 
     #[test]
-    fn segments_leave_files_for_connections() {
+    fn descriptors_are_divided_so_that_nobody_takes_anothers() {
         let config = Config::default();
-        assert_eq!(segment_files(&config, 1_000_000, 2).unwrap(), 8192);
-        assert_eq!(segment_files(&config, 4096, 2).unwrap(), (4096 - 896) / 2);
-        let refusal = segment_files(&config, 256, 2).unwrap_err().to_string();
-        assert!(refusal.contains("256 open files are allowed and at least 960 needed"), "{refusal}");
+        let of = |open_files, cores| descriptors(&config, open_files, cores).map_err(|error| error.to_string());
+        let ample = of(1 << 20, 2).unwrap();
+        assert_eq!((ample.segment_files, ample.peer_connections), (8192, 1024));
+        assert!(ample.connections > 1_000_000, "{ample:?}");
+        // 1024 - 64 - 2 * 64 - 66 = 766 are shared: a quarter for peers, the rest in halves.
+        let little = Descriptors { segment_files: 287, connections: 288, peer_connections: 69 };
+        assert_eq!(of(1024, 2), Ok(little));
+        for open_files in (450..5000).step_by(13) {
+            for cores in [1, 2] {
+                let Descriptors { segment_files, connections, peer_connections } = of(open_files, cores).unwrap();
+                let peers = 2 * peer_connections + 2 * (peer_connections / 4) + peer_connections / 4;
+                let all = segment_files + connections + peers + 64 + 64 * cores + 66;
+                assert!(all as u64 <= open_files, "{all} of {open_files}");
+                assert!(segment_files >= 16 * cores && connections >= 32 && peer_connections >= 12);
+            }
+        }
+        let mut few = Config::default();
+        (few.max_connections, few.segment_files_max, few.peer_max_connections) = (10, 256, 16);
+        let wanted = Descriptors { segment_files: 256, connections: 10, peer_connections: 16 };
+        assert_eq!(descriptors(&few, 1 << 20, 2).unwrap(), wanted);
+        let refusal = of(256, 2).unwrap_err();
+        assert!(refusal.contains("256 open files are allowed and at least 450 needed"), "{refusal}");
     }
 
     #[test]

@@ -205,6 +205,10 @@ macro_rules! metrics {
 metrics! {
     /// Connections of Kafka clients that are open.
     connections_open: Gauge;
+    /// Connections of Kafka clients that were closed as they came, for `max.connections`, `max.connections.per.ip` or the limit of open files.
+    connections_refused_total: Counter;
+    /// Connections of Kafka clients that had sent no request yet and were closed to make room for others.
+    connections_displaced_total: Counter;
     /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
     connection_lines_left_out_total: Counter;
     /// Requests of Kafka clients.

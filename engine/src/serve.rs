@@ -49,7 +49,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     secret::check(&config)?;
     let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
     let open_files = limits::raise_open_files().map_err(Failure::other)?;
-    let segment_files = limits::segment_files(&config, open_files, cores).map_err(Failure::other)?;
+    let descriptors = limits::descriptors(&config, open_files, cores).map_err(Failure::other)?;
     let memlock = limits::raise_memlock().map_err(Failure::other)?;
     limits::check_io_uring().map_err(Failure::other)?;
     let data_dir = DataDir::open(&config.data_dir).map_err(Failure::other)?;
@@ -63,7 +63,8 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         data_dir: data_dir.path(),
         kernel: &limits::kernel_release(),
         open_files,
-        segment_files,
+        segment_files: descriptors.segment_files,
+        connections: descriptors.connections,
         memlock,
         o_direct,
     };
@@ -82,7 +83,9 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let admin_addr = admin.addr();
     admin.start(site.clone()).map_err(Failure::other)?;
 
-    config.segment_files_max = segment_files;
+    config.segment_files_max = descriptors.segment_files;
+    config.max_connections = descriptors.connections;
+    config.peer_max_connections = descriptors.peer_connections;
     config.data_dir = data_dir.path().to_owned();
     let config = Arc::new(config);
     let stopped = || signals.is_pending();

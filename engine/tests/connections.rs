@@ -15,7 +15,7 @@ use std::{
     net::TcpStream,
     time::{Duration, Instant},
 };
-use support::{PATIENCE, broker::Broker, wire};
+use support::{PATIENCE, broker::Broker, tool::Tool, wire};
 
 fn is_closed(error: &ClientError) -> bool {
     matches!(error, ClientError::Closed { .. })
@@ -144,4 +144,139 @@ fn a_client_that_does_not_read_its_answer_is_idle() {
     // Whatever was in the sockets' buffers, it is no whole answer to the last of them.
     let answers = (0..4).take_while(|_| hanging.receive().is_ok()).count();
     assert!(answers < 4, "{answers} answers");
+}
+
+/// Waits until a figure, summed over the cores, is as wanted.
+fn until(broker: &Broker, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+    let begun = Instant::now();
+    loop {
+        let figure = broker.metric(name);
+        if wanted(figure) {
+            return figure;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{name} stays at {figure}");
+        std::thread::yield_now();
+    }
+}
+
+/// Whether the broker closes a connection that says nothing more.
+fn ends(mut stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    match stream.read(&mut [0]) {
+        Ok(byte_count) => byte_count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
+}
+
+fn is_served(client: &mut Client) -> bool {
+    client.call(MetadataRequest::default()).is_ok()
+}
+
+fn try_connect(broker: &Broker) -> Result<Client, ClientError> {
+    Client::connect(&broker.bootstrap(), "one more", PATIENCE)
+}
+
+#[test]
+fn connections_are_limited_over_all_cores_and_who_has_said_nothing_goes_first() {
+    let broker = Broker::start_with(&["--set", "max.connections=5"]);
+    let mut clients: Vec<Client> = (0..3).map(|_| wire::connect(&broker)).collect();
+    let silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(broker.kafka()).unwrap()).collect();
+    until(&broker, "millrace_connections_open", |open| open == 5.0);
+    // Room is made for two more by those that have sent nothing.
+    clients.extend((0..2).map(|_| wire::connect(&broker)));
+    assert!(silent.iter().all(ends), "who says nothing makes room");
+    assert_eq!(broker.metric("millrace_connections_displaced_total"), 2.0);
+    // Then there is none to be made: who comes is turned away, at once.
+    for _ in 0..10 {
+        let refused = try_connect(&broker).expect_err("there are five");
+        assert!(is_closed(&refused), "{refused}");
+    }
+    assert_eq!(broker.metric("millrace_connections_refused_total"), 10.0);
+    broker.wait_for_log("max.connections", |line| line.contains("5 connections are open (max.connections"));
+    assert!(clients.iter_mut().all(is_served));
+    // Who leaves makes room, too.
+    clients.pop();
+    until(&broker, "millrace_connections_open", |open| open == 4.0);
+    clients.push(wire::connect(&broker));
+    assert!(clients.iter_mut().all(is_served));
+}
+
+/// A connection from another of this machine's addresses.
+fn connect_from(source: [u8; 4], broker: &Broker) -> TcpStream {
+    use std::os::fd::FromRawFd;
+    let std::net::SocketAddr::V4(to) = broker.kafka() else { panic!("tests listen on IPv4") };
+    let address = |ip: [u8; 4], port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip) },
+        sin_zero: [0; 8],
+    };
+    let (from, to) = (address(source, 0), address(to.ip().octets(), to.port()));
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: the calls read live structs of the length they are told; the descriptor is new and nobody else's.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        assert!(socket >= 0);
+        let stream = TcpStream::from_raw_fd(socket);
+        assert_eq!(libc::bind(socket, (&raw const from).cast(), len), 0);
+        assert_eq!(libc::connect(socket, (&raw const to).cast(), len), 0);
+        stream
+    }
+}
+
+#[test]
+fn connections_from_one_address_are_limited_over_all_cores() {
+    let broker = Broker::start_with(&["--set", "max.connections.per.ip=3"]);
+    let mut clients: Vec<Client> = (0..3).map(|_| wire::connect(&broker)).collect();
+    for _ in 0..5 {
+        assert!(is_closed(&try_connect(&broker).expect_err("three are open")));
+    }
+    assert_eq!(broker.metric("millrace_connections_refused_total"), 5.0);
+    broker.wait_for_log("the address", |line| line.contains("3 connections from 127.0.0.1 are open"));
+    // Other addresses have their own.
+    let others: Vec<TcpStream> = (0..3).map(|_| connect_from([127, 0, 0, 2], &broker)).collect();
+    until(&broker, "millrace_connections_open", |open| open == 6.0);
+    assert!(ends(&connect_from([127, 0, 0, 2], &broker)));
+    drop(others);
+    clients.pop();
+    until(&broker, "millrace_connections_open", |open| open == 2.0);
+    clients.push(wire::connect(&broker));
+    assert!(clients.iter_mut().all(is_served));
+}
+
+/// 1,500 connections and `ulimit -n 1024`: storage, brokers, tools and the admin port have descriptors of their own.
+#[test]
+fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
+    const PARTITIONS: i32 = 200;
+    // This process has the clients' ends.
+    engine::limits::raise_open_files().expect("the limit can be raised");
+    let mut broker = Broker::new(&["--set", "wal.ring.bytes=33554432"]);
+    broker.limit_open_files(1024);
+    broker.begin();
+    let mut client = wire::connect(&broker);
+    assert_eq!(wire::create_topic(&mut client, "lives", PARTITIONS, 1, &[]).error_code, 0);
+    let idle: Vec<TcpStream> = (0..1500).map(|_| TcpStream::connect(broker.kafka()).expect("accepted")).collect();
+    until(&broker, "millrace_connections_displaced_total", |count| count > 1000.0);
+    // More than the rings hold: without segment files and checkpoints, nobody could write so much.
+    let checkpoints = broker.metric("millrace_checkpoints_total");
+    for n in 0..3 * PARTITIONS {
+        let batch = wire::batch(&[&vec![b'v'; 120_000][..]]);
+        assert_eq!(wire::produce(&mut client, "lives", n % PARTITIONS, batch).error_code, 0);
+    }
+    until(&broker, "millrace_checkpoints_total", |now| now > checkpoints);
+    assert_eq!(broker.metric("millrace_flush_failures_total"), 0.0);
+    // Who comes finds room, on every port.
+    let mut clients: Vec<Client> = (0..100).map(|_| wire::connect(&broker)).collect();
+    assert!(clients.iter_mut().all(is_served));
+    Tool::connect(&broker, PATIENCE).expect("a tool is served");
+    assert_eq!(broker.admin_get("/health/ready").0, 200);
+    // Those that have asked for something are not displaced; when there are only such, nobody else is let in.
+    let more: Vec<_> = (0..1000).map_while(|_| try_connect(&broker).ok()).collect();
+    assert!(more.len() < 900, "{} more", more.len());
+    assert!(clients.iter_mut().all(is_served) && is_served(&mut client));
+    assert!(broker.metric("millrace_connections_refused_total") >= 1.0);
+    Tool::connect(&broker, PATIENCE).expect("a tool is served");
+    assert!(!broker.output().contains("Too many open files"), "{}", broker.output());
+    drop((idle, more));
+    broker.stop();
 }

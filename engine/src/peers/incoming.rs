@@ -17,9 +17,6 @@ use net::{
 };
 use std::{rc::Rc, time::Duration};
 
-/// Connections of brokers to this core at most; more are closed. Tools and strangers have numbers of their own.
-const SERVED_MAX: usize = 1024;
-
 impl Peers {
     /// Accepts connections until the broker stops.
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
@@ -75,9 +72,10 @@ impl Peers {
             return Ok(());
         }
         drop(duplicate);
-        if self.served.get() >= SERVED_MAX {
+        let max = self.served_max.get();
+        if self.served.get() >= max {
             count(&self.stats.refused, 1);
-            tracing::warn!(node = there.node, "closing a broker's connection: {SERVED_MAX} are open");
+            tracing::warn!(node = there.node, "closing a broker's connection: {max} are open (peer.max.connections)");
             return Ok(());
         }
         self.served.set(self.served.get() + 1);
@@ -88,7 +86,7 @@ impl Peers {
 
     /// Has somebody who has connected prove who it is, within the time and the number of strangers.
     async fn meet_stranger(&self, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<Hello, LinkError> {
-        let stranger = self.strangers.enter();
+        let stranger = self.strangers.enter(self.served_max.get() / 4);
         let meeting = within(peer::shake_hands(self.answering(), false, reader, writer));
         let met = race(stranger.gives_way.wait(), race(self.stopping.wait(), meeting)).await;
         self.strangers.leave(&stranger);

@@ -118,6 +118,8 @@ pub struct Peers {
     stopping: Flag,
     /// Connections of other brokers that are open.
     served: Cell<usize>,
+    /// More of them are closed. Tools and strangers have numbers of their own.
+    served_max: Cell<usize>,
     strangers: Strangers,
     tools: ToolShare,
     /// Peers that were removed from the cluster.
@@ -213,6 +215,7 @@ impl Peers {
             comings: Notify::default(),
             stopping: Flag::default(),
             served: Cell::new(0),
+            served_max: Cell::new(usize::MAX),
             strangers: Strangers::default(),
             tools: ToolShare::default(),
             gone: RefCell::default(),
@@ -227,6 +230,10 @@ impl Peers {
     /// Lines about connections count together with those of the core's other ports.
     pub fn log_with(&self, log: Rc<ConnectionLog>) {
         *self.log.borrow_mut() = log;
+    }
+
+    pub fn serve_at_most(&self, connections: usize) {
+        self.served_max.set(connections);
     }
 
     pub fn stats(&self) -> &PeerStats {

@@ -24,10 +24,11 @@ pub(super) struct Stranger {
 }
 
 impl Strangers {
-    pub(super) fn enter(&self) -> Rc<Stranger> {
+    /// At most `max` of them, and [`STRANGERS_MAX`].
+    pub(super) fn enter(&self, max: usize) -> Rc<Stranger> {
         let stranger = Rc::new(Stranger { gives_way: Flag::default() });
         let mut inside = self.inside.borrow_mut();
-        if inside.len() >= STRANGERS_MAX
+        if inside.len() >= max.min(STRANGERS_MAX)
             && let Some(oldest) = inside.pop_front()
         {
             oldest.gives_way.set();

@@ -82,7 +82,7 @@ pub(super) async fn serve<H: Host + 'static>(
     host: &Rc<H>,
 ) -> Result<(), LinkError> {
     let share = &peers.tools;
-    if share.open.get() >= TOOLS_MAX {
+    if share.open.get() >= TOOLS_MAX.min(peers.served_max.get() / 4) {
         super::count(&peers.stats.refused, 1);
         return Err(LinkError::TooManyTools);
     }

@@ -189,7 +189,7 @@ impl Node {
         let about = About::new(&manifest, config.clone(), super::net::secret(), config.kafka_addr, config.peer_addr);
         let seed = mesh::seeds::<Core>(1).pop().expect("one was asked for");
         let (mesh, inbox) = seed.connect().await;
-        let (metrics, spread) = (Metrics::new(1).core(0), Arc::new(Spread::new(1)));
+        let (metrics, spread) = (Metrics::new(1).core(0), Arc::new(Spread::new(1, usize::MAX)));
         let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, spread).await?;
         *self.core.borrow_mut() = Some(core.clone());
         let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -97,6 +98,8 @@ pub struct Broker {
     _reserved: [UnixListener; 2],
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
+    /// Descriptors that the process may have.
+    open_files: Option<u64>,
 }
 
 impl Broker {
@@ -123,6 +126,7 @@ impl Broker {
             _reserved: [kafka_reserved, peer_reserved],
             admin: None,
             life: None,
+            open_files: None,
         }
     }
 
@@ -144,6 +148,11 @@ impl Broker {
         brokers
     }
 
+    /// From its next start on, the process may have so many descriptors (`ulimit -n`).
+    pub fn limit_open_files(&mut self, open_files: u64) {
+        self.open_files = Some(open_files);
+    }
+
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         assert!(self.life.is_none(), "the broker runs already");
@@ -154,6 +163,15 @@ impl Broker {
         // Settings of whoever runs the tests are not the tests'.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
             command.env_remove(name);
+        }
+        if let Some(open_files) = self.open_files {
+            let limit = libc::rlimit { rlim_cur: open_files, rlim_max: open_files };
+            let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            };
+            // SAFETY: between fork and exec, it makes one system call and allocates nothing.
+            unsafe { command.pre_exec(set) };
         }
         let mut child = command
             .arg("serve")

@@ -1,0 +1,218 @@
+//! How many connections of clients there may be: in all, and from one address.
+//! Lives on: the counts of cores are shared, the only thing about connections that is. An address is counted on the core that owns it.
+//!
+//! A broker that is full makes room by closing the connection that has waited longest without a whole request. Where all have sent one, the new
+//! connection is closed at once: nobody waits in the kernel's queue without knowing why.
+
+use super::Connection;
+use crate::core::{Core, CoreId};
+use ahash::AHashMap;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::IpAddr,
+    rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// How many connections there are, in all and on each core.
+pub struct Spread {
+    max: usize,
+    all: AtomicUsize,
+    cores: Vec<OnCore>,
+}
+
+#[derive(Default)]
+struct OnCore {
+    open: AtomicUsize,
+    /// Of those, the ones that have not sent a whole request.
+    silent: AtomicUsize,
+}
+
+impl Spread {
+    pub fn new(cores: usize, max: usize) -> Self {
+        Self { max, all: AtomicUsize::new(0), cores: (0..cores).map(|_| OnCore::default()).collect() }
+    }
+
+    /// Counts one more, unless there are as many as there may be.
+    fn enter(&self) -> bool {
+        let entered = self.all.fetch_add(1, Relaxed) < self.max;
+        if !entered {
+            self.all.fetch_sub(1, Relaxed);
+        }
+        entered
+    }
+
+    /// The core with the fewest connections, which gets one more.
+    pub fn place(&self) -> CoreId {
+        let counts = self.cores.iter().map(|core| core.open.load(Relaxed));
+        let (core, _) = counts.enumerate().min_by_key(|(_, count)| *count).expect("there is a core");
+        self.cores[core].open.fetch_add(1, Relaxed);
+        CoreId(core)
+    }
+
+    pub fn leave(&self, core: CoreId) {
+        self.cores[core.0].open.fetch_sub(1, Relaxed);
+        self.all.fetch_sub(1, Relaxed);
+    }
+
+    /// The core with most connections that have not sent a whole request, if there is any.
+    fn most_silent(&self) -> Option<CoreId> {
+        let counts = self.cores.iter().map(|core| core.silent.load(Relaxed));
+        let (core, count) = counts.enumerate().max_by_key(|(_, count)| *count)?;
+        (count > 0).then_some(CoreId(core))
+    }
+
+    fn set_silent(&self, core: CoreId, count: usize) {
+        self.cores[core.0].silent.store(count, Relaxed);
+    }
+}
+
+/// This core's connections that have not sent a whole request, the oldest first.
+#[derive(Default)]
+pub struct Silent {
+    next: Cell<u64>,
+    waiting: RefCell<BTreeMap<u64, Rc<Connection>>>,
+}
+
+impl Silent {
+    pub fn insert(&self, core: &Core, connection: &Rc<Connection>) -> u64 {
+        let number = self.next.replace(self.next.get() + 1);
+        self.waiting.borrow_mut().insert(number, connection.clone());
+        self.count(core);
+        number
+    }
+
+    /// It has sent a request, or is gone.
+    pub fn remove(&self, core: &Core, number: u64) {
+        if self.waiting.borrow_mut().remove(&number).is_some() {
+            self.count(core);
+        }
+    }
+
+    fn count(&self, core: &Core) {
+        core.connections.spread.set_silent(core.id(), self.waiting.borrow().len());
+    }
+
+    /// Closes the oldest and waits until it is gone, its descriptor too.
+    async fn close_oldest(&self, core: &Core) {
+        let Some((_, oldest)) = self.waiting.borrow_mut().pop_first() else { return };
+        self.count(core);
+        core.metrics.connections_displaced_total.add(1);
+        let ended = oldest.ended.clone();
+        oldest.closing.notify();
+        oldest.handle.shutdown();
+        drop(oldest);
+        ended.wait().await;
+    }
+}
+
+/// Connections by the address they come from, for the addresses of which this core keeps count.
+#[derive(Default)]
+pub struct Addresses(RefCell<AHashMap<IpAddr, usize>>);
+
+impl Addresses {
+    fn enter(&self, from: IpAddr, max: usize) -> bool {
+        let mut counts = self.0.borrow_mut();
+        let count = counts.entry(from).or_default();
+        let enters = *count < max;
+        *count += usize::from(enters);
+        enters
+    }
+
+    fn leave(&self, from: IpAddr) {
+        let mut counts = self.0.borrow_mut();
+        if let Some(count) = counts.get_mut(&from) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&from);
+            }
+        }
+    }
+}
+
+/// Which core counts an address.
+fn core_of(from: IpAddr, cores: usize) -> CoreId {
+    let bits = match from {
+        IpAddr::V4(from) => u128::from(from.to_bits()),
+        IpAddr::V6(from) => from.to_bits(),
+    };
+    CoreId((bits % cores as u128) as usize)
+}
+
+/// Counts a connection from there, or says why it may not be. Who is counted must [`leave`].
+pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
+    let from = from.to_canonical();
+    if let Some(max) = core.config.max_connections_per_ip() {
+        let to = core_of(from, core.cores());
+        if !core.call(to, move |there| async move { there.connections.addresses.enter(from, max) }).result().await {
+            return Err(format!(
+                "{max} connections from {from} are open (max.connections.per.ip); close some, or raise it"
+            ));
+        }
+    }
+    let spread = &core.connections.spread;
+    while !spread.enter() {
+        let Some(on) = spread.most_silent() else {
+            leave_address(core, from);
+            return Err(format!(
+                "{} connections are open (max.connections, or as many as the limit of open files allows); close some, or raise it",
+                spread.max
+            ));
+        };
+        let close = async |there: Rc<Core>| there.connections.silent.close_oldest(&there).await;
+        core.call(on, move |there| async move { close(there).await }).result().await;
+    }
+    Ok(())
+}
+
+/// A connection that was counted on this core is gone.
+pub fn leave(core: &Rc<Core>, from: IpAddr) {
+    core.connections.spread.leave(core.id());
+    leave_address(core, from.to_canonical());
+}
+
+fn leave_address(core: &Rc<Core>, from: IpAddr) {
+    if core.config.max_connections_per_ip().is_some() {
+        core.send(core_of(from, core.cores()), move |there| there.connections.addresses.leave(from));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_over_all_cores_and_spread_evenly() {
+        let spread = Spread::new(3, 7);
+        let places: Vec<_> = (0..9).map(|_| spread.enter().then(|| spread.place().0)).collect();
+        assert_eq!(places, [Some(0), Some(1), Some(2), Some(0), Some(1), Some(2), Some(0), None, None]);
+        spread.leave(CoreId(1));
+        assert!(spread.enter());
+        assert_eq!(spread.place(), CoreId(1));
+        assert!(!spread.enter());
+    }
+
+    #[test]
+    fn room_is_made_where_most_have_said_nothing() {
+        let spread = Spread::new(3, 7);
+        assert_eq!(spread.most_silent(), None);
+        spread.set_silent(CoreId(2), 1);
+        spread.set_silent(CoreId(1), 2);
+        assert_eq!(spread.most_silent(), Some(CoreId(1)));
+        spread.set_silent(CoreId(1), 0);
+        assert_eq!(spread.most_silent(), Some(CoreId(2)));
+    }
+
+    #[test]
+    fn addresses_are_counted_apart_and_forgotten() {
+        let addresses = Addresses::default();
+        let (one, two): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let enter = |from| addresses.enter(from, 2);
+        assert_eq!([enter(one), enter(one), enter(one), enter(two)], [true, true, false, true]);
+        addresses.leave(one);
+        assert_eq!([enter(one), enter(one)], [true, false]);
+        [one, one, two].into_iter().for_each(|from| addresses.leave(from));
+        assert!(addresses.0.borrow().is_empty());
+    }
+}
