@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod config_cluster;
 pub mod config_layers;
+pub mod config_timestamps;
 pub mod config_topic;
 pub mod config_value;
 pub mod coordinator;

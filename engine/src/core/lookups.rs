@@ -2,7 +2,7 @@
 
 use super::{Core, Leadership};
 use crate::{
-    config_topic::TimestampBounds,
+    config_timestamps::TimestampBounds,
     kafka::{METADATA_TOPIC, OFFSETS_TOPIC, metadata_log},
     meta::META_GROUP,
 };
