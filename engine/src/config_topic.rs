@@ -5,7 +5,6 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use net::batch::Times;
 use wal::log::LogOptions;
 
 use crate::{
@@ -156,6 +155,12 @@ fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
         None => "leave it out".to_owned(),
     };
     Err(ConfigError(format!("topics have no setting '{name}'; {remedy}")))
+}
+
+/// A topic's own value of a setting, in normal form. Costs nothing for a topic that has none.
+pub(crate) fn own(configs: &BTreeMap<String, String>, name: &str) -> Option<String> {
+    configs.get(name)?;
+    TOPIC_SETTINGS.iter().find(|row| row.name == name)?.own(configs)
 }
 
 /// Whether a topic may have this setting.
@@ -314,44 +319,6 @@ impl TopicConfig {
     }
 }
 
-/// Which timestamps of producers a topic takes, in ms (KIP-937, KIP-1030).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimestampBounds {
-    pub before_max_ms: i64,
-    pub after_max_ms: i64,
-}
-
-impl TimestampBounds {
-    const BEFORE: &str = "message.timestamp.before.max.ms";
-    const AFTER: &str = "message.timestamp.after.max.ms";
-
-    /// `None` where the topic stamps its records itself. Looks up what each produce request needs, without resolving the rest.
-    pub fn of(configs: &BTreeMap<String, String>, config: &Config) -> Option<Self> {
-        let own = |name: &str| configs.get(name).map(String::as_str);
-        let stamps = own("message.timestamp.type").unwrap_or(&config.log_message_timestamp_type);
-        let number = |name, inherited| own(name).and_then(|value| value.parse().ok()).unwrap_or(inherited);
-        (stamps != "LogAppendTime").then(|| Self {
-            before_max_ms: number(Self::BEFORE, config.log_message_timestamp_before_max_ms),
-            after_max_ms: number(Self::AFTER, config.log_message_timestamp_after_max_ms),
-        })
-    }
-
-    /// Why a batch is refused whose records bear these timestamps, as a sentence.
-    pub fn refusal(&self, times: Times, now_ms: i64) -> Option<String> {
-        let Times { oldest, newest } = times;
-        let (behind, ahead) = (now_ms.saturating_sub(oldest), newest.saturating_sub(now_ms));
-        let (timestamp, by, where_to, name, limit) = match () {
-            () if ahead > self.after_max_ms => (newest, ahead, "ahead of", Self::AFTER, self.after_max_ms),
-            () if behind > self.before_max_ms => (oldest, behind, "behind", Self::BEFORE, self.before_max_ms),
-            () => return None,
-        };
-        Some(format!(
-            "timestamp {timestamp} is {by} ms {where_to} the broker's clock, more than {name} = {limit}; \
-             send milliseconds since 1970, or raise {name}"
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -440,37 +407,6 @@ mod tests {
         assert_eq!((config.retention_ms, config.retention_bytes), (None, Some(1024)));
         assert_eq!((config.segment_bytes, config.segment_ms, config.max_message_bytes), (16_384, 60_000, 100));
         assert!(config.stamps());
-    }
-
-    #[test]
-    fn timestamps_far_from_the_clock_are_refused_by_name() {
-        const NOW: i64 = 1_700_000_000_000;
-        let at = |timestamp| Times { oldest: timestamp, newest: timestamp };
-        let hour = 3_600_000;
-        let by_default = TimestampBounds::of(&BTreeMap::new(), &Config::default()).unwrap();
-        assert_eq!(by_default, TimestampBounds { before_max_ms: i64::MAX, after_max_ms: hour });
-        for fine in [0, NOW - hour, NOW, NOW + hour] {
-            assert_eq!(by_default.refusal(at(fine), NOW), None, "{fine}");
-        }
-        for absurd in [NOW + hour + 1, NOW * 1000, NOW * 1_000_000, i64::MAX] {
-            let refusal = by_default.refusal(at(absurd), NOW).unwrap();
-            for part in [&absurd.to_string()[..], "ahead", "message.timestamp.after.max.ms = 3600000", "raise"] {
-                assert!(refusal.contains(part), "{refusal}");
-            }
-        }
-        let configs = own(&[("message.timestamp.before.max.ms", "1000"), ("message.timestamp.after.max.ms", "0")]);
-        let narrow = TimestampBounds::of(&configs, &Config::default()).unwrap();
-        assert_eq!(narrow.refusal(at(NOW - 1000), NOW), None);
-        let refusal = narrow.refusal(Times { oldest: NOW - 1001, newest: NOW }, NOW).unwrap();
-        assert!(
-            refusal.contains("1001 ms behind the broker's clock, more than message.timestamp.before.max.ms = 1000")
-        );
-        assert!(narrow.refusal(at(NOW + 1), NOW).is_some());
-        assert!(narrow.refusal(at(i64::MIN), NOW).is_some());
-        let set = broker(&[("log.message.timestamp.after.max.ms", "7"), ("log.message.timestamp.before.max.ms", "8")]);
-        let inherited = TimestampBounds { before_max_ms: 8, after_max_ms: 7 };
-        assert_eq!(TimestampBounds::of(&BTreeMap::new(), &set), Some(inherited));
-        assert_eq!(TimestampBounds::of(&own(&[("message.timestamp.type", "LogAppendTime")]), &set), None);
     }
 
     #[test]

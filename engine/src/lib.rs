@@ -18,6 +18,7 @@ pub mod config;
 pub mod config_cluster;
 pub mod config_layers;
 pub mod config_reach;
+pub mod config_timestamps;
 pub mod config_topic;
 pub mod config_type;
 pub mod config_unobeyed;

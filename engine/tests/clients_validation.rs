@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Instant;
+
 use bytes::{Bytes, BytesMut};
 use net::batch::{self, HEADER_BYTES};
 use net::batch_build::BatchBuilder;
@@ -11,7 +13,7 @@ use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic
 use net::messages::{BrokerId, ListOffsetsRequest};
 
 use support::broker::Broker;
-use support::{clients, wire};
+use support::{PATIENCE, clients, wire};
 
 const CORRUPT_MESSAGE: i16 = 2;
 const MESSAGE_TOO_LARGE: i16 = 10;
@@ -102,4 +104,15 @@ fn a_batch_that_was_stored_broken_is_told_of_and_stops_nothing() {
     behind.push(1_700_000_000_900, None, Some(b"x"));
     assert_eq!(wire::produce(&mut client, "checked", 0, behind.finish()).base_offset, 3);
     assert_eq!(look_up(&mut client, 1_700_000_000_100), (0, 3));
+}
+
+#[test]
+fn cores_tell_how_long_their_turns_take() {
+    let broker = Broker::start();
+    let give_up = Instant::now() + PATIENCE;
+    while broker.metric("millrace_core_turn_seconds_count") < 10.0 {
+        assert!(Instant::now() < give_up, "nobody measures them");
+    }
+    assert!(broker.metric("millrace_core_turn_longest_microseconds") > 0.0);
+    assert!(broker.metric("millrace_core_turn_seconds_sum") > 0.0);
 }

@@ -2,7 +2,8 @@
 
 use super::{Core, Leadership};
 use crate::{
-    config_topic::{TimestampBounds, TopicConfig},
+    config_timestamps::TimestampBounds,
+    config_topic::TopicConfig,
     internal_topics,
     kafka::{METADATA_TOPIC, metadata_log},
     meta::META_GROUP,
