@@ -33,7 +33,12 @@ impl Peers {
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
         let listener = Listener::new(bound)?;
         loop {
-            match race(self.stopping.wait(), listener.accept()).await {
+            // What is not accepted waits in the kernel.
+            let next = async {
+                self.strangers.has_room().await;
+                listener.accept().await
+            };
+            match race(self.stopping.wait(), next).await {
                 Either::First(()) => return Ok(()),
                 Either::Second(Ok(accepted)) => self.take(accepted, &host),
                 Either::Second(Err(error)) => {
@@ -74,24 +79,22 @@ impl Peers {
     }
 
     async fn serve<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
-        // A socket belongs to the core on which it was opened; its duplicate can go to another.
-        let duplicate = accepted.try_clone()?;
         let (mut reader, mut writer) = peer::open(accepted)?;
         // Who knows the secret hears whom it has reached even if it is refused, and can say so.
         let there =
             self.meet_stranger(&mut reader, &mut writer).await.inspect_err(|_| count(&self.stats.refused, 1))?;
         self.check_cluster(&there)?;
         if there.caller == Caller::Tool {
-            drop(duplicate);
             return tools::serve(self, reader, writer, host).await;
         }
         self.take_caller(&there)?;
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
-            host.hand_on(core, Begun { accepted: duplicate, there, received: reader.take_received() });
+            // A socket belongs to the core on which it was opened; its duplicate can go to another.
+            let accepted = reader.duplicate()?;
+            host.hand_on(core, Begun { accepted, there, received: reader.take_received() });
             return Ok(());
         }
-        drop(duplicate);
         if self.served.get() >= SERVED_MAX {
             count(&self.stats.refused, 1);
             tracing::warn!(node = there.node, "closing a broker's connection: {SERVED_MAX} are open");
