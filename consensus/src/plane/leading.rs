@@ -104,7 +104,8 @@ impl Plane {
     /// A broker asks this one to write. What it has asked before and is under way is not begun again.
     pub(super) fn asked_to_write(&mut self, group: &Group, from: i32, ask: Ask, acks: Acks, requests: Vec<Request>) {
         let may_lead = self.is_established() && !group.is_handing_over();
-        // A request without its number could be applied twice, and one in another broker's name would be taken for that one's own.
+        // A request without its number could be applied twice, and one in another broker's name would be taken for that
+        // one's own.
         if requests.iter().any(|request| !is_of(from, request)) {
             tracing::warn!(from, "writes that a broker has forwarded in another one's name were dropped");
             return;

@@ -1,14 +1,18 @@
 //! Connections of others to this broker: who they are, and what they send.
 //! Lives on: the core that listens.
 //!
-//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection, and only that.
+//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection,
+//! and only that.
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
     rt,
     sync::{Either, race},
 };
-use consensus::wire::{self, Caller, Hello, PeerMessage};
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Hello, PeerMessage},
+};
 use net::{
     conn::{FrameReader, FrameWriter},
     listen::{Accepted, Bound, Listener},
@@ -164,6 +168,10 @@ impl Peers {
     fn take_caller(&self, there: &Hello) -> Result<(), LinkError> {
         if there.node == self.me.node {
             return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
+        }
+        // A peer's id names its broker.
+        if node_of(there.peer) != there.node {
+            return Err(PeerError::NoBroker.into());
         }
         self.check_gone(there.node, there.peer)?;
         // Who comes to us can be reached, most likely.

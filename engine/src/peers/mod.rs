@@ -203,7 +203,8 @@ impl Way {
 }
 
 impl Peers {
-    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing. `seeds`: where the operator says that brokers are.
+    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing.
+    /// `seeds`: where the operator says that brokers are.
     pub fn new(me: Hello, secret: Option<Secret>, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
         let peers = Rc::new(Self {
             me,

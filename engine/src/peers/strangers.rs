@@ -1,6 +1,5 @@
-//! Connections whose other side has not proved who it is: they have little time, small frames and a number of their own, so that they take
-//! nothing from brokers and tools.
-//! Lives on: the core that listens.
+//! Connections whose other side has not proved who it is: they have little time, small frames and a number of their
+//! own, so that they take nothing from brokers and tools. Lives on: the core that listens.
 
 use crate::{
     clock, rt,
