@@ -100,7 +100,8 @@ pub struct SecretOptions {
     /// File with the cluster's secret, as the brokers' cluster.secret.file.
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     pub secret_file: Option<PathBuf>,
-    /// Data directory of a broker that made its own secret, or of deploy/cluster/start.sh [default: ./millrace-data, if it has one]
+    /// Data directory of a broker that made its own secret, or of deploy/cluster/start.sh [default: ./millrace-data, if
+    /// it has one]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }

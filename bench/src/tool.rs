@@ -18,7 +18,8 @@ pub fn handshake(secret: Option<Secret>) -> Handshake {
     Handshake::caller(secret, Lane::Control, hello, nonce())
 }
 
-/// The secret that brokers want to be known. Where none is named and none lies at its usual place, brokers may do without.
+/// The secret that brokers want to be known. Where none is named and none lies at its usual place, brokers may do
+/// without.
 pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, Box<dyn Error>> {
     if let Some(file) = &options.secret_file {
         return Ok(Some(Secret::read(file)?));

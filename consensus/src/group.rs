@@ -60,7 +60,8 @@ pub struct Group {
 /// What raft-rs puts into the vote requests of a candidate to whom the leader hands over.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// Whether replicas send each other such messages; others are raft-rs's own affairs within one replica, or are never asked for.
+/// Whether replicas send each other such messages; others are raft-rs's own affairs within one replica, or are never
+/// asked for.
 fn is_of_peers(message: &Message) -> bool {
     crate::wire::KINDS.contains(&message.get_msg_type())
 }
@@ -235,8 +236,8 @@ impl Group {
         self.unfit.take()
     }
 
-    /// The committed entry at `index` can't be applied; those before it are. It must not be skipped: the replica leads no more, takes
-    /// nothing more and hands nothing more out.
+    /// The committed entry at `index` can't be applied; those before it are. It must not be skipped: the replica leads
+    /// no more, takes nothing more and hands nothing more out.
     pub fn stop(&mut self, index: u64, why: String) {
         tracing::debug!(group = self.id, index, why, "the group stops");
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
@@ -489,8 +490,8 @@ impl Group {
         })
     }
 
-    /// Keeps the changes of the members among committed entries until they are applied. One that can't be read, and what is behind it,
-    /// is not handed out.
+    /// Keeps the changes of the members among committed entries until they are applied. One that can't be read, and
+    /// what is behind it, is not handed out.
     fn note_changes(&mut self, committed: &mut Vec<Entry>) {
         for (at, entry) in committed.iter().enumerate().filter(|(_, entry)| entry.entry_type != ENTRY_NORMAL) {
             let read = match entry.entry_type {
@@ -533,8 +534,8 @@ impl Group {
         }
     }
 
-    /// Committed entries up to `index` are applied. A change of the members among them that is impossible [stops](Group::stop) the
-    /// group before it.
+    /// Committed entries up to `index` are applied. A change of the members among them that is impossible
+    /// [stops](Group::stop) the group before it.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
         while self.changes.front().is_some_and(|(at, _)| *at <= index) {

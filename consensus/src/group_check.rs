@@ -1,7 +1,8 @@
-//! What a peer's message must be before raft-rs sees it. raft-rs trusts its peers: it aborts the process, or breaks its own state, on
-//! fields that no replica of the same group would send.
+//! What a peer's message must be before raft-rs sees it. raft-rs trusts its peers: it aborts the process, or breaks its
+//! own state, on fields that no replica of the same group would send.
 //!
-//! The sender is not looked up among this replica's members: those lag behind, and a new leader or learner would be shut out.
+//! The sender is not looked up among this replica's members: those lag behind, and a new leader or learner would be
+//! shut out.
 
 use crate::{
     group::{Group, Message, MessageType},

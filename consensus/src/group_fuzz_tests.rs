@@ -1,5 +1,6 @@
-//! Messages with wrong fields, generated from a seed, through the wire's own form: whatever a peer sends, the process goes on, and what the
-//! group promises holds. `FUZZ_SEEDS=10000 cargo test -p consensus fields` runs more; a seed that fails is printed.
+//! Messages with wrong fields, generated from a seed, through the wire's own form: whatever a peer sends, the process
+//! goes on, and what the group promises holds. `FUZZ_SEEDS=10000 cargo test -p consensus fields` runs more; a seed that
+//! fails is printed.
 
 use super::*;
 use crate::{

@@ -54,8 +54,9 @@ pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
 /// Changes that one entry holds at most.
 const CHANGES_MAX: usize = 64;
 
-/// Reads what a leader wrote of [`conf_change`], or of the change by which raft-rs ends a joint configuration: Protocol Buffers' wire
-/// format, of `ConfChangeV2` and no more. (protobuf 2 itself can overflow the stack on bytes that were made for that.)
+/// Reads what a leader wrote of [`conf_change`], or of the change by which raft-rs ends a joint configuration: Protocol
+/// Buffers' wire format, of `ConfChangeV2` and no more. (protobuf 2 itself can overflow the stack on bytes that were
+/// made for that.)
 pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
     let mut change = ConfChangeV2::default();
     let mut changes = Vec::new();

@@ -114,7 +114,8 @@ impl GroupStorage {
         self.terms[..after].last().map(|run| run.term)
     }
 
-    /// The last index, `from` or below, whose term is `term` or below, among those that are retained; `from` if it is not retained.
+    /// The last index, `from` or below, whose term is `term` or below, among those that are retained; `from` if it is
+    /// not retained.
     pub(crate) fn last_of_term(&self, from: u64, term: u64) -> u64 {
         if self.term_of(from).is_none_or(|found| found <= term) {
             return from;

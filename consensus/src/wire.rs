@@ -437,7 +437,8 @@ fn raft_out<'b>(
     fb::Raft::create(out, &args)
 }
 
-/// The kinds that replicas send each other; others are raft-rs's own affairs within one replica, or answer what is never asked.
+/// The kinds that replicas send each other; others are raft-rs's own affairs within one replica, or answer what is
+/// never asked.
 pub(crate) const KINDS: [MessageType; 10] = [
     MessageType::MsgAppend,
     MessageType::MsgAppendResponse,

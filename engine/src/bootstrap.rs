@@ -176,8 +176,8 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
     Decision::Wait(why)
 }
 
-/// Why a cluster is not this broker's. One that knows the same secret is. Without a secret, its founders must be among the seeds: else
-/// whoever holds a seed's address could take this broker in.
+/// Why a cluster is not this broker's. One that knows the same secret is. Without a secret, its founders must be among
+/// the seeds: else whoever holds a seed's address could take this broker in.
 fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<String> {
     let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
     (!is_secured).then(|| {

@@ -143,10 +143,12 @@ settings! {
     seeds: Option<Seeds> = "seeds" flag "seeds", "", Kind::Seeds;
     /// Address that other brokers are told to connect to, if it is not `peer.addr` itself.
     advertised_peer_addr: Option<HostPort> = "advertised.peer.addr" flag "advertised-peer-addr", "", Kind::HostPort;
-    /// File with the secret by which the cluster's brokers and tools know each other. Required with other brokers in `seeds`, and where
-    /// `peer.addr` is not on loopback; else the broker makes one of its own, cluster.secret in its data directory.
+    /// File with the secret by which the cluster's brokers and tools know each other. Required with other brokers in
+    /// `seeds`, and where `peer.addr` is not on loopback; else the broker makes one of its own, cluster.secret in its
+    /// data directory.
     cluster_secret_file: Option<PathBuf> = "cluster.secret.file" flag "cluster-secret-file", "", Kind::Path;
-    /// Whether a broker without `cluster.secret.file` takes everybody on its peer port for a broker or tool of its cluster.
+    /// Whether a broker without `cluster.secret.file` takes everybody on its peer port for a broker or tool of its
+    /// cluster.
     peer_allow_insecure: bool = "peer.allow.insecure", "false", Kind::Bool;
     /// A broker that the leader of the metadata does not hear of for so long is fenced: clients are not told of it.
     broker_session_timeout_ms: u64 = "broker.session.timeout.ms", "3000", ms(1000, 600_000);

@@ -143,8 +143,8 @@ pub fn descriptors(config: &Config, open_files: u64, cores: usize) -> Result<Des
         return Err(LimitError::FewFiles { limit: open_files, needed });
     }
     let left = open_files - fixed;
-    // A connection to the peer port has two for a moment, when it goes from the core that accepted it to another. Strangers and tools
-    // may be a quarter as many as brokers, each.
+    // A connection to the peer port has two for a moment, when it goes from the core that accepted it to another. Strangers may
+    // be half as many as brokers, and tools a quarter.
     let peers_wanted = 11 * config.peer_max_connections as u64 / 4 + FILES_TO_BROKERS_PER_CORE * per_core;
     let peers = peers_wanted.min(left / 4);
     let left = left - peers;
@@ -355,7 +355,7 @@ mod tests {
         for open_files in (450..5000).step_by(13) {
             for cores in [1, 2] {
                 let Descriptors { segment_files, connections, peer_connections } = of(open_files, cores).unwrap();
-                let peers = 2 * peer_connections + 2 * (peer_connections / 4) + peer_connections / 4;
+                let peers = 2 * peer_connections + peer_connections / 2 + peer_connections / 4;
                 let all = segment_files + connections + peers + 64 + 64 * cores + 66;
                 assert!(all as u64 <= open_files, "{all} of {open_files}");
                 assert!(segment_files >= 16 * cores && connections >= 32 && peer_connections >= 12);

@@ -85,7 +85,8 @@ impl Replica {
         Ok(position)
     }
 
-    /// Steps the group with a peer's message. One that no replica of the group can have sent is dropped, counted and told.
+    /// Steps the group with a peer's message. One that no replica of the group can have sent is dropped, counted and
+    /// told.
     pub fn step(&self, core: &Core, message: Message) {
         let from = message.from;
         let unfit = self.with(|raft| {

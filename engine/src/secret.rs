@@ -1,5 +1,5 @@
-//! The secret by which the brokers of a cluster, and its tools, know each other on the peer port: which one a broker uses.
-//! Lives on: the main thread, at start.
+//! The secret by which the brokers of a cluster, and its tools, know each other on the peer port: which one a broker
+//! uses. Lives on: the main thread, at start.
 
 use std::path::Path;
 
@@ -43,7 +43,8 @@ fn others(config: &Config) -> impl Iterator<Item = i32> {
     nodes.into_iter().filter(move |node| *node != own)
 }
 
-/// The secret in force; `None`: nobody is asked for one. A broker that has no others makes one of its own at its first start.
+/// The secret in force; `None`: nobody is asked for one. A broker that has no others makes one of its own at its first
+/// start.
 pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
     check(config)?;
     let failed = |error: peer_auth::SecretError| ConfigError(format!("{error} (cluster.secret.file)"));

@@ -1,5 +1,5 @@
-//! The port for brokers and tools, of a real broker: who does not know the secret learns and changes nothing, and nothing that a peer
-//! sends ends the process.
+//! The port for brokers and tools, of a real broker: who does not know the secret learns and changes nothing, and
+//! nothing that a peer sends ends the process.
 
 mod support;
 

@@ -148,6 +148,11 @@ impl FrameReader {
         self.decoder.set_limit(frame_bytes_max);
     }
 
+    /// Another handle to the same connection, which belongs to no core yet.
+    pub fn duplicate(&self) -> io::Result<Accepted> {
+        Ok(Accepted { stream: self.shared.socket.get().try_clone()?, peer: self.shared.peer })
+    }
+
     /// What has been received beyond the frames handed out, for another reader of the same connection.
     pub fn take_received(&mut self) -> Bytes {
         self.decoder.take_received()

@@ -128,9 +128,4 @@ impl Accepted {
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
-
-    /// Another handle to the same connection.
-    pub fn try_clone(&self) -> io::Result<Accepted> {
-        Ok(Accepted { stream: self.stream.try_clone()?, peer: self.peer })
-    }
 }

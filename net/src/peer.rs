@@ -199,7 +199,8 @@ fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
 
 /// Splits a connection between brokers in its two halves, as [`conn::open`] does, and lets a dead one be noticed soon.
 ///
-/// Until the other side has proved who it is, and [`trust`] is called, its frames may be no larger than those of a handshake.
+/// Until the other side has proved who it is, and [`trust`] is called, its frames may be no larger than those of a
+/// handshake.
 pub fn open(accepted: Accepted) -> io::Result<(FrameReader, FrameWriter)> {
     let socket = SockRef::from(&accepted.stream);
     let every = SILENCE_MAX / 2;

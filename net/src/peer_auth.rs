@@ -1,5 +1,5 @@
-//! How both sides of a connection on the port for brokers prove that they know the cluster's secret, before either says or takes anything
-//! else. Sans-IO: frames go in, frames to be sent come out. What a hello holds is opaque here.
+//! How both sides of a connection on the port for brokers prove that they know the cluster's secret, before either says
+//! or takes anything else. Sans-IO: frames go in, frames to be sent come out. What a hello holds is opaque here.
 //!
 //! ```text
 //!  caller                                   answerer
@@ -14,12 +14,12 @@
 //!    │ Proof 3: nonces, hellos                 │   only with it, the caller has named the answerer too
 //!    │────────────────────────────────────────►│
 //! ```
-//! A proof is an HMAC-SHA256 (RFC 2104) under the secret, which never travels. It covers which of the three it is, and so who says it,
-//! both nonces, and the hellos as they were sent: they hold the role (broker or tool), node, peer and cluster of each side. So no proof
-//! can be used on another connection, by the other side, or for another broker. What is sent behind the proofs is not protected by
-//! them: only encryption of the connection could do that.
+//! A proof is an HMAC-SHA256 (RFC 2104) under the secret, which never travels. It covers which of the three it is, and
+//! so who says it, both nonces, and the hellos as they were sent: they hold the role (broker or tool), node, peer and
+//! cluster of each side. So no proof can be used on another connection, by the other side, or for another broker. What
+//! is sent behind the proofs is not protected by them: only encryption of the connection could do that.
 //!
-//! Without a secret (`peer.allow.insecure=true`), a hello is answered by a hello, as in Millrace 0.1.
+//! Without a secret (`peer.allow.insecure=true`), a hello is answered by a hello, and that is all.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};

@@ -118,7 +118,8 @@ impl Flow {
         self.published + self.entries.len() as u64 + 1
     }
 
-    /// An entry is committed; returns the group id behind all that it names, or why the entry can't be read. Then nothing has changed.
+    /// An entry is committed; returns the group id behind all that it names, or why the entry can't be read. Then
+    /// nothing has changed.
     pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, String> {
         assert_eq!(entry.index, self.committed + 1, "entries are committed in order");
         let at = (entry.index - self.published - 1) as usize;

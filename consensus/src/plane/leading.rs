@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     group::{Group, PeerProgress, Position, ProposeError},
-    metadata::{self, Command, Request},
+    metadata::{self, Broker, Command, Request},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -104,7 +104,12 @@ impl Plane {
     /// A broker asks this one to write. What it has asked before and is under way is not begun again.
     pub(super) fn asked_to_write(&mut self, group: &Group, from: i32, ask: Ask, acks: Acks, requests: Vec<Request>) {
         let may_lead = self.is_established() && !group.is_handing_over();
-        // A request without its number could be applied twice.
+        // A request without its number could be applied twice, and one in another broker's name would be taken for that
+        // one's own.
+        if requests.iter().any(|request| !is_of(from, request)) {
+            tracing::warn!(from, "writes that a broker has forwarded in another one's name were dropped");
+            return;
+        }
         if !may_lead || requests.is_empty() || requests.iter().any(|request| request.origin.is_none()) {
             let leader = group.leader().filter(|leader| *leader != group.peer());
             let answer = Err(Refused::NotLeader { leader });
@@ -320,6 +325,16 @@ impl Plane {
         quorum.learners.sort_unstable_by_key(|peer| peer.peer);
         quorum
     }
+}
+
+/// Whether a broker forwards this for itself.
+fn is_of(from: i32, request: &Request) -> bool {
+    let is_own_broker = |broker: &Broker| broker.node == from && node_of(broker.peer) == from;
+    let is_own = match &request.command {
+        Command::RegisterBroker { broker } => is_own_broker(broker),
+        _ => true,
+    };
+    is_own && request.origin.is_none_or(|origin| origin.node == from)
 }
 
 impl Owner {

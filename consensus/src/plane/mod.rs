@@ -300,7 +300,8 @@ impl Plane {
         self.ask_if_wanted(group, now);
     }
 
-    /// The group has committed these entries; the slices get them now. One that can't be applied stops the group before it.
+    /// The group has committed these entries; the slices get them now. One that can't be applied stops the group before
+    /// it.
     pub fn committed(&mut self, group: &mut Group, now: Duration, entries: &[Entry]) {
         self.observe(group, now);
         let members_before = (group.voters(), group.learners());

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     group::{GroupConfig, Restored},
-    metadata::{Command, Outcome, Request, Slice},
+    metadata::{Broker, BrokerStatus, Command, HostPort, Origin, Outcome, Request, Slice},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
@@ -346,4 +346,45 @@ fn a_lead_is_handed_over_only_to_who_is_able() {
     world.settle();
     world.run(2);
     assert_eq!(world.leader(), 3);
+}
+
+#[test]
+fn a_broker_forwards_for_itself_alone() {
+    let mut world = World::new();
+    let forward = |origin: i32, number: u64, command: Command| {
+        let origin = Some(Origin { node: origin, incarnation: 1, sequence: number, lowest_open: 1 });
+        let (ask, requests) = (Ask { incarnation: 1, number }, vec![Request { origin, command }]);
+        Wire::Plane(2, 1, PlaneMessage::Forward { ask, acks: Acks::Quorum, requests })
+    };
+    let broker = |node: i32, peer: u64| {
+        let address = || HostPort { host: "h".to_owned(), port: 1 };
+        let (kafka, peer_addr, version) = (address(), address(), String::new());
+        let status = BrokerStatus::Alive;
+        let broker = Broker {
+            node,
+            peer,
+            incarnation: 1,
+            kafka,
+            peer_addr,
+            cores: 1,
+            rack: None,
+            version,
+            status,
+            largest_entry: 0,
+        };
+        Command::RegisterBroker { broker }
+    };
+    world.wire.extend([
+        forward(3, 1001, create("anothers")),
+        forward(2, 1002, broker(3, peer_id(3, 9))),
+        forward(2, 1003, broker(2, peer_id(3, 9))),
+        forward(2, 1004, broker(2, peer_id(2, 7))),
+        forward(2, 1005, create("its-own")),
+    ]);
+    world.run(3);
+    let slices = &world.nodes[0].committed;
+    let has = |name: &str| slices.iter().any(|slice| slice.topic(name).is_some());
+    assert_eq!((has("anothers"), has("its-own")), (false, true));
+    let registered = slices.iter().flat_map(Slice::image).filter(|delta| matches!(delta, Delta::Broker(_))).count();
+    assert_eq!(registered, 1);
 }

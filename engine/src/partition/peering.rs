@@ -92,7 +92,11 @@ impl Partition {
 
     /// Whether the batches' offsets follow those that are here, and each other.
     fn follows(&self, message: &Message) -> Result<(), &'static str> {
-        let applied = self.replica.with(|raft| raft.applied());
+        let (applied, term) = self.replica.with(|raft| (raft.applied(), raft.term_at(message.index)));
+        if message.index > applied && term != Some(message.log_term) {
+            // The group refuses it, and its leader looks for where the logs part.
+            return Ok(());
+        }
         let mut end = self.end_behind(message.index, applied);
         for entry in &message.entries {
             if entry.index <= applied {

@@ -1,7 +1,8 @@
 //! Connections of others to this broker: who they are, and what they send.
 //! Lives on: the core that listens.
 //!
-//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection, and only that.
+//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection,
+//! and only that.
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
@@ -9,7 +10,10 @@ use crate::{
     rt,
     sync::{Either, race},
 };
-use consensus::wire::{self, Caller, Hello, PeerMessage};
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Hello, PeerMessage},
+};
 use net::{
     conn::{FrameReader, FrameWriter},
     listen::{Accepted, Bound, Listener},
@@ -22,7 +26,12 @@ impl Peers {
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
         let listener = Listener::new(bound)?;
         loop {
-            match race(self.stopping.wait(), listener.accept()).await {
+            // What is not accepted waits in the kernel.
+            let next = async {
+                self.strangers.has_room().await;
+                listener.accept().await
+            };
+            match race(self.stopping.wait(), next).await {
                 Either::First(()) => return Ok(()),
                 Either::Second(Ok(accepted)) => self.take(accepted, &host),
                 Either::Second(Err(error)) => {
@@ -54,24 +63,22 @@ impl Peers {
     }
 
     async fn serve<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
-        // A socket belongs to the core on which it was opened; its duplicate can go to another.
-        let duplicate = accepted.try_clone()?;
         let (mut reader, mut writer) = peer::open(accepted)?;
         // Who knows the secret hears whom it has reached even if it is refused, and can say so.
         let there =
             self.meet_stranger(&mut reader, &mut writer).await.inspect_err(|_| count(&self.stats.refused, 1))?;
         self.check_cluster(&there)?;
         if there.caller == Caller::Tool {
-            drop(duplicate);
             return tools::serve(self, reader, writer, host).await;
         }
         self.take_caller(&there)?;
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
-            host.hand_on(core, Begun { accepted: duplicate, there, received: reader.take_received() });
+            // A socket belongs to the core on which it was opened; its duplicate can go to another.
+            let accepted = reader.duplicate()?;
+            host.hand_on(core, Begun { accepted, there, received: reader.take_received() });
             return Ok(());
         }
-        drop(duplicate);
         let max = self.served_max.get();
         if self.served.get() >= max {
             count(&self.stats.refused, 1);
@@ -86,7 +93,7 @@ impl Peers {
 
     /// Has somebody who has connected prove who it is, within the time and the number of strangers.
     async fn meet_stranger(&self, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<Hello, LinkError> {
-        let stranger = self.strangers.enter(self.served_max.get() / 4);
+        let stranger = self.strangers.enter();
         let meeting = within(peer::shake_hands(self.answering(), false, reader, writer));
         let met = race(stranger.gives_way.wait(), race(self.stopping.wait(), meeting)).await;
         self.strangers.leave(&stranger);
@@ -142,6 +149,10 @@ impl Peers {
     fn take_caller(&self, there: &Hello) -> Result<(), LinkError> {
         if there.node == self.me.node {
             return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
+        }
+        // A peer's id names its broker.
+        if node_of(there.peer) != there.node {
+            return Err(PeerError::NoBroker.into());
         }
         self.check_gone(there.node, there.peer)?;
         // Who comes to us can be reached, most likely.

@@ -205,7 +205,8 @@ impl Way {
 }
 
 impl Peers {
-    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing. `seeds`: where the operator says that brokers are.
+    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing.
+    /// `seeds`: where the operator says that brokers are.
     pub fn new(me: Hello, secret: Option<Secret>, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
         let peers = Rc::new(Self {
             me,
@@ -232,8 +233,10 @@ impl Peers {
         *self.log.borrow_mut() = log;
     }
 
+    /// So many connections of brokers; half as many of strangers, and a quarter of tools.
     pub fn serve_at_most(&self, connections: usize) {
         self.served_max.set(connections);
+        self.strangers.max.set(STRANGERS_MAX.min(connections / 2));
     }
 
     pub fn stats(&self) -> &PeerStats {

@@ -1,34 +1,64 @@
-//! Connections whose other side has not proved who it is: they have little time, small frames and a number of their own, so that they take
-//! nothing from brokers and tools.
-//! Lives on: the core that listens.
+//! Connections whose other side has not proved who it is: they have little time, small frames and a number of their
+//! own, so that they take nothing from brokers and tools. Lives on: the core that listens.
 
-use crate::sync::Flag;
+use crate::{
+    clock, rt,
+    sync::{Flag, Notify, race},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
+    time::Duration,
 };
 
-/// At most so many; then the oldest gives way to the newest. Brokers need milliseconds to prove who they are.
-pub(super) const STRANGERS_MAX: usize = 128;
+/// At most so many: nobody else is taken in before one has gone, or the oldest has had its time and gives way.
+pub(super) const STRANGERS_MAX: usize = 256;
+/// So much time everyone has, however many come. Brokers need milliseconds to prove who they are.
+const TIME_MIN: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
 pub(super) struct Strangers {
+    /// [`STRANGERS_MAX`], or what the descriptors leave for them.
+    pub(super) max: Cell<usize>,
     inside: RefCell<VecDeque<Rc<Stranger>>>,
+    /// Moves when one has gone.
+    gone: Notify,
     /// Those that had to give way.
     pub(super) evicted: Cell<u64>,
 }
 
 pub(super) struct Stranger {
+    came_at: Duration,
     pub(super) gives_way: Flag,
 }
 
+impl Default for Strangers {
+    fn default() -> Self {
+        Self {
+            max: Cell::new(STRANGERS_MAX),
+            inside: RefCell::default(),
+            gone: Notify::default(),
+            evicted: Cell::default(),
+        }
+    }
+}
+
 impl Strangers {
-    /// At most `max` of them, and [`STRANGERS_MAX`].
-    pub(super) fn enter(&self, max: usize) -> Rc<Stranger> {
-        let stranger = Rc::new(Stranger { gives_way: Flag::default() });
+    /// Waits until another one may enter.
+    pub(super) async fn has_room(&self) {
+        loop {
+            let seen = self.gone.version();
+            let oldest = self.inside.borrow().front().filter(|_| self.inside.borrow().len() >= self.max.get()).cloned();
+            let left = oldest.map(|oldest| (oldest.came_at + TIME_MIN).saturating_sub(clock::now()));
+            let Some(left) = left.filter(|left| !left.is_zero()) else { return };
+            race(self.gone.past(seen), rt::sleep(left)).await;
+        }
+    }
+
+    pub(super) fn enter(&self) -> Rc<Stranger> {
+        let stranger = Rc::new(Stranger { came_at: clock::now(), gives_way: Flag::default() });
         let mut inside = self.inside.borrow_mut();
-        if inside.len() >= max.min(STRANGERS_MAX)
+        if inside.len() >= self.max.get()
             && let Some(oldest) = inside.pop_front()
         {
             oldest.gives_way.set();
@@ -41,5 +71,6 @@ impl Strangers {
     /// It is one no more: it has gone, or proved who it is.
     pub(super) fn leave(&self, stranger: &Rc<Stranger>) {
         self.inside.borrow_mut().retain(|inside| !Rc::ptr_eq(inside, stranger));
+        self.gone.notify();
     }
 }

@@ -287,6 +287,8 @@ fn who_comes_must_be_of_this_cluster_too_and_hears_so() {
             Hello { cluster_id: None, ..hello(2) },
             // Two brokers with one number.
             Hello { peer: peer_id(1, 8), ..hello(1) },
+            // One that bears another's peer.
+            Hello { peer: peer_id(3, 7), ..hello(2) },
         ];
         for stranger in strangers {
             let mut other = Other::connect(addr).await;
