@@ -107,7 +107,9 @@ fn a_stranger_learns_and_changes_nothing() {
 
 #[test]
 fn others_in_the_seeds_need_a_secret() {
-    let mut broker = Broker::new(&["--node-id", "1", "--seeds", "1@127.0.0.1:1,2@127.0.0.1:2"]);
+    let mut broker = Broker::new(&["--node-id", "1"]);
+    let seeds = format!("1@{},2@127.0.0.1:2", broker.peer());
+    broker.add_flags(&["--seeds", &seeds]);
     let output = broker.begin_or_end().unwrap_err();
     for part in ["seeds name broker 2", "cluster.secret.file", "peer.allow.insecure=true"] {
         assert!(output.contains(part), "{output}");
