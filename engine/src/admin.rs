@@ -27,7 +27,12 @@ const CONNECTIONS_MAX: usize = 64;
 pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
 /// Connections that are accepted before those that are open go on.
 const ACCEPTED_A_TURN: usize = CONNECTIONS_MAX;
-const PAGES_A_TURN: usize = 2;
+/// Every connection has so long to send its request before it may have to go. Meanwhile others wait in the kernel's queue, all of it less than
+/// a second.
+const GRACE: Duration = Duration::from_millis(50);
+const PAGES_A_TURN: usize = 1;
+/// Connections that the kernel completes before they are accepted. Where there is no room, a client tries again after a second only.
+const BACKLOG: i32 = 1024;
 const HEAD_BYTES_MAX: usize = 8 << 10;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -58,6 +63,10 @@ impl Admin {
         };
         let listener = TcpListener::bind(addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        // SAFETY: a plain system call on a descriptor of ours, which listens already, with a shorter queue.
+        if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
         let addr = listener.local_addr().map_err(failed)?;
         Ok(Admin { listener, addr })
     }
@@ -90,10 +99,13 @@ impl Server {
     /// Waits for something to do, and does it.
     fn turn(&mut self, site: &Site) {
         let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
-        fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
+        let full_until = self.full_until().filter(|until| *until > Instant::now());
+        if full_until.is_none() {
+            fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
+        }
         let deadline = match self.connections.iter().any(|connection| connection.page.is_some()) {
             true => Some(Instant::now()),
-            false => self.connections.iter().map(|connection| connection.deadline).min(),
+            false => self.connections.iter().map(|connection| connection.deadline).chain(full_until).min(),
         };
         if let Err(error) = wait(&mut fds, deadline) {
             tracing::error!(%error, "the admin thread cannot wait for requests");
@@ -117,15 +129,18 @@ impl Server {
         self.make_pages(site);
     }
 
-    /// `false`: there is none to accept now.
+    /// `false`: there is none to accept now, or no room for it.
     fn accept(&mut self, site: &Site, now: Instant) -> bool {
+        if self.full_until().is_some_and(|until| until > now) {
+            return false;
+        }
         match self.listener.accept() {
             Ok((stream, _)) => {
                 let deadline = now + REQUEST_TIME_MAX;
                 let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
                 // What it has sent already is answered before anybody has to go for it.
                 if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
-                    self.make_room();
+                    self.make_room(site);
                     self.connections.push(connection);
                 }
                 true
@@ -141,12 +156,23 @@ impl Server {
     }
 
     /// Connections are in the order in which they came.
-    fn make_room(&mut self) {
-        if self.connections.len() >= CONNECTIONS_MAX {
-            let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
-            let slowest = self.connections.iter().position(is_slow).unwrap_or(0);
-            self.connections.remove(slowest);
+    fn make_room(&mut self, site: &Site) {
+        if let Some(slowest) = self.next_to_go() {
+            // If its request has come by now, it is answered.
+            self.connections.remove(slowest).go_on(site);
         }
+    }
+
+    /// `None`: there is room for one more.
+    fn next_to_go(&self) -> Option<usize> {
+        let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
+        let is_full = self.connections.len() >= CONNECTIONS_MAX;
+        is_full.then(|| self.connections.iter().position(is_slow).unwrap_or(0))
+    }
+
+    /// From when on there is room for one more.
+    fn full_until(&self) -> Option<Instant> {
+        Some(self.connections[self.next_to_go()?].deadline - REQUEST_TIME_MAX + GRACE)
     }
 
     /// Makes a few of the pages that take long, those asked for first before others.

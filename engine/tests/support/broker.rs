@@ -166,6 +166,7 @@ impl Broker {
         }
         if let Some(open_files) = self.open_files {
             let limit = libc::rlimit { rlim_cur: open_files, rlim_max: open_files };
+            // SAFETY: reads a live struct.
             let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
