@@ -270,9 +270,13 @@ fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option
 }
 
 /// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
-/// replicas longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
+/// replicas, or for the disk, longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
     let now_ms = clock::wall_ms();
+    let timeout = match items.first().map(|item| item.acks) {
+        Some(Acks::Leader) => timeout.max(LEADER_TIMEOUT_MIN),
+        _ => timeout,
+    };
     let begun: Vec<_> = items
         .into_iter()
         .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
@@ -315,6 +319,9 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
         outcomes
     }
 }
+
+/// acks=1 and 0 have at least so much time: in Kafka the request's timeout bounds acks=all alone, so clients may well send 0.
+const LEADER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// What a request is answered whose time has passed. A full disk is named: it lasts until an operator or retention makes room.
 fn too_late(core: &Core) -> ErrorCode {
