@@ -125,9 +125,9 @@ impl Node {
         config.seeds = Some(seeds.collect::<Vec<_>>().join(",").parse().expect("these are seeds"));
         config.kafka_addr = format!("127.0.0.1:{}", 9091 + self.id).parse().expect("this is an address");
         config.peer_addr = super::net::address(self.id).parse().expect("this is an address");
-        // What rings of this size take, and more than any batch here.
+        // What rings of this size take; their segments are eighths.
         config.wal_ring_bytes = self.ring_bytes;
-        config.message_max_bytes = 48 << 10;
+        config.message_max_bytes = config.message_max_bytes.min((self.ring_bytes / 8) as usize - (16 << 10));
         config.replica_lag_time_max_ms = 2_000;
         config.log_segment_bytes = 16 << 10;
         config.log_index_interval_bytes = 4 << 10;

@@ -14,7 +14,8 @@ const A_WHILE: Duration = Duration::from_secs(10);
 
 fn batch() -> Bytes {
     let mut batch = BatchBuilder::new(Codec::None);
-    batch.push(1_700_000_000_000, None, Some(b"value"));
+    // Virtual time begins at 0.
+    batch.push(0, None, Some(b"value"));
     batch.finish()
 }
 
