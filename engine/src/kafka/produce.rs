@@ -298,6 +298,9 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
                             std::mem::forget(turn);
                         }
                         core.metrics.admission_timed_out_total.add(1);
+                        if let Some(partition) = core.partition(item.group) {
+                            partition.was_not_appended(&core, &item.info);
+                        }
                         Err(too_late(&core))
                     }
                 },

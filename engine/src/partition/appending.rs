@@ -100,9 +100,8 @@ impl Partition {
         acks: Acks,
     ) -> Result<Committed, ErrorCode> {
         if let Some(code) = self.refusal(core, batch.len(), acks) {
-            if info.is_idempotent() && code != ErrorCode::MessageTooLarge {
-                let gap = Gap { epoch: info.producer_epoch, expected: info.base_sequence };
-                self.state.borrow_mut().gaps.refused(info.producer_id, gap, gap_patience(core));
+            if code != ErrorCode::MessageTooLarge {
+                self.was_not_appended(core, info);
             }
             return Err(code);
         }
@@ -128,7 +127,15 @@ impl Partition {
         let descriptor = Descriptor { base_offset, count, bytes: batch.len() as u32, crc, max_timestamp };
         let span = Span { base_offset, count, max_timestamp };
         let payload = Payload { span, header, bytes: batch };
-        let position = self.replica.propose(EntryData::Batch(descriptor).encode(), Some(payload)).map_err(refusal)?;
+        let position = match self.replica.propose(EntryData::Batch(descriptor).encode(), Some(payload)) {
+            Ok(position) => position,
+            // A leader that is handing over, or whose log is full for the moment: the next batch may meet one that is not.
+            Err(error) => {
+                drop(state);
+                self.was_not_appended(core, info);
+                return Err(refusal(error));
+            }
+        };
         let (promise, answer) = promise();
         let appended = Appended { base_offset, log_append_time: log_append_time_ms, log_start };
         state.waiters(acks).push_back(Waiting { index: position.index, appended, promise });
@@ -136,6 +143,15 @@ impl Partition {
         self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
+    }
+
+    /// A batch was refused, or gave up while it waited for room, and its producer sends it again. What the producer has sent
+    /// behind it may not begin in its place meanwhile.
+    pub fn was_not_appended(&self, core: &Core, info: &BatchHeader) {
+        if info.is_idempotent() {
+            let gap = Gap { epoch: info.producer_epoch, expected: info.base_sequence };
+            self.state.borrow_mut().gaps.refused(info.producer_id, gap, gap_patience(core));
+        }
     }
 
     /// Why a batch of this size is not taken now, whoever sent it.
