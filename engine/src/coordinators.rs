@@ -29,14 +29,19 @@ use crate::{
     rt,
     sync::{Either, Flag, Notify, Promise, promise, race},
 };
-use ahash::AHashMap;
+
 use bytes::Bytes;
 use consensus::metadata::View;
 use net::{
     batch::{BatchHeader, Batches},
     errors::ErrorCode,
 };
-use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
 use wal::{record::GroupId, store::Admission};
 
 /// Bytes of the log read at a time while a coordinator loads.
@@ -73,7 +78,7 @@ impl Topics for Shown<'_> {
 /// The coordinators of one core.
 pub struct Coordinators {
     origin: Duration,
-    seats: RefCell<AHashMap<GroupId, Rc<Seat>>>,
+    seats: RefCell<BTreeMap<GroupId, Rc<Seat>>>,
 }
 
 /// One coordinator and what it waits for.
