@@ -1,4 +1,4 @@
-//! What a peer's message must be before raft-rs sees it. raft-rs trusts its peers: it aborts the process, or breaks its
+//! Checks a peer's message before raft-rs sees it. raft-rs trusts its peers: it aborts the process, or breaks its
 //! own state, on fields that no replica of the same group would send.
 //!
 //! The sender is not looked up among this replica's members: those lag behind, and a new leader or learner would be
@@ -158,7 +158,7 @@ fn counted_on(claimed: u64, last: u64) -> Result<(), Unfit> {
     if claimed > last { Err(Unfit::Lost { claimed, last }) } else { Ok(()) }
 }
 
-/// What holds of a message whatever the state of the one that it is sent to.
+/// Checks what does not depend on the receiver's state.
 fn check_fields(message: &Message) -> Result<(), Unfit> {
     let refuse = |what, value| Err(Unfit::Field { what, value });
     let kind = message.get_msg_type();

@@ -64,7 +64,7 @@ fn state(group: &Group) -> (u64, u64, u64, bool, Option<u64>) {
     (group.term(), group.last_index(), group.commit(), group.is_leader(), group.leader())
 }
 
-/// Such a message changes nothing, and is named.
+/// The group drops such a message unchanged, and names it.
 fn is_refused(group: &mut Group, message: Message) -> Unfit {
     let (before, told) = (state(group), format!("{message:?}"));
     if message.get_msg_type() == MessageType::MsgSnapshot {
@@ -85,7 +85,7 @@ fn a_commit_beyond_the_log_is_dropped_and_named_as_possible_loss() {
     assert_eq!(unfit, Unfit::Lost { claimed: 5, last: 4 });
     assert!(unfit.is_possible_loss() && unfit.to_string().contains("may have lost a part of its log"));
     is_refused(&mut group, Message { commit: 5, ..message(MessageType::MsgHeartbeat, 3, 6) });
-    // What a leader may say goes on being heard.
+    // The group still hears what a leader may say.
     group.step(Message { commit: 4, ..heartbeat });
     assert_eq!((group.take_unfit(), group.commit()), (None, 4));
     // Beside entries, the leader tells all that is committed, whatever this replica has of it.

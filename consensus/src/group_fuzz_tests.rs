@@ -145,7 +145,7 @@ impl Fuzz {
         message
     }
 
-    /// What the group's own broker does meanwhile.
+    /// The group's own broker does this meanwhile.
     fn live(&mut self) {
         match self.rng.u8(..6) {
             0 => (0..self.rng.usize(..20)).for_each(|_| self.group.tick()),
@@ -161,7 +161,7 @@ impl Fuzz {
         }
         while let Some(ready) = self.group.ready() {
             for entry in ready.committed.iter().filter(|entry| entry.entry_type == ENTRY_NORMAL) {
-                // What this replica has proposed itself may be anything here.
+                // This replica's own proposals may be anything here.
                 assert!(entry.data.len() < 200);
             }
             self.group.on_persisted(ready.number);

@@ -138,7 +138,7 @@ impl Server {
             Ok((stream, _)) => {
                 let deadline = now + REQUEST_TIME_MAX;
                 let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
-                // What it has sent already is answered before anybody has to go for it.
+                // The port answers what this peer has sent before it closes another one for it.
                 if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
                     self.make_room(site);
                     self.connections.push(connection);

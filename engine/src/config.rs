@@ -517,11 +517,12 @@ pub struct Described {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn with(values: &[(&str, &str)]) -> Config {
+    /// The defaults, but for these settings, as if a file had them.
+    pub(crate) fn with(values: &[(&str, &str)]) -> Config {
         let mut config = Config::default();
         let place = Place { source: Source::File, named: "test".to_owned() };
         for (name, value) in values {

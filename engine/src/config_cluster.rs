@@ -119,7 +119,7 @@ pub fn metadata_acks(node: i32, cluster: &ClusterConfig, config: &Config) -> Ack
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Place, Source};
+    use crate::config::tests::with as started_with;
     use consensus::metadata::{Command, Slice, SliceId, View};
 
     /// What a view shows after these changes: node, name, value.
@@ -131,15 +131,6 @@ mod tests {
             view.apply(at as u64 + 1, &applied.deltas);
         }
         view.cluster_config().clone()
-    }
-
-    fn started_with(values: &[(&str, &str)]) -> Config {
-        let mut config = Config::default();
-        let place = Place { source: Source::File, named: "test".to_owned() };
-        for (name, value) in values {
-            config.set(setting(name).unwrap(), value, &place).unwrap();
-        }
-        config
     }
 
     #[test]

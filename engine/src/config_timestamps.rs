@@ -49,19 +49,10 @@ impl TimestampBounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Place, Source, setting};
+    use crate::config::tests::with as broker;
 
     fn own(configs: &[(&str, &str)]) -> BTreeMap<String, String> {
         configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    }
-
-    fn broker(values: &[(&str, &str)]) -> Config {
-        let mut config = Config::default();
-        let place = Place { source: Source::File, named: "test".to_owned() };
-        for (name, value) in values {
-            config.set(setting(name).unwrap(), value, &place).unwrap();
-        }
-        config
     }
 
     #[test]

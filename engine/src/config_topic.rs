@@ -322,19 +322,10 @@ impl TopicConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Place, setting};
+    use crate::config::{setting, tests::with as broker};
 
     fn own(configs: &[(&str, &str)]) -> BTreeMap<String, String> {
         configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    }
-
-    fn broker(values: &[(&str, &str)]) -> Config {
-        let mut config = Config::default();
-        let place = Place { source: Source::File, named: "test".to_owned() };
-        for (name, value) in values {
-            config.set(setting(name).unwrap(), value, &place).unwrap();
-        }
-        config
     }
 
     #[test]

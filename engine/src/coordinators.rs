@@ -29,7 +29,6 @@ use crate::{
     rt,
     sync::{Either, Flag, Notify, Promise, promise, race},
 };
-
 use bytes::Bytes;
 use consensus::metadata::View;
 use net::{

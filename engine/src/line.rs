@@ -14,8 +14,8 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The line itself. Clones are handles to the same one.
-#[derive(Clone, Default)]
+/// The line itself.
+#[derive(Default)]
 pub struct Line(Rc<Inner>);
 
 #[derive(Default)]

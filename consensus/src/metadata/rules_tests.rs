@@ -235,7 +235,7 @@ fn the_largest_entry_rises_as_far_as_every_broker_takes_it_and_never_falls() {
     let refused = |node, takes, largest| Err(Rejection::LargestEntry { node, takes, largest });
     assert_eq!(set(&mut model, None, Some("801")), refused(2, 800, 801));
     assert_eq!(set(&mut model, None, Some("800")), Ok(Some(800)));
-    // Whoever takes it back or sets it for one node changes nothing.
+    // To take it back, or to set it for one node, changes nothing.
     for (node, value) in [(None, Some("700")), (None, None), (Some(1), Some("1")), (None, Some("many"))] {
         assert_eq!(set(&mut model, node, value), Ok(Some(800)));
     }
