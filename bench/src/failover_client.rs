@@ -6,10 +6,11 @@ use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use net::StrBytes;
 use net::batch::Batches;
 use net::batch_build::BatchBuilder;
-use net::client_blocking::Client;
+use net::client_blocking::{Client, ClientError};
 use net::compression::Codec;
 use net::errors;
 use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
@@ -153,31 +154,67 @@ impl Producer {
 }
 
 /// The numbers of all records of the partition. Their order was up to the brokers; that they are there was promised.
+///
+/// The partition may change its leader meanwhile, as when its preferred one is back: the reader goes on with the next one, as
+/// a consumer would.
 pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<dyn Error>> {
-    let (_, addr) =
-        describe(bootstrap, topic).and_then(|partition| partition.leader).ok_or("the partition has no leader")?;
-    let mut client = Client::connect(&addr, "millrace-bench", READ_PATIENCE)?;
-    let mut numbers = HashSet::new();
-    let mut next_offset = 0;
+    let give_up_ns = clock::now_ns() + READ_PATIENCE.as_nanos() as u64;
+    let (mut numbers, mut next_offset) = (HashSet::new(), 0);
+    loop {
+        let (why, patient) = match read_from_leader(bootstrap, topic, &mut next_offset, &mut numbers) {
+            Ok(()) => return Ok(numbers),
+            Err(ReadFailed::Leader(why)) => (why, clock::now_ns() < give_up_ns),
+            Err(ReadFailed::Other(why)) => (why, false),
+        };
+        if !patient {
+            let seconds = READ_PATIENCE.as_secs();
+            return Err(format!("records cannot be read back (leaders are waited for up to {seconds} s): {why}").into());
+        }
+        thread::sleep(ASK_AGAIN);
+    }
+}
+
+/// Why records are not read back.
+enum ReadFailed {
+    /// There is no leader, or it does not answer as one. There may be another soon.
+    Leader(Box<dyn Error>),
+    Other(Box<dyn Error>),
+}
+
+fn read_from_leader(
+    bootstrap: &[String],
+    topic: &str,
+    next_offset: &mut i64,
+    numbers: &mut HashSet<u64>,
+) -> Result<(), ReadFailed> {
+    let leader = describe(bootstrap, topic).and_then(|partition| partition.leader);
+    let (_, addr) = leader.ok_or_else(|| ReadFailed::Leader("the partition has no leader".into()))?;
+    let lost = |e: ClientError| ReadFailed::Leader(e.into());
+    let mut client = Client::connect(&addr, "millrace-bench", READ_PATIENCE).map_err(lost)?;
     loop {
         let topic = FetchTopic {
             topic: TopicRef::Name(StrBytes::from_string(topic.to_owned())),
-            partitions: vec![FetchPartition::of_consumer(0, next_offset, 4 << 20)],
+            partitions: vec![FetchPartition::of_consumer(0, *next_offset, 4 << 20)],
         };
-        let response = client.fetch(FetchRequest::of_consumer(500, 1, 16 << 20, vec![topic]))?;
+        let response = client.fetch(FetchRequest::of_consumer(500, 1, 16 << 20, vec![topic])).map_err(lost)?;
         let partition = response.responses.into_iter().flat_map(|topic| topic.partitions).next();
-        let partition = partition.ok_or("an answer without the partition")?;
-        errors::check(partition.error_code).map_err(|e| format!("while records were read back: {e}"))?;
+        let partition = partition.ok_or_else(|| ReadFailed::Other("an answer without the partition".into()))?;
+        errors::check(partition.error_code).map_err(|e| ReadFailed::Leader(e.into()))?;
         for batch in Batches::new(partition.records.unwrap_or_default()) {
             let Ok((header, bytes)) = batch else { break };
-            for record in Records::open(&bytes, BATCH_BYTES_MAX)?.iter() {
-                let value = record?.value.and_then(|value| value.first_chunk::<NUMBER_BYTES>().copied());
-                numbers.extend(value.map(u64::from_be_bytes));
-            }
-            next_offset = header.next_offset();
+            read_numbers(&bytes, numbers).map_err(ReadFailed::Other)?;
+            *next_offset = header.next_offset();
         }
-        if next_offset >= partition.high_watermark {
-            return Ok(numbers);
+        if *next_offset >= partition.high_watermark {
+            return Ok(());
         }
     }
+}
+
+fn read_numbers(batch: &Bytes, numbers: &mut HashSet<u64>) -> Result<(), Box<dyn Error>> {
+    for record in Records::open(batch, BATCH_BYTES_MAX)?.iter() {
+        let value = record?.value.and_then(|value| value.first_chunk::<NUMBER_BYTES>().copied());
+        numbers.extend(value.map(u64::from_be_bytes));
+    }
+    Ok(())
 }
