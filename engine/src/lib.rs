@@ -38,6 +38,7 @@ pub mod limits;
 pub mod line;
 pub mod logging;
 pub mod long_work;
+pub mod memory_shares;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod meta;

@@ -271,6 +271,14 @@ metrics! {
     groups_stopped: Gauge;
     /// Replicas that were told to begin anew, since they lacked what is gone from the log.
     replication_snapshots_total: Counter;
+    /// Replicas of partitions that this broker holds; core 0 tells of all cores.
+    replicas: Gauge;
+    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new ones.
+    replicas_max: Gauge;
+    /// Partitions of the whole cluster, as this broker knows; core 0 tells.
+    cluster_partitions: Gauge;
+    /// Partitions of the whole cluster whose metadata this broker has memory for (`memory.budget.bytes`).
+    cluster_partitions_max: Gauge;
     /// Partitions whose Raft group is not at rest.
     replication_groups_awake: Gauge;
     /// Writes of the write-ahead ring, each with its sync.

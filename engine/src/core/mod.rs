@@ -32,8 +32,9 @@ use crate::{
     groups::Groups,
     kafka::{Fetches, Placement, ProducerIds, Unreadable},
     long_work::LongWork,
+    memory_shares::Shares,
     mesh::{HasMesh, Mesh},
-    meta::{META_GROUP, Meta},
+    meta::{META_CORE, META_GROUP, Meta},
     metrics::CoreMetrics,
     pace::Pace,
     partition::{Partition, TopicPartition},
@@ -103,6 +104,7 @@ pub struct CoreParts {
     pub identity: Arc<Identity>,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
+    pub shares: Shares,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub spread: Arc<Spread>,
@@ -116,6 +118,8 @@ pub struct Core {
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
+    /// What of the broker's memory partitions and producers may have.
+    pub shares: Shares,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
@@ -186,6 +190,7 @@ impl Core {
             cluster_id: parts.cluster_id,
             identity: parts.identity,
             advertised: parts.advertised,
+            shares: parts.shares,
             store: parts.store,
             metrics: parts.metrics,
             ready_loop: ReadyLoop::default(),
@@ -303,6 +308,18 @@ impl Core {
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
         self.metrics.fetches_waiting.set(self.fetches.waiting() as u64);
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
+    }
+
+    /// On core 0: publishes how many partitions there are, and how many this broker has memory for.
+    pub fn publish_room(&self) {
+        if self.id() == META_CORE {
+            let (replicas, partitions) =
+                self.view(|view| (view.placed().replicas(self.node()), view.placed().partitions()));
+            self.metrics.replicas.set(replicas);
+            self.metrics.replicas_max.set(self.shares.replicas_max);
+            self.metrics.cluster_partitions.set(partitions);
+            self.metrics.cluster_partitions_max.set(self.shares.partitions_max);
+        }
     }
 
     /// A look at the view; it may not be held across an await.

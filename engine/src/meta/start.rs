@@ -5,6 +5,8 @@ use crate::{
     clock,
     config::ring_bytes_for,
     core::{Core, CoreId, core_of_slice, restored},
+    internal_topics,
+    memory_shares::Shares,
     rt,
     sync::{Either, race},
 };
@@ -59,6 +61,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     let plane_config = PlaneConfig {
         voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
         session_timeout: core.config.broker_session_timeout(),
+        always_made: |name| internal_topics::find(name).is_some(),
         ..PlaneConfig::new(core.node(), identity.incarnation)
     };
     let mut plane = Plane::new(plane_config, applied, group_high);
@@ -136,6 +139,7 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         }
         rt::sleep(JOIN_RETRY).await;
     }
+    tell_if_over(core);
     let wanted = core.config.message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
         Ok(largest) if largest < wanted => tracing::warn!(
@@ -175,6 +179,26 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             status: BrokerStatus::Alive,
             largest_entry,
+            replicas_max: core.shares.replicas_max,
+            partitions_max: core.shares.partitions_max,
         },
+    }
+}
+
+/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made them, serves all.
+fn tell_if_over(core: &Core) {
+    let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
+    let Shares { replicas_max, partitions_max, .. } = core.shares;
+    if replicas > replicas_max {
+        tracing::warn!(
+            "this broker holds {replicas} replicas of partitions, and memory.budget.bytes is meant for {replicas_max}: it serves them \
+             all, may take more memory, and refuses new ones; raise memory.budget.bytes, add brokers, or delete topics"
+        );
+    }
+    if partitions > partitions_max {
+        tracing::warn!(
+            "the cluster has {partitions} partitions, and memory.budget.bytes of this broker is meant for the metadata of \
+             {partitions_max}: it may take more memory, and new partitions are refused; raise memory.budget.bytes, or delete topics"
+        );
     }
 }
