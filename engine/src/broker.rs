@@ -492,6 +492,7 @@ pub(crate) async fn begin_core(
 /// What goes on beside serving.
 pub(crate) fn serve_partitions(core: &Rc<Core>) {
     rt::spawn(crate::retention::run(core.clone()));
+    rt::spawn(crate::producers_share::run(core.clone()));
     rt::spawn(groups::rebalance(core.clone()));
 }
 

@@ -50,6 +50,7 @@ pub mod peers;
 pub mod producers;
 mod producers_blob;
 mod producers_gaps;
+mod producers_share;
 #[cfg(test)]
 mod producers_tests;
 pub mod replica;

@@ -225,6 +225,11 @@ metrics! {
     produce_bytes_total: Counter;
     /// Batches of idempotent producers that came before the one that they follow, and are to be sent again.
     produce_gaps_total: Counter;
+    /// Idempotent producers that are remembered, each counted once for each partition of this core.
+    producers_remembered: Gauge;
+    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their share of
+    /// `memory.budget.bytes`.
+    producers_forgotten_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
     /// Fetches that wait for records now.

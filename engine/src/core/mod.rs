@@ -39,6 +39,7 @@ use crate::{
     pace::Pace,
     partition::{Partition, TopicPartition},
     peers::Peers,
+    producers_share::ProducersShare,
     replica::{ReadyLoop, Replicated},
     rt,
     sync::{Either, Flag, Notify, race},
@@ -120,6 +121,7 @@ pub struct Core {
     advertised: (Arc<str>, u16),
     /// What of the broker's memory partitions and producers may have.
     pub shares: Shares,
+    pub producers_share: ProducersShare,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
@@ -191,6 +193,7 @@ impl Core {
             identity: parts.identity,
             advertised: parts.advertised,
             shares: parts.shares,
+            producers_share: ProducersShare::of(parts.shares.producers_bytes),
             store: parts.store,
             metrics: parts.metrics,
             ready_loop: ReadyLoop::default(),
@@ -287,6 +290,11 @@ impl Core {
         }
     }
 
+    /// This core's first partition with that group or a later one.
+    pub fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>> {
+        self.partitions.borrow().range(group..).next().map(|(_, partition)| partition.clone())
+    }
+
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
         self.partitions.borrow().get(&group).cloned()
     }
@@ -305,6 +313,7 @@ impl Core {
 
     /// Publishes how many requests wait in this core's queues.
     pub fn publish_queues(&self) {
+        self.metrics.producers_remembered.set(self.producers_share.remembered() as u64);
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
         self.metrics.fetches_waiting.set(self.fetches.waiting() as u64);
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
