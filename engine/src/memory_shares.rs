@@ -1,8 +1,8 @@
 //! What of the memory budget partitions and idempotent producers may have. Pure.
 //!
-//! Both last: nothing that is done makes them go at once. So they are limited when they come to be: partitions are refused by name
-//! (`kafka::room`, `consensus::plane`), producers are forgotten, the longest silent first (`producers_share`). A broker that starts
-//! with more than its share serves what it has.
+//! Both last: nothing that is done makes them go at once. So they are limited when they come to be: partitions are
+//! refused by name (`kafka::room`, `consensus::plane`), producers are forgotten, the longest silent first
+//! (`producers_share`). A broker that starts with more than its share serves what it has.
 
 /// Partitions get one part in so many of the budget.
 const PARTITIONS_SHARE: u64 = 4;
@@ -11,13 +11,14 @@ const REPLICAS_SHARE: u64 = 4;
 /// Idempotent producers get one part in so many.
 const PRODUCERS_SHARE: u64 = 16;
 
-/// What one replica takes on its broker, leader and ready to serve: Raft group, log, state, and its entries in maps. Measured as growth of
-/// the resident memory, with 20,000 partitions on 2 cores: 6.6 KiB as it is made, 8.6 KiB after a restart, 12 to 15 KiB once
-/// each partition has been written to, with what the allocator wastes.
+/// What one replica takes on its broker, leader and ready to serve: Raft group, log, state, and its entries in maps.
+/// Measured as growth of the resident memory, with 20,000 partitions on 2 cores: 6.6 KiB as it is made, 8.6 KiB after a
+/// restart, 12 to 15 KiB once each partition has been written to, with what the allocator wastes.
 const REPLICA_BYTES: u64 = 16 << 10;
-/// What one partition takes on each broker of the cluster, whoever holds it: in its slice, in what the leader counts, and in the view of
-/// each core. Measured as above, with partitions of another broker: 900 bytes where a topic has 10,000, 2,130 where each is a topic of its
-/// own with a name of 45 characters, 3,190 where that has three settings too. Of these, 120 to 200 for each core.
+/// What one partition takes on each broker of the cluster, whoever holds it: in its slice, in what the leader counts,
+/// and in the view of each core. Measured as above, with partitions of another broker: 900 bytes where a topic has
+/// 10,000, 2,130 where each is a topic of its own with a name of 45 characters, 3,190 where that has three settings
+/// too. Of these, 120 to 200 for each core.
 const METADATA_BYTES: u64 = 3 << 10;
 const VIEW_BYTES: u64 = 256;
 

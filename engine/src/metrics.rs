@@ -227,8 +227,8 @@ metrics! {
     produce_gaps_total: Counter;
     /// Idempotent producers that are remembered, each counted once for each partition of this core.
     producers_remembered: Gauge;
-    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their share of
-    /// `memory.budget.bytes`.
+    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their
+    /// share of `memory.budget.bytes`.
     producers_forgotten_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
@@ -278,7 +278,8 @@ metrics! {
     replication_snapshots_total: Counter;
     /// Replicas of partitions that this broker holds; core 0 tells of all cores.
     replicas: Gauge;
-    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new ones.
+    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new
+    /// ones.
     replicas_max: Gauge;
     /// Partitions of the whole cluster, as this broker knows; core 0 tells.
     cluster_partitions: Gauge;

@@ -37,8 +37,8 @@ pub const PRODUCER_ID_EXPIRATION_MS: i64 = 86_400_000;
 /// goes on undisturbed, as in Kafka after expiry, but its next retry is not known as one.
 pub const PRODUCERS_MAX: usize = 65_536;
 
-/// What one producer takes in memory at most: its entry in a table that has just grown, so that seven of sixteen places are taken, and
-/// its part of the last checkpoint's state, which the store holds.
+/// What one producer takes in memory at most: its entry in a table that has just grown, so that seven of sixteen places
+/// are taken, and its part of the last checkpoint's state, which the store holds.
 pub const PRODUCER_BYTES: u64 =
     ((size_of::<(i64, Producer)>() + 1) * 16 / 7 + producers_blob::bytes_of(CACHED_BATCHES)) as u64;
 

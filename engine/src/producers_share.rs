@@ -1,10 +1,11 @@
 //! Idempotent producers within their share of the memory: those of all partitions of a core together.
-//! Lives on: every core. Counting costs nothing to speak of, when a batch is applied; forgetting goes on beside, in turns.
+//! Lives on: every core. Counting costs nothing to speak of, when a batch is applied; forgetting goes on beside, in
+//! turns.
 //!
-//! Each partition bounds its own ([`producers::PRODUCERS_MAX`](crate::producers::PRODUCERS_MAX)). When those of all partitions take more
-//! than the share, the ones that wrote least recently are forgotten, by the timestamps of their last batches, as expiry does. Like that,
-//! it is this replica's own doing: others may remember more. A forgotten producer goes on undisturbed, but its
-//! next retry is not known as one. One with batches that are not committed stays.
+//! Each partition bounds its own ([`producers::PRODUCERS_MAX`](crate::producers::PRODUCERS_MAX)). When those of all
+//! partitions take more than the share, the ones that wrote least recently are forgotten, by the timestamps of their
+//! last batches, as expiry does. Like that, it is this replica's own doing: others may remember more. A forgotten
+//! producer goes on undisturbed, but its next retry is not known as one. One with batches that are not committed stays.
 
 use crate::{
     core::Core,

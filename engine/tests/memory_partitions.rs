@@ -1,5 +1,5 @@
-//! Partitions take memory for as long as they are there: a broker takes as many as fit its share of `memory.budget.bytes`, and refuses
-//! more by name.
+//! Partitions take memory for as long as they are there: a broker takes as many as fit its share of
+//! `memory.budget.bytes`, and refuses more by name.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Idempotent producers take memory for as long as they are remembered: those of all partitions keep within a share of the budget.
+//! Idempotent producers take memory for as long as they are remembered: those of all partitions keep within a share of
+//! the budget.
 
 mod support;
 

@@ -130,7 +130,8 @@ pub struct Origin {
 pub struct Request {
     pub origin: Option<Origin>,
     pub command: Command,
-    /// Why it is refused, whatever it asks for: the leader alone can count what the log has before it, and says so here.
+    /// Why it is refused, whatever it asks for: the leader alone can count what the log has before it, and says so
+    /// here.
     pub no_room: Option<NoRoom>,
 }
 

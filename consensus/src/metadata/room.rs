@@ -1,9 +1,9 @@
-//! How many partitions the cluster has and how many replicas each broker holds, and whether brokers have memory for more.
-//! Pure.
+//! How many partitions the cluster has and how many replicas each broker holds, and whether brokers have memory for
+//! more. Pure.
 //!
-//! Counts are kept as topics change, so that a request costs what it asks for, however many partitions there are. A broker registers its
-//! numbers ([`Broker::replicas_max`], [`Broker::partitions_max`]). They limit what is created, never what is there: a
-//! broker that has more than its number keeps it.
+//! Counts are kept as topics change, so that a request costs what it asks for, however many partitions there are. A
+//! broker registers its numbers ([`Broker::replicas_max`], [`Broker::partitions_max`]). They limit what is created,
+//! never what is there: a broker that has more than its number keeps it.
 
 use super::{Broker, Topic};
 use crate::generated::metadata::millrace::metadata as fb;
@@ -23,7 +23,8 @@ pub struct Placed {
 pub struct NoRoom {
     /// The broker whose memory is the limit.
     pub node: i32,
-    /// Whether the partitions of the whole cluster are counted, whose metadata each broker keeps; else this broker's replicas.
+    /// Whether the partitions of the whole cluster are counted, whose metadata each broker keeps; else this broker's
+    /// replicas.
     pub of_cluster: bool,
     /// What there is, what is asked for beside it, and what the broker's memory takes.
     pub has: u64,
@@ -123,8 +124,8 @@ impl Placed {
         Ok(())
     }
 
-    /// As [`Placed::check_room`], before anybody has chosen replicas: whether `nodes` have memory for `count` partitions with `factor`
-    /// replicas each, wherever these go. Names the fullest of them if not.
+    /// As [`Placed::check_room`], before anybody has chosen replicas: whether `nodes` have memory for `count`
+    /// partitions with `factor` replicas each, wherever these go. Names the fullest of them if not.
     pub fn check_total<'a>(
         &self,
         brokers: impl IntoIterator<Item = &'a Arc<Broker>>,

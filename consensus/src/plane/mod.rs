@@ -83,7 +83,8 @@ pub struct PlaneConfig {
     pub voters_wanted: usize,
     /// A broker that is not heard of for so long is fenced.
     pub session_timeout: Duration,
-    /// Topics that are made whether brokers have memory for them or not, by name: those that the brokers themselves need.
+    /// Topics that are made whether brokers have memory for them or not, by name: those that the brokers themselves
+    /// need.
     pub always_made: fn(&str) -> bool,
 }
 

@@ -1,15 +1,16 @@
-//! Whether brokers have memory for the partitions that writes create: the leader alone sees all of them, in the order of the log.
+//! Whether brokers have memory for the partitions that writes create: the leader alone sees all of them, in the order
+//! of the log.
 //!
-//! A broker that is asked looks at its view first, to place replicas where there is room and to refuse early. Requests that come at the
-//! same time, on any broker, all pass that look; so the leader counts again what the log has before each. What it
-//! refuses is in the log as refused, so that every slice says the same.
+//! A broker that is asked looks at its view first, to place replicas where there is room and to refuse early. Requests
+//! that come at the same time, on any broker, all pass that look; so the leader counts again what the log has before
+//! each. What it refuses is in the log as refused, so that every slice says the same.
 
 use super::Plane;
 use crate::metadata::{Placed, Request};
 
 impl Plane {
-    /// Refuses those requests of the next entry for whose partitions a broker has no memory. Once every registered broker says how much
-    /// it has: then each of them can read the refusal, too.
+    /// Refuses those requests of the next entry for whose partitions a broker has no memory. Once every registered
+    /// broker says how much it has: then each of them can read the refusal, too.
     pub(super) fn refuse_without_room(&self, requests: &mut [Request]) {
         let creates = |request: &mut Request| {
             // Only this is to say so.

@@ -36,8 +36,8 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
 }
 
 /// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
-/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that are fenced. Those
-/// that are `full` are left out.
+/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that
+/// are fenced. Those that are `full` are left out.
 pub fn placeable(core: &Core, factor: usize, full: &[i32]) -> Candidates {
     let Candidates { mut live, mut away } = candidates(core);
     live.retain(|node| !full.contains(node));

@@ -35,7 +35,8 @@ impl Refusal {
         )
     }
 
-    /// Whether it came out of the log and may not be so any more: the leader alone counts what brokers have room for, and is believed.
+    /// Whether it came out of the log and may not be so any more: the leader alone counts what brokers have room for,
+    /// and is believed.
     fn may_have_been_early(&self) -> bool {
         self.may_be_outdated() && self.code != ErrorCode::PolicyViolation
     }

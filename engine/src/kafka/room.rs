@@ -1,7 +1,7 @@
 //! Where new partitions go so that brokers have memory for them, and the refusal where none has.
 //!
-//! What is looked at is this core's view and what the same request has asked for already. Requests of others may pass at the same time;
-//! the leader of the metadata counts once more, in the order of the log (`consensus::plane`).
+//! Counted is what this core's view shows, and what the same request has asked for already. Requests of others may pass at
+//! the same time; the leader of the metadata counts once more, in the order of the log (`consensus::plane`).
 
 use super::{brokers, refusal::Refusal};
 use crate::core::Core;
@@ -19,8 +19,8 @@ struct Topics {
 }
 
 impl Asked {
-    /// The replicas of `count` new partitions of a topic, `factor` each: on brokers that are full only if there is no other way,
-    /// which is refused. Brokers that are almost full may be left out though a few more would fit.
+    /// The replicas of `count` new partitions of a topic, `factor` each: on brokers that are full only if there is no
+    /// other way, which is refused. Brokers that are almost full may be left out though a few more would fit.
     pub fn place(&self, core: &Core, name: &str, count: usize, factor: usize) -> Result<Vec<Vec<i32>>, Refusal> {
         self.forget(name);
         let (mut full, mut refused) = (Vec::new(), None);

@@ -185,7 +185,8 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
     }
 }
 
-/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made them, serves all.
+/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made
+/// them, serves all.
 fn tell_if_over(core: &Core) {
     let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
     let Shares { replicas_max, partitions_max, .. } = core.shares;
