@@ -25,6 +25,8 @@ const ELECTION_TICKS: usize = 8;
 
 /// How often a broker that can't join says why.
 const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Pause before a broker registers again that a leader of an earlier version has registered in part.
+const REGISTER_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before it tries again.
 const JOIN_RETRY: Duration = Duration::from_millis(200);
 
@@ -140,6 +142,9 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         rt::sleep(JOIN_RETRY).await;
     }
     tell_if_over(core);
+    if !is_registered(core, takes) {
+        rt::spawn(register_again(core.clone(), takes));
+    }
     let wanted = core.config.message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
         Ok(largest) if largest < wanted => tracing::warn!(
@@ -151,6 +156,24 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         Err(error) => tracing::warn!(%error, "cannot see to it that all brokers take message.max.bytes = {wanted}"),
     }
     Ok(())
+}
+
+/// Whether the metadata has what this broker says of its memory and its rings. A leader of an earlier version leaves that out.
+fn is_registered(core: &Core, largest_entry: u64) -> bool {
+    let Command::RegisterBroker { broker } = registration(core, largest_entry) else { unreachable!("it registers") };
+    core.view(|view| view.broker(core.node()).is_some_and(|known| Broker { status: known.status, ..broker } == **known))
+}
+
+/// Tells the cluster again, until it knows: at the latest when all brokers have been upgraded.
+async fn register_again(core: Rc<Core>, largest_entry: u64) {
+    while let Either::First(()) = race(rt::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
+        if is_registered(&core, largest_entry) {
+            return;
+        }
+        if let Err(error) = submit_with(&core, vec![registration(&core, largest_entry)], Submitting::default()).await {
+            tracing::debug!(%error, "the cluster does not know what this broker takes yet; trying on");
+        }
+    }
 }
 
 /// Why a broker whose rings take batches of at most `takes` bytes can't join.
