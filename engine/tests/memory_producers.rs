@@ -75,3 +75,28 @@ fn producers_that_wrote_least_recently_are_forgotten_and_go_on_undisturbed() {
     });
     assert_eq!(write(&mut client, 1, 0..1, 1), [REQUESTS + 2]);
 }
+
+#[test]
+fn a_start_does_not_bring_back_whom_the_broker_has_forgotten() {
+    let mut broker = Broker::start_with(&["--cores", "0", "--set", "memory.budget.bytes=67108864"]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(wire::create_topic(&mut client, TOPIC, PARTITIONS as i32, 1, &[]).error_code, 0);
+    // As many as fit, in a checkpoint.
+    (0..95).for_each(|request| drop(write(&mut client, request, 0..PARTITIONS, 0)));
+    broker.restart();
+    let (remembered, forgotten) = ("millrace_producers_remembered", "millrace_producers_forgotten_total");
+    wait_until("producers of the checkpoint", || broker.metric(remembered) == 95.0 * PARTITIONS as f64);
+    assert_eq!(broker.metric(forgotten), 0.0);
+    // One partition gets more. Producers of all others are forgotten, where nothing else changes.
+    let mut client = wire::connect(&broker);
+    (95..195).for_each(|request| drop(write(&mut client, request, 0..1, 0)));
+    wait_until("producers within their share", || {
+        broker.metric(forgotten) > 0.0 && broker.metric(remembered) <= REMEMBERED
+    });
+    broker.restart();
+    wait_until("producers of the checkpoint", || (1.0..=REMEMBERED).contains(&broker.metric(remembered)));
+    assert_eq!(broker.metric(forgotten), 0.0, "none that had been forgotten came back");
+    let mut client = wire::connect(&broker);
+    assert_eq!(write(&mut client, 194, 0..1, 0), [194], "a retry of the last one is known");
+    assert_eq!(write(&mut client, 0, 5..6, 1), [95], "the first one goes on");
+}
