@@ -56,7 +56,7 @@ fn raft(kind: MessageType) -> Message {
 fn messages() -> Vec<PeerMessage> {
     let ask = Ask { incarnation: 1, number: 2 };
     let origin = Some(Origin { node: 1, incarnation: 2, sequence: 3, lowest_open: 3 });
-    let requests = vec![Request { origin, command: Command::AllocateProducerIds { count: 5 } }];
+    let requests = vec![Request { origin, command: Command::AllocateProducerIds { count: 5 }, no_room: None }];
     let results = vec![Ok(Ok(Outcome::ProducerIds { first: 0, count: 5 })), Err(AskedTooLate)];
     let quorum = Quorum {
         leader: 1,

@@ -212,6 +212,7 @@ impl Site {
                 "figures": metrics.numbers().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
             })
         });
+        let room = self.metrics.core(0);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "phase": format!("{:?}", self.phase()).to_lowercase(),
@@ -222,6 +223,10 @@ impl Site {
             "data_dir": data_dir,
             "disk": if self.has_full_disk() { "full" } else { "ok" },
             "memory_budget_bytes": memory_budget_bytes,
+            "replicas": { "held": room.replicas.get(), "max": room.replicas_max.get() },
+            "cluster_partitions": {
+                "known": room.cluster_partitions.get(), "max": room.cluster_partitions_max.get(),
+            },
             "uptime_s": now.saturating_duration_since(self.started).as_secs_f64(),
             "process": {
                 "pid": std::process::id(),
@@ -304,6 +309,10 @@ pub(crate) mod tests {
         let site = site(2);
         site.ready("127.0.0.1:4711".parse().unwrap(), "cluster");
         site.metrics.core(1).connections_open.set(3);
+        let room = site.metrics.core(0);
+        room.replicas.set(3);
+        room.replicas_max.set(9);
+        room.cluster_partitions_max.set(20);
         let (status, body) = ask(&site, "/status");
         let page: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(status, 200);
@@ -312,6 +321,10 @@ pub(crate) mod tests {
         assert_eq!(page["cores"][1]["figures"]["connections_open"], json!(3));
         assert_eq!(page["cores"][0]["ms_since_beat"], json!(null));
         assert_eq!(page["process"]["cpu_s"], json!(1.5));
+        assert_eq!(
+            (&page["replicas"], &page["cluster_partitions"]["max"]),
+            (&json!({ "held": 3, "max": 9 }), &json!(20))
+        );
     }
 
     #[test]

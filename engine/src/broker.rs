@@ -16,6 +16,7 @@ use crate::{
     disk::{self, Disk},
     front::{self, Spread},
     groups::{self, GroupHost},
+    memory_shares::Shares,
     mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
     meta::{self, META_CORE},
     metrics::{CoreMetrics, Metrics},
@@ -138,7 +139,14 @@ impl Broker {
         let (news, heard) = mpsc::channel();
         let stop = Arc::new(Stop { alarm: rt::Alarm::new()?, wanted: AtomicBool::new(false) });
         let shared = Arc::new(Shared {
-            about: About::new(&manifest, config.clone(), secret, kafka_addr, peer_addr),
+            about: About::new(
+                &manifest,
+                config.clone(),
+                secret,
+                kafka_addr,
+                peer_addr,
+                Shares::of(memory_per_core, cpus.len()),
+            ),
             spread: Arc::new(Spread::new(cpus.len(), config.max_connections)),
             metrics,
             memory_per_core,
@@ -404,6 +412,7 @@ pub(crate) struct About {
     pub epoch: u64,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
+    pub shares: Shares,
 }
 
 impl About {
@@ -414,6 +423,7 @@ impl About {
         secret: Option<Secret>,
         kafka_addr: SocketAddr,
         peer_addr: SocketAddr,
+        shares: Shares,
     ) -> Self {
         Self {
             cluster_id: manifest.cluster_id.clone().expect("it is in a cluster by now").into(),
@@ -427,6 +437,7 @@ impl About {
             secret,
             epoch: manifest.epoch,
             advertised: config.advertised(kafka_addr),
+            shares,
             config,
         }
     }
@@ -453,6 +464,7 @@ pub(crate) async fn begin_core(
         cluster_id: about.cluster_id.clone(),
         identity: about.identity.clone(),
         advertised: about.advertised.clone(),
+        shares: about.shares,
         store,
         metrics,
         spread,
@@ -480,6 +492,7 @@ pub(crate) async fn begin_core(
 /// What goes on beside serving.
 pub(crate) fn serve_partitions(core: &Rc<Core>) {
     rt::spawn(crate::retention::run(core.clone()));
+    rt::spawn(crate::producers_share::run(core.clone()));
     rt::spawn(groups::rebalance(core.clone()));
 }
 
@@ -505,6 +518,7 @@ async fn beat(core: Rc<Core>) {
         core.metrics.beat();
         core.metrics.publish_store(&core.store.stats());
         core.publish_queues();
+        core.publish_room();
         let mesh = core.mesh().stats();
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());

@@ -154,7 +154,8 @@ settings! {
     broker_session_timeout_ms: u64 = "broker.session.timeout.ms", "3000", ms(1000, 600_000);
     /// CPUs to run on, one core each; by default all that affinity, cpuset and CPU quota allow.
     cores: Option<CpuList> = "cores" flag "cores", "", Kind::Cpus;
-    /// Memory for caches and buffers, split over the cores; by default half of the RAM or of the cgroup's limit.
+    /// Memory for caches, buffers, partitions and idempotent producers, split over the cores; by default half of the
+    /// RAM or of the cgroup's limit. What does not fit is refused by name when it is created, or forgotten.
     memory_budget_bytes: Option<u64> = "memory.budget.bytes", "", bytes(64 * MIB, i64::MAX);
     /// Memory of the newest records, from which consumers that keep up are served, split over the cores; by default 512 MiB a core,
     /// and at most half of the memory budget, which is the limit of any value.

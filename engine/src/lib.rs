@@ -38,6 +38,7 @@ pub mod limits;
 pub mod line;
 pub mod logging;
 pub mod long_work;
+pub mod memory_shares;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod meta;
@@ -49,6 +50,7 @@ pub mod peers;
 pub mod producers;
 mod producers_blob;
 mod producers_gaps;
+mod producers_share;
 #[cfg(test)]
 mod producers_tests;
 pub mod replica;

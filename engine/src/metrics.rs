@@ -225,6 +225,11 @@ metrics! {
     produce_bytes_total: Counter;
     /// Batches of idempotent producers that came before the one that they follow, and are to be sent again.
     produce_gaps_total: Counter;
+    /// Idempotent producers that are remembered, each counted once for each partition of this core.
+    producers_remembered: Gauge;
+    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their
+    /// share of `memory.budget.bytes`.
+    producers_forgotten_total: Counter;
     /// From taking a produce request to having its answer.
     produce_latency_seconds: Histogram;
     /// Fetches that wait for records now.
@@ -271,6 +276,15 @@ metrics! {
     groups_stopped: Gauge;
     /// Replicas that were told to begin anew, since they lacked what is gone from the log.
     replication_snapshots_total: Counter;
+    /// Replicas of partitions that this broker holds; core 0 tells of all cores.
+    replicas: Gauge;
+    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new
+    /// ones.
+    replicas_max: Gauge;
+    /// Partitions of the whole cluster, as this broker knows; core 0 tells.
+    cluster_partitions: Gauge;
+    /// Partitions of the whole cluster whose metadata this broker has memory for (`memory.budget.bytes`).
+    cluster_partitions_max: Gauge;
     /// Partitions whose Raft group is not at rest.
     replication_groups_awake: Gauge;
     /// Writes of the write-ahead ring, each with its sync.

@@ -22,6 +22,7 @@ use net::{batch::BatchHeader, errors::ErrorCode};
 use crate::{
     producers_blob,
     producers_gaps::{Gap, is_ahead},
+    producers_share::{Cut, Written},
 };
 
 pub use crate::producers_blob::RestoreError;
@@ -35,6 +36,11 @@ pub const PRODUCER_ID_EXPIRATION_MS: i64 = 86_400_000;
 /// Most producers remembered per partition. When full, the sixteenth that wrote least recently is forgotten: such a producer
 /// goes on undisturbed, as in Kafka after expiry, but its next retry is not known as one.
 pub const PRODUCERS_MAX: usize = 65_536;
+
+/// What one producer takes in memory at most: its entry in a table that has just grown, so that seven of sixteen places
+/// are taken, and its part of the last checkpoint's state, which the store holds.
+pub const PRODUCER_BYTES: u64 =
+    ((size_of::<(i64, Producer)>() + 1) * 16 / 7 + producers_blob::bytes_of(CACHED_BATCHES)) as u64;
 
 /// One batch that a producer wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +115,10 @@ impl Producer {
 
     fn last(&self) -> &WrittenBatch {
         self.batches().last().expect("a producer is kept from its first batch on")
+    }
+
+    fn written(&self) -> Written {
+        (self.last().timestamp, self.last().index)
     }
 
     pub(crate) fn push(&mut self, batch: WrittenBatch) {
@@ -290,6 +300,33 @@ impl Producers {
         }
     }
 
+    /// Producers of whom something committed is remembered: all but those that have just begun.
+    pub fn remembered(&self) -> usize {
+        self.committed.len()
+    }
+
+    /// When each producer wrote last that may be forgotten: those with uncommitted batches may not.
+    pub fn written(&self) -> impl Iterator<Item = Written> {
+        let forgettable = self.committed.iter().filter(|(id, _)| !self.speculative.contains_key(id));
+        forgettable.map(|(_, producer)| producer.written())
+    }
+
+    /// Forgets producers that wrote last at the cut or before, and returns how many. Gives their memory back.
+    pub fn forget(&mut self, cut: Cut) -> usize {
+        let (before, speculative) = (self.committed.len(), &self.speculative);
+        let mut left = cut.at_most;
+        self.committed.retain(|id, producer| {
+            let stays = left == 0 || producer.written() > cut.until || speculative.contains_key(id);
+            left -= usize::from(!stays);
+            stays
+        });
+        let forgotten = before - self.committed.len();
+        if forgotten > 0 {
+            self.committed.shrink_to_fit();
+        }
+        forgotten
+    }
+
     /// Forgets producers whose last batch is `expiration_ms` old or older, and returns how many. One with uncommitted
     /// batches stays.
     pub fn expire(&mut self, now_ms: i64, expiration_ms: i64) -> usize {
@@ -330,6 +367,12 @@ impl Producers {
         let mut producers = Producers::default();
         (producers.committed_index, producers.committed) = producers_blob::decode(blob)?;
         Ok(producers)
+    }
+
+    /// The first index that no batch here has.
+    #[cfg(test)]
+    pub fn next_index(&self) -> u64 {
+        self.tail.back().map_or(self.committed_index, |last| last.batch.index) + 1
     }
 
     /// The index up to which the committed part stands.

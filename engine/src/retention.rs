@@ -46,7 +46,7 @@ async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
 
 fn look_at(core: &Rc<Core>, partition: &Rc<Partition>) {
     let config = partition.config();
-    partition.expire_producers(clock::wall_ms(), core.config.producer_id_expiration_ms);
+    partition.expire_producers(core, clock::wall_ms(), core.config.producer_id_expiration_ms);
     let wanted = core.store.retention(
         partition.group(),
         clock::wall_ms(),

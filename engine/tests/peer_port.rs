@@ -132,6 +132,8 @@ fn a_tool_may_not_act_in_a_brokers_place() {
         version: String::new(),
         status: BrokerStatus::Alive,
         largest_entry: 0,
+        replicas_max: 0,
+        partitions_max: 0,
     };
     let (name, id) = ("t", Uuid::new_v4());
     let report = LeaderReport { partition: 0, term: 1 << 20, leader: 9, voters: vec![9] };
@@ -332,7 +334,11 @@ impl Fuzz {
         match self.rng.u8(..8) {
             0 => {
                 let command = self.command();
-                PlaneMessage::Forward { ask, acks: Acks::Leader, requests: vec![Request { origin: None, command }] }
+                PlaneMessage::Forward {
+                    ask,
+                    acks: Acks::Leader,
+                    requests: vec![Request { origin: None, command, no_room: None }],
+                }
             }
             1 => PlaneMessage::Forwarded { ask, answer: Ok(Accepted { term: number, index: number, results: vec![] }) },
             2 => PlaneMessage::ReadIndex { ask },

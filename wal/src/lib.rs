@@ -17,6 +17,7 @@
 //!
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
+mod app_state;
 pub mod buf;
 mod buf_pool;
 pub mod checkpoint;

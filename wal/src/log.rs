@@ -113,6 +113,8 @@ pub struct Log {
     pub hard_state: HardState,
     /// As of the last checkpoint or the flush under way.
     pub app: AppState,
+    /// The owner's state is less by now, though nothing was applied: the next checkpoint asks for it.
+    pub app_has_changed: bool,
     pub log_start: u64,
     /// The log start as of `app`: what a checkpoint says, so that it never runs ahead of the applied index.
     pub app_log_start: u64,
@@ -154,6 +156,7 @@ impl Log {
             by_snapshot,
             hard_state: HardState::default(),
             app: AppState::default(),
+            app_has_changed: false,
             log_start: 0,
             app_log_start: 0,
             before_first: Mark::default(),
@@ -415,7 +418,8 @@ impl Log {
 
     /// Whether a checkpoint would say less than it could about what is applied.
     pub fn app_is_behind(&self) -> bool {
-        !self.by_snapshot && (self.app.index < self.flushed.index || self.app_log_start < self.log_start)
+        let is_behind = self.app.index < self.flushed.index || self.app_log_start < self.log_start;
+        !self.by_snapshot && (is_behind || self.app_has_changed)
     }
 
     /// Takes over what is applied by now.
@@ -423,6 +427,7 @@ impl Log {
         assert!(app.index >= self.app.index, "group {}: the applied index never goes back", self.id.0);
         assert!(app.index <= self.end.index, "group {}: what is applied is in the log", self.id.0);
         self.app = app;
+        self.app_has_changed = false;
         self.app_log_start = self.log_start;
     }
 

@@ -70,7 +70,7 @@ impl<D: Disk> Store<D> {
         let mut state = shared.state.borrow_mut();
         state.uncount_carried(group);
         state.groups.remove(&group);
-        state.removed.push(Removed { group: RemovedGroup { id: group, at }, files_gone: false });
+        state.removed.insert(group, Removed { group: RemovedGroup { id: group, at }, files_gone: false });
         drop(state);
         shared.forget_files(group);
         shared.ask_flush();
@@ -80,7 +80,7 @@ impl<D: Disk> Store<D> {
     /// Whether the group was removed and is still remembered: whoever replays what made it finds it gone already. Its id is never
     /// used again, so it may not be created.
     pub fn was_removed(&self, group: GroupId) -> bool {
-        self.shared.state.borrow().removed.iter().any(|removed| removed.group.id == group)
+        self.shared.state.borrow().removed.contains_key(&group)
     }
 
     /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state: copies the payload into the

@@ -144,7 +144,7 @@ async fn cut_group<D: Disk>(
 async fn removed_besides<D: Disk>(shared: &Rc<Shared<D>>, taken: &Encoder) -> Result<Vec<RemovedGroup>, FlushError> {
     let removed: Vec<RemovedGroup> = {
         let state = shared.state.borrow();
-        let removed = state.removed.iter().map(|removed| removed.group);
+        let removed = state.removed.values().map(|removed| removed.group);
         removed.filter(|removed| !taken.has(removed.id)).collect()
     };
     let latest = removed.iter().map(|removed| removed.at).max().unwrap_or_default();
@@ -223,7 +223,7 @@ pub(crate) async fn collect<D: Disk>(
     let gone: Vec<GroupId> = {
         let state = shared.state.borrow();
         let listed = removed.iter().map(|removed| removed.id);
-        listed.filter(|id| state.removed.iter().any(|now| now.group.id == *id && !now.files_gone)).collect()
+        listed.filter(|id| state.removed.get(id).is_some_and(|now| !now.files_gone)).collect()
     };
     for group in &gone {
         if remove_dir(shared, *group).await? {
@@ -239,12 +239,15 @@ pub(crate) async fn collect<D: Disk>(
         }
     }
     let mut state = shared.state.borrow_mut();
-    state.garbage.retain(|listed| !garbage.contains(listed));
-    for removed in &mut state.removed {
-        removed.files_gone |= gone.contains(&removed.group.id);
+    let collected: BTreeSet<&Garbage> = garbage.iter().collect();
+    state.garbage.retain(|listed| !collected.contains(listed));
+    for group in &gone {
+        if let Some(removed) = state.removed.get_mut(group) {
+            removed.files_gone = true;
+        }
     }
     // The removal's own record goes with the ring's space; until then it is listed, so that nothing before it counts.
-    state.removed.retain(|removed| !removed.files_gone || removed.group.at > freed);
+    state.removed.retain(|_, removed| !removed.files_gone || removed.group.at > freed);
     Ok(())
 }
 

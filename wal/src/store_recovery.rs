@@ -82,7 +82,7 @@ pub(crate) async fn open<D: Disk>(
         log.app = crate::snapshot::load(&disk, dirs, log.id, log.flushed).await?;
     }
     let mut state = State {
-        removed: removed.iter().map(|group| Removed { group: *group, files_gone: false }).collect(),
+        removed: removed.iter().map(|group| (group.id, Removed { group: *group, files_gone: false })).collect(),
         garbage: checkpoint.garbage.clone(),
         number: checkpoint.number,
         // What the last flush could not write counts as staged since: a full disk may have left all of the ring to this one.
@@ -295,9 +295,9 @@ async fn clear_away<D: Disk>(
     checkpoint: &Checkpoint,
     touched: &BTreeSet<GroupId>,
 ) -> Result<usize, OpenError> {
-    let removed: Vec<RemovedGroup> = shared.state.borrow().removed.iter().map(|removed| removed.group).collect();
+    let removed: Vec<RemovedGroup> = shared.state.borrow().removed.values().map(|removed| removed.group).collect();
     // Removals that no checkpoint shows yet stay listed until one does.
-    let keep: Vec<Removed> = shared.state.borrow().removed.clone();
+    let keep = shared.state.borrow().removed.clone();
     collect(shared, &checkpoint.garbage, &removed, checkpoint.cut).await.map_err(of_flush)?;
     shared.state.borrow_mut().removed = keep;
     let mut orphans = 0;

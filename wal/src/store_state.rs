@@ -63,7 +63,8 @@ pub(crate) struct State {
     pub carried_bytes: u64,
     /// Entries in memory in the order of their arrival, by the end of their record.
     pub cache: VecDeque<(LogPos, GroupId)>,
-    pub removed: Vec<Removed>,
+    /// By group: there may be hundreds of thousands, of topics that were just deleted.
+    pub removed: BTreeMap<GroupId, Removed>,
     pub garbage: Vec<Garbage>,
     /// The logs' directory has new names that are not durable.
     pub logs_dir_changed: bool,

@@ -2324,6 +2324,8 @@ impl<'a> Broker<'a> {
   pub const VT_VERSION: ::flatbuffers::VOffsetT = 18;
   pub const VT_FENCED: ::flatbuffers::VOffsetT = 20;
   pub const VT_LARGEST_ENTRY: ::flatbuffers::VOffsetT = 22;
+  pub const VT_REPLICAS_MAX: ::flatbuffers::VOffsetT = 24;
+  pub const VT_PARTITIONS_MAX: ::flatbuffers::VOffsetT = 26;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2335,6 +2337,8 @@ impl<'a> Broker<'a> {
     args: &'args BrokerArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Broker<'bldr>> {
     let mut builder = BrokerBuilder::new(_fbb);
+    builder.add_partitions_max(args.partitions_max);
+    builder.add_replicas_max(args.replicas_max);
     builder.add_largest_entry(args.largest_entry);
     builder.add_incarnation(args.incarnation);
     builder.add_peer(args.peer);
@@ -2419,6 +2423,20 @@ impl<'a> Broker<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Broker::VT_LARGEST_ENTRY, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn replicas_max(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_REPLICAS_MAX, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn partitions_max(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_PARTITIONS_MAX, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Broker<'_> {
@@ -2437,6 +2455,8 @@ impl ::flatbuffers::Verifiable for Broker<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("version", Self::VT_VERSION, true)?
      .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
      .visit_field::<u64>("largest_entry", Self::VT_LARGEST_ENTRY, false)?
+     .visit_field::<u64>("replicas_max", Self::VT_REPLICAS_MAX, false)?
+     .visit_field::<u64>("partitions_max", Self::VT_PARTITIONS_MAX, false)?
      .finish();
     Ok(())
   }
@@ -2452,6 +2472,8 @@ pub struct BrokerArgs<'a> {
     pub version: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub fenced: bool,
     pub largest_entry: u64,
+    pub replicas_max: u64,
+    pub partitions_max: u64,
 }
 impl<'a> Default for BrokerArgs<'a> {
   #[inline]
@@ -2467,6 +2489,8 @@ impl<'a> Default for BrokerArgs<'a> {
       version: None, // required field
       fenced: false,
       largest_entry: 0,
+      replicas_max: 0,
+      partitions_max: 0,
     }
   }
 }
@@ -2517,6 +2541,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Broker::VT_LARGEST_ENTRY, largest_entry, 0);
   }
   #[inline]
+  pub fn add_replicas_max(&mut self, replicas_max: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_REPLICAS_MAX, replicas_max, 0);
+  }
+  #[inline]
+  pub fn add_partitions_max(&mut self, partitions_max: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_PARTITIONS_MAX, partitions_max, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     BrokerBuilder {
@@ -2547,6 +2579,8 @@ impl ::core::fmt::Debug for Broker<'_> {
       ds.field("version", &self.version());
       ds.field("fenced", &self.fenced());
       ds.field("largest_entry", &self.largest_entry());
+      ds.field("replicas_max", &self.replicas_max());
+      ds.field("partitions_max", &self.partitions_max());
       ds.finish()
   }
 }
@@ -3118,6 +3152,170 @@ impl ::core::fmt::Debug for UpdateClusterConfig<'_> {
       ds.finish()
   }
 }
+pub enum NoRoomOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct NoRoom<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for NoRoom<'a> {
+  type Inner = NoRoom<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> NoRoom<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_OF_CLUSTER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HAS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_WANTED: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TAKES: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    NoRoom { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args NoRoomArgs
+  ) -> ::flatbuffers::WIPOffset<NoRoom<'bldr>> {
+    let mut builder = NoRoomBuilder::new(_fbb);
+    builder.add_takes(args.takes);
+    builder.add_wanted(args.wanted);
+    builder.add_has(args.has);
+    builder.add_node(args.node);
+    builder.add_of_cluster(args.of_cluster);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(NoRoom::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn of_cluster(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(NoRoom::VT_OF_CLUSTER, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn has(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(NoRoom::VT_HAS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn wanted(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(NoRoom::VT_WANTED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn takes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(NoRoom::VT_TAKES, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for NoRoom<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i32>("node", Self::VT_NODE, false)?
+     .visit_field::<bool>("of_cluster", Self::VT_OF_CLUSTER, false)?
+     .visit_field::<u64>("has", Self::VT_HAS, false)?
+     .visit_field::<u64>("wanted", Self::VT_WANTED, false)?
+     .visit_field::<u64>("takes", Self::VT_TAKES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct NoRoomArgs {
+    pub node: i32,
+    pub of_cluster: bool,
+    pub has: u64,
+    pub wanted: u64,
+    pub takes: u64,
+}
+impl<'a> Default for NoRoomArgs {
+  #[inline]
+  fn default() -> Self {
+    NoRoomArgs {
+      node: 0,
+      of_cluster: false,
+      has: 0,
+      wanted: 0,
+      takes: 0,
+    }
+  }
+}
+
+pub struct NoRoomBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NoRoomBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: i32) {
+    self.fbb_.push_slot::<i32>(NoRoom::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_of_cluster(&mut self, of_cluster: bool) {
+    self.fbb_.push_slot::<bool>(NoRoom::VT_OF_CLUSTER, of_cluster, false);
+  }
+  #[inline]
+  pub fn add_has(&mut self, has: u64) {
+    self.fbb_.push_slot::<u64>(NoRoom::VT_HAS, has, 0);
+  }
+  #[inline]
+  pub fn add_wanted(&mut self, wanted: u64) {
+    self.fbb_.push_slot::<u64>(NoRoom::VT_WANTED, wanted, 0);
+  }
+  #[inline]
+  pub fn add_takes(&mut self, takes: u64) {
+    self.fbb_.push_slot::<u64>(NoRoom::VT_TAKES, takes, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NoRoomBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    NoRoomBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<NoRoom<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for NoRoom<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("NoRoom");
+      ds.field("node", &self.node());
+      ds.field("of_cluster", &self.of_cluster());
+      ds.field("has", &self.has());
+      ds.field("wanted", &self.wanted());
+      ds.field("takes", &self.takes());
+      ds.finish()
+  }
+}
 pub enum CommandOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -3140,6 +3338,7 @@ impl<'a> Command<'a> {
   pub const VT_BODY_TYPE: ::flatbuffers::VOffsetT = 10;
   pub const VT_BODY: ::flatbuffers::VOffsetT = 12;
   pub const VT_LOWEST_OPEN: ::flatbuffers::VOffsetT = 14;
+  pub const VT_NO_ROOM: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3148,12 +3347,13 @@ impl<'a> Command<'a> {
   #[allow(unused_mut)]
   pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
     _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CommandArgs
+    args: &'args CommandArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Command<'bldr>> {
     let mut builder = CommandBuilder::new(_fbb);
     builder.add_lowest_open(args.lowest_open);
     builder.add_sequence(args.sequence);
     builder.add_incarnation(args.incarnation);
+    if let Some(x) = args.no_room { builder.add_no_room(x); }
     if let Some(x) = args.body { builder.add_body(x); }
     builder.add_origin(args.origin);
     builder.add_body_type(args.body_type);
@@ -3202,6 +3402,13 @@ impl<'a> Command<'a> {
     // Created from valid Table for this object
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Command::VT_LOWEST_OPEN, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn no_room(&self) -> Option<NoRoom<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<NoRoom>>(Command::VT_NO_ROOM, None)}
   }
   #[inline]
   #[allow(non_snake_case)]
@@ -3415,19 +3622,21 @@ impl ::flatbuffers::Verifiable for Command<'_> {
         }
      })?
      .visit_field::<u64>("lowest_open", Self::VT_LOWEST_OPEN, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<NoRoom>>("no_room", Self::VT_NO_ROOM, false)?
      .finish();
     Ok(())
   }
 }
-pub struct CommandArgs {
+pub struct CommandArgs<'a> {
     pub origin: i32,
     pub incarnation: u64,
     pub sequence: u64,
     pub body_type: Body,
     pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>>,
     pub lowest_open: u64,
+    pub no_room: Option<::flatbuffers::WIPOffset<NoRoom<'a>>>,
 }
-impl<'a> Default for CommandArgs {
+impl<'a> Default for CommandArgs<'a> {
   #[inline]
   fn default() -> Self {
     CommandArgs {
@@ -3437,6 +3646,7 @@ impl<'a> Default for CommandArgs {
       body_type: Body::NONE,
       body: None, // required field
       lowest_open: 0,
+      no_room: None,
     }
   }
 }
@@ -3469,6 +3679,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommandBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_lowest_open(&mut self, lowest_open: u64) {
     self.fbb_.push_slot::<u64>(Command::VT_LOWEST_OPEN, lowest_open, 0);
+  }
+  #[inline]
+  pub fn add_no_room(&mut self, no_room: ::flatbuffers::WIPOffset<NoRoom<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<NoRoom>>(Command::VT_NO_ROOM, no_room);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommandBuilder<'a, 'b, A> {
@@ -3591,6 +3805,7 @@ impl ::core::fmt::Debug for Command<'_> {
         },
       };
       ds.field("lowest_open", &self.lowest_open());
+      ds.field("no_room", &self.no_room());
       ds.finish()
   }
 }
@@ -4012,6 +4227,7 @@ impl<'a> Answer<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 10;
   pub const VT_FIRST: ::flatbuffers::VOffsetT = 12;
   pub const VT_SECOND: ::flatbuffers::VOffsetT = 14;
+  pub const VT_NO_ROOM: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4026,6 +4242,7 @@ impl<'a> Answer<'a> {
     builder.add_second(args.second);
     builder.add_first(args.first);
     builder.add_sequence(args.sequence);
+    if let Some(x) = args.no_room { builder.add_no_room(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     if let Some(x) = args.topic { builder.add_topic(x); }
     builder.add_kind(args.kind);
@@ -4075,6 +4292,13 @@ impl<'a> Answer<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Answer::VT_SECOND, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn no_room(&self) -> Option<NoRoom<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<NoRoom>>(Answer::VT_NO_ROOM, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Answer<'_> {
@@ -4089,6 +4313,7 @@ impl ::flatbuffers::Verifiable for Answer<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
      .visit_field::<i64>("first", Self::VT_FIRST, false)?
      .visit_field::<u64>("second", Self::VT_SECOND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<NoRoom>>("no_room", Self::VT_NO_ROOM, false)?
      .finish();
     Ok(())
   }
@@ -4100,6 +4325,7 @@ pub struct AnswerArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub first: i64,
     pub second: u64,
+    pub no_room: Option<::flatbuffers::WIPOffset<NoRoom<'a>>>,
 }
 impl<'a> Default for AnswerArgs<'a> {
   #[inline]
@@ -4111,6 +4337,7 @@ impl<'a> Default for AnswerArgs<'a> {
       name: None,
       first: 0,
       second: 0,
+      no_room: None,
     }
   }
 }
@@ -4145,6 +4372,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AnswerBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Answer::VT_SECOND, second, 0);
   }
   #[inline]
+  pub fn add_no_room(&mut self, no_room: ::flatbuffers::WIPOffset<NoRoom<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<NoRoom>>(Answer::VT_NO_ROOM, no_room);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AnswerBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     AnswerBuilder {
@@ -4168,6 +4399,7 @@ impl ::core::fmt::Debug for Answer<'_> {
       ds.field("name", &self.name());
       ds.field("first", &self.first());
       ds.field("second", &self.second());
+      ds.field("no_room", &self.no_room());
       ds.finish()
   }
 }

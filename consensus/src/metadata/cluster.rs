@@ -28,6 +28,10 @@ pub struct Broker {
     pub status: BrokerStatus,
     /// The largest batch, in bytes, that the write-ahead ring of each of its cores takes. 0: its version does not say.
     pub largest_entry: u64,
+    /// Replicas of partitions that its memory takes. 0: no limit, or its version does not say.
+    pub replicas_max: u64,
+    /// Partitions of the whole cluster whose metadata its memory takes. 0: as above.
+    pub partitions_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,9 @@
 //! Metadata commands and their form in the log.
 
-use super::{Broker, BrokerStatus, HostPort, SliceId};
+use super::{
+    Broker, BrokerStatus, HostPort, NoRoom, SliceId,
+    room::{no_room_in, no_room_out},
+};
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{
@@ -127,11 +130,14 @@ pub struct Origin {
 pub struct Request {
     pub origin: Option<Origin>,
     pub command: Command,
+    /// Why it is refused, whatever it asks for: the leader alone can count what the log has before it, and says so
+    /// here.
+    pub no_room: Option<NoRoom>,
 }
 
 impl From<Command> for Request {
     fn from(command: Command) -> Self {
-        Self { origin: None, command }
+        Self { origin: None, command, no_room: None }
     }
 }
 
@@ -186,6 +192,16 @@ impl Command {
         }
     }
 
+    /// The replicas of the partitions that it creates, and the topic's name.
+    pub fn new_replicas(&mut self) -> Option<(&str, &mut Vec<Vec<i32>>)> {
+        match self {
+            Command::CreateTopic { name, replicas, .. } | Command::CreatePartitions { name, replicas, .. } => {
+                Some((name, replicas))
+            }
+            _ => None,
+        }
+    }
+
     /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
     pub fn new_groups(&mut self) -> Option<(usize, &mut u64)> {
         match self {
@@ -198,17 +214,22 @@ impl Command {
 
 /// The form in the log of commands that are proposed together, by nobody who would ask again.
 pub fn encode(commands: &[Command]) -> Bytes {
-    encode_all(commands.iter().map(|command| (None, command)))
+    encode_all(commands.iter().map(|command| (None, None, command)))
 }
 
 /// The form in the log of requests that are proposed together.
 pub fn encode_requests(requests: &[Request]) -> Bytes {
-    encode_all(requests.iter().map(|request| (request.origin, &request.command)))
+    encode_all(requests.iter().map(|request| (request.origin, request.no_room, &request.command)))
 }
 
-fn encode_all<'a>(commands: impl ExactSizeIterator<Item = (Option<Origin>, &'a Command)>) -> Bytes {
+fn encode_all<'a>(commands: impl ExactSizeIterator<Item = (Option<Origin>, Option<NoRoom>, &'a Command)>) -> Bytes {
     let mut out = FlatBufferBuilder::with_capacity(256 * commands.len());
-    let commands: Vec<_> = commands.map(|(origin, command)| write(&mut out, origin, command)).collect();
+    let commands: Vec<_> = commands
+        .map(|(origin, no_room, command)| {
+            let no_room = no_room.map(|no_room| no_room_out(&mut out, no_room));
+            write(&mut out, origin, no_room, command)
+        })
+        .collect();
     let commands = Some(out.create_vector(&commands));
     let root = fb::Commands::create(&mut out, &fb::CommandsArgs { commands });
     out.finish(root, None);
@@ -237,7 +258,11 @@ pub fn decode(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
 /// Reads an entry's commands back, with whose they are; the bytes are verified first.
 pub fn decode_requests(data: &[u8]) -> Result<Vec<Request>, DecodeError> {
     let commands = verified::<fb::Commands<'_>>(data)?.commands();
-    commands.iter().map(|command| Ok(Request { origin: origin_of(command), command: read(command)? })).collect()
+    let request = |command: fb::Command<'_>| {
+        let no_room = command.no_room().map(no_room_in);
+        Ok(Request { origin: origin_of(command), command: read(command)?, no_room })
+    };
+    commands.iter().map(request).collect()
 }
 
 fn origin_of(command: fb::Command<'_>) -> Option<Origin> {
@@ -251,7 +276,12 @@ fn origin_of(command: fb::Command<'_>) -> Option<Origin> {
 
 type Out<'b> = FlatBufferBuilder<'b>;
 
-fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WIPOffset<fb::Command<'b>> {
+fn write<'b>(
+    out: &mut Out<'b>,
+    origin: Option<Origin>,
+    no_room: Option<WIPOffset<fb::NoRoom<'b>>>,
+    command: &Command,
+) -> WIPOffset<fb::Command<'b>> {
     let (body_type, body) = match command {
         Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers } => {
             let args = fb::CreateTopicArgs {
@@ -363,7 +393,7 @@ fn write<'b>(out: &mut Out<'b>, origin: Option<Origin>, command: &Command) -> WI
             (fb::Body::UpdateClusterConfig, fb::UpdateClusterConfig::create(out, &args).as_union_value())
         }
     };
-    let mut args = fb::CommandArgs { body_type, body: Some(body), ..fb::CommandArgs::default() };
+    let mut args = fb::CommandArgs { body_type, body: Some(body), no_room, ..fb::CommandArgs::default() };
     if let Some(origin) = origin {
         assert_ne!(origin.sequence, 0, "requests are numbered from 1");
         args.origin = origin.node;
@@ -498,6 +528,8 @@ pub(super) fn broker_out<'b>(out: &mut Out<'b>, broker: &Broker) -> WIPOffset<fb
         version: Some(out.create_string(&broker.version)),
         fenced: broker.status == BrokerStatus::Fenced,
         largest_entry: broker.largest_entry,
+        replicas_max: broker.replicas_max,
+        partitions_max: broker.partitions_max,
     };
     fb::Broker::create(out, &args)
 }
@@ -515,6 +547,8 @@ pub(super) fn broker_in(broker: fb::Broker<'_>) -> Broker {
         version: broker.version().to_owned(),
         status: status_in(broker.fenced()),
         largest_entry: broker.largest_entry(),
+        replicas_max: broker.replicas_max(),
+        partitions_max: broker.partitions_max(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cluster` | brokers, settings of the cluster, reports of partitions |
 //! | `command` | commands, and their form in the log (FlatBuffers) |
+//! | `room` | how many replicas and partitions there are, and whether brokers have memory for more |
 //! | `slice` | one slice of the keyspace: applies commands, deterministically |
 //! | `slice_answers` | what a slice answered, so that a request that comes twice is applied once |
 //! | `snapshot` | all slices at one index, as bytes |
@@ -15,6 +16,7 @@
 mod cluster;
 mod command;
 mod query;
+mod room;
 mod slice;
 mod slice_answers;
 mod snapshot;
@@ -29,6 +31,7 @@ pub use query::{
     ANSWERS_BYTES_MAX, Assignment, QUERIES_MAX, Query, QueryAnswer, decode_queries, decode_query_answers,
     encode_queries, encode_query_answers,
 };
+pub use room::{NoRoom, Placed};
 pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
 pub use snapshot::{Joint, join, restore};
@@ -88,6 +91,8 @@ pub struct Topic {
 
 #[cfg(test)]
 mod bounds_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod rules_tests;
 #[cfg(test)]

@@ -34,6 +34,7 @@ impl Model {
             assert_eq!((&*slice, applied.deltas.len()), (&before, 0), "what is refused changes nothing");
         }
         self.view.apply(self.view.index() + 1, &applied.deltas);
+        self.view.check_counts();
         applied.outcome
     }
 
@@ -97,6 +98,8 @@ fn broker(node: i32, peer: u64, incarnation: u64) -> Broker {
         version: "0.1.0".to_owned(),
         status: BrokerStatus::Alive,
         largest_entry: 0,
+        replicas_max: 0,
+        partitions_max: 0,
     }
 }
 

@@ -8,8 +8,8 @@
 //! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice; what is undone leaves no trace.
 
 use super::{
-    Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, Partition, PartitionLeader, Request,
-    SliceId, Topic, Watermark, WatermarkReport,
+    Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, NoRoom, Partition, PartitionLeader,
+    Request, SliceId, Topic, Watermark, WatermarkReport,
     slice_answers::{Answers, AskedTooLate, Before, Kept},
 };
 use crate::plane::node_of;
@@ -79,6 +79,8 @@ pub enum Rejection {
          there, or give it fewer cores"
     )]
     LargestEntry { node: i32, takes: u64, largest: u64 },
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 /// What became of one request. The outer error: it may have been applied before, and what it gave then is forgotten.
@@ -246,12 +248,16 @@ impl Slice {
     /// Applies a committed request of this slice; one that was applied before gets its answer again, and changes nothing.
     pub fn apply_request(&mut self, request: &Request) -> Result<Applied, AskedTooLate> {
         assert!(self.undo.is_empty() || self.speculating.is_some(), "what is not committed is rolled back first");
-        let Some(origin) = request.origin else { return Ok(self.apply(&request.command)) };
+        let apply = |slice: &mut Self| match request.no_room {
+            None => slice.apply(&request.command),
+            Some(no_room) => Applied { outcome: Err(no_room.into()), deltas: Vec::new() },
+        };
+        let Some(origin) = request.origin else { return Ok(apply(self)) };
         match self.answers.before(origin) {
             Before::Answered(outcome) => Ok(Applied { outcome, deltas: Vec::new() }),
             Before::Forgotten => Err(AskedTooLate),
             Before::Nothing => {
-                let applied = self.apply(&request.command);
+                let applied = apply(self);
                 let kept = self.answers.keep(origin, applied.outcome.clone());
                 self.can_undo(|| Undo::Answer(kept));
                 Ok(applied)

@@ -6,6 +6,7 @@
 use super::{
     DecodeError, NameError, Origin, Outcome, Rejection, RequestResult,
     command::verified,
+    room::{no_room_in, no_room_out},
     snapshot::{RestoreError, topic_in, topic_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
@@ -183,6 +184,7 @@ const PEER_GONE: u8 = 138;
 const UNKNOWN_BROKER: u8 = 139;
 const FEATURE_DOWNGRADE: u8 = 140;
 const LARGEST_ENTRY: u8 = 141;
+const NO_ROOM: u8 = 142;
 const ASKED_TOO_LATE: u8 = 255;
 
 fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) -> WIPOffset<fb::Answer<'b>> {
@@ -262,6 +264,10 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
             to.name = Some(out.create_string(&largest.to_string()));
             LARGEST_ENTRY
         }
+        Err(Rejection::NoRoom(no_room)) => {
+            to.no_room = Some(no_room_out(out, *no_room));
+            NO_ROOM
+        }
     };
     fb::Answer::create(out, &to)
 }
@@ -309,6 +315,7 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
             takes: answer.second(),
             largest: answer.name()?.parse().ok()?,
         }),
+        NO_ROOM => Err(no_room_in(answer.no_room()?).into()),
         _ => return None,
     })
 }

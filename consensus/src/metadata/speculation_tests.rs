@@ -27,7 +27,7 @@ impl Luck {
             let incarnation = 1 + sequence / 40;
             Origin { node: self.rng.i32(1..3), incarnation, sequence, lowest_open: sequence.saturating_sub(3) }
         });
-        Request { origin, command }
+        Request { origin, command, no_room: None }
     }
 
     fn command(&mut self) -> Command {
@@ -108,6 +108,8 @@ fn broker(node: i32, disk: u64, incarnation: u64) -> Broker {
         version: "1".to_owned(),
         status: BrokerStatus::Alive,
         largest_entry: 0,
+        replicas_max: 0,
+        partitions_max: 0,
     }
 }
 
@@ -180,6 +182,7 @@ fn rolling_back_brings_back_answers_that_were_too_many() {
     let asks = |sequence| Request {
         origin: Some(Origin { node: 1, incarnation: 1, sequence, lowest_open: 1 }),
         command: Command::AllocateProducerIds { count: 1 },
+        no_room: None,
     };
     let mut slice = Slice::new(SliceId::of_cluster());
     for sequence in 2..ANSWERS_MAX as u64 + 2 {

@@ -206,7 +206,7 @@ fn group_ids_at_the_end_of_their_range_do_not_wrap() {
 }
 
 fn asked(node: i32, incarnation: u64, sequence: u64, lowest_open: u64, command: Command) -> Request {
-    Request { origin: Some(Origin { node, incarnation, sequence, lowest_open }), command }
+    Request { origin: Some(Origin { node, incarnation, sequence, lowest_open }), command, no_room: None }
 }
 
 fn producer_ids(sequence: u64, lowest_open: u64) -> Request {

@@ -3,7 +3,7 @@
 //!
 //! Invariant: indices are applied in order, each once.
 
-use super::{Broker, ClusterConfig, Delta, PartitionLeader, Topic, Watermark};
+use super::{Broker, ClusterConfig, Delta, PartitionLeader, Placed, Topic, Watermark};
 use ahash::{AHashMap, AHashSet};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use uuid::Uuid;
@@ -22,6 +22,7 @@ pub struct View {
     brokers: BTreeMap<i32, Arc<Broker>>,
     features: Arc<BTreeMap<String, u16>>,
     settings: Arc<ClusterConfig>,
+    placed: Placed,
 }
 
 impl View {
@@ -50,7 +51,8 @@ impl View {
                 self.groups.extend(topic.partitions.iter().map(|partition| partition.group));
                 let newest = topic.partitions.iter().map(|partition| partition.group).max();
                 self.newest_group = self.newest_group.max(newest.unwrap_or(0));
-                self.by_id.insert(topic.id, topic.clone());
+                let before = self.by_id.insert(topic.id, topic.clone());
+                self.placed.replace(before.as_deref(), Some(topic));
                 self.by_name.insert(topic.name.clone(), topic.clone());
             }
             Delta::TopicDeleted(topic) => {
@@ -59,7 +61,8 @@ impl View {
                     self.leaders.remove(&partition.group);
                     self.watermarks.remove(&partition.group);
                 }
-                self.by_id.remove(&topic.id);
+                let before = self.by_id.remove(&topic.id);
+                self.placed.replace(before.as_deref(), None);
                 self.by_name.remove(&topic.name);
             }
             Delta::Leaders(leaders) => self.leaders.extend(leaders.iter().cloned()),
@@ -122,6 +125,18 @@ impl View {
 
     pub fn broker(&self, node: i32) -> Option<&Arc<Broker>> {
         self.brokers.get(&node)
+    }
+
+    /// How many partitions there are, and how many replicas each broker has of them.
+    pub fn placed(&self) -> &Placed {
+        &self.placed
+    }
+
+    /// Asserts that what is counted as it changes is what a count of everything gives. For tests and simulation.
+    pub fn check_counts(&self) {
+        let mut counted = Placed::default();
+        self.topics().for_each(|topic| counted.replace(None, Some(topic)));
+        assert_eq!(self.placed, counted);
     }
 
     /// The level of each feature that the whole cluster has.

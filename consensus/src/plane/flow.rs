@@ -7,7 +7,7 @@
 use super::leading::Owner;
 use crate::{
     group::Entry,
-    metadata::{self, Applied, AskedTooLate, Delta, Request, RequestResult},
+    metadata::{self, Applied, AskedTooLate, Delta, Placed, Request, RequestResult},
 };
 use std::collections::VecDeque;
 
@@ -44,6 +44,8 @@ pub(super) struct FlowEntry {
     pub(super) committed: bool,
     /// Those who wait for its results, if this broker proposed it.
     pub(super) owners: Vec<Owner>,
+    /// What its requests create, if nothing else refuses them.
+    placed: Placed,
 }
 
 impl FlowEntry {
@@ -91,26 +93,37 @@ impl Flow {
         &mut self,
         index: u64,
         term: u64,
-        requests: Vec<Request>,
+        mut requests: Vec<Request>,
         owners: Vec<Owner>,
         slices: &mut Vec<SliceOp>,
     ) {
         // What lies between was appended by the group itself, in this term: changes of its members.
         while self.end() < index {
-            let between = self.entry(self.end(), term, 0, Vec::new());
+            let between = self.entry(self.end(), term, &mut [], Vec::new());
             self.entries.push_back(between);
         }
         assert_eq!(self.end(), index, "an entry is proposed behind those before it");
-        let entry = self.entry(index, term, requests.len(), owners);
+        let entry = self.entry(index, term, &mut requests, owners);
         let generation = entry.generation;
         self.entries.push_back(entry);
         self.speculated = index;
         slices.push(SliceOp::Speculate(SliceEntry { generation, index, requests }));
     }
 
-    fn entry(&mut self, index: u64, term: u64, requests: usize, owners: Vec<Owner>) -> FlowEntry {
-        let outcomes = (0..requests).map(|_| None).collect();
-        FlowEntry { index, term, generation: self.generation, outcomes, missing: requests, committed: false, owners }
+    fn entry(&mut self, index: u64, term: u64, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
+        let (outcomes, missing) = (requests.iter().map(|_| None).collect(), requests.len());
+        let mut placed = Placed::default();
+        for (_, replicas) in requests.iter_mut().filter_map(|request| request.command.new_replicas()) {
+            placed.join(&Placed::of(replicas));
+        }
+        FlowEntry { index, term, generation: self.generation, outcomes, missing, committed: false, owners, placed }
+    }
+
+    /// What the entries create that are not published.
+    pub(super) fn placed(&self) -> Placed {
+        let mut placed = Placed::default();
+        self.entries.iter().for_each(|entry| placed.join(&entry.placed));
+        placed
     }
 
     /// The index behind the last entry here.
@@ -136,7 +149,7 @@ impl Flow {
             end = end.max(*first + count as u64);
         }
         self.committed = entry.index;
-        let mut flowing = self.entry(entry.index, entry.term, requests.len(), Vec::new());
+        let mut flowing = self.entry(entry.index, entry.term, &mut requests, Vec::new());
         flowing.committed = true;
         let generation = flowing.generation;
         self.entries.push_back(flowing);

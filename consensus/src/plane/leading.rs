@@ -181,6 +181,7 @@ impl Plane {
         if requests.is_empty() {
             return;
         }
+        self.refuse_without_room(&mut requests);
         let mut next_group = self.next_group;
         for (groups, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
             *first = next_group;

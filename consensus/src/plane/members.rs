@@ -8,13 +8,15 @@
 use super::{Acks, Plane, Submission, Until, node_of};
 use crate::{
     group::{Group, Member, PeerProgress},
-    metadata::{Broker, BrokerStatus, Command, Delta},
+    metadata::{Broker, BrokerStatus, Command, Delta, Placed, Topic},
 };
+use ahash::AHashMap;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
+use uuid::Uuid;
 
 /// A learner counts as caught up when it lacks no more entries than this.
 const CAUGHT_UP_WITHIN: u64 = 64;
@@ -29,6 +31,9 @@ pub(super) struct Cluster {
     gone: Arc<BTreeSet<u64>>,
     /// Voters wanted, if that was set.
     pub(super) voters_wanted: Option<usize>,
+    /// By id, for what a change of one leaves of `placed`.
+    topics: AHashMap<Uuid, Arc<Topic>>,
+    placed: Placed,
 }
 
 impl Cluster {
@@ -40,12 +45,29 @@ impl Cluster {
             Delta::BrokerGone(node) => {
                 self.brokers.remove(node);
             }
+            Delta::Topic(topic) => {
+                let before = self.topics.insert(topic.id, topic.clone());
+                self.placed.replace(before.as_deref(), Some(topic));
+            }
+            Delta::TopicDeleted(topic) => {
+                let before = self.topics.remove(&topic.id);
+                self.placed.replace(before.as_deref(), None);
+            }
             Delta::GonePeers(peers) => self.gone = peers.clone(),
             Delta::ClusterConfig(config) => {
                 self.voters_wanted = config.get(None, VOTERS_SETTING).and_then(|value| value.parse().ok());
             }
-            _ => {}
+            Delta::Leaders(_) | Delta::Watermarks(_) | Delta::Features(_) => {}
         }
+    }
+
+    pub(super) fn brokers(&self) -> impl Iterator<Item = &Arc<Broker>> {
+        self.brokers.values()
+    }
+
+    /// Partitions and replicas of what is published.
+    pub(super) fn placed(&self) -> &Placed {
+        &self.placed
     }
 
     /// Whether a message of a broker's process is one of the process that is registered.

@@ -27,6 +27,7 @@ mod leading;
 mod leases;
 mod members;
 mod message;
+mod room;
 mod writes;
 
 pub use flow::{SliceEntry, SliceOp, check_entry};
@@ -82,6 +83,9 @@ pub struct PlaneConfig {
     pub voters_wanted: usize,
     /// A broker that is not heard of for so long is fenced.
     pub session_timeout: Duration,
+    /// Topics that are made whether brokers have memory for them or not, by name: those that the brokers themselves
+    /// need.
+    pub always_made: fn(&str) -> bool,
 }
 
 impl PlaneConfig {
@@ -98,6 +102,7 @@ impl PlaneConfig {
             entry_bytes_max: 256 << 10,
             voters_wanted: 1,
             session_timeout: Duration::from_secs(3),
+            always_made: |_| false,
         }
     }
 }

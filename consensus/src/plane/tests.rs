@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     group::{GroupConfig, Restored},
-    metadata::{Broker, BrokerStatus, Command, HostPort, Origin, Outcome, Request, Slice},
+    metadata::{Broker, BrokerStatus, Command, HostPort, NoRoom, Origin, Outcome, Placed, Rejection, Request, Slice},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
@@ -198,6 +198,27 @@ fn create(name: &str) -> Command {
     }
 }
 
+fn register(node: i32, peer: u64, replicas_max: u64) -> Command {
+    let address = || HostPort { host: "h".to_owned(), port: 1 };
+    let (kafka, peer_addr, version) = (address(), address(), String::new());
+    let status = BrokerStatus::Alive;
+    let broker = Broker {
+        node,
+        peer,
+        incarnation: 1,
+        kafka,
+        peer_addr,
+        cores: 1,
+        rack: None,
+        version,
+        status,
+        largest_entry: 0,
+        replicas_max,
+        partitions_max: 2 * replicas_max,
+    };
+    Command::RegisterBroker { broker }
+}
+
 fn submit(world: &mut World, node: i32, name: &str, acks: Acks, until: Until) -> Token {
     let now = world.now;
     let deadline = now + Duration::from_secs(5);
@@ -353,27 +374,10 @@ fn a_broker_forwards_for_itself_alone() {
     let mut world = World::new();
     let forward = |origin: i32, number: u64, command: Command| {
         let origin = Some(Origin { node: origin, incarnation: 1, sequence: number, lowest_open: 1 });
-        let (ask, requests) = (Ask { incarnation: 1, number }, vec![Request { origin, command }]);
+        let (ask, requests) = (Ask { incarnation: 1, number }, vec![Request { origin, command, no_room: None }]);
         Wire::Plane(2, 1, PlaneMessage::Forward { ask, acks: Acks::Quorum, requests })
     };
-    let broker = |node: i32, peer: u64| {
-        let address = || HostPort { host: "h".to_owned(), port: 1 };
-        let (kafka, peer_addr, version) = (address(), address(), String::new());
-        let status = BrokerStatus::Alive;
-        let broker = Broker {
-            node,
-            peer,
-            incarnation: 1,
-            kafka,
-            peer_addr,
-            cores: 1,
-            rack: None,
-            version,
-            status,
-            largest_entry: 0,
-        };
-        Command::RegisterBroker { broker }
-    };
+    let broker = |node: i32, peer: u64| register(node, peer, 0);
     world.wire.extend([
         forward(3, 1001, create("anothers")),
         forward(2, 1002, broker(3, peer_id(3, 9))),
@@ -387,4 +391,65 @@ fn a_broker_forwards_for_itself_alone() {
     assert_eq!((has("anothers"), has("its-own")), (false, true));
     let registered = slices.iter().flat_map(Slice::image).filter(|delta| matches!(delta, Delta::Broker(_))).count();
     assert_eq!(registered, 1);
+}
+
+#[test]
+fn writes_that_come_together_get_no_more_replicas_than_a_broker_takes() {
+    let mut world = World::new();
+    let now = world.now;
+    let deadline = now + Duration::from_secs(5);
+    let write = |world: &mut World, node: i32, command: Command| {
+        let submission = Submission { commands: vec![command], acks: Acks::Quorum, until: Until::Shown, deadline };
+        (node, world.node(node).plane.submit(now, submission))
+    };
+    let results = |world: &mut World, tokens: Vec<(i32, Token)>| -> Vec<Result<Outcome, Rejection>> {
+        world.run(3);
+        let mut result = |(node, token)| world.node(node).written.remove(&token).expect("an answer").expect("a result");
+        let results = tokens.into_iter().map(|asked| result(asked).results.remove(0).expect("asked in time"));
+        results.collect()
+    };
+    let created = |results: &[Result<Outcome, Rejection>]| results.iter().filter(|result| result.is_ok()).count();
+    // As long as one broker does not say what it takes, nobody is refused.
+    let told =
+        (1..=3).map(|node| write(&mut world, node, register(node, peer_id(node, 7), if node == 3 { 0 } else { 7 })));
+    let told: Vec<_> = told.collect();
+    assert_eq!(created(&results(&mut world, told)), 3);
+    let asked = (1..=4).map(|n| write(&mut world, 1, create(&"a".repeat(n)))).collect();
+    assert_eq!(created(&results(&mut world, asked)), 4, "8 replicas on a broker that takes 7");
+    let told = vec![write(&mut world, 3, register(3, peer_id(3, 7), 100))];
+    results(&mut world, told);
+    let delete = |n: usize| Command::DeleteTopic { name: "a".repeat(n).into(), id: Uuid::from_u128(n as u128) };
+    let deleted = (1..=3).map(|n| write(&mut world, 1, delete(n))).collect();
+    assert_eq!(created(&results(&mut world, deleted)), 3);
+    // 2 of 7 are there. All brokers are asked in the same turn, each for 2 or 4.
+    let asked = (5..=10).map(|n| write(&mut world, 1 + (n % 3) as i32, create(&"a".repeat(n)))).collect();
+    let results = results(&mut world, asked);
+    assert_eq!(created(&results), 2, "{results:?}");
+    let refusal = Rejection::from(NoRoom { node: 1, of_cluster: false, has: 6, wanted: 2, takes: 7 });
+    assert!(
+        results.iter().filter(|result| result.is_err()).all(|result| *result == Err(refusal.clone())),
+        "{results:?}"
+    );
+    for node in &world.nodes {
+        assert_eq!(topics(node).len(), 3, "the slices of all say the same");
+        assert_eq!(node.plane.cluster.placed().replicas(1), 6);
+        assert_eq!(node.plane.flow.placed(), Placed::default());
+    }
+}
+
+#[test]
+fn topics_that_brokers_need_are_made_without_room() {
+    let mut world = World::new();
+    world.nodes.iter_mut().for_each(|node| node.plane.config.always_made = |name| name == "needed");
+    let now = world.now;
+    let deadline = now + Duration::from_secs(5);
+    let mut commands: Vec<Command> = (1..=3).map(|node| register(node, peer_id(node, 7), 1)).collect();
+    commands.truncate(1);
+    let submission = |commands| Submission { commands, acks: Acks::Quorum, until: Until::Shown, deadline };
+    world.node(1).plane.submit(now, submission(commands));
+    world.run(3);
+    let token = world.node(1).plane.submit(now, submission(vec![create("needed"), create("others")]));
+    world.run(3);
+    let written = world.node(1).written.remove(&token).expect("an answer").expect("a result");
+    assert!(matches!(&written.results[..], [Ok(Ok(_)), Ok(Err(Rejection::NoRoom(_)))]), "{written:?}");
 }

@@ -90,7 +90,7 @@ impl Plane {
             self.next_sequence += 1;
             let (node, incarnation) = (self.config.node, self.config.incarnation);
             // The lowest open sequence is filled in when the write is sent.
-            Request { origin: Some(Origin { node, incarnation, sequence, lowest_open: 0 }), command }
+            Request { origin: Some(Origin { node, incarnation, sequence, lowest_open: 0 }), command, no_room: None }
         });
         let requests = requests.collect();
         let state = State::Waiting { retry_at: now };

@@ -86,6 +86,8 @@ impl Op {
             version: String::new(),
             status: BrokerStatus::Alive,
             largest_entry: 0,
+            replicas_max: 0,
+            partitions_max: 0,
         };
         Self::new(Kind::Register(submission(vec![Command::RegisterBroker { broker }])))
     }

@@ -396,6 +396,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
             let mut seen = Vec::new();
             for (index, deltas) in turn.publish {
                 meta.view.apply(index, &deltas);
+                meta.view.check_counts();
                 let entry = meta.unpublished.pop_front().expect("what is published was committed");
                 assert_eq!(entry.index, index);
                 let result = meta.results.remove(&index).unwrap_or_default();

@@ -132,6 +132,7 @@ impl Core {
             Ok(partition) => {
                 let partition = Rc::new(partition);
                 self.partitions.borrow_mut().insert(group, partition.clone());
+                partition.count_producers(self);
                 partition.begin(self, recovered.is_none());
                 for (message, payloads) in self.groups.take_early(group) {
                     partition.receive(self, message, payloads);
@@ -179,7 +180,7 @@ impl Core {
         self.unclaimed.borrow_mut().remove(&group);
         let closed = self.partitions.borrow_mut().remove(&group);
         if let Some(partition) = closed {
-            partition.close();
+            partition.close(self);
             self.coordinators.resign(group);
         }
         // Its replica may be on another broker.

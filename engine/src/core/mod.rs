@@ -32,12 +32,14 @@ use crate::{
     groups::Groups,
     kafka::{Fetches, Placement, ProducerIds, Unreadable},
     long_work::LongWork,
+    memory_shares::Shares,
     mesh::{HasMesh, Mesh},
-    meta::{META_GROUP, Meta},
+    meta::{META_CORE, META_GROUP, Meta},
     metrics::CoreMetrics,
     pace::Pace,
     partition::{Partition, TopicPartition},
     peers::Peers,
+    producers_share::ProducersShare,
     replica::{ReadyLoop, Replicated},
     rt,
     sync::{Either, Flag, Notify, race},
@@ -103,6 +105,7 @@ pub struct CoreParts {
     pub identity: Arc<Identity>,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
+    pub shares: Shares,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub spread: Arc<Spread>,
@@ -116,6 +119,9 @@ pub struct Core {
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
+    /// What of the broker's memory partitions and producers may have.
+    pub shares: Shares,
+    pub producers_share: ProducersShare,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
@@ -186,6 +192,8 @@ impl Core {
             cluster_id: parts.cluster_id,
             identity: parts.identity,
             advertised: parts.advertised,
+            shares: parts.shares,
+            producers_share: ProducersShare::of(parts.shares.producers_bytes),
             store: parts.store,
             metrics: parts.metrics,
             ready_loop: ReadyLoop::default(),
@@ -282,6 +290,11 @@ impl Core {
         }
     }
 
+    /// This core's first partition with that group or a later one.
+    pub fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>> {
+        self.partitions.borrow().range(group..).next().map(|(_, partition)| partition.clone())
+    }
+
     pub fn partition(&self, group: GroupId) -> Option<Rc<Partition>> {
         self.partitions.borrow().get(&group).cloned()
     }
@@ -300,9 +313,22 @@ impl Core {
 
     /// Publishes how many requests wait in this core's queues.
     pub fn publish_queues(&self) {
+        self.metrics.producers_remembered.set(self.producers_share.remembered() as u64);
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
         self.metrics.fetches_waiting.set(self.fetches.waiting() as u64);
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
+    }
+
+    /// On core 0: publishes how many partitions there are, and how many this broker has memory for.
+    pub fn publish_room(&self) {
+        if self.id() == META_CORE {
+            let (replicas, partitions) =
+                self.view(|view| (view.placed().replicas(self.node()), view.placed().partitions()));
+            self.metrics.replicas.set(replicas);
+            self.metrics.replicas_max.set(self.shares.replicas_max);
+            self.metrics.cluster_partitions.set(partitions);
+            self.metrics.cluster_partitions_max.set(self.shares.partitions_max);
+        }
     }
 
     /// A look at the view; it may not be held across an await.

@@ -36,9 +36,12 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
 }
 
 /// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
-/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that are fenced.
-pub fn placeable(core: &Core, factor: usize) -> Candidates {
-    let Candidates { live, away } = candidates(core);
+/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that
+/// are fenced. Those that are `full` are left out.
+pub fn placeable(core: &Core, factor: usize, full: &[i32]) -> Candidates {
+    let Candidates { mut live, mut away } = candidates(core);
+    live.retain(|node| !full.contains(node));
+    away.retain(|node| !full.contains(node));
     let well: Vec<i32> = live.iter().copied().filter(|node| is_well(core, *node)).collect();
     if well.len() >= factor {
         return Candidates { live: well, away: Vec::new() };

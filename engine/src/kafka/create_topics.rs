@@ -4,6 +4,7 @@
 use super::{
     collisions,
     refusal::{self, Refusal},
+    room::Asked,
     topic_names,
     topics::{change, check_new_topic},
 };
@@ -27,11 +28,12 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
         true => meta::linearize(core).await.map_err(Refusal::from),
         false => Ok(()),
     };
+    let room = Asked::default();
     let check_one = |core: &Core, topic: &CreatableTopic| {
         if repeats.contains(&topic.name) {
             return Err(topic_names::twice());
         }
-        let command = check_new_topic(core, topic)?;
+        let command = check_new_topic(core, topic, &room)?;
         if topic_names::may_collide(&topic.name) {
             newest.clone()?;
             let earlier = names.iter().take_while(|name| **name != topic.name).map(|name| name.0.as_str());

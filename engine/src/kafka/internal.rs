@@ -57,7 +57,8 @@ fn command(
     if registered.len() < factor {
         return Err(TooFewBrokers { topic: internal.name, registered: registered.len(), wanted: factor });
     }
-    let candidates = brokers::placeable(core, factor);
+    // Made even where brokers have no memory left for partitions: no group could go on without.
+    let candidates = brokers::placeable(core, factor, &[]);
     let placed = core.placement.spread(&candidates, internal.partitions(&core.config), factor);
     let mut configs = internal.settings();
     configs.extend(chosen);

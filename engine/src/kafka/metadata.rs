@@ -1,6 +1,11 @@
 //! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
 
-use super::{brokers, collisions, metadata_log::METADATA_TOPIC, operations, topics::auto_create};
+use super::{
+    brokers, collisions,
+    metadata_log::METADATA_TOPIC,
+    operations,
+    topics::{auto_create, check_auto_create},
+};
 use crate::{
     core::Core,
     internal_topics,
@@ -146,6 +151,9 @@ impl<'a> Look<'a> {
                 ErrorCode::InvalidTopicException
             }
             Asked::Id(_) => ErrorCode::UnknownTopicId,
+            Asked::Name(name) if may_create && check_auto_create(self.core, name).is_err() => {
+                ErrorCode::PolicyViolation
+            }
             // It could not be created in time: the client asks again.
             Asked::Name(_) if may_create => ErrorCode::LeaderNotAvailable,
             Asked::Name(_) => ErrorCode::UnknownTopicOrPartition,

@@ -21,6 +21,7 @@ mod produce;
 mod producer_ids;
 mod quorum;
 mod refusal;
+mod room;
 mod sasl;
 mod topic_names;
 mod topics;

@@ -1,12 +1,17 @@
 //! Where new partitions go: spread over live brokers, in turn; on those that are away only where there are too few.
 
 use crate::config::REPLICAS_MAX;
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 /// Whose turn it is on this core. It begins anywhere, so that cores and brokers do not all begin with the same broker.
 pub struct Placement {
     next: Cell<usize>,
+    /// When it was last logged that brokers have no memory for topics that clients use.
+    told: Cell<Option<Duration>>,
 }
+
+/// That is logged so often at most: clients ask again and again.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// The brokers that new partitions may go to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,11 +50,20 @@ impl Candidates {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { next: Cell::new(fastrand::u32(..) as usize) }
+        Self { next: Cell::new(fastrand::u32(..) as usize), told: Cell::default() }
     }
 }
 
 impl Placement {
+    /// Whether enough time has passed since a refusal was logged.
+    pub fn may_tell(&self, now: Duration) -> bool {
+        let may = self.told.get().is_none_or(|told| now >= told + TOLD_EVERY);
+        if may {
+            self.told.set(Some(now));
+        }
+        may
+    }
+
     /// The replicas of `count` new partitions, `factor` each, the preferred leader first: each takes the next of the live brokers, and
     /// so do those placed after them. With which others a broker shares its partitions changes from round to round. Where there are
     /// fewer live ones than replicas, brokers that are away get the rest, in turn too.
@@ -130,12 +144,12 @@ mod tests {
 
     #[test]
     fn partitions_go_round_all_live_brokers_and_on_from_where_the_last_were_put() {
-        let placement = Placement { next: Cell::new(4) };
+        let placement = Placement { next: Cell::new(4), ..Placement::default() };
         assert_eq!(placement.spread(&live(&[1, 2, 5]), 4, 1), [[2], [5], [1], [2]]);
         assert_eq!(placement.spread(&live(&[1, 2, 5]), 1, 1), [[5]]);
         assert_eq!(placement.spread(&live(&[1, 2]), 3, 1), [[2], [1], [2]], "5 is gone");
         assert_eq!(placement.spread(&live(&[7]), 2, 1), [[7], [7]]);
-        let last = Placement { next: Cell::new(usize::MAX) };
+        let last = Placement { next: Cell::new(usize::MAX), ..Placement::default() };
         assert_eq!(last.spread(&live(&[1, 2]), 2, 1).len(), 2, "the turn wraps around");
     }
 

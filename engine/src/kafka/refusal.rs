@@ -4,7 +4,7 @@ use crate::{
     core::Core,
     meta::{self, SubmitError},
 };
-use consensus::metadata::{Command, Outcome, Rejection};
+use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
 use net::errors::ErrorCode;
 use std::rc::Rc;
 
@@ -30,7 +30,15 @@ impl Refusal {
                 | ErrorCode::InvalidPartitions
                 | ErrorCode::InvalidReplicaAssignment
                 | ErrorCode::BrokerIdNotRegistered
+                // Topics may have been deleted.
+                | ErrorCode::PolicyViolation
         )
+    }
+
+    /// Whether it came out of the log and may not be so any more: the leader alone counts what brokers have room for,
+    /// and is believed.
+    fn may_have_been_early(&self) -> bool {
+        self.may_be_outdated() && self.code != ErrorCode::PolicyViolation
     }
 }
 
@@ -74,7 +82,7 @@ pub async fn change<T>(
         let mut outdated = Vec::new();
         for ((at, command), outcome) in passed.into_iter().zip(outcomes) {
             match outcome {
-                Err(refusal) if refusal.may_be_outdated() => outdated.push(at),
+                Err(refusal) if refusal.may_have_been_early() => outdated.push(at),
                 outcome => results[at] = Some(outcome.map(|outcome| (command, outcome))),
             }
         }
@@ -101,6 +109,12 @@ impl From<SubmitError> for Refusal {
     }
 }
 
+impl From<NoRoom> for Refusal {
+    fn from(no_room: NoRoom) -> Self {
+        Rejection::from(no_room).into()
+    }
+}
+
 impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
         let code = match rejection {
@@ -115,6 +129,7 @@ impl From<Rejection> for Refusal {
             Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
             Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
             Rejection::LargestEntry { .. } => ErrorCode::InvalidConfig,
+            Rejection::NoRoom(_) => ErrorCode::PolicyViolation,
         };
         Self::new(code, rejection.to_string())
     }

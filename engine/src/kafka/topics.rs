@@ -6,6 +6,7 @@
 use super::{
     brokers, collisions, internal, metadata_log, placement,
     refusal::{self, Refusal},
+    room::Asked,
     topic_names,
 };
 use crate::{
@@ -77,12 +78,29 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
             "topics that clients use could not be created: too few brokers for default.replication.factor"
         );
     };
-    let candidates = brokers::placeable(core, factor);
-    let create = |name: &&str| {
-        create_command(name, core.placement.spread(&candidates, partitions as usize, factor), BTreeMap::new())
+    let (room, mut refused) = (Asked::default(), None);
+    let create = |name: &&str| match room.place(core, name, partitions as usize, factor) {
+        Ok(replicas) => Some(create_command(name, replicas, BTreeMap::new())),
+        Err(refusal) => {
+            refused = Some(refusal);
+            None
+        }
     };
-    let commands = missing.iter().map(create).collect();
-    create_unasked(core, commands, missing).await;
+    let commands: Vec<Command> = missing.iter().filter_map(create).collect();
+    if let Some(refusal) = refused.filter(|_| core.placement.may_tell(clock::now())) {
+        tracing::warn!(why = refusal.message, "topics that clients use could not be created");
+    }
+    if !commands.is_empty() {
+        create_unasked(core, commands, missing).await;
+    }
+}
+
+/// Why a topic that a client uses is not created, if brokers have no memory for it.
+pub fn check_auto_create(core: &Core, name: &str) -> Result<(), Refusal> {
+    match check_replication(core, -1) {
+        Ok(factor) => Asked::default().place(core, name, core.config.num_partitions as usize, factor).map(drop),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
@@ -199,7 +217,7 @@ async fn submit(
         .collect()
 }
 
-pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Command, Refusal> {
+pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked) -> Result<Command, Refusal> {
     let name = topic.name.0.as_str();
     consensus::metadata::check_topic_name(name)
         .map_err(|error| Refusal::new(ErrorCode::InvalidTopicException, error.to_string()))?;
@@ -235,8 +253,8 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic) -> Result<Com
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {
-        true => core.placement.spread(&brokers::placeable(core, factor), partitions as usize, factor),
-        false => assigned(&brokers::alive_ids(core), topic)?,
+        true => room.place(core, name, partitions as usize, factor)?,
+        false => room.assigned(core, name, assigned(&brokers::alive_ids(core), topic)?)?,
     };
     Ok(create_command(name, replicas, configs))
 }
@@ -318,9 +336,10 @@ fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Com
 
 pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsRequest) -> CreatePartitionsResponse {
     let repeats = topic_names::take_repeats(&mut request.topics, |topic| topic.name.clone());
+    let room = Asked::default();
     let check_one = |core: &Core, topic: &CreatePartitionsTopic| match repeats.contains(&topic.name) {
         true => Err(topic_names::twice()),
-        false => check_more(core, topic),
+        false => check_more(core, topic, &room),
     };
     let results: Vec<Result<(), Refusal>> = if request.validate_only {
         let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
@@ -341,7 +360,7 @@ pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsReques
     CreatePartitionsResponse::default().with_results(results.collect())
 }
 
-fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, Refusal> {
+fn check_more(core: &Core, request: &CreatePartitionsTopic, room: &Asked) -> Result<Command, Refusal> {
     let name = request.name.0.as_str();
     internal::check_name(name)?;
     let topic = core
@@ -361,7 +380,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
     let replicas = match &request.assignments {
         None => {
             let factor = check_replication(core, factor)?;
-            core.placement.spread(&brokers::placeable(core, factor), more as usize, factor)
+            room.place(core, name, more as usize, factor)?
         }
         Some(assignments) => {
             let live = brokers::alive_ids(core);
@@ -370,7 +389,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic) -> Result<Command, R
                 return Err(refuse(format!("{} assignments for {more} new partitions", assignments.len())));
             }
             let replicas = assignments.iter().map(|assignment| on_live(&live, &assignment.broker_ids).map_err(refuse));
-            replicas.collect::<Result<_, _>>()?
+            room.assigned(core, name, replicas.collect::<Result<_, _>>()?)?
         }
     };
     Ok(Command::CreatePartitions {

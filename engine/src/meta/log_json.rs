@@ -43,6 +43,9 @@ fn request(request: &Request) -> Value {
         // Those of one process are counted; the process is told by when it began, more or less.
         rendered["origin"] = json!({ "node": node, "incarnation": peer(incarnation), "sequence": sequence });
     }
+    if let Some(no_room) = request.no_room {
+        rendered["refused"] = no_room.to_string().into();
+    }
     rendered
 }
 
@@ -111,7 +114,7 @@ fn registration(broker: &Broker) -> Value {
         "incarnation": peer(broker.incarnation), "kafka": format!("{}:{}", broker.kafka.host, broker.kafka.port),
         "peer_addr": format!("{}:{}", broker.peer_addr.host, broker.peer_addr.port), "cores": broker.cores,
         "rack": broker.rack, "version": broker.version, "status": status_name(broker.status),
-        "largest_entry": broker.largest_entry,
+        "largest_entry": broker.largest_entry, "replicas_max": broker.replicas_max, "partitions_max": broker.partitions_max,
     })
 }
 
@@ -126,7 +129,7 @@ fn status_name(status: BrokerStatus) -> &'static str {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use consensus::metadata::encode_requests;
+    use consensus::metadata::{NoRoom, encode_requests};
     use std::collections::BTreeMap;
     use uuid::Uuid;
 
@@ -150,8 +153,9 @@ mod tests {
             id: Uuid::from_u128(5),
             changes: vec![("retention.ms".to_owned(), None)],
         };
+        let no_room = NoRoom { node: 2, of_cluster: false, has: 7, wanted: 2, takes: 8 };
         let origin = Origin { node: 2, incarnation: 1 << 60, sequence: 9, lowest_open: 1 };
-        let requests = [create.into(), Request { origin: Some(origin), command: set }];
+        let requests = [create.into(), Request { origin: Some(origin), command: set, no_room: Some(no_room) }];
         assert_eq!(
             render(&entry(ENTRY_NORMAL, encode_requests(&requests))),
             json!({
@@ -165,6 +169,7 @@ mod tests {
                         "command": "UpdateTopicConfig", "topic": "orders",
                         "id": "00000000-0000-0000-0000-000000000005", "changes": { "retention.ms": null },
                         "origin": { "node": 2, "incarnation": "0x1000000000000000", "sequence": 9 },
+                        "refused": no_room.to_string(),
                     },
                 ],
             })

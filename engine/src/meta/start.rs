@@ -5,6 +5,8 @@ use crate::{
     clock,
     config::ring_bytes_for,
     core::{Core, CoreId, core_of_slice, restored},
+    internal_topics,
+    memory_shares::Shares,
     rt,
     sync::{Either, race},
 };
@@ -23,6 +25,8 @@ const ELECTION_TICKS: usize = 8;
 
 /// How often a broker that can't join says why.
 const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Pause before a broker registers again that a leader of an earlier version has registered in part.
+const REGISTER_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before it tries again.
 const JOIN_RETRY: Duration = Duration::from_millis(200);
 
@@ -59,6 +63,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     let plane_config = PlaneConfig {
         voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
         session_timeout: core.config.broker_session_timeout(),
+        always_made: |name| internal_topics::find(name).is_some(),
         ..PlaneConfig::new(core.node(), identity.incarnation)
     };
     let mut plane = Plane::new(plane_config, applied, group_high);
@@ -136,6 +141,10 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         }
         rt::sleep(JOIN_RETRY).await;
     }
+    tell_if_over(core);
+    if !is_registered(core, takes) {
+        rt::spawn(register_again(core.clone(), takes));
+    }
     let wanted = core.config.message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
         Ok(largest) if largest < wanted => tracing::warn!(
@@ -147,6 +156,24 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         Err(error) => tracing::warn!(%error, "cannot see to it that all brokers take message.max.bytes = {wanted}"),
     }
     Ok(())
+}
+
+/// Whether the metadata has what this broker says of its memory and its rings. A leader of an earlier version leaves that out.
+fn is_registered(core: &Core, largest_entry: u64) -> bool {
+    let Command::RegisterBroker { broker } = registration(core, largest_entry) else { unreachable!("it registers") };
+    core.view(|view| view.broker(core.node()).is_some_and(|known| Broker { status: known.status, ..broker } == **known))
+}
+
+/// Tells the cluster again, until it knows: at the latest when all brokers have been upgraded.
+async fn register_again(core: Rc<Core>, largest_entry: u64) {
+    while let Either::First(()) = race(rt::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
+        if is_registered(&core, largest_entry) {
+            return;
+        }
+        if let Err(error) = submit_with(&core, vec![registration(&core, largest_entry)], Submitting::default()).await {
+            tracing::debug!(%error, "the cluster does not know what this broker takes yet; trying on");
+        }
+    }
 }
 
 /// Why a broker whose rings take batches of at most `takes` bytes can't join.
@@ -175,6 +202,27 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             status: BrokerStatus::Alive,
             largest_entry,
+            replicas_max: core.shares.replicas_max,
+            partitions_max: core.shares.partitions_max,
         },
+    }
+}
+
+/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made
+/// them, serves all.
+fn tell_if_over(core: &Core) {
+    let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
+    let Shares { replicas_max, partitions_max, .. } = core.shares;
+    if replicas > replicas_max {
+        tracing::warn!(
+            "this broker holds {replicas} replicas of partitions, and memory.budget.bytes is meant for {replicas_max}: it serves them \
+             all, may take more memory, and refuses new ones; raise memory.budget.bytes, add brokers, or delete topics"
+        );
+    }
+    if partitions > partitions_max {
+        tracing::warn!(
+            "the cluster has {partitions} partitions, and memory.budget.bytes of this broker is meant for the metadata of \
+             {partitions_max}: it may take more memory, and new partitions are refused; raise memory.budget.bytes, or delete topics"
+        );
     }
 }

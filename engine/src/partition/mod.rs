@@ -35,6 +35,7 @@ use crate::{
     core::Core,
     producers::Producers,
     producers_gaps::Gaps,
+    producers_share::Cut,
     replica::{self, Payload, Replica, Replicated},
     sync::Marks,
 };
@@ -129,6 +130,8 @@ pub struct Partition {
     coming: RefCell<Option<Coming>>,
     /// What laggards are to get.
     catch_up: CatchUp,
+    /// Idempotent producers, as the core counts them.
+    producers_counted: Cell<usize>,
 }
 
 impl Partition {
@@ -196,6 +199,7 @@ impl Partition {
             stands_in: Cell::new(None),
             coming: RefCell::default(),
             catch_up: CatchUp::default(),
+            producers_counted: Cell::new(0),
         }
     }
 
@@ -283,9 +287,36 @@ impl Partition {
         Ok(())
     }
 
+    /// A look at the idempotent producers.
+    pub fn with_producers<R>(&self, look: impl FnOnce(&Producers) -> R) -> R {
+        look(&self.state.borrow().producers)
+    }
+
+    /// Tells the core how many idempotent producers are remembered here.
+    pub fn count_producers(&self, core: &Core) {
+        let now = self.with_producers(Producers::remembered);
+        core.producers_share.changed(self.producers_counted.replace(now), now);
+    }
+
+    /// Forgets idempotent producers, since those of all partitions take too much memory; returns how many.
+    pub fn forget_producers(&self, core: &Core, cut: Cut) -> usize {
+        let forgotten = self.state.borrow_mut().producers.forget(cut);
+        self.forgot_producers(core, forgotten);
+        forgotten
+    }
+
+    fn forgot_producers(&self, core: &Core, forgotten: usize) {
+        if forgotten > 0 {
+            self.count_producers(core);
+            // Else what the store holds for its checkpoints would go on to name them.
+            core.store.app_has_changed(self.group());
+        }
+    }
+
     /// Forgets idempotent producers that wrote nothing for so long.
-    pub fn expire_producers(&self, now_ms: i64, expiration_ms: i64) {
+    pub fn expire_producers(&self, core: &Core, now_ms: i64, expiration_ms: i64) {
         let forgotten = self.state.borrow_mut().producers.expire(now_ms, expiration_ms);
+        self.forgot_producers(core, forgotten);
         if forgotten > 0 {
             tracing::debug!(partition = %self.name, forgotten, "forgot idempotent producers (producer.id.expiration.ms)");
         }
@@ -326,8 +357,9 @@ impl Partition {
     }
 
     /// Answers all who wait: the partition is gone from this core.
-    pub fn close(&self) {
+    pub fn close(&self, core: &Core) {
         self.replica.close();
+        core.producers_share.changed(self.producers_counted.take(), 0);
         self.established.set(false);
         let mut state = self.state.borrow_mut();
         state.waiting.clear();
@@ -419,6 +451,8 @@ impl Replicated for Partition {
             }
         }
         state.producers.commit_to(last);
+        let producers = state.producers.remembered();
+        core.producers_share.changed(self.producers_counted.replace(producers), producers);
         while let Some(applied) = state.tail.pop_front_if(|entry| entry.index <= last) {
             state.tail_bytes -= applied.bytes;
         }

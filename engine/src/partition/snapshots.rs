@@ -111,6 +111,7 @@ impl Partition {
         let at = LogMark { index, term: mark.at.term, offset };
         let position = core.store.restart_log(self.group(), state, at, app)?;
         self.state.replace(State { producers, end: offset, high_watermark: offset, ..State::default() });
+        self.count_producers(core);
         self.wake_fetches();
         Ok(position)
     }

@@ -456,7 +456,7 @@ fn a_message_too_large_for_a_frame_is_dropped_alone() {
         let (one, _, _) = broker(hello(1), &[(2, addr)]);
         one.way(2, Lane::Control).until_there(true).await;
         let command = Command::SetFeatureLevel { name: "x".repeat(CARRIED_BYTES_MAX), level: 1 };
-        let requests = vec![Request { origin: None, command }];
+        let requests = vec![Request { origin: None, command, no_room: None }];
         let ask = Ask { incarnation: 1, number: 1 };
         let forward = PlaneMessage::Forward { ask, acks: Acks::Quorum, requests };
         for message in [probe(1), PeerMessage::Plane(forward), probe(2)] {

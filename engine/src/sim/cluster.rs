@@ -140,6 +140,7 @@ impl Cluster {
         // Every wait has an end: nothing of clients that have gone is left.
         self.go_on(world, LAST_ANSWERS, || self.left_waiting().is_none())?;
         expect(self.left_waiting().is_none(), || format!("{:?} for {LAST_ANSWERS:?}", self.left_waiting()))?;
+        self.check_counts()?;
         self.check_logs()?;
         for group in &groups {
             self.check_offsets(group)?;

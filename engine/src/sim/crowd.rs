@@ -5,6 +5,7 @@ use super::{
     clients::{Target, ask_within, text},
     cluster::Cluster,
     exec::{self, OUTSIDE, World},
+    ledger::{Violation, expect},
     node::Node,
 };
 use crate::{kafka, rt, sync::race};
@@ -98,6 +99,21 @@ impl Cluster {
             let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &kafka::Lane::default(), &header, request);
             race(answering, rt::sleep(breaks_in)).await;
         });
+    }
+
+    /// What is counted as it changes is what a count of everything gives: partitions, replicas, idempotent producers.
+    pub(super) fn check_counts(&self) -> Result<(), Violation> {
+        for node in &self.nodes {
+            let Some(core) = node.core() else { continue };
+            core.view(|view| view.check_counts());
+            let partitions = core.partitions();
+            let remembered = partitions.iter().map(|partition| partition.with_producers(|known| known.remembered()));
+            let (recounted, counted) = (remembered.sum::<usize>(), core.producers_share.remembered());
+            expect(recounted == counted, || {
+                format!("broker {} counts {counted} idempotent producers, and remembers {recounted}", node.id)
+            })?;
+        }
+        Ok(())
     }
 
     /// Who still waits in some broker.

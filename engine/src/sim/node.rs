@@ -11,6 +11,7 @@ use crate::{
     core::Core,
     front::Spread,
     groups::GroupHost,
+    memory_shares::Shares,
     mesh, meta,
     metrics::Metrics,
     rt,
@@ -31,6 +32,8 @@ use wal::{
 
 const DATA: &str = "/data";
 const MEMORY: u64 = 1 << 20;
+/// Of which partitions and producers have their share.
+const BUDGET: u64 = 64 << 20;
 
 /// What the founders of a cluster know of it.
 pub(super) struct Founding {
@@ -186,7 +189,14 @@ impl Node {
             manifest.cluster_id = Some("simulated".to_owned());
             manifest.write(&disk, DATA.as_ref()).await.map_err(|error| error.to_string())?;
         }
-        let about = About::new(&manifest, config.clone(), super::net::secret(), config.kafka_addr, config.peer_addr);
+        let about = About::new(
+            &manifest,
+            config.clone(),
+            super::net::secret(),
+            config.kafka_addr,
+            config.peer_addr,
+            Shares::of(BUDGET, 1),
+        );
         let seed = mesh::seeds::<Core>(1).pop().expect("one was asked for");
         let (mesh, inbox) = seed.connect().await;
         let (metrics, spread) = (Metrics::new(1).core(0), Arc::new(Spread::new(1, usize::MAX)));

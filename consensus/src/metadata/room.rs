@@ -1,0 +1,183 @@
+//! How many partitions the cluster has and how many replicas each broker holds, and whether brokers have memory for
+//! more. Pure.
+//!
+//! Counts are kept as topics change, so that a request costs what it asks for, however many partitions there are. A
+//! broker registers its numbers ([`Broker::replicas_max`], [`Broker::partitions_max`]). They limit what is created,
+//! never what is there: a broker that has more than its number keeps it.
+
+use super::{Broker, Topic};
+use crate::generated::metadata::millrace::metadata as fb;
+use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// Partitions, and replicas of them by broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    partitions: u64,
+    /// No broker with none.
+    replicas: BTreeMap<i32, u64>,
+}
+
+/// Why no more partitions fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// The broker whose memory is the limit.
+    pub node: i32,
+    /// Whether the partitions of the whole cluster are counted, whose metadata each broker keeps; else this broker's
+    /// replicas.
+    pub of_cluster: bool,
+    /// What there is, what is asked for beside it, and what the broker's memory takes.
+    pub has: u64,
+    pub wanted: u64,
+    pub takes: u64,
+}
+
+impl std::error::Error for NoRoom {}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NoRoom { node, of_cluster, has, wanted, takes } = self;
+        match of_cluster {
+            false => write!(
+                f,
+                "broker {node} has {has} replicas of partitions (those that are being made included), {wanted} more are asked for, \
+                 and its memory takes {takes}; raise memory.budget.bytes of broker {node}, add brokers, or delete topics"
+            ),
+            true => write!(
+                f,
+                "the cluster has {has} partitions (those that are being made included), {wanted} more are asked for, and the memory \
+                 of broker {node} takes the metadata of {takes}; raise memory.budget.bytes of broker {node}, or delete topics"
+            ),
+        }
+    }
+}
+
+impl Placed {
+    /// New partitions with these replicas.
+    pub fn of(replicas: &[Vec<i32>]) -> Self {
+        let mut placed = Self::default();
+        replicas.iter().for_each(|replicas| placed.add(replicas));
+        placed
+    }
+
+    pub fn partitions(&self) -> u64 {
+        self.partitions
+    }
+
+    /// Replicas that a broker holds.
+    pub fn replicas(&self, node: i32) -> u64 {
+        self.replicas.get(&node).copied().unwrap_or(0)
+    }
+
+    /// A topic is made, changed or deleted.
+    pub fn replace(&mut self, before: Option<&Topic>, after: Option<&Topic>) {
+        after.into_iter().flat_map(|topic| &topic.partitions).for_each(|partition| self.add(&partition.replicas));
+        for partition in before.into_iter().flat_map(|topic| &topic.partitions) {
+            self.partitions -= 1;
+            for node in &partition.replicas {
+                let replicas = self.replicas.get_mut(node).expect("its replicas were counted");
+                *replicas -= 1;
+                if *replicas == 0 {
+                    self.replicas.remove(node);
+                }
+            }
+        }
+    }
+
+    /// Takes back what was [joined](Placed::join).
+    pub fn leave(&mut self, others: &Placed) {
+        self.partitions -= others.partitions;
+        for (node, replicas) in &others.replicas {
+            let left = self.replicas.get_mut(node).expect("its replicas were counted");
+            *left -= replicas;
+            if *left == 0 {
+                self.replicas.remove(node);
+            }
+        }
+    }
+
+    /// Adds what others have counted.
+    pub fn join(&mut self, others: &Placed) {
+        self.partitions += others.partitions;
+        for (node, replicas) in &others.replicas {
+            *self.replicas.entry(*node).or_default() += replicas;
+        }
+    }
+
+    /// Whether `brokers` have memory for `more` beside this.
+    pub fn check_room<'a>(
+        &self,
+        brokers: impl IntoIterator<Item = &'a Arc<Broker>>,
+        more: &Placed,
+    ) -> Result<(), NoRoom> {
+        let is_over = |has: u64, wanted: u64, takes: u64| takes > 0 && wanted > 0 && has + wanted > takes;
+        for Broker { node, replicas_max, partitions_max, .. } in brokers.into_iter().map(|broker| &**broker) {
+            let (has, wanted) = (self.replicas(*node), more.replicas(*node));
+            if is_over(has, wanted, *replicas_max) {
+                return Err(NoRoom { node: *node, of_cluster: false, has, wanted, takes: *replicas_max });
+            }
+            let (has, wanted) = (self.partitions, more.partitions);
+            if is_over(has, wanted, *partitions_max) {
+                return Err(NoRoom { node: *node, of_cluster: true, has, wanted, takes: *partitions_max });
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Placed::check_room`], before anybody has chosen replicas: whether `nodes` have memory for `count`
+    /// partitions with `factor` replicas each, wherever these go. Names the fullest of them if not.
+    pub fn check_total<'a>(
+        &self,
+        brokers: impl IntoIterator<Item = &'a Arc<Broker>>,
+        nodes: &[i32],
+        count: usize,
+        factor: usize,
+    ) -> Result<(), NoRoom> {
+        let brokers: Vec<&Arc<Broker>> = brokers.into_iter().collect();
+        let more = Placed { partitions: count as u64, replicas: BTreeMap::new() };
+        self.check_room(brokers.iter().copied(), &more)?;
+        let wanted = (count * factor) as u64;
+        let mut room = 0u64;
+        let mut fullest: Option<(u64, i32, u64)> = None;
+        for node in nodes {
+            let takes = brokers.iter().find(|broker| broker.node == *node).map_or(0, |broker| broker.replicas_max);
+            if takes == 0 {
+                return Ok(());
+            }
+            let left = takes.saturating_sub(self.replicas(*node));
+            room += left;
+            if fullest.is_none_or(|(least, ..)| left < least) {
+                fullest = Some((left, *node, takes));
+            }
+        }
+        match fullest.filter(|_| room < wanted) {
+            None => Ok(()),
+            Some((_, node, takes)) => {
+                let wanted = wanted.div_ceil(nodes.len() as u64);
+                Err(NoRoom { node, of_cluster: false, has: self.replicas(node), wanted, takes })
+            }
+        }
+    }
+
+    fn add(&mut self, replicas: &[i32]) {
+        self.partitions += 1;
+        for node in replicas {
+            *self.replicas.entry(*node).or_default() += 1;
+        }
+    }
+}
+
+pub(super) fn no_room_out<'b>(out: &mut FlatBufferBuilder<'b>, no_room: NoRoom) -> WIPOffset<fb::NoRoom<'b>> {
+    let NoRoom { node, of_cluster, has, wanted, takes } = no_room;
+    fb::NoRoom::create(out, &fb::NoRoomArgs { node, of_cluster, has, wanted, takes })
+}
+
+pub(super) fn no_room_in(no_room: fb::NoRoom<'_>) -> NoRoom {
+    NoRoom {
+        node: no_room.node(),
+        of_cluster: no_room.of_cluster(),
+        has: no_room.has(),
+        wanted: no_room.wanted(),
+        takes: no_room.takes(),
+    }
+}
