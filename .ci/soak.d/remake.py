@@ -1,0 +1,129 @@
+"""A topic that is deleted and made again under its name, while a producer and a group use it.
+
+In the end the group must have seen every record of the last topic that was acknowledged: were an offset of a former topic taken for one of
+it, the group would skip some.
+"""
+
+import threading
+import time
+from collections import Counter
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+NAME = "remade"
+PARTITIONS = 3
+ROUNDS = 4
+PATIENCE = 30
+
+
+class Remake:
+    def __init__(self, bootstrap, topics, random):
+        self.bootstrap, self.topics, self.random = bootstrap, topics, random
+        self.generation, self.ended = 0, threading.Event()
+        self.producing = threading.Event()
+        self.acked, self.seen = set(), set()  # (generation, number)
+        self.errors, self.failures = Counter(), []
+
+    def run(self):
+        self.topics.create(NAME, PARTITIONS)
+        threads = [threading.Thread(target=self.produce), threading.Thread(target=self.consume)]
+        self.producing.set()
+        for thread in threads:
+            thread.start()
+        for _ in range(ROUNDS):
+            time.sleep(self.random.uniform(2, 5))
+            self.again()
+        time.sleep(2)
+        self.producing.clear()
+        self.wait_for_last()
+        self.ended.set()
+        for thread in threads:
+            thread.join()
+        self.topics.delete(NAME)
+        return self.errors, self.failures
+
+    def again(self):
+        try:
+            self.topics.delete(NAME)
+            if self.random.random() < 0.5:
+                time.sleep(self.random.uniform(0, 1))
+            self.topics.create(NAME, PARTITIONS)
+            self.generation += 1
+        except KafkaException as e:
+            self.failures.append(f"the topic could not be made again: {e.args[0].name()} {e.args[0].str()}")
+
+    def produce(self):
+        """A hundred a second; what is refused while there is no topic is no fault."""
+        producer = Producer({
+            "bootstrap.servers": self.bootstrap, "acks": "all", "linger.ms": 5, "message.timeout.ms": 3000, "retry.backoff.ms": 50,
+            "topic.metadata.refresh.interval.ms": 500, "topic.metadata.propagation.max.ms": 0, "error_cb": lambda e: None,
+        })
+        n = 0
+
+        def answered(key):
+            def call(error, _):
+                if error is None:
+                    self.acked.add(key)
+                else:
+                    self.errors[f"produce {error.name()}"] += 1
+            return call
+
+        while not self.ended.is_set():
+            if self.producing.is_set():
+                key = self.generation, n
+                producer.produce(NAME, f"{key[0]} {key[1]}", partition=n % PARTITIONS, on_delivery=answered(key))
+                n += 1
+            producer.poll(0.01)
+        producer.purge()
+        producer.flush(5)
+
+    def consume(self):
+        consumer = Consumer({
+            "bootstrap.servers": self.bootstrap, "group.id": NAME, "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "session.timeout.ms": 6000, "topic.metadata.refresh.interval.ms": 500, "allow.auto.create.topics": False, "fetch.wait.max.ms": 200,
+        })
+        consumer.subscribe([NAME])
+        due = time.monotonic() + 0.5
+        while not self.ended.is_set():
+            message = consumer.poll(0.1)
+            if message is not None and message.error():
+                self.errors[f"consume {message.error().name()}"] += 1
+            elif message is not None:
+                self.seen.add(tuple(map(int, message.value().split())))
+            if time.monotonic() >= due:
+                due = time.monotonic() + 0.5
+                try:
+                    consumer.commit(asynchronous=False)
+                except KafkaException as e:
+                    if e.args[0].name() != "_NO_OFFSET":
+                        self.errors[f"commit {e.args[0].name()}"] += 1
+        consumer.close()
+
+    def wait_for_last(self):
+        """Records that the last topic holds were seen by the group, and its offsets lie within that topic."""
+        give_up = time.monotonic() + PATIENCE
+        held = self.held()
+        if not held:
+            self.failures.append("the last topic took no record")
+        while (lacks := held - self.seen) and time.monotonic() < give_up:
+            time.sleep(0.2)
+        if lacks:
+            self.failures.append(f"the group skipped {len(lacks)} of {len(held)} records of the topic that was made last, first {min(lacks)}")
+        lost = {key for key in self.acked if key[0] == self.generation} - held
+        if lost:
+            self.failures.append(f"{len(lost)} acknowledged records are not in the topic that was made last, first {min(lost)}")
+
+    def held(self):
+        """What the topic holds, read by a client of its own."""
+        time.sleep(1)
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": f"{NAME}-check", "enable.partition.eof": True})
+        consumer.assign([TopicPartition(NAME, p, 0) for p in range(PARTITIONS)])
+        got, ended, give_up = set(), set(), time.monotonic() + PATIENCE
+        while len(ended) < PARTITIONS and time.monotonic() < give_up:
+            message = consumer.poll(1)
+            if message is not None and message.error():
+                ended.add(message.partition())
+            elif message is not None:
+                got.add(tuple(map(int, message.value().split())))
+        consumer.close()
+        return got
