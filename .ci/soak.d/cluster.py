@@ -15,6 +15,7 @@ SETTINGS = {
     "wal.ring.bytes": "64MiB",
     "log.cache.bytes": "64MiB",
     "log.retention.check.interval.ms": "1000",
+    "replica.lag.time.max.ms": "5000",
     "group.initial.rebalance.delay.ms": "0",
     "auto.create.topics.enable": "false",
 }

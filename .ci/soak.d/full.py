@@ -12,15 +12,17 @@ RECOVERY = 30
 def full(disks, cluster, bulk, number):
     """Returns what went wrong, and figures for the summary."""
     errors, figures = Counter(), {}
-    begin, told = time.monotonic(), None
+    begin, told, used = time.monotonic(), None, 0
     bulk.start(RATE)
     while time.monotonic() - begin < SECONDS:
         disks.fill(number)
         if told is None and cluster.metric(number, "disk_full"):
             told = time.monotonic() - begin
             figures["told full after s"] = round(told, 1)
+        used = max(used, cluster.metric(number, "wal_ring_used_bytes") or 0)
         time.sleep(0.05)
     bulk.stop()
+    figures["ring used MiB"] = round(used / (1 << 20))
     if told is None:
         errors["disk_full stayed 0"] += 1
     elif "disk: full" not in cluster.page(number, "/health/ready")[1]:

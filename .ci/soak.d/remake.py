@@ -71,8 +71,13 @@ class Remake:
         while not self.ended.is_set():
             if self.producing.is_set():
                 key = self.generation, n
-                producer.produce(NAME, f"{key[0]} {key[1]}", partition=n % PARTITIONS, on_delivery=answered(key))
-                n += 1
+                try:
+                    producer.produce(NAME, f"{key[0]} {key[1]}", partition=n % PARTITIONS, on_delivery=answered(key))
+                    n += 1
+                except KafkaException as e:
+                    # The client knows that there is no such topic.
+                    self.errors[f"produce {e.args[0].name()}"] += 1
+                    producer.poll(0.1)
             producer.poll(0.01)
         producer.purge()
         producer.flush(5)
