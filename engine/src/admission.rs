@@ -1,34 +1,34 @@
 //! Admission: appends wait here, before they are proposed, while the ring is down to its reserve.
 //! Lives on: every core, one each, before that core's ring.
 //!
-//! A proposal can't be refused once it is taken, so the limit acts before it. First come, first served: while any append
-//! waits, no other passes, or pipelined batches of one producer would change places. An append that gives up leaves the
-//! line, wherever it stands.
+//! A proposal can't be refused once it is taken, so the limit acts before it. Partitions take turns, so that one with a hundred
+//! megabytes that wait holds up no other. In a partition it is first come, first served, or pipelined batches of one producer would
+//! change places. An append that gives up leaves the line, wherever it stands.
 //!
 //! Bound: the connections admit at most `queued.max.request.bytes` per core, and each append here belongs to such a request.
 //! Deadline: the request's timeout.
 
 use crate::{
     core::Store,
-    line::{Line, Place},
+    lines::{Lines, Spot},
 };
-use wal::store::Admission as Room;
+use wal::{record::GroupId, store::Admission as Room};
 
 #[derive(Default)]
-pub struct Admission(Line);
+pub struct Admission(Lines<GroupId>);
 
-/// A place in the line. As long as it is held, no append that came later goes first.
+/// A place in the partition's line. As long as it is held, no append to the partition that came later goes first.
 pub struct Turn {
-    place: Place,
+    spot: Spot<GroupId>,
     bytes: usize,
 }
 
 impl Turn {
-    /// Waits until this append is the first and the ring has room for it. A ring that has failed, and an entry that never
+    /// Waits until it is this append's turn and the ring has room for it. A ring that has failed, and an entry that never
     /// fits, are admitted: the append then says why it is refused. The caller appends before it awaits anything else, and
     /// then drops the turn.
-    pub async fn come(&self, store: &Store) {
-        self.place.first().await;
+    pub async fn come(&mut self, store: &Store) {
+        self.spot.turn().await;
         while store.admit(self.bytes) == Room::Wait {
             store.space_freed().await;
         }
@@ -37,11 +37,11 @@ impl Turn {
 
 impl Admission {
     /// `None`: append now. Otherwise await the turn.
-    pub fn enter(&self, store: &Store, bytes: usize) -> Option<Turn> {
+    pub fn enter(&self, store: &Store, group: GroupId, bytes: usize) -> Option<Turn> {
         if self.0.is_empty() && store.admit(bytes) != Room::Wait {
             return None;
         }
-        Some(Turn { place: self.0.join(), bytes })
+        Some(Turn { spot: self.0.join(group), bytes })
     }
 
     /// Appends that wait.
