@@ -1,13 +1,16 @@
 """How the machine itself does, so that a stall of the machine is not taken for one of the brokers.
 
 A canary process sleeps 10 ms at a time and notes how late it wakes. Another one writes and syncs 4 KiB twice a second on the file
-system that holds the brokers' disks, and notes how long that takes. Each failure is printed with the worst of both around it.
+system that holds the brokers' disks, and notes how long that takes. Each failure is printed with the worst of both around it, and with what
+other programs took.
 """
 
 import multiprocessing
 import os
 import threading
 import time
+
+from others import Others
 
 KEEP = 600
 
@@ -45,7 +48,7 @@ def priority(wanted):
 
 class Canary:
     def __init__(self, directory):
-        self.late = []
+        self.late, self.others = [], Others(KEEP)
         out = multiprocessing.Queue()
         for target, args in ((sleeper, (out,)), (syncer, (os.path.join(directory, "canary"), out))):
             multiprocessing.Process(target=target, args=args, daemon=True).start()
@@ -65,4 +68,4 @@ class Canary:
             if at + took > begin - 1 and at < end + 1:
                 worst[what] = max(worst[what], took)
         words = {what: f"{took:.2f} s" if took else "< 0.1 s" for what, took in worst.items()}
-        return f"machine: woke {words['wake']} late, synced in {words['sync']}"
+        return f"machine: woke {words['wake']} late, synced in {words['sync']}; {self.others.between(begin, end)}"

@@ -23,7 +23,7 @@ RULES = """It fails if
   - a record of a bystander is refused, lost, doubled or out of order, or a group loses its place;
   - a bulk producer has not 70 % of its former throughput 5 s after an event;
   - replicas are not in sync, or connections of strangers still open, 30 s after an event;
-  - a broker ends or panics.
+  - a broker ends or panics, or takes 256 MiB more memory than its budget of 512 MiB.
 No broker is killed. Each failure is printed with what the machine did meanwhile; other work on it makes gaps of its own.
 
 Examples:

@@ -10,6 +10,8 @@ OLD = "old"
 VANISHING = 100
 SLOW = 50
 SLOW_SECONDS = 20
+# As many as a broker takes of one connection at a time; each is answered with about a megabyte.
+PIPELINED = 64
 
 
 def vanish(topics, random):
@@ -39,7 +41,7 @@ def vanish(topics, random):
 
 
 def slow(topics, random):
-    """50 sockets that ask for 4 times 50 MB of old records each, and read nothing for 20 s."""
+    """50 sockets that ask for old records 64 times each, and read nothing for 20 s."""
     leaders = topics.leaders(OLD)
     connections, errors = [], Counter()
     for _ in range(SLOW):
@@ -47,7 +49,7 @@ def slow(topics, random):
         try:
             connection = wire.connect(leaders[partition])
             connections.append(connection)
-            connection.sendall(b"".join(wire.fetch(OLD, partition, random.randrange(100), 50_000_000) for _ in range(4)))
+            connection.sendall(b"".join(wire.fetch(OLD, partition, random.randrange(500), 50_000_000) for _ in range(PIPELINED)))
         except OSError as e:
             errors[type(e).__name__] += 1
     time.sleep(SLOW_SECONDS)

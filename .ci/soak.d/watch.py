@@ -3,7 +3,10 @@
 import threading
 from collections import Counter
 
-from cluster import BROKERS
+from cluster import BROKERS, BUDGET_MIB
+
+# Beyond memory.budget.bytes: the program, stacks, the ring's memory, what the allocator keeps.
+BEYOND_MIB = 256
 
 
 class Watch:
@@ -12,6 +15,7 @@ class Watch:
         self.resident = {n: 0 for n in BROKERS}
         self.ready = {n: Counter() for n in BROKERS}
         self.turns = {n: 0 for n in BROKERS}
+        self.told = set()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -28,6 +32,10 @@ class Watch:
             return
         self.resident[n] = max(self.resident[n], resident)
         self.report.note_max(self.report.timeline[-1][1], "RSS MiB", resident)
+        # Once for each event.
+        if resident > BUDGET_MIB + BEYOND_MIB and n not in self.told:
+            self.told.add(n)
+            self.report.fail(f"broker {n} has {resident} MiB in memory, its budget is {BUDGET_MIB} MiB, and {BEYOND_MIB} MiB are allowed beyond it")
         status, _ = self.cluster.page(n, "/health/ready")
         self.ready[n][status] += 1
         if status != 200:
@@ -36,6 +44,7 @@ class Watch:
     def after(self, kind):
         """After each event: broken brokers, their logs, the longest turn. Returns whether a broker has ended."""
         dead = False
+        self.told.clear()
         for n in BROKERS:
             if self.cluster.pid(n) is None and n not in self.cluster.dead:
                 self.cluster.dead.add(n)
