@@ -4,6 +4,8 @@ import multiprocessing
 import time
 from collections import Counter
 
+import settings
+
 TOPIC = "bulk"
 RECORD = 50_000
 WARM_UP = 0.5
@@ -23,11 +25,7 @@ def worker(bootstrap, pipe):
         else:
             acks.append((time.monotonic(), RECORD))
 
-    producer = Producer({
-        "bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "batch.size": 1_000_000, "message.timeout.ms": 30_000,
-        "queue.buffering.max.kbytes": 32_768, "reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 200,
-        "retry.backoff.ms": 20, "retry.backoff.max.ms": 100, "error_cb": lambda e: None,
-    })
+    producer = Producer(settings.producer(bootstrap, linger_ms=5, batch_size=1_000_000, message_timeout_ms=30_000, queue_buffering_max_kbytes=32_768))
     payload, n, begin, sent, rate = bytes(RECORD), 0, 0.0, 0, None
     while True:
         if pipe.poll(0 if rate is not None else 0.05):

@@ -8,6 +8,7 @@ which commits every second.
 import threading
 import time
 
+import settings
 from canary import priority
 
 RATE = 20
@@ -48,11 +49,8 @@ class Bystander:
         self.unanswered = [0] * PARTITIONS
         self.acked = self.failed = 0
         self.last, self.lasts = None, [None] * PARTITIONS
-        self.producer = Producer({
-            "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 0,
-            "reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 200, "retry.backoff.ms": 20, "retry.backoff.max.ms": 100,
-            "error_cb": lambda e: out.put(("error", e.name(), time.monotonic())),
-        })
+        on_error = lambda e: out.put(("error", e.name(), time.monotonic()))
+        self.producer = Producer(settings.producer(bootstrap, on_error, enable_idempotence=True, linger_ms=0))
 
     def run(self, stop):
         turn, begin = 0, time.monotonic()
@@ -101,10 +99,9 @@ class Reader:
         self.who, self.topic, self.out = who, topic, out
         self.next = list(range(PARTITIONS))
         self.sent, self.got, self.slowest = None, 0, 0.0
-        self.consumer = Consumer({
-            "bootstrap.servers": bootstrap, "group.id": f"{topic}-reader", "enable.auto.commit": False, "auto.offset.reset": "error",
-            "fetch.wait.max.ms": 200, "reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 200,
-        })
+        self.consumer = Consumer(settings.client(
+            bootstrap, group_id=f"{topic}-reader", enable_auto_commit=False, auto_offset_reset="error", fetch_wait_max_ms=200,
+        ))
         self.consumer.assign([TopicPartition(topic, p, 0) for p in range(PARTITIONS)])
 
     def end(self, sent):
@@ -169,10 +166,10 @@ class Group:
     def member(self, ended):
         from confluent_kafka import Consumer, KafkaException
 
-        consumer = Consumer({
-            "bootstrap.servers": self.bootstrap, "group.id": "bystanders", "enable.auto.commit": False, "auto.offset.reset": "earliest",
-            "session.timeout.ms": 10000, "reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 200, "fetch.wait.max.ms": 200,
-        })
+        consumer = Consumer(settings.client(
+            self.bootstrap, group_id="bystanders", enable_auto_commit=False, auto_offset_reset="earliest", session_timeout_ms=10_000,
+            fetch_wait_max_ms=200,
+        ))
         consumer.subscribe(self.topics, on_assign=self.assigned)
         due = time.monotonic() + 1
         while not ended():

@@ -7,7 +7,8 @@ never filled.
 import os
 import subprocess
 
-SIZE_MIB = 4096
+# In memory it is all taken when the disk is filled.
+SIZE_MIB = {"loop": 4096, "tmpfs": 2048}
 CHUNK = bytes(1 << 20)
 
 
@@ -38,11 +39,11 @@ class Disks:
 
     def mount(self, n):
         if self.kind == "tmpfs":
-            run("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", self.path(n))
+            run("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB[self.kind]}m", "tmpfs", self.path(n))
             return
         image = f"{self.data_dir}/disk-{n}.img"
         with open(image, "wb") as file:
-            file.truncate(SIZE_MIB << 20)
+            file.truncate(SIZE_MIB[self.kind] << 20)
         self.images.append(image)
         run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard", image)
         device = run("losetup", "--find", "--show", "--direct-io=on", image)

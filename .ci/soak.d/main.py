@@ -24,7 +24,8 @@ RULES = """It fails if
   - a bulk producer has not 70 % of its former throughput 5 s after an event;
   - replicas are not in sync, or connections of strangers still open, 30 s after an event;
   - a broker ends or panics, or takes 256 MiB more memory than its budget of 512 MiB.
-No broker is killed. Each failure is printed with what the machine did meanwhile; other work on it makes gaps of its own.
+The same second counts while a disk is full: its broker hands its leaderships over long before its ring is full. No broker is killed.
+Bystanders run at nice -10, overload at 10: strangers usually have a machine of their own. Each failure is printed with what the machine did meanwhile; other work on it makes gaps of its own.
 
 Examples:
   .ci/soak                              an hour
@@ -88,7 +89,7 @@ class Soak:
     def start(self):
         import bystanders
         from bulk import Bulk, TOPIC
-        from topics import Topics
+        from topics import Topics, fill
         from watch import Watch
 
         print(self.cluster.start(), end="", flush=True)
@@ -100,7 +101,7 @@ class Soak:
             self.topics.create(name, partitions, keep_mib=48)
         self.topics.create("old", 3)
         self.bulk = Bulk(self.cluster.bootstrap, self.report)
-        fill(self.cluster.bootstrap, "old", 3, 96)
+        fill(self.cluster.bootstrap, "old", 3, mib=96)
         threading.Thread(target=self.listen, daemon=True).start()
         for n in range(1, BYSTANDERS + 1):
             self.process(bystanders.bystander, n)
@@ -235,23 +236,6 @@ class Soak:
         self.disks.end()
         for n in (1, 2, 3):
             shutil.rmtree(self.disks.path(n), ignore_errors=True)
-
-
-def fill(bootstrap, topic, partitions, mib):
-    """So many MiB of records for each partition."""
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "batch.size": 1_000_000, "linger.ms": 5, "queue.buffering.max.kbytes": 32_768})
-    payload = os.urandom(100_000)
-    for n in range(mib * partitions * 10):
-        while True:
-            try:
-                producer.produce(topic, payload, partition=n % partitions)
-                break
-            except BufferError:
-                producer.poll(0.1)
-    if left := producer.flush(60):
-        raise SystemExit(f"soak: {left} records of the topic {topic} were not acknowledged within 60 s")
 
 
 def main():

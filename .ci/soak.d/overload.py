@@ -5,6 +5,8 @@ import os
 import time
 from collections import Counter
 
+import settings
+
 TOPIC = "overload"
 PARTITIONS = 6
 PROCESSES = 4
@@ -30,10 +32,10 @@ def worker(bootstrap, seed, ready, go, stop, out):
 
     def producer(n):
         impatient = (seed + n) % 3 == 0
-        return Producer({
-            "bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "batch.size": 1_000_000, "queue.buffering.max.kbytes": 16_384,
-            "request.timeout.ms": 1 if impatient else 5_000, "message.timeout.ms": 5_000, "error_cb": lambda e: None,
-        })
+        return Producer(settings.producer(
+            bootstrap, linger_ms=5, batch_size=1_000_000, queue_buffering_max_kbytes=16_384, request_timeout_ms=1 if impatient else 5_000,
+            message_timeout_ms=5_000,
+        ))
 
     producers = [producer(n) for n in range(EACH)]
     payload, n = os.urandom(RECORD), 0

@@ -10,6 +10,8 @@ from collections import Counter
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+import settings
+
 NAME = "remade"
 PARTITIONS = 3
 ROUNDS = 4
@@ -54,10 +56,10 @@ class Remake:
 
     def produce(self):
         """A hundred a second; what is refused while there is no topic is no fault."""
-        producer = Producer({
-            "bootstrap.servers": self.bootstrap, "acks": "all", "linger.ms": 5, "message.timeout.ms": 3000, "retry.backoff.ms": 50,
-            "topic.metadata.refresh.interval.ms": 500, "topic.metadata.propagation.max.ms": 0, "error_cb": lambda e: None,
-        })
+        producer = Producer(settings.producer(
+            self.bootstrap, linger_ms=5, message_timeout_ms=3000, topic_metadata_refresh_interval_ms=500,
+            topic_metadata_propagation_max_ms=0,
+        ))
         n = 0
 
         def answered(key):
@@ -83,10 +85,10 @@ class Remake:
         producer.flush(5)
 
     def consume(self):
-        consumer = Consumer({
-            "bootstrap.servers": self.bootstrap, "group.id": NAME, "enable.auto.commit": False, "auto.offset.reset": "earliest",
-            "session.timeout.ms": 6000, "topic.metadata.refresh.interval.ms": 500, "allow.auto.create.topics": False, "fetch.wait.max.ms": 200,
-        })
+        consumer = Consumer(settings.client(
+            self.bootstrap, group_id=NAME, enable_auto_commit=False, auto_offset_reset="earliest", session_timeout_ms=6000,
+            topic_metadata_refresh_interval_ms=500, fetch_wait_max_ms=200,
+        ))
         consumer.subscribe([NAME])
         due = time.monotonic() + 0.5
         while not self.ended.is_set():
@@ -121,7 +123,7 @@ class Remake:
     def held(self):
         """What the topic holds, read by a client of its own."""
         time.sleep(1)
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": f"{NAME}-check", "enable.partition.eof": True})
+        consumer = Consumer(settings.client(self.bootstrap, group_id=f"{NAME}-check", enable_partition_eof=True))
         consumer.assign([TopicPartition(NAME, p, 0) for p in range(PARTITIONS)])
         got, ended, give_up = set(), set(), time.monotonic() + PATIENCE
         while len(ended) < PARTITIONS and time.monotonic() < give_up:

@@ -1,16 +1,19 @@
 """Topics of the soak, and who leads them."""
 
+import os
 import time
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+
+import settings
 
 MIB = 1 << 20
 
 
 class Topics:
     def __init__(self, bootstrap):
-        self.admin = AdminClient({"bootstrap.servers": bootstrap, "reconnect.backoff.max.ms": 200, "error_cb": lambda e: None})
+        self.admin = AdminClient(settings.client(bootstrap))
 
     def create(self, name, partitions, keep_mib=None):
         """With three replicas. keep_mib is what retention leaves of each partition."""
@@ -43,3 +46,18 @@ class Topics:
                 return None, lagging
             time.sleep(0.25)
         return time.monotonic() - begin, []
+
+
+def fill(bootstrap, topic, partitions, mib):
+    """So many MiB of records for each partition."""
+    producer = Producer(settings.producer(bootstrap, batch_size=1_000_000, linger_ms=5, queue_buffering_max_kbytes=32_768))
+    payload = os.urandom(100_000)
+    for n in range(mib * partitions * 10):
+        while True:
+            try:
+                producer.produce(topic, payload, partition=n % partitions)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    if left := producer.flush(60):
+        raise SystemExit(f"soak: {left} records of the topic {topic} were not acknowledged within 60 s")
