@@ -86,7 +86,7 @@ class Bystander:
         elif now - self.last > TELL:
             self.out.put(("gap", self.who, self.last, now))
         if self.lasts[partition] is not None and now - self.lasts[partition] > 1:
-            self.out.put(("partition", now - self.lasts[partition], self.lasts[partition]))
+            self.out.put(("partition", f"{self.topic}-{partition}", self.lasts[partition], now))
         self.last = self.lasts[partition] = now
 
 

@@ -123,7 +123,7 @@ class Soak:
             elif what == "failure":
                 self.report.fail(f"{rest[0]}: {rest[1]}", rest[2], rest[3])
             elif what == "partition":
-                self.report.note_max(self.report.at(rest[1]), "partition gap s", round(rest[0], 2))
+                self.report.partition_gap(*rest)
             elif what == "error":
                 self.report.error(rest[0], moment=rest[1])
             elif what == "up":

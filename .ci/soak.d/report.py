@@ -65,6 +65,12 @@ class Report:
             at = time.strftime("%H:%M:%S", time.localtime(time.time() - time.monotonic() + begin))
             self.fail(f"{who} had no acknowledgement for {end - begin:.2f} s from {at}, limit {limit:.1f} s", begin, end)
 
+    def partition_gap(self, partition, begin, end):
+        """One partition of a bystander's had no acknowledgement. As long as the others have some, it is a figure only."""
+        self.note_max(self.at(begin), "partition gap s", round(end - begin, 1))
+        if end - begin > 3:
+            self.say(f"     {partition}: no acknowledgement for {end - begin:.1f} s")
+
     def error(self, name, count=1, moment=None):
         with self.lock:
             self.kind(self.at(moment or time.monotonic())).errors[name] += count
