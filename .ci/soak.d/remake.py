@@ -1,7 +1,7 @@
 """A topic that is deleted and made again under its name, while a producer and a group use it.
 
 In the end the group must have seen every record of the last topic that was acknowledged: were an offset of a former topic taken for one of
-it, the group would skip some.
+it, the group would skip some. A group without members commits before each deletion; afterwards it must have no offset.
 """
 
 import threading
@@ -25,6 +25,7 @@ class Remake:
         self.producing = threading.Event()
         self.acked, self.seen = set(), set()  # (generation, number)
         self.errors, self.failures = Counter(), []
+        self.idle = Consumer(settings.client(bootstrap, group_id=f"{NAME}-idle"))
 
     def run(self):
         self.topics.create(NAME, PARTITIONS)
@@ -42,15 +43,20 @@ class Remake:
         for thread in threads:
             thread.join()
         self.topics.delete(NAME)
+        self.idle.close()
         return self.errors, self.failures
 
     def again(self):
         try:
+            self.idle.commit(offsets=[TopicPartition(NAME, p, 1) for p in range(PARTITIONS)], asynchronous=False)
             self.topics.delete(NAME)
             if self.random.random() < 0.5:
                 time.sleep(self.random.uniform(0, 1))
             self.topics.create(NAME, PARTITIONS)
             self.generation += 1
+            for one in self.idle.committed([TopicPartition(NAME, p) for p in range(PARTITIONS)], timeout=30):
+                if one.offset >= 0:
+                    self.failures.append(f"{NAME}-{one.partition}: the new topic has offset {one.offset}, which was committed for the former one")
         except KafkaException as e:
             self.failures.append(f"the topic could not be made again: {e.args[0].name()} {e.args[0].str()}")
 
