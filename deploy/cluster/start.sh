@@ -111,12 +111,15 @@ launch() { # NUMBER
   nohup "$binary" serve --node-id "$1" --data-dir "$data_dir/broker-$1" --seeds "$seeds" \
     --kafka-addr "127.0.0.1:$((kafka_port + $1 - 1))" --peer-addr "127.0.0.1:$((peer_port + $1 - 1))" \
     --admin-addr "127.0.0.1:$((admin_port + $1 - 1))" --cluster-secret-file "$secret" --cores "$(cores_of "$1")" \
-    --set "memory.budget.bytes=${memory_mib}MiB" "${options[@]}" >> "$data_dir/broker-$1.log" 2>&1 < /dev/null &
+    "${memory[@]}" "${options[@]}" >> "$data_dir/broker-$1.log" 2>&1 < /dev/null &
   echo $! > "$data_dir/broker-$1.pid"
   launched+=" $1 "
 }
 
 options=("$@")
+# A setting may be given once only, so the caller's budget takes the place of this one.
+memory=(--set "memory.budget.bytes=${memory_mib}MiB")
+[[ " $* " != *memory.budget.bytes* ]] || memory=()
 launched=
 deadline=$((SECONDS + patience))
 

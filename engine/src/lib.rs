@@ -36,6 +36,7 @@ pub mod internal_topics;
 pub mod kafka;
 pub mod limits;
 pub mod line;
+pub mod lines;
 pub mod logging;
 pub mod long_work;
 pub mod memory_shares;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one.
+/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one, and both ask for so many from that one on.
 const SEEDS: u64 = 2000;
 
 fn number(variable: &str) -> Option<u64> {
@@ -43,10 +43,9 @@ fn run_all(seeds: Range<u64>, from: usize, of: usize) -> Summary {
 
 #[test]
 fn groups_keep_their_promises_under_every_fault() {
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
-    };
+    let (from, count) = (number("SIM_SEED"), number("SIM_SEEDS"));
+    let count = count.unwrap_or(if from.is_some() { 1 } else { SEEDS });
+    let seeds = from.unwrap_or(0)..from.unwrap_or(0) + count;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let running: Vec<_> = (0..threads)
         .map(|from| {

@@ -279,7 +279,7 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
     };
     let begun: Vec<_> = items
         .into_iter()
-        .map(|item| match core.admission.enter(&core.store, item.batch.len()) {
+        .map(|item| match core.admission.enter(&core.store, item.group, item.batch.len()) {
             None => (item.place, Begun::Appended(append(&core, item, now_ms))),
             Some(turn) => (item.place, Begun::Waiting(turn, item)),
         })
@@ -290,7 +290,7 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
         for (place, begun) in begun {
             let begun = match begun {
                 Begun::Appended(begun) => begun,
-                Begun::Waiting(turn, item) => match before(deadline, turn.come(&core.store)).await {
+                Begun::Waiting(mut turn, item) => match before(deadline, turn.come(&core.store)).await {
                     Some(()) => append(&core, item, clock::wall_ms()),
                     None => {
                         #[cfg(test)]

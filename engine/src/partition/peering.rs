@@ -68,7 +68,8 @@ impl Partition {
     /// Takes entries that a leader sent, as many as the ring has room for, if every batch is there and whole. What is dropped comes
     /// again.
     fn take_entries(self: &Rc<Self>, core: &Rc<Core>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
-        let fitting = fitting(&message, &payloads, core.store.room());
+        let room = core.store.room().saturating_sub(core.admission.claimed());
+        let fitting = fitting(&message, &payloads, room);
         if fitting < message.entries.len() {
             core.metrics.replication_refused_total.add(1);
             message.entries.truncate(fitting);
