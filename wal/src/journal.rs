@@ -331,6 +331,11 @@ impl<D: Disk> Journal<D> {
         }
     }
 
+    /// Wakes who waits for space, or for what else a flush gives back.
+    pub fn notify_freed(&self) {
+        self.inner.freed.notify();
+    }
+
     pub fn space(&self) -> Space {
         self.inner.ring.borrow().space()
     }

@@ -175,7 +175,10 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed.
     pub fn admit(&self, bytes: usize) -> Admission {
-        let admission = self.shared.journal.admit(bytes);
+        let admission = match self.shared.journal.admit(bytes) {
+            Admission::Ok if self.shared.memory_left() < bytes as u64 && self.poisoned().is_none() => Admission::Wait,
+            admission => admission,
+        };
         if admission == Admission::Wait && self.shared.flush_helps() {
             self.shared.ask_flush();
         }
@@ -194,10 +197,15 @@ impl<D: Disk> Store<D> {
     }
 
     /// Bytes of entries that may be staged without touching the reserve, whatever their sizes are: half of what is free, since writes
-    /// end at blocks and entries do not straddle the ring's segments.
+    /// end at blocks and entries do not straddle the ring's segments. Nor may they take more memory than is left.
     pub fn room(&self) -> usize {
         let space = self.shared.journal.space();
-        usize::try_from(space.free.saturating_sub(space.reserve) / 2).unwrap_or(usize::MAX)
+        let in_ring = space.free.saturating_sub(space.reserve) / 2;
+        let in_memory = self.shared.memory_left();
+        if in_memory < in_ring && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        usize::try_from(in_ring.min(in_memory)).unwrap_or(usize::MAX)
     }
 
     /// The largest sum of an entry's data and payload that the ring can hold.
@@ -205,7 +213,7 @@ impl<D: Disk> Store<D> {
         self.shared.journal.entry_bytes_max()
     }
 
-    /// Waits until the ring has given back space since the call.
+    /// Waits until the ring or a flush has given back space since the call.
     pub async fn space_freed(&self) {
         self.shared.journal.space_freed().await
     }

@@ -129,6 +129,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     while shared.state.borrow_mut().evict(end, shared.config.cache_bytes, shared.config.flush_turn_entries) {
         shared.give_way().await;
     }
+    shared.journal.notify_freed();
     shared.count(|stats| stats.flushes += 1);
     shared.snapshot.notify();
     full.map_or(Ok(()), Err)

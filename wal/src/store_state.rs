@@ -129,6 +129,9 @@ impl State {
     }
 }
 
+/// Entries that are let go at once, so that more can be appended.
+const EVICTED_AT_ONCE: usize = 1024;
+
 /// What an entry in memory takes beside its bytes.
 const CACHED_ENTRY_COST: usize = size_of::<crate::log::Held>() + size_of::<(LogPos, GroupId)>();
 
@@ -242,6 +245,19 @@ impl<D: Disk> Shared<D> {
         let mut stats = self.stats.get();
         change(&mut stats);
         self.stats.set(stats);
+    }
+
+    /// Memory that more batches may take. One that is larger than all of it may have it alone.
+    pub fn memory_left(&self) -> u64 {
+        let (end, bytes_max) = (self.journal.staged(), self.config.memory_bytes);
+        let mut state = self.state.borrow_mut();
+        if state.cache_cost(end) >= self.config.cache_bytes {
+            state.evict(end, self.config.cache_bytes, EVICTED_AT_ONCE);
+        }
+        match state.cache_cost(end) {
+            0 => u64::MAX,
+            cost => bytes_max.saturating_sub(cost),
+        }
     }
 
     /// Whether a flush that nobody asked for yet would take something up.

@@ -23,6 +23,9 @@ pub struct StoreConfig {
     /// Memory for batches that are already in segments, kept for tailing consumers; counted by the ring memory they pin.
     /// When it is full, the oldest batches of the core are let go, and reads of them become cold.
     pub cache_bytes: u64,
+    /// Memory for all batches that are not let go, flushed or not: while there is more, [`Store::admit`](crate::store::Store::admit) lets
+    /// appends wait. What is recovered counts, too, but is never refused.
+    pub memory_bytes: u64,
     /// Memory for what cold reads have read ahead. When it is full, the least recently used buffer is let go.
     pub read_ahead_bytes: u64,
     /// Memory for sparse indexes. When it is full, the least recently used one is let go, to be read or made again.
@@ -56,6 +59,7 @@ impl Default for StoreConfig {
             ring: None,
             flush_trigger_bytes: 0,
             cache_bytes: 128 << 20,
+            memory_bytes: u64::MAX,
             read_ahead_bytes: 32 << 20,
             index_bytes: 64 << 20,
             open_files_max: 4096,

@@ -20,7 +20,7 @@ use wal::{
 const LONG_AGO: i64 = 1_000;
 
 /// A batch of so many bytes; nothing once the disk has stopped.
-async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
+pub async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
     let group = GroupId(group);
     let (entry, hard_state) = {
         let model = &model.borrow().groups[&group];

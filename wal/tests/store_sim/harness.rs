@@ -73,6 +73,7 @@ pub fn config() -> StoreConfig {
         ring: Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(512 << 10) }),
         flush_trigger_bytes: 96 << 10,
         cache_bytes: 64 << 10,
+        memory_bytes: 256 << 10,
         read_ahead_bytes: 64 << 10,
         index_bytes: 4 << 10,
         open_files_max: 3,

@@ -9,6 +9,7 @@ mod faults;
 mod harness;
 mod kept;
 mod life;
+mod memory;
 mod model;
 mod reads;
 mod syncs;
