@@ -34,7 +34,7 @@ pub enum ConnError {
 pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameReader, FrameWriter)> {
     let peer = accepted.peer;
     let socket = Rc::new(Watched::new(accepted.stream)?);
-    let shared = Shared { socket, peer, moved_bytes: Rc::default() };
+    let shared = Shared { socket, peer, moved: Rc::default() };
     let reader = FrameReader { shared: shared.clone(), decoder: FrameDecoder::new(frame_bytes_max) };
     Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
 }
@@ -64,14 +64,19 @@ pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
 struct Shared {
     socket: Rc<Watched<TcpStream>>,
     peer: SocketAddr,
-    moved_bytes: Rc<Cell<u64>>,
+    moved: Rc<Moved>,
+}
+
+/// Bytes that went through a connection so far, and those that wait.
+#[derive(Debug, Default)]
+struct Moved {
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    /// Queued by the writer.
+    unsent: Cell<usize>,
 }
 
 impl Shared {
-    fn has_moved(&self, byte_count: usize) {
-        self.moved_bytes.set(self.moved_bytes.get().wrapping_add(byte_count as u64));
-    }
-
     fn shutdown(&self) {
         // Fails only if the peer was faster.
         let _ = self.socket.get().shutdown(Shutdown::Both);
@@ -85,7 +90,22 @@ pub struct ConnHandle(Shared);
 impl ConnHandle {
     /// Bytes that were received or sent so far, of unfinished frames too.
     pub fn moved_bytes(&self) -> u64 {
-        self.0.moved_bytes.get()
+        self.received_bytes().wrapping_add(self.sent_bytes())
+    }
+
+    /// Bytes that were received so far, of unfinished frames too.
+    pub fn received_bytes(&self) -> u64 {
+        self.0.moved.received.get()
+    }
+
+    /// Bytes that the peer's side has taken so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.0.moved.sent.get()
+    }
+
+    /// Bytes that are queued and not sent.
+    pub fn unsent_bytes(&self) -> usize {
+        self.0.moved.unsent.get()
     }
 
     /// Ends the connection in both directions; a waiting reader or writer wakes.
@@ -113,20 +133,43 @@ impl FrameReader {
     /// The next frame without its length prefix; `None` when the peer has closed between two frames.
     pub async fn read_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
         loop {
-            if let Some(frame) = self.decoder.next_frame()? {
-                // A peer that sends without pause must not keep the core to itself.
-                rt::yield_if_needed().await;
+            if let Some(frame) = self.buffered_frame().await? {
                 return Ok(Some(frame));
             }
-            match SockRef::from(self.shared.socket.get()).recv(self.decoder.spare()) {
+            if !self.receive(usize::MAX).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next frame without its length prefix, if all of it has been received.
+    pub async fn buffered_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
+        let frame = self.decoder.next_frame()?;
+        if frame.is_some() {
+            // A peer that sends without pause must not keep the core to itself.
+            rt::yield_if_needed().await;
+        }
+        Ok(frame)
+    }
+
+    /// Waits until the peer has sent more of the next frame, and takes it in, until so many bytes of it are here at most. Returns `false`
+    /// when the peer has closed between two frames. Call only after [`FrameReader::buffered_frame`] found none.
+    pub async fn receive(&mut self, goal: usize) -> Result<bool, ConnError> {
+        let most = goal.saturating_sub(self.decoder.received()).max(1);
+        loop {
+            let spare = self.decoder.spare();
+            let most = spare.len().min(most);
+            match SockRef::from(self.shared.socket.get()).recv(&mut spare[..most]) {
                 Ok(0) => {
                     self.decoder.end()?;
-                    return Ok(None);
+                    return Ok(false);
                 }
                 Ok(byte_count) => {
-                    self.shared.has_moved(byte_count);
+                    let moved = &self.shared.moved.received;
+                    moved.set(moved.get().wrapping_add(byte_count as u64));
                     // SAFETY: recv wrote that many bytes to the start of the spare room.
                     unsafe { self.decoder.advance(byte_count) }
+                    return Ok(true);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.decoder.rest();
@@ -136,6 +179,16 @@ impl FrameReader {
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// What the frame that is being received is to have, prefix and all; 0 while its prefix is not here.
+    pub fn expected_bytes(&self) -> usize {
+        self.decoder.expected()
+    }
+
+    /// How much of that frame is to be received next.
+    pub fn next_goal(&self) -> usize {
+        self.decoder.next_goal()
     }
 
     /// Ends the connection in both directions; a waiting reader or writer wakes.
@@ -189,6 +242,14 @@ impl FrameWriter {
             self.queued_bytes += part.len();
             self.queue.push_back(part);
         }
+        self.shared.moved.unsent.set(self.queued_bytes);
+    }
+
+    /// Drops what is queued, for a peer that is gone.
+    pub fn clear(&mut self) {
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.shared.moved.unsent.set(0);
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -221,8 +282,10 @@ impl FrameWriter {
     }
 
     fn consume(&mut self, mut byte_count: usize) {
-        self.shared.has_moved(byte_count);
+        let moved = &self.shared.moved;
+        moved.sent.set(moved.sent.get().wrapping_add(byte_count as u64));
         self.queued_bytes -= byte_count;
+        moved.unsent.set(self.queued_bytes);
         while byte_count > 0 {
             let front = self.queue.front_mut().expect("no more was sent than was queued");
             if front.len() > byte_count {

@@ -96,6 +96,22 @@ impl FrameDecoder {
         Ok(Some(bytes))
     }
 
+    /// What the frame that is being received is to have, prefix and all; 0 while its prefix is not here.
+    pub fn expected(&self) -> usize {
+        self.claimed().ok().flatten().map_or(0, |length| PREFIX_BYTES + length)
+    }
+
+    /// How much of that frame the buffer is to hold next: as much as the connection has proven that it sends.
+    pub fn next_goal(&self) -> usize {
+        let held = self.buffer.len();
+        self.expected().min(held + READ_BYTES_MIN.max(held).max(self.proven))
+    }
+
+    /// Bytes that were received behind the frames handed out.
+    pub fn received(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Room for the next read, to be followed by [`FrameDecoder::advance`]. Call only after `next_frame` found none.
     pub fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let held = self.buffer.len();

@@ -108,8 +108,35 @@ control_apis! {
     DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
 }
 
+/// A request of which only the header is decoded. It takes little more than its frame.
+#[derive(Debug, Clone)]
+pub struct Undecoded {
+    pub header: RequestHeader,
+    body: Bytes,
+}
+
 /// Decodes a frame, without its length prefix.
 pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
+    let undecoded = decode_header(frame)?;
+    let request = undecoded.body()?;
+    Ok((undecoded.header, request))
+}
+
+impl Undecoded {
+    /// Decodes the rest.
+    pub fn body(&self) -> Result<Request, DecodeError> {
+        let RequestHeader { api, version, .. } = self.header;
+        let mut reader = Reader::new(&self.body);
+        read_body(api, version, &mut reader).map_err(|source| DecodeError::Malformed {
+            api: Some(api),
+            version,
+            source,
+        })
+    }
+}
+
+/// Decodes the header of a frame, without its length prefix.
+pub fn decode_header(frame: &Bytes) -> Result<Undecoded, DecodeError> {
     let mut reader = Reader::new(frame);
     let prefix =
         RequestPrefix::read(&mut reader).map_err(|source| DecodeError::Malformed { api: None, version: 0, source })?;
@@ -121,8 +148,7 @@ pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
     })?;
     let malformed = |source| DecodeError::Malformed { api: Some(api), version: prefix.version, source };
     let header = RequestHeader::read(prefix, api, &mut reader).map_err(malformed)?;
-    let request = read_body(api, prefix.version, &mut reader).map_err(malformed)?;
-    Ok((header, request))
+    Ok(Undecoded { header, body: reader.rest() })
 }
 
 impl From<ProduceRequest> for Request {
