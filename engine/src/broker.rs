@@ -16,7 +16,7 @@ use crate::{
     disk::{self, Disk},
     front::{self, Spread},
     groups::{self, GroupHost},
-    memory_shares::Shares,
+    memory::{self, Lasting, Shares},
     mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
     meta::{self, META_CORE},
     metrics::{CoreMetrics, Metrics},
@@ -113,7 +113,7 @@ struct Shared {
     config: Arc<Config>,
     spread: Arc<Spread>,
     metrics: Arc<Metrics>,
-    memory_per_core: u64,
+    memory: Arc<memory::Broker>,
     stop: Arc<Stop>,
     news: mpsc::Sender<News>,
 }
@@ -145,11 +145,11 @@ impl Broker {
                 secret,
                 kafka_addr,
                 peer_addr,
-                Shares::of(memory_per_core, cpus.len()),
+                Lasting::of(memory_per_core, cpus.len()),
             ),
             spread: Arc::new(Spread::new(cpus.len(), config.max_connections)),
             metrics,
-            memory_per_core,
+            memory: memory::Broker::new(memory_per_core, cpus.len()),
             stop: stop.clone(),
             news,
             config,
@@ -283,7 +283,7 @@ pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64)
     // Later processes are told from earlier ones by this.
     let manifest = Manifest { incarnation: manifest.incarnation + 1, ..manifest };
     manifest.write(&disk, data).await?;
-    let store = store_config(config, cores, memory_per_core);
+    let store = store_config(config, cores, &Shares::of(memory_per_core));
     let manifest = if manifest.cores == cores && !manifest::has_smaller_segments(&disk, data, &manifest, &store).await?
     {
         manifest
@@ -353,18 +353,26 @@ fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
     }
 }
 
+/// Sparse indexes of segments: enough for some ten thousand of them.
+const INDEXES_PER_CORE: u64 = 64 << 20;
+
 /// This core's share of what the broker may use.
-fn store_config(config: &Config, cores: usize, memory_per_core: u64) -> StoreConfig {
+fn store_config(config: &Config, cores: usize, shares: &Shares) -> StoreConfig {
     // More would seldom be read, and each of its pages costs its first touch.
     let cache = config.log_cache_bytes.map_or(CACHE_PER_CORE, |bytes| bytes / cores as u64);
     let ring_bytes = config.wal_ring_bytes / cores as u64;
+    let entry_bytes = config.message_max_bytes + ENTRY_DATA_BYTES_MAX;
     StoreConfig {
         ring_bytes,
-        entry_bytes: config.message_max_bytes + ENTRY_DATA_BYTES_MAX,
+        entry_bytes,
+        flush_trigger_bytes: (ring_bytes / 4).min(shares.log / 4),
         // A flush comes with each quarter of the ring, so that at most a quarter of what is written there is written once more.
-        carried_bytes: (ring_bytes / 16).min(memory_per_core / 16),
-        cache_bytes: cache.min(memory_per_core / 2),
-        read_ahead_bytes: memory_per_core / 8,
+        carried_bytes: (ring_bytes / 16).min(shares.carried),
+        cache_bytes: cache.min(shares.cache),
+        // Room for a few of the largest entries beside the cache, however little memory there is.
+        memory_bytes: shares.log.max(shares.cache + 4 * entry_bytes as u64),
+        read_ahead_bytes: shares.read_ahead,
+        index_bytes: INDEXES_PER_CORE.min(shares.indexes),
         open_files_max: config.segment_files_max / cores,
         ..StoreConfig::default()
     }
@@ -379,8 +387,9 @@ async fn run_core(
     let (mesh, inbox) = seed.connect().await;
     let id: CoreId = mesh.me();
     let cores = mesh.cores();
-    let store_config = store_config(&shared.config, cores, shared.memory_per_core);
-    let core = begin_core(&shared.about, mesh, inbox, store_config, shared.metrics.core(id.0), shared.spread.clone());
+    let store_config = store_config(&shared.config, cores, &shared.memory.shares);
+    let shares = (shared.spread.clone(), shared.memory.clone());
+    let core = begin_core(&shared.about, mesh, inbox, store_config, shared.metrics.core(id.0), shares);
     let core = core.await?;
     if let Some(peer_bound) = peer_bound {
         let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
@@ -392,6 +401,7 @@ async fn run_core(
     if core.until_serving().await {
         shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
         rt::spawn(front::close_idle(core.clone()));
+        rt::spawn(front::close_stalled(core.clone()));
         rt::spawn(crate::turn_probe::run(core.clone()));
         serve_partitions(&core);
         // A core that accepts nobody would leave the broker half alive.
@@ -412,7 +422,7 @@ pub(crate) struct About {
     pub epoch: u64,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
-    pub shares: Shares,
+    pub shares: Lasting,
 }
 
 impl About {
@@ -423,7 +433,7 @@ impl About {
         secret: Option<Secret>,
         kafka_addr: SocketAddr,
         peer_addr: SocketAddr,
-        shares: Shares,
+        shares: Lasting,
     ) -> Self {
         Self {
             cluster_id: manifest.cluster_id.clone().expect("it is in a cluster by now").into(),
@@ -450,7 +460,7 @@ pub(crate) async fn begin_core(
     inbox: MeshInbox<Core>,
     store_config: StoreConfig,
     metrics: Arc<CoreMetrics>,
-    spread: Arc<Spread>,
+    (spread, memory): (Arc<Spread>, Arc<memory::Broker>),
 ) -> Result<Rc<Core>, String> {
     let id: CoreId = mesh.me();
     let disk = open_disk().map_err(|error| error.to_string())?;
@@ -468,6 +478,7 @@ pub(crate) async fn begin_core(
         store,
         metrics,
         spread,
+        memory,
         recovered,
     });
     let (journal, flusher) = (core.store.clone(), core.store.clone());

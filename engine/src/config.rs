@@ -158,7 +158,7 @@ settings! {
     /// RAM or of the cgroup's limit. What does not fit is refused by name when it is created, or forgotten.
     memory_budget_bytes: Option<u64> = "memory.budget.bytes", "", bytes(64 * MIB, i64::MAX);
     /// Memory of the newest records, from which consumers that keep up are served, split over the cores; by default 512 MiB a core,
-    /// and at most half of the memory budget, which is the limit of any value.
+    /// and at most a quarter of the memory budget, which is the limit of any value.
     log_cache_bytes: Option<u64> = "log.cache.bytes", "", bytes(MIB, i64::MAX);
     /// What is logged to stderr.
     log_filter: String = "log.filter" flag "log", "info", Kind::LogFilter;
@@ -198,7 +198,8 @@ settings! {
 
     /// Largest request; a connection that sends a larger one is closed.
     socket_request_max_bytes: usize = "socket.request.max.bytes", "104857600", bytes(KIB, INT_MAX);
-    /// Requests in progress, all cores together; beyond it nothing more is read until some are answered.
+    /// Requests in progress, all cores together, and at most an eighth of the memory budget; beyond it nothing more is read until some
+    /// are answered.
     queued_max_request_bytes: usize = "queued.max.request.bytes", "268435456", bytes(MIB, i64::MAX);
     /// Largest batch that a producer may send, as it comes, compressed or not.
     message_max_bytes: usize = "message.max.bytes", "1048588", bytes(64, INT_MAX);

@@ -4,29 +4,39 @@
 //! A connection's requests start in the order they came and are answered in that order; a produce request starts before the
 //! one ahead of it is answered, so that pipelined batches share a group commit.
 //!
-//! Bounds: `max.connections` and `max.connections.per.ip` connections of the broker (`quota`); [`IN_FLIGHT_MAX`] requests per connection and `queued.max.request.bytes` per core; a connection that has reached
-//! either is not read until an answer has left.
+//! Bounds: `max.connections` and `max.connections.per.ip` connections of the broker (`quota`); [`IN_FLIGHT_MAX`] requests per connection; the
+//! share of requests in the core's memory ([`crate::memory`]). A connection that has reached one of the latter is not read until there is
+//! room. A client that has closed its side gets no records that are not ready: its fetches are dropped. When nothing can be sent any more, so is
+//! all else that only reads.
 
 mod quota;
+mod receiving;
+mod stalled;
 
 pub use quota::Spread;
+pub use stalled::close_stalled;
 
 use crate::{
     connection_log::Admitted,
     core::Core,
     kafka::{self, Pending, Reply},
+    memory::{Held, Reservation},
     rt,
     sync::{Either, Flag, Notify, race},
 };
 use net::{
+    api::ApiKey,
     conn::{self, ConnError, ConnHandle, FrameReader, FrameWriter},
     header::RequestHeader,
     listen::{Accepted, Bound, Listener},
-    request::{self, DecodeError},
-    response,
+    parts::Parts,
+    request::{self, DecodeError, Undecoded},
+    response::{self, Response},
 };
 use quota::{Addresses, Silent};
+use receiving::{Frame, next_frame};
 use slab::Slab;
+use stalled::Motion;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -41,7 +51,7 @@ use std::{
 const IN_FLIGHT_MAX: usize = 64;
 
 /// Answers that are ready are gathered up to this many bytes before they are sent.
-const UNSENT_BYTES_MAX: usize = 1 << 20;
+const UNSENT_BYTES_MAX: usize = 256 << 10;
 
 /// One core's connections.
 pub struct Connections {
@@ -49,8 +59,10 @@ pub struct Connections {
     silent: Silent,
     addresses: Addresses,
     open: RefCell<Slab<Rc<Connection>>>,
-    /// Bytes of requests that are started and not answered, over all connections of this core.
-    request_bytes: Cell<usize>,
+    /// Bytes of requests that are started and not answered, over all connections of this core, but for those that have a reservation.
+    small_bytes: Cell<usize>,
+    /// Bytes of answers whose clients do not take them at once.
+    unsent_bytes: Cell<usize>,
     /// Moves when an answer has left, or a connection has.
     changed: Notify,
 }
@@ -66,12 +78,21 @@ struct Connection {
     /// The reply that is to be sent next is not known yet.
     is_working: Cell<bool>,
     activity: Activity,
+    /// Bytes reserved for a frame of which more is to come from the client; 0 if none is.
+    receiving: Cell<usize>,
+    receives_over: Cell<bool>,
+    received: Motion,
+    sent: Motion,
     answers: RefCell<VecDeque<InFlight>>,
     /// Moves when a request was started, and when the reader is done.
     started: Notify,
     /// Moves when an answer has left.
     answered: Notify,
     read_to_end: Cell<bool>,
+    /// The client sends nothing any more: it has gone, or reads what it still gets.
+    quit: Flag,
+    /// Nothing can be sent any more.
+    gone: Flag,
 }
 
 /// What [`Connections::close_idle`] saw when it looked last.
@@ -82,6 +103,17 @@ struct Activity {
 }
 
 impl Connection {
+    /// The client is to send more of a frame, for which so much is reserved.
+    fn receives(&self, reserved: Option<&Reservation>) {
+        self.receiving.set(reserved.map_or(0, Reservation::bytes));
+        self.receives_over.set(reserved.is_some_and(Reservation::is_over));
+    }
+
+    /// Whether requests are started or wait to be.
+    fn is_busy(&self) -> bool {
+        self.is_working.get() || !self.answers.borrow().is_empty()
+    }
+
     /// How long nothing has been received, sent or worked on. A client that waits for a fetch, or to join a group, is not idle; one that
     /// does not read its answers is.
     fn idle_time(&self, now: Instant) -> Duration {
@@ -96,7 +128,9 @@ impl Connection {
 struct InFlight {
     header: RequestHeader,
     answer: Pending,
+    /// Of its frame, unless there is a reservation.
     bytes: usize,
+    _reserved: Option<Reservation>,
 }
 
 impl Connections {
@@ -106,7 +140,8 @@ impl Connections {
             silent: Silent::default(),
             addresses: Addresses::default(),
             open: RefCell::default(),
-            request_bytes: Cell::new(0),
+            small_bytes: Cell::new(0),
+            unsent_bytes: Cell::new(0),
             changed: Notify::default(),
         }
     }
@@ -201,6 +236,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         Ok(halves) => halves,
         Err(error) => return closed(core, peer, &error.to_string()),
     };
+    let now = Instant::now();
     let connection = Rc::new(Connection {
         peer,
         closing: Notify::default(),
@@ -208,19 +244,32 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         handle: reader.handle(),
         lane: kafka::Lane::default(),
         is_working: Cell::new(false),
-        activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(Instant::now()) },
+        activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
+        receiving: Cell::new(0),
+        receives_over: Cell::new(false),
+        received: Motion::new(now),
+        sent: Motion::new(now),
         answers: RefCell::default(),
         started: Notify::default(),
         answered: Notify::default(),
         read_to_end: Cell::new(false),
+        quit: Flag::default(),
+        gone: Flag::default(),
     });
     let key = core.connections.open.borrow_mut().insert(connection.clone());
     core.metrics.connections_open.set(core.connections.len() as u64);
     let silent = core.connections.silent.insert(core, &connection);
     let answering = answer(core, &connection, writer);
     let reading = async {
-        if let Err(error) = read(core, &connection, &mut reader, silent).await {
-            closed(core, peer, &error.to_string());
+        match read(core, &connection, &mut reader, silent).await {
+            Ok(End::Ours) => {}
+            Ok(End::Clients) => connection.quit.set(),
+            Err(error) => {
+                if matches!(error, Refused::Conn(_)) {
+                    connection.quit.set();
+                }
+                closed(core, peer, &error.to_string());
+            }
         }
         connection.read_to_end.set(true);
         connection.started.notify();
@@ -252,42 +301,67 @@ enum Refused {
     Decode(#[from] DecodeError),
 }
 
+/// Who ends a connection.
+enum End {
+    /// The broker; what is started is answered.
+    Ours,
+    /// The client, which is not known to read any more answers.
+    Clients,
+}
+
 async fn read(
     core: &Rc<Core>,
     connection: &Rc<Connection>,
     reader: &mut FrameReader,
     silent: u64,
-) -> Result<(), Refused> {
+) -> Result<End, Refused> {
     let mut silent = Some(silent);
     loop {
         room(core, connection).await;
         if core.is_stopping() {
-            return Ok(());
+            return Ok(End::Ours);
         }
         // Closing is for good, so its first notification counts whenever it came.
-        let frame = match race(connection.closing.past(0), reader.read_frame()).await {
-            Either::First(()) => return Ok(()),
+        let frame = match race(connection.closing.past(0), next_frame(core, connection, reader)).await {
+            Either::First(()) => return Ok(End::Ours),
             Either::Second(frame) => frame?,
         };
-        let Some(frame) = frame else { return Ok(()) };
+        let Some(Frame { bytes: frame, reserved }) = frame else { return Ok(End::Clients) };
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
-        let (header, request) = match request::decode(&frame) {
-            Ok(decoded) => decoded,
+        let undecoded = match request::decode_header(&frame) {
+            Ok(undecoded) => undecoded,
             // It goes on in a version that both know; until then it has not said anything.
             Err(DecodeError::ApiVersionsVersion { correlation_id, .. }) => {
                 let (header, answer) = kafka::unknown_api_versions(correlation_id);
-                push(core, connection, InFlight { header, answer, bytes: 0 });
+                push(core, connection, InFlight { header, answer, bytes: 0, _reserved: None });
                 continue;
             }
             Err(error) => return Err(error.into()),
+        };
+        let header = undecoded.header.clone();
+        // One that begins behind others is decoded then: decoded, it takes many times the memory of its frame.
+        let answer = if header.api != ApiKey::Produce && connection.is_busy() {
+            later(core.clone(), connection.peer, undecoded)
+        } else {
+            kafka::start(core, connection.peer, &connection.lane, &header, undecoded.body()?)
         };
         if let Some(silent) = silent.take() {
             core.connections.silent.remove(core, silent);
         }
         core.metrics.kafka_requests(header.api).add(1);
-        let answer = kafka::start(core, connection.peer, &connection.lane, &header, request);
-        push(core, connection, InFlight { header, answer, bytes: frame.len() });
+        let bytes = if reserved.is_some() { 0 } else { frame.len() };
+        push(core, connection, InFlight { header, answer, bytes, _reserved: reserved });
     }
+}
+
+/// Starts a request when its answer is asked for.
+fn later(core: Rc<Core>, peer: SocketAddr, undecoded: Undecoded) -> Pending {
+    Box::pin(async move {
+        match undecoded.body() {
+            Ok(request) => kafka::start(&core, peer, &kafka::Lane::default(), &undecoded.header, request).await,
+            Err(error) => Reply::HangUp { why: error.to_string() },
+        }
+    })
 }
 
 /// Waits until this connection may start another request.
@@ -295,8 +369,7 @@ async fn room(core: &Rc<Core>, connection: &Rc<Connection>) {
     loop {
         let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
         let in_flight = connection.answers.borrow().len();
-        let crowded =
-            core.connections.request_bytes.get() >= core.config.queued_max_request_bytes_per_core(core.cores());
+        let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
         // A connection without requests in flight is let through, or nobody might ever move.
         if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
             return;
@@ -306,7 +379,7 @@ async fn room(core: &Rc<Core>, connection: &Rc<Connection>) {
 }
 
 fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {
-    let bytes = &core.connections.request_bytes;
+    let bytes = &core.connections.small_bytes;
     bytes.set(bytes.get() + request.bytes);
     connection.answers.borrow_mut().push_back(request);
     connection.started.notify();
@@ -315,12 +388,11 @@ fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {
 /// Sends answers in the order of their requests until the reader is done and all have left, or the peer is gone.
 /// Answers that are ready together leave in one write.
 async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
-    let mut gone = false;
     loop {
         let seen = connection.started.version();
         let next = connection.answers.borrow_mut().pop_front();
-        let Some(InFlight { header, mut answer, bytes }) = next else {
-            flush(connection, &mut writer, &mut gone).await;
+        let Some(InFlight { header, mut answer, bytes, _reserved }) = next else {
+            flush(core, connection, &mut writer).await;
             if connection.answers.borrow().is_empty() {
                 if connection.read_to_end.get() {
                     return;
@@ -329,16 +401,24 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
             }
             continue;
         };
-        let ready = poll_once(&mut answer);
+        let given_up_by = match header.api {
+            api if kafka::reads_records(api) => Some(&connection.quit),
+            api if kafka::only_reads(api) => Some(&connection.gone),
+            // What writes ends, so that nothing is left half done.
+            _ => None,
+        };
+        let ready = match poll_once(&mut answer) {
+            None if given_up_by.is_some_and(Flag::is_set) => Some(Reply::Nothing),
+            ready => ready,
+        };
         if ready.is_none() || writer.queued_bytes() > UNSENT_BYTES_MAX {
-            flush(connection, &mut writer, &mut gone).await;
+            flush(core, connection, &mut writer).await;
         }
-        // Even for a peer that is gone: what was started ends, so that nothing is left half done.
         let reply = match ready {
             Some(reply) => reply,
             None => {
                 connection.is_working.set(true);
-                let reply = answer.await;
+                let reply = unless(given_up_by, answer).await;
                 connection.is_working.set(false);
                 reply
             }
@@ -346,28 +426,18 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
         match reply {
             Reply::Nothing => {}
             Reply::HangUp { why } => {
-                if !gone {
+                if !connection.gone.is_set() {
                     closed(core, connection.peer, &why);
-                    core.metrics.produce_unacked_closed_total.add(1);
                 }
                 // Answers to what came before it still leave.
-                flush(connection, &mut writer, &mut gone).await;
-                hang_up(connection, &writer, &mut gone);
+                flush(core, connection, &mut writer).await;
+                hang_up(connection, &writer);
             }
-            Reply::Send(response) => match response::encode(&header, response) {
-                Ok(parts) => {
-                    core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
-                    writer.push(parts);
-                }
-                Err(error) => {
-                    let (api, version) = (header.api, header.version);
-                    tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
-                    hang_up(connection, &writer, &mut gone);
-                }
-            },
+            Reply::Send(response) => send(core, connection, &mut writer, &header, response, None),
+            Reply::SendHeld(response, held) => send(core, connection, &mut writer, &header, response, Some(held)),
         }
-        let held = &core.connections.request_bytes;
-        held.set(held.get() - bytes);
+        let small = &core.connections.small_bytes;
+        small.set(small.get() - bytes);
         connection.answered.notify();
         if bytes > 0 {
             core.connections.changed.notify();
@@ -375,14 +445,58 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
     }
 }
 
-async fn flush(connection: &Connection, writer: &mut FrameWriter, gone: &mut bool) {
-    if !*gone && writer.flush().await.is_err() {
-        hang_up(connection, writer, gone);
+/// The answer, unless it is given up.
+async fn unless(given_up: Option<&Flag>, answer: Pending) -> Reply {
+    let Some(given_up) = given_up else { return answer.await };
+    match race(answer, given_up.wait()).await {
+        Either::First(reply) => reply,
+        Either::Second(()) => Reply::Nothing,
     }
 }
 
-fn hang_up(connection: &Connection, writer: &FrameWriter, gone: &mut bool) {
-    *gone = true;
+/// Queues an answer, together with the memory that is held for it.
+fn send(
+    core: &Core,
+    connection: &Connection,
+    writer: &mut FrameWriter,
+    header: &RequestHeader,
+    response: Response,
+    held: Option<Held>,
+) {
+    match response::encode(header, response) {
+        Ok(parts) => {
+            core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
+            writer.push(match held {
+                Some(mut held) => {
+                    held.shrink_to(parts.byte_count());
+                    Parts::from(held.with(parts.into_bytes()))
+                }
+                None => parts,
+            });
+        }
+        Err(error) => {
+            let (api, version) = (header.api, header.version);
+            tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
+            hang_up(connection, writer);
+        }
+    }
+}
+
+async fn flush(core: &Core, connection: &Connection, writer: &mut FrameWriter) {
+    if connection.gone.is_set() {
+        return writer.clear();
+    }
+    let (unsent, queued) = (&core.connections.unsent_bytes, writer.queued_bytes());
+    unsent.set(unsent.get() + queued);
+    if writer.flush().await.is_err() {
+        hang_up(connection, writer);
+    }
+    unsent.set(unsent.get() - queued);
+}
+
+fn hang_up(connection: &Connection, writer: &FrameWriter) {
+    connection.quit.set();
+    connection.gone.set();
     writer.shutdown();
     connection.closing.notify();
 }

@@ -39,7 +39,7 @@ pub mod line;
 pub mod lines;
 pub mod logging;
 pub mod long_work;
-pub mod memory_shares;
+pub mod memory;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod meta;

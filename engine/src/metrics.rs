@@ -209,6 +209,18 @@ metrics! {
     connections_refused_total: Counter;
     /// Connections of Kafka clients that had sent no request yet and were closed to make room for others.
     connections_displaced_total: Counter;
+    /// Connections of Kafka clients that were closed since they held memory for which others waited, and did not move.
+    connections_stalled_total: Counter;
+    /// Bytes of memory that requests hold, received in part or in progress, but for small ones.
+    memory_requests_bytes: Gauge;
+    /// Bytes of memory that answers hold until clients have taken them: records from memory, and metadata.
+    memory_answers_bytes: Gauge;
+    /// The same of records from segment files.
+    memory_cold_answers_bytes: Gauge;
+    /// Times that more of a request was not read before there was memory for it.
+    memory_request_waits_total: Counter;
+    /// Times that an answer had to wait for memory.
+    memory_answer_waits_total: Counter;
     /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
     connection_lines_left_out_total: Counter;
     /// Requests of Kafka clients.

@@ -93,6 +93,15 @@ impl View {
         self.by_name.values()
     }
 
+    pub fn topic_count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Partitions of all topics.
+    pub fn partition_count(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Topics by name, from a name on.
     pub fn topics_from<'a>(&'a self, from: Bound<&str>) -> impl Iterator<Item = &'a Arc<Topic>> {
         self.by_name.range::<str, _>((from, Bound::Unbounded)).map(|(_, topic)| topic)

@@ -32,7 +32,7 @@ use crate::{
     groups::Groups,
     kafka::{Fetches, Placement, ProducerIds, Unreadable},
     long_work::LongWork,
-    memory_shares::Shares,
+    memory::{self, Lasting, Memory},
     mesh::{HasMesh, Mesh},
     meta::{META_CORE, META_GROUP, Meta},
     metrics::CoreMetrics,
@@ -105,10 +105,11 @@ pub struct CoreParts {
     pub identity: Arc<Identity>,
     /// Host and port that clients are told.
     pub advertised: (Arc<str>, u16),
-    pub shares: Shares,
+    pub shares: Lasting,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub spread: Arc<Spread>,
+    pub memory: Arc<memory::Broker>,
     pub recovered: Vec<RecoveredGroup>,
 }
 
@@ -120,7 +121,7 @@ pub struct Core {
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
     /// What of the broker's memory partitions and producers may have.
-    pub shares: Shares,
+    pub shares: Lasting,
     pub producers_share: ProducersShare,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
@@ -129,6 +130,8 @@ pub struct Core {
     pub pace: Pace,
     pub admission: Admission,
     pub long_work: LongWork,
+    /// What clients make this core hold.
+    pub memory: Memory,
     pub fetches: Fetches,
     pub unreadable: Unreadable,
     pub producer_ids: ProducerIds,
@@ -184,7 +187,9 @@ pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
 impl Core {
     pub fn new(parts: CoreParts) -> Rc<Self> {
         let unclaimed = parts.recovered.into_iter().map(|recovered| (recovered.id, recovered)).collect();
+        let queued_max = parts.config.queued_max_request_bytes_per_core(parts.mesh.cores());
         Rc::new(Self {
+            memory: Memory::new(&parts.memory, parts.mesh.me(), queued_max),
             mesh: parts.mesh,
             pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
             inherited: Inherited::new(&parts.config),
@@ -316,6 +321,9 @@ impl Core {
         self.metrics.producers_remembered.set(self.producers_share.remembered() as u64);
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
         self.metrics.fetches_waiting.set(self.fetches.waiting() as u64);
+        self.metrics.memory_requests_bytes.set(self.memory.requests.held() as u64);
+        self.metrics.memory_answers_bytes.set(self.memory.answers.held() as u64);
+        self.metrics.memory_cold_answers_bytes.set(self.memory.cold_answers.held() as u64);
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
     }
 

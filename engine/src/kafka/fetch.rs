@@ -29,6 +29,7 @@ use net::{
 };
 use reading::{Brought, Found, Item, Wish, read_here};
 use std::{rc::Rc, time::Duration};
+use waits::FetchId;
 use wal::record::GroupId;
 
 /// An answer without a session.
@@ -66,6 +67,8 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
     }
     let refused_at_once = parts.iter().any(Option::is_some);
     let bytes_max = (request.max_bytes.max(0) as usize).min(core.config.fetch_max_bytes);
+    // One client does not get the memory of all others' answers, nor of their cold ones.
+    let bytes_max = bytes_max.min(core.memory.answers.answer_max());
     let wish = Wish {
         bytes_min: request.min_bytes.max(0) as usize,
         bytes_max,
@@ -112,6 +115,11 @@ async fn gather(
     parts: &mut [Answered],
 ) -> Option<usize> {
     let several = wish.owners > 1;
+    let mut waiting = Waiting { core, id: wish.id, owners: Vec::new() };
+    if !wish.wait.is_zero() {
+        let others = (0..by_owner.len()).map(CoreId).filter(|owner| *owner != core.id());
+        waiting.owners.extend(others.filter(|owner| !by_owner[owner.0].is_empty()));
+    }
     if several {
         wish.first = by_owner.iter().flatten().map(|item| item.place).min();
     }
@@ -137,8 +145,25 @@ async fn gather(
         blocked = [blocked, brought.blocked].into_iter().flatten().min();
         place_all(brought, parts);
     }
+    waiting.owners.clear();
     let served = parts.iter().position(|part| matches!(part, Some(Ok(found)) if found.bytes() > 0));
     blocked.filter(|blocked| several && served.is_none_or(|served| *blocked < served))
+}
+
+/// The owners on other cores that have not answered: they need not wait any more when the client is gone.
+struct Waiting<'a> {
+    core: &'a Rc<Core>,
+    id: FetchId,
+    owners: Vec<CoreId>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let id = self.id;
+        for owner in &self.owners {
+            self.core.send(*owner, move |there| there.fetches.call_back(id));
+        }
+    }
 }
 
 fn place_all(brought: Brought, parts: &mut [Answered]) {
@@ -185,6 +210,7 @@ fn respond(
                                 bytes -= last.len();
                             }
                             total += bytes;
+                            found.hold();
                             core.metrics.fetch_bytes_memory_total.add(found.hot_bytes() as u64);
                             FetchPartitionResponse::found(
                                 number,

@@ -213,7 +213,7 @@ impl Look<'_> {
 }
 
 /// Partitions that one DescribeTopicPartitions answer tells at most, as Kafka's `max.request.partition.size.limit`.
-const DESCRIBED_PARTITIONS_MAX: i32 = 2000;
+pub const DESCRIBED_PARTITIONS_MAX: i32 = 2000;
 
 /// DescribeTopicPartitions (KIP-966): like Metadata, in pages.
 pub async fn describe_partitions(

@@ -26,6 +26,7 @@ mod sasl;
 mod topic_names;
 mod topics;
 mod unregister;
+mod weight;
 
 pub use crate::internal_topics::OFFSETS_TOPIC;
 pub use fetch::Fetches;
@@ -38,6 +39,7 @@ pub use producer_ids::ProducerIds;
 use crate::{
     coordinator::{Context, GroupRequest},
     core::Core,
+    memory::Held,
 };
 use net::{StrBytes, api::ApiKey, header::RequestHeader, request::Request, response::Response};
 use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
@@ -45,6 +47,8 @@ use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
 /// How a request ends for its connection.
 pub enum Reply {
     Send(Response),
+    /// An answer for which memory is held until it has left.
+    SendHeld(Response, Held),
     /// The protocol has no answer here: a produce request with acks=0 that was appended.
     Nothing,
     /// The protocol has no answer, and the client must learn of an error all the same: its connection is closed.
@@ -57,7 +61,7 @@ impl Reply {
     #[cfg(test)]
     pub fn response(self) -> Option<Response> {
         match self {
-            Reply::Send(response) => Some(response),
+            Reply::Send(response) | Reply::SendHeld(response, _) => Some(response),
             Reply::Nothing | Reply::HangUp { .. } => None,
         }
     }
@@ -71,7 +75,8 @@ pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
     let core = core.clone();
     let version = header.version;
-    match request {
+    let weighed = weight::weigh(&core, &request);
+    weighed(match request {
         Request::Produce(request) => produce::start(&core, lane, request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
         Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
@@ -114,7 +119,32 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHea
             let context = Context { version, client_id, client_host };
             reply(async move { groups::handle(&core, request, context).await })
         }
-    }
+    })
+}
+
+/// Whether a request reads records, which may take long and much memory.
+pub fn reads_records(api: ApiKey) -> bool {
+    matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
+}
+
+/// Whether a request changes nothing that its client could miss: it is dropped when the client is gone.
+pub fn only_reads(api: ApiKey) -> bool {
+    matches!(
+        api,
+        ApiKey::Fetch
+            | ApiKey::ListOffsets
+            | ApiKey::OffsetForLeaderEpoch
+            | ApiKey::Metadata
+            | ApiKey::ApiVersions
+            | ApiKey::DescribeCluster
+            | ApiKey::DescribeQuorum
+            | ApiKey::DescribeTopicPartitions
+            | ApiKey::DescribeConfigs
+            | ApiKey::FindCoordinator
+            | ApiKey::OffsetFetch
+            | ApiKey::DescribeGroups
+            | ApiKey::ListGroups
+    )
 }
 
 fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {

@@ -205,7 +205,10 @@ impl Checking {
             core.metrics.produce_latency_seconds.record(started.elapsed());
             match (acks, answer.first_refusal()) {
                 (0, None) => Reply::Nothing,
-                (0, Some(why)) => Reply::HangUp { why },
+                (0, Some(why)) => {
+                    core.metrics.produce_unacked_closed_total.add(1);
+                    Reply::HangUp { why }
+                }
                 _ => Reply::Send(answer.response(&core, version).into()),
             }
         })

@@ -6,7 +6,7 @@ use crate::{
     config::ring_bytes_for,
     core::{Core, CoreId, core_of_slice, restored},
     internal_topics,
-    memory_shares::Shares,
+    memory::Lasting,
     rt,
     sync::{Either, race},
 };
@@ -212,7 +212,7 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
 /// them, serves all.
 fn tell_if_over(core: &Core) {
     let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
-    let Shares { replicas_max, partitions_max, .. } = core.shares;
+    let Lasting { replicas_max, partitions_max, .. } = core.shares;
     if replicas > replicas_max {
         tracing::warn!(
             "this broker holds {replicas} replicas of partitions, and memory.budget.bytes is meant for {replicas_max}: it serves them \

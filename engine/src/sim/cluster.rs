@@ -509,6 +509,7 @@ impl Cluster {
         }
         for core in self.nodes.iter().filter_map(|node| node.core()) {
             summary.snapshots += core.metrics.replication_snapshots_total.get();
+            summary.memory_waits += core.metrics.memory_answer_waits_total.get();
             summary.rested += u64::from(core.groups.awake() < core.partitions().len());
         }
     }

@@ -1,5 +1,5 @@
-//! A crowd: clients that send more than a broker can store, give up at once, and vanish in the middle of a request. What they get does
-//! not matter, as long as nobody else goes without, and nothing of them is left behind.
+//! A crowd: clients that send more than a broker can store, do not take what they asked for, give up at once, and vanish in the middle of
+//! a request. What they get does not matter, as long as nobody else goes without, and nothing of them is left behind.
 
 use super::{
     clients::{Target, ask_within, text},
@@ -8,7 +8,10 @@ use super::{
     ledger::{Violation, expect},
     node::Node,
 };
-use crate::{kafka, rt, sync::race};
+use crate::{
+    kafka, rt,
+    sync::{Either, race},
+};
 use net::{
     StrBytes,
     batch_build::BatchBuilder,
@@ -97,7 +100,11 @@ impl Cluster {
         exec::world().spawn(node.process, async move {
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
             let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &kafka::Lane::default(), &header, request);
-            race(answering, rt::sleep(breaks_in)).await;
+            if let Either::First(unread) = race(answering, rt::sleep(breaks_in)).await {
+                // The client does not take it, and is closed after a while.
+                rt::sleep(exec::world().draw(Duration::ZERO..ms(3_000))).await;
+                drop(unread);
+            }
         });
     }
 
@@ -123,11 +130,14 @@ impl Cluster {
             core.publish_queues();
             let metrics = &core.metrics;
             let acks: usize = core.partitions().iter().map(|partition| partition.waiters()).sum();
+            let (answers, cold_answers) = (&core.memory.answers, &core.memory.cold_answers);
             let queues = [
                 ("room in the ring", metrics.admission_waiting.get()),
                 ("records", metrics.fetches_waiting.get()),
                 ("the metadata", metrics.metadata_questions_open.get()),
                 ("acknowledgements", acks as u64),
+                ("memory for answers", (answers.waiting() + cold_answers.waiting()) as u64),
+                ("answers to be taken, in bytes", (answers.held() + cold_answers.held()) as u64),
             ];
             let (what, length) = queues.into_iter().find(|(_, length)| *length > 0)?;
             Some(format!("broker {}: {length} wait for {what}", node.id))
@@ -155,6 +165,11 @@ fn impatient(world: &World, target: &Target) -> (Request, i16) {
             (Request::JoinGroup(request), 2)
         }
         2 => {
+            let partitions = vec![FetchPartition::of_consumer(target.partition, 0, 1 << 20)];
+            let topics = vec![FetchTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
+            (Request::Fetch(FetchRequest::of_consumer(0, 1, 1 << 20, topics)), 11)
+        }
+        3 => {
             let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text(GROUP)));
             (Request::OffsetFetch(OffsetFetchRequest::default().with_groups(vec![group])), 8)
         }

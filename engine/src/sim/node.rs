@@ -11,7 +11,7 @@ use crate::{
     core::Core,
     front::Spread,
     groups::GroupHost,
-    memory_shares::Shares,
+    memory::{self, Lasting},
     mesh, meta,
     metrics::Metrics,
     rt,
@@ -31,7 +31,7 @@ use wal::{
 };
 
 const DATA: &str = "/data";
-const MEMORY: u64 = 1 << 20;
+const MEMORY: u64 = 4 << 20;
 /// Of which partitions and producers have their share.
 const BUDGET: u64 = 64 << 20;
 
@@ -149,6 +149,7 @@ impl Node {
             ring: Some(RingConfig { ring_id: Some(self.id as u64), ..RingConfig::of_bytes(self.ring_bytes) }),
             carried_bytes: self.ring_bytes / 16,
             cache_bytes: 64 << 10,
+            memory_bytes: self.ring_bytes / 2,
             read_ahead_bytes: 64 << 10,
             index_bytes: 16 << 10,
             open_files_max: 4,
@@ -195,12 +196,13 @@ impl Node {
             super::net::secret(),
             config.kafka_addr,
             config.peer_addr,
-            Shares::of(BUDGET, 1),
+            Lasting::of(BUDGET, 1),
         );
         let seed = mesh::seeds::<Core>(1).pop().expect("one was asked for");
         let (mesh, inbox) = seed.connect().await;
-        let (metrics, spread) = (Metrics::new(1).core(0), Arc::new(Spread::new(1, usize::MAX)));
-        let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, spread).await?;
+        let metrics = Metrics::new(1).core(0);
+        let shares = (Arc::new(Spread::new(1, usize::MAX)), memory::Broker::new(MEMORY, 1));
+        let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, shares).await?;
         *self.core.borrow_mut() = Some(core.clone());
         let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));
         meta::start(&core, async move { exec::world().net.listen(node.id, node.process, peers, host) }).await?;

@@ -5,6 +5,7 @@ use crate::{
     clock,
     core::{Core, CoreId},
     long_work::Work,
+    memory::{Answers, Held},
     meta::{self, LogWatch, META_GROUP},
     partition::{FetchRead, Partition, Watch},
     rt,
@@ -13,10 +14,14 @@ use crate::{
 use bytes::Bytes;
 use net::{batch::BatchHeader, errors::ErrorCode};
 use std::{rc::Rc, time::Duration};
-use wal::record::GroupId;
+use wal::{log_read::READ_AHEAD, record::GroupId};
 
 /// An owner that has some bytes, but not many more than it has told of, tells of them after so long.
 const TELL_EVERY: Duration = Duration::from_millis(5);
+
+/// How long a fetch waits for memory: as long as for records, within these.
+const WAIT_MIN: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// One partition's part of a fetch, on its way to the owner.
 #[derive(Clone)]
@@ -66,6 +71,8 @@ pub struct Found {
     pub batches: Vec<Bytes>,
     /// From memory: what is left of it counts only once it is sent.
     is_hot: bool,
+    /// For the batches, until they have left.
+    held: Option<Held>,
     /// Behind the last batch, or where the fetch begins.
     end: u64,
 }
@@ -80,11 +87,20 @@ impl Found {
         if self.is_hot { self.bytes() } else { 0 }
     }
 
+    /// The memory is held for as long as anybody has the last batch.
+    pub fn hold(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Some(last) = self.batches.last_mut()
+        {
+            *last = held.with(std::mem::take(last));
+        }
+    }
+
     fn new(range: (u64, u64), offset: u64, batches: Vec<Bytes>, is_hot: bool) -> Self {
         let (log_start, high_watermark) = range;
         let last = batches.last().and_then(|last| BatchHeader::read(last).ok());
         let end = last.map_or(offset, |last| last.next_offset() as u64);
-        Found { high_watermark, log_start, batches, is_hot, end }
+        Found { high_watermark, log_start, batches, is_hot, held: None, end }
     }
 
     fn has_more(&self) -> bool {
@@ -229,6 +245,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
     let mut total = 0;
     let mut brought = Brought { parts: Vec::with_capacity(items.len()), ends: false, blocked: None };
     let mut work = Work::on(core);
+    let mut room = Room { core, wait: wish.wait.clamp(WAIT_MIN, WAIT_MAX), is_out: false };
     for item in items {
         work.entry().await;
         let limit = Limit {
@@ -247,7 +264,8 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
             None if item.group == META_GROUP => read_metadata(core, item, limit),
             Some(partition) => {
                 let wanted = wish.bytes_min.saturating_sub(total);
-                read_partition(core, &partition, item, limit, wanted).await
+                room.is_out |= total > 0 && room.is_short();
+                read_partition(core, &partition, item, limit, wanted, &mut room).await
             }
             None => Err(ErrorCode::NotLeaderOrFollower),
         };
@@ -297,6 +315,29 @@ impl Limit {
     }
 }
 
+/// The memory for what one request reads.
+struct Room<'a> {
+    core: &'a Rc<Core>,
+    /// For how long all partitions of the request wait for it at most.
+    wait: Duration,
+    /// Nothing more is read.
+    is_out: bool,
+}
+
+impl Room<'_> {
+    /// Whether others wait. Who has something by then makes do with it.
+    fn is_short(&self) -> bool {
+        self.core.memory.answers.waiting() + self.core.memory.cold_answers.waiting() > 0
+    }
+
+    /// Memory for so many bytes; `None` if there is none in time: the client gets what there is, perhaps nothing, and asks again.
+    async fn hold(&mut self, answers: &Answers, bytes: usize) -> Option<Held> {
+        let held = answers.hold(&self.core.metrics, bytes, self.wait).await;
+        self.is_out |= held.is_none();
+        held
+    }
+}
+
 /// From the disk, no more than what it gives at once, unless more is wanted.
 async fn read_partition(
     core: &Rc<Core>,
@@ -304,6 +345,7 @@ async fn read_partition(
     item: &Item,
     limit: Limit,
     wanted: usize,
+    room: &mut Room<'_>,
 ) -> Result<Found, ErrorCode> {
     partition.check_epoch(core, item.leader_epoch)?;
     let high_watermark = partition.high_watermark();
@@ -313,7 +355,7 @@ async fn read_partition(
         return Err(ErrorCode::OffsetOutOfRange);
     }
     let range = (log_start, high_watermark);
-    if offset == high_watermark || limit.is_nothing() {
+    if offset == high_watermark || limit.is_nothing() || room.is_out {
         return Ok(Found::new(range, offset, Vec::new(), true));
     }
     let read = |one| partition.read(core, offset, high_watermark, limit.bytes_max, one);
@@ -324,9 +366,32 @@ async fn read_partition(
     match found {
         FetchRead::Hot(mut batches) => {
             limit.clip(&mut batches);
-            Ok(Found::new(range, offset, batches, true))
+            let mut found = Found::new(range, offset, batches, true);
+            let bytes = found.bytes();
+            if bytes > 0 {
+                found.held = core.memory.answers.try_hold(bytes);
+            }
+            if bytes == 0 || found.held.is_some() {
+                return Ok(found);
+            }
+            // Who waits must not keep the records in memory meanwhile.
+            drop(found);
+            let held = room.hold(&core.memory.answers, bytes).await;
+            let mut found = Found::new(range, offset, Vec::new(), true);
+            if held.is_some()
+                && let FetchRead::Hot(mut batches) = read(limit.one_of.is_some())
+            {
+                limit.clip(&mut batches);
+                found = Found { held, ..Found::new(range, offset, batches, true) };
+            }
+            Ok(found)
         }
         FetchRead::Cold(read) => {
+            // What is read at once may be more than what the client gets of it.
+            let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
+            let Some(mut held) = room.hold(&core.memory.cold_answers, bytes).await else {
+                return Ok(Found::new(range, offset, Vec::new(), false));
+            };
             let mut found = Found::new(range, offset, read.await?, false);
             let mut came = found.bytes();
             while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
@@ -341,6 +406,8 @@ async fn read_partition(
             if limit.clip(&mut found.batches) {
                 found.end = offset;
             }
+            held.shrink_to(found.bytes() + READ_AHEAD);
+            found.held = Some(held);
             Ok(found)
         }
         FetchRead::Refused(code) => Err(code),

@@ -108,7 +108,7 @@ impl Fetches {
     }
 
     /// Ends a wait. A fetch that does not wait (any more) is answered already.
-    fn call_back(&self, id: FetchId) {
+    pub fn call_back(&self, id: FetchId) {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&id) {
             waiting.call_back();
         }

@@ -23,7 +23,7 @@ const METADATA_BYTES: u64 = 3 << 10;
 const VIEW_BYTES: u64 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares {
+pub struct Lasting {
     /// Replicas that this broker takes.
     pub replicas_max: u64,
     /// Partitions of the whole cluster whose metadata this broker takes.
@@ -32,12 +32,12 @@ pub struct Shares {
     pub producers_bytes: u64,
 }
 
-impl Shares {
-    pub fn of(memory_per_core: u64, cores: usize) -> Shares {
+impl Lasting {
+    pub fn of(memory_per_core: u64, cores: usize) -> Lasting {
         let cores = cores as u64;
         let partitions = memory_per_core * cores / PARTITIONS_SHARE;
         let metadata = partitions / REPLICAS_SHARE;
-        Shares {
+        Lasting {
             replicas_max: (partitions - metadata) / REPLICA_BYTES,
             partitions_max: metadata / (METADATA_BYTES + VIEW_BYTES * cores),
             producers_bytes: memory_per_core / PRODUCERS_SHARE,
@@ -51,15 +51,15 @@ mod tests {
 
     #[test]
     fn a_budget_is_enough_for_partitions_in_proportion() {
-        let of = |budget: u64, cores: usize| Shares::of(budget / cores as u64, cores);
-        let least = Shares { replicas_max: 768, partitions_max: 1260, producers_bytes: 4 << 20 };
+        let of = |budget: u64, cores: usize| Lasting::of(budget / cores as u64, cores);
+        let least = Lasting { replicas_max: 768, partitions_max: 1260, producers_bytes: 4 << 20 };
         assert_eq!(of(64 << 20, 1), least);
         let small = of(256 << 20, 2);
         assert_eq!((small.replicas_max, small.partitions_max), (3072, 4681));
         let server = of(64 << 30, 16);
         assert_eq!((server.replicas_max, server.partitions_max), (786_432, 599_186));
         for (budget, cores) in [(64 << 20, 1), (64 << 20, 4), (1 << 30, 2), (512 << 30, 128)] {
-            let Shares { replicas_max, partitions_max, producers_bytes } = of(budget, cores);
+            let Lasting { replicas_max, partitions_max, producers_bytes } = of(budget, cores);
             let metadata = partitions_max * (METADATA_BYTES + VIEW_BYTES * cores as u64);
             assert!(replicas_max * REPLICA_BYTES + metadata <= budget / PARTITIONS_SHARE);
             assert!(producers_bytes * cores as u64 <= budget / PRODUCERS_SHARE);

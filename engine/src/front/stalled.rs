@@ -1,0 +1,169 @@
+//! Connections that hold memory and do not move, while others wait for it.
+//! Lives on: every core, for its own connections.
+//!
+//! While memory is short, a client that sends the rest of a large request, or takes its answer, more slowly than [`PACE`] is closed, those
+//! that hold most first. Nobody is closed while there is enough for all.
+
+use super::{Connection, closed};
+use crate::{core::Core, rt};
+use std::{
+    cell::Cell,
+    cmp::Reverse,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+/// How often connections are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Bytes a second that a client moves at least, if it does not want to be taken for stalled.
+const PACE: u64 = 64 << 10;
+/// A client may stand still for so long while few wait.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And for so long while many wait, or if it has what all others wait for. Longer than any round trip.
+const PATIENCE_MIN: Duration = Duration::from_millis(600);
+/// So many that wait halve the patience.
+const WAITING_HALF: u32 = 8;
+
+/// What a connection did in one direction since it was last found in motion.
+#[derive(Debug)]
+pub struct Motion {
+    bytes: Cell<u64>,
+    since: Cell<Instant>,
+}
+
+impl Motion {
+    pub fn new(now: Instant) -> Self {
+        Self { bytes: Cell::new(0), since: Cell::new(now) }
+    }
+
+    /// Nothing is expected of it: it has all its time again from now on.
+    fn rest(&self, bytes: u64, now: Instant) {
+        self.bytes.set(bytes);
+        self.since.set(now);
+    }
+
+    /// Whether it has been slower than it should for longer than `patience`. `bytes`: what it has moved in all.
+    fn is_stalled(&self, bytes: u64, now: Instant, patience: Duration) -> bool {
+        let time = now.saturating_duration_since(self.since.get());
+        if time < patience {
+            return false;
+        }
+        let moved = bytes.wrapping_sub(self.bytes.get());
+        let is_slow = u128::from(moved) * 1000 < u128::from(PACE) * time.as_millis();
+        if !is_slow {
+            self.rest(bytes, now);
+        }
+        is_slow
+    }
+}
+
+fn patience(waiting: usize) -> Duration {
+    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX).min(1 << 16);
+    (PATIENCE * WAITING_HALF / (WAITING_HALF + waiting)).max(PATIENCE_MIN)
+}
+
+/// One that may be closed.
+struct Stalled {
+    connection: Rc<Connection>,
+    bytes: usize,
+    why: &'static str,
+}
+
+/// Closes connections that stall while others wait, until the broker stops.
+pub async fn close_stalled(core: Rc<Core>) {
+    let mut looked = false;
+    while !core.is_stopping() {
+        rt::sleep(LOOK_EVERY).await;
+        let (memory, unsent) = (&core.memory, core.connections.unsent_bytes.get());
+        let is_due = memory.is_half_full() || unsent > memory.answers_max() / 2;
+        if is_due {
+            look(&core, !looked);
+        }
+        looked = is_due;
+    }
+}
+
+/// `anew`: what was seen of connections last is too old to count.
+fn look(core: &Core, anew: bool) {
+    let now = Instant::now();
+    let (mut senders, mut readers) = (Vec::new(), Vec::new());
+    let memory = &core.memory;
+    let (requests_wait, answers_wait) = (memory.requests.waiting(), memory.answers_waiting());
+    for (_, connection) in core.connections.open.borrow().iter() {
+        let (sent, received) = (connection.handle.sent_bytes(), connection.handle.received_bytes());
+        if anew {
+            connection.received.rest(received, now);
+            connection.sent.rest(sent, now);
+        }
+        match connection.receiving.get() {
+            0 => connection.received.rest(received, now),
+            bytes => {
+                let patience = if connection.receives_over.get() { PATIENCE_MIN } else { patience(requests_wait) };
+                if connection.received.is_stalled(received, now, patience) {
+                    let why = "it does not send the rest of its request";
+                    senders.push(Stalled { connection: connection.clone(), bytes, why });
+                }
+            }
+        }
+        match connection.handle.unsent_bytes() {
+            0 => connection.sent.rest(sent, now),
+            bytes if connection.sent.is_stalled(sent, now, patience(answers_wait)) => {
+                let why = "it does not take its answer";
+                readers.push(Stalled { connection: connection.clone(), bytes, why });
+            }
+            _ => {}
+        }
+    }
+    if requests_wait > 0 {
+        close(core, senders, memory.requests.share() / 4);
+    }
+    if answers_wait > 0 || core.connections.unsent_bytes.get() > memory.answers_max() {
+        close(core, readers, memory.answers_max() / 4);
+    }
+}
+
+/// Closes those that hold most, until so much memory comes back. What a frame still lacks does not count, so one that is ahead of all
+/// others goes first.
+fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
+    stalled.sort_by_key(|stalled| (Reverse(stalled.connection.receives_over.get()), Reverse(stalled.bytes)));
+    for Stalled { connection, bytes, why } in stalled {
+        if wanted == 0 {
+            return;
+        }
+        wanted = wanted.saturating_sub(bytes);
+        core.metrics.connections_stalled_total.add(1);
+        closed(
+            core,
+            connection.peer,
+            &format!(
+                "{why}, holds {bytes} bytes and moves less than {} KiB a second while others wait for memory \
+                 (memory.budget.bytes)",
+                PACE >> 10
+            ),
+        );
+        connection.closing.notify();
+        connection.handle.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_moves_too_little_for_too_long_is_stalled() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let motion = Motion::new(start);
+        assert!(!motion.is_stalled(0, at(1.9), PATIENCE));
+        assert!(motion.is_stalled(100_000, at(2.0), PATIENCE));
+        assert!(motion.is_stalled(40_000, at(0.8), PATIENCE_MIN));
+        // 64 KiB a second are enough, from where it was last seen to be fast enough.
+        assert!(!motion.is_stalled(131_072, at(2.0), PATIENCE));
+        assert!(!motion.is_stalled(131_072, at(3.9), PATIENCE));
+        assert!(motion.is_stalled(131_072, at(4.0), PATIENCE));
+        assert_eq!((patience(0), patience(8), patience(1000)), (PATIENCE, PATIENCE / 2, PATIENCE_MIN));
+        motion.rest(131_072, at(4.0));
+        assert!(!motion.is_stalled(131_072, at(5.9), PATIENCE));
+    }
+}

@@ -1,0 +1,237 @@
+//! Answers from the reading of their records until the client's side has taken them.
+//! Lives on: the core that reads. An answer may leave from another core, so that the sums are shared: changed once when records are read
+//! and once when they have left, never for each record.
+//!
+//! Answers from memory and answers from the disk have an account each: consumers that read old records, and do not take them, leave those
+//! that keep up theirs.
+//!
+//! Who has no room waits in this core's line, up to a deadline. Memory comes back on any core, so the first in line looks every few
+//! milliseconds.
+
+use crate::{
+    clock,
+    core::CoreId,
+    line::Line,
+    metrics::CoreMetrics,
+    rt,
+    sync::{Either, race},
+};
+use bytes::Bytes;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(3);
+
+/// Every core's sum.
+pub struct Accounts(Vec<Account>);
+
+/// One core's sum.
+pub struct Account {
+    max: usize,
+    held: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+/// The account of one core, for that core.
+pub struct Answers {
+    accounts: Arc<Accounts>,
+    core: CoreId,
+    line: Line,
+}
+
+/// Memory of an answer, held until this is dropped, on whatever core.
+pub struct Held {
+    accounts: Arc<Accounts>,
+    core: CoreId,
+    bytes: usize,
+}
+
+/// A buffer that holds memory as long as anybody has a part of it.
+struct Holding {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Holding {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Accounts {
+    pub fn new(cores: usize, max: usize) -> Arc<Self> {
+        let account = |_| Account { max, held: AtomicUsize::new(0), waiting: AtomicUsize::new(0) };
+        Arc::new(Self((0..cores).map(account).collect()))
+    }
+}
+
+impl Answers {
+    pub fn new(accounts: Arc<Accounts>, core: CoreId) -> Self {
+        Self { accounts, core, line: Line::default() }
+    }
+
+    fn account(&self) -> &Account {
+        &self.accounts.0[self.core.0]
+    }
+
+    pub fn max(&self) -> usize {
+        self.account().max
+    }
+
+    /// The largest part of the share that one answer may have.
+    pub fn answer_max(&self) -> usize {
+        self.account().max / 4
+    }
+
+    /// Bytes that are held.
+    pub fn held(&self) -> usize {
+        self.account().held.load(Relaxed)
+    }
+
+    /// Answers that wait for room on this core.
+    pub fn waiting(&self) -> usize {
+        self.account().waiting.load(Relaxed)
+    }
+
+    /// Answers that wait for room on any core.
+    pub fn waiting_anywhere(&self) -> usize {
+        self.accounts.0.iter().map(|account| account.waiting.load(Relaxed)).sum()
+    }
+
+    /// Whether some core holds so much that somebody may soon wait.
+    pub fn is_half_full(&self) -> bool {
+        self.accounts.0.iter().any(|account| account.held.load(Relaxed) > account.max / 2)
+    }
+
+    /// Holds so much if there is room at once. An answer that is larger than the whole share has room where it is the only one.
+    pub fn try_hold(&self, bytes: usize) -> Option<Held> {
+        if self.line.is_empty() { self.take(bytes) } else { None }
+    }
+
+    fn take(&self, bytes: usize) -> Option<Held> {
+        let account = self.account();
+        let held = account.held.load(Relaxed);
+        // Only this core adds, so that nobody takes the room meanwhile.
+        (held == 0 || held + bytes <= account.max).then(|| {
+            account.held.fetch_add(bytes, Relaxed);
+            Held { accounts: self.accounts.clone(), core: self.core, bytes }
+        })
+    }
+
+    /// Holds so much once there is room; `None` if there is none for so long.
+    pub async fn hold(&self, metrics: &CoreMetrics, bytes: usize, wait: Duration) -> Option<Held> {
+        if let Some(held) = self.try_hold(bytes) {
+            return Some(held);
+        }
+        metrics.memory_answer_waits_total.add(1);
+        let end = clock::now() + wait;
+        let _counted = Waiting::count(self.account());
+        let place = self.line.join();
+        if let Either::Second(()) = race(place.first(), rt::sleep(wait)).await {
+            return None;
+        }
+        loop {
+            match self.take(bytes) {
+                Some(held) => return Some(held),
+                None if clock::now() >= end => return None,
+                None => rt::sleep(LOOK_AGAIN).await,
+            }
+        }
+    }
+}
+
+/// One that waits, as long as this lives.
+struct Waiting<'a>(&'a Account);
+
+impl<'a> Waiting<'a> {
+    fn count(account: &'a Account) -> Self {
+        account.waiting.fetch_add(1, Relaxed);
+        Self(account)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Held {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back what is more than `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.accounts.0[self.core.0].held.fetch_sub(less, Relaxed);
+        self.bytes -= less;
+    }
+
+    /// Holds until nobody has any part of `bytes`.
+    pub fn with(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Holding { bytes, _held: self })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.accounts.0[self.core.0].held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::both;
+
+    #[test]
+    fn memory_is_held_until_the_last_part_of_the_answer_is_gone() {
+        let accounts = Accounts::new(2, 100);
+        let answers = Answers::new(accounts.clone(), CoreId(1));
+        let mut held = answers.try_hold(60).unwrap();
+        assert!(answers.try_hold(41).is_none());
+        held.shrink_to(50);
+        assert_eq!(held.bytes(), 50);
+        let bytes = held.with(Bytes::from_static(b"some records"));
+        let part = bytes.slice(5..7);
+        drop(bytes);
+        assert_eq!(answers.held(), 50);
+        std::thread::spawn(move || drop(part)).join().unwrap();
+        assert_eq!(answers.held(), 0);
+        // One that is larger than everything goes alone.
+        let large = answers.try_hold(1000).unwrap();
+        assert!(answers.try_hold(1).is_none());
+        drop(large);
+        assert_eq!((answers.held(), Answers::new(accounts, CoreId(0)).held()), (0, 0));
+    }
+
+    #[test]
+    fn who_waits_gets_room_that_another_gives_back_or_gives_up_at_the_deadline() {
+        let test = || async {
+            let metrics = CoreMetrics::default();
+            let answers = Answers::new(Accounts::new(1, 100), CoreId(0));
+            let first = answers.try_hold(100).unwrap();
+            assert!(answers.hold(&metrics, 1, Duration::from_millis(10)).await.is_none());
+            assert_eq!((answers.waiting(), answers.waiting_anywhere()), (0, 0));
+            let waits = async {
+                let held = answers.hold(&metrics, 70, Duration::from_secs(60)).await.unwrap();
+                assert_eq!((held.bytes(), answers.held(), answers.waiting()), (70, 70, 0));
+                assert_eq!(metrics.memory_answer_waits_total.get(), 2);
+            };
+            let gives = async {
+                rt::sleep(Duration::from_millis(5)).await;
+                assert!(answers.waiting_anywhere() == 1 && answers.try_hold(0).is_none(), "nobody goes first");
+                drop(first);
+            };
+            both(waits, gives).await;
+            assert_eq!((answers.held(), answers.line.len()), (0, 0));
+        };
+        rt::spawn_core(rt::any_allowed_cpu(), "test", test).unwrap().join().unwrap();
+    }
+}

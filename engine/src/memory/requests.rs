@@ -1,0 +1,200 @@
+//! Requests that are received or in progress.
+//! Lives on: one core, the connection's.
+//!
+//! Each connection may receive [`FREE_BYTES`] of a frame. Beyond that it reserves memory as the bytes come, before they are read, in one
+//! of two lanes: that of heavy frames, a thirty-second of the share or more, does not hold up the other. The reservation stays
+//! until the request is answered. A frame that is partly here may need more than is free: the first in line gets it all the same, one at a
+//! time, so that of several such frames one always ends.
+//!
+//! Bound: what the lanes have room for, and one frame more in each (`socket.request.max.bytes`).
+
+use crate::{line::Line, sync::Notify};
+use std::{cell::Cell, rc::Rc};
+
+/// What each connection may receive of a frame without asking: one read.
+pub const FREE_BYTES: usize = 16 << 10;
+
+/// One core's requests.
+pub struct Requests {
+    /// Of frames that need no reservation, while their requests are in progress.
+    small_max: usize,
+    heavy_from: usize,
+    light: Rc<Lane>,
+    heavy: Rc<Lane>,
+}
+
+struct Lane {
+    max: usize,
+    held: Cell<usize>,
+    /// Somebody holds more than there was room for.
+    is_over: Cell<bool>,
+    line: Line,
+    freed: Notify,
+}
+
+/// Memory for a frame, held until this is dropped.
+pub struct Reservation {
+    lane: Rc<Lane>,
+    bytes: usize,
+    /// It may take what it needs.
+    is_over: bool,
+}
+
+impl Requests {
+    pub fn new(share: usize) -> Self {
+        let lane = |max| {
+            Rc::new(Lane {
+                max,
+                held: Cell::new(0),
+                is_over: Cell::new(false),
+                line: Line::default(),
+                freed: Notify::default(),
+            })
+        };
+        Self { small_max: share / 4, heavy_from: share / 32, light: lane(share / 2), heavy: lane(share / 4) }
+    }
+
+    /// Bytes of all requests, at most, but for the frames that go beyond.
+    pub fn share(&self) -> usize {
+        self.small_max * 4
+    }
+
+    /// Bytes of requests in progress that have no reservation, at most.
+    pub fn small_max(&self) -> usize {
+        self.small_max
+    }
+
+    /// An empty reservation for a frame of so many bytes.
+    pub fn reservation(&self, frame_bytes: usize) -> Reservation {
+        let lane = if frame_bytes >= self.heavy_from { &self.heavy } else { &self.light };
+        Reservation { lane: lane.clone(), bytes: 0, is_over: false }
+    }
+
+    /// Frames that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.light.line.len() + self.heavy.line.len()
+    }
+
+    /// Bytes that are reserved.
+    pub fn held(&self) -> usize {
+        self.light.held.get() + self.heavy.held.get()
+    }
+
+    /// Whether so much is reserved that somebody may soon wait.
+    pub fn is_half_full(&self) -> bool {
+        [&self.light, &self.heavy].iter().any(|lane| lane.held.get() > lane.max / 2)
+    }
+}
+
+impl Reservation {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it would get as much more as makes `bytes` in all, at once.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        self.is_over || (self.lane.line.is_empty() && self.lane.has_room(more))
+    }
+
+    /// Whether it holds more than there was room for, so that all others wait for it.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Reserves as much more as makes `bytes` in all, once there is room.
+    pub async fn grow(&mut self, bytes: usize) {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return };
+        if !self.has_room(bytes) {
+            let place = self.lane.line.join();
+            place.first().await;
+            loop {
+                let seen = self.lane.freed.version();
+                if self.lane.has_room(more) {
+                    break;
+                }
+                if !self.lane.is_over.replace(true) {
+                    self.is_over = true;
+                    break;
+                }
+                self.lane.freed.past(seen).await;
+            }
+        }
+        self.lane.held.set(self.lane.held.get() + more);
+        self.bytes = bytes;
+    }
+}
+
+impl Lane {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.held.get() + bytes <= self.max
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.lane.held.set(self.lane.held.get() - self.bytes);
+        if self.is_over {
+            self.lane.is_over.set(false);
+        }
+        self.lane.freed.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    fn is_ready(future: impl Future<Output = ()>) -> bool {
+        pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn frames_that_are_partly_here_end_one_after_the_other() {
+        let requests = Requests::new(320 << 10);
+        assert_eq!((requests.light.max, requests.heavy.max, requests.heavy_from), (160 << 10, 80 << 10, 10 << 10));
+        let frame = || requests.reservation(1 << 20);
+        let (mut one, mut two, mut three, mut four) = (frame(), frame(), frame(), frame());
+        for frame in [&mut one, &mut two, &mut three, &mut four] {
+            assert!(is_ready(frame.grow(20 << 10)));
+        }
+        // Nobody has room for more, so the first who asks takes it, and is the only one.
+        assert!(is_ready(three.grow(40 << 10)) && three.is_over());
+        assert!(is_ready(three.grow(1 << 20)));
+        let mut waiting = Box::pin(one.grow(40 << 10));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        assert!(!is_ready(two.grow(21 << 10)) && !is_ready(four.grow(21 << 10)));
+        assert_eq!(requests.waiting(), 1, "those that gave up have left the line");
+        // A light frame does not wait behind heavy ones.
+        assert!(is_ready(requests.reservation(9 << 10).grow(9 << 10)));
+        assert_eq!(requests.held(), (60 << 10) + (1 << 20));
+        drop(three);
+        assert!(waiting.as_mut().poll(&mut context).is_ready(), "20 KiB have become free");
+        drop(waiting);
+        assert!(!one.is_over() && is_ready(two.grow(21 << 10)) && two.is_over());
+        drop((one, two, four));
+        assert_eq!((requests.held(), requests.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn who_waits_goes_on_when_room_is_given_back() {
+        let requests = Requests::new(32 << 10);
+        let mut first = requests.reservation(100);
+        let (mut second, mut third) = (requests.reservation(100), requests.reservation(100));
+        assert!(is_ready(first.grow(16 << 10)));
+        assert!(is_ready(second.grow(1)) && second.is_over());
+        let mut waiting = pin!(third.grow(1));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        drop(second);
+        assert!(waiting.as_mut().poll(&mut context).is_ready());
+        drop(first);
+        assert_eq!(requests.held(), 1);
+    }
+}

@@ -1,0 +1,200 @@
+//! What clients make the broker hold stays within its memory budget, and those that hold it in vain give way to others.
+
+mod support;
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use net::client::ClientCodec;
+use net::errors;
+use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::messages::MetadataRequest;
+use net::produce::TopicRef;
+use net::request::Request;
+use socket2::{Domain, Socket, Type};
+
+use support::broker::Broker;
+use support::cluster::wait_until;
+use support::wire;
+
+const MIB: usize = 1 << 20;
+/// The least that a broker takes.
+const BUDGET: usize = 64 * MIB;
+/// What the process takes besides: the program itself, its threads and runtime, sockets, and memory kept for the next use. A debug build
+/// that has served a little takes 70 MiB.
+const BESIDES: usize = 96 * MIB;
+const TOPIC: &str = "old";
+const PARTITIONS: i32 = 12;
+
+fn start(settings: &[&str]) -> Broker {
+    let budget = format!("memory.budget.bytes={BUDGET}");
+    let mut flags = vec!["--cores", "0", "--set", &budget];
+    settings.iter().for_each(|setting| flags.extend(["--set", setting]));
+    Broker::start_with(&flags)
+}
+
+/// The most memory that the process has had at any time, in bytes.
+fn peak(broker: &Broker) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("the broker runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells");
+    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+}
+
+/// Ends other threads, also when the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Several times what the broker may keep in memory.
+fn fill(broker: &Broker) {
+    let mut client = wire::connect(broker);
+    let created = wire::create_topic(&mut client, TOPIC, PARTITIONS, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let records = wire::batch(&[&vec![b'x'; 900_000]]);
+    for at in 0..10 * PARTITIONS {
+        let answer = wire::produce(&mut client, TOPIC, at % PARTITIONS, records.clone());
+        assert_eq!(errors::check(answer.error_code), Ok(()));
+    }
+}
+
+fn fetch_all() -> FetchRequest {
+    let partitions = (0..PARTITIONS).map(|index| FetchPartition::of_consumer(index, 0, 16 << 20)).collect();
+    let topic = FetchTopic { topic: TopicRef::Name(wire::text(TOPIC)), partitions };
+    FetchRequest::of_consumer(500, 1, 50 << 20, vec![topic])
+}
+
+/// Asks the same again and again, and reads nothing. The kernel keeps little for it.
+fn ask_in_vain(broker: &Broker, version: i16, request: &Request) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a buffer's size can be set");
+    socket.connect(&broker.kafka().into()).expect("the broker accepts");
+    let mut stream = TcpStream::from(socket);
+    let mut codec = ClientCodec::new("deaf");
+    for _ in 0..300 {
+        let (_, parts) = codec.encode(version, request).expect("the request is valid");
+        // The broker may have closed it already.
+        if stream.write_all(&parts.into_bytes()).is_err() {
+            break;
+        }
+    }
+    stream
+}
+
+#[test]
+fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
+    let broker = start(&[]);
+    fill(&broker);
+    let crowd: Vec<TcpStream> = (0..40).map(|_| ask_in_vain(&broker, 12, &fetch_all().into())).collect();
+    wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
+    // Whoever reads gets everything meanwhile.
+    let mut reader = wire::connect(&broker);
+    for partition in 0..PARTITIONS {
+        // There may be nothing in it for the lack of memory: then a consumer asks again.
+        wait_until("records", || {
+            let answer = reader.fetch(wire::fetch_request(TOPIC, partition, 5, 500, 1)).expect("an answer");
+            let answer = &answer.responses[0].partitions[0];
+            assert_eq!(errors::check(answer.error_code), Ok(()));
+            answer.records.as_ref().is_some_and(|records| !records.is_empty())
+        });
+    }
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+    // What closed connections asked for is not read any more.
+    drop(crowd);
+    wait_until("connections that are gone", || broker.metric("millrace_connections_open") == 1.0);
+    wait_until("memory that is given back", || broker.metric("millrace_memory_cold_answers_bytes") == 0.0);
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+}
+
+#[test]
+fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
+    const CROWD: usize = 8;
+    let broker = start(&[]);
+    let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, 700, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let all = MetadataRequest::default().with_topics(None).into();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 12, &all)).collect();
+    // An answer is larger than 15 KB: one of each client waits, as the kernel takes no more.
+    let held = || broker.metric("millrace_memory_answers_bytes") as usize;
+    wait_until("answers that nobody takes", || held() > CROWD * 15_000);
+    assert_eq!(wire::partitions(&mut wire::connect(&broker), TOPIC).len(), 700);
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+    drop(crowd);
+    wait_until("memory that is given back", || held() == 0);
+}
+
+/// Sends all but the end of a large request, as fast as the broker takes it, and then nothing.
+fn send_in_part(broker: &Broker, bytes: usize, over: &AtomicBool) {
+    let mut stream = TcpStream::connect(broker.kafka()).expect("the broker accepts");
+    stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
+    // The header of a produce request, and zeros.
+    let head = [&(bytes as i32).to_be_bytes()[..], &[0, 0, 0, 9, 0, 0, 0, 1, 0xff, 0xff, 0]].concat();
+    let mut left = bytes - head.len();
+    let mut sent = stream.write_all(&head);
+    while sent.is_ok() && left > 0 && !over.load(Ordering::Relaxed) {
+        sent = match stream.write(&[0; 64 << 10][..left.min(64 << 10)]) {
+            Ok(written) => {
+                left -= written;
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        };
+    }
+    while sent.is_ok() && !over.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn requests_that_never_end_take_what_they_may_and_hold_up_nobody() {
+    const FRAME: usize = 24 * MIB;
+    let frame_max = format!("socket.request.max.bytes={FRAME}");
+    let broker = start(&[&frame_max, "message.max.bytes=2000000"]);
+    let mut client = wire::connect(&broker);
+    let created = wire::create_topic(&mut client, TOPIC, PARTITIONS, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _end = End(&over);
+        for _ in 0..20 {
+            scope.spawn(|| send_in_part(&broker, FRAME, &over));
+        }
+        wait_until("requests that wait for memory", || broker.metric("millrace_memory_request_waits_total") > 10.0);
+        for size in [100, 20_000, 200_000, 1_900_000] {
+            let answer = wire::produce(&mut client, TOPIC, 0, wire::batch(&[&vec![b'x'; size]]));
+            assert_eq!(errors::check(answer.error_code), Ok(()), "{size} bytes");
+        }
+        wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
+        // One frame may go beyond the share.
+        assert!(peak(&broker) < BUDGET + BESIDES + FRAME, "{} MiB", peak(&broker) / MIB);
+    });
+    wait_until("memory that is given back", || broker.metric("millrace_memory_requests_bytes") == 0.0);
+}
+
+#[test]
+fn what_is_written_faster_than_the_disk_takes_it_waits_outside_of_memory() {
+    let broker = start(&["wal.ring.bytes=536870912"]);
+    let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, PARTITIONS, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    thread::scope(|scope| {
+        for partition in 0..PARTITIONS {
+            let broker = &broker;
+            scope.spawn(move || {
+                let mut client = wire::connect(broker);
+                let records = wire::batch(&[&vec![b'x'; 900_000]]);
+                for _ in 0..30 {
+                    let answer = wire::produce(&mut client, TOPIC, partition, records.clone());
+                    assert_eq!(errors::check(answer.error_code), Ok(()));
+                }
+            });
+        }
+    });
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+}
