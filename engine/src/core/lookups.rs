@@ -83,8 +83,9 @@ impl Core {
     pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
         loop {
             let seen = self.view_changed.version();
-            let may_come = |group: &GroupId| self.view(|view| view.has_group(group.0)) && !self.has_stopped(*group);
-            groups.retain(|group| self.leader_of(*group).is_none() && may_come(group));
+            let may_come = |group: GroupId| self.view(|view| view.has_group(group.0)) && !self.has_stopped(group);
+            // As all are waited for, it is enough to look at the last one: each is looked at once, and one of them at each change.
+            while groups.pop_if(|group| self.leader_of(*group).is_some() || !may_come(*group)).is_some() {}
             if groups.is_empty() {
                 return;
             }

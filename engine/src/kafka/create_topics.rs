@@ -5,7 +5,7 @@ use super::{
     collisions,
     refusal::{self, Refusal},
     room::Asked,
-    topic_names,
+    topic_names::{self, Alike},
     topics::{change, check_new_topic},
 };
 use crate::{config_topic, core::Core, meta};
@@ -28,6 +28,7 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
         true => meta::linearize(core).await.map_err(Refusal::from),
         false => Ok(()),
     };
+    let alike = Alike::of(names.iter().map(|name| name.0.as_str()));
     let room = Asked::default();
     let check_one = |core: &Core, topic: &CreatableTopic| {
         if repeats.contains(&topic.name) {
@@ -36,8 +37,11 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
         let command = check_new_topic(core, topic, &room)?;
         if topic_names::may_collide(&topic.name) {
             newest.clone()?;
-            let earlier = names.iter().take_while(|name| **name != topic.name).map(|name| name.0.as_str());
-            collisions::check(core, topic.name.as_str(), earlier)?;
+            let name = topic.name.as_str();
+            collisions::check(core, name)?;
+            if let Some(earlier) = alike.earlier(name) {
+                return Err(topic_names::collision(name, earlier));
+            }
         }
         Ok(command)
     };

@@ -147,7 +147,7 @@ impl<'a> Look<'a> {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
-            Asked::Name(name) if may_create && collisions::check(self.core, name, []).is_err() => {
+            Asked::Name(name) if may_create && collisions::check(self.core, name).is_err() => {
                 ErrorCode::InvalidTopicException
             }
             Asked::Id(_) => ErrorCode::UnknownTopicId,

@@ -2,8 +2,11 @@
 //! Pure.
 
 use super::refusal::Refusal;
-use net::{Uuid, errors::ErrorCode, messages::TopicName};
-use std::{collections::BTreeSet, sync::Arc};
+use net::{StrBytes, Uuid, errors::ErrorCode, messages::TopicName};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Leaves the first of items with the same key, and returns the keys of which there were more. Kafka answers such a key once, with
 /// INVALID_REQUEST ([`twice`]).
@@ -38,12 +41,11 @@ pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
 }
 
 /// Whether `asked`, which names the topic of this name and id one way, also names it the other way.
-pub fn named_both_ways(asked: &[Reference], reference: &Reference, name: &str, id: Uuid) -> bool {
-    let other = |(other_name, other_id): &Reference| match reference.0 {
-        Some(_) => other_name.is_none() && *other_id == id,
-        None => other_name.as_ref().is_some_and(|other| other.0.as_str() == name) && other_id.is_nil(),
-    };
-    asked.iter().any(other)
+pub fn named_both_ways(asked: &BTreeSet<Reference>, reference: &Reference, name: &str, id: Uuid) -> bool {
+    asked.contains(&match reference.0 {
+        Some(_) => (None, id),
+        None => (Some(TopicName(StrBytes::from_string(name.to_owned()))), Uuid::nil()),
+    })
 }
 
 /// Whether names that begin so can collide with others: Kafka makes one of '.' and '_' in the names of metrics.
@@ -51,10 +53,23 @@ pub fn may_collide(name: &str) -> bool {
     name.contains(['.', '_'])
 }
 
-/// Whether two names differ in nothing but '.' and '_'.
-pub fn collide(a: &str, b: &str) -> bool {
-    let unify = |byte: u8| if byte == b'.' { b'_' } else { byte };
-    a != b && a.len() == b.len() && a.bytes().map(unify).eq(b.bytes().map(unify))
+/// The names of one request, by what is left of them without the difference between '.' and '_'.
+#[derive(Default)]
+pub struct Alike<'a>(BTreeMap<String, &'a str>);
+
+impl<'a> Alike<'a> {
+    pub fn of(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut alike = BTreeMap::new();
+        for name in names.into_iter().filter(|name| may_collide(name)) {
+            alike.entry(name.replace('.', "_")).or_insert(name);
+        }
+        Self(alike)
+    }
+
+    /// The first name of the request that differs from this one in nothing but '.' and '_', if it comes before it.
+    pub fn earlier(&self, name: &str) -> Option<&'a str> {
+        self.0.get(&name.replace('.', "_")).copied().filter(|first| *first != name)
+    }
 }
 
 /// The topics whose names differ from `name` in nothing but '.' and '_'. `first_from` gives the first topic, by name, that is not before
@@ -114,6 +129,7 @@ mod tests {
                 (None, id) if *id == other => ("c", other),
                 _ => ("a", id),
             };
+            let asked = asked.iter().cloned().collect();
             assert_eq!(named_both_ways(&asked, reference, name, id), expected, "{reference:?}");
         }
     }
@@ -141,7 +157,8 @@ mod tests {
             let found = colliding(name, first_from);
             assert_eq!(found.iter().map(|found| &**found).collect::<Vec<_>>(), Vec::from_iter(other), "{name}");
             if let Some(other) = other {
-                assert!(collide(name, other) && collide(other, name), "{name} {other}");
+                let alike = Alike::of([other, "ab", name]);
+                assert_eq!((alike.earlier(name), alike.earlier(other)), (Some(other), None));
             }
         }
         let all = colliding("p.q.r", |from: &str| {
@@ -149,7 +166,8 @@ mod tests {
             topics.range::<str, _>((Bound::Included(from), Bound::Unbounded)).next().map(|found| Arc::from(*found))
         });
         assert_eq!(all.iter().map(|found| &**found).collect::<BTreeSet<_>>(), ["p.q_r", "p_q.r", "p_q_r"].into());
-        assert!(!collide("a.b", "a.b") && !collide("a.b", "a-b") && !collide("a.b", "a_b_"));
+        let alike = Alike::of(["a.b", "a-b", "a_b_", "a.b"]);
+        assert!(["a.b", "a-b", "a_b_"].iter().all(|name| alike.earlier(name).is_none()));
         let refusal = collision("a_b", "a.b");
         assert_eq!(refusal.code, ErrorCode::InvalidTopicException);
         assert!(refusal.message.contains("'a_b' collides with topic 'a.b'"), "{}", refusal.message);

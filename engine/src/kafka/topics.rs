@@ -64,10 +64,11 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     for internal in internals.into_iter().filter_map(internal_topics::find) {
         internal::ensure(core, internal).await;
     }
+    let alike = topic_names::Alike::of(missing.iter().copied());
     let missing: BTreeSet<&str> = missing
         .iter()
         .copied()
-        .filter(|name| collisions::check(core, name, missing.range(..*name).copied()).is_ok())
+        .filter(|name| alike.earlier(name).is_none() && collisions::check(core, name).is_ok())
         .collect();
     if missing.is_empty() {
         return;
@@ -157,11 +158,13 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     loop {
         let seen = core.view_changed.version();
         let live = brokers::alive_ids(core);
-        partitions.retain(|partition| {
+        let is_waited_for = |partition: &Partition| {
             core.leader_of(GroupId(partition.group)).is_none()
                 && core.view(|view| view.has_group(partition.group))
                 && partition.replicas.iter().any(|node| live.contains(node))
-        });
+        };
+        // As all are waited for, it is enough to look at the last one: each is looked at once, and one of them at each change.
+        while partitions.pop_if(|partition| !is_waited_for(partition)).is_some() {}
         if partitions.is_empty() {
             return;
         }
@@ -291,6 +294,7 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
     let repeats = topic_names::take_repeats(&mut asked, topic_names::Reference::clone);
+    let references: BTreeSet<topic_names::Reference> = asked.iter().cloned().collect();
     let find = |core: &Core, reference: &topic_names::Reference| {
         topic_names::check_reference(reference)?;
         if repeats.contains(reference) {
@@ -298,7 +302,7 @@ pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16)
         }
         let command = find_to_delete(core, reference.0.as_ref(), reference.1)?;
         let Command::DeleteTopic { name, id } = &command else { unreachable!("{command:?} deletes nothing") };
-        match topic_names::named_both_ways(&asked, reference, name, *id) {
+        match topic_names::named_both_ways(&references, reference, name, *id) {
             true => Err(topic_names::twice()),
             false => Ok(command),
         }
