@@ -128,7 +128,7 @@ impl Connection {
 struct InFlight {
     header: RequestHeader,
     answer: Pending,
-    /// Of its frame, unless there is a reservation.
+    /// The length of its frame; 0 if there is a reservation for that.
     bytes: usize,
     _reserved: Option<Reservation>,
 }
@@ -301,7 +301,7 @@ enum Refused {
     Decode(#[from] DecodeError),
 }
 
-/// Who ends a connection.
+/// The side that ends a connection.
 enum End {
     /// The broker; what is started is answered.
     Ours,

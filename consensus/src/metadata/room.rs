@@ -26,9 +26,11 @@ pub struct NoRoom {
     /// Whether the partitions of the whole cluster are counted, whose metadata each broker keeps; else this broker's
     /// replicas.
     pub of_cluster: bool,
-    /// What there is, what is asked for beside it, and what the broker's memory takes.
+    /// Those that are there, or being made.
     pub has: u64,
+    /// Those that are asked for beside them.
     pub wanted: u64,
+    /// Those that the broker's memory takes in all.
     pub takes: u64,
 }
 
@@ -54,10 +56,19 @@ impl fmt::Display for NoRoom {
 
 impl Placed {
     /// New partitions with these replicas.
-    pub fn of(replicas: &[Vec<i32>]) -> Self {
+    pub fn of<'a>(replicas: impl IntoIterator<Item = &'a Vec<i32>>) -> Self {
         let mut placed = Self::default();
-        replicas.iter().for_each(|replicas| placed.add(replicas));
+        for replicas in replicas {
+            placed.partitions += 1;
+            for node in replicas {
+                *placed.replicas.entry(*node).or_default() += 1;
+            }
+        }
         placed
+    }
+
+    fn of_topic(topic: &Topic) -> Self {
+        Self::of(topic.partitions.iter().map(|partition| &partition.replicas))
     }
 
     pub fn partitions(&self) -> u64 {
@@ -71,16 +82,11 @@ impl Placed {
 
     /// A topic is made, changed or deleted.
     pub fn replace(&mut self, before: Option<&Topic>, after: Option<&Topic>) {
-        after.into_iter().flat_map(|topic| &topic.partitions).for_each(|partition| self.add(&partition.replicas));
-        for partition in before.into_iter().flat_map(|topic| &topic.partitions) {
-            self.partitions -= 1;
-            for node in &partition.replicas {
-                let replicas = self.replicas.get_mut(node).expect("its replicas were counted");
-                *replicas -= 1;
-                if *replicas == 0 {
-                    self.replicas.remove(node);
-                }
-            }
+        if let Some(after) = after {
+            self.join(&Self::of_topic(after));
+        }
+        if let Some(before) = before {
+            self.leave(&Self::of_topic(before));
         }
     }
 
@@ -156,13 +162,6 @@ impl Placed {
                 let wanted = wanted.div_ceil(nodes.len() as u64);
                 Err(NoRoom { node, of_cluster: false, has: self.replicas(node), wanted, takes })
             }
-        }
-    }
-
-    fn add(&mut self, replicas: &[i32]) {
-        self.partitions += 1;
-        for node in replicas {
-            *self.replicas.entry(*node).or_default() += 1;
         }
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct FlowEntry {
     pub(super) committed: bool,
     /// Those who wait for its results, if this broker proposed it.
     pub(super) owners: Vec<Owner>,
-    /// What its requests create, if nothing else refuses them.
+    /// Partitions and replicas that its requests create, unless something else refuses them.
     placed: Placed,
 }
 
@@ -114,12 +114,12 @@ impl Flow {
         let (outcomes, missing) = (requests.iter().map(|_| None).collect(), requests.len());
         let mut placed = Placed::default();
         for (_, replicas) in requests.iter_mut().filter_map(|request| request.command.new_replicas()) {
-            placed.join(&Placed::of(replicas));
+            placed.join(&Placed::of(&*replicas));
         }
         FlowEntry { index, term, generation: self.generation, outcomes, missing, committed: false, owners, placed }
     }
 
-    /// What the entries create that are not published.
+    /// Partitions and replicas that the unpublished entries create.
     pub(super) fn placed(&self) -> Placed {
         let mut placed = Placed::default();
         self.entries.iter().for_each(|entry| placed.join(&entry.placed));

@@ -25,7 +25,7 @@ impl Plane {
         placed.join(&self.flow.placed());
         for request in requests {
             let Some((name, replicas)) = request.command.new_replicas() else { continue };
-            let more = Placed::of(replicas);
+            let more = Placed::of(&*replicas);
             match placed.check_room(self.cluster.brokers(), &more) {
                 Err(no_room) if !(self.config.always_made)(name) => {
                     // Nobody needs them any more, and the log has no room to give away.

@@ -120,7 +120,7 @@ pub struct Core {
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
-    /// What of the broker's memory partitions and producers may have.
+    /// Shares of the broker's memory for partitions and idempotent producers.
     pub shares: Lasting,
     pub producers_share: ProducersShare,
     pub store: Store,
@@ -130,7 +130,7 @@ pub struct Core {
     pub pace: Pace,
     pub admission: Admission,
     pub long_work: LongWork,
-    /// What clients make this core hold.
+    /// Accounts of the memory that this core's clients make it hold.
     pub memory: Memory,
     pub fetches: Fetches,
     pub unreadable: Unreadable,
