@@ -9,6 +9,10 @@
 //! answered COORDINATOR_NOT_AVAILABLE, as Kafka does; it may still get there. JoinGroup and SyncGroup wait for other members, as
 //! long as the group's timeouts say.
 //!
+//! While the ring is down to its reserve, requests that append wait for [`Admission`](crate::admission::Admission)'s turn before the
+//! coordinator sees them, likewise at most `offsets.commit.timeout.ms`: its state moves on with a request, so the append that follows
+//! can't wait. Appends that time causes (an ended session, an expired offset) don't wait. They fail, and come again with a later tick.
+//!
 //! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
 //! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged. It makes sure as well that its view
 //! shows every change of topics that was acknowledged, since an offset counts only while the metadata has its topic. Before a log is
@@ -17,6 +21,7 @@
 #[cfg(test)]
 use crate::sim::{self, Bug};
 use crate::{
+    admission::Turn,
     clock,
     config::Config,
     coordinator::{
@@ -145,10 +150,22 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
             Either::Second(()) => return refuse(ErrorCode::CoordinatorNotAvailable),
         }
     }
+    let mut turn = seat.wait_for_room(&core, &request);
+    if let Some(turn) = &mut turn {
+        let waited = race(race(turn.come(&core.store), seat.resigned()), rt::sleep(timeout)).await;
+        if matches!(waited, Either::Second(())) {
+            core.metrics.admission_timed_out_total.add(1);
+            return refuse(ErrorCode::CoordinatorNotAvailable);
+        }
+    }
+    if seat.has_resigned() {
+        return refuse(ErrorCode::NotCoordinator);
+    }
     let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
     let waits_for_members = matches!(request, GroupRequest::JoinGroup(_) | GroupRequest::SyncGroup(_));
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, &context, request, token));
+    drop(turn);
     if waits_for_members {
         return answer.await.unwrap_or(unanswered);
     }
@@ -218,6 +235,12 @@ impl Seat {
         self.called.notify();
     }
 
+    /// The turn to await before the coordinator is given the request, if the ring has no room for what it will append.
+    fn wait_for_room(&self, core: &Core, request: &GroupRequest) -> Option<Turn> {
+        let bytes = self.coordinator.borrow().as_ref()?.append_bytes(request)?;
+        core.admission.enter(&core.store, self.partition.group(), bytes)
+    }
+
     fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
         // The coordinator's state has moved on already, so it can't wait for room: the client tries again.
         if core.store.admit(batch.len()) == Admission::Wait {
@@ -246,6 +269,13 @@ impl Seat {
 
     fn has_resigned(&self) -> bool {
         self.coordinator.borrow().is_none()
+    }
+
+    async fn resigned(&self) {
+        while !self.has_resigned() {
+            let seen = self.called.version();
+            self.called.past(seen).await;
+        }
     }
 }
 

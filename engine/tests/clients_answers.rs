@@ -29,7 +29,7 @@ use net::{
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{connect, create_topic, text, topic_name},
+    wire::{await_coordinator, connect, create_topic, text, topic_name},
 };
 
 /// Bit fields of a Kafka 4 broker without an authorizer.
@@ -450,14 +450,6 @@ fn sasl_is_listed_and_refused_on_a_listener_without_it() {
     // The connection goes on.
     let groups = client.call(ListGroupsRequest::default()).unwrap();
     assert_eq!((groups.error_code, groups.groups.len()), (0, 0));
-}
-
-/// Answers until the group's coordinator is there.
-fn await_coordinator(client: &mut Client, group: &str) {
-    support::cluster::wait_until("a coordinator", || {
-        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(group)]);
-        client.call(request).expect("an answer").coordinators[0].error_code == 0
-    });
 }
 
 #[test]

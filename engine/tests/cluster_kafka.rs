@@ -14,20 +14,19 @@ use net::{
     messages::{
         BrokerId, CreateTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest, DescribeQuorumRequest,
         FindCoordinatorRequest, GroupId, HeartbeatRequest, IncrementalAlterConfigsRequest, ListGroupsRequest,
-        ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, UnregisterBrokerRequest,
+        ListOffsetsRequest, MetadataRequest, UnregisterBrokerRequest,
         create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
         describe_configs_request::DescribeConfigsResource,
         describe_quorum_request,
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
-        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
     },
     produce::TopicRef,
 };
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{self, batch, connect, fetch_request, text, topic_name},
+    wire::{self, batch, commit, connect, fetch_request, text, topic_name},
 };
 
 const NODES: [i32; 3] = [1, 2, 3];
@@ -193,7 +192,7 @@ fn groups_are_coordinated_where_every_broker_says() {
         }
         let client = clients.get_mut(coordinator).unwrap();
         until("the topic is known", || leaders(client, "committed").len() == 1);
-        assert_eq!(commit(client, group), Ok(()));
+        assert_eq!(commit(client, group, "committed", 1), Ok(()));
     }
     for (node, client) in &mut clients {
         let own = groups.iter().zip(&coordinators).filter(|(_, coordinator)| *coordinator == node);
@@ -206,18 +205,6 @@ fn groups_of(client: &mut Client) -> BTreeSet<String> {
     let listed = client.call(ListGroupsRequest::default()).unwrap();
     assert_eq!(errors::check(listed.error_code), Ok(()));
     listed.groups.into_iter().map(|group| group.group_id.to_string()).collect()
-}
-
-/// Commits an offset for a group without members.
-fn commit(client: &mut Client, group: &str) -> Result<(), ErrorCode> {
-    let partition =
-        OffsetCommitRequestPartition::default().with_committed_offset(1).with_committed_metadata(Some(text("")));
-    let topic = OffsetCommitRequestTopic::default().with_name(topic_name("committed")).with_partitions(vec![partition]);
-    let request = OffsetCommitRequest::default()
-        .with_group_id(GroupId(text(group)))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic]);
-    errors::check(client.call(request).unwrap().topics[0].partitions[0].error_code)
 }
 
 /// The value of `metadata.acks`, and its source, as a broker tells it of a resource.

@@ -7,21 +7,20 @@ use net::{
     errors::{self, ErrorCode},
     messages::{
         CreatePartitionsRequest, DeleteTopicsRequest, DescribeConfigsRequest, DescribeTopicPartitionsRequest,
-        FindCoordinatorRequest, GroupId, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
+        FindCoordinatorRequest, GroupId, MetadataRequest, OffsetFetchRequest,
         create_partitions_request::CreatePartitionsTopic,
         delete_topics_request::DeleteTopicState,
         describe_configs_request::DescribeConfigsResource,
         describe_topic_partitions_request::TopicRequest,
         metadata_request::MetadataRequestTopic,
         metadata_response::MetadataResponseTopic,
-        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
     },
 };
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{alter_topic, connect, create_topic, text, topic_name},
+    wire::{alter_topic, commit, connect, create_topic, text, topic_name},
 };
 
 const OFFSETS: &str = "__consumer_offsets";
@@ -58,17 +57,6 @@ fn setting(client: &mut Client, name: &str) -> Option<String> {
     let described = client.call(DescribeConfigsRequest::default().with_resources(vec![resource])).unwrap();
     assert_eq!(errors::check(described.results[0].error_code), Ok(()));
     described.results[0].configs[0].value.as_ref().map(ToString::to_string)
-}
-
-fn commit(client: &mut Client, offset: i64) -> Result<(), ErrorCode> {
-    let partition =
-        OffsetCommitRequestPartition::default().with_committed_offset(offset).with_committed_metadata(Some(text("")));
-    let topic = OffsetCommitRequestTopic::default().with_name(topic_name("work")).with_partitions(vec![partition]);
-    let request = OffsetCommitRequest::default()
-        .with_group_id(GroupId(text("g")))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic]);
-    errors::check(client.call(request).unwrap().topics[0].partitions[0].error_code)
 }
 
 fn committed(client: &mut Client) -> i64 {
@@ -111,7 +99,7 @@ fn no_client_makes_groups_lose_their_offsets() {
     let mut client = connect(&broker);
     assert_eq!(create_topic(&mut client, "work", 1, 1, &[]).error_code, 0);
     by_find_coordinator(&mut client);
-    assert_eq!(commit(&mut client, 5), Ok(()));
+    assert_eq!(commit(&mut client, "g", "work", 5), Ok(()));
 
     let id = metadata(&mut client, OFFSETS, false).topic_id;
     for topic in [
@@ -145,7 +133,7 @@ fn no_client_makes_groups_lose_their_offsets() {
     assert_eq!(errors::check(code), Ok(()), "{message}");
     assert_eq!(setting(&mut client, "segment.bytes").as_deref(), Some("8192"));
 
-    assert_eq!((commit(&mut client, 6), committed(&mut client)), (Ok(()), 6));
+    assert_eq!((commit(&mut client, "g", "work", 6), committed(&mut client)), (Ok(()), 6));
     broker.restart();
     let mut client = connect(&broker);
     assert_eq!(committed(&mut client), 6);

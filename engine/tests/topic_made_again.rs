@@ -11,10 +11,8 @@ use net::{
     client_blocking::Client,
     errors::{self, ErrorCode},
     messages::{
-        DeleteTopicsRequest, FindCoordinatorRequest, GroupId, OffsetCommitRequest, OffsetFetchRequest,
-        delete_topics_request::DeleteTopicState,
-        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-        offset_fetch_request::OffsetFetchRequestGroup,
+        DeleteTopicsRequest, FindCoordinatorRequest, GroupId, OffsetFetchRequest,
+        delete_topics_request::DeleteTopicState, offset_fetch_request::OffsetFetchRequestGroup,
     },
 };
 use rdkafka::{
@@ -26,7 +24,7 @@ use support::{
     broker::Broker,
     clients::{self, Record},
     cluster::wait_until,
-    wire::{self, connect, create_topic, fetch_request, text, topic_name},
+    wire::{self, commit, connect, create_topic, fetch_request, text, topic_name},
 };
 
 fn make(client: &mut Client, topic: &str, replicas: i16) {
@@ -52,18 +50,6 @@ fn coordinator<'a>(brokers: &'a [Broker], group: &str) -> &'a Broker {
         found.is_some()
     });
     found.expect("just found")
-}
-
-/// Commits for a group without members.
-fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Result<(), ErrorCode> {
-    let partition =
-        OffsetCommitRequestPartition::default().with_committed_offset(offset).with_committed_metadata(Some(text("")));
-    let topic = OffsetCommitRequestTopic::default().with_name(topic_name(topic)).with_partitions(vec![partition]);
-    let request = OffsetCommitRequest::default()
-        .with_group_id(GroupId(text(group)))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic]);
-    errors::check(client.call(request).unwrap().topics[0].partitions[0].error_code)
 }
 
 /// All offsets that a group has committed, once its coordinator is loaded.

@@ -3,10 +3,12 @@
 //! Counted are ids, what members say of themselves, and offsets. Assignments are not: a group's are no larger than the record
 //! that holds them.
 
-use net::StrBytes;
+use net::{StrBytes, messages::OffsetCommitRequest};
 
 use super::{
-    api::Context,
+    Coordinator,
+    api::{Context, GroupRequest},
+    config::TOMBSTONE_BATCH_BYTES,
     group::{Group, Member, MemberSettings},
     records::CommittedOffset,
 };
@@ -17,6 +19,8 @@ const MEMBER_BYTES: usize = 1024;
 const PENDING_BYTES: usize = 256;
 const PROTOCOL_BYTES: usize = 128;
 const OFFSET_BYTES: usize = 192;
+/// What a record takes in the log, with its share of the batch's header, besides its strings.
+const RECORD_BYTES: usize = 128;
 
 pub(super) fn pending_bytes(id: &str) -> usize {
     PENDING_BYTES + 2 * id.len()
@@ -59,5 +63,43 @@ impl<T> Group<T> {
         let offsets =
             self.offsets.iter().flat_map(|(topic, offsets)| offsets.values().map(move |o| offset_bytes(topic, o)));
         group_bytes(&self.id) + members + pending + offsets.sum::<usize>()
+    }
+
+    /// About the size of the group's record in the log.
+    fn record_bytes(&self) -> usize {
+        let member = |(id, member): (&StrBytes, &Member<T>)| member.bytes(id) + member.assignment.len();
+        RECORD_BYTES + 2 * self.id.len() + self.members.iter().map(member).sum::<usize>()
+    }
+}
+
+fn commit_bytes(request: &OffsetCommitRequest) -> usize {
+    let partitions = request.topics.iter().flat_map(|topic| topic.partitions.iter().map(move |p| (topic, p)));
+    let record = partitions.map(|(topic, partition)| {
+        let metadata = partition.committed_metadata.as_ref().map_or(0, |metadata| metadata.len());
+        RECORD_BYTES + request.group_id.len() + topic.name.len() + metadata
+    });
+    record.sum()
+}
+
+impl<T> Coordinator<T> {
+    /// About the largest batch that a request has the coordinator append, in bytes. `None` if the request is only answered.
+    /// Appends that time causes are not foreseen.
+    pub fn append_bytes(&self, request: &GroupRequest) -> Option<usize> {
+        let group = |id: &StrBytes| self.groups.get(id).map_or(0, Group::record_bytes);
+        match request {
+            GroupRequest::OffsetCommit(commit) => Some(commit_bytes(commit)),
+            GroupRequest::SyncGroup(sync) if !sync.assignments.is_empty() => {
+                let assigned: usize = sync.assignments.iter().map(|member| member.assignment.len()).sum();
+                Some(group(&sync.group_id) + assigned)
+            }
+            // A static member that comes back is stored under its new id.
+            GroupRequest::JoinGroup(join) if join.group_instance_id.is_some() => {
+                let settings: usize = join.protocols.iter().map(|protocol| protocol.metadata.len()).sum();
+                Some(group(&join.group_id) + settings)
+            }
+            GroupRequest::LeaveGroup(leave) => Some(RECORD_BYTES + 2 * leave.group_id.len()),
+            GroupRequest::DeleteGroups(_) => Some(TOMBSTONE_BATCH_BYTES),
+            _ => None,
+        }
     }
 }

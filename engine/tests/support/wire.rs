@@ -12,12 +12,17 @@ use net::messages::create_topics_response::CreatableTopicResult;
 use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use net::messages::metadata_request::MetadataRequestTopic;
 use net::messages::metadata_response::MetadataResponsePartition;
+use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use net::messages::produce_response::PartitionProduceResponse;
-use net::messages::{CreateTopicsRequest, IncrementalAlterConfigsRequest, TopicName};
+use net::messages::{
+    CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, OffsetCommitRequest,
+    TopicName,
+};
 use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 
 use super::PATIENCE;
 use super::broker::Broker;
+use super::cluster::wait_until;
 
 pub fn connect(broker: &Broker) -> Client {
     Client::connect(&broker.bootstrap(), "wire", PATIENCE).expect("the broker accepts")
@@ -91,6 +96,27 @@ pub fn create_topic(
         .with_configs(settings.iter().map(setting).collect());
     let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(PATIENCE.as_millis() as i32);
     client.call(request).expect("CreateTopics is answered").topics[0].clone()
+}
+
+/// Waits until the group's coordinator answers. The first wait of a cluster makes the offsets topic.
+pub fn await_coordinator(client: &mut Client, group: &str) {
+    wait_until("a coordinator", || {
+        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(group)]);
+        client.call(request).expect("FindCoordinator is answered").coordinators[0].error_code == 0
+    });
+}
+
+/// Commits an offset of partition 0 for a group without members.
+pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Result<(), ErrorCode> {
+    let partition =
+        OffsetCommitRequestPartition::default().with_committed_offset(offset).with_committed_metadata(Some(text("")));
+    let topic = OffsetCommitRequestTopic::default().with_name(topic_name(topic)).with_partitions(vec![partition]);
+    let request = OffsetCommitRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic]);
+    let answer = client.call(request).expect("OffsetCommit is answered");
+    errors::check(answer.topics[0].partitions[0].error_code)
 }
 
 /// Sets a topic's setting, or takes it back. Returns the error's code and words.
