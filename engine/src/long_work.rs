@@ -54,6 +54,14 @@ impl<'a> Work<'a> {
         self.share.take_entry();
     }
 
+    /// So many entries were looked at; others go first if this piece has had its share. For requests that only read.
+    pub async fn entries(&mut self, count: usize) {
+        self.share.entries = self.share.entries.saturating_sub(count);
+        if self.share.is_spent() {
+            self.pause().await;
+        }
+    }
+
     /// Lets others go on for as long as this piece took: all requests that pause have half of the core together.
     pub async fn pause(&mut self) {
         let long_work = &self.core.long_work;

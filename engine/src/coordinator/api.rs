@@ -223,6 +223,14 @@ impl GroupResponse {
         }
     }
 
+    /// Groups on a list of groups; 0 for other answers.
+    pub fn listed(&self) -> usize {
+        match self {
+            GroupResponse::ListGroups(response) => response.groups.len(),
+            _ => 0,
+        }
+    }
+
     /// Adds another part's answer to this one. A list of groups that is short of a part's says why. A coordinator that answers
     /// NOT_COORDINATOR has no groups to list: they are on the list of the broker that coordinates them.
     pub fn merge(&mut self, other: GroupResponse) {

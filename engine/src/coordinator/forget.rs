@@ -2,7 +2,7 @@
 //!
 //! What is to be forgotten gets tombstones, and goes once these are in the log, as it would by replaying them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use net::{
     StrBytes,
@@ -16,6 +16,7 @@ use super::{
     env::{Deletion, Now, Then, Tombstones},
     group::{Group, State},
     records::GroupRecord,
+    topics::SWEEP_TURN_ENTRIES,
 };
 
 /// What of a group is to be forgotten.
@@ -75,10 +76,17 @@ impl<T> Coordinator<T> {
         self.appends.deletions.insert(key, Deletion { token, response, open });
     }
 
-    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211).
-    pub(super) fn expire(&mut self, now: Now) {
-        let mut victims = Vec::new();
-        for group in self.groups.values() {
+    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211): one turn of a look through all groups.
+    /// Returns whether there are more.
+    pub(super) fn expire(&mut self, now: Now) -> bool {
+        let from = self.expiring.take().unwrap_or_default();
+        let (mut victims, mut looked) = (Vec::new(), 0);
+        for group in self.groups.range(from..).map(|(_, group)| group) {
+            if looked >= SWEEP_TURN_ENTRIES {
+                self.expiring = Some(group.id.clone());
+                break;
+            }
+            looked += 1 + group.offsets.values().map(BTreeMap::len).sum::<usize>();
             let (offsets, all) = group.expired_offsets(now.wall_ms, self.config.offsets_retention_ms);
             let whole = all && group.state == State::Empty && group.pending.is_empty();
             if whole || !offsets.is_empty() {
@@ -91,6 +99,7 @@ impl<T> Coordinator<T> {
             tracing::info!(offsets, groups, "expired committed offsets, and groups without any");
             self.write_tombstones(now, victims, None);
         }
+        self.expiring.is_some()
     }
 
     /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are

@@ -34,6 +34,7 @@ mod forget;
 mod group;
 mod join;
 mod offsets;
+mod pieces;
 mod rebalance;
 mod records;
 mod session;
@@ -58,6 +59,7 @@ pub use self::{
     api::{Context, GroupRequest, GroupResponse, Route, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
     env::{AppendId, Now, Output},
+    pieces::{Piece, Pieces},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
     topics::{Incarnation, SWEEP_TURN_ENTRIES, Topics},
 };
@@ -95,6 +97,8 @@ pub struct Coordinator<T> {
     bytes: usize,
     timers: Timers,
     expiry: Slot,
+    /// The group where the look for what has expired goes on; `None`: it begins with the first.
+    expiring: Option<StrBytes>,
     sweep: Sweep,
     /// Topics that there were when a call came.
     known: Known,
@@ -115,6 +119,7 @@ impl<T> Coordinator<T> {
             bytes: 0,
             timers: Timers::default(),
             expiry: None,
+            expiring: None,
             sweep: Sweep::default(),
             known: Known::default(),
             appends: Appends::default(),
@@ -487,9 +492,9 @@ impl<T> Coordinator<T> {
                     self.with_group(now, &group, |group, env| group.sync_expired(env));
                 }
                 Timer::Expiry => {
-                    let at = now.mono_ms + self.config.offsets_retention_check_interval_ms as u64;
-                    self.timers.schedule(&mut self.expiry, at, Timer::Expiry);
-                    self.expire(now);
+                    let more = self.expire(now);
+                    let pause = if more { 1 } else { self.config.offsets_retention_check_interval_ms as u64 };
+                    self.timers.schedule(&mut self.expiry, now.mono_ms + pause, Timer::Expiry);
                 }
             }
         }

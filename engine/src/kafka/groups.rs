@@ -1,14 +1,16 @@
 //! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
 
-use super::{brokers, internal::ensure_offsets_topic, operations, topic_names, topics::until_led};
+use super::{brokers, internal::ensure_offsets_topic, operations, topics::until_led};
 use crate::{
-    coordinator::{Context, GroupRequest, GroupResponse, Route, partition_of},
+    coordinator::{Context, GroupRequest, GroupResponse, Piece, Route, partition_of},
     coordinators,
     core::Core,
     internal_topics::OFFSETS_TOPIC,
+    long_work::Work,
     meta, rt,
     sync::{self, race},
 };
+use ahash::AHashSet;
 use net::{
     StrBytes,
     errors::{self, ErrorCode},
@@ -20,7 +22,7 @@ use net::{
     },
     produce::TopicRef,
 };
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use wal::record::GroupId;
 
 /// How long FindCoordinator waits for a leader that is to be expected.
@@ -49,10 +51,15 @@ pub async fn find_coordinator(
     } else {
         ensure_offsets_topic(core).await.map_err(|why| (ErrorCode::CoordinatorNotAvailable, why))
     };
+    let mut work = Work::on(core);
+    let mut partitions = BTreeSet::new();
     if let Ok(offsets) = &offsets {
+        for key in &keys {
+            partitions.insert(partition_of(key, offsets.partitions.len() as i32) as usize);
+            work.entry().await;
+        }
         // Whoever created the topic waited for its leaders; this broker may hear of them a moment later.
-        let partitions = keys.iter().map(|key| partition_of(key, offsets.partitions.len() as i32) as usize);
-        let partitions = partitions.map(|partition| offsets.partitions[partition].clone()).collect();
+        let partitions = partitions.into_iter().map(|partition| offsets.partitions[partition].clone()).collect();
         race(until_led(core, partitions), rt::sleep(LEADER_WAIT)).await;
     }
     let alive = brokers::alive(core);
@@ -63,39 +70,62 @@ pub async fn find_coordinator(
         let node = leader.and_then(|leader| alive.iter().find(|node| node.id == leader.node));
         node.ok_or((ErrorCode::CoordinatorNotAvailable, "the group's partition of the offsets topic has no leader now"))
     };
-    let coordinators = keys.into_iter().map(|key| match find(key.as_str()) {
-        Ok(node) => Coordinator::default()
-            .with_key(key)
-            .with_node_id(BrokerId(node.id))
-            .with_host(node.host.clone())
-            .with_port(i32::from(node.port)),
-        Err((code, message)) => Coordinator::default()
-            .with_key(key)
-            .with_node_id(BrokerId(-1))
-            .with_port(-1)
-            .with_error_code(code.code())
-            .with_error_message(Some(StrBytes::from_static_str(message))),
-    });
+    let mut coordinators = Vec::with_capacity(keys.len());
+    for key in keys {
+        let coordinator = Coordinator::default();
+        coordinators.push(match find(key.as_str()) {
+            Ok(node) => coordinator
+                .with_key(key)
+                .with_node_id(BrokerId(node.id))
+                .with_host(node.host.clone())
+                .with_port(i32::from(node.port)),
+            Err((code, message)) => coordinator
+                .with_key(key)
+                .with_node_id(BrokerId(-1))
+                .with_port(-1)
+                .with_error_code(code.code())
+                .with_error_message(Some(StrBytes::from_static_str(message))),
+        });
+        work.entry().await;
+    }
     // Versions below 4 have one key and no list: encoding brings the one into their shape.
-    FindCoordinatorResponse::default().with_coordinators(coordinators.collect())
+    FindCoordinatorResponse::default().with_coordinators(coordinators)
 }
 
-pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> GroupResponse {
-    // As in Kafka, a group that is named twice is deleted, and answered, once.
-    if let GroupRequest::DeleteGroups(delete) = &mut request {
-        topic_names::take_repeats(&mut delete.groups_names, |name| name.clone());
-    }
+pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
     let tells_operations =
         matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
-    let mut response = answer(core, request, context).await;
-    if let GroupResponse::DescribeGroups(described) = &mut response {
-        let told = operations::told(tells_operations, operations::GROUP);
-        described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+    let only_reads = matches!(&request, GroupRequest::DescribeGroups(_) | GroupRequest::OffsetFetch(_));
+    let mut deleted = AHashSet::new();
+    let mut work = Work::on(core);
+    let mut pieces = request.into_pieces();
+    let mut next = Some(pieces.first());
+    let mut whole: Option<GroupResponse> = None;
+    while let Some(Piece { mut request, goes_on }) = next {
+        // As in Kafka, a group that is named twice is deleted, and answered, once.
+        if let GroupRequest::DeleteGroups(delete) = &mut request {
+            delete.groups_names.retain(|name| deleted.insert(name.clone()));
+        }
+        let mut response = answer(core, request, context.clone(), &mut work).await;
+        // Others went on meanwhile.
+        work.resume();
+        if let GroupResponse::DescribeGroups(described) = &mut response {
+            let told = operations::told(tells_operations, operations::GROUP);
+            described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+        }
+        match &mut whole {
+            Some(whole) => whole.add_piece(goes_on, response),
+            None => whole = Some(response),
+        }
+        next = pieces.next();
+        if next.is_some() {
+            if only_reads { work.pause().await } else { work.give_way().await }
+        }
     }
-    response
+    whole.expect("there is at least one piece")
 }
 
-async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: &mut Work<'_>) -> GroupResponse {
     let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
             // No group was ever here.
@@ -115,7 +145,14 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context) -> Gro
         // NOT_COORDINATOR, which merging passes over.
         Route::All(request) => {
             let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
-            here.map(|partition| (partition, request.clone())).collect()
+            // One after the other: each may have many groups.
+            for partition in here {
+                let part = ask(core, partition, request.clone(), context.clone()).await;
+                let count = part.listed();
+                response.merge(part);
+                work.entries(count).await;
+            }
+            return response;
         }
     };
     let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));

@@ -13,10 +13,13 @@ use net::{
     compression::Codec,
     fetch::{FetchPartition, FetchRequest, FetchTopic},
     messages::{
-        DescribeConfigsRequest, ListOffsetsRequest, MetadataRequest, OffsetForLeaderEpochRequest, TopicName,
+        DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, ListOffsetsRequest,
+        MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest, TopicName,
         describe_configs_request::DescribeConfigsResource,
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::OffsetFetchRequestTopic,
         offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic},
     },
     produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
@@ -112,7 +115,35 @@ fn a_request_of_many_entries_gives_way_behind_each_turns_share() {
     let epochs = OffsetForLeaderTopic::default()
         .with_topic(TopicName(topic()))
         .with_partitions(entries.clone().map(epoch).collect());
+    let group = |number| GroupId(unknown(number));
+    let committed = |number: i32| OffsetCommitRequestPartition::default().with_partition_index(number % PARTITIONS);
+    let committed = OffsetCommitRequestTopic::default()
+        .with_name(TopicName(topic()))
+        .with_partitions(entries.clone().map(committed).collect());
+    let asked = OffsetFetchRequestTopic::default()
+        .with_name(TopicName(topic()))
+        .with_partition_indexes(entries.clone().map(|number| number % PARTITIONS).collect());
     let requests = [
+        (
+            Request::FindCoordinator(
+                FindCoordinatorRequest::default().with_coordinator_keys(entries.clone().map(unknown).collect()),
+            ),
+            4,
+        ),
+        (
+            Request::OffsetCommit(
+                OffsetCommitRequest::default()
+                    .with_group_id(group(0))
+                    .with_generation_id_or_member_epoch(-1)
+                    .with_topics(vec![committed]),
+            ),
+            8,
+        ),
+        (Request::OffsetFetch(OffsetFetchRequest::default().with_group_id(group(0)).with_topics(Some(vec![asked]))), 7),
+        (
+            Request::DescribeGroups(DescribeGroupsRequest::default().with_groups(entries.clone().map(group).collect())),
+            5,
+        ),
         list_offsets(entries.clone().map(|number| (number, -1))),
         (Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest::default().with_topics(vec![epochs])), 4),
         (

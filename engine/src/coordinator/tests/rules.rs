@@ -205,6 +205,37 @@ fn a_sweep_looks_at_a_bounded_number_of_offsets_in_a_turn() {
 }
 
 #[test]
+fn what_has_expired_goes_in_turns() {
+    const GROUPS: usize = 30;
+    const PARTITIONS: i32 = 1000;
+    const EVERY_MS: i64 = 5_000;
+    let config =
+        Config { offsets_retention_ms: 100, offsets_retention_check_interval_ms: EVERY_MS, ..Config::default() };
+    let mut world = World::new(config);
+    world.pass(1);
+    for group in 0..GROUPS as u64 {
+        world.step(group, &context(9), commit(&format!("g{group}"), "old", PARTITIONS));
+    }
+    world.commit_all();
+    let due = world.coordinator.next_deadline().expect("a look is due");
+    world.pass(due - world.now.mono_ms - 1);
+    let mut turns = 0;
+    while world.coordinator.next_deadline() <= Some(world.now.mono_ms + 1) {
+        let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
+        world.pass(1);
+        let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
+        // A group that is begun is finished, and forgotten by a record of its own.
+        let most = SWEEP_TURN_ENTRIES + PARTITIONS as usize + GROUPS;
+        assert!(after - before <= most, "{before} to {after} in one turn");
+        turns += 1;
+    }
+    assert!(turns >= GROUPS * PARTITIONS as usize / (SWEEP_TURN_ENTRIES + PARTITIONS as usize), "{turns} turns");
+    world.commit_all();
+    assert!(world.coordinator.is_empty());
+    assert!(world.coordinator.next_deadline() > Some(world.now.mono_ms + 1_000), "the next look is not due yet");
+}
+
+#[test]
 #[should_panic(expected = "appends are committed in order")]
 fn a_success_does_not_overtake() {
     let mut world = World::new(Config::default());
