@@ -160,6 +160,9 @@ pub struct Slice {
     speculating: Option<u64>,
 }
 
+/// Changes for which an idle slice keeps memory.
+const UNDO_KEPT: usize = 16;
+
 /// How one change is undone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Undo {
@@ -276,6 +279,7 @@ impl Slice {
     /// What was speculated up to `index` is committed.
     pub fn commit(&mut self, index: u64) {
         while self.undo.pop_front_if(|(at, _)| *at <= index).is_some() {}
+        self.give_back_memory();
     }
 
     /// Undoes all that is not committed.
@@ -294,6 +298,14 @@ impl Slice {
                 Undo::Answer(kept) => self.answers.forget(kept),
             }
         }
+        self.give_back_memory();
+    }
+
+    /// A large topic's deletion is thousands of changes, and there are many slices.
+    fn give_back_memory(&mut self) {
+        if self.undo.is_empty() && self.undo.capacity() > UNDO_KEPT {
+            self.undo = VecDeque::new();
+        }
     }
 
     /// A copy without what is not committed. It takes no time to speak of: what there may be much of is shared.
@@ -301,6 +313,11 @@ impl Slice {
         let mut copy = self.clone();
         copy.roll_back();
         copy
+    }
+
+    #[cfg(test)]
+    pub(super) fn undo_capacity(&self) -> usize {
+        self.undo.capacity()
     }
 
     fn can_undo(&mut self, undo: impl FnOnce() -> Undo) {

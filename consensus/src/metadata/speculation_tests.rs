@@ -286,3 +286,28 @@ fn a_view_that_followed_every_change_is_the_view_of_the_image() {
         }
     }
 }
+
+#[test]
+fn a_slice_keeps_no_memory_for_changes_that_are_decided() {
+    let name: Arc<str> = "large".into();
+    let id = Uuid::from_u128(1);
+    let create = Command::CreateTopic {
+        name: name.clone(),
+        id,
+        first_group: 10,
+        replicas: vec![vec![1]; 3_000],
+        configs: BTreeMap::new(),
+        created_ms: 0,
+        peers: Vec::new(),
+    };
+    let mut slices = Slice::all();
+    let delete = Request { origin: None, command: Command::DeleteTopic { name, id }, no_room: None };
+    let slice = at(&mut slices, &delete);
+    slice.apply(&create).outcome.expect("it is made");
+    for decide in [Slice::roll_back, |slice: &mut Slice| slice.commit(2)] {
+        slice.speculate(2, &delete).expect("it is the first").outcome.expect("it is deleted");
+        assert!(slice.undo_capacity() > 3_000);
+        decide(slice);
+        assert!(slice.undo_capacity() <= 16, "{}", slice.undo_capacity());
+    }
+}

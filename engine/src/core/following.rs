@@ -14,7 +14,7 @@ use consensus::{
 };
 use std::{
     cell::{LazyCell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
 };
@@ -230,13 +230,13 @@ impl Core {
         drop(leaders);
         if self.id() == META_CORE {
             let own = led.iter().filter(|led| led.node == Some(self.node()));
-            self.unreported.borrow_mut().extend(own.cloned());
+            self.unreported.borrow_mut().extend(own.map(|led| (led.group, led.clone())));
         }
         self.view_changed.notify();
     }
 
     /// On core 0: leaderships that other brokers have not been told.
-    pub fn unreported(&self) -> &RefCell<Vec<Led>> {
+    pub fn unreported(&self) -> &RefCell<BTreeMap<GroupId, Led>> {
         &self.unreported
     }
 }

@@ -148,8 +148,8 @@ pub struct Core {
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
     /// Leaderships of this core's partitions that the others have not been told yet.
     untold: RefCell<Vec<Led>>,
-    /// On core 0: leaderships of this broker that other brokers have not been told.
-    unreported: RefCell<Vec<Led>>,
+    /// On core 0: leaderships of this broker that other brokers have not been told, the newest of each partition.
+    unreported: RefCell<BTreeMap<GroupId, Led>>,
     /// Until when reads may be answered from the view.
     read_until: Cell<Duration>,
     /// The broker that leads the metadata group.

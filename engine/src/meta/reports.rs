@@ -21,33 +21,36 @@ use wal::record::GroupId;
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
 /// Pause after a report that did not get through.
 const RETRY: Duration = Duration::from_millis(200);
-/// Leaderships kept for brokers that may join; a topic's newest report stands for all before it.
-const UNREPORTED_MAX: usize = 1 << 20;
+/// With so many leaderships that nobody was told, or twice what was left the last time, those of deleted topics are looked for.
+const UNREPORTED_MIN: usize = 1024;
 
 /// On core 0: tells the others of every leadership of this broker.
 pub async fn leaders(core: Rc<Core>) {
+    let mut outdated_from = UNREPORTED_MIN;
     while !core.lifecycle.metadata_ended.is_set() {
         let seen = core.view_changed.version();
         if has_others(&core) && !core.unreported().borrow().is_empty() {
             let pending = core.unreported().take();
             let commands = core.view(|view| leader_commands(view, core.node(), &pending));
             if !commands.is_empty() && !report(&core, commands).await {
-                // What has come meanwhile is newer.
-                core.unreported().borrow_mut().splice(0..0, pending);
+                put_back(&core, pending);
                 rt::sleep(RETRY).await;
             }
             continue;
         }
-        forget_outdated(&core);
+        if core.unreported().borrow().len() > outdated_from {
+            core.view(|view| core.unreported().borrow_mut().retain(|group, _| view.has_group(group.0)));
+            outdated_from = UNREPORTED_MIN.max(2 * core.unreported().borrow().len());
+        }
         core.view_changed.past(seen).await;
     }
 }
 
-fn forget_outdated(core: &Core) {
+fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
     let mut unreported = core.unreported().borrow_mut();
-    if unreported.len() > UNREPORTED_MAX {
-        let newest: BTreeMap<GroupId, Led> = unreported.drain(..).map(|led| (led.group, led)).collect();
-        unreported.extend(newest.into_values().filter(|led| core.view(|view| view.has_group(led.group.0))));
+    for (group, led) in pending {
+        // What has come meanwhile is newer.
+        unreported.entry(group).or_insert(led);
     }
 }
 
@@ -55,11 +58,10 @@ fn has_others(core: &Core) -> bool {
     core.view(|view| view.brokers().nth(1).is_some())
 }
 
-/// One command per topic, with the last that was said of each partition; what the metadata shows already is left out.
-fn leader_commands(view: &View, node: i32, led: &[Led]) -> Vec<Command> {
-    let newest: BTreeMap<GroupId, &Led> = led.iter().map(|led| (led.group, led)).collect();
+/// One command per topic; what the metadata shows already is left out.
+fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
-    for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in newest {
+    for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
         let term = *epoch as u64;
         let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
         if view.leader(group.0).is_none_or(is_news) {

@@ -23,6 +23,7 @@
 //! `consensus` has a simulation of its own, of the metadata plane on a network that also drops, doubles and reorders.
 
 mod allocations;
+mod churn;
 mod clients;
 mod clients_group;
 mod cluster;

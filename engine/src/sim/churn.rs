@@ -1,0 +1,41 @@
+//! Topics that are made and deleted again, over and over: what a broker keeps of them in memory has a bound.
+
+use super::counts::Calm;
+use net::{
+    StrBytes, errors,
+    messages::{
+        CreateTopicsRequest, DeleteTopicsRequest, TopicName, create_topics_request::CreatableTopic,
+        delete_topics_request::DeleteTopicState,
+    },
+    request::Request,
+    response::Response,
+};
+use std::time::Duration;
+
+const PARTITIONS: i32 = 200;
+const ROUNDS: i32 = 20;
+/// Leaderships that are kept before those of deleted topics are looked for, and what one round adds.
+const KEPT_MAX: usize = 1024 + PARTITIONS as usize;
+
+#[test]
+fn leaderships_of_deleted_topics_are_not_kept_for_brokers_that_may_join() {
+    let calm = Calm::new(1, 1);
+    let node = &calm.nodes[0];
+    let name = |round: i32| TopicName(StrBytes::from_string(format!("churn-{round}")));
+    for round in 0..ROUNDS {
+        let topic =
+            CreatableTopic::default().with_name(name(round)).with_num_partitions(PARTITIONS).with_replication_factor(1);
+        let create = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
+        let created = calm.ask(node, vec![(Request::CreateTopics(create), 7)]);
+        let [Response::CreateTopics(created)] = &created[..] else { panic!("{created:?}") };
+        assert_eq!(errors::check(created.topics[0].error_code), Ok(()));
+        let topic = DeleteTopicState::default().with_name(Some(name(round)));
+        let delete = DeleteTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
+        let deleted = calm.ask(node, vec![(Request::DeleteTopics(delete), 6)]);
+        let [Response::DeleteTopics(deleted)] = &deleted[..] else { panic!("{deleted:?}") };
+        assert_eq!(errors::check(deleted.responses[0].error_code), Ok(()));
+        calm.pass(Duration::from_millis(10));
+        let kept = node.core().expect("it runs").unreported().borrow().len();
+        assert!(kept <= KEPT_MAX, "{kept} leaderships after {} rounds", round + 1);
+    }
+}
