@@ -24,21 +24,23 @@ use bytes::Bytes;
 use consensus::group::{Group, GroupConfig, Restored};
 use consensus::metadata::{self, Command, Slice};
 use net::StrBytes;
-use net::batch;
-use net::batch_build::BatchBuilder;
-use net::fetch::{FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopic, FetchTopicResponse};
-use net::frame::FrameDecoder;
-use net::header::RequestHeader;
-use net::produce::{
+use net::codec::fetch::{
+    FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopic, FetchTopicResponse,
+};
+use net::codec::frame::FrameDecoder;
+use net::codec::header::RequestHeader;
+use net::codec::produce::{
     ProducePartition, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopic, ProduceTopicResponse,
     TopicRef,
 };
-use net::request::{self, Request};
-use net::response;
+use net::codec::request::{self, Request};
+use net::codec::response;
+use net::records::batch;
+use net::records::build::BatchBuilder;
 use uuid::Uuid;
 use wal::record::{Entry, GroupId, HardState, Span};
+use wal::ring::format::Record;
 use wal::ring::{Ring, RingConfig, RingStart};
-use wal::ring_format::Record;
 
 const FRAME_MAX: usize = 1 << 20;
 const PRODUCE_VERSION: i16 = 9;

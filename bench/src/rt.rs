@@ -11,7 +11,7 @@ use std::time::Duration;
 use glommio::timer::Timer;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
-use crate::clock;
+use crate::machine::clock;
 
 /// Registered I/O memory per thread, in bytes. Small: locked memory is scarce by default, and sockets here need none.
 const IO_MEMORY_BYTES: usize = 64 << 10;

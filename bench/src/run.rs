@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
-use crate::environment;
-use crate::load::CpuTimes;
+use crate::load::setup::Lane;
+use crate::load::stats::{Live, Tally, histogram, quantile_ms};
+use crate::machine::clock;
+use crate::machine::cpu_load::CpuTimes;
+use crate::machine::environment;
 use crate::options::ThreadOptions;
 use crate::report::with_commas;
 use crate::rt;
-use crate::setup::Lane;
-use crate::stats::{Live, Tally, histogram, quantile_ms};
 
 /// From the start of the threads to the first record: time to connect.
 const LEAD: Duration = Duration::from_millis(200);

@@ -5,10 +5,10 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 
-use crate::environment::Environment;
-use crate::html;
+use crate::machine::environment::Environment;
 use crate::options::RunOptions;
 use crate::report::Report;
+use crate::report::html;
 
 /// Runs a workload as often as the options say; prints and stores what it found.
 pub fn run(

@@ -1,9 +1,9 @@
 //! What a Raft group with one voter costs: `cargo run --release -p consensus --example group_cost`.
 
 use bytes::Bytes;
-use consensus::{
+use consensus::group::{
+    Group, GroupConfig, Restored,
     descriptor::{Descriptor, EntryData},
-    group::{Group, GroupConfig, Restored},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},

@@ -13,13 +13,7 @@
 //! | [`seam`] | clock and transport, as those who drive all this have them |
 //! | `sim` | their fault-injecting twins, and many nodes on them (feature `sim`, and in tests) |
 
-pub mod descriptor;
 pub mod group;
-mod group_check;
-mod group_log;
-mod group_members;
-mod group_storage;
-mod group_types;
 pub mod metadata;
 pub mod plane;
 pub mod seam;

@@ -6,32 +6,39 @@
 //! Stop: no new connections or requests, what is in flight is answered (at most [`DRAIN_MAX`]), everything is flushed and marked clean.
 
 use crate::{
-    bootstrap::{self, BootstrapError},
     clock,
-    config::{Config, ConfigError},
-    config_value::Seeds,
-    core::{Core, CoreId, CoreParts, Identity, core_of},
-    cpus::CorePlan,
-    data_dir::DataDirError,
-    disk::{self, Disk},
-    front::{self, Spread},
-    groups::{self, GroupHost},
+    cluster::{
+        bootstrap::{self, BootstrapError},
+        meta::{self, META_CORE},
+        peers::Peers,
+        secret,
+    },
+    config::{Config, ConfigError, value::Seeds},
+    connection::{self, Spread},
+    core::{
+        Core, CoreId, CoreParts, Identity, core_of,
+        mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
+    },
+    host::{
+        cpus::CorePlan,
+        data_dir::DataDirError,
+        disk::{self, Disk},
+    },
+    liveness::{self, GroupHost},
     memory::{self, Lasting, Shares},
-    mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
-    meta::{self, META_CORE},
     metrics::{CoreMetrics, Metrics},
-    peers::Peers,
-    replica, rt, secret,
+    partition::replica,
+    rt,
     sync::{self, Either, race},
 };
 use consensus::{
-    descriptor::ENTRY_DATA_BYTES_MAX,
+    group::descriptor::ENTRY_DATA_BYTES_MAX,
     plane::peer_id,
     wire::{Caller, Hello},
 };
 use net::{
-    listen::{self, BindError, Bound},
-    peer_auth::Secret,
+    peer::auth::Secret,
+    transport::listen::{self, BindError, Bound},
 };
 use std::{
     net::SocketAddr,
@@ -400,12 +407,12 @@ async fn run_core(
     }
     if core.until_serving().await {
         shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
-        rt::spawn(front::close_idle(core.clone()));
-        rt::spawn(front::close_stalled(core.clone()));
-        rt::spawn(crate::turn_probe::run(core.clone()));
+        rt::spawn(connection::close_idle(core.clone()));
+        rt::spawn(connection::close_stalled(core.clone()));
+        rt::spawn(crate::core::turn_probe::run(core.clone()));
         serve_partitions(&core);
         // A core that accepts nobody would leave the broker half alive.
-        front::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
+        connection::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
     }
     drain(&core).await;
     Ok(())
@@ -496,15 +503,15 @@ pub(crate) async fn begin_core(
     core.hold_peers(peers);
     rt::spawn(beat(core.clone()));
     inbox.serve(&core);
-    rt::spawn(groups::run(core.clone()));
+    rt::spawn(liveness::run(core.clone()));
     Ok(core)
 }
 
 /// What goes on beside serving.
 pub(crate) fn serve_partitions(core: &Rc<Core>) {
-    rt::spawn(crate::retention::run(core.clone()));
-    rt::spawn(crate::producers_share::run(core.clone()));
-    rt::spawn(groups::rebalance(core.clone()));
+    rt::spawn(crate::partition::retention::run(core.clone()));
+    rt::spawn(crate::partition::producers::share::run(core.clone()));
+    rt::spawn(liveness::rebalance(core.clone()));
 }
 
 /// Runs one of the store's loops; if it ends for a fault, so does what this core acks.
@@ -555,7 +562,7 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
 /// On core 0: has every core hand over what it leads, and stop taking requests.
 pub(crate) async fn begin_stop(core: &Rc<Core>) {
     let cores = (0..core.cores()).map(CoreId);
-    sync::all(cores.clone().map(|to| core.call(to, groups::hand_over).result()).collect()).await;
+    sync::all(cores.clone().map(|to| core.call(to, liveness::hand_over).result()).collect()).await;
     for to in cores {
         core.post(to, |there| there.begin_stop());
     }

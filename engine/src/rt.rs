@@ -69,8 +69,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 /// A number for a handshake that was never used before.
-pub fn draw_nonce() -> net::peer_auth::Nonce {
-    net::peer_auth::nonce_of([draw_uuid(), draw_uuid()])
+pub fn draw_nonce() -> net::peer::auth::Nonce {
+    net::peer::auth::nonce_of([draw_uuid(), draw_uuid()])
 }
 
 /// An id that nothing else has.

@@ -22,19 +22,23 @@ use signal_hook::{
 };
 
 use crate::{
-    admin::Admin,
-    admin_pages::{About, Site},
-    banner,
+    admin::{
+        Admin,
+        pages::{About, Site},
+    },
     broker::Broker,
-    cgroup::Cgroups,
     cli::{self, Failure},
+    cluster::secret,
     config::Config,
-    cpus,
-    data_dir::DataDir,
-    limits::{self, Budget},
-    logging,
+    host::{
+        banner,
+        cgroup::Cgroups,
+        cpus,
+        data_dir::DataDir,
+        limits::{self, Budget},
+        logging,
+    },
     metrics::Metrics,
-    secret,
 };
 
 /// Runs the broker until SIGTERM or SIGINT.

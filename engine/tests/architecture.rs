@@ -41,7 +41,7 @@ const CRATES: [&str; 5] = ["engine", "net", "wal", "consensus", "bench"];
 
 /// The only files that may name the runtime: another one would be a matter of these.
 const NAME_GLOMMIO: [&str; 5] =
-    ["engine/src/rt.rs", "net/src/rt.rs", "wal/src/rt.rs", "wal/src/disk_glommio.rs", "bench/src/rt.rs"];
+    ["engine/src/rt.rs", "net/src/rt.rs", "wal/src/rt.rs", "wal/src/disk/glommio.rs", "bench/src/rt.rs"];
 
 /// Whether a path in this line begins with the crate's name.
 fn names(line: &str, crate_name: &str) -> bool {

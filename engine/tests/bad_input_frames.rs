@@ -7,8 +7,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
-use net::api::ApiKey;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
+use net::codec::api::ApiKey;
 use net::errors::ErrorCode;
 
 use support::PATIENCE;
@@ -248,7 +248,7 @@ fn random_bytes() {
             1 => frame(&body),
             // A header that is sound, and then anything.
             _ => {
-                let table = net::api::TABLE;
+                let table = net::codec::api::TABLE;
                 let api = &table[random.usize(..table.len())];
                 let version = random.i16(api.lowest..=api.highest);
                 body.insert(0, 0);

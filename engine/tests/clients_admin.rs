@@ -3,7 +3,7 @@
 
 mod support;
 
-use net::api::ApiKey;
+use net::codec::api::ApiKey;
 use net::errors::ErrorCode;
 use net::messages::MetadataRequest;
 use net::messages::metadata_request::MetadataRequestTopic;

@@ -4,8 +4,8 @@ mod support;
 
 use net::{
     Uuid,
-    api::ApiKey,
-    client_blocking::Client,
+    client::blocking::Client,
+    codec::{api::ApiKey, request::Request},
     errors::{self, ErrorCode},
     messages::{
         self, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
@@ -24,7 +24,6 @@ use net::{
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
     },
-    request::Request,
 };
 use support::{
     PATIENCE,

@@ -5,8 +5,8 @@ mod support;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use net::batch_build::BatchBuilder;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
+use net::records::build::BatchBuilder;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -258,7 +258,7 @@ fn a_waiting_fetch_is_woken_by_the_append() {
     let (mut producer, mut consumer) = (wire::connect(&broker), wire::connect(&broker));
     // The broker may wait for ten minutes, the client gives up after one: only the append can bring the answer.
     let request = wire::fetch_request("awaited", 0, 0, 600_000, 1);
-    let version = consumer.version(net::api::ApiKey::Fetch).expect("Fetch is served").min(12);
+    let version = consumer.version(net::codec::api::ApiKey::Fetch).expect("Fetch is served").min(12);
     consumer.send(version, &request.into()).expect("sent");
     assert_eq!(wire::produce(&mut producer, "awaited", 0, wire::batch(&[b"at last"])).error_code, 0);
     let answer = consumer.receive().expect("the append wakes the fetch");
@@ -274,7 +274,7 @@ fn a_fetch_waits_until_its_least_bytes_are_there() {
     clients::create_topic(&broker, "gathered", 1);
     let (mut producer, mut consumer) = (wire::connect(&broker), wire::connect(&broker));
     let request = wire::fetch_request("gathered", 0, 0, 600_000, 2000);
-    let version = consumer.version(net::api::ApiKey::Fetch).expect("Fetch is served").min(12);
+    let version = consumer.version(net::codec::api::ApiKey::Fetch).expect("Fetch is served").min(12);
     consumer.send(version, &request.into()).expect("sent");
     for value in [&[1u8; 10][..], &[2; 20], &[3; 3000]] {
         assert_eq!(wire::produce(&mut producer, "gathered", 0, wire::batch(&[value])).error_code, 0);
@@ -283,7 +283,7 @@ fn a_fetch_waits_until_its_least_bytes_are_there() {
     let response = answer.decode::<net::messages::FetchRequest>().expect("decodes");
     let partition = &response.responses[0].partitions[0];
     assert_eq!((response.error_code, partition.error_code), (0, 0));
-    let batches = net::batch::Batches::new(partition.records.clone().expect("records"));
+    let batches = net::records::batch::Batches::new(partition.records.clone().expect("records"));
     let offsets: Vec<i64> = batches.map(|batch| batch.expect("whole").0.base_offset).collect();
     assert_eq!(offsets, [0, 1, 2]);
 }
@@ -294,7 +294,7 @@ fn without_acks_the_record_arrives_and_no_answer_comes() {
     clients::create_topic(&broker, "silent", 1);
     let (mut producer, mut consumer) = (wire::connect(&broker), wire::connect(&broker));
     let request = wire::produce_request("silent", 0, 0, wire::batch(&[b"unanswered"]));
-    let version = producer.version(net::api::ApiKey::Produce).expect("Produce is served").min(12);
+    let version = producer.version(net::codec::api::ApiKey::Produce).expect("Produce is served").min(12);
     producer.send(version, &request.into()).expect("sent");
     let response = consumer.fetch(wire::fetch_request("silent", 0, 0, 600_000, 1)).expect("answered");
     let partition = &response.responses[0].partitions[0];

@@ -5,12 +5,12 @@ mod support;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use net::batch::{self, HEADER_BYTES};
-use net::batch_build::BatchBuilder;
-use net::client_blocking::Client;
-use net::compression::Codec;
+use net::client::blocking::Client;
 use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use net::messages::{BrokerId, ListOffsetsRequest};
+use net::records::batch::{self, HEADER_BYTES};
+use net::records::build::BatchBuilder;
+use net::records::compression::Codec;
 
 use support::broker::Broker;
 use support::{PATIENCE, clients, wire};

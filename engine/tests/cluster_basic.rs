@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
 use net::messages::{DescribeClusterRequest, MetadataRequest};
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
 use rdkafka::config::ClientConfig;
 

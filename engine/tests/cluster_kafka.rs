@@ -9,7 +9,8 @@ use std::{
 };
 
 use net::{
-    client_blocking::Client,
+    client::blocking::Client,
+    codec::produce::TopicRef,
     errors::{self, ErrorCode},
     messages::{
         BrokerId, CreateTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest, DescribeQuorumRequest,
@@ -21,7 +22,6 @@ use net::{
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
     },
-    produce::TopicRef,
 };
 use support::{
     PATIENCE,

@@ -13,8 +13,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use consensus::plane::Acks;
-use net::api::ApiKey;
-use net::client_blocking::{Client, ClientError};
+use net::client::blocking::{Client, ClientError};
+use net::codec::api::ApiKey;
 use net::errors;
 use net::messages::MetadataRequest;
 

@@ -3,7 +3,7 @@
 mod support;
 
 use net::{
-    client_blocking::Client,
+    client::blocking::Client,
     errors::{self, ErrorCode},
     messages::MetadataRequest,
 };

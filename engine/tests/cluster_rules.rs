@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use bytes::Buf;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
 use net::messages::create_topics_request::CreatableTopic;
 use net::messages::elect_leaders_request::TopicPartitions;
@@ -15,7 +15,7 @@ use net::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, O
 use net::messages::{
     BrokerId, CreateTopicsRequest, DescribeTopicPartitionsRequest, ElectLeadersRequest, OffsetForLeaderEpochRequest,
 };
-use net::record::Records;
+use net::records::record::Records;
 
 use support::cluster::{Cluster, wait_until};
 use support::proxy::Mode;

@@ -4,11 +4,13 @@ mod support;
 
 use bytes::Bytes;
 use net::{
-    api::ApiKey,
-    client_blocking::{Client, ClientError},
+    client::blocking::{Client, ClientError},
+    codec::{
+        api::ApiKey,
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+    },
     messages::MetadataRequest,
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
-    request::Request,
 };
 use std::{
     io::{ErrorKind, Read, Write},
@@ -249,7 +251,7 @@ fn connections_from_one_address_are_limited_over_all_cores() {
 fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
     const PARTITIONS: i32 = 200;
     // This process has the clients' ends.
-    engine::limits::raise_open_files().expect("the limit can be raised");
+    engine::host::limits::raise_open_files().expect("the limit can be raised");
     let mut broker = Broker::new(&["--set", "wal.ring.bytes=33554432"]);
     broker.limit_open_files(1024);
     broker.begin();

@@ -4,12 +4,13 @@ mod support;
 
 use net::{
     StrBytes,
-    batch_build::BatchBuilder,
-    client_blocking::Client,
-    compression::Codec,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    client::blocking::Client,
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    },
     messages::{CreateTopicsRequest, MetadataRequest, TopicName, create_topics_request::CreatableTopic},
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    records::{build::BatchBuilder, compression::Codec},
 };
 use std::{ops::Range, time::Instant};
 use support::{PATIENCE, broker::Broker, tool::Tool};

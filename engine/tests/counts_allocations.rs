@@ -6,20 +6,23 @@
 
 use engine::{
     broker::Broker,
-    cgroup::Cgroups,
     config::Config,
-    cpus::{self, CorePlan},
-    limits,
+    host::{
+        cgroup::Cgroups,
+        cpus::{self, CorePlan},
+        limits,
+    },
     metrics::Metrics,
 };
 use net::{
     StrBytes,
-    batch_build::BatchBuilder,
-    client_blocking::Client,
-    compression::Codec,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    client::blocking::Client,
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    },
     messages::{CreateTopicsRequest, TopicName, create_topics_request::CreatableTopic},
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+    records::{build::BatchBuilder, compression::Codec},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},

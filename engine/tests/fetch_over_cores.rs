@@ -4,12 +4,14 @@ mod support;
 
 use bytes::Bytes;
 use net::{
-    api::ApiKey,
-    batch::Batches,
-    client_blocking::Client,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    client::blocking::Client,
+    codec::{
+        api::ApiKey,
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        produce::TopicRef,
+    },
     messages::{FetchRequest as Fetch, FetchResponse},
-    produce::TopicRef,
+    records::batch::Batches,
 };
 use std::collections::BTreeMap;
 use support::{PATIENCE, broker::Broker, wire};

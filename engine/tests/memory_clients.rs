@@ -9,11 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use net::client::ClientCodec;
+use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::codec::produce::TopicRef;
+use net::codec::request::Request;
 use net::errors;
-use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::messages::MetadataRequest;
-use net::produce::TopicRef;
-use net::request::Request;
 use socket2::{Domain, Socket, Type};
 
 use support::broker::Broker;

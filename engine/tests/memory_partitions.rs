@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::thread;
 
-use net::client_blocking::Client;
+use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
 use net::messages::create_partitions_request::CreatePartitionsTopic;
 use net::messages::create_topics_request::CreatableTopic;

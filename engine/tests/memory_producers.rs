@@ -5,10 +5,10 @@ mod support;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use net::batch_build::BatchBuilder;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
+use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::errors;
-use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
+use net::records::build::BatchBuilder;
 
 use support::PATIENCE;
 use support::broker::Broker;

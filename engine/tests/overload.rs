@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use net::StrBytes;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
 use net::messages::join_group_request::JoinGroupRequestProtocol;
 use net::messages::sync_group_request::SyncGroupRequestAssignment;

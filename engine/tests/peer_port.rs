@@ -8,15 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use consensus::descriptor::{Descriptor, EntryData};
+use consensus::group::descriptor::{Descriptor, EntryData};
 use consensus::group::{Message, MessageType, Position, RaftEntry};
 use consensus::metadata::{Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, Request};
 use consensus::plane::{Accepted, Acks, Ask, PlaneMessage, Refused, peer_id};
 use consensus::wire::{self, Beat, Caller, Consistency, Hello, PeerMessage, Rest, SnapshotChunk, ToolAsk, ToolRequest};
 use net::errors;
+use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerError, PeerFrame};
-use net::peer_auth::{Handshake, SECRET_FILE, Secret, nonce};
-use net::{Uuid, batch};
+use net::{Uuid, records::batch};
 
 use support::PATIENCE;
 use support::broker::Broker;

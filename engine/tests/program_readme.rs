@@ -1,6 +1,6 @@
 //! The README's table of settings is the one in the code.
 
-use engine::cli_config;
+use engine::cli::config as cli_config;
 
 const BEGIN: &str = "<!-- settings: made by the code; a test compares -->\n";
 const END: &str = "<!-- end of settings -->";

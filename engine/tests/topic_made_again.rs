@@ -8,7 +8,7 @@ use std::{
 };
 
 use net::{
-    client_blocking::Client,
+    client::blocking::Client,
     errors::{self, ErrorCode},
     messages::{
         DeleteTopicsRequest, FindCoordinatorRequest, GroupId, OffsetFetchRequest,
@@ -134,7 +134,7 @@ fn an_idempotent_producer_begins_anew() {
     let broker = Broker::start();
     let mut client = connect(&broker);
     let batch_at = |sequence: i32| {
-        let mut builder = net::batch_build::BatchBuilder::default().producer(4711, 0, sequence);
+        let mut builder = net::records::build::BatchBuilder::default().producer(4711, 0, sequence);
         builder.push(1_700_000_000_000, None, Some(b"x"));
         builder.finish()
     };

@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use net::batch::{Check, Compressed};
-use net::batch_build::BatchBuilder;
-use net::compression::Codec;
+use net::records::batch::{Check, Compressed};
+use net::records::build::BatchBuilder;
+use net::records::compression::Codec;
 use net::turn::Share;
 
 /// Long enough that the clock's steps do not count.
@@ -55,7 +55,7 @@ fn main() {
                 let summed = if codec == Codec::None {
                     let (begun, mut sums) = (Instant::now(), 0);
                     while begun.elapsed() < WINDOW {
-                        black_box(net::batch::crc(black_box(&batch)));
+                        black_box(net::records::batch::crc(black_box(&batch)));
                         sums += 1;
                     }
                     begun.elapsed().as_secs_f64() / f64::from(sums)

@@ -2,8 +2,8 @@
 //!
 //! Source: <https://kafka.apache.org/protocol#protocol_error_codes>.
 
-use crate::batch::BatchError;
-use crate::compression::DecompressError;
+use crate::records::batch::BatchError;
+use crate::records::compression::DecompressError;
 
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 

@@ -17,43 +17,17 @@
 //!
 //! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
 
-mod app_state;
 pub mod buf;
-mod buf_pool;
 pub mod checkpoint;
-mod checkpoint_kept;
-mod checkpoint_reserve;
 mod crc;
 pub mod disk;
-pub mod disk_glommio;
-#[cfg(feature = "rio")]
-pub mod disk_rio;
-pub mod disk_sim;
-#[cfg(test)]
-mod disk_tests;
-pub mod disk_uring;
-pub mod files;
-pub mod journal;
 pub mod log;
-mod log_entries;
-pub mod log_read;
-mod lru;
 pub mod manifest;
 pub mod planted;
 pub mod record;
 pub mod ring;
-pub mod ring_format;
-pub mod ring_recovery;
 mod rt;
 pub mod segment;
-pub mod segment_format;
 pub mod signal;
 pub mod sim_exec;
-pub mod snapshot;
 pub mod store;
-mod store_checkpoint;
-mod store_flush;
-mod store_recovery;
-mod store_state;
-mod store_types;
-mod terms;

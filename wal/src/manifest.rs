@@ -19,19 +19,19 @@
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
 use crate::{
-    checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
-    checkpoint_reserve::RESERVE_FILE,
+    checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState, reserve::RESERVE_FILE},
     disk::{Disk, File, OpenMode},
-    files::{read_file, remove_if_there, replace_file},
-    journal::slot_of,
     log::Held,
     record::GroupId,
-    ring::RingConfig,
+    ring::{RingConfig, journal::slot_of},
+    segment::files::{read_file, remove_if_there, replace_file},
     signal::beside,
-    store::{AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs},
-    store_checkpoint::settled_state,
-    store_flush::{FlushError, is_full, round},
-    store_state::State,
+    store::{
+        AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs,
+        checkpoint::settled_state,
+        flush::{FlushError, is_full, round},
+        state::State,
+    },
 };
 use std::{
     future::pending,
@@ -297,7 +297,7 @@ async fn move_in<D: Disk>(
     config: &StoreConfig,
     mut groups: Vec<Moving>,
 ) -> Result<(), OpenError> {
-    crate::store_recovery::make_dirs(disk, dirs).await?;
+    crate::store::recovery::make_dirs(disk, dirs).await?;
     groups.sort_unstable_by_key(|group| group.state.id);
     let states = groups.iter().map(|group| group.state.clone()).collect();
     let checkpoint = Checkpoint { epoch, groups: states, ..Checkpoint::default() };

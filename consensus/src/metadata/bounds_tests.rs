@@ -1,7 +1,7 @@
 //! What comes from strangers is bounded, and what is told them too; what we write ourselves is far within these bounds.
 
-use super::*;
 use crate::generated::metadata::millrace::metadata as fb;
+use crate::metadata::*;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
 
 /// A topic whose partitions have one replica each.

@@ -1,6 +1,6 @@
 //! Counts of partitions and replicas, and refusals that go through the log's forms.
 
-use super::*;
+use crate::metadata::*;
 use std::collections::BTreeSet;
 
 fn broker(node: i32, replicas_max: u64, partitions_max: u64) -> Arc<Broker> {

@@ -1,6 +1,6 @@
 //! What each command about brokers, the cluster and partitions does, and what it refuses; and that views follow.
 
-use super::*;
+use crate::metadata::*;
 
 /// One topic "t" with two partitions (groups 5 and 6) and the cluster's slice, with a view of both.
 struct Model {

@@ -1,6 +1,6 @@
 //! What is speculated and rolled back leaves no trace, whatever it was; what is committed is as if it had been applied at once.
 
-use super::*;
+use crate::metadata::*;
 use std::collections::BTreeSet;
 
 /// Topics that commands are about: few, so that they meet.

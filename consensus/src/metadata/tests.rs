@@ -1,6 +1,6 @@
 //! Commands, slices, snapshots and views together.
 
-use super::*;
+use crate::metadata::*;
 
 fn create(name: &str, first_group: u64, partitions: usize) -> Command {
     Command::CreateTopic {

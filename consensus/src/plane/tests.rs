@@ -1,7 +1,7 @@
 //! Three planes in lockstep: every message arrives at once unless its way is cut, every disk is fast. (What faults do is the
 //! simulation's to show.)
 
-use super::*;
+use crate::plane::*;
 use crate::{
     group::{GroupConfig, Restored},
     metadata::{Broker, BrokerStatus, Command, HostPort, NoRoom, Origin, Outcome, Placed, Rejection, Request, Slice},

@@ -8,8 +8,10 @@ use super::{
     oracle::{Seen, Violation},
 };
 use crate::{
-    descriptor::{Descriptor, EntryData},
-    group::{Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position},
+    group::{
+        Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position,
+        descriptor::{Descriptor, EntryData},
+    },
     plane::{PlaneConfig, PlaneMessage, Token, WriteError, Written, node_of},
     seam::{Clock, Transport},
 };

@@ -1,7 +1,7 @@
 //! Whole clusters from seeds. A failing seed names the command that replays it.
 
-use super::*;
 use crate::plane::{node_of, peer_id};
+use crate::sim::*;
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},

@@ -46,19 +46,19 @@ macro_rules! apis {
             fn from(response: $response) -> GroupResponse { GroupResponse::$name(response) }
         })*
 
-        impl From<GroupResponse> for net::response::Response {
-            fn from(response: GroupResponse) -> net::response::Response {
+        impl From<GroupResponse> for net::codec::response::Response {
+            fn from(response: GroupResponse) -> net::codec::response::Response {
                 match response { $(GroupResponse::$name(response) => response.into(),)* }
             }
         }
 
         /// Gives other requests back.
-        impl TryFrom<net::request::Request> for GroupRequest {
-            type Error = net::request::Request;
+        impl TryFrom<net::codec::request::Request> for GroupRequest {
+            type Error = net::codec::request::Request;
 
-            fn try_from(request: net::request::Request) -> Result<GroupRequest, net::request::Request> {
+            fn try_from(request: net::codec::request::Request) -> Result<GroupRequest, net::codec::request::Request> {
                 match request {
-                    $(net::request::Request::$name(request) => Ok(GroupRequest::$name(request)),)*
+                    $(net::codec::request::Request::$name(request) => Ok(GroupRequest::$name(request)),)*
                     other => Err(other),
                 }
             }

@@ -6,10 +6,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use net::{
     StrBytes,
-    batch_build::BatchBuilder,
-    compression::Codec,
     errors::ErrorCode,
     messages::{DeleteGroupsResponse, JoinGroupResponse, OffsetCommitResponse, SyncGroupResponse},
+    records::{build::BatchBuilder, compression::Codec},
 };
 
 use super::{

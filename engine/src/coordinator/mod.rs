@@ -32,6 +32,7 @@ mod describe;
 mod env;
 mod forget;
 mod group;
+pub mod host;
 mod join;
 mod offsets;
 mod pieces;
@@ -52,7 +53,7 @@ use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{HeartbeatResponse, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest},
-    record::{ReadError, Records},
+    records::record::{ReadError, Records},
 };
 
 pub use self::{

@@ -2,14 +2,12 @@
 
 use super::{Core, CoreId, Leadership, Led};
 use crate::{
-    config_topic::TopicConfig,
-    config_value::HostPort,
-    meta::{META_CORE, META_GROUP},
+    cluster::meta::{META_CORE, META_GROUP},
+    config::{topic::TopicConfig, value::HostPort},
     partition::{Partition, TopicPartition},
 };
 use consensus::{
-    descriptor,
-    group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun},
+    group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun, descriptor},
     metadata::{self, Broker, Delta, Slice, Topic, View},
 };
 use std::{

@@ -2,16 +2,14 @@
 
 use super::{Core, Leadership};
 use crate::{
-    config_timestamps::TimestampBounds,
-    config_topic::TopicConfig,
-    internal_topics,
-    kafka::{METADATA_TOPIC, metadata_log},
-    meta::META_GROUP,
+    cluster::{internal_topics, meta::META_GROUP},
+    config::{timestamps::TimestampBounds, topic::TopicConfig},
+    handlers::{METADATA_TOPIC, metadata_log},
 };
 use consensus::metadata::{BrokerStatus, Topic, View};
 use net::{
+    codec::produce::{LeaderHint, TopicRef},
     errors::ErrorCode,
-    produce::{LeaderHint, TopicRef},
 };
 use std::sync::Arc;
 use wal::record::GroupId;

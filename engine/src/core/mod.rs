@@ -1,5 +1,5 @@
 //! One core of the broker: everything it owns, and how the others reach it.
-//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the [`crate::mesh`].
+//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the [`crate::core::mesh`].
 //!
 //! Owns: a WAL ring and the logs on it ([`Store`]), the partitions whose group id is this core's modulo the number of cores, the
 //! metadata slices whose number is, and its client connections. Holds besides a view of all topics.
@@ -12,35 +12,44 @@
 //! | `storage` | what the store asks of its core, and storage that fails |
 
 mod following;
+pub mod line;
+pub mod lines;
+pub mod long_work;
 mod lookups;
+pub mod mesh;
+pub mod mesh_probe;
+pub mod pace;
 mod slices;
 mod storage;
+pub mod turn_probe;
 
 pub use following::restored;
 
 use crate::{
-    admission::Admission,
     clock,
-    config::Config,
-    config_cluster,
-    config_topic::Inherited,
-    config_value::HostPort,
-    connection_log::ConnectionLog,
-    coordinators::Coordinators,
-    disk::Disk,
-    front::{Connections, Spread},
-    groups::Groups,
-    kafka::{Fetches, Placement, ProducerIds, Unreadable},
-    long_work::LongWork,
+    cluster::{
+        meta::{META_CORE, META_GROUP, Meta},
+        peers::Peers,
+    },
+    config::{Config, cluster as config_cluster, topic::Inherited, value::HostPort},
+    connection::{Connections, Spread, log::ConnectionLog},
+    coordinator::host::Coordinators,
+    core::{
+        long_work::LongWork,
+        mesh::{HasMesh, Mesh},
+        pace::Pace,
+    },
+    handlers::{Fetches, Placement, ProducerIds, Unreadable},
+    host::disk::Disk,
+    liveness::Groups,
     memory::{self, Lasting, Memory},
-    mesh::{HasMesh, Mesh},
-    meta::{META_CORE, META_GROUP, Meta},
     metrics::CoreMetrics,
-    pace::Pace,
-    partition::{Partition, TopicPartition},
-    peers::Peers,
-    producers_share::ProducersShare,
-    replica::{ReadyLoop, Replicated},
+    partition::{
+        Partition, TopicPartition,
+        admission::Admission,
+        producers::share::ProducersShare,
+        replica::{ReadyLoop, Replicated},
+    },
     rt,
     sync::{Either, Flag, Notify, race},
 };
@@ -348,7 +357,7 @@ impl Core {
 /// A job's result, wherever the job runs.
 pub enum Call<R, F> {
     Here(F),
-    There(crate::mesh::Called<R>),
+    There(crate::core::mesh::Called<R>),
 }
 
 impl<R: 'static, F: Future<Output = R>> Call<R, F> {

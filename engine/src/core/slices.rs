@@ -1,7 +1,7 @@
 //! The slices of the metadata that a core owns.
 
 use super::Core;
-use crate::meta::{META_CORE, Parts, SliceResults, SliceWork};
+use crate::cluster::meta::{META_CORE, Parts, SliceResults, SliceWork};
 use consensus::metadata::{Applied, AskedTooLate, Request, Slice, SliceId, Topic};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! What a core's store asks of it, and what becomes of a core whose storage fails.
 
 use super::Core;
-use crate::{clock, meta::META_GROUP, replica::Replicated, rt};
+use crate::{clock, cluster::meta::META_GROUP, partition::replica::Replicated, rt};
 use consensus::group::Unreadable;
 use std::{pin::Pin, time::Duration};
 use wal::{

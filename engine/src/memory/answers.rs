@@ -10,8 +10,7 @@
 
 use crate::{
     clock,
-    core::CoreId,
-    line::Line,
+    core::{CoreId, line::Line},
     metrics::CoreMetrics,
     rt,
     sync::{Either, race},

@@ -7,7 +7,7 @@
 //! | `requests` | requests that are received or in progress: what a core does not have room for, it does not read |
 //! | `answers` | answers from the reading of their records until the client's side has taken them |
 //!
-//! Whoever lacks room waits in a line. Whoever holds it and does not move, while others wait, is closed: see [`crate::front`].
+//! Whoever lacks room waits in a line. Whoever holds it and does not move, while others wait, is closed: see [`crate::connection`].
 
 mod answers;
 mod lasting;

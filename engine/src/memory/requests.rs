@@ -8,7 +8,7 @@
 //!
 //! Bound: what the lanes have room for, and one frame more in each (`socket.request.max.bytes`).
 
-use crate::{line::Line, sync::Notify};
+use crate::{core::line::Line, sync::Notify};
 use std::{cell::Cell, rc::Rc};
 
 /// What each connection may receive of a frame without asking: one read.

@@ -3,19 +3,23 @@
 use super::{Partition, State};
 use crate::{
     core::Core,
-    producers::{Verdict, WrittenBatch},
-    producers_gaps::{Gap, Patience},
-    replica::{self, Payload},
+    partition::{
+        producers::{
+            Verdict, WrittenBatch,
+            gaps::{Gap, Patience},
+        },
+        replica::{self, Payload},
+    },
     sync::{Answer, Promise, promise},
 };
 use bytes::Bytes;
-use consensus::{
+use consensus::group::{
+    ProposeError,
     descriptor::{Descriptor, EntryData},
-    group::ProposeError,
 };
 use net::{
-    batch::{self, Assigned, BatchHeader},
     errors::ErrorCode,
+    records::batch::{self, Assigned, BatchHeader},
 };
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::Span;

@@ -5,12 +5,12 @@
 //! a replica refuses what comes too early. Entries that the group has let go of are [wanted](Wanted): they are read, and given to
 //! raft-rs, which makes the message.
 //!
-//! Each read waits for its turn on this core, see [`Pace`](crate::pace::Pace).
+//! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace).
 
 use super::{Partition, peering::has_batch};
 #[cfg(test)]
 use crate::sim::{self, Bug};
-use crate::{core::Core, replica, rt};
+use crate::{core::Core, partition::replica, rt};
 use bytes::Bytes;
 use consensus::{
     group::{Entry, Message, RaftEntry, Wanted},

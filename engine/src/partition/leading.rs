@@ -1,12 +1,12 @@
 //! What the replicas of a partition do by the clock: elect, say who leads and who is in sync, rest, hand over.
 //!
 //! A group whose replicas are all at one, committed, rests: its timers stand still, and the beats of the brokers' cores stand for its
-//! heartbeats (see [`crate::groups`]). Whatever happens to it wakes it.
+//! heartbeats (see [`crate::liveness`]). Whatever happens to it wakes it.
 
 use super::Partition;
 use crate::{
     core::{Core, Led},
-    groups,
+    liveness,
 };
 use consensus::{
     group::{Member, Position},
@@ -226,7 +226,7 @@ impl Partition {
             let others = replicas.iter().filter(|other| {
                 **other == core.node() || (**other != node && core.groups.is_there(core, self.group(), **other))
             });
-            let place = match groups::is_well(core) {
+            let place = match liveness::is_well(core) {
                 true => others.take_while(|other| **other != core.node()).count(),
                 // Behind all others.
                 false => replicas.len(),

@@ -1,6 +1,6 @@
 //! One partition's replica: offsets, producers and who waits for what.
 //! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store, its peers through
-//! the core's [`Peers`](crate::peers::Peers).
+//! the core's [`Peers`](crate::cluster::peers::Peers).
 //!
 //! An append is one synchronous step: admission, idempotence, base offset and proposal, with nothing between them, so offsets
 //! and log order can't differ. A follower takes the same entries with their batches from its leader, and keeps the same state.
@@ -16,11 +16,15 @@
 //!
 //! Invariants: start <= high watermark <= end; a high watermark never goes back; state follows from the log alone.
 
+pub mod admission;
 mod appending;
 mod catch_up;
 mod leading;
 mod peering;
+pub mod producers;
 mod reads;
+pub mod replica;
+pub mod retention;
 mod snapshots;
 
 pub use appending::{Acks, Appended, Committed};
@@ -31,20 +35,20 @@ use catch_up::CatchUp;
 use snapshots::Coming;
 
 use crate::{
-    config_topic::TopicConfig,
+    config::topic::TopicConfig,
     core::Core,
-    producers::Producers,
-    producers_gaps::Gaps,
-    producers_share::Cut,
-    replica::{self, Payload, Replica, Replicated},
+    partition::{
+        producers::{Producers, gaps::Gaps, share::Cut},
+        replica::{Payload, Replica, Replicated},
+    },
     sync::Marks,
 };
 use ahash::AHashMap;
-use consensus::{
+use consensus::group::{
+    ENTRY_NORMAL, Entry, Group, Message, ReadIndex, SnapshotMark,
     descriptor::{self, EntryData},
-    group::{ENTRY_NORMAL, Entry, Group, Message, ReadIndex, SnapshotMark},
 };
-use net::{batch::BatchHeader, errors::ErrorCode};
+use net::{errors::ErrorCode, records::batch::BatchHeader};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},

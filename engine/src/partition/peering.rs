@@ -8,17 +8,16 @@ use super::{Partition, catch_up::PIECE_BYTES};
 use crate::sim::{self, Bug};
 use crate::{
     core::Core,
-    replica::{self, Payload},
+    partition::replica::{self, Payload},
 };
 use bytes::Bytes;
 use consensus::{
-    descriptor::EntryData,
-    group::{ENTRY_NORMAL, Message, MessageType, Position},
+    group::{ENTRY_NORMAL, Message, MessageType, Position, descriptor::EntryData},
     wire::{PeerMessage, Rest},
 };
 use net::{
-    batch::{self, HEADER_BYTES},
     peer::Lane,
+    records::batch::{self, HEADER_BYTES},
 };
 use std::rc::Rc;
 use wal::{record::Span, store::Admission};
@@ -41,7 +40,7 @@ impl Partition {
 }
 
 pub(super) fn has_batch(entry: &consensus::group::RaftEntry) -> bool {
-    consensus::descriptor::bytes_beside(&entry.data) > 0
+    consensus::group::descriptor::bytes_beside(&entry.data) > 0
 }
 
 /// From the others.

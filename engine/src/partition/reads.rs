@@ -4,7 +4,7 @@ use super::Partition;
 use crate::core::Core;
 use bytes::Bytes;
 use net::errors::ErrorCode;
-use wal::log_read::{self, Read, ReadError};
+use wal::log::read::{self as log_read, Read, ReadError};
 
 /// What a fetch gets from a partition.
 pub enum FetchRead {

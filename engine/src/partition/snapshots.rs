@@ -7,8 +7,10 @@
 use super::{Partition, State};
 use crate::{
     core::Core,
-    producers::Producers,
-    replica::{self, hard_state},
+    partition::{
+        producers::Producers,
+        replica::{self, hard_state},
+    },
 };
 use bytes::Bytes;
 use consensus::{

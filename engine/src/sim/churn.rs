@@ -2,13 +2,13 @@
 
 use super::counts::Calm;
 use net::{
-    StrBytes, errors,
+    StrBytes,
+    codec::{request::Request, response::Response},
+    errors,
     messages::{
         CreateTopicsRequest, DeleteTopicsRequest, TopicName, create_topics_request::CreatableTopic,
         delete_topics_request::DeleteTopicState,
     },
-    request::Request,
-    response::Response,
 };
 use std::time::Duration;
 

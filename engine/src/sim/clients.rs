@@ -12,28 +12,32 @@ use super::{
 use crate::{
     clock,
     core::Core,
-    kafka,
-    producers::CACHED_BATCHES,
+    handlers,
+    partition::producers::CACHED_BATCHES,
     rt,
     sync::{Either, promise, race},
 };
 use bytes::Bytes;
 use net::{
     StrBytes,
-    batch::{self, Batches},
-    batch_build::BatchBuilder,
-    compression::Codec,
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        header::RequestHeader,
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+        response::Response,
+    },
     errors::{self, ErrorCode},
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
-    header::RequestHeader,
     messages::{
         CreateTopicsRequest, InitProducerIdRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
     },
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
-    record::Records,
-    request::Request,
-    response::Response,
+    records::{
+        batch::{self, Batches},
+        build::BatchBuilder,
+        compression::Codec,
+        record::Records,
+    },
 };
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::GroupId;
@@ -73,13 +77,13 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
     let process = node.process;
     world.spawn(process, async move {
         let world = exec::world();
-        let (mut before, lane) = (None, kafka::Lane::default());
+        let (mut before, lane) = (None, handlers::Lane::default());
         for (place, (request, answered)) in requests.into_iter().zip(promises).enumerate() {
             if place > 0 {
                 rt::sleep(world.draw(Duration::ZERO..apart)).await;
             }
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request);
+            let answering = handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request);
             let (left, this) = promise();
             let before = before.replace(this);
             world.spawn(process, async move {

@@ -13,10 +13,11 @@ use super::{
     ledger_commits::{CommitId, GroupHistory, Moment, Place, Who},
     node::Node,
 };
-use crate::{kafka::OFFSETS_TOPIC, rt};
+use crate::{handlers::OFFSETS_TOPIC, rt};
 use bytes::Bytes;
 use net::{
     StrBytes,
+    codec::{request::Request, response::Response},
     errors::{self, ErrorCode},
     messages::{
         FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
@@ -28,8 +29,6 @@ use net::{
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
         sync_group_request::SyncGroupRequestAssignment,
     },
-    request::Request,
-    response::Response,
 };
 use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
 

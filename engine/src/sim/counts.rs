@@ -8,22 +8,22 @@ use super::{
     node::{Founding, Node},
 };
 use crate::{
-    kafka::{self, Reply},
+    handlers::{self, Reply},
     sync,
 };
 use bytes::Bytes;
 use net::{
     StrBytes,
-    batch::HEADER_BYTES,
-    batch_build::BatchBuilder,
-    compression::Codec,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
-    frame::FrameDecoder,
-    header::RequestHeader,
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        frame::FrameDecoder,
+        header::RequestHeader,
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+        response::Response,
+    },
     messages::{CreateTopicsRequest, TopicName, create_topics_request::CreatableTopic},
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
-    request::Request,
-    response::Response,
+    records::{batch::HEADER_BYTES, build::BatchBuilder, compression::Codec},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -32,7 +32,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::{buf::BLOCK, disk_sim::Kind, record::GroupId};
+use wal::{buf::BLOCK, disk::sim::Kind, record::GroupId};
 
 const SEEDS: Range<u64> = 0..10;
 pub(super) const TOPIC: &str = "counts";
@@ -113,10 +113,10 @@ impl Calm {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
         self.world.spawn(node.process, async move {
-            let lane = kafka::Lane::default();
+            let lane = handlers::Lane::default();
             let start = |(request, version): (Request, i16)| {
                 let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-                kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request)
+                handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request)
             };
             let answered = sync::all(requests.into_iter().map(start).collect()).await;
             *given.borrow_mut() = Some(answered.into_iter().filter_map(Reply::response).collect());
@@ -306,7 +306,7 @@ fn a_payload_is_copied_into_the_ring_once_and_sent_and_served_from_there() {
 /// What one request costs in allocations, on average over many, one after the other, from its frame to the answer's.
 fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) -> u64 {
     let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-    let parts = net::request::encode(&header, &request).expect("it can be written");
+    let parts = net::codec::request::encode(&header, &request).expect("it can be written");
     let mut frame = FrameDecoder::new(1 << 20);
     parts.into_iter().for_each(|part| frame.extend(&part));
     let frame = frame.next_frame().expect("it is one").expect("it is whole");
@@ -315,12 +315,12 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
         let (core, spent, frame, done) = (core.clone(), spent.clone(), frame.clone(), Rc::new(Cell::new(false)));
         let ended = done.clone();
         calm.world.spawn(node.process, async move {
-            let lane = kafka::Lane::default();
+            let lane = handlers::Lane::default();
             let before = allocations::so_far();
             for _ in 0..ROUND {
-                let (header, request) = net::request::decode(&frame).expect("it is well formed");
-                let answer = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request).await;
-                net::response::encode(&header, answer.response().expect("there is an answer"))
+                let (header, request) = net::codec::request::decode(&frame).expect("it is well formed");
+                let answer = handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request).await;
+                net::codec::response::encode(&header, answer.response().expect("there is an answer"))
                     .expect("it can be written");
             }
             // The first round is to warm up.

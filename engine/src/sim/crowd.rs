@@ -9,22 +9,23 @@ use super::{
     node::Node,
 };
 use crate::{
-    kafka, rt,
+    handlers, rt,
     sync::{Either, race},
 };
 use net::{
     StrBytes,
-    batch_build::BatchBuilder,
-    compression::Codec,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
-    header::RequestHeader,
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        header::RequestHeader,
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+    },
     messages::{
         CreateTopicsRequest, GroupId, JoinGroupRequest, OffsetFetchRequest, TopicName,
         create_topics_request::CreatableTopic, join_group_request::JoinGroupRequestProtocol,
         offset_fetch_request::OffsetFetchRequestGroup,
     },
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
-    request::Request,
+    records::{build::BatchBuilder, compression::Codec},
 };
 use std::{rc::Rc, time::Duration};
 
@@ -99,7 +100,8 @@ impl Cluster {
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
         exec::world().spawn(node.process, async move {
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering = kafka::start(&core, ([127, 0, 0, 1], 1).into(), &kafka::Lane::default(), &header, request);
+            let answering =
+                handlers::start(&core, ([127, 0, 0, 1], 1).into(), &handlers::Lane::default(), &header, request);
             if let Either::First(unread) = race(answering, rt::sleep(breaks_in)).await {
                 // The client does not take it, and is closed after a while.
                 rt::sleep(exec::world().draw(Duration::ZERO..ms(3_000))).await;

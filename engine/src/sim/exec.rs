@@ -14,7 +14,7 @@ use std::{
     task::{Context, Wake, Waker},
     time::Duration,
 };
-use wal::{disk_sim::SimDisk, planted::Mistake};
+use wal::{disk::sim::SimDisk, planted::Mistake};
 
 /// A process, counted from 0.
 pub(super) type ProcessId = usize;

@@ -2,13 +2,12 @@
 
 use super::{clients::text, counts::Calm, node::Node};
 use net::{
+    codec::{request::Request, response::Response},
     messages::{
         FindCoordinatorRequest, GroupId, OffsetCommitRequest, OffsetFetchRequest, TopicName,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
     },
-    request::Request,
-    response::Response,
 };
 use std::{rc::Rc, time::Duration};
 

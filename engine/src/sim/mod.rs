@@ -18,7 +18,7 @@
 //! | `fenced` | what a broker that was cut off may still answer |
 //! | `stopped` | a committed entry that can't be read |
 //!
-//! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk_sim::SimDisk), Raft groups and the metadata plane of
+//! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk::sim::SimDisk), Raft groups and the metadata plane of
 //! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
 //! `consensus` has a simulation of its own, of the metadata plane on a network that also drops, doubles and reorders.
 

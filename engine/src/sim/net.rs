@@ -5,16 +5,16 @@
 
 use super::exec::{ProcessId, World, world};
 use crate::{
-    groups::GroupHost,
-    peers::Peers,
+    cluster::peers::Peers,
+    liveness::GroupHost,
     rt,
     sync::{Notify, Promise, promise},
 };
 use bytes::{Bytes, BytesMut};
 use consensus::wire;
-use net::{
-    peer::{Kind, Lane, PeerError, PeerFrame},
-    peer_auth::{Handshake, Secret, Step},
+use net::peer::{
+    Kind, Lane, PeerError, PeerFrame,
+    auth::{Handshake, Secret, Step},
 };
 use std::{
     cell::{Cell, RefCell},

@@ -7,12 +7,12 @@ use super::{
 };
 use crate::{
     broker::{self, About},
+    cluster::meta,
     config::Config,
-    core::Core,
-    front::Spread,
-    groups::GroupHost,
+    connection::Spread,
+    core::{Core, mesh},
+    liveness::GroupHost,
     memory::{self, Lasting},
-    mesh, meta,
     metrics::Metrics,
     rt,
 };
@@ -24,8 +24,10 @@ use std::{
     time::Duration,
 };
 use wal::{
-    disk::Disk as _,
-    disk_sim::{Fate, Kind, SimDisk},
+    disk::{
+        Disk as _,
+        sim::{Fate, Kind, SimDisk},
+    },
     ring::RingConfig,
     store::StoreConfig,
 };

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::rt;
 use net::{
+    codec::{request::Request, response::Response},
     errors::{self, ErrorCode},
     messages::{
         CreateTopicsRequest, DeleteTopicsRequest, FindCoordinatorRequest, GroupId, OffsetCommitRequest,
@@ -17,8 +18,6 @@ use net::{
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
     },
-    request::Request,
-    response::Response,
 };
 use std::{collections::BTreeSet, ops::Range, rc::Rc, time::Duration};
 

@@ -5,7 +5,11 @@ use super::{
     node::Node,
 };
 use bytes::Bytes;
-use net::{batch_build::BatchBuilder, compression::Codec, errors::ErrorCode, response::Response};
+use net::{
+    codec::response::Response,
+    errors::ErrorCode,
+    records::{build::BatchBuilder, compression::Codec},
+};
 use std::{rc::Rc, time::Duration};
 use wal::record::GroupId;
 

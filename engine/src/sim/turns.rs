@@ -9,9 +9,12 @@ use super::{
 use bytes::Bytes;
 use net::{
     StrBytes,
-    batch_build::BatchBuilder,
-    compression::Codec,
-    fetch::{FetchPartition, FetchRequest, FetchTopic},
+    codec::{
+        fetch::{FetchPartition, FetchRequest, FetchTopic},
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+        response::Response,
+    },
     messages::{
         DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, ListOffsetsRequest,
         MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest, TopicName,
@@ -22,9 +25,7 @@ use net::{
         offset_fetch_request::OffsetFetchRequestTopic,
         offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic},
     },
-    produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
-    request::Request,
-    response::Response,
+    records::{build::BatchBuilder, compression::Codec},
     turn::{BYTES_A_TURN, ENTRIES_A_TURN},
 };
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Instant;
 
-use net::peer_auth::{self, Secret};
+use net::peer::auth::{self as peer_auth, Secret};
 use tempfile::TempDir;
 
 use super::PATIENCE;

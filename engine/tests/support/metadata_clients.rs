@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use net::client_blocking::{Client, ClientError};
+use net::client::blocking::{Client, ClientError};
 use net::errors::{self, ErrorCode};
 use net::messages::create_partitions_request::CreatePartitionsTopic;
 use net::messages::create_topics_request::CreatableTopic;

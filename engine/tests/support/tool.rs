@@ -7,8 +7,8 @@ use std::time::Duration;
 use consensus::metadata::{Command, Query, QueryAnswer};
 use consensus::plane::{Acks, Quorum};
 use consensus::wire::{self, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
+use net::peer::auth::{Handshake, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
-use net::peer_auth::{Handshake, Secret, nonce};
 
 use super::broker::Broker;
 

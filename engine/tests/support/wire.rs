@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use net::StrBytes;
-use net::batch_build::BatchBuilder;
-use net::client_blocking::Client;
+use net::client::blocking::Client;
+use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::errors::{self, ErrorCode};
-use net::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use net::messages::create_topics_response::CreatableTopicResult;
@@ -18,7 +18,7 @@ use net::messages::{
     CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, OffsetCommitRequest,
     TopicName,
 };
-use net::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
+use net::records::build::BatchBuilder;
 
 use super::PATIENCE;
 use super::broker::Broker;

@@ -3,10 +3,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
 
-use crate::api::{ApiKey, TABLE};
-use crate::schema::{self, Field, Type};
-use crate::schema_response;
-use crate::wire::Write;
+use crate::codec::api::{ApiKey, TABLE};
+use crate::codec::schema::response as schema_response;
+use crate::codec::schema::{self, Field, Type};
+use crate::codec::wire::Write;
 
 /// Every API and version that is served.
 pub fn versions() -> impl Iterator<Item = (ApiKey, i16)> {

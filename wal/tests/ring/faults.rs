@@ -5,8 +5,8 @@ use crate::{
     model::acked_survives,
 };
 use wal::{
-    disk_sim::{Fate, Kind, SimDisk},
-    journal::RingBody,
+    disk::sim::{Fate, Kind, SimDisk},
+    ring::journal::RingBody,
     sim_exec::SimExec,
     store::{Admission, AppendError, LogPos},
 };

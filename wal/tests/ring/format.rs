@@ -4,7 +4,7 @@ use crate::harness::{any, entry, said};
 use bytes::Bytes;
 use wal::{
     record::{GroupId, HardState},
-    ring_format::{Record, RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
+    ring::format::{Record, RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
     store::LogPos,
 };
 

@@ -8,11 +8,12 @@ use std::{
 };
 use wal::{
     buf::BLOCK,
-    disk::Disk,
-    disk_sim::SimDisk,
-    journal::{Journal, RecoveredRing, RingBody, RingRecord, segment_file},
+    disk::{Disk, sim::SimDisk},
     record::{Entry, GroupId, HardState, Span},
-    ring::RingConfig,
+    ring::{
+        RingConfig,
+        journal::{Journal, RecoveredRing, RingBody, RingRecord, segment_file},
+    },
     sim_exec::{SimExec, block_on},
     store::{AppendError, LogMark, LogPos, OpenError},
 };

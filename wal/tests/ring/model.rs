@@ -4,8 +4,8 @@ use crate::harness::{EPOCH, SEGMENT, Said, Shared, any, close, config, dir, disk
 use std::rc::Rc;
 use wal::{
     buf::BLOCK,
-    disk_sim::SimDisk,
-    journal::{Journal, RecoveredRing},
+    disk::sim::SimDisk,
+    ring::journal::{Journal, RecoveredRing},
     sim_exec::{SimExec, block_on},
     store::{LogPos, OpenError},
 };

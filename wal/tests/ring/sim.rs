@@ -10,8 +10,10 @@ use std::{
 };
 use wal::{
     buf::{BLOCK, Chunk},
-    disk::{Disk, Durability, File, OpenMode},
-    disk_sim::{Fate, Kind, SECTOR, SimDisk, SimFile},
+    disk::{
+        Disk, Durability, File, OpenMode,
+        sim::{Fate, Kind, SECTOR, SimDisk, SimFile},
+    },
     sim_exec::{SimExec, block_on},
 };
 

@@ -4,11 +4,15 @@ use crate::harness::{EPOCH, SEGMENT, disk, entry, file};
 use std::collections::BTreeSet;
 use wal::{
     buf::{BLOCK, Chunk},
-    disk::{Disk, Durability, File, OpenMode},
-    disk_sim::{SimDisk, SimFile},
-    journal::RingBody,
-    ring_format::{Record, WriteHeader, body_crc},
-    ring_recovery::{Beyond, BodyCase, HeaderCase, RecoveryError, TABLE, Verdict, recover_with},
+    disk::{
+        Disk, Durability, File, OpenMode,
+        sim::{SimDisk, SimFile},
+    },
+    ring::{
+        format::{Record, WriteHeader, body_crc},
+        journal::RingBody,
+        recovery::{Beyond, BodyCase, HeaderCase, RecoveryError, TABLE, Verdict, recover_with},
+    },
     sim_exec::block_on,
     store::LogPos,
 };

@@ -3,7 +3,7 @@
 use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, opened_from, refused, said, write};
 use wal::{
     buf::BLOCK,
-    disk_sim::{SECTOR, SimDisk},
+    disk::sim::{SECTOR, SimDisk},
     record::{Entry, GroupId, HardState, Span},
     store::{LogPos, OpenError},
 };

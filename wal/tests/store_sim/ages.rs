@@ -4,7 +4,7 @@ use crate::harness::{block_on, config, dirs, fresh_disk, options, pause, with_lo
 use bytes::Bytes;
 use std::{cell::Cell, pin::Pin, rc::Rc};
 use wal::{
-    disk_sim::SimDisk,
+    disk::sim::SimDisk,
     log::{AHEAD_MAX_MS, LogOptions},
     record::{Entry, GroupId, HardState, Span},
     store::{AppState, FlushHost, Store, StoreConfig},

@@ -9,8 +9,8 @@ use crate::{
 use bytes::Bytes;
 use std::rc::Rc;
 use wal::{
-    disk_sim::{Fate, Kind, SimDisk},
-    log_read::Read,
+    disk::sim::{Fate, Kind, SimDisk},
+    log::read::Read,
     record::{Entry, GroupId, HardState, Span},
     ring::RingConfig,
     store::{Store, StoreConfig},

@@ -8,8 +8,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, path::Path, rc::Rc};
 use wal::{
-    disk::Disk,
-    disk_sim::SimDisk,
+    disk::{Disk, sim::SimDisk},
     manifest::{Manifest, change_cores, has_smaller_segments, remove_stale_epochs},
     record::{Entry, GroupId},
     ring::{Ring, RingConfig, RingStart},

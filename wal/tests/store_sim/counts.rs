@@ -10,8 +10,8 @@ use bytes::Bytes;
 use std::{cell::Cell, path::Path, rc::Rc};
 use wal::{
     buf::BLOCK,
-    disk_sim::{Kind, SimDisk},
-    log_read::Read,
+    disk::sim::{Kind, SimDisk},
+    log::read::Read,
     record::GroupId,
     ring::RingConfig,
     store::{LogPos, Store, StoreConfig, StoreDirs},

@@ -2,7 +2,7 @@
 
 use crate::{harness::fresh_disk, life::lives};
 use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
-use wal::disk_sim::{Fate, Kind, Op, SimDisk};
+use wal::disk::sim::{Fate, Kind, Op, SimDisk};
 
 /// Seeds per run; `STORE_SEED` replays one, `STORE_SEEDS` sets how many.
 fn seeds(usual: u64) -> Vec<u64> {

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
 use wal::{
-    disk_sim::{Fate, Kind, Op, SimDisk},
+    disk::sim::{Fate, Kind, Op, SimDisk},
     record::GroupId,
     store::{Admission, AppState, FlushHost, LogPos, SnapshotError, Store},
 };

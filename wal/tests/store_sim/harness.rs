@@ -7,7 +7,7 @@ use std::{
     task::{Context, Waker},
 };
 use wal::{
-    disk_sim::SimDisk,
+    disk::sim::SimDisk,
     log::LogOptions,
     record::GroupId,
     ring::RingConfig,

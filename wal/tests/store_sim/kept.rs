@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{cell::Cell, rc::Rc};
 use wal::{
-    disk_sim::{Fate, Kind, SimDisk},
+    disk::sim::{Fate, Kind, SimDisk},
     record::{Entry, GroupId, HardState},
     store::{Admission, LogPos, OpenError, Store, StoreConfig, StoreStats},
 };

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Waker},
 };
 use wal::{
-    disk_sim::SimDisk,
+    disk::sim::SimDisk,
     record::{GroupId, HardState},
     store::{LogPos, Store},
 };

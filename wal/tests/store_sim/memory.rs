@@ -8,7 +8,7 @@ use crate::{
     verify::read_everything,
 };
 use wal::{
-    disk_sim::SimDisk,
+    disk::sim::SimDisk,
     ring::RingConfig,
     store::{Admission, Store, StoreConfig},
 };

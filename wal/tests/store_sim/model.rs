@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, pin::Pin, rc::Rc};
 use wal::{
-    disk_sim::SimDisk,
+    disk::sim::SimDisk,
     record::{Entry, GroupId, HardState, Span},
     store::{AppState, FlushHost, LogPos, Store},
 };

@@ -8,9 +8,11 @@ use crate::{
 };
 use std::rc::Rc;
 use wal::{
-    disk_sim::{Fate, Kind, SimDisk},
-    log::LogOptions,
-    log_read::{Read, ReadError},
+    disk::sim::{Fate, Kind, SimDisk},
+    log::{
+        LogOptions,
+        read::{Read, ReadError},
+    },
     record::GroupId,
     store::{Entries, Store, StoreConfig, StoreDirs},
 };

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
-use wal::disk_sim::{Fate, Kind, Op, SimDisk};
+use wal::disk::sim::{Fate, Kind, Op, SimDisk};
 
 /// Where the store syncs, and how to tell it from the rest.
 struct Site {

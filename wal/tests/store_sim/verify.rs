@@ -9,8 +9,8 @@ use std::{
     path::PathBuf,
 };
 use wal::{
-    disk_sim::SimDisk,
-    log_read::{Batch, Read, ReadError},
+    disk::sim::SimDisk,
+    log::read::{Batch, Read, ReadError},
     record::{Entry, GroupId, HardState},
     store::{LogPos, OpenError, RecoveredGroup, Store, TermRun},
 };

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use fastrand::Rng;
-use net::{Uuid, batch_build::BatchBuilder, compression::Codec};
+use net::{
+    Uuid,
+    records::{build::BatchBuilder, compression::Codec},
+};
 
 use super::world::{World, text};
 use crate::coordinator::{CommittedOffset, Config, GroupMetadata, GroupRecord, MemberMetadata, RecordError, Unusable};

@@ -170,7 +170,8 @@ fn tombstones_are_cut_in_batches() {
 
 /// Offsets for which the batches have tombstones.
 fn forgotten<'a>(batches: impl Iterator<Item = &'a Bytes>) -> usize {
-    let records = |batch: &'a Bytes| net::batch::BatchHeader::read(batch).expect("a sound batch").record_count as usize;
+    let records =
+        |batch: &'a Bytes| net::records::batch::BatchHeader::read(batch).expect("a sound batch").record_count as usize;
     batches.map(records).sum()
 }
 

@@ -21,7 +21,7 @@ use net::{
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics},
         sync_group_request::SyncGroupRequestAssignment,
     },
-    record::Records,
+    records::record::Records,
 };
 
 use super::world::{World, text};

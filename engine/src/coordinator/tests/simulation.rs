@@ -17,7 +17,7 @@ use net::{
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
         sync_group_request::SyncGroupRequestAssignment,
     },
-    record::Records,
+    records::record::Records,
 };
 
 use super::world::{World, text};

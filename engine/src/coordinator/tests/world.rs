@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::protocol::Encodable;
-use net::{StrBytes, Uuid, batch::Assigned, errors::ErrorCode};
+use net::{StrBytes, Uuid, errors::ErrorCode, records::batch::Assigned};
 
 use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics, Unusable,
@@ -104,7 +104,7 @@ impl World {
                     replies.push((token, response));
                 }
                 Output::Append { id, batch } => {
-                    net::batch::validate(&batch, 9).expect("a sound batch");
+                    net::records::batch::validate(&batch, 9).expect("a sound batch");
                     self.appending.push_back((id, batch));
                 }
             }
@@ -182,10 +182,10 @@ impl World {
 
     /// Puts a batch in the log as the partition would.
     pub(super) fn store(&mut self, batch: &Bytes) {
-        let header = net::batch::BatchHeader::read(batch).expect("a sound batch");
+        let header = net::records::batch::BatchHeader::read(batch).expect("a sound batch");
         let assigned = Assigned { base_offset: self.end, partition_leader_epoch: 1, log_append_time_ms: None };
         let mut stored = BytesMut::from(&batch[..]);
-        net::batch::assign(&mut stored, assigned);
+        net::records::batch::assign(&mut stored, assigned);
         self.end += i64::from(header.record_count);
         self.log.push(stored.freeze());
     }

@@ -1,0 +1,253 @@
+//! Brokers on this machine that the harness starts itself, on free ports and with data of their own, and stops at the end.
+
+use std::error::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use net::peer::auth::{SECRET_FILE, Secret};
+
+use crate::brokers::orphans;
+use crate::machine::environment;
+
+/// How long brokers may take to serve.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long brokers may take to end, before they are killed.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+const MEMORY_MIN_BYTES: u64 = 64 << 20;
+
+/// One or more brokers that form a cluster. They end, and their data goes, with this.
+#[derive(Debug)]
+pub struct Local {
+    dir: Scratch,
+    binary: PathBuf,
+    brokers: Vec<Broker>,
+}
+
+#[derive(Debug)]
+struct Broker {
+    kafka: SocketAddr,
+    peer: SocketAddr,
+    admin: SocketAddr,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// A directory that goes with this.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(parent: &Path, name: &str) -> io::Result<Scratch> {
+        let dir = parent.join(format!("{name}-{}-{}", std::process::id(), crate::machine::clock::now_ns()));
+        fs::create_dir_all(&dir)?;
+        Ok(Scratch(dir))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What can't be removed is left behind; there is nobody to tell.
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Local {
+    /// Starts so many brokers and waits until all of them serve. `cpus`: those that they may use, shared out evenly.
+    pub fn start(binary: &Path, parent: &Path, count: usize, cpus: &[usize]) -> Result<Local, Box<dyn Error>> {
+        assert!(count > 0 && !cpus.is_empty(), "{count} brokers on CPUs {cpus:?}");
+        let dir = Scratch::new(parent, "millrace-bench-cluster")
+            .map_err(|e| format!("cannot make a directory in {}: {e}; name another by --disk-dir", parent.display()))?;
+        let addrs = free_addrs(count * 3)?;
+        let ports: Vec<&[SocketAddr]> = addrs.chunks(3).collect();
+        let seed = |(n, ports): (usize, &&[SocketAddr])| format!("{}@{}", n + 1, ports[1]);
+        let seeds: Vec<String> = ports.iter().enumerate().map(seed).collect();
+        let secret = dir.path().join(SECRET_FILE);
+        Secret::read_or_make(&secret)?;
+        let mut local = Local { dir, binary: binary.to_owned(), brokers: Vec::new() };
+        for (n, ports) in ports.iter().enumerate() {
+            let path = |name: String| local.dir.path().join(name);
+            let mut arguments: Vec<String> = vec!["serve".into(), "--node-id".into(), (n + 1).to_string()];
+            arguments.extend(["--data-dir".into(), path(format!("broker-{}", n + 1)).display().to_string()]);
+            for (option, addr) in ["--kafka-addr", "--peer-addr", "--admin-addr"].into_iter().zip(ports.iter()) {
+                arguments.extend([option.into(), addr.to_string()]);
+            }
+            arguments.extend(["--cluster-secret-file".into(), secret.display().to_string()]);
+            arguments.extend(["--cores".into(), share_of(cpus, n, count)]);
+            let memory = (environment::memory_bytes() / 2 / count as u64).max(MEMORY_MIN_BYTES);
+            arguments.extend(["--set".into(), format!("memory.budget.bytes={memory}")]);
+            if count > 1 {
+                arguments.extend(["--seeds".into(), seeds.join(",")]);
+            }
+            let log = path(format!("broker-{}.log", n + 1));
+            local.brokers.push(Broker {
+                kafka: ports[0],
+                peer: ports[1],
+                admin: ports[2],
+                arguments,
+                log,
+                child: None,
+            });
+        }
+        for node in 1..=count {
+            local.spawn(node)?;
+        }
+        for node in 1..=count {
+            local.await_ready(node)?;
+        }
+        Ok(local)
+    }
+
+    /// The Kafka addresses of all brokers.
+    pub fn bootstrap(&self) -> Vec<String> {
+        self.brokers.iter().map(|broker| broker.kafka.to_string()).collect()
+    }
+
+    /// The address of a broker for other brokers and tools.
+    pub fn peer(&self, node: usize) -> SocketAddr {
+        self.brokers[node - 1].peer
+    }
+
+    /// The admin addresses of all brokers.
+    pub fn admin(&self) -> Vec<String> {
+        self.brokers.iter().map(|broker| broker.admin.to_string()).collect()
+    }
+
+    /// The address of a broker for tools, and the secret that they must know, as options of a workload.
+    pub fn peer_options(&self, node: usize) -> String {
+        format!("{} --secret-file {}", self.peer(node), self.dir.path().join(SECRET_FILE).display())
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// kill -9. Returns before the process is gone.
+    pub fn kill(&mut self, node: usize) -> io::Result<()> {
+        self.brokers[node - 1].child.as_mut().map_or(Ok(()), Child::kill)
+    }
+
+    /// Starts a broker that was killed, on its own data.
+    pub fn spawn(&mut self, node: usize) -> Result<(), Box<dyn Error>> {
+        let broker = &mut self.brokers[node - 1];
+        // Its ports are free once it is gone.
+        broker.child.take().map(|mut killed| killed.wait()).transpose()?;
+        let log = OpenOptions::new().create(true).append(true).open(&broker.log)?;
+        let mut command = Command::new(&self.binary);
+        // Settings of whoever runs this are not those of what is measured.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
+            command.env_remove(name);
+        }
+        command.args(&broker.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = orphans::spawn(command).map_err(|e| format!("cannot start {}: {e}", self.binary.display()))?;
+        broker.child = Some(child);
+        Ok(())
+    }
+
+    pub fn await_ready(&mut self, node: usize) -> Result<(), Box<dyn Error>> {
+        let give_up = Instant::now() + PATIENCE;
+        let broker = &mut self.brokers[node - 1];
+        loop {
+            if is_ready(broker.admin) {
+                return Ok(());
+            }
+            if let Some(status) = broker.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                return Err(format!("broker {node} has ended ({status}); its log:\n{}", end_of(&broker.log)).into());
+            }
+            if Instant::now() >= give_up {
+                let seconds = PATIENCE.as_secs();
+                return Err(format!(
+                    "broker {node} does not serve after {seconds} s; its log:\n{}",
+                    end_of(&broker.log)
+                )
+                .into());
+            }
+            thread::sleep(ASK_AGAIN);
+        }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let mut children: Vec<Child> = self.brokers.iter_mut().filter_map(|broker| broker.child.take()).collect();
+        for child in &children {
+            // SAFETY: kill reads two numbers. The process has not been waited for, so that its id is still its own.
+            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        }
+        let give_up = Instant::now() + END_PATIENCE;
+        for child in &mut children {
+            while matches!(child.try_wait(), Ok(None)) && Instant::now() < give_up {
+                thread::sleep(ASK_AGAIN);
+            }
+            // One that has ended can be killed without effect.
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+}
+
+/// Ports of loopback that are free now. They are held until all are known, so that all differ.
+fn free_addrs(count: usize) -> io::Result<Vec<SocketAddr>> {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners: Vec<TcpListener> = (0..count).map(bind).collect::<io::Result<_>>()?;
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+/// Broker `n`'s share of the CPUs, as --cores takes it; with fewer CPUs than brokers, brokers share them.
+fn share_of(cpus: &[usize], n: usize, count: usize) -> String {
+    let share = cpus.len() / count;
+    let own = if share == 0 { &cpus[n % cpus.len()..][..1] } else { &cpus[n * share..][..share] };
+    own.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Asks the admin port, as a load balancer would.
+pub fn is_ready(admin: SocketAddr) -> bool {
+    let ask = || -> io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&admin, Duration::from_millis(500))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer)?;
+        Ok(answer.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+fn end_of(log: &Path) -> String {
+    let mut text = String::new();
+    // A log that can't be read has nothing to show.
+    _ = File::open(log).and_then(|mut file| file.read_to_string(&mut text));
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brokers_share_the_cpus_evenly() {
+        let shares = |cpus: &[usize], count| -> Vec<String> { (0..count).map(|n| share_of(cpus, n, count)).collect() };
+        assert_eq!(shares(&[0, 1], 1), ["0,1"]);
+        assert_eq!(shares(&[4, 5], 3), ["4", "5", "4"]);
+        assert_eq!(shares(&[0, 1, 2, 3, 4, 5, 6], 3), ["0,1", "2,3", "4,5"]);
+    }
+
+    #[test]
+    fn free_ports_differ() {
+        let mut addrs = free_addrs(20).unwrap();
+        addrs.sort_unstable();
+        addrs.dedup();
+        assert_eq!(addrs.len(), 20);
+    }
+}

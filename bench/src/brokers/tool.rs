@@ -1,0 +1,71 @@
+//! A tool's connection to the port between brokers, which waits for each answer.
+
+use std::error::Error;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use consensus::wire::{self, Hello, ToolAnswer, ToolAsk, ToolRequest};
+use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
+use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
+
+use crate::options::workloads::SecretOptions;
+
+/// How long an answer may take.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn handshake(secret: Option<Secret>) -> Handshake {
+    let hello = wire::encode_hello(&Hello::of_tool(env!("CARGO_PKG_VERSION")));
+    Handshake::caller(secret, Lane::Control, hello, nonce())
+}
+
+/// The secret that brokers want to be known. Where none is named and none lies at its usual place, brokers may do
+/// without.
+pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, Box<dyn Error>> {
+    if let Some(file) = &options.secret_file {
+        return Ok(Some(Secret::read(file)?));
+    }
+    let file = options.data_dir.clone().unwrap_or_else(|| "./millrace-data".into()).join(SECRET_FILE);
+    if options.data_dir.is_none() && !file.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Secret::read(&file)?))
+}
+
+pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {
+    let bytes = wire::encode_request(&ToolRequest { id, ask });
+    PeerFrame::new(Kind::Request, Lane::Control, bytes)
+}
+
+/// The first address of a HOST:PORT.
+pub fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
+    let found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?.next();
+    found.ok_or_else(|| format!("{address}: the name has no address").into())
+}
+
+pub struct Tool {
+    peer: BlockingPeer,
+    next_id: u64,
+}
+
+impl Tool {
+    pub fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<Tool, Box<dyn Error>> {
+        let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
+        let greet = || -> Result<(), Box<dyn Error>> {
+            wire::decode_hello(&peer.shake_hands(handshake(secret), true)?)?;
+            Ok(())
+        };
+        let other = "is it a broker's address for other brokers and tools (--peer-addr)?";
+        greet().map_err(|e| format!("{addr} does not answer a tool: {e}; {other}"))?;
+        Ok(Tool { peer, next_id: 1 })
+    }
+
+    /// What was asked for; `Err` also for a refusal.
+    pub fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
+        self.peer.write(&request(self.next_id, ask))?;
+        self.next_id += 1;
+        match wire::decode_response(&self.peer.read()?.bytes)?.answer {
+            ToolAnswer::Failed { code, message } => Err(format!("{message} (error {code})").into()),
+            answer => Ok(answer),
+        }
+    }
+}

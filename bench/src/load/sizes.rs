@@ -1,0 +1,138 @@
+//! How large records are: one size, a range, or several sizes with weights. Pure.
+
+use std::str::FromStr;
+
+use crate::options::parse::size;
+
+/// A distribution of sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sizes {
+    Fixed(usize),
+    /// All from the first to the last are alike.
+    Range(usize, usize),
+    /// Sizes, each with the sum of the weights up to and with its own.
+    Mix(Vec<(usize, u64)>),
+}
+
+impl Sizes {
+    /// The size that goes with a number; evenly spread numbers give the distribution.
+    pub fn pick(&self, number: u64) -> usize {
+        match self {
+            Sizes::Fixed(size) => *size,
+            Sizes::Range(first, last) => first + (number % (last - first + 1) as u64) as usize,
+            Sizes::Mix(mix) => {
+                let total = mix.last().map_or(1, |(_, sum)| *sum);
+                let place = number % total;
+                let found = mix.iter().find(|(_, sum)| place < *sum);
+                found.map(|(size, _)| *size).expect("the last sum is the total")
+            }
+        }
+    }
+
+    pub fn is_fixed(&self) -> bool {
+        matches!(self, Sizes::Fixed(_))
+    }
+
+    pub fn max(&self) -> usize {
+        match self {
+            Sizes::Fixed(size) => *size,
+            Sizes::Range(_, last) => *last,
+            Sizes::Mix(mix) => mix.iter().map(|(size, _)| *size).max().unwrap_or(0),
+        }
+    }
+
+    pub fn min(&self) -> usize {
+        match self {
+            Sizes::Fixed(size) => *size,
+            Sizes::Range(first, _) => *first,
+            Sizes::Mix(mix) => mix.iter().map(|(size, _)| *size).min().unwrap_or(0),
+        }
+    }
+}
+
+impl FromStr for Sizes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Sizes, String> {
+        if text.contains(':') {
+            let mut sum = 0;
+            let mut mix = Vec::new();
+            for part in text.split(',') {
+                let (bytes, weight) = part
+                    .split_once(':')
+                    .ok_or_else(|| format!("{part:?} is no size with a weight, such as 10KiB:1"))?;
+                let weight: u32 = weight.trim().parse().ok().filter(|weight| *weight > 0).ok_or_else(|| {
+                    format!("weight {weight:?} of {part:?} is not a whole number from 1 to {}", u32::MAX)
+                })?;
+                sum += u64::from(weight);
+                mix.push((size(bytes)?, sum));
+            }
+            return Ok(Sizes::Mix(mix));
+        }
+        if let Some((first, last)) = text.split_once('-') {
+            let (first, last) = (size(first)?, size(last)?);
+            if first > last {
+                return Err(format!("{text:?} begins with the larger size; write {last}-{first}"));
+            }
+            return Ok(Sizes::Range(first, last));
+        }
+        size(text).map(Sizes::Fixed)
+    }
+}
+
+/// Random numbers by xorshift: quick, and the same in every run.
+#[derive(Debug, Clone)]
+pub struct Numbers(u64);
+
+impl Numbers {
+    pub fn new(seed: u64) -> Numbers {
+        // Seeds that follow each other must not give alike sequences; and 0 would stay 0.
+        Numbers((seed.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        // The high bits are the better ones.
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        for (text, want) in [
+            ("100", Sizes::Fixed(100)),
+            ("100-2KiB", Sizes::Range(100, 2048)),
+            ("100:9,10KiB:1", Sizes::Mix(vec![(100, 9), (10240, 10)])),
+        ] {
+            assert_eq!(text.parse(), Ok(want), "{text}");
+        }
+        for text in ["", "-100", "2KiB-100", "100:", "100:0", "100:9,10KiB", "x"] {
+            assert!(text.parse::<Sizes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mix_comes_in_its_proportions() {
+        let sizes: Sizes = "100:9,10KiB:1".parse().unwrap();
+        let mut numbers = Numbers::new(7);
+        let large = (0..100_000).filter(|_| sizes.pick(numbers.next()) == 10240).count();
+        assert!((9_500..10_500).contains(&large), "{large} of 100000");
+        assert_eq!((sizes.min(), sizes.max()), (100, 10240));
+    }
+
+    #[test]
+    fn a_range_covers_its_ends() {
+        let sizes: Sizes = "3-5".parse().unwrap();
+        let mut numbers = Numbers::new(1);
+        let mut seen: Vec<usize> = (0..1000).map(|_| sizes.pick(numbers.next())).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [3, 4, 5]);
+    }
+}

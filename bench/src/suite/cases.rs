@@ -1,0 +1,195 @@
+//! What the suites run: each case a command line, so that any of them can be run by hand. Pure.
+
+use crate::options::suite::Set;
+
+/// Which brokers a case runs against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Against {
+    /// None; or the workload starts its own.
+    Nothing,
+    One,
+    Three,
+    /// One broker that has all CPUs; not run on a machine of one CPU.
+    OneOnAll,
+}
+
+/// One line. In it, {bootstrap}, {peer}, {admin} (of all brokers), {data}, {disk}, {binary} and {cpus} are filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    pub name: String,
+    pub against: Against,
+    pub line: String,
+}
+
+impl Case {
+    /// The topic that it writes or reads.
+    pub fn topic(&self) -> Option<&str> {
+        self.line.split_once("--topic ")?.1.split_whitespace().next()
+    }
+}
+
+pub fn cases(set: Set) -> Vec<Case> {
+    let quick = set != Set::Full;
+    let (brief, long) = if quick { ("3s", "3s") } else { ("20s", "20s") };
+    let mut cases = Vec::new();
+    let mut add = |name: &str, against: Against, line: String| {
+        let line = match against {
+            Against::One | Against::Three if !line.contains("{peer}") => format!("{line} --bootstrap {{bootstrap}}"),
+            _ => line,
+        };
+        let warm_up = if quick { "500ms" } else { "2s" };
+        let line = format!("{line} --warm-up {warm_up} --disk-dir {{disk}}");
+        cases.push(Case { name: name.to_owned(), against, line });
+    };
+    let pinned = "--cpus {cpus}";
+    let partitions: &[u32] = if quick { &[1, 16] } else { &[1, 16, 256] };
+    for size in ["100", "1KiB"] {
+        for count in partitions {
+            if quick && size == "1KiB" && *count > 1 {
+                continue;
+            }
+            let line = format!("produce --topic full-{size}-{count} --partitions {count} --record-size {size}");
+            add(
+                &format!("produce {size} B x {count}").replace("KiB B", "KiB"),
+                Against::One,
+                format!("{line} --duration {brief} {pinned}"),
+            );
+        }
+    }
+    if cfg!(feature = "librdkafka") {
+        let line = format!("produce --client librdkafka --topic rdkafka --record-size 100 --duration {brief} {pinned}");
+        add("produce 100 B by librdkafka", Against::One, line);
+    }
+    let line = format!("produce --topic paced --rate 10000 --linger 0ms --duration {long} {pinned}");
+    add("produce 10,000/s, no linger", Against::One, line);
+    let line = format!(
+        "produce --topic many --partitions 200 --rate 16000 --linger 0ms --in-flight 64 --duration {long} {pinned}"
+    );
+    add("produce 200 partitions x 80/s, no linger", Against::One, line);
+    let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms --duration {long} {pinned}");
+    add("end-to-end 10,000/s, no linger", Against::One, line);
+    // Less than the broker keeps of the newest records in memory; what came long before is on the disk alone.
+    let line = format!("produce --topic memory --record-size 1KiB --rate 150000 --duration 2s {pinned}");
+    add("produce 150,000/s of 1 KiB", Against::One, line);
+    add("consume from memory", Against::One, format!("consume --topic memory --to-end {pinned}"));
+    add("consume from disk", Against::One, format!("consume --topic full-1KiB-1 --to-end {pinned}"));
+    // More than the broker keeps in memory.
+    let backlog = if quick { "1536MiB" } else { "4GiB" };
+    let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}} --duration {long} {pinned}");
+    add("backlog beside the tail", Against::One, format!("{line} --record-size 1KiB"));
+    let line = format!("commits --topic commits --connections 16 --in-flight 1 --duration {brief} {pinned}");
+    add("commits", Against::One, line);
+    let counts = if quick { "10,1000" } else { "10,100,1000,10000" };
+    let line = format!("many-partitions --partitions {counts} --linger 0ms --in-flight 64 --duration {brief} {pinned}");
+    add("many partitions", Against::One, line);
+    let line = format!("metadata --operation read --peer {{peer}} --in-flight 64 --duration {brief} {pinned}");
+    add("metadata leased reads", Against::One, line);
+    let line = "produce --topic rf3 --partitions 6 --replication-factor 3 --in-flight 5";
+    add("3 brokers, produce 100 B", Against::Three, format!("{line} --duration {brief}"));
+    let line = "produce --topic rf3-paced --partitions 1 --replication-factor 3 --rate 10000 --linger 0ms";
+    add("3 brokers, produce 10,000/s, no linger", Against::Three, format!("{line} --duration {long}"));
+    let line = format!("metadata --peer {{peer}} --acks quorum --in-flight 64 --duration {brief}");
+    add("3 brokers, metadata writes", Against::Three, line);
+    let line = format!("metadata --operation create-topics --replication-factor 3 --in-flight 16 --duration {brief}");
+    add("3 brokers, topics created", Against::Three, line);
+    if !quick {
+        let line = "ready-loop --peer {peer} --admin {admin} --acks quorum --in-flight 64";
+        add("ready loop", Against::One, format!("{line} --duration {brief} {pinned}"));
+        add("3 brokers, ready loops", Against::Three, format!("{line} --duration {brief}"));
+        add("mesh", Against::OneOnAll, format!("mesh --peer {{peer}} --duration {brief}"));
+        add("mesh, 64 in flight", Against::OneOnAll, format!("mesh --peer {{peer}} --in-flight 64 --duration {brief}"));
+    }
+    let kills = if quick { 3 } else { 10 };
+    let line = format!("failover --kills {kills} --duration {long} --binary {{binary}}");
+    add("3 brokers, failover", Against::Nothing, line);
+    let line = format!("wal --record-size 4KiB --duration {}", if quick { "2s" } else { "20s" });
+    add("wal ring", Against::Nothing, line);
+    cases
+}
+
+/// What is measured against every system that has it, in turns.
+pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, against: Against, line: &str| {
+        let line = format!("{line} --bootstrap {{bootstrap}} --disk-dir {{disk}}");
+        cases.push(Case { name: name.to_owned(), against, line });
+    };
+    if system.is_kafka_compatible() {
+        let pinned = "--cpus {cpus} --duration 5s --warm-up 3s";
+        add("produce 100 B", Against::One, &format!("produce --topic full-100 --record-size 100 {pinned}"));
+        add("produce 1 KiB", Against::One, &format!("produce --topic full-1k --record-size 1KiB {pinned}"));
+        let line = format!("produce --topic many --partitions 200 --rate 16000 --linger 0ms --in-flight 64 {pinned}");
+        add("produce 200 partitions x 80/s, no linger", Against::One, &line);
+        let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms {pinned}");
+        add("end-to-end 10,000/s, no linger", Against::One, &line);
+    }
+    // Before there are topics: etcd holds none either.
+    if system == crate::suite::peers::System::Millrace {
+        let line = "metadata --peer {peer} --acks quorum --in-flight 64 --duration 5s";
+        add("metadata writes", Against::Three, line);
+    }
+    if system == crate::suite::peers::System::Etcd {
+        add("metadata writes", Against::Three, "etcd --in-flight 64 --duration 5s");
+    }
+    if system.is_kafka_compatible() {
+        // Kafka takes one request of a connection at a time, so that more in flight would only queue.
+        let line = "metadata --operation create-topics --connections 16 --duration 5s";
+        add("topics created", Against::Three, &format!("{line} --replication-factor 3"));
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Command;
+    use crate::suite::peers::System;
+
+    #[test]
+    fn every_case_is_a_command_line() {
+        let filled = |line: &str| {
+            let values = [
+                ("{bootstrap}", "127.0.0.1:1"),
+                ("{peer}", "127.0.0.1:2 --secret-file /tmp/secret"),
+                ("{admin}", "127.0.0.1:3,127.0.0.1:4"),
+                ("{data}", "/tmp"),
+                ("{disk}", "/tmp"),
+                ("{binary}", "/bin/true"),
+                ("{cpus}", "0"),
+            ];
+            values.iter().fold(line.to_owned(), |line, (name, value)| line.replace(name, value))
+        };
+        let mut all = [cases(Set::Quick), cases(Set::Full)].concat();
+        let systems = [System::Millrace, System::Kafka, System::KafkaFlush];
+        all.extend(systems.into_iter().flat_map(peer_cases));
+        for case in all {
+            // failover's own brokers are told to it otherwise.
+            let line = filled(&case.line);
+            assert!(!line.contains('{'), "{line}");
+            let words = std::iter::once("millrace-bench").chain(line.split_whitespace()).map(str::to_owned);
+            if let Err(e) = Command::parse_all(words) {
+                panic!("{line}: {e}");
+            }
+        }
+    }
+
+    #[test]
+    fn cases_name_their_topics() {
+        let all = cases(Set::Quick);
+        let topic = |name: &str| all.iter().find(|case| case.name == name).and_then(Case::topic);
+        assert_eq!(topic("produce 100 B x 1"), Some("full-100-1"));
+        assert_eq!(topic("consume from disk"), Some("full-1KiB-1"));
+        assert_eq!(topic("wal ring"), None);
+    }
+
+    #[test]
+    fn names_of_cases_differ() {
+        for set in [Set::Quick, Set::Full] {
+            let mut names: Vec<String> = cases(set).into_iter().map(|case| case.name).collect();
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count);
+        }
+    }
+}

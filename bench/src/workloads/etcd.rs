@@ -1,0 +1,217 @@
+//! Workload `etcd`: puts and linearizable reads of etcd, the peer that metadata is measured beside. gRPC over HTTP/2 by `h2`,
+//! with the two messages that it takes written by hand; one thread, as many requests in flight as one likes.
+//!
+//! Source: etcd's rpc.proto (KV.Put, KV.Range) and the protocol of gRPC over HTTP/2.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use hdrhistogram::Histogram;
+use http::{Method, Request};
+
+use crate::load::schedule::Schedule;
+use crate::load::stats::{Live, Tally, histogram};
+use crate::machine::ceiling::Ceiling;
+use crate::machine::clock;
+use crate::options::workloads::{EtcdOperation, EtcdOptions};
+use crate::report::shares::Share;
+use crate::report::{Report, Unit};
+use crate::run::{self, Outcome, Window};
+
+const PUBLISH_NS: u64 = 250_000_000;
+/// After the end, for what is still unanswered.
+const DRAIN: Duration = Duration::from_secs(10);
+
+pub fn run(options: &EtcdOptions) -> Result<Report, Box<dyn Error>> {
+    let ceiling = Ceiling::measure(&options.run);
+    let window = Window::new(options.run.warm_up, options.run.duration);
+    let live: Arc<Live> = Arc::default();
+    let (ended, all_ended) = mpsc::channel::<()>();
+    let (shown, work) = (live.clone(), options.clone());
+    let thread = thread::Builder::new().name("load-0".to_owned()).spawn(move || {
+        // Dropped when the thread's work is done, or has panicked.
+        let _ended = ended;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let cpu_ns = clock::thread_cpu_ns();
+        let mut tally = runtime.block_on(load(work, window, live))?;
+        tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
+        Ok::<Tally, String>(tally)
+    })?;
+    let series = run::watch(&all_ended, &[shown], window);
+    let tally = thread.join().map_err(|_| "the load thread panicked")??;
+    let thread_cpu_share_max = tally.cpu_ns as f64 / window.duration_ns() as f64;
+    let (name, shares) = match options.operation {
+        EtcdOperation::Write => ("etcd-write", [Share::WriteSync, Share::LoopbackRoundTrip].as_slice()),
+        EtcdOperation::Read => ("etcd-read", [Share::LoopbackRoundTrip].as_slice()),
+    };
+    let outcome = Outcome { tally, thread_cpu_share_max, series };
+    Ok(Report::new(name, Unit::Operations, outcome, ceiling).against(shares))
+}
+
+/// What the lanes share.
+struct Shared {
+    options: EtcdOptions,
+    window: Window,
+    live: Arc<Live>,
+    results: Mutex<(Tally, Histogram<u64>, u64)>,
+}
+
+async fn load(options: EtcdOptions, window: Window, live: Arc<Live>) -> Result<Tally, String> {
+    let lanes = options.connections * options.in_flight;
+    let results = Mutex::new((Tally::default(), histogram(), 0));
+    let shared = Arc::new(Shared { options, window, live, results });
+    let mut tasks = Vec::new();
+    for connection in 0..shared.options.connections {
+        let addr = &shared.options.bootstrap;
+        let failed = |e: &dyn std::fmt::Display| format!("cannot connect to {addr}: {e}");
+        let socket = tokio::net::TcpStream::connect(addr).await.map_err(|e| failed(&e))?;
+        socket.set_nodelay(true).map_err(|e| failed(&e))?;
+        let (sender, driver) = h2::client::handshake(socket).await.map_err(|e| failed(&e))?;
+        // It ends with the last sender; why it ended is seen by those that wait for an answer.
+        tokio::spawn(async move { _ = driver.await });
+        for lane in 0..shared.options.in_flight {
+            let at = connection * shared.options.in_flight + lane;
+            tasks.push(tokio::spawn(lane_work(sender.clone(), at, lanes, shared.clone())));
+        }
+    }
+    for task in tasks {
+        task.await.map_err(|e| format!("a lane panicked: {e}"))?;
+    }
+    let mut results = shared.results.lock().map_err(|_| "a lane panicked")?;
+    Ok(std::mem::take(&mut results.0))
+}
+
+/// One request after the other; so many lanes make so many in flight.
+async fn lane_work(mut sender: SendRequest<Bytes>, lane: usize, lanes: usize, shared: Arc<Shared>) {
+    let Window { start_ns, measured_from_ns, end_ns } = shared.window;
+    let mut schedule = Schedule::new(start_ns, end_ns - start_ns, shared.options.rate, lane, lanes);
+    let mut number = lane as u64;
+    while let Some(next_ns) = schedule.next_ns(clock::now_ns()) {
+        let wait_ns = next_ns.saturating_sub(clock::now_ns());
+        if wait_ns > 0 {
+            tokio::time::sleep(Duration::from_nanos(wait_ns)).await;
+            continue;
+        }
+        let Some(intended_ns) = schedule.take(clock::now_ns()) else { continue };
+        let asked = ask(&mut sender, &shared.options, number);
+        let answer = match tokio::time::timeout(DRAIN, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} s", DRAIN.as_secs())),
+        };
+        number += lanes as u64;
+        let now_ns = clock::now_ns();
+        let mut results = shared.results.lock().expect("nothing panics while it holds this");
+        let (tally, recent_ns, published_ns) = &mut *results;
+        match answer {
+            Ok(()) => {
+                let latency_ns = (now_ns - intended_ns).max(1);
+                shared.live.count(1, 0);
+                recent_ns.saturating_record(latency_ns);
+                if intended_ns >= measured_from_ns {
+                    tally.records += 1;
+                    tally.requests += 1;
+                    tally.latency_ns.saturating_record(latency_ns);
+                    tally.span_ns = tally.span_ns.max(now_ns - measured_from_ns);
+                }
+            }
+            Err(why) => {
+                shared.live.errors.fetch_add(1, Ordering::Relaxed);
+                tally.fail(1, || why);
+                return;
+            }
+        }
+        if now_ns - *published_ns > PUBLISH_NS {
+            *published_ns = now_ns;
+            shared.live.publish(recent_ns);
+        }
+    }
+}
+
+async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64) -> Result<(), String> {
+    let key = format!("bench-{}", number % options.keys.max(1) as u64);
+    let (path, message) = match options.operation {
+        EtcdOperation::Write => ("/etcdserverpb.KV/Put", put(key.as_bytes(), number.to_string().as_bytes())),
+        EtcdOperation::Read => ("/etcdserverpb.KV/Range", range(key.as_bytes())),
+    };
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(format!("http://{}{path}", options.bootstrap))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .map_err(|e| e.to_string())?;
+    std::future::poll_fn(|context| sender.poll_ready(context)).await.map_err(|e| e.to_string())?;
+    let (response, mut body) = sender.send_request(request, false).map_err(|e| e.to_string())?;
+    body.send_data(framed(&message), true).map_err(|e| e.to_string())?;
+    let response = response.await.map_err(|e| e.to_string())?;
+    if let Some(status) = response.headers().get("grpc-status").filter(|status| *status != "0") {
+        return Err(refusal(status, response.headers()));
+    }
+    let mut answer = response.into_body();
+    while let Some(data) = answer.data().await {
+        let data = data.map_err(|e| e.to_string())?;
+        // What was read may come again.
+        answer.flow_control().release_capacity(data.len()).map_err(|e| e.to_string())?;
+    }
+    let trailers = answer.trailers().await.map_err(|e| e.to_string())?.unwrap_or_default();
+    match trailers.get("grpc-status") {
+        Some(status) if status == "0" => Ok(()),
+        Some(status) => Err(refusal(status, &trailers)),
+        None => Err("an answer without a status".to_owned()),
+    }
+}
+
+fn refusal(status: &http::HeaderValue, headers: &http::HeaderMap) -> String {
+    let message = headers.get("grpc-message").map_or("", |message| message.to_str().unwrap_or_default());
+    format!("etcd refused with status {}: {message}", status.to_str().unwrap_or("?"))
+}
+
+/// gRPC's frame: not compressed, and the length.
+fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(5 + message.len());
+    frame.put_u8(0);
+    frame.put_u32(message.len() as u32);
+    frame.put_slice(message);
+    frame.freeze()
+}
+
+/// PutRequest { bytes key = 1; bytes value = 2; }
+fn put(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    field(&mut message, 1, key);
+    field(&mut message, 2, value);
+    message
+}
+
+/// RangeRequest { bytes key = 1; } which is linearizable unless it says otherwise.
+fn range(key: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    field(&mut message, 1, key);
+    message
+}
+
+/// A field of bytes, shorter than 128 of them: its length is one byte then.
+fn field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    assert!(bytes.len() < 128, "keys and values here are short");
+    message.push(number << 3 | 2);
+    message.push(bytes.len() as u8);
+    message.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_as_protobuf_has_them() {
+        assert_eq!(put(b"key", b"v"), [0x0a, 3, b'k', b'e', b'y', 0x12, 1, b'v']);
+        assert_eq!(range(b"k"), [0x0a, 1, b'k']);
+        assert_eq!(framed(&[7, 8])[..], [0, 0, 0, 0, 2, 7, 8]);
+    }
+}

@@ -1,0 +1,220 @@
+//! A producer that finds the partition's leader again when it is lost, and a reader of all that is there. Blocking: one
+//! request at a time, each with all the records that are due.
+
+use std::collections::{HashSet, VecDeque};
+use std::error::Error;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use net::StrBytes;
+use net::client::blocking::{Client, ClientError};
+use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
+use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
+use net::errors;
+use net::messages::metadata_request::MetadataRequestTopic;
+use net::messages::{MetadataRequest, TopicName};
+use net::records::batch::Batches;
+use net::records::build::BatchBuilder;
+use net::records::compression::Codec;
+use net::records::record::Records;
+
+use crate::load::schedule::Schedule;
+use crate::machine::clock;
+use crate::run::Window;
+
+/// A broker that does not answer for so long is taken for lost.
+const PATIENCE: Duration = Duration::from_millis(1_000);
+const REQUEST_TIMEOUT_MS: i32 = 1_000;
+/// Between two searches for a leader.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+/// How long the end of a read may take.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of one batch's values, at most.
+const BATCH_BYTES: usize = 512 << 10;
+/// A record begins with its number.
+pub const NUMBER_BYTES: usize = 8;
+const BATCH_BYTES_MAX: usize = 1 << 30;
+
+/// What is known of the partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    pub leader: Option<(i32, String)>,
+    pub replicas: usize,
+    pub in_sync: usize,
+}
+
+/// Asks whichever broker answers first.
+pub fn describe(bootstrap: &[String], topic: &str) -> Option<Partition> {
+    bootstrap.iter().find_map(|addr| {
+        let mut client = Client::connect(addr, "millrace-bench", PATIENCE).ok()?;
+        let topic = MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(topic.to_owned()))));
+        let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
+        let metadata = client.call(request).ok()?;
+        let partition = metadata.topics.first()?.partitions.first()?;
+        let leader = metadata.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
+        Some(Partition {
+            leader: leader.map(|broker| (broker.node_id.0, format!("{}:{}", broker.host, broker.port))),
+            replicas: partition.replica_nodes.len(),
+            in_sync: partition.isr_nodes.len(),
+        })
+    })
+}
+
+/// Records that were acknowledged together.
+#[derive(Debug)]
+pub struct Acked {
+    pub sent_ns: u64,
+    /// Number and intended time of each.
+    pub records: Vec<(u64, u64)>,
+}
+
+pub struct Producer {
+    bootstrap: Vec<String>,
+    topic: String,
+    value: Vec<u8>,
+    schedule: Schedule,
+    end_ns: u64,
+    next_number: u64,
+    /// Due, and not acknowledged.
+    pending: VecDeque<(u64, u64)>,
+    leader: Option<(i32, Client)>,
+}
+
+impl Producer {
+    pub fn new(bootstrap: &[String], topic: &str, rate: u64, record_size: usize, window: Window) -> Producer {
+        // Records are due for as long as the kills take, which may be longer than the duration.
+        let forever = Duration::from_secs(86_400).as_nanos() as u64;
+        Producer {
+            bootstrap: bootstrap.to_vec(),
+            topic: topic.to_owned(),
+            value: vec![b'v'; record_size],
+            schedule: Schedule::new(window.start_ns, forever, rate, 0, 1),
+            end_ns: window.start_ns + forever,
+            // Numbers of other runs on the same topic are not taken for this one's.
+            next_number: (clock::unix_ms() as u64) << 20,
+            pending: VecDeque::new(),
+            leader: None,
+        }
+    }
+
+    /// The broker that took the last request.
+    pub fn leader(&self) -> Option<i32> {
+        self.leader.as_ref().map(|(node, _)| *node)
+    }
+
+    /// Sends what is due, or waits until something is. What was acknowledged, if anything; what was not stays due.
+    pub fn send_due(&mut self) -> Result<Option<Acked>, Box<dyn Error>> {
+        let now_ns = clock::now_ns();
+        while let Some(intended_ns) = self.schedule.take(now_ns) {
+            self.pending.push_back((self.next_number, intended_ns));
+            self.next_number += 1;
+        }
+        if self.pending.is_empty() {
+            let next_ns = self.schedule.next_ns(now_ns).unwrap_or(self.end_ns);
+            thread::sleep(Duration::from_nanos(next_ns.saturating_sub(now_ns)));
+            return Ok(None);
+        }
+        let Some((_, client)) = self.leader.as_mut() else {
+            self.leader = self.find_leader();
+            if self.leader.is_none() {
+                thread::sleep(ASK_AGAIN);
+            }
+            return Ok(None);
+        };
+        let count = self.pending.len().min((BATCH_BYTES / self.value.len()).max(1));
+        let mut builder = BatchBuilder::new(Codec::None);
+        for (number, _) in self.pending.iter().take(count) {
+            self.value[..NUMBER_BYTES].copy_from_slice(&number.to_be_bytes());
+            builder.push(clock::unix_ms(), None, Some(&self.value));
+        }
+        let topic = ProduceTopic {
+            topic: TopicRef::Name(StrBytes::from_string(self.topic.clone())),
+            partitions: vec![ProducePartition { index: 0, records: Some(builder.finish()) }],
+        };
+        let request =
+            ProduceRequest { transactional_id: None, acks: -1, timeout_ms: REQUEST_TIMEOUT_MS, topics: vec![topic] };
+        let sent_ns = clock::now_ns();
+        let taken = client.produce(request).is_ok_and(|response| {
+            let mut partitions = response.responses.iter().flat_map(|topic| &topic.partition_responses);
+            partitions.next().is_some_and(|partition| errors::check(partition.error_code).is_ok())
+        });
+        if !taken {
+            // Whatever it was, the leader may be another now; records go again.
+            self.leader = None;
+            return Ok(None);
+        }
+        Ok(Some(Acked { sent_ns, records: self.pending.drain(..count).collect() }))
+    }
+
+    fn find_leader(&self) -> Option<(i32, Client)> {
+        let (node, addr) = describe(&self.bootstrap, &self.topic)?.leader?;
+        Some((node, Client::connect(&addr, "millrace-bench", PATIENCE).ok()?))
+    }
+}
+
+/// The numbers of all records of the partition. Their order was up to the brokers; that they are there was promised.
+///
+/// The partition may change its leader meanwhile, as when its preferred one is back: the reader goes on with the next one, as
+/// a consumer would.
+pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<dyn Error>> {
+    let give_up_ns = clock::now_ns() + READ_PATIENCE.as_nanos() as u64;
+    let (mut numbers, mut next_offset) = (HashSet::new(), 0);
+    loop {
+        let (why, patient) = match read_from_leader(bootstrap, topic, &mut next_offset, &mut numbers) {
+            Ok(()) => return Ok(numbers),
+            Err(ReadFailed::Leader(why)) => (why, clock::now_ns() < give_up_ns),
+            Err(ReadFailed::Other(why)) => (why, false),
+        };
+        if !patient {
+            let seconds = READ_PATIENCE.as_secs();
+            return Err(format!("records cannot be read back (leaders are waited for up to {seconds} s): {why}").into());
+        }
+        thread::sleep(ASK_AGAIN);
+    }
+}
+
+/// Why records are not read back.
+enum ReadFailed {
+    /// There is no leader, or it does not answer as one. There may be another soon.
+    Leader(Box<dyn Error>),
+    Other(Box<dyn Error>),
+}
+
+fn read_from_leader(
+    bootstrap: &[String],
+    topic: &str,
+    next_offset: &mut i64,
+    numbers: &mut HashSet<u64>,
+) -> Result<(), ReadFailed> {
+    let leader = describe(bootstrap, topic).and_then(|partition| partition.leader);
+    let (_, addr) = leader.ok_or_else(|| ReadFailed::Leader("the partition has no leader".into()))?;
+    let lost = |e: ClientError| ReadFailed::Leader(e.into());
+    let mut client = Client::connect(&addr, "millrace-bench", READ_PATIENCE).map_err(lost)?;
+    loop {
+        let topic = FetchTopic {
+            topic: TopicRef::Name(StrBytes::from_string(topic.to_owned())),
+            partitions: vec![FetchPartition::of_consumer(0, *next_offset, 4 << 20)],
+        };
+        let response = client.fetch(FetchRequest::of_consumer(500, 1, 16 << 20, vec![topic])).map_err(lost)?;
+        let partition = response.responses.into_iter().flat_map(|topic| topic.partitions).next();
+        let partition = partition.ok_or_else(|| ReadFailed::Other("an answer without the partition".into()))?;
+        errors::check(partition.error_code).map_err(|e| ReadFailed::Leader(e.into()))?;
+        for batch in Batches::new(partition.records.unwrap_or_default()) {
+            let Ok((header, bytes)) = batch else { break };
+            read_numbers(&bytes, numbers).map_err(ReadFailed::Other)?;
+            *next_offset = header.next_offset();
+        }
+        if *next_offset >= partition.high_watermark {
+            return Ok(());
+        }
+    }
+}
+
+fn read_numbers(batch: &Bytes, numbers: &mut HashSet<u64>) -> Result<(), Box<dyn Error>> {
+    for record in Records::open(batch, BATCH_BYTES_MAX)?.iter() {
+        let value = record?.value.and_then(|value| value.first_chunk::<NUMBER_BYTES>().copied());
+        numbers.extend(value.map(u64::from_be_bytes));
+    }
+    Ok(())
+}

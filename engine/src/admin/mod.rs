@@ -1,0 +1,484 @@
+//! The admin port: a small HTTP/1.1 server, GET and HEAD only, one request per connection.
+//! Lives on: one unpinned thread of its own, so that it answers while a core hangs. What it answers is `admin_pages`'.
+//!
+//! Nobody else's connections may silence `/health/…`: whoever comes is accepted at once, in the place of the one that has been slow for
+//! longest if need be. What has been sent by then is read at once, and a question of health is answered before anything else.
+//!
+//! Bounds: [`CONNECTIONS_MAX`] (beyond it, the oldest goes whose request is not whole, else the oldest), [`HEAD_BYTES_MAX`] (more is
+//! answered with 431), [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer (then it is closed), and
+//! [`PAGES_A_TURN`] pages that take long to make, between which others are accepted and read.
+//!
+//! This is no HTTP crate: those that are small give a thread to each connection, or wait for slow ones in front of fast ones, and none of
+//! them puts health first.
+
+pub mod pages;
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::admin::pages::{Answer, ProcessFigures, Site};
+
+const CONNECTIONS_MAX: usize = 64;
+/// With the listener and one that is about to be closed.
+pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
+/// Connections that are accepted before those that are open go on.
+const ACCEPTED_A_TURN: usize = CONNECTIONS_MAX;
+/// Every connection has so long to send its request before it may have to go. Meanwhile others wait in the kernel's queue, all of it less than
+/// a second.
+const GRACE: Duration = Duration::from_millis(50);
+const PAGES_A_TURN: usize = 1;
+/// Connections that the kernel completes before they are accepted. Where there is no room, a client tries again after a second only.
+const BACKLOG: i32 = 1024;
+const HEAD_BYTES_MAX: usize = 8 << 10;
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(
+        "address {addr} (admin.addr) is in use by another program; choose another (--admin-addr) or stop that program"
+    )]
+    InUse { addr: SocketAddr },
+    #[error("cannot listen on {addr} (admin.addr): {source}; choose another (--admin-addr)")]
+    Bind { addr: SocketAddr, source: io::Error },
+    #[error("cannot start the admin thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A bound admin port.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Admin {
+    pub fn bind(addr: SocketAddr) -> Result<Admin, AdminError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => AdminError::InUse { addr },
+            _ => AdminError::Bind { addr, source },
+        };
+        let listener = TcpListener::bind(addr).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        // SAFETY: a plain system call on a descriptor of ours, which listens already, with a shorter queue.
+        if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        let addr = listener.local_addr().map_err(failed)?;
+        Ok(Admin { listener, addr })
+    }
+
+    /// With the port that was given if none was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves from a thread that ends with the process.
+    pub fn start(self, site: Arc<Site>) -> Result<(), AdminError> {
+        let serve = move || {
+            let mut server = Server { listener: self.listener, connections: Vec::new(), process: Process::default() };
+            loop {
+                server.turn(&site);
+            }
+        };
+        thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(AdminError::Thread)?;
+        Ok(())
+    }
+}
+
+struct Server {
+    listener: TcpListener,
+    connections: Vec<Connection>,
+    process: Process,
+}
+
+impl Server {
+    /// Waits for something to do, and does it.
+    fn turn(&mut self, site: &Site) {
+        let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
+        let full_until = self.full_until().filter(|until| *until > Instant::now());
+        if full_until.is_none() {
+            fds.push(pollfd(self.listener.as_raw_fd(), libc::POLLIN));
+        }
+        let deadline = match self.connections.iter().any(|connection| connection.page.is_some()) {
+            true => Some(Instant::now()),
+            false => self.connections.iter().map(|connection| connection.deadline).chain(full_until).min(),
+        };
+        if let Err(error) = wait(&mut fds, deadline) {
+            tracing::error!(%error, "the admin thread cannot wait for requests");
+            // Whatever the reason, spinning on it helps nobody.
+            thread::sleep(Duration::from_secs(1));
+            return;
+        }
+        let now = Instant::now();
+        let mut ready = fds.iter().map(|fd| fd.revents != 0);
+        self.connections.retain_mut(|connection| {
+            let is_ready = ready.next().expect("one entry per connection");
+            connection.deadline > now && (!is_ready || connection.go_on(site))
+        });
+        if ready.next() == Some(true) {
+            for _ in 0..ACCEPTED_A_TURN {
+                if !self.accept(site, now) {
+                    break;
+                }
+            }
+        }
+        self.make_pages(site);
+    }
+
+    /// `false`: there is none to accept now, or no room for it.
+    fn accept(&mut self, site: &Site, now: Instant) -> bool {
+        if self.full_until().is_some_and(|until| until > now) {
+            return false;
+        }
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                let deadline = now + REQUEST_TIME_MAX;
+                let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
+                // The port answers what this peer has sent before it closes another one for it.
+                if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
+                    self.make_room(site);
+                    self.connections.push(connection);
+                }
+                true
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection on the admin port; trying again in 100 ms");
+                thread::sleep(Duration::from_millis(100));
+                false
+            }
+        }
+    }
+
+    /// Connections are in the order in which they came.
+    fn make_room(&mut self, site: &Site) {
+        if let Some(slowest) = self.next_to_go() {
+            // If its request has come by now, it is answered.
+            self.connections.remove(slowest).go_on(site);
+        }
+    }
+
+    /// `None`: there is room for one more.
+    fn next_to_go(&self) -> Option<usize> {
+        let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
+        let is_full = self.connections.len() >= CONNECTIONS_MAX;
+        is_full.then(|| self.connections.iter().position(is_slow).unwrap_or(0))
+    }
+
+    /// From when on there is room for one more.
+    fn full_until(&self) -> Option<Instant> {
+        Some(self.connections[self.next_to_go()?].deadline - REQUEST_TIME_MAX + GRACE)
+    }
+
+    /// Makes a few of the pages that take long, those asked for first before others.
+    fn make_pages(&mut self, site: &Site) {
+        let mut left = PAGES_A_TURN;
+        let process = &mut self.process;
+        self.connections.retain_mut(|connection| {
+            if left == 0 || connection.page.is_none() {
+                return true;
+            }
+            left -= 1;
+            connection.make_page(site, process)
+        });
+    }
+}
+
+fn pollfd(fd: i32, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+fn wait(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
+    let timeout_ms = match deadline {
+        // Rounded up, or the last millisecond would be spent spinning.
+        Some(at) => at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+        None => -1,
+    };
+    // SAFETY: a live slice, with its own length.
+    let status = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+    match status {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => {
+                fds.iter_mut().for_each(|fd| fd.revents = 0);
+                Ok(())
+            }
+            e => Err(e),
+        },
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    deadline: Instant,
+    head: Vec<u8>,
+    /// A page that is to be made.
+    page: Option<Page>,
+    /// What is left to send.
+    answer: Option<Vec<u8>>,
+}
+
+impl Connection {
+    fn pollfd(&self) -> libc::pollfd {
+        let events = match (&self.page, &self.answer) {
+            (_, Some(_)) => libc::POLLOUT,
+            // Until then nothing is read or sent.
+            (Some(_), None) => 0,
+            (None, None) => libc::POLLIN,
+        };
+        pollfd(self.stream.as_raw_fd(), events)
+    }
+
+    /// `false`: it is done with, or the peer is gone.
+    fn go_on(&mut self, site: &Site) -> bool {
+        if self.page.is_some() {
+            // It was not asked for news: the peer is gone.
+            return false;
+        }
+        if self.answer.is_none() && !self.receive(site) {
+            return false;
+        }
+        self.answer.is_none() || self.send()
+    }
+
+    fn make_page(&mut self, site: &Site, process: &mut Process) -> bool {
+        if let Some(Page { path, with_body }) = self.page.take() {
+            self.answer = Some(site.answer(&path, Instant::now(), || process.figures()).encode(with_body));
+        }
+        self.send()
+    }
+
+    fn receive(&mut self, site: &Site) -> bool {
+        let mut chunk = [0; 2048];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(byte_count) => self.head.extend_from_slice(&chunk[..byte_count]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            }
+            match end_of_head(&self.head) {
+                Some(end) => match answer(&self.head[..end], site) {
+                    Asked::Answer(answer) => self.answer = Some(answer),
+                    Asked::Page(page) => self.page = Some(page),
+                },
+                None if self.head.len() > HEAD_BYTES_MAX => {
+                    self.answer = Some(Answer::text(431, "the request's head is too long\n").encode(true));
+                }
+                None => continue,
+            }
+            return true;
+        }
+    }
+
+    fn send(&mut self) -> bool {
+        let Some(left) = &mut self.answer else { return true };
+        while !left.is_empty() {
+            match self.stream.write(left) {
+                Ok(byte_count) if byte_count > 0 => drop(left.drain(..byte_count)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        // The peer may be gone already; then nobody misses this.
+        let _ = self.stream.shutdown(Shutdown::Write);
+        false
+    }
+}
+
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n")
+}
+
+/// A page that takes a while to make.
+struct Page {
+    path: String,
+    with_body: bool,
+}
+
+enum Asked {
+    /// All that is to be sent.
+    Answer(Vec<u8>),
+    Page(Page),
+}
+
+/// What a request's head asks for; what is quickly known is answered at once.
+fn answer(head: &[u8], site: &Site) -> Asked {
+    let (method, path) = match request_line(head) {
+        Some(request) => request,
+        None => return Asked::Answer(Answer::text(400, "not an HTTP/1 request\n").encode(true)),
+    };
+    let with_body = method != "HEAD";
+    if !matches!(method, "GET" | "HEAD") {
+        return Asked::Answer(Answer::text(405, "only GET and HEAD are served here\n").encode(with_body));
+    }
+    if path.starts_with("/health/") {
+        return Asked::Answer(site.answer(path, Instant::now(), ProcessFigures::default).encode(with_body));
+    }
+    Asked::Page(Page { path: path.to_owned(), with_body })
+}
+
+/// Method and path, without the query.
+fn request_line(head: &[u8]) -> Option<(&str, &str)> {
+    let line = std::str::from_utf8(head).ok()?.split("\r\n").next()?;
+    let mut parts = line.split(' ');
+    let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    let path = target.split('?').next()?;
+    let whole = parts.next().is_none() && !method.is_empty() && path.starts_with('/') && version.starts_with("HTTP/1.");
+    whole.then_some((method, path))
+}
+
+/// Reads figures of this process; may block on /proc for a moment.
+#[derive(Default)]
+struct Process(sysinfo::System);
+
+impl Process {
+    fn figures(&mut self) -> ProcessFigures {
+        let Ok(pid) = sysinfo::get_current_pid() else { return ProcessFigures::default() };
+        let kind = sysinfo::ProcessRefreshKind::nothing().with_memory().with_cpu().without_tasks();
+        self.0.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[pid]), true, kind);
+        let figures = self.0.process(pid).map(|process| ProcessFigures {
+            resident_memory_bytes: process.memory(),
+            cpu_ms: process.accumulated_cpu_time(),
+        });
+        figures.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::pages::tests::site;
+
+    fn serve() -> (SocketAddr, Arc<Site>) {
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (addr, site) = (admin.addr(), Arc::new(site(1)));
+        admin.start(site.clone()).unwrap();
+        (addr, site)
+    }
+
+    fn connect(addr: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+    }
+
+    fn ask(addr: SocketAddr, request: &str) -> String {
+        let mut stream = connect(addr);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn pages_are_served_over_http() {
+        let (addr, site) = serve();
+        site.ready("127.0.0.1:1".parse().unwrap(), "cluster");
+        site.metrics.core(0).beat();
+        let metrics = ask(addr, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (head, body) = metrics.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+        assert!(head.contains("Connection: close"), "{head}");
+        assert!(body.contains("millrace_loop_beats_total{core=\"0\"} 1"), "{body}");
+        let rss = body.lines().find_map(|line| line.strip_prefix("millrace_process_resident_memory_bytes "));
+        assert!(rss.unwrap().parse::<u64>().unwrap() > 1 << 20, "this process is more than a MiB");
+        assert!(ask(addr, "GET /health/live?verbose HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused() {
+        let (addr, _site) = serve();
+        for (request, status) in [
+            ("GET /nowhere HTTP/1.1\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET metrics HTTP/1.1\r\n\r\n", "400"),
+            ("GET /metrics\r\n\r\n", "400"),
+            ("GET /metrics HTTP/2\r\n\r\n", "400"),
+            ("GET /a b HTTP/1.1\r\n\r\n", "400"),
+            ("\r\n\r\n", "400"),
+        ] {
+            let answer = ask(addr, request);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+        }
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(HEAD_BYTES_MAX));
+        assert!(ask(addr, &long).starts_with("HTTP/1.1 431 "));
+        let head = ask(addr, "HEAD /health/live HTTP/1.1\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[test]
+    fn a_slow_peer_holds_up_nobody() {
+        let (addr, _site) = serve();
+        let mut slow = connect(addr);
+        slow.write_all(b"GET /health/li").unwrap();
+        let _silent = connect(addr);
+        assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        slow.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    /// Whatever others do, health is answered before any of them has run out of its time.
+    #[test]
+    fn many_slow_peers_do_not_silence_health() {
+        let (addr, _site) = serve();
+        let slow: Vec<TcpStream> = (0..200)
+            .map(|n| {
+                let mut stream = connect(addr);
+                // Silent, in the middle of a request, or not reading what they asked for.
+                let sent = [&b""[..], b"GET /health/li", b"GET /metrics HTTP/1.1\r\n\r\n"][n % 3];
+                stream.write_all(sent).unwrap();
+                stream
+            })
+            .collect();
+        let begun = Instant::now();
+        for _ in 0..10 {
+            assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        }
+        assert!(begun.elapsed() < REQUEST_TIME_MAX, "it waited for the slow ones: {:?}", begun.elapsed());
+        // Of the slow ones the newest has its place still.
+        let (mut newest, mut answer) = (&slow[199], String::new());
+        newest.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
+        newest.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[test]
+    fn pages_that_take_long_are_made_a_few_at_a_time() {
+        let (addr, _site) = serve();
+        let asking: Vec<TcpStream> = (1..CONNECTIONS_MAX)
+            .map(|_| {
+                let mut stream = connect(addr);
+                stream.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        for mut stream in asking {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("}\n"), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_taken_address_is_refused_by_name() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let refusal = Admin::bind(addr).unwrap_err().to_string();
+        assert!(refusal.contains(&addr.to_string()) && refusal.contains("in use"), "{refusal}");
+    }
+}

@@ -1,0 +1,412 @@
+//! How a new broker comes into a cluster, before its cores run: it founds one with its seeds, or joins the one that it finds.
+//! Lives on: the main thread, which may block here, and one more that answers others meanwhile.
+//!
+//! A cluster is founded once and only once: by the seed with the lowest node id, and only when every seed has said in one round that
+//! it belongs to no cluster and names the same seeds. What the founder has decided is durable before anybody hears of it; if it is
+//! lost before that, nobody has acted on it. Everybody else takes over cluster id and founding peers from whoever has them.
+
+use crate::config::value::Seeds;
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Hello},
+};
+use net::peer::{
+    BlockingPeer, Lane, PeerError,
+    auth::{Handshake, Secret, nonce},
+};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// How often the seeds are asked, and how long one may take to answer.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long each side may take to say who it is.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
+/// Brokers, or others, that are answered at a time; who comes beyond them asks again.
+const ASKING_MAX: usize = 64;
+/// How often the wait is explained.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// What a broker must know of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    pub id: String,
+    /// The metadata group's first voters.
+    pub founding: Vec<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error("cannot listen on {addr} for other brokers: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error("{0}")]
+    Refused(String),
+    #[error("stopped while it waited for its seeds")]
+    Stopped,
+}
+
+/// One seed's answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub node: i32,
+    pub address: String,
+    pub hello: Result<Hello, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Why not yet.
+    Wait(Vec<String>),
+    /// With these peers, ascending.
+    Found(Vec<u64>),
+    Join(Cluster),
+    Refuse(String),
+}
+
+/// A cluster of one broker.
+pub fn alone(peer: u64) -> Cluster {
+    Cluster { id: new_id(), founding: vec![peer] }
+}
+
+fn new_id() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+/// Waits until there is a cluster to belong to. `me` says that there is none yet.
+pub fn run(
+    me: &Hello,
+    secret: Option<Secret>,
+    seeds: &Seeds,
+    listen_on: SocketAddr,
+    stopped: impl Fn() -> bool,
+) -> Result<Cluster, BootstrapError> {
+    let is_secured = secret.is_some();
+    let answering = Answering::start(me.clone(), secret.clone(), listen_on)?;
+    let mut told: Option<Instant> = None;
+    let decided = loop {
+        if stopped() {
+            break Err(BootstrapError::Stopped);
+        }
+        let others = seeds.iter().filter(|(node, _)| *node != me.node);
+        let answers: Vec<Answer> = others
+            .map(|(node, address)| {
+                let address = address.to_string();
+                let hello = ask(me, secret.clone(), &address).map_err(|error| error.to_string());
+                Answer { node: *node, address, hello }
+            })
+            .collect();
+        match decide(me, &answers) {
+            Decision::Wait(why) => {
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::info!(
+                        "waiting for seeds: {}; a new cluster is founded once all are there",
+                        why.join(", ")
+                    );
+                }
+                thread::sleep(ASK_EVERY);
+            }
+            Decision::Found(founding) => break Ok(Cluster { id: new_id(), founding }),
+            Decision::Join(cluster) => match refuse_cluster(me, &cluster, is_secured) {
+                None => break Ok(cluster),
+                Some(why) => break Err(BootstrapError::Refused(why)),
+            },
+            Decision::Refuse(why) => break Err(BootstrapError::Refused(why)),
+        }
+    };
+    answering.stop();
+    decided
+}
+
+/// What one round of answers leads to.
+pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
+    let heard: Vec<(&Answer, &Hello)> =
+        answers.iter().filter_map(|answer| Some((answer, answer.hello.as_ref().ok()?))).collect();
+    let clusters: BTreeSet<&String> = heard.iter().filter_map(|(_, hello)| hello.cluster_id.as_ref()).collect();
+    if clusters.len() > 1 {
+        let names: Vec<String> = heard
+            .iter()
+            .filter_map(|(answer, hello)| Some(format!("{} of {}", answer.address, hello.cluster_id.as_ref()?)))
+            .collect();
+        return Decision::Refuse(format!(
+            "the seeds belong to different clusters: {}; check --seeds",
+            names.join(", ")
+        ));
+    }
+    let member = heard.iter().find_map(|(_, hello)| Some((hello.cluster_id.clone()?, hello.founding.clone())));
+    if let Some((id, founding)) = member {
+        return Decision::Join(Cluster { id, founding });
+    }
+    if !me.seeds.contains(&me.node) {
+        return Decision::Wait(vec![
+            "none of them belongs to a cluster yet, and this broker is not one of them".to_owned(),
+        ]);
+    }
+    let mut why = Vec::new();
+    for Answer { node, address, hello } in answers {
+        match hello {
+            Err(error) => why.push(format!("{node}@{address} ({error})")),
+            Ok(hello) if hello.node != *node => why.push(format!("{node}@{address} (broker {} is there)", hello.node)),
+            Ok(hello) if hello.seeds != me.seeds => {
+                why.push(format!("{node}@{address} (its --seeds are {:?}, here they are {:?})", hello.seeds, me.seeds));
+            }
+            Ok(_) => {}
+        }
+    }
+    let founder = me.seeds.first() == Some(&me.node);
+    if why.is_empty() && founder {
+        let mut founding: Vec<u64> = heard.iter().map(|(_, hello)| hello.peer).collect();
+        founding.push(me.peer);
+        founding.sort_unstable();
+        return Decision::Found(founding);
+    }
+    if why.is_empty() {
+        why.push(format!("{} (it founds the cluster)", me.seeds[0]));
+    }
+    Decision::Wait(why)
+}
+
+/// Why a cluster is not this broker's. One that knows the same secret is. Without a secret, its founders must be among
+/// the seeds: else whoever holds a seed's address could take this broker in.
+fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<String> {
+    let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
+    (!is_secured).then(|| {
+        format!(
+            "the seeds belong to the cluster {}, which broker {stranger} has founded; it is not among --seeds, here {:?}: name all founders \
+             there, or give all brokers of the cluster the same cluster.secret.file",
+            cluster.id, me.seeds
+        )
+    })
+}
+
+fn ask(me: &Hello, secret: Option<Secret>, address: &str) -> Result<Hello, AskError> {
+    let addr = address.to_socket_addrs()?.next().ok_or(AskError::NoAddress)?;
+    let mut peer = BlockingPeer::connect(addr, PATIENCE)?;
+    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
+    let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(me), nonce());
+    Ok(wire::decode_hello(&peer.shake_hands(handshake, true)?)?)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Wire(#[from] wire::WireError),
+    #[error("the name has no address")]
+    NoAddress,
+}
+
+/// Tells whoever asks that this broker is new.
+struct Answering {
+    addr: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Answering {
+    fn start(me: Hello, secret: Option<Secret>, addr: SocketAddr) -> Result<Self, BootstrapError> {
+        assert_eq!((me.caller, &me.cluster_id), (Caller::Broker, &None));
+        let failed = |source| BootstrapError::Listen { addr, source };
+        let listener = TcpListener::bind(addr).map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let asking = Arc::new(AtomicUsize::new(0));
+        let answer = move || {
+            for stream in listener.incoming() {
+                if stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                // One who says nothing must not keep the others waiting.
+                if asking.load(Ordering::Acquire) >= ASKING_MAX {
+                    continue;
+                }
+                asking.fetch_add(1, Ordering::AcqRel);
+                let (me, secret, done) = (me.clone(), secret.clone(), asking.clone());
+                let answer = move || {
+                    if let Err(error) =
+                        stream.map_err(AskError::from).and_then(|stream| answer_one(stream, &me, secret))
+                    {
+                        tracing::debug!(%error, "somebody who asked got no answer");
+                    }
+                    done.fetch_sub(1, Ordering::AcqRel);
+                };
+                if thread::Builder::new().name("answer".to_owned()).spawn(answer).is_err() {
+                    asking.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("bootstrap".to_owned()).spawn(answer).map_err(failed)?;
+        Ok(Self { addr, stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the thread; if that fails, the next caller does.
+        if TcpStream::connect_timeout(&self.addr, PATIENCE).is_ok() && self.thread.join().is_err() {
+            tracing::error!("the thread that answers other brokers has panicked");
+        }
+    }
+}
+
+fn answer_one(stream: TcpStream, me: &Hello, secret: Option<Secret>) -> Result<(), AskError> {
+    let mut peer = BlockingPeer::new(stream, PATIENCE)?;
+    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
+    let handshake = Handshake::answerer(secret, wire::encode_hello(me), nonce());
+    wire::decode_hello(&peer.shake_hands(handshake, false)?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consensus::plane::peer_id;
+
+    fn hello(node: i32) -> Hello {
+        Hello {
+            caller: Caller::Broker,
+            cluster_id: None,
+            node,
+            peer: peer_id(node, 7),
+            incarnation: 1,
+            cores: 1,
+            program: "test".to_owned(),
+            peer_addr: String::new(),
+            seeds: vec![1, 2, 3],
+            founding: Vec::new(),
+            core: 0,
+        }
+    }
+
+    fn secret() -> Option<Secret> {
+        Secret::new(&[7; 32])
+    }
+
+    #[test]
+    fn a_broker_with_another_secret_is_not_joined_and_one_that_says_nothing_keeps_nobody_waiting() {
+        let addr = free_addrs(1)[0];
+        let answering = Answering::start(hello(1), secret(), addr).unwrap();
+        let _silent: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
+        assert_eq!(ask(&hello(2), secret(), &addr.to_string()).unwrap(), hello(1));
+        for (other, why) in [(Secret::new(&[8; 32]), "the secrets differ"), (None, "wants a proof")] {
+            let error = ask(&hello(2), other, &addr.to_string()).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        answering.stop();
+    }
+
+    fn of_cluster(node: i32, id: &str) -> Hello {
+        Hello { cluster_id: Some(id.to_owned()), founding: vec![5], ..hello(node) }
+    }
+
+    fn answer(node: i32, hello: Result<Hello, &str>) -> Answer {
+        Answer { node, address: format!("h{node}:1"), hello: hello.map_err(str::to_owned) }
+    }
+
+    #[test]
+    fn the_lowest_seed_founds_once_all_are_new_and_agree() {
+        let all = [answer(2, Ok(hello(2))), answer(3, Ok(hello(3)))];
+        let founding = vec![peer_id(1, 7), peer_id(2, 7), peer_id(3, 7)];
+        assert_eq!(decide(&hello(1), &all), Decision::Found(founding));
+        let others = [answer(1, Ok(hello(1))), answer(3, Ok(hello(3)))];
+        assert!(matches!(decide(&hello(2), &others), Decision::Wait(_)));
+    }
+
+    #[test]
+    fn one_that_is_missing_or_disagrees_keeps_all_waiting() {
+        let other_seeds = Hello { seeds: vec![1, 2], ..hello(3) };
+        for (third, why) in [
+            (Err("connection refused"), "3@h3:1 (connection refused)"),
+            (Ok(other_seeds), "its --seeds are [1, 2], here they are [1, 2, 3]"),
+            (Ok(hello(4)), "broker 4 is there"),
+        ] {
+            let Decision::Wait(found) = decide(&hello(1), &[answer(2, Ok(hello(2))), answer(3, third)]) else {
+                panic!("{why}")
+            };
+            assert!(found.len() == 1 && found[0].contains(why), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_belongs_to_a_cluster_decides() {
+        let cluster = Cluster { id: "c".to_owned(), founding: vec![5] };
+        // Also for an emptied founder, and though somebody is missing.
+        let answers = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Err("gone"))];
+        assert_eq!(decide(&hello(1), &answers), Decision::Join(cluster.clone()));
+        // And for one that is no seed.
+        let joiner = Hello { seeds: vec![2, 3], ..hello(9) };
+        assert_eq!(decide(&joiner, &answers), Decision::Join(cluster));
+        let new = [answer(2, Ok(hello(2))), answer(3, Ok(hello(3)))];
+        assert!(matches!(decide(&joiner, &new), Decision::Wait(_)));
+        let torn = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Ok(of_cluster(3, "d")))];
+        assert!(matches!(decide(&hello(1), &torn), Decision::Refuse(why) if why.contains("h2:1 of c, h3:1 of d")));
+    }
+
+    #[test]
+    fn without_a_secret_only_a_cluster_of_the_seeds_is_joined() {
+        let cluster = |founders: &[i32]| Cluster {
+            id: "c".to_owned(),
+            founding: founders.iter().map(|node| peer_id(*node, 7)).collect(),
+        };
+        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 2, 3]), false), None);
+        assert_eq!(refuse_cluster(&hello(9), &cluster(&[1]), false), None);
+        let refused = refuse_cluster(&hello(2), &cluster(&[1, 4]), false).unwrap();
+        assert!(refused.contains("broker 4 has founded") && refused.contains("cluster.secret.file"), "{refused}");
+        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 4]), true), None, "it knows the secret");
+    }
+
+    /// Addresses on loopback that were free a moment ago.
+    fn free_addrs(count: usize) -> Vec<SocketAddr> {
+        let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        held.iter().map(|listener| listener.local_addr().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_of_three_founds_and_the_others_hear_of_it_from_whoever_knows() {
+        let addrs = free_addrs(3);
+        let seeds: Vec<String> = addrs.iter().zip(1..).map(|(addr, node)| format!("{node}@{addr}")).collect();
+        let seeds: Seeds = seeds.join(",").parse().unwrap();
+        let founded = Arc::new(AtomicBool::new(false));
+        let waiting: Vec<_> = [2, 3]
+            .map(|node| {
+                let (seeds, addr, founded) = (seeds.clone(), addrs[node as usize - 1], founded.clone());
+                thread::spawn(move || run(&hello(node), secret(), &seeds, addr, || founded.load(Ordering::Acquire)))
+            })
+            .into_iter()
+            .collect();
+        let cluster = run(&hello(1), secret(), &seeds, addrs[0], || false).unwrap();
+        assert_eq!(cluster.founding, [peer_id(1, 7), peer_id(2, 7), peer_id(3, 7)]);
+        // The founder runs on, now with its cluster.
+        let member = Hello { cluster_id: Some(cluster.id.clone()), founding: cluster.founding.clone(), ..hello(1) };
+        let listener = TcpListener::bind(addrs[0]).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = answer_one(stream.unwrap(), &member, secret());
+            }
+        });
+        for waiting in waiting {
+            assert_eq!(waiting.join().unwrap().unwrap(), cluster);
+        }
+    }
+
+    #[test]
+    fn the_wait_can_be_ended() {
+        let addrs = free_addrs(2);
+        let seeds: Seeds = format!("1@{},2@{}", addrs[0], addrs[1]).parse().unwrap();
+        let me = Hello { seeds: vec![1, 2], ..hello(1) };
+        assert!(matches!(run(&me, secret(), &seeds, addrs[0], || true), Err(BootstrapError::Stopped)));
+    }
+}

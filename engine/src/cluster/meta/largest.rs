@@ -1,0 +1,106 @@
+//! The largest batch that any partition of the cluster takes: a setting in the metadata that only rises.
+//!
+//! A follower that can't store what its leader has acknowledged could never follow again. So the setting rises only as far as the
+//! rings of all registered brokers take it, and a broker whose rings take less does not join. It rises by itself: at a broker's
+//! start to its `message.max.bytes` and to what topics allow, and to a topic's `max.message.bytes` when that is set. Where it can't
+//! rise that far, larger batches are refused with MESSAGE_TOO_LARGE.
+
+use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
+use crate::core::{Core, CoreId};
+use consensus::{
+    group::descriptor::ENTRY_DATA_BYTES_MAX,
+    metadata::{Command, LARGEST_ENTRY, Topic, View},
+    plane::Acks,
+};
+use net::peer::CARRIED_BYTES_MAX;
+use std::{rc::Rc, sync::Arc};
+
+/// The name of a topic's own limit.
+const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+
+/// What a frame to another broker holds beside the batch.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// How often a rise is tried again when other brokers register in between.
+const TRIES: usize = 3;
+
+impl Core {
+    /// The largest batch that this core's ring and the frames between brokers take.
+    fn largest_taken(&self) -> u64 {
+        let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
+        ring.min(CARRIED_BYTES_MAX - FRAME_BYTES) as u64
+    }
+
+    /// The largest batch that partitions take now, whatever their topics say.
+    pub fn largest_entry(&self) -> usize {
+        let cluster = self.view(|view| view.cluster_config().largest_entry());
+        self.largest_taken().min(cluster.unwrap_or(u64::MAX)) as usize
+    }
+}
+
+/// The largest batch that all cores of this broker take.
+pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
+    let calls = (0..core.cores()).map(CoreId);
+    let calls = calls.map(|to| core.call(to, |there| std::future::ready(there.largest_taken())).result()).collect();
+    let taken: Vec<u64> = crate::sync::all(calls).await;
+    taken.into_iter().min().expect("there is a core")
+}
+
+/// How large batches may be by a view, and how large they may become: as all registered brokers take.
+fn range(view: &View) -> (u64, u64) {
+    let takes = view.brokers().map(|broker| broker.largest_entry).min().unwrap_or(0);
+    (view.cluster_config().largest_entry().unwrap_or(0), takes)
+}
+
+/// Raises the setting towards `wanted`, as far as it goes; returns what it is then.
+pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitError> {
+    for _ in 0..TRIES {
+        let (present, most) = core.view(range);
+        let to = wanted.min(most);
+        if to <= present {
+            break;
+        }
+        let changes = vec![(LARGEST_ENTRY.to_owned(), Some(to.to_string()))];
+        let command = Command::UpdateClusterConfig { node: None, changes };
+        let how = Submitting { acks: Some(Acks::Quorum), ..Submitting::default() };
+        match submit_as_is(core, vec![command], how).await?.into_iter().next() {
+            Some(Err(rejection)) => {
+                tracing::info!(to, %rejection, "the largest batch of the cluster does not rise yet");
+                linearize(core).await?;
+            }
+            _ => {
+                tracing::info!(from = present, to, "partitions take larger batches from now on ({LARGEST_ENTRY})");
+                break;
+            }
+        }
+    }
+    Ok(core.view(range).0)
+}
+
+/// Before commands are submitted: the largest batch rises to what they allow topics.
+pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
+    let wanted = commands.iter().filter_map(allowed_by).max().unwrap_or(0);
+    let (present, most) = core.view(range);
+    if wanted > present && present < most {
+        raise(core, wanted).await?;
+    }
+    Ok(())
+}
+
+/// The largest batch that any topic's own limit allows.
+pub(super) fn allowed_by_topics(core: &Core) -> u64 {
+    let own = |topic: &Arc<Topic>| topic.configs.get(MAX_MESSAGE_BYTES)?.parse().ok();
+    core.view(|view| view.topics().filter_map(own).max()).unwrap_or(0)
+}
+
+/// What a command says of a topic's own limit.
+fn allowed_by(command: &Command) -> Option<u64> {
+    let value = match command {
+        Command::CreateTopic { configs, .. } => configs.get(MAX_MESSAGE_BYTES),
+        Command::UpdateTopicConfig { changes, .. } => {
+            changes.iter().rev().find(|(name, _)| name == MAX_MESSAGE_BYTES).and_then(|(_, value)| value.as_ref())
+        }
+        _ => None,
+    };
+    value?.parse().ok()
+}

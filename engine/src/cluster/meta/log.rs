@@ -1,0 +1,96 @@
+//! The metadata's log as records: what the topic `__millrace_metadata` shows (see `kafka::metadata_log`).
+//! Lives on: core 0 of the broker that leads the metadata.
+//!
+//! The record at offset n renders the entry at index n + 1; it is shown once every core's view has it. The log begins behind the newest
+//! snapshot, and so does the topic, on each broker behind its own.
+//!
+//! Invariants: nothing is shown that is not committed; there is one record for every entry, so offsets have no holes.
+
+use super::{META_GROUP, Meta, log_json};
+use crate::{core::Core, sync::Marks};
+use bytes::Bytes;
+use net::{
+    errors::ErrorCode,
+    records::{batch::Assigned, build::BatchBuilder},
+};
+use slab::Slab;
+use std::{cell::RefCell, rc::Rc};
+use wal::{record::Entry, store::Entries};
+
+/// Bytes of entries that one fetch renders at most, unless the first is larger: the core has more to do.
+const ENTRY_BYTES_MAX: usize = 64 << 10;
+/// Kafka's word for a record without a timestamp.
+const NO_TIMESTAMP: i64 = -1;
+
+/// Fetches that wait for more of the log.
+#[derive(Default)]
+pub(super) struct Watchers(RefCell<Slab<(Rc<Marks>, usize)>>);
+
+impl Watchers {
+    pub(super) fn wake(&self) {
+        self.0.borrow().iter().for_each(|(_, (fetch, at))| fetch.mark(*at));
+    }
+}
+
+/// A fetch's interest in the log.
+pub struct LogWatch {
+    meta: Rc<Meta>,
+    key: usize,
+}
+
+impl Drop for LogWatch {
+    fn drop(&mut self) {
+        self.meta.watchers.0.borrow_mut().remove(self.key);
+    }
+}
+
+/// Marks `at` in `fetch` whenever more of the log is shown, until the watch is dropped.
+pub fn watch_log(core: &Core, fetch: Rc<Marks>, at: usize) -> LogWatch {
+    let meta = core.meta().clone();
+    let key = meta.watchers.0.borrow_mut().insert((fetch, at));
+    LogWatch { meta, key }
+}
+
+/// The first offset that is shown, and the one behind the last.
+pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
+    let meta = core.meta();
+    if meta.failed.get() {
+        return Err(ErrorCode::KafkaStorageError);
+    }
+    let (leads, published) = meta.with(|plane, _| (plane.is_established(), plane.published()));
+    let log = core.store.log(META_GROUP).filter(|_| leads).ok_or(ErrorCode::NotLeaderOrFollower)?;
+    Ok(((log.first_index - 1).min(published), published))
+}
+
+/// Batches of one record each from `offset` on, which is within the range: as many as `bytes_max` allows, or one, if there must be
+/// one.
+pub fn read_log(core: &Core, offset: u64, bytes_max: usize, at_least_one: bool) -> Result<Vec<Bytes>, ErrorCode> {
+    let (_, end) = log_range(core)?;
+    // A snapshot may have taken them meanwhile.
+    let Entries::Memory(entries) = core.store.entries(META_GROUP, offset + 1, end + 1, bytes_max.min(ENTRY_BYTES_MAX))
+    else {
+        return Err(ErrorCode::OffsetOutOfRange);
+    };
+    let mut left = bytes_max;
+    let mut batches = Vec::with_capacity(entries.len());
+    for entry in &entries {
+        let batch = batch(entry);
+        if batch.len() > left && !(at_least_one && batches.is_empty()) {
+            break;
+        }
+        left = left.saturating_sub(batch.len());
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+fn batch(entry: &Entry) -> Bytes {
+    let mut builder = BatchBuilder::default();
+    builder.push(NO_TIMESTAMP, None, Some(log_json::render(entry).to_string().as_bytes()));
+    builder.finish_at(Assigned {
+        base_offset: entry.index as i64 - 1,
+        // Terms are told in the records. As an epoch, one would have clients ask where it ended.
+        partition_leader_epoch: -1,
+        log_append_time_ms: None,
+    })
+}

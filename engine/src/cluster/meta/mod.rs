@@ -1,0 +1,442 @@
+//! The metadata plane on one broker: a command's way from any core, over the leader, into every core's view.
+//!
+//! Lives on: core 0 ([`Meta`]: the metadata group and its [`Plane`]), the owner of each slice (its part of [`crate::core::Core`]) and
+//! every core (its view).
+//!
+//! ```text
+//!  any core ── submit ──► core 0: Plane ── leads? propose ─► ring ─► committed, in log order
+//!                           │       └─ no: forward ─► leader
+//!                           │  each request ──────────► owner of its slice: apply, deterministically
+//!                           │  ◄──── outcome and delta ────┘
+//!                           │  deltas, again in log order ──► every core's view ──► "shown up to i"
+//!  any core ◄── outcomes ───┘  once every core shows the index
+//! ```
+//!
+//! | module | is |
+//! |---|---|
+//! | `asks` | what any core asks of the plane: writes, reads, how the quorum is |
+//! | `log` | the log as records, for the topic `__millrace_metadata` |
+//! | `peers` | messages of other brokers, and of tools |
+//! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
+//! | `start` | from what the store recovered to a broker that knows all that was committed |
+//!
+//! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
+
+mod asks;
+mod largest;
+mod log;
+mod log_json;
+mod peers;
+mod reports;
+mod snapshots;
+mod start;
+mod tools;
+
+pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
+pub use log::{LogWatch, log_range, read_log, watch_log};
+pub use snapshots::snapshot;
+use snapshots::snapshot_when_wanted;
+pub use start::start;
+pub use tools::answer as tool_answer;
+
+use crate::{
+    clock,
+    core::{Core, CoreId, core_of_slice},
+    partition::replica::{Replica, Replicated},
+    rt,
+    sync::{Notify, Promise},
+};
+use consensus::{
+    group::{Entry, Group, Message, ReadIndex, SnapshotMark},
+    metadata::{Applied, AskedTooLate, Delta, Request, Slice},
+    plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
+    wire::PeerMessage,
+};
+use slab::Slab;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use wal::{
+    record::GroupId,
+    store::{AppendError, LogPos},
+};
+
+/// The metadata group.
+pub const META_GROUP: GroupId = GroupId(0);
+/// The core that it lives on.
+pub const META_CORE: CoreId = CoreId(0);
+
+/// One unit of the metadata group's timers.
+const TICK: Duration = Duration::from_millis(100);
+/// A read lease is told to the other cores when it runs so much longer than they know.
+const LEASE_TOLD_EVERY: Duration = Duration::from_millis(500);
+
+/// Room in the ring for the entries of one turn.
+const PROPOSAL_BYTES: usize = 1 << 20;
+
+/// One entry's requests for one core, each with its place in the entry.
+pub type Parts = Vec<(usize, Request)>;
+
+/// What one owner of slices is to do, in order.
+pub enum SliceWork {
+    Speculate { generation: u64, index: u64, parts: Parts },
+    Apply { generation: u64, index: u64, parts: Parts },
+    Commit { index: u64 },
+    RollBack,
+}
+
+/// What one owner's part of an entry gave.
+pub struct SliceResults {
+    pub generation: u64,
+    pub index: u64,
+    pub results: Vec<(usize, Result<Applied, AskedTooLate>)>,
+}
+
+/// A core's slices on their way into a snapshot.
+type SlicesPart = Promise<Vec<Slice>>;
+
+pub struct Meta {
+    replica: Replica,
+    plane: RefCell<Plane>,
+    /// Somebody is carrying out the plane's wishes already.
+    acting: Cell<bool>,
+    /// The last index that each core's view shows.
+    shown: RefCell<Vec<u64>>,
+    written: RefCell<BTreeMap<Token, Promise<Result<Written, WriteError>>>>,
+    read: RefCell<BTreeMap<Token, Promise<Result<(), WriteError>>>>,
+    described: RefCell<BTreeMap<Token, Promise<Result<Quorum, WriteError>>>>,
+    /// Moves when something was published.
+    published: Notify,
+    /// Fetches of the log as a topic.
+    watchers: log::Watchers,
+    parts: RefCell<Slab<SlicesPart>>,
+    snapshots: snapshots::Snapshots,
+    told_lease: Cell<Duration>,
+    told_controller: Cell<Option<i32>>,
+    failed: Cell<bool>,
+}
+
+impl Meta {
+    fn new(raft: Group, plane: Plane, applied: u64, cores: usize) -> Self {
+        Self {
+            replica: Replica::new(META_GROUP, raft),
+            plane: RefCell::new(plane),
+            acting: Cell::new(false),
+            shown: RefCell::new(vec![applied; cores]),
+            written: RefCell::default(),
+            read: RefCell::default(),
+            described: RefCell::default(),
+            published: Notify::default(),
+            watchers: log::Watchers::default(),
+            parts: RefCell::default(),
+            snapshots: snapshots::Snapshots::default(),
+            told_lease: Cell::new(Duration::ZERO),
+            told_controller: Cell::new(None),
+            failed: Cell::new(false),
+        }
+    }
+
+    /// Something happens to the plane; what it wishes is carried out, and the group gets its turn.
+    fn happens<R>(self: &Rc<Self>, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration) -> R) -> R {
+        let result = self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
+        self.act(core);
+        core.ready_loop.wake(self.clone());
+        result
+    }
+
+    /// As [`Meta::happens`], within the group's turn.
+    fn happens_in_turn(&self, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration)) {
+        self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
+        self.act(core);
+    }
+
+    /// A look at the plane and its group.
+    pub fn with<R>(&self, look: impl FnOnce(&Plane, &Group) -> R) -> R {
+        self.replica.with(|raft| look(&self.plane.borrow(), raft))
+    }
+
+    /// Carries out the plane's wishes. What they lead to at once is wished behind them, and carried out in the same loop.
+    fn act(&self, core: &Rc<Core>) {
+        if self.acting.replace(true) {
+            return;
+        }
+        loop {
+            let turn = self.plane.borrow_mut().take();
+            if turn.is_empty() {
+                break;
+            }
+            self.carry_out(core, turn);
+        }
+        self.acting.set(false);
+        self.tell(core);
+        self.count(core);
+    }
+
+    fn carry_out(&self, core: &Rc<Core>, turn: Turn) {
+        self.do_slices(core, turn.slices);
+        self.publish(core, turn.publish);
+        for (node, message) in turn.sends {
+            core.peers().send_to_node(node, PeerMessage::Plane(message));
+        }
+        for (token, result) in turn.written {
+            if let Some(promise) = self.written.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+        for (token, result) in turn.reads {
+            if let Some(promise) = self.read.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+        for (token, result) in turn.described {
+            if let Some(promise) = self.described.borrow_mut().remove(&token) {
+                promise.keep(result);
+            }
+        }
+    }
+
+    /// Gives every owner of slices its part of the work, in order.
+    fn do_slices(&self, core: &Rc<Core>, ops: Vec<SliceOp>) {
+        let cores = core.cores();
+        let mut by_owner: Vec<Vec<SliceWork>> = (0..cores).map(|_| Vec::new()).collect();
+        for op in ops {
+            match op {
+                SliceOp::Speculate(entry) => {
+                    let (generation, index) = (entry.generation, entry.index);
+                    for (owner, parts) in by_owners(entry, cores) {
+                        by_owner[owner].push(SliceWork::Speculate { generation, index, parts });
+                    }
+                }
+                SliceOp::Apply(entry) => {
+                    let (generation, index) = (entry.generation, entry.index);
+                    for (owner, parts) in by_owners(entry, cores) {
+                        by_owner[owner].push(SliceWork::Apply { generation, index, parts });
+                    }
+                }
+                SliceOp::Commit { index } => {
+                    by_owner.iter_mut().for_each(|work| work.push(SliceWork::Commit { index }))
+                }
+                SliceOp::RollBack => by_owner.iter_mut().for_each(|work| work.push(SliceWork::RollBack)),
+            }
+        }
+        for (owner, work) in by_owner.into_iter().enumerate().filter(|(_, work)| !work.is_empty()) {
+            core.post(CoreId(owner), move |there| there.work_on_slices(work));
+        }
+    }
+
+    /// Takes results from an owner of slices.
+    pub fn slices_did(self: &Rc<Self>, core: &Rc<Core>, results: Vec<SliceResults>) {
+        self.happens(core, |plane, raft, now| {
+            for SliceResults { generation, index, results } in results {
+                plane.slices_did(raft, now, generation, index, results);
+            }
+        });
+    }
+
+    /// Sends what is complete, in log order, to every core's view.
+    fn publish(&self, core: &Rc<Core>, deltas: Vec<(u64, Vec<Delta>)>) {
+        let Some((last, _)) = deltas.last() else { return };
+        let last = *last;
+        let deltas: Arc<[_]> = deltas.into();
+        for to in (1..core.cores()).map(CoreId) {
+            let deltas = deltas.clone();
+            core.post(to, move |there| {
+                there.show(&deltas);
+                let shown_by = there.id();
+                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, last));
+            });
+        }
+        core.show(&deltas);
+        self.follow_brokers(core, &deltas);
+        self.note_shown(core, core.id(), last);
+        self.published.notify();
+        self.watchers.wake();
+    }
+
+    /// A core's view shows everything up to `index`.
+    fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: u64) {
+        self.note_shown(core, by, index);
+        core.ready_loop.wake(self.clone());
+    }
+
+    fn note_shown(&self, core: &Rc<Core>, by: CoreId, index: u64) {
+        let mut shown = self.shown.borrow_mut();
+        assert!(shown[by.0] <= index, "a view never goes back");
+        shown[by.0] = index;
+        let everywhere = *shown.iter().min().expect("there is a core 0");
+        drop(shown);
+        core.metrics.metadata_shown_index.set(everywhere);
+        self.happens_in_turn(core, |plane, raft, now| plane.shown(raft, now, everywhere));
+    }
+
+    /// A snapshot has replaced the views: they show it once every core has taken it over.
+    fn restore_shown(&self, core: &Rc<Core>, index: u64, image: &Arc<[Delta]>) {
+        self.follow_brokers(core, &[(index, image.to_vec())]);
+        for by in (0..core.cores()).map(CoreId) {
+            core.post(by, move |there| {
+                let shown_by = there.id();
+                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, index));
+            });
+        }
+        self.published.notify();
+    }
+
+    /// Tells every core what it needs to know of leases and leaders, if that has changed enough.
+    fn tell(&self, core: &Rc<Core>) {
+        let (lease, leader) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
+        // Clients are sent to no leader that is seen to be gone, even before there is another.
+        let controller = leader.filter(|node| *node == core.node() || core.peers().is_there(*node));
+        let lease = lease.unwrap_or_default();
+        let is_news = lease >= self.told_lease.get() + LEASE_TOLD_EVERY || controller != self.told_controller.get();
+        if is_news {
+            self.told_lease.set(lease);
+            self.told_controller.set(controller);
+            for to in (0..core.cores()).map(CoreId) {
+                core.post(to, move |there| there.is_told(lease, controller));
+            }
+        }
+    }
+
+    /// Waits until `count` entries have been published since `index`.
+    async fn entries_since(&self, index: u64, count: u64) {
+        while self.plane.borrow().published() < index + count {
+            self.published.next().await;
+        }
+    }
+}
+
+/// An entry's requests by the core that owns their slice.
+fn by_owners(entry: SliceEntry, cores: usize) -> impl Iterator<Item = (usize, Parts)> {
+    let mut parts: Vec<Parts> = (0..cores).map(|_| Vec::new()).collect();
+    for (at, request) in entry.requests.into_iter().enumerate() {
+        parts[core_of_slice(request.command.slice(), cores).0].push((at, request));
+    }
+    parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty())
+}
+
+impl Replicated for Meta {
+    fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    fn before_ready(&self, core: &Rc<Core>) {
+        // Nothing that is proposed can be refused later.
+        let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES.min(core.store.entry_bytes_max()));
+        self.happens_in_turn(core, |plane, raft, now| {
+            plane.hold_back(held_back);
+            plane.propose(raft, now);
+        });
+    }
+
+    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
+        self.install_snapshot(core, mark)
+    }
+
+    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.committed(raft, now, &entries));
+    }
+
+    fn still_leads(&self, core: &Rc<Core>, reads: &[ReadIndex]) {
+        self.happens_in_turn(core, |plane, raft, now| plane.still_leads(raft, now, reads));
+    }
+
+    fn persisted(&self, core: &Rc<Core>) {
+        self.happens_in_turn(core, |plane, raft, now| plane.persisted(raft, now));
+    }
+
+    fn send(&self, core: &Rc<Core>, messages: Vec<Message>) {
+        self.send_raft(core, messages);
+    }
+
+    fn storage_failed(&self) {
+        self.failed.set(true);
+        self.watchers.wake();
+        // Whoever waits finds the promise gone, in the order in which they came.
+        self.written.borrow_mut().clear();
+        self.read.borrow_mut().clear();
+        self.described.borrow_mut().clear();
+    }
+}
+
+/// On core 0: drives the group's timers and the plane's. Missed ticks are not made up for.
+pub async fn tick(core: Rc<Core>) {
+    while !core.lifecycle.metadata_ended.is_set() {
+        rt::sleep(TICK).await;
+        if core.meta().failed.get() {
+            return;
+        }
+        core.meta().happens(&core, |plane, raft, now| plane.tick(raft, now));
+        let voters = core.meta().with(|_, raft| raft.voters().len());
+        core.metrics.metadata_voters.set(voters as u64);
+        if core.meta().with(|_, raft| raft.snapshot_wanted()) {
+            core.meta().snapshots.wanted.notify();
+        }
+        core.metrics.metadata_ticks_total.add(1);
+        core.metrics.metadata_leased_ticks_total.add(u64::from(core.has_read_lease()));
+    }
+}
+
+/// On core 0: tells every core at once when the way to a broker is lost or found.
+pub async fn follow_peers(core: Rc<Core>) {
+    while !core.lifecycle.metadata_ended.is_set() {
+        let seen = core.peers().comings.version();
+        core.meta().tell(&core);
+        let away: Arc<[i32]> = core.peers().away().into();
+        for to in (0..core.cores()).map(CoreId) {
+            let away = away.clone();
+            core.post(to, move |there| there.are_away(away));
+        }
+        core.peers().comings.past(seen).await;
+    }
+}
+
+/// How long a broker that stops waits for another to take over the lead.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// On core 0: hands the lead over before the broker stops, if it leads and somebody else can.
+pub async fn hand_over(core: &Rc<Core>) {
+    let meta = core.meta();
+    if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
+        return;
+    }
+    let until = clock::now() + HAND_OVER_MAX;
+    while meta.with(|_, raft| raft.is_leader()) && clock::now() < until {
+        rt::sleep(Duration::from_millis(10)).await;
+    }
+    let left = meta.with(|_, raft| raft.is_leader());
+    tracing::info!(handed_over = !left, "the lead of the metadata group");
+}
+
+/// On core 0: hands the lead over to a broker that is well, if this one leads and there is such; does not wait for it.
+pub fn give_away(core: &Rc<Core>) {
+    let meta = core.meta();
+    if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
+        return;
+    }
+    let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
+    if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
+        tracing::info!("giving the lead of the metadata away");
+    }
+}
+
+impl Meta {
+    /// Publishes what the plane has counted.
+    fn count(&self, core: &Core) {
+        let stats = self.plane.borrow().stats();
+        let metrics = &core.metrics;
+        let (established, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
+        let leads = established && !self.failed.get();
+        metrics.metadata_leads.set(u64::from(leads));
+        metrics.metadata_term.set(term);
+        metrics.metadata_wal_writes_total.set(stats.wal_writes);
+        metrics.metadata_raft_fallback_total.set(stats.fallbacks);
+        metrics.metadata_quorum_writes_total.set(stats.quorum_writes);
+        metrics.metadata_forwarded_writes_total.set(stats.forwarded_writes);
+        metrics.heartbeat_send_total.set(stats.heartbeats_sent);
+        metrics.heartbeat_receive_total.set(stats.heartbeats_received);
+    }
+}

@@ -1,0 +1,228 @@
+//! From what the store recovered to a broker that knows all that was committed.
+
+use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
+use crate::{
+    clock,
+    cluster::internal_topics,
+    config::ring_bytes_for,
+    core::{Core, CoreId, core_of_slice, restored},
+    memory::Lasting,
+    rt,
+    sync::{Either, race},
+};
+use consensus::{
+    group::{Group, GroupConfig, Position, Restored, SnapshotMark},
+    metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Rejection, Slice},
+    plane::{Plane, PlaneConfig},
+};
+use std::{rc::Rc, sync::Arc, time::Duration};
+use wal::log::LogOptions;
+
+/// Bytes of the log that are applied at a time, or one entry: some ten to twenty commands.
+const COMMITTED_BYTES_A_TURN: u64 = 2 << 10;
+/// Ticks without a leader before anybody stands for election, and what brokers wait beyond that at most.
+const ELECTION_TICKS: usize = 8;
+
+/// How often a broker that can't join says why.
+const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Pause before a broker registers again that a leader of an earlier version has registered in part.
+const REGISTER_AGAIN: Duration = Duration::from_secs(5);
+/// Pause before it tries again.
+const JOIN_RETRY: Duration = Duration::from_millis(200);
+
+/// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
+/// every core, then joins the others, whose connections `accept` takes in. Returns once
+/// everything committed until now is shown everywhere, or once the broker is told to stop.
+pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
+    let recovered = core.take_recovered(META_GROUP);
+    let (slices, applied) = match &recovered {
+        Some(recovered) if !recovered.app.blob.is_empty() => {
+            let (index, slices) = metadata::restore(&recovered.app.blob).map_err(|error| error.to_string())?;
+            assert_eq!(index, recovered.app.index, "a snapshot knows its index");
+            (slices, index)
+        }
+        _ => (Slice::all(), 0),
+    };
+    if recovered.is_none() {
+        core.store.create_group(META_GROUP, LogOptions::default());
+    }
+    let found = recovered.as_ref().map_or_else(Restored::default, restored);
+    let identity = &core.identity;
+    let config = GroupConfig {
+        voters: identity.founding.clone(),
+        election_ticks: ELECTION_TICKS,
+        election_jitter: jitter(core.node()),
+        // The ready loop's turn is to be short.
+        committed_bytes_max: COMMITTED_BYTES_A_TURN,
+        holds: consensus::plane::check_entry,
+        ..GroupConfig::single(META_GROUP.0, identity.peer)
+    };
+    let raft = Group::new(config, found).map_err(|error| error.to_string())?;
+    let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
+    let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
+    let plane_config = PlaneConfig {
+        voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
+        session_timeout: core.config.broker_session_timeout(),
+        always_made: |name| internal_topics::find(name).is_some(),
+        ..PlaneConfig::new(core.node(), identity.incarnation)
+    };
+    let mut plane = Plane::new(plane_config, applied, group_high);
+    plane.begin_from(&image[..]);
+    let meta = Rc::new(Meta::new(raft, plane, applied, core.cores()));
+    core.hold_meta(meta.clone());
+    if let Some(recovered) = recovered.filter(|recovered| !recovered.app.blob.is_empty())
+        && let Some(term) = meta.with(|_, raft| raft.term_at(applied))
+    {
+        let conf_state = recovered.app.conf_state.clone();
+        meta.has_snapshot(SnapshotMark { at: Position { index: applied, term }, conf_state }, recovered.app.blob);
+    }
+    install(core, applied, slices, &image);
+    let alone = meta.with(|_, raft| raft.voters() == [raft.peer()]);
+    if alone {
+        // Nobody has to be asked, and nobody waited for.
+        meta.replica.with(Group::campaign);
+    }
+    core.ready_loop.wake(meta.clone());
+    rt::spawn(accept);
+    meta.follow_contacts(core);
+    rt::spawn(tick(core.clone()));
+    rt::spawn(follow_peers(core.clone()));
+    // To join takes room in the ring, and only a snapshot may make some.
+    rt::spawn(snapshot_when_wanted(core.clone()));
+    match race(join(core), core.lifecycle.stopping.wait()).await {
+        Either::First(joined) => joined?,
+        // The metadata is not complete: no core may conclude from it what is gone.
+        Either::Second(()) => return Ok(()),
+    }
+    rt::spawn(reports::leaders(core.clone()));
+    rt::spawn(reports::watermarks(core.clone()));
+    for to in (0..core.cores()).map(CoreId) {
+        core.post(to, |there| there.lifecycle.metadata_complete.set());
+    }
+    Ok(())
+}
+
+/// Hands every core its slices and the whole view.
+pub(super) fn install(core: &Rc<Core>, index: u64, slices: Vec<Slice>, image: &Arc<[Delta]>) {
+    let mut by_owner: Vec<Vec<Slice>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    for slice in slices {
+        by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);
+    }
+    for (owner, slices) in by_owner.into_iter().enumerate() {
+        let image = image.clone();
+        core.post(CoreId(owner), move |there| there.install(index, slices, &image));
+    }
+}
+
+/// What this broker waits beyond the least election timeout: brokers with following numbers wait differently long, so that one
+/// of them has won before the next stands.
+fn jitter(node: i32) -> usize {
+    2 * node.unsigned_abs() as usize % (ELECTION_TICKS + 1)
+}
+
+/// Tells the cluster that this broker is there. The answer is shown here, and so everything before it. `Err`: the cluster refuses
+/// this broker for good.
+async fn join(core: &Rc<Core>) -> Result<(), String> {
+    let mut told = None;
+    let takes = largest::taken_here(core).await;
+    loop {
+        let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
+            Ok(results) => match results.into_iter().next().expect("a command has a result") {
+                Ok(_) => break,
+                Err(Rejection::LargestEntry { largest, .. }) => return Err(too_small(core, takes, largest)),
+                Err(rejection) => rejection.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        let now = clock::now();
+        if told.is_none_or(|told| now >= told + JOIN_TOLD_EVERY) {
+            told = Some(now);
+            tracing::warn!(why = failure, "cannot join the cluster yet; trying on");
+        }
+        rt::sleep(JOIN_RETRY).await;
+    }
+    tell_if_over(core);
+    if !is_registered(core, takes) {
+        rt::spawn(register_again(core.clone(), takes));
+    }
+    let wanted = core.config.message_max_bytes as u64;
+    match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
+        Ok(largest) if largest < wanted => tracing::warn!(
+            largest,
+            "message.max.bytes = {wanted}: the rings of another broker do not take such batches; larger ones than {largest} bytes are \
+             refused; raise wal.ring.bytes there"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot see to it that all brokers take message.max.bytes = {wanted}"),
+    }
+    Ok(())
+}
+
+/// Whether the metadata has what this broker says of its memory and its rings. A leader of an earlier version leaves that out.
+fn is_registered(core: &Core, largest_entry: u64) -> bool {
+    let Command::RegisterBroker { broker } = registration(core, largest_entry) else { unreachable!("it registers") };
+    core.view(|view| view.broker(core.node()).is_some_and(|known| Broker { status: known.status, ..broker } == **known))
+}
+
+/// Tells the cluster again, until it knows: at the latest when all brokers have been upgraded.
+async fn register_again(core: Rc<Core>, largest_entry: u64) {
+    while let Either::First(()) = race(rt::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
+        if is_registered(&core, largest_entry) {
+            return;
+        }
+        if let Err(error) = submit_with(&core, vec![registration(&core, largest_entry)], Submitting::default()).await {
+            tracing::debug!(%error, "the cluster does not know what this broker takes yet; trying on");
+        }
+    }
+}
+
+/// Why a broker whose rings take batches of at most `takes` bytes can't join.
+fn too_small(core: &Core, takes: u64, largest: u64) -> String {
+    let cores = core.cores();
+    format!(
+        "wal.ring.bytes = {}: with {cores} cores, the ring of each takes batches of at most {takes} bytes, and partitions of this \
+         cluster may hold batches of {largest}; set wal.ring.bytes to at least {}, or use fewer cores",
+        core.config.wal_ring_bytes,
+        ring_bytes_for(largest as usize, cores)
+    )
+}
+
+fn registration(core: &Core, largest_entry: u64) -> Command {
+    let (host, port) = core.advertised();
+    let peer = core.identity.peer_addr.clone();
+    Command::RegisterBroker {
+        broker: Broker {
+            node: core.node(),
+            peer: core.identity.peer,
+            incarnation: core.identity.incarnation,
+            kafka: HostPort { host: host.to_owned(), port },
+            peer_addr: HostPort { host: peer.host, port: peer.port },
+            cores: core.cores() as u16,
+            rack: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            status: BrokerStatus::Alive,
+            largest_entry,
+            replicas_max: core.shares.replicas_max,
+            partitions_max: core.shares.partitions_max,
+        },
+    }
+}
+
+/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made
+/// them, serves all.
+fn tell_if_over(core: &Core) {
+    let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
+    let Lasting { replicas_max, partitions_max, .. } = core.shares;
+    if replicas > replicas_max {
+        tracing::warn!(
+            "this broker holds {replicas} replicas of partitions, and memory.budget.bytes is meant for {replicas_max}: it serves them \
+             all, may take more memory, and refuses new ones; raise memory.budget.bytes, add brokers, or delete topics"
+        );
+    }
+    if partitions > partitions_max {
+        tracing::warn!(
+            "the cluster has {partitions} partitions, and memory.budget.bytes of this broker is meant for the metadata of \
+             {partitions_max}: it may take more memory, and new partitions are refused; raise memory.budget.bytes, or delete topics"
+        );
+    }
+}

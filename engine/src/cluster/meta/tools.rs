@@ -1,0 +1,142 @@
+//! What tools ask on the peer port: raw commands and queries, how the quorum is, and how far the cores are from each other.
+//! Lives on: core 0.
+
+use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
+use crate::{
+    core::{
+        Core,
+        mesh_probe::{self, Probe},
+    },
+    handlers::{METADATA_TOPIC, topics::placement},
+};
+use consensus::{
+    metadata::{Command, Query, QueryAnswer},
+    plane::{Accepted, Acks, Until},
+    wire::{Consistency, ToolAnswer, ToolAsk, ToolRequest, ToolResponse},
+};
+use net::errors::ErrorCode;
+use std::rc::Rc;
+
+/// Commands of one request.
+const COMMANDS_MAX: usize = 512;
+
+pub async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
+    let ToolRequest { id, ask } = request;
+    let answer = match ask {
+        ToolAsk::Write { acks, commands } => write(&core, acks, commands).await,
+        ToolAsk::Read { consistency, queries } => read(&core, consistency, &queries).await,
+        ToolAsk::Describe => describe_quorum(&core).await.map(ToolAnswer::Quorum).map_err(failed),
+        ToolAsk::ProbeMesh { to, rounds, in_flight } => probe_mesh(&core, Probe { to, rounds, in_flight }).await,
+    };
+    ToolResponse { id, answer: answer.unwrap_or_else(|failed| failed) }
+}
+
+fn failed(error: SubmitError) -> ToolAnswer {
+    let code = match error {
+        SubmitError::NoLeader => ErrorCode::NotController,
+        SubmitError::TimedOut => ErrorCode::RequestTimedOut,
+        SubmitError::Storage => ErrorCode::KafkaStorageError,
+    };
+    ToolAnswer::Failed { code: code.code() as u16, message: error.to_string() }
+}
+
+fn refused(message: impl Into<String>) -> ToolAnswer {
+    ToolAnswer::Failed { code: ErrorCode::InvalidRequest.code() as u16, message: message.into() }
+}
+
+fn not_for_tools(command: &str, instead: &str) -> ToolAnswer {
+    let code = ErrorCode::ClusterAuthorizationFailed.code() as u16;
+    ToolAnswer::Failed { code, message: format!("a tool may not {command}: {instead}") }
+}
+
+async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> Result<ToolAnswer, ToolAnswer> {
+    if commands.is_empty() || commands.len() > COMMANDS_MAX {
+        return Err(refused(format!("{} commands in one request; 1 to {COMMANDS_MAX} are taken", commands.len())));
+    }
+    commands.iter().try_for_each(|command| check(core, command))?;
+    debug_assert_eq!(core.id(), META_CORE);
+    let how = Submitting { acks, until: Until::Acked, ..Submitting::default() };
+    let written = asks::written(core.meta().write(core, commands, how).await).map_err(failed)?;
+    Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
+}
+
+/// Refuses what slices would take but this version can't carry out.
+fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
+    let check_replicas = |replicas: &[Vec<i32>]| {
+        let registered: Vec<i32> = core.view(|view| view.brokers().map(|broker| broker.node).collect());
+        replicas.iter().try_for_each(|replicas| placement::assigned(&registered, replicas).map(drop).map_err(refused))
+    };
+    match command {
+        Command::CreateTopic { name, .. } if &**name == METADATA_TOPIC => {
+            Err(refused(format!("'{METADATA_TOPIC}' is the metadata's own log")))
+        }
+        Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => check_replicas(replicas),
+        Command::AssignPartition { name, partition, .. } => Err(refused(format!(
+            "partition {partition} of '{name}': partitions can't move between brokers in this version"
+        ))),
+        // Whoever did these in a broker's place could put itself in it, or another out of it.
+        Command::RegisterBroker { broker } => {
+            Err(not_for_tools("RegisterBroker", &format!("broker {} registers itself when it starts", broker.node)))
+        }
+        Command::UpdateBrokerStatus { node, .. } => Err(not_for_tools(
+            "UpdateBrokerStatus",
+            &format!("the leader of the metadata fences broker {node} when it is silent"),
+        )),
+        Command::SetPartitionLeader { name, .. } => {
+            Err(not_for_tools("SetPartitionLeader", &format!("the leaders of '{name}' report themselves")))
+        }
+        Command::UpdateHighWatermark { name, .. } => {
+            Err(not_for_tools("UpdateHighWatermark", &format!("the leaders of '{name}' report how far they have come")))
+        }
+        Command::SetFeatureLevel { name, .. } => {
+            Err(not_for_tools("SetFeatureLevel", &format!("the level of '{name}' follows what all brokers can read")))
+        }
+        Command::AllocateProducerIds { .. } => {
+            Err(not_for_tools("AllocateProducerIds", "producers get their ids by InitProducerId of Kafka's protocol"))
+        }
+        Command::UnregisterBroker { node } => {
+            let holds = core.view(|view| {
+                let partitions = view.topics().flat_map(|topic| &topic.partitions);
+                partitions.filter(|partition| partition.replicas == [*node]).count()
+            });
+            if holds == 0 {
+                return Ok(());
+            }
+            Err(refused(format!(
+                "broker {node} holds the only replica of {holds} partitions; delete their topics first"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn probe_mesh(core: &Rc<Core>, probe: Probe) -> Result<ToolAnswer, ToolAnswer> {
+    let times = mesh_probe::run(core, probe).await.map_err(|error| refused(error.to_string()))?;
+    let from = u16::try_from(core.id().0).expect("a broker has fewer cores than that");
+    Ok(ToolAnswer::MeshProbed { from, times })
+}
+
+async fn read(core: &Rc<Core>, consistency: Consistency, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {
+    match consistency {
+        Consistency::Leased => may_read(core).await.map_err(failed)?,
+        Consistency::Linearizable => asks::linearize(core).await.map_err(failed)?,
+        Consistency::Overlay => return overlay(core, queries).await,
+    }
+    let answers: Vec<QueryAnswer> = core.view(|view| queries.iter().map(|query| view.answer(query)).collect());
+    Ok(ToolAnswer::Answers(answers))
+}
+
+/// What the leader has acknowledged alone, too, though it may be dropped.
+async fn overlay(core: &Rc<Core>, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {
+    if !core.meta().with(|plane, _| plane.is_established()) {
+        return Err(failed(SubmitError::NoLeader));
+    }
+    let mut answers = Vec::with_capacity(queries.len());
+    for query in queries {
+        let Query::GetTopic { name } = query else {
+            return Err(refused("only GetTopic is answered from the overlay"));
+        };
+        answers.push(asks::overlay_topic(core, name.clone()).await);
+    }
+    Ok(ToolAnswer::Answers(answers))
+}

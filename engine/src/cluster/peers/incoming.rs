@@ -1,0 +1,189 @@
+//! Connections of others to this broker: who they are, and what they send.
+//! Lives on: the core that listens.
+//!
+//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection,
+//! and only that.
+
+use super::{Begun, Host, LinkError, Peers, count, tools, within};
+use crate::{
+    connection::log::Admitted,
+    rt,
+    sync::{Either, race},
+};
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Hello, PeerMessage},
+};
+use net::{
+    peer::{self, FRAME_BYTES_MAX, Kind, PeerError, PeerFrame},
+    transport::{
+        conn::{FrameReader, FrameWriter},
+        listen::{Accepted, Bound, Listener},
+    },
+};
+use std::{rc::Rc, time::Duration};
+
+impl Peers {
+    /// Accepts connections until the broker stops.
+    pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
+        let listener = Listener::new(bound)?;
+        loop {
+            // What is not accepted waits in the kernel.
+            let next = async {
+                self.strangers.has_room().await;
+                listener.accept().await
+            };
+            match race(self.stopping.wait(), next).await {
+                Either::First(()) => return Ok(()),
+                Either::Second(Ok(accepted)) => self.take(accepted, &host),
+                Either::Second(Err(error)) => {
+                    tracing::warn!(%error, "cannot accept a broker's connection; trying again in 100 ms");
+                    rt::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn take<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) {
+        let from = accepted.peer();
+        let (peers, host) = (self.clone(), host.clone());
+        rt::spawn(async move {
+            match peers.serve(accepted, &host).await {
+                Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
+                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
+                Err(error) => {
+                    let log = peers.log.borrow().clone();
+                    match log.admit(from.ip(), &error.to_string()) {
+                        Some(Admitted { left_out }) => {
+                            tracing::warn!(%from, %error, left_out, "a connection on the peer port is closed");
+                        }
+                        None => tracing::debug!(%from, %error, "a connection on the peer port is closed"),
+                    }
+                }
+            }
+        });
+    }
+
+    async fn serve<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
+        let (mut reader, mut writer) = peer::open(accepted)?;
+        // Who knows the secret hears whom it has reached even if it is refused, and can say so.
+        let there =
+            self.meet_stranger(&mut reader, &mut writer).await.inspect_err(|_| count(&self.stats.refused, 1))?;
+        self.check_cluster(&there)?;
+        if there.caller == Caller::Tool {
+            return tools::serve(self, reader, writer, host).await;
+        }
+        self.take_caller(&there)?;
+        let core = usize::from(there.core % self.me.cores);
+        if core != usize::from(self.me.core) {
+            // A socket belongs to the core on which it was opened; its duplicate can go to another.
+            let accepted = reader.duplicate()?;
+            host.hand_on(core, Begun { accepted, there, received: reader.take_received() });
+            return Ok(());
+        }
+        let max = self.served_max.get();
+        if self.served.get() >= max {
+            count(&self.stats.refused, 1);
+            tracing::warn!(node = there.node, "closing a broker's connection: {max} are open (peer.max.connections)");
+            return Ok(());
+        }
+        self.served.set(self.served.get() + 1);
+        let ended = self.listen_to(reader, &there, host).await;
+        self.served.set(self.served.get() - 1);
+        ended
+    }
+
+    /// Has somebody who has connected prove who it is, within the time and the number of strangers.
+    async fn meet_stranger(&self, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<Hello, LinkError> {
+        let stranger = self.strangers.enter();
+        let meeting = within(peer::shake_hands(self.answering(), false, reader, writer));
+        let met = race(stranger.gives_way.wait(), race(self.stopping.wait(), meeting)).await;
+        self.strangers.leave(&stranger);
+        match met {
+            Either::First(()) => Err(LinkError::GaveWay),
+            Either::Second(Either::First(())) => Err(PeerError::Closed.into()),
+            Either::Second(Either::Second(hello)) => Ok(wire::decode_hello(&hello??)?),
+        }
+    }
+
+    /// Takes over a connection that began on another core.
+    pub fn take_over<H: Host + 'static>(self: &Rc<Self>, begun: Begun, host: Rc<H>) {
+        let peers = self.clone();
+        rt::spawn(async move {
+            let Begun { accepted, there, received } = begun;
+            let ended = match peer::open(accepted) {
+                Ok((mut reader, _writer)) => {
+                    reader.put_received(&received);
+                    peers.listen_to(reader, &there, &host).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = ended {
+                tracing::debug!(node = there.node, %error, "a broker's connection is closed");
+            }
+        });
+    }
+
+    async fn listen_to<H: Host>(&self, mut reader: FrameReader, there: &Hello, host: &Rc<H>) -> Result<(), LinkError> {
+        peer::trust(&mut reader, FRAME_BYTES_MAX);
+        while let Some(frame) = self.next_frame(&mut reader).await? {
+            self.take_frame(&frame, there, &**host)?;
+        }
+        Ok(())
+    }
+
+    /// Hands on what a broker sent in one frame.
+    pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
+        self.check_gone(there.node, there.peer)?;
+        let mut messages = match frame.kind {
+            Kind::Messages => wire::decode(&frame.bytes)?,
+            Kind::Batches => wire::decode_with_payloads(&frame.bytes)?,
+            _ => return Err(PeerError::NoBroker.into()),
+        };
+        count(&self.stats.received, messages.len());
+        count(&self.stats.received_bytes, frame.bytes.len());
+        messages.retain(|message| self.is_between_us(there, message));
+        host.receive(there.node, messages);
+        Ok(())
+    }
+
+    /// Takes a connection of another broker's, as far as who it is goes.
+    fn take_caller(&self, there: &Hello) -> Result<(), LinkError> {
+        if there.node == self.me.node {
+            return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
+        }
+        // A peer's id names its broker.
+        if node_of(there.peer) != there.node {
+            return Err(PeerError::NoBroker.into());
+        }
+        self.check_gone(there.node, there.peer)?;
+        // Who comes to us can be reached, most likely.
+        if let Some(link) = self.book.borrow().get(&there.node) {
+            link.stirred.notify();
+        }
+        Ok(())
+    }
+
+    /// Whether somebody who connects in a simulation is taken in.
+    #[cfg(test)]
+    pub(crate) fn meet(&self, there: &Hello) -> Result<(), LinkError> {
+        self.check_cluster(there)?;
+        self.take_caller(there)
+    }
+
+    /// `None` when there is no more, or this broker stops.
+    pub(super) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
+        match race(self.stopping.wait(), peer::read(reader)).await {
+            Either::First(()) => Ok(None),
+            Either::Second(frame) => frame,
+        }
+    }
+
+    /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
+    fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
+        let (PeerMessage::Raft { message, .. } | PeerMessage::Append { message, .. }) = message else { return true };
+        let is_so = message.from == there.peer && message.to == self.me.peer;
+        count(&self.stats.dropped, usize::from(!is_so));
+        is_so
+    }
+}

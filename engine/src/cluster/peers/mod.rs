@@ -1,0 +1,641 @@
+//! The way to other brokers: connections of one core to theirs, and theirs to it.
+//! Lives on: every core, which talks to the core of the same number elsewhere (modulo how many there are). Knows nothing of what the
+//! messages mean.
+//!
+//! Each core opens its own connections to every other broker, one per lane, and answers travel on the other's: sending is fire and
+//! forget. All are accepted on core 0 and handed on to the core that they are for. What can't be sent now is dropped, since whoever wants an answer asks again; it is never kept for a later connection.
+//!
+//! | module | is |
+//! |---|---|
+//! | `incoming` | connections of others: who they are, and what they send |
+//! | `outgoing` | one connection to another |
+//! | `strangers` | connections whose other side has not proved who it is |
+//! | `tools` | a tool's connection: requests and their answers |
+//!
+//! Before anything else, both sides prove that they know the cluster's secret (`net::peer::auth`).
+//!
+//! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
+
+mod incoming;
+mod outgoing;
+mod strangers;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use outgoing::Outgoing;
+use strangers::{STRANGERS_MAX, Strangers};
+use tools::{TOOLS_MAX, ToolShare};
+
+use crate::{
+    connection::log::ConnectionLog,
+    rt,
+    sync::{Either, Flag, Notify, race},
+};
+use bytes::Bytes;
+use consensus::{
+    plane::node_of,
+    wire::{self, Caller, Frame, Hello, PeerMessage, ToolRequest, ToolResponse},
+};
+use net::{
+    peer::{
+        CARRIED_BYTES_MAX, Kind, Lane, PeerError,
+        auth::{Handshake, Secret},
+    },
+    transport::listen::Accepted,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    future::Future,
+    net::{SocketAddr, ToSocketAddrs},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+/// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
+/// tried at once.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_millis(800);
+/// How long a connection may take to come about: as long as TCP waits before it asks a second time, since it waits ever longer
+/// then, and a cut that has healed is to be noticed soon.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a hello or one write may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Bytes that wait for a broker at most, by lane; beyond it messages are dropped.
+const CONTROL_BYTES_MAX: usize = 32 << 20;
+const BULK_BYTES_MAX: usize = 4 << 20;
+const DATA_BYTES_MAX: usize = 64 << 20;
+/// About so many bytes leave in one frame.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// What a tool's request will be answered.
+pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
+
+/// Who takes what comes in.
+pub trait Host {
+    fn receive(&self, from: i32, messages: Vec<PeerMessage>);
+    fn answer(&self, request: ToolRequest) -> Answering;
+    /// A connection that has begun, for another core.
+    fn hand_on(&self, core: usize, connection: Begun);
+}
+
+/// A broker's connection whose hellos have been exchanged, on its way to the core that it is for.
+pub struct Begun {
+    accepted: Accepted,
+    there: Hello,
+    /// What has been received behind the handshake.
+    received: Bytes,
+}
+
+/// What went over the connections since the start.
+#[derive(Default)]
+pub struct PeerStats {
+    /// Messages to other brokers, and the bytes of their frames.
+    pub sent: Cell<u64>,
+    pub sent_bytes: Cell<u64>,
+    pub received: Cell<u64>,
+    pub received_bytes: Cell<u64>,
+    /// Messages that went nowhere: nobody was there, too much was waiting, or the connection ended.
+    pub dropped: Cell<u64>,
+    /// Connections made to other brokers.
+    pub connected: Cell<u64>,
+    /// Connections of others that were closed before they had proved who they are, or since there are too many.
+    pub refused: Cell<u64>,
+}
+
+fn count(cell: &Cell<u64>, n: usize) {
+    cell.set(cell.get() + n as u64);
+}
+
+pub struct Peers {
+    me: Hello,
+    secret: Option<Secret>,
+    book: RefCell<BTreeMap<i32, Rc<Link>>>,
+    stats: PeerStats,
+    /// Moves when a broker has come or gone.
+    pub comings: Notify,
+    stopping: Flag,
+    /// Connections of other brokers that are open.
+    served: Cell<usize>,
+    /// More of them are closed. Tools and strangers have numbers of their own.
+    served_max: Cell<usize>,
+    strangers: Strangers,
+    tools: ToolShare,
+    /// Peers that were removed from the cluster.
+    gone: RefCell<Arc<BTreeSet<u64>>>,
+    /// Which ends of callers' connections are told. Its core's, once it has one.
+    log: RefCell<Rc<ConnectionLog>>,
+}
+
+/// The way to one broker.
+struct Link {
+    node: i32,
+    address: RefCell<String>,
+    /// Named by the operator: what the broker says of itself does not change it.
+    is_seed: bool,
+    forgotten: Cell<bool>,
+    /// Moves when there is reason to try at once, or not to try any more.
+    stirred: Notify,
+    lanes: [Rc<Way>; 3],
+}
+
+/// One lane of it.
+struct Way {
+    bytes_max: usize,
+    queue: RefCell<VecDeque<PeerMessage>>,
+    queued_bytes: Cell<usize>,
+    /// The peer that is there, while there is a connection.
+    there: Cell<Option<u64>>,
+    /// Moves when something was queued.
+    work: Notify,
+    /// Moves when there is room again, and when a peer has come or gone.
+    room: Notify,
+}
+
+impl Way {
+    fn new(bytes_max: usize) -> Rc<Self> {
+        Rc::new(Self {
+            bytes_max,
+            queue: RefCell::default(),
+            queued_bytes: Cell::new(0),
+            there: Cell::new(None),
+            work: Notify::default(),
+            room: Notify::default(),
+        })
+    }
+
+    fn push(&self, message: PeerMessage) -> bool {
+        let bytes = wire::weight(&message);
+        if self.queued_bytes.get() + bytes > self.bytes_max && self.queued_bytes.get() > 0 {
+            return false;
+        }
+        self.queued_bytes.set(self.queued_bytes.get() + bytes);
+        self.queue.borrow_mut().push_back(message);
+        self.work.notify();
+        true
+    }
+
+    /// What leaves in the next frame.
+    fn take(&self) -> Vec<PeerMessage> {
+        let mut queue = self.queue.borrow_mut();
+        let mut bytes = 0;
+        let mut taken = Vec::new();
+        while bytes < FRAME_BYTES
+            && let Some(message) = queue.pop_front()
+        {
+            bytes += wire::weight(&message);
+            taken.push(message);
+        }
+        self.queued_bytes.set(self.queued_bytes.get() - bytes);
+        drop(queue);
+        self.room.notify();
+        taken
+    }
+
+    fn peer_is(&self, there: Option<u64>) {
+        self.there.set(there);
+        self.room.notify();
+    }
+
+    fn clear(&self) -> usize {
+        self.queued_bytes.set(0);
+        self.queue.take().len()
+    }
+}
+
+impl Peers {
+    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing.
+    /// `seeds`: where the operator says that brokers are.
+    pub fn new(me: Hello, secret: Option<Secret>, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
+        let peers = Rc::new(Self {
+            me,
+            secret,
+            book: RefCell::default(),
+            stats: PeerStats::default(),
+            comings: Notify::default(),
+            stopping: Flag::default(),
+            served: Cell::new(0),
+            served_max: Cell::new(usize::MAX),
+            strangers: Strangers::default(),
+            tools: ToolShare::default(),
+            gone: RefCell::default(),
+            log: RefCell::default(),
+        });
+        for (node, address) in seeds {
+            peers.add(node, address, true);
+        }
+        peers
+    }
+
+    /// Lines about connections count together with those of the core's other ports.
+    pub fn log_with(&self, log: Rc<ConnectionLog>) {
+        *self.log.borrow_mut() = log;
+    }
+
+    /// So many connections of brokers; half as many of strangers, and a quarter of tools.
+    pub fn serve_at_most(&self, connections: usize) {
+        self.served_max.set(connections);
+        self.strangers.max.set(STRANGERS_MAX.min(connections / 2));
+    }
+
+    pub fn stats(&self) -> &PeerStats {
+        &self.stats
+    }
+
+    /// This side of a connection of another broker's, or of a tool's.
+    pub(crate) fn answering(&self) -> Handshake {
+        Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), rt::draw_nonce())
+    }
+
+    /// Strangers that had to give way to others.
+    pub fn strangers_evicted(&self) -> u64 {
+        self.strangers.evicted.get()
+    }
+
+    /// Connections of tools that are open.
+    pub fn tools_open(&self) -> usize {
+        self.tools.open.get()
+    }
+
+    /// The other brokers that are known.
+    pub fn nodes(&self) -> Vec<i32> {
+        self.book.borrow().keys().copied().collect()
+    }
+
+    /// Whether there is a way to a broker now.
+    pub fn is_there(&self, node: i32) -> bool {
+        let book = self.book.borrow();
+        book.get(&node).is_some_and(|link| link.lanes[Lane::Control as usize].there.get().is_some())
+    }
+
+    /// The peers to which there is a way now.
+    pub fn reached(&self) -> BTreeSet<u64> {
+        let book = self.book.borrow();
+        book.values().filter_map(|link| link.lanes[Lane::Control as usize].there.get()).collect()
+    }
+
+    /// The brokers to which there is no way now.
+    pub fn away(&self) -> Vec<i32> {
+        self.nodes().into_iter().filter(|node| !self.is_there(*node)).collect()
+    }
+
+    fn add(self: &Rc<Self>, node: i32, address: String, is_seed: bool) {
+        if node == self.me.node {
+            return;
+        }
+        let lanes = [CONTROL_BYTES_MAX, BULK_BYTES_MAX, DATA_BYTES_MAX].map(Way::new);
+        let link = Rc::new(Link {
+            node,
+            address: RefCell::new(address),
+            is_seed,
+            forgotten: Cell::new(false),
+            stirred: Notify::default(),
+            lanes,
+        });
+        self.book.borrow_mut().insert(node, link.clone());
+        self.comings.notify();
+        for lane in [Lane::Control, Lane::Bulk, Lane::Data] {
+            rt::spawn(self.clone().keep_connected(link.clone(), lane));
+        }
+    }
+
+    /// Where a broker says that it is. Where the operator says so counts more.
+    pub fn set_address(self: &Rc<Self>, node: i32, address: String) {
+        let known = self.book.borrow().get(&node).cloned();
+        match known {
+            None => self.add(node, address, false),
+            Some(link) if !link.is_seed && *link.address.borrow() != address => {
+                *link.address.borrow_mut() = address;
+                link.stirred.notify();
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The broker is not of this cluster any more.
+    pub fn forget(&self, node: i32) {
+        let link = self.book.borrow_mut().remove(&node);
+        if let Some(link) = link {
+            link.forgotten.set(true);
+            link.end();
+        }
+    }
+
+    /// These peers were removed from the cluster, and must not come back: there is no way to them, and none from them.
+    pub fn set_gone(&self, peers: Arc<BTreeSet<u64>>) {
+        *self.gone.borrow_mut() = peers;
+        for link in self.book.borrow().values() {
+            link.lanes.iter().for_each(|way| way.work.notify());
+        }
+    }
+
+    fn check_gone(&self, node: i32, peer: u64) -> Result<(), LinkError> {
+        if self.gone.borrow().contains(&peer) { Err(LinkError::Removed { node, peer }) } else { Ok(()) }
+    }
+
+    /// Sends a message to a peer, if it is there.
+    pub fn send(&self, to: u64, message: PeerMessage) {
+        self.push(node_of(to), Some(to), Lane::Control, message);
+    }
+
+    /// Sends a message to a peer on a lane, if it is there and the lane has room.
+    pub fn send_on(&self, lane: Lane, to: u64, message: PeerMessage) {
+        self.push(node_of(to), Some(to), lane, message);
+    }
+
+    /// Sends a message to all brokers that are there.
+    pub fn send_to_all(&self, message: &PeerMessage) {
+        for node in self.nodes().into_iter().filter(|node| self.is_there(*node)) {
+            self.send_to_node(node, message.clone());
+        }
+    }
+
+    /// Whether there is a way to this very peer.
+    pub fn has_peer(&self, peer: u64) -> bool {
+        let book = self.book.borrow();
+        let link = book.get(&node_of(peer));
+        link.is_some_and(|link| link.lanes[Lane::Control as usize].there.get() == Some(peer))
+    }
+
+    /// Waits until bulk to whoever is there has at most half of its room taken.
+    pub async fn bulk_room(&self) {
+        let links: Vec<_> = self.book.borrow().values().cloned().collect();
+        for link in links {
+            let way = &link.lanes[Lane::Bulk as usize];
+            loop {
+                let seen = way.room.version();
+                if way.there.get().is_none() || way.queued_bytes.get() <= way.bytes_max / 2 || self.is_over(&link) {
+                    break;
+                }
+                way.room.past(seen).await;
+            }
+        }
+    }
+
+    /// Sends a message to whatever peer a broker is now.
+    pub fn send_to_node(&self, node: i32, message: PeerMessage) {
+        self.push(node, None, Lane::Control, message);
+    }
+
+    fn push(&self, node: i32, peer: Option<u64>, lane: Lane, message: PeerMessage) {
+        let book = self.book.borrow();
+        let way = book.get(&node).map(|link| &link.lanes[lane as usize]);
+        let is_there = |way: &&Rc<Way>| {
+            let there = way.there.get().filter(|_| !self.stopping.is_set());
+            there.is_some_and(|there| peer.is_none_or(|peer| peer == there))
+        };
+        if !way.filter(is_there).is_some_and(|way| way.push(message)) {
+            count(&self.stats.dropped, 1);
+        }
+    }
+
+    /// Sends bulk to a peer, once there is room; `false` if it is not there.
+    pub async fn send_bulk(&self, to: u64, message: PeerMessage) -> bool {
+        let Some(link) = self.book.borrow().get(&node_of(to)).cloned() else { return false };
+        let way = &link.lanes[Lane::Bulk as usize];
+        let bytes = wire::weight(&message);
+        loop {
+            let seen = way.room.version();
+            if way.there.get() != Some(to) || self.stopping.is_set() {
+                return false;
+            }
+            let queued = way.queued_bytes.get();
+            if queued == 0 || queued + bytes <= way.bytes_max {
+                return way.push(message);
+            }
+            way.room.past(seen).await;
+        }
+    }
+
+    /// Ends all connections, once what is queued has left.
+    pub fn stop(&self) {
+        self.stopping.set();
+        self.book.borrow().values().for_each(|link| link.end());
+    }
+}
+
+impl Link {
+    /// Wakes its tasks, which see that they are to end.
+    fn end(&self) {
+        self.stirred.notify();
+        self.lanes.iter().for_each(|way| way.work.notify());
+    }
+}
+
+/// Towards others.
+impl Peers {
+    async fn keep_connected(self: Rc<Self>, link: Rc<Link>, lane: Lane) {
+        let way = link.lanes[lane as usize].clone();
+        let mut pause = RECONNECT_MIN;
+        let mut told = String::new();
+        while !self.is_over(&link) {
+            let mut stirred = link.stirred.version();
+            match self.connect(&link, lane).await {
+                Ok((connection, there)) => {
+                    pause = RECONNECT_MIN;
+                    if !std::mem::take(&mut told).is_empty() {
+                        tracing::info!(node = link.node, "there is a way to the broker now");
+                    }
+                    count(&self.stats.connected, 1);
+                    way.peer_is(Some(there));
+                    self.comings.notify();
+                    let ended = self.pump(&link, &way, lane, connection).await;
+                    count(&self.stats.dropped, way.clear());
+                    way.peer_is(None);
+                    self.comings.notify();
+                    stirred = link.stirred.version();
+                    tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
+                }
+                // What holds for the other lane holds for this one; it is told once.
+                Err(error) if lane == Lane::Control && self.me.core == 0 => {
+                    let why = error.to_string();
+                    if why != told {
+                        let address = link.address.borrow();
+                        if error.needs_a_hand() {
+                            tracing::warn!(node = link.node, %address, why, "no way to a broker; trying on");
+                        } else {
+                            tracing::info!(node = link.node, %address, why, "no way to a broker; trying on");
+                        }
+                        told = why;
+                    }
+                }
+                Err(_) => {}
+            }
+            if !self.is_over(&link) {
+                race(link.stirred.past(stirred), rt::sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64()))).await;
+            }
+            pause = (pause * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    fn is_over(&self, link: &Link) -> bool {
+        self.stopping.is_set() || link.forgotten.get()
+    }
+
+    async fn connect(&self, link: &Link, lane: Lane) -> Result<(Outgoing, u64), LinkError> {
+        let address = link.address.borrow().clone();
+        let (connection, there) = Outgoing::open(address, lane, &self.me, self.secret.clone()).await?;
+        self.check_cluster(&there)?;
+        if there.node != link.node {
+            return Err(LinkError::OtherNode { found: there.node, expected: link.node });
+        }
+        self.check_gone(there.node, there.peer)?;
+        Ok((connection, there.peer))
+    }
+
+    /// Sends what is queued until the connection ends.
+    async fn pump(&self, link: &Link, way: &Way, lane: Lane, mut connection: Outgoing) -> LinkError {
+        loop {
+            let seen = way.work.version();
+            if let Some(Err(gone)) = way.there.get().map(|there| self.check_gone(link.node, there)) {
+                return gone;
+            }
+            let messages = way.take();
+            if !messages.is_empty() {
+                let (frames, fitting) = frames(link, &messages);
+                count(&self.stats.dropped, messages.len() - fitting);
+                let bytes = frames.iter().map(frame_bytes).sum();
+                for frame in frames {
+                    let kind = if frame.payloads.is_empty() { Kind::Messages } else { Kind::Batches };
+                    connection.push(kind, lane, frame.into_parts());
+                }
+                if let Err(error) = within(connection.flush()).await.and_then(|sent| Ok(sent?)) {
+                    count(&self.stats.dropped, fitting);
+                    return error;
+                }
+                count(&self.stats.sent, fitting);
+                count(&self.stats.sent_bytes, bytes);
+                continue;
+            }
+            if self.is_over(link) {
+                return PeerError::Closed.into();
+            }
+            if let Either::Second(ended) = race(way.work.past(seen), connection.ended()).await {
+                return ended.into();
+            }
+        }
+    }
+
+    fn check_cluster(&self, there: &Hello) -> Result<(), LinkError> {
+        match (&there.cluster_id, &self.me.cluster_id) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                Err(LinkError::OtherCluster { theirs: theirs.clone(), ours: ours.clone(), caller: named(there) })
+            }
+            (None, _) if there.caller == Caller::Broker => Err(LinkError::NoCluster),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The messages as what one frame carries, or if they are too large for one, each as what a frame of its own does; and how many of
+/// them that are, since one too large even so is dropped.
+fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
+    let all = Frame::new(messages);
+    if frame_bytes(&all) <= CARRIED_BYTES_MAX {
+        return (vec![all], messages.len());
+    }
+    let mut frames: Vec<_> = messages.iter().map(|message| Frame::new(std::slice::from_ref(message))).collect();
+    frames.retain(|frame| {
+        let fits = frame_bytes(frame) <= CARRIED_BYTES_MAX;
+        if !fits {
+            tracing::error!(
+                to = link.node,
+                bytes = frame_bytes(frame),
+                "a message to a broker is too large and was dropped"
+            );
+        }
+        fits
+    });
+    let fitting = frames.len();
+    (frames, fitting)
+}
+
+/// What a frame carries, with the length in front of messages that have payloads behind them.
+fn frame_bytes(frame: &Frame) -> usize {
+    let length = if frame.payloads.is_empty() { 0 } else { 4 };
+    length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
+}
+
+/// Why there is no way to a broker, or none from one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Wire(#[from] wire::WireError),
+    #[error("no answer within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("'{address}' can't be resolved: {why}")]
+    Unresolved { address: String, why: String },
+    #[error(
+        "{caller} belongs to the cluster {theirs}, this broker to {ours}; check the addresses in --seeds, or empty the data \
+         directory of the one that is to change"
+    )]
+    OtherCluster { theirs: String, ours: String, caller: String },
+    #[error("the broker at {address} has the node id {node}, too; give each broker a --node-id of its own")]
+    SameNode { node: i32, address: String },
+    #[error(
+        "peer {peer:#x}, a disk of broker {node}, was removed from the cluster; empty its data directory to have the broker join anew"
+    )]
+    Removed { node: i32, peer: u64 },
+    #[error("{TOOLS_MAX} tools are connected; try again when one has gone")]
+    TooManyTools,
+    #[error("a tool asked nothing for {} s; it may connect again", .0.as_secs())]
+    IdleTool(Duration),
+    #[error("it did not prove who it is before {STRANGERS_MAX} others had come")]
+    GaveWay,
+    #[error("it belongs to no cluster yet")]
+    NoCluster,
+    #[error("broker {found} is there, not {expected}; check the addresses in --seeds")]
+    OtherNode { found: i32, expected: i32 },
+}
+
+impl LinkError {
+    /// Whether it lasts until somebody changes what was set.
+    fn needs_a_hand(&self) -> bool {
+        use LinkError::{OtherCluster, OtherNode, Peer, Removed, SameNode, Wire};
+        match self {
+            OtherCluster { .. } | SameNode { .. } | OtherNode { .. } | Removed { .. } | Wire(_) => true,
+            Peer(error) => !matches!(error, PeerError::Io(_) | PeerError::Closed | PeerError::Cut),
+            _ => false,
+        }
+    }
+}
+
+fn named(there: &Hello) -> String {
+    match there.caller {
+        Caller::Tool => "a tool".to_owned(),
+        Caller::Broker => format!("broker {} at {}", there.node, there.peer_addr),
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> Result<T, LinkError> {
+    in_time(PATIENCE, future).await
+}
+
+async fn in_time<T>(patience: Duration, future: impl Future<Output = T>) -> Result<T, LinkError> {
+    match race(future, rt::sleep(patience)).await {
+        Either::First(value) => Ok(value),
+        Either::Second(()) => Err(LinkError::Late(patience)),
+    }
+}
+
+/// Names are looked up off the core.
+async fn resolve(address: String) -> Result<SocketAddr, LinkError> {
+    if let Ok(addr) = address.parse() {
+        return Ok(addr);
+    }
+    let name = address.clone();
+    let found = rt::blocking(move || name.to_socket_addrs().map(|mut found| found.next())).await;
+    let unresolved = |why: String| LinkError::Unresolved { address, why };
+    match found {
+        Ok(Some(addr)) => Ok(addr),
+        Ok(None) => Err(unresolved("the name has no address".to_owned())),
+        Err(error) => Err(unresolved(error.to_string())),
+    }
+}

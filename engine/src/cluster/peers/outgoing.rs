@@ -1,0 +1,77 @@
+//! One connection to another broker, on one lane: frames go out, nothing comes in but the hello and the end.
+
+use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
+use crate::rt;
+use bytes::Bytes;
+use consensus::wire::{self, Hello};
+use net::{
+    peer::{
+        self, Kind, Lane, PeerError,
+        auth::{Handshake, Secret},
+    },
+    transport::conn::{self, FrameReader, FrameWriter},
+};
+use std::io;
+
+pub(super) enum Outgoing {
+    Tcp {
+        reader: FrameReader,
+        writer: FrameWriter,
+    },
+    #[cfg(test)]
+    Simulated(crate::sim::Outgoing),
+}
+
+impl Outgoing {
+    /// Connects, and says who this broker is; returns who is there.
+    pub(super) async fn open(
+        address: String,
+        lane: Lane,
+        me: &Hello,
+        secret: Option<Secret>,
+    ) -> Result<(Self, Hello), LinkError> {
+        let handshake = Handshake::caller(secret, lane, wire::encode_hello(me), rt::draw_nonce());
+        #[cfg(test)]
+        if crate::sim::is_running() {
+            let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me.node, handshake)).await?;
+            let (outgoing, there) = connected?;
+            return Ok((Self::Simulated(outgoing), wire::decode_hello(&there)?));
+        }
+        let addr = resolve(address).await?;
+        let stream = in_time(CONNECT_PATIENCE, conn::connect(addr)).await??;
+        let (mut reader, mut writer) = peer::open(stream)?;
+        let there = within(peer::shake_hands(handshake, true, &mut reader, &mut writer)).await??;
+        Ok((Self::Tcp { reader, writer }, wire::decode_hello(&there)?))
+    }
+
+    /// Queues a frame.
+    pub(super) fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
+        match self {
+            Self::Tcp { writer, .. } => peer::push_parts(writer, kind, lane, parts),
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.push(kind, lane, parts),
+        }
+    }
+
+    /// Sends what is queued.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp { writer, .. } => writer.flush().await,
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.flush().await,
+        }
+    }
+
+    /// Waits for the connection's end.
+    pub(super) async fn ended(&mut self) -> PeerError {
+        match self {
+            Self::Tcp { reader, .. } => match peer::read(reader).await {
+                Ok(None) => PeerError::Closed,
+                Ok(Some(_)) => PeerError::NoBroker,
+                Err(error) => error,
+            },
+            #[cfg(test)]
+            Self::Simulated(outgoing) => outgoing.ended().await,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The secret by which the brokers of a cluster, and its tools, know each other on the peer port: which one a broker
+//! uses. Lives on: the main thread, at start.
+
+use std::path::Path;
+
+use net::peer::auth::{self as peer_auth, SECRET_BYTES_MIN, SECRET_FILE, Secret};
+
+use crate::config::{Config, ConfigError, value::Seeds};
+
+/// How a secret is made by hand.
+const HOW: &str = "`head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > FILE` makes one";
+
+/// Whether the settings say how others are told apart on the peer port.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    if config.cluster_secret_file.is_some() || config.peer_allow_insecure {
+        return Ok(());
+    }
+    let give = format!(
+        "set cluster.secret.file (--cluster-secret-file) to a file of {SECRET_BYTES_MIN} bytes or more that all brokers and tools of the \
+         cluster have ({HOW}), or peer.allow.insecure=true where nobody else reaches that port"
+    );
+    let addr = config.peer_addr;
+    if !addr.ip().is_loopback() {
+        return Err(ConfigError(format!(
+            "peer.addr = {addr}: whoever reaches it could read and change everything, as this broker has no secret of its cluster; {give}"
+        )));
+    }
+    if let Some(other) = others(config).next() {
+        return Err(ConfigError(format!(
+            "seeds name broker {other}, and this broker has no secret that both know; {give}"
+        )));
+    }
+    Ok(())
+}
+
+/// The other brokers among the seeds.
+fn others(config: &Config) -> impl Iterator<Item = i32> {
+    let nodes = config.seeds.as_ref().map(Seeds::nodes).unwrap_or_default();
+    let own = config.node_id;
+    nodes.into_iter().filter(move |node| *node != own)
+}
+
+/// The secret in force; `None`: nobody is asked for one. A broker that has no others makes one of its own at its first
+/// start.
+pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
+    check(config)?;
+    let failed = |error: peer_auth::SecretError| ConfigError(format!("{error} (cluster.secret.file)"));
+    if let Some(file) = &config.cluster_secret_file {
+        warn_of_readers(file);
+        return Secret::read(file).map(Some).map_err(failed);
+    }
+    if config.peer_allow_insecure {
+        tracing::warn!(
+            addr = %config.peer_addr,
+            "peer.allow.insecure: whoever reaches the peer port can read and change everything of this cluster"
+        );
+        return Ok(None);
+    }
+    let file = config.data_dir.join(SECRET_FILE);
+    warn_of_readers(&file);
+    Secret::read_or_make(&file).map(Some).map_err(failed)
+}
+
+fn warn_of_readers(file: &Path) {
+    if peer_auth::is_readable_by_all(file) {
+        tracing::warn!(file = %file.display(), "all users of this machine can read the cluster's secret; chmod 600 it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(peer_addr: &str, seeds: Option<&str>) -> Config {
+        let mut config = Config::default();
+        config.peer_addr = peer_addr.parse().unwrap();
+        config.seeds = seeds.map(|seeds| seeds.parse().unwrap());
+        config
+    }
+
+    #[test]
+    fn who_could_be_reached_by_others_needs_a_secret() {
+        let two = Some("1@127.0.0.1:9291,2@127.0.0.1:9292");
+        for (addr, seeds, named) in [
+            ("10.0.0.1:9291", None, Some("peer.addr = 10.0.0.1:9291")),
+            ("0.0.0.0:9291", None, Some("peer.addr = 0.0.0.0:9291")),
+            ("[::]:9291", Some("1@h:1"), Some("peer.addr = [::]:9291")),
+            ("127.0.0.1:9291", two, Some("seeds name broker 2")),
+            ("127.0.0.1:9291", None, None),
+            ("[::1]:9291", Some("1@127.0.0.1:9291"), None),
+        ] {
+            let mut config = config(addr, seeds);
+            let refused = check(&config).err().map(|error| error.to_string());
+            match named {
+                None => assert_eq!(refused, None),
+                Some(named) => {
+                    let refused = refused.unwrap();
+                    for part in [named, "cluster.secret.file", "head -c 32", "peer.allow.insecure=true"] {
+                        assert!(refused.contains(part), "{refused}");
+                    }
+                }
+            }
+            config.peer_allow_insecure = true;
+            assert_eq!(check(&config), Ok(()));
+            config.peer_allow_insecure = false;
+            config.cluster_secret_file = Some("/no/such".into());
+            assert_eq!(check(&config), Ok(()));
+            assert!(load(&config).unwrap_err().to_string().contains("/no/such"));
+        }
+    }
+
+    #[test]
+    fn a_broker_alone_makes_its_own_secret_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config("127.0.0.1:9291", None);
+        config.data_dir = dir.path().to_owned();
+        let made = load(&config).unwrap();
+        assert!(made.is_some());
+        assert_eq!(load(&config).unwrap(), made);
+        // Another broker of its cluster gets a copy.
+        config.cluster_secret_file = Some(dir.path().join(SECRET_FILE));
+        config.seeds = Some("1@127.0.0.1:1,2@127.0.0.1:2".parse().unwrap());
+        assert_eq!(load(&config).unwrap(), made);
+        config.cluster_secret_file = None;
+        config.peer_allow_insecure = true;
+        assert_eq!(load(&config).unwrap(), None);
+    }
+}

@@ -1,0 +1,482 @@
+//! Settings of topics: one table, used by CreateTopics, IncrementalAlterConfigs and DescribeConfigs.
+//! Pure. Names, defaults and meanings are Kafka's (`TopicConfig`, `LogConfig`); the default of each is the broker's setting.
+//!
+//! Settings of Kafka's that are not obeyed are [`crate::config::unobeyed`]'s.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use wal::log::LogOptions;
+
+use crate::config::{
+    Config, ConfigError, ConfigSource, Described, Source,
+    setting_type::{self, LIST},
+    unobeyed::{self, UNOBEYED, Unobeyed},
+    value::{Kind, Unfit, Unit, nearest},
+};
+
+const MS_MAX: i64 = i64::MAX / 1000;
+/// How Kafka writes 'never' and 'no limit' where -1 does not stand for it.
+const LONG_MAX: &str = "9223372036854775807";
+
+/// Where the default of a topic's setting is.
+#[derive(Clone, Copy, Debug)]
+enum Inherit {
+    /// The broker's settings of these names; the first that is set counts.
+    Broker(&'static [&'static str]),
+    Fixed(&'static str),
+}
+
+#[derive(Debug)]
+pub struct TopicSetting {
+    pub name: &'static str,
+    pub kind: Kind,
+    default: Inherit,
+    pub doc: &'static str,
+}
+
+use Inherit::{Broker, Fixed};
+
+const fn row(name: &'static str, kind: Kind, default: Inherit, doc: &'static str) -> TopicSetting {
+    TopicSetting { name, kind, default, doc }
+}
+
+/// Every setting of a topic, by name. Ranges are those of the broker's setting of the same meaning.
+pub static TOPIC_SETTINGS: &[TopicSetting] = &[
+    row(
+        "cleanup.policy",
+        Kind::OneOf(&["delete"]),
+        Broker(&["log.cleanup.policy"]),
+        "What becomes of old records. Compaction is not served yet.",
+    ),
+    row(
+        "compression.type",
+        Kind::OneOf(&["producer"]),
+        Broker(&["compression.type"]),
+        "How records are kept: as the producer compressed them. Nothing is recompressed.",
+    ),
+    row(
+        "flush.messages",
+        Kind::Int { min: 1, max: i64::MAX, unit: Unit::Count },
+        Fixed(LONG_MAX),
+        "Records after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+    ),
+    row(
+        "flush.ms",
+        Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
+        Fixed(LONG_MAX),
+        "Time after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+    ),
+    row(
+        "index.interval.bytes",
+        Kind::Int { min: 4 << 10, max: 64 << 20, unit: Unit::Bytes },
+        Broker(&["log.index.interval.bytes"]),
+        "Bytes of a segment file per entry of its offset and time indexes.",
+    ),
+    row(
+        "max.message.bytes",
+        Kind::Int { min: 64, max: i32::MAX as i64, unit: Unit::Bytes },
+        Broker(&["message.max.bytes"]),
+        "Largest batch that a producer may send, as it comes, compressed or not.",
+    ),
+    row(
+        "message.timestamp.after.max.ms",
+        Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
+        Broker(&["log.message.timestamp.after.max.ms"]),
+        "How far ahead of the broker's clock a producer's timestamp may be; one that is later is refused.",
+    ),
+    row(
+        "message.timestamp.before.max.ms",
+        Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
+        Broker(&["log.message.timestamp.before.max.ms"]),
+        "How far behind the broker's clock a producer's timestamp may be; one that is older is refused, but for -1, no timestamp.",
+    ),
+    row(
+        "message.timestamp.type",
+        Kind::OneOf(&["CreateTime", "LogAppendTime"]),
+        Broker(&["log.message.timestamp.type"]),
+        "Whether records bear the producer's time or that of their arrival.",
+    ),
+    row(
+        "min.insync.replicas",
+        Kind::Int { min: 1, max: crate::config::REPLICAS_MAX, unit: Unit::Count },
+        Broker(&["min.insync.replicas"]),
+        "Replicas that must have a record before acks=all is answered; never fewer than a majority.",
+    ),
+    row(
+        "preallocate",
+        Kind::OneOf(&["false"]),
+        Fixed("false"),
+        "Whether segment files are allocated whole. The write-ahead ring is; segments grow in large steps.",
+    ),
+    row(
+        "retention.bytes",
+        Kind::IntOrUnlimited { min: 0, max: i64::MAX, unit: Unit::Bytes },
+        Broker(&["log.retention.bytes"]),
+        "How large a partition may grow before its oldest segments go.",
+    ),
+    row(
+        "retention.ms",
+        Kind::IntOrUnlimited { min: 0, max: MS_MAX, unit: Unit::Milliseconds },
+        Broker(&["log.retention.ms", "log.retention.minutes", "log.retention.hours"]),
+        "How long records are kept.",
+    ),
+    row(
+        "segment.bytes",
+        Kind::Int { min: 4 << 10, max: i32::MAX as i64, unit: Unit::Bytes },
+        Broker(&["log.segment.bytes"]),
+        "Size at which a partition begins a new segment file.",
+    ),
+    row(
+        "segment.jitter.ms",
+        Kind::OneOf(&["0"]),
+        Fixed("0"),
+        "Random part of segment.ms. Segments are flushed one after the other anyway, so none is needed.",
+    ),
+    row(
+        "segment.ms",
+        Kind::Int { min: 1, max: MS_MAX, unit: Unit::Milliseconds },
+        Broker(&["log.roll.ms", "log.roll.hours"]),
+        "Age at which a partition begins a new segment file.",
+    ),
+    row(
+        "unclean.leader.election.enable",
+        Kind::OneOf(&["false"]),
+        Fixed("false"),
+        "Whether a replica that lacks acknowledged records may lead. Never: leaders come from Raft.",
+    ),
+];
+
+fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
+    if let Some(row) = TOPIC_SETTINGS.iter().find(|row| row.name == name) {
+        return Ok(row);
+    }
+    let remedy = match nearest(name, TOPIC_SETTINGS.iter().map(|row| row.name)) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => "leave it out".to_owned(),
+    };
+    Err(ConfigError(format!("topics have no setting '{name}'; {remedy}")))
+}
+
+/// A topic's own value of a setting, in normal form. Costs nothing for a topic that has none.
+pub(crate) fn own(configs: &BTreeMap<String, String>, name: &str) -> Option<String> {
+    configs.get(name)?;
+    TOPIC_SETTINGS.iter().find(|row| row.name == name)?.own(configs)
+}
+
+/// Whether a topic may have this setting.
+pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
+    if let Some(unobeyed) = unobeyed::find(name) {
+        return unobeyed.check(Some(value));
+    }
+    let row = find(name)?;
+    let refuse = |Unfit(why)| ConfigError(format!("{name} = '{value}': it {why}"));
+    row.kind.normalise(value).map(drop).map_err(refuse)
+}
+
+/// Whether there is such a setting, for a change that takes a topic's own value away.
+pub fn validate_name(name: &str) -> Result<(), ConfigError> {
+    match unobeyed::find(name) {
+        Some(unobeyed) => unobeyed.check(None),
+        None => find(name).map(drop),
+    }
+}
+
+/// The value in force of a setting that is a list, the topic's own or what it inherits; `None` if the setting is none.
+pub fn list(name: &str, configs: &BTreeMap<String, String>, config: &Config) -> Option<String> {
+    describe(configs, config).into_iter().find(|row| row.name == name && row.config_type == LIST).map(|row| row.value)
+}
+
+impl TopicSetting {
+    /// The value where a topic has none of its own, and where that comes from: name, source.
+    fn inherited(&self, config: &Config) -> (&'static str, String, ConfigSource) {
+        let names = match self.default {
+            Fixed(value) => return (self.name, value.to_owned(), ConfigSource::Default),
+            Broker(names) => names,
+        };
+        let is_set = |name: &&&str| config.source(name) != Source::Default && config.value(name).is_some();
+        // Without any that is set, the last one has the default.
+        let name = names.iter().find(is_set).or(names.last()).expect("the list has names");
+        let value = match self.name {
+            "retention.ms" => config.retention_ms().to_string(),
+            "segment.ms" => config.roll_ms().to_string(),
+            _ => config.value(name).expect("the default of such a setting is a value"),
+        };
+        let source = match config.source(name) {
+            Source::Default => ConfigSource::Default,
+            _ => ConfigSource::StaticBroker,
+        };
+        (name, value, source)
+    }
+
+    /// A topic's own value in normal form. One that an earlier version took and this one would not is passed over.
+    fn own(&self, configs: &BTreeMap<String, String>) -> Option<String> {
+        configs.get(self.name).and_then(|value| self.kind.normalise(value).ok())
+    }
+}
+
+/// Every setting of a topic with the value in force, for DescribeConfigs and CreateTopics.
+pub fn describe(configs: &BTreeMap<String, String>, config: &Config) -> Vec<Described> {
+    let rows = TOPIC_SETTINGS.iter().map(|row| {
+        let (_, inherited, inherited_source) = row.inherited(config);
+        let own = row.own(configs);
+        let from_broker = match row.default {
+            Broker(names) => config.synonyms(names),
+            Fixed(value) => vec![(row.name, value.to_owned(), ConfigSource::Default as i8)],
+        };
+        let (value, source) = match own.clone() {
+            Some(own) => (own, ConfigSource::Topic),
+            None => (inherited, inherited_source),
+        };
+        let own = own.map(|value| (row.name, value, ConfigSource::Topic as i8));
+        Described {
+            name: row.name,
+            value,
+            source: source as i8,
+            config_type: setting_type::of(row.name, row.kind),
+            read_only: false,
+            doc: row.doc,
+            synonyms: own.into_iter().chain(from_broker).collect(),
+        }
+    });
+    let mut rows: Vec<Described> =
+        rows.chain(UNOBEYED.iter().filter_map(|row| describe_unobeyed(row, configs))).collect();
+    rows.sort_unstable_by_key(|row| row.name);
+    rows
+}
+
+fn describe_unobeyed(row: &'static Unobeyed, configs: &BTreeMap<String, String>) -> Option<Described> {
+    let default = row.value?;
+    let own = configs.get(row.name).cloned();
+    if own.is_none() && !row.is_current {
+        return None;
+    }
+    let own = own.map(|value| (row.name, value, ConfigSource::Topic as i8));
+    let synonyms: Vec<_> =
+        own.into_iter().chain([(row.name, default.to_owned(), ConfigSource::Default as i8)]).collect();
+    let (_, value, source) = synonyms[0].clone();
+    let Unobeyed { name, config_type, why: doc, .. } = *row;
+    Some(Described { name, value, source, config_type, read_only: false, doc, synonyms })
+}
+
+/// The settings in force for one topic, as its partitions need them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicConfig {
+    pub max_message_bytes: usize,
+    /// `None`: no limit.
+    pub retention_ms: Option<u64>,
+    /// `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    pub segment_bytes: u64,
+    pub segment_ms: u64,
+    pub index_interval_bytes: u32,
+    pub min_insync_replicas: usize,
+    log_append_time: bool,
+}
+
+/// What topics inherit from a broker's configuration.
+pub struct Inherited(Vec<String>);
+
+impl Inherited {
+    pub fn new(config: &Config) -> Self {
+        Self(TOPIC_SETTINGS.iter().map(|row| row.inherited(config).1).collect())
+    }
+}
+
+impl TopicConfig {
+    /// `configs`: what the topic itself sets, each value validated when it was set.
+    pub fn resolve(configs: &BTreeMap<String, String>, inherited: &Inherited) -> TopicConfig {
+        let value = |name: &str| {
+            let at = TOPIC_SETTINGS.iter().position(|row| row.name == name).expect("the table has this setting");
+            TOPIC_SETTINGS[at].own(configs).map_or(Cow::Borrowed(inherited.0[at].as_str()), Cow::Owned)
+        };
+        let number = |name: &str| value(name).parse::<i64>().expect("a checked value is in range");
+        // -1 is no limit; where it may not stand, the range begins above it.
+        let limit = |name: &str| u64::try_from(number(name)).ok();
+        let positive = |name: &str| limit(name).expect("the range is above 0");
+        TopicConfig {
+            max_message_bytes: positive("max.message.bytes") as usize,
+            retention_ms: limit("retention.ms"),
+            retention_bytes: limit("retention.bytes"),
+            segment_bytes: positive("segment.bytes"),
+            segment_ms: positive("segment.ms"),
+            index_interval_bytes: positive("index.interval.bytes") as u32,
+            min_insync_replicas: positive("min.insync.replicas") as usize,
+            log_append_time: value("message.timestamp.type") == "LogAppendTime",
+        }
+    }
+
+    /// Whether batches get the time of their arrival.
+    pub fn stamps(&self) -> bool {
+        self.log_append_time
+    }
+
+    pub fn log_options(&self) -> LogOptions {
+        LogOptions {
+            segment_bytes: self.segment_bytes,
+            segment_ms: Some(self.segment_ms),
+            index_interval_bytes: self.index_interval_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{setting, tests::with as broker};
+
+    fn own(configs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_table_is_sorted_and_its_defaults_are_values() {
+        assert!(TOPIC_SETTINGS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        for row in TOPIC_SETTINGS {
+            let (_, value, source) = row.inherited(&Config::default());
+            assert_eq!(row.kind.normalise(&value).as_ref(), Ok(&value), "{}", row.name);
+            assert_eq!(source, ConfigSource::Default);
+            assert!(unobeyed::find(row.name).is_none());
+            if let Broker(names) = row.default {
+                assert!(names.iter().all(|name| setting(name).is_some()), "{}", row.name);
+            }
+        }
+    }
+
+    /// What the broker may set, a topic may set.
+    #[test]
+    fn ranges_hold_what_is_inherited() {
+        for row in TOPIC_SETTINGS {
+            let Broker([name]) = row.default else { continue };
+            let theirs = setting(name).unwrap().kind;
+            assert_eq!(theirs, row.kind, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_brokers() {
+        let config = TopicConfig::resolve(&BTreeMap::new(), &Inherited::new(&Config::default()));
+        let expected = TopicConfig {
+            max_message_bytes: 1_048_588,
+            retention_ms: Some(604_800_000),
+            retention_bytes: None,
+            segment_bytes: 1 << 30,
+            segment_ms: 604_800_000,
+            index_interval_bytes: 16_384,
+            min_insync_replicas: 1,
+            log_append_time: false,
+        };
+        assert_eq!(config, expected);
+        let broker = broker(&[
+            ("message.max.bytes", "5000"),
+            ("log.retention.minutes", "-1"),
+            ("log.retention.bytes", "7"),
+            ("log.segment.bytes", "8192"),
+            ("log.roll.ms", "9"),
+            ("log.message.timestamp.type", "LogAppendTime"),
+        ]);
+        let config = TopicConfig::resolve(&BTreeMap::new(), &Inherited::new(&broker));
+        assert_eq!((config.max_message_bytes, config.retention_ms, config.retention_bytes), (5000, None, Some(7)));
+        assert!(config.stamps());
+        let options = config.log_options();
+        assert_eq!((options.segment_bytes, options.segment_ms), (8192, Some(9)));
+    }
+
+    #[test]
+    fn a_topics_own_value_goes_first() {
+        let configs = own(&[
+            ("retention.ms", "-1"),
+            ("retention.bytes", "1024"),
+            ("segment.bytes", "16384"),
+            ("segment.ms", "60000"),
+            ("max.message.bytes", "100"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ]);
+        let config = TopicConfig::resolve(
+            &configs,
+            &Inherited::new(&broker(&[("log.retention.bytes", "5"), ("log.retention.ms", "5")])),
+        );
+        assert_eq!((config.retention_ms, config.retention_bytes), (None, Some(1024)));
+        assert_eq!((config.segment_bytes, config.segment_ms, config.max_message_bytes), (16_384, 60_000, 100));
+        assert!(config.stamps());
+    }
+
+    #[test]
+    fn a_stored_value_that_is_no_more_allowed_is_passed_over() {
+        let config = TopicConfig::resolve(
+            &own(&[("segment.bytes", "1"), ("who.knows", "x")]),
+            &Inherited::new(&Config::default()),
+        );
+        assert_eq!(config.segment_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn values_are_refused_by_name() {
+        for (name, value) in [
+            ("cleanup.policy", "delete"),
+            ("compression.type", "producer"),
+            ("retention.ms", "0"),
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("segment.bytes", "1048576"),
+            ("min.insync.replicas", "1"),
+            ("flush.messages", "1"),
+            ("unclean.leader.election.enable", "false"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ] {
+            validate(name, value).unwrap();
+        }
+        for (name, value, part) in [
+            ("cleanup.policy", "compact", "cleanup.policy = 'compact': it must be delete"),
+            ("cleanup.policy", "compact,delete", "it must be delete"),
+            ("compression.type", "zstd", "compression.type = 'zstd': it must be producer"),
+            ("retention.ms", "-2", "retention.ms = '-2': it must be 0 to "),
+            ("retention.ms", "week", "or -1 (no limit)"),
+            ("segment.bytes", "0", "must be 4096 to 2147483647 bytes"),
+            ("min.insync.replicas", "8", "min.insync.replicas = '8': it must be 1 to 7"),
+            ("unclean.leader.election.enable", "true", "must be false"),
+            ("max.message.bytes", "-1", "must be 64 to"),
+            ("min.compaction.lag.ms", "1", "it is not obeyed by this broker (it concerns compaction"),
+            ("remote.storage.enable", "true", "tiered storage is not served"),
+            ("retention.m", "1", "topics have no setting 'retention.m'; did you mean 'retention.ms'?"),
+            ("colour", "red", "topics have no setting 'colour'; leave it out"),
+        ] {
+            let refusal = validate(name, value).unwrap_err().to_string();
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        validate("delete.retention.ms", "86400000").unwrap();
+        validate_name("retention.ms").unwrap();
+        validate_name("delete.retention.ms").unwrap();
+        assert!(validate_name("write.caching").is_err());
+    }
+
+    #[test]
+    fn clients_are_told_where_a_value_comes_from() {
+        let broker = broker(&[("log.retention.hours", "1"), ("message.max.bytes", "5000")]);
+        let rows = describe(&own(&[("max.message.bytes", "100")]), &broker);
+        let find = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        let topic = find("max.message.bytes");
+        assert_eq!((topic.value.as_str(), topic.source, topic.config_type), ("100", 1, 3));
+        let synonyms: Vec<_> =
+            topic.synonyms.iter().map(|(name, value, source)| (*name, value.as_str(), *source)).collect();
+        assert_eq!(
+            synonyms,
+            [("max.message.bytes", "100", 1), ("message.max.bytes", "5000", 4), ("message.max.bytes", "1048588", 5)]
+        );
+        let inherited = find("retention.ms");
+        assert_eq!((inherited.value.as_str(), inherited.source), ("3600000", 4));
+        // In the units of the settings that they are.
+        let hours = |value: &str, source| ("log.retention.hours", value.to_owned(), source);
+        assert_eq!(inherited.synonyms, [hours("1", 4), hours("168", 5)]);
+        let roll = ("log.roll.hours", "168".to_owned(), 5);
+        assert_eq!((find("segment.ms").value.as_str(), &find("segment.ms").synonyms[..]), ("604800000", &[roll][..]));
+        let default = find("segment.bytes");
+        assert_eq!((default.value.as_str(), default.source), ("1073741824", 5));
+        let unobeyed = find("min.cleanable.dirty.ratio");
+        assert_eq!((unobeyed.value.as_str(), unobeyed.source, unobeyed.config_type), ("0.5", 5, 6));
+        assert!(rows.iter().all(|row| row.config_type != 0 && !row.synonyms.is_empty()));
+        assert!(rows.iter().all(|row| row.name != "message.format.version"), "Kafka 4 has none");
+        let rows = describe(&own(&[("message.format.version", "3.0-IV1")]), &broker);
+        let own = rows.iter().find(|row| row.name == "message.format.version").unwrap();
+        assert_eq!((own.value.as_str(), own.source), ("3.0-IV1", 1));
+    }
+}

@@ -1,0 +1,127 @@
+//! Lines that take turns: one [`Line`] for each key, and the first of each goes in turn. So a key with many waiting tasks
+//! holds no other key up for longer than one task of each.
+//! Lives on: one core.
+//!
+//! Within a key it is first come, first served. A task that gives up leaves, wherever it stands.
+//!
+//! Bound: one entry per living [`Spot`]. Each user states what bounds those.
+
+use crate::core::line::{Line, Place};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+/// The lines of all keys.
+pub struct Lines<K: Copy + Ord>(Rc<Inner<K>>);
+
+struct Inner<K> {
+    /// Only keys for which a task waits.
+    by_key: RefCell<BTreeMap<K, Line>>,
+    /// The first of each key's line, in the order in which each became it.
+    firsts: Line,
+}
+
+/// A task's position in its key's line. Dropped, it lets the next one go.
+pub struct Spot<K: Copy + Ord> {
+    lines: Rc<Inner<K>>,
+    key: K,
+    /// Among the firsts, once it is that of its key.
+    first: Option<Place>,
+    /// `None` only while it is dropped.
+    place: Option<Place>,
+}
+
+impl<K: Copy + Ord> Default for Lines<K> {
+    fn default() -> Self {
+        Self(Rc::new(Inner { by_key: RefCell::default(), firsts: Line::default() }))
+    }
+}
+
+impl<K: Copy + Ord> Lines<K> {
+    /// Joins the end of the key's line.
+    pub fn join(&self, key: K) -> Spot<K> {
+        let place = self.0.by_key.borrow_mut().entry(key).or_default().join();
+        Spot { lines: self.0.clone(), key, first: None, place: Some(place) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.by_key.borrow().is_empty()
+    }
+
+    /// How many spots are held.
+    pub fn len(&self) -> usize {
+        self.0.by_key.borrow().values().map(Line::len).sum()
+    }
+}
+
+impl<K: Copy + Ord> Spot<K> {
+    /// Resolves once it is this spot's turn. It stays so until the spot is dropped.
+    pub async fn turn(&mut self) {
+        if let Some(place) = &self.place {
+            place.first().await;
+        }
+        self.first.get_or_insert_with(|| self.lines.firsts.join()).first().await;
+    }
+}
+
+impl<K: Copy + Ord> Drop for Spot<K> {
+    fn drop(&mut self) {
+        // The next one of this key joins the firsts behind those of other keys.
+        self.first = None;
+        self.place = None;
+        let mut by_key = self.lines.by_key.borrow_mut();
+        if by_key.get(&self.key).is_some_and(Line::is_empty) {
+            by_key.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    fn has_turn(spot: &mut Spot<u8>) -> bool {
+        pin!(spot.turn()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn one_key_is_served_in_the_order_of_joining() {
+        let lines = Lines::default();
+        let (mut first, mut second) = (lines.join(1), lines.join(1));
+        assert!(!has_turn(&mut second) && has_turn(&mut first));
+        drop(first);
+        assert!(has_turn(&mut second));
+        drop(second);
+        assert!(lines.is_empty());
+    }
+
+    #[test]
+    fn keys_take_turns_however_many_wait_for_one() {
+        let lines = Lines::default();
+        let mut many: Vec<_> = (0..3).map(|_| lines.join(1)).collect();
+        assert!(has_turn(&mut many[0]));
+        let mut other = lines.join(2);
+        assert!(!has_turn(&mut other));
+        many.remove(0);
+        assert!(!has_turn(&mut many[0]), "the other key's first came before it");
+        assert!(has_turn(&mut other));
+        drop(other);
+        assert!(has_turn(&mut many[0]));
+        assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn a_spot_that_is_given_up_holds_nobody_up() {
+        let lines = Lines::default();
+        let (mut first, second, mut third, mut other) = (lines.join(1), lines.join(1), lines.join(1), lines.join(2));
+        assert!(has_turn(&mut first) && !has_turn(&mut other));
+        drop(second);
+        drop(first);
+        assert!(has_turn(&mut other) && !has_turn(&mut third));
+        drop(other);
+        assert!(has_turn(&mut third));
+    }
+}

@@ -1,0 +1,333 @@
+//! DescribeConfigs and IncrementalAlterConfigs, for topics and brokers.
+
+use super::{
+    cluster::brokers,
+    metadata_log::{self, METADATA_TOPIC},
+    refusal::{self, Refusal},
+};
+use crate::{
+    cluster::{internal_topics, meta},
+    config::{ConfigError, Described, cluster as config_cluster, topic as config_topic},
+    core::{Core, long_work::Work},
+};
+use consensus::metadata::{Command, Topic};
+use net::{
+    StrBytes,
+    errors::ErrorCode,
+    messages::{
+        DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest,
+        IncrementalAlterConfigsResponse,
+        describe_configs_request::DescribeConfigsResource,
+        describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym},
+        incremental_alter_configs_request::AlterConfigsResource,
+        incremental_alter_configs_response::AlterConfigsResourceResponse,
+    },
+};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+
+/// Kinds of resources (`ConfigResource.Type`).
+const RESOURCE_TOPIC: i8 = 2;
+const RESOURCE_BROKER: i8 = 4;
+
+pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let fresh = meta::may_read(core).await.map_err(Refusal::from);
+    let mut work = Work::on(core);
+    let mut results = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        work.entry().await;
+        let result = DescribeConfigsResult::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name.clone());
+        results.push(match fresh.clone().and_then(|()| settings_of(core, &resource)) {
+            Ok(settings) => {
+                work.share.take_entries(settings.len());
+                // No keys, or none named: all of them (Kafka's ConfigHelper).
+                let keys = resource.configuration_keys.unwrap_or_default();
+                let wanted =
+                    |setting: &Described| keys.is_empty() || keys.iter().any(|key| key.as_str() == setting.name);
+                let configs = settings
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|setting| row(setting, request.include_synonyms, request.include_documentation));
+                result.with_configs(configs.collect())
+            }
+            Err(refusal) => result
+                .with_error_code(refusal.code.code())
+                .with_error_message(Some(StrBytes::from_string(refusal.message))),
+        });
+    }
+    DescribeConfigsResponse::default().with_results(results)
+}
+
+fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {
+    let name = resource.resource_name.as_str();
+    match resource.resource_type {
+        // It has none.
+        RESOURCE_TOPIC if name == METADATA_TOPIC => Ok(Vec::new()),
+        RESOURCE_TOPIC => {
+            let topic = topic(core, name)?;
+            let configs = internal_topics::in_force(name, &topic.configs);
+            Ok(config_topic::describe(&configs, &core.config))
+        }
+        RESOURCE_BROKER => match broker(core, name)? {
+            None => Ok(core.view(|view| config_cluster::describe_all(view.cluster_config()))),
+            Some(node) if node == core.node() => {
+                Ok(core.view(|view| config_cluster::describe(node, view.cluster_config(), &core.config)))
+            }
+            Some(node) => {
+                let message =
+                    format!("this is broker {}; what broker {node} was started with only it can tell", core.node());
+                Err(Refusal::new(ErrorCode::InvalidRequest, message))
+            }
+        },
+        other => Err(other_resource(other)),
+    }
+}
+
+fn topic(core: &Core, name: &str) -> Result<Arc<Topic>, Refusal> {
+    core.view(|view| view.topic(name).cloned())
+        .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))
+}
+
+/// The broker of this name; `None`: all brokers.
+fn broker(core: &Core, name: &str) -> Result<Option<i32>, Refusal> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let node = name.parse().ok().filter(|node| brokers::all(core).iter().any(|broker| broker.id == *node));
+    let unknown = || Refusal::new(ErrorCode::InvalidRequest, format!("no broker '{name}' is registered"));
+    node.map(Some).ok_or_else(unknown)
+}
+
+fn other_resource(kind: i8) -> Refusal {
+    let message =
+        format!("resource type {kind}; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) have settings here");
+    Refusal::new(ErrorCode::InvalidRequest, message)
+}
+
+fn row(setting: Described, synonyms: bool, documentation: bool) -> DescribeConfigsResourceResult {
+    let synonyms = setting.synonyms.into_iter().filter(|_| synonyms).map(|(name, value, source)| {
+        DescribeConfigsSynonym::default()
+            .with_name(StrBytes::from_static_str(name))
+            .with_value(Some(StrBytes::from_string(value)))
+            .with_source(source)
+    });
+    DescribeConfigsResourceResult::default()
+        .with_name(StrBytes::from_static_str(setting.name))
+        .with_value(Some(StrBytes::from_string(setting.value)))
+        .with_read_only(setting.read_only)
+        .with_config_source(setting.source)
+        .with_synonyms(synonyms.collect())
+        .with_config_type(setting.config_type)
+        .with_documentation(documentation.then(|| StrBytes::from_static_str(setting.doc)))
+}
+
+pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
+    let mut named = BTreeSet::new();
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let outcome = if named.insert((resource.resource_type, resource.resource_name.clone())) {
+            alter_one(core, &resource, request.validate_only).await
+        } else {
+            Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this resource more than once"))
+        };
+        let response = AlterConfigsResourceResponse::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name);
+        responses.push(match outcome {
+            Ok(()) => response,
+            Err(refusal) => response
+                .with_error_code(refusal.code.code())
+                .with_error_message(Some(StrBytes::from_string(refusal.message))),
+        });
+    }
+    IncrementalAlterConfigsResponse::default().with_responses(responses)
+}
+
+async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_only: bool) -> Result<(), Refusal> {
+    let check = |core: &Core, resource: &&AlterConfigsResource| check_change(core, resource);
+    if validate_only {
+        return refusal::check(core, |core| vec![check(core, &resource).map(drop)]).await.remove(0);
+    }
+    let submit = async |commands: Vec<Command>| {
+        let count = commands.len();
+        match meta::submit(core, commands).await {
+            Ok(results) => results.into_iter().map(|result| result.map_err(Refusal::from)).collect(),
+            Err(error) => (0..count).map(|_| Err(error.into())).collect(),
+        }
+    };
+    refusal::change(core, &[resource], check, submit).await.remove(0).map(drop)
+}
+
+fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command, Refusal> {
+    let name = resource.resource_name.as_str();
+    match resource.resource_type {
+        RESOURCE_TOPIC => {
+            metadata_log::check_name(name)?;
+            let topic = topic(core, name)?;
+            let check = |name: &str, value: Option<&str>| match value {
+                Some(value) => config_topic::validate(name, value).map(|()| value.to_owned()),
+                None => config_topic::validate_name(name).map(|()| String::new()),
+            };
+            let internal = internal_topics::find(&topic.name);
+            let replicas = topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
+            let allowed = |name: &str, value: Option<&str>| {
+                internal.map_or(Ok(()), |internal| internal.check_change(name, value, replicas))
+            };
+            let check = |name: &str, value: Option<&str>| {
+                let checked = check(name, value).and_then(|kept| allowed(name, value).map(|()| kept));
+                checked.map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))
+            };
+            Ok(Command::UpdateTopicConfig {
+                name: topic.name.clone(),
+                id: topic.id,
+                changes: changes(resource, check, |name| config_topic::list(name, &topic.configs, &core.config))?,
+            })
+        }
+        RESOURCE_BROKER => {
+            let node = broker(core, name)?;
+            let check = |name: &str, value: Option<&str>| {
+                let refuse = |code| move |error: ConfigError| Refusal::new(code, error.to_string());
+                config_cluster::check_name(node, name).map_err(refuse(ErrorCode::InvalidRequest))?;
+                let value = value.map(|value| config_cluster::check_value(name, value));
+                value.unwrap_or_else(|| Ok(String::new())).map_err(refuse(ErrorCode::InvalidConfig))
+            };
+            // None of those that can be changed is a list.
+            Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check, |_| None)? })
+        }
+        other => Err(other_resource(other)),
+    }
+}
+
+/// Operations of `AlterConfigOp.OpType`.
+const SET: i8 = 0;
+const DELETE: i8 = 1;
+const APPEND: i8 = 2;
+const SUBTRACT: i8 = 3;
+
+/// One setting's change: to a value, or `None`, back to the default.
+type Change = (String, Option<String>);
+
+/// Reads the changes of a resource. `check` takes a setting's name, with the value that it shall have or `None` to unset it, and gives
+/// the value in the form in which it is kept. `list` gives the value in force of a setting that is a list.
+fn changes(
+    resource: &AlterConfigsResource,
+    check: impl Fn(&str, Option<&str>) -> Result<String, Refusal>,
+    list: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<Change>, Refusal> {
+    let mut named = BTreeSet::new();
+    let invalid = |message: String| Refusal::new(ErrorCode::InvalidConfig, message);
+    let mut changes = Vec::with_capacity(resource.configs.len());
+    for config in &resource.configs {
+        let name = config.name.as_str();
+        if !named.insert(name) {
+            return Err(Refusal::new(ErrorCode::InvalidRequest, format!("'{name}' is changed more than once")));
+        }
+        let value = match (config.config_operation, &config.value) {
+            (SET, Some(value)) => Some(check(name, Some(value.as_str()))?),
+            (SET | APPEND | SUBTRACT, None) => {
+                let message = format!("'{name}' is to be changed, but no value is given; operation 1 deletes it");
+                return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+            }
+            (DELETE, _) => {
+                check(name, None)?;
+                None
+            }
+            (APPEND | SUBTRACT, Some(value)) => {
+                check(name, None)?;
+                let Some(list) = list(name) else {
+                    let message =
+                        format!("'{name}' is no list, and can't be appended to or subtracted from: set it whole");
+                    return Err(invalid(message));
+                };
+                let changed = change_list(&list, value.as_str(), config.config_operation == APPEND);
+                Some(check(name, Some(&changed))?)
+            }
+            (other, _) => {
+                let message =
+                    format!("operation {other} on '{name}' is unknown; 0 sets, 1 deletes, 2 appends, 3 subtracts");
+                return Err(invalid(message));
+            }
+        };
+        changes.push((name.to_owned(), value));
+    }
+    Ok(changes)
+}
+
+/// A list setting's value with items added behind those that it has, or with items taken away.
+fn change_list(list: &str, items: &str, append: bool) -> String {
+    fn split(text: &str) -> impl Iterator<Item = &str> {
+        text.split(',').map(str::trim).filter(|item| !item.is_empty())
+    }
+    let mut changed: Vec<&str> = split(list).collect();
+    for item in split(items) {
+        match append {
+            true if changed.contains(&item) => {}
+            true => changed.push(item),
+            false => changed.retain(|kept| *kept != item),
+        }
+    }
+    changed.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::messages::incremental_alter_configs_request::AlterableConfig;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn items_of_lists_are_added_once_and_taken_away() {
+        for (list, items, append, expected) in [
+            ("delete", "delete", true, "delete"),
+            ("delete", "compact", true, "delete,compact"),
+            ("", "a, b,,a", true, "a,b"),
+            ("a,b,c", "b", false, "a,c"),
+            ("a", "a,z", false, ""),
+            ("a, b", "", true, "a,b"),
+        ] {
+            assert_eq!(change_list(list, items, append), expected, "{list:?} {items:?} {append}");
+        }
+    }
+
+    /// One change of a topic's setting: the value that it gets, or the refusal.
+    fn change(name: &'static str, operation: i8, value: Option<&'static str>) -> Result<Option<String>, Refusal> {
+        let config = AlterableConfig::default()
+            .with_name(StrBytes::from_static_str(name))
+            .with_config_operation(operation)
+            .with_value(value.map(StrBytes::from_static_str));
+        let resource = AlterConfigsResource::default().with_configs(vec![config]);
+        let check = |name: &str, value: Option<&str>| {
+            let checked = value.map_or_else(|| config_topic::validate_name(name), |v| config_topic::validate(name, v));
+            let refuse = |error: ConfigError| Refusal::new(ErrorCode::InvalidConfig, error.to_string());
+            checked.map(|()| value.unwrap_or_default().to_owned()).map_err(refuse)
+        };
+        let list = |name: &str| config_topic::list(name, &BTreeMap::new(), &crate::config::Config::default());
+        Ok(changes(&resource, check, list)?.remove(0).1)
+    }
+
+    #[test]
+    fn only_lists_are_appended_to_and_subtracted_from() {
+        assert_eq!(change("cleanup.policy", APPEND, Some("delete")), Ok(Some("delete".to_owned())));
+        assert_eq!(change("cleanup.policy", SUBTRACT, Some("compact")), Ok(Some("delete".to_owned())));
+        assert_eq!(change("cleanup.policy", DELETE, None), Ok(None));
+        for (name, operation, value, code, words) in [
+            (
+                "cleanup.policy",
+                APPEND,
+                Some("compact"),
+                ErrorCode::InvalidConfig,
+                "'delete,compact': it must be delete",
+            ),
+            ("cleanup.policy", SUBTRACT, Some("delete"), ErrorCode::InvalidConfig, "'': it must be delete"),
+            ("retention.ms", APPEND, Some("5"), ErrorCode::InvalidConfig, "'retention.ms' is no list"),
+            ("retention.mss", APPEND, Some("5"), ErrorCode::InvalidConfig, "no setting 'retention.mss'"),
+            ("retention.ms", 9, Some("5"), ErrorCode::InvalidConfig, "operation 9"),
+            ("retention.ms", SET, None, ErrorCode::InvalidRequest, "no value is given"),
+            ("cleanup.policy", APPEND, None, ErrorCode::InvalidRequest, "no value is given"),
+        ] {
+            let refusal = change(name, operation, value).unwrap_err();
+            assert!(refusal.code == code && refusal.message.contains(words), "{refusal:?}");
+        }
+    }
+}

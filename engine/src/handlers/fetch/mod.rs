@@ -1,0 +1,236 @@
+//! Fetch: from each partition's owner once over and once back, waiting there for `min_bytes` if need be.
+//!
+//! Sessions (KIP-227) are not kept: every answer carries session id 0, which tells the client to send full requests.
+//! Waits are woken by the append that moves a high watermark, never by polling.
+//!
+//! `max_bytes` holds for the whole request. Each owner gets a share of it, as large as its partitions' part of what the request asks for,
+//! so that a request over many cores reads about as much as it returns. The first place that has a batch gets it whatever its size. Where
+//! that is known only once the owners have answered, its owner is asked a second time.
+//!
+//! | module | is |
+//! |---|---|
+//! | `reading` | an owner's part: what it reads, and how it waits |
+//! | `waits` | the fetches that wait on a core, and the sums of those that are gathered there |
+
+mod reading;
+mod waits;
+
+pub use waits::Fetches;
+
+use super::cluster::brokers;
+use crate::{
+    core::{Core, CoreId, long_work::Work},
+    sync,
+};
+use net::{
+    codec::fetch::{FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
+    errors::{self, ErrorCode},
+};
+use reading::{Brought, Found, Item, Wish, read_here};
+use std::{rc::Rc, time::Duration};
+use waits::FetchId;
+use wal::record::GroupId;
+
+/// An answer without a session.
+const EMPTY: FetchResponse = FetchResponse {
+    throttle_time_ms: 0,
+    error_code: errors::NONE,
+    session_id: 0,
+    topics: Vec::new(),
+    node_endpoints: Vec::new(),
+};
+
+/// What is known of a place of the request: nothing yet, records, or why there are none.
+type Answered = Option<Result<Found, ErrorCode>>;
+
+pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> FetchResponse {
+    if request.session_id != 0 && request.session_epoch > 0 {
+        // We never gave out a session; the client falls back to a full fetch.
+        return FetchResponse { error_code: ErrorCode::FetchSessionIdNotFound.code(), ..EMPTY };
+    }
+    let mut parts: Vec<Answered> = Vec::new();
+    let mut by_owner: Vec<Vec<Item>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    let mut work = Work::on(core);
+    for topic in &request.topics {
+        for partition in &topic.partitions {
+            work.entry().await;
+            let place = parts.len();
+            match core.find_group(&topic.topic, partition.partition) {
+                Ok(group) => {
+                    by_owner[core.owner(group).0].push(item(place, group, partition));
+                    parts.push(None);
+                }
+                Err(code) => parts.push(Some(Err(code))),
+            }
+        }
+    }
+    let refused_at_once = parts.iter().any(Option::is_some);
+    let bytes_max = (request.max_bytes.max(0) as usize).min(core.config.fetch_max_bytes);
+    // One client does not get the memory of all others' answers, nor of their cold ones.
+    let bytes_max = bytes_max.min(core.memory.answers.answer_max());
+    let wish = Wish {
+        bytes_min: request.min_bytes.max(0) as usize,
+        bytes_max,
+        share: bytes_max,
+        owners: by_owner.iter().filter(|items| !items.is_empty()).count(),
+        // With an error to tell there is nothing to wait for.
+        wait: if refused_at_once { Duration::ZERO } else { Duration::from_millis(request.max_wait_ms.max(0) as u64) },
+        id: core.fetches.next_id(core.id()),
+        first: None,
+    };
+    if let Some(first) = gather(core, by_owner, wish, &mut parts).await {
+        let partitions = request
+            .topics
+            .iter()
+            .flat_map(|topic| topic.partitions.iter().map(move |partition| (&topic.topic, partition)));
+        if let Some((topic, partition)) = partitions.into_iter().nth(first)
+            && let Ok(group) = core.find_group(topic, partition.partition)
+        {
+            let items = vec![item(first, group, partition)];
+            let wish = Wish { wait: Duration::ZERO, owners: 1, first: None, ..wish };
+            let call = core.call(core.owner(group), move |there| async move { read_here(&there, items, wish).await });
+            place_all(call.result().await, &mut parts);
+        }
+    }
+    respond(core, request, parts, bytes_max, version)
+}
+
+fn item(place: usize, group: GroupId, partition: &FetchPartition) -> Item {
+    Item {
+        place,
+        group,
+        offset: partition.fetch_offset,
+        bytes_max: partition.partition_max_bytes.max(0) as usize,
+        leader_epoch: partition.current_leader_epoch,
+    }
+}
+
+/// Asks every owner; as soon as they have enough together, calls those back that still wait. Returns the first place that has
+/// a batch, if that was too large to be read by an owner that did not know it to be the first.
+async fn gather(
+    core: &Rc<Core>,
+    mut by_owner: Vec<Vec<Item>>,
+    mut wish: Wish,
+    parts: &mut [Answered],
+) -> Option<usize> {
+    let several = wish.owners > 1;
+    let mut waiting = Waiting { core, id: wish.id, owners: Vec::new() };
+    if !wish.wait.is_zero() {
+        let others = (0..by_owner.len()).map(CoreId).filter(|owner| *owner != core.id());
+        waiting.owners.extend(others.filter(|owner| !by_owner[owner.0].is_empty()));
+    }
+    if several {
+        wish.first = by_owner.iter().flatten().map(|item| item.place).min();
+    }
+    let owing = || (0..by_owner.len()).map(CoreId).filter(|owner| !by_owner[owner.0].is_empty()).collect();
+    let sum = (several && !wish.wait.is_zero()).then(|| core.fetches.gather(wish.id, wish.bytes_min, owing()));
+    let asked_for: u64 = by_owner.iter().flatten().map(|item| item.bytes_max as u64).sum();
+    let asked = by_owner.iter_mut().enumerate().filter(|(_, items)| !items.is_empty()).map(|(owner, items)| {
+        let items = std::mem::take(items);
+        let wish = if several { Wish { share: share(&items, asked_for, wish.bytes_max), ..wish } } else { wish };
+        let sum = &sum;
+        let call = core.call(CoreId(owner), move |there| async move { read_here(&there, items, wish).await });
+        async move {
+            let brought = call.result().await;
+            if sum.is_some() {
+                let bytes = brought.parts.iter().filter_map(|part| part.found.as_ref().ok()).map(Found::bytes).sum();
+                core.fetches.has_answered(core, wish.id, CoreId(owner), bytes, brought.ends);
+            }
+            brought
+        }
+    });
+    let mut blocked = None;
+    for brought in sync::all(asked.collect()).await {
+        blocked = [blocked, brought.blocked].into_iter().flatten().min();
+        place_all(brought, parts);
+    }
+    waiting.owners.clear();
+    let served = parts.iter().position(|part| matches!(part, Some(Ok(found)) if found.bytes() > 0));
+    blocked.filter(|blocked| several && served.is_none_or(|served| *blocked < served))
+}
+
+/// The owners on other cores that have not answered: they need not wait any more when the client is gone.
+struct Waiting<'a> {
+    core: &'a Rc<Core>,
+    id: FetchId,
+    owners: Vec<CoreId>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let id = self.id;
+        for owner in &self.owners {
+            self.core.send(*owner, move |there| there.fetches.call_back(id));
+        }
+    }
+}
+
+fn place_all(brought: Brought, parts: &mut [Answered]) {
+    for part in brought.parts {
+        parts[part.place] = Some(part.found);
+    }
+}
+
+/// What an owner is to read of a request's `bytes_max`, if all of them are asked for so much.
+fn share(items: &[Item], asked_for: u64, bytes_max: usize) -> usize {
+    let own: u64 = items.iter().map(|item| item.bytes_max as u64).sum();
+    if asked_for <= bytes_max as u64 {
+        return own as usize;
+    }
+    (u128::from(own) * bytes_max as u128 / u128::from(asked_for)) as usize
+}
+
+/// Puts the parts in the request's order. Several owners may together have brought more than `bytes_max`: what is over is left
+/// for the next fetch. Only the first batch of all may be larger.
+fn respond(
+    core: &Rc<Core>,
+    request: FetchRequest,
+    parts: Vec<Answered>,
+    bytes_max: usize,
+    version: i16,
+) -> FetchResponse {
+    let mut parts = parts.into_iter();
+    let mut total = 0;
+    let mut leaders = Vec::new();
+    let topics = request
+        .topics
+        .into_iter()
+        .map(|topic| {
+            let partitions = topic
+                .partitions
+                .iter()
+                .map(|partition| {
+                    let number = partition.partition;
+                    match parts.next().flatten().expect("every partition asked for is answered") {
+                        Ok(mut found) => {
+                            let mut bytes = found.bytes();
+                            while total + bytes > bytes_max && (total > 0 || found.batches.len() > 1) {
+                                let Some(last) = found.batches.pop() else { break };
+                                bytes -= last.len();
+                            }
+                            total += bytes;
+                            found.hold();
+                            core.metrics.fetch_bytes_memory_total.add(found.hot_bytes() as u64);
+                            FetchPartitionResponse::found(
+                                number,
+                                found.high_watermark as i64,
+                                found.log_start as i64,
+                                found.batches,
+                            )
+                        }
+                        Err(code) => {
+                            let mut response = FetchPartitionResponse::refused(number, code);
+                            if version >= 12 && code == ErrorCode::NotLeaderOrFollower {
+                                response.current_leader = core.leader_hint(&topic.topic, number);
+                                leaders.extend(response.current_leader.map(|leader| leader.leader_id));
+                            }
+                            response
+                        }
+                    }
+                })
+                .collect();
+            FetchTopicResponse { topic: topic.topic, partitions }
+        })
+        .collect();
+    FetchResponse { topics, node_endpoints: brokers::endpoints(core, leaders), ..EMPTY }
+}

@@ -1,0 +1,429 @@
+//! One core's part of a fetch: what it reads of its partitions, and how it waits for more.
+
+use super::waits::FetchId;
+use crate::{
+    clock,
+    cluster::meta::{self, LogWatch, META_GROUP},
+    core::{Core, CoreId, long_work::Work},
+    memory::{Answers, Held},
+    partition::{FetchRead, Partition, Watch},
+    rt,
+    sync::{Either, Marks, race},
+};
+use bytes::Bytes;
+use net::{errors::ErrorCode, records::batch::BatchHeader};
+use std::{rc::Rc, time::Duration};
+use wal::{log::read::READ_AHEAD, record::GroupId};
+
+/// An owner that has some bytes, but not many more than it has told of, tells of them after so long.
+const TELL_EVERY: Duration = Duration::from_millis(5);
+
+/// How long a fetch waits for memory: as long as for records, within these.
+const WAIT_MIN: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// One partition's part of a fetch, on its way to the owner.
+#[derive(Clone)]
+pub struct Item {
+    /// The partition's place in the request.
+    pub place: usize,
+    pub group: GroupId,
+    pub offset: i64,
+    pub bytes_max: usize,
+    pub leader_epoch: i32,
+}
+
+/// How much, and for how long.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    /// Of the whole request.
+    pub bytes_min: usize,
+    pub bytes_max: usize,
+    /// What this owner is to read of that.
+    pub share: usize,
+    /// How many cores own partitions of this request.
+    pub owners: usize,
+    pub wait: Duration,
+    pub id: FetchId,
+    /// The place whose first batch is read whatever its size, or a consumer could never get past it (KIP-74). `None`: the first that has
+    /// any. With several owners nobody knows at once which that is.
+    pub first: Option<usize>,
+}
+
+/// What an owner found.
+pub struct Brought {
+    pub parts: Vec<Part>,
+    /// The whole fetch should end now.
+    pub ends: bool,
+    /// The first place that has a batch which was too large to be read, in this share or at all.
+    pub blocked: Option<usize>,
+}
+
+pub struct Part {
+    pub place: usize,
+    pub found: Result<Found, ErrorCode>,
+}
+
+pub struct Found {
+    pub high_watermark: u64,
+    pub log_start: u64,
+    pub batches: Vec<Bytes>,
+    /// From memory: what is left of it counts only once it is sent.
+    is_hot: bool,
+    /// For the batches, until they have left.
+    held: Option<Held>,
+    /// Behind the last batch, or where the fetch begins.
+    end: u64,
+}
+
+impl Found {
+    pub fn bytes(&self) -> usize {
+        self.batches.iter().map(Bytes::len).sum()
+    }
+
+    /// What of it counts as fetched from memory, now that it is sent.
+    pub fn hot_bytes(&self) -> usize {
+        if self.is_hot { self.bytes() } else { 0 }
+    }
+
+    /// The memory is held for as long as anybody has the last batch.
+    pub fn hold(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Some(last) = self.batches.last_mut()
+        {
+            *last = held.with(std::mem::take(last));
+        }
+    }
+
+    fn new(range: (u64, u64), offset: u64, batches: Vec<Bytes>, is_hot: bool) -> Self {
+        let (log_start, high_watermark) = range;
+        let last = batches.last().and_then(|last| BatchHeader::read(last).ok());
+        let end = last.map_or(offset, |last| last.next_offset() as u64);
+        Found { high_watermark, log_start, batches, is_hot, held: None, end }
+    }
+
+    fn has_more(&self) -> bool {
+        self.end < self.high_watermark
+    }
+}
+
+/// Reads this core's part of a fetch, and waits until the request has enough, something to report, or no more time.
+pub async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> Brought {
+    if wish.wait.is_zero() {
+        return read_once(core, &items, wish).await;
+    }
+    let registered = core.fetches.register(wish.id);
+    let brought = read_once(core, &items, wish).await;
+    if brought.ends || registered.is_called_back() {
+        return brought;
+    }
+    core.metrics.fetch_waits_total.add(1);
+    let wake = Rc::new(Marks::all(items.len()));
+    registered.wake_by(wake.clone());
+    let mut growth = Growth::new(core, &items, wish, brought, wake.clone());
+    let timeout = rt::sleep(wish.wait);
+    let mut timeout = std::pin::pin!(timeout);
+    loop {
+        let seen = wake.version();
+        if growth.ends() || registered.is_called_back() || core.is_stopping() {
+            break;
+        }
+        let told_late = growth.tell();
+        let woken = async {
+            match told_late {
+                Some(wait) => _ = race(wake.past(seen), rt::sleep(wait)).await,
+                None => wake.past(seen).await,
+            }
+        };
+        if let Either::Second(()) = race(woken, timeout.as_mut()).await {
+            break;
+        }
+    }
+    drop(growth);
+    read_once(core, &items, wish).await
+}
+
+/// How much there is while a fetch waits: counted, not held.
+struct Growth<'a> {
+    core: &'a Rc<Core>,
+    items: &'a [Item],
+    wish: Wish,
+    wake: Rc<Marks>,
+    watches: Vec<Option<Watch>>,
+    _log_watches: Vec<LogWatch>,
+    /// Of each item, up to where it is counted.
+    counted_to: Vec<u64>,
+    total: usize,
+    told: usize,
+    told_at: Option<Duration>,
+}
+
+impl<'a> Growth<'a> {
+    /// What was read has everything that there was.
+    fn new(core: &'a Rc<Core>, items: &'a [Item], wish: Wish, read: Brought, wake: Rc<Marks>) -> Self {
+        let watch = |(at, item): (usize, &Item)| Some(core.partition(item.group)?.watch(wake.clone(), at));
+        let of_metadata = items.iter().enumerate().filter(|(_, item)| item.group == META_GROUP);
+        let found = || read.parts.iter().filter_map(|part| part.found.as_ref().ok());
+        Self {
+            core,
+            items,
+            wish,
+            watches: items.iter().enumerate().map(watch).collect(),
+            _log_watches: of_metadata.map(|(at, _)| meta::watch_log(core, wake.clone(), at)).collect(),
+            wake,
+            counted_to: found().map(|found| found.end).collect(),
+            total: found().map(Found::bytes).sum(),
+            told: 0,
+            told_at: None,
+        }
+    }
+
+    /// Counts what has come, and says whether there is enough here, or something to report.
+    fn ends(&mut self) -> bool {
+        while let Some(at) = self.wake.take() {
+            match self.count(at) {
+                Some(bytes) => self.total += bytes,
+                None => return true,
+            }
+        }
+        self.total >= self.wish.bytes_min
+    }
+
+    /// `None`: an error, or more than can be counted here; to read it will tell.
+    fn count(&mut self, at: usize) -> Option<usize> {
+        let (item, from) = (&self.items[at], self.counted_to[at]);
+        let left = self.wish.bytes_min.saturating_sub(self.total);
+        let found = match &self.watches[at] {
+            None if item.group == META_GROUP => {
+                let range @ (_, end) = meta::log_range(self.core).ok()?;
+                let batches = if from < end { meta::read_log(self.core, from, left, true).ok()? } else { Vec::new() };
+                Found::new(range, from, batches, true)
+            }
+            None => return None,
+            Some(watch) => {
+                let partition = watch.partition();
+                partition.check_epoch(self.core, item.leader_epoch).ok()?;
+                let high_watermark = partition.high_watermark();
+                if high_watermark <= from {
+                    return (high_watermark == from).then_some(0);
+                }
+                match partition.read(self.core, from, high_watermark, left, true) {
+                    FetchRead::Hot(batches) => Found::new((0, high_watermark), from, batches, true),
+                    FetchRead::Cold(_) | FetchRead::Refused(_) => return None,
+                }
+            }
+        };
+        self.counted_to[at] = found.end;
+        (!found.has_more()).then(|| found.bytes())
+    }
+
+    /// Tells the core that gathers how much there is, if others have some too: at once if that is much more than it knows, else after a
+    /// while. Returns how long that is.
+    fn tell(&mut self) -> Option<Duration> {
+        let more = self.total - self.told;
+        if more == 0 || self.wish.owners == 1 {
+            return None;
+        }
+        let (now, (origin, _)) = (clock::now(), self.wish.id);
+        let since = self.told_at.map(|told_at| now.saturating_sub(told_at));
+        if let Some(wait) = since.and_then(|since| TELL_EVERY.checked_sub(since)).filter(|wait| !wait.is_zero())
+            && more < self.wish.bytes_min / self.wish.owners
+        {
+            return Some(wait);
+        }
+        (self.told, self.told_at) = (self.total, Some(now));
+        let (id, owner, total): (_, CoreId, _) = (self.wish.id, self.core.id(), self.total);
+        self.core.send(origin, move |there| there.fetches.has(there, id, owner, total));
+        None
+    }
+}
+
+/// One pass over the items.
+async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
+    let mut left = wish.share;
+    let mut total = 0;
+    let mut brought = Brought { parts: Vec::with_capacity(items.len()), ends: false, blocked: None };
+    let mut work = Work::on(core);
+    let mut room = Room { core, wait: wish.wait.clamp(WAIT_MIN, WAIT_MAX), is_out: false };
+    for item in items {
+        work.entry().await;
+        let limit = Limit {
+            bytes_max: item.bytes_max.min(left),
+            one_of: match wish.first {
+                None if total == 0 => Some(usize::MAX),
+                Some(place) if place == item.place => Some(usize::MAX),
+                // Beyond the share, as long as the request has room for it.
+                Some(_) if total == 0 => Some(item.bytes_max.min(wish.bytes_max)),
+                _ => None,
+            },
+            one_of_cold: wish.first.is_none_or(|place| place == item.place)
+                || wish.share >= core.config.message_max_bytes / 2,
+        };
+        let found = match core.partition(item.group) {
+            None if item.group == META_GROUP => read_metadata(core, item, limit),
+            Some(partition) => {
+                let wanted = wish.bytes_min.saturating_sub(total);
+                room.is_out |= total > 0 && room.is_short();
+                read_partition(core, &partition, item, limit, wanted, &mut room).await
+            }
+            None => Err(ErrorCode::NotLeaderOrFollower),
+        };
+        match &found {
+            Ok(found) => {
+                let bytes = found.bytes();
+                work.share.take_entries(found.batches.len());
+                total += bytes;
+                left = left.saturating_sub(bytes);
+                // There is more than this request may have: nothing to wait for.
+                brought.ends |= found.has_more();
+                if bytes == 0 && found.has_more() {
+                    brought.blocked.get_or_insert(item.place);
+                }
+            }
+            Err(_) => brought.ends = true,
+        }
+        brought.parts.push(Part { place: item.place, found });
+    }
+    brought.ends |= total >= wish.bytes_min;
+    brought
+}
+
+/// How much of a partition may be read.
+#[derive(Clone, Copy)]
+struct Limit {
+    bytes_max: usize,
+    /// One batch may be larger than that, up to this size.
+    one_of: Option<usize>,
+    /// Also if it must be read from the disk to learn its size.
+    one_of_cold: bool,
+}
+
+impl Limit {
+    fn is_nothing(&self) -> bool {
+        self.bytes_max == 0 && self.one_of.is_none()
+    }
+
+    /// Takes away a single batch that is larger than it may be. Says whether it did.
+    fn clip(&self, batches: &mut Vec<Bytes>) -> bool {
+        let single_max = self.bytes_max.max(self.one_of.unwrap_or(0));
+        let is_too_large = batches.len() == 1 && batches[0].len() > single_max;
+        if is_too_large {
+            batches.clear();
+        }
+        is_too_large
+    }
+}
+
+/// The memory for what one request reads.
+struct Room<'a> {
+    core: &'a Rc<Core>,
+    /// For how long all partitions of the request wait for it at most.
+    wait: Duration,
+    /// Nothing more is read.
+    is_out: bool,
+}
+
+impl Room<'_> {
+    /// Whether others wait. Who has something by then makes do with it.
+    fn is_short(&self) -> bool {
+        self.core.memory.answers.waiting() + self.core.memory.cold_answers.waiting() > 0
+    }
+
+    /// Memory for so many bytes; `None` if there is none in time: the client gets what there is, perhaps nothing, and asks again.
+    async fn hold(&mut self, answers: &Answers, bytes: usize) -> Option<Held> {
+        let held = answers.hold(&self.core.metrics, bytes, self.wait).await;
+        self.is_out |= held.is_none();
+        held
+    }
+}
+
+/// From the disk, no more than what it gives at once, unless more is wanted.
+async fn read_partition(
+    core: &Rc<Core>,
+    partition: &Rc<Partition>,
+    item: &Item,
+    limit: Limit,
+    wanted: usize,
+    room: &mut Room<'_>,
+) -> Result<Found, ErrorCode> {
+    partition.check_epoch(core, item.leader_epoch)?;
+    let high_watermark = partition.high_watermark();
+    let log_start = core.store.log(partition.group()).map_or(0, |log| log.start_offset);
+    let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+    if offset < log_start || offset > high_watermark {
+        return Err(ErrorCode::OffsetOutOfRange);
+    }
+    let range = (log_start, high_watermark);
+    if offset == high_watermark || limit.is_nothing() || room.is_out {
+        return Ok(Found::new(range, offset, Vec::new(), true));
+    }
+    let read = |one| partition.read(core, offset, high_watermark, limit.bytes_max, one);
+    let mut found = read(limit.one_of.is_some());
+    if matches!(found, FetchRead::Cold(_)) && limit.one_of.is_some() && !limit.one_of_cold {
+        found = read(false);
+    }
+    match found {
+        FetchRead::Hot(mut batches) => {
+            limit.clip(&mut batches);
+            let mut found = Found::new(range, offset, batches, true);
+            let bytes = found.bytes();
+            if bytes > 0 {
+                found.held = core.memory.answers.try_hold(bytes);
+            }
+            if bytes == 0 || found.held.is_some() {
+                return Ok(found);
+            }
+            // Who waits must not keep the records in memory meanwhile.
+            drop(found);
+            let held = room.hold(&core.memory.answers, bytes).await;
+            let mut found = Found::new(range, offset, Vec::new(), true);
+            if held.is_some()
+                && let FetchRead::Hot(mut batches) = read(limit.one_of.is_some())
+            {
+                limit.clip(&mut batches);
+                found = Found { held, ..Found::new(range, offset, batches, true) };
+            }
+            Ok(found)
+        }
+        FetchRead::Cold(read) => {
+            // What is read at once may be more than what the client gets of it.
+            let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
+            let Some(mut held) = room.hold(&core.memory.cold_answers, bytes).await else {
+                return Ok(Found::new(range, offset, Vec::new(), false));
+            };
+            let mut found = Found::new(range, offset, read.await?, false);
+            let mut came = found.bytes();
+            while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
+                let left = limit.bytes_max - found.bytes();
+                let FetchRead::Cold(read) = partition.read(core, found.end, high_watermark, left, false) else { break };
+                let next = Found::new(range, found.end, read.await?, false);
+                came = next.bytes();
+                found.end = next.end;
+                found.batches.extend(next.batches);
+            }
+            core.metrics.fetch_bytes_cold_total.add(found.bytes() as u64);
+            if limit.clip(&mut found.batches) {
+                found.end = offset;
+            }
+            held.shrink_to(found.bytes() + READ_AHEAD);
+            found.held = Some(held);
+            Ok(found)
+        }
+        FetchRead::Refused(code) => Err(code),
+    }
+}
+
+/// From the metadata's log; see [`crate::handlers::metadata_log`].
+fn read_metadata(core: &Core, item: &Item, limit: Limit) -> Result<Found, ErrorCode> {
+    let range @ (log_start, high_watermark) = meta::log_range(core)?;
+    let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+    if offset < log_start || offset > high_watermark {
+        return Err(ErrorCode::OffsetOutOfRange);
+    }
+    let mut batches = match offset == high_watermark || limit.is_nothing() {
+        true => Vec::new(),
+        false => meta::read_log(core, offset, limit.bytes_max, limit.one_of.is_some())?,
+    };
+    limit.clip(&mut batches);
+    Ok(Found::new(range, offset, batches, true))
+}

@@ -1,0 +1,277 @@
+//! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
+
+use super::{
+    cluster::brokers,
+    operations,
+    topics::{internal::ensure_offsets_topic, until_led},
+};
+use crate::{
+    cluster::{internal_topics::OFFSETS_TOPIC, meta},
+    coordinator::{Context, GroupRequest, GroupResponse, Piece, Route, host, partition_of},
+    core::{Core, long_work::Work},
+    rt,
+    sync::{self, race},
+};
+use ahash::AHashSet;
+use net::{
+    StrBytes,
+    codec::produce::TopicRef,
+    errors::{self, ErrorCode},
+    messages::{
+        BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, OffsetCommitRequest, OffsetCommitResponse,
+        TopicName,
+        find_coordinator_response::Coordinator,
+        offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
+    },
+};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use wal::record::GroupId;
+
+/// How long FindCoordinator waits for a leader that is to be expected.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
+
+/// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
+const KEY_GROUP: i8 = 0;
+const KEY_TRANSACTION: i8 = 1;
+
+pub async fn find_coordinator(
+    core: &Rc<Core>,
+    request: FindCoordinatorRequest,
+    version: i16,
+) -> FindCoordinatorResponse {
+    let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
+    let offsets = if request.key_type == KEY_TRANSACTION {
+        // An error that clients give up on, as InitProducerId tells them too.
+        Err((
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "this broker serves no transactions; leave transactional.id out",
+        ))
+    } else if request.key_type != KEY_GROUP {
+        Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here"))
+    } else if meta::may_read(core).await.is_err() {
+        Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
+    } else {
+        ensure_offsets_topic(core).await.map_err(|why| (ErrorCode::CoordinatorNotAvailable, why))
+    };
+    let mut work = Work::on(core);
+    let mut partitions = BTreeSet::new();
+    if let Ok(offsets) = &offsets {
+        for key in &keys {
+            partitions.insert(partition_of(key, offsets.partitions.len() as i32) as usize);
+            work.entry().await;
+        }
+        // Whoever created the topic waited for its leaders; this broker may hear of them a moment later.
+        let partitions = partitions.into_iter().map(|partition| offsets.partitions[partition].clone()).collect();
+        race(until_led(core, partitions), rt::sleep(LEADER_WAIT)).await;
+    }
+    let alive = brokers::alive(core);
+    let find = |key: &str| {
+        let offsets = offsets.as_ref().map_err(|refused| *refused)?;
+        let partition = partition_of(key, offsets.partitions.len() as i32);
+        let leader = core.leader_of(GroupId(offsets.partitions[partition as usize].group));
+        let node = leader.and_then(|leader| alive.iter().find(|node| node.id == leader.node));
+        node.ok_or((ErrorCode::CoordinatorNotAvailable, "the group's partition of the offsets topic has no leader now"))
+    };
+    let mut coordinators = Vec::with_capacity(keys.len());
+    for key in keys {
+        let coordinator = Coordinator::default();
+        coordinators.push(match find(key.as_str()) {
+            Ok(node) => coordinator
+                .with_key(key)
+                .with_node_id(BrokerId(node.id))
+                .with_host(node.host.clone())
+                .with_port(i32::from(node.port)),
+            Err((code, message)) => coordinator
+                .with_key(key)
+                .with_node_id(BrokerId(-1))
+                .with_port(-1)
+                .with_error_code(code.code())
+                .with_error_message(Some(StrBytes::from_static_str(message))),
+        });
+        work.entry().await;
+    }
+    // Versions below 4 have one key and no list: encoding brings the one into their shape.
+    FindCoordinatorResponse::default().with_coordinators(coordinators)
+}
+
+pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+    let tells_operations =
+        matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
+    let only_reads = matches!(&request, GroupRequest::DescribeGroups(_) | GroupRequest::OffsetFetch(_));
+    let mut deleted = AHashSet::new();
+    let mut work = Work::on(core);
+    let mut pieces = request.into_pieces();
+    let mut next = Some(pieces.first());
+    let mut whole: Option<GroupResponse> = None;
+    while let Some(Piece { mut request, goes_on }) = next {
+        // As in Kafka, a group that is named twice is deleted, and answered, once.
+        if let GroupRequest::DeleteGroups(delete) = &mut request {
+            delete.groups_names.retain(|name| deleted.insert(name.clone()));
+        }
+        let mut response = answer(core, request, context.clone(), &mut work).await;
+        // Others went on meanwhile.
+        work.resume();
+        if let GroupResponse::DescribeGroups(described) = &mut response {
+            let told = operations::told(tells_operations, operations::GROUP);
+            described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+        }
+        match &mut whole {
+            Some(whole) => whole.add_piece(goes_on, response),
+            None => whole = Some(response),
+        }
+        next = pieces.next();
+        if next.is_some() {
+            if only_reads { work.pause().await } else { work.give_way().await }
+        }
+    }
+    whole.expect("there is at least one piece")
+}
+
+async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: &mut Work<'_>) -> GroupResponse {
+    let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
+        return match request {
+            // No group was ever here.
+            GroupRequest::ListGroups(_) => request.empty_response(),
+            _ => request.refuse(context.version, ErrorCode::NotCoordinator),
+        };
+    };
+    let partitions = offsets.partitions.len() as i32;
+    if let GroupRequest::OffsetCommit(commit) = request {
+        return commit_known(core, commit, partitions, context).await.into();
+    }
+    let (mut response, named) = (request.empty_response(), request.named_groups());
+    let parts = match request.route(context.version, partitions) {
+        Route::One(partition, request) => return ask(core, partition, request, context).await,
+        Route::Parts(parts) => parts,
+        // Of all groups, those are told that are coordinated here; clients ask every broker. A replica that does not lead answers
+        // NOT_COORDINATOR, which merging passes over.
+        Route::All(request) => {
+            let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
+            // One after the other: each may have many groups.
+            for partition in here {
+                let part = ask(core, partition, request.clone(), context.clone()).await;
+                let count = part.listed();
+                response.merge(part);
+                work.entries(count).await;
+            }
+            return response;
+        }
+    };
+    let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));
+    sync::all(asked.collect()).await.into_iter().for_each(|answer| response.merge(answer));
+    response.arrange(&named);
+    response
+}
+
+async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Context) -> GroupResponse {
+    let topic = TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC));
+    match core.find_group(&topic, partition) {
+        Ok(group) => {
+            core.call(core.owner(group), move |there| host::ask(there, group, context, request)).result().await
+        }
+        Err(_) => request.refuse(context.version, ErrorCode::NotCoordinator),
+    }
+}
+
+/// Commits to the partitions that exist; the others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.
+async fn commit_known(
+    core: &Rc<Core>,
+    commit: OffsetCommitRequest,
+    partitions: i32,
+    context: Context,
+) -> OffsetCommitResponse {
+    let count = |name: &TopicName| {
+        let topic = core.find_topic(&TopicRef::Name(name.0.clone()));
+        topic.map_or(0, |topic| topic.partitions.len() as i32)
+    };
+    let (whole, known) = cut_unknown(commit, count);
+    let partition = partition_of(&known.group_id, partitions);
+    match ask(core, partition, known.into(), context).await {
+        GroupResponse::OffsetCommit(answer) => fill_in(whole, answer),
+        other => unreachable!("{other:?} answers no OffsetCommit"),
+    }
+}
+
+/// Takes the partitions that do not exist out of a commit. Also returns the answer to all of it, in the order of the request, which
+/// refuses those; `count` tells how many partitions a topic has.
+fn cut_unknown(
+    mut commit: OffsetCommitRequest,
+    count: impl Fn(&TopicName) -> i32,
+) -> (OffsetCommitResponse, OffsetCommitRequest) {
+    let unknown = ErrorCode::UnknownTopicOrPartition.code();
+    let mut whole = Vec::with_capacity(commit.topics.len());
+    for topic in &mut commit.topics {
+        let known = 0..count(&topic.name);
+        let answers = topic.partitions.iter().map(|partition| {
+            let index = partition.partition_index;
+            let code = if known.contains(&index) { errors::NONE } else { unknown };
+            OffsetCommitResponsePartition::default().with_partition_index(index).with_error_code(code)
+        });
+        let answers = answers.collect();
+        whole.push(OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(answers));
+        topic.partitions.retain(|partition| known.contains(&partition.partition_index));
+    }
+    commit.topics.retain(|topic| !topic.partitions.is_empty());
+    (OffsetCommitResponse::default().with_topics(whole), commit)
+}
+
+/// Puts the coordinator's answers, which come in the order of what it was asked, into their places.
+fn fill_in(mut whole: OffsetCommitResponse, answer: OffsetCommitResponse) -> OffsetCommitResponse {
+    let mut answers = answer.topics.into_iter().flat_map(|topic| topic.partitions);
+    let partitions = whole.topics.iter_mut().flat_map(|topic| &mut topic.partitions);
+    for partition in partitions.filter(|partition| partition.error_code == errors::NONE) {
+        let answer = answers.next().expect("the coordinator answers for every partition that it was asked for");
+        assert_eq!(answer.partition_index, partition.partition_index, "the coordinator answers in the order asked");
+        partition.error_code = answer.error_code;
+    }
+    whole.with_throttle_time_ms(answer.throttle_time_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+
+    type Rows<'a> = &'a [(&'static str, &'a [i32])];
+
+    fn name(topic: &'static str) -> TopicName {
+        TopicName(StrBytes::from_static_str(topic))
+    }
+
+    fn commit(rows: Rows<'_>) -> OffsetCommitRequest {
+        let topics = rows.iter().map(|(topic, partitions)| {
+            let partition = |index: &i32| OffsetCommitRequestPartition::default().with_partition_index(*index);
+            let partitions = partitions.iter().map(partition).collect();
+            OffsetCommitRequestTopic::default().with_name(name(topic)).with_partitions(partitions)
+        });
+        OffsetCommitRequest::default().with_topics(topics.collect())
+    }
+
+    #[test]
+    fn a_commit_is_answered_in_the_order_asked_each_partition_once() {
+        let asked: Rows<'_> = &[("gone", &[0, 1]), ("two", &[5, 0, 7, 1, -1]), ("gone", &[2]), ("two", &[1])];
+        let count = |topic: &TopicName| if topic.as_str() == "two" { 2 } else { 0 };
+        let (whole, known) = cut_unknown(commit(asked), count);
+        assert_eq!(known, commit(&[("two", &[0, 1]), ("two", &[1])]));
+        let refused = GroupRequest::from(known).refuse(9, ErrorCode::IllegalGeneration);
+        let GroupResponse::OffsetCommit(refused) = refused else { panic!("{refused:?} answers no OffsetCommit") };
+        let answered: Vec<(String, Vec<(i32, i16)>)> = fill_in(whole, refused)
+            .topics
+            .iter()
+            .map(|topic| {
+                let rows = topic.partitions.iter().map(|partition| (partition.partition_index, partition.error_code));
+                (topic.name.to_string(), rows.collect())
+            })
+            .collect();
+        let rows = |topic: &str, rows: &[(i32, i16)]| (topic.to_owned(), rows.to_vec());
+        assert_eq!(
+            answered,
+            [
+                rows("gone", &[(0, 3), (1, 3)]),
+                rows("two", &[(5, 3), (0, 22), (7, 3), (1, 22), (-1, 3)]),
+                rows("gone", &[(2, 3)]),
+                rows("two", &[(1, 22)]),
+            ]
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! ListOffsets (earliest, latest, by timestamp) and OffsetForLeaderEpoch (KIP-101, KIP-320).
+
+use super::owners::{Question, ask};
+use crate::{
+    cluster::meta::{self, META_CORE, META_GROUP},
+    core::{Core, long_work::Work},
+    partition::Partition,
+};
+use bytes::Bytes;
+use net::{
+    codec::produce::TopicRef,
+    errors::{self, ErrorCode},
+    messages::{
+        ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
+        list_offsets_request::ListOffsetsPartition,
+        list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse},
+        offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
+    },
+    records::{
+        record::{ReadError, Searched, TimestampSearch},
+        scan::unfolded_bytes_max,
+    },
+};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+};
+use wal::record::GroupId;
+
+/// The timestamps that stand for positions, as ListOffsetsRequest defines them.
+mod timestamp {
+    pub const LATEST: i64 = -1;
+    pub const EARLIEST: i64 = -2;
+    /// KIP-734.
+    pub const MAX_TIMESTAMP: i64 = -3;
+    /// KIP-405: there is no tiered storage, so the local log is the log.
+    pub const EARLIEST_LOCAL: i64 = -4;
+    pub const LATEST_TIERED: i64 = -5;
+
+    /// Whether this version of the request has the position (`ReplicaManager.isListOffsetsTimestampUnsupported`). Any time from 0 on is
+    /// one to search for.
+    pub fn is_known(timestamp: i64, version: i16) -> bool {
+        match timestamp {
+            0.. | LATEST | EARLIEST => true,
+            MAX_TIMESTAMP => version >= 7,
+            EARLIEST_LOCAL => version >= 8,
+            LATEST_TIERED => version >= 9,
+            _ => false,
+        }
+    }
+}
+
+/// Batches whose records could not be read that a core remembers.
+const UNREADABLE_MAX: usize = 1024;
+
+/// Stored batches that can't be searched, by group, index and term: what was tried once is not tried again.
+#[derive(Default)]
+pub struct Unreadable(RefCell<VecDeque<(GroupId, u64, u64)>>);
+
+impl Unreadable {
+    fn knows(&self, batch: &(GroupId, u64, u64)) -> bool {
+        self.0.borrow().contains(batch)
+    }
+
+    /// The oldest is forgotten for it if there are too many.
+    fn note(&self, batch: (GroupId, u64, u64)) {
+        let mut known = self.0.borrow_mut();
+        known.truncate(UNREADABLE_MAX - 1);
+        known.push_front(batch);
+    }
+}
+
+struct Where {
+    timestamp: i64,
+    leader_epoch: i32,
+}
+
+struct Place {
+    offset: i64,
+    timestamp: i64,
+    leader_epoch: i32,
+}
+
+const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: -1 };
+
+pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
+    let mut work = Work::on(core);
+    let refused = refused(&request, version);
+    let (mut questions, mut of_metadata) = (Vec::new(), Vec::new());
+    let mut refusals = refused.iter();
+    for topic in &request.topics {
+        let name = TopicRef::Name(topic.name.0.clone());
+        for partition in &topic.partitions {
+            work.entry().await;
+            if refusals.next().expect("one for each partition").is_some() {
+                continue;
+            }
+            if core.find_group(&name, partition.partition_index) == Ok(META_GROUP) {
+                of_metadata.push((questions.len(), partition.timestamp));
+            }
+            let what = Where { timestamp: partition.timestamp, leader_epoch: partition.current_leader_epoch };
+            questions.push(Question { topic: name.clone(), partition: partition.partition_index, what });
+        }
+    }
+    let mut answers = ask(core, questions, find).await;
+    for (place, timestamp) in of_metadata {
+        let find = move |there: Rc<Core>| std::future::ready(find_in_metadata(&there, timestamp));
+        answers[place] = core.call(META_CORE, find).result().await;
+    }
+    let mut answers = answers.into_iter();
+    let mut answers = refused.into_iter().map(|refused| match refused {
+        Some(code) => Err(code),
+        None => answers.next().expect("each question has an answer"),
+    });
+    let topics = request.topics.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
+            let response = ListOffsetsPartitionResponse::default().with_partition_index(asked.partition_index);
+            match answer {
+                Ok(place) => response
+                    .with_offset(place.offset)
+                    .with_timestamp(place.timestamp)
+                    .with_leader_epoch(place.leader_epoch),
+                Err(code) => response.with_error_code(code.code()).with_offset(-1).with_timestamp(-1),
+            }
+        });
+        ListOffsetsTopicResponse::default().with_partitions(partitions.collect()).with_name(topic.name)
+    });
+    ListOffsetsResponse::default().with_topics(topics.collect())
+}
+
+/// For each partition asked for, in order, why it is refused without being asked: as in Kafka, one that the request names more than
+/// once, and a position that the version does not have.
+fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>> {
+    let asked = || {
+        let topics = request.topics.iter();
+        topics.flat_map(|topic| topic.partitions.iter().map(move |partition| (topic.name.as_str(), partition)))
+    };
+    let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
+    for (topic, partition) in asked() {
+        if !seen.insert((topic, partition.partition_index)) {
+            twice.insert((topic, partition.partition_index));
+        }
+    }
+    let refuse = |(topic, partition): (&str, &ListOffsetsPartition)| match partition.timestamp {
+        _ if twice.contains(&(topic, partition.partition_index)) => Some(ErrorCode::InvalidRequest),
+        unknown if !timestamp::is_known(unknown, version) => Some(ErrorCode::UnsupportedVersion),
+        _ => None,
+    };
+    asked().map(refuse).collect()
+}
+
+async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
+    let core = work.core();
+    partition.check_epoch(core, asked.leader_epoch)?;
+    let (start, end) = (partition.log_start(core), partition.high_watermark());
+    let at = |offset: u64| Place { offset: offset as i64, timestamp: -1, leader_epoch: partition.epoch_of(offset) };
+    match asked.timestamp {
+        timestamp::LATEST => Ok(Place { leader_epoch: partition.leader_epoch(), ..at(end) }),
+        timestamp::EARLIEST | timestamp::EARLIEST_LOCAL => Ok(at(start)),
+        timestamp::LATEST_TIERED => Ok(NOWHERE),
+        // KIP-734 asks for the record with the largest timestamp, of which no index is kept.
+        timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
+        wanted if wanted >= 0 => by_timestamp(work, &partition, wanted, end).await,
+        _ => Err(ErrorCode::InvalidRequest),
+    }
+}
+
+/// The same in the metadata's log, whose records have no timestamps.
+fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
+    let (start, end) = meta::log_range(core)?;
+    let at = |offset: u64| Place { offset: offset as i64, ..NOWHERE };
+    match timestamp {
+        timestamp::LATEST => Ok(at(end)),
+        timestamp::EARLIEST | timestamp::EARLIEST_LOCAL => Ok(at(start)),
+        timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
+        wanted if wanted >= 0 || wanted == timestamp::LATEST_TIERED => Ok(NOWHERE),
+        _ => Err(ErrorCode::InvalidRequest),
+    }
+}
+
+/// The first record whose timestamp is at least `wanted`.
+async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, end: u64) -> Result<Place, ErrorCode> {
+    let core = work.core();
+    let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
+        tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
+        ErrorCode::KafkaStorageError
+    })?;
+    let Some(found) = found else { return Ok(NOWHERE) };
+    let batch = (partition.group(), found.index, found.term);
+    if core.unreadable.knows(&batch) {
+        return Err(ErrorCode::CorruptMessage);
+    }
+    let record = search(work, &found.bytes, wanted).await.map_err(|error| {
+        tracing::error!(partition = %partition.name, offset = found.base_offset, %error, "cannot read a stored batch");
+        core.unreadable.note(batch);
+        ErrorCode::CorruptMessage
+    })?;
+    Ok(record.map_or(NOWHERE, |(offset, timestamp)| Place {
+        offset,
+        timestamp,
+        leader_epoch: partition.epoch_of(found.base_offset),
+    }))
+}
+
+/// Decompresses no more than it takes to find the record, in turns.
+async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
+    let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
+    loop {
+        match search.step(&mut work.share)? {
+            Searched::Found(found) => return Ok(found),
+            Searched::Pause => work.pause().await,
+        }
+    }
+}
+
+struct AskedEpoch {
+    current: i32,
+    wanted: i32,
+}
+
+pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse {
+    let questions = request.topics.iter().flat_map(|topic| {
+        topic.partitions.iter().map(|partition| Question {
+            topic: TopicRef::Name(topic.topic.0.clone()),
+            partition: partition.partition,
+            what: AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch },
+        })
+    });
+    let answer = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
+        partition.check_epoch(work.core(), asked.current)?;
+        Ok(partition.end_of_epoch(asked.wanted))
+    };
+    let mut answers = ask(core, questions.collect(), answer).await.into_iter();
+    let topics = request.topics.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
+            let response = EpochEndOffset::default().with_partition(asked.partition);
+            match answer {
+                Ok(Some((epoch, end))) => {
+                    response.with_error_code(errors::NONE).with_leader_epoch(epoch).with_end_offset(end as i64)
+                }
+                Ok(None) => response.with_leader_epoch(-1).with_end_offset(-1),
+                Err(code) => response.with_error_code(code.code()).with_leader_epoch(-1).with_end_offset(-1),
+            }
+        });
+        OffsetForLeaderTopicResult::default().with_partitions(partitions.collect()).with_topic(topic.topic)
+    });
+    OffsetForLeaderEpochResponse::default().with_topics(topics.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::{
+        StrBytes,
+        messages::{TopicName, list_offsets_request::ListOffsetsTopic},
+    };
+
+    /// Topics with partitions, each with its timestamp.
+    fn request(topics: &[(&'static str, &[(i32, i64)])]) -> ListOffsetsRequest {
+        let topics = topics.iter().map(|(name, partitions)| {
+            let partition = |(index, timestamp): &(i32, i64)| {
+                ListOffsetsPartition::default().with_partition_index(*index).with_timestamp(*timestamp)
+            };
+            ListOffsetsTopic::default()
+                .with_name(TopicName(StrBytes::from_static_str(name)))
+                .with_partitions(partitions.iter().map(partition).collect())
+        });
+        ListOffsetsRequest::default().with_topics(topics.collect())
+    }
+
+    #[test]
+    fn a_partition_that_is_asked_for_twice_is_refused_and_no_other() {
+        let request = request(&[("a", &[(0, -1), (1, -1), (0, -2)]), ("b", &[(0, -1)]), ("a", &[(2, 5), (1, -1)])]);
+        let twice = Some(ErrorCode::InvalidRequest);
+        assert_eq!(refused(&request, 10), [twice, twice, twice, None, None, twice]);
+    }
+
+    #[test]
+    fn positions_are_known_from_the_version_that_brought_them() {
+        for (timestamp, from) in [(-1, 1), (-2, 1), (0, 1), (i64::MAX, 1), (-3, 7), (-4, 8), (-5, 9)] {
+            for version in 1..=10 {
+                let expected = (version < from).then_some(ErrorCode::UnsupportedVersion);
+                assert_eq!(
+                    refused(&request(&[("a", &[(0, timestamp)])]), version),
+                    [expected],
+                    "{timestamp} {version}"
+                );
+            }
+        }
+        for unknown in [-6, -7, i64::MIN] {
+            assert_eq!(refused(&request(&[("a", &[(0, unknown)])]), 10), [Some(ErrorCode::UnsupportedVersion)]);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What Kafka requests mean: one handler per API.
+//! Lives on: the core of the client's connection; a handler reaches partitions and metadata through [`Core`].
+
+mod api_versions;
+mod cluster;
+mod configs;
+mod fetch;
+mod groups;
+mod list_offsets;
+mod metadata;
+pub mod metadata_log;
+mod operations;
+mod owners;
+mod produce;
+mod producer_ids;
+mod refusal;
+mod sasl;
+pub mod topics;
+mod weight;
+
+pub use crate::cluster::internal_topics::OFFSETS_TOPIC;
+pub use fetch::Fetches;
+pub use list_offsets::Unreadable;
+pub use metadata_log::METADATA_TOPIC;
+pub use produce::Lane;
+pub use producer_ids::ProducerIds;
+pub use topics::placement::Placement;
+
+use self::cluster::{elect_leaders, quorum, unregister};
+use crate::{
+    coordinator::{Context, GroupRequest},
+    core::Core,
+    memory::Held,
+};
+use net::{
+    StrBytes,
+    codec::{api::ApiKey, header::RequestHeader, request::Request, response::Response},
+};
+use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
+
+/// How a request ends for its connection.
+pub enum Reply {
+    Send(Response),
+    /// An answer for which memory is held until it has left.
+    SendHeld(Response, Held),
+    /// The protocol has no answer here: a produce request with acks=0 that was appended.
+    Nothing,
+    /// The protocol has no answer, and the client must learn of an error all the same: its connection is closed.
+    HangUp {
+        why: String,
+    },
+}
+
+impl Reply {
+    #[cfg(test)]
+    pub fn response(self) -> Option<Response> {
+        match self {
+            Reply::Send(response) | Reply::SendHeld(response, _) => Some(response),
+            Reply::Nothing | Reply::HangUp { .. } => None,
+        }
+    }
+}
+
+/// A reply on its way.
+pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
+
+/// Starts a request of the connection that has this lane. Produce takes its place in the logs in the order of these calls; the others
+/// begin when the answers before theirs have left.
+pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
+    let core = core.clone();
+    let version = header.version;
+    let weighed = weight::weigh(&core, &request);
+    weighed(match request {
+        Request::Produce(request) => produce::start(&core, lane, request, version),
+        Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
+        Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
+        Request::SaslAuthenticate(_) => reply(async { sasl::refuse_authentication() }),
+        Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
+        Request::Metadata(request) => reply(async move { metadata::metadata(&core, request, version).await }),
+        Request::CreateTopics(request) => reply(async move { topics::create::create(&core, request, version).await }),
+        Request::DeleteTopics(request) => reply(async move { topics::delete(&core, request, version).await }),
+        Request::CreatePartitions(request) => reply(async move { topics::add_partitions(&core, request).await }),
+        Request::ListOffsets(request) => reply(async move { list_offsets::list(&core, request, version).await }),
+        Request::OffsetForLeaderEpoch(request) => {
+            reply(async move { list_offsets::for_leader_epoch(&core, request).await })
+        }
+        Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
+        Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request).await }),
+        Request::DescribeQuorum(request) => reply(async move { quorum::describe(&core, request).await }),
+        Request::ElectLeaders(request) => reply(async move { elect_leaders::elect(&core, request).await }),
+        Request::UnregisterBroker(request) => reply(async move { unregister::unregister(&core, request).await }),
+        Request::DescribeTopicPartitions(request) => {
+            reply(async move { metadata::describe_partitions(&core, request).await })
+        }
+        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request).await }),
+        Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
+        Request::FindCoordinator(request) => {
+            reply(async move { groups::find_coordinator(&core, request, version).await })
+        }
+        Request::JoinGroup(_)
+        | Request::SyncGroup(_)
+        | Request::Heartbeat(_)
+        | Request::LeaveGroup(_)
+        | Request::OffsetCommit(_)
+        | Request::OffsetFetch(_)
+        | Request::DescribeGroups(_)
+        | Request::ListGroups(_)
+        | Request::DeleteGroups(_) => {
+            let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
+            let client_id = header.client_id.clone().unwrap_or_default();
+            // As Java prints an address.
+            let client_host = StrBytes::from_string(format!("/{}", peer.ip()));
+            let context = Context { version, client_id, client_host };
+            reply(async move { groups::handle(&core, request, context).await })
+        }
+    })
+}
+
+/// Whether a request reads records, which may take long and much memory.
+pub fn reads_records(api: ApiKey) -> bool {
+    matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
+}
+
+/// Whether a request changes nothing that its client could miss: it is dropped when the client is gone.
+pub fn only_reads(api: ApiKey) -> bool {
+    matches!(
+        api,
+        ApiKey::Fetch
+            | ApiKey::ListOffsets
+            | ApiKey::OffsetForLeaderEpoch
+            | ApiKey::Metadata
+            | ApiKey::ApiVersions
+            | ApiKey::DescribeCluster
+            | ApiKey::DescribeQuorum
+            | ApiKey::DescribeTopicPartitions
+            | ApiKey::DescribeConfigs
+            | ApiKey::FindCoordinator
+            | ApiKey::OffsetFetch
+            | ApiKey::DescribeGroups
+            | ApiKey::ListGroups
+    )
+}
+
+fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {
+    Box::pin(async move { Reply::Send(answer.await.into()) })
+}
+
+/// The header and answer for an ApiVersions version that is not served: version 0, error 35 and the table (KIP-511).
+pub fn unknown_api_versions(correlation_id: i32) -> (RequestHeader, Pending) {
+    let header = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
+    (header, reply(async { net::codec::api::api_versions_fallback() }))
+}

@@ -1,0 +1,438 @@
+//! Produce: to each partition's owner once over and once back, answered when every batch is committed.
+//!
+//! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer, so an error
+//! closes the connection, as Kafka does: the producer then reads the metadata again instead of losing one record after the other.
+
+use super::{Pending, Reply, cluster::brokers};
+use crate::{
+    clock,
+    core::{Core, CoreId, line::Line, long_work::Work},
+    partition::{Acks, Appended, Committed, admission::Turn},
+    rt,
+    sync::{self, Either, promise, race},
+};
+use bytes::Bytes;
+use net::{
+    StrBytes,
+    codec::produce::{
+        ProducePartition, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopic,
+        ProduceTopicResponse, TopicRef,
+    },
+    errors::{self, ErrorCode},
+    records::batch::{BatchError, BatchHeader, Check, Checked, Compressed},
+    turn::Share,
+};
+use std::{
+    pin::Pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use wal::record::GroupId;
+
+/// One batch on its way to the partition's owner.
+struct Item {
+    /// Where the answer goes: the partition's place in the request.
+    place: usize,
+    group: GroupId,
+    batch: Bytes,
+    info: BatchHeader,
+    acks: Acks,
+}
+
+type Outcome = Result<Appended, ErrorCode>;
+
+/// Characters of a topic's name in a line of the log at most; no name that is valid has more.
+const TOPIC_CHARS_TOLD: usize = 249;
+
+/// The order in which one connection's requests are handed to the partitions: that in which they came, however long their checks take.
+#[derive(Default)]
+pub struct Lane(Line);
+
+/// Checks the request, hands every batch to its partition, and returns what to wait for. What one turn suffices for, and no earlier
+/// request of the connection is before, has its places in the logs when this returns.
+pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16) -> Pending {
+    let mut checking = Checking::new(core, request, version);
+    if lane.0.is_empty() && checking.step(core, &mut { Share::TURN }) {
+        return checking.hand_over(core, version);
+    }
+    let place = lane.0.join();
+    let (promise, answer) = promise();
+    let core = core.clone();
+    // Not with the answer, which nobody asks for before those to earlier requests have left.
+    rt::spawn(async move {
+        place.first().await;
+        let mut work = Work::on(&core);
+        loop {
+            work.give_way().await;
+            if checking.step(&core, &mut work.share) {
+                break;
+            }
+            if checking.gathered >= BATCHES_A_TURN {
+                checking.hand_over_part(&core);
+            }
+        }
+        let pending = checking.hand_over(&core, version);
+        drop(place);
+        promise.keep(pending.await);
+    });
+    Box::pin(async move { answer.await.unwrap_or(Reply::Nothing) })
+}
+
+/// A request whose batches are checked, one after the other.
+struct Checking {
+    version: i16,
+    acks: i16,
+    timeout: Duration,
+    is_transactional: bool,
+    topics: std::vec::IntoIter<ProduceTopic>,
+    /// Of the topic that is last in the answer.
+    partitions: std::vec::IntoIter<ProducePartition>,
+    /// The batch that is checked just now.
+    batch: Option<(GroupId, Check)>,
+    by_owner: Vec<Vec<Item>>,
+    /// How many these are.
+    gathered: usize,
+    /// Those that were handed over before, of a request with very many.
+    parts: Vec<Part>,
+    answer: Answer,
+    started: Instant,
+}
+
+/// Batches that are handed over in one turn: to append one costs some 10 µs.
+const BATCHES_A_TURN: usize = 256;
+
+type Part = Pin<Box<dyn Future<Output = Vec<(usize, Outcome)>>>>;
+
+impl Checking {
+    fn new(core: &Core, request: ProduceRequest, version: i16) -> Self {
+        Self {
+            version,
+            acks: request.acks,
+            timeout: Duration::from_millis(request.timeout_ms.max(0) as u64),
+            is_transactional: request.transactional_id.is_some(),
+            answer: Answer { topics: Vec::with_capacity(request.topics.len()), outcomes: Vec::new() },
+            topics: request.topics.into_iter(),
+            partitions: Vec::new().into_iter(),
+            batch: None,
+            by_owner: (0..core.cores()).map(|_| Vec::new()).collect(),
+            gathered: 0,
+            parts: Vec::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Goes on as far as the share lasts. Whether all is checked.
+    fn step(&mut self, core: &Rc<Core>, share: &mut Share) -> bool {
+        loop {
+            if let Some((group, check)) = &mut self.batch {
+                let (group, checked) = match check.step(share) {
+                    Ok(None) => return false,
+                    Ok(Some(checked)) => (*group, Ok(checked)),
+                    Err(error) => (*group, Err(Refusal::from(error))),
+                };
+                self.batch = None;
+                self.place(core, group, checked);
+            }
+            let Some(partition) = self.partitions.next() else {
+                let Some(ProduceTopic { topic, partitions }) = self.topics.next() else { return true };
+                self.answer.topics.push((topic, Vec::with_capacity(partitions.len())));
+                self.partitions = partitions.into_iter();
+                continue;
+            };
+            let (topic, indexes) = self.answer.topics.last_mut().expect("the partition is of a topic");
+            indexes.push(partition.index);
+            match begin(core, topic, partition, self.version, self.acks, self.is_transactional) {
+                Ok(begun) => self.batch = Some(begun),
+                Err(refusal) => self.answer.outcomes.push(Err(refusal)),
+            }
+            share.take_entry();
+            if share.is_spent() || self.gathered >= BATCHES_A_TURN {
+                return false;
+            }
+        }
+    }
+
+    /// Puts a checked batch with those for its partition's owner.
+    fn place(&mut self, core: &Core, group: GroupId, checked: Result<Checked, Refusal>) {
+        let place = self.answer.outcomes.len();
+        let (topic, _) = self.answer.topics.last().expect("the batch is of a topic");
+        let outcome = checked.and_then(|checked| match timestamp_refusal(core, topic, &checked) {
+            None => Ok(checked),
+            Some(refusal) => Err(refusal),
+        });
+        match outcome {
+            Ok(Checked { batch, header: info, .. }) => {
+                let acks = if self.acks == -1 { Acks::All } else { Acks::Leader };
+                self.by_owner[core.owner(group).0].push(Item { place, group, batch, info, acks });
+                self.gathered += 1;
+                self.answer.outcomes.push(Err(Refusal::from(ErrorCode::RequestTimedOut)));
+            }
+            Err(refusal) => self.answer.outcomes.push(Err(refusal)),
+        }
+    }
+
+    /// Hands over what is checked so far.
+    fn hand_over_part(&mut self, core: &Rc<Core>) {
+        let timeout = self.timeout;
+        self.gathered = 0;
+        for (owner, items) in self.by_owner.iter_mut().enumerate().filter(|(_, items)| !items.is_empty()) {
+            let items = std::mem::take(items);
+            let call = core.call(CoreId(owner), move |there| append_all(there, items, timeout));
+            self.parts.push(Box::pin(call.result()));
+        }
+    }
+
+    fn hand_over(self, core: &Rc<Core>, version: i16) -> Pending {
+        let Checking { acks, timeout, by_owner, parts, mut answer, started, .. } = self;
+        let calls: Vec<_> = by_owner
+            .into_iter()
+            .enumerate()
+            .filter(|(_, items)| !items.is_empty())
+            .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
+            .collect();
+        let core = core.clone();
+        Box::pin(async move {
+            let told = match parts.is_empty() {
+                true => sync::all(calls).await,
+                false => sync::all(calls.into_iter().map(|call| Box::pin(call) as Part).chain(parts).collect()).await,
+            };
+            for (place, outcome) in told.into_iter().flatten() {
+                answer.outcomes[place] = outcome.map_err(Refusal::from);
+            }
+            core.metrics.produce_latency_seconds.record(started.elapsed());
+            match (acks, answer.first_refusal()) {
+                (0, None) => Reply::Nothing,
+                (0, Some(why)) => {
+                    core.metrics.produce_unacked_closed_total.add(1);
+                    Reply::HangUp { why }
+                }
+                _ => Reply::Send(answer.response(&core, version).into()),
+            }
+        })
+    }
+}
+
+/// Why a batch was not appended, and in words where the code alone would puzzle.
+struct Refusal {
+    code: ErrorCode,
+    message: Option<String>,
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, message: None }
+    }
+}
+
+impl From<BatchError> for Refusal {
+    fn from(error: BatchError) -> Self {
+        Self { code: errors::of_batch(&error), message: Some(error.to_string()) }
+    }
+}
+
+/// What can be checked on any core: the request's form, the topic, and the batch itself (its CRC and what it unfolds to are paid for
+/// here, not by the partition's owner).
+fn begin(
+    core: &Rc<Core>,
+    topic: &TopicRef,
+    partition: ProducePartition,
+    version: i16,
+    acks: i16,
+    is_transactional: bool,
+) -> Result<(GroupId, Check), Refusal> {
+    if version < ProduceRequest::VERSION_STORABLE_MIN {
+        return Err(ErrorCode::UnsupportedForMessageFormat.into());
+    }
+    if !(-1..=1).contains(&acks) {
+        return Err(ErrorCode::InvalidRequiredAcks.into());
+    }
+    let group = core.find_group(topic, partition.index)?;
+    if let Some(internal) = core.internal(topic) {
+        let message = format!("{internal} is written by the broker alone");
+        return Err(Refusal { code: ErrorCode::InvalidTopicException, message: Some(message) });
+    }
+    let batch = partition.records.ok_or(ErrorCode::InvalidRecord)?;
+    let compressed = if core.config.log_validate_compressed { Compressed::Check } else { Compressed::Trust };
+    let check = Check::begin(batch, version, compressed)?;
+    if check.header().is_transactional() {
+        let (code, why) = match is_transactional {
+            false => (ErrorCode::TransactionalIdAuthorizationFailed, "the request names no transactional id"),
+            true => (ErrorCode::InvalidTxnState, "no transaction was begun: there are none here"),
+        };
+        return Err(Refusal { code, message: Some(format!("a transactional batch, but {why}")) });
+    }
+    Ok((group, check))
+}
+
+fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option<Refusal> {
+    let message = core.timestamp_bounds(topic)?.refusal(checked.times?, clock::wall_ms())?;
+    Some(Refusal { code: ErrorCode::InvalidTimestamp, message: Some(message) })
+}
+
+/// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
+/// replicas, or for the disk, longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
+fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
+    let now_ms = clock::wall_ms();
+    let timeout = match items.first().map(|item| item.acks) {
+        Some(Acks::Leader) => timeout.max(LEADER_TIMEOUT_MIN),
+        _ => timeout,
+    };
+    let begun: Vec<_> = items
+        .into_iter()
+        .map(|item| match core.admission.enter(&core.store, item.group, item.batch.len()) {
+            None => (item.place, Begun::Appended(append(&core, item, now_ms))),
+            Some(turn) => (item.place, Begun::Waiting(turn, item)),
+        })
+        .collect();
+    async move {
+        let deadline = clock::now() + timeout;
+        let mut started = Vec::with_capacity(begun.len());
+        for (place, begun) in begun {
+            let begun = match begun {
+                Begun::Appended(begun) => begun,
+                Begun::Waiting(mut turn, item) => match before(deadline, turn.come(&core.store)).await {
+                    Some(()) => append(&core, item, clock::wall_ms()),
+                    None => {
+                        #[cfg(test)]
+                        if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
+                            std::mem::forget(turn);
+                        }
+                        core.metrics.admission_timed_out_total.add(1);
+                        if let Some(partition) = core.partition(item.group) {
+                            partition.was_not_appended(&core, &item.info);
+                        }
+                        Err(too_late(&core))
+                    }
+                },
+            };
+            started.push((place, begun));
+        }
+        let mut outcomes = Vec::with_capacity(started.len());
+        for (place, begun) in started {
+            let outcome = match begun {
+                Ok(committed) => match before(deadline, committed).await {
+                    // A promise dropped without an answer is a partition closed under us: deleted, or moved.
+                    Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
+                    None => Err(too_late(&core)),
+                },
+                Err(code) => Err(code),
+            };
+            outcomes.push((place, outcome));
+        }
+        outcomes
+    }
+}
+
+/// acks=1 and 0 have at least so much time: in Kafka the request's timeout bounds acks=all alone, so clients may well send 0.
+const LEADER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// What a request is answered whose time has passed. A full disk is named: it lasts until an operator or retention makes room.
+fn too_late(core: &Core) -> ErrorCode {
+    if core.has_full_disk() { ErrorCode::KafkaStorageError } else { ErrorCode::RequestTimedOut }
+}
+
+/// What comes of it, if it comes before the deadline.
+async fn before<T>(deadline: Duration, what: impl Future<Output = T>) -> Option<T> {
+    match race(what, rt::sleep(deadline.saturating_sub(clock::now()))).await {
+        Either::First(done) => Some(done),
+        Either::Second(()) => None,
+    }
+}
+
+enum Begun {
+    Appended(Started),
+    Waiting(Turn, Item),
+}
+
+type Started = Result<Committed, ErrorCode>;
+
+fn append(core: &Rc<Core>, item: Item, now_ms: i64) -> Started {
+    let partition = core.partition(item.group).ok_or(ErrorCode::NotLeaderOrFollower)?;
+    partition.append(core, item.batch, &item.info, now_ms, item.acks)
+}
+
+/// The answer in the making: outcomes lie in the order of the request's partitions.
+struct Answer {
+    topics: Vec<(TopicRef, Vec<i32>)>,
+    outcomes: Vec<Result<Appended, Refusal>>,
+}
+
+impl Answer {
+    /// In words, for the log: what a producer with acks=0 can't be told.
+    fn first_refusal(&self) -> Option<String> {
+        let partitions = self.topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |p| (topic, p)));
+        let mut refused =
+            partitions.zip(&self.outcomes).filter_map(|(at, outcome)| Some((at, outcome.as_ref().err()?)));
+        let ((topic, partition), Refusal { code, .. }) = refused.next()?;
+        let topic = match topic {
+            // As it came: it may be anything.
+            TopicRef::Name(name) => format!("{:?}", name.chars().take(TOPIC_CHARS_TOLD).collect::<String>()),
+            TopicRef::Id(id) => id.to_string(),
+        };
+        let more = match refused.count() {
+            0 => String::new(),
+            more => format!(", and {more} partitions more"),
+        };
+        Some(format!("a produce request with acks=0 met {code} at {topic}, partition {partition}{more}"))
+    }
+
+    fn response(self, core: &Rc<Core>, version: i16) -> ProduceResponse {
+        let mut outcomes = self.outcomes.into_iter();
+        let topics: Vec<_> = self
+            .topics
+            .into_iter()
+            .map(|(topic, partitions)| {
+                let partitions = partitions
+                    .into_iter()
+                    .zip(&mut outcomes)
+                    .map(|(index, outcome)| partition_response(core, &topic, index, outcome, version))
+                    .collect();
+                ProduceTopicResponse { topic, partitions }
+            })
+            .collect();
+        let partitions = topics.iter().flat_map(|topic: &ProduceTopicResponse| &topic.partitions);
+        let leaders = partitions.filter_map(|partition| partition.current_leader).map(|leader| leader.leader_id);
+        let node_endpoints = brokers::endpoints(core, leaders);
+        ProduceResponse { topics, throttle_time_ms: 0, node_endpoints }
+    }
+}
+
+/// Which limit a batch exceeds, and what would raise it.
+fn too_large(core: &Rc<Core>, topic: &TopicRef) -> String {
+    let largest = core.largest_entry();
+    let own = core.find_topic(topic).map(|topic| core.topic_config(&topic).max_message_bytes);
+    match own {
+        Some(own) if own <= largest => {
+            format!("the topic takes batches of at most {own} bytes; raise its max.message.bytes")
+        }
+        _ => format!(
+            "the write-ahead rings of all brokers take batches of at most {largest} bytes (largest.entry.bytes); raise wal.ring.bytes, \
+             or give the brokers fewer cores, and then set the topic's max.message.bytes"
+        ),
+    }
+}
+
+fn partition_response(
+    core: &Rc<Core>,
+    topic: &TopicRef,
+    index: i32,
+    outcome: Result<Appended, Refusal>,
+    version: i16,
+) -> ProducePartitionResponse {
+    match outcome {
+        Ok(appended) => ProducePartitionResponse::stored(
+            index,
+            appended.base_offset as i64,
+            appended.log_append_time.unwrap_or(-1),
+            appended.log_start as i64,
+        ),
+        Err(Refusal { code, message }) => {
+            let message = message.or_else(|| (code == ErrorCode::MessageTooLarge).then(|| too_large(core, topic)));
+            let mut response = ProducePartitionResponse::refused(index, code, message.map(StrBytes::from_string));
+            if version >= 10 && code == ErrorCode::NotLeaderOrFollower {
+                response.current_leader = core.leader_hint(topic, index);
+            }
+            response
+        }
+    }
+}

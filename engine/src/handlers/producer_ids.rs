@@ -1,0 +1,64 @@
+//! InitProducerId for idempotent producers. Transactions are not served.
+
+use crate::{cluster::meta, core::Core};
+use consensus::metadata::{Command, Outcome};
+use net::{
+    errors::ErrorCode,
+    messages::{InitProducerIdRequest, InitProducerIdResponse, ProducerId},
+};
+use std::{cell::RefCell, ops::Range, rc::Rc};
+
+/// Ids that one core takes from the metadata at a time. A restart wastes what is left of a block; there are 2^63.
+const BLOCK: u32 = 1000;
+
+/// The ids that this core may give out.
+#[derive(Default)]
+pub struct ProducerIds {
+    left: RefCell<Range<i64>>,
+}
+
+impl ProducerIds {
+    fn take(&self) -> Option<i64> {
+        self.left.borrow_mut().next()
+    }
+}
+
+pub async fn init(core: &Rc<Core>, request: InitProducerIdRequest) -> InitProducerIdResponse {
+    if request.transactional_id.is_some() {
+        return refused(ErrorCode::TransactionalIdAuthorizationFailed);
+    }
+    // An idempotent producer that names an id wants a new epoch (KIP-360): a new id serves as well, as Kafka does.
+    match next(core).await {
+        Ok(id) => InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0),
+        Err(code) => refused(code),
+    }
+}
+
+fn refused(code: ErrorCode) -> InitProducerIdResponse {
+    InitProducerIdResponse::default()
+        .with_error_code(code.code())
+        .with_producer_id(ProducerId(-1))
+        .with_producer_epoch(-1)
+}
+
+async fn next(core: &Rc<Core>) -> Result<i64, ErrorCode> {
+    loop {
+        if let Some(id) = core.producer_ids.take() {
+            return Ok(id);
+        }
+        // Several may ask while the block is empty: each then brings one, and the first is used.
+        let results = meta::submit(core, vec![Command::AllocateProducerIds { count: BLOCK }]).await;
+        match results.map_err(|_| ErrorCode::CoordinatorNotAvailable)?.pop() {
+            Some(Ok(Outcome::ProducerIds { first, count })) => {
+                let mut left = core.producer_ids.left.borrow_mut();
+                if left.is_empty() {
+                    *left = first..first + i64::from(count);
+                }
+            }
+            other => {
+                tracing::error!(?other, "asked for producer ids");
+                return Err(ErrorCode::CoordinatorNotAvailable);
+            }
+        }
+    }
+}

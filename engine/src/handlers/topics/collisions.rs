@@ -1,0 +1,61 @@
+//! Topics whose names differ in nothing but '.' and '_', of which only one may be made (Kafka's `Topic.hasCollision`).
+//!
+//! Their slices differ, so that no slice sees both. What is there already is refused by the newest view; of topics that several
+//! brokers are asked for at once, those are taken back that the log has behind another one.
+
+use super::names;
+use crate::handlers::refusal::Refusal;
+use crate::{cluster::meta, core::Core};
+use consensus::metadata::{Command, Outcome, Topic};
+use std::{ops::Bound, rc::Rc, sync::Arc};
+
+/// Whether a topic of this name would be new and could collide with another: then the newest view is needed.
+pub fn is_new_and_possible(core: &Core, name: &str) -> bool {
+    names::may_collide(name) && core.view(|view| view.topic(name).is_none())
+}
+
+/// The names of the topics that `name` collides with.
+fn colliding(core: &Core, name: &str) -> Vec<Arc<str>> {
+    let first_from =
+        |from: &str| core.view(|view| view.topics_from(Bound::Included(from)).next().map(|topic| topic.name.clone()));
+    names::colliding(name, first_from)
+}
+
+/// Refuses a name that collides with a topic's.
+pub fn check(core: &Core, name: &str) -> Result<(), Refusal> {
+    colliding(core, name).first().map_or(Ok(()), |other| Err(names::collision(name, other)))
+}
+
+/// Deletes topics that were made just now and that the log has behind one that they collide with, and refuses them. The view shows the
+/// entries that made them, and so all before these.
+pub async fn undo(core: &Rc<Core>, results: Vec<Result<Outcome, Refusal>>) -> Vec<Result<Outcome, Refusal>> {
+    let mut deletions = Vec::new();
+    let results = results.into_iter().map(|result| match result {
+        Ok(Outcome::TopicCreated(topic)) => match behind(core, &topic) {
+            Some(other) => {
+                deletions.push(Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
+                Err(names::collision(&topic.name, &other))
+            }
+            None => Ok(Outcome::TopicCreated(topic)),
+        },
+        result => result,
+    });
+    let results = results.collect();
+    if !deletions.is_empty() {
+        let count = deletions.len();
+        match meta::submit(core, deletions).await {
+            Ok(_) => tracing::info!(count, "topics that collide with others made at the same time were deleted"),
+            Err(error) => tracing::warn!(count, %error, "topics that collide with others made at the same time stay"),
+        }
+    }
+    results
+}
+
+/// The name of a topic that this one collides with and that the log has before it: group ids are given out in the order of the log.
+fn behind(core: &Core, topic: &Topic) -> Option<Arc<str>> {
+    let first_group = |topic: &Topic| topic.partitions.first().map(|partition| partition.group);
+    let is_before = |other: &Arc<str>| {
+        core.view(|view| view.topic(other).is_some_and(|other| first_group(other) < first_group(topic)))
+    };
+    colliding(core, &topic.name).into_iter().find(is_before)
+}

@@ -1,0 +1,107 @@
+//! Internal topics, created on first use or by a client's request, and kept from what clients would do to them.
+
+use super::{create_command, create_unasked};
+use crate::handlers::{cluster::brokers, metadata_log, refusal::Refusal};
+use crate::{
+    cluster::internal_topics::{self, InternalTopic, OFFSETS_TOPIC},
+    config::topic as config_topic,
+    core::Core,
+};
+use consensus::metadata::{Command, Topic};
+use net::{errors::ErrorCode, messages::create_topics_request::CreatableTopic};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+
+/// Why an internal topic cannot be created yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{topic} waits for more of the brokers that founded the cluster: {registered} are registered, and each partition gets \
+     {wanted} replicas; try again, or set offsets.topic.replication.factor if there are fewer brokers for good"
+)]
+struct TooFewBrokers {
+    topic: &'static str,
+    registered: usize,
+    wanted: usize,
+}
+
+/// The topic of the group coordinator, created on first use. `Err` says why it can't be created yet.
+pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'static str> {
+    let internal = internal_topics::find(OFFSETS_TOPIC).expect("the registry has it");
+    ensure(core, internal).await;
+    core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or("the offsets topic can't be created yet; try again")
+}
+
+/// Creates an internal topic if it is not there, and waits until it can serve.
+pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
+    if core.view(|view| view.topic(internal.name).is_some()) {
+        return;
+    }
+    match command(core, internal, BTreeMap::new()) {
+        Ok(command) => create_unasked(core, vec![command], [internal.name]).await,
+        Err(error) => tracing::warn!("{error}"),
+    }
+}
+
+/// What creates an internal topic with these settings of its own beside the fixed ones.
+fn command(
+    core: &Core,
+    internal: &'static InternalTopic,
+    chosen: BTreeMap<String, String>,
+) -> Result<Command, TooFewBrokers> {
+    // Brokers that are away for a moment get their replicas too, and those that found the cluster just now are waited for: what the
+    // topic begins with it keeps.
+    let registered = brokers::all(core);
+    let factor = replicas(core, internal);
+    if registered.len() < factor {
+        return Err(TooFewBrokers { topic: internal.name, registered: registered.len(), wanted: factor });
+    }
+    // Made even where brokers have no memory left for partitions: no group could go on without.
+    let candidates = brokers::placeable(core, factor, &[]);
+    let placed = core.placement.spread(&candidates, internal.partitions(&core.config), factor);
+    let mut configs = internal.settings();
+    configs.extend(chosen);
+    Ok(create_command(internal.name, placed, configs))
+}
+
+/// Replicas that each partition of an internal topic gets now.
+fn replicas(core: &Core, internal: &InternalTopic) -> usize {
+    let brokers = brokers::all(core).len().max(core.identity.founding.len());
+    internal.replicas(&core.config, brokers)
+}
+
+/// What a client's CreateTopics of an internal topic comes to: partitions and replicas are the registry's, whatever it asks for.
+pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &CreatableTopic) -> Result<Command, Refusal> {
+    if !asked.assignments.is_empty() {
+        let message =
+            format!("{}: brokers place the replicas of an internal topic; leave assignments out", internal.name);
+        return Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message));
+    }
+    let mut chosen = BTreeMap::new();
+    for config in &asked.configs {
+        let Some(value) = &config.value else { continue };
+        let (name, value) = (config.name.as_str(), value.as_str());
+        config_topic::validate(name, value)
+            .and_then(|()| internal.check_change(name, Some(value), replicas(core, internal)))
+            .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
+        chosen.insert(name.to_owned(), value.to_owned());
+    }
+    command(core, internal, chosen)
+        .map_err(|error| Refusal::new(ErrorCode::InvalidReplicationFactor, error.to_string()))
+}
+
+/// Refuses to delete or repartition a topic that belongs to the broker. Kafka's code for what clients may not do to internal topics.
+pub fn check_name(name: &str) -> Result<(), Refusal> {
+    metadata_log::check_name(name)?;
+    if internal_topics::find(name).is_none() {
+        return Ok(());
+    }
+    let message = format!("{name} is an internal topic: every group would lose what it keeps there; it stays as it is");
+    Err(Refusal::new(ErrorCode::InvalidTopicException, message))
+}
+
+/// Refuses names that are kept for internal topics to come.
+pub fn check_reserved(name: &str) -> Result<(), Refusal> {
+    let Some(what) = internal_topics::reserved_for(name) else { return Ok(()) };
+    let message =
+        format!("'{name}' is the internal topic of {what}, which this broker does not serve yet; name it otherwise");
+    Err(Refusal::new(ErrorCode::InvalidTopicException, message))
+}

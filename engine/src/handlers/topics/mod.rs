@@ -1,0 +1,448 @@
+//! Changes of topics: CreateTopics, DeleteTopics, CreatePartitions, and those that clients bring about by asking.
+//!
+//! A change is answered once it is committed, every core's view shows it and, for new partitions, their leaders can serve:
+//! the first produce after CreateTopics finds its partition.
+
+pub(crate) mod collisions;
+pub(crate) mod create;
+pub(crate) mod internal;
+pub(crate) mod names;
+pub mod placement;
+pub(crate) mod room;
+
+use self::room::Asked;
+use super::{
+    cluster::brokers,
+    metadata_log,
+    refusal::{self, Refusal},
+};
+use crate::{
+    clock,
+    cluster::{
+        internal_topics,
+        meta::{self, CommandResult},
+    },
+    config::topic as config_topic,
+    core::Core,
+    rt,
+    sync::{Either, race},
+};
+use consensus::metadata::{Command, Outcome, Partition};
+use net::{
+    StrBytes, Uuid,
+    codec::produce::TopicRef,
+    errors::ErrorCode,
+    messages::{
+        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, DeleteTopicsRequest, DeleteTopicsResponse,
+        TopicName,
+        create_partitions_request::CreatePartitionsTopic,
+        create_partitions_response::CreatePartitionsTopicResult,
+        create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
+        delete_topics_response::DeletableTopicResult,
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
+use wal::record::GroupId;
+
+/// How long a topic that is created because a client asked for it may keep the request waiting; then the client is told to ask again.
+const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
+
+/// Partitions that one request may create, and one topic may have; a guard against typing errors, not a limit of the design.
+pub const PARTITIONS_MAX: i32 = 100_000;
+
+/// Creates those of `names` that do not exist, with default settings, and waits for their leaders.
+pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
+    // Which names there are already is known for sure only by the newest view.
+    if names.iter().any(|name| collisions::is_new_and_possible(core, name)) && meta::linearize(core).await.is_err() {
+        return;
+    }
+    let missing: BTreeSet<&str> = core.view(|view| {
+        names
+            .iter()
+            .copied()
+            .filter(|name| view.topic(name).is_none() && consensus::metadata::check_topic_name(name).is_ok())
+            .filter(|name| metadata_log::check_name(name).is_ok() && internal::check_reserved(name).is_ok())
+            .collect()
+    });
+    let (internals, missing): (BTreeSet<_>, BTreeSet<_>) =
+        missing.into_iter().partition(|name| internal_topics::find(name).is_some());
+    for internal in internals.into_iter().filter_map(internal_topics::find) {
+        internal::ensure(core, internal).await;
+    }
+    let alike = names::Alike::of(missing.iter().copied());
+    let missing: BTreeSet<&str> = missing
+        .iter()
+        .copied()
+        .filter(|name| alike.earlier(name).is_none() && collisions::check(core, name).is_ok())
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    let partitions = core.config.num_partitions;
+    let Ok(factor) = check_replication(core, -1) else {
+        return tracing::warn!(
+            "topics that clients use could not be created: too few brokers for default.replication.factor"
+        );
+    };
+    let (room, mut refused) = (Asked::default(), None);
+    let create = |name: &&str| match room.place(core, name, partitions as usize, factor) {
+        Ok(replicas) => Some(create_command(name, replicas, BTreeMap::new())),
+        Err(refusal) => {
+            refused = Some(refusal);
+            None
+        }
+    };
+    let commands: Vec<Command> = missing.iter().filter_map(create).collect();
+    if let Some(refusal) = refused.filter(|_| core.placement.may_tell(clock::now())) {
+        tracing::warn!(why = refusal.message, "topics that clients use could not be created");
+    }
+    if !commands.is_empty() {
+        create_unasked(core, commands, missing).await;
+    }
+}
+
+/// Why a topic that a client uses is not created, if brokers have no memory for it.
+pub fn check_auto_create(core: &Core, name: &str) -> Result<(), Refusal> {
+    match check_replication(core, -1) {
+        Ok(factor) => Asked::default().place(core, name, core.config.num_partitions as usize, factor).map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
+pub(super) async fn create_unasked<'a>(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    names: impl IntoIterator<Item = &'a str>,
+) {
+    let created = async {
+        match meta::submit(core, commands).await {
+            Ok(results) => {
+                collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "topics that clients use could not be created");
+                return;
+            }
+        }
+        let partitions = core.view(|view| {
+            let topics = names.into_iter().filter_map(|name| view.topic(name));
+            topics.flat_map(|topic| topic.partitions.clone()).collect()
+        });
+        until_led(core, partitions).await;
+    };
+    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
+        tracing::warn!("topics that clients use could not serve within {} s", AUTO_CREATE_WAIT.as_secs());
+    }
+}
+
+pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
+    Command::CreateTopic {
+        name: name.into(),
+        id: crate::rt::draw_uuid(),
+        // Chosen where the log's order is: by the leader, right before the proposal.
+        first_group: 0,
+        replicas,
+        configs,
+        created_ms: crate::clock::wall_ms(),
+        peers: Vec::new(),
+    }
+}
+
+fn new_partitions(outcome: &Outcome) -> &[Partition] {
+    match outcome {
+        Outcome::TopicCreated(topic) => &topic.partitions,
+        Outcome::PartitionsAdded { topic, first_new } => &topic.partitions[*first_new as usize..],
+        _ => &[],
+    }
+}
+
+/// Waits until this core knows who leads these partitions. Those that are deleted meanwhile are not waited for, nor those whose
+/// broker was lost before it could lead: they are there, and led once it is back.
+pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
+    loop {
+        let seen = core.view_changed.version();
+        let live = brokers::alive_ids(core);
+        let is_waited_for = |partition: &Partition| {
+            core.leader_of(GroupId(partition.group)).is_none()
+                && core.view(|view| view.has_group(partition.group))
+                && partition.replicas.iter().any(|node| live.contains(node))
+        };
+        // As all are waited for, it is enough to look at the last one: each is looked at once, and one of them at each change.
+        while partitions.pop_if(|partition| !is_waited_for(partition)).is_some() {}
+        if partitions.is_empty() {
+            return;
+        }
+        core.view_changed.past(seen).await;
+    }
+}
+
+/// Changes topics, and waits until what was created can serve, at most the request's own time.
+pub(super) async fn change<T>(
+    core: &Rc<Core>,
+    items: &[T],
+    check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
+    timeout_ms: i32,
+) -> Vec<Result<(Command, Outcome), Refusal>> {
+    let deadline = clock::now() + Duration::from_millis(timeout_ms.max(0) as u64);
+    refusal::change(core, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
+}
+
+/// Submits commands and waits until what they created can serve, but not beyond the deadline.
+async fn submit(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    deadline: Duration,
+    timeout_ms: i32,
+) -> Vec<Result<Outcome, Refusal>> {
+    if commands.is_empty() {
+        return Vec::new();
+    }
+    let count = commands.len();
+    let late = || {
+        let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still come about");
+        Refusal::new(ErrorCode::RequestTimedOut, message)
+    };
+    let mut deadline = pin!(rt::sleep(deadline.saturating_sub(clock::now())));
+    let results: Vec<CommandResult> = match race(meta::submit(core, commands), deadline.as_mut()).await {
+        Either::First(Ok(results)) => results,
+        Either::First(Err(error)) => return (0..count).map(|_| Err(error.into())).collect(),
+        Either::Second(()) => return (0..count).map(|_| Err(late())).collect(),
+    };
+    let results: Vec<Result<Outcome, Refusal>> =
+        collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
+    let created = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_partitions).cloned().collect();
+    let all_serve = matches!(race(until_led(core, created), deadline).await, Either::First(()));
+    let is_led = |partition: &Partition| core.leader_of(GroupId(partition.group)).is_some();
+    let serves = |outcome: &Outcome| all_serve || new_partitions(outcome).iter().all(is_led);
+    results
+        .into_iter()
+        .map(|result| match result {
+            Ok(outcome) if serves(&outcome) => Ok(outcome),
+            Ok(_) => Err(late()),
+            Err(refusal) => Err(refusal),
+        })
+        .collect()
+}
+
+pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked) -> Result<Command, Refusal> {
+    let name = topic.name.0.as_str();
+    consensus::metadata::check_topic_name(name)
+        .map_err(|error| Refusal::new(ErrorCode::InvalidTopicException, error.to_string()))?;
+    metadata_log::check_name(name)?;
+    if core.view(|view| view.topic(name).is_some()) {
+        return Err(Refusal::new(ErrorCode::TopicAlreadyExists, format!("topic '{name}' already exists")));
+    }
+    internal::check_reserved(name)?;
+    if let Some(internal) = internal_topics::find(name) {
+        return internal::check_new(core, internal, topic);
+    }
+    let factor = match topic.assignments.is_empty() {
+        true => check_replication(core, topic.replication_factor)?,
+        false => 1,
+    };
+    let partitions = if topic.assignments.is_empty() {
+        if topic.num_partitions == -1 { core.config.num_partitions } else { topic.num_partitions }
+    } else {
+        topic.assignments.len() as i32
+    };
+    if !(1..=PARTITIONS_MAX).contains(&partitions) {
+        let message = format!("{partitions} partitions; a topic has 1 to {PARTITIONS_MAX} (-1: the default)");
+        return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
+    }
+    let mut configs = BTreeMap::new();
+    for config in &topic.configs {
+        let Some(value) = &config.value else {
+            let message = format!("'{}' is given no value; leave it out for the default", config.name);
+            return Err(Refusal::new(ErrorCode::InvalidConfig, message));
+        };
+        config_topic::validate(config.name.as_str(), value.as_str())
+            .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
+        configs.insert(config.name.to_string(), value.to_string());
+    }
+    let replicas = match topic.assignments.is_empty() {
+        true => room.place(core, name, partitions as usize, factor)?,
+        false => room.assigned(core, name, assigned(&brokers::alive_ids(core), topic)?)?,
+    };
+    Ok(create_command(name, replicas, configs))
+}
+
+fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
+    let factor = if factor == -1 { core.config.default_replication_factor } else { factor };
+    let refuse = |error: placement::TooMany| Refusal::new(ErrorCode::InvalidReplicationFactor, error.to_string());
+    brokers::candidates(core).check(factor).map_err(refuse)
+}
+
+/// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
+fn assigned(live: &[i32], topic: &CreatableTopic) -> Result<Vec<Vec<i32>>, Refusal> {
+    let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
+    let by_number: BTreeMap<i32, &CreatableReplicaAssignment> =
+        topic.assignments.iter().map(|assignment| (assignment.partition_index, assignment)).collect();
+    let consecutive =
+        by_number.len() == topic.assignments.len() && by_number.keys().copied().eq(0..by_number.len() as i32);
+    if !consecutive || topic.num_partitions != -1 {
+        let message = "an assignment names partitions 0 to n-1 once each, with a partition count of -1";
+        return Err(refuse(message.to_owned()));
+    }
+    by_number.values().map(|assignment| on_live(live, &assignment.broker_ids).map_err(refuse)).collect()
+}
+
+fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, String> {
+    let brokers: Vec<i32> = brokers.iter().map(|broker| broker.0).collect();
+    placement::assigned(live, &brokers)
+}
+
+pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
+    let mut asked: Vec<names::Reference> = if version >= 6 {
+        request.topics.into_iter().map(|topic| (topic.name, topic.topic_id)).collect()
+    } else {
+        request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
+    };
+    let repeats = names::take_repeats(&mut asked, names::Reference::clone);
+    let references: BTreeSet<names::Reference> = asked.iter().cloned().collect();
+    let find = |core: &Core, reference: &names::Reference| {
+        names::check_reference(reference)?;
+        if repeats.contains(reference) {
+            return Err(names::twice());
+        }
+        let command = find_to_delete(core, reference.0.as_ref(), reference.1)?;
+        let Command::DeleteTopic { name, id } = &command else { unreachable!("{command:?} deletes nothing") };
+        match names::named_both_ways(&references, reference, name, *id) {
+            true => Err(names::twice()),
+            false => Ok(command),
+        }
+    };
+    let results = change(core, &asked, find, request.timeout_ms).await;
+    let responses = asked.into_iter().zip(results).map(|((name, id), result)| {
+        let (name, id, outcome) = match result {
+            Ok((Command::DeleteTopic { name, id }, _)) => {
+                (Some(TopicName(StrBytes::from_string(name.to_string()))), id, Ok(()))
+            }
+            Ok((other, _)) => unreachable!("{other:?} deletes nothing"),
+            Err(refusal) => (name, id, Err(refusal)),
+        };
+        let result = DeletableTopicResult::default().with_name(name).with_topic_id(id);
+        match outcome {
+            Ok(()) => result,
+            Err(Refusal { code, message }) => {
+                result.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
+            }
+        }
+    });
+    DeleteTopicsResponse::default().with_responses(responses.collect())
+}
+
+fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
+    let asked = name.map_or(TopicRef::Id(id), |name| TopicRef::Name(name.0.clone()));
+    let topic = core.find_topic(&asked);
+    topic.as_ref().map_or(Ok(()), |topic| internal::check_name(&topic.name))?;
+    let delete = topic.map(|topic| Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
+    delete.ok_or_else(|| match name {
+        Some(name) => Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{}'", name.0)),
+        None => Refusal::new(ErrorCode::UnknownTopicId, format!("there is no topic with id {id}")),
+    })
+}
+
+pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsRequest) -> CreatePartitionsResponse {
+    let repeats = names::take_repeats(&mut request.topics, |topic| topic.name.clone());
+    let room = Asked::default();
+    let check_one = |core: &Core, topic: &CreatePartitionsTopic| match repeats.contains(&topic.name) {
+        true => Err(names::twice()),
+        false => check_more(core, topic, &room),
+    };
+    let results: Vec<Result<(), Refusal>> = if request.validate_only {
+        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
+        refusal::check(core, check).await.into_iter().map(|checked| checked.map(drop)).collect()
+    } else {
+        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
+        results.into_iter().map(|result| result.map(drop)).collect()
+    };
+    let results = request.topics.into_iter().zip(results).map(|(topic, outcome)| {
+        let result = CreatePartitionsTopicResult::default().with_name(topic.name);
+        match outcome {
+            Ok(()) => result,
+            Err(Refusal { code, message }) => {
+                result.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
+            }
+        }
+    });
+    CreatePartitionsResponse::default().with_results(results.collect())
+}
+
+fn check_more(core: &Core, request: &CreatePartitionsTopic, room: &Asked) -> Result<Command, Refusal> {
+    let name = request.name.0.as_str();
+    internal::check_name(name)?;
+    let topic = core
+        .view(|view| view.topic(name).cloned())
+        .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))?;
+    let present = topic.partitions.len() as i32;
+    if request.count <= present || request.count > PARTITIONS_MAX {
+        let message = format!(
+            "topic '{name}' has {present} partitions; the new count {} must be above that and at most {PARTITIONS_MAX}",
+            request.count
+        );
+        return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
+    }
+    let more = request.count - present;
+    // As many replicas as the topic's partitions have.
+    let factor = topic.partitions[0].replicas.len() as i16;
+    let replicas = match &request.assignments {
+        None => {
+            let factor = check_replication(core, factor)?;
+            room.place(core, name, more as usize, factor)?
+        }
+        Some(assignments) => {
+            let live = brokers::alive_ids(core);
+            let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
+            if assignments.len() as i32 != more {
+                return Err(refuse(format!("{} assignments for {more} new partitions", assignments.len())));
+            }
+            let replicas = assignments.iter().map(|assignment| on_live(&live, &assignment.broker_ids).map_err(refuse));
+            room.assigned(core, name, replicas.collect::<Result<_, _>>()?)?
+        }
+    };
+    Ok(Command::CreatePartitions {
+        name: topic.name.clone(),
+        id: topic.id,
+        present: present as u32,
+        first_group: 0,
+        replicas,
+        peers: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by_hand(assignments: &[(i32, i32)], num_partitions: i32) -> CreatableTopic {
+        let assignments = assignments.iter().map(|(partition, broker)| {
+            CreatableReplicaAssignment::default()
+                .with_partition_index(*partition)
+                .with_broker_ids(vec![BrokerId(*broker)])
+        });
+        CreatableTopic::default().with_assignments(assignments.collect()).with_num_partitions(num_partitions)
+    }
+
+    #[test]
+    fn assignments_by_hand_are_taken_in_the_order_of_partitions() {
+        let topic = by_hand(&[(2, 5), (0, 1), (1, 5)], -1);
+        assert_eq!(assigned(&[1, 5], &topic), Ok(vec![vec![1], vec![5], vec![5]]));
+        for (assignments, num_partitions, words) in [
+            (&[(0, 1), (2, 1)][..], -1, "partitions 0 to n-1 once each"),
+            (&[(0, 1), (0, 1)], -1, "partitions 0 to n-1 once each"),
+            (&[(1, 1)], -1, "partitions 0 to n-1 once each"),
+            (&[(0, 1)], 1, "with a partition count of -1"),
+            (&[(0, 1), (1, 7)], -1, "broker 7 is not registered, or not alive; these are: 1, 5"),
+        ] {
+            let refusal = assigned(&[1, 5], &by_hand(assignments, num_partitions)).unwrap_err();
+            assert_eq!(refusal.code, ErrorCode::InvalidReplicaAssignment);
+            assert!(refusal.message.contains(words), "{}", refusal.message);
+        }
+    }
+}

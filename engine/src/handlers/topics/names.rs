@@ -1,0 +1,175 @@
+//! How requests name topics: each once, one way, and none so like another that metrics could not tell them apart.
+//! Pure.
+
+use crate::handlers::refusal::Refusal;
+use net::{StrBytes, Uuid, errors::ErrorCode, messages::TopicName};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Leaves the first of items with the same key, and returns the keys of which there were more. Kafka answers such a key once, with
+/// INVALID_REQUEST ([`twice`]).
+pub fn take_repeats<T, K: Ord + Clone>(items: &mut Vec<T>, key: impl Fn(&T) -> K) -> BTreeSet<K> {
+    let (mut seen, mut repeats) = (BTreeSet::new(), BTreeSet::new());
+    items.retain(|item| {
+        let key = key(item);
+        let is_first = seen.insert(key.clone());
+        if !is_first {
+            repeats.insert(key);
+        }
+        is_first
+    });
+    repeats
+}
+
+pub fn twice() -> Refusal {
+    Refusal::new(ErrorCode::InvalidRequest, "the request names this topic more than once; name it once")
+}
+
+/// A topic as DeleteTopics names it: by its name, or by its id and no name.
+pub type Reference = (Option<TopicName>, Uuid);
+
+/// Refuses what names a topic both ways, or none.
+pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
+    let why = match (name, id.is_nil()) {
+        (Some(_), true) | (None, false) => return Ok(()),
+        (Some(_), false) => "a topic is named by its name or by its id, not by both",
+        (None, true) => "neither a topic's name nor its id is given",
+    };
+    Err(Refusal::new(ErrorCode::InvalidRequest, why))
+}
+
+/// Whether `asked`, which names the topic of this name and id one way, also names it the other way.
+pub fn named_both_ways(asked: &BTreeSet<Reference>, reference: &Reference, name: &str, id: Uuid) -> bool {
+    asked.contains(&match reference.0 {
+        Some(_) => (None, id),
+        None => (Some(TopicName(StrBytes::from_string(name.to_owned()))), Uuid::nil()),
+    })
+}
+
+/// Whether names that begin so can collide with others: Kafka makes one of '.' and '_' in the names of metrics.
+pub fn may_collide(name: &str) -> bool {
+    name.contains(['.', '_'])
+}
+
+/// The names of one request, by what is left of them without the difference between '.' and '_'.
+#[derive(Default)]
+pub struct Alike<'a>(BTreeMap<String, &'a str>);
+
+impl<'a> Alike<'a> {
+    pub fn of(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut alike = BTreeMap::new();
+        for name in names.into_iter().filter(|name| may_collide(name)) {
+            alike.entry(name.replace('.', "_")).or_insert(name);
+        }
+        Self(alike)
+    }
+
+    /// The first name of the request that differs from this one in nothing but '.' and '_', if it comes before it.
+    pub fn earlier(&self, name: &str) -> Option<&'a str> {
+        self.0.get(&name.replace('.', "_")).copied().filter(|first| *first != name)
+    }
+}
+
+/// The topics whose names differ from `name` in nothing but '.' and '_'. `first_from` gives the first topic, by name, that is not before
+/// some text. Follows only beginnings that some topic has, so that the cost grows with the topics that are alike.
+pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> Vec<Arc<str>> {
+    let mut colliding = Vec::new();
+    if !may_collide(name) {
+        return colliding;
+    }
+    let parts: Vec<&str> = name.split(['.', '_']).collect();
+    // Beginnings of colliding names, each with the number of parts that are in it.
+    let mut open = vec![(parts[0].to_owned(), 1)];
+    while let Some((beginning, used)) = open.pop() {
+        let Some(found) = first_from(&beginning).filter(|found| found.starts_with(&beginning)) else { continue };
+        if used < parts.len() {
+            open.extend(['.', '_'].map(|mark| (format!("{beginning}{mark}{}", parts[used]), used + 1)));
+        } else if *found == *beginning && beginning != name {
+            colliding.push(found);
+        }
+    }
+    colliding
+}
+
+/// The refusal of a name that collides with another.
+pub fn collision(name: &str, other: &str) -> Refusal {
+    let message = format!("topic '{name}' collides with topic '{other}': names must differ in more than '.' and '_'");
+    Refusal::new(ErrorCode::InvalidTopicException, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::StrBytes;
+    use std::ops::Bound;
+
+    #[test]
+    fn repeats_are_taken_out_and_told() {
+        let mut items = vec!["a", "b", "a", "c", "b", "a"];
+        assert_eq!(take_repeats(&mut items, |item| *item), BTreeSet::from(["a", "b"]));
+        assert_eq!(items, ["a", "b", "c"]);
+        assert_eq!(take_repeats(&mut items, |item| *item), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_topic_is_named_one_way() {
+        let name = |name: &'static str| Some(TopicName(StrBytes::from_static_str(name)));
+        let (id, other) = (Uuid::from_u128(7), Uuid::from_u128(8));
+        check_reference(&(name("a"), Uuid::nil())).unwrap();
+        check_reference(&(None, id)).unwrap();
+        assert_eq!(check_reference(&(name("a"), id)).unwrap_err().code, ErrorCode::InvalidRequest);
+        assert_eq!(check_reference(&(None, Uuid::nil())).unwrap_err().code, ErrorCode::InvalidRequest);
+
+        let asked = [(name("a"), Uuid::nil()), (None, id), (name("b"), Uuid::nil()), (None, other)];
+        for (reference, expected) in asked.iter().zip([true, true, false, false]) {
+            let (name, id) = match reference {
+                (Some(name), _) if name.0.as_str() == "b" => ("b", Uuid::from_u128(9)),
+                (None, id) if *id == other => ("c", other),
+                _ => ("a", id),
+            };
+            let asked = asked.iter().cloned().collect();
+            assert_eq!(named_both_ways(&asked, reference, name, id), expected, "{reference:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_differ_only_in_dots_and_underscores_collide() {
+        let topics: BTreeSet<Arc<str>> =
+            ["a", "a.b", "a.b.c_d", "x_y", "x_y_", "x_y_z", "z-1", "__offsets"].map(Arc::from).into();
+        let first_from = |from: &str| topics.range::<str, _>((Bound::Included(from), Bound::Unbounded)).next().cloned();
+        for (name, other) in [
+            ("a_b", Some("a.b")),
+            ("a.b", None),
+            ("a_b.c.d", Some("a.b.c_d")),
+            ("a_b_c", None),
+            ("a_", None),
+            ("a-b", None),
+            ("x.y", Some("x_y")),
+            ("x.y.", Some("x_y_")),
+            ("x_y_z", None),
+            ("._offsets", Some("__offsets")),
+            ("z.1", None),
+            (".", None),
+            ("ab", None),
+        ] {
+            let found = colliding(name, first_from);
+            assert_eq!(found.iter().map(|found| &**found).collect::<Vec<_>>(), Vec::from_iter(other), "{name}");
+            if let Some(other) = other {
+                let alike = Alike::of([other, "ab", name]);
+                assert_eq!((alike.earlier(name), alike.earlier(other)), (Some(other), None));
+            }
+        }
+        let all = colliding("p.q.r", |from: &str| {
+            let topics = BTreeSet::from(["p.q_r", "p_q.r", "p_q_r", "p.q.r"]);
+            topics.range::<str, _>((Bound::Included(from), Bound::Unbounded)).next().map(|found| Arc::from(*found))
+        });
+        assert_eq!(all.iter().map(|found| &**found).collect::<BTreeSet<_>>(), ["p.q_r", "p_q.r", "p_q_r"].into());
+        let alike = Alike::of(["a.b", "a-b", "a_b_", "a.b"]);
+        assert!(["a.b", "a-b", "a_b_"].iter().all(|name| alike.earlier(name).is_none()));
+        let refusal = collision("a_b", "a.b");
+        assert_eq!(refusal.code, ErrorCode::InvalidTopicException);
+        assert!(refusal.message.contains("'a_b' collides with topic 'a.b'"), "{}", refusal.message);
+    }
+}

@@ -1,0 +1,250 @@
+//! Which CPUs the broker runs on, one core each, and why.
+//! Lives on: the main thread, before any core starts. `cgroup` reads what it decides on.
+//!
+//! Cores = (affinity mask ∩ cgroup cpuset), at most ⌊cgroup CPU quota⌋ of them and at least one; or the ones the setting
+//! `cores` names, all of which must be in that set.
+
+use std::{collections::BTreeSet, fmt, fmt::Write as _, io, str::FromStr};
+
+use crate::host::cgroup::{Cgroups, Quota};
+
+/// CPU numbers above this are taken for a typing error.
+const CPU_MAX: usize = 65_535;
+
+/// A set of CPUs, written as the kernel does: `0-3,8`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuList(pub BTreeSet<usize>);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CpuListError {
+    #[error("'{0}' is neither a CPU number nor a range")]
+    Part(String),
+    #[error("the range {0} runs backwards")]
+    Backwards(String),
+    #[error("CPU {0} is above {CPU_MAX}")]
+    TooLarge(usize),
+    #[error("it names CPU {0} twice; each has one core")]
+    Twice(usize),
+    #[error("it names no CPU")]
+    Empty,
+}
+
+impl FromStr for CpuList {
+    type Err = CpuListError;
+
+    fn from_str(text: &str) -> Result<CpuList, CpuListError> {
+        let mut cpus = BTreeSet::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let wrong = || CpuListError::Part(part.to_owned());
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: usize = first.trim().parse().map_err(|_| wrong())?;
+            let last: usize = last.trim().parse().map_err(|_| wrong())?;
+            if first > last {
+                return Err(CpuListError::Backwards(part.to_owned()));
+            }
+            if last > CPU_MAX {
+                return Err(CpuListError::TooLarge(last));
+            }
+            if let Some(twice) = (first..=last).find(|cpu| !cpus.insert(*cpu)) {
+                return Err(CpuListError::Twice(twice));
+            }
+        }
+        if cpus.is_empty() { Err(CpuListError::Empty) } else { Ok(CpuList(cpus)) }
+    }
+}
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for &cpu in &self.0 {
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == cpu => *last = cpu,
+                _ => runs.push((cpu, cpu)),
+            }
+        }
+        for (at, (first, last)) in runs.into_iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            match first == last {
+                true => write!(f, "{comma}{first}")?,
+                false => write!(f, "{comma}{first}-{last}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromIterator<usize> for CpuList {
+    fn from_iter<I: IntoIterator<Item = usize>>(cpus: I) -> CpuList {
+        CpuList(cpus.into_iter().collect())
+    }
+}
+
+/// What the broker runs on: core n is pinned to `cpus[n]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorePlan {
+    pub cpus: Vec<usize>,
+    /// For the banner: what led to this number.
+    pub why: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    #[error("cannot read the CPUs that this process may use: {0}")]
+    Affinity(io::Error),
+    #[error(
+        "cores = {wanted}: CPU {refused} may not be used here, only {allowed} ({why}); name some of those, or none"
+    )]
+    NotAllowed { wanted: CpuList, refused: CpuList, allowed: CpuList, why: String },
+    #[error(
+        "no CPU is both in the affinity mask ({affinity}) and in the cgroup's cpuset ({cpuset}); change one of them"
+    )]
+    NoneLeft { affinity: CpuList, cpuset: CpuList },
+}
+
+/// What the system allows.
+#[derive(Clone, Debug, Default)]
+struct Allowed {
+    affinity: CpuList,
+    cpuset: Option<CpuList>,
+    quota: Option<Quota>,
+}
+
+/// Decides by what the system says now. `wanted`: the setting `cores`.
+pub fn plan(wanted: Option<&CpuList>, cgroups: &Cgroups) -> Result<CorePlan, CpuError> {
+    let affinity = affinity().map_err(CpuError::Affinity)?;
+    decide(&Allowed { affinity, cpuset: cgroups.cpuset(), quota: cgroups.cpu_quota() }, wanted)
+}
+
+fn decide(allowed: &Allowed, wanted: Option<&CpuList>) -> Result<CorePlan, CpuError> {
+    let Allowed { affinity, cpuset, quota } = allowed;
+    let mut usable = affinity.clone();
+    let mut why = format!("affinity {affinity}");
+    if let Some(cpuset) = cpuset {
+        usable.0.retain(|cpu| cpuset.0.contains(cpu));
+        // Infallible: it is a string.
+        let _ = write!(why, ", cgroup cpuset {cpuset}");
+        if usable.0.is_empty() {
+            return Err(CpuError::NoneLeft { affinity: affinity.clone(), cpuset: cpuset.clone() });
+        }
+    }
+    if let Some(wanted) = wanted {
+        let refused: CpuList = wanted.0.difference(&usable.0).copied().collect();
+        if !refused.0.is_empty() {
+            return Err(CpuError::NotAllowed { wanted: wanted.clone(), refused, allowed: usable, why });
+        }
+        return Ok(CorePlan { cpus: wanted.0.iter().copied().collect(), why: format!("cores = {wanted}") });
+    }
+    let mut cpus: Vec<usize> = usable.0.into_iter().collect();
+    if let Some(quota) = quota {
+        let most = quota.whole_cpus().max(1);
+        let _ = write!(why, ", cgroup quota {quota}");
+        cpus.truncate(most);
+    }
+    Ok(CorePlan { cpus, why })
+}
+
+/// This process's affinity mask.
+fn affinity() -> io::Result<CpuList> {
+    // The kernel refuses a mask shorter than its own; the usual 1024 bits are not enough everywhere.
+    for words in [16, 64, 256, 1024] {
+        let mut mask = vec![0u64; words];
+        // SAFETY: the buffer is as long as told, aligned for the type, and a CPU set is plain bits.
+        let status = unsafe { libc::sched_getaffinity(0, words * 8, mask.as_mut_ptr().cast()) };
+        if status == 0 {
+            return Ok((0..words * 64).filter(|cpu| mask[cpu / 64] >> (cpu % 64) & 1 == 1).collect());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> CpuList {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        let rows: &[(&str, Result<&str, CpuListError>)] = &[
+            ("0", Ok("0")),
+            ("0-3", Ok("0-3")),
+            ("0-3,8", Ok("0-3,8")),
+            ("8,0-3\n", Ok("0-3,8")),
+            (" 1 , 2 ", Ok("1-2")),
+            ("3-3", Ok("3")),
+            ("0,2,4-5", Ok("0,2,4-5")),
+            ("0,0", Err(CpuListError::Twice(0))),
+            ("0-3,2", Err(CpuListError::Twice(2))),
+            ("", Err(CpuListError::Empty)),
+            (",", Err(CpuListError::Empty)),
+            ("3-1", Err(CpuListError::Backwards("3-1".to_owned()))),
+            ("a", Err(CpuListError::Part("a".to_owned()))),
+            ("-1", Err(CpuListError::Part("-1".to_owned()))),
+            ("1-", Err(CpuListError::Part("1-".to_owned()))),
+            ("0-99999999", Err(CpuListError::TooLarge(99_999_999))),
+        ];
+        for (text, expected) in rows {
+            let got = text.parse::<CpuList>().map(|list| list.to_string());
+            assert_eq!(got, expected.clone().map(str::to_owned), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn cores_follow_affinity_cpuset_quota_and_setting() {
+        let quota = |us| Some(Quota { us, period_us: 100_000 });
+        type Row<'a> = (&'a str, Option<&'a str>, Option<Quota>, Option<&'a str>, Result<&'a [usize], &'a str>);
+        let rows: &[Row<'_>] = &[
+            ("0-3", None, None, None, Ok(&[0, 1, 2, 3])),
+            ("0-3", Some("2-7"), None, None, Ok(&[2, 3])),
+            ("0-3", Some("2-7"), quota(100_000), None, Ok(&[2])),
+            ("0-3", None, quota(250_000), None, Ok(&[0, 1])),
+            ("0-3", None, quota(50_000), None, Ok(&[0])),
+            ("0-3", None, quota(6_400_000), None, Ok(&[0, 1, 2, 3])),
+            ("5,9", None, None, None, Ok(&[5, 9])),
+            ("0-3", None, None, Some("1,3"), Ok(&[1, 3])),
+            // Who names cores knows better than the quota.
+            ("0-3", None, quota(100_000), Some("0-2"), Ok(&[0, 1, 2])),
+            (
+                "0-3",
+                Some("0-1"),
+                None,
+                Some("1-2"),
+                Err("CPU 2 may not be used here, only 0-1 (affinity 0-3, cgroup cpuset 0-1)"),
+            ),
+            ("0-1", Some("2-3"), None, None, Err("affinity mask (0-1)")),
+        ];
+        for (affinity, cpuset, quota, wanted, expected) in rows {
+            let allowed = Allowed { affinity: list(affinity), cpuset: cpuset.map(list), quota: *quota };
+            match (decide(&allowed, wanted.map(list).as_ref()), expected) {
+                (Ok(plan), Ok(cpus)) => assert_eq!(plan.cpus, *cpus),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (got, _) => panic!("{affinity} {cpuset:?} {wanted:?}: {got:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_plan_says_why() {
+        let allowed = Allowed {
+            affinity: list("0-7"),
+            cpuset: Some(list("0-3")),
+            quota: Some(Quota { us: 250_000, period_us: 100_000 }),
+        };
+        assert_eq!(decide(&allowed, None).unwrap().why, "affinity 0-7, cgroup cpuset 0-3, cgroup quota 2.5 CPUs");
+        assert_eq!(decide(&allowed, Some(&list("2"))).unwrap().why, "cores = 2");
+    }
+
+    #[test]
+    fn this_process_may_run_somewhere() {
+        let affinity = affinity().unwrap();
+        assert!(!affinity.0.is_empty());
+        let plan = plan(None, &Cgroups::discover()).unwrap();
+        assert!(plan.cpus.iter().all(|cpu| affinity.0.contains(cpu)));
+    }
+}

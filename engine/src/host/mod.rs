@@ -1,0 +1,9 @@
+//! The machine under the broker: CPUs, limits, the data directory, and what is printed of them at start.
+
+pub mod banner;
+pub mod cgroup;
+pub mod cpus;
+pub mod data_dir;
+pub mod disk;
+pub mod limits;
+pub mod logging;

@@ -1,0 +1,104 @@
+//! Messages of other brokers on their way to the core that they are for.
+
+use crate::{
+    cluster::{
+        meta::{META_CORE, META_GROUP, tool_answer},
+        peers::{Answering, Begun, Host},
+    },
+    core::{Core, CoreId},
+};
+use bytes::Bytes;
+use consensus::{
+    group::Message,
+    wire::{PeerMessage, ToolRequest},
+};
+use std::rc::Rc;
+use wal::record::GroupId;
+
+/// Takes what comes in on this core's connections.
+pub struct GroupHost(pub Rc<Core>);
+
+impl Host for GroupHost {
+    fn receive(&self, from: i32, messages: Vec<PeerMessage>) {
+        receive(&self.0, from, messages);
+    }
+
+    fn answer(&self, request: ToolRequest) -> Answering {
+        Box::pin(tool_answer(self.0.clone(), request))
+    }
+
+    fn hand_on(&self, core: usize, connection: Begun) {
+        self.0.post(CoreId(core), move |there| {
+            there.peers().take_over(connection, Rc::new(GroupHost(there.clone())));
+        });
+    }
+}
+
+/// Brings messages to the cores that they are for. Most are for the one on which they arrive: brokers with the same number of cores
+/// talk core to core.
+fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
+    let mut elsewhere: Vec<Vec<PeerMessage>> = Vec::new();
+    let mut of_meta = Vec::new();
+    let is_here = |group: u64| group != META_GROUP.0 && core.owner(GroupId(group)) == core.id();
+    for message in messages {
+        let to = match message {
+            PeerMessage::Raft { group, message } if is_here(group) => {
+                step(core, GroupId(group), message, Vec::new());
+                continue;
+            }
+            PeerMessage::Append { group, message, payloads } if is_here(group) => {
+                step(core, GroupId(group), message, payloads);
+                continue;
+            }
+            PeerMessage::Rest(rest) if is_here(rest.group) => {
+                if let Some(partition) = core.partition(GroupId(rest.group)) {
+                    partition.rest(core, rest);
+                }
+                continue;
+            }
+            PeerMessage::Elect { group } if is_here(group) => {
+                if let Some(partition) = core.partition(GroupId(group)) {
+                    partition.prefer(core);
+                }
+                continue;
+            }
+            PeerMessage::Beat(beat) => {
+                core.groups.note(core, from, beat);
+                if usize::from(beat.cores) != core.cores() {
+                    for other in (0..core.cores()).map(CoreId).filter(|other| *other != core.id()) {
+                        core.post(other, move |there| there.groups.note(there, from, beat));
+                    }
+                }
+                continue;
+            }
+            PeerMessage::Raft { group, .. } | PeerMessage::Append { group, .. } | PeerMessage::Elect { group }
+                if group != META_GROUP.0 =>
+            {
+                core.owner(GroupId(group))
+            }
+            PeerMessage::Rest(rest) => core.owner(GroupId(rest.group)),
+            _ => META_CORE,
+        };
+        if to == core.id() {
+            of_meta.push(message);
+        } else {
+            elsewhere.resize_with(core.cores(), Vec::new);
+            elsewhere[to.0].push(message);
+        }
+    }
+    if !of_meta.is_empty() {
+        core.meta().receive(core, from, of_meta);
+    }
+    for (to, messages) in elsewhere.into_iter().enumerate().filter(|(_, messages)| !messages.is_empty()) {
+        core.send(CoreId(to), move |there| receive(there, from, messages));
+    }
+}
+
+fn step(core: &Rc<Core>, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
+    match core.partition(group) {
+        Some(partition) => partition.receive(core, message, payloads),
+        None if core.store.was_removed(group) => {}
+        // Its topic is on its way here.
+        None => core.groups.keep_early(group, message, payloads),
+    }
+}

@@ -1,0 +1,603 @@
+//! Figures that cores publish and the admin thread reads.
+//! Lives on: one [`CoreMetrics`] per core, written by that core alone; read by the admin thread.
+//!
+//! Invariant: each cell has one writer. So a cell is changed by a relaxed load and a relaxed store, which costs what a plain
+//! variable does; the reader sees each cell's newest value some time later, and cells among each other unordered.
+
+pub mod histogram;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use net::codec::api::{ApiKey, TABLE};
+use wal::store::StoreStats;
+
+use crate::metrics::histogram::Histogram;
+
+/// What every name begins with.
+pub const PREFIX: &str = "millrace_";
+
+/// A figure that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes over a total that is kept elsewhere.
+    pub fn set(&self, total: u64) {
+        self.0.store(total, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A figure that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One counter per API of the table that [`net::codec::api`] serves.
+#[derive(Debug)]
+pub struct PerApi([Counter; TABLE.len()]);
+
+impl Default for PerApi {
+    fn default() -> PerApi {
+        PerApi(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+/// Where each API key stands in the table.
+const API_POSITIONS: [u8; 128] = {
+    let mut positions = [u8::MAX; 128];
+    let mut at = 0;
+    while at < TABLE.len() {
+        positions[TABLE[at].key as usize] = at as u8;
+        at += 1;
+    }
+    positions
+};
+
+impl PerApi {
+    fn of(&self, api: ApiKey) -> &Counter {
+        &self.0[usize::from(API_POSITIONS[api as usize])]
+    }
+}
+
+/// How a kind of figure is written in Prometheus' text format.
+trait Figure {
+    const TYPE: &'static str;
+    fn write(&self, out: &mut String, name: &str, core: usize);
+    /// One number for `/status`; `None` for those that are more.
+    fn number(&self) -> Option<u64>;
+}
+
+impl Figure for Counter {
+    const TYPE: &'static str = "counter";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        line(out, format_args!("{PREFIX}{name}{{core=\"{core}\"}} {}", self.get()));
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.get())
+    }
+}
+
+impl Figure for Gauge {
+    const TYPE: &'static str = "gauge";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        line(out, format_args!("{PREFIX}{name}{{core=\"{core}\"}} {}", self.get()));
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.get())
+    }
+}
+
+impl Figure for PerApi {
+    const TYPE: &'static str = "counter";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        for (api, counter) in TABLE.iter().zip(&self.0) {
+            line(out, format_args!("{PREFIX}{name}{{core=\"{core}\",api=\"{}\"}} {}", api.name, counter.get()));
+        }
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.0.iter().map(Counter::get).sum())
+    }
+}
+
+impl Figure for Histogram {
+    const TYPE: &'static str = "histogram";
+
+    fn write(&self, out: &mut String, name: &str, core: usize) {
+        let mut total = 0;
+        for (bound_ns, count) in self.buckets() {
+            total += count;
+            match bound_ns {
+                Some(ns) => {
+                    let seconds = ns as f64 / 1e9;
+                    line(out, format_args!("{PREFIX}{name}_bucket{{core=\"{core}\",le=\"{seconds}\"}} {total}"));
+                }
+                None => line(out, format_args!("{PREFIX}{name}_bucket{{core=\"{core}\",le=\"+Inf\"}} {total}")),
+            }
+        }
+        line(out, format_args!("{PREFIX}{name}_sum{{core=\"{core}\"}} {}", self.sum_ns() as f64 / 1e9));
+        line(out, format_args!("{PREFIX}{name}_count{{core=\"{core}\"}} {total}"));
+    }
+
+    fn number(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Adds a line to a page.
+pub fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "{text}");
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $name:ident: $kind:ty;)*) => {
+        /// The figures of one core.
+        #[derive(Debug, Default)]
+        pub struct CoreMetrics {
+            $($(#[doc = $help])+ pub $name: $kind,)*
+            /// Groups that have stopped, and why.
+            pub stopped: Notices,
+            beats: Beats,
+        }
+
+        /// Name and help of every figure.
+        #[cfg(test)]
+        const FIGURES: &[(&str, &str)] = &[$((stringify!($name), concat!($($help),+)),)*];
+
+        impl Metrics {
+            /// The page of `/metrics`, in Prometheus' text format 0.0.4.
+            pub fn page(&self) -> String {
+                let mut out = String::new();
+                $(
+                    let (name, help) = (stringify!($name), concat!($($help),+).trim());
+                    line(&mut out, format_args!("# HELP {PREFIX}{name} {help}"));
+                    line(&mut out, format_args!("# TYPE {PREFIX}{name} {}", <$kind as Figure>::TYPE));
+                    for (core, metrics) in self.cores.iter().enumerate() {
+                        metrics.$name.write(&mut out, name, core);
+                    }
+                )*
+                out
+            }
+        }
+
+        impl CoreMetrics {
+            /// The plain figures of this core, by name.
+            pub fn numbers(&self) -> Vec<(&'static str, u64)> {
+                [$((stringify!($name), self.$name.number()),)*]
+                    .into_iter()
+                    .filter_map(|(name, number)| Some((name, number?)))
+                    .collect()
+            }
+        }
+    };
+}
+
+// One row per figure. A test sees to it that each is written somewhere.
+metrics! {
+    /// Connections of Kafka clients that are open.
+    connections_open: Gauge;
+    /// Connections of Kafka clients that were closed as they came, for `max.connections`, `max.connections.per.ip` or the limit of open files.
+    connections_refused_total: Counter;
+    /// Connections of Kafka clients that had sent no request yet and were closed to make room for others.
+    connections_displaced_total: Counter;
+    /// Connections of Kafka clients that were closed since they held memory for which others waited, and did not move.
+    connections_stalled_total: Counter;
+    /// Bytes of memory that requests hold, received in part or in progress, but for small ones.
+    memory_requests_bytes: Gauge;
+    /// Bytes of memory that answers hold until clients have taken them: records from memory, and metadata.
+    memory_answers_bytes: Gauge;
+    /// The same of records from segment files.
+    memory_cold_answers_bytes: Gauge;
+    /// Times that more of a request was not read before there was memory for it.
+    memory_request_waits_total: Counter;
+    /// Times that an answer had to wait for memory.
+    memory_answer_waits_total: Counter;
+    /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
+    connection_lines_left_out_total: Counter;
+    /// Requests of Kafka clients.
+    kafka_requests_total: PerApi;
+    /// Bytes of Kafka requests, without their length prefix.
+    kafka_request_bytes_total: Counter;
+    /// Bytes of answers to Kafka clients.
+    kafka_response_bytes_total: Counter;
+    /// Batches of producers that were acknowledged, duplicates not counted.
+    produce_batches_total: Counter;
+    /// Records of producers that were acknowledged.
+    produce_records_total: Counter;
+    /// Bytes of batches of producers that were acknowledged.
+    produce_bytes_total: Counter;
+    /// Batches of idempotent producers that came before the one that they follow, and are to be sent again.
+    produce_gaps_total: Counter;
+    /// Idempotent producers that are remembered, each counted once for each partition of this core.
+    producers_remembered: Gauge;
+    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their
+    /// share of `memory.budget.bytes`.
+    producers_forgotten_total: Counter;
+    /// From taking a produce request to having its answer.
+    produce_latency_seconds: Histogram;
+    /// Fetches that wait for records now.
+    fetches_waiting: Gauge;
+    /// Connections closed since a produce request with acks=0 met an error: producers learn of it in no other way.
+    produce_unacked_closed_total: Counter;
+    /// Times that requests with more work than a turn's gave way to others.
+    request_pauses_total: Counter;
+    /// Fetches that had to wait for records.
+    fetch_waits_total: Counter;
+    /// Bytes of batches fetched from memory.
+    fetch_bytes_memory_total: Counter;
+    /// Bytes of batches fetched from segment files.
+    fetch_bytes_cold_total: Counter;
+    /// Messages to other cores.
+    mesh_sent_total: Counter;
+    /// Messages from other cores.
+    mesh_received_total: Counter;
+    /// Messages of the broker's own, of metadata and leaders, received from other cores.
+    mesh_posts_total: Counter;
+    /// Batches that wait for room in the write-ahead ring.
+    admission_waiting: Gauge;
+    /// Batches whose request timed out while they waited for room in the write-ahead ring.
+    admission_timed_out_total: Counter;
+    /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
+    wal_write_latency_seconds: Histogram;
+    /// Bytes of batches sent to other replicas.
+    replication_sent_bytes_total: Counter;
+    /// Bytes of batches read again, from memory or segment files, for replicas that lag.
+    replication_fetched_bytes_total: Counter;
+    /// Messages of leaders that were not taken, since the ring was down to its reserve; they come again.
+    replication_refused_total: Counter;
+    /// Messages of leaders whose batches were damaged or missing.
+    replication_damaged_total: Counter;
+    /// Connections on the peer port that were closed before they had proved who they are, or since there are too many.
+    peer_refused_total: Counter;
+    /// Connections of tools on the peer port that are open.
+    peer_tools_open: Gauge;
+    /// Messages of other replicas that were dropped, since no replica of the group can have sent them.
+    raft_messages_refused_total: Counter;
+    /// Those of them by which this replica, or the sender, may have lost a part of its log.
+    raft_possible_losses_total: Counter;
+    /// Raft groups that have stopped before a committed entry that they can't apply.
+    groups_stopped: Gauge;
+    /// Replicas that were told to begin anew, since they lacked what is gone from the log.
+    replication_snapshots_total: Counter;
+    /// Replicas of partitions that this broker holds; core 0 tells of all cores.
+    replicas: Gauge;
+    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new
+    /// ones.
+    replicas_max: Gauge;
+    /// Partitions of the whole cluster, as this broker knows; core 0 tells.
+    cluster_partitions: Gauge;
+    /// Partitions of the whole cluster whose metadata this broker has memory for (`memory.budget.bytes`).
+    cluster_partitions_max: Gauge;
+    /// Partitions whose Raft group is not at rest.
+    replication_groups_awake: Gauge;
+    /// Writes of the write-ahead ring, each with its sync.
+    wal_writes_total: Counter;
+    /// Pieces of memory, 2 MiB as a rule, that the write-ahead ring took to stage its writes in.
+    wal_chunks_total: Counter;
+    /// Those among them for which no memory was at hand: the kernel cleared some meanwhile, for milliseconds.
+    wal_cold_chunks_total: Counter;
+    /// Bytes of the write-ahead ring in use.
+    wal_ring_used_bytes: Gauge;
+    /// Size of the write-ahead ring.
+    wal_ring_bytes: Gauge;
+    /// Flushes of the write-ahead ring to segment files.
+    flushes_total: Counter;
+    /// Bytes written to segment files.
+    flushed_bytes_total: Counter;
+    /// Segment files written and synced, each time counted.
+    flushed_files_total: Counter;
+    /// Bytes of the partitions' last batches that each checkpoint carries until they are written to segment files.
+    checkpoint_carried_bytes: Gauge;
+    /// Flushes that failed and were tried again.
+    flush_failures_total: Counter;
+    /// 1 while what is to be flushed finds no room on the disk.
+    disk_full: Gauge;
+    /// Checkpoints written.
+    checkpoints_total: Counter;
+    /// Reads of segment files.
+    cold_reads_total: Counter;
+    /// Bytes read from segment files.
+    cold_read_bytes_total: Counter;
+    /// Bytes of flushed batches kept in memory for tailing consumers.
+    cached_bytes: Gauge;
+    /// Open descriptors of segment files.
+    segment_files_open: Gauge;
+    /// One turn of the Raft ready loop.
+    raft_ready_loop_latency_seconds: Histogram;
+    /// From proposing a metadata write to its being durable.
+    metadata_wal_write_latency_seconds: Histogram;
+    /// One turn of the Raft ready loop, in CPU time of the core's thread.
+    raft_ready_loop_cpu_seconds: Histogram;
+    /// 1 on the broker that leads the metadata group and knows all that was committed before.
+    metadata_leads: Gauge;
+    /// The metadata group's term.
+    metadata_term: Gauge;
+    /// The metadata group's voters.
+    metadata_voters: Gauge;
+    /// The last entry of the metadata's log that every core shows.
+    metadata_shown_index: Gauge;
+    /// Metadata writes that were acknowledged on the WAL fast path: durable at the leader, under its lease.
+    metadata_wal_writes_total: Counter;
+    /// Metadata writes that asked for the fast path and waited for a quorum all the same.
+    metadata_raft_fallback_total: Counter;
+    /// Metadata writes that asked for a quorum.
+    metadata_quorum_writes_total: Counter;
+    /// Writes, reads and descriptions that wait for the metadata group's answer; each has a deadline.
+    metadata_questions_open: Gauge;
+    /// Metadata writes sent to the leader, counted once for each attempt.
+    metadata_forwarded_writes_total: Counter;
+    /// Read-lease heartbeats sent by the leader of the metadata, one a second and follower.
+    heartbeat_send_total: Counter;
+    /// Read-lease heartbeats received from the leader of the metadata, one a second.
+    heartbeat_receive_total: Counter;
+    /// Metadata reads answered from this core's view under a valid lease.
+    lease_valid_reads_total: Counter;
+    /// Metadata reads that found no valid lease and asked the leader first.
+    lease_expired_reads_total: Counter;
+    /// Ticks of the metadata group's timers, of 100 ms.
+    metadata_ticks_total: Counter;
+    /// Those of them at which this broker held a valid read lease.
+    metadata_leased_ticks_total: Counter;
+    /// Time between two turns of the core's executor, as a probe meets it every 10 ms: so long do the network and the disk wait for it.
+    core_turn_seconds: Histogram;
+    /// The longest of these since the start, in microseconds.
+    core_turn_longest_microseconds: Gauge;
+    /// Beats of the core's loop; it beats about once a second.
+    loop_beats_total: Counter;
+}
+
+/// What people are to be told of some groups, by group. Written seldom: a lock does no harm.
+#[derive(Debug, Default)]
+pub struct Notices(Mutex<BTreeMap<u64, String>>);
+
+impl Notices {
+    /// Groups that are named at most; the others are only counted.
+    const MAX: usize = 100;
+
+    pub fn add(&self, group: u64, notice: String) {
+        let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if notices.len() < Self::MAX {
+            notices.insert(group, notice);
+        }
+    }
+
+    pub fn all(&self) -> Vec<(u64, String)> {
+        let notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().map(|(group, notice)| (*group, notice.clone())).collect()
+    }
+}
+
+/// When the core's loop last turned. 0: it has not begun.
+#[derive(Debug)]
+struct Beats {
+    /// What `last` counts from.
+    epoch: Instant,
+    /// In ms, plus one.
+    last: AtomicU64,
+}
+
+impl Default for Beats {
+    fn default() -> Beats {
+        Beats { epoch: Instant::now(), last: AtomicU64::new(0) }
+    }
+}
+
+impl CoreMetrics {
+    /// The core's loop has turned.
+    pub fn beat(&self) {
+        self.loop_beats_total.add(1);
+        let since = u64::try_from(self.beats.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.beats.last.store(since + 1, Relaxed);
+    }
+
+    /// How long before `now` the core's loop last turned; `None` if it has not begun.
+    pub fn since_beat(&self, now: Instant) -> Option<Duration> {
+        let last = self.beats.last.load(Relaxed).checked_sub(1)?;
+        Some(now.saturating_duration_since(self.beats.epoch + Duration::from_millis(last)))
+    }
+
+    /// The counter of requests to one API.
+    pub fn kafka_requests(&self, api: ApiKey) -> &Counter {
+        self.kafka_requests_total.of(api)
+    }
+
+    /// Takes over what the store counts itself.
+    pub fn publish_store(&self, stats: &StoreStats) {
+        self.wal_writes_total.set(stats.ring_writes);
+        self.wal_chunks_total.set(stats.ring_chunks);
+        self.wal_cold_chunks_total.set(stats.ring_cold_chunks);
+        self.wal_ring_used_bytes.set(stats.ring_used_bytes);
+        self.wal_ring_bytes.set(stats.ring_bytes);
+        self.flushes_total.set(stats.flushes);
+        self.flushed_bytes_total.set(stats.flushed_bytes);
+        self.flushed_files_total.set(stats.flushed_files);
+        self.checkpoint_carried_bytes.set(stats.carried_bytes);
+        self.flush_failures_total.set(stats.flush_failures);
+        self.checkpoints_total.set(stats.checkpoints);
+        self.cold_reads_total.set(stats.cold_reads);
+        self.cold_read_bytes_total.set(stats.cold_read_bytes);
+        self.cached_bytes.set(stats.cached_bytes);
+        self.segment_files_open.set(stats.open_files as u64);
+    }
+}
+
+/// The figures of all cores.
+#[derive(Debug)]
+pub struct Metrics {
+    cores: Vec<Arc<CoreMetrics>>,
+}
+
+impl Metrics {
+    pub fn new(cores: usize) -> Metrics {
+        Metrics { cores: (0..cores).map(|_| Arc::default()).collect() }
+    }
+
+    /// For the core itself, its one writer.
+    pub fn core(&self, core: usize) -> Arc<CoreMetrics> {
+        self.cores[core].clone()
+    }
+
+    pub fn cores(&self) -> impl Iterator<Item = &CoreMetrics> {
+        self.cores.iter().map(|core| &**core)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_counts() {
+        let metrics = Metrics::new(2);
+        let core = metrics.core(1);
+        core.connections_open.set(3);
+        core.produce_records_total.add(5);
+        core.produce_records_total.add(7);
+        core.kafka_requests(ApiKey::Fetch).add(2);
+        core.kafka_requests(ApiKey::DescribeTopicPartitions).add(1);
+        let page = metrics.page();
+        for expected in [
+            "# HELP millrace_connections_open Connections of Kafka clients that are open.",
+            "# TYPE millrace_connections_open gauge",
+            "# TYPE millrace_kafka_requests_total counter",
+            "millrace_connections_open{core=\"0\"} 0",
+            "millrace_connections_open{core=\"1\"} 3",
+            "millrace_produce_records_total{core=\"1\"} 12",
+            "millrace_kafka_requests_total{core=\"1\",api=\"Fetch\"} 2",
+            "millrace_kafka_requests_total{core=\"1\",api=\"DescribeTopicPartitions\"} 1",
+            "millrace_kafka_requests_total{core=\"1\",api=\"Produce\"} 0",
+        ] {
+            assert!(page.lines().any(|line| line == expected), "{expected}\n{page}");
+        }
+        assert!(core.numbers().contains(&("kafka_requests_total", 3)));
+    }
+
+    #[test]
+    fn histograms_are_cumulative_and_end_at_infinity() {
+        let metrics = Metrics::new(1);
+        let core = metrics.core(0);
+        for us in [1, 100, 100, 2_000_000_000] {
+            core.produce_latency_seconds.record(Duration::from_micros(us));
+        }
+        let page = metrics.page();
+        let own: Vec<&str> = page.lines().filter(|line| line.starts_with("millrace_produce_latency_seconds")).collect();
+        let buckets: Vec<(f64, u64)> = own
+            .iter()
+            .filter_map(|line| line.strip_prefix("millrace_produce_latency_seconds_bucket{core=\"0\",le=\""))
+            .map(|rest| {
+                let (bound, count) = rest.split_once("\"} ").unwrap();
+                (bound.parse().unwrap_or(f64::INFINITY), count.parse().unwrap())
+            })
+            .collect();
+        assert!(buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1));
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, 4)));
+        assert_eq!(buckets.iter().find(|(bound, _)| *bound > 0.000_1).unwrap().1, 3);
+        assert!(own.contains(&"millrace_produce_latency_seconds_count{core=\"0\"} 4"));
+        assert!(own.contains(&"millrace_produce_latency_seconds_sum{core=\"0\"} 2000.000201"));
+    }
+
+    #[test]
+    fn names_follow_prometheus_conventions() {
+        for (name, help) in FIGURES {
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+            assert!(help.trim().ends_with('.') && !help.contains('\\'), "{name}");
+        }
+        let page = Metrics::new(1).page();
+        for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            assert_eq!(kind == "histogram", name.ends_with("_seconds"), "{name}");
+        }
+    }
+
+    /// Counters that nothing increments mislead: each row is written by other code than this file's, by name or by one of
+    /// the methods that write several.
+    #[test]
+    fn every_figure_is_written_somewhere() {
+        fn read(dir: &std::path::Path, text: &mut String) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.ends_with("src/metrics") || path.ends_with("admin/pages.rs") {
+                    continue;
+                }
+                if path.is_dir() {
+                    read(&path, text);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    text.push_str(&std::fs::read_to_string(&path).unwrap());
+                }
+            }
+        }
+        let mut text = String::new();
+        read(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut text);
+        text.retain(|c| !c.is_whitespace());
+        let own = include_str!("mod.rs");
+        let (_, publish_store) = own.split_once("pub fn publish_store").unwrap();
+        let (publish_store, _) = publish_store.split_once("\n    }").unwrap();
+        for (name, _) in FIGURES {
+            let by = match *name {
+                "kafka_requests_total" => vec![".kafka_requests(".to_owned()],
+                "loop_beats_total" => vec!["metrics.beat()".to_owned()],
+                name if publish_store.contains(&format!("self.{name}.set(")) => {
+                    vec!["metrics.publish_store(".to_owned()]
+                }
+                name => ["add", "set", "record"].map(|verb| format!("metrics.{name}.{verb}(")).to_vec(),
+            };
+            assert!(by.iter().any(|call| text.contains(call)), "nothing writes {name}");
+        }
+    }
+
+    #[test]
+    fn the_stores_figures_are_taken_over() {
+        let metrics = Metrics::new(1);
+        let stats =
+            StoreStats { flushes: 1, ring_bytes: 2, ring_used_bytes: 3, open_files: 4, ..StoreStats::default() };
+        metrics.core(0).publish_store(&stats);
+        let numbers = metrics.core(0).numbers();
+        for row in [("flushes_total", 1), ("wal_ring_bytes", 2), ("wal_ring_used_bytes", 3), ("segment_files_open", 4)]
+        {
+            assert!(numbers.contains(&row), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_core_that_never_turned_is_told_from_one_that_stopped() {
+        let core = CoreMetrics::default();
+        let before = Instant::now();
+        assert_eq!(core.since_beat(before), None);
+        core.beat();
+        assert!(core.since_beat(before + Duration::from_secs(60)).unwrap() <= Duration::from_secs(61));
+        assert!(core.since_beat(Instant::now() + Duration::from_secs(60)).unwrap() >= Duration::from_secs(60));
+        assert_eq!(core.loop_beats_total.get(), 1);
+    }
+}

@@ -1,0 +1,244 @@
+//! Idempotent producers within their share of the memory: those of all partitions of a core together.
+//! Lives on: every core. Counting costs nothing to speak of, when a batch is applied; forgetting goes on beside, in
+//! turns.
+//!
+//! Each partition bounds its own ([`producers::PRODUCERS_MAX`](crate::partition::producers::PRODUCERS_MAX)). When those of all
+//! partitions take more than the share, the ones that wrote least recently are forgotten, by the timestamps of their
+//! last batches, as expiry does. Like that, it is this replica's own doing: others may remember more. A forgotten
+//! producer goes on undisturbed, but its next retry is not known as one. One with batches that are not committed stays.
+
+use crate::{
+    core::Core,
+    partition::{Partition, producers::PRODUCER_BYTES},
+    rt,
+    sync::{Either, Notify, race},
+};
+use std::{cell::Cell, rc::Rc, time::Duration};
+use wal::record::GroupId;
+
+/// When a producer wrote last: the timestamp of its last batch and, among equals, the index in its partition's log.
+pub type Written = (i64, u64);
+
+/// What is over is forgotten with one part in so many of the share, so that there is room for a while.
+const HEADROOM: usize = 16;
+/// Producers that are looked at before others have their turn; a partition is one piece.
+const PRODUCERS_A_TURN: usize = 4096;
+/// Producers from which it is told who wrote least recently; of more, each second, third, … is looked at.
+const SAMPLES: usize = 65_536;
+/// Pause when there is nobody to forget: all that are over have batches that are not committed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many producers a core remembers, and how many it may.
+pub struct ProducersShare {
+    max: usize,
+    remembered: Cell<usize>,
+    /// Moves when there are too many.
+    over: Notify,
+}
+
+impl ProducersShare {
+    pub fn of(bytes: u64) -> Self {
+        Self { max: (bytes / PRODUCER_BYTES).max(1) as usize, remembered: Cell::new(0), over: Notify::default() }
+    }
+
+    /// A partition that had `before` remembers `now`.
+    pub fn changed(&self, before: usize, now: usize) {
+        if before != now {
+            self.remembered.set(self.remembered.get() + now - before);
+            if self.is_over() {
+                self.over.notify();
+            }
+        }
+    }
+
+    pub fn remembered(&self) -> usize {
+        self.remembered.get()
+    }
+
+    fn is_over(&self) -> bool {
+        self.remembered.get() > self.max
+    }
+
+    /// How many are to go.
+    fn excess(&self) -> usize {
+        self.remembered.get().saturating_sub(self.max - self.max / HEADROOM)
+    }
+}
+
+/// Whom to forget: those who wrote last at `until` or before, but no more than so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub until: Written,
+    pub at_most: usize,
+}
+
+/// Finds the cut that takes `excess` of `count` producers, from when some of them, evenly taken, wrote last.
+pub fn cut(mut samples: Vec<Written>, count: usize, excess: usize) -> Option<Cut> {
+    let share = (samples.len() as u128 * excess as u128).div_ceil(count.max(1) as u128) as usize;
+    let at = share.min(samples.len()).checked_sub(1)?;
+    let (_, until, _) = samples.select_nth_unstable(at);
+    Some(Cut { until: *until, at_most: excess })
+}
+
+/// Keeps this core's producers within their share, until the broker stops.
+pub async fn run(core: Rc<Core>) {
+    loop {
+        let share = &core.producers_share;
+        while share.is_over() && !core.is_stopping() {
+            if forget(&core).await == 0 {
+                race(rt::sleep(PAUSE), core.lifecycle.stopping.wait()).await;
+            }
+        }
+        if let Either::Second(()) = race(share.over.next(), core.lifecycle.stopping.wait()).await {
+            return;
+        }
+    }
+}
+
+/// Looks through all partitions, then forgets; returns how many.
+async fn forget(core: &Rc<Core>) -> usize {
+    let every = core.producers_share.remembered().div_ceil(SAMPLES).max(1);
+    let (mut samples, mut seen) = (Vec::new(), 0);
+    in_turns(core, |partition| {
+        partition.with_producers(|producers| {
+            for written in producers.written() {
+                if seen % every == 0 {
+                    samples.push(written);
+                }
+                seen += 1;
+            }
+        });
+        true
+    })
+    .await;
+    let excess = core.producers_share.excess();
+    let Some(mut cut) = cut(samples, seen, excess) else { return 0 };
+    in_turns(core, |partition| {
+        cut.at_most -= partition.forget_producers(core, cut);
+        cut.at_most > 0
+    })
+    .await;
+    let forgotten = excess - cut.at_most;
+    core.metrics.producers_forgotten_total.add(forgotten as u64);
+    tracing::debug!(core = core.id().0, forgotten, "forgot idempotent producers, since their share of memory is full");
+    forgotten
+}
+
+/// Does something with each partition of this core, as long as it says so, in turns between which others go on.
+async fn in_turns(core: &Rc<Core>, mut each: impl FnMut(&Rc<Partition>) -> bool) {
+    let (mut turns, mut looked_at, mut next) = (rt::Turns::begin(), 0, GroupId(0));
+    while let Some(partition) = core.partition_from(next) {
+        next = GroupId(partition.group().0 + 1);
+        looked_at += 1 + partition.with_producers(|producers| producers.remembered());
+        if !each(&partition) {
+            return;
+        }
+        if looked_at >= PRODUCERS_A_TURN {
+            looked_at = 0;
+            turns.give_way().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::producers::{Producers, Verdict};
+    use net::records::{batch::BatchHeader, build::BatchBuilder};
+
+    /// Several partitions' producers, and what the core counts of them.
+    struct Partitions {
+        all: Vec<Producers>,
+        share: ProducersShare,
+    }
+
+    fn header(producer_id: i64, base_sequence: i32) -> BatchHeader {
+        let mut batch = BatchBuilder::default().producer(producer_id, 0, base_sequence);
+        batch.push(0, None, Some(b"v"));
+        BatchHeader::read(&batch.finish()).expect("it was just made")
+    }
+
+    impl Partitions {
+        fn new(count: usize, max: usize) -> Self {
+            let share = ProducersShare::of(max as u64 * PRODUCER_BYTES);
+            Self { all: vec![Producers::default(); count], share }
+        }
+
+        fn write(&mut self, at: usize, producer_id: i64, base_sequence: i32, timestamp: i64, commits: bool) {
+            let producers = &mut self.all[at];
+            let (before, index) = (producers.remembered(), producers.next_index());
+            producers.append(index, &header(producer_id, base_sequence), index, timestamp);
+            if commits {
+                producers.commit_to(index);
+            }
+            self.share.changed(before, producers.remembered());
+        }
+
+        fn forget(&mut self) -> usize {
+            let samples: Vec<Written> = self.all.iter().flat_map(Producers::written).collect();
+            let (count, excess) = (samples.len(), self.share.excess());
+            let mut cut = cut(samples, count, excess).expect("somebody may go");
+            for producers in &mut self.all {
+                let before = producers.remembered();
+                cut.at_most -= producers.forget(cut);
+                self.share.changed(before, producers.remembered());
+                producers.check_invariants();
+            }
+            excess - cut.at_most
+        }
+
+        fn knows(&self, producer_id: i64) -> bool {
+            self.all.iter().any(|producers| producers.knows(producer_id))
+        }
+    }
+
+    #[test]
+    fn the_most_recent_ones_of_all_partitions_are_kept() {
+        let mut partitions = Partitions::new(5, 160);
+        let mut order: Vec<i64> = (0..161).collect();
+        fastrand::Rng::with_seed(1).shuffle(&mut order);
+        for (at, producer_id) in order.iter().enumerate() {
+            assert!(!partitions.share.is_over());
+            partitions.write(at % 5, *producer_id, 0, 1000 + producer_id, true);
+        }
+        assert!(partitions.share.is_over());
+        assert_eq!(partitions.forget(), 11, "down to fifteen sixteenths");
+        assert_eq!(partitions.share.remembered(), 150);
+        assert!((0..161).all(|producer_id| partitions.knows(producer_id) == (producer_id >= 11)));
+
+        // As after expiry: it goes on with whatever comes next, and is known again.
+        let fifth = order.iter().position(|producer_id| *producer_id == 5).unwrap() % 5;
+        assert_eq!(partitions.all[fifth].check(5, 0, 1, 1), Verdict::New);
+        partitions.write(fifth, 5, 1, 5000, true);
+        assert!(matches!(partitions.all[fifth].check(5, 0, 1, 1), Verdict::Duplicate(_)));
+        assert_eq!(partitions.all[fifth].check(5, 0, 3, 1), Verdict::OutOfOrder { expected: 2, got: 3 });
+        assert_eq!(partitions.share.remembered(), 151);
+    }
+
+    #[test]
+    fn producers_that_wrote_at_the_same_time_do_not_all_go_and_open_ones_stay() {
+        let mut partitions = Partitions::new(3, 160);
+        for producer_id in 0..180 {
+            partitions.write(producer_id as usize % 3, producer_id, 0, -1, true);
+        }
+        // Their next batches are on the way.
+        for producer_id in 0..30 {
+            partitions.write(producer_id as usize % 3, producer_id, 1, -1, false);
+        }
+        assert_eq!(partitions.forget(), 30);
+        assert_eq!(partitions.share.remembered(), 150);
+        assert!((0..30).all(|producer_id| partitions.knows(producer_id)));
+    }
+
+    #[test]
+    fn a_cut_of_samples_takes_about_as_many_as_one_of_all() {
+        let all: Vec<Written> = (0..100_000).map(|n| (n, 0)).collect();
+        let exact = cut(all.clone(), all.len(), 10_000);
+        assert_eq!(exact, Some(Cut { until: (9_999, 0), at_most: 10_000 }));
+        let sampled = cut(all.into_iter().step_by(7).collect(), 100_000, 10_000).unwrap();
+        assert!((9_900..10_100).contains(&sampled.until.0), "{sampled:?}");
+        assert_eq!(cut(Vec::new(), 0, 5), None);
+        assert_eq!(cut(vec![(1, 1)], 1, 5), Some(Cut { until: (1, 1), at_most: 5 }));
+        assert_eq!(cut(vec![(1, 1)], 1, 0), None);
+    }
+}

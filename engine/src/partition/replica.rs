@@ -1,0 +1,359 @@
+//! One replica of one Raft group on its core, and the ready loop that drives all of a core's replicas.
+//! Lives on: the owning core. Talks to: `consensus` (the group) and `wal` (the store).
+//!
+//! The loop never waits: it takes what a group has ready, hands entries to the ring and goes on; persistence comes back as
+//! a position that has become durable. No borrow is held across an await.
+//!
+//! Invariants: completions reach a group in the order of its Readys; a payload is staged with the entry it belongs to, or
+//! not at all; nothing is applied before it is committed; what promises that something is durable leaves when it is.
+
+use crate::{
+    cluster::meta::META_GROUP,
+    core::{Core, Store},
+    sync::Notify,
+};
+use bytes::Bytes;
+use consensus::group::{Entry, Group, Message, Position, ProposeError, ReadIndex, Ready, SnapshotMark};
+use net::records::batch::HEADER_BYTES;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    time::Instant,
+};
+use wal::{
+    record::{self, GroupId, HardState, Span},
+    store::{AppendError, LogPos},
+};
+
+/// A batch that travels beside its entry: `header` is written in place of the first bytes of `bytes`.
+pub struct Payload {
+    pub span: Span,
+    pub header: [u8; HEADER_BYTES],
+    pub bytes: Bytes,
+}
+
+/// A Raft group and the payloads of entries it has not handed out yet.
+pub struct Replica {
+    id: GroupId,
+    raft: RefCell<Group>,
+    payloads: RefCell<VecDeque<(Position, Payload)>>,
+    /// In the loop's queue already.
+    queued: Cell<bool>,
+    /// Its group is gone from the store, though the loop's queue may still hold it.
+    closed: Cell<bool>,
+    /// It was told that the group has stopped.
+    told_stop: Cell<bool>,
+    /// The hard state last handed to the ring: another vote or term must be written even without entries.
+    staged: Cell<HardState>,
+}
+
+impl Replica {
+    pub fn new(id: GroupId, raft: Group) -> Self {
+        let staged = Cell::new(hard_state(raft.hard_state()));
+        Self {
+            id,
+            raft: RefCell::new(raft),
+            payloads: RefCell::default(),
+            queued: Cell::new(false),
+            closed: Cell::new(false),
+            told_stop: Cell::new(false),
+            staged,
+        }
+    }
+
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// The group is removed: from now on there is nothing to stage or apply.
+    pub fn close(&self) {
+        self.closed.set(true);
+    }
+
+    /// A look at the group between two steps.
+    pub fn with<R>(&self, look: impl FnOnce(&mut Group) -> R) -> R {
+        look(&mut self.raft.borrow_mut())
+    }
+
+    /// Appends an entry to this leader's log. The payload, if any, is staged together with it.
+    pub fn propose(&self, data: Bytes, payload: Option<Payload>) -> Result<Position, ProposeError> {
+        let position = self.raft.borrow_mut().propose(data)?;
+        if let Some(payload) = payload {
+            self.payloads.borrow_mut().push_back((position, payload));
+        }
+        Ok(position)
+    }
+
+    /// Steps the group with a peer's message. One that no replica of the group can have sent is dropped, counted and
+    /// told.
+    pub fn step(&self, core: &Core, message: Message) {
+        let from = message.from;
+        let unfit = self.with(|raft| {
+            raft.step(message);
+            raft.take_unfit()
+        });
+        if let Some(unfit) = unfit {
+            core.groups.refused(core, self.id, from, &unfit);
+        }
+    }
+
+    /// Whether a peer's message may be stepped; if not, it is counted and told.
+    pub fn is_fit(&self, core: &Core, message: &Message) -> bool {
+        let checked = self.with(|raft| raft.check_message(message));
+        if let Err(unfit) = &checked {
+            core.groups.refused(core, self.id, message.from, unfit);
+        }
+        checked.is_ok()
+    }
+
+    /// Steps a leader's entries, whose payloads are all there. What the group takes of them is in the Ready that must be asked for
+    /// right behind.
+    pub fn step_with(&self, core: &Core, message: Message, payloads: Vec<(Position, Payload)>) {
+        let mut held = self.payloads.borrow_mut();
+        assert!(held.is_empty(), "group {}: a follower stages at once what it takes", self.id.0);
+        held.extend(payloads);
+        drop(held);
+        self.step(core, message);
+    }
+
+    /// The group has taken no more of what was stepped.
+    pub fn drop_payloads(&self) {
+        self.payloads.borrow_mut().clear();
+    }
+
+    /// The payload of an entry, if it has one; payloads of entries before it were replaced, or not taken, and are dropped.
+    fn payload_of(&self, entry: Position) -> Option<Payload> {
+        let mut payloads = self.payloads.borrow_mut();
+        while payloads.front().is_some_and(|(at, _)| at.index <= entry.index && *at != entry) {
+            payloads.pop_front();
+        }
+        payloads.pop_front_if(|(at, _)| *at == entry).map(|(_, payload)| payload)
+    }
+
+    /// Stages what a Ready wants persisted; returns the position that must be durable for it to be, if it wants anything.
+    fn persist(&self, store: &Store, group: &dyn Replicated, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
+        let mut position = None;
+        if let Some(first) =
+            ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
+        {
+            // A new leader's entries take the place of what was never committed.
+            #[cfg(test)]
+            let first = &Entry {
+                index: first.index - u64::from(crate::sim::planted(crate::sim::Bug::TruncatedTooFar)),
+                ..first.clone()
+            };
+            let state = hard_state(self.with(|raft| raft.hard_state_with(first.index - 1)));
+            store.truncate(self.id, state, first.index, group.truncated(first.index))?;
+        }
+        for entry in ready.entries.drain(..) {
+            let state = hard_state(self.with(|raft| raft.hard_state_with(entry.index)));
+            let payload = self.payload_of(Position { index: entry.index, term: entry.term });
+            group.staged(&entry, payload.as_ref());
+            let head = payload.as_ref().map_or(&[][..], |payload| &payload.header);
+            let entry = record::Entry {
+                index: entry.index,
+                term: entry.term,
+                entry_type: entry.entry_type,
+                data: entry.data,
+                payload: payload.as_ref().map(|payload| (payload.span, payload.bytes.clone())),
+            };
+            position = Some(store.append_with_head(self.id, state, &entry, head)?.pos);
+        }
+        let state = hard_state(self.with(|raft| raft.hard_state()));
+        let before = self.staged.replace(state);
+        if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
+            position = Some(store.append_hard_state(self.id, state)?.pos);
+        }
+        Ok(position)
+    }
+}
+
+pub fn hard_state(state: consensus::group::HardState) -> HardState {
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
+}
+
+/// A Ready whose entries are on their way to the disk.
+struct Persisting {
+    position: LogPos,
+    group: GroupId,
+    number: u64,
+    since: Instant,
+    /// They say that it is durable.
+    messages: Vec<Message>,
+}
+
+/// What stands behind a replica: a partition, or the metadata.
+pub trait Replicated {
+    fn replica(&self) -> &Replica;
+    /// The loop is about to ask the group what is ready: a last moment to propose.
+    fn before_ready(&self, _core: &Rc<Core>) {}
+    /// Replaces everything by a snapshot that was staged; returns the position that must be durable for that to last.
+    fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
+    /// Entries from `index` on, none of them committed, give way to others; returns the offset of the first of them.
+    fn truncated(&self, _index: u64) -> u64 {
+        0
+    }
+    /// The next entry of the log, proposed here or come from a leader, is about to be staged.
+    fn staged(&self, _entry: &Entry, _payload: Option<&Payload>) {}
+    /// Applies committed entries, in order, synchronously.
+    fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
+    /// Answers to [`Group::read_index`].
+    fn still_leads(&self, _core: &Rc<Core>, _reads: &[ReadIndex]) {}
+    /// More of the group's log is durable here.
+    fn persisted(&self, _core: &Rc<Core>) {}
+    /// The group has had its turn: whatever follows from who leads now.
+    fn settled(&self, _core: &Rc<Core>) {}
+    /// Messages to the group's other replicas, which may leave now.
+    fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
+    /// The core's ring is lost, or the group has stopped: nothing that waits here will ever be durable, or applied.
+    fn storage_failed(&self);
+}
+
+/// The ready loop's own state: one per core.
+#[derive(Default)]
+pub struct ReadyLoop {
+    queued: RefCell<VecDeque<Rc<dyn Replicated>>>,
+    persisting: RefCell<VecDeque<Persisting>>,
+    work: Notify,
+}
+
+impl ReadyLoop {
+    /// Has the loop look at this group in its next turn.
+    pub fn wake(&self, group: Rc<dyn Replicated>) {
+        if !group.replica().queued.replace(true) {
+            self.queued.borrow_mut().push_back(group);
+            self.work.notify();
+        }
+    }
+}
+
+/// Runs the ready loop of this core until its ring fails or the core stops.
+pub async fn run(core: Rc<Core>) {
+    let follow = core.clone();
+    crate::rt::spawn(async move { follow_durable(follow).await });
+    loop {
+        let seen = core.ready_loop.work.version();
+        let (started, cpu) = (Instant::now(), crate::clock::thread_cpu());
+        if let Err(error) = turn(&core) {
+            core.storage_failed(&error.to_string());
+            return;
+        }
+        core.metrics.raft_ready_loop_latency_seconds.record(started.elapsed());
+        core.metrics.raft_ready_loop_cpu_seconds.record(crate::clock::thread_cpu() - cpu);
+        if core.ready_loop.queued.borrow().is_empty() {
+            core.ready_loop.work.past(seen).await;
+        } else {
+            // Others go first when it is their time, else what follows is in the same write.
+            crate::rt::yield_if_needed().await;
+        }
+    }
+}
+
+/// Wakes the loop whenever more of the ring has become durable.
+async fn follow_durable(core: Rc<Core>) {
+    let mut durable = core.store.durable();
+    loop {
+        match core.store.durable_past(durable).await {
+            Ok(position) => durable = position,
+            Err(poisoned) => return core.storage_failed(&poisoned.to_string()),
+        }
+        core.ready_loop.work.notify();
+    }
+}
+
+/// One turn: completions in, entries out, committed entries applied, for the groups that wait now.
+fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
+    let ready_loop = &core.ready_loop;
+    let durable = core.store.durable();
+    let mut oldest: Option<Instant> = None;
+    loop {
+        let done = ready_loop.persisting.borrow_mut().pop_front_if(|next| next.position <= durable);
+        let Some(done) = done else { break };
+        oldest.get_or_insert(done.since);
+        if done.group == META_GROUP {
+            core.metrics.metadata_wal_write_latency_seconds.record(done.since.elapsed());
+        }
+        // A group that was removed meanwhile has no use for its completions.
+        if let Some(group) = core.group(done.group) {
+            group.replica().with(|raft| raft.on_persisted(done.number));
+            group.send(core, done.messages);
+            group.persisted(core);
+            ready_loop.wake(group);
+        }
+    }
+    if let Some(oldest) = oldest {
+        core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
+    }
+    // What they wake is for the next turn, after others of this core.
+    let waiting = ready_loop.queued.borrow().len();
+    for _ in 0..waiting {
+        let Some(group) = ready_loop.queued.borrow_mut().pop_front() else { break };
+        group.replica().queued.set(false);
+        if group.replica().id != META_GROUP {
+            settle(core, &*group)?;
+        } else if step(core, &*group)? {
+            // A burst of metadata holds nobody else up: one Ready a turn.
+            ready_loop.wake(group);
+        }
+    }
+    core.tell_leaders();
+    Ok(())
+}
+
+/// Stages, sends and applies whatever the group has ready.
+fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
+    while step(core, group)? {}
+    Ok(())
+}
+
+/// The same with the group's next Ready; `false` if there was none.
+fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
+    let replica = group.replica();
+    if replica.closed.get() {
+        return Ok(false);
+    }
+    group.before_ready(core);
+    let Some(mut ready) = replica.with(Group::ready) else {
+        if let Some(unreadable) = replica.with(|raft| raft.unreadable().cloned())
+            && !replica.told_stop.replace(true)
+        {
+            core.group_stopped(group, &unreadable);
+        }
+        group.settled(core);
+        return Ok(false);
+    };
+    let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
+    let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
+    group.send(core, ready.messages);
+    // What needs no write of its own is durable with whatever was staged before it, never earlier.
+    let mut persisting = core.ready_loop.persisting.borrow_mut();
+    match position.or_else(|| persisting.back().map(|last| last.position)) {
+        Some(position) => {
+            let (group, number, since) = (replica.id, ready.number, Instant::now());
+            let messages = ready.persisted_messages;
+            persisting.push_back(Persisting { position, group, number, since, messages });
+            drop(persisting);
+        }
+        None => {
+            drop(persisting);
+            replica.with(|raft| raft.on_persisted(ready.number));
+            group.send(core, ready.persisted_messages);
+            group.persisted(core);
+        }
+    }
+    if !ready.committed.is_empty() {
+        group.apply(core, ready.committed);
+    }
+    if !ready.reads.is_empty() {
+        group.still_leads(core, &ready.reads);
+    }
+    Ok(true)
+}
+
+/// Stages what was just proposed, so that the ring's room is known when the next asks for it.
+pub fn stage(core: &Rc<Core>, group: &dyn Replicated) {
+    if let Err(error) = settle(core, group) {
+        core.storage_failed(&error.to_string());
+    }
+}

@@ -1,0 +1,16 @@
+//! Kafka's messages as bytes: frames, headers, requests and responses in all their versions. Sans-IO.
+
+pub mod api;
+pub(crate) mod bounds;
+pub mod fetch;
+pub mod frame;
+#[cfg(test)]
+mod golden_tests;
+pub mod header;
+pub mod parts;
+pub mod produce;
+pub mod request;
+pub mod response;
+pub(crate) mod schema;
+pub mod shape;
+pub mod wire;

@@ -1,0 +1,188 @@
+//! Requests: from a frame to a header and a decoded message.
+//!
+//! Produce and Fetch are decoded here without copying; the control APIs by the `kafka-protocol` crate.
+
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use kafka_protocol::messages as kafka;
+use kafka_protocol::protocol::Decodable;
+
+use crate::codec::api::{ApiKey, Unsupported};
+use crate::codec::bounds;
+use crate::codec::fetch::FetchRequest;
+use crate::codec::header::{RequestHeader, RequestPrefix};
+use crate::codec::parts::{Parts, PartsBuilder};
+use crate::codec::produce::ProduceRequest;
+use crate::codec::response::{EncodeError, frame, write_control};
+use crate::codec::wire::{Malformed, Reader};
+
+/// Why a frame is not a request that can be handled, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Answer with [`crate::codec::response::encode_api_versions_fallback`] and keep the connection (KIP-511).
+    #[error("ApiVersions version {version} is not served")]
+    ApiVersionsVersion { version: i16, correlation_id: i32 },
+    /// Close: the client did not heed ApiVersions, and there is no layout to answer in.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// Close: the bytes are not the message that the header announces.
+    #[error("{}: {source}", of_api(*.api, *.version))]
+    Malformed { api: Option<ApiKey>, version: i16, source: Malformed },
+}
+
+fn of_api(api: Option<ApiKey>, version: i16) -> String {
+    match api {
+        Some(api) => format!("malformed {} request, version {version}", api.api().name),
+        None => "malformed request header".to_owned(),
+    }
+}
+
+macro_rules! control_apis {
+    ($($name:ident($type:ty)),* $(,)?) => {
+        /// A decoded request. Strings and bytes in it are slices of the frame: copy what is kept for long.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Request {
+            Produce(ProduceRequest),
+            Fetch(FetchRequest),
+            $($name($type),)*
+        }
+
+        impl Request {
+            pub fn api(&self) -> ApiKey {
+                match self {
+                    Request::Produce(_) => ApiKey::Produce,
+                    Request::Fetch(_) => ApiKey::Fetch,
+                    $(Request::$name(_) => ApiKey::$name,)*
+                }
+            }
+
+            fn write(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+                match self {
+                    Request::Produce(request) => request.write(parts, version),
+                    Request::Fetch(request) => request.write(parts.fields(), version),
+                    $(Request::$name(request) => write_control(request, parts.fields(), version),)*
+                }
+            }
+        }
+
+        $(impl From<$type> for Request {
+            fn from(request: $type) -> Request { Request::$name(request) }
+        })*
+
+        fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
+            Ok(match api {
+                ApiKey::Produce => Request::Produce(ProduceRequest::read(reader, version)?),
+                ApiKey::Fetch => Request::Fetch(FetchRequest::read(reader, version)?),
+                $(ApiKey::$name => Request::$name(read_control(api, version, reader)?),)*
+            })
+        }
+    };
+}
+
+control_apis! {
+    ListOffsets(kafka::ListOffsetsRequest),
+    Metadata(kafka::MetadataRequest),
+    OffsetCommit(kafka::OffsetCommitRequest),
+    OffsetFetch(kafka::OffsetFetchRequest),
+    FindCoordinator(kafka::FindCoordinatorRequest),
+    JoinGroup(kafka::JoinGroupRequest),
+    Heartbeat(kafka::HeartbeatRequest),
+    LeaveGroup(kafka::LeaveGroupRequest),
+    SyncGroup(kafka::SyncGroupRequest),
+    DescribeGroups(kafka::DescribeGroupsRequest),
+    ListGroups(kafka::ListGroupsRequest),
+    SaslHandshake(kafka::SaslHandshakeRequest),
+    ApiVersions(kafka::ApiVersionsRequest),
+    CreateTopics(kafka::CreateTopicsRequest),
+    DeleteTopics(kafka::DeleteTopicsRequest),
+    InitProducerId(kafka::InitProducerIdRequest),
+    OffsetForLeaderEpoch(kafka::OffsetForLeaderEpochRequest),
+    DescribeConfigs(kafka::DescribeConfigsRequest),
+    SaslAuthenticate(kafka::SaslAuthenticateRequest),
+    CreatePartitions(kafka::CreatePartitionsRequest),
+    DeleteGroups(kafka::DeleteGroupsRequest),
+    ElectLeaders(kafka::ElectLeadersRequest),
+    IncrementalAlterConfigs(kafka::IncrementalAlterConfigsRequest),
+    DescribeQuorum(kafka::DescribeQuorumRequest),
+    DescribeCluster(kafka::DescribeClusterRequest),
+    UnregisterBroker(kafka::UnregisterBrokerRequest),
+    DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
+}
+
+/// A request of which only the header is decoded. It takes little more than its frame.
+#[derive(Debug, Clone)]
+pub struct Undecoded {
+    pub header: RequestHeader,
+    body: Bytes,
+}
+
+/// Decodes a frame, without its length prefix.
+pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
+    let undecoded = decode_header(frame)?;
+    let request = undecoded.body()?;
+    Ok((undecoded.header, request))
+}
+
+impl Undecoded {
+    /// Decodes the rest.
+    pub fn body(&self) -> Result<Request, DecodeError> {
+        let RequestHeader { api, version, .. } = self.header;
+        let mut reader = Reader::new(&self.body);
+        read_body(api, version, &mut reader).map_err(|source| DecodeError::Malformed {
+            api: Some(api),
+            version,
+            source,
+        })
+    }
+}
+
+/// Decodes the header of a frame, without its length prefix.
+pub fn decode_header(frame: &Bytes) -> Result<Undecoded, DecodeError> {
+    let mut reader = Reader::new(frame);
+    let prefix =
+        RequestPrefix::read(&mut reader).map_err(|source| DecodeError::Malformed { api: None, version: 0, source })?;
+    let api = prefix.supported().map_err(|unsupported| match unsupported {
+        Unsupported::Version { api: ApiKey::ApiVersions, version } => {
+            DecodeError::ApiVersionsVersion { version, correlation_id: prefix.correlation_id }
+        }
+        other => DecodeError::Unsupported(other),
+    })?;
+    let malformed = |source| DecodeError::Malformed { api: Some(api), version: prefix.version, source };
+    let header = RequestHeader::read(prefix, api, &mut reader).map_err(malformed)?;
+    Ok(Undecoded { header, body: reader.rest() })
+}
+
+impl From<ProduceRequest> for Request {
+    fn from(request: ProduceRequest) -> Request {
+        Request::Produce(request)
+    }
+}
+
+impl From<FetchRequest> for Request {
+    fn from(request: FetchRequest) -> Request {
+        Request::Fetch(request)
+    }
+}
+
+/// For clients: encodes a request with its length prefix. Records are shared, not copied.
+pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, EncodeError> {
+    if request.api() != header.api {
+        return Err(EncodeError::OtherApi { header: header.api, message: request.api() });
+    }
+    frame(|parts| {
+        header.write(parts.fields())?;
+        request.write(parts, header.version)
+    })
+}
+
+/// Decodes by the codec what [`bounds::check_request`] has let pass.
+fn read_control<T: Decodable>(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
+    let mut body = reader.rest();
+    bounds::check_request(api, version, &body)?;
+    let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
+    let used = reader.remaining() - body.len();
+    reader.skip("message", used)?;
+    Ok(message)
+}

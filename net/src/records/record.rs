@@ -1,0 +1,231 @@
+//! The records within a batch: reading them, and looking up timestamps.
+//!
+//! Source: <https://kafka.apache.org/documentation/#record>. A record, all numbers zigzag-encoded and of variable length:
+//!
+//! ```text
+//! length | INT8 attributes | timestamp delta | offset delta | key length, key | value length, value
+//!        | header count, then each: key length, key, value length, value
+//! ```
+//!
+//! A length of -1 is null. Records are only ever read here; batches are stored and served as they came.
+
+use bytes::Bytes;
+
+use crate::records::batch::{BatchError, BatchHeader, HEADER_BYTES};
+use crate::records::compression::DecompressError;
+use crate::records::scan::{Scan, Step};
+use crate::turn::Share;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("record {index} is cut off")]
+    Cut { index: i32 },
+    #[error("record {index} has a number that is too long")]
+    Varint { index: i32 },
+    #[error("record {index} has length {length}")]
+    Length { index: i32, length: i64 },
+    #[error("record {index} has {bytes} bytes behind its fields")]
+    Inside { index: i32, bytes: u64 },
+    #[error("record {index} has offset delta {offset_delta}")]
+    OffsetDelta { index: i32, offset_delta: i64 },
+    #[error("{bytes} bytes after the last of {count} records")]
+    Trailing { count: i32, bytes: usize },
+}
+
+/// Why records can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Decompress(#[from] DecompressError),
+}
+
+/// Reads the variable-length numbers of one record.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    index: i32,
+}
+
+impl<'a> Cursor<'a> {
+    fn varlong(&mut self) -> Result<i64, RecordError> {
+        let mut value = 0u64;
+        for (n, &byte) in self.bytes.iter().enumerate().take(10) {
+            value |= u64::from(byte & 0x7f) << (7 * n);
+            if byte < 0x80 {
+                self.bytes = &self.bytes[n + 1..];
+                return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+            }
+        }
+        let index = self.index;
+        Err(if self.bytes.len() < 10 { RecordError::Cut { index } } else { RecordError::Varint { index } })
+    }
+
+    fn take(&mut self, length: i64) -> Result<&'a [u8], RecordError> {
+        let index = self.index;
+        let wanted = usize::try_from(length).map_err(|_| RecordError::Length { index, length })?;
+        let (taken, rest) = self.bytes.split_at_checked(wanted).ok_or(RecordError::Cut { index })?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn nullable(&mut self) -> Result<Option<&'a [u8]>, RecordError> {
+        match self.varlong()? {
+            -1 => Ok(None),
+            length => self.take(length).map(Some),
+        }
+    }
+
+    /// The next record's bytes as a cursor of their own.
+    fn record(&mut self, index: i32) -> Result<Cursor<'a>, RecordError> {
+        self.index = index;
+        let length = self.varlong()?;
+        let bytes = self.take(length)?;
+        Ok(Cursor { bytes, index })
+    }
+
+    /// Attributes, timestamp delta and offset delta, with which every record begins.
+    fn deltas(&mut self) -> Result<(i64, i64), RecordError> {
+        self.take(1)?;
+        Ok((self.varlong()?, self.varlong()?))
+    }
+}
+
+/// One record, borrowed from its batch's (decompressed) records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub offset: i64,
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    /// In order; keys may repeat.
+    pub headers: Vec<(&'a [u8], Option<&'a [u8]>)>,
+}
+
+/// The decompressed records of one batch.
+#[derive(Debug, Clone)]
+pub struct Records {
+    header: BatchHeader,
+    bytes: Bytes,
+}
+
+impl Records {
+    /// Decompresses the records of the batch at the start of `batch`; into at most `bytes_max`, else an error.
+    pub fn open(batch: &Bytes, bytes_max: usize) -> Result<Records, ReadError> {
+        let header = BatchHeader::read(batch)?;
+        let bytes = header.codec()?.decompress(&batch.slice(HEADER_BYTES..header.byte_count), bytes_max)?;
+        Ok(Records { header, bytes })
+    }
+
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// The records in order. Ends at the first error.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
+        let mut cursor = Cursor { bytes: &self.bytes, index: 0 };
+        let mut failed = false;
+        (0..self.header.record_count).map_while(move |index| {
+            if failed {
+                return None;
+            }
+            let record = self.read(&mut cursor, index);
+            failed = record.is_err();
+            Some(record)
+        })
+    }
+
+    fn read<'a>(&self, cursor: &mut Cursor<'a>, index: i32) -> Result<Record<'a>, RecordError> {
+        let mut record = cursor.record(index)?;
+        let (timestamp_delta, offset_delta) = record.deltas()?;
+        let (offset, timestamp) = place(&self.header, timestamp_delta, offset_delta);
+        let key = record.nullable()?;
+        let value = record.nullable()?;
+        let header_count = record.varlong()?;
+        // A header takes at least two bytes.
+        if header_count < 0 || header_count > (record.bytes.len() / 2) as i64 {
+            return Err(RecordError::Length { index, length: header_count });
+        }
+        let mut headers = Vec::with_capacity(header_count as usize);
+        for _ in 0..header_count {
+            let key_length = record.varlong()?;
+            headers.push((record.take(key_length)?, record.nullable()?));
+        }
+        Ok(Record { offset, timestamp, key, value, headers })
+    }
+}
+
+/// A search for the first record whose timestamp is not below one that is wanted, in turns.
+pub struct TimestampSearch {
+    header: BatchHeader,
+    wanted: i64,
+    /// `None` if the header says all.
+    scan: Option<Scan>,
+}
+
+/// What a search came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Searched {
+    /// Offset and timestamp of the record, if there is one.
+    Found(Option<(i64, i64)>),
+    /// The share is spent: go on with another.
+    Pause,
+}
+
+impl TimestampSearch {
+    /// In the batch at the start of `batch`. `bytes_max`: to which it may unfold.
+    pub fn new(batch: &Bytes, wanted: i64, bytes_max: usize) -> Result<TimestampSearch, ReadError> {
+        let header = BatchHeader::read(batch)?;
+        let by_header = header.max_timestamp < wanted || header.is_log_append_time();
+        let scan = if by_header { None } else { Some(Scan::new(batch, &header, bytes_max)?) };
+        Ok(TimestampSearch { header, wanted, scan })
+    }
+
+    /// Goes on as far as the share lasts.
+    pub fn step(&mut self, share: &mut Share) -> Result<Searched, ReadError> {
+        let Some(scan) = &mut self.scan else {
+            let (base, max) = (self.header.base_offset, self.header.max_timestamp);
+            return Ok(Searched::Found((max >= self.wanted).then_some((base, max))));
+        };
+        loop {
+            match scan.step(share)? {
+                Step::Pause => return Ok(Searched::Pause),
+                Step::End => return Ok(Searched::Found(None)),
+                Step::Record { timestamp_delta, offset_delta, .. } => {
+                    let (offset, timestamp) = place(&self.header, timestamp_delta, offset_delta);
+                    if timestamp >= self.wanted {
+                        return Ok(Searched::Found(Some((offset, timestamp))));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Offset and timestamp of a record.
+fn place(header: &BatchHeader, timestamp_delta: i64, offset_delta: i64) -> (i64, i64) {
+    let timestamp = match header.is_log_append_time() {
+        true => header.max_timestamp,
+        false => header.base_timestamp.wrapping_add(timestamp_delta),
+    };
+    (header.base_offset.wrapping_add(offset_delta), timestamp)
+}
+
+/// The first record whose timestamp is not below `timestamp`: (offset, timestamp). `bytes_max`: of decompressed records.
+pub fn find_timestamp(batch: &Bytes, timestamp: i64, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
+    let mut search = TimestampSearch::new(batch, timestamp, bytes_max)?;
+    loop {
+        if let Searched::Found(found) = search.step(&mut { Share::TURN })? {
+            return Ok(found);
+        }
+    }
+}
+
+/// The first of the batch's records with the batch's largest timestamp: (offset, timestamp), for ListOffsets with
+/// timestamp -3 (KIP-734).
+pub fn find_max_timestamp(batch: &Bytes, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
+    let header = BatchHeader::read(batch)?;
+    find_timestamp(batch, header.max_timestamp, bytes_max)
+}

@@ -1,0 +1,370 @@
+//! Decompression as a stream: of a batch's records so much at a time as is wanted, in memory that does not grow with what they unfold to.
+
+use std::cell::RefCell;
+use std::io::{self, Read};
+
+use bytes::buf::Reader;
+use bytes::{Buf, Bytes};
+use flate2::bufread::MultiGzDecoder;
+use zstd::stream::raw;
+
+use crate::records::compression::{Codec, XERIAL_HEADER};
+
+/// Compressed records on their way out.
+pub(crate) enum Unfold {
+    Gzip(Box<MultiGzDecoder<Reader<Bytes>>>),
+    Lz4(Lz4),
+    Zstd(Zstd),
+    Snappy(Snappy),
+}
+
+impl Unfold {
+    /// `None`: they are not compressed.
+    pub(crate) fn new(codec: Codec, input: Bytes) -> io::Result<Option<Unfold>> {
+        Ok(Some(match codec {
+            Codec::None => return Ok(None),
+            Codec::Gzip => Unfold::Gzip(Box::new(MultiGzDecoder::new(input.reader()))),
+            Codec::Lz4 => Unfold::Lz4(Lz4(Some(lz4::Decoder::new(input.reader())?))),
+            Codec::Zstd => Unfold::Zstd(Zstd::new(input)?),
+            Codec::Snappy => Unfold::Snappy(Snappy::new(input)?),
+        }))
+    }
+
+    /// Puts what comes next into `to`; 0 at the end, which is checked as the codec allows.
+    pub(crate) fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Unfold::Gzip(decoder) => decoder.read(to),
+            Unfold::Lz4(decoder) => decoder.read(to),
+            Unfold::Zstd(decoder) => decoder.read(to),
+            Unfold::Snappy(decoder) => decoder.read(to),
+        }
+    }
+}
+
+pub(crate) struct Lz4(Option<lz4::Decoder<Reader<Bytes>>>);
+
+impl Lz4 {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let Some(decoder) = &mut self.0 else { return Ok(0) };
+        let read = decoder.read(to)?;
+        if read == 0 && !to.is_empty() {
+            // The decoder takes a frame that is cut off for one that has ended.
+            let (_, whole) = self.0.take().expect("it is there").finish();
+            whole?;
+        }
+        Ok(read)
+    }
+}
+
+/// A decoder takes some 100 KB, which are used again.
+const SPARE_DECODERS_MAX: usize = 4;
+
+thread_local! {
+    static SPARE: RefCell<Vec<raw::Decoder<'static>>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(crate) struct Zstd {
+    input: Bytes,
+    /// `None` only while it is dropped.
+    decoder: Option<raw::Decoder<'static>>,
+    frame_ended: bool,
+}
+
+impl Zstd {
+    fn new(input: Bytes) -> io::Result<Zstd> {
+        let spare = SPARE.with_borrow_mut(Vec::pop);
+        let decoder = match spare {
+            Some(spare) => spare,
+            None => raw::Decoder::new()?,
+        };
+        Ok(Zstd { input, decoder: Some(decoder), frame_ended: false })
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        use raw::Operation;
+        let decoder = self.decoder.as_mut().expect("it is dropped with this");
+        loop {
+            if self.input.is_empty() && self.frame_ended {
+                return Ok(0);
+            }
+            let done = decoder.run_on_buffers(&self.input, to)?;
+            self.input.advance(done.bytes_read);
+            self.frame_ended = done.remaining == 0;
+            if done.bytes_written > 0 || to.is_empty() {
+                return Ok(done.bytes_written);
+            }
+            if done.bytes_read == 0 && !(self.frame_ended && self.input.is_empty()) {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the frame is cut off"));
+            }
+        }
+    }
+}
+
+impl Drop for Zstd {
+    fn drop(&mut self) {
+        use raw::Operation;
+        let Some(mut decoder) = self.decoder.take() else { return };
+        if decoder.reinit().is_ok() {
+            // A thread that is going down keeps nothing.
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARE_DECODERS_MAX {
+                    spare.push(decoder);
+                }
+            });
+        }
+    }
+}
+
+/// How far back a copy may reach. Encoders stay within 64 KiB, in which they cut their input.
+const SNAPPY_WINDOW: usize = 1 << 20;
+/// Unfolded at once.
+const SNAPPY_PIECE: usize = 32 << 10;
+
+/// A block that unfolds to no more is left to the usual decoder, which is faster and can't pause. Java's blocks have 32 KiB.
+const SNAPPY_AT_ONCE: usize = 128 << 10;
+
+/// Snappy, which has no decoder that pauses: as one raw block (librdkafka, sarama), or as xerial's sequence of blocks (Java).
+pub(crate) struct Snappy {
+    /// What has not been read of xerial's blocks; `None` if there is but one, raw.
+    blocks: Option<Bytes>,
+    block: Block,
+}
+
+/// One block. Source: <https://github.com/google/snappy/blob/main/format_description.txt>.
+#[derive(Default)]
+struct Block {
+    input: Bytes,
+    /// The last that was unfolded: what copies may reach, and behind `given` what has not been handed out.
+    output: Vec<u8>,
+    given: usize,
+    /// Bytes that are still to be unfolded, by the block's own word.
+    left: usize,
+    /// Bytes of a literal that are not copied yet.
+    literal: usize,
+}
+
+fn damaged(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+impl Snappy {
+    fn new(mut input: Bytes) -> io::Result<Snappy> {
+        if input.starts_with(XERIAL_HEADER) {
+            input.advance(XERIAL_HEADER.len());
+            return Ok(Snappy { blocks: Some(input), block: Block::default() });
+        }
+        Ok(Snappy { blocks: None, block: Block::begin(input, Vec::new())? })
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.block.read(to)?;
+            if read > 0 || to.is_empty() {
+                return Ok(read);
+            }
+            let Some(blocks) = self.blocks.as_mut().filter(|blocks| !blocks.is_empty()) else { return Ok(0) };
+            if blocks.len() < 4 {
+                return Err(damaged("a block is cut off"));
+            }
+            let length = blocks.get_u32() as usize;
+            if length > blocks.len() {
+                return Err(damaged("a block is cut off"));
+            }
+            let input = blocks.split_to(length);
+            self.block = Block::begin(input, std::mem::take(&mut self.block.output))?;
+        }
+    }
+}
+
+/// The length that a block begins with: a little-endian base 128 number below 2^32.
+fn read_length(input: &mut Bytes) -> Option<usize> {
+    let mut length = 0u64;
+    for (n, byte) in input.iter().take(5).enumerate() {
+        length |= u64::from(byte & 0x7f) << (7 * n);
+        if byte & 0x80 == 0 {
+            input.advance(n + 1);
+            return u32::try_from(length).ok().map(|length| length as usize);
+        }
+    }
+    None
+}
+
+impl Block {
+    /// `output`: memory to use again.
+    fn begin(block: Bytes, mut output: Vec<u8>) -> io::Result<Block> {
+        let mut input = block.clone();
+        let left = read_length(&mut input).ok_or_else(|| damaged("a block has no length"))?;
+        output.clear();
+        if left > SNAPPY_AT_ONCE {
+            return Ok(Block { input, output, left, ..Block::default() });
+        }
+        output.resize(left, 0);
+        snap::raw::Decoder::new().decompress(&block, &mut output)?;
+        Ok(Block { output, ..Block::default() })
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if self.given == self.output.len() {
+            self.unfold_piece()?;
+        }
+        let read = to.len().min(self.output.len() - self.given);
+        to[..read].copy_from_slice(&self.output[self.given..self.given + read]);
+        self.given += read;
+        Ok(read)
+    }
+
+    fn unfold_piece(&mut self) -> io::Result<()> {
+        if self.output.len() > 2 * SNAPPY_WINDOW {
+            self.output.drain(..self.output.len() - SNAPPY_WINDOW);
+            self.given = self.output.len();
+        }
+        let end = self.output.len() + SNAPPY_PIECE.min(self.left);
+        while self.output.len() < end {
+            if self.literal == 0 {
+                self.element()?;
+            }
+            let now = self.literal.min(end.saturating_sub(self.output.len()));
+            self.output.extend_from_slice(&self.input[..now]);
+            self.input.advance(now);
+            self.literal -= now;
+        }
+        self.left =
+            (self.left + self.given).checked_sub(self.output.len()).ok_or_else(|| damaged("more than it says"))?;
+        if self.left == 0 && !self.input.is_empty() {
+            return Err(damaged("there is more than the block says"));
+        }
+        Ok(())
+    }
+
+    /// Begins a literal, or does a copy, of 64 bytes at most.
+    fn element(&mut self) -> io::Result<()> {
+        let cut = || damaged("an element is cut off");
+        let tag = *self.input.first().ok_or_else(cut)?;
+        let (kind, high) = (tag & 0b11, usize::from(tag >> 2));
+        // Bytes behind the tag, little-endian.
+        let extra = match kind {
+            0 if high < 60 => 0,
+            0 => high - 59,
+            1 => 1,
+            2 => 2,
+            _ => 4,
+        };
+        let number = self.input.get(1..1 + extra).ok_or_else(cut)?;
+        let number = number.iter().rev().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
+        self.input.advance(1 + extra);
+        let (length, offset) = match kind {
+            0 => {
+                self.literal = if high < 60 { high + 1 } else { number + 1 };
+                return if self.literal <= self.input.len() { Ok(()) } else { Err(cut()) };
+            }
+            1 => ((high & 0b111) + 4, (high >> 3) << 8 | number),
+            _ => (high + 1, number),
+        };
+        let from = self.output.len().checked_sub(offset).filter(|_| offset > 0);
+        let from = from.ok_or_else(|| damaged("a copy reaches too far back"))?;
+        if offset >= length {
+            self.output.extend_from_within(from..from + length);
+        } else {
+            for at in from..from + length {
+                let byte = self.output[at];
+                self.output.push(byte);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+
+    fn compressed(codec: Codec, input: &[u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        codec.compress(input, &mut out);
+        out.freeze()
+    }
+
+    fn unfolded(codec: Codec, packed: Bytes, piece: usize) -> io::Result<Vec<u8>> {
+        let mut unfold = Unfold::new(codec, packed)?.expect("it is compressed");
+        let (mut output, mut buffer) = (Vec::new(), vec![0; piece]);
+        loop {
+            match unfold.read(&mut buffer)? {
+                0 => return Ok(output),
+                read => output.extend_from_slice(&buffer[..read]),
+            }
+        }
+    }
+
+    fn samples() -> Vec<Vec<u8>> {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let noise: Vec<u8> = (0..300_000).map(|_| rng.u8(..)).collect();
+        let words: Vec<u8> = (0..60_000u32).flat_map(|n| format!("{} ", n * n % 1_000).into_bytes()).collect();
+        vec![
+            vec![],
+            vec![7],
+            vec![0; 5_000_000],
+            noise,
+            words,
+            (0..200_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect(),
+        ]
+    }
+
+    const CODECS: [Codec; 4] = [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
+
+    #[test]
+    fn pieces_of_any_size_make_the_whole() {
+        for (at, sample) in samples().iter().enumerate() {
+            for codec in CODECS {
+                for piece in [1 << 20, 4_096, 97] {
+                    let output = unfolded(codec, compressed(codec, sample), piece).expect("sound");
+                    assert!(output == *sample, "{codec:?}, sample {at}, {piece} bytes at a time");
+                }
+            }
+            let raw: Bytes = snap::raw::Encoder::new().compress_vec(sample).unwrap().into();
+            assert!(unfolded(Codec::Snappy, raw, 1_000).expect("sound") == *sample, "raw snappy, sample {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_an_error_and_damage_never_a_panic() {
+        let mut rng = fastrand::Rng::with_seed(6);
+        let sample = &samples()[4][..];
+        let raw: Bytes = snap::raw::Encoder::new().compress_vec(sample).unwrap().into();
+        assert!(sample.len() > SNAPPY_AT_ONCE, "or the decoder that pauses has nothing to do");
+        let packed = CODECS.map(|codec| (codec, compressed(codec, sample)));
+        for (codec, packed) in packed.into_iter().chain([(Codec::Snappy, raw)]) {
+            for _ in 0..200 {
+                // Whole blocks of xerial's are nothing that misses.
+                let cut = packed.slice(..rng.usize(20..packed.len()));
+                if let Ok(output) = unfolded(codec, cut, 777) {
+                    assert!(codec == Codec::Snappy && output.len() < sample.len());
+                }
+                let mut damaged = packed.to_vec();
+                damaged[rng.usize(..packed.len())] ^= 1 << rng.u8(..8);
+                if let Ok(output) = unfolded(codec, damaged.into(), 777) {
+                    assert!(output.len() <= 16 * sample.len(), "{codec:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_unfolds_in_a_window() {
+        let zeros = vec![0u8; 32 << 20];
+        let raw: Bytes = snap::raw::Encoder::new().compress_vec(&zeros).unwrap().into();
+        let mut unfold = Unfold::new(Codec::Snappy, raw).unwrap().expect("it is compressed");
+        let mut buffer = vec![0; 4_096];
+        let mut total = 0;
+        loop {
+            match unfold.read(&mut buffer).expect("sound") {
+                0 => break,
+                read => total += read,
+            }
+            let Unfold::Snappy(snappy) = &unfold else { unreachable!() };
+            assert!(snappy.block.output.capacity() <= 4 * SNAPPY_WINDOW + 4 * SNAPPY_PIECE);
+        }
+        assert_eq!(total, zeros.len());
+    }
+}

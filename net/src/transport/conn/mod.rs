@@ -1,0 +1,307 @@
+//! One connection on its core: frames in, vectored writes out.
+//!
+//! Lives on: the core that drives it. Reader and writer share the socket and may be driven by two tasks.
+//! Futures may be dropped at any await: what was read or not yet written stays in the reader or writer.
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::rc::Rc;
+
+use bytes::{Buf, Bytes};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::codec::frame::{FrameDecoder, FrameError};
+use crate::codec::parts::Parts;
+use crate::rt::{self, Watched};
+use crate::transport::listen::Accepted;
+
+/// Buffers per system call; the kernel takes at most 1024 (IOV_MAX).
+const IOV_MAX: usize = 1024;
+
+/// Why a connection ended other than by the peer closing it between two frames.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnError {
+    /// The peer does not speak the protocol, or stopped within a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Splits a connection in its two halves. Must be called on the executor that will drive them.
+pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameReader, FrameWriter)> {
+    let peer = accepted.peer;
+    let socket = Rc::new(Watched::new(accepted.stream)?);
+    let shared = Shared { socket, peer, moved: Rc::default() };
+    let reader = FrameReader { shared: shared.clone(), decoder: FrameDecoder::new(frame_bytes_max) };
+    Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
+}
+
+/// Connects without blocking the core. There is no timeout here: race it against a timer and drop it.
+pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    let started = socket.connect(&addr.into());
+    let stream = TcpStream::from(socket);
+    match started {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+            // The duplicate lets the socket leave the reactor again: it may go to another core.
+            let watched = Watched::new(stream.try_clone()?)?;
+            watched.writable().await?;
+            if let Some(e) = stream.take_error()? {
+                return Err(e);
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    Accepted::new(stream, addr)
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    socket: Rc<Watched<TcpStream>>,
+    peer: SocketAddr,
+    moved: Rc<Moved>,
+}
+
+/// Bytes that went through a connection so far, and those that wait.
+#[derive(Debug, Default)]
+struct Moved {
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    /// Queued by the writer.
+    unsent: Cell<usize>,
+}
+
+impl Shared {
+    fn shutdown(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.get().shutdown(Shutdown::Both);
+    }
+}
+
+/// For whoever watches over a connection while its halves are in use.
+#[derive(Debug, Clone)]
+pub struct ConnHandle(Shared);
+
+impl ConnHandle {
+    /// Bytes that were received or sent so far, of unfinished frames too.
+    pub fn moved_bytes(&self) -> u64 {
+        self.received_bytes().wrapping_add(self.sent_bytes())
+    }
+
+    /// Bytes that were received so far, of unfinished frames too.
+    pub fn received_bytes(&self) -> u64 {
+        self.0.moved.received.get()
+    }
+
+    /// Bytes that the peer's side has taken so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.0.moved.sent.get()
+    }
+
+    /// Bytes that are queued and not sent.
+    pub fn unsent_bytes(&self) -> usize {
+        self.0.moved.unsent.get()
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct FrameReader {
+    shared: Shared,
+    decoder: FrameDecoder,
+}
+
+impl FrameReader {
+    pub fn peer(&self) -> SocketAddr {
+        self.shared.peer
+    }
+
+    pub fn handle(&self) -> ConnHandle {
+        ConnHandle(self.shared.clone())
+    }
+
+    /// The next frame without its length prefix; `None` when the peer has closed between two frames.
+    pub async fn read_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
+        loop {
+            if let Some(frame) = self.buffered_frame().await? {
+                return Ok(Some(frame));
+            }
+            if !self.receive(usize::MAX).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next frame without its length prefix, if all of it has been received.
+    pub async fn buffered_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
+        let frame = self.decoder.next_frame()?;
+        if frame.is_some() {
+            // A peer that sends without pause must not keep the core to itself.
+            rt::yield_if_needed().await;
+        }
+        Ok(frame)
+    }
+
+    /// Waits until the peer has sent more of the next frame, and takes it in, until so many bytes of it are here at most. Returns `false`
+    /// when the peer has closed between two frames. Call only after [`FrameReader::buffered_frame`] found none.
+    pub async fn receive(&mut self, goal: usize) -> Result<bool, ConnError> {
+        let most = goal.saturating_sub(self.decoder.received()).max(1);
+        loop {
+            let spare = self.decoder.spare();
+            let most = spare.len().min(most);
+            match SockRef::from(self.shared.socket.get()).recv(&mut spare[..most]) {
+                Ok(0) => {
+                    self.decoder.end()?;
+                    return Ok(false);
+                }
+                Ok(byte_count) => {
+                    let moved = &self.shared.moved.received;
+                    moved.set(moved.get().wrapping_add(byte_count as u64));
+                    // SAFETY: recv wrote that many bytes to the start of the spare room.
+                    unsafe { self.decoder.advance(byte_count) }
+                    return Ok(true);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.decoder.rest();
+                    self.shared.socket.readable().await?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// What the frame that is being received is to have, prefix and all; 0 while its prefix is not here.
+    pub fn expected_bytes(&self) -> usize {
+        self.decoder.expected()
+    }
+
+    /// How much of that frame is to be received next.
+    pub fn next_goal(&self) -> usize {
+        self.decoder.next_goal()
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
+    }
+
+    /// From now on, frames may have so many bytes.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.decoder.set_limit(frame_bytes_max);
+    }
+
+    /// Another handle to the same connection, which belongs to no core yet.
+    pub fn duplicate(&self) -> io::Result<Accepted> {
+        Ok(Accepted { stream: self.shared.socket.get().try_clone()?, peer: self.shared.peer })
+    }
+
+    /// What has been received beyond the frames handed out, for another reader of the same connection.
+    pub fn take_received(&mut self) -> Bytes {
+        self.decoder.take_received()
+    }
+
+    /// Begins with what another reader of the same connection has received.
+    pub fn put_received(&mut self, received: &[u8]) {
+        self.decoder.extend(received);
+    }
+
+    /// Bytes of memory held beyond the frames handed out.
+    pub fn buffer_bytes(&self) -> usize {
+        self.decoder.buffer_bytes()
+    }
+}
+
+/// The sending half: a queue of shared buffers.
+#[derive(Debug)]
+pub struct FrameWriter {
+    shared: Shared,
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+}
+
+impl FrameWriter {
+    pub fn peer(&self) -> SocketAddr {
+        self.shared.peer
+    }
+
+    /// Queues a message behind those before it. The queue has no bound of its own: whoever pushes keeps count by
+    /// [`FrameWriter::queued_bytes`].
+    pub fn push(&mut self, parts: Parts) {
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
+            self.queued_bytes += part.len();
+            self.queue.push_back(part);
+        }
+        self.shared.moved.unsent.set(self.queued_bytes);
+    }
+
+    /// Drops what is queued, for a peer that is gone.
+    pub fn clear(&mut self) {
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.shared.moved.unsent.set(0);
+    }
+
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Sends all that is queued.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.queue.is_empty() {
+            match self.send() {
+                Ok(byte_count) => self.consume(byte_count),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.shared.socket.writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a message and sends all that is queued.
+    pub async fn write(&mut self, parts: Parts) -> io::Result<()> {
+        self.push(parts);
+        self.flush().await
+    }
+
+    /// One vectored write. A peer that is gone is an error, not a signal (MSG_NOSIGNAL).
+    fn send(&self) -> io::Result<usize> {
+        let slices: Vec<IoSlice<'_>> = self.queue.iter().take(IOV_MAX).map(|part| IoSlice::new(part)).collect();
+        SockRef::from(self.shared.socket.get()).send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL)
+    }
+
+    fn consume(&mut self, mut byte_count: usize) {
+        let moved = &self.shared.moved;
+        moved.sent.set(moved.sent.get().wrapping_add(byte_count as u64));
+        self.queued_bytes -= byte_count;
+        moved.unsent.set(self.queued_bytes);
+        while byte_count > 0 {
+            let front = self.queue.front_mut().expect("no more was sent than was queued");
+            if front.len() > byte_count {
+                front.advance(byte_count);
+                return;
+            }
+            byte_count -= front.len();
+            self.queue.pop_front();
+        }
+    }
+
+    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
+    }
+}

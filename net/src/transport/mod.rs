@@ -1,0 +1,4 @@
+//! Sockets: listening, and connections that carry frames.
+
+pub mod conn;
+pub mod listen;

@@ -1,0 +1,247 @@
+//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers, and the last few of other groups.
+//! Lives on: the owning core only. Encoding, and which entries they are.
+//!
+//! A flush that finds a few records in each of many groups would write a block into each of their files, and sync it, and another
+//! behind it the next time. So of a group with little that is new ([`GROUP_BYTES`]) the checkpoint carries it, and the file is written
+//! when there is more, or when it is the group's turn: of what is carried, a part goes to its files in each round, what was carried
+//! longest first, so that nothing is written into checkpoints for ever and no round has all the files to write; and more of it where all
+//! together is above [`StoreConfig::carried_bytes`](crate::store::StoreConfig::carried_bytes). A group that has no batch yet, or whose log
+//! ends with a few entries without one, needs no file for them at all.
+//!
+//! A snapshot holds only what is decided. Without a quorum nothing is, and what is not decided would hold the ring until somebody's
+//! hard states had filled it; then nobody could store any more what would decide it. So every checkpoint carries these entries, up
+//! to [`StoreConfig::kept_bytes`](crate::store::StoreConfig::kept_bytes), and the ring is free of them.
+//!
+//! ```text
+//! kept entries: count u64, then each, all u64 unless said:
+//!      | its record in the ring: start, end | index | term | type | base offset
+//!      | data: length, bytes
+//!      | batch: 0, or 1 and: base offset, count, max timestamp, length, bytes
+//! ```
+//!
+//! Invariants: the entries follow the snapshot, or the last segment, without holes, and their records end where replay begins, or before.
+//! What one checkpoint carries, each later one does, until it is truncated or flushed: the ring may be without it. A file is written only
+//! of a group of which a batch is carried, or that has something in the ring besides: so recovery knows where an unfinished flush may
+//! have left one.
+
+use crate::{
+    checkpoint::{GroupState, Reader, Writer},
+    log::{Held, Log},
+    record::{Entry, GroupId, Span},
+    store::{state::State, types::LogPos},
+};
+use bytes::Bytes;
+
+/// Of a group's entries without a batch, so much at most is carried, for as long as no batch follows.
+const BARE_BYTES: u64 = 1 << 10;
+
+/// Of a group's entries with batches, so much at most is carried: to write it once more costs less than a write and a sync of a file.
+pub(crate) const GROUP_BYTES: u64 = 32 << 10;
+
+/// One in so many of the groups whose batches are carried is flushed in each round.
+const ROUNDS: usize = 16;
+
+/// What an entry takes beside its data and its batch.
+const ENTRY_BYTES: usize = 12 * 8;
+
+fn encoded_len(entry: &Entry) -> usize {
+    ENTRY_BYTES + entry.data.len() + entry.payload.as_ref().map_or(0, |(_, batch)| batch.len())
+}
+
+/// The bytes of these entries in a checkpoint, and whether there is a batch among them.
+fn encoded<'a>(entries: impl Iterator<Item = &'a Held>) -> (u64, bool) {
+    entries.fold((0, false), |(bytes, batches), held| {
+        (bytes + encoded_len(&held.entry) as u64, batches || held.entry.payload.is_some())
+    })
+}
+
+impl Log {
+    /// What every checkpoint carries.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = &Held> + Clone {
+        self.unflushed().take_while(|held| held.entry.index <= self.kept_index)
+    }
+
+    /// Has every checkpoint from the one at `durable` on carry what fits `bytes_max`.
+    pub(crate) fn keep_by_snapshot(&mut self, durable: LogPos, bytes_max: usize) {
+        let (mut bytes, carried) = (0, self.kept_index);
+        let fits = |held: &&Held| {
+            bytes += encoded_len(&held.entry);
+            // What was carried once is, whatever the bound is now.
+            held.entry.index <= carried || held.end <= durable && bytes <= bytes_max
+        };
+        if let Some(last) = self.unflushed().take_while(fits).last() {
+            assert!(carried <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
+            self.kept_index = last.entry.index;
+        }
+    }
+
+    /// Has every checkpoint from the next on carry the entries up to `index`. They may stay for long, and must not hold the memory of
+    /// what they came with: they move into memory of their own, all of them into one piece.
+    fn keep_to(&mut self, index: u64) {
+        let (first, kept) = (self.first_unflushed(), self.kept_index);
+        let is_new = |held: &Held| (kept + 1..=index).contains(&held.entry.index);
+        let new = self.held.range(first..).filter(|held| is_new(held));
+        let mut own = Vec::with_capacity(new.clone().map(|held| encoded_len(&held.entry) - ENTRY_BYTES).sum());
+        for Held { entry, .. } in new {
+            own.extend_from_slice(&entry.data);
+            own.extend_from_slice(entry.payload.as_ref().map_or(&[], |(_, batch)| batch));
+        }
+        let mut own = Bytes::from(own);
+        for Held { entry, .. } in self.held.range_mut(first..).filter(|held| is_new(held)) {
+            entry.data = own.split_to(entry.data.len());
+            if let Some((_, batch)) = &mut entry.payload {
+                *batch = own.split_to(batch.len());
+            }
+        }
+        self.kept_index = kept.max(index);
+    }
+
+    /// Lets go of entries that checkpoints carried until they were flushed, and that the cache, whose oldest entry is `oldest`, does not
+    /// count any more.
+    pub(crate) fn let_go_of_kept(&mut self, oldest: Option<LogPos>) {
+        let needless = self.kept_index.min(self.flushed.index);
+        let uncounted = |held: &mut Held| held.entry.index <= needless && oldest.is_none_or(|oldest| held.end < oldest);
+        while self.held.pop_front_if(uncounted).is_some() {}
+    }
+}
+
+impl State {
+    /// Whether what of a group could be flushed, up to `cut`, is rather carried by the next checkpoint: batches if those of the
+    /// group fit `bytes_max`, and all together `room`.
+    pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, bytes_max: u64, room: u64) -> bool {
+        let Some(log) = self.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return false };
+        let (mut bytes, mut batches, mut last) = (0, false, None);
+        for held in log.unflushed().take_while(|held| held.end <= cut) {
+            bytes += encoded_len(&held.entry) as u64;
+            batches |= held.entry.payload.is_some();
+            last = Some(held.entry.index);
+            let most = if batches { bytes_max.min(GROUP_BYTES) } else { BARE_BYTES };
+            if bytes > most || batches && log.flush_wanted {
+                return false;
+            }
+        }
+        let Some(last) = last.filter(|_| log.pending_cut.is_none()) else { return false };
+        if batches && self.carried_bytes - log.carried_bytes + bytes > room {
+            return false;
+        }
+        log.keep_to(last);
+        if batches {
+            self.count_carried(group, bytes);
+        }
+        true
+    }
+
+    /// Lists a group among those whose batches checkpoints carry: so many bytes of it.
+    fn count_carried(&mut self, group: GroupId, bytes: u64) {
+        let Some(log) = self.groups.get_mut(&group) else { return };
+        self.carried_bytes = self.carried_bytes - log.carried_bytes + bytes;
+        log.carried_bytes = bytes;
+        if !std::mem::replace(&mut log.carries, true) {
+            self.carriers.push_back(group);
+        }
+    }
+
+    /// Nothing of the group is carried any more, or it will be counted anew.
+    pub(crate) fn uncount_carried(&mut self, group: GroupId) -> u64 {
+        let log = self.groups.get_mut(&group);
+        let bytes = log.map_or(0, |log| std::mem::take(&mut log.carried_bytes));
+        self.carried_bytes -= bytes;
+        bytes
+    }
+
+    /// How many of the groups whose batches are carried now are to be flushed in this round.
+    pub(crate) fn turns(&self) -> usize {
+        self.carriers.len() / ROUNDS
+    }
+
+    /// The groups whose batches were carried long enough, the first `turns` of them, or are too many, to be flushed now.
+    pub(crate) fn carried_enough(&mut self, mut turns: usize, bytes_max: u64) -> Vec<GroupId> {
+        let mut due = Vec::new();
+        while turns > 0 || self.carried_bytes > bytes_max {
+            let group = self.carriers.pop_front().expect("what is carried is listed");
+            turns = turns.saturating_sub(1);
+            if let Some(log) = self.groups.get_mut(&group) {
+                log.carries = false;
+            }
+            // Otherwise it was flushed, or removed, before its turn.
+            if self.uncount_carried(group) > 0 {
+                due.push(group);
+            }
+        }
+        due
+    }
+
+    /// Counts what the checkpoint that the store was opened from carries.
+    pub(crate) fn recount_carried(&mut self) {
+        let all = self.groups.values().filter(|log| !log.by_snapshot).map(|log| (log.id, encoded(log.kept())));
+        let all: Vec<_> = all.filter(|(_, (_, batches))| *batches).collect();
+        for (group, (bytes, _)) in all {
+            self.count_carried(group, bytes);
+        }
+    }
+}
+
+impl GroupState {
+    /// Whether there are batches among what is carried.
+    pub(crate) fn keeps_batches(&self) -> bool {
+        !self.by_snapshot && encoded(self.kept.iter()).1
+    }
+}
+
+pub(crate) fn encode<'a>(kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
+    to.words(&[kept.clone().count() as u64]);
+    for Held { start, end, base_offset, entry, .. } in kept {
+        to.words(&[start.0, end.0, entry.index, entry.term, u64::from(entry.entry_type), *base_offset]);
+        to.bytes(&entry.data);
+        match &entry.payload {
+            Some((span, batch)) => {
+                to.words(&[1, span.base_offset, u64::from(span.count), span.max_timestamp as u64]);
+                to.bytes(batch);
+            }
+            None => to.words(&[0]),
+        }
+    }
+}
+
+pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
+    from.each(|from| {
+        let [start, end, index, term, entry_type, base_offset] = from.words()?;
+        let data = from.bytes()?;
+        let payload = match from.words()? {
+            [0] => None,
+            [1] => {
+                let [base_offset, count, max_timestamp] = from.words()?;
+                let span = Span { base_offset, count: count.try_into().ok()?, max_timestamp: max_timestamp as i64 };
+                Some((span, from.bytes()?))
+            }
+            _ => return None,
+        };
+        let entry = Entry { index, term, entry_type: entry_type.try_into().ok()?, data, payload };
+        let payload_crc = entry.payload_crc();
+        Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry, payload_crc })
+    })
+}
+
+/// What holds for the kept entries of every group.
+pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>) -> Result<(), &'static str> {
+    let (mut last, mut end) = (group.flushed, LogPos::default());
+    for held in kept {
+        let entry = &held.entry;
+        let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
+        let follows = entry.index == last.index + 1 && entry.term >= last.term;
+        if !follows || held.base_offset != last.offset || offset != last.offset {
+            return Err("kept entries do not follow what is flushed");
+        }
+        if held.start < end || held.end < held.start {
+            return Err("kept entries' positions do not ascend");
+        }
+        last.index = entry.index;
+        last.term = entry.term;
+        last.offset = held.end_offset();
+        end = held.end;
+    }
+    if end > group.replay_from {
+        return Err("a kept entry is read from the ring again");
+    }
+    Ok(())
+}

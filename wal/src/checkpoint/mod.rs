@@ -1,0 +1,580 @@
+//! A core's checkpoint: what of every group need not be read from the ring any more. Encoding only; one file, replaced whole.
+//! Lives on: the owning core only.
+//!
+//! ```text
+//!    0 | magic "MLC1" | crc: 8..end | version u32 | 0 u32 | length u64 | epoch | number | cut |
+//!   48 | groups: count u64, then each group
+//!      | removed groups: count u64, then each: id, end of its removal's record
+//!      | files to be removed: count u64, then each: kind u64 (0 segment, 1 snapshot), three u64
+//!
+//! a group, all u64 unless said:
+//!      | id | flags (1: by snapshot, 2: directory made) | term | vote | commit | log start | replay from | next serial
+//!      | before first: index, term, offset | flushed: index, term, offset | applied index
+//!      | conf state: length, bytes | app blob: length, bytes
+//!      | segments: count, then each: serial, base offset, end offset, first index, last index, length,
+//!      |   first timestamp, max timestamp, flags (1: sealed)
+//!      | terms: count, then each: first index, term, base offset
+//!      | since version 3, and since version 2 of a group by snapshot: kept entries, see `checkpoint_kept`
+//! ```
+//!
+//! All numbers are little-endian, the CRC is CRC-32C. Versions 1 and 2 are read too; the next checkpoint is of version 3. Invariant: a checkpoint
+//! is checked before it is written and after it is read.
+
+pub(crate) mod kept;
+pub(crate) mod reserve;
+
+use crate::{
+    crc::combine,
+    log::{
+        Held, Mark,
+        terms::{TermRun, TermRuns},
+    },
+    record::{GroupId, HardState},
+    segment::{Segment, format::SegmentId},
+    store::{AppState, LogPos},
+};
+use bytes::Bytes;
+
+pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
+pub const CHECKPOINT_VERSION: u32 = 3;
+/// The oldest that is read.
+const VERSION_MIN: u32 = 1;
+/// The file's name in the core's directory.
+pub const CHECKPOINT_FILE: &str = "checkpoint";
+
+const NOT_ASCENDING: &str = "its groups do not ascend";
+const THERE_AND_REMOVED: &str = "a group is there and removed";
+
+/// All that a core's checkpoint says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub epoch: u64,
+    /// Counts the checkpoints of the core's ring.
+    pub number: u64,
+    /// Records that begin below it are covered, but for groups that say otherwise.
+    pub cut: LogPos,
+    pub groups: Vec<GroupState>,
+    pub removed: Vec<RemovedGroup>,
+    pub garbage: Vec<Garbage>,
+}
+
+/// One group in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    pub id: GroupId,
+    pub by_snapshot: bool,
+    pub dir_made: bool,
+    pub hard_state: HardState,
+    pub log_start: u64,
+    /// Its records that begin below this are covered.
+    pub replay_from: LogPos,
+    pub next_serial: u64,
+    pub before_first: Mark,
+    pub flushed: Mark,
+    /// For a group by snapshot, without the blob: that is in the snapshot's file.
+    pub app: AppState,
+    pub segments: Vec<Segment>,
+    /// Up to the flushed index.
+    pub terms: Vec<TermRun>,
+    /// The entries behind the flushed one that need not be in the ring any more. Their records end at or below `replay_from`. Empty
+    /// where a checkpoint is written: there they come from the log itself.
+    pub kept: Vec<Held>,
+}
+
+/// A group that is gone, while the ring or the disk may still hold something of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemovedGroup {
+    pub id: GroupId,
+    /// The end of its removal's record.
+    pub at: LogPos,
+}
+
+/// A file that nothing needs once the checkpoint that lists it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Garbage {
+    Segment { id: SegmentId, base_offset: u64 },
+    Snapshot { group: GroupId, index: u64, term: u64 },
+}
+
+impl Garbage {
+    pub(crate) fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot { .. })
+    }
+}
+
+/// Why bytes are no checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    Damaged(&'static str),
+    Newer(u32),
+}
+
+impl Checkpoint {
+    /// The least position that the ring must keep.
+    pub fn needs_ring_from(&self) -> LogPos {
+        self.groups.iter().map(|group| group.replay_from).fold(self.cut, LogPos::min)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::new(self.epoch, self.number, self.cut, 0);
+        for group in &self.groups {
+            to.group(group, group.kept.iter());
+        }
+        to.finish(&self.removed, &self.garbage)
+    }
+
+    pub fn decode(from: &[u8]) -> Result<Self, DecodeError> {
+        use crate::segment::format::{u32_at, u64_at};
+        if from.len() < 24 || u32_at(from, 0) != CHECKPOINT_MAGIC {
+            return Err(DecodeError::Damaged("it does not begin like a checkpoint"));
+        }
+        // The version comes first: a newer format may check itself otherwise.
+        let version = u32_at(from, 8);
+        match version {
+            VERSION_MIN..=CHECKPOINT_VERSION => {}
+            newer if newer > CHECKPOINT_VERSION => return Err(DecodeError::Newer(newer)),
+            _ => return Err(DecodeError::Damaged("its version is none that ever was")),
+        }
+        let whole = usize::try_from(u64_at(from, 16)).ok().filter(|len| (24..=from.len()).contains(len));
+        let Some(len) = whole else { return Err(DecodeError::Damaged("it is shorter than it says")) };
+        if crc32c::crc32c(&from[8..len]) != u32_at(from, 4) {
+            return Err(DecodeError::Damaged("it fails its CRC"));
+        }
+        let mut from = Reader(&from[24..len]);
+        let this = (|| {
+            let [epoch, number, cut] = from.words()?;
+            let groups = from.each(|from| GroupState::decode(from, version))?;
+            let removed = from.each(|from| {
+                let [id, at] = from.words()?;
+                Some(RemovedGroup { id: GroupId(id), at: LogPos(at) })
+            })?;
+            let garbage = from.each(|from| match from.words()? {
+                [0, group, serial, base_offset] => {
+                    Some(Garbage::Segment { id: SegmentId { group: GroupId(group), serial }, base_offset })
+                }
+                [1, group, index, term] => Some(Garbage::Snapshot { group: GroupId(group), index, term }),
+                _ => None,
+            })?;
+            Some(Self { epoch, number, cut: LogPos(cut), groups, removed, garbage })
+        })();
+        let this = this.filter(|_| from.0.is_empty()).ok_or(DecodeError::Damaged("its parts do not add up"))?;
+        this.check().map_err(DecodeError::Damaged)?;
+        Ok(this)
+    }
+
+    /// What holds for every checkpoint.
+    fn check(&self) -> Result<(), &'static str> {
+        let ascending = self.groups.windows(2).all(|pair| pair[0].id < pair[1].id);
+        if !ascending {
+            return Err(NOT_ASCENDING);
+        }
+        for group in &self.groups {
+            group.check(group.kept.iter())?;
+        }
+        if self.removed.iter().any(|gone| self.groups.binary_search_by_key(&gone.id, |group| group.id).is_ok()) {
+            return Err(THERE_AND_REMOVED);
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint's bytes, group by group: whoever takes it need not hold all groups' states at once.
+/// Panics where what it is given does not hold together.
+pub(crate) struct Encoder {
+    to: Writer,
+    /// The groups so far, ascending.
+    ids: Vec<GroupId>,
+    needs_ring_from: LogPos,
+    /// Of the groups' bytes, summed while they are warm.
+    groups_crc: u32,
+}
+
+/// Where the groups begin, behind their count.
+const GROUPS_AT: usize = 56;
+
+impl Encoder {
+    /// It will probably take so many `bytes`.
+    pub fn new(epoch: u64, number: u64, cut: LogPos, bytes: usize) -> Self {
+        let mut to = Writer(Vec::with_capacity(bytes + bytes / 4 + 4096));
+        to.0.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
+        to.0.extend_from_slice(&[0; 4]);
+        to.0.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
+        to.0.extend_from_slice(&[0; 4]);
+        // The length and the count of groups are known at the end.
+        to.words(&[0, epoch, number, cut.0, 0]);
+        debug_assert_eq!(to.0.len(), GROUPS_AT);
+        Self { to, ids: Vec::new(), needs_ring_from: cut, groups_crc: 0 }
+    }
+
+    /// Adds the next group, and what is carried of it: they ascend.
+    pub fn group<'a>(&mut self, group: &GroupState, kept: impl Iterator<Item = &'a Held> + Clone) {
+        let ascends = self.ids.last().is_none_or(|last| *last < group.id);
+        let checked = if ascends { group.check(kept.clone()) } else { Err(NOT_ASCENDING) };
+        checked.unwrap_or_else(|why| panic!("a checkpoint must not be written: {why}"));
+        let begin = self.to.0.len();
+        group.encode(kept, &mut self.to);
+        self.groups_crc = crc32c::crc32c_append(self.groups_crc, &self.to.0[begin..]);
+        self.ids.push(group.id);
+        self.needs_ring_from = self.needs_ring_from.min(group.replay_from);
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.to.0.len()
+    }
+
+    pub fn has(&self, group: GroupId) -> bool {
+        self.ids.binary_search(&group).is_ok()
+    }
+
+    /// As [`Checkpoint::needs_ring_from`], of the groups so far.
+    pub fn needs_ring_from(&self) -> LogPos {
+        self.needs_ring_from
+    }
+
+    pub fn finish(self, removed: &[RemovedGroup], garbage: &[Garbage]) -> Vec<u8> {
+        assert!(!removed.iter().any(|gone| self.has(gone.id)), "a checkpoint must not be written: {THERE_AND_REMOVED}");
+        let Self { mut to, ids, groups_crc, .. } = self;
+        let groups_end = to.0.len();
+        to.words(&[removed.len() as u64]);
+        for removed in removed {
+            to.words(&[removed.id.0, removed.at.0]);
+        }
+        to.words(&[garbage.len() as u64]);
+        for garbage in garbage {
+            to.words(&match *garbage {
+                Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
+                Garbage::Snapshot { group, index, term } => [1, group.0, index, term],
+            });
+        }
+        let mut to = to.0;
+        let len = to.len() as u64;
+        to[16..24].copy_from_slice(&len.to_le_bytes());
+        to[GROUPS_AT - 8..GROUPS_AT].copy_from_slice(&(ids.len() as u64).to_le_bytes());
+        let crc = combine(crc32c::crc32c(&to[8..GROUPS_AT]), groups_crc, groups_end - GROUPS_AT);
+        let crc = crc32c::crc32c_append(crc, &to[groups_end..]);
+        to[4..8].copy_from_slice(&crc.to_le_bytes());
+        to
+    }
+}
+
+impl GroupState {
+    fn check<'a>(&self, kept: impl Iterator<Item = &'a Held>) -> Result<(), &'static str> {
+        if self.before_first.index > self.flushed.index || self.before_first.offset > self.flushed.offset {
+            return Err("a log ends before it begins");
+        }
+        if self.by_snapshot && (!self.segments.is_empty() || self.before_first != self.flushed) {
+            return Err("a group by snapshot has segments");
+        }
+        let mut next = (self.before_first.index + 1, self.before_first.offset);
+        for segment in &self.segments {
+            if (segment.first_index, segment.base_offset) != next || segment.serial >= self.next_serial {
+                return Err("segments do not follow one another");
+            }
+            next = (segment.last_index + 1, segment.end_offset);
+        }
+        if next != (self.flushed.index + 1, self.flushed.offset) {
+            return Err("segments do not reach the flushed entry");
+        }
+        if self.flushed.index > self.before_first.index
+            && self.terms.first().is_none_or(|run| run.first_index != self.before_first.index + 1)
+        {
+            return Err("terms do not begin with the log");
+        }
+        if !self.terms.windows(2).all(|pair| pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term) {
+            return Err("terms do not ascend");
+        }
+        let last_term = self.terms.last().map_or(self.before_first.term, |run| run.term);
+        if last_term != self.flushed.term {
+            return Err("terms do not end with the flushed entry's");
+        }
+        kept::check(self, kept)
+    }
+
+    fn encode<'a>(&self, kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
+        let flags = u64::from(self.by_snapshot) | u64::from(self.dir_made) << 1;
+        to.words(&[self.id.0, flags, self.hard_state.term, self.hard_state.vote, self.hard_state.commit]);
+        to.words(&[self.log_start, self.replay_from.0, self.next_serial]);
+        to.words(&[self.before_first.index, self.before_first.term, self.before_first.offset]);
+        to.words(&[self.flushed.index, self.flushed.term, self.flushed.offset, self.app.index]);
+        to.bytes(&self.app.conf_state);
+        to.bytes(if self.by_snapshot { &[] } else { &self.app.blob });
+        to.words(&[self.segments.len() as u64]);
+        for segment in &self.segments {
+            to.words(&[segment.serial, segment.base_offset, segment.end_offset]);
+            to.words(&[segment.first_index, segment.last_index, segment.len]);
+            to.words(&[segment.first_timestamp as u64, segment.max_timestamp as u64, u64::from(segment.sealed)]);
+        }
+        to.words(&[self.terms.len() as u64]);
+        for run in &self.terms {
+            to.words(&[run.first_index, run.term, run.base_offset]);
+        }
+        kept::encode(kept, to);
+    }
+
+    fn decode(from: &mut Reader, version: u32) -> Option<Self> {
+        let [id, flags, term, vote, commit] = from.words()?;
+        let [log_start, replay_from, next_serial] = from.words()?;
+        let mut mark = || {
+            let [index, term, offset] = from.words()?;
+            Some(Mark { index, term, offset })
+        };
+        let (before_first, flushed) = (mark()?, mark()?);
+        let [applied] = from.words()?;
+        let (conf_state, blob) = (from.bytes()?, from.bytes()?);
+        let segments = from.each(|from| {
+            let [serial, base_offset, end_offset, first_index, last_index, len, first, max, sealed] = from.words()?;
+            Some(Segment {
+                serial,
+                base_offset,
+                end_offset,
+                first_index,
+                last_index,
+                len,
+                first_timestamp: first as i64,
+                max_timestamp: max as i64,
+                sealed: sealed == 1,
+            })
+        })?;
+        let terms = from.each(|from| {
+            let [first_index, term, base_offset] = from.words()?;
+            Some(TermRun { first_index, term, base_offset })
+        })?;
+        let by_snapshot = flags & 1 != 0;
+        let has_kept = version >= if by_snapshot { 2 } else { 3 };
+        let kept = if has_kept { kept::decode(from)? } else { Vec::new() };
+        Some(Self {
+            id: GroupId(id),
+            by_snapshot,
+            dir_made: flags & 2 != 0,
+            hard_state: HardState { term, vote, commit },
+            log_start,
+            replay_from: LogPos(replay_from),
+            next_serial,
+            before_first,
+            flushed,
+            app: AppState { index: applied, blob, conf_state },
+            segments,
+            terms,
+            kept,
+        })
+    }
+
+    /// The terms as the log keeps them.
+    pub fn term_runs(&self) -> TermRuns {
+        TermRuns::new(self.terms.clone())
+    }
+}
+
+pub(crate) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(crate) fn words(&mut self, words: &[u64]) {
+        for word in words {
+            self.0.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.words(&[bytes.len() as u64]);
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+pub(crate) struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    pub(crate) fn words<const N: usize>(&mut self) -> Option<[u64; N]> {
+        let (words, rest) = self.0.split_at_checked(N * 8)?;
+        self.0 = rest;
+        Some(std::array::from_fn(|at| crate::segment::format::u64_at(words, at * 8)))
+    }
+
+    pub(crate) fn bytes(&mut self) -> Option<Bytes> {
+        let [len] = self.words()?;
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
+        self.0 = rest;
+        Some(Bytes::copy_from_slice(bytes))
+    }
+
+    /// A count and that many things, none of which takes less than eight bytes.
+    pub(crate) fn each<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let [count] = self.words()?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= self.0.len() / 8)?;
+        (0..count).map(|_| one(self)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Entry, Span};
+
+    /// A group with a snapshot at 4, two entries that are kept, and others in the ring.
+    fn by_snapshot() -> GroupState {
+        let at = Mark { index: 4, term: 2, offset: 0 };
+        let entry = |index, term, data| Entry { index, term, entry_type: 1, data, payload: None };
+        let span = Span { base_offset: 0, count: 3, max_timestamp: -1 };
+        let second =
+            Entry { payload: Some((span, Bytes::from_static(b"batch"))), ..entry(6, 3, Bytes::from_static(b"second")) };
+        let held = |start, end, entry: Entry| {
+            let payload_crc = entry.payload_crc();
+            Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry, payload_crc }
+        };
+        GroupState {
+            id: GroupId(0),
+            by_snapshot: true,
+            dir_made: false,
+            hard_state: HardState { term: 5, vote: 2, commit: 4 },
+            log_start: 0,
+            replay_from: LogPos(940),
+            next_serial: 0,
+            before_first: at,
+            flushed: at,
+            app: AppState { index: 4, blob: Bytes::new(), conf_state: Bytes::from_static(b"conf") },
+            segments: Vec::new(),
+            terms: Vec::new(),
+            kept: vec![held(100, 160, entry(5, 2, Bytes::new())), held(160, 240, second)],
+        }
+    }
+
+    fn checkpoint() -> Checkpoint {
+        let segment = Segment {
+            serial: 3,
+            base_offset: 100,
+            end_offset: 120,
+            first_index: 11,
+            last_index: 20,
+            len: 8192,
+            first_timestamp: -1,
+            max_timestamp: 5,
+            sealed: false,
+        };
+        let group = GroupState {
+            id: GroupId(7),
+            by_snapshot: false,
+            dir_made: true,
+            hard_state: HardState { term: 4, vote: 1, commit: 20 },
+            log_start: 105,
+            replay_from: LogPos(900),
+            next_serial: 4,
+            before_first: Mark { index: 10, term: 2, offset: 100 },
+            flushed: Mark { index: 20, term: 4, offset: 120 },
+            app: AppState { index: 19, blob: Bytes::from_static(b"blob"), conf_state: Bytes::from_static(b"conf") },
+            segments: vec![segment],
+            terms: vec![
+                TermRun { first_index: 11, term: 2, base_offset: 100 },
+                TermRun { first_index: 15, term: 4, base_offset: 110 },
+            ],
+            kept: Vec::new(),
+        };
+        Checkpoint {
+            epoch: 2,
+            number: 9,
+            cut: LogPos(1000),
+            groups: vec![by_snapshot(), group],
+            removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
+            garbage: vec![
+                Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
+                Garbage::Snapshot { group: GroupId(0), index: 4, term: 1 },
+            ],
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_whole() {
+        let checkpoint = checkpoint();
+        let mut bytes = checkpoint.encode();
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()));
+        bytes.extend_from_slice(&[0; 100]);
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint.clone()), "padding is no part of it");
+        assert_eq!(checkpoint.needs_ring_from(), LogPos(900));
+    }
+
+    #[test]
+    fn its_first_bytes_are_these() {
+        let bytes = Checkpoint { epoch: 2, number: 3, cut: LogPos(4), ..Checkpoint::default() }.encode();
+        let mut golden = b"MLC1".to_vec();
+        golden.extend_from_slice(&bytes[4..8]);
+        for word in [3u64, 72, 2, 3, 4, 0, 0, 0] {
+            golden.extend_from_slice(&word.to_le_bytes());
+        }
+        assert_eq!(bytes, golden);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_missing_byte_is_seen() {
+        let bytes = checkpoint().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&flipped).is_err(), "bit {bit} was flipped unseen");
+        }
+        for len in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        let mut bytes = checkpoint().encode();
+        bytes[8] = 4;
+        assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(4)));
+    }
+
+    /// The checkpoint of one group without kept entries as a version wrote it that had no count of them for this group.
+    fn of_version(version: u8, group: GroupState) -> (Vec<u8>, Checkpoint) {
+        let checkpoint =
+            Checkpoint { epoch: 2, number: 9, cut: LogPos(1000), groups: vec![group], ..Checkpoint::default() };
+        let mut bytes = checkpoint.encode();
+        // It ends with the counts of what is kept, removed, and to be removed.
+        bytes.truncate(bytes.len() - 8);
+        bytes[8] = version;
+        let len = bytes.len() as u64;
+        bytes[16..24].copy_from_slice(&len.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        (bytes, checkpoint)
+    }
+
+    #[test]
+    fn older_versions_are_read() {
+        let no_kept = GroupState { kept: Vec::new(), ..by_snapshot() };
+        let with_segments = checkpoint().groups.swap_remove(1);
+        for (version, group) in [(1, no_kept), (1, with_segments.clone()), (2, with_segments)] {
+            let (bytes, checkpoint) = of_version(version, group);
+            assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_does_not_add_up_is_not_written() {
+        let mut hole = checkpoint();
+        hole.groups[1].segments[0].first_index = 12;
+        assert_eq!(hole.check(), Err("segments do not follow one another"));
+        let mut short = checkpoint();
+        short.groups[1].flushed.index = 21;
+        assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
+        let mut twice = checkpoint();
+        twice.removed[0].id = GroupId(7);
+        assert_eq!(twice.check(), Err("a group is there and removed"));
+    }
+
+    #[test]
+    fn kept_entries_that_do_not_add_up_are_not_written() {
+        let wrong = |change: fn(&mut GroupState)| {
+            let mut group = by_snapshot();
+            change(&mut group);
+            group.check(group.kept.iter())
+        };
+        assert_eq!(wrong(|_| {}), Ok(()));
+        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].start = LogPos(150)), Err("kept entries' positions do not ascend"));
+        assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry is read from the ring again"));
+        let mut other = checkpoint();
+        other.groups[1].kept = by_snapshot().kept;
+        assert_eq!(other.check(), Err("kept entries do not follow what is flushed"));
+    }
+}

@@ -1,0 +1,442 @@
+//! Reading a log: from memory at once and without copying, from segments by aligned reads with read-ahead.
+//! Lives on: the owning core only.
+//!
+//! What cold reads bring in has a bound of its own, so it does not push out the tail that memory serves.
+//!
+//! Invariant: bytes that fail a CRC, or frames that do not follow one another, are reported and never served.
+
+use crate::{
+    buf::{BLOCK, block_ceil},
+    disk::{Disk, File},
+    log::{FromMemory, ReadLimit},
+    record::{Entry, GroupId},
+    segment::{
+        Scanner, Segment, SparseIndex,
+        format::{SegmentId, decode_index},
+    },
+    store::state::Shared,
+};
+use bytes::Bytes;
+use std::{
+    cell::Cell,
+    future::{poll_fn, ready},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+};
+
+/// Read at once by a consumer that goes on where it stopped.
+pub const READ_AHEAD: usize = 1 << 20;
+/// Read at once, at least, by one that does not.
+const READ_LEAST: usize = 64 << 10;
+
+/// One batch as it was appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub base_offset: u64,
+    pub count: u32,
+    pub max_timestamp: i64,
+    pub index: u64,
+    pub term: u64,
+    pub bytes: Bytes,
+}
+
+impl Batch {
+    pub fn end_offset(&self) -> u64 {
+        self.base_offset + u64::from(self.count)
+    }
+
+    fn of(entry: &Entry) -> Option<Self> {
+        let (span, bytes) = entry.payload.as_ref()?;
+        Some(Self {
+            base_offset: span.base_offset,
+            count: span.count,
+            max_timestamp: span.max_timestamp,
+            index: entry.index,
+            term: entry.term,
+            bytes: bytes.clone(),
+        })
+    }
+}
+
+/// The rest of a read that needs the disk.
+pub type ColdRead = Pin<Box<dyn Future<Output = Result<Vec<Batch>, ReadError>>>>;
+
+/// The answer to a read.
+pub enum Read {
+    /// Served from memory; empty at the end of what may be read.
+    Memory(Vec<Batch>),
+    /// Await it; the log may change meanwhile.
+    Cold(ColdRead),
+    OffsetOutOfRange {
+        start: u64,
+        end: u64,
+    },
+    UnknownGroup,
+}
+
+/// Why a cold read failed. None of these poisons the store.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    /// The segment's bytes are not what was written.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    /// Trimmed, truncated or removed while the read was under way: look at the log again.
+    #[error("the log changed during the read")]
+    Changed,
+}
+
+/// Where a reader goes on: a consumer at an offset, a leader at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Next {
+    Offset(u64),
+    Index(u64),
+}
+
+/// Where a reader stopped, and what was read beyond it.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    id: SegmentId,
+    /// Where the frame behind the last one served begins, or padding before it.
+    position: u64,
+    buffer: Bytes,
+    buffer_start: u64,
+    /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
+    coming: Option<Rc<Cell<Option<Coming>>>>,
+}
+
+type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
+
+impl Ahead {
+    /// Keeps what a scan has read beyond `position`, for whoever goes on there.
+    pub(crate) fn keep<D: Disk>(
+        shared: &Shared<D>,
+        id: SegmentId,
+        next: Next,
+        position: u64,
+        scanner: &Scanner<D::File>,
+    ) {
+        let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
+        let cost = buffer.len() as u64;
+        // The next frame was read for its header: what lies between is padding, and going on there would read it all once more.
+        let position = position.max(buffer_start);
+        let ahead = Self { id, position, buffer, buffer_start, coming: None };
+        shared.ahead.borrow_mut().insert((id.group, next), ahead, cost);
+    }
+
+    /// What was kept for whoever goes on there, if that is in this segment.
+    pub(crate) fn find<D: Disk>(shared: &Shared<D>, id: SegmentId, next: Next) -> Option<Self> {
+        shared.ahead.borrow_mut().get(&(id.group, next)).filter(|ahead| ahead.id == id)
+    }
+
+    /// A scan that goes on with it.
+    pub(crate) fn scanner<F: File>(&self, file: Rc<F>, len: u64, read_bytes: usize) -> Scanner<F> {
+        let mut scanner = Scanner::behind(file, self.id, len, self.position, read_bytes);
+        scanner.buffer = self.buffer.clone();
+        scanner.buffer_start = self.buffer_start;
+        scanner
+    }
+}
+
+/// Up to where an index is wanted.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Offset(u64),
+    Index(u64),
+    Timestamp(i64),
+}
+
+/// Batches from segments, and from memory where the segments end.
+pub(crate) async fn read_cold<D: Disk>(
+    shared: Rc<Shared<D>>,
+    group: GroupId,
+    from: u64,
+    below: u64,
+    max_bytes: usize,
+    at_least_one: bool,
+) -> Result<Vec<Batch>, ReadError> {
+    let mut limit = ReadLimit::new(below, max_bytes, at_least_one);
+    let mut from = from;
+    loop {
+        let segment = {
+            let state = shared.state.borrow();
+            let log = state.groups.get(&group).ok_or(ReadError::Changed)?;
+            match log.read_memory(from, below, max_bytes, at_least_one) {
+                FromMemory::Batches(batches) => return Ok(batches),
+                FromMemory::Colder if from < log.log_start => return Err(ReadError::Changed),
+                FromMemory::Colder => log.segment_of(from).ok_or(ReadError::Changed)?,
+            }
+        };
+        let mut batches = Vec::new();
+        let read = read_segment(&shared, group, &segment, from, max_bytes, |batch| {
+            let admits = limit.admits(&batch);
+            if admits {
+                batches.push(batch);
+            }
+            admits
+        });
+        match read.await {
+            Ok(true) => return Ok(batches),
+            Ok(false) if !batches.is_empty() => return Ok(batches),
+            Ok(false) => from = segment.end_offset,
+            Err(error) => return Err(shared.unless_changed(group, &segment, error)),
+        }
+    }
+}
+
+/// Hands the batches from `from` on to `take` until it refuses one or what was read ends (`true`), or the segment ends.
+async fn read_segment<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    segment: &Segment,
+    from: u64,
+    max_bytes: usize,
+    mut take: impl FnMut(Batch) -> bool,
+) -> Result<bool, ReadError> {
+    let id = SegmentId { group, serial: segment.serial };
+    let file = shared.open_segment(id, segment).await?;
+    let ahead = Ahead::find(shared, id, Next::Offset(from));
+    let goes_on = ahead.is_some();
+    let mut scanner = match ahead {
+        Some(ahead) => {
+            let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
+            let mut scanner = ahead.scanner(file.clone(), segment.len, read_bytes);
+            if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
+                // What fails here fails again below, and is reported then.
+                && let Ok(buffer) = coming.await
+            {
+                scanner.bytes_read += buffer.len() as u64;
+                scanner.buffer = buffer;
+            }
+            scanner
+        }
+        None => {
+            let index = index_until(shared, id, segment, Until::Offset(from)).await?;
+            Scanner::new(file.clone(), id, segment.len, index.at_offset(from), max_bytes.clamp(READ_LEAST, READ_AHEAD))
+        }
+    };
+    let (mut stopped, mut next, mut position) = (false, from, scanner.position());
+    while let Some(frame) = scanner.next().await? {
+        if frame.header.index > segment.last_index {
+            break;
+        }
+        if frame.header.end_offset() > from && frame.header.has_payload {
+            let batch = Batch::of(&scanner.entry(&frame)?).expect("the header says there is a batch");
+            if batch.base_offset > next {
+                return Err(scanner.damaged("the frame's offset is not the next one"));
+            }
+            let end = batch.end_offset();
+            if !take(batch) {
+                stopped = true;
+                break;
+            }
+            next = end;
+        }
+        position = scanner.position();
+        if next > from && !scanner.holds_next() {
+            // What is here is served at once; what follows is asked for below.
+            stopped = true;
+            break;
+        }
+    }
+    shared.count_cold(scanner.bytes_read);
+    if next > from && position < segment.len {
+        if goes_on && !scanner.holds_next() {
+            // The next request would wait for the disk: let it begin now.
+            let buffer_start = position / BLOCK as u64 * BLOCK as u64;
+            let len = scanner.read_bytes.min(block_ceil((segment.len - buffer_start) as usize));
+            let coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
+            let ahead = Ahead { id, position, buffer: Bytes::new(), buffer_start, coming };
+            shared.ahead.borrow_mut().insert((group, Next::Offset(next)), ahead, len as u64);
+        } else {
+            Ahead::keep(shared, id, Next::Offset(next), position, &scanner);
+        }
+    }
+    Ok(stopped)
+}
+
+/// Submits a read, which goes on while nobody waits for it.
+async fn begin<F: File>(file: Rc<F>, position: u64, len: usize) -> Coming {
+    let mut read: Coming = Box::pin(async move { file.read(position, len).await });
+    // The first poll submits it.
+    match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+        Poll::Pending => read,
+        Poll::Ready(done) => Box::pin(ready(done)),
+    }
+}
+
+/// The first batch at or above the log start whose largest timestamp is at least `timestamp`.
+pub(crate) async fn find_timestamp<D: Disk>(
+    shared: Rc<Shared<D>>,
+    group: GroupId,
+    timestamp: i64,
+    below: u64,
+) -> Result<Option<Batch>, ReadError> {
+    let bounded = |batch: Option<Batch>| batch.filter(|batch| batch.end_offset() <= below);
+    let mut from = 0;
+    loop {
+        let segment = {
+            let state = shared.state.borrow();
+            let log = state.groups.get(&group).ok_or(ReadError::Changed)?;
+            from = from.max(log.log_start);
+            let colder = log.memory_from();
+            let next = log.segments().find(|segment| {
+                segment.end_offset > from && segment.base_offset < colder && segment.max_timestamp >= timestamp
+            });
+            match next {
+                Some(segment) => segment,
+                None => return Ok(bounded(log.find_timestamp(timestamp, from))),
+            }
+        };
+        match find_in_segment(&shared, group, &segment, timestamp, from).await {
+            Ok(Some(batch)) => return Ok(bounded(Some(batch))),
+            Ok(None) => from = segment.end_offset,
+            Err(error) => return Err(shared.unless_changed(group, &segment, error)),
+        }
+    }
+}
+
+async fn find_in_segment<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    segment: &Segment,
+    timestamp: i64,
+    from: u64,
+) -> Result<Option<Batch>, ReadError> {
+    let id = SegmentId { group, serial: segment.serial };
+    let file = shared.open_segment(id, segment).await?;
+    let start = if from > segment.base_offset {
+        index_until(shared, id, segment, Until::Offset(from)).await?.at_offset(from)
+    } else {
+        0
+    };
+    let index = index_until(shared, id, segment, Until::Timestamp(timestamp)).await?;
+    let position = index.at_timestamp(timestamp, start).unwrap_or(index.covered.max(start));
+    let mut scanner = Scanner::behind(file, id, segment.len, position, READ_LEAST);
+    let mut found = None;
+    while let Some(frame) = scanner.next().await? {
+        let header = &frame.header;
+        if header.index > segment.last_index {
+            break;
+        }
+        if header.has_payload && header.max_timestamp >= timestamp && header.end_offset() > from {
+            found = Batch::of(&scanner.entry(&frame)?);
+            break;
+        }
+    }
+    shared.count_cold(scanner.bytes_read);
+    Ok(found)
+}
+
+/// The segment's index, complete at least to what is wanted or to where the frames end: from memory, else from its file beside the
+/// segment, else made anew from the frames.
+pub(crate) async fn index_until<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    id: SegmentId,
+    segment: &Segment,
+    until: Until,
+) -> Result<Rc<SparseIndex>, ReadError> {
+    let known = shared.indexes.borrow_mut().get(&id);
+    let known = match known {
+        // A reader that began before the segment was cut may have kept what is not in it any more.
+        Some(mut longer) if segment.sealed && longer.covered > segment.len => {
+            Rc::make_mut(&mut longer).clip(segment.len);
+            longer
+        }
+        Some(known) => known,
+        None => Rc::new(load_index(shared, id, segment).await),
+    };
+    let enough = |index: &SparseIndex| {
+        index.covered >= segment.len
+            || match until {
+                Until::Offset(offset) => index.entries.last().is_some_and(|last| last.base_offset > offset),
+                Until::Index(at) => index.entries.last().is_some_and(|last| last.index > at),
+                Until::Timestamp(at) => index.at_timestamp(at, 0).is_some(),
+            }
+    };
+    if enough(&known) {
+        shared.keep_index(id, &known);
+        return Ok(known);
+    }
+    let interval = shared.state.borrow().groups.get(&id.group).ok_or(ReadError::Changed)?.options.index_interval_bytes;
+    let mut index = SparseIndex::clone(&known);
+    let file = shared.open_segment(id, segment).await?;
+    let mut scanner = Scanner::behind(file, id, segment.len, index.covered, READ_AHEAD);
+    while !enough(&index) {
+        match scanner.next().await {
+            Ok(Some(frame)) => index.note(&frame.header, frame.position, interval),
+            Ok(None) => break,
+            // Whoever needs the frames behind the damage meets it; those before it stay readable.
+            Err(ReadError::Damaged(_)) => break,
+            Err(other) => return Err(other),
+        }
+    }
+    shared.count_cold(scanner.bytes_read);
+    let index = Rc::new(index);
+    shared.keep_index(id, &index);
+    Ok(index)
+}
+
+/// What the index's file says, clipped to the segment; empty if it says nothing useful.
+async fn load_index<D: Disk>(shared: &Rc<Shared<D>>, id: SegmentId, segment: &Segment) -> SparseIndex {
+    let path = shared.files.index(id, segment.base_offset);
+    let bytes = crate::segment::files::read_file(&shared.disk, &path).await.ok().flatten();
+    let mut index = match bytes.and_then(|bytes| decode_index(&bytes, id.seed())) {
+        Some((covered, next_index, entries)) => SparseIndex { covered, next_index, entries },
+        None => SparseIndex::default(),
+    };
+    index.clip(segment.len);
+    index
+}
+
+/// The entries `first ..= last`, all of them in `segments`.
+pub(crate) async fn read_entries<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    segments: &[Segment],
+    first: u64,
+    last: u64,
+) -> Result<Vec<Entry>, ReadError> {
+    let mut entries = Vec::new();
+    for segment in segments.iter().filter(|segment| segment.last_index >= first && segment.first_index <= last) {
+        let id = SegmentId { group, serial: segment.serial };
+        let index = index_until(shared, id, segment, Until::Index(first)).await?;
+        let file = shared.open_segment(id, segment).await?;
+        let mut scanner = Scanner::new(file, id, segment.len, index.at_index(first), READ_AHEAD);
+        while let Some(frame) = scanner.next().await? {
+            if frame.header.index > last {
+                break;
+            }
+            if frame.header.index >= first {
+                entries.push(scanner.entry(&frame)?);
+            }
+        }
+    }
+    let whole = entries.first().is_some_and(|entry| entry.index == first) && entries.len() as u64 == last - first + 1;
+    if !whole {
+        return Err(ReadError::Damaged(format!("the segments of group {} do not hold {first}..={last}", group.0)));
+    }
+    Ok(entries)
+}
+
+/// Where the frame of `index` begins, within `segment`.
+pub(crate) async fn find_index<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    segment: &Segment,
+    index: u64,
+) -> Result<u64, ReadError> {
+    let id = SegmentId { group, serial: segment.serial };
+    let known = index_until(shared, id, segment, Until::Index(index)).await?;
+    let file = shared.open_segment(id, segment).await?;
+    let mut scanner = Scanner::new(file, id, segment.len, known.at_index(index), READ_AHEAD);
+    while let Some(frame) = scanner.next().await? {
+        if frame.header.index == index {
+            return Ok(frame.position);
+        }
+    }
+    Err(ReadError::Damaged(format!("segment {} of group {} does not hold index {index}", id.serial, group.0)))
+}

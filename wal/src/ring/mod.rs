@@ -1,0 +1,511 @@
+//! The ring as a pure state machine: which bytes go where, in which order, and what may be written over.
+//! Lives on: one core, inside `journal`, which does its I/O. Verbs: [`Ring::append`] stages, [`Ring::next_write`] hands
+//! out a write, [`Ring::written`] takes back that it is durable, [`Ring::release_below`] recycles.
+//!
+//! Positions count bytes through all laps; segment `n` holds the positions from `n` times its size on. A segment's number
+//! says nothing about its file (its slot): the next number takes whichever slot is free.
+//!
+//! Invariants: freed <= durable <= staged; live segments have consecutive numbers and distinct slots; a block is written once per
+//! lap; at most one write is handed out at a time, so each write's header names the end of the one before as durable.
+
+pub mod format;
+pub mod journal;
+pub mod recovery;
+
+use crate::{
+    buf::{BLOCK, Chunk, block_ceil, pool},
+    crc,
+    record::{GroupId, HardState},
+    ring::format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc_seed},
+    store::{LogPos, StoreConfig},
+};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// Writes are staged in chunks of this size unless the configuration says otherwise.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// A chunk has room for so many of the largest writes.
+const WRITES_A_CHUNK: usize = 2;
+/// A ring has at least this many segments: one being written, one whose flush is under way, and two free ones, so that the largest
+/// record can always be staged once a flush is done.
+pub const SEGMENTS_MIN: u32 = 4;
+
+/// A ring has so many segments unless they would be too small.
+const SEGMENTS: u64 = 8;
+
+/// Records leave this much at the ring's very end, for the mark of a clean shutdown.
+const MARK_BYTES: u64 = BLOCK as u64;
+
+/// Sizes of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Bytes of a segment, whole blocks. An entry must fit into one. A ring that exists keeps the size it was made with.
+    pub segment_bytes: u64,
+    /// How many segments; at least [`SEGMENTS_MIN`]. A ring that exists grows at open, and shrinks by what is free.
+    pub segments: u32,
+    /// Bytes of a write, unless one entry alone is larger.
+    pub write_bytes_max: usize,
+    /// Kept for what can't wait: hard states, truncations, removals, the snapshot group. At most one segment.
+    pub reserve_bytes: u64,
+    /// Seed of the ring's id if it is made; random if absent.
+    pub ring_id: Option<u64>,
+}
+
+impl RingConfig {
+    /// A ring of about `bytes`: eight segments, fewer if they would be too small.
+    pub fn of_bytes(bytes: u64) -> Self {
+        let block = BLOCK as u64;
+        let segment_bytes = (bytes / SEGMENTS / block * block).max(16 * block);
+        let segments = u32::try_from(bytes / segment_bytes).unwrap_or(u32::MAX).max(SEGMENTS_MIN);
+        Self {
+            segment_bytes,
+            segments,
+            write_bytes_max: WRITE_BYTES_MAX.min(segment_bytes as usize),
+            reserve_bytes: segment_bytes,
+            ring_id: None,
+        }
+    }
+
+    /// As [`RingConfig::of_bytes`], for entries with up to `entry_bytes` of data and payload: its segments are larger and fewer if
+    /// that is what such an entry needs.
+    pub fn of_bytes_for(bytes: u64, entry_bytes: usize) -> Self {
+        let plain = Self::of_bytes(bytes);
+        let segment_bytes = plain.segment_bytes.max(segment_bytes_for(entry_bytes));
+        let segments = u32::try_from(bytes / segment_bytes).unwrap_or(u32::MAX).max(SEGMENTS_MIN);
+        let write_bytes_max = WRITE_BYTES_MAX.min(segment_bytes as usize);
+        Self { segment_bytes, segments, write_bytes_max, reserve_bytes: segment_bytes, ..plain }
+    }
+
+    /// Bytes of a ring that takes such entries however it was configured otherwise, see [`RingConfig::of_bytes`].
+    pub fn bytes_for(entry_bytes: usize) -> u64 {
+        SEGMENTS * segment_bytes_for(entry_bytes)
+    }
+
+    /// Bytes of the smallest ring that takes such entries, if it is made [for them](RingConfig::of_bytes_for).
+    pub fn least_bytes_for(entry_bytes: usize) -> u64 {
+        u64::from(SEGMENTS_MIN) * segment_bytes_for(entry_bytes)
+    }
+
+    /// For a ring with segments of `segment_bytes` on the disk.
+    pub fn with_segments_of(self, segment_bytes: u64) -> Self {
+        let total = self.segment_bytes * u64::from(self.segments);
+        Self {
+            segment_bytes,
+            segments: u32::try_from(total / segment_bytes).unwrap_or(u32::MAX).max(SEGMENTS_MIN),
+            write_bytes_max: self.write_bytes_max.min(segment_bytes as usize),
+            reserve_bytes: self.reserve_bytes.min(segment_bytes),
+            ..self
+        }
+    }
+
+    /// Of the memory that writes are staged in, unless one is larger.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.write_bytes_max * WRITES_A_CHUNK
+    }
+
+    pub(crate) fn check(&self) {
+        assert!(
+            self.segment_bytes.is_multiple_of(BLOCK as u64) && self.segment_bytes >= 2 * BLOCK as u64,
+            "segments are whole blocks, not {} bytes",
+            self.segment_bytes
+        );
+        assert!(self.segment_bytes < u64::from(u32::MAX), "a segment is shorter than 4 GiB");
+        assert!(self.segments >= SEGMENTS_MIN, "a ring has at least {SEGMENTS_MIN} segments");
+        assert!(
+            self.write_bytes_max.is_multiple_of(BLOCK)
+                && (BLOCK..=self.segment_bytes as usize).contains(&self.write_bytes_max),
+            "a write is whole blocks and fits into a segment"
+        );
+        assert!(self.reserve_bytes <= self.segment_bytes, "the reserve is at most one segment");
+    }
+}
+
+/// Bytes of the smallest segment that takes entries with up to `entry_bytes` of data and payload.
+fn segment_bytes_for(entry_bytes: usize) -> u64 {
+    // Data and payload are each padded to eight bytes.
+    block_ceil(HEADER_BYTES + ENTRY_BYTES + entry_bytes + 16) as u64 + MARK_BYTES
+}
+
+impl From<&StoreConfig> for RingConfig {
+    fn from(config: &StoreConfig) -> Self {
+        config.ring.unwrap_or_else(|| Self::of_bytes_for(config.ring_bytes, config.entry_bytes))
+    }
+}
+
+/// Why a record can't be staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No room until segments are released.
+    Full,
+    /// It fits into no segment, ever.
+    TooLarge,
+}
+
+/// Room for payloads, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    pub capacity: u64,
+    /// Positions not given back yet.
+    pub used: u64,
+    /// What is left, the reserve included.
+    pub free: u64,
+    pub reserve: u64,
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    slot: u32,
+    segment: u64,
+    pos: LogPos,
+    previous_end: LogPos,
+}
+
+/// A write that records are still added to, or that waits for its turn.
+struct Open {
+    chunk: Chunk,
+    place: Place,
+    /// The write's size at most: what its chunk and its segment have room for.
+    bytes_max: usize,
+    count: u32,
+    /// Of the records so far.
+    body_crc: u32,
+    clean: bool,
+}
+
+impl Open {
+    fn len(&self) -> usize {
+        self.chunk.len()
+    }
+
+    /// The end of its last record.
+    fn end(&self) -> LogPos {
+        LogPos(self.place.pos.0 + self.len() as u64)
+    }
+
+    fn padded_end(&self) -> LogPos {
+        LogPos(self.place.pos.0 + block_ceil(self.len()) as u64)
+    }
+}
+
+/// A payload that was staged, in the ring's memory.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    pub bytes: Bytes,
+    pub crc: u32,
+}
+
+/// A write for the disk.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub slot: u32,
+    /// In the slot's file.
+    pub offset: u64,
+    /// Whole blocks, block-aligned.
+    pub data: Bytes,
+    pub end: LogPos,
+    pub records: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Live {
+    number: u64,
+    slot: u32,
+}
+
+/// Where a ring goes on; what recovery found, or the beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RingStart {
+    pub ring_id: u64,
+    /// Number and slot of the segments whose records count, ascending; empty in a new ring.
+    pub live: Vec<(u64, u32)>,
+    /// The end of the last write.
+    pub end: LogPos,
+    /// Where the next one may begin: `end`, or the beginning of a segment that holds nothing yet.
+    pub next: LogPos,
+}
+
+pub struct Ring {
+    config: RingConfig,
+    ring_id: u64,
+    epoch: u64,
+    /// Oldest first; the last one is being written.
+    live: VecDeque<Live>,
+    free: VecDeque<u32>,
+    end: LogPos,
+    next: LogPos,
+    durable: LogPos,
+    /// Full, waiting for their turn.
+    queue: VecDeque<Open>,
+    open: Option<Open>,
+    /// What the last write that is closed left of its chunk.
+    spare: Option<Chunk>,
+    /// Chunks that were begun, and those among them for which the thread's pool had no memory.
+    chunks: u64,
+    cold_chunks: u64,
+    /// The end of the write that is handed out.
+    in_flight: Option<LogPos>,
+}
+
+impl Ring {
+    /// `slots` is the number of files that exist: at least as many as the configuration wants.
+    pub fn new(config: RingConfig, epoch: u64, slots: u32, start: RingStart) -> Self {
+        config.check();
+        let live: VecDeque<Live> = start.live.iter().map(|&(number, slot)| Live { number, slot }).collect();
+        let free = (0..slots).filter(|slot| live.iter().all(|live| live.slot != *slot)).collect();
+        let ring = Self {
+            config,
+            ring_id: start.ring_id,
+            epoch,
+            live,
+            free,
+            end: start.end,
+            next: start.next,
+            durable: start.next,
+            queue: VecDeque::new(),
+            open: None,
+            spare: None,
+            chunks: 0,
+            cold_chunks: 0,
+            in_flight: None,
+        };
+        ring.check();
+        ring
+    }
+
+    /// Stages a record: it is durable once [`Ring::durable`] has reached the returned position. The payload comes back as the
+    /// ring's memory.
+    pub fn append(
+        &mut self,
+        group: GroupId,
+        hard_state: HardState,
+        record: Record<'_>,
+    ) -> Result<(LogPos, Option<Payload>), Refused> {
+        self.append_with_head(group, hard_state, record, &[])
+    }
+
+    /// As [`Ring::append`], with `head` in place of as many of the payload's first bytes: so that a caller who has to change
+    /// these need not copy the payload first.
+    pub fn append_with_head(
+        &mut self,
+        group: GroupId,
+        hard_state: HardState,
+        record: Record<'_>,
+        head: &[u8],
+    ) -> Result<(LogPos, Option<Payload>), Refused> {
+        let bytes = record.bytes();
+        let fits = self.open.as_ref().is_some_and(|open| open.len() + bytes <= open.bytes_max);
+        let open = if fits { self.open.as_mut().expect("looked just now") } else { self.begin(bytes, MARK_BYTES)? };
+        let at = open.chunk.len();
+        let space = open.chunk.space(bytes);
+        record.encode(space, group, hard_state);
+        let Some((from, len)) = record.payload_place() else {
+            assert!(head.is_empty(), "only a payload has a head");
+            open.body_crc = crc32c::crc32c_append(open.body_crc, space);
+            open.chunk.advance(bytes);
+            open.count += 1;
+            return Ok((open.end(), None));
+        };
+        let (before, rest) = space.split_at_mut(from);
+        let (payload, padding) = rest.split_at_mut(len);
+        payload[..head.len()].copy_from_slice(head);
+        // While the copy is in the CPU's cache.
+        let crc = crc32c::crc32c(payload);
+        open.body_crc = crc::append_known(crc32c::crc32c_append(open.body_crc, before), payload, crc);
+        open.body_crc = crc32c::crc32c_append(open.body_crc, padding);
+        open.chunk.advance(bytes);
+        open.count += 1;
+        Ok((open.end(), Some(Payload { bytes: open.chunk.frozen(at + from, len), crc })))
+    }
+
+    /// Stages the mark of a clean shutdown, which also raises the durable mark on the disk to the end.
+    pub fn append_clean_mark(&mut self) -> Result<LogPos, Refused> {
+        self.begin(0, 0)?.clean = true;
+        let open = self.open.take().expect("just begun");
+        let end = open.padded_end();
+        self.enqueue(open);
+        Ok(end)
+    }
+
+    /// Begins a write with room for `bytes` of records, and leaves `spared` bytes at the ring's very end.
+    fn begin(&mut self, bytes: usize, spared: u64) -> Result<&mut Open, Refused> {
+        let need = block_ceil(HEADER_BYTES + bytes);
+        if need as u64 > self.config.segment_bytes - MARK_BYTES {
+            return Err(Refused::TooLarge);
+        }
+        if self.free.is_empty() && self.room_behind() < need as u64 + spared {
+            return Err(Refused::Full);
+        }
+        if let Some(full) = self.open.take() {
+            self.enqueue(full);
+        }
+        if self.segment_room() < need as u64 {
+            let number = self.live.back().map_or(0, |live| live.number + 1);
+            let slot = self.free.pop_front().expect("looked just now");
+            self.live.push_back(Live { number, slot });
+            self.next = LogPos(number * self.config.segment_bytes);
+        }
+        let current = self.live.back().expect("a segment was begun");
+        let place = Place { slot: current.slot, segment: current.number, pos: self.next, previous_end: self.end };
+        let chunk = match self.spare.take() {
+            Some(chunk) if chunk.remaining() >= need.max(self.config.write_bytes_max / 16) => chunk,
+            _ => {
+                let bytes = need.max(self.config.chunk_bytes());
+                self.chunks += 1;
+                self.cold_chunks += u64::from(pool::kept(bytes) == 0);
+                Chunk::new(bytes)
+            }
+        };
+        let room = self.segment_room() - if self.free.is_empty() { spared } else { 0 };
+        let most = chunk.remaining().min(need.max(self.config.write_bytes_max));
+        let bytes_max = most.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let mut open = Open { chunk, place, bytes_max, count: 0, body_crc: body_crc_seed(place.segment), clean: false };
+        open.chunk.push(&[0; HEADER_BYTES]);
+        Ok(self.open.insert(open))
+    }
+
+    fn enqueue(&mut self, mut full: Open) {
+        self.spare = full.chunk.split_rest();
+        self.end = full.padded_end();
+        self.next = self.end;
+        self.queue.push_back(full);
+    }
+
+    pub fn chunk_bytes(&self) -> usize {
+        self.config.chunk_bytes()
+    }
+
+    /// Chunks of memory that were begun, and those among them that had to be mapped first.
+    pub fn chunks(&self) -> (u64, u64) {
+        (self.chunks, self.cold_chunks)
+    }
+
+    /// The next write, if there is one and none is under way.
+    pub fn next_write(&mut self) -> Option<Write> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        if self.queue.is_empty()
+            && let Some(open) = self.open.take()
+        {
+            self.enqueue(open);
+        }
+        let mut full = self.queue.pop_front()?;
+        let Open { place, count, body_crc, clean, .. } = full;
+        let header = WriteHeader {
+            ring_id: self.ring_id,
+            epoch: self.epoch,
+            segment: place.segment,
+            pos: place.pos,
+            previous_end: place.previous_end,
+            durable: self.durable.min(place.previous_end),
+            freed: self.freed(),
+            length: u32::try_from(full.len() - HEADER_BYTES).expect("a segment is shorter than 4 GiB"),
+            count,
+            body_crc,
+            clean,
+        };
+        // SAFETY: `Bytes` were only made of the records behind the header.
+        unsafe { full.chunk.patch(0, &header.encode()) };
+        full.chunk.pad_to_block();
+        let data = full.chunk.frozen(0, full.len());
+        assert_eq!(data.len() as u64, header.write_bytes(), "a write is as long as its header says");
+        self.in_flight = Some(header.end());
+        let offset = place.pos.0 - place.segment * self.config.segment_bytes;
+        Some(Write { slot: place.slot, offset, data, end: header.end(), records: count })
+    }
+
+    /// The write that was handed out is durable.
+    pub fn written(&mut self) {
+        self.durable = self.in_flight.take().expect("a write was handed out");
+    }
+
+    /// Gives back the segments that lie wholly below `pos`; says whether there were any.
+    pub fn release_below(&mut self, pos: LogPos) -> bool {
+        let pos = pos.min(self.durable);
+        let before = self.live.len();
+        while self.live.len() > 1
+            && let Some(first) = self.live.front().copied()
+            && (first.number + 1) * self.config.segment_bytes <= pos.0
+        {
+            self.live.pop_front();
+            self.free.push_back(first.slot);
+        }
+        self.live.len() < before
+    }
+
+    pub fn durable(&self) -> LogPos {
+        self.durable
+    }
+
+    /// The end of what was staged; nothing that is staged later begins below.
+    pub fn staged(&self) -> LogPos {
+        self.open.as_ref().map_or(self.next, Open::end)
+    }
+
+    /// Whether there is something to write.
+    pub fn has_work(&self) -> bool {
+        self.open.is_some() || !self.queue.is_empty()
+    }
+
+    /// Everything below is given back.
+    pub fn freed(&self) -> LogPos {
+        LogPos(self.live.front().map_or(self.next.0, |live| live.number * self.config.segment_bytes))
+    }
+
+    /// Bytes left in the current segment from `next` on.
+    fn segment_room(&self) -> u64 {
+        self.live.back().map_or(0, |live| (live.number + 1) * self.config.segment_bytes - self.next.0)
+    }
+
+    /// The same, behind the open write.
+    fn room_behind(&self) -> u64 {
+        let open = self.open.as_ref().map_or(0, |open| block_ceil(open.len()) as u64);
+        self.segment_room() - open
+    }
+
+    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve. `None`: never.
+    pub fn admits(&self, bytes: usize) -> Option<bool> {
+        let need = block_ceil(HEADER_BYTES + ENTRY_BYTES + bytes + 8) as u64;
+        if need > self.config.segment_bytes - MARK_BYTES {
+            return None;
+        }
+        let free = self.free.len() as u64 * self.config.segment_bytes;
+        let room = self.room_behind();
+        // What is left of the current segment is lost if the record does not fit there.
+        let usable = if need <= room { room + free } else { free };
+        Some(usable >= need + self.config.reserve_bytes + MARK_BYTES)
+    }
+
+    pub fn space(&self) -> Space {
+        let segment = self.config.segment_bytes;
+        Space {
+            capacity: (self.live.len() + self.free.len()) as u64 * segment,
+            used: self.staged().0 - self.freed().0,
+            free: self.room_behind() + self.free.len() as u64 * segment,
+            reserve: self.config.reserve_bytes,
+        }
+    }
+
+    /// The largest sum of an entry's data and payload.
+    pub fn entry_bytes_max(&self) -> usize {
+        (self.config.segment_bytes - MARK_BYTES) as usize - HEADER_BYTES - ENTRY_BYTES
+    }
+
+    /// Asserts the invariants.
+    pub fn check(&self) {
+        assert!(self.freed() <= self.durable && self.durable <= self.staged(), "freed <= durable <= staged");
+        assert!(self.end <= self.next, "the next write begins behind the last");
+        for (first, second) in self.live.iter().zip(self.live.iter().skip(1)) {
+            assert_eq!(first.number + 1, second.number, "live segments are consecutive");
+        }
+        let mut slots: Vec<u32> = self.live.iter().map(|live| live.slot).chain(self.free.iter().copied()).collect();
+        slots.sort_unstable();
+        assert!(slots.iter().enumerate().all(|(at, slot)| at as u32 == *slot), "each slot is live or free, once");
+        if let Some(live) = self.live.back() {
+            let segment = self.config.segment_bytes;
+            let room = live.number * segment..=(live.number + 1) * segment;
+            assert!(room.contains(&self.next.0), "the next write begins in the current segment or at its end");
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Taking a checkpoint of a store, and what a durable one allows: the ring's space is given back, files that it no longer names go.
+//! Lives on: the owning core, within a round of the flusher (`store_flush`).
+//!
+//! There may be a hundred thousand groups, so they are taken down in turns, and others go on between them. Each group is as it is at
+//! its turn, settled: its truncation, if any, is durable in the ring and its segments are cut. What happens to a group after its turn,
+//! or begins after the checkpoint's cut, is in the ring above what the checkpoint needs of it, as after any checkpoint:
+//!
+//! - the cut is where the ring was durable at the beginning, and a group's replay never begins behind what was durable at its turn;
+//! - a group that is made meanwhile has its records above the cut;
+//! - a group that is removed after its turn is removed again by its record; one that is removed before it is listed as removed, once
+//!   that record is durable;
+//! - segments are taken out of the lists by this task alone, but snapshots are written by others at any time: those are listed as
+//!   garbage that were so at the beginning, when no group that is still to come names them any more.
+//!
+//! Invariant: nothing is given back or removed before the checkpoint that makes it needless is durable.
+
+use crate::{
+    buf::{BLOCK, Chunk},
+    checkpoint::{CHECKPOINT_FILE, Encoder, Garbage, GroupState, RemovedGroup, reserve},
+    disk::{Disk, Durability, File, OpenMode},
+    log::Log,
+    planted::{self, Mistake},
+    record::GroupId,
+    segment::{
+        Segment, SparseIndex,
+        files::{remove_if_there, replace_file},
+        format::{SegmentId, encode_index},
+    },
+    store::{
+        flush::{FlushError, cut_segments, is_full},
+        state::{Shared, State},
+        types::{FlushHost, LogPos},
+    },
+};
+use std::{collections::BTreeSet, io, rc::Rc};
+
+/// Writes a checkpoint of everything, then does what it allows: the ring is freed, files are removed.
+pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
+    let cut = cut_checkpoint(shared, host).await?;
+    let path = shared.dirs.core.join(CHECKPOINT_FILE);
+    let mut written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
+    let no_room = written.as_ref().is_err_and(is_full);
+    if no_room && reserve::give(shared).await? {
+        written = replace_file(&shared.disk, &path, &[&cut.bytes], async || shared.breathe().await).await;
+    }
+    written.map_err(|error| FlushError::of(path.display(), error))?;
+    shared.state.borrow_mut().number += 1;
+    shared.count(|stats| stats.checkpoints += 1);
+    shared.besides.set((cut.bytes.len() as u64).saturating_sub(shared.state.borrow().carried_bytes));
+    let mut needed = cut.needs_ring_from;
+    if planted::is(Mistake::RecycledTooEarly) {
+        needed = shared.journal.durable();
+    }
+    shared.journal.release_below(needed);
+    if !no_room {
+        write_indexes(shared, cut.indexes_due).await;
+    }
+    let collected = collect(shared, &cut.garbage, &cut.removed, cut.needs_ring_from).await;
+    // Before anything else takes the space.
+    reserve::keep(shared).await?;
+    collected
+}
+
+/// Bytes of a checkpoint that are taken down before others of the core have their turn.
+const TURN_BYTES: usize = 64 << 10;
+
+/// A checkpoint that is to be written, and what of it is needed afterwards.
+struct Cut {
+    bytes: Vec<u8>,
+    needs_ring_from: LogPos,
+    removed: Vec<RemovedGroup>,
+    garbage: Vec<Garbage>,
+    indexes_due: Vec<IndexDue>,
+}
+
+/// Trims the logs and takes down what they are.
+async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<Cut, FlushError> {
+    let (mut to, snapshots) = {
+        let state = shared.state.borrow();
+        let snapshots: Vec<Garbage> = state.garbage.iter().copied().filter(Garbage::is_snapshot).collect();
+        let bytes = (shared.besides.get() + state.carried_bytes) as usize;
+        (Encoder::new(shared.epoch, state.number + 1, shared.journal.durable(), bytes), snapshots)
+    };
+    let mut indexes_due = Vec::new();
+    let mut next = GroupId(0);
+    loop {
+        let turn: Vec<GroupId> = {
+            let state = shared.state.borrow();
+            state.groups.range(next..).take(shared.config.checkpoint_turn_groups).map(|(group, _)| *group).collect()
+        };
+        let Some(last) = turn.last() else { break };
+        next = GroupId(last.0 + 1);
+        let mut turn_ends = to.len() + TURN_BYTES;
+        for group in turn {
+            cut_group(shared, host, group, &mut to, &mut indexes_due).await?;
+            if to.len() >= turn_ends {
+                turn_ends = to.len() + TURN_BYTES;
+                shared.give_way().await;
+            }
+        }
+        shared.give_way().await;
+    }
+    let removed = removed_besides(shared, &to).await?;
+    let state = shared.state.borrow();
+    let garbage = state.garbage.iter().filter(|garbage| !garbage.is_snapshot() || snapshots.contains(garbage));
+    let garbage: Vec<Garbage> = garbage.copied().collect();
+    let needs_ring_from = to.needs_ring_from();
+    Ok(Cut { bytes: to.finish(&removed, &garbage), needs_ring_from, removed, garbage, indexes_due })
+}
+
+/// Takes a group down once it is settled; nothing if it is gone.
+async fn cut_group<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    host: &dyn FlushHost,
+    group: GroupId,
+    to: &mut Encoder,
+    indexes_due: &mut Vec<IndexDue>,
+) -> Result<(), FlushError> {
+    loop {
+        let behind = shared.state.borrow().groups.get(&group).is_some_and(|log| log.app_is_behind());
+        let app = if behind { host.app_state(group) } else { None };
+        let durable = shared.journal.durable();
+        let unsettled = {
+            let mut state = shared.state.borrow_mut();
+            let State { groups, garbage, .. } = &mut *state;
+            let Some(log) = groups.get_mut(&group) else { return Ok(()) };
+            if let Some(app) = app {
+                log.take_app(app);
+            }
+            if log.truncated_at <= durable && log.pending_cut.is_none() {
+                let settled = settled_state(shared, log, garbage);
+                to.group(&settled, log.kept());
+                indexes_due.extend(take_indexes_due(log));
+                return Ok(());
+            }
+            log.truncated_at
+        };
+        if unsettled > durable {
+            wait_until_durable(shared, unsettled).await?;
+        } else {
+            cut_segments(shared, group).await?;
+        }
+    }
+}
+
+/// The removed groups, but for those that `taken` has; their removals are durable.
+async fn removed_besides<D: Disk>(shared: &Rc<Shared<D>>, taken: &Encoder) -> Result<Vec<RemovedGroup>, FlushError> {
+    let removed: Vec<RemovedGroup> = {
+        let state = shared.state.borrow();
+        let removed = state.removed.values().map(|removed| removed.group);
+        removed.filter(|removed| !taken.has(removed.id)).collect()
+    };
+    let latest = removed.iter().map(|removed| removed.at).max().unwrap_or_default();
+    wait_until_durable(shared, latest).await?;
+    Ok(removed)
+}
+
+async fn wait_until_durable<D: Disk>(shared: &Shared<D>, position: LogPos) -> Result<(), FlushError> {
+    loop {
+        let durable = shared.journal.durable();
+        if durable >= position {
+            return Ok(());
+        }
+        let waited = shared.journal.durable_past(durable).await;
+        waited.map_err(|poisoned| FlushError::Fatal(poisoned.0))?;
+    }
+}
+
+/// A group as a checkpoint has it, after the trims that are due. No truncation of it may be under way.
+pub(crate) fn settled_state<D: Disk>(shared: &Shared<D>, log: &mut Log, garbage: &mut Vec<Garbage>) -> GroupState {
+    let durable = shared.journal.durable();
+    let trimmed = log.trim();
+    discard(shared, log.id, garbage, trimmed);
+    log.check(durable);
+    group_state(log, durable, shared.config.kept_bytes)
+}
+
+fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState {
+    assert!(log.pending_cut.is_none(), "cuts are settled before a checkpoint");
+    let mut hard_state = log.hard_state;
+    // A commit may run ahead of this disk, never of what recovery will find.
+    hard_state.commit = hard_state.commit.min(log.stable(durable).index).max(log.app.index);
+    if log.by_snapshot {
+        log.keep_by_snapshot(durable, kept_bytes);
+    }
+    GroupState {
+        id: log.id,
+        by_snapshot: log.by_snapshot,
+        dir_made: log.dir_made,
+        hard_state,
+        log_start: log.app_log_start,
+        replay_from: log.replay_from(durable),
+        next_serial: log.next_serial,
+        before_first: log.before_first,
+        flushed: log.flushed,
+        app: log.app.clone(),
+        segments: log.segments.clone(),
+        terms: log.terms.up_to(log.flushed.index).to_vec(),
+        kept: Vec::new(),
+    }
+}
+
+/// Removes the files that a durable checkpoint lists as `garbage`, and those of groups that it lists as `removed`; it needs the ring
+/// from `freed` on. What can't be removed now stays listed.
+pub(crate) async fn collect<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    garbage: &[Garbage],
+    removed: &[RemovedGroup],
+    freed: LogPos,
+) -> Result<(), FlushError> {
+    let mut dirs = BTreeSet::new();
+    for listed in garbage {
+        let paths = match *listed {
+            Garbage::Segment { id, base_offset } => {
+                vec![shared.files.segment(id, base_offset), shared.files.index(id, base_offset)]
+            }
+            Garbage::Snapshot { group, index, term } => {
+                vec![crate::store::snapshot::path(&shared.dirs, group, index, term)]
+            }
+        };
+        for path in paths {
+            let removed = remove_if_there(&shared.disk, &path).await;
+            if removed.map_err(|error| FlushError::of(path.display(), error))? {
+                dirs.insert(path.parent().expect("a file has a directory").to_path_buf());
+            }
+        }
+    }
+    let gone: Vec<GroupId> = {
+        let state = shared.state.borrow();
+        let listed = removed.iter().map(|removed| removed.id);
+        listed.filter(|id| state.removed.get(id).is_some_and(|now| !now.files_gone)).collect()
+    };
+    for group in &gone {
+        if remove_dir(shared, *group).await? {
+            dirs.insert(shared.files.logs().to_path_buf());
+            dirs.remove(&shared.files.group_dir(*group));
+        }
+    }
+    for dir in dirs {
+        match shared.disk.sync_dir(&dir).await {
+            // A group's directory that went with its group.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            synced => synced.map_err(|error| FlushError::of(dir.display(), error))?,
+        }
+    }
+    let mut state = shared.state.borrow_mut();
+    let collected: BTreeSet<&Garbage> = garbage.iter().collect();
+    state.garbage.retain(|listed| !collected.contains(listed));
+    for group in &gone {
+        if let Some(removed) = state.removed.get_mut(group) {
+            removed.files_gone = true;
+        }
+    }
+    // The removal's own record goes with the ring's space; until then it is listed, so that nothing before it counts.
+    state.removed.retain(|_, removed| !removed.files_gone || removed.group.at > freed);
+    Ok(())
+}
+
+/// Removes a group's directory with all that is in it; `false` if there is none.
+async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<bool, FlushError> {
+    let dir = shared.files.group_dir(group);
+    let named = |error| FlushError::of(dir.display(), error);
+    for path in shared.disk.list(&dir).await.map_err(named)? {
+        remove_if_there(&shared.disk, &path).await.map_err(named)?;
+    }
+    remove_if_there(&shared.disk, &dir).await.map_err(named)
+}
+
+/// A segment whose sparse index is to be written out: its base offset and its length.
+type IndexDue = (SegmentId, u64, u64);
+
+fn take_indexes_due(log: &mut Log) -> impl Iterator<Item = IndexDue> + '_ {
+    let serials = std::mem::take(&mut log.index_due);
+    let due = log.segments.iter().filter(move |segment| serials.contains(&segment.serial));
+    due.map(|segment| (SegmentId { group: log.id, serial: segment.serial }, segment.base_offset, segment.len))
+}
+
+/// Writes the sparse indexes of segments that were sealed or grew much: hints, so they are neither synced nor missed.
+async fn write_indexes<D: Disk>(shared: &Rc<Shared<D>>, due: Vec<IndexDue>) {
+    for (id, base_offset, len) in due {
+        let index: Option<Rc<SparseIndex>> = shared.indexes.borrow_mut().get(&id);
+        let Some(index) = index.filter(|index| index.covered <= len && len - index.covered < BLOCK as u64) else {
+            continue;
+        };
+        let bytes = encode_index(index.covered, index.next_index, &index.entries, id.seed());
+        if let Err(error) = write_hint(shared, id, base_offset, &bytes).await {
+            tracing::debug!(group = id.group.0, serial = id.serial, %error, "an index was not written");
+        }
+    }
+}
+
+async fn write_hint<D: Disk>(shared: &Shared<D>, id: SegmentId, base_offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let path = shared.files.index(id, base_offset);
+    remove_if_there(&shared.disk, &path).await?;
+    let file = shared.disk.open(&path, OpenMode::CreateNew).await?;
+    let mut chunk = Chunk::of(bytes);
+    chunk.pad_to_block();
+    file.write(0, chunk.frozen(0, chunk.len()), Durability::Cached).await
+}
+
+/// Lists segments as garbage for the next checkpoint.
+pub(crate) fn discard<D: Disk>(shared: &Shared<D>, group: GroupId, garbage: &mut Vec<Garbage>, segments: Vec<Segment>) {
+    for segment in segments {
+        let id = SegmentId { group, serial: segment.serial };
+        shared.files.forget(id);
+        shared.indexes.borrow_mut().remove(&id);
+        shared.file_times.borrow_mut().remove(&id);
+        garbage.push(Garbage::Segment { id, base_offset: segment.base_offset });
+    }
+}

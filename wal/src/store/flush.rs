@@ -1,0 +1,507 @@
+//! The flusher: durable batches from memory to segment files, then a checkpoint, then the ring's space is free.
+//! Lives on: the owning core; one task. Only this task changes the list of a log's segments.
+//!
+//! One round, in this order, each step's syncs before the next step:
+//!
+//! 1. every dirty group: cut what a truncation left, write its durable entries, unless the checkpoint shall carry them, sync the files,
+//!    then the directories of new ones; then the groups of which checkpoints have carried enough;
+//! 2. the checkpoint (`store_checkpoint`): group by group, wait until truncations and removals that it shows are durable in the ring, drop
+//!    segments below the log start from the list, take down the rest; write it;
+//! 3. give the ring's space back, remove the files that the checkpoint no longer names.
+//!
+//! A full disk ends step 1 early: what was written is checkpointed all the same (trims may free space), and the rest is tried again.
+//! Any other error poisons: a sync that failed is never tried twice.
+//!
+//! Invariants: a file that a durable checkpoint names is never removed or written below its checkpointed length.
+
+use crate::{
+    checkpoint::reserve,
+    disk::{Disk, Durability, File},
+    log::{Held, LogOptions, Mark, read::find_index, tells_age},
+    record::GroupId,
+    segment::{
+        FrameWriter, Segment, entry_frame_len,
+        format::{FrameHeader, SegmentId},
+    },
+    signal::join_all,
+    store::{
+        checkpoint::{checkpoint, discard},
+        state::{Shared, State},
+        types::{FlushHost, LogPos, Poisoned},
+    },
+};
+use bytes::Bytes;
+use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
+
+/// Sparse indexes are written out when a segment is sealed, and each time it has grown by this.
+const INDEX_EVERY: u64 = 64 << 20;
+
+/// Groups of which nothing is written that each worker looks at before others of the core have their turn.
+const UNTOUCHED_A_TURN: usize = 8;
+
+/// Why a round did not get to its end.
+#[derive(Debug)]
+pub(crate) enum FlushError {
+    /// No space, or no descriptor: tried again after a pause.
+    Full(String),
+    /// The store must stop.
+    Fatal(String),
+}
+
+impl FlushError {
+    pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
+        let text = format!("{what}: {error}");
+        match is_full(&error) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+            true => Self::Full(text),
+            false => Self::Fatal(text),
+        }
+    }
+}
+
+/// Whether the error says that the disk, or this user's share of it, is full. A write that comes to the end of the space is cut short
+/// first (`WriteZero`); what it was to write is written anew by the next round, from where the last checkpoint ends.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
+        || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Flushes when asked, until the store closes or stops.
+pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), Poisoned> {
+    let mut attempt = 0;
+    loop {
+        let seen = shared.wanted.count();
+        if let Some(poisoned) = shared.poisoned() {
+            shared.rounds.notify();
+            return Err(poisoned);
+        }
+        let (asked, done, closing) = {
+            let state = shared.state.borrow();
+            (state.asked, state.done, state.closing)
+        };
+        if asked == done {
+            if closing {
+                return Ok(());
+            }
+            shared.wanted.past(seen).await;
+            continue;
+        }
+        match round(shared, host).await {
+            Ok(()) => {
+                attempt = 0;
+                host.flushed();
+                shared.state.borrow_mut().done = asked;
+                // The ring may have filled up meanwhile, and nobody appends any more.
+                shared.flush_if_due();
+            }
+            Err(FlushError::Full(why)) => {
+                attempt += 1;
+                shared.count(|stats| stats.flush_failures += 1);
+                host.flush_failed(&why);
+                host.back_off(attempt).await;
+            }
+            Err(FlushError::Fatal(why)) => return Err(shared.poison(why)),
+        }
+        shared.rounds.notify();
+    }
+}
+
+/// One round, see the module's text.
+pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
+    reserve::grow(shared).await?;
+    let cut = shared.journal.durable();
+    let dirty = {
+        let mut state = shared.state.borrow_mut();
+        state.cut = cut;
+        state.flush_ms = host.wall_ms();
+        let dirty = std::mem::take(&mut state.dirty);
+        for group in &dirty {
+            if let Some(log) = state.groups.get_mut(group) {
+                log.dirty = false;
+            }
+        }
+        dirty
+    };
+    let full = match flush_all(shared, dirty, cut).await {
+        Err(fatal @ FlushError::Fatal(_)) => return Err(fatal),
+        Err(full) => Some(full),
+        Ok(()) => None,
+    };
+    sync_logs_dir(shared).await?;
+    checkpoint(shared, host).await?;
+    let end = shared.journal.staged();
+    while shared.state.borrow_mut().evict(end, shared.config.cache_bytes, shared.config.flush_turn_entries) {
+        shared.give_way().await;
+    }
+    shared.journal.notify_freed();
+    shared.count(|stats| stats.flushes += 1);
+    shared.snapshot.notify();
+    full.map_or(Ok(()), Err)
+}
+
+/// Flushes the groups that have something new, then those of which checkpoints have carried enough.
+async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
+    let turns = shared.state.borrow().turns();
+    flush_groups(shared, dirty, cut, true).await?;
+    let carried = shared.state.borrow_mut().carried_enough(turns, shared.config.carried_bytes);
+    flush_groups(shared, carried, cut, false).await
+}
+
+/// Flushes the groups, a few side by side; with `carry`, checkpoints may carry what they have instead. Those that were not done stay dirty.
+async fn flush_groups<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    groups: Vec<GroupId>,
+    cut: LogPos,
+    carry: bool,
+) -> Result<(), FlushError> {
+    let workers = shared.config.flush_in_flight.clamp(1, groups.len().max(1));
+    let left = RefCell::new(VecDeque::from(groups));
+    let failure = RefCell::new(None);
+    let work = (0..workers).map(|_| {
+        let (left, failure) = (&left, &failure);
+        let worker = async move {
+            let mut untouched = 0;
+            while failure.borrow().is_none() {
+                let Some(group) = left.borrow_mut().pop_front() else { return };
+                match flush_group(shared, group, cut, carry).await {
+                    Ok(wrote) => {
+                        shared.state.borrow_mut().mark_if_unflushed(group);
+                        untouched += usize::from(!wrote);
+                    }
+                    Err(error) => {
+                        shared.state.borrow_mut().mark_dirty(group);
+                        let mut failure = failure.borrow_mut();
+                        if !matches!(*failure, Some(FlushError::Fatal(_))) {
+                            *failure = Some(error);
+                        }
+                    }
+                }
+                if untouched == UNTOUCHED_A_TURN {
+                    untouched = 0;
+                    shared.give_way().await;
+                }
+            }
+        };
+        Box::pin(worker) as Pin<Box<dyn Future<Output = ()> + '_>>
+    });
+    join_all(work).await;
+    let mut state = shared.state.borrow_mut();
+    for group in left.into_inner() {
+        state.mark_dirty(group);
+    }
+    failure.into_inner().map_or(Ok(()), Err)
+}
+
+/// A segment as a flush leaves it.
+struct Finished {
+    segment: Segment,
+    frames: Vec<(FrameHeader, u64)>,
+    created: bool,
+}
+
+/// Whether it wrote something.
+async fn flush_group<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    cut: LogPos,
+    carry: bool,
+) -> Result<bool, FlushError> {
+    let pending = shared.state.borrow().groups.get(&group).and_then(|log| log.pending_cut);
+    if let Some(pending) = pending {
+        if pending.after > cut {
+            return Ok(false);
+        }
+        cut_segments(shared, group).await?;
+    }
+    let carried_max = if carry { shared.config.carried_bytes } else { 0 };
+    let room = reserve::room(shared);
+    if shared.state.borrow_mut().rather_keeps(group, cut, carried_max, room) {
+        return Ok(false);
+    }
+    let mut entries = entries_to_flush(shared, group, cut).await;
+    let (active, serial, options, log_start, has_dir, now_ms) = {
+        let mut state = shared.state.borrow_mut();
+        let now_ms = state.flush_ms;
+        // A truncation may have come while the segments were cut, or the entries taken.
+        let settled = state.groups.get_mut(&group).filter(|log| !log.by_snapshot && log.pending_cut.is_none());
+        let (Some(log), Some(last)) = (settled, entries.last()) else { return Ok(false) };
+        log.written_index = last.entry.index;
+        let active = log.segments.last().copied().filter(|segment| !segment.sealed);
+        (active, log.next_serial, log.options, log.log_start, log.dir_made, now_ms)
+    };
+    if !has_dir {
+        let dir = shared.files.group_dir(group);
+        shared.disk.create_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+        let mut state = shared.state.borrow_mut();
+        state.logs_dir_changed = true;
+        if let Some(log) = state.groups.get_mut(&group) {
+            log.dir_made = true;
+        }
+    }
+    let mut finished = Vec::new();
+    let written =
+        write_entries(shared, group, &entries, active, serial, options, log_start, now_ms, &mut finished).await;
+    if let Err(error) = written {
+        // What was created is named by no checkpoint; the space is wanted. It is gone for good before the group's entries may be elsewhere,
+        // and nobody looks for it any more.
+        let mut removed = false;
+        for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
+            let id = SegmentId { group, serial: segment.serial };
+            shared.files.forget(id);
+            removed |= shared.disk.remove(&shared.files.segment(id, segment.base_offset)).await.is_ok();
+        }
+        if removed {
+            let dir = shared.files.group_dir(group);
+            shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+        }
+        return Err(error);
+    }
+    took(shared, group, &entries, finished);
+    while entries.len() > shared.config.flush_turn_entries {
+        entries.truncate(entries.len() - shared.config.flush_turn_entries);
+        shared.give_way().await;
+    }
+    Ok(true)
+}
+
+/// The group's entries that are durable up to `cut` and in no segment; none if some of them are truncated meanwhile.
+async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogPos) -> Vec<Held> {
+    let mut entries = Vec::new();
+    let mut truncated_at = None;
+    loop {
+        let before = entries.len();
+        {
+            let state = shared.state.borrow();
+            let Some(log) = state.groups.get(&group) else { return Vec::new() };
+            if *truncated_at.get_or_insert(log.truncated_at) != log.truncated_at {
+                return Vec::new();
+            }
+            let rest = log.unflushed().skip(before).take_while(|held| held.end <= cut);
+            entries.extend(rest.take(shared.config.flush_turn_entries).cloned());
+        }
+        if entries.len() < before + shared.config.flush_turn_entries {
+            return entries;
+        }
+        shared.give_way().await;
+    }
+}
+
+/// Writes and syncs `entries` behind `active`, in new segments where they do not fit. What was begun is in `finished`, also when
+/// it failed.
+#[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
+async fn write_entries<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    group: GroupId,
+    entries: &[Held],
+    active: Option<Segment>,
+    mut serial: u64,
+    options: LogOptions,
+    log_start: u64,
+    now_ms: i64,
+    finished: &mut Vec<Finished>,
+) -> Result<(), FlushError> {
+    let mut left: usize = entries.iter().map(|held| entry_frame_len(&held.entry)).sum();
+    let mut active = active;
+    let mut at = 0;
+    while at < entries.len() {
+        let first = &entries[at];
+        let (segment, created) = match active.take() {
+            Some(mut full) if rolls(&full, full.len, first, &options, now_ms) || full.end_offset <= log_start => {
+                full.sealed = true;
+                finished.push(Finished { segment: full, frames: Vec::new(), created: false });
+                continue;
+            }
+            Some(segment) => (segment, false),
+            None => {
+                serial += 1;
+                (Segment::new(serial - 1, first.base_offset, first.entry.index), true)
+            }
+        };
+        let id = SegmentId { group, serial: segment.serial };
+        let name = || shared.files.segment(id, segment.base_offset).display().to_string();
+        if created {
+            finished.push(Finished { segment, frames: Vec::new(), created });
+        }
+        let file = match created {
+            true => shared.files.create(id, segment.base_offset).await,
+            false => shared.files.open(id, segment.base_offset).await,
+        };
+        let file = file.map_err(|error| FlushError::of(name(), error))?;
+        let mut writer = FrameWriter::new(id, segment, shared.config.flush_write_bytes, now_ms);
+        let mut writes: VecDeque<(u64, Bytes)> = VecDeque::new();
+        while let Some(held) = entries.get(at) {
+            if !writer.frames.is_empty() && rolls(&writer.segment, writer.position(), held, &options, now_ms) {
+                break;
+            }
+            left -= entry_frame_len(&held.entry);
+            writer.push(held, left, |position, data| writes.push_back((position, data)));
+            at += 1;
+            if at.is_multiple_of(shared.config.flush_turn_entries) {
+                shared.give_way().await;
+            }
+            while let Some((position, data)) = writes.pop_front() {
+                write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+            }
+        }
+        writer.finish(|position, data| writes.push_back((position, data)));
+        while let Some((position, data)) = writes.pop_front() {
+            write(shared, &*file, position, data).await.map_err(|error| FlushError::of(name(), error))?;
+        }
+        file.sync().await.map_err(|error| FlushError::of(name(), error))?;
+        if created {
+            let dir = shared.files.group_dir(group);
+            shared.disk.sync_dir(&dir).await.map_err(|error| FlushError::of(dir.display(), error))?;
+            finished.pop();
+        }
+        shared.count(|stats| stats.flushed_files += 1);
+        let mut segment = writer.segment;
+        segment.sealed = at < entries.len();
+        finished.push(Finished { segment, frames: writer.frames, created });
+    }
+    Ok(())
+}
+
+async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data: Bytes) -> io::Result<()> {
+    let bytes = data.len();
+    file.write(position, data, Durability::Cached).await?;
+    shared.count(|stats| stats.flushed_bytes += bytes as u64);
+    if bytes >= shared.config.flush_write_bytes / 2 {
+        shared.breathe().await;
+    }
+    Ok(())
+}
+
+/// Whether `next` belongs into a new segment. A batch whose timestamp says nothing counts as of now; so does a segment that begins with
+/// one from before such timestamps were passed over: it ends.
+fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions, now_ms: i64) -> bool {
+    if segment.last_index < segment.first_index {
+        return false;
+    }
+    if position + entry_frame_len(&next.entry) as u64 > options.segment_bytes {
+        return true;
+    }
+    let (Some((span, _)), Some(limit)) = (&next.entry.payload, options.segment_ms) else { return false };
+    let timestamp = if tells_age(span.max_timestamp, now_ms) { span.max_timestamp } else { now_ms };
+    let spans = timestamp.saturating_sub(segment.first_timestamp);
+    let begins_absurdly = segment.first_timestamp >= 0 && !tells_age(segment.first_timestamp, now_ms);
+    begins_absurdly || (segment.first_timestamp >= 0 && spans >= 0 && spans as u64 > limit)
+}
+
+/// Takes what was written and synced over into the log.
+fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished: Vec<Finished>) {
+    let mut state = shared.state.borrow_mut();
+    state.uncount_carried(group);
+    let oldest = state.cache.front().map(|(oldest, _)| *oldest);
+    // A group that was removed meanwhile loses its whole directory later in this round.
+    let Some(log) = state.groups.get_mut(&group) else { return };
+    let last = entries.last().expect("a flush writes something");
+    let written = Mark { index: last.entry.index, term: last.entry.term, offset: last.end_offset() };
+    log.flushed = match log.pending_cut {
+        _ if log.has_old_segments() => log.flushed,
+        Some(pending) if pending.from.index < written.index => pending.from,
+        _ => written,
+    };
+    log.flush_wanted = false;
+    log.let_go_of_kept(oldest);
+    for Finished { segment, frames, created } in finished {
+        log.next_serial = log.next_serial.max(segment.serial + 1);
+        let before = match log.segments.last_mut().filter(|last| last.serial == segment.serial) {
+            Some(last) => std::mem::replace(last, segment).len,
+            None => {
+                log.segments.push(segment);
+                0
+            }
+        };
+        let id = SegmentId { group, serial: segment.serial };
+        shared.file_times.borrow_mut().remove(&id);
+        note_frames(shared, id, &frames, created, log.options.index_interval_bytes);
+        if segment.sealed || before / INDEX_EVERY != segment.len / INDEX_EVERY {
+            log.index_due.push(segment.serial);
+        }
+    }
+}
+
+/// Goes on with the segment's index if it is in memory and complete so far.
+fn note_frames<D: Disk>(
+    shared: &Shared<D>,
+    id: SegmentId,
+    frames: &[(FrameHeader, u64)],
+    created: bool,
+    interval: u32,
+) {
+    let Some((first, _)) = frames.first() else { return };
+    let mut indexes = shared.indexes.borrow_mut();
+    let known = match created {
+        true => Some(Rc::default()),
+        false => indexes.remove(&id),
+    };
+    let Some(mut index) = known else { return };
+    if !created && (index.entries.is_empty() || !index.goes_on_at(first.index)) {
+        return;
+    }
+    let to = Rc::make_mut(&mut index);
+    for (header, position) in frames {
+        to.note(header, *position, interval);
+    }
+    let cost = index.cost();
+    indexes.insert(id, index, cost);
+}
+
+/// Makes new groups' directories durable.
+async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError> {
+    if !std::mem::take(&mut shared.state.borrow_mut().logs_dir_changed) {
+        return Ok(());
+    }
+    let synced = shared.disk.sync_dir(shared.files.logs()).await;
+    synced.map_err(|error| {
+        shared.state.borrow_mut().logs_dir_changed = true;
+        FlushError::of(shared.files.logs().display(), error)
+    })
+}
+
+/// Cuts a log's segments where its durable truncation says, until none is pending. The cut segment is sealed, so that no synced
+/// block is written again.
+pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<(), FlushError> {
+    loop {
+        let (pending, segment) = {
+            let mut state = shared.state.borrow_mut();
+            let Some(log) = state.groups.get_mut(&group) else { return Ok(()) };
+            let Some(pending) = log.pending_cut else { return Ok(()) };
+            match log.segments.iter().find(|segment| segment.last_index > pending.from.index) {
+                Some(segment) => (pending, *segment),
+                None => {
+                    log.cut_done();
+                    return Ok(());
+                }
+            }
+        };
+        let from = pending.from;
+        let position = match segment.first_index > from.index {
+            true => 0,
+            false => match find_index(shared, group, &segment, from.index + 1).await {
+                Ok(position) => position,
+                Err(error) => return Err(FlushError::Fatal(format!("cannot truncate: {error}"))),
+            },
+        };
+        let mut state = shared.state.borrow_mut();
+        let State { groups, garbage, .. } = &mut *state;
+        let Some(log) = groups.get_mut(&group) else { return Ok(()) };
+        if log.pending_cut != Some(pending) {
+            continue;
+        }
+        let at = log.segments.iter().position(|listed| listed.serial == segment.serial);
+        let mut keep = at.expect("only the flusher changes the list");
+        if position > 0 {
+            let cut = &mut log.segments[keep];
+            cut.len = position;
+            cut.end_offset = from.offset;
+            cut.last_index = from.index;
+            cut.sealed = true;
+            keep += 1;
+            shared.indexes.borrow_mut().remove(&SegmentId { group, serial: cut.serial });
+        }
+        discard(shared, group, garbage, log.segments.split_off(keep));
+        shared.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
+        log.cut_done();
+        return Ok(());
+    }
+}

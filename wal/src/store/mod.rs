@@ -1,0 +1,515 @@
+//! One core's storage as one thing that recovers: the ring, every partition's log, the checkpoint and the snapshots.
+//! Lives on: the owning core only (`Rc`, not `Send`). Talks to: `journal` above it in time, `log` and `checkpoint` below.
+//!
+//! A batch goes to the ring and, as the ring's own memory, to its partition's tail; the flusher later writes what is
+//! durable to segment files, checkpoints, and only then lets the ring recycle its space.
+//!
+//! Invariants, per partition: start <= flushed <= stable <= end. What the ring has given back is in a synced segment (or
+//! snapshot) that a durable checkpoint names.
+
+pub(crate) mod app_state;
+pub(crate) mod checkpoint;
+pub(crate) mod flush;
+pub(crate) mod recovery;
+pub mod snapshot;
+pub(crate) mod state;
+pub(crate) mod types;
+
+use crate::{
+    checkpoint::RemovedGroup,
+    disk::{Disk, File},
+    log::{
+        FromMemory, Log, LogOptions, LogView,
+        read::{Batch, Read, ReadError, find_timestamp, read_cold},
+    },
+    record::{Entry, GroupId, HardState},
+    segment::{Segment, format::SegmentId},
+    store::state::{Removed, Shared},
+};
+pub use crate::{
+    log::{entries::Entries, terms::TermRun},
+    store::types::*,
+};
+use bytes::Bytes;
+use std::{io, path::PathBuf, rc::Rc};
+
+/// One core's store. Clones are handles to the same one.
+pub struct Store<D: Disk> {
+    pub(crate) shared: Rc<Shared<D>>,
+}
+
+impl<D: Disk> Clone for Store<D> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+/// An append lets go of so many entries in memory at most: more than it brings, so that there is never too much for long.
+const EVICTED_AN_APPEND: usize = 16;
+
+impl<D: Disk> Store<D> {
+    /// Recovers the store, or creates it: checkpoint, then the ring in order. Groups come in ascending order.
+    pub async fn open(
+        disk: D,
+        dirs: &StoreDirs,
+        epoch: u64,
+        config: StoreConfig,
+    ) -> Result<(Self, Vec<RecoveredGroup>, RecoveryReport), OpenError> {
+        crate::store::recovery::open(disk, dirs, epoch, config).await
+    }
+
+    /// A new, empty group whose first entry has index 1 and whose first offset is 0. Volatile until its first record or the
+    /// next checkpoint. Panics if it exists, or [was removed](Store::was_removed).
+    pub fn create_group(&self, group: GroupId, options: LogOptions) {
+        assert!(!self.was_removed(group), "group {} was removed", group.0);
+        let mut state = self.shared.state.borrow_mut();
+        let by_snapshot = self.shared.config.snapshot_group == Some(group);
+        let before = state.groups.insert(group, Box::new(Log::new(group, options, by_snapshot)));
+        assert!(before.is_none(), "group {} exists", group.0);
+    }
+
+    /// Other options for a group that exists (recovered ones have the default until told otherwise).
+    pub fn set_options(&self, group: GroupId, options: LogOptions) {
+        self.shared.state.borrow_mut().log(group).options = options;
+    }
+
+    /// Forgets the group at once and for good: a ring record says so, its files go with a later flush. The group is certainly
+    /// gone once the returned position is durable; its id is never used again.
+    pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
+        let shared = &self.shared;
+        assert!(shared.state.borrow().groups.contains_key(&group), "there is no group {}", group.0);
+        let at = shared.journal.remove_group(group)?;
+        let mut state = shared.state.borrow_mut();
+        state.uncount_carried(group);
+        state.groups.remove(&group);
+        state.removed.insert(group, Removed { group: RemovedGroup { id: group, at }, files_gone: false });
+        drop(state);
+        shared.forget_files(group);
+        shared.ask_flush();
+        Ok(at)
+    }
+
+    /// Whether the group was removed and is still remembered: whoever replays what made it finds it gone already. Its id is never
+    /// used again, so it may not be created.
+    pub fn was_removed(&self, group: GroupId) -> bool {
+        self.shared.state.borrow().removed.contains_key(&group)
+    }
+
+    /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state: copies the payload into the
+    /// ring's memory, from where it is also read from now on.
+    pub fn append(&self, group: GroupId, hard_state: HardState, entry: &Entry) -> Result<Staged, AppendError> {
+        self.append_with_head(group, hard_state, entry, &[])
+    }
+
+    /// As [`Store::append`], with `head` in place of as many of the payload's first bytes: what the caller has to change
+    /// there is written where it belongs, and the payload is copied once.
+    pub fn append_with_head(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        entry: &Entry,
+        head: &[u8],
+    ) -> Result<Staged, AppendError> {
+        let shared = &self.shared;
+        let mut state = shared.state.borrow_mut();
+        let log = state.log(group);
+        assert_eq!(entry.index, log.end.index + 1, "group {}: entries come without holes", group.0);
+        let start = shared.journal.staged();
+        let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
+        let crc = staged.payload.as_ref().map_or(0, |payload| payload.crc);
+        let payload = entry.payload.as_ref().map(|(span, _)| {
+            (*span, staged.payload.clone().expect("a payload that was staged is in the ring's memory").bytes)
+        });
+        log.hard_state = hard_state;
+        log.append(Entry { payload, ..entry.clone() }, crc, start, staged.pos);
+        if !log.by_snapshot {
+            state.cache.push_back((staged.pos, group));
+        }
+        state.mark_dirty(group);
+        state.evict(staged.pos, shared.config.cache_bytes, EVICTED_AN_APPEND);
+        drop(state);
+        shared.flush_if_due();
+        if shared.config.snapshot_group == Some(group) {
+            shared.snapshot.notify();
+        }
+        Ok(staged)
+    }
+
+    /// Stages a hard state without an entry.
+    pub fn append_hard_state(&self, group: GroupId, hard_state: HardState) -> Result<Staged, AppendError> {
+        let mut state = self.shared.state.borrow_mut();
+        let log = state.log(group);
+        let staged = self.shared.journal.append_hard_state(group, hard_state)?;
+        log.hard_state = hard_state;
+        drop(state);
+        // Elections without end fill the ring as well as batches do.
+        self.shared.flush_if_due();
+        Ok(staged)
+    }
+
+    /// Drops the entries at and above `from_index`, whose first offset is `from_offset`. Segments are cut once the ring
+    /// record is synced.
+    pub fn truncate(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        from_index: u64,
+        from_offset: u64,
+    ) -> Result<Staged, AppendError> {
+        let mut state = self.shared.state.borrow_mut();
+        let log = state.log(group);
+        assert!(from_index > log.app.index, "group {}: applied entries can't be truncated", group.0);
+        let staged = self.shared.journal.truncate(group, hard_state, from_index, from_offset)?;
+        log.hard_state = hard_state;
+        log.truncate(from_index, from_offset, staged.pos);
+        if log.pending_cut.is_some() {
+            state.mark_dirty(group);
+        }
+        drop(state);
+        self.shared.flush_if_due();
+        Ok(staged)
+    }
+
+    /// Everything staged at or before this position is durable.
+    pub fn durable(&self) -> LogPos {
+        self.shared.journal.durable()
+    }
+
+    /// Waits until [`Store::durable`] is above `past`; returns it.
+    pub async fn durable_past(&self, past: LogPos) -> Result<LogPos, Poisoned> {
+        self.shared.journal.durable_past(past).await
+    }
+
+    /// Why nothing is acked any more, if so.
+    pub fn poisoned(&self) -> Option<Poisoned> {
+        self.shared.poisoned()
+    }
+
+    /// Whether `bytes` more of payload may be proposed.
+    pub fn admit(&self, bytes: usize) -> Admission {
+        let admission = match self.shared.journal.admit(bytes) {
+            Admission::Ok if self.shared.memory_left() < bytes as u64 && self.poisoned().is_none() => Admission::Wait,
+            admission => admission,
+        };
+        if admission == Admission::Wait && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admission
+    }
+
+    /// Whether the snapshot group may stage so many bytes: it may use half of the reserve that [`Store::admit`] keeps. What is left
+    /// is for hard states and truncations, which can't be refused.
+    pub fn admits_to_reserve(&self, bytes: usize) -> bool {
+        let space = self.shared.journal.space();
+        let admits = space.free >= bytes as u64 + space.reserve / 2;
+        if !admits && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        admits
+    }
+
+    /// Bytes of entries that may be staged without touching the reserve, whatever their sizes are: half of what is free, since writes
+    /// end at blocks and entries do not straddle the ring's segments. Nor may they take more memory than is left.
+    pub fn room(&self) -> usize {
+        let space = self.shared.journal.space();
+        let in_ring = space.free.saturating_sub(space.reserve) / 2;
+        let in_memory = self.shared.memory_left();
+        if in_memory < in_ring && self.shared.flush_helps() {
+            self.shared.ask_flush();
+        }
+        usize::try_from(in_ring.min(in_memory)).unwrap_or(usize::MAX)
+    }
+
+    /// The largest sum of an entry's data and payload that the ring can hold.
+    pub fn entry_bytes_max(&self) -> usize {
+        self.shared.journal.entry_bytes_max()
+    }
+
+    /// Waits until the ring or a flush has given back space since the call.
+    pub async fn space_freed(&self) {
+        self.shared.journal.space_freed().await
+    }
+
+    /// Writes the ring; spawn it before anything is awaited. Ends after [`Store::close_clean`] or when poisoned.
+    pub async fn run_journal(&self) -> Result<(), Poisoned> {
+        let ended = self.shared.journal.run().await;
+        if let Err(poisoned) = &ended {
+            self.shared.poison(poisoned.0.clone());
+        }
+        ended
+    }
+
+    /// Memory that the ring will want soon, see [`Journal::memory_wanted`](crate::ring::journal::Journal::memory_wanted).
+    pub async fn memory_wanted(&self) -> usize {
+        self.shared.journal.memory_wanted().await
+    }
+
+    /// Flushes whenever the ring asks for it; spawn it. Ends like [`Store::run_journal`].
+    pub async fn run_flusher(&self, host: Rc<dyn FlushHost>) -> Result<(), Poisoned> {
+        *self.shared.host.borrow_mut() = Some(Rc::downgrade(&host));
+        crate::store::flush::run(&self.shared, &*host).await
+    }
+
+    /// Flushes and checkpoints all that is durable at the call. Needs the two loops running.
+    pub async fn flush_now(&self) -> Result<(), Poisoned> {
+        let asked = self.shared.ask_flush();
+        loop {
+            let seen = self.shared.rounds.count();
+            if let Some(poisoned) = self.shared.poisoned() {
+                return Err(poisoned);
+            }
+            if self.shared.state.borrow().done >= asked {
+                return Ok(());
+            }
+            self.shared.rounds.past(seen).await;
+        }
+    }
+
+    /// Flushes and checkpoints everything staged, marks the ring clean and ends the two loops. No append may follow.
+    pub async fn close_clean(&self) -> Result<(), Poisoned> {
+        loop {
+            let (durable, staged) = (self.durable(), self.shared.journal.staged());
+            if durable >= staged {
+                break;
+            }
+            self.durable_past(durable).await?;
+        }
+        self.flush_now().await?;
+        self.shared.state.borrow_mut().closing = true;
+        self.shared.wanted.notify();
+        self.shared.journal.close_clean().await
+    }
+
+    /// The ids of all groups, ascending.
+    pub fn groups(&self) -> Vec<GroupId> {
+        let mut groups: Vec<GroupId> = self.shared.state.borrow().groups.keys().copied().collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// The group's marks; `None` if there is no such group.
+    pub fn log(&self, group: GroupId) -> Option<LogView> {
+        let durable = self.durable();
+        self.shared.state.borrow().groups.get(&group).map(|log| log.view(durable))
+    }
+
+    /// The offset at which the group's log begins; 0 if there is no such group.
+    pub fn log_start(&self, group: GroupId) -> u64 {
+        self.shared.state.borrow().groups.get(&group).map_or(0, |log| log.log_start)
+    }
+
+    /// Whole batches from the one that holds `from_offset` on, below `below_offset` (the high watermark), up to
+    /// `max_bytes`; with `at_least_one`, the first batch comes whatever its size.
+    pub fn read(
+        &self,
+        group: GroupId,
+        from_offset: u64,
+        below_offset: u64,
+        max_bytes: usize,
+        at_least_one: bool,
+    ) -> Read {
+        let state = self.shared.state.borrow();
+        let Some(log) = state.groups.get(&group) else { return Read::UnknownGroup };
+        if from_offset < log.log_start || from_offset > log.end.offset {
+            return Read::OffsetOutOfRange { start: log.log_start, end: log.end.offset };
+        }
+        if from_offset >= below_offset {
+            return Read::Memory(Vec::new());
+        }
+        match log.read_memory(from_offset, below_offset, max_bytes, at_least_one) {
+            FromMemory::Batches(batches) => Read::Memory(batches),
+            FromMemory::Colder => {
+                let shared = self.shared.clone();
+                Read::Cold(Box::pin(read_cold(shared, group, from_offset, below_offset, max_bytes, at_least_one)))
+            }
+        }
+    }
+
+    /// Entries from `from_index` on and below `below_index`, those without a batch too: as many as `bytes_max` of data and batches
+    /// allow, but at least one. From segments there may be fewer than that: ask on.
+    pub fn entries(&self, group: GroupId, from_index: u64, below_index: u64, bytes_max: usize) -> Entries {
+        crate::log::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
+    }
+
+    /// The batch of an entry, if it is in memory.
+    pub fn payload(&self, group: GroupId, index: u64) -> Option<Bytes> {
+        self.shared.state.borrow().groups.get(&group)?.payload(index)
+    }
+
+    /// The first batch below `below_offset` whose largest timestamp is at least `timestamp`.
+    pub async fn find_timestamp(
+        &self,
+        group: GroupId,
+        timestamp: i64,
+        below_offset: u64,
+    ) -> Result<Option<Batch>, ReadError> {
+        find_timestamp(self.shared.clone(), group, timestamp, below_offset).await
+    }
+
+    /// Moves the log start up, at most to the stable offset; never back. Whole segments below it go with a later flush.
+    pub fn set_log_start(&self, group: GroupId, offset: u64) {
+        let durable = self.durable();
+        let mut state = self.shared.state.borrow_mut();
+        let log = state.log(group);
+        if offset <= log.log_start {
+            return;
+        }
+        assert!(offset <= log.stable(durable).offset, "group {}: only what is durable is trimmed", group.0);
+        log.log_start = offset;
+        let trims = log.can_trim();
+        drop(state);
+        if trims {
+            self.shared.ask_flush();
+        }
+    }
+
+    /// Whether [`Store::learn_file_times`] would help retention by time.
+    pub fn lacks_file_times(&self, group: GroupId, now_ms: i64) -> bool {
+        let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
+        let unknown = |serial| !times.contains_key(&SegmentId { group, serial });
+        let log = state.groups.get(&group);
+        log.is_some_and(|log| log.segments_of_unknown_age(now_ms).any(|segment| unknown(segment.serial)))
+    }
+
+    /// Asks the disk when the segments were written last whose timestamps do not say how old they are.
+    pub async fn learn_file_times(&self, group: GroupId, now_ms: i64) -> io::Result<()> {
+        let segments: Vec<_> = {
+            let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
+            let Some(log) = state.groups.get(&group) else { return Ok(()) };
+            let segments = log.segments_of_unknown_age(now_ms).map(|segment| (segment.serial, segment.base_offset));
+            segments.filter(|(serial, _)| !times.contains_key(&SegmentId { group, serial: *serial })).collect()
+        };
+        for (serial, base_offset) in segments {
+            let id = SegmentId { group, serial };
+            let modified_ms = self.shared.files.open(id, base_offset).await?.modified_ms().await?;
+            let state = self.shared.state.borrow();
+            // It may have gone meanwhile.
+            if state.groups.get(&group).is_some_and(|log| log.segments.iter().any(|segment| segment.serial == serial)) {
+                self.shared.file_times.borrow_mut().insert(id, modified_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// The log start that retention asks for, if it is above the present one: at a segment's end, at most `below_offset`
+    /// (the high watermark). `None` for a limit means no limit. Asks for a flush if that could help the next time.
+    pub fn retention(
+        &self,
+        group: GroupId,
+        now_ms: i64,
+        retention_ms: Option<u64>,
+        retention_bytes: Option<u64>,
+        below_offset: u64,
+    ) -> Option<u64> {
+        let mut state = self.shared.state.borrow_mut();
+        let idle = state.asked == state.done;
+        let log = state.groups.get_mut(&group)?;
+        let times = self.shared.file_times.borrow();
+        let file_time = |serial| times.get(&SegmentId { group, serial }).copied();
+        let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset, file_time);
+        drop(times);
+        // What only memory, the ring and checkpoints hold is in no segment yet that could go.
+        if idle && log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) {
+            log.flush_wanted = true;
+            state.mark_dirty(group);
+            drop(state);
+            self.shared.ask_flush();
+        }
+        start
+    }
+
+    /// Makes a snapshot of the snapshot group durable; its entries up to `app.index` count as flushed from then on. One that
+    /// is not newer than the last is ignored. A full disk is an error here; the old snapshot stays.
+    pub async fn write_snapshot(&self, group: GroupId, term: u64, app: AppState) -> Result<(), SnapshotError> {
+        crate::store::snapshot::write(&self.shared, group, term, app).await
+    }
+
+    /// Makes a snapshot that came from elsewhere durable, beside what the group has. It counts once it is installed; until then,
+    /// a restart removes it.
+    pub async fn stage_snapshot(&self, group: GroupId, term: u64, app: &AppState) -> Result<(), SnapshotError> {
+        crate::store::snapshot::stage(&self.shared, group, term, app).await
+    }
+
+    /// Has the snapshot group's log begin anew behind a snapshot that was staged, in one step: what the log had is gone, the next
+    /// entry has the index behind the snapshot's. A crash before the returned position is durable leaves the old log or the new.
+    pub fn install_snapshot(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        term: u64,
+        app: AppState,
+    ) -> Result<LogPos, AppendError> {
+        crate::store::snapshot::install(&self.shared, group, hard_state, term, app)
+    }
+
+    /// Has a group's log begin anew behind an entry, empty: what it had is gone, the next entry has the index and the offset behind
+    /// it. `app` is the state as of that entry, without a blob. A crash before the returned position is durable leaves the old log or the
+    /// new; files go with a later flush. Not for the snapshot group.
+    pub fn restart_log(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        at: LogMark,
+        app: AppState,
+    ) -> Result<LogPos, AppendError> {
+        assert!(app.index == at.index, "the state is that of an empty log behind its entry");
+        let mut state = self.shared.state.borrow_mut();
+        let log = state.log(group);
+        assert!(!log.by_snapshot && at.index > log.app.index, "group {}: a log never goes back", group.0);
+        let staged = self.shared.journal.restart_at(group, hard_state, at, &app.conf_state, &app.blob)?;
+        log.hard_state = hard_state;
+        log.restart(at, staged.pos);
+        log.app = app;
+        state.mark_dirty(group);
+        drop(state);
+        self.shared.ask_flush();
+        Ok(staged.pos)
+    }
+
+    /// Resolves when the snapshot group's entries hold more of the ring than a flush may leave.
+    pub async fn snapshot_wanted(&self) -> Result<(), Poisoned> {
+        loop {
+            let seen = self.shared.snapshot.count();
+            if let Some(poisoned) = self.shared.poisoned() {
+                return Err(poisoned);
+            }
+            if self.shared.wants_snapshot() {
+                return Ok(());
+            }
+            self.shared.snapshot.past(seen).await;
+        }
+    }
+
+    /// The group's segment files, oldest first, and how many bytes of each count.
+    pub fn segment_files(&self, group: GroupId) -> Vec<(PathBuf, u64)> {
+        let state = self.shared.state.borrow();
+        let segments = state.groups.get(&group).map_or(&[][..], |log| &log.segments[..]);
+        let file = |segment: &Segment| {
+            let id = SegmentId { group, serial: segment.serial };
+            (self.shared.files.segment(id, segment.base_offset), segment.len)
+        };
+        segments.iter().map(file).collect()
+    }
+
+    /// Asserts the invariants of all logs; for tests and simulations, after each step.
+    pub fn check(&self) {
+        self.shared.check();
+    }
+
+    /// For the metrics page.
+    pub fn stats(&self) -> StoreStats {
+        let state = self.shared.state.borrow();
+        let journal = self.shared.journal.stats();
+        StoreStats {
+            carried_bytes: state.carried_bytes,
+            cached_bytes: state.cache_cost(self.shared.journal.staged()),
+            ring_writes: journal.writes,
+            ring_chunks: journal.chunks,
+            ring_cold_chunks: journal.cold_chunks,
+            ring_used_bytes: self.shared.journal.used(),
+            ring_bytes: self.shared.config.ring_bytes,
+            open_files: self.shared.files.open_count(),
+            ..self.shared.stats.get()
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What a store's handles, its flusher and its readers share.
+//! Lives on: the owning core only. No borrow of the state is held across an await.
+//!
+//! Invariants: a dirty group is listed once; what the cache lists, in the order of arrival, is the front of its log's memory.
+
+use crate::{
+    checkpoint::{Garbage, RemovedGroup},
+    disk::Disk,
+    log::{
+        Log,
+        read::{Ahead, Next, ReadError},
+    },
+    record::GroupId,
+    ring::journal::Journal,
+    segment::{Segment, SparseIndex, files::Files, format::SegmentId, lru::Lru},
+    signal::{Signal, yield_now},
+    store::types::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::{Rc, Weak},
+};
+
+/// What the handles, the flusher and the readers share.
+pub(crate) struct Shared<D: Disk> {
+    pub disk: D,
+    pub dirs: StoreDirs,
+    pub epoch: u64,
+    pub config: StoreConfig,
+    pub journal: Journal<D>,
+    pub files: Files<D>,
+    pub state: RefCell<State>,
+    pub indexes: RefCell<Lru<SegmentId, Rc<SparseIndex>>>,
+    /// When segments were written last whose timestamps say nothing about it, as far as it was asked for.
+    pub file_times: RefCell<BTreeMap<SegmentId, i64>>,
+    pub ahead: RefCell<Lru<(GroupId, Next), Ahead>>,
+    /// A flush is wanted.
+    pub wanted: Signal,
+    /// A flush ended, well or not, or the store stopped.
+    pub rounds: Signal,
+    /// The snapshot group's entries, or what a snapshot covers, changed.
+    pub snapshot: Signal,
+    pub stats: Cell<StoreStats>,
+    /// Whom the flusher works for, while it runs.
+    pub host: RefCell<Option<Weak<dyn FlushHost>>>,
+    /// Bytes of the last checkpoint, without the batches that it carries.
+    pub besides: Cell<u64>,
+    /// Bytes of the file that keeps space for checkpoints, as far as is known.
+    pub reserved: Cell<u64>,
+    /// From this checkpoint on it may be made to grow.
+    pub grows_after: Cell<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub groups: BTreeMap<GroupId, Box<Log>>,
+    /// Groups with entries that no flush has taken up, each once.
+    pub dirty: Vec<GroupId>,
+    /// Groups whose batches checkpoints carry, the longest carried first, and how many bytes that is in all. See `checkpoint_kept`.
+    pub carriers: VecDeque<GroupId>,
+    pub carried_bytes: u64,
+    /// Entries in memory in the order of their arrival, by the end of their record.
+    pub cache: VecDeque<(LogPos, GroupId)>,
+    /// By group: there may be hundreds of thousands, of topics that were just deleted.
+    pub removed: BTreeMap<GroupId, Removed>,
+    pub garbage: Vec<Garbage>,
+    /// The logs' directory has new names that are not durable.
+    pub logs_dir_changed: bool,
+    /// Of the newest checkpoint.
+    pub number: u64,
+    /// Up to where the newest flush took entries.
+    pub cut: LogPos,
+    /// When the newest flush began, in ms since the epoch.
+    pub flush_ms: i64,
+    /// Flushes asked for and done, counted.
+    pub asked: u64,
+    pub done: u64,
+    pub closing: bool,
+    pub poison: Option<Poisoned>,
+}
+
+/// A removed group whose traces are not all gone.
+#[derive(Clone, Copy)]
+pub(crate) struct Removed {
+    pub group: RemovedGroup,
+    pub files_gone: bool,
+}
+
+impl State {
+    pub fn mark_dirty(&mut self, group: GroupId) {
+        if let Some(log) = self.groups.get_mut(&group)
+            && !std::mem::replace(&mut log.dirty, true)
+        {
+            self.dirty.push(group);
+        }
+    }
+
+    /// Marks a group of which a flush left something.
+    pub fn mark_if_unflushed(&mut self, group: GroupId) {
+        let log = self.groups.get(&group);
+        if log.is_some_and(|log| log.pending_cut.is_some() || log.is_only_in_ring()) {
+            self.mark_dirty(group);
+        }
+    }
+
+    pub fn log(&mut self, group: GroupId) -> &mut Log {
+        self.groups.get_mut(&group).unwrap_or_else(|| panic!("there is no group {}", group.0))
+    }
+
+    /// Lets go of the oldest flushed entries until what memory pins fits `cache_bytes`, or of `most`: then `true`, there may be more.
+    pub fn evict(&mut self, end: LogPos, cache_bytes: u64, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(&(oldest, group)) = self.cache.front() else { return false };
+            if self.cache_cost(end) <= cache_bytes || self.groups.get_mut(&group).is_some_and(|log| !log.evict(oldest))
+            {
+                return false;
+            }
+            self.cache.pop_front();
+        }
+        true
+    }
+
+    /// The ring's chunks are shared by batches in the order of their arrival: all from the oldest one held on are pinned.
+    pub fn cache_cost(&self, end: LogPos) -> u64 {
+        let pinned = self.cache.front().map_or(0, |(oldest, _)| end.0.saturating_sub(oldest.0));
+        pinned + (self.cache.len() * CACHED_ENTRY_COST) as u64
+    }
+}
+
+/// Entries that are let go at once, so that more can be appended.
+const EVICTED_AT_ONCE: usize = 1024;
+
+/// What an entry in memory takes beside its bytes.
+const CACHED_ENTRY_COST: usize = size_of::<crate::log::Held>() + size_of::<(LogPos, GroupId)>();
+
+impl<D: Disk> Shared<D> {
+    pub fn poisoned(&self) -> Option<Poisoned> {
+        self.state.borrow().poison.clone().or_else(|| self.journal.poisoned())
+    }
+
+    /// Stops the store for good.
+    pub fn poison(&self, why: String) -> Poisoned {
+        let poisoned = self.state.borrow_mut().poison.get_or_insert(Poisoned(why)).clone();
+        self.journal.poison(&poisoned.0);
+        for signal in [&self.wanted, &self.rounds, &self.snapshot] {
+            signal.notify();
+        }
+        poisoned
+    }
+
+    fn host(&self) -> Option<Rc<dyn FlushHost>> {
+        self.host.borrow().as_ref().and_then(Weak::upgrade)
+    }
+
+    /// Between two turns of long work.
+    pub async fn give_way(&self) {
+        match self.host() {
+            Some(host) => host.give_way().await,
+            None => yield_now().await,
+        }
+    }
+
+    /// Behind a large write that is not synced: the ring's next sync has to wait until the disk has all of it, so not too much at once, as
+    /// long as the ring has room.
+    pub async fn breathe(&self) {
+        let space = self.journal.space();
+        if let Some(host) = self.host().filter(|_| space.used < space.capacity / 2) {
+            host.breathe().await;
+        }
+    }
+
+    pub fn ask_flush(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.asked += 1;
+        let asked = state.asked;
+        drop(state);
+        self.wanted.notify();
+        asked
+    }
+
+    pub async fn open_segment(&self, id: SegmentId, segment: &Segment) -> Result<Rc<D::File>, ReadError> {
+        let file = self.files.open(id, segment.base_offset).await;
+        file.map_err(|source| ReadError::Io {
+            what: self.files.segment(id, segment.base_offset).display().to_string(),
+            source,
+        })
+    }
+
+    /// `error`, unless the segment it came from is not the log's any more.
+    pub fn unless_changed(&self, group: GroupId, segment: &Segment, error: ReadError) -> ReadError {
+        let state = self.state.borrow();
+        let still = state
+            .groups
+            .get(&group)
+            .is_some_and(|log| log.segments.iter().any(|now| now.serial == segment.serial && now.len >= segment.len));
+        if still { error } else { ReadError::Changed }
+    }
+
+    pub fn keep_index(&self, id: SegmentId, index: &Rc<SparseIndex>) {
+        let mut indexes = self.indexes.borrow_mut();
+        if indexes.get(&id).is_none_or(|known| known.covered <= index.covered) {
+            indexes.insert(id, index.clone(), index.cost());
+        }
+    }
+
+    pub fn count_cold(&self, bytes: u64) {
+        let mut stats = self.stats.get();
+        stats.cold_reads += 1;
+        stats.cold_read_bytes += bytes;
+        self.stats.set(stats);
+    }
+
+    /// Forgets everything in memory about a group's files.
+    pub fn forget_files(&self, group: GroupId) {
+        self.files.forget_group(group);
+        let mut file_times = self.file_times.borrow_mut();
+        let of_group = SegmentId { group, serial: 0 }..=SegmentId { group, serial: u64::MAX };
+        let times: Vec<_> = file_times.range(of_group).map(|(id, _)| *id).collect();
+        for id in times {
+            file_times.remove(&id);
+        }
+        self.indexes.borrow_mut().remove_where(|id| id.group == group);
+        self.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
+    }
+
+    /// Whether a snapshot would free more of the ring than a flush can.
+    pub fn wants_snapshot(&self) -> bool {
+        let state = self.state.borrow();
+        let log = self.config.snapshot_group.and_then(|group| state.groups.get(&group));
+        let held_from = log.and_then(|log| log.needs_ring_from());
+        held_from.is_some_and(|from| self.journal.staged().0 - from.0 >= self.config.flush_trigger_bytes)
+    }
+
+    /// Asserts what holds for every log at any time.
+    pub fn check(&self) {
+        let durable = self.journal.durable();
+        for log in self.state.borrow().groups.values() {
+            log.check(durable);
+        }
+    }
+
+    pub fn count(&self, change: impl FnOnce(&mut StoreStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// Memory that more batches may take. One that is larger than all of it may have it alone.
+    pub fn memory_left(&self) -> u64 {
+        let (end, bytes_max) = (self.journal.staged(), self.config.memory_bytes);
+        let mut state = self.state.borrow_mut();
+        if state.cache_cost(end) >= self.config.cache_bytes {
+            state.evict(end, self.config.cache_bytes, EVICTED_AT_ONCE);
+        }
+        match state.cache_cost(end) {
+            0 => u64::MAX,
+            cost => bytes_max.saturating_sub(cost),
+        }
+    }
+
+    /// Whether a flush that nobody asked for yet would take something up.
+    pub fn flush_helps(&self) -> bool {
+        let state = self.state.borrow();
+        state.asked == state.done && self.journal.durable() > state.cut
+    }
+
+    /// Whether so much was staged since the last flush that another is due.
+    pub fn flush_due(&self) -> bool {
+        let state = self.state.borrow();
+        state.asked == state.done
+            && self.journal.staged().0.saturating_sub(state.cut.0) >= self.config.flush_trigger_bytes
+    }
+
+    /// Asks for a flush that is due.
+    pub fn flush_if_due(&self) {
+        if self.flush_due() {
+            self.ask_flush();
+        }
+    }
+}
