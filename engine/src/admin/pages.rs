@@ -1,6 +1,6 @@
-//! What the admin port answers: `/metrics`, `/health/live`, `/health/ready`, `/status`.
-//! Lives on: the admin thread; the main thread tells it of the broker's phase. Reads the cores' figures and nothing else of
-//! theirs.
+//! The pages of the admin port: `/metrics`, `/health/live`, `/health/ready`, `/status`.
+//! Lives on: the admin thread. The main thread sets the broker's phase. The pages read the cores' metrics and nothing
+//! else of theirs.
 
 use std::{
     net::SocketAddr,
@@ -16,10 +16,10 @@ use serde_json::json;
 use crate::cluster::meta::META_GROUP;
 use crate::metrics::{Metrics, PREFIX, line};
 
-/// A core whose loop has not turned for so long counts as dead.
+/// A core whose loop has not turned for this time counts as dead.
 pub const BEAT_AGE_MAX: Duration = Duration::from_secs(10);
 
-/// Where the broker is in its life.
+/// The phase of the broker's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
@@ -28,7 +28,7 @@ enum Phase {
     Stopping,
 }
 
-/// What is known of the broker before it starts.
+/// Facts that are known before the broker starts.
 #[derive(Debug)]
 pub struct About {
     pub node_id: i32,
@@ -45,7 +45,7 @@ pub struct Site {
     started: Instant,
     pub metrics: Arc<Metrics>,
     phase: AtomicU8,
-    /// Kafka address and cluster id, known once clients are served.
+    /// Kafka address and cluster id, known once the broker serves clients.
     serving: OnceLock<(SocketAddr, String)>,
 }
 
@@ -53,7 +53,7 @@ pub struct Site {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessFigures {
     pub resident_memory_bytes: u64,
-    /// User and system time.
+    /// User and system time together.
     pub cpu_ms: u64,
 }
 
@@ -72,7 +72,7 @@ impl Answer {
         Answer { status, content_type: TEXT, body: body.into() }
     }
 
-    /// The bytes on the wire. The answer to HEAD tells the length of a body that it leaves out.
+    /// The bytes on the wire. The answer to HEAD gives the length of the body without the body.
     pub fn encode(&self, with_body: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",
@@ -105,13 +105,13 @@ impl Site {
         }
     }
 
-    /// Clients are served from now on.
+    /// From now on, the broker serves clients.
     pub fn ready(&self, kafka_addr: SocketAddr, cluster_id: &str) {
         self.serving.get_or_init(|| (kafka_addr, cluster_id.to_owned()));
         self.phase.store(Phase::Ready as u8, Ordering::Release);
     }
 
-    /// Clients are turned away from now on.
+    /// From now on, the broker rejects clients.
     pub fn stopping(&self) {
         self.phase.store(Phase::Stopping as u8, Ordering::Release);
     }
@@ -162,7 +162,8 @@ impl Site {
         out
     }
 
-    /// Until clients are served, a core may be busy with its recovery and not turn; afterwards each must.
+    /// Until the broker serves clients, a core's loop may not have begun, because of the core's recovery. Once the loop
+    /// has begun, it must turn until the broker stops.
     fn live(&self, now: Instant) -> Answer {
         let phase = self.phase();
         let mut dead = Vec::new();
@@ -181,13 +182,14 @@ impl Site {
     fn is_ready(&self) -> Answer {
         let (mut status, mut body) = match self.phase() {
             Phase::Starting => (503, "starting\n".to_owned()),
-            // Reads and metadata are served from a full disk, so the broker stays in rotation.
+            // A broker with a full disk still serves reads and metadata, so it stays in rotation.
             Phase::Ready if self.has_full_disk() => (200, "ready\ndisk: full\n".to_owned()),
             Phase::Ready => (200, "ready\n".to_owned()),
             Phase::Stopping => (503, "stopping\n".to_owned()),
         };
         for (group, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
-            // Other brokers can serve what a partition can't here; without its metadata, a broker knows nothing.
+            // If a partition's group has stopped here, other brokers can serve it. Without its metadata, a broker knows
+            // nothing.
             if group == META_GROUP.0 {
                 status = 503;
             }
@@ -197,7 +199,7 @@ impl Site {
         Answer::text(status, body)
     }
 
-    /// Whether a core found no room on the disk at its last try.
+    /// Whether a core found no room on the disk at its last attempt.
     fn has_full_disk(&self) -> bool {
         self.metrics.cores().any(|metrics| metrics.disk_full.get() != 0)
     }
@@ -325,6 +327,26 @@ pub(crate) mod tests {
             (&page["replicas"], &page["cluster_partitions"]["max"]),
             (&json!({ "held": 3, "max": 9 }), &json!(20))
         );
+    }
+
+    /// `deploy/docs/metrics.md` has a row for each metric of the page.
+    #[test]
+    fn the_reference_lists_the_metrics_as_they_are() {
+        let page = site(1).metrics_page(Instant::now(), ProcessFigures::default());
+        let help = page.lines().filter_map(|line| line.strip_prefix("# HELP "));
+        let kinds = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let row = |(help, kind): (&str, &str)| {
+            let (name, help) = help.split_once(' ').expect("a metric has help");
+            let (_, kind) = kind.split_once(' ').expect("a metric has a type");
+            format!("| `{name}` | {kind} | {help} |\n")
+        };
+        let rows: String = help.zip(kinds).map(row).collect();
+        let expected = format!("| Metric | Type | Meaning |\n|---|---|---|\n{rows}");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/docs/metrics.md");
+        let reference = std::fs::read_to_string(path).expect("the page is there");
+        let (_, rest) = reference.split_once("a test compares -->\n").expect("the page has the table's first mark");
+        let (table, _) = rest.split_once("<!-- end of metrics -->").expect("the page has the table's last mark");
+        assert!(table == expected, "deploy/docs/metrics.md differs; between its marks belongs:\n\n{expected}");
     }
 
     #[test]

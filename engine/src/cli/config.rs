@@ -1,10 +1,10 @@
-//! `millrace config`: every setting as text. The README's table is made from the same rows.
+//! `millrace config`: all settings as text. The table in deploy/docs/configuration.md comes from the same rows.
 
 use std::fmt::Write as _;
 
 use crate::config::{Config, SETTINGS, Source};
 
-/// Every setting with the value in force.
+/// All settings with the values in force.
 pub fn listing(config: &Config) -> String {
     let mut out = String::new();
     for setting in SETTINGS {
@@ -16,7 +16,7 @@ pub fn listing(config: &Config) -> String {
             Source::Flag => "flag",
         };
         let flag = setting.flag.map(|flag| format!(", --{flag}")).unwrap_or_default();
-        // Infallible: it is a string.
+        // Writing to a string does not fail.
         let _ = writeln!(
             out,
             "{} = {value} ({source})\n    {}\n    {}; {}{flag}\n",
@@ -29,7 +29,7 @@ pub fn listing(config: &Config) -> String {
     out
 }
 
-/// The table in README.md, between its two marks.
+/// The table in deploy/docs/configuration.md, between its two markers.
 pub fn markdown() -> String {
     let mut out = String::from("| Setting | Default | Range | Meaning |\n|---|---|---|---|\n");
     for setting in SETTINGS {
@@ -38,7 +38,7 @@ pub fn markdown() -> String {
             "" => String::new(),
             default => format!("`{default}`"),
         };
-        // Infallible: it is a string.
+        // Writing to a string does not fail.
         let _ = writeln!(out, "| `{}`{flag} | {default} | {} | {} |", setting.name, setting.kind, setting.doc());
     }
     out

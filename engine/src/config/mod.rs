@@ -1,8 +1,8 @@
-//! The broker's settings: one table, from which the parser, refusals, help, docs and DescribeConfigs all read.
-//! Lives on: the main thread at start; afterwards shared, and never changed.
+//! The broker's settings: one table, which the parser, error messages, help, docs and DescribeConfigs all use.
+//! Lives on: the main thread at start. Afterwards all cores share the settings, and nothing changes them.
 //!
-//! Four layers in rising precedence: defaults, the TOML file, `MILLRACE_…` variables, flags. Names are Kafka's own where
-//! Kafka has the setting. An unknown name or an impossible value is refused at start.
+//! Four layers in rising precedence: defaults, the TOML file, `MILLRACE_…` variables, flags. Settings that Kafka has
+//! too bear Kafka's names. The broker does not start with an unknown name or an impossible value.
 
 pub mod cluster;
 pub mod layers;
@@ -23,19 +23,19 @@ use crate::{
     host::cpus::CpuList,
 };
 
-/// A row of the table.
+/// One setting.
 #[derive(Debug)]
 pub struct Setting {
     pub name: &'static str,
-    /// The flag of its own, without dashes; any setting can be given by `--set NAME=VALUE`.
+    /// The setting's own flag, without dashes. `--set NAME=VALUE` sets any setting.
     pub flag: Option<&'static str>,
-    /// Empty: not set.
+    /// Empty: the setting has no default.
     pub default: &'static str,
     pub kind: Kind,
     doc: &'static str,
 }
 
-/// Where a value comes from. Later ones win.
+/// Where a value comes from. Later sources override earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     Default,
@@ -49,21 +49,21 @@ impl Setting {
         self.doc.trim()
     }
 
-    /// `MILLRACE_` and the flag, or the name, in capitals.
+    /// `MILLRACE_`, followed by the flag, or else by the name, in capitals.
     pub fn variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.flag.unwrap_or(self.name).to_ascii_uppercase().replace(['.', '-'], "_"))
     }
 }
 
-/// What environment variables of the broker begin with.
+/// The prefix of the broker's environment variables.
 pub const VARIABLE_PREFIX: &str = "MILLRACE_";
 
 const KIB: i64 = 1 << 10;
 const MIB: i64 = 1 << 20;
-/// Replicas of a partition at most.
+/// The maximum number of replicas of a partition.
 pub const REPLICAS_MAX: i64 = 7;
 const INT_MAX: i64 = i32::MAX as i64;
-/// A duration in ms of this length, some 290,000 years, is added to any wall clock without overflow.
+/// The longest duration, in ms: some 290,000 years. Adding it to any wall-clock time does not overflow.
 const MS_MAX: i64 = i64::MAX / 1000;
 
 const fn count(min: i64, max: i64) -> Kind {
@@ -84,7 +84,7 @@ const fn minutes(min: i64) -> Kind {
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal $(flag $flag:literal)?, $default:literal, $kind:expr;)*) => {
-        /// Every setting, by topic.
+        /// All settings, ordered by topic.
         pub static SETTINGS: &[Setting] = &[$(Setting {
             name: $name,
             flag: settings!(@flag $($flag)?),
@@ -97,7 +97,7 @@ macro_rules! settings {
         #[derive(Clone, Debug)]
         pub struct Config {
             $($(#[doc = $doc])+ pub $field: $type,)*
-            /// Those that are not at their default.
+            /// The sources of the settings that do not have their defaults.
             sources: BTreeMap<&'static str, Source>,
         }
 
@@ -111,7 +111,7 @@ macro_rules! settings {
         }
 
         impl Config {
-            /// Takes a value in normal form; `None` if the field's type has no such value.
+            /// Assigns a value in normal form. `None`: the field's type has no such value.
             fn assign(&mut self, name: &str, text: &str) -> Option<()> {
                 match name {
                     $($name => self.$field = <$type>::parse(text)?,)*
@@ -120,7 +120,7 @@ macro_rules! settings {
                 Some(())
             }
 
-            /// The value in force of a setting of the table; `None` if it is not set.
+            /// The value in force of a setting. `None`: it is not set.
             pub fn value(&self, name: &str) -> Option<String> {
                 match name {
                     $($name => self.$field.show(),)*
@@ -134,174 +134,179 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Directory of everything the broker keeps; created if it is missing.
+    /// Directory for everything that the broker stores. The broker creates it if it is missing.
     data_dir: PathBuf = "data.dir" flag "data-dir", "./millrace-data", Kind::Path;
-    /// Address on which Kafka clients are served.
+    /// Address on which the broker serves Kafka clients.
     kafka_addr: SocketAddr = "kafka.addr" flag "kafka-addr", "127.0.0.1:9092", Kind::Addr;
-    /// Address that clients are told to connect to, if it is not `kafka.addr` itself.
+    /// Address that clients connect to, if it differs from `kafka.addr`.
     advertised_kafka_addr: Option<HostPort> = "advertised.kafka.addr" flag "advertised-kafka-addr", "", Kind::HostPort;
-    /// Address on which other brokers, and tools, are served.
+    /// Address on which the broker serves other brokers and tools.
     peer_addr: SocketAddr = "peer.addr" flag "peer-addr", "127.0.0.1:9291", Kind::Addr;
     /// Address of /metrics, /health/live, /health/ready and /status.
     admin_addr: SocketAddr = "admin.addr" flag "admin-addr", "127.0.0.1:9644", Kind::Addr;
-    /// This broker's number in the cluster.
+    /// Number of this broker in the cluster.
     node_id: i32 = "node.id" flag "node-id", "1", count(0, INT_MAX);
-    /// Brokers that found the cluster together, this one among them, or that a new broker joins it through; without them, a new
-    /// broker founds a cluster of its own.
+    /// Brokers that found the cluster together, including this one, or through which a new broker joins. Without
+    /// seeds, a new broker founds a cluster of its own.
     seeds: Option<Seeds> = "seeds" flag "seeds", "", Kind::Seeds;
-    /// Address that other brokers are told to connect to, if it is not `peer.addr` itself.
+    /// Address that other brokers connect to, if it differs from `peer.addr`.
     advertised_peer_addr: Option<HostPort> = "advertised.peer.addr" flag "advertised-peer-addr", "", Kind::HostPort;
-    /// File with the secret by which the cluster's brokers and tools know each other. Required with other brokers in
-    /// `seeds`, and where `peer.addr` is not on loopback; else the broker makes one of its own, cluster.secret in its
-    /// data directory.
+    /// File with the secret that the cluster's brokers and tools share. Required if `seeds` names other brokers, or
+    /// if `peer.addr` is not on loopback. Otherwise the broker makes its own: cluster.secret in its data directory.
     cluster_secret_file: Option<PathBuf> = "cluster.secret.file" flag "cluster-secret-file", "", Kind::Path;
-    /// Whether a broker without `cluster.secret.file` takes everybody on its peer port for a broker or tool of its
+    /// If true, a broker without `cluster.secret.file` accepts everybody on its peer port as a broker or tool of its
     /// cluster.
     peer_allow_insecure: bool = "peer.allow.insecure", "false", Kind::Bool;
-    /// A broker that the leader of the metadata does not hear of for so long is fenced: clients are not told of it.
+    /// The metadata leader fences a broker that it has not heard for this time. Clients no longer see a fenced
+    /// broker.
     broker_session_timeout_ms: u64 = "broker.session.timeout.ms", "3000", ms(1000, 600_000);
-    /// CPUs to run on, one core each; by default all that affinity, cpuset and CPU quota allow.
+    /// CPUs to run on, one core each. Default: all that the affinity, cpuset and CPU quota allow.
     cores: Option<CpuList> = "cores" flag "cores", "", Kind::Cpus;
-    /// Memory for caches, buffers, partitions and idempotent producers, split over the cores; by default half of the
-    /// RAM or of the cgroup's limit. What does not fit is refused by name when it is created, or forgotten.
+    /// Memory for caches, buffers, partitions and idempotent producers, divided among the cores. Default: half of the
+    /// RAM or of the cgroup's limit. The broker refuses new things that do not fit, by name, or forgets old ones.
     memory_budget_bytes: Option<u64> = "memory.budget.bytes", "", bytes(64 * MIB, i64::MAX);
-    /// Memory of the newest records, from which consumers that keep up are served, split over the cores; by default 512 MiB a core,
-    /// and at most a quarter of the memory budget, which is the limit of any value.
+    /// Memory for the newest records, divided among the cores. Consumers that keep up read from it. Default: 512 MiB
+    /// a core. At most a quarter of the memory budget.
     log_cache_bytes: Option<u64> = "log.cache.bytes", "", bytes(MIB, i64::MAX);
-    /// What is logged to stderr.
+    /// Lines to log on stderr.
     log_filter: String = "log.filter" flag "log", "info", Kind::LogFilter;
 
-    /// Size of the write-ahead rings of all cores together. By default more where many cores need it for message.max.bytes. Changing it
-    /// takes effect at the next start.
+    /// Size of all cores' write-ahead rings together. The default grows if many cores need more for
+    /// message.max.bytes. A change takes effect at the next start.
     wal_ring_bytes: u64 = "wal.ring.bytes", "536870912", bytes(16 * MIB, i64::MAX);
-    /// Descriptors of segment files kept open, all cores together; the least recently used is closed beyond it.
+    /// Open descriptors of segment files, all cores together. Beyond it the broker closes the least recently used
+    /// file.
     segment_files_max: usize = "segment.files.max", "8192", count(256, 1_000_000);
 
-    /// When metadata writes are acknowledged: once a majority has them, or once the leader alone has them on disk.
+    /// When the broker acknowledges a metadata write: after a majority has it on disk (quorum), or after the leader
+    /// has it on disk (leader).
     metadata_acks: String = "metadata.acks", "quorum", Kind::OneOf(&["quorum", "leader"]);
-    /// How many brokers vote on the metadata; by default as many as founded the cluster.
+    /// Number of brokers that vote on the metadata. Default: the number of founders.
     metadata_voters: Option<usize> = "metadata.voters", "", count(1, 15);
 
-    /// Partitions of a topic that is created without a number, or by being asked for.
+    /// Partitions of a topic if the client names no number, or if the broker creates the topic automatically.
     num_partitions: i32 = "num.partitions", "1", count(1, 100_000);
-    /// Whether a topic that does not exist is created when a client asks for it.
+    /// If true, the broker creates a missing topic when a client asks for it.
     auto_create_topics_enable: bool = "auto.create.topics.enable", "true", Kind::Bool;
-    /// Replicas of a topic that is created without a number.
+    /// Replicas of a topic if the client names no number.
     default_replication_factor: i16 = "default.replication.factor", "1", count(1, REPLICAS_MAX);
-    /// Replicas that must have a record before acks=all is answered; never fewer than a majority.
+    /// Replicas that must have a record before the broker answers acks=all. A majority is always needed.
     min_insync_replicas: u32 = "min.insync.replicas", "1", count(1, REPLICAS_MAX);
-    /// Replicas of the group coordinator's topic, or as many as there are brokers when it is created, if those are fewer. All that
-    /// found a cluster are waited for.
+    /// Replicas of __consumer_offsets. With fewer brokers at its creation, one replica on each. The creation waits
+    /// for all founders of the cluster.
     offsets_topic_replication_factor: i16 = "offsets.topic.replication.factor", "3", count(1, REPLICAS_MAX);
-    /// A replica that has not had everything for so long is not in sync any more.
+    /// A replica that has lagged for this time is no longer in sync.
     replica_lag_time_max_ms: u64 = "replica.lag.time.max.ms", "30000", ms(100, MS_MAX);
-    /// What each core sends replicas that lag from the log, in bytes a second at most: more is sooner in sync, and slower for clients
-    /// meanwhile where the disk or the CPUs are busy.
+    /// Bytes a second that each core sends at most to replicas that lag. A higher rate brings them in sync sooner,
+    /// but slows clients if the disk or the CPUs are busy.
     replica_catch_up_bytes_per_second: u64 = "replica.catch.up.bytes.per.second", "104857600", bytes(MIB, i64::MAX);
-    /// Whether partitions are led by the first of their replicas again, once that is back.
+    /// If true, the first replica of a partition leads again after its return.
     auto_leader_rebalance_enable: bool = "auto.leader.rebalance.enable", "true", Kind::Bool;
-    /// How often that is looked after.
+    /// Interval between two checks for partitions that their first replica should lead.
     leader_imbalance_check_interval_seconds: u64 = "leader.imbalance.check.interval.seconds", "10",
         Kind::Int { min: 1, max: INT_MAX, unit: Unit::Seconds };
 
-    /// Largest request; a connection that sends a larger one is closed.
+    /// Largest request. The broker closes a connection that sends a larger one.
     socket_request_max_bytes: usize = "socket.request.max.bytes", "104857600", bytes(KIB, INT_MAX);
-    /// Requests in progress, all cores together, and at most an eighth of the memory budget; beyond it nothing more is read until some
-    /// are answered.
+    /// Memory for requests in progress, all cores together, at most an eighth of the memory budget. Beyond it the
+    /// broker reads no more until it has answered some.
     queued_max_request_bytes: usize = "queued.max.request.bytes", "268435456", bytes(MIB, i64::MAX);
-    /// Largest batch that a producer may send, as it comes, compressed or not.
+    /// Largest batch that a producer may send, in its compressed form.
     message_max_bytes: usize = "message.max.bytes", "1048588", bytes(64, INT_MAX);
-    /// Largest answer to a fetch; its first batch is returned even if it is larger.
+    /// Largest answer to a fetch. The broker returns the first batch even if it is larger.
     fetch_max_bytes: usize = "fetch.max.bytes", "57671680", bytes(KIB, INT_MAX);
-    /// Connections of clients at most, all cores together; beyond it, one that has not sent a request yet is closed for each that comes, and
-    /// where there is none, the one that comes. The limit of open files may allow fewer.
+    /// Client connections at most, all cores together. Beyond it, each new connection displaces one that has sent no
+    /// request yet. If there is none, the broker refuses the new connection. The limit of open files may allow fewer.
     max_connections: usize = "max.connections", "2147483647", count(1, INT_MAX);
-    /// Connections of clients at most from one address, all cores together; one that comes beyond it is closed. A TOML file
-    /// that has max.connections too quotes this name.
+    /// Client connections at most from one address, all cores together. The broker refuses more. In a TOML file that
+    /// also sets max.connections, quote this name.
     max_connections_per_ip: usize = "max.connections.per.ip", "2147483647", count(1, INT_MAX);
     /// Connections of other brokers and of tools at most. The limit of open files may allow fewer.
     peer_max_connections: usize = "peer.max.connections", "1024", count(16, INT_MAX);
-    /// A connection on which nothing was asked for so long is closed.
+    /// The broker closes a connection that has been idle for this time.
     connections_max_idle_ms: i64 = "connections.max.idle.ms", "600000",
         Kind::IntOrUnlimited { min: 1000, max: MS_MAX, unit: Unit::Milliseconds };
 
-    /// How long records are kept; goes before log.retention.minutes.
+    /// Time for which the broker keeps records. Overrides log.retention.minutes.
     log_retention_ms: Option<i64> = "log.retention.ms", "",
         Kind::IntOrUnlimited { min: 1, max: MS_MAX, unit: Unit::Milliseconds };
-    /// How long records are kept; goes before log.retention.hours.
+    /// Time for which the broker keeps records. Overrides log.retention.hours.
     log_retention_minutes: Option<i64> = "log.retention.minutes", "",
         Kind::IntOrUnlimited { min: 1, max: INT_MAX, unit: Unit::Minutes };
-    /// How long records are kept.
+    /// Time for which the broker keeps records.
     log_retention_hours: i64 = "log.retention.hours", "168",
         Kind::IntOrUnlimited { min: 1, max: INT_MAX, unit: Unit::Hours };
-    /// How large a partition may grow before its oldest segments go.
+    /// Size of a partition beyond which the broker removes its oldest segments.
     log_retention_bytes: i64 = "log.retention.bytes", "-1",
         Kind::IntOrUnlimited { min: 0, max: i64::MAX, unit: Unit::Bytes };
-    /// How often retention is looked after.
+    /// Interval between two checks for records to remove.
     log_retention_check_interval_ms: u64 = "log.retention.check.interval.ms", "300000", ms(1, MS_MAX);
     /// Size at which a partition begins a new segment file.
     log_segment_bytes: u64 = "log.segment.bytes", "1073741824", bytes(4 * KIB, INT_MAX);
-    /// Age at which a partition begins a new segment file; goes before log.roll.hours.
+    /// Age at which a partition begins a new segment file. Overrides log.roll.hours.
     log_roll_ms: Option<u64> = "log.roll.ms", "", ms(1, MS_MAX);
     /// Age at which a partition begins a new segment file.
     log_roll_hours: u64 = "log.roll.hours", "168", Kind::Int { min: 1, max: INT_MAX, unit: Unit::Hours };
-    /// Bytes of a segment file per entry of its offset and time indexes.
+    /// Bytes of a segment file for each entry of its offset and time indexes.
     log_index_interval_bytes: u32 = "log.index.interval.bytes", "16384", bytes(4 * KIB, 64 * MIB);
-    /// Whether records bear the producer's time or that of their arrival.
+    /// Timestamp of a record: the producer's time, or the time of arrival.
     log_message_timestamp_type: String = "log.message.timestamp.type", "CreateTime",
         Kind::OneOf(&["CreateTime", "LogAppendTime"]);
-    /// How far behind the broker's clock a producer's timestamp may be; one that is older is refused, but for -1, no timestamp.
+    /// How far a producer's timestamp may lie behind the broker's clock. The broker refuses an older one. It accepts
+    /// -1, no timestamp.
     log_message_timestamp_before_max_ms: i64 = "log.message.timestamp.before.max.ms", "9223372036854775807",
         ms(0, i64::MAX);
-    /// How far ahead of the broker's clock a producer's timestamp may be; one that is later is refused.
+    /// How far a producer's timestamp may lie ahead of the broker's clock. The broker refuses a later one.
     log_message_timestamp_after_max_ms: i64 = "log.message.timestamp.after.max.ms", "3600000", ms(0, i64::MAX);
-    /// Whether the records of compressed batches are decompressed and checked before they are stored, as those of others always are.
+    /// If true, the broker decompresses and checks compressed batches before it stores them. It always checks other
+    /// batches.
     log_validate_compressed: bool = "log.validate.compressed", "true", Kind::Bool;
-    /// What becomes of old records. Compaction is not served yet.
+    /// How the broker removes old records. It does not serve compaction yet.
     log_cleanup_policy: String = "log.cleanup.policy", "delete", Kind::OneOf(&["delete"]);
-    /// How records are kept: as the producer compressed them. Nothing is recompressed.
+    /// How the broker stores records: as the producer compressed them.
     compression_type: String = "compression.type", "producer", Kind::OneOf(&["producer"]);
 
-    /// How long an idempotent producer that writes nothing is remembered.
+    /// Time for which the broker remembers an idempotent producer that writes nothing.
     producer_id_expiration_ms: i64 = "producer.id.expiration.ms", "86400000", ms(1, MS_MAX);
-    /// How long a batch of an idempotent producer that comes before the one it follows is answered NOT_LEADER_OR_FOLLOWER, so that the
-    /// client sends both again; after that, OUT_OF_ORDER_SEQUENCE_NUMBER. While the broker is stopped it does not count.
+    /// If an idempotent producer's batch arrives before its predecessor, the broker answers NOT_LEADER_OR_FOLLOWER
+    /// for this time, and the client retries both. After it, the broker answers OUT_OF_ORDER_SEQUENCE_NUMBER. Time
+    /// during which the broker is stopped does not count.
     producer_gap_timeout_ms: u64 = "producer.gap.timeout.ms", "5000", ms(0, INT_MAX);
-    /// Partitions of __consumer_offsets, when it is created.
+    /// Partitions of __consumer_offsets at its creation.
     offsets_topic_num_partitions: i32 = "offsets.topic.num.partitions", "50", count(1, 100_000);
-    /// How long committed offsets outlive their group's last member.
+    /// Time for which committed offsets outlive their group's last member.
     offsets_retention_minutes: i64 = "offsets.retention.minutes", "10080", minutes(1);
-    /// How often expired offsets are looked for.
+    /// Interval between two checks for expired offsets.
     offsets_retention_check_interval_ms: i64 = "offsets.retention.check.interval.ms", "600000", ms(1, MS_MAX);
-    /// How long a commit may take to be stored; after that it is answered COORDINATOR_NOT_AVAILABLE.
+    /// Time within which a commit must be stored. After it the broker answers COORDINATOR_NOT_AVAILABLE.
     offsets_commit_timeout_ms: u64 = "offsets.commit.timeout.ms", "5000", ms(1, INT_MAX);
-    /// Longest metadata that a commit may carry.
+    /// Longest metadata of a committed offset.
     offset_metadata_max_bytes: usize = "offset.metadata.max.bytes", "4096", bytes(0, 10_922);
-    /// Shortest session timeout that a group member may ask for.
+    /// Shortest session timeout that a group member may choose.
     group_min_session_timeout_ms: i32 = "group.min.session.timeout.ms", "6000", ms(1, INT_MAX);
-    /// Longest session timeout that a group member may ask for.
+    /// Longest session timeout that a group member may choose.
     group_max_session_timeout_ms: i32 = "group.max.session.timeout.ms", "1800000", ms(1, INT_MAX);
-    /// How long an empty group waits for more members after its first.
+    /// Time for which an empty group waits for more members after its first.
     group_initial_rebalance_delay_ms: i32 = "group.initial.rebalance.delay.ms", "3000", ms(0, INT_MAX);
-    /// Most members of a group.
+    /// Members of a group at most.
     group_max_size: usize = "group.max.size", "10000", count(1, INT_MAX);
 }
 
-/// Why the broker does not start with these settings. Reads as a sentence: what is wrong, the limit, the remedy.
+/// Why the broker does not start with these settings. Reads as a sentence: the error, the limit, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// A row by its name.
+/// Finds a setting by its name.
 pub fn setting(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }
 
-/// Where a value stands, for refusals.
+/// Where the user has set a value, for error messages.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub source: Source,
-    /// The file, variable or flag.
+    /// The name of the file, variable or flag.
     pub named: String,
 }
 
@@ -312,7 +317,7 @@ impl fmt::Display for Place {
 }
 
 impl Config {
-    /// Sets one value, unless a layer above has set it.
+    /// Sets one value, unless a higher layer has set it.
     pub fn set(&mut self, setting: &'static Setting, text: &str, place: &Place) -> Result<(), ConfigError> {
         let refuse = |Unfit(why): Unfit| {
             let default = match setting.default {
@@ -335,7 +340,7 @@ impl Config {
         self.sources.get(name).copied().unwrap_or(Source::Default)
     }
 
-    /// Holds settings against each other.
+    /// Checks that the settings fit each other.
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |message: String| Err(ConfigError(message));
         let Config { message_max_bytes, socket_request_max_bytes, queued_max_request_bytes, .. } = self;
@@ -382,7 +387,7 @@ impl Config {
         Ok(())
     }
 
-    /// Raises the default size of the rings to what so many cores need.
+    /// Raises the default size of the rings to the size that this number of cores needs.
     pub fn fit_rings(&mut self, cores: usize) {
         if self.source("wal.ring.bytes") == Source::Default {
             self.wal_ring_bytes = self.wal_ring_bytes.max(self.least_ring_bytes(cores));
@@ -394,7 +399,7 @@ impl Config {
         of_core.max(RING_BYTES_MIN) * cores as u64
     }
 
-    /// Holds the ring against the number of cores that share it.
+    /// Checks that the rings are large enough for the number of cores that share them.
     pub fn check_cores(&self, cores: usize) -> Result<(), ConfigError> {
         let least = self.least_ring_bytes(cores);
         if self.wal_ring_bytes < least {
@@ -407,7 +412,8 @@ impl Config {
         Ok(())
     }
 
-    /// What clients are told to connect to, given the address that Kafka is really served on.
+    /// Host and port at which the broker tells clients to connect. `bound`: the address on which it really serves
+    /// them.
     pub fn advertised(&self, bound: SocketAddr) -> (Arc<str>, u16) {
         match &self.advertised_kafka_addr {
             Some(HostPort { host, port }) => (host.as_str().into(), *port),
@@ -415,7 +421,7 @@ impl Config {
         }
     }
 
-    /// Host and port that other brokers are told.
+    /// Host and port at which the broker tells other brokers to connect.
     pub fn advertised_peer(&self, bound: SocketAddr) -> HostPort {
         let own = || HostPort { host: bound.ip().to_string(), port: bound.port() };
         self.advertised_peer_addr.clone().unwrap_or_else(own)
@@ -430,7 +436,7 @@ impl Config {
         u64::try_from(self.connections_max_idle_ms).ok().map(Duration::from_millis)
     }
 
-    /// `None`: as many as there may be in all.
+    /// `None`: only the limit on all connections applies.
     pub fn max_connections_per_ip(&self) -> Option<usize> {
         Some(self.max_connections_per_ip).filter(|max| *max < INT_MAX as usize)
     }
@@ -443,7 +449,7 @@ impl Config {
         self.queued_max_request_bytes / cores
     }
 
-    /// What `retention.ms` is for a topic that does not set it: -1, or ms.
+    /// The `retention.ms` of a topic that does not set it, in ms. -1: no limit.
     pub fn retention_ms(&self) -> i64 {
         let scaled = |value: i64, ms: i64| if value == -1 { -1 } else { value.saturating_mul(ms) };
         self.log_retention_ms
@@ -451,12 +457,12 @@ impl Config {
             .unwrap_or_else(|| scaled(self.log_retention_hours, 3_600_000))
     }
 
-    /// What `segment.ms` is for a topic that does not set it.
+    /// The `segment.ms` of a topic that does not set it.
     pub fn roll_ms(&self) -> u64 {
         self.log_roll_ms.unwrap_or(self.log_roll_hours * 3_600_000)
     }
 
-    /// Where the broker that was started with these settings has this one from.
+    /// The source of a setting's value, if only this broker's own configuration counts.
     pub fn config_source(&self, name: &str) -> ConfigSource {
         match self.source(name) {
             Source::Default => ConfigSource::Default,
@@ -464,7 +470,7 @@ impl Config {
         }
     }
 
-    /// Every setting that has a value, as the broker was started with it.
+    /// All settings that have a value, as this broker was started with them.
     pub fn describe(&self) -> Vec<Described> {
         let rows = SETTINGS.iter().filter_map(|setting| {
             Some(Described {
@@ -480,8 +486,8 @@ impl Config {
         rows.collect()
     }
 
-    /// Where the value of what inherits from the first of `names` that is set comes from: what is set first, then defaults, each in its
-    /// own setting's unit.
+    /// All values that a setting may inherit from these settings: first those that are set, then the defaults. Each
+    /// value is in the unit of its own setting.
     pub fn synonyms(&self, names: &[&'static str]) -> Vec<(&'static str, String, i8)> {
         let is_set = |name: &&&'static str| self.source(name) != Source::Default;
         let set =
@@ -494,15 +500,16 @@ impl Config {
     }
 }
 
-/// Bytes of a core's ring at least, however small its batches are.
+/// Minimum size of a core's ring in bytes, even if its batches are small.
 const RING_BYTES_MIN: u64 = 4 << 20;
 
-/// The `wal.ring.bytes` with which so many cores take batches of so many bytes, whatever message.max.bytes is.
+/// The `wal.ring.bytes` with which this number of cores takes batches of `batch_bytes`, independent of
+/// message.max.bytes.
 pub fn ring_bytes_for(batch_bytes: usize, cores: usize) -> u64 {
     RingConfig::bytes_for(batch_bytes + ENTRY_DATA_BYTES_MAX) * cores as u64
 }
 
-/// Kafka's numbers for where a setting's value comes from (`ConfigEntry.ConfigSource`).
+/// Kafka's numbers for the source of a setting's value (`ConfigEntry.ConfigSource`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigSource {
     Topic = 1,
@@ -512,7 +519,7 @@ pub enum ConfigSource {
     Default = 5,
 }
 
-/// A setting as DescribeConfigs tells it.
+/// A setting as DescribeConfigs returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
     pub name: &'static str,
@@ -522,7 +529,7 @@ pub struct Described {
     pub config_type: i8,
     pub read_only: bool,
     pub doc: &'static str,
-    /// Where the value would come from, first what is in force: name, value, source.
+    /// All values with their sources, the value in force first: name, value, source.
     pub synonyms: Vec<(&'static str, String, i8)>,
 }
 
@@ -531,7 +538,7 @@ pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// The defaults, but for these settings, as if a file had them.
+    /// The defaults, except for these settings, as if a file had set them.
     pub(crate) fn with(values: &[(&str, &str)]) -> Config {
         let mut config = Config::default();
         let place = Place { source: Source::File, named: "test".to_owned() };
@@ -570,13 +577,14 @@ pub(crate) mod tests {
         for name in names {
             let prefix = format!("{name}.");
             let below: Vec<_> = SETTINGS.iter().filter(|other| other.name.starts_with(&prefix)).collect();
-            // A TOML file that has both quotes the longer name, as its doc says.
+            // A TOML file that sets both must quote the longer name, as its doc says.
             let is_told = below.iter().all(|other| other.doc().contains("quotes"));
             assert!(is_told, "{name} can't be a table too");
         }
     }
 
-    /// What a range allows, the field's type must hold: then no value passes the one and fails the other.
+    /// A field's type must hold every value in its range. Then no value passes the range check and fails the
+    /// assignment.
     #[test]
     fn ranges_fit_their_types() {
         for setting in SETTINGS {
@@ -633,7 +641,7 @@ pub(crate) mod tests {
         let mut given = config;
         given.fit_rings(5);
         assert!(given.check_cores(5).is_err(), "what an operator has set is not raised");
-        // Four batches of 4 MB and their headers do not fit.
+        // Four batches of 4 MB plus their headers do not fit.
         let just_not = with(&[("wal.ring.bytes", "16MiB"), ("message.max.bytes", "4MiB")]);
         assert!(just_not.check_cores(1).is_err());
         let large = with(&[("wal.ring.bytes", "16MiB"), ("message.max.bytes", "8MiB")]);

@@ -1,4 +1,4 @@
-//! What a core's store asks of it, and what becomes of a core whose storage fails.
+//! The store's callbacks to its core, and the handling of failed storage.
 
 use super::Core;
 use crate::{clock, cluster::meta::META_GROUP, partition::replica::Replicated, rt};
@@ -9,10 +9,10 @@ use wal::{
     store::{AppState, FlushHost},
 };
 
-/// Between large writes of a flush while the ring has room.
+/// Pause between large writes of a flush while the ring has room.
 const BREATH: Duration = Duration::from_millis(5);
 
-/// First and longest pause before a flush that failed is tried again.
+/// The first and the longest pause before a failed flush is retried.
 const FLUSH_RETRY_MIN: Duration = Duration::from_millis(50);
 const FLUSH_RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -21,13 +21,13 @@ impl Core {
         self.failed.borrow().is_some()
     }
 
-    /// Whether what this core was to flush found no room at the last try. It serves as long as its ring has some, and others lead
-    /// better.
+    /// Whether the last flush found no room on the disk. The core still serves while its ring has room, but other
+    /// brokers are better leaders.
     pub fn has_full_disk(&self) -> bool {
         self.disk_full.get()
     }
 
-    /// The ring or a segment of this core can't be trusted any more: nothing more leaves it.
+    /// The ring or a segment of this core can't be trusted any more, so the core acknowledges nothing more.
     pub fn storage_failed(&self, why: &str) {
         if self.failed.borrow().is_some() {
             return;
@@ -48,12 +48,12 @@ impl Core {
 }
 
 impl Core {
-    /// Whether a group's replica here has stopped before an entry that it can't apply.
+    /// Whether a group's replica here has stopped at an entry that it can't apply.
     pub fn has_stopped(&self, group: GroupId) -> bool {
         self.group(group).is_some_and(|group| group.replica().with(|raft| raft.unreadable().is_some()))
     }
 
-    /// A group has stopped before a committed entry that it can't apply. Others go on.
+    /// A group has stopped at a committed entry that it can't apply. Other groups go on.
     pub fn group_stopped(&self, group: &dyn Replicated, unreadable: &Unreadable) {
         let id = group.replica().id();
         let name = match (id == META_GROUP, self.partition(id)) {
@@ -61,7 +61,7 @@ impl Core {
             (false, Some(partition)) => format!("partition {}", partition.name),
             (false, None) => "a partition".to_owned(),
         };
-        let notice = format!("{name}: {unreadable}; see \"A group that has stopped\" in README.md");
+        let notice = format!("{name}: {unreadable}; see \"A group has stopped\" in deploy/docs/operating.md");
         tracing::error!(core = self.id().0, group = id.0, index = unreadable.index, "{notice}");
         self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
         self.metrics.stopped.add(id.0, notice);

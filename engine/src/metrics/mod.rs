@@ -1,8 +1,9 @@
-//! Figures that cores publish and the admin thread reads.
-//! Lives on: one [`CoreMetrics`] per core, written by that core alone; read by the admin thread.
+//! Metrics that cores publish and the admin thread reads.
+//! Lives on: one [`CoreMetrics`] per core. Only that core writes it. The admin thread reads it.
 //!
-//! Invariant: each cell has one writer. So a cell is changed by a relaxed load and a relaxed store, which costs what a plain
-//! variable does; the reader sees each cell's newest value some time later, and cells among each other unordered.
+//! Invariant: each cell has one writer. So the core changes a cell by a relaxed load and a relaxed store, which costs
+//! as much as a plain variable. The reader sees each cell's newest value some time later, and sees changes of different
+//! cells in any order.
 
 pub mod histogram;
 
@@ -21,10 +22,10 @@ use wal::store::StoreStats;
 
 use crate::metrics::histogram::Histogram;
 
-/// What every name begins with.
+/// The prefix of all names.
 pub const PREFIX: &str = "millrace_";
 
-/// A figure that only grows.
+/// A metric that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -33,7 +34,7 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Takes over a total that is kept elsewhere.
+    /// Sets a total that other code keeps.
     pub fn set(&self, total: u64) {
         self.0.store(total, Relaxed);
     }
@@ -43,7 +44,7 @@ impl Counter {
     }
 }
 
-/// A figure that rises and falls.
+/// A metric that rises and falls.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -57,7 +58,7 @@ impl Gauge {
     }
 }
 
-/// One counter per API of the table that [`net::codec::api`] serves.
+/// One counter for each API in the table that [`net::codec::api`] serves.
 #[derive(Debug)]
 pub struct PerApi([Counter; TABLE.len()]);
 
@@ -67,7 +68,7 @@ impl Default for PerApi {
     }
 }
 
-/// Where each API key stands in the table.
+/// The position of each API key in the table.
 const API_POSITIONS: [u8; 128] = {
     let mut positions = [u8::MAX; 128];
     let mut at = 0;
@@ -84,11 +85,11 @@ impl PerApi {
     }
 }
 
-/// How a kind of figure is written in Prometheus' text format.
+/// How Prometheus' text format writes a kind of metric.
 trait Figure {
     const TYPE: &'static str;
     fn write(&self, out: &mut String, name: &str, core: usize);
-    /// One number for `/status`; `None` for those that are more.
+    /// One number for `/status`. `None`: the metric is more than one number.
     fn number(&self) -> Option<u64>;
 }
 
@@ -162,16 +163,16 @@ pub fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $name:ident: $kind:ty;)*) => {
-        /// The figures of one core.
+        /// The metrics of one core.
         #[derive(Debug, Default)]
         pub struct CoreMetrics {
             $($(#[doc = $help])+ pub $name: $kind,)*
-            /// Groups that have stopped, and why.
+            /// The groups that have stopped, and why.
             pub stopped: Notices,
             beats: Beats,
         }
 
-        /// Name and help of every figure.
+        /// Name and help of all metrics.
         #[cfg(test)]
         const FIGURES: &[(&str, &str)] = &[$((stringify!($name), concat!($($help),+)),)*];
 
@@ -192,7 +193,7 @@ macro_rules! metrics {
         }
 
         impl CoreMetrics {
-            /// The plain figures of this core, by name.
+            /// The metrics of this core that are single numbers, by name.
             pub fn numbers(&self) -> Vec<(&'static str, u64)> {
                 [$((stringify!($name), self.$name.number()),)*]
                     .into_iter()
@@ -203,27 +204,30 @@ macro_rules! metrics {
     };
 }
 
-// One row per figure. A test sees to it that each is written somewhere.
+// One row per metric. A test checks that other code writes each of them.
 metrics! {
     /// Connections of Kafka clients that are open.
     connections_open: Gauge;
-    /// Connections of Kafka clients that were closed as they came, for `max.connections`, `max.connections.per.ip` or the limit of open files.
+    /// Connections of Kafka clients that the broker refused because of `max.connections`, `max.connections.per.ip` or
+    /// the limit of open files.
     connections_refused_total: Counter;
-    /// Connections of Kafka clients that had sent no request yet and were closed to make room for others.
+    /// Connections of Kafka clients that had sent no request and that the broker closed to make room for others.
     connections_displaced_total: Counter;
-    /// Connections of Kafka clients that were closed since they held memory for which others waited, and did not move.
+    /// Connections of Kafka clients that the broker closed because they held memory that others waited for, and did
+    /// not move.
     connections_stalled_total: Counter;
-    /// Bytes of memory that requests hold, received in part or in progress, but for small ones.
+    /// Bytes of memory that requests hold while the broker receives or handles them. Small requests do not count.
     memory_requests_bytes: Gauge;
-    /// Bytes of memory that answers hold until clients have taken them: records from memory, and metadata.
+    /// Bytes of memory that answers from memory, and metadata answers, hold until clients have taken them.
     memory_answers_bytes: Gauge;
-    /// The same of records from segment files.
+    /// Bytes of memory that answers from segment files hold until clients have taken them.
     memory_cold_answers_bytes: Gauge;
-    /// Times that more of a request was not read before there was memory for it.
+    /// Times that the broker stopped reading a request until there was memory for it.
     memory_request_waits_total: Counter;
     /// Times that an answer had to wait for memory.
     memory_answer_waits_total: Counter;
-    /// Lines about Kafka clients' connections that were not logged, since there were too many, or the same was said a moment ago.
+    /// Log lines about Kafka clients' connections that the broker left out because there were too many, or because it
+    /// had just logged the same.
     connection_lines_left_out_total: Counter;
     /// Requests of Kafka clients.
     kafka_requests_total: PerApi;
@@ -231,26 +235,27 @@ metrics! {
     kafka_request_bytes_total: Counter;
     /// Bytes of answers to Kafka clients.
     kafka_response_bytes_total: Counter;
-    /// Batches of producers that were acknowledged, duplicates not counted.
+    /// Batches that the broker acknowledged to producers, without duplicates.
     produce_batches_total: Counter;
-    /// Records of producers that were acknowledged.
+    /// Records that the broker acknowledged to producers.
     produce_records_total: Counter;
-    /// Bytes of batches of producers that were acknowledged.
+    /// Bytes of batches that the broker acknowledged to producers.
     produce_bytes_total: Counter;
-    /// Batches of idempotent producers that came before the one that they follow, and are to be sent again.
+    /// Batches of idempotent producers that arrived before their predecessor. The client retries both.
     produce_gaps_total: Counter;
-    /// Idempotent producers that are remembered, each counted once for each partition of this core.
+    /// Idempotent producers that the core remembers, counted once for each partition.
     producers_remembered: Gauge;
-    /// Idempotent producers that were forgotten before `producer.id.expiration.ms`, since they took more than their
-    /// share of `memory.budget.bytes`.
+    /// Idempotent producers that the broker forgot before `producer.id.expiration.ms` because they took more than
+    /// their share of `memory.budget.bytes`.
     producers_forgotten_total: Counter;
-    /// From taking a produce request to having its answer.
+    /// Time from receiving a produce request to having its answer.
     produce_latency_seconds: Histogram;
     /// Fetches that wait for records now.
     fetches_waiting: Gauge;
-    /// Connections closed since a produce request with acks=0 met an error: producers learn of it in no other way.
+    /// Connections that the broker closed because a produce request with acks=0 failed. The producer has no other way
+    /// to notice.
     produce_unacked_closed_total: Counter;
-    /// Times that requests with more work than a turn's gave way to others.
+    /// Times that a long request yielded to others.
     request_pauses_total: Counter;
     /// Fetches that had to wait for records.
     fetch_waits_total: Counter;
@@ -262,40 +267,43 @@ metrics! {
     mesh_sent_total: Counter;
     /// Messages from other cores.
     mesh_received_total: Counter;
-    /// Messages of the broker's own, of metadata and leaders, received from other cores.
+    /// Messages about metadata and leaders that the core received from other cores.
     mesh_posts_total: Counter;
-    /// Batches that wait for room in the write-ahead ring.
+    /// Batches and group requests that wait for room in the write-ahead ring.
     admission_waiting: Gauge;
-    /// Batches whose request timed out while they waited for room in the write-ahead ring.
+    /// Batches and group requests that timed out while they waited for room in the write-ahead ring.
     admission_timed_out_total: Counter;
-    /// From staging in the write-ahead ring to being durable, per turn of the Raft ready loop.
+    /// Time from staging entries in the write-ahead ring to their being durable, for each turn of the Raft ready
+    /// loop.
     wal_write_latency_seconds: Histogram;
     /// Bytes of batches sent to other replicas.
     replication_sent_bytes_total: Counter;
-    /// Bytes of batches read again, from memory or segment files, for replicas that lag.
+    /// Bytes of batches that the broker read again, from memory or segment files, for replicas that lag.
     replication_fetched_bytes_total: Counter;
-    /// Messages of leaders that were not taken, since the ring was down to its reserve; they come again.
+    /// Messages of leaders that the broker refused because the ring was down to its reserve. The leaders send them
+    /// again.
     replication_refused_total: Counter;
     /// Messages of leaders whose batches were damaged or missing.
     replication_damaged_total: Counter;
-    /// Connections on the peer port that were closed before they had proved who they are, or since there are too many.
+    /// Connections on the peer port that the broker closed before they proved who they are, or because there were too
+    /// many.
     peer_refused_total: Counter;
     /// Connections of tools on the peer port that are open.
     peer_tools_open: Gauge;
-    /// Messages of other replicas that were dropped, since no replica of the group can have sent them.
+    /// Messages of other replicas that the broker dropped because no replica of the group can have sent them.
     raft_messages_refused_total: Counter;
-    /// Those of them by which this replica, or the sender, may have lost a part of its log.
+    /// Dropped messages that show that this replica, or the sender, may have lost a part of its log.
     raft_possible_losses_total: Counter;
-    /// Raft groups that have stopped before a committed entry that they can't apply.
+    /// Raft groups that stopped before a committed entry that they cannot apply.
     groups_stopped: Gauge;
-    /// Replicas that were told to begin anew, since they lacked what is gone from the log.
+    /// Replicas that got a snapshot because the log no longer has the entries that they lack.
     replication_snapshots_total: Counter;
-    /// Replicas of partitions that this broker holds; core 0 tells of all cores.
+    /// Replicas of partitions on this broker. Core 0 reports all cores.
     replicas: Gauge;
-    /// Replicas that this broker has memory for (`memory.budget.bytes`); with more it serves them all, and takes no new
-    /// ones.
+    /// Replicas that this broker has memory for (`memory.budget.bytes`). It serves more if it has them, but takes no
+    /// new ones.
     replicas_max: Gauge;
-    /// Partitions of the whole cluster, as this broker knows; core 0 tells.
+    /// Partitions of the whole cluster that this broker knows. Core 0 reports them.
     cluster_partitions: Gauge;
     /// Partitions of the whole cluster whose metadata this broker has memory for (`memory.budget.bytes`).
     cluster_partitions_max: Gauge;
@@ -303,9 +311,9 @@ metrics! {
     replication_groups_awake: Gauge;
     /// Writes of the write-ahead ring, each with its sync.
     wal_writes_total: Counter;
-    /// Pieces of memory, 2 MiB as a rule, that the write-ahead ring took to stage its writes in.
+    /// Pieces of memory, usually of 2 MiB, that the write-ahead ring took for its writes.
     wal_chunks_total: Counter;
-    /// Those among them for which no memory was at hand: the kernel cleared some meanwhile, for milliseconds.
+    /// Pieces of memory that the kernel had to clear first, which takes milliseconds.
     wal_cold_chunks_total: Counter;
     /// Bytes of the write-ahead ring in use.
     wal_ring_used_bytes: Gauge;
@@ -315,13 +323,13 @@ metrics! {
     flushes_total: Counter;
     /// Bytes written to segment files.
     flushed_bytes_total: Counter;
-    /// Segment files written and synced, each time counted.
+    /// Segment files that the broker wrote and synced, counted at each flush.
     flushed_files_total: Counter;
-    /// Bytes of the partitions' last batches that each checkpoint carries until they are written to segment files.
+    /// Bytes of the partitions' last batches that checkpoints carry until the flusher writes them to segment files.
     checkpoint_carried_bytes: Gauge;
-    /// Flushes that failed and were tried again.
+    /// Flushes that failed and that the broker retried.
     flush_failures_total: Counter;
-    /// 1 while what is to be flushed finds no room on the disk.
+    /// 1 while the flusher finds no room on the disk.
     disk_full: Gauge;
     /// Checkpoints written.
     checkpoints_total: Counter;
@@ -329,17 +337,17 @@ metrics! {
     cold_reads_total: Counter;
     /// Bytes read from segment files.
     cold_read_bytes_total: Counter;
-    /// Bytes of flushed batches kept in memory for tailing consumers.
+    /// Bytes of flushed batches that the core keeps in memory for consumers that keep up.
     cached_bytes: Gauge;
     /// Open descriptors of segment files.
     segment_files_open: Gauge;
-    /// One turn of the Raft ready loop.
+    /// Duration of a turn of the Raft ready loop.
     raft_ready_loop_latency_seconds: Histogram;
-    /// From proposing a metadata write to its being durable.
+    /// Time from proposing a metadata write to its being durable.
     metadata_wal_write_latency_seconds: Histogram;
-    /// One turn of the Raft ready loop, in CPU time of the core's thread.
+    /// CPU time that the core's thread spends in a turn of the Raft ready loop.
     raft_ready_loop_cpu_seconds: Histogram;
-    /// 1 on the broker that leads the metadata group and knows all that was committed before.
+    /// 1 on the broker that leads the metadata group and has applied everything committed before its term.
     metadata_leads: Gauge;
     /// The metadata group's term.
     metadata_term: Gauge;
@@ -347,42 +355,43 @@ metrics! {
     metadata_voters: Gauge;
     /// The last entry of the metadata's log that every core shows.
     metadata_shown_index: Gauge;
-    /// Metadata writes that were acknowledged on the WAL fast path: durable at the leader, under its lease.
+    /// Metadata writes acknowledged on the WAL fast path: durable at the leader while it holds its lease.
     metadata_wal_writes_total: Counter;
-    /// Metadata writes that asked for the fast path and waited for a quorum all the same.
+    /// Metadata writes that asked for the fast path but had to wait for a quorum.
     metadata_raft_fallback_total: Counter;
     /// Metadata writes that asked for a quorum.
     metadata_quorum_writes_total: Counter;
-    /// Writes, reads and descriptions that wait for the metadata group's answer; each has a deadline.
+    /// Writes, reads and descriptions that wait for the metadata group's answer. Each has a deadline.
     metadata_questions_open: Gauge;
-    /// Metadata writes sent to the leader, counted once for each attempt.
+    /// Metadata writes that the broker sent to the leader, counted at each attempt.
     metadata_forwarded_writes_total: Counter;
-    /// Read-lease heartbeats sent by the leader of the metadata, one a second and follower.
+    /// Read-lease heartbeats that the metadata leader sent, one a second to each follower.
     heartbeat_send_total: Counter;
-    /// Read-lease heartbeats received from the leader of the metadata, one a second.
+    /// Read-lease heartbeats that the broker received from the metadata leader, one a second.
     heartbeat_receive_total: Counter;
-    /// Metadata reads answered from this core's view under a valid lease.
+    /// Metadata reads that the core answered from its view under a valid lease.
     lease_valid_reads_total: Counter;
     /// Metadata reads that found no valid lease and asked the leader first.
     lease_expired_reads_total: Counter;
     /// Ticks of the metadata group's timers, of 100 ms.
     metadata_ticks_total: Counter;
-    /// Those of them at which this broker held a valid read lease.
+    /// Ticks of the metadata group's timers at which this broker held a valid read lease.
     metadata_leased_ticks_total: Counter;
-    /// Time between two turns of the core's executor, as a probe meets it every 10 ms: so long do the network and the disk wait for it.
+    /// Time between two turns of the core's executor, measured every 10 ms. The network and the disk wait for the
+    /// core as long.
     core_turn_seconds: Histogram;
-    /// The longest of these since the start, in microseconds.
+    /// Longest time between two turns of the core's executor since the start, in microseconds.
     core_turn_longest_microseconds: Gauge;
-    /// Beats of the core's loop; it beats about once a second.
+    /// Beats of the core's loop, about one a second.
     loop_beats_total: Counter;
 }
 
-/// What people are to be told of some groups, by group. Written seldom: a lock does no harm.
+/// Messages for people about some groups, by group. They are seldom written, so a lock does no harm.
 #[derive(Debug, Default)]
 pub struct Notices(Mutex<BTreeMap<u64, String>>);
 
 impl Notices {
-    /// Groups that are named at most; the others are only counted.
+    /// Maximum number of groups with a message. Further groups only count in `groups_stopped`.
     const MAX: usize = 100;
 
     pub fn add(&self, group: u64, notice: String) {
@@ -398,12 +407,12 @@ impl Notices {
     }
 }
 
-/// When the core's loop last turned. 0: it has not begun.
+/// The time at which the core's loop last turned.
 #[derive(Debug)]
 struct Beats {
-    /// What `last` counts from.
+    /// The moment from which `last` counts.
     epoch: Instant,
-    /// In ms, plus one.
+    /// In ms, plus one. 0: the loop has not begun.
     last: AtomicU64,
 }
 
@@ -414,14 +423,14 @@ impl Default for Beats {
 }
 
 impl CoreMetrics {
-    /// The core's loop has turned.
+    /// Records that the core's loop has turned.
     pub fn beat(&self) {
         self.loop_beats_total.add(1);
         let since = u64::try_from(self.beats.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.beats.last.store(since + 1, Relaxed);
     }
 
-    /// How long before `now` the core's loop last turned; `None` if it has not begun.
+    /// Time from the last turn of the core's loop to `now`. `None`: the loop has not begun.
     pub fn since_beat(&self, now: Instant) -> Option<Duration> {
         let last = self.beats.last.load(Relaxed).checked_sub(1)?;
         Some(now.saturating_duration_since(self.beats.epoch + Duration::from_millis(last)))
@@ -432,7 +441,7 @@ impl CoreMetrics {
         self.kafka_requests_total.of(api)
     }
 
-    /// Takes over what the store counts itself.
+    /// Publishes the counters that the store keeps.
     pub fn publish_store(&self, stats: &StoreStats) {
         self.wal_writes_total.set(stats.ring_writes);
         self.wal_chunks_total.set(stats.ring_chunks);
@@ -452,7 +461,7 @@ impl CoreMetrics {
     }
 }
 
-/// The figures of all cores.
+/// The metrics of all cores.
 #[derive(Debug)]
 pub struct Metrics {
     cores: Vec<Arc<CoreMetrics>>,
@@ -463,7 +472,7 @@ impl Metrics {
         Metrics { cores: (0..cores).map(|_| Arc::default()).collect() }
     }
 
-    /// For the core itself, its one writer.
+    /// The metrics of one core. Only that core may write them.
     pub fn core(&self, core: usize) -> Arc<CoreMetrics> {
         self.cores[core].clone()
     }
@@ -541,8 +550,8 @@ mod tests {
         }
     }
 
-    /// Counters that nothing increments mislead: each row is written by other code than this file's, by name or by one of
-    /// the methods that write several.
+    /// A counter that nothing increments misleads. Code outside this file must write each row, by its name or by a
+    /// method that writes several.
     #[test]
     fn every_figure_is_written_somewhere() {
         fn read(dir: &std::path::Path, text: &mut String) {

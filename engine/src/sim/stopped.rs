@@ -1,4 +1,4 @@
-//! A committed entry that can't be read: it stops its group, at once and after every start, and nothing else.
+//! A committed entry that cannot be applied: it stops its group, at once and after every start, and nothing else.
 
 use super::{
     counts::{Calm, produce},
@@ -18,19 +18,19 @@ const A_WHILE: Duration = Duration::from_secs(10);
 
 fn batch() -> Bytes {
     let mut batch = BatchBuilder::new(Codec::None);
-    // Virtual time begins at 0.
+    // The broker accepts any timestamp that is behind its clock.
     batch.push(0, None, Some(b"value"));
     batch.finish()
 }
 
-/// What producers to the first two partitions are told.
+/// The error codes of produce requests to the first two partitions.
 fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
     let answers = calm.ask(node, vec![produce(0..2, &batch())]);
     let [Response::Produce(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions.iter().map(|partition| partition.error_code).collect()
 }
 
-/// A leader of another version, or a fault of this one, has put it there.
+/// Commits an entry that cannot be applied. It stands for one of a leader of another version, or for a bug of this one.
 fn commit_garbage(calm: &Calm, node: &Node, group: GroupId) {
     let core = node.core().expect("it runs");
     calm.world.within(node.process, || {
@@ -67,7 +67,9 @@ fn a_partition_stops_before_an_entry_that_cannot_be_read_and_others_go_on() {
     for life in 0..3 {
         let told = notices(&node);
         assert!(told.len() == 1 && told[0].0 == group.0, "life {life}: {told:?}");
-        for part in ["partition counts-0", "has stopped before its committed entry 3", "unknown kind 255", "README"] {
+        for part in
+            ["partition counts-0", "has stopped before its committed entry 3", "unknown kind 255", "operating.md"]
+        {
             assert!(told[0].1.contains(part), "{told:?}");
         }
         assert!(node.serves(), "life {life}");
@@ -84,7 +86,7 @@ fn the_metadata_stops_before_an_entry_that_cannot_be_read_and_partitions_go_on()
     let told = notices(&node);
     assert!(told.len() == 1 && told[0].0 == 0 && told[0].1.starts_with("the metadata: group 0"), "{told:?}");
     assert_eq!(answers(&calm, &node), [0, 0], "what is open goes on");
-    // Without its metadata it does not serve, but it runs, and says why.
+    // Without its metadata, the node does not serve, but it runs and says why.
     for life in 0..2 {
         restart(&calm, &node);
         assert!(!node.serves(), "life {life}");
