@@ -89,7 +89,7 @@ impl Partition {
     /// Requests that wait for an entry to be as safe as they asked, or for this replica to be sure that it leads.
     pub(crate) fn waiters(&self) -> usize {
         let state = self.state.borrow();
-        state.waiting.len() + state.waiting_here.len() + state.unsure.len()
+        state.waiting.len() + state.waiting_here.len() + state.unsure.len() + self.held.borrow().len()
     }
 }
 
@@ -107,7 +107,7 @@ impl Partition {
             if code != ErrorCode::MessageTooLarge {
                 self.was_not_appended(core, info);
             }
-            return Err(code);
+            return self.refuse(code);
         }
         if info.is_idempotent()
             && let Some(answer) = self.answer_by_sequence(core, info, acks)
@@ -137,7 +137,7 @@ impl Partition {
             Err(error) => {
                 drop(state);
                 self.was_not_appended(core, info);
-                return Err(refusal(error));
+                return self.refuse(refusal(error));
             }
         };
         let (promise, answer) = promise();
@@ -146,6 +146,17 @@ impl Partition {
         drop(state);
         self.stir(core);
         replica::stage(core, &**self);
+        Ok(answer)
+    }
+
+    /// Refuses an append. While a hand-over is under way, the answer waits for its end: a client that is refused at once asks for a leader that
+    /// nobody knows yet, and waits longer before each retry.
+    fn refuse(&self, code: ErrorCode) -> Result<Committed, ErrorCode> {
+        if code != ErrorCode::NotLeaderOrFollower || self.handing_over_until.get().is_none() {
+            return Err(code);
+        }
+        let (promise, answer) = promise();
+        self.held.borrow_mut().push(promise);
         Ok(answer)
     }
 
@@ -293,6 +304,11 @@ impl State {
             waiters.insert(behind, Waiting { index: original.index, appended, promise });
         }
         answer
+    }
+
+    /// Appends that wait, whatever for.
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Promise<Result<Appended, ErrorCode>>> {
+        self.waiting.drain(..).chain(self.waiting_here.drain(..)).map(|waiting| waiting.promise)
     }
 
     /// Answers all who wait with a refusal.

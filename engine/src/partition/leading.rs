@@ -22,6 +22,8 @@ const RESTS_AFTER: u32 = 5;
 const STAND_APART: u32 = 3;
 /// How long a new leader takes its peers for in sync before they have shown what they have.
 const SHOW_WITHIN: Duration = Duration::from_secs(1);
+/// How long appends that meet a hand-over wait for its end: an election timeout, after which the leader gives it up.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// Entries that a learner may lack and still be made a voter.
 const NEARLY_ALL: u64 = 64;
 
@@ -36,6 +38,9 @@ impl Partition {
             self.excused_until.borrow_mut().clear();
             // Whether their entries last is not known here: who asks again is answered by the next leader.
             let mut state = self.state.borrow_mut();
+            if self.handing_over_until.get().is_some() {
+                self.held.borrow_mut().extend(state.take_waiting());
+            }
             state.refuse_all(ErrorCode::NotLeaderOrFollower);
             state.gaps.clear();
             drop(state);
@@ -74,6 +79,14 @@ impl Partition {
         }
         self.told.set(Some((node, term as i32)));
         self.announce(core, Some(node), term as i32);
+        self.end_hand_over();
+    }
+
+    /// A leader is known, or the hand-over has failed: appends that met it are answered.
+    pub(super) fn end_hand_over(&self) {
+        if self.handing_over_until.take().is_some() {
+            self.held.take().into_iter().for_each(|held| held.keep(Err(ErrorCode::NotLeaderOrFollower)));
+        }
     }
 
     fn announce(&self, core: &Rc<Core>, node: Option<i32>, epoch: i32) {
@@ -135,6 +148,13 @@ impl Partition {
         if self.leads() {
             self.watch_peers(core, now);
             self.reconcile_members(core);
+        }
+        if self
+            .handing_over_until
+            .get()
+            .is_some_and(|until| now >= until || (self.leads() && !self.replica.with(|raft| raft.is_handing_over())))
+        {
+            self.end_hand_over();
         }
         self.catch_up.tick();
         core.ready_loop.wake(self.clone());
@@ -290,6 +310,7 @@ impl Partition {
         let Some(target) = target else { return false };
         self.stir(core);
         self.replica.with(|raft| raft.hand_over(target.peer));
+        self.handing_over_until.set(Some(crate::clock::now() + HAND_OVER_MAX));
         core.ready_loop.wake(self.clone());
         true
     }
@@ -301,10 +322,17 @@ impl Partition {
         }
     }
 
-    /// Hands over to the preferred leader, if that is another that can lead and lacks nothing.
+    /// Hands over to the preferred leader, if that is another that can lead and has everything that there was a tick ago. With more to
+    /// replicate first, the partition would take no writes meanwhile.
     pub fn prefer(self: &Rc<Self>, core: &Rc<Core>) -> bool {
         let preferred = self.replicas.borrow()[0];
-        let is_ready = self.leads() && preferred != core.node() && self.in_sync.borrow().contains(&preferred);
+        let is_in_sync = || self.in_sync.borrow().contains(&preferred);
+        let (before, _) = self.ticked.get();
+        let is_close = || {
+            let progress = self.replica.with(|raft| raft.progress());
+            progress.iter().any(|peer| node_of(peer.peer) == preferred && peer.matched >= before)
+        };
+        let is_ready = self.leads() && preferred != core.node() && is_in_sync() && is_close();
         is_ready && !self.replica.with(|raft| raft.is_handing_over()) && self.hand_over(core, Some(preferred))
     }
 }

@@ -41,7 +41,7 @@ use crate::{
         producers::{Producers, gaps::Gaps, share::Cut},
         replica::{Payload, Replica, Replicated},
     },
-    sync::Marks,
+    sync::{Marks, Promise},
 };
 use ahash::AHashMap;
 use consensus::group::{
@@ -128,6 +128,10 @@ pub struct Partition {
     excused_until: RefCell<AHashMap<u64, Duration>>,
     /// The log's last index at the last tick, and for how many ticks it has been that.
     ticked: Cell<(u64, u32)>,
+    /// Until when a hand-over that began here may take: until then appends that meet it are held.
+    handing_over_until: Cell<Option<Duration>>,
+    /// Appends that met it. They are refused once the next leader is known.
+    held: RefCell<Vec<Promise<Result<Appended, ErrorCode>>>>,
     /// Ticks until this replica stands for election, its leader being lost.
     stands_in: Cell<Option<u32>>,
     /// A snapshot that is being stepped.
@@ -200,6 +204,8 @@ impl Partition {
             in_sync: RefCell::default(),
             excused_until: RefCell::default(),
             ticked: Cell::new((0, 0)),
+            handing_over_until: Cell::new(None),
+            held: RefCell::default(),
             stands_in: Cell::new(None),
             coming: RefCell::default(),
             catch_up: CatchUp::default(),
@@ -504,6 +510,7 @@ impl Replicated for Partition {
         state.failed = true;
         state.refuse_all(ErrorCode::KafkaStorageError);
         drop(state);
+        self.end_hand_over();
         self.wake_fetches();
     }
 }

@@ -93,7 +93,7 @@ impl Calm {
     }
 
     /// Who leads partition 0.
-    fn leader(&self) -> &Rc<Node> {
+    pub(super) fn leader(&self) -> &Rc<Node> {
         let leads = |node: &&Rc<Node>| {
             let core = node.core().expect("it runs");
             let group = core.view(|view| GroupId(view.topic(TOPIC).expect("it was created").partitions[0].group));
@@ -130,7 +130,7 @@ impl Calm {
         answers.take().expect("they have come")
     }
 
-    fn until(&self, mut so: impl FnMut() -> bool) {
+    pub(super) fn until(&self, mut so: impl FnMut() -> bool) {
         let end = self.world.time() + Duration::from_secs(60);
         while !so() {
             self.world.step(end).expect("it happens within a minute");
@@ -158,7 +158,7 @@ fn is_ring(path: &Path) -> bool {
 }
 
 /// A batch of one record with so many bytes, in memory of its own, as it comes from a socket.
-fn batch(bytes: usize) -> Bytes {
+pub(super) fn batch(bytes: usize) -> Bytes {
     let mut batch = BatchBuilder::new(Codec::None);
     let value: Vec<u8> = (0..bytes).map(|at| (at * 31 % 251) as u8).collect();
     batch.push(exec::world().time().as_millis() as i64, None, Some(&value));

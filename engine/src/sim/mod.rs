@@ -31,6 +31,7 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
+mod handed_over;
 mod ledger;
 mod ledger_commits;
 mod logs;
