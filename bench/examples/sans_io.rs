@@ -1,17 +1,18 @@
-//! The parts of a broker that do no I/O, each in a loop, for tools that count what they cost.
+//! Runs the parts of a broker that do no I/O, each in a loop, for tools that measure their cost.
 //!
 //! `cargo run --release -p bench --example sans_io -- PART TIMES`
 //!
-//! | part | one time is |
+//! | part | one repetition is |
 //! |---|---|
-//! | `produce` | a Produce request of one batch of ten 100-byte records: frame, request, batch with its CRC, answer |
-//! | `fetch` | a Fetch request of one partition, and its answer with a batch |
-//! | `raft` | an entry of 100 bytes proposed by the leader of three replicas, until all three have applied it |
-//! | `ring` | an entry of 1 KiB staged in the write-ahead ring, a write for every 16 of them |
-//! | `metadata` | a topic's setting changed: encoded, decoded, applied |
+//! | `produce` | a Produce request with one batch of ten 100-byte records: frame, request, batch and CRC, response |
+//! | `fetch` | a Fetch request for one partition, and its response with a batch |
+//! | `raft` | the leader of three replicas proposes an entry of 100 bytes, and all three apply it |
+//! | `ring` | an entry of 1 KiB is staged in the write-ahead ring; there is one write for every 16 entries |
+//! | `metadata` | a topic's setting is changed: encoded, decoded, applied |
 //!
-//! Nothing here depends on the machine, nor on chance, so instructions can be compared from run to run: two runs of different length
-//! under `valgrind --tool=callgrind` differ by what the times between them take. `.ci/instructions` does so.
+//! No part depends on the machine or on chance, so instruction counts can be compared from run to run. Two runs of
+//! different length under `valgrind --tool=callgrind` differ by the cost of the extra repetitions. `.ci/instructions`
+//! measures this way.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -91,7 +92,7 @@ fn some_batch() -> Bytes {
     builder.finish()
 }
 
-/// A request as it comes from a socket: with its length before it.
+/// A request as it arrives from a socket: with its length prefix.
 fn framed(header: &RequestHeader, request: &Request) -> Result<Bytes, Failure> {
     Ok(request::encode(header, request)?.into_bytes())
 }
@@ -178,7 +179,7 @@ impl Replicas {
         Ok(replicas)
     }
 
-    /// Persists, applies and delivers until all is quiet.
+    /// Persists, applies and delivers until nothing is left to do.
     fn settle(&mut self) {
         loop {
             let mut messages = Vec::new();

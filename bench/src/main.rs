@@ -1,6 +1,6 @@
 //! `millrace-bench`: a load harness for any Kafka-compatible broker, and for Millrace's own parts.
 //!
-//! Talks to brokers as any client does, through `net`'s client codec; knows nothing of the broker's insides.
+//! It talks to brokers like any client, through `net`'s client codec, and does not depend on the broker's crate.
 
 pub mod brokers;
 mod compare;
@@ -42,7 +42,7 @@ fn perform(mut workload: Workload) -> Result<(), Box<dyn Error>> {
     session::run(&options, || workloads::run_once(&workload))
 }
 
-/// An error with all its causes.
+/// The text of an error and of all its causes.
 fn in_full(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

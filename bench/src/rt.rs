@@ -1,5 +1,5 @@
-//! The runtime, as the harness sees it: one executor per load thread, timers, and a signal between two tasks of a thread.
-//! The only file here that names glommio.
+//! The runtime of the harness: one executor per load thread, timers, and a signal between two tasks of a thread. Only
+//! this file uses the glommio crate directly.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -13,7 +13,8 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 
 use crate::machine::clock;
 
-/// Registered I/O memory per thread, in bytes. Small: locked memory is scarce by default, and sockets here need none.
+/// Registered I/O memory per thread, in bytes. It is small: locked memory is scarce by default, and the sockets here
+/// need none.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
 /// A load thread.
@@ -26,7 +27,7 @@ impl<T: Send + 'static> LoadThread<T> {
     }
 }
 
-/// Starts a thread with an executor, pinned to `cpu` if one is named, and runs the future that `main` makes there.
+/// Starts a thread with an executor, pinned to `cpu` if one is given. Runs the future that `main` creates there.
 pub fn spawn_thread<F, T>(
     name: &str,
     cpu: Option<usize>,
@@ -63,7 +64,7 @@ pub async fn yield_now() {
     glommio::executor().yield_now().await;
 }
 
-/// Waits until a time of the monotonic clock.
+/// Waits until this time of the monotonic clock, in nanoseconds.
 pub async fn sleep_until(time_ns: u64) {
     let left_ns = time_ns.saturating_sub(clock::now_ns());
     if left_ns > 0 {
@@ -71,7 +72,7 @@ pub async fn sleep_until(time_ns: u64) {
     }
 }
 
-/// `None` if the future has not ended within `limit`; it is dropped then.
+/// Awaits a future for at most `limit`. Drops it and returns `None` if it has not finished by then.
 pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut timer = Timer::new(limit);
@@ -84,7 +85,7 @@ pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Opt
     .await
 }
 
-/// Wakes the one task that waits. A signal given while nobody waits is kept.
+/// Wakes the one task that waits. If no task waits, the signal is kept for the next wait.
 #[derive(Debug, Default)]
 pub struct Signal {
     given: Cell<bool>,
@@ -99,7 +100,7 @@ impl Signal {
         }
     }
 
-    /// Waits for the signal, at most so long; `None` waits without a bound.
+    /// Waits for the signal, at most for `at_most`; `None` waits without a limit.
     pub async fn wait(&self, at_most: Option<Duration>) {
         let mut timer = at_most.map(Timer::new);
         poll_fn(|context| {

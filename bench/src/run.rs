@@ -1,4 +1,4 @@
-//! What all workloads against a broker share: threads, the live line, and the merge of what they found.
+//! The common part of all workloads against a broker: threads, the live line, and the merge of the results.
 
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
@@ -18,16 +18,16 @@ use crate::options::ThreadOptions;
 use crate::report::with_commas;
 use crate::rt;
 
-/// From the start of the threads to the first record: time to connect.
+/// Time between the start of the threads and the first record, in which they connect.
 const LEAD: Duration = Duration::from_millis(200);
-/// Between two samples of what goes on: a fortieth of the run, within these.
+/// Bounds of the sample interval, which is a fortieth of the run.
 const SAMPLE_MIN: Duration = Duration::from_millis(250);
 const SAMPLE_MAX: Duration = Duration::from_secs(1);
-/// Between two live lines, on a terminal and elsewhere.
+/// Interval between two live lines, on a terminal and elsewhere.
 const LINE_ON_TERMINAL_NS: u64 = 1_000_000_000;
 const LINE_NS: u64 = 5_000_000_000;
 
-/// When a run begins, when it is measured from, and when it ends.
+/// When a run begins, when its measurement begins, and when it ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     pub start_ns: u64,
@@ -47,23 +47,23 @@ impl Window {
     }
 }
 
-/// What was seen between two moments of a run.
+/// Figures of the interval between two moments of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The later moment, from the run's begin, warm-up included.
+    /// End of the interval, counted from the start of the run, warm-up included.
     pub seconds: f64,
     pub per_s: f64,
     pub mb_per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
-    /// Since the begin.
+    /// Errors since the start of the run.
     pub errors: u64,
     /// The busy share of each CPU of the machine, 0 to 1.
     pub cpus: Vec<f64>,
 }
 
-/// What a run found, how busy its busiest thread was, and how it went over time.
+/// The results of a run, the CPU share of its busiest thread, and its samples over time.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub tally: Tally,
@@ -71,7 +71,7 @@ pub struct Outcome {
     pub series: Vec<Sample>,
 }
 
-/// Runs one future per lane, spread over the threads; shows progress until all have ended.
+/// Distributes the lanes over the threads and runs one future per lane. Shows progress until all threads have ended.
 pub fn drive<F>(
     options: &ThreadOptions,
     lanes: Vec<Lane>,
@@ -94,7 +94,7 @@ where
         let (live, work, ended) = (lives[thread].clone(), work.clone(), ended.clone());
         let cpu = options.cpus.get(thread % options.cpus.len().max(1)).copied();
         threads.push(rt::spawn_thread(&format!("load-{thread}"), cpu, move || async move {
-            // Dropped when the thread's work is done, or has panicked.
+            // Dropped when the thread's work ends or panics; the last drop ends `watch`.
             let _ended = ended;
             let (begin_ns, cpu_ns) = (clock::now_ns(), clock::thread_cpu_ns());
             let tasks: Vec<_> = share.into_iter().map(|(i, lane)| rt::spawn(work(i, lane, live.clone()))).collect();
@@ -117,7 +117,7 @@ where
     Ok(outcome)
 }
 
-/// Refuses CPUs that this process may not use.
+/// Rejects CPUs that this process may not use.
 pub fn check_cpus(options: &ThreadOptions) -> io::Result<()> {
     let allowed = environment::allowed_cpu_numbers();
     match options.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
@@ -126,7 +126,7 @@ pub fn check_cpus(options: &ThreadOptions) -> io::Result<()> {
     }
 }
 
-/// Takes samples until the threads have ended, and shows them.
+/// Takes samples and shows them until all threads have ended.
 pub fn watch(ended: &mpsc::Receiver<()>, lives: &[Arc<Live>], window: Window) -> Vec<Sample> {
     let every = (Duration::from_nanos(window.duration_ns()) / 40).clamp(SAMPLE_MIN, SAMPLE_MAX);
     let mut line = Line::new();
@@ -134,7 +134,7 @@ pub fn watch(ended: &mpsc::Receiver<()>, lives: &[Arc<Live>], window: Window) ->
     let mut series = Vec::new();
     while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
         let sample = sampler.sample(lives);
-        // Threads that still wait for answers after the end have nothing more to show.
+        // After the end, threads only wait for outstanding answers; there is nothing more to show.
         if clock::now_ns() <= window.end_ns {
             line.show(&sample, window);
             series.push(sample);
@@ -182,7 +182,8 @@ impl Sampler {
     }
 }
 
-/// The live line on standard error: overwritten on a terminal, else one line every few seconds.
+/// The live line on standard error. A terminal shows one line that is overwritten; otherwise a line is printed every
+/// few seconds.
 struct Line {
     on_terminal: bool,
     shown_ns: u64,

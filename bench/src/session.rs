@@ -1,4 +1,4 @@
-//! One call of a workload from the command line: its repeats, and where their results go.
+//! One invocation of a workload: its repeats, and the output of its results.
 
 use std::error::Error;
 use std::fs::OpenOptions;
@@ -10,7 +10,7 @@ use crate::options::RunOptions;
 use crate::report::Report;
 use crate::report::html;
 
-/// Runs a workload as often as the options say; prints and stores what it found.
+/// Runs a workload as often as the options say. Prints and stores its results.
 pub fn run(
     options: &RunOptions,
     mut once: impl FnMut() -> Result<Report, Box<dyn Error>>,
@@ -48,14 +48,14 @@ pub fn run(
     Ok(())
 }
 
-/// One more line at the end of the file.
+/// Appends the report's JSON object to the file as one line.
 pub fn append(file: &Path, report: &Report) -> Result<(), String> {
     let failed = |e: std::io::Error| format!("cannot write results to {}: {e}", file.display());
     let mut out = OpenOptions::new().create(true).append(true).open(file).map_err(failed)?;
     out.write_all(format!("{}\n", report.to_json()).as_bytes()).map_err(failed)
 }
 
-/// The run of median throughput; of an even number, the lower of the two.
+/// The run with the median throughput. For an even number of runs, the lower of the two middle ones.
 fn median(reports: &[Report]) -> Option<&Report> {
     let mut by_rate: Vec<&Report> = reports.iter().collect();
     by_rate.sort_by(|a, b| a.per_s().total_cmp(&b.per_s()));

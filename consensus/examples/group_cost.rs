@@ -1,4 +1,4 @@
-//! What a Raft group with one voter costs: `cargo run --release -p consensus --example group_cost`.
+//! Measures the cost of a Raft group with one voter: `cargo run --release -p consensus --example group_cost`.
 
 use bytes::Bytes;
 use consensus::group::{
@@ -15,21 +15,21 @@ use std::{
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator, counting.
+/// The system's allocator, with counters.
 struct Counting;
 
-// SAFETY: it only counts on the way to the system's allocator.
+// SAFETY: it only counts, then calls the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.fetch_add(layout.size(), Relaxed);
         ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `dealloc`.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -57,7 +57,7 @@ fn descriptor(offset: u64) -> Bytes {
     EntryData::Batch(Descriptor { base_offset: offset, count: 1, bytes: 1024, crc: 7, max_timestamp: 0 }).encode()
 }
 
-/// Proposes, takes the Ready, persists, commits, applies; so many proposals to a Ready.
+/// Proposes, takes the Ready, persists, commits and applies, with `per_ready` proposals in each Ready.
 fn proposals(per_ready: u64) {
     const ROUNDS: u64 = 200_000;
     let mut group = leader(1);

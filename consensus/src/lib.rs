@@ -1,17 +1,17 @@
 //! Raft groups and the metadata state machine, free of I/O.
 //!
-//! Never reads a clock, a file, a socket or a random number: time, randomness, disk and network come in as arguments and go
-//! out as values. That is what lets a simulation replay any run from its seed.
+//! The code never reads a clock, a file, a socket or a random number. Time, randomness, disk and network come in as
+//! arguments and go out as values, so a simulation can replay any run from its seed.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`group`] | one replica of one Raft group, on raft-rs |
-//! | [`descriptor`] | what a partition's entries carry through Raft, while their batches travel beside it |
+//! | [`group::descriptor`] | the data of a partition's entries in Raft; their batches travel beside it |
 //! | [`metadata`] | commands, slices, snapshots and views |
 //! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
-//! | [`wire`] | what brokers say to each other and to tools, as bytes |
-//! | [`seam`] | clock and transport, as those who drive all this have them |
-//! | `sim` | their fault-injecting twins, and many nodes on them (feature `sim`, and in tests) |
+//! | [`wire`] | the encoding of messages between brokers, and between brokers and tools |
+//! | [`seam`] | the traits for clock and transport |
+//! | `sim` | their fault-injecting twins, and a cluster of many nodes on them (feature `sim`, and in tests) |
 
 pub mod group;
 pub mod metadata;

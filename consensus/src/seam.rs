@@ -1,15 +1,17 @@
-//! Where the world begins: what drives this crate's state machines reaches clocks and peers only through these traits, so that
-//! [`crate::sim`]'s fault-injecting twins can stand in for them. (Storage's seam is `wal`'s `Disk`.)
+//! The seams to the outside: the hosts of this crate's state machines reach clocks and peers only through these
+//! traits. [`crate::sim`]'s fault-injecting twins can stand in for them. (The seam for storage is `wal`'s `Disk`.)
 
 use std::time::Duration;
 
-/// Time that never goes back and counts while the machine is suspended (CLOCK_BOOTTIME): a lease must not outlive a pause.
+/// Monotonic time that also counts while the machine is suspended (CLOCK_BOOTTIME), because a lease must not
+/// outlive a pause.
 pub trait Clock {
-    /// Since an origin of its own; only differences mean anything, and only on this node.
+    /// The time since an arbitrary origin. Only differences between two values of the same node mean anything.
     fn now(&self) -> Duration;
 }
 
-/// A node's way to its peers. It never waits and promises nothing: a message may be lost, late, doubled or overtaken.
+/// A node's connection to its peers. Sending never blocks and guarantees nothing: a message may be lost, delayed,
+/// duplicated or reordered.
 pub trait Transport {
     type Message;
 

@@ -1,9 +1,15 @@
 //! The broker's life: recovery, cores, readiness, drain.
 //! Lives on: the main thread, which starts the cores, waits, and stops them.
 //!
-//! Start: one core checks the manifest and, if the number of cores changed, moves what the old rings hold; then every core opens its
-//! own store; core 0 hands out the metadata; every partition gets its leader; only then is anybody accepted.
-//! Stop: no new connections or requests, what is in flight is answered (at most [`DRAIN_MAX`]), everything is flushed and marked clean.
+//! Start:
+//! 1. One core checks the manifest. If the number of cores changed, or the rings must have larger segments, it moves
+//!    what the old rings hold.
+//! 2. Every core opens its own store.
+//! 3. Core 0 distributes the metadata.
+//! 4. Every partition gets its leader. Only then does the broker accept connections.
+//!
+//! Stop: the broker accepts no new connections or requests and answers requests in flight (for at most
+//! [`DRAIN_MAX`]). Then it flushes everything and marks the stores clean.
 
 use crate::{
     clock,
@@ -56,14 +62,14 @@ use wal::{
     store::{OpenError, Poisoned, Store, StoreConfig, StoreDirs},
 };
 
-/// Memory of the newest records, by default.
+/// Default size of the memory for the newest records, in bytes for each core.
 const CACHE_PER_CORE: u64 = 512 << 20;
-/// How long a start goes on after a signal at most, before the main thread sees it.
+/// A signal during the start is noticed within this time.
 const STOP_NOTICED_IN: Duration = Duration::from_millis(100);
-/// How long requests in flight may take to end once the broker was told to stop.
+/// Time that requests in flight have to end after the broker was asked to stop.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// How long a broker that stops flushes. What is left by then is durable in the rings, and the next start replays it: that is
-/// faster than many small files. Container engines kill a process ten seconds after they asked it to stop.
+/// Time for which a stopping broker flushes. The rest is durable in the rings, and the next start replays it. That is
+/// faster than writing many small files. Container engines kill a process ten seconds after they asked it to stop.
 const LAST_FLUSH_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +88,7 @@ pub enum BrokerError {
     Io(#[from] std::io::Error),
 }
 
-/// Why a data directory can't be used.
+/// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrepareError {
     #[error(transparent)]
@@ -91,14 +97,14 @@ pub(crate) enum PrepareError {
     DataDir(#[from] DataDirError),
 }
 
-/// What the cores tell the main thread.
+/// Messages from the cores to the main thread.
 enum News {
     Ready,
     Failed { core: usize, why: String },
     Stopped,
 }
 
-/// A broker that serves.
+/// A running broker.
 pub struct Broker {
     threads: Vec<rt::CoreThread>,
     news: mpsc::Receiver<News>,
@@ -108,13 +114,13 @@ pub struct Broker {
     serves: bool,
 }
 
-/// Tells core 0 to stop the broker; from any thread.
+/// Asks core 0 to stop the broker. Any thread may use it.
 struct Stop {
     alarm: rt::Alarm,
     wanted: AtomicBool,
 }
 
-/// What every core is made from.
+/// The parts that all cores are made from.
 struct Shared {
     about: About,
     config: Arc<Config>,
@@ -126,7 +132,7 @@ struct Shared {
 }
 
 impl Broker {
-    /// Starts the broker and returns once clients are served, or soon after `stopped` says so.
+    /// Starts the broker. Returns once the broker serves clients, or soon after `stopped` returns true.
     pub fn start(
         config: Arc<Config>,
         plan: &CorePlan,
@@ -169,7 +175,7 @@ impl Broker {
             threads.push(rt::spawn_core(*cpu, &format!("core-{number}"), move || async move {
                 let (news, number) = (shared.news.clone(), number);
                 if let Err(why) = run_core(shared, seed, bound, peer_bound).await {
-                    // The main thread may be gone already; then nobody needs to know.
+                    // If the main thread is gone already, nobody needs this message.
                     let _ = news.send(News::Failed { core: number, why });
                 }
                 let _ = news.send(News::Stopped);
@@ -191,12 +197,13 @@ impl Broker {
         Ok(broker)
     }
 
-    /// `false`: the broker was told to stop while it started, and is still to be [stopped](Broker::stop).
+    /// `false`: the broker was asked to stop while it started. The caller must still [stop](Broker::stop) it.
     pub fn serves(&self) -> bool {
         self.serves
     }
 
-    /// Where clients are served: with the port that was given if none was asked for.
+    /// The address on which the broker serves clients, with the port that the system chose if the setting names port
+    /// 0.
     pub fn kafka_addr(&self) -> SocketAddr {
         self.kafka_addr
     }
@@ -226,8 +233,8 @@ impl Broker {
     }
 }
 
-/// io_uring lets go of the sockets of a process that was killed some time after it is gone: a broker that is started again at once
-/// waits that long for its address.
+/// After a process was killed, io_uring releases its sockets only some time later. A broker that is restarted at once
+/// waits for its address for at most this time.
 const REBIND_MAX: Duration = Duration::from_secs(5);
 const REBIND_PAUSE: Duration = Duration::from_millis(20);
 
@@ -247,13 +254,13 @@ fn bind(addr: SocketAddr, cores: usize) -> Result<Vec<Bound>, BindError> {
     }
 }
 
-/// Reads or creates the manifest, and moves rings and checkpoints if the number of cores is another.
+/// Reads or creates the manifest. Moves rings and checkpoints if the number of cores or the size of the rings changed.
 fn prepare_data_dir(config: &Arc<Config>, cpus: &[usize], memory_per_core: u64) -> Result<Manifest, BrokerError> {
     let (config, cores) = (config.clone(), cpus.len());
     beforehand(cpus[0], move || async move { prepare(&config, cores, memory_per_core).await })
 }
 
-/// Runs what uses the disk before the cores do.
+/// Runs work that needs the disk before the cores start, on a core of its own.
 fn beforehand<T, E, F>(cpu: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BrokerError>
 where
     T: Send + 'static,
@@ -262,7 +269,7 @@ where
 {
     let (told, heard) = mpsc::channel();
     let thread = rt::spawn_core(cpu, "prepare", move || async move {
-        // The receiver waits for exactly this.
+        // The main thread waits for exactly this message.
         let _ = told.send(work().await.map_err(|error| error.to_string()));
     })?;
     thread.join()?;
@@ -287,7 +294,7 @@ pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64)
             ..Manifest::new(config.node_id, peer_id(config.node_id, draw()), cores)
         },
     };
-    // Later processes are told from earlier ones by this.
+    // The incarnation distinguishes this process from earlier ones.
     let manifest = Manifest { incarnation: manifest.incarnation + 1, ..manifest };
     manifest.write(&disk, data).await?;
     let store = store_config(config, cores, &Shares::of(memory_per_core));
@@ -307,18 +314,18 @@ pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64)
     Ok(manifest)
 }
 
-/// Below the number of a new directory's first process, and above those of all processes on directories that this broker had
-/// before: what they asked must not be taken for what this one asks.
+/// The number before that of the first process on a new data directory. It is above the numbers of all processes on
+/// data directories that this broker had before. So nobody takes their requests for requests of this one.
 fn first_incarnation() -> u64 {
     (clock::wall_ms() as u64) << 16
 }
 
-/// A number that no other disk of this broker has had, but by an accident of one in four thousand million.
+/// A random number that distinguishes this broker's disks. Two disks get the same one with a probability of 2^-32.
 fn draw() -> u32 {
     rt::draw_uuid().as_u128() as u32
 }
 
-/// Founds or joins a cluster, if the data directory belongs to none.
+/// Founds or joins a cluster if the data directory belongs to none.
 fn into_cluster(
     manifest: Manifest,
     config: &Arc<Config>,
@@ -343,7 +350,7 @@ fn into_cluster(
     Ok(manifest)
 }
 
-/// What this broker says of itself to others.
+/// How this broker introduces itself to other brokers.
 fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
     Hello {
         caller: Caller::Broker,
@@ -360,12 +367,12 @@ fn hello(manifest: &Manifest, config: &Config, peer_addr: SocketAddr) -> Hello {
     }
 }
 
-/// Sparse indexes of segments: enough for some ten thousand of them.
+/// Memory for the sparse indexes of segments: enough for some ten thousand of them.
 const INDEXES_PER_CORE: u64 = 64 << 20;
 
-/// This core's share of what the broker may use.
+/// The configuration of one core's store: its share of what the broker may use.
 fn store_config(config: &Config, cores: usize, shares: &Shares) -> StoreConfig {
-    // More would seldom be read, and each of its pages costs its first touch.
+    // A larger cache would seldom be read, and the first touch of each of its pages costs time.
     let cache = config.log_cache_bytes.map_or(CACHE_PER_CORE, |bytes| bytes / cores as u64);
     let ring_bytes = config.wal_ring_bytes / cores as u64;
     let entry_bytes = config.message_max_bytes + ENTRY_DATA_BYTES_MAX;
@@ -373,10 +380,11 @@ fn store_config(config: &Config, cores: usize, shares: &Shares) -> StoreConfig {
         ring_bytes,
         entry_bytes,
         flush_trigger_bytes: (ring_bytes / 4).min(shares.log / 4),
-        // A flush comes with each quarter of the ring, so that at most a quarter of what is written there is written once more.
+        // Each quarter of the ring triggers a flush, so that carrying batches rewrites at most a quarter of what is
+        // written there.
         carried_bytes: (ring_bytes / 16).min(shares.carried),
         cache_bytes: cache.min(shares.cache),
-        // Room for a few of the largest entries beside the cache, however little memory there is.
+        // Room for a few of the largest entries beside the cache, even if there is little memory.
         memory_bytes: shares.log.max(shares.cache + 4 * entry_bytes as u64),
         read_ahead_bytes: shares.read_ahead,
         index_bytes: INDEXES_PER_CORE.min(shares.indexes),
@@ -401,7 +409,7 @@ async fn run_core(
     if let Some(peer_bound) = peer_bound {
         let (peers, host) = (core.peers().clone(), Rc::new(GroupHost(core.clone())));
         let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
-        // A broker without a quorum waits in `start`, for ever perhaps, and can be stopped there.
+        // A broker without a quorum may wait in `start` for ever. This task can stop it there.
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
         meta::start(&core, accept).await?;
     }
@@ -411,29 +419,29 @@ async fn run_core(
         rt::spawn(connection::close_stalled(core.clone()));
         rt::spawn(crate::core::turn_probe::run(core.clone()));
         serve_partitions(&core);
-        // A core that accepts nobody would leave the broker half alive.
+        // A core that accepts no connections would leave the broker half alive.
         connection::accept(core.clone(), bound).await.expect("a bound socket can be listened on");
     }
     drain(&core).await;
     Ok(())
 }
 
-/// What a broker's cores know of it.
+/// The facts about this broker that all its cores share.
 pub(crate) struct About {
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     pub hello: Hello,
-    /// By which other brokers and tools are known.
+    /// The secret that identifies other brokers and tools. `None`: everybody is accepted.
     pub secret: Option<Secret>,
     pub epoch: u64,
-    /// Host and port that clients are told.
+    /// Host and port at which the broker tells clients to connect.
     pub advertised: (Arc<str>, u16),
     pub shares: Lasting,
 }
 
 impl About {
-    /// A broker that belongs to a cluster, at these addresses.
+    /// Describes a broker that belongs to a cluster, at these addresses.
     pub(crate) fn new(
         manifest: &Manifest,
         config: Arc<Config>,
@@ -460,7 +468,7 @@ impl About {
     }
 }
 
-/// Opens a core's store and starts everything that needs no more than that.
+/// Opens a core's store and starts every task that needs only the store.
 pub(crate) async fn begin_core(
     about: &About,
     mesh: Mesh<Core>,
@@ -507,30 +515,31 @@ pub(crate) async fn begin_core(
     Ok(core)
 }
 
-/// What goes on beside serving.
+/// Starts the background tasks of a core that serves.
 pub(crate) fn serve_partitions(core: &Rc<Core>) {
     rt::spawn(crate::partition::retention::run(core.clone()));
     rt::spawn(crate::partition::producers::share::run(core.clone()));
     rt::spawn(liveness::rebalance(core.clone()));
 }
 
-/// Runs one of the store's loops; if it ends for a fault, so does what this core acks.
+/// Runs one of the store's loops. If a fault ends the loop, the core stops acknowledging.
 async fn storage_loop(core: Rc<Core>, ended: impl Future<Output = Result<(), Poisoned>>) {
     if let Err(poisoned) = ended.await {
         core.storage_failed(&poisoned.to_string());
     }
 }
 
-/// Has memory at hand before the ring wants it: to clear it takes the kernel milliseconds, which another thread spends.
+/// Prepares memory before the ring needs it. The kernel takes milliseconds to clear memory, so another thread waits
+/// for that.
 async fn warm_memory(core: Rc<Core>) {
     loop {
         let bytes = core.store.memory_wanted().await;
-        // From here on it is this thread's, for its next chunk.
+        // Dropping the chunk here gives its memory to this thread, which takes it for its next chunk.
         drop(rt::blocking(move || Chunk::warm(bytes)).await);
     }
 }
 
-/// Shows the admin thread, once a second, that this core's loop turns, and what it has counted.
+/// Once a second, shows the admin thread that this core's loop turns, and publishes its counters.
 async fn beat(core: Rc<Core>) {
     loop {
         core.metrics.beat();
@@ -548,7 +557,7 @@ async fn beat(core: Rc<Core>) {
     }
 }
 
-/// On core 0: waits until the main thread wants the broker to stop.
+/// On core 0: waits until the main thread asks the broker to stop.
 async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
     while !stop.wanted.load(Ordering::Acquire) {
         if let Err(error) = stop.alarm.rung().await {
@@ -559,7 +568,7 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
     begin_stop(&core).await;
 }
 
-/// On core 0: has every core hand over what it leads, and stop taking requests.
+/// On core 0: asks every core to hand over its leaderships and to take no more requests.
 pub(crate) async fn begin_stop(core: &Rc<Core>) {
     let cores = (0..core.cores()).map(CoreId);
     sync::all(cores.clone().map(|to| core.call(to, liveness::hand_over).result()).collect()).await;
@@ -568,10 +577,11 @@ pub(crate) async fn begin_stop(core: &Rc<Core>) {
     }
 }
 
-/// Answers what is in flight, then leaves the disk so that the next start has nothing to replay.
+/// Answers requests in flight, then leaves the disk so that the next start has nothing to replay.
 pub(crate) async fn drain(core: &Rc<Core>) {
     core.connections.close_all();
-    // Members that wait for others would wait for a rebalance; they find the group's next coordinator instead.
+    // Members that wait in JoinGroup would wait for a rebalance. Now they look for the group's next coordinator
+    // instead.
     core.coordinators.resign_all();
     if let Either::Second(()) = race(core.connections.drained(), rt::sleep(DRAIN_MAX)).await {
         tracing::warn!(
@@ -589,7 +599,7 @@ pub(crate) async fn drain(core: &Rc<Core>) {
         tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
     }
     core.lifecycle.metadata_ended.set();
-    // No core may stop serving its partitions while another still answers.
+    // No core may stop serving its partitions while another core still answers requests.
     core.all_drained().await;
     core.lifecycle.peers_ended.set();
     core.peers().stop();

@@ -1,4 +1,4 @@
-//! The broker: cores, mesh, placement, partitions, group coordinator, Kafka handlers, metrics, CLI.
+//! The broker: cores, mesh, placement, partitions, group coordinator, Kafka handlers, metrics, command line.
 
 pub mod admin;
 pub mod broker;

@@ -1,4 +1,4 @@
-//! The program `millrace`. Everything is in the library; see `cli`.
+//! The program `millrace`. All code is in the library. See `cli`.
 
 use std::process::ExitCode;
 

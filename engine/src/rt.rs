@@ -1,5 +1,6 @@
-//! The runtime: everything of glommio that the broker uses, behind names of its own.
-//! Lives on: every core. No other file of this crate names glommio, so another runtime would be a matter of this one.
+//! The runtime: everything of glommio that the broker uses, under names of its own.
+//! Lives on: every core. No other file of this crate names glommio, so a change of runtime would touch only this
+//! file.
 
 use crate::{
     clock,
@@ -23,7 +24,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Registered I/O memory per core, in bytes. Small, since locked memory is scarce by default; the ring brings its own buffers.
+/// Registered I/O memory per core, in bytes. It is small because the default limit of locked memory is low. The ring
+/// brings its own buffers.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
 /// A core's thread.
@@ -59,7 +61,7 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(future).detach();
 }
 
-/// Runs what blocks on a thread beside the core. It must not panic.
+/// Runs blocking work on a thread beside the core. The work must not panic.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     #[cfg(test)]
     if crate::sim::is_running() {
@@ -68,12 +70,12 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     glommio::executor().spawn_blocking(work).await
 }
 
-/// A number for a handshake that was never used before.
+/// Draws a nonce for a handshake. It was never used before.
 pub fn draw_nonce() -> net::peer::auth::Nonce {
     net::peer::auth::nonce_of([draw_uuid(), draw_uuid()])
 }
 
-/// An id that nothing else has.
+/// Draws an id that nothing else has.
 pub fn draw_uuid() -> Uuid {
     #[cfg(test)]
     if crate::sim::is_running() {
@@ -82,10 +84,10 @@ pub fn draw_uuid() -> Uuid {
     Uuid::new_v4()
 }
 
-/// A CPU that this process may run on, for tests that need an executor anywhere.
+/// A CPU that this process may run on, for tests that need an executor on any CPU.
 #[cfg(test)]
 pub fn any_allowed_cpu() -> usize {
-    // SAFETY: a zeroed set is a valid value, filled by the call and only read afterwards.
+    // SAFETY: a zeroed set is a valid value. The call fills it, and afterwards it is only read.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), 0);
@@ -98,41 +100,42 @@ pub fn sleep(duration: Duration) -> Sleep {
     Sleep { until: clock::now() + duration, queued: None }
 }
 
-/// A wait for a moment; leaves no trace when dropped.
+/// A timer. Dropping it removes it completely.
 ///
-/// glommio's own timer enters the reactor's wheel anew each time it is polled, and only its last entry is taken back: a wait that is
-/// polled often, such as a fetch's, would fill it. So all waits of a core are kept here, and the wheel holds the earliest.
+/// glommio's own timer adds an entry to the reactor's timer wheel at each poll, and removes only the last one. A
+/// timer that is polled often, such as that of a waiting fetch, would fill the wheel. So this module keeps all timers
+/// of a core, and the wheel holds only the earliest.
 pub struct Sleep {
     until: Duration,
     queued: Option<(Rc<Timers>, TimerKey)>,
 }
 
-/// A moment on [`clock::now`]'s clock, and a number.
+/// A moment on [`clock::now`]'s clock, and a number that makes the key unique.
 type TimerKey = (Duration, u64);
 
-/// The waits of one core.
+/// The timers of one core.
 #[derive(Default)]
 pub(crate) struct Timers {
     queue: RefCell<BTreeMap<TimerKey, Waker>>,
     next_id: Cell<u64>,
-    /// Moves when there is a new earliest moment.
+    /// Notified when a timer becomes the earliest one.
     earlier: Notify,
     driven: Cell<bool>,
 }
 
 thread_local! {
-    /// An executor has its thread for itself.
+    /// Each executor has a thread of its own.
     static TIMERS: RefCell<Rc<Timers>> = RefCell::default();
 }
 
-/// For simulations, which have several cores on one thread and drive their waits themselves.
+/// For simulations, which run several cores on one thread and drive their timers themselves.
 #[cfg(test)]
 impl Timers {
     pub(crate) fn driven_by_hand() -> Rc<Self> {
         Rc::new(Self { driven: Cell::new(true), ..Self::default() })
     }
 
-    /// Waits that begin from now on are kept here; returns where they were kept until now.
+    /// From now on, new timers of this thread are kept here. Returns where they were kept until now.
     pub(crate) fn install(self: Rc<Self>) -> Rc<Self> {
         TIMERS.with(|timers| timers.replace(self))
     }
@@ -212,9 +215,11 @@ impl Drop for Sleep {
     }
 }
 
-/// In the middle of long work that nobody waits for: all tasks of this core that are ready go first, and all for which the kernel has
-/// something by then. (To yield, as [`yield_if_needed`] does, lets others run that are ready, but the executor looks for what the
-/// kernel has only once nobody is, or after 100 ms. A [`sleep`] too short for the executor to look meanwhile is no better.)
+/// Yields in the middle of long background work. All ready tasks of this core run first, and all tasks for which the
+/// kernel has completions by then.
+///
+/// [`yield_if_needed`] only lets ready tasks run. The executor then looks for the kernel's completions only once no
+/// task is ready, or after 100 ms. A short [`sleep`] does not help either if it ends before the executor looks.
 pub async fn give_way() {
     #[cfg(test)]
     if crate::sim::is_running() {
@@ -225,8 +230,9 @@ pub async fn give_way() {
     }
 }
 
-/// Long work that nobody waits for, and of which each piece keeps its core busy: others get as much time between two pieces as the piece
-/// took. (One round of the executor is little to them: an answer takes ten or twenty, from a socket to the disk and back.)
+/// Paces long background work whose pieces keep their core busy. Between two pieces, other tasks get as much
+/// time as the piece took. One round of the executor would not be enough: from the socket to the disk and back, an
+/// answer takes ten or twenty.
 pub struct Turns {
     began: Duration,
 }
@@ -236,18 +242,18 @@ impl Turns {
         Self { began: clock::now() }
     }
 
-    /// Behind a piece of the work.
+    /// To be called after each piece of the work.
     pub async fn give_way(&mut self) {
         sleep((clock::now() - self.began).max(MOMENT)).await;
         self.began = clock::now();
     }
 }
 
-/// Longer than it takes from asking for a wait to waiting.
+/// Longer than the time between asking for a timer and waiting for it.
 const MOMENT: Duration = Duration::from_micros(50);
 
 thread_local! {
-    /// Always readable, as the executor finds when it looks the next time.
+    /// A descriptor that is always readable. The executor notices it the next time that it looks.
     static READABLE: RefCell<Option<Rc<PollableFd<OwnedFd>>>> = const { RefCell::new(None) };
 }
 
@@ -266,7 +272,7 @@ async fn round_of_executor() -> io::Result<()> {
     readable.readable().await.map_err(io::Error::other)
 }
 
-/// Lets other ready tasks of this core run if this one has had its share.
+/// Lets other ready tasks of this core run if this task has used up its share.
 pub async fn yield_if_needed() {
     #[cfg(test)]
     if crate::sim::is_running() {
@@ -275,11 +281,11 @@ pub async fn yield_if_needed() {
     glommio::yield_if_needed().await;
 }
 
-/// A value on its way between cores: moved in, moved out, never looked at through a reference.
+/// A value that moves between cores. Nobody looks at it through a reference.
 struct Moved<T>(T);
 
-// SAFETY: no method gives out a `&T`, so sharing a `&Moved<T>` reaches no `T`. glommio's queue asks for `Sync` although it
-// only ever moves values.
+// SAFETY: no method gives out a `&T`, so sharing a `&Moved<T>` reaches no `T`. glommio's queue asks for `Sync`
+// although it only moves values.
 unsafe impl<T: Send> Sync for Moved<T> {}
 
 /// The sending half of a bounded single-producer, single-consumer queue between two cores, not yet connected.
@@ -298,7 +304,7 @@ pub fn queue<T: Send>(capacity: usize) -> (QueueSender<T>, QueueReceiver<T>) {
 }
 
 impl<T: Send + 'static> QueueSender<T> {
-    /// Binds this end to the calling core; waits for the other end.
+    /// Binds this end to the calling core, and waits for the other end.
     pub async fn connect(self) -> Sender<T> {
         Sender(self.0.connect().await)
     }
@@ -311,7 +317,7 @@ impl<T: Send + 'static> QueueReceiver<T> {
 }
 
 impl<T: Send> Sender<T> {
-    /// Gives the value back if the queue is full; `None` if it went, or if the other core is gone.
+    /// Returns the value if the queue is full. `None`: the value was sent, or the other core is gone.
     pub fn try_send(&self, value: T) -> Option<T> {
         use glommio::{GlommioError, ResourceType};
         match self.0.try_send(Moved(value)) {
@@ -320,42 +326,42 @@ impl<T: Send> Sender<T> {
         }
     }
 
-    /// Waits for room. `false` if the other core is gone. One task at a time may wait.
+    /// Waits for room. `false`: the other core is gone. Only one task at a time may wait.
     pub async fn send(&self, value: T) -> bool {
         self.0.send(Moved(value)).await.is_ok()
     }
 }
 
 impl<T: Send> Receiver<T> {
-    /// `None` once the other core is gone and all it sent is taken.
+    /// `None`: the other core is gone, and everything that it sent has been received.
     pub async fn recv(&self) -> Option<T> {
         self.0.recv().await.map(|moved| moved.0)
     }
 }
 
-/// Wakes a core from any thread, signal handlers' included.
+/// Wakes a core. Any thread may ring it, and so may a signal handler.
 #[derive(Debug)]
 pub struct Alarm(OwnedFd);
 
 impl Alarm {
     pub fn new() -> io::Result<Self> {
-        // SAFETY: plain system call; the descriptor it returns is ours alone.
+        // SAFETY: a plain system call. Nobody else owns the descriptor that it returns.
         let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just created and owned by nobody else.
+        // SAFETY: the descriptor was just created, and nobody else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     pub fn ring(&self) -> io::Result<()> {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: writes eight bytes from a live buffer to a descriptor we own.
+        // SAFETY: the call writes eight bytes from a live buffer to a descriptor that we own.
         let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Waits on this core until somebody rings.
+    /// Waits on this core until somebody rings the alarm.
     pub async fn rung(&self) -> io::Result<()> {
         let watched = PollableFd::new(self.0.try_clone()?).map_err(io::Error::other)?;
         watched.readable().await.map_err(io::Error::other)
@@ -378,7 +384,8 @@ mod tests {
             let begun = clock::now();
             for n in 0..400u64 {
                 let (order, ended) = (order.clone(), ended.clone());
-                // Later ones first, so that each is a new earliest. Several may be due at once: they are woken in order.
+                // Later timers first, so that each becomes the earliest one. Several may be due at once: they fire in
+                // order.
                 let until = begun + Duration::from_millis(100 - n / 10);
                 spawn(async move {
                     Sleep { until, queued: None }.await;
@@ -410,7 +417,7 @@ mod tests {
         });
     }
 
-    /// Work that gives way is not ahead of what waits for the kernel: both go on by turns.
+    /// Work that yields with `give_way` does not run ahead of tasks that wait for the kernel. Both progress in turns.
     #[test]
     fn who_gives_way_lets_those_go_on_for_whom_the_kernel_has_something() {
         const READS: usize = 20;

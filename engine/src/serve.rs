@@ -1,8 +1,8 @@
-//! `millrace serve`: from settings to a broker that serves, until a signal ends it.
+//! `millrace serve`: from the settings to a running broker, until a signal ends it.
 //! Lives on: the main thread.
 //!
-//! Order of the start: what can be refused comes first (CPUs, limits, io_uring, the data directory's lock, the admin
-//! address), then the banner, then recovery, and when clients are served, the addresses.
+//! Order of the start: first everything that may fail (CPUs, limits, io_uring, the data directory's lock, the admin
+//! address), then the banner, then recovery. Once the broker serves clients, it prints the addresses.
 
 use std::{
     io::{self, Read},
@@ -103,12 +103,12 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     signals.wait();
     site.stopping();
     broker.stop().map_err(Failure::other)?;
-    // Held until nobody writes there any more.
+    // Hold the lock until nothing writes to the directory any more.
     drop(data_dir);
     Ok(())
 }
 
-/// SIGTERM and SIGINT. The first asks for a clean stop, from the start on; the second ends the process.
+/// SIGTERM and SIGINT. The first one asks for a clean stop, even during the start. The second one ends the process.
 struct Signals(mpsc::Receiver<()>, Arc<AtomicBool>);
 
 impl Signals {
@@ -127,10 +127,11 @@ impl Signals {
             }
             tracing::info!("stopping; a second signal ends the drain at once");
             has_come.store(true, Ordering::Release);
-            // The main thread may be on its way out already.
+            // The main thread may be ending already.
             let _ = tell.send(());
             if next() {
-                // An operator who asks twice does not want to wait for the drain. What was acknowledged is durable all the same.
+                // An operator who asks twice does not want to wait for the drain. All acknowledged records are
+                // durable already.
                 process::exit(1);
             }
         };
@@ -138,13 +139,13 @@ impl Signals {
         Ok(Signals(told, asked))
     }
 
-    /// Whether one has come.
+    /// Whether a signal has arrived.
     fn is_pending(&self) -> bool {
         self.1.load(Ordering::Acquire)
     }
 
     fn wait(&self) {
-        // An error means that the thread has ended, which it does not before it has told.
+        // An error would mean that the signal thread has ended. It does not end before it has sent its message.
         let _ = self.0.recv();
     }
 }

@@ -1,4 +1,5 @@
-//! Waiting inside one core: a notification and a one-value slot. No atomics, no locks, nothing that crosses cores.
+//! Waiting within one core: a notification, a set of marks, a flag and a one-value slot. No atomics, no locks,
+//! nothing that crosses cores.
 //! Lives on: one core.
 
 use slab::Slab;
@@ -10,7 +11,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Wakes all who wait. A waiter sees every notification after the version that it names.
+/// Wakes all waiters. A waiter sees every notification after the version that it names.
 #[derive(Default)]
 pub struct Notify {
     version: Cell<u64>,
@@ -39,11 +40,11 @@ impl Notify {
     }
 }
 
-/// A wait for a [`Notify`]; leaves no trace when dropped.
+/// Waits for a [`Notify`]. Dropping it removes it completely.
 pub struct Past<'a> {
     notify: &'a Notify,
     seen: u64,
-    /// Where the waker is, and the version at which it was put there: a notification since has taken it out.
+    /// The waker's place in the list, and the version at which it was put there. A later notification has removed it.
     registered: Option<(usize, u64)>,
 }
 
@@ -78,16 +79,16 @@ impl Drop for Past<'_> {
     }
 }
 
-/// Which of several things have moved, for one task that waits for any of them. What moves often costs that task no more than what
-/// moves once, and what does not move costs nothing.
+/// The set of things that have changed, for one task that waits for any of them. A thing that changes often costs
+/// that task no more than one that changes once. A thing that does not change costs nothing.
 pub struct Marks {
-    /// Whether each is marked, and those that are: each is in the list at most once.
+    /// Whether each thing is marked, and the list of the marked ones. Each thing is in the list at most once.
     marked: RefCell<(Vec<bool>, Vec<usize>)>,
     moved: Notify,
 }
 
 impl Marks {
-    /// For things 0 to `count`, all of them marked.
+    /// Creates marks for things 0 to `count`, all of them marked.
     pub fn all(count: usize) -> Self {
         Self { marked: RefCell::new((vec![true; count], (0..count).collect())), moved: Notify::default() }
     }
@@ -100,12 +101,12 @@ impl Marks {
         }
     }
 
-    /// Wakes the task although nothing has moved.
+    /// Wakes the task although nothing has changed.
     pub fn wake(&self) {
         self.moved.notify();
     }
 
-    /// Takes one mark away.
+    /// Removes one mark and returns it.
     pub fn take(&self) -> Option<usize> {
         let (is_marked, marked) = &mut *self.marked.borrow_mut();
         let at = marked.pop()?;
@@ -117,13 +118,13 @@ impl Marks {
         self.moved.version()
     }
 
-    /// Resolves once something was marked after `seen`.
+    /// Resolves once something was marked after version `seen`.
     pub fn past(&self, seen: u64) -> Past<'_> {
         self.moved.past(seen)
     }
 }
 
-/// Something that comes about once and stays.
+/// A condition that becomes true once and stays true.
 #[derive(Default)]
 pub struct Flag {
     set: Cell<bool>,
@@ -153,7 +154,7 @@ struct Slot<T> {
     sender_gone: bool,
 }
 
-/// Takes one value from the [`Promise`] that was made with it; `None` if that was dropped without one.
+/// Receives one value from its [`Promise`]. Resolves to `None` if the promise was dropped without a value.
 pub struct Answer<T>(Rc<RefCell<Slot<T>>>);
 
 /// Gives one value to its [`Answer`].
@@ -169,7 +170,7 @@ impl<T> Promise<T> {
         self.0.borrow_mut().value = Some(value);
     }
 
-    /// Whether the answer was dropped: no task waits for it any more.
+    /// Whether the answer was dropped, so that no task waits for it any more.
     pub fn is_abandoned(&self) -> bool {
         Rc::strong_count(&self.0) == 1
     }
@@ -198,13 +199,13 @@ impl<T> Future for Answer<T> {
     }
 }
 
-/// What became of two futures that were raced.
+/// Which of two futures won a race.
 pub enum Either<A, B> {
     First(A),
     Second(B),
 }
 
-/// Runs both until one is done; the other is dropped. The first has precedence.
+/// Runs both futures until one is done, and drops the other. The first has precedence.
 pub async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> Either<A, B> {
     let mut first = std::pin::pin!(first);
     let mut second = std::pin::pin!(second);
@@ -220,7 +221,7 @@ pub async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Outp
     .await
 }
 
-/// Runs both to their end, at the same time.
+/// Runs both futures to their ends, concurrently.
 pub async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
     let mut first = std::pin::pin!(first);
     let mut second = std::pin::pin!(second);
@@ -233,7 +234,7 @@ pub async fn both(first: impl Future<Output = ()>, second: impl Future<Output = 
     .await
 }
 
-/// Runs all to their end, at the same time, and keeps the order of their results.
+/// Runs all futures to their ends, concurrently, and keeps the order of their results.
 pub async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
     let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
     poll_fn(|cx| {

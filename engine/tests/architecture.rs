@@ -1,4 +1,4 @@
-//! What ARCHITECTURE.md promises of the code's structure, held against the sources.
+//! Checks that the sources keep the rules of structure in ARCHITECTURE.md.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ fn code(path: &Path) -> impl Iterator<Item = String> {
 
 const CRATES: [&str; 5] = ["engine", "net", "wal", "consensus", "bench"];
 
-/// The only files that may name the runtime: another one would be a matter of these.
+/// The only files that may name the runtime. A change of runtime would touch only these.
 const NAME_GLOMMIO: [&str; 5] =
     ["engine/src/rt.rs", "net/src/rt.rs", "wal/src/rt.rs", "wal/src/disk/glommio.rs", "bench/src/rt.rs"];
 

@@ -1,5 +1,5 @@
-//! Bytes that are not Kafka's, or are Kafka's gone wrong, on a real broker's port: only the connection that sent them
-//! suffers, the log says what and from whom, and the broker serves on.
+//! Bytes that are not Kafka's protocol, or that are damaged, on a real broker's port. Only the connection that sent
+//! them is closed. The log names the reason and the peer, and the broker continues to serve.
 
 mod support;
 
@@ -20,7 +20,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&(body.len() as i32).to_be_bytes(), body].concat()
 }
 
-/// A request's header of version 1, as most requests up to their flexible versions have it.
+/// A request header of version 1, which most requests use below their flexible versions.
 fn header(api_key: i16, version: i16) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(api_key.to_be_bytes());
@@ -40,12 +40,12 @@ struct Sent {
     answer: Vec<u8>,
 }
 
-/// Sends bytes and ends the sending side; returns all that comes back until the broker closes the connection.
+/// Sends bytes and closes the sending side. Returns everything that the broker sends until it closes the connection.
 fn send(broker: &Broker, bytes: &[u8]) -> Sent {
     let mut stream = TcpStream::connect(broker.kafka()).expect("the broker accepts");
     let peer = stream.local_addr().expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    // The broker may close while it is still being sent to.
+    // The broker may close the connection before it has received everything.
     if stream.write_all(bytes).is_ok() {
         let _ = stream.shutdown(Shutdown::Write);
     }
@@ -57,7 +57,7 @@ fn send(broker: &Broker, bytes: &[u8]) -> Sent {
     Sent { peer, answer }
 }
 
-/// A connection that lives through all of it.
+/// A connection that must survive every test case.
 struct Witness {
     client: Client,
     produced: i64,
@@ -70,7 +70,7 @@ impl Witness {
         Witness { client, produced: 0 }
     }
 
-    /// Is served as ever on the connection that it had before.
+    /// Checks that the connection is still served as before.
     fn is_served(&mut self) {
         let answer = wire::produce(&mut self.client, "witness", 0, wire::batch(&[b"still here"]));
         assert_eq!((answer.error_code, answer.base_offset), (0, self.produced));
@@ -78,7 +78,8 @@ impl Witness {
     }
 }
 
-/// Each of these must be closed without an answer, and named in the log with the peer's address, unless the same was said a moment ago.
+/// The broker must close the connection without an answer. It must log the error with the peer's address, unless it has
+/// just logged the same.
 fn closed_and_logged(broker: &Broker, witness: &mut Witness, name: &str, bytes: &[u8]) {
     let left_out = || broker.metric("millrace_connection_lines_left_out_total");
     let before = left_out();
@@ -115,7 +116,7 @@ fn frames_that_end_early() {
     let broker = Broker::start();
     let mut witness = Witness::new(&broker);
     let whole = request(3, 1, &[0, 0, 0, 1, 0, 7, b'w', b'i', b't', b'n', b'e', b's', b's']);
-    // Alone, the whole frame is answered.
+    // Alone, the whole frame gets an answer.
     assert!(!send(&broker, &whole).answer.is_empty());
     for cut in [1, 3, 4, 5, 12, whole.len() - 1] {
         closed_and_logged(&broker, &mut witness, &format!("{cut} bytes of {}", whole.len()), &whole[..cut]);
@@ -147,7 +148,8 @@ fn unknown_keys_and_versions() {
     ] {
         closed_and_logged(&broker, &mut witness, name, &request(key, version, &[0; 16]));
     }
-    // ApiVersions alone is answered in any version, in the layout of version 0, so that clients can step down (KIP-511).
+    // The broker answers ApiVersions in an unknown version with the layout of version 0, so that clients can fall back
+    // (KIP-511).
     let answer = send(&broker, &request(18, 99, &[0; 8])).answer;
     assert_eq!(answer[4..10], [0, 0, 0, 77, 0, 35], "the correlation id and UNSUPPORTED_VERSION");
     let (count, rows) = answer[10..].split_at(4);
@@ -157,7 +159,7 @@ fn unknown_keys_and_versions() {
     witness.is_served();
 }
 
-/// Address space that the process ever used, in bytes: also what was reserved and never touched.
+/// Peak size of the process's address space in bytes. Includes memory that was reserved and never touched.
 fn peak_address_space(broker: &Broker) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("Linux");
     let line = status.lines().find(|line| line.starts_with("VmPeak:")).expect("VmPeak");
@@ -225,13 +227,13 @@ fn damaged_batches_are_answered_and_the_connection_stays() {
         assert_eq!(ErrorCode::try_from_code(answer.error_code), Some(error), "{name}");
         witness.is_served();
     }
-    // Format 0 and 1 have their magic at the same place.
+    // Formats 0 and 1 have their magic byte at the same position.
     for magic in [0, 1] {
         let answer = wire::produce(&mut client, "target", 0, with(&|b| b[16] = magic).into());
         let error = ErrorCode::try_from_code(answer.error_code);
         assert_eq!(error, Some(ErrorCode::UnsupportedForMessageFormat), "magic {magic}");
     }
-    // Nothing of it lies in the log.
+    // The log contains none of the bad batches.
     let answer = wire::produce(&mut client, "target", 0, good.into());
     assert_eq!((answer.error_code, answer.base_offset), (0, 0));
 }
@@ -246,7 +248,7 @@ fn random_bytes() {
         let bytes = match round % 3 {
             0 => body,
             1 => frame(&body),
-            // A header that is sound, and then anything.
+            // A valid header, and then random bytes.
             _ => {
                 let table = net::codec::api::TABLE;
                 let api = &table[random.usize(..table.len())];
@@ -282,14 +284,15 @@ fn a_connection_that_says_nothing_disturbs_nobody() {
     assert!(witness.client.version(ApiKey::Fetch).is_ok());
 }
 
-/// Strangers may cause lines as fast as they connect. On the Kafka port and the peer port together, few are written, and the rest counted.
+/// Strangers can cause log lines as fast as they connect. The broker writes few lines for the Kafka port and the peer
+/// port together, and counts the others.
 #[test]
 fn a_flood_of_bad_connections_is_no_flood_of_lines() {
     let broker = Broker::start();
     let mut witness = Witness::new(&broker);
     let begun = Instant::now();
     for n in 0..1000u32 {
-        // No two lines are alike.
+        // Each line is different.
         let length = -1 - n as i32;
         assert_eq!(send(&broker, &length.to_be_bytes()).answer, [0u8; 0]);
         if n % 10 == 0 {

@@ -1,5 +1,5 @@
-//! Topics and their settings through real clients: what is created serves at once, what is impossible is refused by name,
-//! and all of it is there after every kind of restart.
+//! Topics and their settings through real clients. A created topic serves at once. The broker rejects the impossible
+//! with a precise message. Everything survives every kind of restart.
 
 mod support;
 
@@ -48,7 +48,7 @@ fn grow(broker: &Broker, topic: &str, count: usize) -> Result<(), RDKafkaErrorCo
 fn a_topic_serves_as_soon_as_it_is_created() {
     let broker = Broker::start();
     let mut client = wire::connect(&broker);
-    // One try each: a client that retries would hide a partition that is not ready.
+    // One attempt each: a client that retries would hide a partition that is not ready.
     for i in 0..30 {
         let topic = format!("topic-{i}");
         assert_eq!(wire::create_topic(&mut client, &topic, 4, 1, &[]).error_code, 0, "{topic}");

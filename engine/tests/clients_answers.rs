@@ -1,4 +1,5 @@
-//! Answers of the control APIs, field by field: what clients other than librdkafka read, and what Kafka tells there.
+//! Answers of the control APIs, field by field: those that clients other than librdkafka read, compared with Kafka's
+//! answers.
 
 mod support;
 
@@ -31,12 +32,12 @@ use support::{
     wire::{await_coordinator, connect, create_topic, text, topic_name},
 };
 
-/// Bit fields of a Kafka 4 broker without an authorizer.
+/// Authorized operations as bit fields, as a Kafka 4 broker without an authorizer returns them.
 const TOPIC_OPERATIONS: i32 = 0xdf8;
 const GROUP_OPERATIONS: i32 = 0xd48;
 const CLUSTER_OPERATIONS: i32 = 0x1fa0;
 
-/// Asks in a version of the test's choice.
+/// Sends a request in a version of the test's choice.
 fn ask<R>(client: &mut Client, version: i16, request: R) -> R::Response
 where
     R: kafka_protocol::protocol::Request + Into<Request>,
@@ -208,7 +209,7 @@ fn a_topic_is_deleted_by_its_name_or_by_its_id() {
     let asked = vec![
         state(Some("a"), ids[0]),
         state(None, Uuid::nil()),
-        // The same topic, named both ways.
+        // The same topic, named in both ways.
         state(Some("b"), Uuid::nil()),
         state(None, ids[1]),
         state(None, ids[2]),
@@ -244,7 +245,7 @@ fn names_that_differ_only_in_dots_and_underscores_collide() {
     assert_eq!(create(&["a.b"], false)[0].0, Some(ErrorCode::TopicAlreadyExists));
     let pair: Vec<_> = create(&["m.c", "m_c", "m-c"], false).into_iter().map(|one| one.0).collect();
     assert_eq!(pair, [None, collides, None]);
-    // Nor is one made by asking.
+    // Asking does not create one either.
     let asked = ["a_b", "x.y", "x_y", "a.b"].map(named).to_vec();
     let request = MetadataRequest::default().with_topics(Some(asked)).with_allow_auto_topic_creation(true);
     let told: Vec<_> = client.call(request).unwrap().topics.iter().map(|topic| code(topic.error_code)).collect();
@@ -277,7 +278,7 @@ fn success_has_no_words() {
     assert_eq!((found.coordinators[0].error_code, &found.coordinators[0].error_message), (0, &None));
 }
 
-/// One change of a topic's setting by an operation: what it is answered.
+/// Changes a topic's setting by one operation. Returns the answer.
 fn alter(
     client: &mut Client,
     topic: &str,
@@ -309,7 +310,7 @@ fn describe(client: &mut Client, topic: &str) -> messages::describe_configs_resp
 fn settings_are_taken_at_kafkas_defaults_and_described_with_types_and_units() {
     let broker = Broker::start_with(&["--set", "log.retention.ms=-1"]);
     let mut client = connect(&broker);
-    // Kafka's defaults; `message.timestamp.*` and `compression.type` have tests of their own.
+    // Kafka's defaults. `message.timestamp.*` and `compression.type` have tests of their own.
     #[rustfmt::skip]
     let defaults = [
         ("cleanup.policy", "delete"), ("delete.retention.ms", "86400000"), ("file.delete.delay.ms", "60000"),
@@ -446,7 +447,7 @@ fn sasl_is_listed_and_refused_on_a_listener_without_it() {
         assert_eq!(code(answer.error_code), Some(ErrorCode::IllegalSaslState), "{version}");
         assert!(answer.error_message.is_some_and(|why| why.contains("security.protocol")), "{version}");
     }
-    // The connection goes on.
+    // The connection stays usable.
     let groups = client.call(ListGroupsRequest::default()).unwrap();
     assert_eq!((groups.error_code, groups.groups.len()), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! Consumer groups of one member through librdkafka: what was committed holds over every kind of restart.
+//! Consumer groups of one member through librdkafka: commits survive every kind of restart.
 
 mod support;
 
@@ -16,7 +16,8 @@ fn fill(broker: &Broker, topic: &str, count: usize) {
     clients::offsets(clients::produce(&clients::config(broker), topic, 0, &records));
 }
 
-/// One member joins, takes `count` records, commits behind the last and leaves. Returns the first offset that it was given.
+/// One member joins, reads `count` records, commits behind the last one and leaves. Returns the first offset that it
+/// read.
 fn take(broker: &Broker, group: &str, topic: &str, count: usize) -> i64 {
     let consumer = clients::consumer(&clients::config(broker), group);
     consumer.subscribe(&[topic]).expect("a subscription");

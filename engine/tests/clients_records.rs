@@ -1,5 +1,5 @@
-//! Records through a real client (librdkafka) and a real broker process: what went in comes out, byte for byte, before and
-//! after a restart.
+//! Records through a real client (librdkafka) and a real broker process: reads return what was written, byte for byte,
+//! before and after a restart.
 
 mod support;
 
@@ -119,10 +119,10 @@ fn an_idempotent_producer_of_each_codec_takes_its_place_behind_the_last() {
     assert!(clients::read_from(&clients::config(&broker), "ledger", 0, 0) == numbered(&expected));
 }
 
-/// What a producer is told of a batch that may come again.
+/// The error for a batch that the client has to retry.
 const REFUSED_FOR_NOW: i16 = 6; // NOT_LEADER_OR_FOLLOWER
 
-/// Sends one record of an idempotent producer that takes this sequence; returns the error's code and the offset.
+/// Sends one record of an idempotent producer with this sequence number. Returns the error code and the offset.
 fn send_as(client: &mut Client, topic: &str, sequence: i32) -> (i16, i64) {
     let mut batch = BatchBuilder::default().producer(7, 0, sequence);
     batch.push(1_700_000_000_000, None, Some(sequence.to_string().as_bytes()));
@@ -138,7 +138,7 @@ fn a_new_producer_does_not_begin_behind_a_batch_that_was_refused() {
     let mut client = wire::connect(&broker);
     assert_eq!(send_as(&mut client, "begins", 0).0, NOT_ENOUGH_REPLICAS);
     assert_eq!(wire::alter_topic(&broker, "begins", "min.insync.replicas", Some("1")).0, 0);
-    // The second was on its way when the first was refused, and would be taken by now.
+    // The second batch was in flight when the broker rejected the first one. By now, the broker would accept it.
     assert_eq!(send_as(&mut client, "begins", 1).0, REFUSED_FOR_NOW);
     let again = [0, 1, 2].map(|sequence| send_as(&mut client, "begins", sequence));
     assert_eq!(again, [(0, 0), (0, 1), (0, 2)]);
@@ -156,7 +156,7 @@ fn a_batch_that_comes_before_the_one_it_follows_is_to_be_sent_again() {
     assert_eq!(send(2).0, REFUSED_FOR_NOW);
     assert_eq!((send(1), send(2)), ((0, 1), (0, 2)), "in order, as a client sends them again");
     assert_eq!(broker.metric("millrace_produce_gaps_total"), 1.0);
-    // One that stays is a loss, of which the producer must hear.
+    // A gap that stays is a loss. The producer must learn of it.
     let give_up = Instant::now() + PATIENCE;
     assert_eq!(send(9).0, REFUSED_FOR_NOW);
     while send(9).0 != OUT_OF_ORDER {
@@ -171,7 +171,7 @@ fn offsets_are_found_by_timestamp() {
     let mut broker = Broker::start();
     clients::create_topic(&broker, "times", 1);
     let mut config = clients::config(&broker);
-    // Batches of ten: the answer lies within one more often than at its start.
+    // Batches of ten records: usually the answer lies within a batch, not at its start.
     config.set("batch.num.messages", "10").set("linger.ms", "5");
     let at = |i: i64| 1_700_000_000_000 + i * 1000;
     let records: Vec<Record> = (0..100).map(|i| Record { timestamp_ms: at(i), ..Record::of(format!("{i}")) }).collect();
@@ -256,7 +256,7 @@ fn a_waiting_fetch_is_woken_by_the_append() {
     let broker = Broker::start();
     clients::create_topic(&broker, "awaited", 1);
     let (mut producer, mut consumer) = (wire::connect(&broker), wire::connect(&broker));
-    // The broker may wait for ten minutes, the client gives up after one: only the append can bring the answer.
+    // The broker may wait for ten minutes, and the client gives up after one. So only the append can cause the answer.
     let request = wire::fetch_request("awaited", 0, 0, 600_000, 1);
     let version = consumer.version(net::codec::api::ApiKey::Fetch).expect("Fetch is served").min(12);
     consumer.send(version, &request.into()).expect("sent");
@@ -300,11 +300,11 @@ fn without_acks_the_record_arrives_and_no_answer_comes() {
     let partition = &response.responses[0].partitions[0];
     assert_eq!((response.error_code, partition.error_code), (0, 0));
     assert!(partition.records.as_ref().is_some_and(|records| !records.is_empty()));
-    // The next answer on the connection is that to the next request.
+    // The next answer on the connection belongs to the next request.
     assert_eq!(wire::produce(&mut producer, "silent", 0, wire::batch(&[b"answered"])).base_offset, 1);
 }
 
-/// What a batch looks like when it is stored: the offset, and the leader epoch that the broker put there.
+/// A batch in its stored form: with the offset, and with the leader epoch that the broker set.
 fn with_offset(batch: bytes::Bytes, base_offset: i64, stored: &[u8]) -> bytes::Bytes {
     let mut bytes = batch.to_vec();
     bytes[..8].copy_from_slice(&base_offset.to_be_bytes());

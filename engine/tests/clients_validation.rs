@@ -1,4 +1,5 @@
-//! Batches that Kafka does not store are refused by name, and what was stored broken before harms nobody.
+//! The broker rejects batches that Kafka would not store, with a precise message. Batches that are already stored
+//! damaged harm nothing else.
 
 mod support;
 
@@ -23,7 +24,7 @@ const TRANSACTIONAL_ID_AUTHORIZATION_FAILED: i16 = 53;
 const INVALID_RECORD: i16 = 87;
 const COMPRESSED: [Codec; 4] = [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
-/// A batch of three records, with other bytes at some place, and a CRC that fits.
+/// A batch of three records with other bytes at one position, and a matching CRC.
 fn batch(codec: Codec, at: usize, bytes: &[u8]) -> Bytes {
     let mut builder = BatchBuilder::new(codec).producer(7, 0, 0);
     (0..3).for_each(|n| builder.push(1_700_000_000_000 + n, None, Some(&[b'x'; 100])));
@@ -34,7 +35,7 @@ fn batch(codec: Codec, at: usize, bytes: &[u8]) -> Bytes {
     batch.freeze()
 }
 
-/// What a producer is told: code and words.
+/// Sends a batch. Returns the code and the message.
 fn send(client: &mut Client, id: Option<&str>, records: Bytes) -> (i16, String) {
     let mut request = wire::produce_request("checked", 0, -1, records);
     request.transactional_id = id.map(wire::text);
@@ -43,7 +44,7 @@ fn send(client: &mut Client, id: Option<&str>, records: Bytes) -> (i16, String) 
     (answer.error_code, answer.error_message.as_ref().map(|words| words.to_string()).unwrap_or_default())
 }
 
-/// Error, offset and timestamp of the first record that is not older.
+/// Error, offset and timestamp of the first record with this timestamp or a later one.
 fn look_up(client: &mut Client, timestamp: i64) -> (i16, i64) {
     let partition = ListOffsetsPartition::default().with_timestamp(timestamp).with_current_leader_epoch(-1);
     let topic = ListOffsetsTopic::default().with_name(wire::topic_name("checked")).with_partitions(vec![partition]);
@@ -72,7 +73,7 @@ fn what_is_not_as_its_header_says_is_refused_and_not_stored() {
         let mut bomb = BatchBuilder::new(codec);
         bomb.push(1, None, Some(&vec![0; 65 << 20]));
         let bomb = bomb.finish();
-        // A codec that packs it badly is refused for its size alone.
+        // If the codec compresses it badly, the broker rejects it for its size.
         refused(None, bomb, MESSAGE_TOO_LARGE, "a bomb");
     }
     let attributes = |bits: u16| batch(Codec::None, 21, &bits.to_be_bytes());

@@ -1,4 +1,5 @@
-//! Three brokers as one: whatever is done through one of them, all show it, and each may die and come back.
+//! Three brokers as one cluster: all brokers show every change, no matter which one took it. Each broker may die and
+//! come back.
 
 mod support;
 
@@ -18,14 +19,15 @@ use support::proxy::Mode;
 use support::wire;
 
 const BROKERS: usize = 3;
-/// Long enough to ask a broker that is cut off, short enough not to be given up by it.
+/// Long enough to send a request to a broker that is cut off, short enough that the broker does not give up on it.
 const CUT: Duration = Duration::from_millis(300);
 
 fn connect(cluster: &Cluster, i: usize) -> Client {
     wire::connect(cluster.broker(i))
 }
 
-/// Node ids and addresses that a broker names, its cluster's id and its controller: by Metadata, then by DescribeCluster.
+/// The node ids and addresses that a broker returns, its cluster id and its controller: by Metadata, then by
+/// DescribeCluster.
 type Told = (Vec<(i32, String)>, String, i32);
 
 fn told(cluster: &Cluster, i: usize) -> [Told; 2] {
@@ -38,7 +40,8 @@ fn told(cluster: &Cluster, i: usize) -> [Told; 2] {
     let id = metadata.cluster_id.expect("a cluster's id").as_str().to_owned();
     let by_metadata = (brokers, id, metadata.controller_id.0);
     let described = client.call(DescribeClusterRequest::default()).expect("an answer");
-    // Right after its start a broker may not answer reads yet; then it names nobody, and is asked again.
+    // Right after its start, a broker may not be able to answer reads yet. Then it returns no brokers, and the test
+    // asks again.
     assert!(
         matches!(
             errors::check(described.error_code),
@@ -68,7 +71,7 @@ fn what_is_created_through_one_is_shown_by_all_and_each_may_die_and_come_back() 
     for i in 0..BROKERS {
         let (name, mut client) = (format!("through-{i}"), connect(&cluster, i));
         assert_eq!(wire::create_topic(&mut client, &name, 3, 1, &[]).error_code, errors::NONE);
-        // Its own broker shows it at once.
+        // The client's own broker shows it at once.
         let own = see(&mut client, Some(&name)).expect("an answer").expect("a broker that may answer");
         assert_eq!(own[&name].partitions, 3);
     }
@@ -104,7 +107,8 @@ fn what_was_just_changed_through_one_broker_can_be_changed_through_another() {
         let (answer, _) = try_change(&mut clients[i], "topic", &change).expect("an answer");
         assert_eq!(answer, Ok(()), "{change:?} through broker {i}");
     };
-    // What one broker shows of the topic is outdated when it is asked, and it can't know that until it reaches the others.
+    // One broker's view of the topic is stale when the request arrives. The broker cannot know that until it reaches
+    // the others.
     for grown in [false, true] {
         change(other, Change::Create { partitions: 1 });
         change(behind, Change::Grow { to: 2 });
@@ -138,7 +142,7 @@ fn a_broker_without_a_quorum_stops_when_told_and_loses_nothing() {
     alone.spawn();
     alone.wait_for_log("joining", |line| line.contains("cannot join the cluster yet"));
     alone.stop();
-    // In the middle of it, too.
+    // Also in the middle of its start.
     alone.spawn();
     alone.wait_for_log("recovery", |line| line.contains("store recovered"));
     alone.stop();
@@ -160,7 +164,7 @@ fn heartbeats_run() {
     let (sent, ticks) = (metric(leader, "heartbeat_send_total"), metric(leader, "metadata_ticks_total"));
     let followers: Vec<usize> = (0..BROKERS).filter(|i| *i != leader).collect();
     let received: Vec<u64> = followers.iter().map(|i| metric(*i, "heartbeat_receive_total")).collect();
-    // Ten ticks of 100 ms each are a second.
+    // Ten ticks of 100 ms each are one second.
     wait_until("30 ticks", || metric(leader, "metadata_ticks_total") >= ticks + 30);
     let beats = metric(leader, "heartbeat_send_total") - sent;
     let seconds = (metric(leader, "metadata_ticks_total") - ticks) / 10;

@@ -1,5 +1,5 @@
-//! The cluster tests' judge must itself be shown to catch what it is there for: each kind of fault is planted in a history that is
-//! sound otherwise.
+//! Tests of the cluster tests' checker. Each kind of violation is planted in an otherwise correct history, and the
+//! checker must detect it.
 
 #[path = "support/metadata_history.rs"]
 #[allow(dead_code)] // The cluster tests use the rest.
@@ -41,7 +41,7 @@ fn set(value: &str) -> Change {
 const CREATE: Change = Change::Create { partitions: 1 };
 const GROW: Change = Change::Grow { to: 3 };
 
-/// What is wrong with this history of one name, each event with its broker, when all brokers show `last`.
+/// The violations in this history of one name. Each event comes with its broker. In the end all brokers show `last`.
 fn judged(events: &[(usize, Event)], last: Option<Topic>) -> Vec<String> {
     let mut history = History::default();
     for (broker, event) in events {
@@ -106,11 +106,11 @@ fn an_older_topic_in_the_place_of_a_newer_is_caught() {
 
 #[test]
 fn a_change_that_happens_twice_is_caught() {
-    // The deletion that nobody knew of made room for the second creation; it may not delete that too.
+    // The deletion with the unknown outcome made room for the second creation. It may not also delete that one.
     caught(&[(0, create(1)), (0, unknown(Change::Delete)), (0, create(2))], None);
-    // Nor may the creation come back, once what it made was deleted.
+    // The creation may not happen again after its topic was deleted.
     caught(&[(0, unknown(CREATE)), (0, acked(Change::Delete))], topic(5, 1, None));
-    // Nor may a creation that was acked, with another id.
+    // Neither may an acknowledged creation, with another id.
     caught(&[(0, create(1)), (0, acked(Change::Delete))], topic(5, 1, None));
 }
 

@@ -1,4 +1,4 @@
-//! `millrace cluster describe` beside a cluster of three.
+//! `millrace cluster describe` on a cluster of three brokers.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::wire;
 const BROKERS: usize = 3;
 const PARTITIONS: i32 = 6;
 
-/// What the command tells of the cluster, asked through one broker.
+/// The command's output about the cluster, asked through one broker.
 fn describe(cluster: &Cluster, i: usize) -> Value {
     let (status, out, err) = output(command(cluster, i).arg("--json"));
     assert_eq!((status, err.as_str()), (Some(0), ""), "{out}");
@@ -26,7 +26,7 @@ fn command(cluster: &Cluster, i: usize) -> Command {
     millrace(&["cluster", "describe", "--bootstrap", &cluster.broker(i).bootstrap()])
 }
 
-/// A figure of every broker, by number.
+/// One figure of every broker, in the order of node ids.
 fn figures(told: &Value, name: &str) -> Vec<i64> {
     let brokers = told["brokers"].as_array().expect("brokers");
     brokers.iter().map(|broker| broker[name].as_i64().unwrap_or_else(|| panic!("no {name} in {broker}"))).collect()

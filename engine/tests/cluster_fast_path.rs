@@ -1,5 +1,6 @@
-//! The WAL fast path (`metadata.acks=leader`) from outside: a leader that is cut off acknowledges alone as long as its lease lasts and
-//! no longer; what it acknowledged so and nobody else had is gone everywhere once others have led, and stays if nobody has.
+//! The WAL fast path (`metadata.acks=leader`) from outside. A leader that is cut off acknowledges writes alone only
+//! while its lease lasts. If other brokers have led since, such writes that nobody else had are gone everywhere. If
+//! nobody else has led, they stay.
 
 mod support;
 
@@ -20,11 +21,11 @@ use support::tool::{Tool, create_topic};
 use support::wire::{self, text};
 
 const BROKERS: usize = 3;
-/// The leader's lease, counted from when it asked its followers.
+/// The leader's lease, counted from the moment at which the leader asked its followers.
 const LEASE: Duration = Duration::from_millis(600);
-/// How long a tool waits for the acknowledgement of one write.
+/// Time that a tool waits for the acknowledgement of one write.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Writes that a leader without a lease does not acknowledge, at least.
+/// Minimum number of writes that a leader without a lease does not acknowledge.
 const IN_VAIN: usize = 3;
 
 fn metric(cluster: &Cluster, i: usize, name: &str) -> u64 {
@@ -35,18 +36,18 @@ fn tool(cluster: &Cluster, i: usize) -> Tool {
     Tool::connect(cluster.broker(i), PATIENCE).expect("the broker takes tools")
 }
 
-/// Topics that all brokers show, once all show the same.
+/// The topics that all brokers show, once all show the same.
 fn shown_by_all(cluster: &Cluster) -> BTreeSet<String> {
     let mut shown = converged(cluster);
     assert!(shown.windows(2).all(|two| two[0] == two[1]), "brokers differ: {shown:#?}");
     shown.remove(0).into_keys().collect()
 }
 
-/// Writes at the strength `leader` to a leader that nobody else hears.
+/// Writes with the strength `leader` to a leader that no other broker hears.
 #[derive(Default)]
 struct Alone {
     acked: Vec<(String, Instant)>,
-    /// Nobody knows what comes of them.
+    /// Writes with an unknown outcome.
     unanswered: Vec<(String, Instant)>,
 }
 
@@ -67,7 +68,7 @@ impl Alone {
 fn a_leader_that_is_cut_off_acknowledges_nothing_alone_once_its_lease_is_out_and_what_it_did_is_gone_everywhere() {
     let cluster = Cluster::start(BROKERS, &[]);
     let mut alone = Alone::default();
-    // Again, should it not have come to acknowledge anything alone.
+    // Repeats the round if the leader has acknowledged nothing alone.
     for round in 0.. {
         let leader = cluster.leader();
         let mut tool = tool(&cluster, leader);
@@ -77,7 +78,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_alone_once_its_lease_is_out_and
         let (cut, since) = (Instant::now(), alone.acked.len());
         while cut.elapsed() < LEASE {
             alone.write(&cluster, leader, &mut tool);
-            // Nobody but who asks for that is shown what may be dropped.
+            // Reads do not show writes that may still be dropped, unless the reader asks for them.
             if let Some((name, _)) = alone.acked.get(since)
                 && let Ok(found) = tool.read(Consistency::Leased, Query::GetTopic { name: name.clone() })
             {
@@ -115,7 +116,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_alone_once_its_lease_is_out_and
 #[test]
 fn what_a_leader_acknowledged_alone_stays_if_nobody_else_has_led() {
     let cluster = Cluster::start(BROKERS, &[]);
-    // Again, should it have come too late, or others have led.
+    // Repeats the round if the write came too late, or if others have led.
     for round in 0.. {
         let leader = cluster.leader();
         let mut tool = tool(&cluster, leader);
@@ -124,7 +125,7 @@ fn what_a_leader_acknowledged_alone_stays_if_nobody_else_has_led() {
         let name = format!("alone-{round}");
         let acked = tool.write(Acks::Leader, create_topic(&name, 1)).is_ok();
         cluster.set_all_ways(leader, Mode::Open);
-        // Whatever lasts of what came before this is committed with it.
+        // This write also commits everything before it that lasts.
         wait_until("write behind it", || {
             let tool = Tool::connect(cluster.broker(cluster.leader()), support::PATIENCE);
             let written =

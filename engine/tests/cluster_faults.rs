@@ -1,7 +1,7 @@
-//! Clients change metadata while brokers of a cluster die, stand still, are cut off, or have their disks emptied or filled: what was
-//! acked stays, and all brokers agree.
+//! Clients change metadata while brokers of a cluster die, pause, are cut off, or have their disks emptied or filled.
+//! Acknowledged changes stay, and all brokers agree.
 //!
-//! `CLUSTER_ROUNDS` sets the number of faults (by default each kind once), `CLUSTER_SEED` repeats the choices of a run.
+//! `CLUSTER_ROUNDS` sets the number of faults (by default each kind once). `CLUSTER_SEED` repeats the choices of a run.
 
 mod support;
 
@@ -12,12 +12,12 @@ use support::faults::{FAULTS, env, happen};
 use support::metadata_clients::{Clients, converged};
 
 const BROKERS: usize = 3;
-/// While the metadata's leader does not get through to one broker, what is asked there, or placed there, waits for seconds: with three
-/// clients there were times without ten acks in a minute.
+/// While the metadata leader does not reach some broker, changes that go to that broker, or are placed on it, wait for
+/// seconds. With only three clients, there were minutes with fewer than ten acknowledgements.
 const CLIENTS: usize = 9;
-/// Changes that are acked before and after each fault, at least.
+/// Minimum number of acknowledged changes before and after each fault.
 const ACKS: usize = 10;
-/// Far more than a broker writes here; one of them has a file system of its own, to be filled up.
+/// Far more than a broker writes here. One of the brokers has a file system of its own, which a fault fills up.
 const DISK_BYTES: u64 = 4 << 30;
 
 #[test]

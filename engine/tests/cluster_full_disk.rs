@@ -1,7 +1,7 @@
-//! The disk of one broker of three fills up while clients are at work: the others go on, nothing that was acked is lost, and once there
-//! is room again it is one of three as before.
+//! The disk of one of three brokers fills up while clients work. The other brokers continue, and no acknowledged change
+//! is lost. Once there is room again, the broker takes part as before.
 //!
-//! The disks are small file systems of their own (see `support/small_disk.rs`); where the kernel does not let this user mount them, the
+//! The disks are small file systems (see `support/small_disk.rs`). If the kernel does not let this user mount them, the
 //! tests say so and pass.
 
 mod support;
@@ -27,22 +27,22 @@ const ALL: [usize; BROKERS] = [0, 1, 2];
 const PARTITIONS: i32 = 6;
 /// More than a broker writes here.
 const DISK_BYTES: u64 = 1 << 30;
-/// Small rings have to be flushed soon.
+/// Small rings need a flush soon.
 const RING: &str = "wal.ring.bytes=16777216";
-/// Changes and records that are acked at each step, at least.
+/// Minimum number of changes and records that are acknowledged at each step.
 const CHANGES: usize = 10;
 const RECORDS: u64 = 500;
 
 /// Flags of all brokers.
 const FLAGS: [&str; 4] = ["--cores", "0", "--set", RING];
-/// One test at a time: see what `support/small_disk.rs` says of locked memory.
+/// One test at a time, because of locked memory: see `support/small_disk.rs`.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `None` if file systems can't be mounted here.
+/// `None`: file systems cannot be mounted here.
 fn start() -> Option<Cluster> {
     let cluster = Cluster::start_on_small_disks(BROKERS, &FLAGS, &ALL, DISK_BYTES);
     cluster.broker(0).small_disk().is_some().then_some(cluster)
@@ -109,7 +109,7 @@ fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
         leaders(&cluster, other).iter().all(|leader| leader.is_some_and(|leader| leader != full))
     });
     go_on();
-    // The others fill its ring to the brim.
+    // The other brokers fill its ring completely.
     wait_until("ring without room", || metric("replication_refused_total") > 0.0);
     go_on();
 
@@ -121,12 +121,12 @@ fn a_full_disk_takes_a_brokers_leaderships_and_nothing_else() {
     records.stop();
     wait_until_whole(&cluster);
     let mut shown = converged(&cluster);
-    // Those of the records are not the changes' clients'.
+    // Topics that hold records do not belong to the clients that make changes.
     shown.iter_mut().for_each(|topics| topics.retain(|name, _| name.starts_with("client-")));
     let wrong = history.check(&shown);
     assert!(wrong.is_empty(), "seed {seed}: {}", wrong.join("\n"));
     judge(&config(&cluster), &ledger);
-    // It has what was acked while it could not write, and may lead again.
+    // The broker has the changes that were acknowledged while it could not write, and may lead again.
     cluster.stop(other);
     judge(&config(&cluster), &ledger);
 }
@@ -157,7 +157,7 @@ fn a_full_disk_has_room_again_once_a_topic_is_deleted() {
     broker.small_disk().expect("it was mounted").fill();
     while produce(TOPIC).is_ok() {}
     assert!(broker.metric("millrace_flush_failures_total") > 0.0);
-    // Even the smallest file that has to be written first finds no room.
+    // There is no room even for the smallest file that has to be written first.
     let (answer, _) = try_change(&mut wire::connect(&broker), "needless", &Change::Delete).expect("an answer");
     assert_eq!(answer, Ok(()));
     wait_until("room", || produce(TOPIC).is_ok());
@@ -183,7 +183,7 @@ fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_and_take
     broker.small_disk().expect("it was mounted").fill();
     let value = vec![b'x'; 256 << 10];
     let mut acked = 0;
-    // Until the ring is full, which nobody empties now.
+    // Until the ring is full, because nothing can be flushed now.
     let refusal = loop {
         let mut request = wire::produce_request(TOPIC, 0, -1, wire::batch(&[&value]));
         request.timeout_ms = 1000;
@@ -195,11 +195,11 @@ fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_and_take
     };
     assert_eq!(refusal, ErrorCode::KafkaStorageError, "after {acked} records");
     assert!(acked > 0 && broker.metric("millrace_flush_failures_total") > 0.0);
-    // Reads and metadata are served, so the broker stays in rotation.
+    // The broker still serves reads and metadata, so it stays in rotation.
     assert_eq!(broker.admin_get("/health/ready"), (200, "ready\ndisk: full\n".to_owned()));
 
     broker.kill();
-    // What the dead process had opened without a name is gone, too.
+    // Unnamed files of the dead process are gone, too, so fill the space that they have freed.
     broker.small_disk().expect("it was mounted").fill();
     broker.begin();
     let mut client = wire::connect(&broker);
@@ -214,7 +214,7 @@ fn a_broker_that_dies_while_its_disk_is_full_comes_back_with_everything_and_take
     wait_until("flush", || broker.admin_get("/health/ready") == (200, "ready\n".to_owned()));
 }
 
-/// Takes the ring's space away, which it has from the beginning, but for what is in use.
+/// Frees the space of the ring's unused files. The ring has allocated it from the beginning.
 fn punch_ring(broker: &Broker) {
     let disk = broker.small_disk().expect("it was mounted");
     let (root, mut punched) = (broker.data_dir(), 0);
@@ -233,7 +233,7 @@ fn punch_ring(broker: &Broker) {
     assert!(punched > 0);
 }
 
-/// Produces until that is refused; how many records were acknowledged, and the refusal.
+/// Produces until the broker rejects a batch. Returns the number of acknowledged records, and the error.
 fn produce_until_refused(client: &mut Client) -> (i64, ErrorCode) {
     let value = vec![b'x'; 256 << 10];
     let mut acked = 0;
@@ -249,7 +249,7 @@ fn produce_until_refused(client: &mut Client) -> (i64, ErrorCode) {
     }
 }
 
-/// The high watermark of the first partition, if a broker leads it.
+/// The high watermark of the first partition, if the broker leads it.
 fn end(client: &mut Client) -> Result<i64, ErrorCode> {
     let fetched = client.fetch(wire::fetch_request(TOPIC, 0, 0, 0, 0)).expect("an answer");
     let partition = &fetched.responses[0].partitions[0];
@@ -272,7 +272,7 @@ fn a_ring_that_can_not_be_written_is_a_storage_error_until_the_broker_is_restart
     disk.fill();
     let (acked, refusal) = produce_until_refused(&mut client);
     assert_eq!(refusal, ErrorCode::KafkaStorageError, "after {acked} records");
-    // Nothing is tried twice, even if it would succeed now.
+    // The broker does not retry, even if that would succeed now.
     disk.make_room();
     assert_eq!(produce_until_refused(&mut client), (0, ErrorCode::KafkaStorageError));
     assert_eq!(end(&mut client), Err(ErrorCode::KafkaStorageError));
@@ -280,7 +280,7 @@ fn a_ring_that_can_not_be_written_is_a_storage_error_until_the_broker_is_restart
     broker.kill();
     broker.begin();
     let mut client = wire::connect(&broker);
-    // What was refused may be there all the same, once.
+    // The rejected record may be in the log all the same, but only once.
     let end = end(&mut client).expect("it leads");
     assert!((acked..=acked + 1).contains(&end), "{acked} records were acknowledged, and it ends at {end}");
     let answer = wire::produce(&mut client, TOPIC, 0, wire::batch(&[b"behind it"]));

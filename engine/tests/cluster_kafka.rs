@@ -1,4 +1,5 @@
-//! Three brokers through Kafka's protocol: they tell the same of themselves, and whoever asks the wrong one is sent to the right one.
+//! Three brokers through Kafka's protocol. All give the same answers about the cluster, and a broker that cannot serve
+//! a request sends the client to the right one.
 
 mod support;
 
@@ -35,7 +36,7 @@ fn connect_all(brokers: &[Broker]) -> BTreeMap<i32, Client> {
     NODES.into_iter().zip(brokers.iter().map(connect)).collect()
 }
 
-/// Asks until the answer is the right one: what one broker has acknowledged, another may tell a moment later.
+/// Asks until the answer is right: a change that one broker has acknowledged may reach another one a moment later.
 fn until(what: &str, mut ask: impl FnMut() -> bool) {
     let give_up = Instant::now() + PATIENCE;
     while !ask() {
@@ -43,7 +44,7 @@ fn until(what: &str, mut ask: impl FnMut() -> bool) {
     }
 }
 
-/// The leaders of a topic's partitions, as one broker tells them.
+/// The leaders of a topic's partitions, as one broker returns them.
 fn leaders(client: &mut Client, topic: &str) -> Vec<i32> {
     wire::partitions(client, topic).iter().map(|partition| partition.leader_id.0).collect()
 }
@@ -105,7 +106,7 @@ fn partitions_go_round_the_brokers_and_whoever_asks_the_wrong_one_learns_the_lea
             let list = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![list]);
             let listed = client.call(list).unwrap().topics[0].partitions[0].error_code;
             let mut fetch = fetch_request("spread", *partition, 0, 0, 0);
-            // Only versions that name topics by id tell where leaders are.
+            // Only versions that name topics by id return where the leaders are.
             fetch.topics[0].topic = TopicRef::Id(created.topic_id);
             let fetched = client.fetch(fetch).unwrap();
             let found = &fetched.responses[0].partitions[0];
@@ -200,14 +201,14 @@ fn groups_are_coordinated_where_every_broker_says() {
     }
 }
 
-/// The groups that a broker lists, which it must do without an error.
+/// The groups that a broker lists. It must answer without an error.
 fn groups_of(client: &mut Client) -> BTreeSet<String> {
     let listed = client.call(ListGroupsRequest::default()).unwrap();
     assert_eq!(errors::check(listed.error_code), Ok(()));
     listed.groups.into_iter().map(|group| group.group_id.to_string()).collect()
 }
 
-/// The value of `metadata.acks`, and its source, as a broker tells it of a resource.
+/// The value of `metadata.acks` and its source, as a broker describes a resource.
 fn acks(client: &mut Client, broker: &str) -> Option<(String, i8)> {
     let resource = DescribeConfigsResource::default()
         .with_resource_type(4)

@@ -1,8 +1,8 @@
-//! Reads of metadata under read leases, from outside: brokers answer them alone while their leases last, and never show anything older
-//! than a lease, whoever is stopped, cut off or deposed.
+//! Metadata reads under read leases, from outside. A broker answers alone while its lease lasts. No answer is older
+//! than a lease, even if brokers are paused, cut off or deposed.
 //!
-//! Topics are created all the time, and all brokers are asked all the time which there are. Each read knows when it began: whatever was
-//! acknowledged a lease before that, it must show.
+//! Topics are created all the time, and the test lists the topics of all brokers all the time. Each read records when
+//! it began. It must show every topic that was acknowledged a lease before that.
 
 mod support;
 
@@ -25,28 +25,28 @@ use support::tool::{Tool, create_topic};
 use support::wire;
 
 const BROKERS: usize = 3;
-/// How old a leased read may be.
+/// The greatest age of a leased read.
 const LEASE: Duration = Duration::from_secs(5);
-/// Longer than that, and than an election in between.
+/// Longer than a lease plus an election.
 const AWAY: Duration = Duration::from_millis(6500);
-/// How long one change waits for its acknowledgement.
+/// Time that one change waits for its acknowledgement.
 const CHANGE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Reads that wait for a broker which does not answer.
+/// Number of reads that wait for a broker which does not answer.
 const LATE_READS: usize = 8;
 
 /// One answered read.
 #[derive(Debug, Clone)]
 struct Read {
     begun: Instant,
-    /// The topics that it showed, by their numbers.
+    /// The numbers of the topics that it showed.
     shown: BTreeSet<u64>,
 }
 
-/// Which topics were acknowledged, and when.
+/// The acknowledged topics, and when they were acknowledged.
 type Acked = Vec<(u64, Instant)>;
 
-/// What is wrong with what one reader was shown, one read after the other.
+/// All violations in the successive reads of one reader.
 fn stale(acked: &Acked, reads: &[Read]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut before = &BTreeSet::new();
@@ -63,13 +63,13 @@ fn stale(acked: &Acked, reads: &[Read]) -> Vec<String> {
     wrong
 }
 
-/// Asks one broker which topics there are. `None`: it may not say.
+/// Lists the topics of one broker. `None`: the broker may not answer.
 fn read(client: &mut Client) -> Result<Option<Read>, ClientError> {
     let begun = ask(client)?;
     answer(client, begun)
 }
 
-/// Sends the question; when that was.
+/// Sends the request. Returns when that was.
 fn ask(client: &mut Client) -> Result<Instant, ClientError> {
     let begun = Instant::now();
     let request = MetadataRequest::default().with_topics(None).with_allow_auto_topic_creation(false);
@@ -87,16 +87,16 @@ fn answer(client: &mut Client, begun: Instant) -> Result<Option<Read>, ClientErr
     Ok(Some(Read { begun, shown }))
 }
 
-/// Reads of a broker that does not answer, begun before `returns` brings it back.
+/// Reads from a broker that does not answer. They begin before `returns` brings the broker back.
 fn late_reads(mut clients: Vec<Client>, returns: impl FnOnce()) -> Vec<Read> {
     let begun: Vec<Instant> = clients.iter_mut().map(|client| ask(client).expect("it is sent")).collect();
     returns();
     let answers = clients.iter_mut().zip(begun).map(|(client, begun)| answer(client, begun).expect("an answer"));
-    // One that had to ask for longer than it may wait says so, and nothing else.
+    // If the broker could not get an answer in time, it returns an error, and the read does not count.
     answers.flatten().collect()
 }
 
-/// One thread that creates topics, and one for each broker that reads from it.
+/// One thread that creates topics, and one thread per broker that reads from it.
 struct Clients {
     done: Arc<AtomicBool>,
     acked: Arc<Mutex<Acked>>,
@@ -116,7 +116,7 @@ impl Clients {
                 let mut number = 0;
                 while !done.load(Ordering::Relaxed) {
                     number += 1;
-                    // Through all brokers in turn; what was not acknowledged is not tried again.
+                    // Uses all brokers in turn. An unacknowledged creation is not retried.
                     let through = number as usize % BROKERS;
                     let slot = &mut tools[through];
                     if slot.is_none() {
@@ -162,7 +162,7 @@ impl Clients {
         wait_until("further changes", || self.acked() >= target);
     }
 
-    /// Ends them, and judges every read.
+    /// Ends the threads, and checks every read.
     fn stop(self, late: &[Read]) {
         self.done.store(true, Ordering::Relaxed);
         self.writer.join().expect("the writer goes on whatever it is told");
@@ -211,7 +211,7 @@ fn brokers_answer_reads_alone_while_their_leases_last_and_ask_once_they_do_not()
         after[0] > before[0] && after[1] == before[1]
     });
 
-    // Nobody can help it to answer now.
+    // Nobody can help the follower to answer now.
     cluster.set_all_ways(follower, Mode::Silent);
     let alone = read(&mut client).expect("an answer").expect("a lease that was renewed a moment ago");
     let expired = valid_and_expired(&cluster, follower)[1];
@@ -226,7 +226,7 @@ fn connect_many(cluster: &Cluster, i: usize) -> Vec<Client> {
     (0..LATE_READS).map(|_| wire::connect(cluster.broker(i))).collect()
 }
 
-/// Stops a broker for longer than its lease, while others change what there is.
+/// Pauses a broker for longer than its lease, while clients create topics.
 fn stops(cluster: &Cluster, i: usize) {
     let clients = Clients::start(cluster);
     clients.wait_for_changes(5);
@@ -235,7 +235,7 @@ fn stops(cluster: &Cluster, i: usize) {
     cluster.broker(i).signal(libc::SIGSTOP);
     clients.wait_for_changes(5);
     thread::sleep(AWAY);
-    // They lie in its sockets when it wakes up.
+    // These requests wait in its sockets when it wakes up.
     let late = late_reads(late, || cluster.broker(i).signal(libc::SIGCONT));
     assert!(valid_and_expired(cluster, i)[1] > before, "a lease outlived its time");
     clients.wait_for_changes(5);
@@ -265,7 +265,7 @@ fn a_lead_that_is_handed_over_leaves_no_reader_behind() {
         clients.wait_for_changes(5);
         cluster.begin(leader);
     }
-    // What was acknowledged before the last hand-over must be shown by all.
+    // All brokers must show the topics that were acknowledged before the last hand-over.
     thread::sleep(LEASE);
     clients.wait_for_changes(5);
     clients.stop(&[]);

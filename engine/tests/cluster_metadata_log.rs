@@ -1,4 +1,5 @@
-//! The metadata's log as the topic `__millrace_metadata`: ordinary consumers read it, from whichever broker leads; nobody changes it.
+//! The metadata log as the topic `__millrace_metadata`: ordinary consumers can read it from any leading broker, but
+//! nobody can change it.
 
 mod support;
 
@@ -31,7 +32,7 @@ fn assign(cluster: &Cluster, i: usize, from: Offset) -> BaseConsumer {
     consumer
 }
 
-/// Reads on, into `log`, until it has a record that `wanted` takes.
+/// Reads on, into `log`, until it has a record that `wanted` accepts.
 fn read_until(consumer: &BaseConsumer, log: &mut BTreeMap<i64, Value>, wanted: impl Fn(&Value) -> bool) {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -78,7 +79,7 @@ fn consumers_read_the_log_and_go_on_with_the_next_leader() {
     };
     assert!((0..BROKERS).all(|node| registered(node) > 0), "{log:#?}");
 
-    // It waits at the end for what comes.
+    // The consumer waits at the end for new records.
     create(&cluster, other, "meanwhile");
     read_until(&consumer, &mut log, creates("meanwhile"));
 
@@ -92,7 +93,7 @@ fn consumers_read_the_log_and_go_on_with_the_next_leader() {
     let terms: Vec<i64> = log.values().map(|record| record["term"].as_i64().expect("a term")).collect();
     assert!(terms.is_sorted() && terms.first() < terms.last(), "{terms:?}");
 
-    // Every leader tells the same of what is committed.
+    // Every leader returns the same committed records.
     cluster.begin(leader);
     let again = assign(&cluster, leader, Offset::Beginning);
     let mut told = BTreeMap::new();

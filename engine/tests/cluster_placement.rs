@@ -1,4 +1,4 @@
-//! Where new partitions go while a broker is away.
+//! Placement of new partitions while a broker is down.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{
     wire::{self, batch, connect, create_topic},
 };
 
-/// The brokers that are alive, as one of them tells.
+/// Number of brokers that are alive according to one of them.
 fn alive(client: &mut Client) -> usize {
     client.call(MetadataRequest::default().with_topics(None)).expect("Metadata is answered").brokers.len()
 }

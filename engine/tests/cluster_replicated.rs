@@ -1,7 +1,8 @@
-//! Idempotent producers with acks=all on partitions with three replicas, while brokers are killed, paused, cut off, emptied, out of disk
-//! space and restarted: nothing that was acked is lost, duplicated or reordered, what a consumer saw stays, and all replicas hold the same.
+//! Idempotent producers with acks=all write to partitions with three replicas. Meanwhile brokers are killed, paused,
+//! cut off, emptied, out of disk space and restarted. No acknowledged record is lost, duplicated or reordered, records
+//! that a consumer saw stay, and all replicas are equal.
 //!
-//! `REPLICATED_ROUNDS` sets the number of faults (4 by default), `REPLICATED_SEED` repeats the choices of a run.
+//! `REPLICATED_ROUNDS` sets the number of faults (4 by default). `REPLICATED_SEED` repeats the choices of a run.
 
 mod support;
 
@@ -21,12 +22,12 @@ use support::wire;
 const BROKERS: usize = 3;
 const PARTITIONS: i32 = 6;
 const PRODUCERS: u32 = 2;
-/// Acks between two faults.
+/// Acknowledgements between two faults.
 const ACKS: u64 = 500;
-/// Far more than a broker writes here; one of them has a file system of its own, to be filled up.
+/// Far more than a broker writes here. One of the brokers has a file system of its own, which a fault fills up.
 const DISK_BYTES: u64 = 4 << 30;
 
-/// Clients give a broker up that does not answer for a moment: one is paused, or cut off, all the time here.
+/// Clients give up soon on a broker that does not answer, because some broker is often paused or cut off here.
 fn config(cluster: &Cluster) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -44,9 +45,9 @@ fn producing(cluster: &Cluster) -> ClientConfig {
     config
 }
 
-/// Waits until every replica of every partition is in sync again.
+/// Waits until all replicas of all partitions are in sync again.
 fn wait_until_whole(cluster: &Cluster) {
-    // Until leaders have seen what has just happened.
+    // Leaders need a moment to notice the fault.
     thread::sleep(Duration::from_secs(1));
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -78,7 +79,7 @@ fn what_was_acked_survives_any_broker() {
     let seed = env("REPLICATED_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("to repeat the choices of this run: REPLICATED_ROUNDS={rounds} REPLICATED_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
-    // Small rings are recycled many times; small segments are read by who lags.
+    // Small rings are recycled many times. Replicas that lag read from segments, so these are small.
     let (flags, small) = (["--set", "wal.ring.bytes=16777216"], [rng.usize(..BROKERS)]);
     let mut cluster = Cluster::start_on_small_disks(BROKERS, &flags, &small, DISK_BYTES);
     let mut client = wire::connect(cluster.broker(0));
@@ -95,7 +96,8 @@ fn what_was_acked_survives_any_broker() {
         let fault = faults[round % faults.len()];
         println!("round {round}: {fault:?}, {} records acked", ledger.counts().acks);
         ledger.wait_for_more(ACKS);
-        // An emptied disk is one replica less until it is rebuilt: another fault then takes the majority that was promised.
+        // Until an emptied disk is rebuilt, there is one replica less. Another fault would then break the promised
+        // majority.
         wait_until_whole(&cluster);
         let leader = wire::partitions(&mut wire::connect(cluster.broker(rng.usize(..BROKERS))), TOPIC)[0].leader_id.0;
         let leader = usize::try_from(leader - 1).unwrap_or(0);
@@ -105,7 +107,7 @@ fn what_was_acked_survives_any_broker() {
     clients.stop();
     wait_until_whole(&cluster);
     judge(&config(&cluster), &ledger);
-    // Other replicas lead while one is away.
+    // While one broker is down, other replicas lead.
     for i in 0..BROKERS {
         cluster.stop(i);
         judge(&config(&cluster), &ledger);

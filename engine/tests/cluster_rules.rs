@@ -1,5 +1,5 @@
-//! The rules of replicated partitions, one by one, under three brokers: what each kind of ack waits for, who leads, who is in sync, what
-//! a broker is given that was away for long.
+//! The rules of replicated partitions, one by one, on three brokers. They say which replicas each kind of ack waits
+//! for, which one leads, and which are in sync. They also say how a broker catches up after a long absence.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::wire::{self, topic_name};
 
 const BROKERS: usize = 3;
 const TOPIC: &str = "rules";
-/// Leaders stay where they are, unless they are told otherwise.
+/// Leaders stay where they are unless a test moves them.
 const STAY: &str = "auto.leader.rebalance.enable=false";
 const PREFERRED: i8 = 0;
 const UNCLEAN: i8 = 1;
@@ -33,18 +33,18 @@ fn client(cluster: &Cluster, i: usize) -> Client {
     wire::connect(cluster.broker(i))
 }
 
-/// A topic with one partition on every broker.
+/// A topic with one partition that has a replica on every broker.
 fn create(cluster: &Cluster, settings: &[(&str, &str)]) {
     let created = wire::create_topic(&mut client(cluster, 0), TOPIC, 1, BROKERS as i16, settings);
     assert_eq!(errors::check(created.error_code), Ok(()), "{:?}", created.error_message);
 }
 
-/// What a broker shows of the topic's only partition.
+/// The topic's only partition, as a broker shows it.
 fn shown(cluster: &Cluster, i: usize) -> MetadataResponsePartition {
     wire::partitions(&mut client(cluster, i), TOPIC).remove(0)
 }
 
-/// The broker that leads, as another than `but` shows it.
+/// The node that leads, as a broker other than `but` shows it.
 fn leader_but(cluster: &Cluster, but: Option<usize>) -> usize {
     let asked = (0..BROKERS).find(|i| Some(*i) != but).expect("there are others");
     let mut leader = None;
@@ -81,7 +81,7 @@ fn produce(cluster: &Cluster, i: usize, acks: i16, timeout_ms: i32, value: &str)
     errors::check(answer.error_code).map(|()| answer.base_offset)
 }
 
-/// Produces to whoever leads, until it is acknowledged; the offset.
+/// Produces to the current leader until the record is acknowledged. Returns the offset.
 fn produce_somehow(cluster: &Cluster, but: Option<usize>, value: &str) -> i64 {
     let mut offset = None;
     wait_until("acknowledgement", || {
@@ -91,7 +91,7 @@ fn produce_somehow(cluster: &Cluster, but: Option<usize>, value: &str) -> i64 {
     offset.expect("just acknowledged")
 }
 
-/// The values from an offset on, as far as one broker shows them.
+/// The values from an offset on, as far as one broker returns them.
 fn values(cluster: &Cluster, i: usize, from: i64) -> Result<Vec<(i64, String)>, ErrorCode> {
     let mut found = Vec::new();
     let mut client = client(cluster, i);
@@ -132,7 +132,7 @@ fn elect(cluster: &Cluster, i: usize, kind: i8, partitions: Option<&[i32]>) -> V
     results.map(|one| (one.partition_id, errors::check(one.error_code))).collect()
 }
 
-/// Brings the partition back to its preferred leader, which may have come back a moment ago.
+/// Makes the preferred leader lead again. It may have come back a moment ago.
 fn elect_preferred(cluster: &Cluster, i: usize) {
     wait_until("election of the preferred leader", || elect(cluster, i, PREFERRED, Some(&[0])) == [(0, Ok(()))]);
 }
@@ -197,7 +197,7 @@ fn a_leader_without_its_replicas_acknowledges_for_its_own_disk_alone_and_says_in
     wait_until_whole(&cluster);
     let expected = vec![(0, "kept".to_owned()), (1, "of the new leader".to_owned())];
     assert_eq!(values(&cluster, new, 0).unwrap(), expected);
-    // What it held alone is gone from its own disk too.
+    // The records that only the old leader had are gone from its own disk, too.
     let preferred = shown(&cluster, one).replica_nodes[0].0 as usize - 1;
     assert_eq!(preferred, leader, "the first leader is the preferred one");
     elect_preferred(&cluster, one);
@@ -230,7 +230,7 @@ fn leaders_are_elected_when_a_client_asks() {
         if asked == preferred {
             assert_eq!(elect(&cluster, asked, PREFERRED, None), [(0, Ok(()))]);
         } else {
-            // Another broker hears of it a moment later, and would answer that it is done.
+            // Another broker learns of the election a moment later. Then it answers that no election is needed.
             let preferred = BrokerId(preferred as i32 + 1);
             wait_until("news of the election", || shown(&cluster, asked).leader_id == preferred);
             assert_eq!(elect(&cluster, asked, PREFERRED, Some(&[0])), [(0, Err(ErrorCode::ElectionNotNeeded))]);
@@ -262,7 +262,7 @@ fn quiet_partitions_rest_miss_no_death_and_go_back_to_their_preferred_leaders() 
     assert_eq!(values(&cluster, preferred, 0).unwrap(), expected);
 }
 
-/// Where an epoch ends, as a leader tells it: the epoch it speaks of, and the offset behind its last record.
+/// The end of an epoch according to a leader: the epoch of the answer, and the offset after its last record.
 fn epoch_end(cluster: &Cluster, i: usize, epoch: i32) -> (i32, i64) {
     let partition =
         OffsetForLeaderPartition::default().with_partition(0).with_leader_epoch(epoch).with_current_leader_epoch(-1);
@@ -312,13 +312,13 @@ fn a_replica_behind_the_logs_start_is_given_what_is_left_and_may_lead() {
     let stand_in = leader_but(&cluster, Some(away));
     let value = |n: i64| format!("{n} {}", "x".repeat(8192));
     let mut last = 0;
-    // What it lacks is gone from the leader's log, and from its ring.
+    // The entries that the absent broker lacks must be gone from the leader's log and ring.
     while last < 3000 {
         last = produce_somehow(&cluster, Some(away), &value(last + 1));
     }
     let start = |cluster: &Cluster, i: usize| {
         let response = client(cluster, i).fetch(wire::fetch_request(TOPIC, 0, last, 0, 0)).expect("an answer");
-        // While another one leads, the start is not known: -1, which is beyond nothing.
+        // While another broker leads, the log's start is unknown: -1, which is below every offset.
         let partition = &response.responses[0].partitions[0];
         errors::check(partition.error_code).map_or(-1, |()| partition.log_start_offset)
     };
@@ -349,7 +349,7 @@ fn a_broker_that_is_cut_off_with_an_undecided_change_goes_on_with_what_it_has_al
     let undecided = CreateTopicsRequest::default().with_topics(vec![undecided]).with_timeout_ms(500);
     let answer = client(&cluster, leader).call(undecided).expect("an answer");
     assert_ne!(errors::check(answer.topics[0].error_code), Ok(()), "nobody else knows of it");
-    // More than the ring holds before entries are to make room, and less than it holds at all.
+    // More than the amount at which the ring starts to make room, but less than the ring can hold.
     let value = vec![b'x'; 64 << 10];
     let mut producer = client(&cluster, leader);
     for n in 0..120 {

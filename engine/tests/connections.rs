@@ -1,4 +1,4 @@
-//! When connections of clients end, and when they do not.
+//! When the broker closes clients' connections, and when it does not.
 
 mod support;
 
@@ -24,7 +24,7 @@ fn is_closed(error: &ClientError) -> bool {
         || matches!(error, ClientError::Io(error) if error.kind() == ErrorKind::ConnectionReset)
 }
 
-/// A produce request with acks=0 of a batch for each of these partitions.
+/// A produce request with acks=0 and one batch for each of these partitions.
 fn without_acks(topic: &str, partitions: &[i32], records: &Bytes) -> ProduceRequest {
     let partition = |index: &i32| ProducePartition { index: *index, records: Some(records.clone()) };
     let topic = ProduceTopic {
@@ -64,7 +64,7 @@ fn without_acks_an_error_closes_the_connection_and_nothing_else_does() {
     let count = cases.len();
     for (name, request) in cases {
         let mut client = wire::connect(&broker);
-        // What came before is still answered.
+        // Earlier requests still get their answers.
         send(&mut client, ApiKey::Metadata, MetadataRequest::default().into());
         send(&mut client, ApiKey::Produce, request.into());
         client.receive().unwrap_or_else(|error| panic!("{name}: the answer before it: {error}"));
@@ -76,7 +76,7 @@ fn without_acks_an_error_closes_the_connection_and_nothing_else_does() {
     assert_eq!(broker.metric("millrace_produce_unacked_closed_total"), count as f64);
     broker.wait_for_log("acks=0", |line| line.contains("acks=0") && line.contains("nowhere"));
 
-    // Without an error the connection stays, and the next answer on it is that to the next request.
+    // Without an error, the connection stays open. The next answer on it belongs to the next request.
     let mut client = wire::connect(&broker);
     send(&mut client, ApiKey::Produce, without_acks("unacked", &[1], &sound).into());
     assert_eq!(wire::produce(&mut client, "unacked", 1, sound).base_offset, 1);
@@ -110,7 +110,7 @@ fn a_request_that_comes_slowly_is_not_idleness() {
     let broker = impatient();
     let mut stream = TcpStream::connect(broker.kafka()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // ApiVersions 0, byte by byte, over several times the limit.
+    // Sends ApiVersions 0, byte by byte, for several times the limit.
     let request = [0, 0, 0, 12, 0, 18, 0, 0, 0, 0, 0, 77, 0, 2, b'm', b'e'];
     for byte in request {
         stream.write_all(&[byte]).expect("the connection stays");
@@ -121,7 +121,7 @@ fn a_request_that_comes_slowly_is_not_idleness() {
     assert_eq!(answer[4..], 77i32.to_be_bytes());
 }
 
-/// As a consumer that hangs: it asks for more than fits the sockets' buffers, and reads nothing.
+/// Like a hanging consumer: the client requests more than fits the sockets' buffers, and reads nothing.
 #[test]
 fn a_client_that_does_not_read_its_answer_is_idle() {
     let broker = impatient();
@@ -143,12 +143,12 @@ fn a_client_that_does_not_read_its_answer_is_idle() {
         assert!(begun.elapsed() < PATIENCE, "it stays open");
         std::thread::yield_now();
     }
-    // Whatever was in the sockets' buffers, it is no whole answer to the last of them.
+    // The sockets' buffers may contain some answers, but not the whole answer to the last request.
     let answers = (0..4).take_while(|_| hanging.receive().is_ok()).count();
     assert!(answers < 4, "{answers} answers");
 }
 
-/// Waits until a figure, summed over the cores, is as wanted.
+/// Waits until a figure, summed over the cores, satisfies the condition.
 fn until(broker: &Broker, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
     let begun = Instant::now();
     loop {
@@ -161,7 +161,7 @@ fn until(broker: &Broker, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
     }
 }
 
-/// Whether the broker closes a connection that says nothing more.
+/// Whether the broker closes a connection that sends nothing more.
 fn ends(mut stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     match stream.read(&mut [0]) {
@@ -184,11 +184,11 @@ fn connections_are_limited_over_all_cores_and_who_has_said_nothing_goes_first() 
     let mut clients: Vec<Client> = (0..3).map(|_| wire::connect(&broker)).collect();
     let silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(broker.kafka()).unwrap()).collect();
     until(&broker, "millrace_connections_open", |open| open == 5.0);
-    // Room is made for two more by those that have sent nothing.
+    // Two connections that have sent nothing make room for two more.
     clients.extend((0..2).map(|_| wire::connect(&broker)));
     assert!(silent.iter().all(ends), "who says nothing makes room");
     assert_eq!(broker.metric("millrace_connections_displaced_total"), 2.0);
-    // Then there is none to be made: who comes is turned away, at once.
+    // Now nothing can make room, so the broker rejects new connections at once.
     for _ in 0..10 {
         let refused = try_connect(&broker).expect_err("there are five");
         assert!(is_closed(&refused), "{refused}");
@@ -196,14 +196,14 @@ fn connections_are_limited_over_all_cores_and_who_has_said_nothing_goes_first() 
     assert_eq!(broker.metric("millrace_connections_refused_total"), 10.0);
     broker.wait_for_log("max.connections", |line| line.contains("5 connections are open (max.connections"));
     assert!(clients.iter_mut().all(is_served));
-    // Who leaves makes room, too.
+    // A client that leaves makes room, too.
     clients.pop();
     until(&broker, "millrace_connections_open", |open| open == 4.0);
     clients.push(wire::connect(&broker));
     assert!(clients.iter_mut().all(is_served));
 }
 
-/// A connection from another of this machine's addresses.
+/// Connects from another of this machine's addresses.
 fn connect_from(source: [u8; 4], broker: &Broker) -> TcpStream {
     use std::os::fd::FromRawFd;
     let std::net::SocketAddr::V4(to) = broker.kafka() else { panic!("tests listen on IPv4") };
@@ -215,7 +215,7 @@ fn connect_from(source: [u8; 4], broker: &Broker) -> TcpStream {
     };
     let (from, to) = (address(source, 0), address(to.ip().octets(), to.port()));
     let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-    // SAFETY: the calls read live structs of the length they are told; the descriptor is new and nobody else's.
+    // SAFETY: the calls read live structs of the given lengths. The descriptor is new, and nobody else owns it.
     unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
         assert!(socket >= 0);
@@ -235,7 +235,7 @@ fn connections_from_one_address_are_limited_over_all_cores() {
     }
     assert_eq!(broker.metric("millrace_connections_refused_total"), 5.0);
     broker.wait_for_log("the address", |line| line.contains("3 connections from 127.0.0.1 are open"));
-    // Other addresses have their own.
+    // Other addresses have limits of their own.
     let others: Vec<TcpStream> = (0..3).map(|_| connect_from([127, 0, 0, 2], &broker)).collect();
     until(&broker, "millrace_connections_open", |open| open == 6.0);
     assert!(ends(&connect_from([127, 0, 0, 2], &broker)));
@@ -246,11 +246,11 @@ fn connections_from_one_address_are_limited_over_all_cores() {
     assert!(clients.iter_mut().all(is_served));
 }
 
-/// 1,500 connections and `ulimit -n 1024`: storage, brokers, tools and the admin port have descriptors of their own.
+/// 1,500 connections with `ulimit -n 1024`: storage, brokers, tools and the admin port have descriptors of their own.
 #[test]
 fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
     const PARTITIONS: i32 = 200;
-    // This process has the clients' ends.
+    // This process holds the clients' ends of the connections.
     engine::host::limits::raise_open_files().expect("the limit can be raised");
     let mut broker = Broker::new(&["--set", "wal.ring.bytes=33554432"]);
     broker.limit_open_files(1024);
@@ -259,7 +259,7 @@ fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
     assert_eq!(wire::create_topic(&mut client, "lives", PARTITIONS, 1, &[]).error_code, 0);
     let idle: Vec<TcpStream> = (0..1500).map(|_| TcpStream::connect(broker.kafka()).expect("accepted")).collect();
     until(&broker, "millrace_connections_displaced_total", |count| count > 1000.0);
-    // More than the rings hold: without segment files and checkpoints, nobody could write so much.
+    // More than the rings hold. Without segment files and checkpoints, this amount could not be written.
     let checkpoints = broker.metric("millrace_checkpoints_total");
     for n in 0..3 * PARTITIONS {
         let batch = wire::batch(&[&vec![b'v'; 120_000][..]]);
@@ -267,12 +267,12 @@ fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
     }
     until(&broker, "millrace_checkpoints_total", |now| now > checkpoints);
     assert_eq!(broker.metric("millrace_flush_failures_total"), 0.0);
-    // Who comes finds room, on every port.
+    // New connections find room on every port.
     let mut clients: Vec<Client> = (0..100).map(|_| wire::connect(&broker)).collect();
     assert!(clients.iter_mut().all(is_served));
     Tool::connect(&broker, PATIENCE).expect("a tool is served");
     assert_eq!(broker.admin_get("/health/ready").0, 200);
-    // Those that have asked for something are not displaced; when there are only such, nobody else is let in.
+    // Connections that have sent a request are not displaced. Once all connections have, the broker rejects new ones.
     let more: Vec<_> = (0..1000).map_while(|_| try_connect(&broker).ok()).collect();
     assert!(more.len() < 900, "{} more", more.len());
     assert!(clients.iter_mut().all(is_served) && is_served(&mut client));

@@ -1,4 +1,4 @@
-//! What a broker on several cores promises of its connections and of the way between cores.
+//! The promises of a broker with several cores about its connections and about messages between cores.
 
 mod support;
 
@@ -15,7 +15,7 @@ use net::{
 use std::{ops::Range, time::Instant};
 use support::{PATIENCE, broker::Broker, tool::Tool};
 
-/// A figure of each core, by the core's number.
+/// A figure of each core, in the order of the cores.
 fn per_core(broker: &Broker, name: &str) -> Vec<u64> {
     let (status, page) = broker.admin_get("/metrics");
     assert_eq!(status, 200);
@@ -26,7 +26,7 @@ fn per_core(broker: &Broker, name: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Asks for a figure again and again until it is as wanted.
+/// Repeats the look at a figure until it satisfies the condition.
 fn until(broker: &Broker, name: &str, wanted: impl Fn(&[u64]) -> bool) -> Vec<u64> {
     let started = Instant::now();
     loop {
@@ -51,13 +51,13 @@ fn connections_are_spread_evenly_whatever_their_number() {
     }
 }
 
-/// Waits until every core has published its counters anew, twice: what happened before is in them then.
+/// Waits until every core has published its counters again, twice. Then they include everything that happened before.
 fn published(broker: &Broker) {
     let before = per_core(broker, "loop_beats_total");
     until(broker, "loop_beats_total", |now| now.iter().zip(&before).all(|(now, before)| *now >= before + 2));
 }
 
-/// A topic; each core owns as many of its partitions.
+/// Creates a topic. Each core owns the same number of its partitions.
 fn topic_on_all_cores(client: &mut Client, name: &'static str, partitions: i32) {
     let topic = CreatableTopic::default()
         .with_name(TopicName(StrBytes::from_static_str(name)))
@@ -71,7 +71,7 @@ fn topic_on_all_cores(client: &mut Client, name: &'static str, partitions: i32) 
     assert!(described.topics[0].partitions.iter().all(|partition| partition.error_code == 0), "{described:?}");
 }
 
-/// One batch of one record to each of these partitions.
+/// Produces one batch of one record to each of these partitions.
 fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
     let count = partitions.len();
     let mut batch = BatchBuilder::new(Codec::None);
@@ -86,12 +86,12 @@ fn produce(client: &mut Client, topic: &'static str, partitions: Range<i32>) {
     answer.responses[0].partition_responses.iter().for_each(|partition| assert_eq!(partition.error_code, 0));
 }
 
-/// The first batch of each of these partitions.
+/// Fetches the first batch of each of these partitions.
 fn fetch(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_ms: i32) {
     fetch_at_least(client, topic, partitions, wait_ms, 1);
 }
 
-/// The same, of so many bytes in all.
+/// The same, with a minimum of bytes in all.
 fn fetch_at_least(client: &mut Client, topic: &'static str, partitions: Range<i32>, wait_ms: i32, bytes_min: i32) {
     let count = partitions.len();
     let partitions = partitions.map(|partition| FetchPartition::of_consumer(partition, 0, 1 << 20)).collect();
@@ -103,7 +103,7 @@ fn fetch_at_least(client: &mut Client, topic: &'static str, partitions: Range<i3
     assert!(partitions.iter().any(|partition| partition.records.as_ref().is_some_and(|records| !records.is_empty())));
 }
 
-/// How many messages go over the mesh while something is done.
+/// The number of messages between cores while some work is done.
 fn hops(broker: &Broker, work: impl FnOnce()) -> u64 {
     let sent = || -> u64 {
         published(broker);
@@ -122,7 +122,7 @@ fn a_request_for_one_partition_crosses_once_to_another_core_and_back_and_not_at_
     let mut client = Client::connect(&broker.bootstrap(), "hops", PATIENCE).unwrap();
     let cores = per_core(&broker, "loop_beats_total").len();
     topic_on_all_cores(&mut client, "hops", cores as i32);
-    // Neighbouring partitions are on different cores: one of them is on the connection's own.
+    // Neighbouring partitions belong to different cores. One of these is the connection's own core.
     let mut of_produce = Vec::new();
     for partition in 0..cores as i32 {
         of_produce.push(hops(&broker, || {
@@ -156,10 +156,10 @@ fn a_request_for_many_partitions_crosses_once_to_each_core_that_owns_some_and_ba
     assert_eq!(produced, 2 * others * REQUESTS);
     let fetched = hops(&broker, || (0..REQUESTS).for_each(|_| fetch(&mut client, "hops", 0..partitions, 0)));
     assert_eq!(fetched, 2 * others * REQUESTS);
-    // One that waits is called back from the other cores when one has found enough.
+    // If a fetch waits and one core finds enough, the connection's core calls the fetch back from the others.
     let waiting = hops(&broker, || (0..REQUESTS).for_each(|_| fetch(&mut client, "hops", 0..partitions, 500)));
     assert!((2 * others * REQUESTS..=3 * others * REQUESTS).contains(&waiting), "{waiting} messages");
-    // Where no core has enough by itself, each tells how much it has, once; then all are called back.
+    // If no core has enough alone, each reports once how much it has. Then the connection's core calls all back.
     let mut batch = BatchBuilder::new(Codec::None);
     batch.push(1, None, Some(b"x"));
     let bytes_min = batch.finish().len() as i32 * partitions;
@@ -181,7 +181,7 @@ fn a_produce_request_of_many_partitions_costs_each_core_one_sync_and_a_broker_at
         published(&broker);
         per_core(&broker, "wal_writes_total")
     };
-    // What follows the creation of a topic: reports of its leaders.
+    // Work after the creation of a topic: reports of its leaders.
     let mut before = writes();
     loop {
         let now = writes();
@@ -216,7 +216,7 @@ fn a_tool_learns_how_long_messages_take_between_cores() {
         assert_eq!(to, others);
         for times in &times {
             let of_core: u64 = times.buckets.iter().map(|(_, count)| count).sum();
-            // On a very slow machine the time may be up before the last of them.
+            // On a very slow machine, the time may be up before the last round trip.
             assert!((1..=500).contains(&of_core), "{times:?}");
             assert!(0 < times.min_ns && times.min_ns <= times.max_ns && times.max_ns <= times.sum_ns, "{times:?}");
             count += of_core;
@@ -224,10 +224,10 @@ fn a_tool_learns_how_long_messages_take_between_cores() {
     }
     published(&broker);
     let after: u64 = per_core(&broker, "mesh_received_total").iter().sum();
-    // Once over, once back; nothing else goes over the mesh of a broker at rest.
+    // One message there and one back. On an idle broker, no other messages go between cores.
     assert_eq!(after - before, 2 * count);
 
-    // What the broker refuses leaves the connection as it was.
+    // A rejected probe leaves the connection usable.
     let refused = tool.probe_mesh(Some(u16::MAX), 1, 1).unwrap_err();
     assert!(refused.contains("core 65535 can't be asked"), "{refused}");
     let refused = tool.probe_mesh(None, 1_000_000, 1).unwrap_err();

@@ -1,8 +1,8 @@
-//! What a produce request and a fetch cost in heap allocations, from the socket's bytes to the answer's, in a broker of one core in this
-//! process. ARCHITECTURE.md, "Counts", has the figures.
+//! The heap allocations of a produce request and of a fetch, from the bytes at the socket to the answer's bytes. The
+//! broker has one core and runs in this process. ARCHITECTURE.md, "Counts", has the figures.
 //!
-//! Counted is the whole process but the client's thread. What the broker does beside (timers, heartbeats) depends on how
-//! long requests take, so the least of several rounds counts.
+//! The allocations of the whole process except the client's thread count. Background work of the broker (timers,
+//! heartbeats) depends on how long requests take, so the smallest of several rounds counts.
 
 use engine::{
     broker::Broker,
@@ -40,11 +40,12 @@ const LARGE: usize = 100 << 10;
 const WARM_UP: u64 = 300;
 const ROUNDS: usize = 5;
 const REQUESTS: u64 = 200;
-/// Allocations for one request with a small record: 70 to 84, and 30 to 36. The rest is the runtime's, which takes some each time that it
-/// goes to sleep; how often that is depends on the machine. `sim::counts` of the crate bounds what does not.
+/// Bounds for one request with a small record: 70 to 84 allocations to produce, and 30 to 36 to fetch. The rest is for
+/// the runtime, which allocates each time that it goes to sleep. How often it does depends on the machine.
+/// `sim::counts` of the crate bounds the part that does not.
 const PRODUCE_MAX: f64 = 160.0;
 const FETCH_MAX: f64 = 80.0;
-/// What a record of 100 KiB may add.
+/// Further allocations for a record of 100 KiB.
 const READS_MAX: f64 = 60.0;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -52,7 +53,7 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// This thread is not the broker's.
+    /// This thread does not belong to the broker.
     static IS_CLIENT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -62,7 +63,7 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 fn count(bytes: usize) {
-    // A thread that is going down is none of the client's.
+    // A thread that is ending is not the client's.
     if !IS_CLIENT.try_with(Cell::get).unwrap_or(false) {
         ALLOCATIONS.fetch_add(1, Relaxed);
         BYTES.fetch_add(bytes as u64, Relaxed);
@@ -95,14 +96,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What one request costs on average.
+/// The average cost of one request.
 #[derive(Clone, Copy, Debug)]
 struct PerRequest {
     allocations: f64,
     bytes: f64,
 }
 
-/// The least of some rounds, in a steady state.
+/// The smallest values of several rounds, in a steady state.
 fn measure(mut request: impl FnMut()) -> PerRequest {
     (0..WARM_UP).for_each(|_| request());
     let mut least = PerRequest { allocations: f64::INFINITY, bytes: f64::INFINITY };
@@ -121,7 +122,7 @@ fn topic() -> TopicRef {
     TopicRef::Name(StrBytes::from_static_str(TOPIC))
 }
 
-/// One batch of one record to one partition, acks=all.
+/// Produces one batch of one record to one partition, acks=all.
 fn produce(client: &mut Client, partition: i32, bytes: usize) {
     let mut batch = BatchBuilder::new(Codec::None);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later");
@@ -133,7 +134,7 @@ fn produce(client: &mut Client, partition: i32, bytes: usize) {
     assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
 }
 
-/// The first batch of a partition.
+/// Fetches the first batch of a partition.
 fn fetch(client: &mut Client, partition: i32, bytes: usize) {
     let partitions = vec![FetchPartition::of_consumer(partition, 0, 1)];
     let topics = vec![FetchTopic { topic: topic(), partitions }];
@@ -179,10 +180,10 @@ fn a_request_costs_a_bounded_number_of_allocations_whatever_its_records_size() {
     let ((small_produce, small_fetch), (large_produce, large_fetch)) = (of(0, SMALL), of(1, LARGE));
     assert!(small_produce.allocations <= PRODUCE_MAX, "{small_produce:?}");
     assert!(small_fetch.allocations <= FETCH_MAX, "{small_fetch:?}");
-    // A large request comes in several reads, each of which the runtime waits for anew, into a buffer that grows.
+    // A large request arrives in several reads. The runtime waits anew for each, and the buffer grows.
     assert!(large_produce.allocations <= small_produce.allocations + READS_MAX, "{large_produce:?}");
     assert!(large_fetch.allocations <= small_fetch.allocations + READS_MAX, "{large_fetch:?}");
-    // On the heap a payload is once, in the buffer that it is received into: the ring's memory is mapped, and a fetch shares it.
+    // The payload is on the heap once, in the receive buffer: the ring's memory is mapped, and a fetch shares it.
     let payload = (LARGE - SMALL) as f64;
     assert!(large_produce.bytes - small_produce.bytes <= 1.9 * payload, "{small_produce:?}, {large_produce:?}");
     assert!(large_fetch.bytes - small_fetch.bytes <= 0.5 * payload, "{small_fetch:?}, {large_fetch:?}");

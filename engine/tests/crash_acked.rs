@@ -1,7 +1,7 @@
-//! Idempotent producers with acks=all while the broker is killed at random moments and started again: nothing that was
-//! acked is lost, duplicated or reordered, and what a consumer saw stays.
+//! Idempotent producers write with acks=all while the broker is killed at random moments and restarted. No acknowledged
+//! record is lost, duplicated or reordered, and records that a consumer saw stay.
 //!
-//! `CRASH_ROUNDS` sets the number of kills (5 by default), `CRASH_SEED` repeats the choices of a run.
+//! `CRASH_ROUNDS` sets the number of kills (5 by default). `CRASH_SEED` repeats the choices of a run.
 
 mod support;
 
@@ -23,22 +23,22 @@ fn what_was_acked_survives_kill_9() {
     println!("to repeat the choices of this run: CRASH_ROUNDS={rounds} CRASH_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
 
-    // A small ring: it is recycled many times between two kills.
+    // The ring is small, so that it is recycled many times between two kills.
     let mut broker = Broker::start_with(&["--set", "wal.ring.bytes=16777216"]);
     clients::create_topic(&broker, TOPIC, PARTITIONS);
     let ledger = Ledger::new(PARTITIONS);
     let clients = ledger.begin(&clients::config(&broker), PRODUCERS);
 
     for round in 0..rounds {
-        // Both sides have found the broker again. The moment is drawn in acks, so that every round makes progress however
-        // slow the machine is.
+        // Producers and consumer have found the broker again. The moment of the kill is drawn as a number of
+        // acknowledgements, so that every round makes progress even on a slow machine.
         let before = ledger.counts();
         ledger.wait_until("sight of a record", |now| now.seen > before.seen);
         let acks = ledger.counts().acks + random.u64(1..2000);
         ledger.wait_until("ack", |now| now.acks >= acks);
         broker.kill();
         if random.u8(..4) == 0 {
-            // A second crash, at some point of the recovery from the first.
+            // A second crash, at some point during the recovery from the first one.
             broker.spawn();
             thread::sleep(Duration::from_micros(random.u64(..50_000)));
             broker.kill();
@@ -50,7 +50,7 @@ fn what_was_acked_survives_kill_9() {
     ledger.wait_until("ack", |now| now.acks >= acks);
     clients.stop();
 
-    // Once from the broker as it is, once after a clean restart.
+    // Once on the running broker, once after a clean restart.
     judge(&clients::config(&broker), &ledger);
     broker.restart();
     judge(&clients::config(&broker), &ledger);

@@ -1,5 +1,5 @@
-//! The crash test's judge must itself be shown to catch what it is there for: each kind of violation is planted in a log
-//! that is sound otherwise.
+//! Tests of the crash test's checker. Each kind of violation is planted in an otherwise correct log, and the checker
+//! must detect it.
 
 #[path = "support/history.rs"]
 #[allow(dead_code)] // The crash test uses the rest.
@@ -11,7 +11,8 @@ fn id(producer: u32, sequence: u64) -> Id {
     Id { producer, sequence }
 }
 
-/// Two producers that took turns; every third record was never answered, the rest were acked, the first half was seen.
+/// Two producers that take turns. Every third record got no answer, all others were acknowledged, and the first half
+/// was read.
 fn sound() -> (History, Vec<(i64, Vec<u8>)>) {
     let mut history = History::default();
     let log: Vec<(i64, Vec<u8>)> = (0..100).map(|o| (o, id(o as u32 % 2, o as u64 / 2).payload())).collect();
@@ -26,7 +27,7 @@ fn sound() -> (History, Vec<(i64, Vec<u8>)>) {
     (history, log)
 }
 
-/// Numbers the log anew, as a broker that lost or repeated records without a trace would.
+/// Renumbers the log, as a broker would that loses or duplicates records without a trace.
 fn renumber(log: Vec<(i64, Vec<u8>)>) -> Vec<(i64, Vec<u8>)> {
     log.into_iter().enumerate().map(|(offset, (_, payload))| (offset as i64, payload)).collect()
 }
@@ -90,7 +91,7 @@ fn a_duplicate_of_a_record_that_was_never_answered_is_caught() {
 #[test]
 fn a_reorder_within_one_producer_is_caught() {
     let (_, mut log) = sound();
-    // Nothing was acked or seen: the order alone gives it away.
+    // No record was acknowledged or read, so only the order shows the violation.
     let (a, b) = (log[80].1.clone(), log[82].1.clone());
     (log[80].1, log[82].1) = (b, a);
     assert_eq!(History::default().check(&log), [Violation::Reordered { id: id(0, 40), offset: 82, after: id(0, 41) }]);
@@ -118,7 +119,7 @@ fn a_record_that_changes_after_it_was_seen_is_caught() {
     let (mut history, log) = sound();
     history.seen(99, &log[98].1);
     assert_eq!(history.check(&log), [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]);
-    // Two reads that differ contradict each other, whatever the log says in the end.
+    // Two different reads contradict each other, no matter which record the log has in the end.
     history.seen(99, &log[99].1);
     assert_eq!(history.check(&log), [Violation::Unseen { id: id(0, 49), offset: 99, now: Some(id(1, 49)) }]);
 }

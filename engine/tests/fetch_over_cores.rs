@@ -1,4 +1,5 @@
-//! Fetches of partitions that lie on several cores: `min_bytes` and `max_bytes` count over the whole request, wherever they lie.
+//! Fetches of partitions on several cores: `min_bytes` and `max_bytes` apply to the whole request, no matter which
+//! cores own the partitions.
 
 mod support;
 
@@ -16,7 +17,7 @@ use net::{
 use std::collections::BTreeMap;
 use support::{PATIENCE, broker::Broker, wire};
 
-/// Longer than the client has patience: only bytes can bring the answer.
+/// Longer than the client waits, so that only bytes can cause the answer.
 const FOR_GOOD_MS: i32 = 600_000;
 const MIB: i32 = 1 << 20;
 
@@ -29,7 +30,7 @@ struct Limits {
 
 const ONCE: Limits = Limits { wait_ms: 0, bytes_min: 1, bytes_max: 50 * MIB, partition_bytes_max: MIB };
 
-/// From these offsets of these partitions, in this order.
+/// Fetches from these offsets of these partitions, in this order.
 fn request(topic: &str, from: impl IntoIterator<Item = (i32, i64)>, limits: &Limits) -> FetchRequest {
     let partition = |(index, offset)| FetchPartition::of_consumer(index, offset, limits.partition_bytes_max);
     let topic =
@@ -63,7 +64,7 @@ fn receive(client: &mut Client) -> BTreeMap<i32, Bytes> {
     records(&answer.decode::<Fetch>().expect("it decodes"))
 }
 
-/// A topic on all cores, with batches of so many bytes in each of its partitions.
+/// Creates a topic on all cores, with batches of this size in each of its partitions.
 fn filled(broker: &Broker, topic: &str, partitions: i32, batches: usize, bytes: usize) -> Client {
     let mut client = wire::connect(broker);
     assert_eq!(wire::create_topic(&mut client, topic, partitions, 1, &[]).error_code, 0);
@@ -75,7 +76,7 @@ fn filled(broker: &Broker, topic: &str, partitions: i32, batches: usize, bytes: 
     client
 }
 
-/// Returns the size of the batch.
+/// Produces one record. Returns the size of the batch.
 fn produce(client: &mut Client, topic: &str, partition: i32, bytes: usize) -> usize {
     let batch = wire::batch(&[&vec![b'v'; bytes][..]]);
     assert_eq!(wire::produce(client, topic, partition, batch.clone()).error_code, 0);
@@ -100,11 +101,11 @@ fn what_lies_ready_is_added_up_over_the_cores() {
 fn what_comes_is_added_up_over_the_cores() {
     let broker = Broker::start();
     let (mut client, mut producer) = (filled(&broker, "coming", 8, 1, 1000), wire::connect(&broker));
-    // Of some partitions there is something already, of others there is not.
+    // Some partitions have records already, the others have none.
     let from = || (0..8).map(|partition| (partition, i64::from(partition % 4 == 0)));
     let ready = byte_count(&records(&client.fetch(request("coming", from(), &ONCE)).expect("answered")));
     assert!(ready > 0);
-    // To one partition, to those of one core, to all of them; the last batch is just what lacks.
+    // Produces to one partition, to those of one core, to all of them. The last batch completes `min_bytes`.
     for partitions in [vec![5], vec![0, 2, 4, 6], vec![1, 2, 3, 4, 5, 6, 7]] {
         let before = byte_count(&records(&client.fetch(request("coming", from(), &ONCE)).expect("answered")));
         let size = wire::batch(&[&[b'v'; 700][..]]).len();
@@ -118,12 +119,13 @@ fn what_comes_is_added_up_over_the_cores() {
     }
 }
 
-/// Reads all from the beginning as a consumer does, and returns how many bytes came and what the broker read for them.
+/// Reads everything from the beginning, as a consumer does. Returns how many bytes arrived, and how many the broker
+/// read for them.
 fn drain(broker: &Broker, topic: &str, partitions: i32, bytes_max: i32) -> (usize, f64, f64) {
     let figures = || ["memory", "cold"].map(|of| broker.metric(&format!("millrace_fetch_bytes_{of}_total")));
     let before = figures();
     let mut client = wire::connect(broker);
-    // What was served goes to the end, as consumers have it.
+    // Partitions that returned records move to the end of the list, as consumers do it.
     let mut from: Vec<(i32, i64)> = (0..partitions).map(|partition| (partition, 0)).collect();
     let mut sent = 0;
     loop {
@@ -166,7 +168,8 @@ fn a_fetch_reads_about_as_much_as_it_returns_from_memory_and_from_the_disk() {
     }
 }
 
-/// KIP-74: whatever the limits, the first partition that has a batch gets one, and no other gets one that is larger than they allow.
+/// KIP-74: whatever the limits, the first partition with records returns one batch. No other one returns a batch beyond
+/// the limits.
 fn one_whole_batch_at_most(broker: &Broker) {
     let mut client = wire::connect(broker);
     for order in [vec![0, 1], vec![1, 0], (0..8).collect(), vec![7, 3, 2]] {
@@ -183,7 +186,7 @@ fn one_whole_batch_at_most(broker: &Broker) {
                 "of {order:?}, max_bytes {bytes_max}, partition_max_bytes {partition_bytes_max}"
             );
         }
-        // At the end of the first ones, whichever core they are on, it is the next one's turn.
+        // Once the first partitions are at their ends, the next one has its turn, no matter which core it is on.
         for ended in 1..order.len() {
             let from = order.iter().enumerate().map(|(at, p)| (*p, if at < ended { 2 } else { 0 }));
             let limits = Limits { wait_ms: FOR_GOOD_MS, bytes_min: 1, bytes_max: 1, partition_bytes_max: 1 };
@@ -200,7 +203,7 @@ fn one_batch_at_most_is_larger_than_the_limits_in_all() {
     let mut broker = Broker::start();
     drop(filled(&broker, "large", 8, 2, 900_000));
     one_whole_batch_at_most(&broker);
-    // From the disk.
+    // Now from the disk.
     broker.restart();
     one_whole_batch_at_most(&broker);
 }

@@ -1,4 +1,5 @@
-//! `__consumer_offsets`: whoever causes its creation gets the same topic, and no client can make groups lose what it keeps.
+//! `__consumer_offsets`: every way to cause its creation creates the same topic, and no client can make groups lose
+//! their data in it.
 
 mod support;
 
@@ -25,7 +26,7 @@ use support::{
 
 const OFFSETS: &str = "__consumer_offsets";
 
-/// Causes the creation of the offsets topic.
+/// A way to cause the creation of the offsets topic.
 type Cause = fn(&mut Client);
 
 fn by_metadata(client: &mut Client) {

@@ -1,4 +1,5 @@
-//! Batches near what the write-ahead rings take: stored by all replicas, or refused for good and at once.
+//! Batches near the largest size that the write-ahead rings accept: all replicas store them, or the broker rejects them
+//! for good and at once.
 
 mod support;
 
@@ -14,7 +15,7 @@ use support::wire;
 
 const TOPIC: &str = "large";
 const MB: usize = 1_000_000;
-/// More than any ring here takes.
+/// Larger than any ring here accepts.
 const ANY_SIZE: (&str, &str) = ("max.message.bytes", "50000000");
 
 fn of_bytes(bytes: usize) -> bytes::Bytes {
@@ -46,7 +47,7 @@ fn a_batch_that_no_ring_takes_is_refused_at_once_and_holds_nobody_up() {
             assert!(message.contains("wal.ring.bytes") && message.contains("largest.entry.bytes"), "{message}");
         }
     }
-    // The topic's own limit comes first.
+    // The topic's own limit applies first.
     let (code, message) = wire::alter_topic(&broker, TOPIC, "max.message.bytes", Some("1000"));
     assert_eq!(errors::check(code), Ok(()), "{message}");
     let answer = wire::produce(&mut client, TOPIC, 1, of_bytes(2000));
@@ -83,7 +84,7 @@ fn the_smallest_ring_bounds_what_leaders_take_and_a_smaller_one_does_not_join() 
     assert_eq!(send(&cluster, 3_100_000), Err(ErrorCode::MessageTooLarge));
     whole(&cluster);
 
-    // A ring on a new disk that takes less than what the others may hold.
+    // A new disk with a ring that accepts less than the others may hold.
     cluster.stop(SMALL);
     cluster.empty_disk(SMALL);
     cluster.set(SMALL, "wal.ring.bytes", "16777216");
@@ -95,7 +96,7 @@ fn the_smallest_ring_bounds_what_leaders_take_and_a_smaller_one_does_not_join() 
     cluster.begin(SMALL);
     whole(&cluster);
 
-    // From now on no topic goes beyond that one's ring, whatever it allows.
+    // From now on, the smallest ring limits every topic, whatever the topic's setting.
     let (code, message) = wire::alter_topic(cluster.broker(0), TOPIC, ANY_SIZE.0, Some(ANY_SIZE.1));
     assert_eq!(errors::check(code), Ok(()), "{message}");
     assert_eq!(send(&cluster, 3_000_000 - 200), Ok(()));

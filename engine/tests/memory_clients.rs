@@ -1,4 +1,5 @@
-//! What clients make the broker hold stays within its memory budget, and those that hold it in vain give way to others.
+//! The memory that clients make the broker hold stays within its budget, and clients that hold memory without progress
+//! lose it to others.
 
 mod support;
 
@@ -21,10 +22,10 @@ use support::cluster::wait_until;
 use support::wire;
 
 const MIB: usize = 1 << 20;
-/// The least that a broker takes.
+/// The smallest budget that a broker accepts.
 const BUDGET: usize = 64 * MIB;
-/// What the process takes besides: the program itself, its threads and runtime, sockets, and memory kept for the next use. A debug build
-/// that has served a little takes 70 MiB.
+/// Further memory of the process: the program itself, its threads and runtime, sockets, and freed memory that it keeps.
+/// A debug build that has served a little takes 70 MiB.
 const BESIDES: usize = 96 * MIB;
 const TOPIC: &str = "old";
 const PARTITIONS: i32 = 12;
@@ -36,7 +37,7 @@ fn start(settings: &[&str]) -> Broker {
     Broker::start_with(&flags)
 }
 
-/// The most memory that the process has had at any time, in bytes.
+/// The peak memory of the process, in bytes.
 fn peak(broker: &Broker) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("the broker runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells");
@@ -52,7 +53,7 @@ impl Drop for End<'_> {
     }
 }
 
-/// Several times what the broker may keep in memory.
+/// Writes several times the amount that the broker may keep in memory.
 fn fill(broker: &Broker) {
     let mut client = wire::connect(broker);
     let created = wire::create_topic(&mut client, TOPIC, PARTITIONS, 1, &[]);
@@ -70,7 +71,7 @@ fn fetch_all() -> FetchRequest {
     FetchRequest::of_consumer(500, 1, 50 << 20, vec![topic])
 }
 
-/// Asks the same again and again, and reads nothing. The kernel keeps little for it.
+/// Sends the same request again and again, and reads nothing. The kernel buffers little for this connection.
 fn ask_in_vain(broker: &Broker, version: i16, request: &Request) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a buffer's size can be set");
@@ -79,7 +80,7 @@ fn ask_in_vain(broker: &Broker, version: i16, request: &Request) -> TcpStream {
     let mut codec = ClientCodec::new("deaf");
     for _ in 0..300 {
         let (_, parts) = codec.encode(version, request).expect("the request is valid");
-        // The broker may have closed it already.
+        // The broker may have closed the connection already.
         if stream.write_all(&parts.into_bytes()).is_err() {
             break;
         }
@@ -93,10 +94,10 @@ fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
     fill(&broker);
     let crowd: Vec<TcpStream> = (0..40).map(|_| ask_in_vain(&broker, 12, &fetch_all().into())).collect();
     wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
-    // Whoever reads gets everything meanwhile.
+    // Meanwhile a client that reads gets everything.
     let mut reader = wire::connect(&broker);
     for partition in 0..PARTITIONS {
-        // There may be nothing in it for the lack of memory: then a consumer asks again.
+        // If memory is short, an answer may be empty. Then a consumer asks again.
         wait_until("records", || {
             let answer = reader.fetch(wire::fetch_request(TOPIC, partition, 5, 500, 1)).expect("an answer");
             let answer = &answer.responses[0].partitions[0];
@@ -105,7 +106,7 @@ fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
         });
     }
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
-    // What closed connections asked for is not read any more.
+    // Nobody reads the answers on the closed connections any more.
     drop(crowd);
     wait_until("connections that are gone", || broker.metric("millrace_connections_open") == 1.0);
     wait_until("memory that is given back", || broker.metric("millrace_memory_cold_answers_bytes") == 0.0);
@@ -120,7 +121,7 @@ fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     assert_eq!(errors::check(created.error_code), Ok(()));
     let all = MetadataRequest::default().with_topics(None).into();
     let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 12, &all)).collect();
-    // An answer is larger than 15 KB: one of each client waits, as the kernel takes no more.
+    // An answer is larger than 15 KB. One answer of each client waits, because the kernel takes no more.
     let held = || broker.metric("millrace_memory_answers_bytes") as usize;
     wait_until("answers that nobody takes", || held() > CROWD * 15_000);
     assert_eq!(wire::partitions(&mut wire::connect(&broker), TOPIC).len(), 700);
@@ -129,11 +130,11 @@ fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     wait_until("memory that is given back", || held() == 0);
 }
 
-/// Sends all but the end of a large request, as fast as the broker takes it, and then nothing.
+/// Sends a large request except its end, as fast as the broker accepts it, and then nothing.
 fn send_in_part(broker: &Broker, bytes: usize, over: &AtomicBool) {
     let mut stream = TcpStream::connect(broker.kafka()).expect("the broker accepts");
     stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
-    // The header of a produce request, and zeros.
+    // The header of a produce request, and then zeros.
     let head = [&(bytes as i32).to_be_bytes()[..], &[0, 0, 0, 9, 0, 0, 0, 1, 0xff, 0xff, 0]].concat();
     let mut left = bytes - head.len();
     let mut sent = stream.write_all(&head);
@@ -172,7 +173,7 @@ fn requests_that_never_end_take_what_they_may_and_hold_up_nobody() {
             assert_eq!(errors::check(answer.error_code), Ok(()), "{size} bytes");
         }
         wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
-        // One frame may go beyond the share.
+        // One frame may exceed the share.
         assert!(peak(&broker) < BUDGET + BESIDES + FRAME, "{} MiB", peak(&broker) / MIB);
     });
     wait_until("memory that is given back", || broker.metric("millrace_memory_requests_bytes") == 0.0);

@@ -1,5 +1,5 @@
-//! Partitions take memory for as long as they are there: a broker takes as many as fit its share of
-//! `memory.budget.bytes`, and refuses more by name.
+//! Partitions take memory as long as they exist. A broker accepts as many as fit its share of `memory.budget.bytes`,
+//! and rejects more with a precise message.
 
 mod support;
 
@@ -21,10 +21,10 @@ use support::broker::Broker;
 use support::cluster::{Cluster, wait_until};
 use support::wire;
 
-/// On one core, three sixteenths of it are 1,536 replicas of 16 KiB.
+/// On one core, three sixteenths of the budget hold 1,536 replicas of 16 KiB.
 const BUDGET: u64 = 128 << 20;
 const REPLICAS: usize = 1536;
-/// What the program takes beside its budget.
+/// Memory of the program in addition to its budget.
 const PROGRAM: u64 = 48 << 20;
 
 type Answers = Vec<(Result<(), ErrorCode>, String)>;
@@ -66,7 +66,7 @@ fn delete(client: &mut Client, topic: &str) {
     assert_eq!(errors::check(response.responses[0].error_code), Ok(()));
 }
 
-/// What an automatic creation is answered.
+/// The answer to an automatic creation.
 fn ask_for(client: &mut Client, topic: &str) -> Result<(), ErrorCode> {
     let topic = MetadataRequestTopic::default().with_name(Some(wire::topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(true);
@@ -81,7 +81,7 @@ fn assert_refused((code, message): &(Result<(), ErrorCode>, String), words: &[St
     }
 }
 
-/// In memory now, in bytes.
+/// Current memory, in bytes.
 fn resident(broker: &Broker) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("the broker runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
@@ -104,7 +104,7 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     let refused = ["broker 1 has 100 replicas".to_owned(), "2000 more".to_owned(), format!("takes {REPLICAS}")];
     assert_refused(&create_one(&mut client, "too-many", 2000, 1), &refused);
 
-    // 40,000 partitions in large requests that come at the same time.
+    // 40,000 partitions in large requests that arrive at the same time.
     let all: Vec<Answers> = thread::scope(|scope| {
         let one = |n: usize| {
             let mut client = wire::connect(&broker);
@@ -123,7 +123,7 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     assert_refused(&add_partitions(&mut client, "served", 137), &refused);
     assert_eq!(add_partitions(&mut client, "served", 136).0, Ok(()), "the last ones that fit");
     assert_eq!(ask_for(&mut client, "automatic"), Err(ErrorCode::PolicyViolation));
-    // Groups can begin all the same.
+    // New groups can still start.
     let keys = vec![wire::text("group")];
     let find = FindCoordinatorRequest::default().with_coordinator_keys(keys);
     wait_until("coordinator", || {
@@ -137,7 +137,7 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     let resident_bytes = resident(&broker);
     assert!(resident_bytes < BUDGET + PROGRAM, "{resident_bytes} bytes of memory");
 
-    // Half of the budget, which half of them would fit.
+    // Half of the budget, which would fit half of the partitions.
     broker.set("memory.budget.bytes", &(BUDGET / 2).to_string());
     broker.restart();
     let told = broker.wait_for_log("warning", |log| log.contains("replicas of partitions"));
@@ -173,7 +173,7 @@ fn the_smallest_broker_of_a_cluster_gets_no_more_than_it_takes_whoever_is_asked(
         let request = MetadataRequest::default().with_topics(Some(Vec::new()));
         client.call(request).expect("Metadata is answered").brokers.len() == 3
     });
-    // Of each topic, it would get 100.
+    // It would get 100 partitions of each topic.
     let names: Vec<String> = (0..30).map(|topic| format!("everywhere-{topic}")).collect();
     let answers: Vec<Answers> = thread::scope(|scope| {
         let one = |at: usize| {
@@ -195,7 +195,7 @@ fn the_smallest_broker_of_a_cluster_gets_no_more_than_it_takes_whoever_is_asked(
         partitions.iter().filter(|partition| partition.replica_nodes.iter().any(|node| node.0 == 3)).count()
     };
     assert_eq!(on_small(&mut client, "elsewhere"), 0);
-    // It keeps the metadata of all partitions.
+    // This broker keeps the metadata of all partitions.
     let refused = ["the cluster has 1000 partitions".to_owned(), "broker 3 takes the metadata of 1260".to_owned()];
     assert_refused(&create_one(&mut client, "elsewhere-too", 261, 1), &refused);
     assert_eq!(create_one(&mut client, "elsewhere-too", 260, 1).0, Ok(()));

@@ -1,5 +1,5 @@
-//! Idempotent producers take memory for as long as they are remembered: those of all partitions keep within a share of
-//! the budget.
+//! Idempotent producers take memory while the broker remembers them. All partitions' producers together stay within a
+//! share of the budget.
 
 mod support;
 
@@ -17,17 +17,18 @@ use support::wire;
 
 const TOPIC: &str = "producers";
 const PARTITIONS: i64 = 64;
-/// Each request has a batch of another producer for each partition.
+/// Each request has, for each partition, a batch of a different producer.
 const REQUESTS: i64 = 160;
-/// A sixteenth of 64 MiB, in pieces of 688 bytes.
+/// A sixteenth of 64 MiB, at 688 bytes for each producer.
 const REMEMBERED: f64 = 6096.0;
 
-/// Producer `PARTITIONS * request + partition` writes the record with this sequence number; returns its offset.
+/// Producer `PARTITIONS * request + partition` writes the record with this sequence number. Returns the records'
+/// offsets.
 fn write(client: &mut Client, request: i64, partitions: std::ops::Range<i64>, sequence: i32) -> Vec<i64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as i64;
     let batch = |partition: i64| {
         let mut batch = BatchBuilder::default().producer(PARTITIONS * request + partition, 0, sequence);
-        // The order of the requests is that of the timestamps, even within a millisecond.
+        // The timestamps have the order of the requests, even within a millisecond.
         batch.push(now - 100_000 + 100 * request, None, Some(b"value"));
         ProducePartition { index: partition as i32, records: Some(batch.finish()) }
     };
@@ -59,14 +60,14 @@ fn producers_that_wrote_least_recently_are_forgotten_and_go_on_undisturbed() {
     });
     assert!(remembered(&broker) > REMEMBERED * 0.9, "{} are remembered", remembered(&broker));
 
-    // The last ones are known: a retry is answered with the offset that the record has.
+    // The broker remembers the last ones: it answers a retry with the record's offset.
     assert_eq!(write(&mut client, REQUESTS - 1, 0..PARTITIONS, 0), vec![REQUESTS - 1; PARTITIONS as usize]);
-    // The first ones go on as after expiry, wherever they are.
+    // The first ones continue as after an expiry, wherever their partitions are.
     assert_eq!(write(&mut client, 0, 0..2, 1), [REQUESTS, REQUESTS]);
     assert_eq!(write(&mut client, 0, 0..2, 1), [REQUESTS, REQUESTS], "and are known again");
     assert_eq!(write(&mut client, 0, 0..2, 2), [REQUESTS + 1, REQUESTS + 1]);
 
-    // What is replayed is more than the share, and served.
+    // The replayed producers exceed the share, and the broker still serves.
     broker.kill_and_begin();
     let mut client = wire::connect(&broker);
     assert_eq!(write(&mut client, REQUESTS - 1, 2..PARTITIONS, 0), vec![REQUESTS - 1; PARTITIONS as usize - 2]);
@@ -87,7 +88,8 @@ fn a_start_does_not_bring_back_whom_the_broker_has_forgotten() {
     let (remembered, forgotten) = ("millrace_producers_remembered", "millrace_producers_forgotten_total");
     wait_until("producers of the checkpoint", || broker.metric(remembered) == 95.0 * PARTITIONS as f64);
     assert_eq!(broker.metric(forgotten), 0.0);
-    // One partition gets more. Producers of all others are forgotten, where nothing else changes.
+    // One partition gets more producers. The broker forgets producers of all other partitions, which do not change
+    // otherwise.
     let mut client = wire::connect(&broker);
     (95..195).for_each(|request| drop(write(&mut client, request, 0..1, 0)));
     wait_until("producers within their share", || {

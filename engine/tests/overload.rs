@@ -1,4 +1,4 @@
-//! Clients that ask for more than the broker can store, and give up: it goes on for all others.
+//! Clients that send more than the broker can store, and give up: the broker continues for all others.
 
 mod support;
 
@@ -18,12 +18,12 @@ use support::wire;
 
 const TOPIC: &str = "overloaded";
 const GROUP: &str = "assigned";
-/// Of the patient client; the others have one each.
+/// The partition of the patient client. Each other client has one of its own.
 const PATIENT: i32 = 12;
-/// Batches that the patient client has acknowledged while the others go on.
+/// Number of batches that must be acknowledged to the patient client while the others continue.
 const PATIENT_BATCHES: usize = 30;
 
-/// Sends large batches, each with a millisecond to be acknowledged in, while others wait for the same ring.
+/// Sends large batches with a timeout of one millisecond each, while others wait for the same ring.
 fn send_impatiently(broker: &Broker, partition: i32, over: &AtomicBool) {
     let mut client = wire::connect(broker);
     let records = wire::batch(&[&vec![b'x'; 1_000_000]]);
@@ -38,14 +38,14 @@ fn send_impatiently(broker: &Broker, partition: i32, over: &AtomicBool) {
     }
 }
 
-/// The only member of a group whose assignments are almost as large as the impatient clients' batches.
+/// The only member of a group. Its assignments are almost as large as the impatient clients' batches.
 #[derive(Default)]
 struct Member {
     id: StrBytes,
 }
 
 impl Member {
-    /// Joins the group, which begins a generation, and stores an assignment.
+    /// Joins the group, which starts a new generation, and stores an assignment.
     fn assign(&mut self, client: &mut Client) {
         let group = || GroupId(wire::text(GROUP));
         let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("any"));
@@ -113,7 +113,7 @@ fn requests_that_time_out_while_the_ring_is_full_hold_nobody_up() {
         let mut client = wire::connect(&broker);
         let before = given_up();
         let mut sent = 0;
-        // Until others have given up around it, too.
+        // Until others have timed out meanwhile, too.
         while sent < PATIENT_BATCHES || given_up() == before {
             let answer = wire::produce(&mut client, TOPIC, PATIENT, wire::batch(&[b"patient"]));
             assert_eq!(errors::check(answer.error_code), Ok(()), "batch {sent}");

@@ -1,5 +1,5 @@
-//! The port for brokers and tools, of a real broker: who does not know the secret learns and changes nothing, and
-//! nothing that a peer sends ends the process.
+//! The peer port, for brokers and tools, of a real broker. A peer that does not know the secret learns and changes
+//! nothing, and no message of a peer ends the process.
 
 mod support;
 
@@ -47,7 +47,7 @@ fn as_tool(broker: &Broker) -> Other {
     Other { peer, me, there }
 }
 
-/// As broker 2 of the same cluster.
+/// Connects as broker 2 of the same cluster.
 fn as_broker(broker: &Broker) -> Other {
     let cluster_id = as_tool(broker).there.cluster_id;
     let me = Hello {
@@ -63,7 +63,7 @@ fn as_broker(broker: &Broker) -> Other {
 }
 
 impl Other {
-    /// `false` once the broker has closed the connection.
+    /// `false`: the broker has closed the connection.
     fn send(&mut self, messages: &[PeerMessage]) -> bool {
         let has_payloads = messages.iter().any(|message| matches!(message, PeerMessage::Append { .. }));
         let kind = if has_payloads { Kind::Batches } else { Kind::Messages };
@@ -90,11 +90,11 @@ fn a_stranger_learns_and_changes_nothing() {
     let refused = |secret| meet(&broker, &Hello::of_tool("test"), secret).map(drop).unwrap_err().to_string();
     assert!(refused(None).contains("--secret-file FILE or --data-dir DIR"), "{}", refused(None));
     assert!(refused(Secret::new(&[8; 32])).contains("the secrets differ"));
-    // Many that say nothing, and frames that never end.
+    // Many connections that send nothing, and frames that never end.
     let mut idle: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(broker.peer()).unwrap()).collect();
     for stream in idle.iter_mut().take(50) {
         use std::io::Write;
-        // The broker may have closed it already.
+        // The broker may have closed the connection already.
         let _ = stream.write_all(&[3, 0, 0, 0, b'M', b'R', 1, 6, 0, 0, 0, 0, 1, 2, 3]);
     }
     let mut tool = Tool::connect(&broker, PATIENCE).unwrap();
@@ -191,17 +191,17 @@ fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
     broker.wait_for_log("a loss", |line| line.contains("may have lost a part of its log") && line.contains("ERROR"));
     assert_eq!(Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap().term, term, "nobody was elected");
     assert_eq!(client::create_topic(&mut wire, "after", 1, 1, &[]).error_code, errors::NONE);
-    // What was refused is in no log.
+    // No log contains the rejected commands.
     broker.kill_and_begin();
     assert_eq!(broker.metric("millrace_groups_stopped"), 0.0);
     assert_eq!(client::partitions(&mut client::connect(&broker), "after").len(), 1);
 }
 
-/// Whatever comes next, from a seed.
+/// Random messages, from a seed.
 struct Fuzz {
     rng: fastrand::Rng,
     seed: u64,
-    /// Of the broker's metadata, about.
+    /// Roughly the term of the broker's metadata.
     term: u64,
     last: u64,
 }
@@ -420,7 +420,7 @@ fn wrong_fields_in_valid_frames_end_nothing() {
     let (status, body) = broker.admin_get("/health/live");
     assert_eq!((status, broker.is_alive()), (200, true), "{body}");
     assert!(broker.metric(REFUSED) > 100.0, "wrong fields are among them");
-    // Nor does what has got into a log, though a peer can depose and remove its broker.
+    // Entries that have got into a log do not end the process either, although a peer can depose and remove its broker.
     broker.kill();
     broker.spawn();
     broker.wait_for_log("its start", |line| {

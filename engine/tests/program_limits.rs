@@ -1,4 +1,4 @@
-//! The program where the system gives it little: no io_uring, few files, little locked memory, one CPU.
+//! The program on a system that grants little: no io_uring, few files, little locked memory, one CPU.
 
 #[path = "support/program.rs"]
 mod program;
@@ -7,10 +7,10 @@ use std::{io, os::unix::process::CommandExt as _, process::Command};
 
 use program::{Broker, millrace, output};
 
-/// Changes how the child begins, after fork and before exec.
+/// Runs a closure in the child, after fork and before exec.
 fn in_child(command: &mut Command, change: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: the closures below make plain system calls on memory that exists before the fork; they neither allocate nor
-    // take locks.
+    // SAFETY: the closures below make plain system calls on memory that exists before the fork. They neither allocate
+    // nor take locks.
     unsafe { command.pre_exec(change) };
 }
 
@@ -33,13 +33,13 @@ fn refuse_io_uring(errno: i32) -> io::Result<()> {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: plain flags.
     checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    // SAFETY: the program points to a live array of the length it tells; the kernel copies it.
+    // SAFETY: the program points to a live array of the given length. The kernel copies it.
     checked(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0) })
 }
 
 fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-    // SAFETY: reads a live struct.
+    // SAFETY: the call reads a live struct.
     checked(unsafe { libc::setrlimit(resource, &raw const limit) })
 }
 
@@ -99,7 +99,7 @@ fn it_serves_with_little_and_warns() {
         in_child(command, || {
             limit(libc::RLIMIT_NOFILE, 4096)?;
             limit(libc::RLIMIT_MEMLOCK, 512 << 10)?;
-            // SAFETY: a zeroed set is a valid value; the calls read and fill it.
+            // SAFETY: a zeroed set is a valid value. The calls read and fill it.
             unsafe {
                 let mut set: libc::cpu_set_t = std::mem::zeroed();
                 checked(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set))?;

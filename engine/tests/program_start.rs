@@ -1,4 +1,4 @@
-//! The program as people meet it: help, refusals, the banner, the admin port, topics, the end.
+//! The program as people see it: help, error messages, the banner, the admin port, topics, the end.
 
 #[path = "support/program.rs"]
 mod program;
@@ -85,7 +85,7 @@ fn it_serves_is_watched_and_stops() {
     assert!(broker.get("/health/live").starts_with("HTTP/1.1 200 "));
     assert!(broker.get("/health/ready").starts_with("HTTP/1.1 200 "));
 
-    // The directory and the addresses are taken.
+    // The directory and the addresses are in use.
     let taken = ["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
     let (code, _, stderr) = output(millrace(&taken).arg("--data-dir").arg(dir.path()));
     assert_eq!(code, Some(1));
@@ -124,14 +124,14 @@ fn it_serves_is_watched_and_stops() {
     let (code, _, stderr) = broker.topic(&["describe", "orders"]);
     assert!(code == Some(1) && stderr.contains("there is no such topic"), "{stderr}");
 
-    // A segment can be looked at beside the broker that writes it, …
+    // A segment can be dumped while the broker writes it, …
     let core_dir = dir.path().join("epoch-0/core-0");
     let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(&core_dir));
     assert_eq!(code, Some(0), "{stderr}");
     assert!(dumped.contains(": entry 1 of term 1") && dumped.contains("verdict at "), "{dumped}");
 
     assert_eq!(broker.stop(), (Some(0), String::new()));
-    // … and afterwards shows that it was left whole.
+    // … and afterwards the dump shows a clean end.
     let (code, dumped, stderr) = output(millrace(&["wal", "dump"]).arg(core_dir.join("ring-0000.seg")));
     assert_eq!(code, Some(0), "{stderr}");
     assert!(
@@ -140,7 +140,7 @@ fn it_serves_is_watched_and_stops() {
     );
     let (code, _, stderr) = output(millrace(&["wal", "dump"]).arg(dir.path()));
     assert!(code == Some(1) && stderr.contains("holds no ring segments"), "{stderr}");
-    // The lock went with the process.
+    // The lock has ended with the process.
     assert_eq!(Broker::start(dir.path()).stop().0, Some(0));
 }
 

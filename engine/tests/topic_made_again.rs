@@ -1,4 +1,5 @@
-//! A topic that is deleted and made again is another topic: nothing of the first one is left to its groups, producers and readers.
+//! A topic that is deleted and created again is another topic: its groups, producers and readers find nothing of the
+//! first one.
 
 mod support;
 
@@ -38,7 +39,7 @@ fn delete(client: &mut Client, topic: &str) {
     assert_eq!(errors::check(client.call(request).unwrap().responses[0].error_code), Ok(()));
 }
 
-/// The broker that coordinates a group, once one does.
+/// The broker that coordinates a group, once there is one.
 fn coordinator<'a>(brokers: &'a [Broker], group: &str) -> &'a Broker {
     let mut client = connect(&brokers[0]);
     let mut found = None;
@@ -72,13 +73,13 @@ fn fill(config: &ClientConfig, topic: &str, values: std::ops::Range<i32>) {
     clients::offsets(clients::produce(config, topic, 0, &records));
 }
 
-/// Polls until the consumer has had each of these values, some of them perhaps more than once.
+/// Polls until the consumer has received each of these values, some of them perhaps more than once.
 fn read(consumer: &BaseConsumer, values: std::ops::Range<i32>) {
     let mut missing: BTreeSet<i32> = values.collect();
     let give_up = Instant::now() + PATIENCE;
     while !missing.is_empty() {
         assert!(Instant::now() < give_up, "{missing:?} do not come in {PATIENCE:?}");
-        // Errors are of the topic that is gone for the moment.
+        // Errors come from the topic that does not exist for the moment.
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
             missing.remove(&std::str::from_utf8(message.payload().unwrap()).unwrap().parse().unwrap());
         }
@@ -149,15 +150,16 @@ fn an_idempotent_producer_begins_anew() {
     }
 }
 
-/// A member of a group reads on while its topic is deleted and made again, and notices nothing: at first it goes on where it stood. Its
-/// next commit counts for nothing, and has it join again, so that it reads what it left out.
+/// A group member keeps reading while its topic is deleted and created again. It notices nothing, and at first it
+/// continues at its old offset. The coordinator rejects its next commit, so the member joins again and reads what it
+/// has skipped.
 fn live_consumer(brokers: &[Broker]) {
     let mut client = connect(&brokers[0]);
     let replicas = brokers.len().min(3) as i16;
     make(&mut client, "live", replicas);
     let mut config = clients::config(&brokers[0]);
     fill(&config, "live", 0..10);
-    // It hears of other topics by the coordinator alone.
+    // Only through the coordinator does the consumer learn of other topics.
     config.set("topic.metadata.refresh.interval.ms", "600000").set("heartbeat.interval.ms", "200");
     config.set("group.id", "readers").set("auto.offset.reset", "earliest").set("auto.commit.interval.ms", "100");
     let consumer: BaseConsumer = config.create().expect("a consumer");

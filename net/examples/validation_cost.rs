@@ -1,4 +1,5 @@
-//! What it costs to look into producers' batches: bytes a second of one core, against the sum that every batch is checked by anyhow.
+//! Measures the cost of checking the records of producers' batches, in bytes per second of one core. The reference is
+//! the CRC, which is computed for every batch anyway.
 //!
 //! `cargo run --release -p net --example validation_cost`
 
@@ -11,10 +12,10 @@ use net::records::build::BatchBuilder;
 use net::records::compression::Codec;
 use net::turn::Share;
 
-/// Long enough that the clock's steps do not count.
+/// Long enough to make the clock's resolution irrelevant.
 const WINDOW: Duration = Duration::from_millis(400);
 
-/// A batch of about this many bytes before compression, of records as services write them.
+/// A batch of about this many bytes before compression, with records like those that services write.
 fn batch(codec: Codec, bytes: usize, record_bytes: usize) -> Bytes {
     let mut builder = BatchBuilder::new(codec);
     let mut rng = fastrand::Rng::with_seed(1);

@@ -7,10 +7,10 @@ use crate::records::compression::DecompressError;
 
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 
-/// The code of "no error", which [`ErrorCode`] leaves out.
+/// The code for "no error", which [`ErrorCode`] leaves out.
 pub const NONE: i16 = 0;
 
-/// The code to put on the wire for an outcome.
+/// The wire code of an outcome.
 pub fn code<T>(outcome: &Result<T, ErrorCode>) -> i16 {
     match outcome {
         Ok(_) => NONE,
@@ -18,7 +18,7 @@ pub fn code<T>(outcome: &Result<T, ErrorCode>) -> i16 {
     }
 }
 
-/// The outcome that a code off the wire stands for.
+/// The outcome that a wire code stands for.
 pub fn check(code: i16) -> Result<(), ErrorCode> {
     match ErrorCode::try_from_code(code) {
         None => Ok(()),
@@ -26,14 +26,14 @@ pub fn check(code: i16) -> Result<(), ErrorCode> {
     }
 }
 
-/// What a producer is told about a batch that was refused.
+/// The error code that the producer gets for a rejected batch.
 pub fn of_batch(error: &BatchError) -> ErrorCode {
     match error {
         BatchError::Short { .. } | BatchError::Length { .. } | BatchError::Crc { .. } => ErrorCode::CorruptMessage,
         BatchError::Magic { .. } => ErrorCode::UnsupportedForMessageFormat,
         BatchError::Codec { .. } | BatchError::ZstdTooEarly { .. } => ErrorCode::UnsupportedCompressionType,
         BatchError::AppendTime => ErrorCode::InvalidTimestamp,
-        // A producer splits such a batch and sends the parts.
+        // The producer splits such a batch and sends the parts.
         BatchError::Unfold(DecompressError::TooLarge { .. }) => ErrorCode::MessageTooLarge,
         BatchError::Empty
         | BatchError::Several

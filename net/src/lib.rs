@@ -1,10 +1,12 @@
 //! Kafka's wire protocol, the connections that carry it, and a minimal client.
 //!
-//! Knows nothing of storage or consensus. The codec (`api`, `frame`, `bounds`, `request`, `response`, `produce`, `fetch`,
-//! `batch`) is sans-IO; sockets are in `listen`, `conn` and `client_blocking`, and only `rt` names the runtime.
+//! This crate knows nothing of storage or consensus. The modules [`codec`] and [`records`] are sans-IO. Sockets are
+//! in [`transport`], [`peer`] and [`client::blocking`]. Only `rt` names the runtime.
 //!
-//! Invariants: nothing here allocates by a length that a peer merely claims; record batches are never copied or
-//! re-encoded on the way through; no input makes this crate panic.
+//! Invariants:
+//! - This crate never allocates memory by a length that a peer merely claims.
+//! - It never re-encodes record batches, and it copies a batch only to correct a wrong maximum timestamp.
+//! - No input makes it panic.
 
 pub mod client;
 pub mod codec;

@@ -1,4 +1,4 @@
-//! The runtime, as this crate sees it: waiting until a socket is ready. The only file here that names glommio.
+//! The runtime as this crate sees it: waiting until a socket is ready. Only this file names glommio.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,17 +10,17 @@ use glommio::io::PollableFd;
 pub struct Watched<T: AsRawFd>(PollableFd<T>);
 
 impl<T: AsRawFd> Watched<T> {
-    /// Must be called on an executor; stays with it.
+    /// Must be called on an executor. The descriptor stays with that executor.
     pub fn new(fd: T) -> io::Result<Watched<T>> {
         PollableFd::new(fd).map(Watched).map_err(io::Error::from)
     }
 
-    /// Resolves when a read would not block, also because of an error or the end.
+    /// Resolves when a read would not block. That includes errors and the end of the stream.
     pub async fn readable(&self) -> io::Result<()> {
         self.0.readable().await.map_err(io::Error::from)
     }
 
-    /// Resolves when a write would not block, also because of an error.
+    /// Resolves when a write would not block. That includes errors.
     pub async fn writable(&self) -> io::Result<()> {
         self.0.writable().await.map_err(io::Error::from)
     }
@@ -30,18 +30,18 @@ impl<T: AsRawFd> Watched<T> {
     }
 }
 
-/// Lets other tasks run if this one has had its share.
+/// Yields to other tasks if this one has used up its time slice.
 pub async fn yield_if_needed() {
     glommio::executor().yield_if_needed().await;
 }
 
-/// Runs a future on an executor of this thread's own.
+/// Runs a future on a new executor on this thread.
 #[cfg(test)]
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     glommio::LocalExecutor::default().run(future)
 }
 
-/// Runs a future beside the current one; it is awaited by the handle.
+/// Runs a future concurrently with the current one. The caller awaits the returned handle.
 #[cfg(test)]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> impl Future<Output = T> {
     glommio::spawn_local(future)

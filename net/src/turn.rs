@@ -1,16 +1,17 @@
-//! How much work a request may do before others of its core have their turn.
-//! Pure: whoever works takes from a share, and gives way when it is spent.
+//! Limits how much work a request may do before it yields to other requests on its core.
+//! Pure: the worker takes from a share and yields when the share is spent.
 
-/// Bytes that a request reads, checks or decompresses in one turn: below a millisecond of any codec's work.
+/// Bytes that a request reads, checks or decompresses in one turn. Every codec needs less than a millisecond for
+/// them.
 pub const BYTES_A_TURN: usize = 256 << 10;
-/// Entries of a request or an answer that are looked at in one turn.
+/// Entries of a request or a response that are processed in one turn.
 pub const ENTRIES_A_TURN: usize = 1024;
-/// Records of batches that are looked at in one turn.
+/// Records of batches that are processed in one turn.
 pub const RECORDS_A_TURN: usize = 16 << 10;
-/// Bytes that are only summed for their CRC count for one in so many.
+/// Computing a CRC is cheap: this many bytes summed for a CRC count as one byte of a share.
 pub const SUMMED_BYTES_PER_BYTE: usize = 8;
 
-/// What is left of a turn.
+/// The rest of a turn's share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     pub bytes: usize,
@@ -19,7 +20,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// A whole turn's.
+    /// The share of one whole turn.
     pub const TURN: Share = Share { bytes: BYTES_A_TURN, entries: ENTRIES_A_TURN, records: RECORDS_A_TURN };
 
     pub fn is_spent(&self) -> bool {

@@ -1,12 +1,12 @@
-//! CRC-32C of bytes whose parts were summed before: a batch is read once for its CRC, and not again for that of the write and of the
-//! frame around it.
+//! CRC-32C over bytes whose parts already have a CRC. A batch is read once for its own CRC; the CRCs of the write and
+//! of the frame around it are then combined from that.
 //! Lives on: anywhere; pure.
 
-/// The polynomial, bits reflected.
+/// The polynomial, bit-reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// The polynomial 1 in this order of bits.
+/// The polynomial 1 in the same bit order.
 const ONE: u32 = 1 << 31;
-/// Below it, summing again costs less than combining.
+/// Below this many bytes, computing the CRC again costs less than combining.
 const COMBINED_MIN: usize = 2048;
 
 /// x^(2^n) modulo the polynomial.
@@ -33,9 +33,9 @@ const fn times(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// The CRC of what `first` sums, followed by `len` bytes that `second` sums.
+/// The CRC of the bytes behind `first`, followed by the `len` bytes behind `second`.
 pub fn combine(first: u32, second: u32, len: usize) -> u32 {
-    // x^(8 len): what so many bytes shift the first sum by.
+    // x^(8 len): the factor by which `len` more bytes shift the first CRC.
     let (mut shift, mut bits) = (ONE, len);
     for power in POWERS[3..].iter().chain(&POWERS) {
         if bits == 0 {
@@ -49,7 +49,7 @@ pub fn combine(first: u32, second: u32, len: usize) -> u32 {
     times(shift, first) ^ second
 }
 
-/// The CRC of what `crc` sums, followed by `bytes`, whose own CRC is `known`.
+/// The CRC of the bytes behind `crc`, followed by `bytes`, whose own CRC is `known`.
 pub fn append_known(crc: u32, bytes: &[u8], known: u32) -> u32 {
     if bytes.len() < COMBINED_MIN { crc32c::crc32c_append(crc, bytes) } else { combine(crc, known, bytes.len()) }
 }

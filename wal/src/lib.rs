@@ -1,21 +1,21 @@
 //! The write-ahead ring, the partition segments and the checkpoints of one core.
 //!
-//! Layers, each knowing only those above it in this list:
+//! Each layer uses only the layers above it in this table:
 //!
 //! | module | is |
 //! |---|---|
-//! | [`buf`] (`buf_pool`), `crc`, [`disk`] | aligned memory, used again; sums of sums; the seam to storage ([`disk::Disk`]) |
-//! | [`disk_uring`]; [`disk_glommio`], `disk_rio` | the disk of a broker; others to measure it against |
-//! | [`ring_format`], [`ring`], [`ring_recovery`] | the ring as a pure state machine |
-//! | [`journal`] | the ring's shell: one write and one sync for all that arrived during the last |
-//! | [`segment_format`], [`segment`], [`files`] | frames in segment files, sparse indexes, open descriptors |
-//! | [`log`], [`log_read`] | a partition's batches: memory tail over segments; reads from both |
-//! | [`checkpoint`], [`snapshot`] | what need not be read from the ring any more |
-//! | [`store`] (`store_recovery`, `store_flush`, `store_checkpoint`, `checkpoint_kept`, `checkpoint_reserve`) | one core's ring, logs and checkpoints as one thing that recovers |
-//! | [`manifest`] | the data directory, and another number of cores |
-//! | [`disk_sim`], [`sim_exec`], [`planted`] | a disk that loses and tears what was not synced, an executor in a seeded order, and mistakes, for tests |
+//! | [`buf`] (`buf::pool`), `crc`, [`disk`] | aligned, pooled memory; combined CRCs; the seam to storage |
+//! | [`disk::uring`]; [`disk::glommio`], `disk::rio` | the disk of a broker; others to compare it with |
+//! | [`ring::format`], [`ring`], [`ring::recovery`] | the ring as a pure state machine |
+//! | [`ring::journal`] | the ring's I/O: one write and one sync for all records that arrived during the last one |
+//! | [`segment::format`], [`segment`], [`segment::files`] | frames in segment files, sparse indexes, open descriptors |
+//! | [`log`], [`log::read`] | a partition's batches: a tail in memory above segments; reads from both |
+//! | [`checkpoint`] (`::kept`, `::reserve`), [`store::snapshot`] | state that need not be read from the ring any more |
+//! | [`store`] (`::recovery`, `::flush`, `::checkpoint`) | one core's ring, logs and checkpoints, recovered as a unit |
+//! | [`manifest`] | the data directory, and changing the number of cores |
+//! | [`disk::sim`], [`sim_exec`], [`planted`] | for tests: a disk that loses unsynced data, a seeded executor, bugs |
 //!
-//! Knows nothing of Kafka, of Raft's rules or of sockets: group, index and term are numbers here.
+//! The crate knows nothing of Kafka, Raft's rules or sockets: group, index and term are plain numbers here.
 
 pub mod buf;
 pub mod checkpoint;

@@ -1,5 +1,5 @@
-//! The data directory's MANIFEST: format version, whose it is, placement epoch and number of cores; and the change of that
-//! number at start.
+//! The data directory's MANIFEST: format version, owner, placement epoch and number of cores. Also changes the number
+//! of cores at start.
 //! Lives on: the thread that starts the broker, before any core serves.
 //!
 //! ```text
@@ -14,7 +14,8 @@
 //! crc32c 1b2c3d4e
 //! ```
 //!
-//! `-` stands for a cluster id or founding peers that are not known yet. Lines in this order, each ended by a newline, newlines up to the end of the block; the CRC covers the lines before its own.
+//! `-` stands for a cluster id or founding peers that are not known yet. The lines are in this order, and each ends
+//! with a newline. More newlines follow up to the end of the block. The CRC covers the lines before its own.
 //!
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
@@ -45,25 +46,26 @@ pub const FORMAT_VERSION: u32 = 2;
 /// The file's name in the data directory.
 pub const MANIFEST_FILE: &str = "MANIFEST";
 
-/// What a data directory is.
+/// The identity and layout of a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Printable, without spaces. `None`: it belongs to no cluster yet.
+    /// Printable, without spaces. `None`: the directory belongs to no cluster yet.
     pub cluster_id: Option<String>,
-    /// The broker whose directory this is.
+    /// The broker that owns this directory.
     pub node: i32,
-    /// What tells this directory from every other that this broker ever had; drawn when it was set up.
+    /// Distinguishes this directory from every other that this broker ever had. Drawn at random when the directory is
+    /// set up.
     pub peer: u64,
-    /// Of the newest process on it: larger than that of every process before.
+    /// The number of the newest process on it, larger than that of every earlier process.
     pub incarnation: u64,
-    /// The peers that the cluster began with; none if it belongs to no cluster yet.
+    /// The peers with which the cluster began. Empty if the directory belongs to no cluster yet.
     pub founding: Vec<u64>,
-    /// Names the directory of the rings and checkpoints; grows with each change of the number of cores.
+    /// Names the directory of the rings and checkpoints. It grows with each change of the number of cores.
     pub epoch: u64,
     pub cores: usize,
 }
 
-/// Why bytes are no manifest.
+/// Why the bytes are not a manifest.
 #[derive(Debug, PartialEq, Eq)]
 enum ParseError {
     Damaged(&'static str),
@@ -71,16 +73,17 @@ enum ParseError {
     Older(u32),
 }
 
-/// Stands for what is not known yet.
+/// Stands for a value that is not known yet.
 const NONE: &str = "-";
 
 impl Manifest {
-    /// A directory that is being set up.
+    /// The manifest of a directory that is being set up.
     pub fn new(node: i32, peer: u64, cores: usize) -> Self {
         Self { cluster_id: None, node, peer, incarnation: 0, founding: Vec::new(), epoch: 0, cores }
     }
 
-    /// Reads `<data>/MANIFEST`; `None` if the directory was never set up. Refuses a newer format by name.
+    /// Reads `<data>/MANIFEST`. Returns `None` if the directory was never set up. A newer format is an error of its
+    /// own.
     pub async fn read<D: Disk>(disk: &D, data: &Path) -> Result<Option<Self>, OpenError> {
         let path = data.join(MANIFEST_FILE);
         let Some(bytes) = read_file(disk, &path).await.map_err(named(&path))? else { return Ok(None) };
@@ -110,8 +113,9 @@ impl Manifest {
         let parts = [text.as_slice()];
         let write = || replace_file(disk, &path, &parts, async || ());
         let mut written = write().await;
-        // A broker that was killed on a full disk must start, or nobody can delete what fills it. The core whose reserve goes
-        // makes it anew before its first flush, if another program has not taken the space meanwhile.
+        // A broker that was killed on a full disk must be able to start, or nobody can delete what fills it. A core
+        // that loses its reserve creates it again before its first flush, unless another program took the space
+        // meanwhile.
         for core in 0..self.cores {
             if !written.as_ref().is_err_and(is_full) {
                 break;
@@ -179,7 +183,8 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
     move |source| OpenError::Io { what: path.display().to_string(), source }
 }
 
-/// Nobody serves while cores change: what the checkpoints know of the groups' own state stays.
+/// The host while cores change. The broker does not serve then, so the groups' own state stays as the checkpoints
+/// have it.
 struct Nobody;
 
 impl FlushHost for Nobody {
@@ -201,13 +206,14 @@ impl FlushHost for Nobody {
 /// A group on its way to another core.
 struct Moving {
     state: GroupState,
-    /// What neither segments nor the snapshot hold.
+    /// The entries that no segment, snapshot or checkpoint holds.
     tail: Vec<Held>,
 }
 
-/// Moves every group to the core that `place` names, for `cores` cores: replays, flushes and checkpoints all old rings, writes the
-/// new cores' checkpoints and rings under a new epoch, then installs them by one manifest write. A crash at any point leaves
-/// either the old or the new placement, whole. Returns the new manifest. Needs one thread and no running store.
+/// Moves every group to the core that `place` names, for `cores` cores. Replays, flushes and checkpoints all old
+/// rings, and writes the new cores' checkpoints and rings under a new epoch. One manifest write then installs them. A
+/// crash at any point leaves either the old or the new placement, whole. Returns the new manifest. Needs one thread
+/// and no running store.
 pub async fn change_cores<D: Disk>(
     disk: &D,
     data: &Path,
@@ -235,8 +241,8 @@ pub async fn change_cores<D: Disk>(
     Ok(new)
 }
 
-/// Whether the rings on the disk have smaller segments than the configuration asks for: a ring keeps the segments that it was made
-/// with, so a larger entry fits only once [`change_cores`] has made new ones.
+/// Whether the rings on the disk have smaller segments than the configuration asks for. A ring keeps the segment size
+/// that it was created with, so a larger entry fits only once [`change_cores`] has made new ones.
 pub async fn has_smaller_segments<D: Disk>(
     disk: &D,
     data: &Path,
@@ -256,7 +262,7 @@ pub async fn has_smaller_segments<D: Disk>(
     Ok(false)
 }
 
-/// Replays a core's ring and flushes it to segments; what the core then has.
+/// Replays a core's ring and flushes it to segments. Returns the core's groups.
 async fn flush_out<D: Disk>(
     disk: &D,
     dirs: &StoreDirs,
@@ -279,7 +285,7 @@ async fn flush_out<D: Disk>(
         let mut group = settled_state(shared, log, garbage);
         group.kept = log.kept().cloned().collect();
         let tail = log.unflushed().skip(group.kept.len()).cloned().collect();
-        // The new ring begins at 0, and holds nothing of what is elsewhere.
+        // The new ring begins at 0, and holds nothing that is stored elsewhere.
         group.replay_from = LogPos::default();
         for held in &mut group.kept {
             (held.start, held.end) = (LogPos::default(), LogPos::default());
@@ -289,7 +295,8 @@ async fn flush_out<D: Disk>(
     Ok(moving.collect())
 }
 
-/// Writes a new core's checkpoint, and into its ring what no segment or snapshot holds.
+/// Writes a new core's checkpoint, and writes the entries into its ring that no segment, snapshot or checkpoint
+/// holds.
 async fn move_in<D: Disk>(
     disk: &D,
     dirs: &StoreDirs,
@@ -325,8 +332,9 @@ async fn move_in<D: Disk>(
     }
 }
 
-/// Removes what an interrupted or finished change of cores left: every epoch's directory but the manifest's. Call it at each
-/// start, before the stores open: what a crash brings back, the next start removes. Returns how many there were.
+/// Removes the directories of all epochs but the manifest's, left by an interrupted or finished change of cores. Call
+/// this at each start, before the stores open: a directory that reappears after a crash is then removed by the next
+/// start. Returns how many there were.
 pub async fn remove_stale_epochs<D: Disk>(disk: &D, data: &Path, current: &Manifest) -> Result<usize, OpenError> {
     let epoch_of = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("epoch-")?.parse::<u64>().ok();
     let listed = disk.list(data).await.map_err(named(data))?;

@@ -1,12 +1,12 @@
-//! Mistakes that a simulation plants on its thread, to show that it would see them. A release build has none.
+//! Bugs that a simulation plants on its thread, to prove that it would detect them. A release build contains none.
 
 use std::cell::Cell;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mistake {
-    /// The ring gives back all that is durable, checkpointed or not.
+    /// The ring frees everything durable, whether or not a checkpoint covers it.
     RecycledTooEarly,
-    /// Recovery takes what an earlier lap has left for what this lap wrote.
+    /// Recovery accepts bytes left by an earlier lap as if this lap had written them.
     StaleLapAccepted,
 }
 
@@ -14,7 +14,7 @@ thread_local! {
     static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
 }
 
-/// Plants a mistake on this thread, or takes it out again.
+/// Plants a bug on this thread, or removes it with `None`.
 pub fn plant(mistake: Option<Mistake>) {
     PLANTED.set(mistake);
 }

@@ -1,13 +1,13 @@
-//! What the ring carries: one record is one Raft entry with its payload, or a group's hard state.
-//! Lives on: the owning core. Numbers only; what they mean is the caller's.
+//! The records of the ring: each is one Raft entry with its payload, or a group's hard state.
+//! Lives on: the owning core. These are numbers only; the caller knows what they mean.
 
 use bytes::Bytes;
 
-/// A replicated group. Never used again once its group is gone, so it names a generation too.
+/// A replicated group. An id is never reused after its group is gone, so it also names a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 
-/// What a Raft group must never forget. Rides with every record of its group.
+/// The state that a Raft group must never lose. It is part of every record of its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     pub term: u64,
@@ -15,7 +15,7 @@ pub struct HardState {
     pub commit: u64,
 }
 
-/// Which offsets a payload covers: `base .. base + count`.
+/// The offsets that a payload covers: `base .. base + count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     pub base_offset: u64,
@@ -24,7 +24,7 @@ pub struct Span {
     pub max_timestamp: i64,
 }
 
-/// One Raft entry: its small data, and, for a partition's batch, the payload that travels beside it.
+/// One Raft entry: its small data and, for a partition's batch, the payload that travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub index: u64,
@@ -33,7 +33,7 @@ pub struct Entry {
     pub entry_type: u8,
     /// The Raft entry's own data, opaque here.
     pub data: Bytes,
-    /// The batch, opaque here; with `Some`, a span says which offsets it holds.
+    /// The batch, opaque here. With `Some`, the span says which offsets it holds.
     pub payload: Option<(Span, Bytes)>,
 }
 

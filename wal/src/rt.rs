@@ -1,4 +1,4 @@
-//! The runtime: what this crate uses of glommio, behind names of its own.
+//! The runtime: wraps the parts of glommio that this crate uses.
 
 use glommio::io::PollableFd;
 use std::{future::Future, io, os::fd::AsRawFd};
@@ -25,7 +25,7 @@ impl<T: AsRawFd> Watched<T> {
     }
 }
 
-/// Runs the future that `main` makes on an executor of its own, to its end.
+/// Runs the future that `main` returns to completion, on an executor of its own.
 #[cfg(test)]
 pub(crate) fn block_on<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
     let thread = glommio::LocalExecutorBuilder::default().io_memory(64 << 10).spawn(main).expect("an executor starts");

@@ -1,4 +1,4 @@
-//! Waking tasks of the same core when something changed.
+//! Wakes tasks of the same core when something has changed.
 //! Lives on: one core.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Counts how often something happened; tasks wait for the next time.
+/// Counts notifications. Tasks wait for the next one.
 #[derive(Default)]
 pub struct Signal {
     count: Cell<u64>,
@@ -27,7 +27,7 @@ impl Signal {
         }
     }
 
-    /// Waits until [`Signal::count`] is not `seen` any more.
+    /// Waits until [`Signal::count`] differs from `seen`.
     pub async fn past(&self, seen: u64) {
         poll_fn(|context| {
             if self.count.get() != seen {
@@ -43,7 +43,7 @@ impl Signal {
     }
 }
 
-/// Lets other tasks of the core go first, once.
+/// Yields once to the core's other tasks.
 pub async fn yield_now() {
     let mut yielded = false;
     poll_fn(|context| {
@@ -56,7 +56,8 @@ pub async fn yield_now() {
     .await;
 }
 
-/// Drives all futures to their end; for a handful of them, since each wake polls all that are left.
+/// Drives all futures to completion. Meant for a handful of futures, since each wake polls all that are still
+/// pending.
 pub async fn join_all(futures: impl IntoIterator<Item = Pin<Box<dyn Future<Output = ()> + '_>>>) {
     let mut left: Vec<_> = futures.into_iter().collect();
     poll_fn(|context| {
@@ -66,7 +67,7 @@ pub async fn join_all(futures: impl IntoIterator<Item = Pin<Box<dyn Future<Outpu
     .await;
 }
 
-/// Drives `work` to its end with `beside` running; an error if `beside` ended first.
+/// Drives `work` to completion while also polling `beside`. Returns an error if `beside` ends first.
 pub async fn beside<T, U>(work: impl Future<Output = T>, beside: impl Future<Output = U>) -> Result<T, U> {
     let (mut work, mut beside) = (std::pin::pin!(work), std::pin::pin!(beside));
     poll_fn(|context| {

@@ -1,4 +1,4 @@
-//! A tiny executor for simulations: one thread, tasks polled in an order that the seed decides.
+//! A tiny executor for simulations: one thread, which polls tasks in an order that the seed decides.
 
 use std::{
     cell::RefCell,
@@ -9,7 +9,7 @@ use std::{
     task::{Context, Wake, Waker},
 };
 
-/// Tasks that were woken, each once.
+/// The tasks that were woken, each listed once.
 #[derive(Default)]
 struct Woken(Mutex<Vec<usize>>);
 
@@ -36,7 +36,7 @@ impl Wake for TaskWaker {
 
 type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Runs tasks that may borrow from around it.
+/// Runs tasks that may borrow from their surroundings.
 pub struct SimExec<'a> {
     rng: fastrand::Rng,
     tasks: Vec<Option<Task<'a>>>,
@@ -48,14 +48,14 @@ impl<'a> SimExec<'a> {
         Self { rng: fastrand::Rng::with_seed(seed), tasks: Vec::new(), woken: Arc::default() }
     }
 
-    /// Adds a task; it is polled for the first time by [`SimExec::run`].
+    /// Adds a task. [`SimExec::run`] polls it for the first time.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + 'a) {
         let number = self.tasks.len();
         self.tasks.push(Some(Box::pin(task)));
         self.woken.with(|tasks| tasks.push(number));
     }
 
-    /// Adds a task whose result appears when it is done.
+    /// Adds a task; its result appears in the returned cell when it completes.
     pub fn spawn_with_result<T: 'a>(&mut self, task: impl Future<Output = T> + 'a) -> Rc<RefCell<Option<T>>> {
         let result = Rc::new(RefCell::new(None));
         let to = result.clone();
@@ -66,7 +66,7 @@ impl<'a> SimExec<'a> {
         result
     }
 
-    /// Polls one of the woken tasks; `false` if there is none.
+    /// Polls one of the woken tasks. Returns `false` if no task was woken.
     pub fn step(&mut self) -> bool {
         let rng = &mut self.rng;
         let next = self
@@ -82,12 +82,12 @@ impl<'a> SimExec<'a> {
         true
     }
 
-    /// Goes on until no task was woken.
+    /// Runs until no task is woken.
     pub fn run(&mut self) {
         while self.step() {}
     }
 
-    /// Goes on until `task` is done; `None` if everything stalls before.
+    /// Runs until `task` completes. Returns `None` if everything stalls first.
     pub fn block_on<T: 'a>(&mut self, task: impl Future<Output = T> + 'a) -> Option<T> {
         let result = self.spawn_with_result(task);
         while result.borrow().is_none() {
@@ -99,7 +99,7 @@ impl<'a> SimExec<'a> {
     }
 }
 
-/// Runs one future alone; `None` if it stalls.
+/// Runs one future alone. Returns `None` if it stalls.
 pub fn block_on<T>(seed: u64, task: impl Future<Output = T>) -> Option<T> {
     SimExec::new(seed).block_on(task)
 }

@@ -1,11 +1,11 @@
-//! Where the broker's program is: named, built from this source tree, or beside the harness.
+//! Finds the broker's program: the named one, the one built from this source tree, or the one beside the harness.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Finds the program `millrace`. Within the source tree that the harness was built from, it is brought up to date first, so
-/// that what is measured is what is there.
+/// Finds the program `millrace`. A harness that runs from its own source tree first rebuilds the broker, so that it
+/// measures the current source.
 pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
     if let Some(path) = named {
         let found = path.canonicalize();
@@ -18,7 +18,7 @@ pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
         eprintln!("cargo build --release -p engine");
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.args(["build", "--release", "--quiet", "-p", "engine"]).current_dir(tree).stdin(Stdio::null());
-        // Beside this program, wherever that was built.
+        // Put the build beside this program, wherever that was built.
         let target = beside.parent().and_then(Path::parent);
         build.envs(target.map(|target| ("CARGO_TARGET_DIR", target)));
         match build.status() {
@@ -35,7 +35,8 @@ pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
     Err(format!("there is no {at}; build it by `cargo build --release -p engine`, or name it by --binary").into())
 }
 
-/// A release build of the tree: DIR/release/millrace-bench where the tree, or a target folder of its, is DIR.
+/// Whether `own` is a release build of `tree`: it lies in a `release` directory below the tree or below
+/// CARGO_TARGET_DIR.
 fn is_within(own: &Path, tree: &Path) -> bool {
     let in_release = own.parent().is_some_and(|dir| dir.ends_with("release"));
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);

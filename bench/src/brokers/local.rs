@@ -1,4 +1,5 @@
-//! Brokers on this machine that the harness starts itself, on free ports and with data of their own, and stops at the end.
+//! Brokers that the harness itself starts on this machine and stops at the end. They get free ports and data
+//! directories of their own.
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -14,14 +15,14 @@ use net::peer::auth::{SECRET_FILE, Secret};
 use crate::brokers::orphans;
 use crate::machine::environment;
 
-/// How long brokers may take to serve.
+/// How long a broker may take to become ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// How long brokers may take to end, before they are killed.
+/// How long brokers may take to stop before the harness kills them.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 const MEMORY_MIN_BYTES: u64 = 64 << 20;
 
-/// One or more brokers that form a cluster. They end, and their data goes, with this.
+/// One or more brokers that form a cluster. Dropping this stops them and deletes their data.
 #[derive(Debug)]
 pub struct Local {
     dir: Scratch,
@@ -39,7 +40,7 @@ struct Broker {
     child: Option<Child>,
 }
 
-/// A directory that goes with this.
+/// A directory that is deleted when this is dropped.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -57,13 +58,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What can't be removed is left behind; there is nobody to tell.
+        // A directory that can't be removed stays; a destructor has nobody to report the error to.
         _ = fs::remove_dir_all(&self.0);
     }
 }
 
 impl Local {
-    /// Starts so many brokers and waits until all of them serve. `cpus`: those that they may use, shared out evenly.
+    /// Starts `count` brokers and waits until all of them are ready. The brokers share `cpus` evenly.
     pub fn start(binary: &Path, parent: &Path, count: usize, cpus: &[usize]) -> Result<Local, Box<dyn Error>> {
         assert!(count > 0 && !cpus.is_empty(), "{count} brokers on CPUs {cpus:?}");
         let dir = Scratch::new(parent, "millrace-bench-cluster")
@@ -113,7 +114,7 @@ impl Local {
         self.brokers.iter().map(|broker| broker.kafka.to_string()).collect()
     }
 
-    /// The address of a broker for other brokers and tools.
+    /// The peer address of a broker, for other brokers and tools.
     pub fn peer(&self, node: usize) -> SocketAddr {
         self.brokers[node - 1].peer
     }
@@ -123,7 +124,7 @@ impl Local {
         self.brokers.iter().map(|broker| broker.admin.to_string()).collect()
     }
 
-    /// The address of a broker for tools, and the secret that they must know, as options of a workload.
+    /// A broker's peer address and the file of the cluster's secret, as options of a workload.
     pub fn peer_options(&self, node: usize) -> String {
         format!("{} --secret-file {}", self.peer(node), self.dir.path().join(SECRET_FILE).display())
     }
@@ -132,19 +133,19 @@ impl Local {
         self.dir.path()
     }
 
-    /// kill -9. Returns before the process is gone.
+    /// Sends SIGKILL. Returns before the process is gone.
     pub fn kill(&mut self, node: usize) -> io::Result<()> {
         self.brokers[node - 1].child.as_mut().map_or(Ok(()), Child::kill)
     }
 
-    /// Starts a broker that was killed, on its own data.
+    /// Starts a broker on its own data, for the first time or after it was killed.
     pub fn spawn(&mut self, node: usize) -> Result<(), Box<dyn Error>> {
         let broker = &mut self.brokers[node - 1];
-        // Its ports are free once it is gone.
+        // Wait until the killed process is gone: its ports are free only then.
         broker.child.take().map(|mut killed| killed.wait()).transpose()?;
         let log = OpenOptions::new().create(true).append(true).open(&broker.log)?;
         let mut command = Command::new(&self.binary);
-        // Settings of whoever runs this are not those of what is measured.
+        // The environment of the person who runs this must not configure the broker under test.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
             command.env_remove(name);
         }
@@ -181,7 +182,7 @@ impl Drop for Local {
     fn drop(&mut self) {
         let mut children: Vec<Child> = self.brokers.iter_mut().filter_map(|broker| broker.child.take()).collect();
         for child in &children {
-            // SAFETY: kill reads two numbers. The process has not been waited for, so that its id is still its own.
+            // SAFETY: kill takes two numbers. Nobody has waited for the process yet, so its id still belongs to it.
             unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
         }
         let give_up = Instant::now() + END_PATIENCE;
@@ -189,21 +190,22 @@ impl Drop for Local {
             while matches!(child.try_wait(), Ok(None)) && Instant::now() < give_up {
                 thread::sleep(ASK_AGAIN);
             }
-            // One that has ended can be killed without effect.
+            // Killing a process that has ended has no effect.
             _ = child.kill();
             _ = child.wait();
         }
     }
 }
 
-/// Ports of loopback that are free now. They are held until all are known, so that all differ.
+/// Free ports on loopback. All are held until the last one is known, so that they differ.
 fn free_addrs(count: usize) -> io::Result<Vec<SocketAddr>> {
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let listeners: Vec<TcpListener> = (0..count).map(bind).collect::<io::Result<_>>()?;
     listeners.iter().map(TcpListener::local_addr).collect()
 }
 
-/// Broker `n`'s share of the CPUs, as --cores takes it; with fewer CPUs than brokers, brokers share them.
+/// Broker `n`'s share of the CPUs, in the form of --cores. If there are fewer CPUs than brokers, several brokers
+/// share one.
 fn share_of(cpus: &[usize], n: usize, count: usize) -> String {
     let share = cpus.len() / count;
     let own = if share == 0 { &cpus[n % cpus.len()..][..1] } else { &cpus[n * share..][..share] };
@@ -225,7 +227,7 @@ pub fn is_ready(admin: SocketAddr) -> bool {
 
 fn end_of(log: &Path) -> String {
     let mut text = String::new();
-    // A log that can't be read has nothing to show.
+    // A log that can't be read shows as empty.
     _ = File::open(log).and_then(|mut file| file.read_to_string(&mut text));
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")

@@ -1,4 +1,4 @@
-//! The brokers under a run: their program, those that the harness starts itself, and what they tell of themselves.
+//! The brokers under a run: how to find their program, start them, query them and read their metrics.
 
 pub(crate) mod binary;
 pub(crate) mod local;

@@ -1,7 +1,7 @@
 //! Children that do not outlive this process, however it ends.
 //!
-//! The kernel can kill a child when its parent ends, but takes the thread that started it for the parent. So all are started by one
-//! thread, which ends with the process.
+//! The kernel can kill a child when its parent ends (PR_SET_PDEATHSIG), but it treats the thread that forked as the
+//! parent. Therefore one thread starts all children, and that thread ends only with the process.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -15,13 +15,13 @@ type Start = (Command, mpsc::Sender<io::Result<Child>>);
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     static STARTER: OnceLock<mpsc::Sender<Start>> = OnceLock::new();
     let me = std::process::id();
-    // SAFETY: between fork and exec only system calls are made, nothing is allocated and no lock is taken.
+    // SAFETY: between fork and exec the closure makes only system calls. It allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            // Its end may have come before.
+            // The parent may have ended before prctl took effect.
             if libc::getppid() as u32 != me {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
@@ -32,7 +32,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
         let (starter, starts) = mpsc::channel::<Start>();
         thread::spawn(move || {
             for (mut command, started) in starts {
-                // Whoever asked waits for it.
+                // The caller of `spawn` waits for this answer.
                 _ = started.send(command.spawn());
             }
         });

@@ -1,4 +1,4 @@
-//! Figures of a broker's /metrics, in Prometheus' text format 0.0.4: gauges and histograms, by core.
+//! Reads gauges and histograms, by core, from a broker's /metrics page (Prometheus text format 0.0.4).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `GET /metrics` of an admin port.
+/// Requests `GET /metrics` from an admin port and returns the page.
 pub fn metrics(admin: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -23,10 +23,10 @@ pub fn metrics(admin: SocketAddr) -> io::Result<String> {
     }
 }
 
-/// What a histogram counted: in each bucket all that is no longer than its bound.
+/// A histogram's cumulative buckets: each counts all observations up to its bound.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Buckets {
-    /// Bounds in seconds, ascending, the last infinite; counts are cumulative.
+    /// Bounds in seconds, ascending, the last infinite. Counts are cumulative.
     up_to: Vec<(f64, u64)>,
     sum_s: f64,
 }
@@ -40,7 +40,8 @@ impl Buckets {
         self.sum_s
     }
 
-    /// What came since `before`, of the same histogram; of another process, whose counts are higher, all of it.
+    /// The observations since `before`, an earlier page of the same histogram. If a count went down, the broker was
+    /// restarted, and all observations are new.
     pub fn since(&self, before: &Buckets) -> Buckets {
         let is_later = self.up_to.len() == before.up_to.len()
             && self.up_to.iter().zip(&before.up_to).all(|(now, before)| now.1 >= before.1);
@@ -51,8 +52,8 @@ impl Buckets {
         Buckets { up_to: up_to.collect(), sum_s: self.sum_s - before.sum_s }
     }
 
-    /// The bound of the bucket in which the quantile lies, so at most a bucket too high; 0 if nothing was counted. Beyond the
-    /// last finite bound, that one.
+    /// The upper bound of the quantile's bucket, in milliseconds, so at most one bucket too high. 0 if nothing was
+    /// counted. A quantile beyond the last finite bound returns that bound.
     pub fn quantile_ms(&self, quantile: f64) -> f64 {
         let rank = (quantile * self.count() as f64).ceil().max(1.0) as u64;
         let finite = || self.up_to.iter().filter(|(bound, _)| bound.is_finite());
@@ -61,7 +62,7 @@ impl Buckets {
     }
 }
 
-/// The histograms of one name, by core.
+/// The histograms with this name, by core.
 pub fn histograms(page: &str, name: &str) -> BTreeMap<usize, Buckets> {
     let mut found: BTreeMap<usize, Buckets> = BTreeMap::new();
     for Line { suffix, labels, value } in page.lines().filter_map(|line| Line::parse(line, name)) {
@@ -77,7 +78,7 @@ pub fn histograms(page: &str, name: &str) -> BTreeMap<usize, Buckets> {
     found
 }
 
-/// The figures of one name, by core.
+/// The gauges with this name, by core.
 pub fn gauges(page: &str, name: &str) -> BTreeMap<usize, f64> {
     let lines = page.lines().filter_map(|line| Line::parse(line, name)).filter(|line| line.suffix.is_empty());
     lines.filter_map(|line| Some((label(line.labels, "core")?.parse().ok()?, line.value))).collect()
@@ -98,7 +99,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// No value of the broker's has a comma or a quote.
+/// The value of a label. Splitting at commas suffices: no label value of the broker contains a comma or a quote.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     let value = |label: &'a str| label.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"');
     labels.split(',').find_map(value)
@@ -155,7 +156,7 @@ millrace_leads_once{core=\"0\"} 5
         let since = histograms(&later, "millrace_turn_seconds")[&11].since(before);
         assert_eq!((since.count(), since.sum_s()), (20, 60.0));
         assert_eq!(since.quantile_ms(0.5), 2000.0);
-        // Before was another process.
+        // The earlier page came from another process.
         assert_eq!(before.since(&histograms(&later, "millrace_turn_seconds")[&11]), *before);
     }
 

@@ -1,4 +1,4 @@
-//! A tool's connection to the port between brokers, which waits for each answer.
+//! A blocking connection of a tool to a broker's peer port.
 
 use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -18,8 +18,8 @@ pub fn handshake(secret: Option<Secret>) -> Handshake {
     Handshake::caller(secret, Lane::Control, hello, nonce())
 }
 
-/// The secret that brokers want to be known. Where none is named and none lies at its usual place, brokers may do
-/// without.
+/// The cluster's secret that tools authenticate with. `None` if no option names one and the usual file is missing:
+/// brokers may run without a secret.
 pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, Box<dyn Error>> {
     if let Some(file) = &options.secret_file {
         return Ok(Some(Secret::read(file)?));
@@ -36,7 +36,7 @@ pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {
     PeerFrame::new(Kind::Request, Lane::Control, bytes)
 }
 
-/// The first address of a HOST:PORT.
+/// The first address that a HOST:PORT resolves to.
 pub fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
     let found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?.next();
     found.ok_or_else(|| format!("{address}: the name has no address").into())
@@ -59,7 +59,7 @@ impl Tool {
         Ok(Tool { peer, next_id: 1 })
     }
 
-    /// What was asked for; `Err` also for a refusal.
+    /// Sends one request and waits for its answer. A rejection by the broker is an `Err` too.
     pub fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
         self.peer.write(&request(self.next_id, ask))?;
         self.next_id += 1;

@@ -1,4 +1,4 @@
-//! `compare`: two files of results, figure by figure, with bounds of noise.
+//! `compare`: compares two files of results figure by figure, with confidence bounds.
 
 pub(crate) mod stats;
 
@@ -14,9 +14,9 @@ use crate::compare::stats::{REPEATS_MIN, Ratio};
 use crate::options::compare::CompareOptions;
 use crate::report::Report;
 
-/// How sure all verdicts of a table are together that no difference is claimed where there is none.
+/// Confidence that a whole table contains no false difference.
 const CONFIDENCE: f64 = 0.98;
-/// Options that say where a run went, not what it was.
+/// Options that say where a run happened, not what it measured.
 const NO_PART_OF_THE_CASE: [&str; 12] = [
     "bootstrap",
     "peer",
@@ -51,7 +51,7 @@ pub fn run(options: &CompareOptions) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Runs both command lines so many times, in the order A B B A A B B A, each appending to its file.
+/// Runs both command lines `repeat` times each, in the order A B B A A B B A. Each run appends to its own file.
 fn run_in_turns(options: &CompareOptions, a: &str, b: &str) -> Result<(), Box<dyn Error>> {
     for number in 0..options.repeat {
         let mut turn = [(a, &options.a), (b, &options.b)];
@@ -71,7 +71,7 @@ fn run_in_turns(options: &CompareOptions, a: &str, b: &str) -> Result<(), Box<dy
     Ok(())
 }
 
-/// The results of a file: JSON objects, one a line; other lines are what a terminal saw beside them.
+/// Reads the results of a file: one JSON object per line. Other lines are terminal output and are skipped.
 pub fn read(file: &Path) -> Result<Vec<Report>, Box<dyn Error>> {
     let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let objects = text.lines().enumerate().filter(|(_, line)| line.starts_with('{'));
@@ -85,7 +85,7 @@ pub fn read(file: &Path) -> Result<Vec<Report>, Box<dyn Error>> {
     Ok(reports)
 }
 
-/// What is printed by --json.
+/// The JSON object that --json prints.
 #[derive(Debug, Serialize)]
 struct Verdicts {
     differences: usize,
@@ -103,13 +103,13 @@ pub struct Row {
     pub b_runs: usize,
     pub interleaved: bool,
     pub ratio: f64,
-    /// `None` with too few repeats.
+    /// `None` if there are too few repeats.
     pub low: Option<f64>,
     pub high: Option<f64>,
     pub verdict: &'static str,
 }
 
-/// A figure, and whether more of it is better.
+/// A figure's name, whether a higher value is better, and how to read it.
 type Figure = (&'static str, bool, fn(&Report) -> f64);
 
 const FIGURES: [Figure; 3] =
@@ -118,7 +118,7 @@ const FIGURES: [Figure; 3] =
 pub fn rows(a: &[Report], b: &[Report]) -> Vec<Row> {
     let (a, b) = (by_case(a), by_case(b));
     let common: Vec<&String> = a.keys().filter(|case| b.contains_key(*case)).collect();
-    // All verdicts together keep to the confidence (Bonferroni).
+    // Bonferroni correction: CONFIDENCE holds for all verdicts together.
     let verdicts = (common.len() * FIGURES.len()).max(1) as f64;
     let confidence = 1.0 - (1.0 - CONFIDENCE) / verdicts;
     let mut rows = Vec::new();
@@ -178,7 +178,8 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Runs of the same thing: of one case of a suite, or of one workload with the same options, as far as they vary in the file.
+/// Groups runs of the same thing: the same case of a suite, or the same workload with the same options. Only options
+/// that vary within the file count.
 fn by_case(reports: &[Report]) -> BTreeMap<String, Vec<&Report>> {
     let mut varying: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for report in reports.iter().filter(|report| report.case.is_none()) {

@@ -1,34 +1,33 @@
-//! Whether two sets of repeats differ by more than their noise. Pure.
+//! Decides whether two sets of repeats differ by more than their noise. Pure.
 //!
-//! Works on logarithms, so that a difference is a ratio. Runs that were made in turns are compared pair by pair: what drifts
-//! in the machine falls out. The extremes, one of five at
-//! each end, are trimmed before the mean is taken, since now and then a run is
-//! held up by something else (Yuen 1974, The two-sample trimmed t for unequal population variances).
+//! Works on logarithms, so that a difference is a ratio. Runs that were made in turns are compared pair by pair,
+//! which cancels drift of the machine. The mean is trimmed by one fifth at each end, because something else
+//! occasionally delays a run (Yuen 1974, The two-sample trimmed t for unequal population variances).
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Fewer repeats than this say nothing about noise.
+/// With fewer repeats than this, the noise can't be estimated.
 pub const REPEATS_MIN: usize = 3;
-/// Smaller differences are none, however sure they are: nobody would act on them.
+/// Differences smaller than 2 % do not count, however certain they are: nobody would act on them.
 pub const RATIO_MIN: f64 = 0.02;
 
 /// B as a multiple of A.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ratio {
     pub ratio: f64,
-    /// Between these it lies, with the confidence that was asked for.
+    /// Lower and upper bound of the ratio, at the requested confidence.
     pub low: f64,
     pub high: f64,
 }
 
 impl Ratio {
-    /// Whether it is not 1: the bounds leave 1 out, and it is large enough to matter.
+    /// Whether the ratio differs from 1: the bounds exclude 1, and the difference is large enough to matter.
     pub fn is_difference(&self) -> bool {
         (self.low > 1.0 || self.high < 1.0) && (self.ratio - 1.0).abs() >= RATIO_MIN
     }
 }
 
-/// A trimmed mean, its standard error, and the degrees of freedom of that.
+/// A trimmed mean, its standard error, and the degrees of freedom of that error.
 #[derive(Debug, Clone, Copy)]
 struct Mean {
     mean: f64,
@@ -42,7 +41,7 @@ fn trimmed(values: &[f64]) -> Mean {
     let (count, cut) = (values.len(), values.len() / 5);
     let kept = &values[cut..count - cut];
     let mean = kept.iter().sum::<f64>() / kept.len() as f64;
-    // Winsorized: what is trimmed counts as the nearest that is kept.
+    // Winsorized: a trimmed value counts as the nearest value that was kept.
     let winsorized = || values.iter().map(|value| value.clamp(kept[0], kept[kept.len() - 1]));
     let center = winsorized().sum::<f64>() / count as f64;
     let squares: f64 = winsorized().map(|value| (value - center).powi(2)).sum();
@@ -50,8 +49,8 @@ fn trimmed(values: &[f64]) -> Mean {
     Mean { mean, error: (squares / (kept_count * (kept_count - 1.0))).sqrt(), freedom: kept_count - 1.0 }
 }
 
-/// Compares positive figures. `interleaved`: run `i` of both was made at the same time, more or less, so that they are pairs.
-/// `None` where there are too few, or a figure is not positive.
+/// Compares positive figures. `interleaved`: run `i` of A and run `i` of B happened at about the same time, so they
+/// form a pair. Returns `None` if there are too few values or if a value is not positive.
 pub fn ratio(a: &[f64], b: &[f64], interleaved: bool, confidence: f64) -> Option<Ratio> {
     if a.len().min(b.len()) < REPEATS_MIN || a.iter().chain(b).any(|value| *value <= 0.0 || !value.is_finite()) {
         return None;
@@ -64,7 +63,7 @@ pub fn ratio(a: &[f64], b: &[f64], interleaved: bool, confidence: f64) -> Option
     } else {
         let (a, b) = (trimmed(&a), trimmed(&b));
         let (va, vb) = (a.error.powi(2), b.error.powi(2));
-        // Welch: the two may be differently noisy.
+        // Welch: the two sets may have different variances.
         let below = va.powi(2) / a.freedom + vb.powi(2) / b.freedom;
         let freedom = if below > 0.0 { (va + vb).powi(2) / below } else { a.freedom + b.freedom };
         Mean { mean: b.mean - a.mean, error: (va + vb).sqrt(), freedom }
@@ -75,7 +74,7 @@ pub fn ratio(a: &[f64], b: &[f64], interleaved: bool, confidence: f64) -> Option
     Some(Ratio { ratio: mean.exp(), low: (mean - bound).exp(), high: (mean + bound).exp() })
 }
 
-/// Whether runs were made in turns: of each two that follow each other in time, one is A's and one is B's.
+/// Whether the runs were made in turns: each consecutive pair in time holds one run of A and one of B.
 pub fn are_interleaved(a: &[f64], b: &[f64]) -> bool {
     let mut times: Vec<(f64, bool)> = a.iter().map(|t| (*t, false)).chain(b.iter().map(|t| (*t, true))).collect();
     times.sort_by(|x, y| x.0.total_cmp(&y.0));
@@ -89,7 +88,8 @@ mod tests {
 
     const CONFIDENCE: f64 = 0.99;
 
-    /// Twelve figures around `level`: three percent of noise, about normal, and now and then one that something else held up.
+    /// Twelve figures around `level` with three percent of roughly normal noise. A few are lower, as if something
+    /// else had delayed the run.
     fn runs(numbers: &mut Numbers, level: f64, drift: f64) -> Vec<f64> {
         let mut uniform = || (numbers.next() & 0xffff_ffff) as f64 / f64::from(u32::MAX);
         let run = |n: i32| {
@@ -100,7 +100,7 @@ mod tests {
         (0..12).map(run).collect()
     }
 
-    /// Of a thousand comparisons of A with B at `factor` of its level, those that find a difference.
+    /// The number of differences found in a thousand comparisons of A with B, where B's level is `factor` times A's.
     fn found(factor: f64, drift: f64, interleaved: bool) -> usize {
         let mut numbers = Numbers::new(5);
         let differs = |_: &i32| {
@@ -110,7 +110,7 @@ mod tests {
         (0..1000).filter(differs).count()
     }
 
-    /// Drift and turns: what drifts is to be measured in turns.
+    /// Drift per run, and whether runs are interleaved. A drifting machine must be measured in turns.
     const HOW: [(f64, bool); 3] = [(0.0, false), (0.0, true), (0.01, true)];
 
     #[test]

@@ -1,30 +1,31 @@
-//! Gathers a connection's records into one open batch per partition and says which are to be sent. Pure.
+//! Gathers a connection's records into one open batch per partition and says which batches are due. Pure.
 //!
-//! A batch is ready once it is full, or once its first record is `linger_ns` past its intended time. The oldest leaves
-//! first. Records are known by their intended times, and by their sizes where these differ.
+//! A batch is due once it is full, or once `linger_ns` has passed since its first record's intended time. Full
+//! batches leave first, then the open batch with the oldest record. A record is represented by its intended time, and
+//! by its size if sizes differ.
 
 use std::collections::VecDeque;
 
 use crate::load::sizes::{Numbers, Sizes};
 
-/// What a record adds to its value in a batch: lengths, attributes, deltas, at their usual width.
+/// Bytes that a record adds to its value in a batch: lengths, attributes and deltas at their usual widths.
 pub const RECORD_OVERHEAD_BYTES: usize = 9;
 
-/// One partition's records, on their way to or in a request.
+/// The records of one partition that wait for, or travel in, one request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Index into the connection's partitions.
     pub partition: usize,
-    /// When each record was meant to be sent, in order.
+    /// Each record's intended send time, ascending.
     pub intended_ns: Vec<u64>,
-    /// Bytes of each record's value; empty if all have the same.
+    /// Bytes of each record's value; empty if all records have the same size.
     pub sizes: Vec<u32>,
-    /// About what the batch weighs: values and overhead.
+    /// Approximate size of the batch: values and overhead.
     pub bytes: usize,
 }
 
 impl Batch {
-    /// Bytes of the value of record `at`, where `fixed` is what all have if they have the same.
+    /// Bytes of the value of record `at`. `fixed` is the common size if all records have the same.
     pub fn size(&self, at: usize, fixed: usize) -> usize {
         self.sizes.get(at).map_or(fixed, |size| *size as usize)
     }
@@ -34,13 +35,13 @@ impl Batch {
     }
 }
 
-/// When a batch leaves.
+/// When a batch becomes due.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
     pub linger_ns: u64,
-    /// Bytes at which it is full; a single larger record is a batch of its own.
+    /// Maximum bytes of a batch. A single larger record forms a batch of its own.
     pub batch_bytes: usize,
-    /// What a record's key adds.
+    /// Bytes that a record's key adds.
     pub key_bytes: usize,
 }
 
@@ -49,10 +50,10 @@ pub struct Batcher {
     limits: BatchLimits,
     sizes: Sizes,
     numbers: Numbers,
-    /// With one more record of the largest size, a batch of more bytes than this might be too large.
+    /// A batch of more bytes than this is full: one more record of the largest size could exceed `batch_bytes`.
     full_at_bytes: usize,
     open: Vec<Batch>,
-    /// Partitions whose open batch holds records, by the intended time of the first.
+    /// Partitions whose open batch holds records, ordered by the intended time of its first record.
     order: VecDeque<usize>,
     /// Batches that are full.
     full: VecDeque<Batch>,
@@ -63,7 +64,7 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// `seed`: of the sizes, where they differ.
+    /// `seed` determines the random sizes, if sizes differ.
     pub fn new(partitions: usize, limits: BatchLimits, sizes: Sizes, seed: u64) -> Batcher {
         assert!(partitions > 0, "a connection has at least one partition");
         let record_bytes_max = sizes.max() + limits.key_bytes + RECORD_OVERHEAD_BYTES;
@@ -81,7 +82,7 @@ impl Batcher {
         }
     }
 
-    /// Adds a record to the next partition in turn. Intended times must not go back.
+    /// Adds a record to the next partition in turn. Intended times must not decrease.
     pub fn push(&mut self, intended_ns: u64) {
         let partition = self.next;
         self.next = (partition + 1) % self.open.len();
@@ -109,7 +110,7 @@ impl Batcher {
         std::mem::replace(&mut self.open[partition], Batch { partition, ..Batch::default() })
     }
 
-    /// The next batch that is to be sent at this time, if `fits` takes its partition: a request names each once.
+    /// The next due batch whose partition `fits` accepts: a request may name each partition only once.
     pub fn take_ready(&mut self, now_ns: u64, fits: impl Fn(usize) -> bool) -> Option<Batch> {
         let batch = if let Some(full) = self.full.front() {
             fits(full.partition).then(|| self.full.pop_front()).flatten()?
@@ -124,17 +125,17 @@ impl Batcher {
         Some(batch)
     }
 
-    /// When the oldest open batch becomes ready by time.
+    /// When the oldest open batch becomes due because of its linger time.
     pub fn deadline_ns(&self) -> Option<u64> {
         self.order.front().map(|partition| self.open[*partition].intended_ns[0] + self.limits.linger_ns)
     }
 
-    /// Makes everything ready: no further record will come.
+    /// Makes every batch due at once: no further record will come.
     pub fn close(&mut self) {
         self.limits.linger_ns = 0;
     }
 
-    /// Whether more records would only pile up behind batches that are full.
+    /// Whether the batcher should take more records. If not, they would only queue behind full batches.
     pub fn has_room(&self) -> bool {
         self.records == 0 || self.bytes < self.limits.batch_bytes * self.open.len()
     }
@@ -153,7 +154,7 @@ impl Batcher {
 mod tests {
     use super::*;
 
-    /// A batch of `records_max` records of one byte is full.
+    /// A batcher whose batches are full at `records_max` records of one byte.
     fn batcher(partitions: usize, linger_ns: u64, records_max: usize) -> Batcher {
         let limits = BatchLimits { linger_ns, batch_bytes: records_max * (RECORD_OVERHEAD_BYTES + 1), key_bytes: 0 };
         Batcher::new(partitions, limits, Sizes::Fixed(1), 0)
@@ -248,7 +249,7 @@ mod tests {
         for time in [1, 2, 3] {
             batcher.push(time);
         }
-        // Partition 0 is full; 1 is the oldest that is open.
+        // Partition 0's batch is full; partition 1 has the oldest open batch.
         assert_eq!(batcher.deadline_ns(), Some(12));
         assert_eq!(batcher.take_ready(3, |_| true), batch(0, &[1, 3]));
         batcher.next = 0;

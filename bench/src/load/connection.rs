@@ -1,4 +1,5 @@
-//! One connection to a broker on a load thread: requests out, answers in, at most so many unanswered.
+//! One connection to a broker on a load thread. It sends requests, receives answers and bounds the requests in
+//! flight.
 //!
 //! Lives on: one load thread. The sender and the receiver are two tasks that share this.
 
@@ -15,7 +16,7 @@ use crate::machine::clock;
 use crate::rt::{self, Signal};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// Answers may be as large as what was asked for, and that is bounded by the options.
+/// An answer may be as large as its request allows, and the options bound that.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 /// The sending side.
@@ -32,7 +33,7 @@ pub struct Answers {
 
 struct State {
     codec: RefCell<ClientCodec>,
-    /// Given when an answer has come, or none will come any more.
+    /// Signalled when an answer has been counted, and when the connection has ended.
     room: Signal,
     answered_ns: Cell<u64>,
     broken: RefCell<Option<String>>,
@@ -61,7 +62,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Sends what is queued.
+    /// Sends all queued requests.
     pub async fn flush(&mut self) -> Result<(), String> {
         self.writer.flush().await.map_err(|e| e.to_string())
     }
@@ -75,12 +76,12 @@ impl Requests {
         self.state.answered_ns.get()
     }
 
-    /// Why no answer will come any more.
+    /// Why the connection ended; `None` while it works.
     pub fn broken(&self) -> Option<String> {
         self.state.broken.borrow().clone()
     }
 
-    /// Waits for an answer, at most until this time.
+    /// Waits until an answer has been counted or the connection ends, at most until `until_ns`.
     pub async fn wait(&self, until_ns: Option<u64>) {
         let at_most = until_ns.map(|until| Duration::from_nanos(until.saturating_sub(clock::now_ns())));
         self.state.room.wait(at_most).await;
@@ -93,7 +94,7 @@ impl Requests {
 }
 
 impl Answers {
-    /// The next answer; `None` once the connection has ended, which [`Requests::broken`] explains.
+    /// The next answer. `None` once the connection has ended; [`Requests::broken`] says why.
     pub async fn next(&mut self) -> Option<Answer> {
         let frame = match self.reader.read_frame().await {
             Ok(Some(frame)) => frame,
@@ -107,7 +108,7 @@ impl Answers {
         }
     }
 
-    /// The answer has been counted: there is room for another request.
+    /// Tells the sender that the answer has been counted, so that there is room for another request.
     pub fn done(&self, now_ns: u64) {
         self.state.answered_ns.set(now_ns);
         self.state.room.give();

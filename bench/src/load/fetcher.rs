@@ -1,4 +1,4 @@
-//! Fetches one connection's partitions, one request after the other: the offsets of the next follow from the last answer.
+//! Fetches one connection's partitions, one request at a time: the next offsets follow from the last answer.
 
 use std::collections::HashMap;
 
@@ -15,22 +15,22 @@ use net::records::batch::{BatchHeader, Batches};
 use crate::load::connection::{Answers, Requests};
 use crate::load::setup::{self, Lane};
 
-/// How long the broker may wait for the first byte of an answer.
+/// How long the broker may wait for the first byte of data.
 const MAX_WAIT_MS: i32 = 500;
-/// Bytes of one answer, whatever its partitions.
+/// Maximum bytes of one answer, over all its partitions.
 const ANSWER_BYTES: i32 = 64 << 20;
 
 /// One offset per partition.
 pub type Offsets = HashMap<i32, i64>;
 
-/// Which offset is asked for.
+/// Which offset to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Start,
     End,
 }
 
-/// Asks the leaders for an offset of each partition. Blocking.
+/// Asks the leaders for one offset of each partition. Blocking.
 pub fn offsets(topic: &str, lanes: &[Lane], at: At) -> Result<Offsets, Box<dyn std::error::Error>> {
     let timestamp = match at {
         At::Start => -2,
@@ -53,7 +53,7 @@ pub fn offsets(topic: &str, lanes: &[Lane], at: At) -> Result<Offsets, Box<dyn s
     Ok(offsets)
 }
 
-/// One partition's place.
+/// The position in one partition.
 #[derive(Debug)]
 struct Place {
     partition: i32,
@@ -67,7 +67,7 @@ impl Place {
     }
 }
 
-/// What an answer held that was not read before.
+/// The new records of one answer, and its bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
     pub records: u64,
@@ -83,7 +83,7 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Reads from `starts`, and of each partition no further than `ends` if these are given.
+    /// Starts each partition at its offset in `starts`, and stops it at its offset in `ends` if that is given.
     pub fn new(
         topic: StrBytes,
         version: i16,
@@ -107,7 +107,8 @@ impl Fetcher {
         self.places.is_empty()
     }
 
-    /// One request and its answer; each batch is shown to `batch`, whole, with the offset from which it is new.
+    /// Sends one request and waits for its answer. Calls `batch` with each whole batch and the offset of its first
+    /// new record.
     pub async fn fetch(
         &mut self,
         requests: &mut Requests,
@@ -129,7 +130,7 @@ impl Fetcher {
             let Some(batches) = partition.records else { continue };
             fetched.bytes += batches.len() as u64;
             for one in Batches::new(batches) {
-                // An answer may end within a batch; the next fetch begins there.
+                // An answer may end in the middle of a batch; the next fetch starts at that batch.
                 let Ok((header, bytes)) = one else { break };
                 fetched.records += (header.next_offset() - header.base_offset.max(place.next_offset)).max(0) as u64;
                 batch(&header, bytes, place.next_offset)?;

@@ -1,4 +1,4 @@
-//! What a load is made of: when records are sent, how large they are, the connections that carry them, and what is counted.
+//! The parts of a load: the schedule, record sizes, batches, connections and statistics.
 
 pub(crate) mod batcher;
 pub(crate) mod connection;

@@ -1,6 +1,6 @@
-//! An open loop of single requests of Kafka's control APIs: one operation, one request, one answer.
+//! Sends single requests of Kafka's control APIs in an open loop: each operation is one request and one answer.
 //!
-//! Lives on: the load threads. Shared by the workloads that count operations rather than records.
+//! Lives on: the load threads. The workloads that count operations rather than records share this.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,11 +21,11 @@ use crate::machine::clock;
 use crate::rt;
 use crate::run::Window;
 
-/// After the end, for what is still unanswered; then it counts as an error.
+/// How long to wait after the end for outstanding answers. Operations without an answer then count as errors.
 const DRAIN: Duration = Duration::from_secs(30);
 const PUBLISH_NS: u64 = 250_000_000;
 
-/// How operations are paced; the same for all connections.
+/// The pace of the operations, the same for all connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// Operations per second of all connections together; 0: as fast as they are answered.
@@ -36,20 +36,20 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The times at which connection `index` is to begin its operations.
+    /// The intended start times of the operations on connection `index`.
     pub fn schedule(&self, index: usize) -> Schedule {
         let Window { start_ns, .. } = self.window;
         Schedule::new(start_ns, self.window.duration_ns(), self.rate, index, self.connections)
     }
 }
 
-/// Why an answer is not what was asked for, if it is not.
+/// Checks an answer; an `Err` says why the operation failed.
 pub type Check = fn(Answer) -> Result<(), String>;
 
 struct Shared {
     window: Window,
     live: Arc<Live>,
-    /// When each unanswered operation was meant to begin, oldest first.
+    /// Intended start time of each unanswered operation, oldest first.
     sent: RefCell<VecDeque<u64>>,
     results: RefCell<(Tally, Histogram<u64>, u64)>,
 }
@@ -79,8 +79,8 @@ impl Shared {
     }
 }
 
-/// Runs one connection until the window's end and the last answer. `request` makes the
-/// operation of each number, from 0 on, and says in which version.
+/// Runs one connection until the window ends and the last answer has arrived. `request` builds operation number n,
+/// counted from 0, and returns it with its API version.
 pub async fn lane_work(
     pace: Pace,
     index: usize,

@@ -1,15 +1,15 @@
-//! When each record is meant to be sent. Pure.
+//! The intended send time of each record. Pure.
 //!
-//! Open loop: the times are fixed before the run, whatever the broker does. A record that can't be sent at its time
-//! because the broker is slow counts its latency from that time all the same, so that a stall is seen by all the records
-//! that it held up (no coordinated omission).
+//! Open loop: the times are fixed before the run, whatever the broker does. If a slow broker delays a record, its
+//! latency still counts from its intended time. So every record that a stall delayed shows the stall (no coordinated
+//! omission).
 
-/// The share of one connection in a run's records.
+/// One connection's share of a run's records.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     start_ns: u64,
     end_ns: u64,
-    /// Records per second of all connections; 0: as fast as it goes.
+    /// Records per second over all connections; 0 means as fast as possible.
     rate: u64,
     connection: u64,
     connections: u64,
@@ -18,20 +18,22 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Connection `connection` of `connections` takes every `connections`th record.
+    /// Connection number `connection` of `connections` takes every `connections`th record.
     pub fn new(start_ns: u64, duration_ns: u64, rate: u64, connection: usize, connections: usize) -> Schedule {
         assert!(connection < connections, "connection {connection} of {connections}");
         let (connection, connections) = (connection as u64, connections as u64);
         Schedule { start_ns, end_ns: start_ns + duration_ns, rate, connection, connections, taken: 0 }
     }
 
-    /// The time of record `index` of this connection. Computed from the index each time, so that no error adds up.
+    /// The time of record `index` of this connection. Computed from the index each time, so that rounding errors do
+    /// not add up.
     fn time_of(&self, index: u64) -> u64 {
         let record = u128::from(index) * u128::from(self.connections) + u128::from(self.connection);
         self.start_ns + (record * 1_000_000_000 / u128::from(self.rate)) as u64
     }
 
-    /// When the next record is meant to be sent; `None` if the run has no further one. Without a rate that is `now`.
+    /// The intended time of the next record; `None` if the run has no further record. Without a rate the time is
+    /// `now_ns`, but not before the start.
     pub fn next_ns(&self, now_ns: u64) -> Option<u64> {
         let next = if self.rate == 0 { now_ns.max(self.start_ns) } else { self.time_of(self.taken) };
         (next < self.end_ns).then_some(next)
@@ -44,12 +46,12 @@ impl Schedule {
         Some(next)
     }
 
-    /// Records of this connection that the run asks for, all told; `None` without a rate.
+    /// Number of records that the run requires of this connection; `None` without a rate.
     pub fn total(&self) -> Option<u64> {
         if self.rate == 0 {
             return None;
         }
-        // Records of all connections whose time is before the end, of which every `connections`th is ours.
+        // Records of all connections that are due before the end. Every `connections`th is ours.
         let all = (u128::from(self.end_ns - self.start_ns) * u128::from(self.rate)).div_ceil(1_000_000_000) as u64;
         Some(all.saturating_sub(self.connection).div_ceil(self.connections))
     }
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn no_error_adds_up_over_a_long_run() {
-        // Three records per second for a year: a third of a second can't be written in whole nanoseconds.
+        // Three records per second for a year: a third of a second is not a whole number of nanoseconds.
         let year = 365 * 86_400 * SECOND;
         let mut schedule = Schedule::new(0, year, 3, 0, 1);
         schedule.taken = 3 * 365 * 86_400 - 3;

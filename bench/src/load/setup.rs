@@ -1,4 +1,4 @@
-//! Before the load starts: find or create the topic, and learn who leads what. Blocking.
+//! Set-up before the load starts: finds or creates the topic and learns which broker leads which partition. Blocking.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -17,7 +17,7 @@ use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, MetadataRequest, M
 use crate::options::TargetOptions;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two questions for leaders that are not elected yet.
+/// Pause between two metadata requests while leaders are not elected yet.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +36,11 @@ pub enum SetupError {
     TooFewConnections { connections: usize, leaders: usize },
 }
 
-/// What one connection is for.
+/// One connection's broker and partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     pub addr: SocketAddr,
-    /// Or other numbered things that a broker is responsible for.
+    /// Partitions, or other numbered things that a broker is responsible for, such as consumer groups.
     pub partitions: Vec<i32>,
 }
 
@@ -48,12 +48,12 @@ pub struct Lane {
 pub struct Target {
     pub lanes: Vec<Lane>,
     pub partitions: i32,
-    /// The version of the API that the workload uses, one that names topics.
+    /// The API version that the workload uses; it identifies topics by name.
     pub version: i16,
 }
 
 impl Target {
-    /// The connections with each partition at one of them only: what is read twice tells nothing new.
+    /// The connections, but with each partition on only one of them: reading a partition twice tells nothing new.
     pub fn readers(&self) -> Vec<Lane> {
         let mut seen = HashSet::new();
         let reader = |lane: &Lane| {
@@ -69,7 +69,8 @@ pub fn connect(bootstrap: &str) -> Result<Client, ClientError> {
     Client::connect(bootstrap, "millrace-bench", PATIENCE)
 }
 
-/// Makes sure that the topic is there with a leader for every partition, and divides the partitions over connections.
+/// Makes sure that the topic exists and that every partition has a leader. Distributes the partitions over
+/// connections.
 pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupError> {
     let mut client = connect(&options.bootstrap)?;
     let version = client.version(api)?.min(TOPIC_NAME_TO);
@@ -85,7 +86,7 @@ pub fn prepare(options: &TargetOptions, api: ApiKey) -> Result<Target, SetupErro
                 created = true;
                 continue;
             }
-            // A topic that was created a moment ago may be unknown yet where another broker is asked.
+            // Another broker may not know a topic that was created a moment ago.
             Some(ErrorCode::UnknownTopicOrPartition | ErrorCode::LeaderNotAvailable) if Instant::now() < give_up => {
                 std::thread::sleep(ASK_AGAIN);
                 continue;
@@ -129,9 +130,9 @@ fn create(client: &mut Client, options: &TargetOptions) -> Result<(), SetupError
     }
 }
 
-/// Deletes a topic with all that it holds.
+/// Deletes a topic and all its records.
 pub fn delete(bootstrap: &str, topic: &str) -> Result<(), SetupError> {
-    /// From here on a topic may be named by its id instead.
+    /// From this version on, a request may name a topic by its id instead.
     const STATES_FROM: i16 = 6;
     let mut client = connect(bootstrap)?;
     let request = DeleteTopicsRequest::default().with_timeout_ms(PATIENCE.as_millis() as i32);
@@ -145,7 +146,7 @@ pub fn delete(bootstrap: &str, topic: &str) -> Result<(), SetupError> {
     errors::check(code).map_err(|error| SetupError::Refused { topic: topic.to_owned(), error })
 }
 
-/// Partitions by the node that leads them; `None` if one has no leader.
+/// Partitions grouped by the node that leads them; `None` if a partition has no leader.
 fn leaders(metadata: &MetadataResponse) -> Option<BTreeMap<i32, Vec<i32>>> {
     let mut by_node: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for partition in &metadata.topics.first()?.partitions {
@@ -171,8 +172,9 @@ fn resolve(metadata: &MetadataResponse, leaders: BTreeMap<i32, Vec<i32>>) -> Res
     Ok(lanes)
 }
 
-/// So many connections, or one for each leader: connections in turn to the leaders, each leader's partitions in turn to its connections. A leader with more connections
-/// than partitions shares partitions among them.
+/// Distributes partitions over `connections` connections; `None` makes one connection for each leader. Connections go
+/// to the leaders in turn, and each leader's partitions go to its connections in turn. If a leader has more
+/// connections than partitions, several connections share a partition.
 pub fn lanes(leaders: &[Lane], connections: Option<usize>) -> Result<Vec<Lane>, SetupError> {
     let connections = connections.unwrap_or(leaders.len());
     if connections < leaders.len() {

@@ -1,4 +1,4 @@
-//! How large records are: one size, a range, or several sizes with weights. Pure.
+//! Record sizes: one size, a range, or several sizes with weights. Pure.
 
 use std::str::FromStr;
 
@@ -8,14 +8,14 @@ use crate::options::parse::size;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sizes {
     Fixed(usize),
-    /// All from the first to the last are alike.
+    /// Every size from the first to the last is equally likely.
     Range(usize, usize),
-    /// Sizes, each with the sum of the weights up to and with its own.
+    /// Sizes, each with the cumulative weight up to and including its own.
     Mix(Vec<(usize, u64)>),
 }
 
 impl Sizes {
-    /// The size that goes with a number; evenly spread numbers give the distribution.
+    /// The size for a number. Uniformly distributed numbers yield the distribution.
     pub fn pick(&self, number: u64) -> usize {
         match self {
             Sizes::Fixed(size) => *size,
@@ -80,13 +80,13 @@ impl FromStr for Sizes {
     }
 }
 
-/// Random numbers by xorshift: quick, and the same in every run.
+/// Random numbers by xorshift64*: fast, and the same in every run.
 #[derive(Debug, Clone)]
 pub struct Numbers(u64);
 
 impl Numbers {
     pub fn new(seed: u64) -> Numbers {
-        // Seeds that follow each other must not give alike sequences; and 0 would stay 0.
+        // Consecutive seeds must not give similar sequences, and a state of 0 would stay 0.
         Numbers((seed.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -94,7 +94,7 @@ impl Numbers {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        // The high bits are the better ones.
+        // The high bits are of better quality.
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
 }

@@ -1,30 +1,32 @@
-//! Counts and latencies of a run: gathered per thread without sharing, merged at the end, shown while it lasts.
+//! A run's counts and latencies. Each thread gathers its own; they are merged at the end and shown live during the
+//! run.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 
-/// Nanoseconds to three significant digits, up to a day.
+/// A histogram of nanoseconds with three significant digits, up to a day.
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 86_400_000_000_000, 3).expect("the bounds are in order")
 }
 
-/// One thread's, or with [`Tally::add`] one run's, results after the warm-up.
+/// The results of one thread, or, merged with [`Tally::add`], of one run. Counts and latencies exclude the warm-up;
+/// errors and CPU time include it.
 #[derive(Debug, Clone)]
 pub struct Tally {
     pub records: u64,
     pub bytes: u64,
-    /// Records that were refused, or not answered in time.
+    /// Records that the broker rejected or did not answer in time, warm-up included.
     pub errors: u64,
     pub requests: u64,
     pub latency_ns: Histogram<u64>,
-    /// How late records left that nothing but the client itself held up.
+    /// How late records left when nothing but the client delayed them.
     pub client_late_ns: Histogram<u64>,
-    /// From the first record's intended time to the last answer.
+    /// From the start of the measurement to the last answer.
     pub span_ns: u64,
     pub cpu_ns: u64,
-    /// The first error that was seen, in words.
+    /// The first error, as text.
     pub first_error: Option<String>,
 }
 
@@ -74,7 +76,7 @@ pub fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     if histogram.is_empty() { 0.0 } else { histogram.value_at_quantile(quantile) as f64 / 1e6 }
 }
 
-/// What one load thread shows while it runs. The thread writes it now and then, never waiting for the reader for long.
+/// Live figures of one load thread. The thread updates them now and then and waits only briefly for the reader.
 #[derive(Debug, Default)]
 pub struct Live {
     pub records: AtomicU64,
@@ -89,7 +91,7 @@ impl Live {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Moves the latencies since the last call to where the reader finds them.
+    /// Hands the latencies since the last call over to the reader.
     pub fn publish(&self, recent: &mut Histogram<u64>) {
         let mut interval = self.interval.lock().expect("neither side panics while it holds this");
         match interval.as_mut() {
@@ -115,7 +117,7 @@ mod tests {
         for ms in 1..=1000u64 {
             tally.latency_ns.record(ms * 1_000_000).unwrap();
         }
-        // Three digits: within 0.1 %.
+        // Three significant digits: within 0.1 %.
         for (quantile, want) in [(0.5, 500.0), (0.99, 990.0), (0.999, 999.0), (1.0, 1000.0)] {
             let got = quantile_ms(&tally.latency_ns, quantile);
             assert!((got - want).abs() <= want * 1e-3, "p{quantile}: {got} for {want}");

@@ -1,5 +1,6 @@
-//! Producers that stamp their records, and consumers at the tail that read the stamps: the time from when a record was
-//! meant to be sent to when a consumer has it. Both are in this process, so that one clock serves them.
+//! Producers that stamp their records, and consumers at the tail that read the stamps. The latency runs from a
+//! record's intended send time until a consumer has it. Producers and consumers share one process, so one clock
+//! serves both.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,22 +23,22 @@ use crate::run::Window;
 use crate::workloads::produce::lane as produce_lane;
 use crate::workloads::produce::{self, STAMP_BYTES};
 
-/// After the last acknowledgement, for records that consumers do not have yet; then they count as errors.
+/// How long consumers wait after the end for acknowledged records. Records that are missing then count as errors.
 const DRAIN: Duration = Duration::from_secs(10);
 const PUBLISH_NS: u64 = 250_000_000;
-/// Bytes that a batch may decompress into.
+/// Maximum decompressed bytes of a batch.
 const BATCH_BYTES_MAX: usize = 1 << 30;
 
-/// What producers and consumers know of each other.
+/// State that producers and consumers share.
 #[derive(Debug)]
 pub struct Flow {
     producers_left: AtomicUsize,
-    /// Acknowledged since the begin, warm-up included, once a producer has ended.
+    /// Acknowledged records since the start, warm-up included. Each producer adds its own when it ends.
     acked: AtomicU64,
     received: AtomicU64,
-    /// Records are missing, and some consumer has counted them.
+    /// Records are missing, and one consumer has already counted them.
     lost: AtomicBool,
-    /// What the producers measured.
+    /// Results of the producers.
     pub produced: Mutex<Tally>,
 }
 
@@ -60,7 +61,7 @@ impl Flow {
 
 #[derive(Clone)]
 pub struct Plan {
-    /// Stamped.
+    /// Must be stamped.
     pub produce: produce::Plan,
     pub topic: StrBytes,
     pub fetch_version: i16,
@@ -70,18 +71,20 @@ pub struct Plan {
     pub apart: Option<Apart>,
 }
 
-/// Latencies of records that were meant to be sent within a time whose end is learnt later; kept apart too.
+/// Additionally collects latencies of records whose intended time lies in a period. The end of the period becomes
+/// known only later.
 #[derive(Clone)]
 pub struct Apart {
     pub from_ns: u64,
-    /// Not before the end has come.
+    /// `u64::MAX` until the end is known.
     pub until_ns: Arc<AtomicU64>,
     pub latency_ns: Arc<Mutex<Histogram<u64>>>,
 }
 
-/// A producer's connection. Its records are counted by the consumers; its own latencies are kept in the flow.
+/// Runs a producer's connection. The consumers count its records; its own latencies go into the flow.
 pub async fn produce_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) -> Tally {
-    // What it shows live are acknowledgements; errors only are of interest beside what consumers show.
+    // The producer's own live figures count acknowledgements. Only its errors belong in the live line beside the
+    // consumers' records.
     let own: Arc<Live> = Arc::default();
     let tally = produce_lane::lane_work(plan.produce.clone(), index, lane, own.clone()).await;
     live.errors.fetch_add(own.errors.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -98,7 +101,7 @@ pub async fn produce_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>)
     errors
 }
 
-/// A consumer's connection, until the producers have ended and their records have come.
+/// Runs a consumer's connection until the producers have ended and all their records have arrived.
 pub async fn consume_work(plan: Plan, lane: Lane, live: Arc<Live>) -> Tally {
     let fetcher =
         Fetcher::new(plan.topic.clone(), plan.fetch_version, plan.fetch_bytes, &lane.partitions, &plan.starts, None);
@@ -142,7 +145,7 @@ async fn read(
         if clock::now_ns() >= give_up_ns {
             let missing =
                 flow.acked.load(Ordering::Relaxed).saturating_sub(flow.received.load(Ordering::Relaxed)).max(1);
-            // Of several consumers the first to give up counts what is missing.
+            // Among several consumers, only the first that gives up counts the missing records.
             if !flow.lost.swap(true, Ordering::Relaxed) {
                 let why = || format!("acknowledged, and not consumed {} s after the end", DRAIN.as_secs());
                 tail.borrow_mut().tally.fail(missing, why);

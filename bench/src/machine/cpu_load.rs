@@ -2,19 +2,19 @@
 
 use std::fs;
 
-/// Time since boot that one CPU was counted for, in the kernel's ticks.
+/// Counted time of one CPU since boot, in the kernel's ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Ticks {
     busy: u64,
     total: u64,
 }
 
-/// All CPUs' counters at one time.
+/// The counters of all CPUs at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct CpuTimes(Vec<Ticks>);
 
 impl CpuTimes {
-    /// Empty where there is no /proc/stat.
+    /// Reads the counters; empty if there is no /proc/stat.
     pub fn now() -> CpuTimes {
         CpuTimes::parse(&fs::read_to_string("/proc/stat").unwrap_or_default())
     }
@@ -24,7 +24,7 @@ impl CpuTimes {
             let mut words = line.split_ascii_whitespace();
             let name = words.next()?.strip_prefix("cpu")?;
             name.parse::<usize>().ok()?;
-            // user nice system idle iowait irq softirq steal; what follows is contained in user.
+            // user nice system idle iowait irq softirq steal. The later columns are already part of user.
             let ticks: Vec<u64> = words.take(8).map_while(|word| word.parse().ok()).collect();
             let total = ticks.iter().sum::<u64>();
             let idle = ticks.iter().skip(3).take(2).sum::<u64>();
@@ -33,7 +33,7 @@ impl CpuTimes {
         CpuTimes(stat.lines().filter_map(cpu).collect())
     }
 
-    /// The share of the time since `before` that each CPU was busy, 0 to 1.
+    /// The busy share of each CPU since `before`, 0 to 1.
     pub fn busy_since(&self, before: &CpuTimes) -> Vec<f64> {
         let share = |(now, before): (&Ticks, &Ticks)| {
             let total = now.total.saturating_sub(before.total);

@@ -1,4 +1,4 @@
-//! Where a run was made, so that its figures can be judged later: machine, kernel, CPUs, disk, versions, commit.
+//! The machine, kernel, CPUs, disk, versions and commit of a run, so that its figures can be judged later.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
-/// Above this, runs wait for CPUs that others have.
+/// Above this load average per CPU, a run competes with other processes for the CPUs.
 const BUSY_LOAD_PER_CPU: f64 = 1.0;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -14,22 +14,22 @@ const BUSY_LOAD_PER_CPU: f64 = 1.0;
 pub struct Environment {
     /// The CPU's name.
     pub machine: String,
-    /// All that the machine has.
+    /// Number of CPUs of the machine.
     pub cpus: usize,
     pub memory_bytes: u64,
-    /// Processes that wanted a CPU in the minute before, on average.
+    /// Load average of the minute before the run.
     pub load_average: f64,
     pub kernel: String,
-    /// The CPUs that this process may use, as the kernel writes them: 0-3,8.
+    /// The CPUs that this process may use, in the kernel's list format: 0-3,8.
     pub cpuset: String,
     /// Device, file system and size of the disk that holds `--disk-dir`.
     pub disk: String,
-    /// This harness.
+    /// Version of this harness.
     pub bench_version: String,
-    /// The commit that the harness was built from, with a + if something was changed since.
+    /// The commit that the harness was built from. A + marks uncommitted changes.
     pub commit: String,
     pub librdkafka_version: Option<String>,
-    /// What was measured, where the harness started it itself.
+    /// The system under test, if the harness started it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<String>,
 }
@@ -82,25 +82,25 @@ pub fn memory_bytes() -> u64 {
 }
 
 impl Environment {
-    /// Whether others took so much before the run that its figures are theirs as well.
+    /// Whether other processes were so busy before the run that they may have influenced its figures.
     pub fn is_busy(&self) -> bool {
         self.load_average > self.cpus as f64 * BUSY_LOAD_PER_CPU
     }
 }
 
-/// The CPUs that this process may use, as the kernel writes them.
+/// The CPUs that this process may use, in the kernel's list format.
 fn allowed_cpus() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     list.map_or_else(String::new, |list| list.trim().to_owned())
 }
 
-/// The CPUs that this process may use, each by its number.
+/// The numbers of the CPUs that this process may use.
 pub fn allowed_cpu_numbers() -> Vec<usize> {
     numbers(&allowed_cpus())
 }
 
-/// 0-2,8 as 0, 1, 2, 8.
+/// Expands 0-2,8 into 0, 1, 2, 8.
 fn numbers(list: &str) -> Vec<usize> {
     let ranges = list.split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -113,7 +113,7 @@ fn disk(dir: &Path) -> String {
     let Ok(dir) = dir.canonicalize() else { return format!("{} (not there)", dir.display()) };
     let disks = Disks::new_with_refreshed_list();
     let holding = disks.list().iter().filter(|disk| dir.starts_with(disk.mount_point()));
-    // The innermost mount point is the one that holds it.
+    // The longest mount point that contains the directory is its file system.
     match holding.max_by_key(|disk| disk.mount_point().as_os_str().len()) {
         None => "an unknown disk".to_owned(),
         Some(disk) => {

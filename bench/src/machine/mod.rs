@@ -1,4 +1,4 @@
-//! The machine under a run: where it was made, how busy its CPUs were, what it allows.
+//! The machine under a run: its description, the load of its CPUs, and its limits.
 
 pub(crate) mod ceiling;
 pub(crate) mod clock;

@@ -18,13 +18,13 @@ pub struct CompareOptions {
     /// Results, one JSON object a line, as --out writes them.
     #[arg(value_name = "A.json")]
     pub a: PathBuf,
-    /// Results that are stated as multiples of A's.
+    /// Results that the table states as multiples of A's.
     #[arg(value_name = "B.json")]
     pub b: PathBuf,
-    /// Run this workload first, in turns with that of --run-b; results are appended to A.json.
+    /// Run this workload in turns with that of --run-b before comparing; its results are appended to A.json.
     #[arg(long, value_name = "OPTIONS", requires = "run_b")]
     pub run_a: Option<String>,
-    /// Likewise, appended to B.json.
+    /// The other workload of --run-a; its results are appended to B.json.
     #[arg(long, value_name = "OPTIONS", requires = "run_a")]
     pub run_b: Option<String>,
     /// How often --run-a and --run-b are run.

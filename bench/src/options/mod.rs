@@ -1,4 +1,4 @@
-//! The command line: the workloads, and the options that read the same in all of them.
+//! The command line: the workloads, and the options that are the same for all of them.
 
 pub(crate) mod compare;
 pub(crate) mod parse;
@@ -25,11 +25,11 @@ use crate::options::workloads::{
 
 /// A load harness for Kafka-compatible brokers.
 ///
-/// Open loop: with --rate, each record has a time at which it is meant to be sent, and its latency counts from that time,
-/// so that a stall of the broker is seen by every record that it held up.
+/// Open loop: with --rate, each record has an intended send time, and its latency counts from that time. So every
+/// record that a stall delayed shows the stall.
 ///
-/// Every run measures first what the machine itself allows (raw writes, loopback), and states its figures as shares of
-/// that: machines differ.
+/// Every run first measures what the machine itself allows (raw writes, loopback). It states its figures as shares of
+/// that, because machines differ.
 #[derive(Debug, Parser)]
 #[command(name = "millrace-bench", version, after_help = EXAMPLES)]
 pub struct Command {
@@ -63,43 +63,44 @@ Each workload's --help has all of its options.";
 
 #[derive(Debug, Subcommand)]
 pub enum Workload {
-    /// Send records and measure the time from when each was meant to be sent to its acknowledgement.
+    /// Send records and measure the time from each record's intended send time to its acknowledgement.
     Produce(ProduceOptions),
-    /// Read a topic and measure throughput, and the time of each fetch.
+    /// Read a topic and measure throughput and the time of each fetch.
     Consume(ConsumeOptions),
-    /// Produce and consume at once, and measure the time from when each record was meant to be sent to when a consumer has it.
+    /// Produce and consume at once, and measure the time from each record's intended send time until a consumer has
+    /// it.
     EndToEnd(EndToEndOptions),
-    /// Write or read metadata over the port between brokers, or create and delete topics as any client does.
+    /// Write or read metadata over the peer port, or create and delete topics like any client.
     Metadata(MetadataOptions),
-    /// Write metadata, and tell what a turn of each broker's Raft ready loop costs meanwhile, in wall and CPU time.
+    /// Write metadata, and report what a turn of each broker's Raft ready loop costs meanwhile, in wall and CPU time.
     ReadyLoop(ReadyLoopOptions),
-    /// Send messages from one core of a broker to another and back, over the broker's own queues.
+    /// Send messages from one core of a broker to another and back, through the broker's own queues.
     Mesh(MeshOptions),
     /// Commit offsets of consumer groups.
     Commits(CommitsOptions),
-    /// Produce to topics of ever more partitions, one after the other.
+    /// Produce to topics with more and more partitions, one topic after the other.
     ManyPartitions(ManyPartitionsOptions),
     /// Drain a cold log while others produce and read at its tail: the drain's throughput, the tail's latency.
     Backlog(BacklogOptions),
-    /// Kill the broker that leads a partition, again and again, and measure how long nothing is acknowledged.
+    /// Kill the broker that leads a partition, repeatedly, and measure how long nothing is acknowledged.
     Failover(FailoverOptions),
     /// Measure the WAL ring on each disk backend beside raw O_DIRECT write + fdatasync. Needs no broker.
     Wal(WalOptions),
-    /// Write or read keys of etcd, the peer that metadata is measured beside.
+    /// Write or read keys of etcd, the peer that metadata is compared with.
     #[cfg(feature = "etcd")]
     Etcd(EtcdOptions),
-    /// Run a set of workloads against brokers that are started for it, and write a report.
+    /// Run a set of workloads against brokers that the suite starts itself, and write a report.
     Suite(SuiteOptions),
-    /// Compare two files of results, or two workloads in turns: ratios with bounds of noise.
+    /// Compare two files of results, or two workloads in turns: ratios with confidence bounds.
     Compare(CompareOptions),
-    /// What a run starts as a child to measure the client's cap: librdkafka's mock cluster, until standard input ends.
+    /// Child process that measures the client's cap: serves librdkafka's mock cluster until standard input ends.
     #[cfg(feature = "librdkafka")]
     #[command(hide = true)]
     MockCluster(MockClusterOptions),
 }
 
 impl Workload {
-    /// What a run of it is told about itself; `None` for what is not one run.
+    /// The options of a single run; `None` for commands that are not one run.
     pub fn run_options(&mut self) -> Option<&mut RunOptions> {
         match self {
             Workload::Produce(options) => Some(&mut options.run),
@@ -123,8 +124,8 @@ impl Workload {
 }
 
 impl Command {
-    /// Parses a command line, the program's name first. The effective value of every option, given or not, goes along with
-    /// it, and from there into the results.
+    /// Parses a command line that begins with the program's name. Records the effective value of every option, given
+    /// or default, for the results.
     pub fn parse_all(arguments: impl IntoIterator<Item = String>) -> Result<Command, clap::Error> {
         let matches = Command::command().try_get_matches_from(arguments)?;
         let mut command = Command::from_arg_matches(&matches)?;
@@ -135,7 +136,7 @@ impl Command {
     }
 }
 
-/// Every option of a workload as it would be written, with defaults.
+/// Every option of a workload with its effective value, as it would be written on the command line.
 fn effective(name: &str, matches: &clap::ArgMatches) -> BTreeMap<String, String> {
     let command = Command::command();
     let workload = command.find_subcommand(name).expect("it was parsed");
@@ -153,16 +154,16 @@ pub struct RunOptions {
     /// How long to measure, after the warm-up: 20s, 500ms, 2m.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub duration: Duration,
-    /// Not measured, before the duration.
+    /// How long to run before the measurement starts; not measured.
     #[arg(long, default_value = "1s", value_parser = duration)]
     pub warm_up: Duration,
-    /// The last line of output is one JSON object; what people read goes to standard error.
+    /// Print one JSON object as the last line of output; text for people goes to standard error.
     #[arg(long)]
     pub json: bool,
-    /// Run so many times, one after the other; what is printed last is the run of median throughput.
+    /// Run this many times, one after the other; --json prints the run with the median throughput.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
     pub repeat: usize,
-    /// Append each run's JSON object to this file, one a line; `compare` reads such files.
+    /// Append each run's JSON object to this file, one per line; `compare` reads such files.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Write a report of all runs as one HTML page that needs no other file.
@@ -174,7 +175,7 @@ pub struct RunOptions {
     /// Where raw writes are measured: a directory on the disk that the broker uses.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub disk_dir: PathBuf,
-    /// All options as they are in force.
+    /// The effective values of all options.
     #[arg(skip)]
     pub config: BTreeMap<String, String>,
 }
@@ -196,7 +197,7 @@ pub struct ThreadOptions {
     /// Load threads.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub threads: usize,
-    /// CPUs that the load threads are pinned to, in turn: 1 or 0,2,3.
+    /// CPUs that the load threads are pinned to, in turn, as in 1 or 0,2,3.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cpus: Vec<usize>,
 }
@@ -209,7 +210,7 @@ pub struct TargetOptions {
     /// Created if it is missing.
     #[arg(long, default_value = "bench")]
     pub topic: String,
-    /// Partitions of the topic [default: all that it has, or 1 if it is created]
+    /// Partitions of the topic [default: those that it has, or 1 if it is created]
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     pub partitions: Option<i32>,
     /// Replication factor of a topic that is created.
@@ -219,41 +220,44 @@ pub struct TargetOptions {
     pub threads: ThreadOptions,
 }
 
-/// What records are like, and how they are sent.
+/// Records and how they are sent.
 #[derive(Debug, Clone, Args)]
 pub struct RecordOptions {
-    /// What an answer waits for; with 0 there is none, and latency ends when the kernel has taken the request.
+    /// Acknowledgement to wait for; with 0 there is none, and the latency ends when the kernel has accepted the
+    /// request.
     #[arg(long, value_enum, default_value_t = Acks::All)]
     pub acks: Acks,
-    /// Records per second of all connections together; 0: as fast as they are taken [default: 0 for produce, else 10000]
+    /// Records per second over all connections; 0: as fast as possible [default: 0 for produce, else 10000]
     #[arg(long, value_parser = rate)]
     pub rate: Option<u64>,
-    /// Requests that one connection may have unanswered.
+    /// Maximum requests in flight per connection.
     #[arg(long, default_value_t = 5, value_parser = count)]
     pub in_flight: usize,
-    /// Bytes of each record's value: 100, all from 100 to 2KiB alike (100-2KiB), or sizes with weights (100:9,10KiB:1).
+    /// Bytes of each record's value: a size (100), a range with equal chances (100-2KiB), or sizes with weights
+    /// (100:9,10KiB:1).
     #[arg(long, value_name = "SIZES", default_value = "100")]
     pub record_size: Sizes,
-    /// How many different keys there are, each of one partition, drawn alike; 0: records have no key.
+    /// Number of different keys, each bound to one partition and equally likely; 0: records have no key.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keys: u64,
     /// How long a batch may wait for more records.
     #[arg(long, default_value = "5ms", value_parser = duration)]
     pub linger: Duration,
-    /// Bytes at which a batch leaves without further waiting.
+    /// Bytes at which a batch is sent without further waiting.
     #[arg(long, default_value = "1MB", value_parser = size)]
     pub batch_size: usize,
-    /// Codec of the batches; compressing costs the client.
+    /// Compression codec of the batches; compressing costs the client CPU.
     #[arg(long, value_enum, default_value_t = CodecOption::None)]
     pub codec: CodecOption,
 }
 
-/// Who sends and reads.
+/// The client that sends and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Client {
-    /// The harness's own: one thread per --threads, open loop.
+    /// The harness's own client: one thread per --threads, open loop.
     Native,
-    /// The client that most people use, one instance per --threads; in builds with the feature librdkafka.
+    /// librdkafka, the client that most people use: one instance per --threads; needs a build with the feature
+    /// librdkafka.
     Librdkafka,
 }
 
@@ -287,7 +291,7 @@ pub enum CodecOption {
 }
 
 impl CodecOption {
-    /// As librdkafka calls it.
+    /// The codec's name in librdkafka.
     #[cfg(feature = "librdkafka")]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,8 @@
-//! How values are written on the command line: durations, sizes, rates, counts.
+//! Parses values of the command line: durations, sizes, rates, counts.
 
 use std::time::Duration;
 
-/// A number and a unit, which may be missing. `None` if there is no number or it is not finite.
+/// Splits a number from its unit, which may be empty. `None` if there is no number or if it is not finite.
 fn split_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
@@ -27,12 +27,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if nanos > 86_400e9 * 365.0 { Err(wrong()) } else { Ok(Duration::from_nanos(nanos as u64)) }
 }
 
-/// 100, 4KiB, 1MB; at most 1 GiB.
+/// 100, 4KiB, 1MB; at most 1 GiB. In bytes.
 pub fn size(text: &str) -> Result<usize, String> {
     bytes(text, 1 << 30, "1GiB").map(|bytes| bytes as usize)
 }
 
-/// A size that a whole topic may have; at most 1 TiB.
+/// A size for a whole topic; at most 1 TiB. In bytes.
 pub fn large_size(text: &str) -> Result<u64, String> {
     bytes(text, 1 << 40, "1TiB")
 }
@@ -55,7 +55,7 @@ fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
     if bytes.fract() == 0.0 && bytes <= at_most as f64 { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
-/// 10000, 10k, 1.5M; per second, at most a billion.
+/// 10000, 10k, 1.5M; per second, at most one billion.
 pub fn rate(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no rate such as 10000, 10k or 1.5M, at most 1000M");
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;

@@ -1,4 +1,4 @@
-//! The options of each workload that are its own.
+//! The specific options of each workload.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub struct ProduceOptions {
     pub target: TargetOptions,
     #[command(flatten)]
     pub records: RecordOptions,
-    /// Who sends.
+    /// The client that sends.
     #[arg(long, value_enum, default_value_t = Client::Native)]
     pub client: Client,
 }
@@ -26,17 +26,17 @@ pub struct ConsumeOptions {
     pub run: RunOptions,
     #[command(flatten)]
     pub target: TargetOptions,
-    /// Who reads.
+    /// The client that reads.
     #[arg(long, value_enum, default_value_t = Client::Native)]
     pub client: Client,
-    /// Where to begin.
+    /// Where to begin reading.
     #[arg(long, value_enum, default_value_t = From::Start)]
     pub from: From,
-    /// Bytes that one fetch may return per partition.
+    /// Maximum bytes per partition in one fetch.
     #[arg(long, default_value = "4MiB", value_parser = size)]
     pub fetch_size: usize,
-    /// End when every partition's end of the beginning of the run is reached, however long that takes; measured whole,
-    /// without a warm-up.
+    /// End when every partition has been read up to its end at the start of the run, however long that takes; all of
+    /// it is measured, without a warm-up.
     #[arg(long)]
     pub to_end: bool,
 }
@@ -49,7 +49,7 @@ pub struct EndToEndOptions {
     pub target: TargetOptions,
     #[command(flatten)]
     pub records: RecordOptions,
-    /// Bytes that one fetch may return per partition.
+    /// Maximum bytes per partition in one fetch.
     #[arg(long, default_value = "4MiB", value_parser = size)]
     pub fetch_size: usize,
 }
@@ -58,50 +58,51 @@ pub struct EndToEndOptions {
 pub struct MetadataOptions {
     #[command(flatten)]
     pub run: RunOptions,
-    /// What is done again and again.
+    /// The operation to repeat.
     #[arg(long, value_enum, default_value_t = Operation::Write)]
     pub operation: Operation,
-    /// A broker's address for other brokers and tools, for write and read; another broker than --bootstrap may be asked.
+    /// A broker's peer address, for write and read; it may be another broker than --bootstrap.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
     #[command(flatten)]
     pub secret: SecretOptions,
-    /// Any broker, as clients reach it, for create-topics and delete-topics; the topics of write and read are made by --peer.
+    /// Any broker's address for clients, for create-topics and delete-topics; write and read create their topics
+    /// through --peer.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     pub bootstrap: String,
-    /// What a write's answer waits for.
+    /// Acknowledgement that a write waits for.
     #[arg(long, value_enum, default_value_t = MetadataAcks::Configured)]
     pub acks: MetadataAcks,
-    /// How fresh a read's answer is.
+    /// Consistency of reads.
     #[arg(long, value_enum, default_value_t = Freshness::Leased)]
     pub consistency: Freshness,
-    /// Topics that are written and read, created if they are missing.
+    /// Number of topics to write and read; missing ones are created.
     #[arg(long, default_value_t = 256, value_parser = count)]
     pub topics: usize,
-    /// Partitions of each topic that create-topics and delete-topics make.
+    /// Partitions of each topic that create-topics and delete-topics create.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     pub partitions: i32,
-    /// Replication factor of each topic that create-topics and delete-topics make.
+    /// Replication factor of each topic that create-topics and delete-topics create.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i16).range(1..))]
     pub replication_factor: i16,
-    /// Operations per second of all connections together; 0: as fast as they are answered.
+    /// Operations per second over all connections; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0, value_parser = rate)]
     pub rate: u64,
-    /// Requests that one connection may have unanswered.
+    /// Maximum requests in flight per connection.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub in_flight: usize,
     #[command(flatten)]
     pub threads: ThreadOptions,
 }
 
-/// By what a broker knows its tools.
+/// How tools authenticate with a broker.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SecretOptions {
-    /// File with the cluster's secret, as the brokers' cluster.secret.file.
+    /// File with the cluster's secret, the same as the brokers' cluster.secret.file.
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     pub secret_file: Option<PathBuf>,
-    /// Data directory of a broker that made its own secret, or of deploy/cluster/start.sh [default: ./millrace-data, if
-    /// it has one]
+    /// Data directory of a broker that generated its own secret, or of deploy/cluster/start.sh [default:
+    /// ./millrace-data, if it has a secret]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
@@ -118,24 +119,24 @@ Quantiles of a turn are upper bounds of the broker's buckets: at most a quarter 
 pub struct ReadyLoopOptions {
     #[command(flatten)]
     pub run: RunOptions,
-    /// The address for other brokers and tools of the broker that is asked to write.
+    /// Peer address of the broker that receives the writes.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
     #[command(flatten)]
     pub secret: SecretOptions,
-    /// Admin addresses of all brokers whose ready loops are to be told of.
+    /// Admin addresses of all brokers whose ready loops are reported.
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', default_value = "127.0.0.1:9644")]
     pub admin: Vec<String>,
-    /// What a write's answer waits for.
+    /// Acknowledgement that a write waits for.
     #[arg(long, value_enum, default_value_t = MetadataAcks::Configured)]
     pub acks: MetadataAcks,
-    /// Topics that are written, created if they are missing.
+    /// Number of topics to write; missing ones are created.
     #[arg(long, default_value_t = 256, value_parser = count)]
     pub topics: usize,
-    /// Writes per second of all connections together; 0: as fast as they are answered.
+    /// Writes per second over all connections; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0, value_parser = rate)]
     pub rate: u64,
-    /// Requests that one connection may have unanswered.
+    /// Maximum requests in flight per connection.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub in_flight: usize,
     #[command(flatten)]
@@ -143,14 +144,14 @@ pub struct ReadyLoopOptions {
 }
 
 impl ReadyLoopOptions {
-    /// The same load as the workload `metadata` makes.
+    /// The options of the workload `metadata` that produce the same load.
     pub fn load(&self) -> MetadataOptions {
         MetadataOptions {
             run: self.run.clone(),
             operation: Operation::Write,
             peer: self.peer.clone(),
             secret: self.secret.clone(),
-            // Only topics made by Kafka's API go there.
+            // Unused: only create-topics and delete-topics use the Kafka API.
             bootstrap: String::new(),
             acks: self.acks,
             consistency: Freshness::Leased,
@@ -175,19 +176,19 @@ Run it beside another workload to see what messages wait for when the cores are 
 pub struct MeshOptions {
     #[command(flatten)]
     pub run: RunOptions,
-    /// The broker's address for other brokers and tools.
+    /// The broker's peer address.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9291")]
     pub peer: String,
     #[command(flatten)]
     pub secret: SecretOptions,
-    /// The core that messages go to, from the one that answers tools (0) [default: each other core, one after the other]
+    /// The core that messages go to, from core 0, which answers tools [default: each other core, one after the other]
     #[arg(long, value_name = "CORE")]
     pub core: Option<u16>,
-    /// Messages that are on their way at a time; the broker takes at most 256.
+    /// Maximum messages in flight; the broker allows at most 256.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
-    /// CPUs of the two threads whose round trips are the ceiling, best those of the broker's cores [default: the first two
-    /// that this process may use]
+    /// CPUs of the two threads whose round trips are the ceiling, preferably those of the broker's cores [default:
+    /// the first two that this process may use]
     #[arg(long, value_name = "CPU,CPU", value_delimiter = ',')]
     pub ceiling_cpus: Vec<usize>,
 }
@@ -198,15 +199,15 @@ pub enum Operation {
     Write,
     /// Look a topic up (raw query).
     Read,
-    /// Create a topic by Kafka's API.
+    /// Create a topic through the Kafka API.
     CreateTopics,
-    /// Create a topic, and delete one that was created before, in turn, by Kafka's API; both count.
+    /// Alternately create a topic and delete one created earlier, through the Kafka API; both count.
     DeleteTopics,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MetadataAcks {
-    /// As metadata.acks says.
+    /// As metadata.acks is configured.
     Configured,
     Quorum,
     Leader,
@@ -225,7 +226,7 @@ pub struct WalOptions {
     /// Bytes of each append.
     #[arg(long, default_value = "4KiB", value_parser = size)]
     pub record_size: usize,
-    /// Appends that are outstanding at a time; those that wait together share a write and a sync.
+    /// Maximum outstanding appends; appends that wait together share a write and a sync.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub in_flight: usize,
 }
@@ -242,13 +243,14 @@ pub struct CommitsOptions {
     pub run: RunOptions,
     #[command(flatten)]
     pub target: TargetOptions,
-    /// Consumer groups; each operation commits the offsets of all of the topic's partitions for one of them, in turn.
+    /// Number of consumer groups; each operation commits the offsets of all of the topic's partitions for one group,
+    /// in turn.
     #[arg(long, default_value_t = 100, value_parser = count)]
     pub groups: usize,
-    /// Commits per second of all connections together; 0: as fast as they are answered.
+    /// Commits per second over all connections; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0, value_parser = rate)]
     pub rate: u64,
-    /// Requests that one connection may have unanswered.
+    /// Maximum requests in flight per connection.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub in_flight: usize,
 }
@@ -260,14 +262,14 @@ pub struct ManyPartitionsOptions {
     /// Any broker of the cluster.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     pub bootstrap: String,
-    /// The topic of N partitions is called NAME-N, and created if it is missing.
+    /// Prefix of the topics: the topic with N partitions is called NAME-N, and is created if it is missing.
     #[arg(long, value_name = "NAME", default_value = "bench-many")]
     pub topic: String,
-    /// How many partitions, one step after the other, each for the duration.
+    /// Numbers of partitions: one step for each, each for the duration.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100,1000,10000",
           value_parser = clap::value_parser!(i32).range(1..))]
     pub partitions: Vec<i32>,
-    /// Records per second to each partition, instead of a --rate of all together that is the same in each step.
+    /// Records per second to each partition, instead of a --rate over all partitions that is the same in each step.
     #[arg(long, value_parser = rate, conflicts_with = "rate")]
     pub rate_each: Option<u64>,
     /// Replication factor of topics that are created.
@@ -277,7 +279,7 @@ pub struct ManyPartitionsOptions {
     pub threads: ThreadOptions,
     #[command(flatten)]
     pub records: RecordOptions,
-    /// Who sends.
+    /// The client that sends.
     #[arg(long, value_enum, default_value_t = Client::Native)]
     pub client: Client,
 }
@@ -290,13 +292,14 @@ pub struct BacklogOptions {
     pub target: TargetOptions,
     #[command(flatten)]
     pub records: RecordOptions,
-    /// What the topic is filled with before anything is measured; more than the broker's caches, to be cold.
+    /// Size to fill the topic with before the measurement; more than the broker's caches hold, so that the log is
+    /// cold.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = large_size)]
     pub backlog: u64,
-    /// The broker's data directory, where it is on this machine: the kernel is asked to drop what it caches of it.
+    /// The broker's data directory, if it is on this machine: the kernel is asked to drop it from the page cache.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Bytes that one fetch may return per partition.
+    /// Maximum bytes per partition in one fetch.
     #[arg(long, default_value = "4MiB", value_parser = size)]
     pub fetch_size: usize,
 }
@@ -305,20 +308,21 @@ pub struct BacklogOptions {
 pub struct FailoverOptions {
     #[command(flatten)]
     pub run: RunOptions,
-    /// Brokers that deploy/cluster/start.sh started with this --data-dir; those that are killed are started again as they
-    /// were [default: the harness starts brokers of its own]
+    /// The --data-dir of brokers that deploy/cluster/start.sh started; brokers that are killed are restarted with the
+    /// same command line [default: the harness starts brokers of its own]
     #[arg(long, value_name = "DIR", requires = "bootstrap")]
     pub pid_dir: Option<PathBuf>,
-    /// With --pid-dir: several brokers, since any one may be down.
+    /// Brokers of --pid-dir; name several, because any one may be down.
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', requires = "pid_dir")]
     pub bootstrap: Vec<String>,
-    /// How many brokers the harness starts, without --pid-dir.
+    /// Number of brokers that the harness starts, without --pid-dir.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=15), conflicts_with = "pid_dir")]
     pub brokers: u16,
-    /// The broker's program, without --pid-dir [default: what this source tree builds, or millrace beside this program]
+    /// The broker's program, without --pid-dir [default: the one that this source tree builds, or millrace beside
+    /// this program]
     #[arg(long, value_name = "FILE", conflicts_with = "pid_dir")]
     pub binary: Option<PathBuf>,
-    /// Brokers killed, one after the other, spread over the duration; each once all replicas have caught up.
+    /// Number of kills, spread over the duration; each waits until all replicas have caught up.
     #[arg(long, default_value_t = 5, value_parser = count)]
     pub kills: usize,
     /// Created if it is missing.
@@ -330,7 +334,7 @@ pub struct FailoverOptions {
     /// Records per second, at least 1.
     #[arg(long, default_value = "1000", value_parser = rate)]
     pub rate: u64,
-    /// Bytes of each record's value; each bears its number, so at least 8.
+    /// Bytes of each record's value; at least 8, because each value holds its record's number.
     #[arg(long, default_value = "100", value_parser = size)]
     pub record_size: usize,
 }
@@ -343,19 +347,19 @@ pub struct EtcdOptions {
     /// A member's address for clients.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
     pub bootstrap: String,
-    /// What is done again and again.
+    /// The operation to repeat.
     #[arg(long, value_enum, default_value_t = EtcdOperation::Write)]
     pub operation: EtcdOperation,
-    /// Different keys that are written and read.
+    /// Number of different keys to write and read.
     #[arg(long, default_value_t = 256, value_parser = count)]
     pub keys: usize,
-    /// Operations per second of all connections together; 0: as fast as they are answered.
+    /// Operations per second over all connections; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0, value_parser = rate)]
     pub rate: u64,
     /// Connections, all on one thread.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub connections: usize,
-    /// Requests that one connection may have unanswered.
+    /// Maximum requests in flight per connection.
     #[arg(long, default_value_t = 1, value_parser = count)]
     pub in_flight: usize,
 }

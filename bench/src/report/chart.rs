@@ -9,7 +9,7 @@ const WIDTH: u32 = 620;
 const HEIGHT: u32 = 300;
 const TEXT: RGBColor = RGBColor(60, 60, 60);
 const GRID: RGBColor = RGBColor(225, 225, 225);
-/// Told apart by those who see colours differently too (Okabe and Ito).
+/// Distinguishable with colour vision deficiency, too (Okabe and Ito).
 const COLORS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -21,18 +21,18 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
 ];
 
-/// How values lie along an axis.
+/// How an axis maps values to places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// From 0.
+    /// Linear, from 0.
     Linear,
-    /// Powers of ten at even distances; values must be above 0.
+    /// Logarithmic: powers of ten at equal distances. Values must be above 0.
     Log,
-    /// Quantiles: 0.9, 0.99, 0.999 at even distances.
+    /// Quantiles: 0.9, 0.99 and 0.999 at equal distances.
     Quantile,
 }
 
-/// One line and what it is called.
+/// One line and its name in the legend.
 #[derive(Debug, Clone)]
 pub struct Line {
     pub name: String,
@@ -56,7 +56,7 @@ impl Scale {
         }
     }
 
-    /// Where an axis begins and ends, and what is named along it, all as places.
+    /// Start, end and labelled points of an axis, all as places.
     fn axis(self, places: impl Iterator<Item = f64>) -> (f64, f64, Vec<f64>) {
         let (low, high) =
             places.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), place| (low.min(place), high.max(place)));
@@ -97,7 +97,7 @@ impl Scale {
     }
 }
 
-/// An axis whose names are given, in plotters' terms.
+/// An axis with given labels, as plotters requires it.
 struct Axis {
     from: f64,
     to: f64,
@@ -122,7 +122,7 @@ impl Ranged for Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, so that there are at most six of it.
+/// A step of 1, 2 or 5 times a power of ten, so that at most six steps fit.
 fn nice_step(high: f64) -> f64 {
     let raw = high / 6.0;
     let power = 10f64.powf(raw.log10().floor());
@@ -141,7 +141,7 @@ fn short(value: f64) -> String {
     format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// One chart. Points that a scale has no place for are left out.
+/// One chart. Points without a place on a scale are left out.
 pub fn svg(
     title: &str,
     x_name: &str,

@@ -1,4 +1,4 @@
-//! The report: one HTML page with tables and charts, which needs no other file.
+//! The report: one HTML page with tables and charts that needs no other file.
 
 use std::error::Error;
 use std::fs;
@@ -31,7 +31,7 @@ fn page(title: &str, reports: &[Report]) -> Result<String, Box<dyn Error>> {
     );
     page += &machine(reports);
     page += &summary(reports);
-    // Repeats of the same thing share their charts.
+    // Repeats of the same case share their charts.
     let mut shown: Vec<String> = Vec::new();
     for report in reports {
         let name = name(report);
@@ -142,7 +142,7 @@ fn section(name: &str, repeats: &[&Report]) -> Result<String, Box<dyn Error>> {
     Ok(text + "</div>\n")
 }
 
-/// Of the last run.
+/// The load of each CPU over time. The caller passes the last run.
 fn cpus(report: &Report) -> Vec<Line> {
     let count = report.series.iter().map(|sample| sample.cpus.len()).max().unwrap_or(0);
     let points = |cpu: usize| {
@@ -152,7 +152,7 @@ fn cpus(report: &Report) -> Vec<Line> {
     (0..count).map(|cpu| Line { name: format!("CPU {cpu}"), points: points(cpu) }).collect()
 }
 
-/// The ceiling, the shares of it, and what else the workload found.
+/// The machine's limits, the shares of them, and the workload's extra figures.
 fn shares_table(report: &Report) -> String {
     let mut rows: Vec<(String, String)> = Vec::new();
     for line in report.ceiling.to_text().lines() {

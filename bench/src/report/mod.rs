@@ -1,4 +1,4 @@
-//! What a run found: one JSON object, and text for people.
+//! The results of a run, as one JSON object and as text.
 
 pub(crate) mod chart;
 pub(crate) mod html;
@@ -18,11 +18,11 @@ use crate::machine::environment::Environment;
 use crate::report::shares::Share;
 use crate::run::{Outcome, Sample};
 
-/// Above these the client, not the broker, may have set the figures.
+/// Above these limits, the client rather than the broker may have determined the figures.
 const CPU_SHARE_MAX: f64 = 0.9;
 const LATE_MS_MAX: f64 = 1.0;
 
-/// What a workload counts.
+/// The unit that a workload counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Records,
@@ -32,10 +32,10 @@ pub enum Unit {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub workload: String,
-    /// Its name in a suite, where it is part of one.
+    /// The case's name, if the run is part of a suite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub case: Option<String>,
-    /// One of these two.
+    /// Either this or `ops_per_s` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records_per_s: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ pub struct Report {
     pub p999_ms: f64,
     pub max_ms: f64,
     pub mean_ms: f64,
-    /// All that were counted: records, or operations.
+    /// Number of records or operations that were counted.
     pub count: u64,
     pub requests: u64,
     pub errors: u64,
@@ -56,16 +56,16 @@ pub struct Report {
     pub seconds: f64,
     /// CPU time of the busiest load thread per second of the run.
     pub client_cpu_share: f64,
-    /// How late the 99th percentile of records left for no reason but the client's own.
+    /// Lateness of the 99th percentile of records that only the client delayed.
     pub client_late_p99_ms: f64,
-    /// The client may have been the limit: what the broker can do is not known from this run.
+    /// The client may have been the limit, so that the run does not show what the broker can do.
     pub client_limited: bool,
-    /// What the workload found beside these.
+    /// Further figures of the workload.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Value>,
-    /// What the machine allows.
+    /// The limits of the machine.
     pub ceiling: Ceiling,
-    /// The figures as shares and multiples of it.
+    /// The figures as shares and multiples of those limits.
     #[serde(default)]
     pub shares: BTreeMap<String, f64>,
     /// Seconds since 1970 at the end of the run.
@@ -73,10 +73,10 @@ pub struct Report {
     pub unix_seconds: f64,
     #[serde(default)]
     pub environment: Environment,
-    /// All options as they were in force.
+    /// The effective values of all options.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
-    /// Quantiles and their milliseconds, for the curve.
+    /// Quantiles with their latency in milliseconds, for the percentile curve.
     #[serde(default)]
     pub quantiles: Vec<(f64, f64)>,
     #[serde(default)]
@@ -120,7 +120,7 @@ impl Report {
         }
     }
 
-    /// States the figures as shares of what the machine allows.
+    /// Adds the figures as shares of the machine's limits.
     pub fn against(mut self, wanted: &[Share]) -> Report {
         self.shares = shares::of(&self, wanted);
         self
@@ -140,12 +140,12 @@ impl Report {
         if self.ops_per_s.is_some() { "ops" } else { "records" }
     }
 
-    /// One line.
+    /// The JSON object, on one line.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers and strings")
     }
 
-    /// What people read.
+    /// The text for people.
     pub fn to_text(&self) -> String {
         let unit = self.unit();
         let mut text = format!(
@@ -182,13 +182,13 @@ impl Report {
     }
 }
 
-/// Points of the percentile curve: ever closer towards the maximum.
+/// Points of the percentile curve, denser towards the maximum.
 fn curve(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
     let points = latency_ns.iter_quantiles(4);
     points.map(|point| (point.quantile(), point.value_iterated_to() as f64 / 1e6)).collect()
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 pub fn with_commas(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =

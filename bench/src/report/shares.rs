@@ -1,31 +1,33 @@
-//! A run's figures as shares and multiples of what the machine allows, since machines differ.
+//! States a run's figures as shares and multiples of the machine's limits, because machines differ.
 
 use std::collections::BTreeMap;
 
 use crate::report::Report;
 
-/// One figure beside one ceiling.
+/// A figure and the limit that it is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// Throughput beside what the same client gets from a broker that does nothing.
+    /// Throughput compared with the same client against a broker that does nothing.
     ClientCap,
-    /// Bytes beside the disk's sequential durable writes.
+    /// Bytes compared with the disk's sequential durable writes.
     DiskWrite,
-    /// Bytes beside the disk's sequential reads.
+    /// Bytes compared with the disk's sequential reads.
     DiskRead,
-    /// Bytes beside what loopback carries.
+    /// Bytes compared with the throughput of loopback.
     LoopbackBytes,
     /// Latency as a multiple of one durable block.
     WriteSync,
-    /// Latency as a multiple of what the client takes against a broker that does nothing, and one and a half durable blocks while it runs.
+    /// Latency as a multiple of a bound. The bound is the client's latency against a broker that does nothing, plus
+    /// one and a half durable block writes measured while the client runs.
     PacedWrite,
     /// Latency as a multiple of one loopback round trip.
     LoopbackRoundTrip,
-    /// Latency as a multiple of one round trip of two threads on two CPUs.
+    /// Latency as a multiple of one round trip between two threads on two CPUs.
     CoreRoundTrip,
 }
 
-/// Shares are named `…_share_of_…` and lie between 0 and 1, multiples `…_times_…`. What was not measured has none.
+/// Shares are named `…_share_of_…` and normally lie between 0 and 1; multiples are named `…_times_…`. A figure whose
+/// limit was not measured is left out.
 pub fn of(report: &Report, wanted: &[Share]) -> BTreeMap<String, f64> {
     let ceiling = &report.ceiling;
     let mut shares = BTreeMap::new();
@@ -65,7 +67,7 @@ pub fn of(report: &Report, wanted: &[Share]) -> BTreeMap<String, f64> {
     shares
 }
 
-/// A share in percent, a multiple as such.
+/// Formats a share in percent and a multiple as a plain number.
 pub fn written(name: &str, value: f64) -> String {
     if name.contains("_share_of_") { format!("{:.1} %", value * 100.0) } else { format!("{value:.2}") }
 }

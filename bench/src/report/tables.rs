@@ -1,10 +1,10 @@
-//! Results as tables: for a terminal, and as Markdown for bench/RESULTS.md. Pure.
+//! Formats results as tables: for a terminal, and as Markdown for bench/RESULTS.md. Pure.
 
 use crate::options::suite::Set;
 use crate::report::shares;
 use crate::report::{Report, with_commas};
 
-/// A result within a line.
+/// A result as one line of text.
 pub fn one_line(report: &Report) -> String {
     let mut line = format!(
         "{} {}/s, {:.1} MB/s, p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms",
@@ -27,7 +27,7 @@ pub fn one_line(report: &Report) -> String {
     line
 }
 
-/// What a workload found beside the usual.
+/// The extra figures of some workloads.
 fn found(report: &Report) -> Vec<String> {
     let number = |name: &str| report.extra.get(name).and_then(serde_json::Value::as_f64);
     let mut found = Vec::new();
@@ -52,7 +52,7 @@ fn found(report: &Report) -> Vec<String> {
     found
 }
 
-/// One figure beside its ceiling, the one that says most: at a fixed rate latency, else throughput.
+/// The most telling share: for a run with a rate a latency, otherwise a throughput if one was measured.
 fn share(report: &Report) -> String {
     let paced = report.config.get("rate").is_some_and(|rate| rate != "0") || report.workload == "many-partitions";
     let names: &[&str] = if paced {
@@ -81,7 +81,7 @@ fn share(report: &Report) -> String {
     })
 }
 
-/// For a terminal.
+/// The table for a terminal.
 pub fn text(reports: &[Report]) -> String {
     let name = |report: &Report| report.case.clone().unwrap_or_else(|| report.workload.clone());
     let width = reports.iter().map(|report| name(report).len()).max().unwrap_or(0);
@@ -112,7 +112,7 @@ pub fn text(reports: &[Report]) -> String {
     text
 }
 
-/// With the commands that give the figures again.
+/// The Markdown tables, with the commands that reproduce the figures.
 pub fn markdown(set: Set, reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
     let at = &first.environment;

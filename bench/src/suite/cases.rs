@@ -1,19 +1,20 @@
-//! What the suites run: each case a command line, so that any of them can be run by hand. Pure.
+//! The cases of the suites. Each case is a command line, so that anybody can run it by hand. Pure.
 
 use crate::options::suite::Set;
 
-/// Which brokers a case runs against.
+/// The brokers that a case runs against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Against {
-    /// None; or the workload starts its own.
+    /// No broker, or brokers that the workload starts itself.
     Nothing,
     One,
     Three,
-    /// One broker that has all CPUs; not run on a machine of one CPU.
+    /// One broker that has all CPUs. Skipped on a machine with one CPU.
     OneOnAll,
 }
 
-/// One line. In it, {bootstrap}, {peer}, {admin} (of all brokers), {data}, {disk}, {binary} and {cpus} are filled in.
+/// A case and its command line. The suite replaces {bootstrap}, {peer}, {admin} (of all brokers), {data}, {disk},
+/// {binary} and {cpus} in the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub name: String,
@@ -22,7 +23,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// The topic that it writes or reads.
+    /// The topic that the case writes or reads.
     pub fn topic(&self) -> Option<&str> {
         self.line.split_once("--topic ")?.1.split_whitespace().next()
     }
@@ -68,7 +69,7 @@ pub fn cases(set: Set) -> Vec<Case> {
     add("produce 200 partitions x 80/s, no linger", Against::One, line);
     let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms --duration {long} {pinned}");
     add("end-to-end 10,000/s, no linger", Against::One, line);
-    // Less than the broker keeps of the newest records in memory; what came long before is on the disk alone.
+    // These records fit into the broker's memory for recent records. Topics written long before are only on the disk.
     let line = format!("produce --topic memory --record-size 1KiB --rate 150000 --duration 2s {pinned}");
     add("produce 150,000/s of 1 KiB", Against::One, line);
     add("consume from memory", Against::One, format!("consume --topic memory --to-end {pinned}"));
@@ -107,7 +108,7 @@ pub fn cases(set: Set) -> Vec<Case> {
     cases
 }
 
-/// What is measured against every system that has it, in turns.
+/// The cases of `suite peers` for one system. Systems that share a case run it in turns.
 pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, against: Against, line: &str| {
@@ -123,7 +124,7 @@ pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
         let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms {pinned}");
         add("end-to-end 10,000/s, no linger", Against::One, &line);
     }
-    // Before there are topics: etcd holds none either.
+    // Metadata writes come before any case that creates topics here, because etcd holds no topics either.
     if system == crate::suite::peers::System::Millrace {
         let line = "metadata --peer {peer} --acks quorum --in-flight 64 --duration 5s";
         add("metadata writes", Against::Three, line);
@@ -132,7 +133,7 @@ pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
         add("metadata writes", Against::Three, "etcd --in-flight 64 --duration 5s");
     }
     if system.is_kafka_compatible() {
-        // Kafka takes one request of a connection at a time, so that more in flight would only queue.
+        // Kafka processes one request per connection at a time, so more requests in flight would only queue.
         let line = "metadata --operation create-topics --connections 16 --duration 5s";
         add("topics created", Against::Three, &format!("{line} --replication-factor 3"));
     }
@@ -163,7 +164,7 @@ mod tests {
         let systems = [System::Millrace, System::Kafka, System::KafkaFlush];
         all.extend(systems.into_iter().flat_map(peer_cases));
         for case in all {
-            // failover's own brokers are told to it otherwise.
+            // No placeholder may remain in the line.
             let line = filled(&case.line);
             assert!(!line.contains('{'), "{line}");
             let words = std::iter::once("millrace-bench").chain(line.split_whitespace()).map(str::to_owned);

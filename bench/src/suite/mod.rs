@@ -1,4 +1,4 @@
-//! `suite`: starts brokers of its own, runs a set of cases against them, and writes what they gave.
+//! `suite`: starts its own brokers, runs a set of cases against them, and writes the results.
 
 pub(crate) mod cases;
 pub(crate) mod peers;
@@ -24,13 +24,13 @@ use crate::session;
 use crate::suite::cases::{Against, Case};
 use crate::workloads;
 
-/// Where results and data go, and what is run.
+/// Directory of results and data, the broker's program, and the CPUs for brokers and clients.
 #[derive(Debug)]
 pub struct Place {
     pub dir: PathBuf,
     pub binary: PathBuf,
     pub environment: Environment,
-    /// Of brokers that have the machine's half to themselves, and of their clients.
+    /// CPUs of a broker that gets half of the machine; `client_cpus` are those of its clients.
     pub broker_cpus: Vec<usize>,
     pub client_cpus: Vec<usize>,
     pub all_cpus: Vec<usize>,
@@ -93,7 +93,7 @@ fn place(options: &SuiteOptions) -> Result<Place, Box<dyn Error>> {
     let mut environment = Environment::of_this_machine(&dir);
     environment.broker = version(&binary);
     let all_cpus = environment::allowed_cpu_numbers();
-    // Half for the broker; of a single CPU, all for both.
+    // The broker gets half of the CPUs. If there is only one, the broker and the client share it.
     let half = (all_cpus.len() / 2).max(1);
     let broker_cpus = all_cpus[..half].to_vec();
     let client_cpus = if all_cpus.len() > half { all_cpus[half..].to_vec() } else { all_cpus.clone() };
@@ -105,7 +105,8 @@ fn version(binary: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Quick and full: Millrace alone. One broker first, then three, each for all of its cases.
+/// Quick and full: Millrace alone. Each kind of brokers is started once and runs all of its cases: one broker first,
+/// then three, and so on.
 fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, Box<dyn Error>> {
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only));
     let cases: Vec<Case> = cases::cases(options.set).into_iter().filter(wanted).collect();
@@ -152,7 +153,7 @@ fn fill_in(line: &str, place: &Place, local: Option<&Local>) -> String {
         .replace("{data}", &local.data_dir().display().to_string())
 }
 
-/// What does not depend on the brokers.
+/// Replaces the placeholders that do not depend on the brokers.
 pub fn fill_in_place(line: &str, place: &Place) -> String {
     let cpus: Vec<String> = place.client_cpus.iter().map(usize::to_string).collect();
     line.replace("{disk}", &place.dir.display().to_string())
@@ -160,7 +161,7 @@ pub fn fill_in_place(line: &str, place: &Place) -> String {
         .replace("{cpus}", &cpus.join(","))
 }
 
-/// Gives back the space of what a case has written: all of them together would fill a disk.
+/// Deletes the topic that a case has written: the topics of all cases together would fill a disk.
 pub fn delete_topic(case: &Case, bootstrap: &str) {
     if let Some(topic) = case.topic()
         && let Err(e) = setup::delete(bootstrap, topic)
@@ -169,7 +170,7 @@ pub fn delete_topic(case: &Case, bootstrap: &str) {
     }
 }
 
-/// Runs one case; one that fails does not keep the others from running.
+/// Runs one case. A failure is recorded, and the other cases still run.
 pub fn perform(
     case: &Case,
     of: &str,

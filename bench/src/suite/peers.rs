@@ -1,4 +1,5 @@
-//! `suite peers`: the same workloads against Millrace and others, in turns, so that a comparison is made in one run.
+//! `suite peers`: runs the same workloads against Millrace and other systems in turns, so that one run yields the
+//! comparison.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -13,9 +14,9 @@ use crate::report::Report;
 use crate::suite::cases::{self, Against, Case};
 use crate::suite::{self, Place};
 
-/// The heap of each of three brokers of Kafka; of one it is the script's.
+/// Heap of each broker in a cluster of three Kafka brokers. For a single broker the script sets it.
 const HEAP_OF_THREE: &str = "512m";
-/// Where ports for peers are looked for: they need two ranges, 100 apart.
+/// Ports to choose from for peers. A peer needs two ranges of ports, 100 apart.
 const PORTS: std::ops::Range<u16> = 21_000..29_000;
 
 const ALL: [Peer; 3] = [Peer::Kafka, Peer::KafkaFlush, Peer::Etcd];
@@ -51,7 +52,7 @@ impl System {
     }
 }
 
-/// Something that runs until this goes.
+/// A running system. Dropping this stops it.
 enum Running {
     Millrace(Local),
     Script { script: PathBuf, dir: Scratch, bootstrap: String },
@@ -60,7 +61,8 @@ enum Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Running::Script { script, dir, .. } = self {
-            // What does not stop is found by its directory; there is nobody to tell.
+            // A process that does not stop can be found by its directory; a destructor has nobody to report the error
+            // to.
             _ = Command::new(script).arg("stop").arg("--dir").arg(dir.path()).stdout(Stdio::null()).status();
         }
     }
@@ -98,7 +100,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only));
     let mut reports = Vec::new();
     for against in [Against::One, Against::Three] {
-        // Each case with the systems that have it.
+        // Each case, with the systems that support it.
         let mut turns: BTreeMap<usize, Vec<(System, Case)>> = BTreeMap::new();
         let mut names: Vec<String> = Vec::new();
         for system in &systems {
@@ -110,7 +112,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
                 turns.entry(at).or_default().push((*system, case));
             }
         }
-        // What nobody else has is no comparison.
+        // A case that only one system supports gives no comparison.
         turns.retain(|_, turn| turn.len() > 1);
         let mut running = BTreeMap::new();
         for system in &systems {
@@ -121,7 +123,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
         }
         for turn in turns.values_mut() {
             for number in 0..options.repeat {
-                // Nobody always comes first.
+                // Rotate the order, so that no system always comes first.
                 turn.rotate_left(usize::from(number > 0));
                 for (system, case) in turn.iter() {
                     let running = &running[system];
@@ -143,7 +145,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
     Ok(reports)
 }
 
-/// Millrace as a multiple of another, on standard error.
+/// Prints Millrace as a multiple of another system, on standard error.
 fn print_beside(system: System, reports: &[Report]) {
     let of = |system: System| -> Vec<Report> {
         let suffix = format!(": {}", system.name());
@@ -160,7 +162,7 @@ fn print_beside(system: System, reports: &[Report]) {
     }
 }
 
-/// Why a system can't be measured here.
+/// Why a system can't be measured here; `None` if it can.
 fn missing(system: System) -> Option<String> {
     let needs: &[&str] = match system {
         System::Millrace => &[],
@@ -189,12 +191,12 @@ fn start(system: System, against: Against, place: &Place) -> Result<Running, Box
     let mut command = Command::new(&script);
     command.args(["start", "--port", &port.to_string(), "--brokers", &count.to_string(), "--cpus", &cpus.join(",")]);
     command.arg("--dir").arg(dir.path()).args(flush.then_some("--flush")).stdin(Stdio::null());
-    // Also if this process is killed, and stops nothing itself.
+    // The script also stops the system when this process is killed and can't stop it itself.
     command.args(["--until", &std::process::id().to_string()]);
     if count == 3 {
         command.env("HEAP", HEAP_OF_THREE);
     }
-    // Before it is known whether all has started: what has is stopped.
+    // Create this before the script runs: if only some processes start, dropping it stops them.
     let mut running = Running::Script { script, dir, bootstrap: String::new() };
     let output = command.stderr(Stdio::inherit()).output()?;
     let address = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
@@ -205,7 +207,7 @@ fn start(system: System, against: Against, place: &Place) -> Result<Running, Box
     Ok(running)
 }
 
-/// The first of `count` ports that are free now, and so are those 100 above.
+/// The first of `count` consecutive ports that are free now, with the ports 100 above them free too.
 fn free_port(count: usize) -> Result<u16, Box<dyn Error>> {
     let begin = PORTS.start + (std::process::id() as u16 % 4000);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

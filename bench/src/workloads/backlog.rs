@@ -1,7 +1,7 @@
 //! Workload `backlog`: a consumer drains a cold log while others produce and read at its tail.
 //!
-//! Fills the topic first, then measures the tail alone for half the duration, then the drain beside the tail. What is
-//! reported is the drain's throughput, and the tail's end-to-end latency while it lasts.
+//! Fills the topic first. Then measures the tail alone for half the duration, and finally the drain beside the tail.
+//! The report holds the drain's throughput, and the tail's end-to-end latency during the drain.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -30,7 +30,7 @@ use crate::workloads::end_to_end;
 use crate::workloads::produce;
 use crate::workloads::produce::lane as produce_lane;
 
-/// The topic is filled in pieces of this length, until it holds enough.
+/// The topic is filled in runs of this length until it holds enough.
 const FILL: Duration = Duration::from_secs(1);
 
 pub fn run(options: &BacklogOptions) -> Result<Report, Box<dyn Error>> {
@@ -49,7 +49,7 @@ pub fn run(options: &BacklogOptions) -> Result<Report, Box<dyn Error>> {
     let drained = drain_beside_tail(options, &produce, fetch_version, begin, cold_to)?;
     let Drained { mut outcome, tail_ns, drain } = drained;
     let before_p99_ms = quantile_ms(&alone.latency_ns, 0.99);
-    // Throughput is the drain's, latency the tail's.
+    // The throughput is the drain's, the latency the tail's.
     let records_behind = outcome.tally.records;
     outcome.tally.records = drain.records;
     outcome.tally.bytes = drain.bytes;
@@ -68,7 +68,7 @@ pub fn run(options: &BacklogOptions) -> Result<Report, Box<dyn Error>> {
         .with_extra("drained_mb", drain.bytes as f64 / 1e6))
 }
 
-/// Produces as fast as it goes until the topic holds what was asked for.
+/// Produces as fast as possible until `--backlog` bytes have been written.
 fn fill(options: &BacklogOptions, target: &Target) -> Result<(), Box<dyn Error>> {
     let records = RecordOptions { rate: Some(0), ..options.records.clone() };
     let mut bytes = 0;
@@ -123,11 +123,11 @@ fn tail_alone(options: &BacklogOptions, target: &Target, fetch_version: i16) -> 
     Ok(run::drive(&options.target.threads, lanes, window, work)?.tally)
 }
 
-/// What the second part found.
+/// Results of the second part.
 struct Drained {
-    /// Of producers and tailing consumers.
+    /// Results of the producers and the tailing consumers.
     outcome: Outcome,
-    /// Of records that were meant to be sent while the drain lasted.
+    /// Latencies of records whose intended time lies within the drain.
     tail_ns: hdrhistogram::Histogram<u64>,
     drain: Tally,
 }
@@ -146,7 +146,7 @@ fn drain_beside_tail(
         latency_ns: Arc::new(Mutex::new(histogram())),
     };
     let plan = tail::Plan { apart: Some(apart.clone()), ..tail_plan(options, target, fetch_version, window)? };
-    // The drain begins with what is measured, and ends with it at the latest.
+    // The drain starts with the measurement and ends no later than it.
     let drain_plan = consume::Plan {
         topic: plan.topic.clone(),
         version: fetch_version,
@@ -187,7 +187,7 @@ fn drain_beside_tail(
     Ok(Drained { outcome, tail_ns, drain })
 }
 
-/// Asks the kernel to drop what it caches of all files below a directory. Returns their size.
+/// Asks the kernel to drop all files below a directory from its page cache. Returns their size in bytes.
 fn drop_cached(dir: &Path) -> std::io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
@@ -197,9 +197,9 @@ fn drop_cached(dir: &Path) -> std::io::Result<u64> {
             bytes += drop_cached(&entry.path())?;
         } else if kind.is_file() {
             let file = File::open(entry.path())?;
-            // Only what is on the disk can be dropped.
+            // The kernel drops only clean pages.
             file.sync_data()?;
-            // SAFETY: the descriptor is open; the call reads four numbers.
+            // SAFETY: the descriptor is open, and the call takes four numbers.
             let status = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
             if status != 0 {
                 return Err(std::io::Error::from_raw_os_error(status));

@@ -1,5 +1,5 @@
-//! What the client gets at most: the same load, with the same options, against librdkafka's mock cluster in a child process.
-//! That one keeps nothing and waits for no disk.
+//! The client's cap: the same load with the same options against librdkafka's mock cluster in a child process. The
+//! mock cluster stores nothing and waits for no disk.
 
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::ProduceOptions;
@@ -30,10 +30,10 @@ mod with_mock {
     use crate::options::{MockClusterOptions, TargetOptions};
     use crate::workloads::produce;
 
-    /// How long the cap is measured at most.
+    /// Maximum duration of the measurement of the cap.
     const DURATION: Duration = Duration::from_secs(2);
     const WARM_UP: Duration = Duration::from_millis(500);
-    /// Of Produce, one that both speak.
+    /// A version of Produce that both the harness and the mock cluster support.
     const PRODUCE_VERSION: i16 = 9;
     const TOPIC: &str = "client-cap";
 
@@ -48,12 +48,12 @@ mod with_mock {
         ceiling.client_cap_by = Some(by);
     }
 
-    /// Ends with what it holds.
+    /// The child process; it is killed when this is dropped.
     struct Mock(Child);
 
     impl Drop for Mock {
         fn drop(&mut self) {
-            // One that has ended can be killed without effect.
+            // Killing a process that has ended has no effect.
             _ = self.0.kill();
             _ = self.0.wait();
         }
@@ -78,12 +78,14 @@ mod with_mock {
             partitions: Some(partitions),
             ..options.target
         };
-        // It answers questions for versions its own way; what it is like is known anyway.
+        // The mock cluster answers version requests in its own way, so skip the usual set-up. Its brokers and
+        // partitions are known anyway.
         let addr = bootstrap.trim().parse().map_err(|e| format!("its address {:?}: {e}", bootstrap.trim()))?;
         let leaders = [Lane { addr, partitions: (0..partitions).collect() }];
         let lanes = setup::lanes(&leaders, options.target.threads.connections)?;
         let target = Target { lanes, partitions, version: PRODUCE_VERSION };
-        // What an acknowledgement of a paced run may cost: the client itself, and a durable write while the client runs.
+        // An acknowledgement of a paced run may cost two things: the client itself, and a durable write while the
+        // client runs. Measure both.
         let outcome = match options.records.rate {
             None | Some(0) => produce::load(&options, target),
             Some(_) => {
@@ -103,7 +105,7 @@ mod with_mock {
         }
     }
 
-    /// The child: serves until its standard input ends, so that it never outlives its parent.
+    /// Runs in the child process. Serves until its standard input ends, so that it never outlives its parent.
     pub fn serve(options: &MockClusterOptions) -> Result<(), Box<dyn Error>> {
         let cluster = MockCluster::new(1)?;
         cluster.create_topic(&options.topic, options.partitions, 1)?;

@@ -1,4 +1,4 @@
-//! Workload `commits`: consumer groups' offset commits, each group's at its coordinator.
+//! Workload `commits`: offset commits of consumer groups, each sent to the group's coordinator.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,15 +25,15 @@ use crate::report::shares::Share;
 use crate::report::{Report, Unit};
 use crate::run::{self, Window};
 
-/// The last version that names topics.
+/// The last version of OffsetCommit that identifies topics by name.
 const COMMIT_TOPIC_NAME_TO: i16 = 9;
-/// From here on several coordinators may be asked for at once (KIP-699).
+/// From this version on, one request may ask for several coordinators (KIP-699).
 const SEVERAL_KEYS_FROM: i16 = 4;
 const PATIENCE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 pub fn run(options: &CommitsOptions) -> Result<Report, Box<dyn Error>> {
-    // The topic's leaders are not connected to.
+    // The harness connects only to the coordinators, so --connections does not apply to the topic's leaders.
     let any_connections = ThreadOptions { connections: None, ..options.target.threads.clone() };
     let target =
         setup::prepare(&TargetOptions { threads: any_connections, ..options.target.clone() }, ApiKey::Metadata)?;
@@ -76,7 +76,7 @@ fn name(group: i32) -> String {
     format!("bench-group-{group}")
 }
 
-/// The groups by the broker that coordinates them.
+/// The groups, by the broker that coordinates them.
 fn coordinators(client: &mut Client, groups: usize) -> Result<Vec<Lane>, Box<dyn Error>> {
     let mut by_addr: BTreeMap<SocketAddr, Vec<i32>> = BTreeMap::new();
     let several = client.version(ApiKey::FindCoordinator)? >= SEVERAL_KEYS_FROM;
@@ -99,7 +99,7 @@ fn coordinators(client: &mut Client, groups: usize) -> Result<Vec<Lane>, Box<dyn
                     by_addr.entry(addr).or_default().push(group);
                     break;
                 }
-                // The topic that keeps the commits is made when it is first needed.
+                // The broker creates the offsets topic when it is first needed.
                 Err(ErrorCode::CoordinatorNotAvailable | ErrorCode::CoordinatorLoadInProgress)
                     if Instant::now() < give_up =>
                 {

@@ -1,4 +1,5 @@
-//! Workload `end-to-end`: records by an open-loop schedule, latency from the intended time to when a consumer has them.
+//! Workload `end-to-end`: sends records by an open-loop schedule. The latency runs from a record's intended time
+//! until a consumer has it.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::report::{Report, Unit};
 use crate::run::{self, Window};
 use crate::workloads::produce::{self, STAMP_BYTES};
 
-/// Records per second, unless told otherwise: as fast as it goes, latency would be that of a queue.
+/// Default rate in records per second. Without a rate, the latency would be that of a full queue.
 pub const RATE: u64 = 10_000;
 
 pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
@@ -61,7 +62,7 @@ pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
     Ok(report.with_extra("produce_p50_ms", quantile(0.5)).with_extra("produce_p99_ms", quantile(0.99)))
 }
 
-/// Values must have room for their stamp.
+/// Checks that every value has room for its stamp.
 pub fn check_sizes(records: &RecordOptions) -> Result<(), String> {
     match records.record_size.min() {
         min if min < STAMP_BYTES => {

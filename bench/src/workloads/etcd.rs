@@ -1,5 +1,6 @@
-//! Workload `etcd`: puts and linearizable reads of etcd, the peer that metadata is measured beside. gRPC over HTTP/2 by `h2`,
-//! with the two messages that it takes written by hand; one thread, as many requests in flight as one likes.
+//! Workload `etcd`: puts and linearizable reads of etcd, the peer that the metadata workload is compared with. It
+//! speaks gRPC over HTTP/2 through `h2`, with the two messages encoded by hand. One thread serves all connections and
+//! requests in flight.
 //!
 //! Source: etcd's rpc.proto (KV.Put, KV.Range) and the protocol of gRPC over HTTP/2.
 
@@ -25,7 +26,7 @@ use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
 
 const PUBLISH_NS: u64 = 250_000_000;
-/// After the end, for what is still unanswered.
+/// How long to wait for an answer.
 const DRAIN: Duration = Duration::from_secs(10);
 
 pub fn run(options: &EtcdOptions) -> Result<Report, Box<dyn Error>> {
@@ -35,7 +36,7 @@ pub fn run(options: &EtcdOptions) -> Result<Report, Box<dyn Error>> {
     let (ended, all_ended) = mpsc::channel::<()>();
     let (shown, work) = (live.clone(), options.clone());
     let thread = thread::Builder::new().name("load-0".to_owned()).spawn(move || {
-        // Dropped when the thread's work is done, or has panicked.
+        // Dropped when the thread's work ends or panics; this ends `watch`.
         let _ended = ended;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let cpu_ns = clock::thread_cpu_ns();
@@ -54,7 +55,7 @@ pub fn run(options: &EtcdOptions) -> Result<Report, Box<dyn Error>> {
     Ok(Report::new(name, Unit::Operations, outcome, ceiling).against(shares))
 }
 
-/// What the lanes share.
+/// State that the lanes share.
 struct Shared {
     options: EtcdOptions,
     window: Window,
@@ -73,7 +74,7 @@ async fn load(options: EtcdOptions, window: Window, live: Arc<Live>) -> Result<T
         let socket = tokio::net::TcpStream::connect(addr).await.map_err(|e| failed(&e))?;
         socket.set_nodelay(true).map_err(|e| failed(&e))?;
         let (sender, driver) = h2::client::handshake(socket).await.map_err(|e| failed(&e))?;
-        // It ends with the last sender; why it ended is seen by those that wait for an answer.
+        // The driver ends with the last sender. If it fails, the requests that wait for answers report why.
         tokio::spawn(async move { _ = driver.await });
         for lane in 0..shared.options.in_flight {
             let at = connection * shared.options.in_flight + lane;
@@ -87,7 +88,7 @@ async fn load(options: EtcdOptions, window: Window, live: Arc<Live>) -> Result<T
     Ok(std::mem::take(&mut results.0))
 }
 
-/// One request after the other; so many lanes make so many in flight.
+/// Sends one request after the other. The number of lanes is the number of requests in flight.
 async fn lane_work(mut sender: SendRequest<Bytes>, lane: usize, lanes: usize, shared: Arc<Shared>) {
     let Window { start_ns, measured_from_ns, end_ns } = shared.window;
     let mut schedule = Schedule::new(start_ns, end_ns - start_ns, shared.options.rate, lane, lanes);
@@ -156,7 +157,7 @@ async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64
     let mut answer = response.into_body();
     while let Some(data) = answer.data().await {
         let data = data.map_err(|e| e.to_string())?;
-        // What was read may come again.
+        // Open the flow-control window again for the bytes that were read.
         answer.flow_control().release_capacity(data.len()).map_err(|e| e.to_string())?;
     }
     let trailers = answer.trailers().await.map_err(|e| e.to_string())?.unwrap_or_default();
@@ -172,7 +173,7 @@ fn refusal(status: &http::HeaderValue, headers: &http::HeaderMap) -> String {
     format!("etcd refused with status {}: {message}", status.to_str().unwrap_or("?"))
 }
 
-/// gRPC's frame: not compressed, and the length.
+/// Adds gRPC's frame header: not compressed, and the length.
 fn framed(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(5 + message.len());
     frame.put_u8(0);
@@ -189,14 +190,14 @@ fn put(key: &[u8], value: &[u8]) -> Vec<u8> {
     message
 }
 
-/// RangeRequest { bytes key = 1; } which is linearizable unless it says otherwise.
+/// RangeRequest { bytes key = 1; }. The read is linearizable unless the request sets `serializable`.
 fn range(key: &[u8]) -> Vec<u8> {
     let mut message = Vec::new();
     field(&mut message, 1, key);
     message
 }
 
-/// A field of bytes, shorter than 128 of them: its length is one byte then.
+/// Appends a bytes field of fewer than 128 bytes, so that its length fits in one byte.
 fn field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     assert!(bytes.len() < 128, "keys and values here are short");
     message.push(number << 3 | 2);

@@ -1,4 +1,4 @@
-//! Workload `many-partitions`: the same producer against topics of ever more partitions.
+//! Workload `many-partitions`: runs the same producer against topics with more and more partitions.
 
 use std::error::Error;
 
@@ -9,10 +9,10 @@ use crate::options::{RunOptions, TargetOptions};
 use crate::report::Report;
 use crate::workloads::produce;
 
-/// Records per second of all partitions together, unless told otherwise.
+/// Default rate in records per second, over all partitions together.
 const RATE: u64 = 10_000;
 
-/// One step per number of partitions; what is returned is the last, with all of them beside it.
+/// Runs one step per number of partitions. The report is that of the last step, with all steps as extra figures.
 pub fn run(options: &ManyPartitionsOptions) -> Result<Report, Box<dyn Error>> {
     let mut steps = Vec::new();
     let mut last: Option<Report> = None;
@@ -31,7 +31,7 @@ pub fn run(options: &ManyPartitionsOptions) -> Result<Report, Box<dyn Error>> {
             replication_factor: options.replication_factor,
             threads: options.threads.clone(),
         };
-        // The ceiling is the machine's, whatever the step.
+        // All steps share the machine's limits, so only the first step measures them.
         let run = RunOptions { no_ceiling: options.run.no_ceiling || last.is_some(), ..options.run.clone() };
         eprintln!("{partitions} partitions, {rate} records/s of all together");
         let mut report = produce::run(&ProduceOptions { run, target, records, client: options.client })?;

@@ -1,5 +1,5 @@
-//! Workload `mesh`: messages from one core of a running broker to another and back, over the broker's own queues. The broker
-//! makes the round trips when a tool asks for them, and measures them itself; nothing of the network is in them.
+//! Workload `mesh`: messages from one core of a running broker to another and back, through the broker's own queues.
+//! A tool request makes the broker perform and measure the round trips itself, so the figures exclude the network.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::report::shares::Share;
 use crate::report::{Report, Unit, with_commas};
 use crate::run::{self, Outcome, Window};
 
-/// Round trips of one request to each core; the broker makes at most 100,000, and stops after a second.
+/// Round trips per core in one request. The broker allows at most 100,000 and stops after one second.
 const ROUNDS: u32 = 2_000;
 
-/// Round trips to one core.
+/// Measured round trips to one core.
 #[derive(Debug)]
 struct Target {
     core: u16,
@@ -32,7 +32,7 @@ struct Target {
     min_ns: u64,
 }
 
-/// The same, as it is written.
+/// The figures of one core as they appear in the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Figures {
     from: u16,
@@ -51,7 +51,7 @@ pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
         tool: Tool::connect(resolve(&options.peer)?, tool::secret(&options.secret)?)?,
         options: options.clone(),
     };
-    // A broker that can't, says so here.
+    // A broker that does not support the request reports that here.
     let (from, _) = probe.ask(1).map_err(|e| refused(&options.peer, e.as_ref()))?;
     let ceiling = Ceiling::measure_cores(&options.run, &options.ceiling_cpus)?;
     let window = Window::new(options.run.warm_up, options.run.duration);
@@ -60,7 +60,7 @@ pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
     let asking = thread::spawn({
         let live = live.clone();
         move || {
-            // Dropped when the work is done, or has panicked.
+            // Dropped when the work ends or panics; this ends `watch`.
             let _ended = ended;
             probe.ask_for(window, &live).map_err(|e| format!("{}: {e}", probe.options.peer))
         }
@@ -92,7 +92,7 @@ struct Probe {
 }
 
 impl Probe {
-    /// The core that took the request, and what it found.
+    /// Returns the core that handled the request, and the measured times.
     fn ask(&mut self, rounds: u32) -> Result<(u16, Vec<MeshTimes>), Box<dyn Error>> {
         let MeshOptions { core: to, in_flight, .. } = self.options;
         match self.tool.ask(ToolAsk::ProbeMesh { to, rounds, in_flight })? {
@@ -101,7 +101,7 @@ impl Probe {
         }
     }
 
-    /// One request after the other until the window's end; those of the warm-up do not count.
+    /// Sends one request after the other until the window ends. Requests of the warm-up do not count.
     fn ask_for(&mut self, window: Window, live: &Live) -> Result<(Vec<Target>, Tally), Box<dyn Error>> {
         let mut tally = Tally::default();
         let mut targets: Vec<Target> = Vec::new();
@@ -131,8 +131,8 @@ impl Probe {
     }
 }
 
-/// Adds what the broker counted; returns how much that is. A bucket's upper bound stands for all in it, but nothing took longer
-/// than the longest.
+/// Adds the broker's counts and returns their sum. Each bucket counts at its upper bound, but no higher than the
+/// longest time.
 fn add(took_ns: &mut Histogram<u64>, times: &MeshTimes) -> u64 {
     for (up_to_ns, count) in &times.buckets {
         took_ns.saturating_record_n((*up_to_ns).clamp(1, times.max_ns.max(1)), *count);
@@ -196,7 +196,7 @@ mod tests {
         target.take(&times(&[(10_239, 1), (1_015_807, 1)], 9_990, 1_000_000));
         let found = target.figures(0);
         assert_eq!((found.from, found.to, found.round_trips), (0, 3, 101));
-        // To three digits.
+        // Equal to three digits.
         let is = |found: f64, want: f64| (found - want).abs() <= want * 1e-3;
         assert!(is(found.p50_ms, 0.010239) && is(found.p99_ms, 0.02) && is(found.p999_ms, 1.0), "{found:?}");
         assert!(is(found.max_ms, 1.0) && is(found.min_ms, 0.00999), "{found:?}");

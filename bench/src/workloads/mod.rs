@@ -1,4 +1,4 @@
-//! One run of one workload, whatever it is.
+//! The workloads. `run_once` performs one run of any of them.
 
 pub(crate) mod backlog;
 pub(crate) mod client_cap;

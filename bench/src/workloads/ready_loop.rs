@@ -1,7 +1,8 @@
-//! Workload `ready-loop`: loads the metadata group with writes, and tells what a turn of the Raft ready loop costs the brokers
-//! meanwhile, by their own histograms on /metrics.
+//! Workload `ready-loop`: loads the metadata group with writes. Reports what a turn of the Raft ready loop costs the
+//! brokers meanwhile, by their own histograms on /metrics.
 //!
-//! Those histograms have fixed buckets, each a quarter wider than the one before: a quantile is its bucket's upper bound.
+//! The histograms have fixed buckets, four per power of two. A quantile is the upper bound of its bucket, so it is at
+//! most a quarter too high.
 
 use std::error::Error;
 use std::io;
@@ -24,19 +25,19 @@ const WALL: &str = "millrace_raft_ready_loop_latency_seconds";
 const CPU: &str = "millrace_raft_ready_loop_cpu_seconds";
 const LEADS: &str = "millrace_metadata_leads";
 
-/// A broker's page of /metrics, and when it was asked for.
+/// A broker's /metrics page, and when it was requested.
 struct Page {
     at_ns: u64,
     text: String,
 }
 
-/// What the ready loop of one core did in the measured time.
+/// Figures of one core's ready loop during the measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Turns {
-    /// The broker's address of --admin.
+    /// The broker's address in --admin.
     broker: String,
     core: usize,
-    /// It leads the metadata group.
+    /// The core leads the metadata group.
     leads: bool,
     turns_per_s: f64,
     wall_p50_ms: f64,
@@ -47,13 +48,13 @@ struct Turns {
     cpu_p99_ms: f64,
     cpu_p999_ms: f64,
     cpu_mean_ms: f64,
-    /// CPU time of the loop per second.
+    /// CPU seconds of the loop per second.
     cpu_share: f64,
 }
 
 pub fn run(options: &ReadyLoopOptions) -> Result<Report, Box<dyn Error>> {
     let admins: Vec<SocketAddr> = options.admin.iter().map(|admin| resolve(admin)).collect::<Result<_, _>>()?;
-    // What can't be read is better known before the load than after it.
+    // Fail before the load, not after it, if a page can't be read.
     for (name, addr) in options.admin.iter().zip(&admins) {
         let page = scrape::metrics(*addr).map_err(|e| refused(name, &e))?;
         if scrape::histograms(&page, CPU).is_empty() {
@@ -79,8 +80,8 @@ fn refused(admin: &str, error: &io::Error) -> String {
     format!("--admin {admin}: {error}")
 }
 
-/// The figures of the loop that does most, beside those of all: that of the core that leads the metadata, if its broker is one
-/// of those asked.
+/// Adds the figures of the core that leads the metadata group, and the list of all loops. If no queried broker leads
+/// it, the loop with the highest CPU share stands in.
 fn with_turns(report: Report, loops: &[Turns]) -> Report {
     let busiest = || loops.iter().max_by(|a, b| a.cpu_share.total_cmp(&b.cpu_share));
     let Some(of) = loops.iter().find(|turns| turns.leads).or_else(busiest) else { return report };
@@ -101,7 +102,7 @@ fn with_turns(report: Report, loops: &[Turns]) -> Report {
         .with_extra("loops", serde_json::to_value(loops).expect("numbers and strings"))
 }
 
-/// Reads the pages of all brokers when the measured time begins and when it ends.
+/// Reads the pages of all brokers when the measurement begins and when it ends.
 fn watch(admins: Vec<SocketAddr>, window: Window) -> JoinHandle<Vec<io::Result<(Page, Page)>>> {
     let pages = move |admins: &[SocketAddr], at_ns: u64| -> Vec<io::Result<Page>> {
         thread::sleep(Duration::from_nanos(at_ns.saturating_sub(clock::now_ns())));
@@ -118,7 +119,7 @@ fn watch(admins: Vec<SocketAddr>, window: Window) -> JoinHandle<Vec<io::Result<(
     })
 }
 
-/// What the loops of one broker did between two pages; those of cores that had nothing to do are left out.
+/// Figures of one broker's loops between two pages. Loops without a turn are left out.
 fn turns(broker: &str, before: &Page, after: &Page) -> Vec<Turns> {
     let since = |name: &str| {
         let mut earlier = scrape::histograms(&before.text, name);
@@ -149,7 +150,7 @@ fn mean_ms(buckets: &Buckets) -> f64 {
     if buckets.count() == 0 { 0.0 } else { rounded(buckets.sum_s() * 1e3 / buckets.count() as f64) }
 }
 
-/// To six decimals: a ms to its ns.
+/// Rounds to six decimals: milliseconds to nanoseconds.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }
@@ -182,7 +183,8 @@ impl Turns {
 mod tests {
     use super::*;
 
-    /// Two cores' loops: of each, turns of up to 5 µs of CPU and of up to 1 ms; and which core leads.
+    /// A page with two cores' loops. Each core has turns of up to 5 µs and of up to 1 ms of CPU time; `leads` is the
+    /// core that leads.
     fn page(at_ns: u64, counts: [(u64, u64); 2], leads: usize) -> Page {
         let mut text = String::new();
         for (core, (short, long)) in counts.into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Workload `wal`: appends through the ring on each disk backend, beside raw O_DIRECT write + fdatasync by plain system
-//! calls, in the same directory and one after the other. Needs no broker.
+//! Workload `wal`: appends through the ring on each disk backend, compared with raw O_DIRECT write + fdatasync by
+//! plain system calls. All use the same directory, one after the other. Needs no broker.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -28,7 +28,7 @@ use crate::rt;
 use crate::run::Outcome;
 
 const RING_BYTES: u64 = 256 << 20;
-/// Stands for the descriptor that rides with each batch.
+/// Stands for the descriptor that accompanies each batch.
 const DESCRIPTOR_BYTES: usize = 40;
 
 /// One backend's figures.
@@ -41,13 +41,14 @@ struct Figures {
     p99_ms: f64,
     p999_ms: f64,
     max_ms: f64,
-    /// Writes to the disk, each with its sync: fewer than appends where those that waited together shared one.
+    /// Writes to the disk, each followed by a sync. There are fewer writes than appends if appends that waited
+    /// together shared one.
     writes: u64,
 }
 
 pub fn run(options: &WalOptions) -> Result<Report, Box<dyn Error>> {
     let ceiling = Ceiling::measure(&options.run);
-    // Half before the rings and half after them: a disk's mood changes within a minute.
+    // Measure raw writes half before and half after the rings: a disk's performance changes within a minute.
     let mut raw_disk = RawDisk::create(&options.run.disk_dir)?;
     let mut raw_ns = raw_disk.write_sync_for(options.record_size, options.run.duration / 2)?;
     let first = measure("uring", options, UringDisk::new)?;
@@ -78,7 +79,7 @@ pub fn run(options: &WalOptions) -> Result<Report, Box<dyn Error>> {
     Ok(report.with_extra("p50_to_raw", p50_to_raw).with_extra("backends", serde_json::to_value(&backends)?))
 }
 
-/// What one backend did in the measured time.
+/// Results of one backend in the measured time.
 #[derive(Debug)]
 struct Measured {
     backend: &'static str,
@@ -88,7 +89,7 @@ struct Measured {
     cpu_ns: u64,
 }
 
-/// Runs one backend on a thread of its own.
+/// Measures one backend on a thread of its own.
 fn measure<D: Disk>(
     backend: &'static str,
     options: &WalOptions,
@@ -100,7 +101,7 @@ fn measure<D: Disk>(
     Ok(rt::spawn_thread(backend, None, work)?.join()??)
 }
 
-/// Keeps so many appends outstanding through the warm-up and the duration; the latter is what counts.
+/// Keeps `in_flight` appends outstanding during the warm-up and the duration. Only the duration counts.
 async fn load<D: Disk>(
     backend: &'static str,
     disk: impl FnOnce() -> io::Result<D>,
@@ -115,7 +116,7 @@ async fn load<D: Disk>(
         async move { journal.run().await }
     });
     let latency_ns = Rc::new(RefCell::new(histogram()));
-    // Each lane is a group of its own, which goes on where the warm-up left it.
+    // Each lane is a Raft group of its own. Its next index continues where the warm-up stopped.
     let last_index: Rc<RefCell<Vec<u64>>> = Rc::new(RefCell::new(vec![0; options.in_flight]));
     let mut begin_ns = clock::now_ns();
     let (mut writes_before, mut cpu_before_ns) = (journal.stats().writes, clock::thread_cpu_ns());
@@ -140,7 +141,8 @@ async fn load<D: Disk>(
     Ok(Measured { backend, latency_ns, writes, span_ns, cpu_ns })
 }
 
-/// One lane: an append, its durability, the next. What is durable is given back at once, as if it had been flushed.
+/// One lane: appends an entry, waits until it is durable, and repeats. Releases durable entries at once, as if they
+/// had been flushed.
 async fn append_until<D: Disk>(
     journal: Journal<D>,
     lane: usize,
@@ -207,7 +209,7 @@ impl Figures {
     }
 }
 
-/// A directory of this run's own, removed at the end.
+/// A temporary directory of this run. It is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -220,7 +222,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What can't be removed is left behind; there is nobody to tell.
+        // A directory that can't be removed stays; a destructor has nobody to report the error to.
         _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,5 @@
-//! What a partition's entries carry through Raft: a descriptor of a batch, whose bytes travel beside it, or a control entry.
+//! The data of a partition's entries in Raft: the descriptor of a batch, or a control entry. A batch's bytes travel
+//! beside its entry.
 //!
 //! ```text
 //! 0        1         4        8             16       20       24       32
@@ -9,7 +10,8 @@
 //! │ kind 2 │ zero    │ zero   │ offset      │                             the log start moves: 16 bytes
 //! └────────┴─────────┴────────┴─────────────┘
 //! ```
-//! No bytes at all: a leader's first entry. Kinds are never given a second meaning.
+//!
+//! A leader's first entry of its term has no bytes at all. A kind's number is never reused.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -17,16 +19,16 @@ const KIND_BATCH: u8 = 1;
 const KIND_LOG_START: u8 = 2;
 const BATCH_BYTES: usize = 32;
 const LOG_START_BYTES: usize = 16;
-/// Room that an entry's data may take beside its batch, now and in later versions.
+/// The most bytes that an entry's data may take, without its batch, now and in later versions.
 pub const ENTRY_DATA_BYTES_MAX: usize = 64;
 
 /// One batch of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     pub base_offset: u64,
-    /// Records, at least 1: the next batch begins at `base_offset + count`.
+    /// Number of records, at least 1. The next batch begins at `base_offset + count`.
     pub count: u32,
-    /// Length of the batch.
+    /// Length of the batch in bytes.
     pub bytes: u32,
     /// The batch's own CRC-32C, as its header states it.
     pub crc: u32,
@@ -40,13 +42,13 @@ pub enum EntryData {
     /// A leader's first entry of its term.
     Nothing,
     Batch(Descriptor),
-    /// Records below this offset are gone.
+    /// Records below this offset are deleted.
     LogStart {
         offset: u64,
     },
 }
 
-/// Why bytes are not an entry's data.
+/// Why bytes can't be decoded as an entry's data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryDataError {
     #[error("unknown kind {0}; it was written by a newer version")]
@@ -101,7 +103,7 @@ impl EntryData {
     }
 }
 
-/// Whether the data of a partition's entry can be read, and applied; if not, why.
+/// Checks that the data of a partition's entry can be read and applied, or says why not.
 pub fn check_entry(data: &[u8]) -> Result<(), String> {
     const OFFSET_MAX: u64 = i64::MAX as u64;
     match EntryData::decode(data).map_err(|error| error.to_string())? {
@@ -121,7 +123,7 @@ pub fn check_entry(data: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Bytes of the batch that travels beside an entry with such data.
+/// Length in bytes of the batch that travels beside an entry with this data; 0 without a batch.
 pub fn bytes_beside(data: &[u8]) -> u64 {
     match EntryData::decode(data) {
         Ok(EntryData::Batch(batch)) => u64::from(batch.bytes),

@@ -1,4 +1,4 @@
-//! raft-rs logs through slog; here it goes on to `tracing`, so that one filter rules all.
+//! raft-rs logs through slog. This adapter sends its records to `tracing`, so that one filter covers everything.
 
 use slog::{Drain, Level, Logger, OwnedKVList, Record, o};
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ impl Drain for ToTracing {
         match record.level() {
             Level::Critical | Level::Error => tracing::error!(target: "raft", "{message}"),
             Level::Warning => tracing::warn!(target: "raft", "{message}"),
-            // Every election of every partition would be a line at `info`.
+            // At `info`, every election of every partition would log a line.
             Level::Info | Level::Debug => tracing::debug!(target: "raft", "{message}"),
             Level::Trace => tracing::trace!(target: "raft", "{message}"),
         }

@@ -1,20 +1,22 @@
-//! Who belongs to a group: changes of its members, and the configuration's form in checkpoints.
+//! Membership of a group: changes of its members, and the encoding of its configuration in checkpoints.
 //!
 //! ```text
 //! 0           1            2        4        8          12         16              20
-//! ┌───────────┬────────────┬────────┬────────┬──────────┬──────────┬───────────────┬─────────────────────────────┐
-//! │ version 1 │ auto leave │ zero   │ voters │ learners │ outgoing │ learners next │ ids, u64 each, in that order │
-//! └───────────┴────────────┴────────┴────────┴──────────┴──────────┴───────────────┴─────────────────────────────┘
+//! ┌───────────┬────────────┬────────┬────────┬──────────┬──────────┬───────────────┬────────────────────────┐
+//! │ version 1 │ auto leave │ zero   │ voters │ learners │ outgoing │ learners next │ ids, u64, in that order │
+//! └───────────┴────────────┴────────┴────────┴──────────┴──────────┴───────────────┴────────────────────────┘
 //! ```
-//! Little-endian, ids ascending. Outgoing voters and next learners exist only while a change of several members is under way
-//! (joint consensus, Raft thesis 4.3).
 //!
-//! A log that outlives its configurations keeps them with the indices from which on they were in force, ascending:
+//! Little-endian, ids ascending. Outgoing voters and next learners exist only while several members are being
+//! changed (joint consensus, Raft thesis 4.3).
+//!
+//! A log that outlives its configurations keeps all of them, ascending, each with the first index at which it is in
+//! force:
 //!
 //! ```text
 //! 0           1      4         8               16
 //! ┌───────────┬──────┬─────────┬───────────────┬────────┬───────────────────────┬───┐
-//! │ version 2 │ zero │ how many│ first's index │ length │ first, as drawn above │ … │
+//! │ version 2 │ zero │ count   │ first's index │ length │ first, as drawn above │ … │
 //! └───────────┴──────┴─────────┴───────────────┴────────┴───────────────────────┴───┘
 //! ```
 
@@ -25,7 +27,7 @@ const VERSION: u8 = 1;
 const VERSION_ALL: u8 = 2;
 const IDS_AT: usize = 20;
 
-/// What becomes of one peer of a group.
+/// The new role of one peer of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Member {
     Voter(u64),
@@ -34,7 +36,7 @@ pub enum Member {
     Removed(u64),
 }
 
-/// Several changes are one step through joint consensus, left by itself.
+/// Builds one membership change. Several changes become one step through joint consensus, which ends by itself.
 pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
     let singles = changes.iter().map(|change| {
         let (change_type, node_id) = match *change {
@@ -51,12 +53,12 @@ pub(crate) fn conf_change(changes: &[Member]) -> ConfChangeV2 {
     change
 }
 
-/// Changes that one entry holds at most.
+/// The most changes that one entry may hold.
 const CHANGES_MAX: usize = 64;
 
-/// Reads what a leader wrote of [`conf_change`], or of the change by which raft-rs ends a joint configuration: Protocol
-/// Buffers' wire format, of `ConfChangeV2` and no more. (protobuf 2 itself can overflow the stack on bytes that were
-/// made for that.)
+/// Reads a change that a leader wrote: that of [`conf_change`], or the one by which raft-rs ends a joint
+/// configuration. The bytes are Protocol Buffers' wire format, and only `ConfChangeV2` is accepted. (protobuf 2
+/// itself can overflow the stack on bytes that were made for that.)
 pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
     let mut change = ConfChangeV2::default();
     let mut changes = Vec::new();
@@ -102,7 +104,7 @@ enum Value<'b> {
     Bytes(&'b [u8]),
 }
 
-/// The next field of a Protocol Buffers message, and its number.
+/// Takes the next field of a Protocol Buffers message: its number and its value.
 fn take_field<'b>(rest: &mut &'b [u8]) -> Result<(u64, Value<'b>), String> {
     let tag = take_varint(rest)?;
     match tag & 7 {
@@ -135,7 +137,7 @@ fn take_varint(rest: &mut &[u8]) -> Result<u64, String> {
     Err("a number has more than 64 bits".to_owned())
 }
 
-/// What an entry changes of the members, if it is such an entry and can be read.
+/// The membership changes in an entry's data; none if the data can't be read as a membership change.
 pub fn member_changes(data: &[u8]) -> Vec<Member> {
     let change = decode_change(data).unwrap_or_default();
     let changes = change.get_changes().iter().map(|single| match single.get_change_type() {
@@ -146,7 +148,7 @@ pub fn member_changes(data: &[u8]) -> Vec<Member> {
     changes.collect()
 }
 
-/// The configuration as checkpoints hold it.
+/// Encodes a configuration for a checkpoint.
 pub fn encode(state: &ConfState) -> Bytes {
     let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];
     let mut bytes = vec![VERSION, u8::from(state.auto_leave), 0, 0];
@@ -161,7 +163,7 @@ pub fn encode(state: &ConfState) -> Bytes {
     bytes.into()
 }
 
-/// Configurations, each with the index from which on it was in force; the last is the present one.
+/// Encodes configurations, each with the first index at which it is in force. The last is the current one.
 pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
     let mut bytes = vec![VERSION_ALL, 0, 0, 0];
     bytes.extend_from_slice(&(all.len() as u32).to_le_bytes());
@@ -174,7 +176,7 @@ pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
     bytes.into()
 }
 
-/// What [`encode_all`] wrote, or [`encode`] of a configuration that was always in force.
+/// Decodes the bytes of [`encode_all`], or those of [`encode`] as one configuration that was always in force.
 pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, String> {
     if bytes.first() != Some(&VERSION_ALL) {
         return Ok(vec![(0, decode(bytes)?)]);

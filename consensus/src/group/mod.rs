@@ -1,12 +1,17 @@
-//! One replica of one Raft group: raft-rs's `RawNode` behind four verbs, without I/O, clock or randomness of its own.
+//! One replica of one Raft group: raft-rs's `RawNode` behind a few verbs, without I/O, clock or randomness of its
+//! own.
 //!
-//! [`Group::propose`], [`Group::step`] and [`Group::tick`] feed it; [`Group::ready`] says what to persist, send and apply;
-//! [`Group::on_persisted`] and [`Group::applied_to`] report back. Persistence is asynchronous: a group goes on proposing while
-//! earlier Readys are still on their way to the disk.
+//! [`Group::propose`], [`Group::step`] and [`Group::tick`] are its inputs. [`Group::ready`] returns what to
+//! persist, send and apply. [`Group::on_persisted`] and [`Group::applied_to`] report completion. Persistence is
+//! asynchronous: a group accepts proposals while earlier Readys are still being written to disk.
 //!
-//! Invariants: completions come in the order of the Readys; a proposal is appended here or refused, never forwarded
-//! (raft-rs would); what is applied is committed; a recorded commit index is never above what is durable; nobody stands for
-//! election alone while entries are on their way to the disk.
+//! Invariants:
+//!
+//! - Readys complete in the order in which they were handed out.
+//! - A proposal is appended here or refused. It is never forwarded, as raft-rs would do.
+//! - Only committed entries are applied.
+//! - A recorded commit index is never above the last durable entry.
+//! - A lone voter does not stand for election while entries are still being written to its disk.
 
 mod check;
 pub mod descriptor;
@@ -43,35 +48,36 @@ use std::collections::VecDeque;
 pub struct Group {
     id: u64,
     pub(crate) raw: RawNode<GroupStorage>,
-    /// The last Ready handed out, and the last reported as persisted: completions come in order.
+    /// The numbers of the last Ready handed out and of the last reported as persisted. Completions come in order.
     handed_out: u64,
     persisted: u64,
-    /// The present term, and the first Ready that had it.
+    /// The current term, and the number of the first Ready that had it.
     term_since: (u64, u64),
-    /// Changes of the members that were handed out and are not applied.
+    /// Membership changes that were handed out and are not applied yet, with their indices.
     changes: VecDeque<(u64, ConfChangeV2)>,
-    /// The Ready that brought a snapshot, and the snapshot's index, until that is durable.
+    /// The number of the Ready that brought a snapshot, and the snapshot's index, until that Ready is durable.
     restoring: Option<(u64, u64)>,
-    /// The members over the retained log, each with the index from which on.
+    /// The configurations over the retained log, each with the first index at which it is in force.
     configurations: Vec<(u64, ConfState)>,
-    /// How long this replica elects nobody after it has heard of a leader.
+    /// For how many ticks this replica grants no vote after it has heard from a leader.
     promised_ticks: usize,
     kept_entries_max: u64,
-    /// For so many ticks this replica helps nobody to be elected: its leader counts on that (see [`Group::step`]).
+    /// Ticks left during which this replica grants no vote. Its leader's lease relies on that (see
+    /// [`Group::step`]).
     vow_ticks: usize,
-    /// Whether data is what this group's entries hold.
+    /// Checks that data is valid for an entry of this group.
     pub(crate) holds: fn(&[u8]) -> Result<(), String>,
-    /// Why the last message was dropped that no replica of this group can have sent.
+    /// Why the last message was dropped, if no replica of this group can have sent it.
     unfit: Option<Unfit>,
-    /// The committed entry before which this replica has stopped for good.
+    /// The committed entry that can't be applied; this replica has stopped for good before it.
     unreadable: Option<Unreadable>,
 }
 
-/// What raft-rs puts into the vote requests of a candidate to whom the leader hands over.
+/// The context of a vote request whose candidate was chosen by the leader's hand-over. raft-rs sets it.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// Whether replicas send each other such messages; others are raft-rs's own affairs within one replica, or are never
-/// asked for.
+/// Whether replicas send messages of this kind to each other. The other kinds are internal to raft-rs, or answer
+/// requests that are never sent.
 fn is_of_peers(message: &Message) -> bool {
     crate::wire::KINDS.contains(&message.get_msg_type())
 }
@@ -94,8 +100,8 @@ impl Group {
         let hard_state = eraftpb::HardState {
             term: restored.hard_state.term,
             vote: restored.hard_state.vote,
-            // The recorded commit lags: it is written with the next record only. What was applied, or compacted, was
-            // committed.
+            // The recorded commit index lags, because it is written only with the next record. Applied or compacted
+            // entries were committed.
             commit: restored.hard_state.commit.max(restored.applied).max(before),
             ..eraftpb::HardState::default()
         };
@@ -121,7 +127,7 @@ impl Group {
             max_election_tick: config.election_ticks + config.election_jitter + 1,
             applied: restored.applied.max(before),
             max_size_per_msg: config.uncommitted_bytes_max.min(1 << 20),
-            // Each peer's progress reserves 8 bytes for each of them.
+            // Each peer's progress reserves 8 bytes for each of these messages.
             max_inflight_msgs: 64,
             check_quorum: true,
             pre_vote: true,
@@ -130,7 +136,8 @@ impl Group {
             ..Config::default()
         };
         let term_since = (restored.hard_state.term, 0);
-        // Before it stopped it may have promised its leader not to elect another. A new one has promised nothing.
+        // Before a restart the replica may have promised its leader not to elect another. A new replica has
+        // promised nothing.
         let promised_ticks = if config.has_leases { config.election_ticks } else { 0 };
         let vow_ticks = if restored.hard_state.term > 0 { promised_ticks } else { 0 };
         let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
@@ -156,7 +163,7 @@ impl Group {
         self.id
     }
 
-    /// One unit of the timers has passed. A group whose only voter leads it needs none.
+    /// Advances the timers by one tick. A group whose only voter leads it needs no ticks.
     pub fn tick(&mut self) {
         self.vow_ticks = self.vow_ticks.saturating_sub(1);
         if self.unreadable.is_none() && !self.may_not_stand() {
@@ -164,15 +171,16 @@ impl Group {
         }
     }
 
-    /// A message from a peer. One that does not concern this replica any more is dropped, and so is a proposal: only its own
-    /// leader takes those.
+    /// Handles a message from a peer. It drops messages that no longer concern this replica. It also drops
+    /// proposals, because a leader takes proposals only from its own broker.
     ///
-    /// Who has heard of a leader elects nobody for the least election timeout from then on, and nobody does after a start: a
-    /// leader's lease stands on that. (raft-rs alone forgets its promise when it restarts, or when a late answer of another
-    /// term takes its leader from it.) Only a candidate to whom the leader itself hands over is heard; that leader has given
-    /// its lease up.
+    /// In a group with [leases](GroupConfig::has_leases), a replica that has heard from a leader grants no vote for
+    /// the least election timeout. The same holds after a restart. A leader's lease relies on both. raft-rs alone
+    /// would forget the promise on a restart, or when a late answer of another term makes it forget its leader. The
+    /// only exception is a candidate that the leader itself hands over to; that leader has already given up its
+    /// lease.
     ///
-    /// One that no replica of this group can have sent is dropped too; [`Group::take_unfit`] says why.
+    /// A message that no replica of this group can have sent is dropped too; [`Group::take_unfit`] says why.
     pub fn step(&mut self, mut message: Message) {
         if message.to != self.raw.raft.id
             || !is_of_peers(&message)
@@ -185,11 +193,12 @@ impl Group {
         }
         match message.get_msg_type() {
             MessageType::MsgTimeoutNow if self.may_not_stand() => return self.refuse(&message),
-            // It was sent before the peer acknowledged more. raft-rs would go back to entries that may be gone by now.
+            // This rejection was sent before the peer acknowledged later entries. raft-rs would go back to entries
+            // that may be gone by now.
             MessageType::MsgAppendResponse if message.reject && message.index <= self.matched_by(message.from) => {
                 return self.refuse(&message);
             }
-            // raft-rs would look for the same place entry by entry, however many there are.
+            // Skip whole terms in one step. raft-rs would probe entry by entry, however many there are.
             MessageType::MsgAppendResponse if message.reject && message.log_term > 0 => {
                 message.reject_hint = self.raw.store().last_of_term(message.reject_hint, message.log_term);
             }
@@ -212,7 +221,7 @@ impl Group {
         progress.map_or(0, |progress| progress.matched)
     }
 
-    /// The leader's MsgSnapshot, once the state that goes with it is durable beside the log.
+    /// Handles the leader's MsgSnapshot. To be called once the snapshot's state is durable beside the log.
     pub fn step_snapshot(&mut self, message: Message) {
         assert_eq!(message.get_msg_type(), MessageType::MsgSnapshot);
         if message.to != self.raw.raft.id {
@@ -227,7 +236,7 @@ impl Group {
         self.take(message);
     }
 
-    /// Whether a message is one of this group's, and the group takes any.
+    /// Whether a replica of this group can have sent the message, and this replica has not [stopped](Group::stop).
     fn is_fit(&mut self, message: &Message) -> bool {
         if self.unreadable.is_some() {
             return false;
@@ -241,13 +250,13 @@ impl Group {
         }
     }
 
-    /// Why the message that was just stepped was dropped, if it was one that no replica of this group can have sent.
+    /// Takes the reason why the last stepped message was dropped, if no replica of this group can have sent it.
     pub fn take_unfit(&mut self) -> Option<Unfit> {
         self.unfit.take()
     }
 
-    /// The committed entry at `index` can't be applied; those before it are. It must not be skipped: the replica leads
-    /// no more, takes nothing more and hands nothing more out.
+    /// Stops the group: the committed entry at `index` can't be applied, and it must not be skipped. All entries
+    /// before it are applied. The replica stops leading, accepts no more messages and hands out no more Readys.
     pub fn stop(&mut self, index: u64, why: String) {
         tracing::debug!(group = self.id, index, why, "the group stops");
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
@@ -272,12 +281,13 @@ impl Group {
         tracing::debug!(group = self.id, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
     }
 
-    /// Stands for election now. A lone voter leads when this returns, unless entries are still on their way to its disk.
+    /// Stands for election now. A lone voter leads when this returns, unless entries are still being written to its
+    /// disk. A replica that has stopped, or is installing a snapshot, does not stand.
     pub fn campaign(&mut self) {
         if self.may_not_stand() {
             return;
         }
-        // Of a new group there is no leader whom an election could disturb: nobody needs to be asked beforehand.
+        // A new group has no leader that an election could disturb, so it skips the pre-vote.
         let is_new = self.term() == 0 && self.raw.raft.state == StateRole::Follower;
         let stood = if is_new {
             self.raw.raft.step(Message { msg_type: MessageType::MsgTimeoutNow, ..Message::default() })
@@ -289,8 +299,10 @@ impl Group {
         }
     }
 
-    /// A lone voter wins at once, without a message that would wait for the disk; but a leader's log is durable when it begins. And
-    /// nobody stands while a snapshot takes the log's place.
+    /// Whether this replica must not stand for election now.
+    ///
+    /// A lone voter wins at once, without a message that would wait for the disk. Its log must be durable before it
+    /// leads. A replica whose log is being replaced by a snapshot does not stand either.
     fn may_not_stand(&self) -> bool {
         let raft = &self.raw.raft;
         if self.restoring.is_some() || self.unreadable.is_some() {
@@ -301,7 +313,7 @@ impl Group {
             && raft.prs().conf().voters().ids().len() <= 1
     }
 
-    /// Appends an entry to this leader's log, or refuses it with nothing changed.
+    /// Appends an entry to this leader's log, or refuses it and changes nothing.
     pub fn propose(&mut self, data: Bytes) -> Result<Position, ProposeError> {
         if !self.is_leader() || self.unreadable.is_some() {
             return Err(ProposeError::NotLeader);
@@ -312,20 +324,20 @@ impl Group {
         message.set_entries(vec![entry].into());
         match self.raw.raft.step(message) {
             Ok(()) => Ok(Position { index: self.last_index(), term: self.term() }),
-            // A leader that hands over, or has too much uncommitted.
+            // The leader is handing over, or has too many uncommitted bytes.
             Err(_) => Err(ProposeError::Full),
         }
     }
 
-    /// Appends a change of the members to this leader's log. It takes effect on each peer when that applies it; several changes
-    /// are made in one step, through joint consensus.
+    /// Appends a membership change to this leader's log. Each peer applies it when it applies the entry. Several
+    /// changes are made in one step, through joint consensus.
     pub fn propose_members(&mut self, changes: &[Member]) -> Result<Position, MembersError> {
         assert!(!changes.is_empty(), "a change of the members changes something");
         if !self.is_leader() {
             return Err(MembersError::NotLeader);
         }
         let conf_state = self.raw.raft.prs().conf().to_conf_state();
-        // raft-rs would append an empty entry in its place.
+        // raft-rs would append an empty entry instead of the change.
         if self.raw.raft.has_pending_conf() || !conf_state.voters_outgoing.is_empty() {
             return Err(MembersError::Busy);
         }
@@ -335,42 +347,45 @@ impl Group {
         }
     }
 
-    /// Asks the voters whether this replica still leads; the answer, with this token, comes in a later Ready once a quorum has
-    /// said so, or never. Only a leader that has committed in its term may ask.
+    /// Asks the voters whether this replica still leads. Once a quorum has confirmed it, a later Ready contains the
+    /// answer with this token. The answer may never come. Panics unless this leader has committed an entry in its
+    /// term.
     pub fn read_index(&mut self, token: u64) {
         assert!(self.epoch().is_some(), "only a leader that has committed in its term asks");
         self.raw.read_index(token.to_le_bytes().to_vec());
     }
 
-    /// Has a voter take over the lead. It stands for election once it has everything; until then, or until this is given up after
-    /// the least election timeout, proposals are refused.
+    /// Hands leadership over to a voter, which stands for election once its log is complete. This leader refuses
+    /// proposals until then, or until it gives the hand-over up after the least election timeout.
     pub fn hand_over(&mut self, to: u64) {
         self.raw.transfer_leader(to);
     }
 
-    /// Whether a hand-over is under way.
+    /// Whether a hand-over is in progress.
     pub fn is_handing_over(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// What a peer that lacks compacted entries gets from now on; its state must stay readable until there is a newer one.
+    /// Sets the snapshot that peers get from now on if they lack compacted entries. Its state must stay readable
+    /// until a newer snapshot is set.
     pub fn set_snapshot(&mut self, mark: SnapshotMark) {
         let conf_state = members::decode(&mark.conf_state).expect("it was encoded here");
         self.raw.mut_store().snapshot = Some((mark.at, conf_state));
     }
 
-    /// Whether a peer has needed a snapshot since the last call, and the newest would not do: it is to be cut anew.
+    /// Whether a peer has needed a snapshot since the last call and the newest one was unusable. If so, a new one
+    /// must be made.
     pub fn snapshot_wanted(&self) -> bool {
         self.raw.store().snapshot_wanted.replace(false)
     }
 
-    /// A peer has the snapshot that a MsgSnapshot announced, or does not get it.
+    /// Reports whether a peer has received the snapshot that a MsgSnapshot announced, or will not get it.
     pub fn report_snapshot(&mut self, peer: u64, arrived: bool) {
         let status = if arrived { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
         self.raw.report_snapshot(peer, status);
     }
 
-    /// Entries that are to be read from the log's store, since a peer needs them.
+    /// Takes the range of entries to read from the log's store because a peer needs them.
     pub fn lacking(&mut self) -> Option<Wanted> {
         self.raw.store().lacking.borrow_mut().take().map(|Lacking { from, below, context }| Wanted {
             from,
@@ -379,7 +394,8 @@ impl Group {
         })
     }
 
-    /// What was [lacking](Group::lacking), from its first index on, as much as there was: it is sent in the next Ready.
+    /// Takes the entries that were [lacking](Group::lacking): from the first wanted index on, as many as could be
+    /// read. The next Ready sends them.
     pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
         let is_it = |(at, entry): (u64, &Entry)| {
             entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
@@ -392,7 +408,8 @@ impl Group {
         self.raw.mut_store().hold_fetched(Vec::new());
     }
 
-    /// Entries up to `index`, all applied, are gone from the log's store: a peer that lacks them gets a snapshot.
+    /// Notes that entries up to `index`, all applied, are deleted from the log's store. A peer that lacks them gets
+    /// a snapshot.
     pub fn forget(&mut self, index: u64) {
         let index = index.min(self.applied()).min(self.stable());
         self.raw.mut_store().compact(index);
@@ -401,7 +418,7 @@ impl Group {
         self.configurations.drain(..keep);
     }
 
-    /// Its leader is lost: this replica has none, and helps to elect another.
+    /// Forgets a lost leader: this follower has no leader from now on, and may help to elect another.
     pub fn lose_leader(&mut self) {
         if !self.is_leader() && self.leader().is_some() {
             let term = self.term();
@@ -409,8 +426,9 @@ impl Group {
         }
     }
 
-    /// Whether this leader has nothing left to tell anybody who is there, and a majority is: it needs no timers until something
-    /// happens. Gives the position that all of them have, and who they are.
+    /// Whether this leader is idle: every reachable peer has the whole log, and a majority of the voters is
+    /// reachable. An idle group needs no timers until something happens. Returns the last position and the
+    /// reachable peers, without this one.
     pub fn at_rest(&self, is_there: impl Fn(u64) -> bool) -> Option<(Position, Vec<u64>)> {
         let raft = &self.raw.raft;
         let last = self.last_index();
@@ -439,7 +457,8 @@ impl Group {
         (voters_there > voters.len() / 2).then_some((Position { index: last, term: self.term() }, there))
     }
 
-    /// Whether this follower has everything that its leader, at rest, says that everybody has.
+    /// Whether this follower's log is durable and committed up to exactly the position that its idle leader
+    /// announced.
     pub fn rests_at(&self, at: Position) -> bool {
         !self.is_leader()
             && self.leader().is_some()
@@ -448,12 +467,12 @@ impl Group {
             && !self.raw.has_ready()
     }
 
-    /// Whether [`Group::ready`] has something to say.
+    /// Whether [`Group::ready`] would return a Ready.
     pub fn has_work(&self) -> bool {
         self.unreadable.is_none() && self.raw.has_ready()
     }
 
-    /// What is to be done now, if anything. Call until `None`.
+    /// Returns the next work to do, if there is any. Call it until it returns `None`.
     pub fn ready(&mut self) -> Option<Ready> {
         if !self.has_work() {
             return None;
@@ -472,8 +491,8 @@ impl Group {
         let mut messages = ready.take_messages();
         let mut persisted_messages = ready.take_persisted_messages();
         if !self.has_durable_term() {
-            // A lone voter leads before its vote is durable. After a crash it would lead in the same term again, with other
-            // entries; its learners must not have seen any of these.
+            // A lone voter leads before its vote is durable. After a crash it would lead again in the same term,
+            // with different entries. Its learners must not have seen any of the lost entries.
             persisted_messages.append(&mut messages);
         }
         let mut committed: Vec<Entry> = ready.take_committed_entries().into_iter().map(Entry::from_raft).collect();
@@ -500,8 +519,8 @@ impl Group {
         })
     }
 
-    /// Keeps the changes of the members among committed entries until they are applied. One that can't be read, and
-    /// what is behind it, is not handed out.
+    /// Keeps committed membership changes until they are applied. If one can't be read, neither it nor any entry
+    /// behind it is handed out.
     fn note_changes(&mut self, committed: &mut Vec<Entry>) {
         for (at, entry) in committed.iter().enumerate().filter(|(_, entry)| entry.entry_type != ENTRY_NORMAL) {
             let read = match entry.entry_type {
@@ -519,7 +538,7 @@ impl Group {
         }
     }
 
-    /// Begins the log anew behind the snapshot that a Ready brings, if it brings one.
+    /// Restarts the log behind the snapshot of this Ready, if it has one.
     fn take_snapshot(&mut self, ready: &raft::Ready) -> Option<SnapshotMark> {
         if ready.snapshot().is_empty() {
             return None;
@@ -533,7 +552,7 @@ impl Group {
         Some(mark)
     }
 
-    /// The Ready `number`, and every one before it, is durable.
+    /// Reports that the Ready `number`, and every one before it, is durable.
     pub fn on_persisted(&mut self, number: u64) {
         assert!(number > self.persisted, "Ready {number} was reported after Ready {}", self.persisted);
         assert!(number <= self.handed_out, "Ready {number} was reported, but only {} handed out", self.handed_out);
@@ -544,7 +563,7 @@ impl Group {
         }
     }
 
-    /// Committed entries up to `index` are applied. A change of the members among them that is impossible
+    /// Reports that committed entries up to `index` are applied. An impossible membership change among them
     /// [stops](Group::stop) the group before it.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.commit(), "entry {index} is not committed, {} is", self.commit());
@@ -558,7 +577,7 @@ impl Group {
                 }
             }
             if self.is_leader() && !self.raw.raft.promotable() {
-                // raft-rs would let a leader that was removed go on, refusing every proposal.
+                // raft-rs would let a removed leader go on leading, refusing every proposal.
                 let term = self.term();
                 self.raw.raft.become_follower(term, 0);
             }
@@ -566,8 +585,9 @@ impl Group {
         self.raw.advance_apply_to(index);
     }
 
-    /// Forgets the data of entries up to `index`, or less: what is not applied and durable is kept, and by a leader what some
-    /// peer has not acknowledged, within bounds. Terms stay. Returns up to where data is forgotten.
+    /// Drops the in-memory data of entries up to `index`, or fewer; the terms stay. Entries that are not applied
+    /// and durable are kept. A leader also keeps entries that a peer has not acknowledged, up to
+    /// `kept_entries_max`. Returns the last index whose data is dropped.
     pub fn compact(&mut self, index: u64) -> u64 {
         let raft = &self.raw.raft;
         let index = index.min(self.applied()).min(self.stable());
@@ -576,52 +596,54 @@ impl Group {
         self.raw.mut_store().compact(index.min(wanted))
     }
 
-    /// What is to be recorded by itself, behind everything handed out so far.
+    /// The hard state to record on its own, behind everything handed out so far.
     pub fn hard_state(&self) -> HardState {
         self.hard_state_with(self.raw.store().last())
     }
 
-    /// What is to be recorded together with the entry at `index`, behind the records of those before it, or in a checkpoint when
-    /// `index` is durable. Its commit index is never above that: no crash between two records leaves a commit above the log's
-    /// end. But it must not get lost either: who acknowledged an entry that was proposed after a change of the members must not
-    /// go back to the members before it.
+    /// The hard state to record together with the entry at `index`, behind the records of earlier entries. It also
+    /// goes into a checkpoint once `index` is durable.
+    ///
+    /// Its commit index is never above `index`, so no crash between two records leaves a commit index above the
+    /// log's end. The commit index must not get lost either. A peer that acknowledged an entry proposed after a
+    /// membership change must not go back to the members before that change.
     pub fn hard_state_with(&self, index: u64) -> HardState {
         let raft = &self.raw.raft;
         HardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed.min(index) }
     }
 
-    /// The members as of [`Group::applied`], as bytes for a checkpoint of that index.
+    /// The members as of [`Group::applied`], encoded for a checkpoint of that index.
     pub fn conf_state(&self) -> Bytes {
         members::encode(&self.raw.raft.prs().conf().to_conf_state())
     }
 
-    /// As [`Group::conf_state`], with those before over the retained log: what a checkpoint needs of a group that sends snapshots of
-    /// its log's start.
+    /// Like [`Group::conf_state`], with all earlier configurations of the retained log. A group that sends
+    /// snapshots of its log's start needs these in its checkpoints.
     pub fn conf_states(&self) -> Bytes {
         members::encode_all(&self.configurations)
     }
 
-    /// The members as of an index of the retained log, or right before it.
+    /// The members as of `index`, which the log retains, or which is right before the retained log.
     pub fn conf_state_at(&self, index: u64) -> Bytes {
         let after = self.configurations.partition_point(|(since, _)| *since <= index);
         members::encode(&self.configurations[after.saturating_sub(1)].1)
     }
 
-    /// Those who vote, ascending; while a change of several is under way, those who will.
+    /// The voters, ascending. During a joint configuration these are the incoming voters.
     pub fn voters(&self) -> Vec<u64> {
         let mut voters = self.raw.raft.prs().conf().to_conf_state().take_voters();
         voters.sort_unstable();
         voters
     }
 
-    /// Those who get the log but have no vote, ascending.
+    /// The learners, ascending: they get the log but have no vote.
     pub fn learners(&self) -> Vec<u64> {
         let mut learners = self.raw.raft.prs().conf().to_conf_state().take_learners();
         learners.sort_unstable();
         learners
     }
 
-    /// How far each member has come, as this leader knows; in no order.
+    /// The progress of each member as this leader knows it, in no particular order.
     pub fn progress(&self) -> Vec<PeerProgress> {
         let prs = self.raw.raft.prs();
         let voters = prs.conf().voters().ids();
@@ -635,7 +657,7 @@ impl Group {
         progress.collect()
     }
 
-    /// For people who look for a fault: where the log begins, and how this leader sees its peers.
+    /// For debugging: where the log begins, and how this leader sees its peers.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn describe_progress(&self) -> String {
         let first = self.raw.raft.raft_log.first_index();
@@ -663,7 +685,7 @@ impl Group {
         Some(self.raw.raft.leader_id).filter(|leader| *leader != 0)
     }
 
-    /// This leader's term once it has committed an entry in it: the partition's leader epoch.
+    /// This leader's term, once it has committed an entry in it. This is the partition's leader epoch.
     pub fn epoch(&self) -> Option<u64> {
         (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.raw.raft.term)
     }
@@ -676,7 +698,8 @@ impl Group {
         self.raw.raft.raft_log.committed
     }
 
-    /// With a snapshot that has been handed out, though it may not be durable yet.
+    /// The last applied index. It includes a snapshot that has been handed out, although that may not be durable
+    /// yet.
     pub fn applied(&self) -> u64 {
         self.restoring.map_or(self.raw.raft.raft_log.applied, |(_, index)| index)
     }
@@ -690,7 +713,7 @@ impl Group {
         self.raw.raft.raft_log.last_index()
     }
 
-    /// Whether a crash would leave this replica in its present term: until then, a leader has not been seen by anybody.
+    /// Whether this replica's current term is durable. Until then, nobody has seen it lead in that term.
     pub fn has_durable_term(&self) -> bool {
         let (term, since) = self.term_since;
         term == self.term() && self.persisted >= since

@@ -1,4 +1,4 @@
-//! Several replicas that hear each other at once, unless the test takes the message for itself.
+//! Several replicas whose messages arrive at once, unless the test keeps a message for itself.
 
 use crate::group::*;
 use std::collections::BTreeMap;
@@ -27,7 +27,8 @@ impl Peers {
         self.0.get_mut(&peer).unwrap()
     }
 
-    /// Persists and applies, and delivers what passes, until all is quiet; returns what did not pass.
+    /// Persists, applies, and delivers messages that pass, until nothing is left to do. Returns the messages that
+    /// did not pass.
     fn settle(&mut self, passes: impl Fn(&Message) -> bool) -> Vec<Message> {
         let mut kept = Vec::new();
         loop {
@@ -95,7 +96,7 @@ fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
     let mut peers = Peers::new(3);
     peers.tick(1, |_| true);
     let term = peers.get(1).term();
-    // A late answer of another term: raft-rs forgets its leader, and would vote for whoever asks.
+    // A late answer of another term makes raft-rs forget its leader. It would then vote for any candidate.
     let mut late = Message { from: 3, to: 2, term: term + 1, reject: true, ..Message::default() };
     late.set_msg_type(MessageType::MsgRequestPreVoteResponse);
     peers.get(2).step(late);
@@ -155,7 +156,7 @@ fn a_leader_that_is_heard_knows_up_to_where_it_has_committed() {
     let mut peers = Peers::new(3);
     peers.get(1).read_index(77);
     let mut reads = Vec::new();
-    // Its question and the answers travel as heartbeats.
+    // The question and the answers travel as heartbeats.
     for _ in 0..4 {
         while let Some(ready) = peers.get(1).ready() {
             peers.get(1).on_persisted(ready.number);

@@ -1,8 +1,8 @@
-//! What raft-rs reads of a group's log: the small data of recent entries, and the terms of all.
+//! The part of a group's log that raft-rs reads: the small data of recent entries, and the terms of all.
 //! Owned by: the group's `RawNode`; changed only between its steps.
 //!
-//! Invariants: `entries` has no holes and begins right above `compacted`; `terms` ascends strictly in index and term and covers
-//! everything from its first run to the last index.
+//! Invariants: `entries` has no holes and begins right above `compacted`. `terms` ascends strictly in index and
+//! term. It covers everything from its first run to the last index.
 
 use crate::group::{Position, TermRun};
 use raft::{
@@ -14,7 +14,7 @@ use std::{
     collections::VecDeque,
 };
 
-/// Entries that a peer needs and memory has not.
+/// Entries that a peer needs and that are not in memory.
 pub(crate) struct Lacking {
     pub(crate) from: u64,
     pub(crate) below: u64,
@@ -24,20 +24,20 @@ pub(crate) struct Lacking {
 pub(crate) struct GroupStorage {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
-    /// What a peer that lacks compacted entries gets.
+    /// The snapshot for a peer that lacks compacted entries.
     pub(crate) snapshot: Option<(Position, ConfState)>,
-    /// Somebody needs one, and that would not do.
+    /// A peer needs a snapshot, and `snapshot` is missing or unusable for it.
     pub(crate) snapshot_wanted: Cell<bool>,
-    /// The last index that is gone for good; `None` if what is not in memory is.
+    /// The last deleted index. `None`: everything that is not in memory is deleted.
     gone: Option<u64>,
-    /// The last index that is not in `entries` any more.
+    /// The last index that is no longer in `entries`.
     compacted: u64,
     entries: VecDeque<Entry>,
-    /// What was asked for by `lacking`, while it is sent.
+    /// The fetched `lacking` entries, while raft-rs sends them.
     fetched: Vec<Entry>,
-    /// To be fetched for a peer.
+    /// Entries to fetch for a peer.
     pub(crate) lacking: RefCell<Option<Lacking>>,
-    /// Bytes that travel beside an entry with such data.
+    /// Returns how many bytes travel beside an entry with this data.
     beside: fn(&[u8]) -> u64,
     terms: Vec<TermRun>,
 }
@@ -54,7 +54,7 @@ impl GroupStorage {
     ) -> Self {
         let compacted = before.map_or(0, |before| before.index);
         if let Some(before) = gone.or(before) {
-            // The retained log may begin right above; raft-rs asks for that term too.
+            // The retained log may begin right above `before`. raft-rs asks for the term of `before` too.
             match terms.first_mut() {
                 Some(run) if run.first_index <= before.index => {}
                 Some(run) if run.term == before.term => run.first_index = before.index,
@@ -114,8 +114,8 @@ impl GroupStorage {
         self.terms[..after].last().map(|run| run.term)
     }
 
-    /// The last index, `from` or below, whose term is `term` or below, among those that are retained; `from` if it is
-    /// not retained.
+    /// The last retained index, at most `from`, whose term is at most `term`. Returns `from` if that is not
+    /// retained.
     pub(crate) fn last_of_term(&self, from: u64, term: u64) -> u64 {
         if self.term_of(from).is_none_or(|found| found <= term) {
             return from;
@@ -124,7 +124,7 @@ impl GroupStorage {
         self.terms[above].first_index - 1
     }
 
-    /// Takes over entries that raft-rs wants persisted: they replace what stands at and above the first of them.
+    /// Adds entries that raft-rs wants persisted. They replace all entries from the first one's index on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(first.index > self.compacted, "entry {} is compacted already", first.index);
@@ -134,7 +134,7 @@ impl GroupStorage {
             self.terms.pop();
         }
         if self.entries.capacity() == 0 {
-            // Most groups of many thousands have the entry of their first election, and no more.
+            // Most groups only ever have the entry of their first election, and there are many thousands of groups.
             self.entries.reserve_exact(entries.len());
         }
         for entry in entries {
@@ -145,7 +145,7 @@ impl GroupStorage {
         }
     }
 
-    /// Begins anew behind a snapshot.
+    /// Restarts the log behind a snapshot.
     pub(crate) fn restart(&mut self, at: Position, conf_state: ConfState) {
         self.conf_state = conf_state;
         self.snapshot = None;
@@ -157,7 +157,7 @@ impl GroupStorage {
         self.terms = vec![TermRun { first_index: at.index, term: at.term }];
     }
 
-    /// Forgets the data of entries up to `to`; their terms stay. Returns up to where data is forgotten now.
+    /// Drops the data of entries up to `to`; their terms stay. Returns the last index whose data is dropped.
     pub(crate) fn compact(&mut self, to: u64) -> u64 {
         if to > self.compacted {
             assert!(to <= self.last(), "only entries that exist are compacted");
@@ -167,7 +167,7 @@ impl GroupStorage {
         self.compacted
     }
 
-    /// Entries up to `to` are gone for good, with their terms.
+    /// Notes that entries up to `to` are deleted, and drops the terms below `to`.
     pub(crate) fn trim(&mut self, to: u64) {
         assert!(to <= self.compacted, "entries that raft-rs may need are not trimmed");
         let gone = self.gone.as_mut().expect("a log that only has what is in memory is compacted, not trimmed");
@@ -177,12 +177,12 @@ impl GroupStorage {
         self.terms.drain(..keep);
     }
 
-    /// Has what was lacking at hand while `send` asks for it.
+    /// Holds the fetched entries while raft-rs sends them. An empty list releases them.
     pub(crate) fn hold_fetched(&mut self, entries: Vec<Entry>) {
         self.fetched = entries;
     }
 
-    /// The entries from `low` to `high`, as many as `bytes` allow with what travels beside them, but at least one.
+    /// As many of `entries` as fit into `bytes`, together with what travels beside them, but at least one.
     fn limited<'e>(&self, entries: impl Iterator<Item = &'e Entry>, bytes: Option<u64>) -> Vec<Entry> {
         const ENTRY: u64 = 32;
         let mut left = bytes.unwrap_or(u64::MAX);
@@ -249,10 +249,10 @@ impl Storage for GroupStorage {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
-        // One below what is compacted would leave a hole behind it.
+        // A snapshot below the first available entry would leave a hole behind it.
         let is_member = |members: &ConfState| members.voters.contains(&to) || members.learners.contains(&to);
         let usable = |(at, members): &(Position, ConfState)| {
-            // Who is on its way out of a joint configuration can't be a learner of it.
+            // An outgoing voter of a joint configuration can't be a learner of it.
             let may_be_taken_in = is_member(members) || !members.voters_outgoing.contains(&to);
             at.index >= request_index && at.index >= self.gone.unwrap_or(self.compacted) && may_be_taken_in
         };
@@ -264,8 +264,8 @@ impl Storage for GroupStorage {
         let metadata = snapshot.mut_metadata();
         metadata.index = at.index;
         metadata.term = at.term;
-        // A peer takes none in which it is no member. One that became a member behind it is taken in as a learner already: the entry that
-        // makes it one follows, and changes nothing then.
+        // A peer refuses a snapshot whose configuration does not contain it. If the peer joined after the snapshot,
+        // add it as a learner now. The entry that makes it a learner follows, and then changes nothing.
         if !is_member(&conf_state) {
             conf_state.learners.push(to);
         }

@@ -1,8 +1,8 @@
-//! A lone voter's life: what is handed out when, and what a restart makes of what was persisted.
+//! A lone voter: what it hands out when, and how it restarts from the persisted state.
 
 use crate::group::*;
 
-/// What a disk holds of one group: only what was persisted before the crash.
+/// One group's disk: it holds only what was persisted before the crash.
 #[derive(Default)]
 struct Disk {
     hard_state: HardState,
@@ -187,7 +187,7 @@ fn a_leaders_epoch_begins_with_its_first_commit() {
 
 #[test]
 fn a_log_whose_terms_begin_above_the_cut_is_restored() {
-    // All that was retained is gone: only the position before the log's start is known.
+    // The whole log is deleted: only the position before its start is known.
     let hard_state = HardState { term: 4, vote: 1, commit: 9 };
     let before = Some(Position { index: 9, term: 3 });
     let restored = Restored { hard_state, before, applied: 9, ..Restored::default() };
@@ -231,7 +231,7 @@ fn a_lone_voter_does_not_win_while_its_log_is_on_its_way_to_the_disk() {
     settle(&mut group, &mut Disk::default());
     group.propose(Bytes::from_static(b"a")).unwrap();
     let in_flight = group.ready().unwrap().number;
-    // Somebody who does not belong here any more knows of a higher term.
+    // A former member knows of a higher term.
     group.step(message(MessageType::MsgHeartbeat, 2, 5));
     assert!(!group.is_leader());
     group.campaign();
@@ -288,7 +288,7 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
     assert_eq!((joint.voters, joint.voters_outgoing, joint.learners), (vec![1, 2, 3], vec![1], vec![4]));
     assert_eq!(group.propose_members(&change), Err(MembersError::Busy));
 
-    // A restart at this point goes on with both halves of the change.
+    // A restart at this point keeps both halves of the joint configuration.
     let conf_state = group.conf_state();
     let restored = Restored { conf_state: conf_state.clone(), ..disk.restore(position.index) };
     let mut restarted = Group::new(GroupConfig::single(7, 1), restored).unwrap();
@@ -322,7 +322,7 @@ fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
     assert!(ready.messages.is_empty() && !ready.persisted_messages.is_empty());
     group.on_persisted(ready.number);
     assert!(group.has_durable_term());
-    // From now on they hear of entries at once.
+    // From now on the learners get entries at once.
     let mut ack = message(MessageType::MsgAppendResponse, 2, 2);
     ack.index = group.last_index();
     group.step(ack);

@@ -1,4 +1,4 @@
-//! What a group is made from, and what it gives: its configuration, entries, and what is to be done with them.
+//! A group's inputs and outputs: its configuration, its entries, and the work it hands out.
 
 #[cfg(doc)]
 use crate::group::Group;
@@ -12,7 +12,7 @@ pub struct TermRun {
     pub term: u64,
 }
 
-/// What a group must never forget.
+/// Raft's hard state: the values that a group must never lose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     pub term: u64,
@@ -20,7 +20,7 @@ pub struct HardState {
     pub commit: u64,
 }
 
-/// One entry's small data; a payload, if it has one, travels beside it.
+/// One log entry. `data` is small; a payload, if it has one, travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub index: u64,
@@ -30,18 +30,18 @@ pub struct Entry {
     pub data: Bytes,
 }
 
-/// The number of [`Entry::entry_type`] for an entry that carries data of ours, or none.
+/// The [`Entry::entry_type`] of an entry that carries application data, or none.
 pub const ENTRY_NORMAL: u8 = 0;
-/// The number for a change of the group's members. (1, its older form, is never proposed here.)
+/// The [`Entry::entry_type`] of a membership change. (The older form, 1, is never proposed here.)
 pub(crate) const ENTRY_MEMBERS: u8 = 2;
 
 impl Entry {
-    /// Whether it carries data of ours: a leader's first entry has none.
+    /// Whether it carries application data. A leader's first entry has none.
     pub fn is_command(&self) -> bool {
         self.entry_type == ENTRY_NORMAL && !self.data.is_empty()
     }
 
-    /// The largest number of a kind of entry.
+    /// The largest known [`Entry::entry_type`].
     pub(crate) const KIND_MAX: u8 = ENTRY_MEMBERS;
 
     pub(crate) fn from_raft(entry: eraftpb::Entry) -> Self {
@@ -61,7 +61,7 @@ impl Entry {
     }
 }
 
-/// Where an entry stands in the log.
+/// An entry's position in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     pub index: u64,
@@ -72,29 +72,31 @@ pub struct Position {
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
     pub group: u64,
-    /// This replica's id in the group; belongs to one disk incarnation and is never used again. Not 0.
+    /// This replica's id in the group. It belongs to one disk incarnation and is never reused. Not 0.
     pub peer: u64,
     /// The voters of a group that has no log yet.
     pub voters: Vec<u64>,
-    /// Least number of ticks without a leader before anybody stands for election; the same on all peers, more than
-    /// `heartbeat_ticks`. For so long a peer that hears from its leader refuses its vote, and a leader that hears from no
-    /// majority gives up.
+    /// The least number of ticks without a leader before a replica stands for election. It is the same on all
+    /// peers, and more than `heartbeat_ticks`. For this long, a peer that hears from its leader refuses its vote. A
+    /// leader that hears from no majority for this long steps down.
     pub election_ticks: usize,
-    /// What this peer waits beyond that, from [`election_jitter`]: raft-rs would draw it from the thread's generator, and a
-    /// failing simulation could not be replayed.
+    /// Ticks that this peer waits beyond `election_ticks`, from [`election_jitter`]. raft-rs would draw it from the
+    /// thread's random generator, and a failing simulation could not be replayed.
     pub election_jitter: usize,
     pub heartbeat_ticks: usize,
-    /// Bytes of entry data that may be proposed and not committed; above, a proposal is refused.
+    /// Bytes of entry data that may be proposed but uncommitted. Above this limit, a proposal is refused.
     pub uncommitted_bytes_max: u64,
-    /// Bytes of committed entries that one Ready hands out; one entry alone may be larger.
+    /// Bytes of committed entries that one Ready hands out at most. A single larger entry is handed out alone.
     pub committed_bytes_max: u64,
-    /// A leader keeps the entries that a peer lacks, but no more than this many: a peer further behind gets a snapshot.
+    /// A leader keeps in memory the entries that a peer lacks, but at most this many. A peer further behind gets a
+    /// snapshot, or entries that are read from the log's store.
     pub kept_entries_max: u64,
-    /// How many bytes travel beside an entry with such data: messages are limited by these too.
+    /// Returns how many bytes travel beside an entry with this data. They count towards the size limit of messages.
     pub beside: fn(&[u8]) -> u64,
-    /// Whether such data is what this group's entries hold; if not, why. A peer's entries are refused by it.
+    /// Checks that data is valid for an entry of this group, or says why not. It is used to reject a peer's
+    /// entries.
     pub holds: fn(&[u8]) -> Result<(), String>,
-    /// A leader's lease stands on this group's members: see [`Group::step`].
+    /// Whether a leader's lease relies on this group's members to refuse their votes: see [`Group::step`].
     pub has_leases: bool,
 }
 
@@ -118,27 +120,27 @@ impl GroupConfig {
     }
 }
 
-/// A peer's own [`GroupConfig::election_jitter`], 0 to `election_ticks`, drawn from a seed that differs from node to node.
+/// A peer's own [`GroupConfig::election_jitter`], 0 to `election_ticks`. The seed must differ from node to node.
 pub fn election_jitter(seed: u64, group: u64, election_ticks: usize) -> usize {
     fastrand::Rng::with_seed(seed ^ group.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
 }
 
-/// A group as storage found it; the default is a group that has no log yet.
+/// A group as storage found it at startup. The default is a group that has no log yet.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
     pub hard_state: HardState,
-    /// [`Group::conf_state`] as it was checkpointed; empty if it never was.
+    /// [`Group::conf_state`] or [`Group::conf_states`] from the checkpoint; empty if there was none.
     pub conf_state: Bytes,
     /// Covers the whole retained log, ascending.
     pub terms: Vec<TermRun>,
-    /// The index and term before the first of `entries`: what lies there and below is known by its term alone.
+    /// The index and term right before the first of `entries`. Only the terms are known of the entries up to there.
     pub before: Option<Position>,
-    /// The last index that is gone for good: entries above it that are not in memory can be [fetched](Group::lacking). `None`: what
-    /// is not in memory is gone.
+    /// The last deleted index. Entries above it that are not in memory can be [fetched](Group::lacking). `None`:
+    /// everything that is not in memory is deleted.
     pub gone: Option<Position>,
-    /// Ascending without holes.
+    /// Ascending, without holes.
     pub entries: Vec<Entry>,
-    /// Applied up to here already; at least `before`, at most the last index.
+    /// The last applied index: at least that of `before`, at most the last index.
     pub applied: u64,
 }
 
@@ -151,7 +153,7 @@ pub enum ProposeError {
     Full,
 }
 
-/// A committed entry that can't be applied: its group has stopped there.
+/// A committed entry that can't be applied; its group has stopped before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("group {group} has stopped before its committed entry {index}, which can't be applied: {why}")]
 pub struct Unreadable {
@@ -160,7 +162,7 @@ pub struct Unreadable {
     pub why: String,
 }
 
-/// Why the members of a group are not being changed.
+/// Why a membership change was not proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembersError {
     #[error("this replica does not lead its group")]
@@ -178,30 +180,35 @@ pub enum RestoreError {
     Raft { group: u64, why: String },
 }
 
-/// What is to be done now.
+/// The work to do now.
 #[derive(Debug)]
 pub struct Ready {
-    /// To be given to [`Group::on_persisted`] once `entries` and the hard state are durable.
+    /// To be passed to [`Group::on_persisted`] once `entries` and the hard state are durable.
     pub number: u64,
-    /// To be made durable in order, each together with [`Group::hard_state_with`] its index. They replace what stands at and
-    /// above the first of them. Without entries, a [`Group::hard_state`] of another term or vote is made durable by itself;
-    /// another commit index alone is not worth a write.
+    /// Entries to make durable in order, each together with its [`Group::hard_state_with`]. They replace all
+    /// entries from the first one's index on.
+    ///
+    /// Without entries, a [`Group::hard_state`] whose term or vote has changed is made durable on its own. A
+    /// changed commit index alone is not worth a write.
     pub entries: Vec<Entry>,
-    /// A leader's: may be sent at once, while its own entries are on their way to the disk (Raft thesis 10.2.1). Its term is
-    /// durable.
+    /// A leader's messages. They may be sent at once, while its own entries are still being written to disk (Raft
+    /// thesis 10.2.1). The leader's term is durable.
     pub messages: Vec<Message>,
-    /// May be sent only when this Ready, and every one before it, is durable: a vote or an acknowledgement says that it is.
+    /// Messages that may be sent only once this Ready, and every one before it, is durable. A vote or an
+    /// acknowledgement promises that.
     pub persisted_messages: Vec<Message>,
-    /// Replaces the whole log and what was applied, before anything else of this Ready. It was staged durably before
-    /// [`Group::step_snapshot`], and counts as applied once this Ready is reported as persisted.
+    /// A snapshot that replaces the whole log and the applied state, before anything else in this Ready. It was
+    /// staged durably before [`Group::step_snapshot`]. It counts as applied once this Ready is reported as
+    /// persisted.
     pub snapshot: Option<SnapshotMark>,
-    /// To be applied now, in order, then reported by [`Group::applied_to`]. They are durable on a majority and here.
+    /// Entries to apply now, in order, and then to report with [`Group::applied_to`]. They are durable here and on
+    /// a majority.
     pub committed: Vec<Entry>,
     /// Answers to [`Group::read_index`].
     pub reads: Vec<ReadIndex>,
 }
 
-/// Where a snapshot of the applied state was cut.
+/// The position at which a snapshot of the applied state was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotMark {
     pub at: Position,
@@ -209,27 +216,28 @@ pub struct SnapshotMark {
     pub conf_state: Bytes,
 }
 
-/// Entries from `from` on that are to be fetched: some of those below `below`.
+/// Entries to fetch from the log's store: from `from` on, and below `below`. Fewer will do.
 pub struct Wanted {
     pub from: u64,
     pub below: u64,
     pub(crate) context: raft::GetEntriesContext,
 }
 
-/// When [`Group::read_index`] was called, this replica led and had committed up to `index`, and a quorum said so since.
+/// The answer to [`Group::read_index`]: when it was called, this replica led and had committed up to `index`. A
+/// quorum has confirmed that since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadIndex {
     pub token: u64,
     pub index: u64,
 }
 
-/// How far a peer has come, as its leader knows.
+/// A peer's progress as its leader knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
     pub peer: u64,
     pub voter: bool,
     /// The last index that it has acknowledged.
     pub matched: u64,
-    /// Heard of lately: since the last check of the quorum.
+    /// Whether the leader has heard from it since its last quorum check.
     pub active: bool,
 }

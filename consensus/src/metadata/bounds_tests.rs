@@ -1,4 +1,5 @@
-//! What comes from strangers is bounded, and what is told them too; what we write ourselves is far within these bounds.
+//! Bytes from untrusted senders are bounded, and so are the answers to them. The bytes that we write stay far below
+//! the bounds.
 
 use crate::generated::metadata::millrace::metadata as fb;
 use crate::metadata::*;
@@ -38,7 +39,7 @@ fn answers_end_where_they_fill_what_one_request_gets() {
 
 #[test]
 fn bytes_that_tell_one_part_many_times_are_refused() {
-    // One query with a long name, which a forged list names as each of its queries.
+    // One query with a long name. A forged list references it as each of its queries.
     let mut out = FlatBufferBuilder::new();
     let name = Some(out.create_string(&"x".repeat(1 << 16)));
     let body = fb::GetTopic::create(&mut out, &fb::GetTopicArgs { name }).as_union_value();
@@ -48,7 +49,7 @@ fn bytes_that_tell_one_part_many_times_are_refused() {
     out.finish(root, None);
     let refused = decode_queries(out.finished_data());
     assert_eq!(refused, Err(DecodeError::Invalid(InvalidFlatbuffer::ApparentSizeTooLarge)));
-    // As many that are told one by one are not.
+    // The same number of separate queries is accepted.
     let queries = vec![named(1 << 16); QUERIES_MAX];
     assert_eq!(decode_queries(&encode_queries(&queries)), Ok(queries));
 }

@@ -1,47 +1,50 @@
-//! What the metadata says of brokers and of the cluster as a whole, and of partitions beside their topic.
+//! Metadata about brokers and about the cluster as a whole, and the reports about partitions that are kept beside
+//! their topic.
 
 use std::collections::BTreeMap;
 
-/// Where something listens.
+/// An address that something listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     pub host: String,
     pub port: u16,
 }
 
-/// A broker, as it registered.
+/// A broker, as it registered itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
     pub node: i32,
-    /// Its peer id in every Raft group; another one means another disk.
+    /// Its peer id in every Raft group. Another peer id means another disk.
     pub peer: u64,
-    /// Of its process; later ones are larger.
+    /// The number of its process. Later processes have larger numbers.
     pub incarnation: u64,
-    /// Where clients are served.
+    /// The address for Kafka clients.
     pub kafka: HostPort,
-    /// Where other brokers are.
+    /// The address for other brokers.
     pub peer_addr: HostPort,
     pub cores: u16,
     pub rack: Option<String>,
-    /// Of the program.
+    /// The version of the program.
     pub version: String,
     pub status: BrokerStatus,
-    /// The largest batch, in bytes, that the write-ahead ring of each of its cores takes. 0: its version does not say.
+    /// The largest batch, in bytes, that the write-ahead ring of each of its cores accepts. 0: its version does not
+    /// report it.
     pub largest_entry: u64,
-    /// Replicas of partitions that its memory takes. 0: no limit, or its version does not say.
+    /// The number of partition replicas that its memory allows. 0: no limit, or its version does not report it.
     pub replicas_max: u64,
-    /// Partitions of the whole cluster whose metadata its memory takes. 0: as above.
+    /// The number of partitions of the whole cluster whose metadata its memory allows. 0: as above.
     pub partitions_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerStatus {
     Alive,
-    /// The leader has not heard of it for a session: clients are not told of it.
+    /// The metadata leader has not heard from the broker for a session timeout. Clients do not see it among the
+    /// live brokers.
     Fenced,
 }
 
-/// Who leads a partition, as its leader reported.
+/// The leader and voters of a partition, as its leader reported them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionLeader {
     pub term: u64,
@@ -49,7 +52,7 @@ pub struct PartitionLeader {
     pub voters: Vec<i32>,
 }
 
-/// How far a partition has come, as its leader reported at most about a second ago.
+/// The offsets of a partition, as its leader reported them at most about a second ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermark {
     pub high_watermark: u64,
@@ -57,16 +60,17 @@ pub struct Watermark {
     pub end_offset: u64,
 }
 
-/// The setting that holds the largest batch, in bytes, that any partition of the cluster takes. It only rises, and only as far as
-/// the rings of all registered brokers allow: a follower that can't store what its leader has acknowledged could never follow again.
+/// The setting that holds the largest batch, in bytes, that any partition of the cluster accepts. It only rises,
+/// and only as far as the rings of all registered brokers allow. A follower that cannot store a batch which its
+/// leader has acknowledged could never catch up.
 pub const LARGEST_ENTRY: &str = "largest.entry.bytes";
 
-/// Settings of brokers that were changed at run time: for one node, or for all that have none of their own.
+/// Broker settings that were changed at run time: for one node, or for all nodes without a value of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// By node (`None`: all) and name.
+    /// By node (`None`: all nodes) and name.
     settings: BTreeMap<(Option<i32>, String), String>,
-    /// What [`LARGEST_ENTRY`] says; 0 before anybody has set it.
+    /// The value of [`LARGEST_ENTRY`]; 0 until it is set.
     largest_entry: u64,
 }
 
@@ -86,7 +90,8 @@ impl ClusterConfig {
         self.settings.iter()
     }
 
-    /// Sets a value, or takes it back. [`LARGEST_ENTRY`] keeps the larger of what it is and what it is set to.
+    /// Sets a value, or removes it if `value` is `None`. [`LARGEST_ENTRY`] applies to all nodes and keeps the
+    /// larger of its old and new values.
     pub(super) fn set(&mut self, node: Option<i32>, name: &str, value: Option<&str>) {
         let key = (node, name.to_owned());
         if name == LARGEST_ENTRY {
@@ -100,17 +105,17 @@ impl ClusterConfig {
         };
     }
 
-    /// The largest batch, in bytes, that partitions take; `None` before any broker has said so.
+    /// The largest batch, in bytes, that partitions accept; `None` until it is set.
     pub fn largest_entry(&self) -> Option<u64> {
         (self.largest_entry > 0).then_some(self.largest_entry)
     }
 
-    /// What was set for just this node, or just for all.
+    /// The value that was set for exactly this node, or (`None`) for all nodes.
     pub fn get(&self, node: Option<i32>, name: &str) -> Option<&str> {
         self.settings.get(&(node, name.to_owned())).map(String::as_str)
     }
 
-    /// What is in force on a node.
+    /// The value in force on a node: its own, else the one for all nodes.
     pub fn in_force(&self, node: i32, name: &str) -> Option<&str> {
         self.get(Some(node), name).or_else(|| self.get(None, name))
     }

@@ -1,4 +1,4 @@
-//! Metadata commands and their form in the log.
+//! Metadata commands and their encoding in the log.
 
 use super::{
     Broker, BrokerStatus, HostPort, NoRoom, SliceId,
@@ -12,7 +12,7 @@ use flatbuffers::{
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
-/// A change of the metadata. Every choice is in it (ids, placement, time), so applying it is deterministic.
+/// A change of the metadata. It contains every choice (ids, placement, time), so applying it is deterministic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     CreateTopic {
@@ -20,11 +20,11 @@ pub enum Command {
         id: Uuid,
         /// Partition n gets the group `first_group + n`.
         first_group: u64,
-        /// One list of nodes per partition, the preferred leader first.
+        /// One list of nodes per partition. The preferred leader comes first.
         replicas: Vec<Vec<i32>>,
         configs: BTreeMap<String, String>,
         created_ms: i64,
-        /// The peers that the brokers are: those of a partition's replicas are its group's first voters.
+        /// The peer ids of the brokers. The peers of a partition's replicas become the first voters of its group.
         peers: Vec<u64>,
     },
     DeleteTopic {
@@ -34,7 +34,7 @@ pub enum Command {
     CreatePartitions {
         name: Arc<str>,
         id: Uuid,
-        /// How many partitions the proposer saw: if there are others by then, nothing is done.
+        /// The number of partitions that the proposer saw. The command is rejected if it has changed since.
         present: u32,
         first_group: u64,
         replicas: Vec<Vec<i32>>,
@@ -43,28 +43,28 @@ pub enum Command {
     UpdateTopicConfig {
         name: Arc<str>,
         id: Uuid,
-        /// `None`: back to the default.
+        /// `None`: removes the value, so that the default applies.
         changes: Vec<(String, Option<String>)>,
     },
     AllocateProducerIds {
         count: u32,
     },
-    /// Another target for a partition's replicas.
+    /// Assigns other replicas to a partition.
     AssignPartition {
         name: Arc<str>,
         id: Uuid,
         partition: u32,
-        /// The replicas that the proposer saw: if they are others by then, nothing is done.
+        /// The replicas that the proposer saw. The command is rejected if they have changed since.
         present: Vec<i32>,
         replicas: Vec<i32>,
     },
-    /// Reports of who leads partitions of a topic.
+    /// Reports of the leaders of partitions of one topic.
     SetPartitionLeader {
         name: Arc<str>,
         id: Uuid,
         leaders: Vec<LeaderReport>,
     },
-    /// Reports of how far partitions of a topic have come.
+    /// Reports of the offsets of partitions of one topic.
     UpdateHighWatermark {
         name: Arc<str>,
         id: Uuid,
@@ -76,7 +76,7 @@ pub enum Command {
     },
     UpdateBrokerStatus {
         node: i32,
-        /// If another process of the node has registered by then, nothing is done.
+        /// The command is rejected if another process of the node has registered since.
         incarnation: u64,
         status: BrokerStatus,
     },
@@ -88,14 +88,14 @@ pub enum Command {
         level: u16,
     },
     UpdateClusterConfig {
-        /// `None`: for all nodes that have none of their own.
+        /// `None`: for all nodes without a value of their own.
         node: Option<i32>,
-        /// `None`: back to what the node itself says.
+        /// `None`: removes the value, so that the node's own configuration applies.
         changes: Vec<(String, Option<String>)>,
     },
 }
 
-/// Who leads a partition, as it says itself.
+/// The leader of a partition, as it reports itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderReport {
     pub partition: u32,
@@ -104,7 +104,7 @@ pub struct LeaderReport {
     pub voters: Vec<i32>,
 }
 
-/// How far a partition has come, as its leader says.
+/// The offsets of a partition, as its leader reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatermarkReport {
     pub partition: u32,
@@ -113,25 +113,26 @@ pub struct WatermarkReport {
     pub end_offset: u64,
 }
 
-/// Who asked for a command, and which of its requests it is: asked again, it is not applied again.
+/// Identifies the sender of a command and the number of the request. A request with an origin that was seen before
+/// is not applied again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     pub node: i32,
-    /// Of the node's process; a later one is larger, and has forgotten what earlier ones asked.
+    /// The number of the node's process. A later process has a larger number and knows nothing of earlier requests.
     pub incarnation: u64,
-    /// Not 0.
+    /// Numbered from 1; never 0.
     pub sequence: u64,
-    /// The node has the answers to all its requests below this one.
+    /// The node has the answers to all its requests below this sequence.
     pub lowest_open: u64,
 }
 
-/// A command, and whose it is if it may come twice.
+/// A command, and its origin if it may be retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub origin: Option<Origin>,
     pub command: Command,
-    /// Why it is refused, whatever it asks for: the leader alone can count what the log has before it, and says so
-    /// here.
+    /// If set, every slice rejects the command with this reason. The leader sets it, because only the leader can
+    /// count what precedes the command in the log.
     pub no_room: Option<NoRoom>,
 }
 
@@ -141,7 +142,7 @@ impl From<Command> for Request {
     }
 }
 
-/// Why bytes are not an entry's commands.
+/// Small commands that create, change and delete a topic and allocate producer ids.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("not a list of commands: {0}")]
@@ -153,7 +154,7 @@ pub enum DecodeError {
 }
 
 impl Command {
-    /// The slice that it concerns.
+    /// The slice that the command belongs to.
     pub fn slice(&self) -> SliceId {
         match self {
             Command::CreateTopic { name, .. }
@@ -172,7 +173,8 @@ impl Command {
         }
     }
 
-    /// Whether it may only be acknowledged once a majority has it: its effects reach beyond the slice.
+    /// Whether the command may be acknowledged only after a majority has it, because its effects reach beyond its
+    /// slice.
     pub fn is_quorum_only(&self) -> bool {
         matches!(
             self,
@@ -184,7 +186,7 @@ impl Command {
         )
     }
 
-    /// What the brokers' peers go into, if it creates groups.
+    /// The field for the brokers' peer ids, if the command creates groups.
     pub fn founding_peers(&mut self) -> Option<&mut Vec<u64>> {
         match self {
             Command::CreateTopic { peers, .. } | Command::CreatePartitions { peers, .. } => Some(peers),
@@ -192,7 +194,7 @@ impl Command {
         }
     }
 
-    /// The replicas of the partitions that it creates, and the topic's name.
+    /// The topic's name and the replicas of the partitions that the command creates.
     pub fn new_replicas(&mut self) -> Option<(&str, &mut Vec<Vec<i32>>)> {
         match self {
             Command::CreateTopic { name, replicas, .. } | Command::CreatePartitions { name, replicas, .. } => {
@@ -202,7 +204,8 @@ impl Command {
         }
     }
 
-    /// How many groups it creates, and where their first id goes: filled in by the proposer, in log order.
+    /// The number of groups that the command creates, and the field for the id of the first. The proposer fills it
+    /// in, in log order.
     pub fn new_groups(&mut self) -> Option<(usize, &mut u64)> {
         match self {
             Command::CreateTopic { first_group, replicas, .. }
@@ -212,12 +215,12 @@ impl Command {
     }
 }
 
-/// The form in the log of commands that are proposed together, by nobody who would ask again.
+/// Encodes commands for one log entry, without origins. Nobody retries them.
 pub fn encode(commands: &[Command]) -> Bytes {
     encode_all(commands.iter().map(|command| (None, None, command)))
 }
 
-/// The form in the log of requests that are proposed together.
+/// Encodes requests for one log entry.
 pub fn encode_requests(requests: &[Request]) -> Bytes {
     encode_all(requests.iter().map(|request| (request.origin, request.no_room, &request.command)))
 }
@@ -237,25 +240,26 @@ fn encode_all<'a>(commands: impl ExactSizeIterator<Item = (Option<Origin>, Optio
     Bytes::from(buffer).slice(start..)
 }
 
-/// Tables of one list; more are a mistake or an attack.
+/// The most FlatBuffers tables in one list. A list with more is a mistake or an attack.
 const TABLES_MAX: usize = 1 << 20;
-/// How often the bytes of a list may be told in it: what a builder writes shares little more than the layout of its tables, whereas
-/// forged bytes could name their largest part a million times.
+/// How many times larger than its bytes a list may appear when shared parts count once per reference. A builder
+/// shares little more than the layout of tables, whereas forged bytes could reference their largest part a million
+/// times.
 const SHARED_MAX: usize = 8;
 
-/// The root of bytes that may come from strangers.
+/// Verifies bytes that may come from untrusted senders and returns their root.
 pub(super) fn verified<'b, T: Follow<'b> + Verifiable + 'b>(bytes: &'b [u8]) -> Result<T::Inner, InvalidFlatbuffer> {
     let max_apparent_size = bytes.len().saturating_mul(SHARED_MAX);
     let options = VerifierOptions { max_tables: TABLES_MAX, max_apparent_size, ..VerifierOptions::default() };
     flatbuffers::root_with_opts::<T>(&options, bytes)
 }
 
-/// Reads an entry's commands back; the bytes are verified first.
+/// Decodes the commands of an entry. The bytes are verified first.
 pub fn decode(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
     verified::<fb::Commands<'_>>(data)?.commands().iter().map(read).collect()
 }
 
-/// Reads an entry's commands back, with whose they are; the bytes are verified first.
+/// Decodes the commands of an entry with their origins. The bytes are verified first.
 pub fn decode_requests(data: &[u8]) -> Result<Vec<Request>, DecodeError> {
     let commands = verified::<fb::Commands<'_>>(data)?.commands();
     let request = |command: fb::Command<'_>| {

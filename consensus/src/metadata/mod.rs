@@ -1,17 +1,18 @@
 //! Metadata: commands, the slices that apply them, and the views derived from them.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `cluster` | brokers, settings of the cluster, reports of partitions |
-//! | `command` | commands, and their form in the log (FlatBuffers) |
-//! | `room` | how many replicas and partitions there are, and whether brokers have memory for more |
-//! | `slice` | one slice of the keyspace: applies commands, deterministically |
-//! | `slice_answers` | what a slice answered, so that a request that comes twice is applied once |
+//! | `cluster` | brokers, cluster settings, and reports about partitions |
+//! | `command` | commands, and their encoding in the log (FlatBuffers) |
+//! | `room` | counts of replicas and partitions, and the check whether brokers have memory for more |
+//! | `slice` | one slice of the keyspace: applies commands deterministically |
+//! | `slice_answers` | recent answers of a slice, so that a retried request is applied once |
 //! | `snapshot` | all slices at one index, as bytes |
-//! | `query` | what is asked of views |
-//! | `view` | what every core knows of all topics, from the slices' deltas |
+//! | `query` | queries that a view answers |
+//! | `view` | the view of all topics that each core builds from the slices' deltas |
 //!
-//! A slice is owned by one core; its number is the CRC-32C of the topic's name modulo [`SLICES`], a constant of the cluster's format.
+//! One core owns each slice. A topic's slice number is the CRC-32C of its name modulo [`SLICES`], a constant of the
+//! cluster's format.
 
 mod cluster;
 mod command;
@@ -40,10 +41,10 @@ pub use view::View;
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
-/// How many slices the keyspace is cut into; never changes in a cluster.
+/// The number of slices that the keyspace is divided into. It never changes in a cluster.
 pub const SLICES: usize = 256;
 
-/// The key of all that belongs to no topic. No topic can have this name.
+/// The key of everything that belongs to no topic. No topic can have this name.
 const CLUSTER_KEY: &str = "\0cluster";
 
 /// One of the [`SLICES`] parts of the metadata.
@@ -51,12 +52,12 @@ const CLUSTER_KEY: &str = "\0cluster";
 pub struct SliceId(pub u16);
 
 impl SliceId {
-    /// The slice of all that belongs to a topic.
+    /// The slice of everything that belongs to a topic.
     pub fn of_topic(name: &str) -> Self {
         Self((crc32c::crc32c(name.as_bytes()) % SLICES as u32) as u16)
     }
 
-    /// The slice of what belongs to no topic.
+    /// The slice of everything that belongs to no topic.
     pub fn of_cluster() -> Self {
         Self::of_topic(CLUSTER_KEY)
     }
@@ -69,23 +70,23 @@ impl SliceId {
 /// One partition as the metadata knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
-    /// Its Raft group, on every replica. Never used again.
+    /// Its Raft group, the same on every replica. A group id is never reused.
     pub group: u64,
-    /// The nodes that hold it, the preferred leader first.
+    /// The nodes that hold it. The preferred leader comes first.
     pub replicas: Vec<i32>,
-    /// The first voters of its group: the peers that these nodes were when it was made.
+    /// The first voters of its group: the peer ids that these nodes had when the partition was created.
     pub founders: Vec<u64>,
 }
 
-/// A topic. Shared by all cores' views; a change makes a new one.
+/// A topic. All views of all cores share it; a change creates a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
     pub name: Arc<str>,
     pub id: Uuid,
     pub partitions: Vec<Partition>,
-    /// Only what was set for this topic.
+    /// Only the settings of this topic itself, without defaults.
     pub configs: BTreeMap<String, String>,
-    /// In ms since the epoch.
+    /// The creation time, in ms since the epoch.
     pub created_ms: i64,
 }
 

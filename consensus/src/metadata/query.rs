@@ -1,4 +1,4 @@
-//! What is asked of the metadata from afar, and the answers; both as bytes too (FlatBuffers).
+//! Queries about the metadata from other processes, and the answers, with their encoding (FlatBuffers).
 
 use super::{
     Broker, DecodeError, PartitionLeader, Topic, View, Watermark,
@@ -15,7 +15,7 @@ pub enum Query {
     GetTopic {
         name: String,
     },
-    /// Names in order, those behind `after`; at most [`LIST_MAX`].
+    /// Topic names after `after`, in order. At most [`LIST_MAX`].
     ListTopics {
         after: Option<String>,
         limit: u32,
@@ -37,7 +37,7 @@ pub enum Query {
     },
 }
 
-/// Names that one answer holds at most.
+/// The most names in one answer.
 pub const LIST_MAX: u32 = 10_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +47,15 @@ pub enum QueryAnswer {
     Names(Vec<Arc<str>>),
     Brokers(Vec<Arc<Broker>>),
     Assignment(Assignment),
-    /// Reported at most about a second ago.
+    /// As the leader reported it, at most about a second ago.
     Watermark(Watermark),
     Count(u32),
-    /// Not told: the answers before it fill what one request gets. Ask for it alone.
+    /// Left out, because the earlier answers already fill one response ([`ANSWERS_BYTES_MAX`]). The client must
+    /// send this query alone.
     TooLarge,
 }
 
-/// A partition's replicas: those it should have, and what its leader reported.
+/// A partition's assigned replicas, and what its leader reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
     pub replicas: Vec<i32>,
@@ -92,9 +93,9 @@ impl View {
     }
 }
 
-/// Queries that one request holds at most; bytes with more are refused.
+/// The most queries in one request. Bytes with more are rejected.
 pub const QUERIES_MAX: usize = 512;
-/// Once the answers of one request are as long as this, those left are [`QueryAnswer::TooLarge`].
+/// Once the answers to one request have this many bytes, the remaining ones are [`QueryAnswer::TooLarge`].
 pub const ANSWERS_BYTES_MAX: usize = 16 << 20;
 
 pub fn encode_queries(queries: &[Query]) -> Bytes {
@@ -150,7 +151,7 @@ fn query_out(out: &mut FlatBufferBuilder<'_>, query: &Query) -> (fb::QueryBody, 
     }
 }
 
-/// Reads queries back; the bytes are verified first.
+/// Decodes queries. The bytes are verified first.
 pub fn decode_queries(bytes: &[u8]) -> Result<Vec<Query>, DecodeError> {
     let queries = verified::<fb::Queries<'_>>(bytes)?.queries();
     if queries.len() > QUERIES_MAX {
@@ -244,7 +245,7 @@ fn answer_out(out: &mut FlatBufferBuilder<'_>, answer: &QueryAnswer) -> (fb::Que
     }
 }
 
-/// Reads answers back; the bytes are verified first.
+/// Decodes answers. The bytes are verified first.
 pub fn decode_query_answers(bytes: &[u8]) -> Result<Vec<QueryAnswer>, DecodeError> {
     verified::<fb::QueryAnswers<'_>>(bytes)?.answers().iter().map(answer_in).collect()
 }

@@ -1,36 +1,36 @@
-//! How many partitions the cluster has and how many replicas each broker holds, and whether brokers have memory for
-//! more. Pure.
+//! Counts the partitions of the cluster and the replicas on each broker, and checks whether brokers have memory for
+//! more. No I/O.
 //!
-//! Counts are kept as topics change, so that a request costs what it asks for, however many partitions there are. A
-//! broker registers its numbers ([`Broker::replicas_max`], [`Broker::partitions_max`]). They limit what is created,
-//! never what is there: a broker that has more than its number keeps it.
+//! The counts are updated whenever a topic changes, so the cost of a check does not depend on the number of
+//! partitions. A broker registers its limits ([`Broker::replicas_max`], [`Broker::partitions_max`]). They limit
+//! only what is created: a broker that is over its limit keeps what it has.
 
 use super::{Broker, Topic};
 use crate::generated::metadata::millrace::metadata as fb;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-/// Partitions, and replicas of them by broker.
+/// Counts of partitions, and of their replicas by broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
     partitions: u64,
-    /// No broker with none.
+    /// Brokers without replicas have no entry.
     replicas: BTreeMap<i32, u64>,
 }
 
-/// Why no more partitions fit.
+/// The reason why no more partitions fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoRoom {
     /// The broker whose memory is the limit.
     pub node: i32,
-    /// Whether the partitions of the whole cluster are counted, whose metadata each broker keeps; else this broker's
-    /// replicas.
+    /// True: `has`, `wanted` and `takes` count the partitions of the whole cluster, whose metadata each broker
+    /// keeps. False: they count the replicas on this broker.
     pub of_cluster: bool,
-    /// Those that are there, or being made.
+    /// The number that exists or is being created.
     pub has: u64,
-    /// Those that are asked for beside them.
+    /// The number that the request adds.
     pub wanted: u64,
-    /// Those that the broker's memory takes in all.
+    /// The total that the memory of the broker allows.
     pub takes: u64,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for NoRoom {
 }
 
 impl Placed {
-    /// New partitions with these replicas.
+    /// Counts new partitions with these replicas.
     pub fn of<'a>(replicas: impl IntoIterator<Item = &'a Vec<i32>>) -> Self {
         let mut placed = Self::default();
         for replicas in replicas {
@@ -75,12 +75,12 @@ impl Placed {
         self.partitions
     }
 
-    /// Replicas that a broker holds.
+    /// The number of replicas that a broker holds.
     pub fn replicas(&self, node: i32) -> u64 {
         self.replicas.get(&node).copied().unwrap_or(0)
     }
 
-    /// A topic is made, changed or deleted.
+    /// Updates the counts when a topic is created, changed or deleted.
     pub fn replace(&mut self, before: Option<&Topic>, after: Option<&Topic>) {
         if let Some(after) = after {
             self.join(&Self::of_topic(after));
@@ -90,7 +90,7 @@ impl Placed {
         }
     }
 
-    /// Takes back what was [joined](Placed::join).
+    /// Subtracts counts that were [joined](Placed::join).
     pub fn leave(&mut self, others: &Placed) {
         self.partitions -= others.partitions;
         for (node, replicas) in &others.replicas {
@@ -102,7 +102,7 @@ impl Placed {
         }
     }
 
-    /// Adds what others have counted.
+    /// Adds the counts of `others`.
     pub fn join(&mut self, others: &Placed) {
         self.partitions += others.partitions;
         for (node, replicas) in &others.replicas {
@@ -110,7 +110,7 @@ impl Placed {
         }
     }
 
-    /// Whether `brokers` have memory for `more` beside this.
+    /// Checks whether `brokers` have memory for `more` in addition to these counts.
     pub fn check_room<'a>(
         &self,
         brokers: impl IntoIterator<Item = &'a Arc<Broker>>,
@@ -130,8 +130,8 @@ impl Placed {
         Ok(())
     }
 
-    /// As [`Placed::check_room`], before anybody has chosen replicas: whether `nodes` have memory for `count`
-    /// partitions with `factor` replicas each, wherever these go. Names the fullest of them if not.
+    /// Like [`Placed::check_room`], but before replicas are chosen: checks whether `nodes` together have memory for
+    /// `count` partitions with `factor` replicas each. The error names the fullest of them.
     pub fn check_total<'a>(
         &self,
         brokers: impl IntoIterator<Item = &'a Arc<Broker>>,

@@ -1,4 +1,4 @@
-//! Counts of partitions and replicas, and refusals that go through the log's forms.
+//! Counts of partitions and replicas, and rejections that pass through the encoding of the log.
 
 use crate::metadata::*;
 use std::collections::BTreeSet;
@@ -98,7 +98,7 @@ fn a_broker_takes_what_its_memory_takes() {
     let mut left = placed.clone();
     left.leave(&Placed::of(&[vec![1], vec![2, 3]]));
     assert_eq!(left, Placed::of(&[vec![1, 2], vec![1]]));
-    // Over its number already: a topic elsewhere concerns it no more.
+    // The broker is over its limit already. A topic on other brokers does not concern it.
     let over = Placed::of(&[vec![1]]).check_room(&[broker(1, 1, 0)], &Placed::of(&[vec![2]]));
     assert_eq!(over, Ok(()));
 }

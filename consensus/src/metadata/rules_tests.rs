@@ -1,8 +1,8 @@
-//! What each command about brokers, the cluster and partitions does, and what it refuses; and that views follow.
+//! The effect and the rejections of each command about brokers, the cluster and partitions. Views follow.
 
 use crate::metadata::*;
 
-/// One topic "t" with two partitions (groups 5 and 6) and the cluster's slice, with a view of both.
+/// One topic "t" with two partitions (groups 5 and 6), the slice of the cluster, and a view of both.
 struct Model {
     topic: Slice,
     cluster: Slice,
@@ -24,7 +24,7 @@ impl Model {
     }
 
     fn run(&mut self, command: Command) -> Result<Outcome, Rejection> {
-        // Through the log's form, as in the broker.
+        // Through the encoding of the log, as in the broker.
         let [command] = decode(&encode(&[command])).unwrap().try_into().unwrap();
         let slice = if command.slice() == self.topic.id() { &mut self.topic } else { &mut self.cluster };
         let before = slice.clone();
@@ -112,7 +112,7 @@ fn a_leader_counts_if_its_term_is_newer_and_it_holds_a_replica() {
     assert_eq!(model.leads(0, 4, 7), Some((3, 1)), "node 7 has no replica");
     assert_eq!(model.leads(0, 4, 2), Some((4, 2)));
     assert_eq!(model.leads(1, 9, 1), None, "node 1 has no replica of this one");
-    // A bad row spoils neither the others nor the batch.
+    // An invalid row affects neither the other rows nor the batch.
     let row = |partition, leader| LeaderReport { partition, term: 5, leader, voters: vec![leader] };
     let leaders = vec![row(9, 1), row(1, 1), row(0, 1)];
     let outcome = model.run(Command::SetPartitionLeader { name: name(), id: ID, leaders });
@@ -169,7 +169,7 @@ fn only_the_registered_process_of_a_broker_changes_its_status() {
     assert_eq!(model.status(1), Some(BrokerStatus::Alive));
     assert_eq!(fence(&mut model, 1, 3), Ok(Outcome::BrokerStatusUpdated));
     assert_eq!(model.status(1), Some(BrokerStatus::Fenced));
-    // Registering again, as after a lost answer, makes it alive; so does its next process.
+    // Registering again, as after a lost answer, makes the broker alive again. Its next process does the same.
     assert_eq!(model.register(1, 10, 3), Ok(Outcome::BrokerRegistered));
     assert_eq!(model.status(1), Some(BrokerStatus::Alive));
     fence(&mut model, 1, 3).unwrap();
@@ -238,14 +238,14 @@ fn the_largest_entry_rises_as_far_as_every_broker_takes_it_and_never_falls() {
     let refused = |node, takes, largest| Err(Rejection::LargestEntry { node, takes, largest });
     assert_eq!(set(&mut model, None, Some("801")), refused(2, 800, 801));
     assert_eq!(set(&mut model, None, Some("800")), Ok(Some(800)));
-    // To take it back, or to set it for one node, changes nothing.
+    // Lowering or removing the setting, or setting it for one node, changes nothing.
     for (node, value) in [(None, Some("700")), (None, None), (Some(1), Some("1")), (None, Some("many"))] {
         assert_eq!(set(&mut model, node, value), Ok(Some(800)));
     }
     assert_eq!(register(&mut model, 3, 799), refused(3, 799, 800).map(|_: Option<u64>| Outcome::BrokerRegistered));
     assert_eq!(model.status(3), None);
     register(&mut model, 3, 800).unwrap();
-    // A broker of an earlier version does not say what it takes: it may come back, and nothing rises.
+    // A broker of an earlier version does not report its limit. It may come back, but then the setting cannot rise.
     register(&mut model, 4, 0).unwrap();
     assert_eq!(set(&mut model, None, Some("801")), refused(4, 0, 801));
 
@@ -286,7 +286,7 @@ fn membership_and_blocks_of_ids_want_a_quorum() {
 
 #[test]
 fn entries_and_snapshots_have_the_bytes_of_the_format() {
-    // Existing logs and snapshots hold these bytes: if a change of the schema moves them, it is not compatible.
+    // Existing logs and snapshots hold these bytes. A schema change that moves them is incompatible.
     let entry = encode(&one_of_each());
     assert_eq!(decode(&entry).unwrap(), one_of_each());
     let mut model = Model::new();

@@ -1,11 +1,12 @@
 //! One slice of the metadata keyspace.
-//! Lives on: its owning core. Applies committed commands, in log order; the same commands give the same slice, byte for byte, on
-//! every broker.
+//! Lives on: its owning core. Applies committed commands in log order. The same commands give the same slice, byte
+//! for byte, on every broker.
 //!
-//! A leader lets its slices run ahead of what is committed ([`Slice::speculate`]): every change leaves a record of how it is undone,
-//! until it is committed or rolled back.
+//! A leader lets its slices run ahead of the commit index ([`Slice::speculate`]). Every speculative change leaves
+//! an undo record until it is committed or rolled back.
 //!
-//! Invariants: a topic lies in the slice of its name; group ids only grow over the life of a slice; what is undone leaves no trace.
+//! Invariants: a topic is in the slice of its name; group ids only grow over the life of a slice; a rollback leaves
+//! no trace.
 
 use super::{
     Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, NoRoom, Partition, PartitionLeader,
@@ -19,23 +20,23 @@ use std::{
 };
 use uuid::Uuid;
 
-/// What a command did.
+/// The result of a command that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     TopicCreated(Arc<Topic>),
     TopicDeleted,
-    /// The topic as it is now; its partitions from `first_new` on are new.
+    /// The topic after the change. The partitions from `first_new` on are new.
     PartitionsAdded {
         topic: Arc<Topic>,
         first_new: u32,
     },
     ConfigUpdated,
-    /// `first .. first + count` belong to the one who asked.
+    /// The requester owns the ids `first .. first + count`.
     ProducerIds {
         first: i64,
         count: u32,
     },
-    /// The topic as it is now.
+    /// The topic after the change.
     PartitionAssigned(Arc<Topic>),
     LeadersSet,
     WatermarksUpdated,
@@ -46,7 +47,7 @@ pub enum Outcome {
     ClusterConfigUpdated,
 }
 
-/// Why a command did nothing.
+/// The reason why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("topic '{0}' already exists")]
@@ -83,13 +84,14 @@ pub enum Rejection {
     NoRoom(#[from] NoRoom),
 }
 
-/// What became of one request. The outer error: it may have been applied before, and what it gave then is forgotten.
+/// The result of one request. The outer error means that the request may have been applied before and that its
+/// answer is forgotten.
 pub type RequestResult = Result<Result<Outcome, Rejection>, AskedTooLate>;
 
 /// A change that every core's view follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delta {
-    /// New, or changed.
+    /// A new or changed topic.
     Topic(Arc<Topic>),
     TopicDeleted(Arc<Topic>),
     /// By group.
@@ -111,7 +113,7 @@ pub struct Applied {
     pub deltas: Vec<Delta>,
 }
 
-/// Why a name can't be a topic's (Kafka's rule, `Topic.validate`).
+/// The reason why a name cannot be a topic's name (Kafka's rule, `Topic.validate`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     #[error("a topic's name has 1 to 249 characters, not {0}")]
@@ -140,30 +142,31 @@ pub fn check_topic_name(name: &str) -> Result<(), NameError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     id: SliceId,
-    /// Shared with copies of the slice, as the others below are, until one of them changes.
+    /// Copies of the slice share this map, and the other `Arc`s below, until one of them changes.
     pub(super) topics: Arc<BTreeMap<Arc<str>, Arc<Topic>>>,
-    /// The largest group id that any command for this slice carried, whether it succeeded or not: ids are never used again.
+    /// The largest group id in any command for this slice, whether the command succeeded or not. Ids are never
+    /// reused.
     pub(super) group_high: u64,
     pub(super) next_producer_id: i64,
-    /// By group, of the topics here.
+    /// The leaders of the partitions of the topics here, by group.
     pub(super) leaders: Arc<BTreeMap<u64, PartitionLeader>>,
     pub(super) watermarks: Arc<BTreeMap<u64, Watermark>>,
     pub(super) brokers: BTreeMap<i32, Arc<Broker>>,
-    /// Peers of brokers that were unregistered, or got another disk.
+    /// Peers of brokers that were unregistered or whose disk was replaced.
     pub(super) gone_peers: Arc<BTreeSet<u64>>,
     pub(super) features: Arc<BTreeMap<String, u16>>,
     pub(super) settings: Arc<ClusterConfig>,
     pub(super) answers: Answers,
-    /// What undoes changes that are not committed, oldest first, each with its entry's index.
+    /// Undo records of uncommitted changes, oldest first, each with the index of its entry.
     undo: VecDeque<(u64, Undo)>,
-    /// The entry that is being speculated.
+    /// The index of the entry that is being speculated.
     speculating: Option<u64>,
 }
 
-/// Changes for which an idle slice keeps memory.
+/// The capacity of the undo list that an idle slice keeps.
 const UNDO_KEPT: usize = 16;
 
-/// How one change is undone.
+/// The old value that undoes one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Undo {
     Topic(Arc<str>, Option<Arc<Topic>>),
@@ -178,7 +181,7 @@ enum Undo {
     Answer(Kept),
 }
 
-/// What a command did, and what the views follow.
+/// The outcome of a command, and the deltas for the views.
 type Changed = Result<(Outcome, Vec<Delta>), Rejection>;
 
 impl Slice {
@@ -200,7 +203,7 @@ impl Slice {
         }
     }
 
-    /// All slices of a new cluster.
+    /// All slices of a new, empty cluster.
     pub fn all() -> Vec<Self> {
         SliceId::all().map(Self::new).collect()
     }
@@ -209,12 +212,12 @@ impl Slice {
         self.id
     }
 
-    /// The largest group id ever seen here.
+    /// The largest group id that any command for this slice carried.
     pub fn group_high(&self) -> u64 {
         self.group_high
     }
 
-    /// By name.
+    /// The topics, ordered by name.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
         self.topics.values()
     }
@@ -223,7 +226,7 @@ impl Slice {
         self.topics.get(name)
     }
 
-    /// What a view without this slice lacks.
+    /// The deltas that add this slice to a view which lacks it.
     pub fn image(&self) -> impl Iterator<Item = Delta> {
         let mut deltas: Vec<Delta> = self.topics().cloned().map(Delta::Topic).collect();
         deltas.extend(self.brokers.values().cloned().map(Delta::Broker));
@@ -239,7 +242,7 @@ impl Slice {
         deltas.into_iter()
     }
 
-    /// Applies a committed command of this slice.
+    /// Applies a committed command. The command must belong to this slice.
     pub fn apply(&mut self, command: &Command) -> Applied {
         assert_eq!(command.slice(), self.id, "a command goes to its own slice");
         match self.change(command) {
@@ -248,7 +251,8 @@ impl Slice {
         }
     }
 
-    /// Applies a committed request of this slice; one that was applied before gets its answer again, and changes nothing.
+    /// Applies a committed request. The request must belong to this slice. A retried request gets its first answer
+    /// again and changes nothing.
     pub fn apply_request(&mut self, request: &Request) -> Result<Applied, AskedTooLate> {
         assert!(self.undo.is_empty() || self.speculating.is_some(), "what is not committed is rolled back first");
         let apply = |slice: &mut Self| match request.no_room {
@@ -268,7 +272,7 @@ impl Slice {
         }
     }
 
-    /// As [`Slice::apply_request`], for a request of the leader's entry at `index`, which is not committed.
+    /// Like [`Slice::apply_request`], for a request of the leader's entry at `index`, which is not committed yet.
     pub fn speculate(&mut self, index: u64, request: &Request) -> Result<Applied, AskedTooLate> {
         self.speculating = Some(index);
         let applied = self.apply_request(request);
@@ -276,13 +280,13 @@ impl Slice {
         applied
     }
 
-    /// What was speculated up to `index` is committed.
+    /// Drops the undo records up to `index`: these speculative changes are committed.
     pub fn commit(&mut self, index: u64) {
         while self.undo.pop_front_if(|(at, _)| *at <= index).is_some() {}
         self.give_back_memory();
     }
 
-    /// Undoes all that is not committed.
+    /// Undoes all uncommitted changes.
     pub fn roll_back(&mut self) {
         while let Some((_, undo)) = self.undo.pop_back() {
             match undo {
@@ -301,14 +305,15 @@ impl Slice {
         self.give_back_memory();
     }
 
-    /// A large topic's deletion is thousands of changes, and there are many slices.
+    /// Frees a large undo list. Deleting a large topic records thousands of changes, and a broker has many slices.
     fn give_back_memory(&mut self) {
         if self.undo.is_empty() && self.undo.capacity() > UNDO_KEPT {
             self.undo = VecDeque::new();
         }
     }
 
-    /// A copy without what is not committed. It takes no time to speak of: what there may be much of is shared.
+    /// Copies the slice without its uncommitted changes. This is cheap: the large maps are shared, and only a map
+    /// with changes to undo is copied.
     pub fn committed(&self) -> Self {
         let mut copy = self.clone();
         copy.roll_back();
@@ -439,13 +444,13 @@ impl Slice {
         }
     }
 
-    /// Reports are applied where they are newer; others say nothing new.
+    /// Applies the reports that are newer than what is known, and ignores the others.
     fn take_leaders(&mut self, name: &Arc<str>, id: Uuid, reports: &[LeaderReport]) -> Changed {
         let topic = self.find(name, id)?.clone();
         let mut changed = Vec::new();
         for report in reports {
             let Some(partition) = topic.partitions.get(report.partition as usize) else { continue };
-            // A leader says again who is in sync when that has changed.
+            // In the same term, the leader reports again when its in-sync voters have changed.
             let is_newer = self.leaders.get(&partition.group).is_none_or(|known| {
                 let is_same = (known.term, known.leader) == (report.term, report.leader);
                 known.term < report.term || (is_same && known.voters != report.voters)
@@ -460,7 +465,8 @@ impl Slice {
         Ok((Outcome::LeadersSet, vec![Delta::Leaders(changed.into())]))
     }
 
-    /// A watermark never goes back. The end may, where a new leader has cut it, but not below the high watermark.
+    /// A high watermark never goes back. The end offset may go back when a new leader has truncated the log, but
+    /// not below the high watermark.
     fn take_watermarks(&mut self, name: &Arc<str>, id: Uuid, reports: &[WatermarkReport]) -> Changed {
         let topic = self.find(name, id)?.clone();
         let mut changed = Vec::new();
@@ -507,7 +513,7 @@ impl Slice {
         Ok((Outcome::BrokerRegistered, deltas))
     }
 
-    /// Whether every registered broker takes batches of so many bytes.
+    /// Checks that every registered broker accepts batches of `wanted` bytes.
     fn allow_largest(&self, wanted: u64) -> Result<(), Rejection> {
         if self.settings.largest_entry() >= Some(wanted) {
             return Ok(());
@@ -521,7 +527,7 @@ impl Slice {
         }
     }
 
-    /// This peer must not come back.
+    /// Records that this peer must not come back.
     fn let_go(&mut self, peer: u64) -> Delta {
         let before = self.gone_peers.clone();
         self.can_undo(|| Undo::GonePeers(before));
@@ -566,7 +572,7 @@ impl Slice {
         self.can_undo(|| Undo::Broker(node, before));
     }
 
-    /// Panics if the slice's invariants do not hold.
+    /// Panics if an invariant of the slice does not hold.
     pub fn check(&self) {
         self.answers.check();
         for (name, topic) in &*self.topics {

@@ -1,7 +1,8 @@
-//! What a slice answered lately, by who asked: a request that is proposed again, because its first answer got lost on the way, is
-//! answered again and not applied again.
+//! The recent answers of a slice, by origin. If the first answer was lost and the request is proposed again, the
+//! slice repeats the answer and does not apply the request again.
 //!
-//! Invariants: for each node only its newest incarnation; every sequence kept is at least `lowest_open`; at most [`ANSWERS_MAX`].
+//! Invariants: a node's answers belong to its newest incarnation; every kept sequence is at least `lowest_open`; a
+//! node has at most [`ANSWERS_MAX`].
 
 use super::{
     DecodeError, NameError, Origin, Outcome, Rejection, RequestResult,
@@ -14,10 +15,11 @@ use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Answers kept for each node and slice. When one more comes, the oldest is forgotten: asked for again, it is refused.
+/// The most answers kept per node and slice. One more evicts the oldest; a retry of that request is rejected with
+/// [`AskedTooLate`].
 pub const ANSWERS_MAX: usize = 1024;
 
-/// A request that may have been applied before, and whose answer is forgotten: nothing was done.
+/// The request may have been applied before, but its answer is forgotten. The slice did nothing now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the request is older than what is remembered of its origin; it may have been applied before")]
 pub struct AskedTooLate;
@@ -31,18 +33,18 @@ struct Asked {
     by_sequence: BTreeMap<u64, Answer>,
 }
 
-/// The way back from an answer that was kept.
+/// The undo record of one [`Answers::keep`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     node: i32,
     sequence: u64,
-    /// The node's incarnation and lowest open sequence, if it had asked before.
+    /// The incarnation and lowest open sequence of the node before, if it had sent a request.
     before: Option<(u64, u64)>,
-    /// Answers that were forgotten for it.
+    /// The answers that were evicted.
     removed: BTreeMap<u64, Answer>,
 }
 
-/// What is known of a request that comes in.
+/// The state of an incoming request: unknown, answered, or forgotten.
 pub(super) enum Before {
     Nothing,
     Answered(Answer),
@@ -67,7 +69,7 @@ impl Answers {
         }
     }
 
-    /// Remembers the answer to a request of which nothing was known before; the way back from that is returned.
+    /// Keeps the answer to a request that was not known before. Returns the undo record.
     pub(super) fn keep(&mut self, origin: Origin, answer: Answer) -> Kept {
         let Origin { node, incarnation, sequence, lowest_open } = origin;
         let new = || Asked { incarnation, lowest_open, by_sequence: BTreeMap::new() };
@@ -78,7 +80,7 @@ impl Answers {
             removed = std::mem::replace(asked, new()).by_sequence;
         }
         asked.by_sequence.insert(sequence, answer);
-        // A request that names itself as answered is a mistake of its origin; it must not be forgotten at once.
+        // A request below its own `lowest_open` is a mistake of its origin. Its answer must not be evicted at once.
         let mut lowest_open = asked.lowest_open.max(lowest_open.min(sequence));
         let kept = asked.by_sequence.split_off(&lowest_open);
         removed.append(&mut std::mem::replace(&mut asked.by_sequence, kept));
@@ -101,7 +103,8 @@ impl Answers {
         let asked = self.by_node.get_mut(&node).expect("what was kept is there");
         if asked.incarnation == incarnation {
             asked.by_sequence.extend(removed);
-            // Last, since what was kept may itself have been forgotten at once, as the oldest of too many.
+            // This comes last: the answer may be among `removed`, if it was itself the oldest of too many and was
+            // evicted at once.
             asked.by_sequence.remove(&sequence);
         } else {
             asked.by_sequence = removed;
@@ -120,7 +123,7 @@ impl Answers {
         }
     }
 
-    /// `None` if nobody asked.
+    /// `None` if there are no answers.
     pub(super) fn write<'b>(&self, out: &mut FlatBufferBuilder<'b>) -> Option<Vec<WIPOffset<fb::Origin<'b>>>> {
         let origins = self.by_node.iter().map(|(node, asked)| {
             let answers: Vec<_> =
@@ -156,7 +159,7 @@ impl Answers {
     }
 }
 
-// Kinds of answers; never given a second meaning.
+// Kinds of answers. A number never gets a second meaning.
 const TOPIC_CREATED: u8 = 1;
 const TOPIC_DELETED: u8 = 2;
 const PARTITIONS_ADDED: u8 = 3;
@@ -272,7 +275,7 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
     fb::Answer::create(out, &to)
 }
 
-/// `None`: not an answer of this version.
+/// `None`: this version does not know the answer.
 fn read(answer: fb::Answer<'_>) -> Option<Answer> {
     let topic = || Some(Arc::new(topic_in(answer.topic()?)));
     let name = || Some(Arc::<str>::from(answer.name()?));
@@ -320,7 +323,7 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
     })
 }
 
-/// What requests gave, as bytes for whoever asked from afar.
+/// Encodes the results of requests for another broker.
 pub fn encode_results(results: &[RequestResult]) -> Bytes {
     let mut out = FlatBufferBuilder::with_capacity(64 * results.len() + 64);
     let answers: Vec<_> = results
@@ -339,7 +342,7 @@ pub fn encode_results(results: &[RequestResult]) -> Bytes {
     Bytes::from(buffer).slice(start..)
 }
 
-/// Reads back what requests gave; the bytes are verified first.
+/// Decodes the results of requests. The bytes are verified first.
 pub fn decode_results(bytes: &[u8]) -> Result<Vec<RequestResult>, DecodeError> {
     let results = verified::<fb::Results<'_>>(bytes)?.answers().iter().map(|answer| match answer.kind() {
         ASKED_TOO_LATE => Ok(Err(AskedTooLate)),

@@ -1,4 +1,4 @@
-//! All slices at one index, as bytes: the same slices give the same bytes.
+//! All slices at one index, as bytes. Equal slices give equal bytes.
 
 use super::{
     Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use std::sync::Arc;
 
-/// Why bytes are not a snapshot of all slices.
+/// The reason why bytes are not a snapshot of all slices.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     #[error("not a snapshot: {0}")]
@@ -21,7 +21,7 @@ pub enum RestoreError {
     Answer { node: i32, sequence: u64 },
 }
 
-/// The slices as of `index` as bytes. They may come in any order, but all of them.
+/// Encodes the slices as of `index`. All slices must be there, in any order.
 pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
     slices.sort_unstable_by_key(Slice::id);
     let mut joint = Joint::with_room(64 << 10);
@@ -31,19 +31,21 @@ pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
     joint.finish(index)
 }
 
-/// A snapshot that is made slice by slice: of many topics it takes a while, and others may have their turn between two slices.
+/// A snapshot that is built slice by slice. With many topics this takes a while, so the caller can yield between
+/// two slices.
 pub struct Joint {
     out: FlatBufferBuilder<'static>,
     slices: Vec<WIPOffset<fb::Slice<'static>>>,
 }
 
 impl Joint {
-    /// With room for about so many bytes: more is made where they do not suffice, by copying what there is.
+    /// Starts with a buffer of about `bytes` bytes. If the snapshot is larger, the buffer grows and its content is
+    /// copied.
     pub fn with_room(bytes: usize) -> Self {
         Self { out: FlatBufferBuilder::with_capacity(bytes), slices: Vec::with_capacity(SLICES) }
     }
 
-    /// Adds the next slice; they come in order.
+    /// Adds the next slice. Slices must come in order.
     pub fn add(&mut self, slice: &Slice) {
         assert_eq!(usize::from(slice.id().0), self.slices.len(), "a snapshot has every slice once, in order");
         let out = &mut self.out;
@@ -168,9 +170,10 @@ pub(super) fn topic_in(topic: fb::Topic<'_>) -> Topic {
     }
 }
 
-/// Reads a snapshot back: its index and every slice, in order. The bytes are verified first.
+/// Decodes a snapshot: its index and every slice, in order. The bytes are verified first.
 pub fn restore(bytes: &[u8]) -> Result<(u64, Vec<Slice>), RestoreError> {
-    // The verifier's default bound on tables is meant for messages from strangers; a snapshot has one per partition.
+    // The verifier's default limit on tables is meant for untrusted messages. A snapshot has one table per
+    // partition.
     let options =
         VerifierOptions { max_tables: usize::MAX, max_apparent_size: usize::MAX, ..VerifierOptions::default() };
     let snapshot = flatbuffers::root_with_opts::<fb::Snapshot<'_>>(&options, bytes)?;

@@ -1,12 +1,12 @@
-//! What is speculated and rolled back leaves no trace, whatever it was; what is committed is as if it had been applied at once.
+//! A rollback leaves no trace of any speculated change. A committed speculation equals a direct application.
 
 use crate::metadata::*;
 use std::collections::BTreeSet;
 
-/// Topics that commands are about: few, so that they meet.
+/// The number of topics that commands concern. Few, so that commands collide.
 const TOPICS: u128 = 4;
 
-/// All luck of one run.
+/// The random source of one run.
 struct Luck {
     rng: fastrand::Rng,
     sequence: u64,
@@ -21,7 +21,7 @@ impl Luck {
     fn request(&mut self) -> Request {
         let command = self.command();
         let origin = self.rng.bool().then(|| {
-            // Now and then one that was asked before, or a node that has started anew.
+            // Sometimes an earlier request again, or a node that has restarted.
             self.sequence += self.rng.u64(..3);
             let sequence = self.sequence.max(1);
             let incarnation = 1 + sequence / 40;
@@ -118,15 +118,15 @@ fn at<'a>(slices: &'a mut [Slice], request: &Request) -> &'a mut Slice {
     slices.iter_mut().find(|slice| slice.id() == id).expect("the slice is there")
 }
 
-/// The slices that requests of [`Luck`] reach.
+/// The slices that requests of [`Luck`] can reach.
 fn reached() -> Vec<Slice> {
     let topics = (0..TOPICS).map(|number| SliceId::of_topic(&format!("t{number}")));
     let ids: BTreeSet<SliceId> = topics.chain([SliceId::of_cluster()]).collect();
     ids.into_iter().map(Slice::new).collect()
 }
 
-/// Runs slices ahead of what is committed, and others that only ever see what is; returns what is
-/// committed of both.
+/// Runs some slices ahead of the commit index, and gives others committed entries only. Returns the committed state
+/// of both.
 fn run_ahead(seed: u64, entries: u64) -> (Vec<Slice>, Vec<Slice>) {
     let mut luck = Luck::new(seed);
     let (mut ahead, mut plain) = (reached(), reached());
@@ -156,7 +156,7 @@ fn run_ahead(seed: u64, entries: u64) -> (Vec<Slice>, Vec<Slice>) {
     (ahead.iter().map(Slice::committed).collect(), plain)
 }
 
-/// A cluster's slices, these among them.
+/// All slices of a cluster, with these in their places.
 fn all_with(slices: Vec<Slice>) -> Vec<Slice> {
     let mut all = Slice::all();
     for slice in slices {
@@ -189,7 +189,7 @@ fn rolling_back_brings_back_answers_that_were_too_many() {
         slice.apply_request(&asks(sequence)).unwrap();
     }
     let full = slice.clone();
-    // The first is forgotten at once, as the oldest; the second makes another one go.
+    // The first answer is itself the oldest and is evicted at once. The second one evicts another answer.
     for sequence in [1, ANSWERS_MAX as u64 + 2] {
         slice.speculate(sequence, &asks(sequence)).unwrap();
         slice.check();

@@ -31,7 +31,7 @@ impl Model {
     }
 
     fn run(&mut self, command: Command) -> Result<Outcome, Rejection> {
-        // Through the log's form, as in the broker.
+        // Through the encoding of the log, as in the broker.
         let [command] = decode(&encode(&[command])).unwrap().try_into().unwrap();
         let slice = &mut self.slices[usize::from(command.slice().0)];
         let applied = slice.apply(&command);
@@ -114,7 +114,7 @@ fn damaged_bytes_are_refused() {
     let entry = encode(&[create("a", 1, 1)]);
     let mut model = Model::new();
     let snapshot = join(0, &mut model.slices);
-    // The last bytes may be alignment.
+    // The last bytes may be padding.
     for length in 0..entry.len() - 4 {
         assert!(decode(&entry[..length]).is_err(), "{length} of {} bytes", entry.len());
     }
@@ -136,12 +136,12 @@ fn names_follow_kafkas_rule() {
 
 #[test]
 fn a_topics_slice_never_changes() {
-    // Fixed by the cluster's format: a change here would lose every topic.
+    // The cluster's format fixes this: a change would lose every topic.
     assert_eq!(SliceId::of_topic("orders"), SliceId((crc32c::crc32c(b"orders") & 255) as u16));
     assert_eq!(SliceId::of_topic("123456789").0, 0xE306_9283u32 as u16 & 255, "CRC-32C's check value");
 }
 
-/// Every kind of command, small.
+/// Small commands that create, change and delete a topic and allocate producer ids.
 fn one_of_each() -> Vec<Command> {
     let (name, id): (Arc<str>, _) = ("t".into(), id(3));
     vec![
@@ -166,7 +166,7 @@ fn one_of_each() -> Vec<Command> {
 
 #[test]
 fn entries_and_snapshots_have_the_bytes_of_the_format() {
-    // Existing logs and snapshots hold these bytes: if a change of the schema moves them, it is not compatible.
+    // Existing logs and snapshots hold these bytes. A schema change that moves them is incompatible.
     let entry = encode(&one_of_each());
     assert_eq!((entry.len(), crc32c::crc32c(&entry)), (560, 730_090_568));
     let mut model = Model::new();
@@ -213,7 +213,7 @@ fn producer_ids(sequence: u64, lowest_open: u64) -> Request {
     asked(1, 1, sequence, lowest_open, Command::AllocateProducerIds { count: 10 })
 }
 
-/// What a request for producer ids got: the first of them.
+/// The first producer id that a request got.
 fn first_id(slice: &mut Slice, request: &Request) -> Result<i64, AskedTooLate> {
     let applied = slice.apply_request(request)?;
     slice.check();
@@ -230,7 +230,7 @@ fn a_request_that_comes_twice_is_answered_twice_and_applied_once() {
     assert_eq!((&again.outcome, again.deltas.len()), (&first.outcome, 0));
     let of_another = slice.apply_request(&asked(2, 1, 1, 1, create("t", 5, 2))).unwrap();
     assert_eq!(of_another.outcome, Err(Rejection::TopicExists("t".into())));
-    // The answer is what it was, whatever happened since.
+    // The answer stays the same, whatever has happened since.
     slice.apply(&Command::DeleteTopic { name: "t".into(), id: id(3) }).outcome.unwrap();
     assert_eq!(slice.apply_request(&request).unwrap(), again);
 }
@@ -244,7 +244,7 @@ fn what_an_origin_needs_no_more_is_forgotten_and_refused() {
     assert_eq!(first_id(&mut slice, &producer_ids(6, 4)), Ok(50));
     assert_eq!(first_id(&mut slice, &producer_ids(4, 1)), Ok(30));
     assert_eq!(first_id(&mut slice, &producer_ids(3, 1)), Err(AskedTooLate));
-    // A later incarnation begins anew; what is left of the earlier one is refused.
+    // A later incarnation starts afresh. Requests of the earlier one are rejected.
     let later = asked(1, 2, 1, 1, Command::AllocateProducerIds { count: 10 });
     assert_eq!(first_id(&mut slice, &later), Ok(60));
     assert_eq!(first_id(&mut slice, &producer_ids(6, 4)), Err(AskedTooLate));
@@ -284,7 +284,7 @@ fn answers_of_every_kind_survive_a_snapshot() {
     ]);
     let requests: Vec<Request> =
         (1..).zip(commands).map(|(sequence, command)| asked(4, 2, sequence, 1, command)).collect();
-    // Through the log's form, as in the broker.
+    // Through the encoding of the log, as in the broker.
     assert_eq!(decode_requests(&encode_requests(&requests)).unwrap(), requests);
     assert_eq!(decode(&encode_requests(&requests)).unwrap().len(), requests.len());
     let at = |request: &Request| usize::from(request.command.slice().0);

@@ -1,7 +1,7 @@
-//! What a core knows of all topics.
-//! Lives on: every core, one each. Follows the slices' deltas in log order; topics are shared, never copied.
+//! The view that a core has of all topics. Lives on: every core, one each. Follows the slices' deltas in log order.
+//! Topics are shared, never copied.
 //!
-//! Invariant: indices are applied in order, each once.
+//! Invariant: a view applies every index exactly once, in order.
 
 use super::{Broker, ClusterConfig, Delta, PartitionLeader, Placed, Topic, Watermark};
 use ahash::{AHashMap, AHashSet};
@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 #[derive(Default)]
 pub struct View {
-    /// The last index whose deltas are in.
+    /// The last index whose deltas are applied.
     index: u64,
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
     by_id: AHashMap<Uuid, Arc<Topic>>,
     groups: AHashSet<u64>,
-    /// The highest of all groups that there were.
+    /// The highest group id that this view has ever contained.
     newest_group: u64,
     leaders: AHashMap<u64, PartitionLeader>,
     watermarks: AHashMap<u64, Watermark>,
@@ -26,19 +26,19 @@ pub struct View {
 }
 
 impl View {
-    /// The view that the image of a snapshot at `index` gives.
+    /// Builds the view from the image of a snapshot at `index`.
     pub fn new<'a>(index: u64, image: impl IntoIterator<Item = &'a Delta>) -> Self {
         let mut view = Self { index, ..Self::default() };
         image.into_iter().for_each(|delta| view.change(delta));
         view
     }
 
-    /// The last index that it shows.
+    /// The last index that the view shows.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// Takes what the entry at `index` changed.
+    /// Applies the changes of the entry at `index`.
     pub fn apply(&mut self, index: u64, deltas: &[Delta]) {
         assert_eq!(index, self.index + 1, "a view follows the log without gaps");
         self.index = index;
@@ -73,7 +73,7 @@ impl View {
             Delta::BrokerGone(node) => {
                 self.brokers.remove(node);
             }
-            // Only the metadata group's leader asks who is gone.
+            // Only the leader of the metadata group needs the peers that are gone.
             Delta::GonePeers(_) => {}
             Delta::Features(features) => self.features = features.clone(),
             Delta::ClusterConfig(settings) => self.settings = settings.clone(),
@@ -88,7 +88,7 @@ impl View {
         self.by_id.get(&id)
     }
 
-    /// All topics by name.
+    /// All topics, ordered by name.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
         self.by_name.values()
     }
@@ -97,12 +97,12 @@ impl View {
         self.by_name.len()
     }
 
-    /// Partitions of all topics.
+    /// The number of partitions of all topics.
     pub fn partition_count(&self) -> usize {
         self.groups.len()
     }
 
-    /// Topics by name, from a name on.
+    /// The topics from a name on, ordered by name.
     pub fn topics_from<'a>(&'a self, from: Bound<&str>) -> impl Iterator<Item = &'a Arc<Topic>> {
         self.by_name.range::<str, _>((from, Bound::Unbounded)).map(|(_, topic)| topic)
     }
@@ -112,22 +112,23 @@ impl View {
         self.groups.contains(&group)
     }
 
-    /// The group given out last, as far as is shown: ids rise with the order in which topics and partitions are made.
+    /// The highest group id that this view has shown. Ids rise in the order in which topics and partitions are
+    /// created.
     pub fn newest_group(&self) -> u64 {
         self.newest_group
     }
 
-    /// Who leads a group, as its leader reported.
+    /// The leader of a group, as it reported itself.
     pub fn leader(&self, group: u64) -> Option<&PartitionLeader> {
         self.leaders.get(&group)
     }
 
-    /// How far a group's log has come, as its leader reported.
+    /// The offsets of a group's log, as its leader reported them.
     pub fn watermark(&self, group: u64) -> Option<Watermark> {
         self.watermarks.get(&group).copied()
     }
 
-    /// All registered brokers, by node.
+    /// All registered brokers, ordered by node.
     pub fn brokers(&self) -> impl Iterator<Item = &Arc<Broker>> {
         self.brokers.values()
     }
@@ -136,24 +137,24 @@ impl View {
         self.brokers.get(&node)
     }
 
-    /// How many partitions there are, and how many replicas each broker has of them.
+    /// The number of partitions, and the number of replicas on each broker.
     pub fn placed(&self) -> &Placed {
         &self.placed
     }
 
-    /// Asserts that what is counted as it changes is what a count of everything gives. For tests and simulation.
+    /// Small commands that create, change and delete a topic and allocate producer ids.
     pub fn check_counts(&self) {
         let mut counted = Placed::default();
         self.topics().for_each(|topic| counted.replace(None, Some(topic)));
         assert_eq!(self.placed, counted);
     }
 
-    /// The level of each feature that the whole cluster has.
+    /// The level of each feature that the whole cluster supports.
     pub fn features(&self) -> &BTreeMap<String, u16> {
         &self.features
     }
 
-    /// Settings of brokers that were changed at run time.
+    /// Broker settings that were changed at run time.
     pub fn cluster_config(&self) -> &ClusterConfig {
         &self.settings
     }

@@ -1,8 +1,8 @@
-//! Entries on their way through the slices: what is speculated or committed goes to them in log order, what comes back is
-//! published in log order.
+//! Entries on their way through the slices. Speculated and committed entries go to the slices in log order, and
+//! their results are published in log order.
 //!
-//! Invariants: entries follow each other without holes above what is published; those committed lie below those that are not;
-//! only a leader has entries that are not committed, all of its own term.
+//! Invariants: the entries above the last published one have no holes. All committed ones lie below all uncommitted
+//! ones. Only a leader has uncommitted entries here, all of its own term.
 
 use super::leading::Owner;
 use crate::{
@@ -14,20 +14,20 @@ use std::collections::VecDeque;
 /// Work for the slices. Every owner of slices gets its part, in this order.
 #[derive(Clone, Debug)]
 pub enum SliceOp {
-    /// The leader's entry, not committed: apply it, and remember how to undo it.
+    /// Apply an uncommitted entry of the leader, and remember how to undo it.
     Speculate(SliceEntry),
-    /// A committed entry that was not speculated.
+    /// Apply a committed entry that was not speculated.
     Apply(SliceEntry),
-    /// What was speculated up to here is committed.
+    /// The speculated entries up to here are committed.
     Commit { index: u64 },
-    /// Undo everything that is not committed.
+    /// Undo all uncommitted entries.
     RollBack,
 }
 
 /// One entry's requests.
 #[derive(Clone, Debug)]
 pub struct SliceEntry {
-    /// Goes back with the results.
+    /// Returned with the results.
     pub generation: u64,
     pub index: u64,
     pub requests: Vec<Request>,
@@ -42,9 +42,9 @@ pub(super) struct FlowEntry {
     outcomes: Vec<Option<Outcome>>,
     missing: usize,
     pub(super) committed: bool,
-    /// Those who wait for its results, if this broker proposed it.
+    /// The submitters that wait for its results, if this broker proposed it.
     pub(super) owners: Vec<Owner>,
-    /// Partitions and replicas that its requests create, unless something else refuses them.
+    /// Partitions and replicas that its requests create, unless a slice rejects them for another reason.
     placed: Placed,
 }
 
@@ -54,7 +54,7 @@ impl FlowEntry {
         self.missing == 0
     }
 
-    /// What an owner's requests gave; only of a complete entry.
+    /// The results of an owner's requests. Panics if the entry is not complete.
     pub(super) fn results(&self, owner: &Owner) -> Vec<RequestResult> {
         let outcomes = self.outcomes[owner.first..owner.first + owner.count].iter();
         outcomes
@@ -75,7 +75,7 @@ pub(super) struct Flow {
     published: u64,
     committed: u64,
     generation: u64,
-    /// The last index that was speculated, if it is not final for the slices yet.
+    /// The last speculated index, until its commit is sent to the slices; 0 if there is none.
     speculated: u64,
 }
 
@@ -88,7 +88,7 @@ impl Flow {
         self.published
     }
 
-    /// Takes up the entry that this leader has just proposed.
+    /// Adds the entry that this leader has just proposed, and sends it to the slices.
     pub(super) fn speculate(
         &mut self,
         index: u64,
@@ -97,7 +97,7 @@ impl Flow {
         owners: Vec<Owner>,
         slices: &mut Vec<SliceOp>,
     ) {
-        // What lies between was appended by the group itself, in this term: changes of its members.
+        // The group itself appended the entries in between, in this term: membership changes.
         while self.end() < index {
             let between = self.entry(self.end(), term, &mut [], Vec::new());
             self.entries.push_back(between);
@@ -131,8 +131,8 @@ impl Flow {
         self.published + self.entries.len() as u64 + 1
     }
 
-    /// An entry is committed; returns the group id behind all that it names, or why the entry can't be read. Then
-    /// nothing has changed.
+    /// Marks an entry as committed. Returns the first group id above all those that it assigns, or 0. If the entry
+    /// can't be read, returns the reason and changes nothing.
     pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, String> {
         assert_eq!(entry.index, self.committed + 1, "entries are committed in order");
         let at = (entry.index - self.published - 1) as usize;
@@ -142,7 +142,7 @@ impl Flow {
             self.committed = entry.index;
             return Ok(0);
         }
-        // An entry without commands is a leader's first, or a change of the group itself.
+        // An entry without commands is a leader's first entry, or a membership change.
         let mut requests = if entry.is_command() { decode(&entry.data)? } else { Vec::new() };
         let mut end = 0;
         for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
@@ -159,7 +159,7 @@ impl Flow {
         Ok(end)
     }
 
-    /// Tells the slices up to where their speculation is final.
+    /// Sends the slices the index up to which their speculation is final.
     pub(super) fn commit_speculated(&mut self, index: u64, slices: &mut Vec<SliceOp>) {
         if self.speculated > 0 {
             slices.push(SliceOp::Commit { index });
@@ -169,7 +169,7 @@ impl Flow {
         }
     }
 
-    /// Takes the results of one owner of slices; `false` if nobody wants them any more.
+    /// Takes the results of one owner of slices. Returns `false` if the entry is no longer here.
     pub(super) fn take_results(&mut self, generation: u64, index: u64, results: Vec<(usize, Outcome)>) -> bool {
         let at = index.checked_sub(self.published + 1).map(|at| at as usize);
         let Some(entry) = at.and_then(|at| self.entries.get_mut(at)).filter(|entry| entry.generation == generation)
@@ -183,19 +183,19 @@ impl Flow {
         true
     }
 
-    /// Takes out the next entry to be published.
+    /// Takes the next entry to publish, if it is committed and complete.
     pub(super) fn publish(&mut self) -> Option<FlowEntry> {
         let next = self.entries.pop_front_if(|entry| entry.committed && entry.is_complete())?;
         self.published = next.index;
         Some(next)
     }
 
-    /// Entries that are not committed, oldest first.
+    /// The uncommitted entries, oldest first.
     pub(super) fn uncommitted(&mut self) -> impl Iterator<Item = &mut FlowEntry> {
         self.entries.iter_mut().skip_while(|entry| entry.committed)
     }
 
-    /// Takes out what is not committed: this broker leads no more.
+    /// Takes the uncommitted entries out and has the slices undo them, because this broker no longer leads.
     pub(super) fn roll_back(&mut self, slices: &mut Vec<SliceOp>) -> Vec<FlowEntry> {
         let from = self.entries.iter().position(|entry| !entry.committed).unwrap_or(self.entries.len());
         let rolled_back: Vec<FlowEntry> = self.entries.drain(from..).collect();
@@ -207,7 +207,7 @@ impl Flow {
         rolled_back
     }
 
-    /// Begins anew behind a snapshot.
+    /// Starts again behind a snapshot.
     pub(super) fn restart(&mut self, index: u64) {
         assert!(index >= self.committed, "a snapshot does not go back");
         self.entries.clear();
@@ -218,16 +218,16 @@ impl Flow {
     }
 }
 
-/// Whether the data of an entry of the metadata's log can be read, and applied; if not, why.
+/// Checks that the data of an entry of the metadata log can be read and applied, or says why not.
 pub fn check_entry(data: &[u8]) -> Result<(), String> {
     if data.is_empty() { Ok(()) } else { decode(data).map(drop) }
 }
 
-/// The slices would differ from the log if any of it were left out.
+/// Decodes an entry's requests: all of them, or none. The slices would diverge from the log if one were left out.
 fn decode(data: &[u8]) -> Result<Vec<Request>, String> {
     let mut requests = metadata::decode_requests(data).map_err(|error| error.to_string())?;
     for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
-        // Ids are given out one after the other, from 1.
+        // Ids are assigned consecutively, from 1.
         if first.checked_add(count as u64).is_none_or(|end| end > GROUP_ID_MAX) {
             return Err(format!("groups from {first} on; ids end at {GROUP_ID_MAX}"));
         }

@@ -1,5 +1,5 @@
-//! What only the leader does: it makes entries of the writes that reach it, and answers for them: by the commit, or on the fast
-//! path while its lease holds.
+//! The leader's work: it turns the writes that reach it into entries and answers them. The answer follows the
+//! commit, or takes the fast path while the lease holds.
 
 use super::{
     Accepted, Acks, Ask, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written, flow::FlowEntry,
@@ -14,19 +14,20 @@ use std::{
     time::Duration,
 };
 
-/// One term of this broker's lead.
+/// One term in which this broker leads.
 pub(super) struct Lead {
     pub(super) term: u64,
-    /// Its first entry is applied, and so all that was committed before.
+    /// Its first entry is applied, and therefore everything that was committed before.
     pub(super) established: bool,
     pub(super) lease: LeaderLease,
-    /// Writes of others that came in and are not in the log yet.
+    /// Writes forwarded by other brokers that are not in the log yet.
     asked: VecDeque<Asked>,
-    /// All writes of others that have no answer.
+    /// All forwarded writes that have no answer yet.
     open: BTreeSet<(i32, Ask)>,
-    /// It was about to go: in this term it never holds the lease again, since a candidate that it named may still be on its way.
+    /// It has started to hand over. In this term it never holds the lease again, because the candidate it named may
+    /// still stand for election.
     pub(super) handed_over: bool,
-    /// When each broker was last heard of, and last had everything.
+    /// When the leader last heard from each broker, and when each broker last had the whole log.
     pub(super) heard: BTreeMap<i32, Heard>,
 }
 
@@ -34,7 +35,7 @@ pub(super) struct Lead {
 pub(super) struct Heard {
     pub(super) at: Option<Duration>,
     pub(super) caught_up: Option<Duration>,
-    /// A change of its state is being written, until then at most.
+    /// Its new state is being written; that is retried after this time.
     pub(super) telling: Option<Duration>,
 }
 
@@ -45,13 +46,13 @@ struct Asked {
     requests: Vec<Request>,
 }
 
-/// Who waits for some requests of an entry.
+/// The submitter of some requests of an entry, who waits for their results.
 pub(super) struct Owner {
     who: Who,
-    /// Its requests within the entry.
+    /// The place of its first request in the entry.
     pub(super) first: usize,
     pub(super) count: usize,
-    /// How it asked to be acknowledged, and whether that must be by the commit all the same.
+    /// The acknowledgement it asked for. A retried write waits for its commit all the same.
     acks: Acks,
     retried: bool,
     acked: bool,
@@ -77,7 +78,7 @@ impl Lead {
     }
 }
 
-/// About how many bytes a command takes in the log.
+/// The approximate number of bytes that a command takes in the log.
 fn weight(command: &Command) -> usize {
     const BASE: usize = 192;
     const PARTITION: usize = 32;
@@ -96,16 +97,16 @@ struct Filling {
     requests: Vec<Request>,
     owners: Vec<Owner>,
     bytes: usize,
-    /// Requests of the entries before it.
+    /// Number of requests in the entries that were proposed before it.
     proposed: usize,
 }
 
 impl Plane {
-    /// A broker asks this one to write. What it has asked before and is under way is not begun again.
+    /// Handles a forwarded write of another broker. A repetition of a pending one is ignored.
     pub(super) fn asked_to_write(&mut self, group: &Group, from: i32, ask: Ask, acks: Acks, requests: Vec<Request>) {
         let may_lead = self.is_established() && !group.is_handing_over();
-        // A request without its number could be applied twice, and one in another broker's name would be taken for that
-        // one's own.
+        // A request in another broker's name would be taken for that broker's own. A request without its number
+        // could be applied twice; it is refused below.
         if requests.iter().any(|request| !is_of(from, request)) {
             tracing::warn!(from, "writes that a broker has forwarded in another one's name were dropped");
             return;
@@ -121,14 +122,14 @@ impl Plane {
         }
     }
 
-    /// Makes entries of the writes that have come in: those of this broker, then those of others. Others wait while what was
-    /// proposed is much already.
+    /// Proposes entries with the pending writes: first those of this broker, then the forwarded ones. Once it has
+    /// proposed `turn_requests_max` requests, the rest waits for the next call.
     pub(super) fn propose_all(&mut self, group: &mut Group, now: Duration) {
         if group.is_handing_over() {
             return;
         }
         let (mut filling, much) = (Filling::default(), self.config.turn_requests_max);
-        // What found no room has not been proposed: the others are put off too.
+        // Writes that found no room do not count as proposed, so this loop defers the rest too.
         while filling.proposed < much && self.take_next(group, now, &mut filling) {
             if filling.requests.len() >= much {
                 self.propose_filled(group, now, &mut filling);
@@ -151,7 +152,7 @@ impl Plane {
         true
     }
 
-    /// Adds a write; what it does not fit behind is proposed first.
+    /// Adds a write to `filling`. If it does not fit, the entry so far is proposed first.
     #[expect(clippy::too_many_arguments, reason = "one write's parts, taken apart by its two callers")]
     fn fill(
         &mut self,
@@ -217,7 +218,8 @@ impl Plane {
         self.send(to, PlaneMessage::Forwarded { ask, answer });
     }
 
-    /// Acknowledges what may leave on the fast path: durable here, its results known, and the lease holds now.
+    /// Acknowledges writes on the fast path: they are durable here, their results are known, and the lease holds
+    /// now.
     pub(super) fn ack_fast(&mut self, group: &Group, now: Duration) {
         if !self.holds_lease(group, now) {
             return;
@@ -238,7 +240,8 @@ impl Plane {
         }
     }
 
-    /// Publishes what is committed and complete, in log order, and acknowledges what was not yet.
+    /// Publishes committed and complete entries in log order, and acknowledges their writes that have no answer
+    /// yet.
     pub(super) fn publish(&mut self, group: &Group, now: Duration) {
         let lease = self.holds_lease(group, now);
         while let Some(mut entry) = self.flow.publish() {
@@ -253,7 +256,7 @@ impl Plane {
                     Acks::Leader => self.stats.fallbacks += count,
                 }
             }
-            // Who is here waits on until the entry is shown, whatever was acknowledged before.
+            // A write of this broker may wait until the entry is shown, even if it was acknowledged before.
             let mut owners = std::mem::take(&mut entry.owners);
             for owner in owners.iter_mut().filter(|owner| matches!(owner.who, Who::Here(_)) || !owner.acked) {
                 let accepted = accepted(&entry, owner);
@@ -265,7 +268,8 @@ impl Plane {
         }
     }
 
-    /// This broker leads no more in the term in which it did: what is not committed is undone, and asked for again elsewhere.
+    /// Ends this broker's leadership of the old term. Uncommitted entries are rolled back, and their submitters
+    /// retry with the new leader.
     pub(super) fn resign(&mut self, leader: Option<u64>, now: Duration) {
         let Some(mut lead) = self.lead.take() else { return };
         for entry in self.flow.roll_back(&mut self.out.slices) {
@@ -286,8 +290,8 @@ impl Plane {
         self.refuse_reads(lead.lease, leader, now);
     }
 
-    /// Hands the lead to the voter that has come furthest among those that are able to, if there is one; its lease is given up first, and
-    /// for good. Returns whether somebody was asked.
+    /// Hands leadership over to the able voter with the longest log, if there is one. This leader first gives up
+    /// its lease for the rest of its term. Returns whether it has asked a voter.
     pub fn hand_over(&mut self, group: &mut Group, is_able: impl Fn(u64) -> bool) -> bool {
         let own = group.peer();
         let is_other = |peer: &PeerProgress| peer.voter && peer.active && peer.peer != own && is_able(peer.peer);
@@ -305,7 +309,7 @@ impl Plane {
         true
     }
 
-    /// The metadata group as its leader sees it.
+    /// The state of the metadata group as its leader sees it.
     pub(super) fn quorum(&self, group: &Group, now: Duration) -> Quorum {
         let heard = self.lead.as_ref().map(|lead| &lead.heard);
         let ago = |at: Option<Duration>| at.map(|at| now.saturating_sub(at).as_millis() as u64);
@@ -328,7 +332,7 @@ impl Plane {
     }
 }
 
-/// Whether a broker forwards this for itself.
+/// Whether a broker forwards this request in its own name.
 fn is_of(from: i32, request: &Request) -> bool {
     let is_own_broker = |broker: &Broker| broker.node == from && node_of(broker.peer) == from;
     let is_own = match &request.command {
@@ -344,7 +348,7 @@ impl Owner {
     }
 }
 
-/// Marks owners of a complete entry as acknowledged; the answers are theirs.
+/// Marks some owners of a complete entry as acknowledged, and returns their answers.
 fn accept(entry: &mut FlowEntry, which: impl Fn(&Owner) -> bool) -> Vec<(Who, Accepted)> {
     let mut owners = std::mem::take(&mut entry.owners);
     let mut acked = Vec::new();

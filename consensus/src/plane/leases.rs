@@ -1,8 +1,12 @@
-//! Two leases. The *leader's* lets it acknowledge and answer alone; it runs from the sending of a question that a quorum has
-//! answered since. A broker's *read* lease lets it answer reads from its own views, at most that stale; it runs from the sending
-//! of a probe that a leader with its lease has answered, once everything is shown that was committed then.
+//! Leases of the leader and of all brokers.
 //!
-//! Reads without a lease ask the leader up to which index they must wait.
+//! - The *leader lease* lets the leader acknowledge writes and answer reads alone. It starts when the leader sends a
+//!   question that a quorum then answers.
+//! - The *read lease* lets a broker answer reads from its own views, which are at most as stale as the lease is long.
+//!   It starts when the broker sends a probe. The leader answers it while it holds its lease, or after asking its
+//!   quorum. The lease counts once the views show everything that was committed by then.
+//!
+//! A broker without a read lease asks the leader up to which index its reads must wait.
 
 use super::{Ask, Plane, PlaneMessage, Quorum, Refused, Token, WriteError, node_of, pause};
 use crate::group::{Group, ReadIndex};
@@ -10,18 +14,20 @@ use std::{collections::VecDeque, time::Duration};
 
 /// How often a leader renews its lease.
 const RENEW_EVERY: Duration = Duration::from_millis(100);
-/// Questions to the quorum that are not forgotten; older ones would renew nothing.
+/// The most pending questions to the quorum. When it is full, the oldest is dropped, since it would renew nothing.
 const QUESTIONS_MAX: usize = 16;
-/// Renewals of the read lease that wait for their index to be shown; older ones are worth less.
+/// The most renewals of the read lease that wait for their index to be shown. When it is full, the oldest is
+/// dropped, since it is worth the least.
 const RENEWALS_MAX: usize = 64;
 
 #[derive(Default)]
 pub(super) struct LeaderLease {
     until: Option<Duration>,
-    /// Questions to the quorum that are under way: their tokens, and when they were sent.
+    /// Pending questions to the quorum: their tokens, and when they were sent.
     sent: VecDeque<(Token, Duration)>,
     renew_at: Duration,
-    /// Reads that wait for the answer to a question sent after they came, and whether that is still to be sent.
+    /// Reads, and when they arrived. Each waits for the answer to a question that was sent after it arrived.
+    /// `ask_wanted`: that question has yet to be sent.
     waiting: Vec<(Reader, Duration)>,
     ask_wanted: bool,
 }
@@ -30,12 +36,12 @@ pub(super) struct LeaderLease {
 enum Reader {
     Here(Token),
     There(i32, Ask),
-    /// A broker that wants its read lease renewed: its process, and when it asked by its own clock.
+    /// A broker that renews its read lease: its node, its incarnation, and when it asked by its own clock.
     Probe(i32, u64, Duration),
 }
 
 impl LeaderLease {
-    /// What was asked until now renews nothing any more.
+    /// Ends the lease. The questions asked so far no longer renew it.
     pub(super) fn give_up(&mut self) {
         self.until = None;
         self.sent.clear();
@@ -45,7 +51,7 @@ impl LeaderLease {
 #[derive(Default)]
 pub(super) struct ReadLease {
     until: Option<Duration>,
-    /// What must be shown for a renewal, and when that was asked for; ascending.
+    /// Pending renewals, ascending: the index that must be shown, and when the renewal was asked for.
     renewals: VecDeque<(u64, Duration)>,
     probe_at: Duration,
 }
@@ -70,7 +76,7 @@ impl ReadLease {
     }
 }
 
-/// Something that only the leader knows, asked for by this broker.
+/// A question of this broker that only the leader can answer.
 pub(super) struct Question {
     kind: Kind,
     deadline: Duration,
@@ -80,7 +86,7 @@ pub(super) struct Question {
 
 enum Kind {
     Read,
-    /// The leader's answer: the read waits until this index is shown.
+    /// The leader has answered: the read waits until this index is shown.
     ReadFrom(u64),
     Describe,
 }
@@ -93,24 +99,25 @@ impl Question {
 }
 
 impl Plane {
-    /// Whether this broker leads, and nobody else can have been elected since.
+    /// Whether this broker leads, and no other broker can have been elected since.
     pub fn holds_lease(&self, group: &Group, now: Duration) -> bool {
         let Some(lead) = &self.lead else { return false };
         let leads = group.is_leader() && group.term() == lead.term && lead.established && !lead.handed_over;
         leads && lead.lease.until.is_some_and(|until| now < until)
     }
 
-    /// Until when, by this broker's clock, reads may be answered from what every view shows, at most that stale.
+    /// The time, by this broker's clock, until which reads may be answered from the state that every view shows.
+    /// That state is at most as stale as the read lease is long.
     pub fn read_lease(&self) -> Option<Duration> {
         self.read_lease.until
     }
 
-    /// Asks for a read that sees everything acknowledged before now; the answer comes in a later [`super::Turn`].
+    /// Starts a read that sees everything acknowledged before now. The answer comes in a later [`super::Turn`].
     pub fn read(&mut self, group: &mut Group, now: Duration, deadline: Duration) -> Token {
         self.question(group, now, deadline, Kind::Read)
     }
 
-    /// Asks how the quorum is.
+    /// Asks for the state of the quorum.
     pub fn describe(&mut self, group: &mut Group, now: Duration, deadline: Duration) -> Token {
         self.question(group, now, deadline, Kind::Describe)
     }
@@ -148,18 +155,19 @@ impl Plane {
         }
     }
 
-    /// On the leader: finds the index that a read must wait for; at once if the lease holds.
+    /// On the leader: finds the index that a read must wait for. That is possible at once if the lease holds; else
+    /// the quorum is asked first.
     fn index_for(&mut self, group: &Group, now: Duration, reader: Reader) {
         if self.holds_lease(group, now) {
             return self.index_is(group, reader, group.commit());
         }
         let lead = self.lead.as_mut().expect("only a leader is asked");
         lead.lease.waiting.push((reader, now));
-        // One question for all that come in this turn.
+        // One question serves all reads of this turn.
         lead.lease.ask_wanted = true;
     }
 
-    /// A read of this broker may be answered once this index is shown.
+    /// Lets a read of this broker wait until this index is shown.
     fn read_from(&mut self, token: Token, index: u64) {
         #[cfg(any(test, feature = "sim"))]
         let index = if self.bug == Some(crate::sim::Bug::ReadBeforeShown) { 0 } else { index };
@@ -169,7 +177,7 @@ impl Plane {
         }
     }
 
-    /// Asks the quorum if a read has come that waits for that.
+    /// Asks the quorum if a new read waits for that.
     pub(super) fn ask_if_wanted(&mut self, group: &mut Group, now: Duration) {
         if self.lead.as_mut().is_some_and(|lead| std::mem::take(&mut lead.lease.ask_wanted)) {
             self.ask_quorum(group, now);
@@ -203,7 +211,7 @@ impl Plane {
         group.read_index(token);
     }
 
-    /// A quorum has said since the question was sent that this broker leads.
+    /// Handles a quorum's confirmation that this broker led after the question was sent.
     pub(super) fn confirmed(&mut self, group: &Group, now: Duration, read: ReadIndex) {
         let leader_lease = self.config.leader_lease;
         let Some(lead) = self.lead.as_mut().filter(|lead| group.is_leader() && lead.term == group.term()) else {
@@ -217,7 +225,7 @@ impl Plane {
         if !lead.handed_over {
             lead.lease.until = lead.lease.until.max(Some(sent_at + leader_lease));
         }
-        // What a leader may say of itself at that moment it may say to its own views.
+        // The confirmation also renews the leader's own read lease.
         self.read_lease.renew(read.index, sent_at);
         self.read_lease.shown(self.shown, self.config.read_lease);
         let lead = self.lead.as_mut().expect("it was just there");
@@ -228,7 +236,7 @@ impl Plane {
         debug_assert!(sent_at <= now, "a question is answered after it was asked");
     }
 
-    /// A broker without a read lease asks for a read.
+    /// Handles the question of a broker without a read lease for the index of a read.
     pub(super) fn asked_for_index(&mut self, group: &mut Group, now: Duration, from: i32, ask: Ask) {
         if self.is_established() {
             return self.index_for(group, now, Reader::There(from, ask));
@@ -274,7 +282,8 @@ impl Plane {
             && self.questions.get(&ask.number).is_some_and(|question| !matches!(question.kind, Kind::ReadFrom(_)))
     }
 
-    /// Who was asked does not lead. Another is asked at once if one was named, else at the next tick.
+    /// Handles a refusal. If it names another leader, that one is asked at the next tick. Otherwise the question is
+    /// retried after its pause.
     fn question_refused(&mut self, now: Duration, from: i32, token: Token, refused: Refused) {
         let known = self.known_leader.map(node_of).or(self.hinted_leader);
         match refused {
@@ -289,7 +298,7 @@ impl Plane {
         }
     }
 
-    /// Lets reads go whose index is shown.
+    /// Answers reads whose index is shown.
     pub(super) fn settle_reads(&mut self) {
         let shown = self.shown;
         let ready = self
@@ -298,7 +307,7 @@ impl Plane {
         self.out.reads.extend(ready.map(|(token, _)| (token, Ok(()))));
     }
 
-    /// A leader that leads no more: those whose reads wait must ask another.
+    /// Refuses the waiting reads of a former leader, so that their brokers ask another.
     pub(super) fn refuse_reads(&mut self, lease: LeaderLease, leader: Option<u64>, now: Duration) {
         for (reader, _) in lease.waiting {
             match reader {
@@ -310,7 +319,7 @@ impl Plane {
                 Reader::There(from, ask) => {
                     self.send(from, PlaneMessage::ReadIndexed { ask, answer: Err(Refused::NotLeader { leader }) });
                 }
-                // It probes again.
+                // The broker probes again by itself.
                 Reader::Probe(..) => {}
             }
         }
@@ -331,7 +340,7 @@ impl Plane {
         again.into_iter().for_each(|token| self.ask_leader(group, now, token));
     }
 
-    /// Renews the leases that are due: the leader asks its quorum, the others probe the leader.
+    /// Renews the leases that are due: the leader asks its quorum, other brokers probe the leader.
     pub(super) fn tick_leases(&mut self, group: &mut Group, now: Duration) {
         if let Some(lead) = &mut self.lead {
             for peer in group.progress().into_iter().filter(|peer| peer.matched == group.last_index()) {
@@ -349,8 +358,8 @@ impl Plane {
         }
     }
 
-    /// A broker wants to go on answering reads. Without its own lease the leader asks its quorum first whether nothing newer can be
-    /// committed elsewhere.
+    /// Handles a probe, by which a broker renews its read lease. A leader without a lease first asks its quorum
+    /// whether it still leads, since newer entries might be committed elsewhere.
     pub(super) fn probed(&mut self, group: &Group, now: Duration, from: i32, incarnation: u64, sent_at: Duration) {
         if let Some(lead) = &mut self.lead
             && self.cluster.is_present(from, incarnation)

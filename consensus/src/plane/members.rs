@@ -1,9 +1,11 @@
-//! Who belongs to the metadata group, and who is alive: the leader brings the group's members in line with the brokers that are
-//! registered, one change at a time, and says which brokers are silent.
+//! Membership of the metadata group, and liveness of brokers. The leader adapts the group's members to the
+//! registered brokers, one change at a time. It also fences silent brokers.
 //!
-//! A broker that registers becomes a learner. A learner that has caught up becomes a voter if there are fewer voters than wanted, or
-//! if it takes the place of its own node's former disk. A peer goes when its broker is unregistered, or when its node's new disk
-//! has taken its place. A dead voter is never removed by itself: that is for an operator to say.
+//! - A broker that registers becomes a learner.
+//! - A learner that has caught up becomes a voter if there are fewer voters than wanted. It also becomes a voter if it
+//!   replaces its own node's former disk.
+//! - A peer is removed when its broker is unregistered, or when its node's new disk has taken its place.
+//! - The leader never removes a dead voter on its own. An operator has to.
 
 use super::{Acks, Plane, Submission, Until, node_of};
 use crate::{
@@ -18,20 +20,20 @@ use std::{
 };
 use uuid::Uuid;
 
-/// A learner counts as caught up when it lacks no more entries than this.
+/// A learner counts as caught up when it lacks at most this many entries.
 const CAUGHT_UP_WITHIN: u64 = 64;
-/// A write of the leader's own may take so long.
+/// The time limit for a write of the leader's own.
 const OWN_WRITE_MAX: Duration = Duration::from_secs(5);
 
-/// What is published of the cluster.
+/// The published state of the cluster.
 #[derive(Default)]
 pub(super) struct Cluster {
     brokers: BTreeMap<i32, Arc<Broker>>,
-    /// Peers that must not come back.
+    /// Removed peers, which must not come back.
     gone: Arc<BTreeSet<u64>>,
-    /// Voters wanted, if that was set.
+    /// The wanted number of voters, if the setting exists.
     pub(super) voters_wanted: Option<usize>,
-    /// By id, for what a change of one leaves of `placed`.
+    /// Topics by id, to update `placed` when one changes.
     topics: AHashMap<Uuid, Arc<Topic>>,
     placed: Placed,
 }
@@ -65,26 +67,27 @@ impl Cluster {
         self.brokers.values()
     }
 
-    /// Partitions and replicas of what is published.
+    /// The number of partitions and replicas in the published state.
     pub(super) fn placed(&self) -> &Placed {
         &self.placed
     }
 
-    /// Whether a message of a broker's process is one of the process that is registered.
+    /// Whether this process of a broker is the registered one.
     pub(super) fn is_present(&self, node: i32, incarnation: u64) -> bool {
         self.brokers.get(&node).is_some_and(|broker| broker.incarnation == incarnation)
     }
 
-    /// The next change of the members, if one is due.
+    /// The next membership change; empty if none is due.
     pub(super) fn next_change(&self, group: &Group, voters_wanted: usize) -> Vec<Member> {
         let (voters, learners) = (group.voters(), group.learners());
         let is_member = |peer: &u64| voters.contains(peer) || learners.contains(peer);
         let registered = |peer: u64| self.brokers.get(&node_of(peer)).is_some_and(|broker| broker.peer == peer);
-        // First those who must not have a vote any more; but never the last that is left.
+        // First remove the peers that are gone, but never this leader or the last voter.
         let gone: Vec<u64> = voters.iter().chain(&learners).copied().filter(|peer| self.gone.contains(peer)).collect();
         let replaced = |peer: u64| self.brokers.get(&node_of(peer)).is_some_and(|broker| broker.peer != peer);
         for peer in gone {
-            // A disk that was replaced keeps its vote, which nobody casts, until the new one is ready to take its place.
+            // The peer of a replaced disk stays a voter, although it never votes, until the new disk's peer can
+            // take its place.
             let keeps_place = replaced(peer) && voters.contains(&peer);
             if !keeps_place && (voters != [peer]) && peer != group.peer() {
                 return vec![Member::Removed(peer)];
@@ -111,11 +114,11 @@ impl Cluster {
     }
 }
 
-/// The setting that says how many voters there should be.
+/// The setting for the number of voters.
 const VOTERS_SETTING: &str = "metadata.voters";
 
 impl Plane {
-    /// Brings members and the state of brokers in line, if this broker leads.
+    /// Proposes the next membership change and fences or unfences brokers, if this broker leads.
     pub(super) fn tick_members(&mut self, group: &mut Group, now: Duration) {
         let Some(lead) = self.lead.as_mut().filter(|lead| lead.established && !group.is_handing_over()) else { return };
         let wanted = self.cluster.voters_wanted.unwrap_or(self.config.voters_wanted);
@@ -128,7 +131,7 @@ impl Plane {
         for broker in self.cluster.brokers.values() {
             let own = broker.node == self.config.node;
             let heard = lead.heard.entry(broker.node).or_default();
-            // A new leader gives everybody a session to be heard in.
+            // A new leader gives every broker one session to be heard in.
             let at = *heard.at.get_or_insert(now);
             let alive = own || now < at + session;
             let status = if alive { BrokerStatus::Alive } else { BrokerStatus::Fenced };

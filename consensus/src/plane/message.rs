@@ -1,24 +1,25 @@
-//! What the metadata planes of two brokers say to each other, beside the messages of their Raft groups.
+//! Messages between the metadata planes of two brokers, besides those of their Raft groups.
 //!
-//! Nothing here is reliable: a message may be lost, late, doubled or overtaken. Whoever wants an answer asks again.
+//! Nothing here is reliable: a message may be lost, delayed, duplicated or reordered. A broker that needs an answer
+//! retries.
 
 use crate::metadata::{Request, RequestResult};
 use std::time::Duration;
 
-/// How strongly a write is acknowledged (`metadata.acks`).
+/// When a write is acknowledged (`metadata.acks`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Acks {
-    /// Once a majority has it.
+    /// Once a majority has it on disk.
     #[default]
     Quorum,
     /// Once the leader alone has it on disk, as long as it holds the leader lease: the WAL fast path.
     Leader,
 }
 
-/// From one broker's plane to another's.
+/// A message from one broker's plane to another's.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PlaneMessage {
-    /// To the leader: writes of mine. Asked again after a while, under the same numbers.
+    /// To the leader: writes of the sender. It retries them after a while, with the same numbers.
     Forward {
         ask: Ask,
         acks: Acks,
@@ -28,7 +29,8 @@ pub enum PlaneMessage {
         ask: Ask,
         answer: Result<Accepted, Refused>,
     },
-    /// To the leader: up to which index must I have applied the log, to answer a read that comes in now?
+    /// To the leader: asks up to which index the sender must have applied the log to answer a read that arrives
+    /// now.
     ReadIndex {
         ask: Ask,
     },
@@ -36,19 +38,20 @@ pub enum PlaneMessage {
         ask: Ask,
         answer: Result<u64, Refused>,
     },
-    /// To the leader: may I go on answering reads? Carries the asker's own clock.
+    /// To the leader: asks whether the sender may go on answering reads. It carries the sender's own clock.
     Probe {
         incarnation: u64,
         sent_at: Duration,
     },
-    /// The leader, holding its lease, has committed up to `commit`; `sent_at` is the probe's.
+    /// From the leader: it has committed up to `commit`, and its lease or a quorum confirms that it leads.
+    /// `sent_at` is copied from the probe.
     Heartbeat {
         incarnation: u64,
         sent_at: Duration,
         term: u64,
         commit: u64,
     },
-    /// To the leader: how is the quorum?
+    /// To the leader: asks for the state of the quorum.
     Describe {
         ask: Ask,
     },
@@ -58,14 +61,14 @@ pub enum PlaneMessage {
     },
 }
 
-/// Which question an answer belongs to: the asker's process, and a number that it never uses twice.
+/// Identifies the question of an answer: the asker's process, and a number that it never reuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ask {
     pub incarnation: u64,
     pub number: u64,
 }
 
-/// A write that the leader answers for: where it stands in the log, and what each request gave.
+/// The leader's answer to a write: its place in the log, and the result of each request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accepted {
     pub term: u64,
@@ -73,12 +76,12 @@ pub struct Accepted {
     pub results: Vec<RequestResult>,
 }
 
-/// Why a broker did not do what only a leader does.
+/// Why a broker refused a request that only a leader serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It does not lead, or not yet; the peer that does, if it knows one.
+    /// It does not lead, or not yet. `leader` is the peer that leads, if known.
     NotLeader { leader: Option<u64> },
-    /// Too much is under way; ask again.
+    /// Too many writes are pending; retry.
     Busy,
 }
 
@@ -92,13 +95,14 @@ pub struct Quorum {
     pub learners: Vec<Progress>,
 }
 
-/// How far a peer has come.
+/// A peer's progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub peer: u64,
     /// The last index that it is known to have.
     pub matched: u64,
-    /// Since it was last heard of, and since it last had everything; `None`: never, as far as this leader knows.
+    /// Milliseconds since the leader last heard from it, and since it last had the whole log. `None`: never, as far
+    /// as this leader knows.
     pub heard_ms_ago: Option<u64>,
     pub caught_up_ms_ago: Option<u64>,
 }

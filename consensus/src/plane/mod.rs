@@ -1,26 +1,31 @@
-//! The metadata plane of one broker: what stands between those who read and write metadata and the metadata group.
-//! Lives on: core 0. Sans-IO: beside the [`Group`], which every verb gets, it sees only arguments; what is to be done comes out of
-//! [`Plane::take`].
+//! The metadata plane of one broker: the layer between the readers and writers of metadata and the metadata group.
+//! Lives on: core 0. Sans-IO: it sees only its arguments and the [`Group`], which most verbs get. [`Plane::take`]
+//! returns the work to do.
 //!
 //! ```text
 //!  submit ─► leads? ─ yes ─► one entry for all writes of a turn ─► Group … committed ─┐
 //!              │             └► Speculate: slices apply it at once (the overlay)      │
-//!              └─ no ──► Forward to the leader, again and again, under one number     ▼
+//!              └─ no ──► Forward to the leader, with retries, under one number        ▼
 //!  answer ◄── shown by every core's view ◄── publish, in log order ◄── results of the slices
-//!         ◄── fast path: durable here, results there, and the leader lease holds
+//!         ◄── fast path: durable here, results complete, and the leader lease holds
 //! ```
 //!
 //! | module | is |
 //! |---|---|
-//! | `message` | what planes say to each other |
+//! | `message` | messages between planes |
 //! | `flow` | entries on their way through the slices, published in log order |
 //! | `writes` | writes of this broker: proposed or forwarded until they are answered |
-//! | `leading` | what only the leader does: entries, answers to forwards, the fast path |
-//! | `members` | the group's members and the brokers' state, brought in line by the leader |
-//! | `leases` | the leader's lease, the read lease, reads without one |
+//! | `leading` | the leader's work: entries, answers to forwarded writes, the fast path |
+//! | `room` | the leader's check that brokers have memory for new partitions |
+//! | `members` | the group's members and the brokers' liveness, kept up to date by the leader |
+//! | `leases` | the leader's lease, the read lease, reads without a lease |
 //!
-//! Invariants: a write is answered once; what is answered at [`Acks::Quorum`] is committed; what the fast path answers was durable
-//! here while the lease held; indices are published in order, each once.
+//! Invariants:
+//!
+//! - A write is answered once.
+//! - A write that is answered at [`Acks::Quorum`] is committed.
+//! - A write that the fast path answers was durable here while the lease held.
+//! - Indices are published in order, each once.
 
 mod flow;
 mod leading;
@@ -48,8 +53,8 @@ use std::{
 };
 use writes::Write;
 
-/// A peer's id in every Raft group: the broker's node id, and a number that its disk drew when it was set up. A broker that
-/// returns with an emptied disk is another peer; an id is never used again.
+/// A peer's id in every Raft group: the broker's node id, and a number that its disk drew when it was set up. A
+/// broker that returns with an empty disk is another peer. An id is never reused.
 pub fn peer_id(node: i32, disk: u32) -> u64 {
     (u64::from(node as u32) << 32) | u64::from(disk.max(1))
 }
@@ -59,37 +64,38 @@ pub fn node_of(peer: u64) -> i32 {
     (peer >> 32) as i32
 }
 
-/// Names a write or a question until its answer.
+/// Identifies a write or a question until its answer.
 pub type Token = u64;
 
-/// Who this broker is, and its times.
+/// This broker's identity, timings and limits.
 #[derive(Clone, Debug)]
 pub struct PlaneConfig {
     pub node: i32,
-    /// Of this process; later ones are larger.
+    /// The incarnation of this process. Later processes have larger ones.
     pub incarnation: u64,
-    /// How long the leader's lease runs from the sending of the question that a quorum answered. Shorter than the least
-    /// election timeout less one tick, by what clocks may drift apart in that time.
+    /// How long the leader's lease lasts after it sent a question that a quorum has answered. It must be shorter
+    /// than the least election timeout less one tick, by as much as clocks may drift apart in that time.
     pub leader_lease: Duration,
     pub read_lease: Duration,
     /// How often a read lease is renewed.
     pub probe_every: Duration,
-    /// Requests and bytes that one entry holds at most; one request alone may be larger.
+    /// The most requests in one entry; `entry_bytes_max` limits its bytes. A single larger write gets an entry of
+    /// its own.
     pub entry_requests_max: usize,
-    /// Requests after which a call of [`Plane::propose`] takes no further writes.
+    /// Once a call of [`Plane::propose`] has proposed this many requests, it takes no further writes.
     pub turn_requests_max: usize,
     pub entry_bytes_max: usize,
-    /// Voters that the group should have, unless the setting `metadata.voters` says otherwise.
+    /// The number of voters that the group should have, unless the setting `metadata.voters` differs.
     pub voters_wanted: usize,
-    /// A broker that is not heard of for so long is fenced.
+    /// A broker that the leader has not heard from for this long is fenced.
     pub session_timeout: Duration,
-    /// Topics that are made whether brokers have memory for them or not, by name: those that the brokers themselves
-    /// need.
+    /// Returns whether the topic of this name is created even if brokers have no memory for it. These are the
+    /// topics that the brokers themselves need.
     pub always_made: fn(&str) -> bool,
 }
 
 impl PlaneConfig {
-    /// The times that brokers use, with ticks of 100 ms and an election timeout of at least 8 of them.
+    /// The timings that brokers use, with ticks of 100 ms and an election timeout of at least 8 ticks.
     pub fn new(node: i32, incarnation: u64) -> Self {
         Self {
             node,
@@ -107,30 +113,33 @@ impl PlaneConfig {
     }
 }
 
-/// What a broker's plane has done since it started.
+/// Counters of a broker's plane since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlaneStats {
-    /// Requests acknowledged on the fast path, by their commit though they had asked for the fast path, and by their commit as
-    /// they had asked. Counted where they were proposed.
+    /// Three ways in which requests were acknowledged. `wal_writes`: on the fast path. `fallbacks`: by their
+    /// commit, although they had asked for the fast path. `quorum_writes`: by their commit, as they had asked.
+    ///
+    /// The leader that proposed them counts them. A truncated write is also counted as a fallback, by the broker it
+    /// was submitted to.
     pub wal_writes: u64,
     pub fallbacks: u64,
     pub quorum_writes: u64,
-    /// Writes sent to the leader, once for each attempt.
+    /// Writes forwarded to the leader, counted once per attempt.
     pub forwarded_writes: u64,
     pub heartbeats_sent: u64,
     pub heartbeats_received: u64,
 }
 
-/// What is to be done now, in this order.
+/// The work to do now, in this order.
 #[derive(Debug, Default)]
 pub struct Turn {
     pub slices: Vec<SliceOp>,
-    /// For every core's view; [`Plane::shown`] once all have it.
+    /// Deltas for every core's view, by index. Call [`Plane::shown`] once all views have them.
     pub publish: Vec<(u64, Vec<Delta>)>,
-    /// To brokers, by node.
+    /// Messages to brokers, by node.
     pub sends: Vec<(i32, PlaneMessage)>,
     pub written: Vec<(Token, Result<Written, WriteError>)>,
-    /// Reads that may be answered now from what every view shows.
+    /// Reads that may be answered now from the state that every view shows.
     pub reads: Vec<(Token, Result<(), WriteError>)>,
     pub described: Vec<(Token, Result<Quorum, WriteError>)>,
 }
@@ -149,37 +158,38 @@ pub struct Plane {
     stats: PlaneStats,
     next_token: Token,
     next_sequence: u64,
-    /// The next group id; ids are given out in log order and never again.
+    /// The next group id. Ids are assigned in log order and never reused.
     next_group: u64,
     flow: Flow,
     lead: Option<Lead>,
     writes: BTreeMap<Token, Write>,
-    /// Writes to be tried in the next turn.
+    /// Writes to try in the next turn.
     to_try: VecDeque<Token>,
-    /// Writes that wait for an index to be shown.
+    /// Writes that wait until their index is shown.
     settling: BTreeSet<(u64, Token)>,
     questions: BTreeMap<Token, Question>,
     read_lease: ReadLease,
     cluster: Cluster,
-    /// Writes of the leader itself, whose answers nobody waits for.
+    /// The leader's own writes. Nobody waits for their answers.
     own_writes: BTreeSet<Token>,
     /// The last index that every view shows.
     shown: u64,
-    /// The leader as the group knows it, by peer, and as other brokers have named it, by node.
+    /// The leader's peer id as the group knows it, and the leader's node as other brokers have named it.
     known_leader: Option<u64>,
     hinted_leader: Option<i32>,
-    /// Brokers to be asked who leads.
+    /// Brokers to ask who leads.
     contacts: Vec<i32>,
     next_contact: usize,
-    /// The log can take no more for now.
+    /// The log has no room for now.
     held_back: bool,
-    /// A mistake for the simulation to find.
+    /// A deliberate bug for the simulation to find.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) bug: Option<crate::sim::Bug>,
 }
 
 impl Plane {
-    /// The plane beside a group whose slices and views show everything up to `applied`; `group_high` is the largest group id in them.
+    /// Creates the plane of a group whose slices and views show everything up to `applied`. `group_high` is the
+    /// largest group id in them.
     pub fn new(config: PlaneConfig, applied: u64, group_high: u64) -> Self {
         Self {
             config,
@@ -212,40 +222,41 @@ impl Plane {
         self.stats
     }
 
-    /// The other brokers that may know who leads.
+    /// Sets the other brokers that may know who leads.
     pub fn set_contacts(&mut self, nodes: impl IntoIterator<Item = i32>) {
         let own = self.config.node;
         self.contacts = nodes.into_iter().filter(|node| *node != own).collect();
     }
 
-    /// What the slices say at the start, or after a snapshot.
+    /// Sets the state of the cluster from the slices, at the start or after a snapshot.
     pub fn begin_from<'a>(&mut self, image: impl IntoIterator<Item = &'a Delta>) {
         self.cluster = Cluster::default();
         image.into_iter().for_each(|delta| self.cluster.follow(delta));
     }
 
-    /// Whether writes have to wait because the log has no room for them. A leader's alone; they are proposed once it has.
+    /// Sets whether writes must wait because the log has no room. Only the leader's do; it proposes them once there
+    /// is room.
     pub fn hold_back(&mut self, held_back: bool) {
         self.held_back = held_back;
     }
 
-    /// Takes what is to be done now.
+    /// Takes the work to do now.
     pub fn take(&mut self) -> Turn {
         self.out.written.retain(|(token, _)| !self.own_writes.remove(token));
         std::mem::take(&mut self.out)
     }
 
-    /// The last index that went to the views.
+    /// The last index that was published to the views.
     pub fn published(&self) -> u64 {
         self.flow.published()
     }
 
-    /// Whether this broker leads and knows all that was committed before it did.
+    /// Whether this broker leads and has applied everything that was committed before its term.
     pub fn is_established(&self) -> bool {
         self.lead.as_ref().is_some_and(|lead| lead.established)
     }
 
-    /// The broker that leads, as far as this one knows.
+    /// The broker that leads, as far as this broker knows.
     pub fn leader(&self) -> Option<i32> {
         self.known_leader.map(node_of).or(self.hinted_leader)
     }
@@ -264,9 +275,9 @@ impl Plane {
     }
 }
 
-/// What happens to the plane.
+/// The plane's inputs.
 impl Plane {
-    /// One tick of the group has passed: its timers and those of the plane.
+    /// Advances the timers of the group and of the plane by one tick.
     pub fn tick(&mut self, group: &mut Group, now: Duration) {
         group.tick();
         self.observe(group, now);
@@ -276,7 +287,7 @@ impl Plane {
         self.tick_questions(group, now);
     }
 
-    /// Notices who leads. To be called whenever the group was stepped, before its Ready is taken.
+    /// Updates the known leader. Call it after each step of the group, before its Ready is taken.
     pub fn observe(&mut self, group: &mut Group, now: Duration) {
         let leads = group.is_leader().then(|| group.term());
         if self.lead.as_ref().map(|lead| lead.term) != leads {
@@ -292,21 +303,21 @@ impl Plane {
         }
     }
 
-    /// Brings new writes on their way: into the log, or to the leader. To be called before the group's Ready is taken. A leader
-    /// takes some at a time, if there are many: the others follow by the call before the next Ready.
+    /// Proposes new writes, or forwards them to the leader. Call it before the group's Ready is taken. A leader
+    /// proposes a limited number per call; the next call, before the next Ready, proposes more.
     pub fn propose(&mut self, group: &mut Group, now: Duration) {
         self.observe(group, now);
         match &self.lead {
             Some(lead) if lead.established && !self.held_back => self.propose_all(group, now),
-            // Soon it will be; whoever is asked instead could only name this broker.
+            // This leader will soon be established, or have room. Any other broker could only name this one.
             Some(_) => {}
             None => self.forward_all(now),
         }
         self.ask_if_wanted(group, now);
     }
 
-    /// The group has committed these entries; the slices get them now. One that can't be applied stops the group before
-    /// it.
+    /// Sends the entries that the group has committed to the slices. An entry that can't be applied stops the group
+    /// before it.
     pub fn committed(&mut self, group: &mut Group, now: Duration, entries: &[Entry]) {
         self.observe(group, now);
         let members_before = (group.voters(), group.learners());
@@ -314,7 +325,8 @@ impl Plane {
         let mut unreadable = None;
         for entry in entries {
             if entry.entry_type != ENTRY_NORMAL {
-                // Whether it can be applied shows when it is; what is behind it must not be by then.
+                // Only applying a membership change shows whether it can be applied. Later entries must not be
+                // applied before that.
                 group.applied_to(entry.index);
                 if group.unreadable().is_some() {
                     break;
@@ -337,7 +349,7 @@ impl Plane {
         if let Some(lead) = &mut self.lead {
             lead.established |= last.term == lead.term;
             if members_before != (group.voters(), group.learners()) {
-                // A quorum of those before need not be one of those now.
+                // A quorum of the old members need not be a quorum of the new ones.
                 lead.lease.give_up();
             }
         }
@@ -348,13 +360,13 @@ impl Plane {
         self.publish(group, now);
     }
 
-    /// More of the log is durable here.
+    /// Reports that more of the log is durable here.
     pub fn persisted(&mut self, group: &Group, now: Duration) {
         self.ack_fast(group, now);
     }
 
-    /// A snapshot has replaced the log and the slices: everything up to `index` is applied, and `group_high` is the largest group
-    /// id in it.
+    /// Reports that a snapshot has replaced the log and the slices. Everything up to `index` is applied, and
+    /// `group_high` is the largest group id in it.
     pub fn restored<'a>(&mut self, index: u64, group_high: u64, image: impl IntoIterator<Item = &'a Delta>) {
         assert!(self.lead.is_none(), "a leader gets no snapshot");
         self.begin_from(image);
@@ -362,7 +374,8 @@ impl Plane {
         self.next_group = self.next_group.max(group_high + 1);
     }
 
-    /// An owner of slices has applied its part of an entry: each result with its place in the entry.
+    /// Reports that an owner of slices has applied its part of an entry: each result with its request's place in
+    /// the entry.
     pub fn slices_did(
         &mut self,
         group: &Group,
@@ -377,7 +390,7 @@ impl Plane {
         }
     }
 
-    /// Every core's view shows everything up to `index`.
+    /// Reports that every core's view shows everything up to `index`.
     pub fn shown(&mut self, group: &Group, now: Duration, index: u64) {
         self.shown = self.shown.max(index);
         self.read_lease.shown(self.shown, self.config.read_lease);
@@ -385,7 +398,7 @@ impl Plane {
         self.settle_reads();
     }
 
-    /// Answers to the group's questions whether this broker still leads.
+    /// Handles the group's answers to the question whether this broker still leads.
     pub fn still_leads(&mut self, group: &Group, now: Duration, reads: &[ReadIndex]) {
         for read in reads {
             self.confirmed(group, now, *read);
@@ -395,7 +408,7 @@ impl Plane {
         }
     }
 
-    /// A message from another broker's plane.
+    /// Handles a message from another broker's plane.
     pub fn receive(&mut self, group: &mut Group, now: Duration, from: i32, message: PlaneMessage) {
         self.observe(group, now);
         match message {
@@ -419,7 +432,7 @@ fn stop(group: &mut Group, unreadable: Option<(u64, String)>) {
     }
 }
 
-/// How long to wait for the answer to the attempt of this number, from 0, before the next.
+/// How long to wait for an answer before the next attempt. Attempts are numbered from 0.
 fn pause(attempt: u32) -> Duration {
     const FIRST: Duration = Duration::from_millis(100);
     FIRST * (1 << attempt.min(4))

@@ -1,19 +1,21 @@
-//! Whether brokers have memory for the partitions that writes create: the leader alone sees all of them, in the order
-//! of the log.
+//! The leader's check that brokers have memory for the partitions that writes create. Only the leader sees all of
+//! these writes, in the order of the log.
 //!
-//! A broker that is asked looks at its view first, to place replicas where there is room and to refuse early. Requests
-//! that come at the same time, on any broker, all pass that look; so the leader counts again what the log has before
-//! each. What it refuses is in the log as refused, so that every slice says the same.
+//! A broker that gets a request checks its view first, to place replicas where there is room and to reject early.
+//! Requests that arrive at the same time, on any broker, can all pass that check. The leader therefore counts
+//! again, for each request, what the log already creates. It logs a rejected request as rejected, so that every
+//! slice gives the same answer.
 
 use super::Plane;
 use crate::metadata::{Placed, Request};
 
 impl Plane {
-    /// Refuses those requests of the next entry for whose partitions a broker has no memory. Once every registered
-    /// broker says how much it has: then each of them can read the refusal, too.
+    /// Rejects requests of the next entry that create partitions for which a broker has no memory. It does nothing
+    /// until every registered broker reports how many replicas it has memory for: only then can every broker decode
+    /// the rejection.
     pub(super) fn refuse_without_room(&self, requests: &mut [Request]) {
         let creates = |request: &mut Request| {
-            // Only this is to say so.
+            // Only this function may set `no_room`.
             request.no_room = None;
             request.command.new_replicas().is_some()
         };
@@ -28,7 +30,7 @@ impl Plane {
             let more = Placed::of(&*replicas);
             match placed.check_room(self.cluster.brokers(), &more) {
                 Err(no_room) if !(self.config.always_made)(name) => {
-                    // Nobody needs them any more, and the log has no room to give away.
+                    // Nobody needs the replicas any more, and without them the entry is smaller.
                     replicas.clear();
                     request.no_room = Some(no_room);
                 }

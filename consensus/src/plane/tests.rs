@@ -1,5 +1,5 @@
-//! Three planes in lockstep: every message arrives at once unless its way is cut, every disk is fast. (What faults do is the
-//! simulation's to show.)
+//! Three planes in lockstep. Every message arrives at once unless its path is cut, and every disk is fast. (The
+//! simulation covers faults.)
 
 use crate::plane::*;
 use crate::{
@@ -16,7 +16,7 @@ struct Node {
     group: Group,
     plane: Plane,
     slices: Vec<Slice>,
-    /// Applied to `slices`, not committed.
+    /// Applied to `slices`, but not committed.
     speculated: Vec<(u64, Vec<Request>)>,
     committed: Vec<Slice>,
     written: BTreeMap<Token, Result<Written, WriteError>>,
@@ -32,9 +32,9 @@ struct World {
     nodes: Vec<Node>,
     now: Duration,
     wire: VecDeque<Wire>,
-    /// From and to, by node.
+    /// Cut paths: from and to, by node.
     cut: Vec<(i32, i32)>,
-    /// Nothing becomes durable on this one.
+    /// Nothing becomes durable on this node.
     slow_disk: Option<i32>,
 }
 
@@ -254,7 +254,7 @@ fn large_writes_that_come_together_are_all_done() {
     let mut world = World::new();
     let deadline = world.now + Duration::from_secs(10);
     let now = world.now;
-    // Each takes more than half of an entry, so that each is proposed when the next comes.
+    // Each takes more than half of an entry, so each entry is proposed when the next write comes.
     let large = |name: String| match create(&name) {
         Command::CreateTopic { name, id, first_group, configs, created_ms, peers, .. } => {
             let replicas = vec![vec![1]; 5000];
@@ -409,7 +409,7 @@ fn writes_that_come_together_get_no_more_replicas_than_a_broker_takes() {
         results.collect()
     };
     let created = |results: &[Result<Outcome, Rejection>]| results.iter().filter(|result| result.is_ok()).count();
-    // As long as one broker does not say what it takes, nobody is refused.
+    // As long as one broker does not report its limit, nothing is refused.
     let told =
         (1..=3).map(|node| write(&mut world, node, register(node, peer_id(node, 7), if node == 3 { 0 } else { 7 })));
     let told: Vec<_> = told.collect();
@@ -421,7 +421,7 @@ fn writes_that_come_together_get_no_more_replicas_than_a_broker_takes() {
     let delete = |n: usize| Command::DeleteTopic { name: "a".repeat(n).into(), id: Uuid::from_u128(n as u128) };
     let deleted = (1..=3).map(|n| write(&mut world, 1, delete(n))).collect();
     assert_eq!(created(&results(&mut world, deleted)), 3);
-    // 2 of 7 are there. All brokers are asked in the same turn, each for 2 or 4.
+    // 2 of 7 replicas exist. All brokers get requests in the same turn, each for 2 or 4 more.
     let asked = (5..=10).map(|n| write(&mut world, 1 + (n % 3) as i32, create(&"a".repeat(n)))).collect();
     let results = results(&mut world, asked);
     assert_eq!(created(&results), 2, "{results:?}");

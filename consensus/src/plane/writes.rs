@@ -1,5 +1,5 @@
-//! Writes of this broker's own clients, until they have their answer: proposed here or forwarded to the leader, again and again,
-//! under the same numbers, so that what was applied once is not applied again.
+//! Writes of this broker's own clients, until they are answered. They are proposed here or forwarded to the leader,
+//! with retries. Retries keep their sequence numbers, so no write is applied twice.
 
 use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, node_of, pause};
 use crate::{
@@ -8,22 +8,23 @@ use crate::{
 };
 use std::time::Duration;
 
-/// A write that somebody asks for.
+/// A client's write.
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub commands: Vec<Command>,
     pub acks: Acks,
     pub until: Until,
-    /// It has failed if it has no answer by then.
+    /// The write fails if it has no answer by then.
     pub deadline: Duration,
 }
 
-/// What the one who asked waits for, on the broker that leads. (Elsewhere a write is always waited for until it is shown.)
+/// How long the client of a write waits if this broker leads and acknowledges the write on the fast path. Every
+/// other write waits until it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// The acknowledgement alone.
+    /// Until it is acknowledged.
     Acked,
-    /// Until every core's view shows it, too.
+    /// Until it is acknowledged and every core's view shows it.
     Shown,
 }
 
@@ -32,11 +33,11 @@ pub enum Until {
 pub struct Written {
     pub term: u64,
     pub index: u64,
-    /// For each command, in order.
+    /// The result of each command, in order.
     pub results: Vec<RequestResult>,
 }
 
-/// Why there is no answer.
+/// Why a write has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     #[error("the metadata group has no leader that this broker can reach; nothing was done")]
@@ -51,27 +52,28 @@ pub(super) struct Write {
     until: Until,
     deadline: Duration,
     attempt: u32,
-    /// Somebody may have it in a log.
+    /// Some broker may have it in its log.
     sent: bool,
-    /// It was in the log of a leader, and may not be any more: it waits for its commit.
+    /// It was in a leader's log, and may have been truncated. From now on it waits for its commit.
     pub(super) retried: bool,
     state: State,
 }
 
 enum State {
-    /// For a leader, or its turn; looked at again then.
+    /// Waits for a leader or for its turn; checked again at `retry_at`.
     Waiting { retry_at: Duration },
     /// In this leader's log.
     Proposed,
-    /// Sent to the leader; sent again then.
+    /// Forwarded to the leader; retried at `retry_at`.
     Forwarded { retry_at: Duration },
-    /// Answered by the leader for this place in the log, which is not shown here yet.
+    /// The leader has answered for this place in the log, which is not shown here yet.
     Settling { term: u64, index: u64, results: Vec<RequestResult>, retry_at: Duration },
 }
 
 impl Write {
-    /// Whether the cluster does not take this broker in. Then it is no member of the group, and is never shown what the answer is
-    /// for; the answer is final, since it left the leader when the entry was committed.
+    /// Whether the cluster has rejected this broker's registration. The broker is then no member of the group, and
+    /// its views never show the entry. The answer is final, because the leader sent it after the entry was
+    /// committed.
     fn is_turned_away(&self, results: &[RequestResult]) -> bool {
         let registers = |request: &Request| matches!(request.command, Command::RegisterBroker { .. });
         self.requests.iter().all(registers) && results.iter().all(|result| matches!(result, Ok(Err(_))))
@@ -79,7 +81,7 @@ impl Write {
 }
 
 impl Plane {
-    /// Takes a write; its answer comes in a later [`super::Turn`].
+    /// Accepts a write. Its answer comes in a later [`super::Turn`].
     pub fn submit(&mut self, now: Duration, submission: Submission) -> Token {
         let Submission { commands, acks, until, deadline } = submission;
         assert!(!commands.is_empty(), "a write writes something");
@@ -100,13 +102,13 @@ impl Plane {
         token
     }
 
-    /// All requests below this sequence have their answers.
+    /// All requests below this sequence number have their answers.
     fn lowest_open(&self) -> u64 {
         let first = self.writes.values().next().and_then(|write| write.requests.first()?.origin);
         first.map_or(self.next_sequence, |origin| origin.sequence)
     }
 
-    /// Takes the next write that is to be tried, if it still waits for that.
+    /// Takes the next write to try, skipping those that no longer wait for that.
     pub(super) fn next_to_try(&mut self) -> Option<Token> {
         loop {
             let token = self.to_try.pop_front()?;
@@ -116,7 +118,8 @@ impl Plane {
         }
     }
 
-    /// A write's requests as they are sent now, how it wants to be acknowledged, and whether it was in a log before.
+    /// Returns a write's requests as they are sent now, the acknowledgement it asked for, and whether it was in a
+    /// log before.
     pub(super) fn sent(&mut self, token: Token) -> (Vec<Request>, Acks, bool) {
         let lowest_open = self.lowest_open();
         let write = self.writes.get_mut(&token).expect("a write that is tried is open");
@@ -131,7 +134,7 @@ impl Plane {
         self.writes.get_mut(&token).expect("a write that is proposed is open").state = State::Proposed;
     }
 
-    /// Sends every write that waits to the leader, or to somebody who may know it.
+    /// Forwards every waiting write to the leader, or to a broker that may know the leader.
     pub(super) fn forward_all(&mut self, now: Duration) {
         while let Some(token) = self.next_to_try() {
             let attempt = self.writes[&token].attempt;
@@ -140,7 +143,7 @@ impl Plane {
                 continue;
             };
             let (requests, asked, retried) = self.sent(token);
-            // After a truncation it waits for its commit, wherever that is.
+            // After a truncation the write waits for its commit, under whichever leader.
             let acks = if retried { Acks::Quorum } else { asked };
             self.stats.forwarded_writes += 1;
             let ask = self.ask(token);
@@ -151,11 +154,11 @@ impl Plane {
         }
     }
 
-    /// The leader as far as is known; without one, each attempt asks another broker.
+    /// The leader as far as this broker knows. Without one, each attempt asks another broker.
     pub(super) fn someone_to_ask(&mut self, attempt: u32) -> Option<i32> {
         let own = self.config.node;
         if let Some(leader) = self.known_leader.map(node_of).or(self.hinted_leader).filter(|node| *node != own) {
-            // Who is named as the leader may be gone: now and then somebody else is asked.
+            // The named leader may be gone: every third attempt asks another broker.
             if attempt % 3 < 2 || self.contacts.is_empty() {
                 return Some(leader);
             }
@@ -170,12 +173,12 @@ impl Plane {
         write.attempt += 1;
     }
 
-    /// There was no room for it in the log.
+    /// Defers a write that the log had no room for.
     pub(super) fn put_off(&mut self, token: Token, now: Duration) {
         self.try_later(token, now);
     }
 
-    /// It was in this broker's log, which is not the leader's any more.
+    /// Retries a write whose entry may have been truncated. From now on it waits for its commit.
     pub(super) fn try_again(&mut self, token: Token, now: Duration) {
         let Some(write) = self.writes.get_mut(&token) else { return };
         write.retried = true;
@@ -183,7 +186,7 @@ impl Plane {
         self.to_try.push_back(token);
     }
 
-    /// Somebody leads now: everything that waits for that is tried.
+    /// Retries everything that waits for a leader, because there is one now.
     pub(super) fn try_all(&mut self, now: Duration) {
         for (token, write) in &mut self.writes {
             if matches!(write.state, State::Waiting { .. } | State::Forwarded { .. }) {
@@ -198,7 +201,7 @@ impl Plane {
         self.read_lease.probe_now(now);
     }
 
-    /// The leader's answer, or another broker's that it does not lead.
+    /// Handles the leader's answer to a forwarded write, or another broker's answer that it does not lead.
     pub(super) fn forwarded(
         &mut self,
         group: &Group,
@@ -248,7 +251,7 @@ impl Plane {
         }
     }
 
-    /// What this broker proposed is committed and published.
+    /// A write that this broker proposed is committed and published.
     pub(super) fn proposed_is_published(&mut self, token: Token, written: Written) {
         let Some(write) = self.writes.get_mut(&token) else { return };
         let Written { term, index, results } = written;
@@ -256,7 +259,7 @@ impl Plane {
         self.settling.insert((index, token));
     }
 
-    /// The fast path acknowledges it: whoever waits for no more has the answer.
+    /// The fast path acknowledges a write. It is answered now, unless the client waits until it is shown.
     pub(super) fn proposed_is_acked(&mut self, token: Token, written: Written) {
         if self.writes.get(&token).is_some_and(|write| write.until == Until::Acked) {
             self.writes.remove(&token);
@@ -264,7 +267,8 @@ impl Plane {
         }
     }
 
-    /// Answers writes whose place in the log is shown, if what stands there is theirs.
+    /// Answers writes whose place in the log is shown, if the log still has their term there. Else they are
+    /// retried.
     pub(super) fn settle_writes(&mut self, group: &Group, now: Duration) {
         while let Some((index, token)) = self.settling.first().copied().filter(|(index, _)| *index <= self.shown) {
             self.settling.pop_first();
@@ -283,7 +287,7 @@ impl Plane {
         }
     }
 
-    /// What the leader answered for is not in the log any more, or this broker can't tell.
+    /// Retries a write that the leader had answered: its entry has been truncated, or this broker can't tell.
     fn truncated(&mut self, token: Token, now: Duration) {
         let write = self.writes.get(&token).expect("it is open");
         if write.asked == Acks::Leader && !write.retried {
@@ -305,7 +309,7 @@ impl Plane {
                     write.state = State::Waiting { retry_at };
                     self.to_try.push_back(*token);
                 }
-                // Its leader is deposed, and the log may never grow up to where it stood.
+                // Its leader is deposed, and the log may never grow up to its place.
                 State::Settling { term, retry_at, .. } if retry_at <= now && group.term() > term => again.push(*token),
                 _ => {}
             }

@@ -1,40 +1,40 @@
-//! Mistakes that the simulation must be able to see.
+//! Bugs that the simulation must be able to detect.
 
-/// A mistake that can be planted, to show that the simulation would see it.
+/// A bug that can be planted, to show that the simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// A Ready counts as durable as soon as it is handed to the journal.
     AcknowledgedBeforeSync,
-    /// Votes and acknowledgements leave before what they promise is durable.
+    /// Votes and acknowledgements are sent before what they promise is durable.
     AnsweredBeforeSync,
-    /// Records say nothing of the vote.
+    /// Records do not contain the vote.
     VoteNotRecorded,
-    /// Records say nothing of what is committed.
+    /// Records do not contain the commit index.
     CommitNotRecorded,
-    /// A request that comes twice is applied twice.
+    /// A retried request is applied twice.
     RetryAppliedTwice,
     /// A node whose disk was emptied comes back as the same peer.
     EmptiedDiskReturns,
-    /// A completion is reported before one that was handed to the journal earlier.
+    /// A completion is reported before an earlier one of the same group.
     CompletedOutOfOrder,
-    /// The leader's lease counts from when the quorum's answer came, not from when it was asked.
+    /// The leader's lease starts when the quorum's answer arrives, not when the question was sent.
     LeaseFromReceipt,
-    /// A linearizable read is answered from what the asked node shows, and nobody asks the leader.
+    /// A node answers a linearizable read from its own view without asking the leader.
     ReadUnasked,
-    /// A read is answered when the leader has told its index, before the asked node shows that.
+    /// A node answers a read once it knows the leader's index, before its view shows that index.
     ReadBeforeShown,
-    /// A forwarded write is answered when the leader has answered, before the node that took it shows it.
+    /// A node answers a forwarded write once the leader has answered, before its own view shows the write.
     WrittenBeforeShown,
-    /// A read lease is taken for what the leader has answered, before that is shown.
+    /// A node takes a read lease on the leader's answer, before its view shows the index in that answer.
     LeaseBeforeShown,
-    /// Reads are answered from the slices, with what a leader's overlay holds and nobody has committed.
+    /// Reads are answered from the slices, including the uncommitted entries in a leader's overlay.
     OverlayShown,
     /// A leader that hands over keeps its lease.
     LeaseKeptAtHandover,
 }
 
 impl Bug {
-    /// Whether the histories of clients alone are to show it: the log's word on it is not heard.
+    /// Whether the histories of clients alone must detect the bug. If so, reads are not checked against the log.
     pub(super) fn is_for_histories(self) -> bool {
         matches!(self, Bug::ReadUnasked | Bug::ReadBeforeShown | Bug::LeaseBeforeShown)
     }

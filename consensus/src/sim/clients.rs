@@ -1,9 +1,9 @@
-//! Who writes and reads the metadata, at any node, and what they may believe of the answers.
+//! Clients that read and write the metadata at any node, and checks of their answers.
 //!
-//! Two judges hear the answers. What clients saw, and nothing else, goes into the histories of [`Promises`], which are judged at
-//! the end. Beside that the log is a witness that speaks at once: an answer names its index, so a write's index lies above those
-//! of all writes that were acknowledged before it was asked for, and a read shows them; that the same index means the same to
-//! all is the oracle's to see.
+//! Two judges check the answers. The histories of [`Promises`] contain only what clients saw; they are judged at
+//! the end. The log judges at once, because an answer names its index. A write's index must be above those of all
+//! writes that were acknowledged before the write began. A linearizable read must show all writes that were
+//! acknowledged before the read began. The oracle checks that an index means the same on every node.
 
 use super::{
     Bug,
@@ -24,22 +24,22 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Answers come within this time, or it is an error that there is none.
+/// The range, in ms, of an operation's time limit. After that, the node answers with an error.
 const WITHIN_MS: std::ops::Range<u64> = 1_000..8_000;
-/// Topics that are written and read at a time. Few, so that clients meet.
+/// The number of topics in use at a time. Few, so that clients collide.
 const TOPICS_AT_ONCE: u64 = 6;
-/// How many producer ids are asked for. Of a few sizes only: which of many unanswered calls fill a gap is a search without end
-/// if all are different.
+/// The sizes of producer id blocks. Only a few sizes: if all were different, the search for the unanswered calls
+/// that fill a gap would never end.
 const ID_COUNTS: [u32; 3] = [1, 10, 1000];
-/// A topic that has so many partitions gets no more.
+/// A topic with at least this many partitions gets no more.
 const PARTITIONS_MAX: usize = 8;
 
-/// Something that a client asked of a node.
+/// An operation that a client asked of a node.
 pub(super) struct Op {
     kind: Kind,
-    /// All writes up to this index were acknowledged before.
+    /// The largest index that was acknowledged when the operation began.
     above: u64,
-    /// When it was asked for.
+    /// The virtual time at which the operation began.
     begun: Duration,
 }
 
@@ -53,18 +53,18 @@ enum Kind {
 #[derive(Default)]
 pub(super) struct Clients {
     open: BTreeMap<(usize, Token), Op>,
-    /// The largest index of a write that was acknowledged and is committed.
+    /// The largest index of a write that is acknowledged and committed.
     acked: u64,
-    /// By time, the value of `acked` since.
+    /// The values of `acked`, each with the time since which it holds. Ascending.
     acked_since: VecDeque<(Duration, u64)>,
-    /// Index and term of what the fast path acknowledged.
+    /// The index and term of each write that the fast path acknowledged.
     fast: Vec<(u64, u64)>,
     next_topic: u64,
-    /// Each creation has an id of its own.
+    /// Each creation gets an id of its own.
     next_id: u128,
     next_level: u16,
     pub(super) promises: Promises,
-    /// What a read by lease has shown to be wrong.
+    /// A violation that a leased read found. The next `hear` returns it.
     fault: Option<Violation>,
 }
 
@@ -106,12 +106,12 @@ impl Clients {
         }
     }
 
-    /// Whether nobody waits for an answer but nodes for theirs.
+    /// Whether only registrations of nodes still wait for an answer.
     pub(super) fn is_quiet(&self) -> bool {
         self.open.values().all(|op| matches!(op.kind, Kind::Register(_)))
     }
 
-    /// The topics that clients are interested in.
+    /// The names of the topics in use.
     fn topics_now(&self) -> impl Iterator<Item = Arc<str>> + use<> {
         (self.next_topic.saturating_sub(TOPICS_AT_ONCE - 1)..=self.next_topic).map(topic_name)
     }
@@ -123,7 +123,7 @@ impl Clients {
         }
     }
 
-    /// What every leased read must show by now.
+    /// The index that every leased read must show by now.
     fn acked_long_ago(&mut self, now: Duration) -> u64 {
         let long_ago = now.saturating_sub(STALE_MAX);
         while self.acked_since.get(1).is_some_and(|(since, _)| *since <= long_ago) {
@@ -134,7 +134,7 @@ impl Clients {
 }
 
 impl Cluster {
-    /// Hands an operation to a node.
+    /// Submits an operation to a node.
     pub(super) fn submit(&mut self, at: usize, mut op: Op) {
         (op.above, op.begun) = (self.clients.acked, self.clock.time());
         let within = Duration::from_millis(self.rng.u64(WITHIN_MS));
@@ -149,7 +149,7 @@ impl Cluster {
         self.clients.open.insert((at, token), op);
     }
 
-    /// A client asks some node to write or read metadata.
+    /// A client asks a random node to read or write metadata. Nothing happens if the node is down or paused.
     pub(super) fn ask_metadata(&mut self) {
         let at = self.rng.usize(..self.slots.len());
         if !self.is_paused(at) && self.slots[at].node().is_some() {
@@ -157,7 +157,7 @@ impl Cluster {
         }
     }
 
-    /// A client asks this node, which is up.
+    /// A client asks this node, which must be up.
     pub(super) fn ask_metadata_at(&mut self, at: usize) {
         let kind = match self.rng.u8(..8) {
             0 => return self.read_by_lease(at),
@@ -172,7 +172,7 @@ impl Cluster {
         self.submit(at, Op::new(kind));
     }
 
-    /// Somebody says that the node whose disk may be lost does not belong to the cluster any more.
+    /// Unregisters the node whose disk may be emptied, through another node.
     pub(super) fn unregister(&mut self) {
         let Some(gone) = self.may_be_emptied() else { return };
         let others = (0..self.slots.len()).filter(|at| *at != gone);
@@ -201,7 +201,8 @@ impl Cluster {
         }
     }
 
-    /// When all voters agree, those that show all read their part of what clients ever asked for: the histories are complete.
+    /// Once all voters agree, nodes with the newest view read every topic that a client ever named, and the
+    /// settings. This completes the histories, which are then checked.
     pub(super) fn check_histories(&mut self) -> Result<(), Violation> {
         let end = self.clock.time();
         let after = end + Duration::from_micros(1);
@@ -226,7 +227,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a node's answers to its clients.
+    /// Handles a node's answers to its clients.
     pub(super) fn hear(
         &mut self,
         at: usize,
@@ -247,7 +248,7 @@ impl Cluster {
                 (Ok(written), Kind::Unregister(write)) => {
                     self.has_written(at, op.above, &write, &written)?;
                     if matches!(written.results[..], [Ok(Ok(Outcome::BrokerUnregistered))]) {
-                        // Its disk must not come back.
+                        // The disk of the unregistered node must not come back.
                         let gone = self.may_be_emptied().expect("it was unregistered");
                         self.empty(gone)?;
                     }
@@ -258,7 +259,8 @@ impl Cluster {
                 (Err(_), Kind::Register(_)) => self.register(at),
                 (Err(error), Kind::Write(write)) => {
                     self.summary.unanswered += 1;
-                    // What was never sent is not done; the history is to hold without it.
+                    // With any other error the write was never sent, so it had no effect. The history must hold
+                    // without it.
                     if error == WriteError::TimedOut {
                         self.clients.promises.unanswered(op.begun, &write.commands);
                     }
@@ -289,7 +291,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether the log is a witness in this run, too.
+    /// Whether this run also checks reads against the log.
     fn log_is_heard(&self) -> bool {
         !self.bug.is_some_and(Bug::is_for_histories)
     }
@@ -325,7 +327,7 @@ impl Cluster {
         Ok(Told::Alone { index, term })
     }
 
-    /// What the fast path acknowledged is lost only if its leader was deposed.
+    /// A write that the fast path acknowledged may be lost only if its leader was deposed.
     pub(super) fn check_fast_writes(&self) -> Result<(), Violation> {
         let history = &self.histories[META as usize];
         for (index, term) in &self.clients.fast {
@@ -336,7 +338,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A command as this node's view suggests it; now and then as nothing suggests it.
+    /// Makes a command that mostly fits this node's view.
     fn command(&mut self, at: usize) -> Command {
         let next = self.clients.next_topic;
         let name = topic_name(self.rng.u64(next.saturating_sub(TOPICS_AT_ONCE - 1)..=next));
@@ -366,7 +368,7 @@ impl Cluster {
                 Command::UpdateHighWatermark { name, id, node: 1, watermarks: vec![report] }
             }
             6 if self.rng.bool() => {
-                // Mostly upwards, as its levels are; now and then back.
+                // Levels mostly rise, as they should. Sometimes a command asks for a lower one.
                 let level = self.clients.next_level.saturating_sub(u16::from(self.rng.u8(..4) == 0));
                 self.clients.next_level += u16::from(self.rng.u8(..4) == 0);
                 Command::SetFeatureLevel { name: FEATURE.to_owned(), level }

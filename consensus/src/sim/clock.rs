@@ -3,12 +3,13 @@
 use crate::seam::Clock;
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-/// One clock of a simulation. Clones are the same clock; [`SimClock::drifting`] makes another on the same virtual time.
+/// One clock of a simulation. Clones are the same clock. [`SimClock::drifting`] makes another clock on the same
+/// virtual time.
 #[derive(Clone, Default)]
 pub struct SimClock {
     time: Rc<Cell<Duration>>,
     offset: Rc<Cell<Duration>>,
-    /// Gains so many µs a second; negative: loses them.
+    /// The gain in µs per second; negative if the clock loses time.
     drift_ppm: i32,
 }
 
@@ -23,7 +24,7 @@ impl SimClock {
         self.time.get()
     }
 
-    /// Moves the virtual time, for all clocks on it.
+    /// Advances the virtual time for all clocks on it.
     pub fn advance_to(&self, time: Duration) {
         assert!(time >= self.time.get(), "virtual time never goes back");
         self.time.set(time);
@@ -34,7 +35,7 @@ impl SimClock {
         self.offset.set(self.offset.get() + ahead);
     }
 
-    /// The virtual time at which this clock will show `reading`; now if it does already.
+    /// The virtual time at which this clock will show `reading`, or the present time if it already does.
     pub fn when(&self, reading: Duration) -> Duration {
         let elapsed = reading.saturating_sub(self.offset.get()).as_micros() as u64;
         let rate = u64::try_from(1_000_000 + i64::from(self.drift_ppm)).expect("a clock goes forward");

@@ -1,4 +1,4 @@
-//! Nodes, clients and faults: one event after the other, everything that must hold checked after each.
+//! Nodes, clients and faults: one event after the other. All invariants are checked after each event.
 
 use super::{
     Bug, SimClock, SimDisk, Summary,
@@ -17,12 +17,13 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
-/// For so long everything fails; then all is healed and must recover.
+/// The time, from the start, in which faults happen. Then all faults are healed, and the cluster must recover.
 pub(super) const FAULTS_FOR: Duration = Duration::from_secs(12);
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
-/// The metadata and two partitions.
+/// The metadata group and two partitions.
 pub(super) const GROUPS: u64 = 3;
-/// Entries kept below what every node has: messages of before may still ask for them.
+/// Entries that partitions keep below the index that every node has, since earlier messages may still ask for them.
+/// Also the most entries that a leader of the metadata keeps for peers that lag.
 pub(super) const KEPT_ENTRIES: u64 = 20;
 
 pub(super) type SimNode = Node<SimClock, SimTransport<Wire>>;
@@ -34,16 +35,16 @@ pub(super) enum Power {
 
 pub(super) struct Slot {
     number: i32,
-    /// Which of its disks it has; another is another peer.
+    /// The number of the node's disk. Another disk makes the node another peer.
     pub(super) disk_number: u32,
     incarnation: u64,
-    /// The groups' configurations but for the peer.
+    /// The configurations of its groups. `start` fills in the peer.
     configs: Vec<GroupConfig>,
     pub(super) clock: SimClock,
     pub(super) power: Option<Power>,
-    /// Does nothing before this time, then goes on.
+    /// The node does nothing before this time.
     pub(super) paused_until: Duration,
-    /// A client asks it for something as soon as it goes on.
+    /// A client asks the node for something as soon as it resumes.
     pub(super) asked_meanwhile: bool,
 }
 
@@ -74,7 +75,7 @@ impl Slot {
     }
 }
 
-/// Declared in the order in which events of one moment happen.
+/// Variants are declared in the order in which simultaneous events happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     GoesOn(usize),
@@ -92,21 +93,21 @@ pub(super) struct Cluster {
     pub(super) net: Rc<RefCell<SimNet<Wire>>>,
     pub(super) slots: Vec<Slot>,
     pub(super) histories: Vec<History>,
-    /// Batches whose producers wait, by the node that took them, group and index: term and data.
+    /// The term and data of batches whose producers wait, by the node that took them, group and index.
     open: BTreeMap<(u64, u64, u64), (u64, Bytes)>,
     pub(super) clients: Clients,
-    /// What requests got when they were first applied, by node, incarnation and sequence.
+    /// The first answer to each request, by node, incarnation and sequence.
     answers: BTreeMap<(i32, u64, u64), String>,
     pub(super) client_at: Option<Duration>,
     pub(super) fault_at: Option<Duration>,
     pub(super) worst_net: NetFaults,
-    /// The node whose disk may be emptied: the others' disks are a majority.
+    /// The node whose disk may be emptied. The other nodes' disks are a majority.
     pub(super) may_be_emptied: Option<usize>,
     pub(super) bug: Option<Bug>,
     pub(super) summary: Summary,
 }
 
-/// Runs one cluster, all of whose luck comes from the seed. Every node starts empty; the end state is checked too.
+/// Runs one cluster. The seed decides everything random. Every node starts empty. The final state is checked too.
 pub fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
     let mut cluster = Cluster::new(seed, bug);
     for at in 0..cluster.slots.len() {
@@ -123,7 +124,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
 impl Cluster {
     fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        // A lone broker, a usual cluster, and one with more nodes than voters.
+        // A single broker, a usual cluster, or one with more nodes than voters.
         let (nodes, voters) = [(1, 1), (3, 3), (3, 3), (5, 3)][rng.usize(..4)];
         let worst_net = NetFaults {
             dropped: rng.f64() * 0.2,
@@ -140,7 +141,7 @@ impl Cluster {
                 voters: founding.clone(),
                 election_ticks: ELECTION_TICKS,
                 election_jitter: election_jitter(jitter_seed, group, ELECTION_TICKS),
-                // Partitions have no snapshots yet: whoever lacks entries must get them.
+                // Partitions have no snapshots yet, so the leader must keep all entries that a replica lacks.
                 kept_entries_max: if group == META { KEPT_ENTRIES } else { u64::MAX },
                 ..GroupConfig::single(group, peer_id(number, 1))
             };
@@ -203,7 +204,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The node tells the cluster that it is there.
+    /// The node registers itself with the cluster.
     pub(super) fn register(&mut self, at: usize) {
         let (number, peer, incarnation) = (self.slots[at].number, self.slots[at].peer(), self.slots[at].incarnation);
         self.submit(at, Op::registration(number, peer, incarnation));
@@ -273,7 +274,7 @@ impl Cluster {
         }
     }
 
-    /// Shows the histories what the nodes did, and answers clients.
+    /// Passes the events of the nodes to the histories, and their answers to the clients.
     fn look(&mut self) -> Result<(), Violation> {
         for at in 0..self.slots.len() {
             let Some(node) = self.slots[at].node_mut() else { continue };
@@ -291,7 +292,7 @@ impl Cluster {
         self.check_leases()
     }
 
-    /// While a node holds the leader's lease, nobody leads in a newer term.
+    /// While a node holds the leader's lease, no node leads in a newer term.
     fn check_leases(&self) -> Result<(), Violation> {
         let newest = self.histories[META as usize].newest_term();
         let holders = self.slots.iter().filter(|slot| slot.paused_until <= self.clock.time());
@@ -324,7 +325,7 @@ impl Cluster {
         self.slots[at].paused_until > self.clock.time()
     }
 
-    /// Somebody asks some node for something.
+    /// A client asks a node for something.
     fn client(&mut self) {
         self.client_at = Some(self.clock.time() + Duration::from_micros(self.rng.u64(1_000..40_000)));
         let group = self.rng.u64(..GROUPS);
@@ -342,12 +343,12 @@ impl Cluster {
         let count = self.rng.u32(1..100);
         let Some(node) = self.slots[at].node_mut() else { return };
         if let Some((position, data)) = node.propose_batch(group, count) {
-            // A lone voter's proposal may be applied within the turn, but never before its sync.
+            // In time: even if the proposal was applied in this turn, `look` reads that only after this insertion.
             self.open.insert((node.id, group, position.index), (position.term, data));
         }
     }
 
-    /// A request gets the same answer however often it is applied, unless it is refused.
+    /// A request gets the same answer every time it is committed, unless the slice has forgotten the answer.
     fn answered(&mut self, entry: &Entry, result: &str) -> Result<(), Violation> {
         let requests = metadata::decode_requests(&entry.data).unwrap_or_default();
         for (request, outcome) in requests.iter().zip(result.lines()) {
@@ -366,7 +367,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// A healed cluster commits again; once clients are quiet, all have their answers, and all members of each group the same.
+    /// A healed cluster must commit again. Once clients stop asking, every operation must get its answer, and all
+    /// voters of each group must agree.
     fn recover(&mut self) -> Result<(), Violation> {
         let deadline = self.clock.time() + RECOVERY_MAX;
         let acked: Vec<u64> = self.histories.iter().map(History::acked).collect();
@@ -401,7 +403,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether a group has one leader, and all voters have applied all that it has.
+    /// Whether a group has a leader and all its voters have applied everything in the newest leader's log. For the
+    /// metadata group, every node's view must also show everything that the node has applied.
     fn agrees(&self, group: u64) -> bool {
         let shows_all = |node: &SimNode| node.shows() == node.group(META).applied();
         if group == META && !self.slots.iter().filter_map(Slot::node).all(shows_all) {

@@ -1,6 +1,7 @@
-//! A node's journal: records of all its groups in one order, one sync at a time, and what is left of them after a crash.
+//! The journal of a node holds the records of all its groups in one order. It syncs once at a time, and decides
+//! what a crash leaves.
 //!
-//! It stands for the ring as a whole. That the ring keeps this promise on a real disk is proved in `wal`.
+//! It stands for the ring as a whole. The `wal` crate proves that the ring keeps this promise on a real disk.
 
 use super::SimClock;
 use crate::group::{Entry, HardState, Position, Restored, TermRun};
@@ -16,20 +17,20 @@ pub struct Record {
     pub group: u64,
     pub hard_state: HardState,
     pub entry: Option<Entry>,
-    /// The log begins anew behind this snapshot, which was staged.
+    /// The log restarts after this snapshot, which was staged.
     pub restart: Option<(Position, Checkpoint)>,
 }
 
-/// What a state machine wrote down of itself.
+/// The state that a state machine wrote down.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
-    /// As of this index.
+    /// The state is as of this index.
     pub index: u64,
     pub conf_state: Bytes,
     pub state: Bytes,
 }
 
-/// What is durable of one group.
+/// The durable state of one group.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     pub hard_state: HardState,
@@ -74,21 +75,21 @@ impl Image {
 pub struct SimDisk {
     clock: SimClock,
     rng: fastrand::Rng,
-    /// Longest time that a sync takes.
+    /// The longest time that a sync takes.
     pub sync_max: Duration,
-    /// Full, or broken: no sync ends any more, until a restart.
+    /// The disk is full or broken: no further sync starts until a restart.
     pub stuck: bool,
     images: BTreeMap<u64, Image>,
     staged: VecDeque<Record>,
-    /// Records ever appended, and those of them that are durable.
+    /// Counts of all records ever appended (`end`) and of the durable ones among them (`durable`).
     end: u64,
     durable: u64,
-    /// The end when the running sync began, and when it will be over.
+    /// The `end` at which the running sync began, and the virtual time at which it finishes.
     sync: Option<(u64, Duration)>,
 }
 
 impl SimDisk {
-    /// A disk takes its time in virtual time, whatever the clocks of its node show.
+    /// Creates an empty disk. Syncs take virtual time, whatever the node's clock shows.
     pub fn new(clock: SimClock, seed: u64, sync_max: Duration) -> Self {
         Self {
             clock,
@@ -103,7 +104,7 @@ impl SimDisk {
         }
     }
 
-    /// Appends a record; returns the position that must be durable for it to be.
+    /// Appends a record. Returns the position: once `durable` reaches it, the record is durable.
     pub fn append(&mut self, record: Record) -> u64 {
         self.staged.push_back(record);
         self.end += 1;
@@ -118,7 +119,7 @@ impl SimDisk {
         self.durable
     }
 
-    /// Starts a sync of what is staged, unless one is running.
+    /// Starts a sync of the staged records, unless one is running.
     pub fn sync(&mut self) {
         if self.sync.is_none() && !self.staged.is_empty() && !self.stuck {
             let takes = Duration::from_micros(self.rng.u64(50..=self.sync_max.as_micros() as u64));
@@ -126,18 +127,19 @@ impl SimDisk {
         }
     }
 
-    /// When the running sync is over.
+    /// The virtual time at which the running sync finishes.
     pub fn next_at(&self) -> Option<Duration> {
         self.sync.map(|(_, at)| at)
     }
 
-    /// The running sync is over.
+    /// Finishes the running sync.
     pub fn synced(&mut self) {
         let (end, _) = self.sync.take().expect("a sync was running");
         self.keep((end - self.durable) as usize);
     }
 
-    /// What was appended since the last sync is lost, but for as many records as happened to reach the disk.
+    /// Loses the records that are not synced, except for a random number of the oldest, which happened to reach the
+    /// disk.
     pub fn crash(&mut self) {
         let kept = self.rng.usize(..=self.staged.len());
         self.keep(kept);
@@ -154,25 +156,25 @@ impl SimDisk {
         }
     }
 
-    /// Everything is gone.
+    /// Crashes, and loses the durable records too.
     pub fn empty(&mut self) {
         self.crash();
         self.images.clear();
     }
 
-    /// What is durable of a group.
+    /// The durable state of a group.
     pub fn image(&self, group: u64) -> Image {
         self.images.get(&group).cloned().unwrap_or_default()
     }
 
-    /// Up to where a group's durable log is the one whose terms are given.
+    /// The last index up to which a group's durable log has the terms that `term_of` gives.
     pub fn agrees_up_to(&self, group: u64, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
         let Some(image) = self.images.get(&group) else { return 0 };
         let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term)).last();
         agreeing.map_or(image.before.map_or(0, |before| before.index), |entry| entry.index)
     }
 
-    /// Writes a checkpoint and forgets the entries up to `forget`.
+    /// Writes a checkpoint and drops the entries up to `forget`.
     pub fn checkpoint(&mut self, group: u64, checkpoint: Checkpoint, forget: u64) {
         assert!(forget <= checkpoint.index, "only what the checkpoint covers is forgotten");
         let image = self.images.entry(group).or_default();

@@ -1,4 +1,4 @@
-//! What goes wrong in a run, and its end: all is healed.
+//! The faults of a run, and healing at its end.
 
 use super::{
     cluster::{Cluster, FAULTS_FOR, GROUPS, KEPT_ENTRIES, Power, Slot},
@@ -47,7 +47,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Cuts one way between two nodes, or all that a node would hear, or would say.
+    /// Cuts one direction between two nodes, or everything that a node receives, or everything that it sends.
     fn cut(&mut self, at: usize, other: usize) {
         let (node, nodes) = (at as i32 + 1, 1..=self.slots.len() as i32);
         let mut net = self.net.borrow_mut();
@@ -58,15 +58,15 @@ impl Cluster {
         }
     }
 
-    /// Some time, and whether it is longer than any lease.
+    /// A random time, and whether it is longer than any lease.
     fn a_while(&mut self) -> (Duration, bool) {
         let is_long = self.rng.u8(..4) == 0;
         let ms = if is_long { self.rng.u64(5_500..8_000) } else { self.rng.u64(1..3000) };
         (Duration::from_millis(ms), is_long)
     }
 
-    /// Stops a node for a while, now and then for longer than any lease. What its clients asked meanwhile waits in its sockets,
-    /// and may be the first that it sees when it goes on.
+    /// Pauses a node, sometimes for longer than any lease. Requests of clients wait in its sockets meanwhile. One
+    /// of them may be the first thing that the node sees when it resumes.
     fn pause(&mut self, at: usize) {
         let (time, is_long) = self.a_while();
         let slot = &mut self.slots[at];
@@ -78,7 +78,7 @@ impl Cluster {
         }
     }
 
-    /// The leader of the metadata goes, as if its broker were to stop.
+    /// The leader of the metadata group hands over, as if its broker were about to stop.
     fn hand_over(&mut self) {
         let leads = |slot: &Slot| slot.node().is_some_and(|node| node.group(META).is_leader());
         let leader = (0..self.slots.len()).find(|at| leads(&self.slots[*at]) && !self.is_paused(*at));
@@ -93,16 +93,16 @@ impl Cluster {
             return self.node(at).snapshot();
         }
         let history = &self.histories[group as usize];
-        // Partitions send no snapshots yet, so what a node lacks must be kept.
+        // Partitions send no snapshots yet, so entries that some node lacks must be kept.
         let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
         let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
         self.node(at).checkpoint(group, forget);
     }
 
-    /// Some group's leader is asked for other voters.
+    /// Asks a random partition's leader to change the voters.
     fn change_members(&mut self) {
         let group = self.rng.u64(1..GROUPS);
-        // A node that may lose its disk stays what it is: it could not get what it lacks.
+        // A node whose disk may be emptied never becomes a new voter: it could not get the entries that it lacks.
         let stays = |at: &usize| Some(*at) != self.may_be_emptied;
         let mut wanted: Vec<u64> = (0..self.slots.len()).filter(stays).map(|at| self.slots[at].peer()).collect();
         self.rng.shuffle(&mut wanted);
@@ -120,7 +120,7 @@ impl Cluster {
         }
     }
 
-    /// Ends all faults; every node runs.
+    /// Ends all faults. Every node runs afterwards.
     pub(super) fn heal(&mut self) -> Result<(), Violation> {
         self.fault_at = None;
         let mut net = self.net.borrow_mut();
@@ -145,7 +145,7 @@ impl Cluster {
         self.may_be_emptied
     }
 
-    /// The node gets another disk: it is another peer from then on.
+    /// Gives the node an empty disk, which makes it another peer, and starts it again.
     pub(super) fn empty(&mut self, at: usize) -> Result<(), Violation> {
         if self.slots[at].node().is_some() {
             self.crash(at);

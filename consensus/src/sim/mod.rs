@@ -1,19 +1,20 @@
-//! Many nodes in one thread, in virtual time, on a network and disks that fail as a seed says: the same seed, the same run.
+//! Simulates many nodes in one thread, in virtual time. A seed decides how the network and the disks fail. The same
+//! seed gives the same run.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `clock` | [`SimClock`]: drifting, stepping clocks on one virtual time |
-//! | `net` | [`SimNet`]: drops, delays, doubles, reorders, cuts one way |
-//! | `disk` | [`SimDisk`]: a journal that loses what was not synced, and tears it between records |
-//! | `node`, `node_meta` | one broker's groups, driven as a core drives them |
-//! | `oracle` | what must hold whatever happens, checked after every event |
-//! | `clients` | who writes and reads the metadata, and what they may believe |
-//! | `promises` | what clients were told, by key, and what each strength promises |
-//! | `linear` | whether one copy of a key could have told them all that |
-//! | `model` | that copy: a topic, the producer ids |
+//! | `clock` | [`SimClock`]: clocks that drift and jump, on one virtual time |
+//! | `net` | [`SimNet`]: drops, delays, duplicates and reorders messages, and can be cut in one direction |
+//! | `disk` | [`SimDisk`]: a journal that loses unsynced records in a crash, and is torn only between records |
+//! | `node`, `node_meta` | the groups of one broker, driven as a core drives them |
+//! | `oracle` | invariants that must always hold, checked after every event |
+//! | `clients` | clients that read and write metadata, and checks of their answers against the log |
+//! | `promises` | the answers of clients, by key, and what each consistency level promises |
+//! | `linear` | whether a single copy of a key could have given these answers |
+//! | `model` | that single copy: a topic, the producer ids, the cluster's settings |
 //! | `cluster` | nodes, clients and faults, one event after the other |
-//! | `faults` | what goes wrong, and its end |
-//! | `summary`, `bug` | what a run did; mistakes that it must be able to see |
+//! | `faults` | the faults of a run, and healing at its end |
+//! | `summary`, `bug` | counts of what a run did; planted bugs that a run must detect |
 
 mod bug;
 mod clients;

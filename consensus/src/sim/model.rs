@@ -1,16 +1,17 @@
-//! A topic and the producer ids as one copy of them would behave that is changed by one command after the other: what the
-//! histories of clients are measured by. Written from the rules of the commands, not from the slices that follow them.
+//! A topic, the producer ids and the cluster's settings, as a single copy that is changed by one command after the
+//! other. The histories of clients are checked against these models. They are written from the rules of the
+//! commands, not from the code of the slices.
 
 use super::linear::Model;
 use crate::metadata::{self, AskedTooLate, Command, Outcome, Rejection, RequestResult, View};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// What is seen of a topic; `None`: it is not there.
+/// The visible state of a topic; `None` if it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Topic(Option<Seen>);
 
-/// A topic that is there.
+/// A topic that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Seen {
     id: u128,
@@ -18,7 +19,7 @@ pub(super) struct Seen {
     retention: Option<Arc<str>>,
 }
 
-/// What a partition's leader reported.
+/// The reports of a partition's leader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Reported {
     term: u64,
@@ -34,7 +35,7 @@ pub(super) enum TopicOp {
     Delete {
         id: u128,
     },
-    /// By so many, if there are `present`.
+    /// Adds `by` partitions if the topic has `present`.
     Grow {
         id: u128,
         present: usize,
@@ -60,14 +61,14 @@ pub(super) enum TopicOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TopicReply {
     Done,
-    /// To what was created or grew: id, count of partitions, setting.
+    /// The topic after it was created or grew: id, count of partitions, setting.
     Is(u128, usize, Option<Arc<str>>),
     Exists,
     Unknown,
-    /// There are so many partitions.
+    /// The number of partitions, which is not the expected one.
     Count(usize),
     Read(Option<Seen>),
-    /// Nothing that the model would ever say.
+    /// An answer that the model never gives.
     Other(String),
 }
 
@@ -98,7 +99,7 @@ impl Model for Topic {
                 return topic.is();
             }
             TopicOp::Configure { retention, .. } => topic.retention.clone_from(retention),
-            // Reports say nothing of partitions that are not there, nor anything older than what is known.
+            // A report about a missing partition, or an older one, changes nothing.
             TopicOp::Leads { partition, term, .. } => {
                 if let Some(known) = topic.partitions.get_mut(*partition) {
                     known.term = known.term.max(*term);
@@ -139,16 +140,16 @@ impl TopicOp {
     }
 }
 
-/// Blocks of producer ids: each command gets its own, without gaps.
+/// Blocks of producer ids. Each command gets its own block, without gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct ProducerIds {
     next: i64,
 }
 
 impl Model for ProducerIds {
-    /// How many.
+    /// The size of the block.
     type Op = u32;
-    /// The first of them.
+    /// The first id of the block.
     type Reply = i64;
 
     fn apply(&mut self, count: &u32) -> i64 {
@@ -162,7 +163,7 @@ impl Model for ProducerIds {
     }
 }
 
-/// A feature's level and a setting of all brokers: what the whole cluster has.
+/// The cluster's settings: a feature's level, and one setting that holds for all brokers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Settings {
     level: u16,
@@ -171,7 +172,7 @@ pub(super) struct Settings {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SettingsOp {
-    /// Never lowered.
+    /// Sets the level, which is never lowered.
     Level(u16),
     Set(Option<Arc<str>>),
     Read,
@@ -180,10 +181,10 @@ pub(super) enum SettingsOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SettingsReply {
     Done,
-    /// It is at this level already.
+    /// The level already has this higher value.
     Above(u16),
     Read(Settings),
-    /// Nothing that the model would ever say.
+    /// An answer that the model never gives.
     Other(String),
 }
 
@@ -206,14 +207,14 @@ impl Model for Settings {
     }
 }
 
-/// What a client asks for, by the key that it concerns.
+/// A request of a client, by the key that it concerns.
 pub(super) enum Asked {
     Topic(Arc<str>, TopicOp),
     ProducerIds(u32),
     Settings(SettingsOp),
 }
 
-/// What a command asks for, if clients' histories are kept of that.
+/// The request in a command, if histories are kept for commands of its kind.
 pub(super) fn asked(command: &Command) -> Option<Asked> {
     let number = |id: &Uuid| id.as_u128();
     let (name, op) = match command {
@@ -253,14 +254,14 @@ pub(super) fn asked(command: &Command) -> Option<Asked> {
     Some(Asked::Topic(name.clone(), op))
 }
 
-/// The setting that clients change.
+/// The topic setting that clients change.
 pub(super) const RETENTION: &str = "retention.ms";
 
-/// The feature whose level clients raise, and the setting of all brokers that they change.
+/// The feature whose level clients raise, and the setting for all brokers that they change.
 pub(super) const FEATURE: &str = "simulated.feature";
 pub(super) const SETTING: &str = "simulated.setting";
 
-/// `None`: as for a topic.
+/// `None`: the request may have been applied, but its answer is forgotten.
 pub(super) fn settings_reply(result: &RequestResult) -> Option<SettingsReply> {
     Some(match result {
         Err(AskedTooLate) => return None,
@@ -270,15 +271,15 @@ pub(super) fn settings_reply(result: &RequestResult) -> Option<SettingsReply> {
     })
 }
 
-/// What a view shows of the cluster's settings.
+/// The cluster's settings as a view shows them.
 pub(super) fn read_settings(view: &View) -> SettingsReply {
     let level = view.features().get(FEATURE).copied().unwrap_or(0);
-    // No broker has one of its own.
+    // No broker has a value of its own.
     let setting = view.cluster_config().in_force(1, SETTING).map(Arc::from);
     SettingsReply::Read(Settings { level, setting })
 }
 
-/// `None`: it may have happened, with an answer that nobody knows any more.
+/// `None`: the request may have been applied, but its answer is forgotten.
 pub(super) fn topic_reply(result: &RequestResult) -> Option<TopicReply> {
     Some(match result {
         Err(AskedTooLate) => return None,
@@ -296,17 +297,17 @@ pub(super) fn topic_reply(result: &RequestResult) -> Option<TopicReply> {
     })
 }
 
-/// `None`: they may have been given out, and nobody knows which.
+/// `None`: the ids may have been given out, but nobody knows which.
 pub(super) fn producer_ids_reply(result: &RequestResult) -> Option<i64> {
     match result {
         Ok(Ok(Outcome::ProducerIds { first, .. })) => Some(*first),
-        // Nothing else is ever an answer; no model says this.
+        // No other answer is possible, and the model never gives this one.
         Ok(_) => Some(i64::MIN),
         Err(AskedTooLate) => None,
     }
 }
 
-/// What a view shows of a topic, to whoever reads it.
+/// A topic as a view shows it.
 pub(super) fn read(view: &View, name: &str) -> TopicReply {
     let partition = |partition: &metadata::Partition| Reported {
         term: view.leader(partition.group).map_or(0, |leader| leader.term),

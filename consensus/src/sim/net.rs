@@ -1,4 +1,4 @@
-//! A network that drops, delays, doubles and reorders what it carries, and can be cut in one direction.
+//! A network that drops, delays, duplicates and reorders messages, and can be cut in one direction.
 
 use super::SimClock;
 use crate::{plane::node_of, seam::Transport};
@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-/// How bad the network is. Chances are of one message, 0 to 1.
+/// How bad the network is. Probabilities are per message, from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NetFaults {
     pub dropped: f64,
     pub doubled: f64,
-    /// Each copy takes a time of its own between these: late ones are overtaken.
+    /// Each copy gets its own delay between these bounds, so later messages can overtake earlier ones.
     pub delay_min: Duration,
     pub delay_max: Duration,
 }
@@ -29,7 +29,7 @@ impl NetFaults {
     };
 }
 
-/// A message under way, between peers.
+/// A message in flight between two peers.
 #[derive(Clone, Debug)]
 pub struct Envelope<M> {
     pub from: u64,
@@ -41,9 +41,9 @@ pub struct SimNet<M> {
     pub faults: NetFaults,
     rng: fastrand::Rng,
     sent: u64,
-    /// By arrival; the second number keeps those of one moment apart.
+    /// Messages by arrival time. The second number distinguishes messages that arrive at the same time.
     under_way: BTreeMap<(Duration, u64), Envelope<M>>,
-    /// Nothing arrives from the first node at the second.
+    /// Pairs of nodes: no message from the first reaches the second.
     cut: BTreeSet<(i32, i32)>,
 }
 
@@ -65,18 +65,18 @@ impl<M: Clone> SimNet<M> {
         }
     }
 
-    /// Has it arrive at `at`.
+    /// Schedules the message to arrive at `at`.
     pub fn put_back(&mut self, at: Duration, envelope: Envelope<M>) {
         self.sent += 1;
         self.under_way.insert((at, self.sent), envelope);
     }
 
-    /// When the next message arrives.
+    /// The time at which the next message arrives.
     pub fn next_at(&self) -> Option<Duration> {
         self.under_way.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes the next message out; `None` if a cut swallows it.
+    /// Takes the next message out. `None` if a cut swallows it.
     pub fn arrive(&mut self) -> Option<Envelope<M>> {
         let (_, envelope) = self.under_way.pop_first()?;
         let way = (node_of(envelope.from), node_of(envelope.to));
@@ -88,13 +88,13 @@ impl<M: Clone> SimNet<M> {
         self.cut.insert((from, to));
     }
 
-    /// Undoes all cuts. What is still under way arrives.
+    /// Undoes all cuts. Messages still in flight arrive.
     pub fn heal(&mut self) {
         self.cut.clear();
     }
 }
 
-/// One node's way into a [`SimNet`].
+/// One peer's access to a [`SimNet`].
 pub struct SimTransport<M> {
     pub from: u64,
     pub clock: SimClock,

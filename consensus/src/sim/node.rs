@@ -1,5 +1,6 @@
-//! One broker's groups, driven as a core drives them: a turn takes completions in, hands records to the journal, sends what may be
-//! sent, and applies what is committed. The metadata group has its plane, its slices and a view.
+//! The groups of one broker, driven as a core drives them. A turn handles completions, hands records to the
+//! journal, sends what may be sent, and applies committed entries. The metadata group also has its plane, its
+//! slices and a view.
 
 use super::{
     Bug,
@@ -21,24 +22,24 @@ use std::{
     time::Duration,
 };
 
-/// The group of the metadata; the others stand for partitions.
+/// The metadata group. The other groups stand for partitions.
 pub const META: u64 = 0;
 
-/// What travels between nodes.
+/// A message between nodes.
 #[derive(Clone, Debug)]
 pub enum Wire {
     Raft(u64, Message),
     /// A MsgSnapshot, and the state that it announces.
     Snapshot(Message, Bytes),
-    /// From a node.
+    /// The sending node, and its message.
     Plane(i32, PlaneMessage),
 }
 
-/// What committed entries are applied to.
+/// The state machine of a group.
 pub(super) enum Machine {
     Meta(Box<Meta>),
     Partition {
-        /// The offset behind the last record applied.
+        /// The offset after the last applied record.
         end: u64,
     },
 }
@@ -46,14 +47,14 @@ pub(super) enum Machine {
 pub(super) struct Replica {
     pub(super) group: Group,
     pub(super) machine: Machine,
-    /// The offset behind each batch in the log, committed or not: the next one begins where the last ends.
+    /// The offset after each batch in the log, committed or not, by index. The next batch begins at the last one.
     ends: BTreeMap<u64, u64>,
-    /// Term and vote as they were last handed to the journal.
+    /// The term and vote that were last handed to the journal.
     staged: (u64, u64),
     led: Option<u64>,
 }
 
-/// A Ready on its way to the disk.
+/// A Ready whose records are being written.
 struct Persisting {
     position: u64,
     group: u64,
@@ -73,14 +74,14 @@ pub struct Node<C, T> {
     tick: Duration,
     tick_at: Duration,
     pub(super) bug: Option<Bug>,
-    /// What the oracle is to hear of.
+    /// Events for the oracle.
     pub seen: Vec<Seen>,
-    /// What clients are to hear of.
+    /// Answers for clients.
     pub written: Vec<(Token, Result<Written, WriteError>)>,
     pub read: Vec<(Token, Result<(), WriteError>)>,
 }
 
-/// Longest way from a core that owns a slice to the one that drives the group.
+/// The longest time, in µs, that a result takes from the core that owns a slice to the core that drives the group.
 const CORE_HOP_MAX_US: u64 = 3_000;
 
 impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
@@ -139,17 +140,17 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         &self.replicas[&group].group
     }
 
-    /// When the next tick is due, by this node's clock.
+    /// The time, on this node's clock, at which the next tick is due.
     pub fn tick_at(&self) -> Duration {
         self.tick_at
     }
 
-    /// When the next results of slices are here, by this node's clock.
+    /// The time, on this node's clock, at which the next results of slices arrive.
     pub fn slices_at(&self) -> Option<Duration> {
         self.meta().coming.front().map(|(at, _)| *at)
     }
 
-    /// Missed ticks are not replayed.
+    /// Ticks all groups once. Missed ticks are not replayed.
     pub fn tick(&mut self) {
         for (group, replica) in &mut self.replicas {
             match &mut replica.machine {
@@ -165,7 +166,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.turn();
     }
 
-    /// The slices' results that are here by now.
+    /// Handles the results of slices that have arrived.
     pub fn slices_did(&mut self) {
         let now = self.clock.now();
         loop {
@@ -196,13 +197,13 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.turn();
     }
 
-    /// The journal's sync is over.
+    /// Handles the end of the journal's sync.
     pub fn synced(&mut self) {
         self.disk.synced();
         self.turn();
     }
 
-    /// Proposes a batch of so many records to a partition; its base offset comes from the log's end in the same step.
+    /// Proposes a batch of `count` records to a partition. The same step takes the base offset from the log's end.
     pub fn propose_batch(&mut self, group: u64, count: u32) -> Option<(Position, Bytes)> {
         let replica = self.replicas.get_mut(&group)?;
         let base_offset = replica.ends.last_key_value().map_or(replica.applied_end(), |(_, end)| *end);
@@ -221,7 +222,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         proposed
     }
 
-    /// Writes a partition's checkpoint; the log forgets what it covers, up to `forget`.
+    /// Writes a checkpoint of a partition. The log drops the entries that it covers, up to `forget`.
     pub fn checkpoint(&mut self, group: u64, forget: u64) {
         let replica = self.replicas.get_mut(&group).expect("every node has every group");
         let index = replica.group.applied();
@@ -233,7 +234,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.disk.checkpoint(group, checkpoint, forget);
     }
 
-    /// Everything that can be done without waiting.
+    /// Does everything that is possible without waiting.
     pub(super) fn turn(&mut self) {
         loop {
             self.complete();
@@ -250,7 +251,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.disk.sync();
         for (group, replica) in &mut self.replicas {
             replica.group.check();
-            // A lone voter leads before its term is durable, but nobody knows until then.
+            // A lone voter leads before its term is durable, but no other node can know until then.
             let leads = replica.group.is_leader() && replica.group.has_durable_term();
             let leads = leads.then(|| replica.group.term());
             if let Some(term) = leads.filter(|_| leads != replica.led) {
@@ -261,7 +262,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         }
     }
 
-    /// Takes the journal's completions in.
+    /// Handles the completions of the journal.
     fn complete(&mut self) {
         while self
             .persisting
@@ -272,7 +273,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
             if self.bug == Some(Bug::CompletedOutOfOrder)
                 && let Some(at) = self.persisting.iter().rposition(|later| later.group == done.group)
             {
-                // A later completion stands for all before it; but here it came too early.
+                // A later completion implies all earlier ones of its group. This bug reports it too early.
                 let later = self.persisting.remove(at).expect("it was just found");
                 done.number = later.number;
                 done.messages.extend(later.messages);
@@ -330,7 +331,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         if self.bug == Some(Bug::AnsweredBeforeSync) {
             now.append(&mut late);
         }
-        // What needs no record of its own is durable with whatever was appended before it, never earlier.
+        // A Ready without records of its own is durable once all records before it are, never earlier.
         self.persisting.push_back(Persisting {
             position: self.disk.end(),
             group,
@@ -374,7 +375,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         }
     }
 
-    /// Does what the plane wishes.
+    /// Performs what the plane asks for.
     fn carry_out(&mut self) {
         loop {
             let (node, bug, now) = (self.id, self.bug, self.clock.now());
@@ -387,7 +388,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
             }
             for op in turn.slices {
                 let Some(coming) = meta.work(op, bug) else { continue };
-                // What one core sends comes in order: nothing overtakes what is on its way.
+                // Results of one core arrive in order: none overtakes those in flight.
                 if far || !meta.coming.is_empty() {
                     let at = meta.coming.back().map_or(now + hop, |(at, _)| (*at).max(now + hop));
                     meta.coming.push_back((at, coming));
@@ -418,7 +419,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         for message in messages {
             let granted = message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject;
             if granted || message.get_msg_type() == MessageType::MsgRequestVote {
-                // Asking for a vote is voting for oneself.
+                // A candidate that requests votes has voted for itself.
                 let to = if granted { message.to } else { self.id };
                 self.seen.push(Seen::Voted { node: self.id, group, term: message.term, to });
             }
@@ -447,7 +448,7 @@ impl Replica {
     }
 }
 
-/// The offset behind an entry's batch, if it is one of a partition.
+/// The offset after the batch of an entry. `None` if the entry holds no batch.
 fn end_of(entry: &Entry) -> Option<u64> {
     match EntryData::decode(&entry.data) {
         Ok(EntryData::Batch(batch)) if entry.is_command() => Some(batch.base_offset + u64::from(batch.count)),

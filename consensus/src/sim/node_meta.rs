@@ -1,4 +1,4 @@
-//! What a node keeps of the metadata: the plane, the slices, a view.
+//! The metadata state of a node: the plane, the slices, a view.
 
 use super::{
     Bug,
@@ -23,10 +23,11 @@ pub(super) struct Meta {
     pub(super) plane: Plane,
     pub(super) slices: Vec<Slice>,
     pub(super) view: View,
-    /// Committed entries that are not published, and what entries gave so far.
+    /// Committed entries that are not published yet.
     pub(super) unpublished: VecDeque<Entry>,
+    /// The results of entries that are not published yet, by index.
     pub(super) results: BTreeMap<u64, String>,
-    /// Results on their way from the cores that own the slices, by when they are here.
+    /// Results in flight from the cores that own the slices, with their arrival times.
     pub(super) coming: VecDeque<(Duration, Coming)>,
     /// The newest checkpoint, for nodes that lag behind the log.
     pub(super) newest: Option<Checkpoint>,
@@ -65,7 +66,7 @@ impl Meta {
         }
     }
 
-    /// Does one piece of the slices' work; what it gave, a line for each request, must be the same on every node.
+    /// Performs one operation on the slices. Its results, one line per request, must be the same on every node.
     pub(super) fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
         match op {
             SliceOp::Speculate(entry) => {
@@ -97,7 +98,7 @@ impl Meta {
         for (at, request) in requests.into_iter().enumerate() {
             let slice = &mut self.slices[usize::from(request.command.slice().0)];
             let request = match bug {
-                // Whoever asks does not say that it asks again.
+                // Without its origin, the slice cannot detect a retry.
                 Some(Bug::RetryAppliedTwice) => Request::from(request.command),
                 _ => request,
             };
@@ -113,7 +114,7 @@ impl Meta {
         Coming { generation, index, results }
     }
 
-    /// Takes over a snapshot.
+    /// Installs a snapshot.
     pub(super) fn install(&mut self, snapshot: &Checkpoint) {
         let (index, slices) = metadata::restore(&snapshot.state).expect("a snapshot is whole");
         let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
@@ -128,7 +129,8 @@ impl Meta {
 }
 
 impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
-    /// The state is durable beside the log before the group hears of it.
+    /// Keeps the received state as the newest checkpoint before the group steps the message. The next Ready
+    /// journals it.
     pub(super) fn take_snapshot(&mut self, message: Message, state: Bytes) {
         let now = self.clock.now();
         let (group, meta) = self.meta_parts();
@@ -142,7 +144,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         meta.plane.observe(group, now);
     }
 
-    /// Hands a write to the plane.
+    /// Submits a write to the plane.
     pub fn submit(&mut self, submission: Submission) -> Token {
         let now = self.clock.now();
         let (_, meta) = self.meta_parts();
@@ -151,7 +153,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         token
     }
 
-    /// Asks for a linearizable read.
+    /// Asks the plane for a linearizable read.
     pub fn ask_to_read(&mut self, within: Duration) -> Token {
         let now = self.clock.now();
         let (group, meta) = self.meta_parts();
@@ -165,22 +167,22 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.clock.now()
     }
 
-    /// Whether reads may be answered from the view now.
+    /// Whether the node may answer reads from its view now.
     pub fn has_read_lease(&self) -> bool {
         self.meta().plane.read_lease().is_some_and(|until| self.clock.now() < until)
     }
 
-    /// Whether this node leads the metadata, and holds its lease.
+    /// Whether this node leads the metadata group and holds the leader's lease.
     pub fn holds_lease(&self) -> bool {
         self.meta().plane.holds_lease(self.group(META), self.clock.now())
     }
 
-    /// What is shown to whoever reads.
+    /// The view that readers see.
     pub fn view(&self) -> &View {
         &self.meta().view
     }
 
-    /// What a client that reads a topic here is shown.
+    /// The answer of this node to a client that reads a topic.
     pub(super) fn read_topic(&self, name: &str) -> TopicReply {
         if self.bug == Some(Bug::OverlayShown) {
             let slice = &self.meta().slices[usize::from(SliceId::of_topic(name).0)];
@@ -190,7 +192,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         model::read(self.view(), name)
     }
 
-    /// The same of the cluster's settings.
+    /// The answer of this node to a client that reads the cluster's settings.
     pub(super) fn read_settings(&self) -> SettingsReply {
         model::read_settings(self.view())
     }
@@ -200,7 +202,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.meta().view.index()
     }
 
-    /// Hands the lead of the metadata over, as a broker that stops does.
+    /// Hands over the lead of the metadata group, as a broker does before it stops.
     pub fn hand_over(&mut self) -> bool {
         let (group, meta) = self.meta_parts();
         let is_asked = meta.plane.hand_over(group, |_| true);
@@ -208,14 +210,15 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         is_asked
     }
 
-    /// Cuts a snapshot of the metadata, as of what is applied; the log forgets what it covers, but for what members lack.
+    /// Takes a snapshot of the metadata at the applied index. The log drops the entries that it covers, except
+    /// those that members still lack.
     pub fn snapshot(&mut self) {
         let (group, meta) = self.meta_parts();
         let index = group.applied();
         if meta.newest.as_ref().is_some_and(|newest| newest.index >= index) {
             return;
         }
-        // Slices whose results are on their way have applied all the same.
+        // A slice whose results are still in flight has already applied the entries.
         let mut slices: Vec<Slice> = meta.slices.iter().map(Slice::committed).collect();
         let state = metadata::join(index, &mut slices);
         let newest = Checkpoint { index, conf_state: group.conf_state(), state: state.clone() };
@@ -241,7 +244,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         }
     }
 
-    /// The metadata at its applied index, if the view agrees with the slices.
+    /// The applied index and the metadata there. Fails if the node's view disagrees with its slices.
     pub fn metadata(&self) -> Result<(u64, Bytes), Violation> {
         let meta = self.meta();
         let applied = self.group(META).applied();
@@ -255,7 +258,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     }
 }
 
-/// Where a checkpoint was cut, if the log still knows.
+/// The position of a checkpoint. `None` if the log no longer knows its term.
 pub(super) fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
     let at = Position { index: checkpoint.index, term: group.term_at(checkpoint.index)? };
     Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })

@@ -1,15 +1,15 @@
-//! What must hold whatever happens. It sees everything that every node does, and remembers.
+//! Invariants that must always hold. The oracle sees and remembers everything that every node does.
 
 use crate::group::{Entry, TermRun};
 use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
 
-/// What went wrong.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
 
-/// What a node did.
+/// Something that a node did.
 #[derive(Debug)]
 pub enum Seen {
     Voted {
@@ -24,12 +24,13 @@ pub enum Seen {
         term: u64,
         log: Vec<TermRun>,
     },
-    /// Durably. What a lone voter lost with its term may come again otherwise.
+    /// A durable append. Appends that are not durable are not reported. A lone voter may lose one together with its
+    /// term, and then append another entry in its place.
     Appended {
         group: u64,
         entry: Entry,
     },
-    /// By a node that was in this term then.
+    /// `term` is the term of the node when it applied the entry.
     Applied {
         node: u64,
         group: u64,
@@ -37,7 +38,7 @@ pub enum Seen {
         entry: Entry,
         result: String,
     },
-    /// A snapshot has taken the place of a node's log.
+    /// A snapshot replaced the node's log.
     Restored {
         node: u64,
         group: u64,
@@ -52,9 +53,9 @@ pub enum Seen {
 
 struct Committed {
     entry: Entry,
-    /// What applying it gave.
+    /// The result of applying the entry.
     result: String,
-    /// It was committed in this term or before. (The entry itself may be older still.)
+    /// The entry was committed in this term or earlier. (The entry itself may be older still.)
     known_in: u64,
 }
 
@@ -71,19 +72,19 @@ impl Seen {
     }
 }
 
-/// One group's history.
+/// The history of one group.
 #[derive(Default)]
 pub struct History {
     leaders: BTreeMap<u64, u64>,
     votes: BTreeMap<(u64, u64), u64>,
-    /// What was ever appended at an index in a term.
+    /// Every entry ever appended, by index and term.
     appended: BTreeMap<(u64, u64), Entry>,
-    /// From index 1 on.
+    /// The committed entries, from index 1 on.
     committed: Vec<Committed>,
-    /// How far each running node has applied.
+    /// The last index that each node has applied, by peer.
     applied: BTreeMap<u64, u64>,
     states: BTreeMap<u64, Bytes>,
-    /// What clients were told is committed: index and data.
+    /// The data that clients know to be committed, by index.
     acked: BTreeMap<u64, Bytes>,
 }
 
@@ -100,7 +101,7 @@ impl History {
         self.leaders.len() as u64
     }
 
-    /// The newest term in which somebody was seen to lead.
+    /// The newest term in which a node was seen to lead.
     pub fn newest_term(&self) -> u64 {
         self.leaders.last_key_value().map_or(0, |(term, _)| *term)
     }
@@ -110,12 +111,12 @@ impl History {
         Some(self.committed.get(index.checked_sub(1)? as usize)?.entry.term)
     }
 
-    /// A node has just started, from a checkpoint of `applied`.
+    /// Records that a node has started from a checkpoint at index `applied`.
     pub fn started(&mut self, node: u64, applied: u64) {
         self.applied.insert(node, applied);
     }
 
-    /// A client is told that what it proposed at `index` is committed.
+    /// Records that a client knows its proposal at `index` to be committed.
     pub fn ack(&mut self, index: u64, data: Bytes) {
         self.acked.insert(index, data);
     }
@@ -154,12 +155,12 @@ impl History {
         }
     }
 
-    /// Whoever leads has everything that was committed in earlier terms (Raft paper, 5.4: leader completeness).
+    /// A leader has every entry that was committed in earlier terms (Raft paper, 5.4: leader completeness).
     fn leader_is_complete(&self, group: u64, node: u64, term: u64, log: &[TermRun]) -> Result<(), Violation> {
         for committed in self.committed.iter().filter(|committed| committed.known_in < term) {
             let entry = &committed.entry;
             let after = log.partition_point(|run| run.first_index <= entry.index);
-            // Below the first run it was compacted, so applied.
+            // An entry below the first run was compacted, so the node has applied it.
             let found = log[..after].last().map_or(entry.term, |run| run.term);
             expect(found == entry.term, || {
                 format!("group {group}: node {node} leads in term {term} without the committed entry {}", entry.index)
@@ -188,7 +189,7 @@ impl History {
         }
     }
 
-    /// What was acknowledged is committed, as it was proposed.
+    /// Checks that every acknowledged proposal is committed unchanged.
     pub fn check_acked(&self, group: u64) -> Result<(), Violation> {
         self.acked.iter().try_for_each(|(index, data)| {
             let kept = self.committed.get(*index as usize - 1).is_some_and(|kept| kept.entry.data == *data);

@@ -1,43 +1,49 @@
-//! What a run did, in numbers: the tests say how much of each must happen.
+//! Counts of what a run did. The tests say how much of each must happen.
 
-/// What a run did.
+/// The counts of one run, or the sums over several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub nodes: usize,
     pub events: u64,
-    /// Over all that happened: equal for equal runs.
+    /// A checksum of all events. Equal runs have equal checksums.
     pub trace: u32,
     pub crashes: u64,
     pub elections: u64,
     pub committed: u64,
     pub acked: u64,
-    /// Requests that were applied when they came again.
+    /// Requests that were committed again and got their first answer.
     pub retried: u64,
-    /// Writes of the metadata that had an answer: by the commit, on the fast path, and none in time.
+    /// Metadata writes that were answered after their commit.
     pub written: u64,
+    /// Metadata writes that were answered on the fast path.
     pub fast: u64,
+    /// Metadata operations of clients, reads included, that ended with an error.
     pub unanswered: u64,
-    /// Reads that waited for the leader's word, and that a lease allowed.
+    /// Linearizable reads that were answered.
     pub reads: u64,
+    /// Times that a client read under a read lease.
     pub leased_reads: u64,
-    /// Snapshots that took the place of a log.
+    /// Snapshots that replaced a log.
     pub restored: u64,
     /// Disks that were emptied.
     pub emptied: u64,
-    /// Changes of the members that were proposed for partitions.
+    /// Membership changes that were proposed to partitions.
     pub members_changed: u64,
-    /// Clocks that jumped ahead, and nodes that stood still and went on; of each, those by more than any lease.
+    /// Clocks that jumped ahead. `long`: by more than any lease.
     pub clock_steps: u64,
     pub long_clock_steps: u64,
+    /// Nodes that were paused. `long`: for longer than any lease.
     pub pauses: u64,
     pub long_pauses: u64,
-    /// Times that the metadata's leader named its successor.
+    /// Handovers that the leader of the metadata group started.
     pub handovers: u64,
-    /// Calls of clients whose histories were judged, on so many keys; and keys whose search was given up.
+    /// Calls of clients whose histories were checked.
     pub calls: u64,
+    /// Keys on which they were made.
     pub keys: u64,
+    /// Keys whose search gave up.
     pub given_up: u64,
-    /// Calls that a leader had acknowledged alone, and that went with it.
+    /// Calls that a leader acknowledged alone and that were lost with it.
     pub lost: u64,
 }
 

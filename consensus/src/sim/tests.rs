@@ -1,4 +1,4 @@
-//! Whole clusters from seeds. A failing seed names the command that replays it.
+//! Whole clusters from seeds. For a failing seed, the test names the command that replays it.
 
 use crate::plane::{node_of, peer_id};
 use crate::sim::*;
@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one, and both ask for so many from that one on.
+/// The number of seeds in a quick run. `SIM_SEEDS` sets another number, `SIM_SEED` replays one seed. Together they
+/// run that many seeds, beginning with that one.
 const SEEDS: u64 = 2000;
 
 fn number(variable: &str) -> Option<u64> {
@@ -17,7 +18,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
-/// A run, with a panic as its violation.
+/// Runs a seed. A panic becomes a violation.
 fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
     catch_unwind(AssertUnwindSafe(|| run(seed, bug))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -26,7 +27,7 @@ fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
     })
 }
 
-/// Runs these seeds, of which every `of`-th from `from` on, and adds up what they did.
+/// Runs every `of`-th of these seeds, beginning with the one at place `from`, and adds up the summaries.
 fn run_all(seeds: Range<u64>, from: usize, of: usize) -> Summary {
     let mut total = Summary::default();
     for seed in seeds.skip(from).step_by(of) {
@@ -63,7 +64,7 @@ fn groups_keep_their_promises_under_every_fault() {
     println!("{total:?}");
     let runs = seeds.end - seeds.start;
     if runs >= 200 {
-        // The faults must leave room for what they are to disturb.
+        // The faults must leave room for the work that they disturb.
         let Summary { acked, crashes, elections, members_changed, retried, .. } = total;
         assert!(acked > 50 * runs && crashes > 2 * runs && elections > 5 * runs && members_changed > runs / 8);
         let Summary { written, fast, reads, leased_reads, restored, emptied, .. } = total;
@@ -71,7 +72,7 @@ fn groups_keep_their_promises_under_every_fault() {
         let Summary { clock_steps, long_clock_steps, pauses, long_pauses, handovers, .. } = total;
         assert!(clock_steps > runs && long_clock_steps > runs / 8 && pauses > runs && long_pauses > runs / 8);
         assert!(handovers > runs / 2);
-        // A search that was given up says nothing.
+        // A search that gave up proves nothing.
         let Summary { calls, keys, given_up, lost, .. } = total;
         assert!(calls > 200 * runs && keys > 10 * runs && lost > runs / 100 && given_up * 3000 <= keys);
         assert!(restored > runs / 8 && emptied > runs / 8 && retried > runs / 8);
@@ -137,7 +138,7 @@ fn a_lease_that_outlives_the_lead_is_seen() {
     found(Bug::LeaseKeptAtHandover);
 }
 
-/// Finds a bug, and by what clients saw: nothing that any log or node says has helped.
+/// Finds a bug by what clients saw alone, without help from the log or a node's state.
 fn found_by_clients(bug: Bug) {
     let violation = found(bug);
     assert!(violation.0.starts_with("clients can't all be right"), "{bug:?} was seen by somebody else: {violation}");

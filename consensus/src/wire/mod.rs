@@ -1,9 +1,10 @@
-//! What brokers say to each other, and to tools, as bytes (FlatBuffers). Bytes of peers are verified before anything is read.
+//! The encoding of messages between brokers, and between brokers and tools (FlatBuffers). Bytes from a peer are
+//! verified before anything is read from them.
 //!
 //! | module | is |
 //! |---|---|
 //! | `plane` | messages of the metadata plane |
-//! | `tools` | requests of tools, and their answers |
+//! | `tools` | requests of tools, and the answers |
 
 mod plane;
 mod tools;
@@ -23,10 +24,10 @@ use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use raft::eraftpb::{self, MessageType};
 
-/// Of the protocol between brokers.
+/// Version of the protocol between brokers.
 pub const VERSION: u16 = 1;
 
-/// How a connection begins, on both sides.
+/// The first message on a connection, in both directions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     pub caller: Caller,
@@ -36,20 +37,20 @@ pub struct Hello {
     pub peer: u64,
     pub incarnation: u64,
     pub cores: u16,
-    /// The program's version.
+    /// The version of the program.
     pub program: String,
-    /// Where other brokers reach this one, as host:port.
+    /// The address at which other brokers reach this one, as host:port.
     pub peer_addr: String,
     /// The node ids of its `--seeds`, ascending.
     pub seeds: Vec<i32>,
     /// The cluster's first voters; none if it belongs to no cluster yet.
     pub founding: Vec<u64>,
-    /// The core of the other side that the connection is for, modulo how many it has.
+    /// The receiver's core that the connection is for, modulo the receiver's number of cores.
     pub core: u16,
 }
 
 impl Hello {
-    /// Of a tool with this version: it is no broker, and belongs to no cluster.
+    /// The greeting of a tool with this version. A tool is no broker, and belongs to no cluster.
     pub fn of_tool(program: &str) -> Self {
         Self {
             caller: Caller::Tool,
@@ -80,7 +81,8 @@ pub enum PeerMessage {
         group: u64,
         message: Message,
     },
-    /// With the batches of its entries, each with the place of its entry: they travel beside the message, and are not copied.
+    /// A Raft message with the batches of its entries, each with the place of its entry. The batches travel beside
+    /// the message and are not copied.
     Append {
         group: u64,
         message: Message,
@@ -88,7 +90,7 @@ pub enum PeerMessage {
     },
     Rest(Rest),
     Beat(Beat),
-    /// Whoever leads the group is to hand over to its preferred leader.
+    /// Asks the group's leader to hand over to the group's preferred leader.
     Elect {
         group: u64,
     },
@@ -96,20 +98,21 @@ pub enum PeerMessage {
     SnapshotChunk(SnapshotChunk),
 }
 
-/// All replicas of a group that are there have everything up to this entry, committed.
+/// Announces that a group is idle: all its reachable replicas have everything up to this entry, and it is
+/// committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rest {
     pub group: u64,
     pub at: Position,
 }
 
-/// A core of a broker is alive.
+/// A heartbeat of one core of a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
     pub incarnation: u64,
     pub core: u16,
     pub cores: u16,
-    /// Its storage works: it can lead.
+    /// Whether its storage works, so that it can lead.
     pub healthy: bool,
 }
 
@@ -117,18 +120,18 @@ pub struct Beat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotChunk {
     pub group: u64,
-    /// Where the snapshot was cut.
+    /// The index at which the snapshot was taken.
     pub index: u64,
     pub term: u64,
     pub offset: u64,
-    /// Bytes of the whole.
+    /// Length in bytes of the whole state.
     pub total: u64,
     /// CRC-32C of `bytes`.
     pub crc: u32,
     pub bytes: Bytes,
 }
 
-/// Why bytes say nothing.
+/// Why bytes can't be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     #[error("not a message of brokers: {0}")]
@@ -147,10 +150,10 @@ pub enum WireError {
     Metadata(#[from] DecodeError),
 }
 
-/// Tables of one frame; more are a mistake or an attack.
+/// The most tables in one frame. More than this are a mistake or an attack.
 const TABLES_MAX: usize = 1 << 20;
-/// How often the bytes of a frame may be told in it: what a builder writes shares little, whereas a forged frame of a few MiB could
-/// name its largest part thousands of times.
+/// How many times larger than its bytes a frame's content may be. A builder shares little of it. A forged frame of
+/// a few MiB, however, could refer to its largest part thousands of times.
 const SHARED_MAX: usize = 8;
 
 fn verified<'b, T: flatbuffers::Follow<'b> + flatbuffers::Verifiable + 'b>(
@@ -214,7 +217,7 @@ pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
     })
 }
 
-/// Messages that leave together, and the batches behind them.
+/// Messages that are sent together, and the batches behind them.
 pub struct Frame {
     pub messages: Bytes,
     pub payloads: Vec<Bytes>,
@@ -229,7 +232,8 @@ impl Frame {
         Self { messages: encode(messages), payloads: messages.iter().flat_map(of).collect() }
     }
 
-    /// What is sent: without payloads, the messages alone; else their length, the messages and the payloads.
+    /// The parts to send. Without payloads this is the messages alone. With payloads it is the length of the
+    /// messages, the messages, and the payloads.
     pub fn into_parts(self) -> Vec<Bytes> {
         if self.payloads.is_empty() {
             return vec![self.messages];
@@ -239,7 +243,7 @@ impl Frame {
     }
 }
 
-/// Reads a frame of messages with payloads behind them, which are not copied.
+/// Reads a frame of messages with payloads behind them. The payloads are not copied.
 pub fn decode_with_payloads(frame: &Bytes) -> Result<Vec<PeerMessage>, WireError> {
     let length = frame.first_chunk::<4>().ok_or(WireError::Payloads)?;
     let behind = 4 + u32::from_le_bytes(*length) as usize;
@@ -251,7 +255,7 @@ pub fn decode_with_payloads(frame: &Bytes) -> Result<Vec<PeerMessage>, WireError
     if payloads.is_empty() { Ok(messages) } else { Err(WireError::Payloads) }
 }
 
-/// Messages that leave together, in order.
+/// Encodes messages that are sent together, in order.
 pub fn encode(messages: &[PeerMessage]) -> Bytes {
     let room: usize = messages.iter().map(own_bytes).sum();
     let mut out = FlatBufferBuilder::with_capacity(room);
@@ -267,7 +271,7 @@ pub fn encode(messages: &[PeerMessage]) -> Bytes {
     finished(out, root)
 }
 
-/// About how many bytes a message takes.
+/// The approximate number of bytes that a message takes.
 pub fn weight(message: &PeerMessage) -> usize {
     own_bytes(message)
         + match message {
@@ -276,7 +280,7 @@ pub fn weight(message: &PeerMessage) -> usize {
         }
 }
 
-/// The same without what travels beside it.
+/// Like [`weight`], without the payloads that travel beside the message.
 fn own_bytes(message: &PeerMessage) -> usize {
     const BASE: usize = 160;
     const REQUEST: usize = 256;
@@ -293,7 +297,7 @@ fn own_bytes(message: &PeerMessage) -> usize {
     }
 }
 
-/// Reads one frame's messages; all of them can be read, or none is given out.
+/// Reads one frame's messages: all of them or, if one can't be read, none.
 pub fn decode(bytes: &[u8]) -> Result<Vec<PeerMessage>, WireError> {
     verified::<fb::Messages<'_>>(bytes)?.messages().iter().map(|message| body_in(message, &mut Bytes::new())).collect()
 }
@@ -376,7 +380,7 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
     })
 }
 
-/// The payloads that a message names, off the front of what is behind the messages.
+/// Takes the payloads that a message names from the front of the bytes behind the messages.
 fn payloads_in(raft: fb::Raft<'_>, message: &Message, beside: &mut Bytes) -> Result<Vec<(usize, Bytes)>, WireError> {
     let mut payloads: Vec<(usize, Bytes)> = Vec::new();
     for payload in raft.payloads().into_iter().flatten() {
@@ -434,8 +438,8 @@ fn raft_out<'b>(
     fb::Raft::create(out, &args)
 }
 
-/// The kinds that replicas send each other; others are raft-rs's own affairs within one replica, or answer what is
-/// never asked.
+/// The kinds of messages that replicas send to each other. The others are internal to raft-rs, or answer requests
+/// that are never sent.
 pub(crate) const KINDS: [MessageType; 10] = [
     MessageType::MsgAppend,
     MessageType::MsgAppendResponse,
@@ -471,7 +475,7 @@ fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
         message.context = Bytes::copy_from_slice(context.bytes());
     }
     let entries: Vec<eraftpb::Entry> = raft.entries().into_iter().flatten().map(entry_in).collect::<Result<_, _>>()?;
-    // raft-rs counts on it: each entry has the index behind the one before.
+    // raft-rs relies on consecutive indices.
     let after = |at: usize| raft.index().checked_add(at as u64 + 1);
     let follow = entries.iter().enumerate().all(|(at, entry)| after(at) == Some(entry.index));
     if kind == MessageType::MsgAppend && !follow {

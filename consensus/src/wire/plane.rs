@@ -1,4 +1,4 @@
-//! Messages of the metadata plane as bytes: what one broker asks another, and the answers.
+//! The encoding of the metadata plane's messages: what one broker asks another, and the answers.
 
 use super::{Out, Union, VERIFIED, WireError};
 use crate::{

@@ -1,4 +1,4 @@
-//! Everything that brokers say comes back from its bytes; other bytes are refused, and never stop the broker.
+//! Every message survives encoding and decoding. Other bytes are rejected, and never stop the broker.
 
 use crate::wire::*;
 use crate::{
@@ -122,7 +122,7 @@ fn mesh_times() -> Vec<MeshTimes> {
     vec![MeshTimes { to: 3, min_ns: 1000, max_ns: u64::MAX, sum_ns: 9, buckets }, MeshTimes::default()]
 }
 
-/// Messages as they come, from a seed.
+/// Random messages from a seed.
 fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
     let bytes = |rng: &mut fastrand::Rng| -> Bytes {
         let length = rng.usize(..300);
@@ -214,7 +214,7 @@ fn what_is_cut_off_is_refused() {
     let (greeting, sent) = (encode_hello(&hello()), encode(&messages()));
     let request = encode_request(&ToolRequest { id: 7, ask: ToolAsk::Describe });
     let response = encode_response(&ToolResponse { id: 7, answer: ToolAnswer::Quorum(Quorum::default()) });
-    // Only zeros that fill up the end may be missing.
+    // Only zeros of the padding at the end may be missing.
     let needed = |bytes: &[u8]| bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
     for length in 0..needed(&greeting) {
         assert!(decode_hello(&greeting[..length]).is_err(), "{length} bytes of a hello");
@@ -230,7 +230,7 @@ fn what_is_cut_off_is_refused() {
     }
 }
 
-/// Passes if nothing panics: changed bytes may well be another valid message.
+/// Passes if nothing panics. Changed bytes may well be another valid message.
 #[test]
 fn changed_bytes_never_stop_the_broker() {
     let good = [

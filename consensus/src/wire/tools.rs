@@ -1,4 +1,4 @@
-//! What tools ask a broker, and its answers, as bytes.
+//! The encoding of tools' requests to a broker, and of its answers.
 
 use super::{
     WireError, finished,
@@ -13,15 +13,15 @@ use crate::{
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 
-/// How fresh the answer to a tool's read is.
+/// How fresh the answer to a tool's read must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// At most a read lease old.
+    /// At most as old as a read lease.
     #[default]
     Leased,
-    /// Everything acknowledged at quorum before the request.
+    /// Contains everything that was acknowledged by a quorum before the request.
     Linearizable,
-    /// On the leader: also what is not committed, and may be dropped.
+    /// On the leader, also contains uncommitted writes, which may still be lost.
     Overlay,
 }
 
@@ -33,7 +33,7 @@ pub struct ToolRequest {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToolAsk {
-    /// `acks`: `None` for what `metadata.acks` says.
+    /// `acks`: `None` for the setting `metadata.acks`.
     Write {
         acks: Option<Acks>,
         commands: Vec<metadata::Command>,
@@ -43,13 +43,13 @@ pub enum ToolAsk {
         queries: Vec<Query>,
     },
     Describe,
-    /// How long messages take to another core of the broker that is asked, and back.
+    /// Measures the round trip of messages to other cores of the broker that gets the request.
     ProbeMesh {
-        /// `None`: each other core, one after the other.
+        /// `None`: every other core, one after the other.
         to: Option<u16>,
-        /// To each core.
+        /// Number of messages to each core.
         rounds: u32,
-        /// How many are on their way at a time.
+        /// Number of messages in flight at a time.
         in_flight: u16,
     },
 }
@@ -61,7 +61,8 @@ pub struct MeshTimes {
     pub min_ns: u64,
     pub max_ns: u64,
     pub sum_ns: u64,
-    /// Upper bounds in ns, inclusive and ascending, and how many took no longer than that, but longer than the bound before.
+    /// A histogram, ascending: each bucket's inclusive upper bound in ns, and the number of round trips in the
+    /// bucket.
     pub buckets: Vec<(u64, u64)>,
 }
 
@@ -81,7 +82,7 @@ pub enum ToolAnswer {
         from: u16,
         times: Vec<MeshTimes>,
     },
-    /// One of Kafka's error codes, and why.
+    /// One of Kafka's error codes, and the reason.
     Failed {
         code: u16,
         message: String,

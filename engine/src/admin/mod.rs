@@ -1,15 +1,20 @@
 //! The admin port: a small HTTP/1.1 server, GET and HEAD only, one request per connection.
-//! Lives on: one unpinned thread of its own, so that it answers while a core hangs. What it answers is `admin_pages`'.
+//! Lives on: one unpinned thread of its own, so that it answers while a core hangs. The answers come from [`pages`].
 //!
-//! Nobody else's connections may silence `/health/…`: whoever comes is accepted at once, in the place of the one that has been slow for
-//! longest if need be. What has been sent by then is read at once, and a question of health is answered before anything else.
+//! Slow connections must not block `/health/…`. The server accepts every new connection at once, and closes the slowest
+//! one if it needs the room. It reads at once what the new peer has sent by then, and answers health checks before
+//! anything else.
 //!
-//! Bounds: [`CONNECTIONS_MAX`] (beyond it, the oldest goes whose request is not whole, else the oldest), [`HEAD_BYTES_MAX`] (more is
-//! answered with 431), [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer (then it is closed), and
-//! [`PAGES_A_TURN`] pages that take long to make, between which others are accepted and read.
+//! Bounds:
+//! - [`CONNECTIONS_MAX`]. Beyond it, the server closes the oldest connection whose request is incomplete, else the
+//!   oldest one.
+//! - [`HEAD_BYTES_MAX`]. The server answers a longer head with 431.
+//! - [`REQUEST_TIME_MAX`] per connection, from its acceptance to the last byte of its answer. Then the server closes
+//!   it.
+//! - [`PAGES_A_TURN`] pages that take long to make. Between them, the server accepts and reads other connections.
 //!
-//! This is no HTTP crate: those that are small give a thread to each connection, or wait for slow ones in front of fast ones, and none of
-//! them puts health first.
+//! This is not an HTTP crate: the small crates use a thread for each connection, or let slow connections delay fast
+//! ones. None of them puts health checks first.
 
 pub mod pages;
 
@@ -25,15 +30,16 @@ use std::{
 use crate::admin::pages::{Answer, ProcessFigures, Site};
 
 const CONNECTIONS_MAX: usize = 64;
-/// With the listener and one that is about to be closed.
+/// With the listener, and a connection that is about to be closed.
 pub const DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 2;
-/// Connections that are accepted before those that are open go on.
+/// Connections that the server accepts before it serves the open ones again.
 const ACCEPTED_A_TURN: usize = CONNECTIONS_MAX;
-/// Every connection has so long to send its request before it may have to go. Meanwhile others wait in the kernel's queue, all of it less than
-/// a second.
+/// Time that each connection has to send its request before the server may close it to make room. Meanwhile new
+/// connections wait in the kernel's queue. The server empties a full queue in less than a second.
 const GRACE: Duration = Duration::from_millis(50);
 const PAGES_A_TURN: usize = 1;
-/// Connections that the kernel completes before they are accepted. Where there is no room, a client tries again after a second only.
+/// Connections that the kernel completes before the server accepts them. If the queue is full, a client retries only
+/// after a second.
 const BACKLOG: i32 = 1024;
 const HEAD_BYTES_MAX: usize = 8 << 10;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
@@ -65,7 +71,7 @@ impl Admin {
         };
         let listener = TcpListener::bind(addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        // SAFETY: a plain system call on a descriptor of ours, which listens already, with a shorter queue.
+        // SAFETY: a plain system call on a descriptor that we own. It already listens, with a shorter queue.
         if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
             return Err(failed(io::Error::last_os_error()));
         }
@@ -73,12 +79,12 @@ impl Admin {
         Ok(Admin { listener, addr })
     }
 
-    /// With the port that was given if none was asked for.
+    /// The bound address, with the port that the system chose if the setting names port 0.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Serves from a thread that ends with the process.
+    /// Starts to serve, from a thread that ends with the process.
     pub fn start(self, site: Arc<Site>) -> Result<(), AdminError> {
         let serve = move || {
             let mut server = Server { listener: self.listener, connections: Vec::new(), process: Process::default() };
@@ -98,7 +104,7 @@ struct Server {
 }
 
 impl Server {
-    /// Waits for something to do, and does it.
+    /// Waits for an event and handles all that have come.
     fn turn(&mut self, site: &Site) {
         let mut fds: Vec<libc::pollfd> = self.connections.iter().map(Connection::pollfd).collect();
         let full_until = self.full_until().filter(|until| *until > Instant::now());
@@ -111,7 +117,7 @@ impl Server {
         };
         if let Err(error) = wait(&mut fds, deadline) {
             tracing::error!(%error, "the admin thread cannot wait for requests");
-            // Whatever the reason, spinning on it helps nobody.
+            // Whatever the reason, do not spin.
             thread::sleep(Duration::from_secs(1));
             return;
         }
@@ -131,7 +137,7 @@ impl Server {
         self.make_pages(site);
     }
 
-    /// `false`: there is none to accept now, or no room for it.
+    /// `false`: there is no connection to accept now, or no room for one.
     fn accept(&mut self, site: &Site, now: Instant) -> bool {
         if self.full_until().is_some_and(|until| until > now) {
             return false;
@@ -140,7 +146,7 @@ impl Server {
             Ok((stream, _)) => {
                 let deadline = now + REQUEST_TIME_MAX;
                 let mut connection = Connection { stream, deadline, head: Vec::new(), page: None, answer: None };
-                // The port answers what this peer has sent before it closes another one for it.
+                // Before the server closes another connection for this one, it answers what this peer has sent.
                 if connection.stream.set_nonblocking(true).is_ok() && connection.go_on(site) {
                     self.make_room(site);
                     self.connections.push(connection);
@@ -157,27 +163,27 @@ impl Server {
         }
     }
 
-    /// Connections are in the order in which they came.
+    /// Closes a connection if there are too many. They are in the order of their acceptance.
     fn make_room(&mut self, site: &Site) {
         if let Some(slowest) = self.next_to_go() {
-            // If its request has come by now, it is answered.
+            // If its request has arrived by now, the server answers it.
             self.connections.remove(slowest).go_on(site);
         }
     }
 
-    /// `None`: there is room for one more.
+    /// The connection to close next. `None`: there is room for one more.
     fn next_to_go(&self) -> Option<usize> {
         let is_slow = |connection: &Connection| connection.page.is_none() && connection.answer.is_none();
         let is_full = self.connections.len() >= CONNECTIONS_MAX;
         is_full.then(|| self.connections.iter().position(is_slow).unwrap_or(0))
     }
 
-    /// From when on there is room for one more.
+    /// The time from which on there is room for one more. `None`: there is room now.
     fn full_until(&self) -> Option<Instant> {
         Some(self.connections[self.next_to_go()?].deadline - REQUEST_TIME_MAX + GRACE)
     }
 
-    /// Makes a few of the pages that take long, those asked for first before others.
+    /// Makes a few of the pages that take long, in the order of the connections.
     fn make_pages(&mut self, site: &Site) {
         let mut left = PAGES_A_TURN;
         let process = &mut self.process;
@@ -197,7 +203,7 @@ fn pollfd(fd: i32, events: i16) -> libc::pollfd {
 
 fn wait(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
     let timeout_ms = match deadline {
-        // Rounded up, or the last millisecond would be spent spinning.
+        // Rounded up, or the loop would spin during the last millisecond.
         Some(at) => at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
         None => -1,
     };
@@ -219,9 +225,9 @@ struct Connection {
     stream: TcpStream,
     deadline: Instant,
     head: Vec<u8>,
-    /// A page that is to be made.
+    /// A page that has to be made.
     page: Option<Page>,
-    /// What is left to send.
+    /// The part of the answer that is not sent yet.
     answer: Option<Vec<u8>>,
 }
 
@@ -229,17 +235,17 @@ impl Connection {
     fn pollfd(&self) -> libc::pollfd {
         let events = match (&self.page, &self.answer) {
             (_, Some(_)) => libc::POLLOUT,
-            // Until then nothing is read or sent.
+            // Until the page is made, nothing is read or sent.
             (Some(_), None) => 0,
             (None, None) => libc::POLLIN,
         };
         pollfd(self.stream.as_raw_fd(), events)
     }
 
-    /// `false`: it is done with, or the peer is gone.
+    /// Progresses after an event. `false`: the connection is finished, or the peer is gone.
     fn go_on(&mut self, site: &Site) -> bool {
         if self.page.is_some() {
-            // It was not asked for news: the peer is gone.
+            // Poll watches no event here, so this one means that the peer is gone.
             return false;
         }
         if self.answer.is_none() && !self.receive(site) {
@@ -289,7 +295,7 @@ impl Connection {
                 Ok(_) | Err(_) => return false,
             }
         }
-        // The peer may be gone already; then nobody misses this.
+        // If the peer is gone already, the error does not matter.
         let _ = self.stream.shutdown(Shutdown::Write);
         false
     }
@@ -299,19 +305,19 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n")
 }
 
-/// A page that takes a while to make.
+/// A page that takes long to make.
 struct Page {
     path: String,
     with_body: bool,
 }
 
 enum Asked {
-    /// All that is to be sent.
+    /// The whole answer.
     Answer(Vec<u8>),
     Page(Page),
 }
 
-/// What a request's head asks for; what is quickly known is answered at once.
+/// Handles a request's head. Quick answers are made at once.
 fn answer(head: &[u8], site: &Site) -> Asked {
     let (method, path) = match request_line(head) {
         Some(request) => request,
@@ -327,7 +333,7 @@ fn answer(head: &[u8], site: &Site) -> Asked {
     Asked::Page(Page { path: path.to_owned(), with_body })
 }
 
-/// Method and path, without the query.
+/// The method, and the path without the query.
 fn request_line(head: &[u8]) -> Option<(&str, &str)> {
     let line = std::str::from_utf8(head).ok()?.split("\r\n").next()?;
     let mut parts = line.split(' ');
@@ -337,7 +343,7 @@ fn request_line(head: &[u8]) -> Option<(&str, &str)> {
     whole.then_some((method, path))
 }
 
-/// Reads figures of this process; may block on /proc for a moment.
+/// Reads figures of this process. May block on /proc for a moment.
 #[derive(Default)]
 struct Process(sysinfo::System);
 
@@ -431,14 +437,14 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
-    /// Whatever others do, health is answered before any of them has run out of its time.
+    /// Even if others hold their connections, the server answers health checks before any of these has timed out.
     #[test]
     fn many_slow_peers_do_not_silence_health() {
         let (addr, _site) = serve();
         let slow: Vec<TcpStream> = (0..200)
             .map(|n| {
                 let mut stream = connect(addr);
-                // Silent, in the middle of a request, or not reading what they asked for.
+                // Silent, in the middle of a request, or not reading the answer.
                 let sent = [&b""[..], b"GET /health/li", b"GET /metrics HTTP/1.1\r\n\r\n"][n % 3];
                 stream.write_all(sent).unwrap();
                 stream
@@ -449,7 +455,7 @@ mod tests {
             assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
         }
         assert!(begun.elapsed() < REQUEST_TIME_MAX, "it waited for the slow ones: {:?}", begun.elapsed());
-        // Of the slow ones the newest has its place still.
+        // The newest of the slow connections is still open.
         let (mut newest, mut answer) = (&slow[199], String::new());
         newest.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
         newest.read_to_string(&mut answer).unwrap();

@@ -1,4 +1,4 @@
-//! What the commands share that ask a running broker: where it is, and the connection.
+//! The parts shared by all commands that talk to a running broker: its address and the connection.
 //! Lives on: the main thread.
 
 use std::time::Duration;
@@ -8,10 +8,10 @@ use net::client::blocking::{Client, ClientError};
 
 use crate::cli::Failure;
 
-/// How long connecting and each answer may take.
+/// Maximum time for connecting, and for each answer.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// `--bootstrap`, for a command and all its subcommands.
+/// The option `--bootstrap`, for a command and all its subcommands.
 pub fn bootstrap() -> Arg {
     Arg::new("bootstrap")
         .long("bootstrap")
@@ -21,7 +21,7 @@ pub fn bootstrap() -> Arg {
         .help("Brokers to ask; the first that answers is taken")
 }
 
-/// A connection to the first of `bootstrap` that answers.
+/// Connects to the first address in `bootstrap` that answers.
 pub fn connect(bootstrap: &str) -> Result<Client, Failure> {
     let mut failures = Vec::new();
     for addr in bootstrap.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {

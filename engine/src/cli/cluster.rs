@@ -1,6 +1,6 @@
-//! `millrace cluster describe`: brokers, the quorum of the metadata, and how well partitions are replicated.
-//! Lives on: the main thread. Asks over the Kafka protocol (DescribeCluster, DescribeQuorum, Metadata); works with any cluster that
-//! serves these APIs.
+//! `millrace cluster describe`: brokers, the metadata quorum, and how well partitions are replicated.
+//! Lives on: the main thread. Uses the Kafka protocol (DescribeCluster, DescribeQuorum, Metadata), and works with any
+//! cluster that serves these APIs.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -24,9 +24,9 @@ use crate::cli::{
     client::{self, connect, failed},
 };
 
-/// Kafka's name of the metadata log.
+/// Kafka's name for the metadata log.
 const METADATA_TOPIC: &str = "__cluster_metadata";
-/// From this version on, DescribeCluster tells of fenced brokers to whoever asks for them.
+/// From this version on, DescribeCluster can return fenced brokers, if the client asks for them.
 const FENCED_FROM: i16 = 2;
 
 const COLUMNS: &str = "\
@@ -57,7 +57,7 @@ pub fn command() -> Command {
         .subcommand(describe)
 }
 
-/// Does what was asked and returns what to print.
+/// Runs the command and returns the text to print.
 pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let bootstrap = matches.get_one::<String>("bootstrap").expect("it has a default");
@@ -89,7 +89,7 @@ fn ask(client: &mut Client) -> Result<Cluster, Failure> {
     Ok(Cluster::from(&described, &quorum, &metadata))
 }
 
-/// What a broker says that can't do what it is asked.
+/// Turns a broker's error into a failure of the command.
 fn refusal(what: &str, code: i16, message: Option<&StrBytes>) -> Result<(), Failure> {
     errors::check(code).map_err(|error| match message.filter(|message| !message.is_empty()) {
         Some(message) => Failure::Other(format!("the broker can't {what}: {message} ({error:?})")),
@@ -102,7 +102,7 @@ enum Role {
     Leader,
     Voter,
     Observer,
-    /// No member of the quorum, as far as its leader says; or nobody said.
+    /// Not a member of the quorum according to its leader, or unknown.
     None,
 }
 
@@ -117,7 +117,7 @@ impl Role {
     }
 }
 
-/// One broker, or a member of the quorum that is none.
+/// A broker, or a member of the quorum that is not a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Node {
     /// Host and port.
@@ -144,7 +144,7 @@ const UNKNOWN: Node = Node {
     not_in_sync: 0,
 };
 
-/// The metadata's quorum, as its leader sees it.
+/// The metadata quorum as its leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Quorum {
     leader: i32,
@@ -155,7 +155,7 @@ struct Quorum {
 #[derive(Debug)]
 struct Cluster {
     id: String,
-    /// `Err`: why it is not known.
+    /// `Err`: why it is unknown.
     quorum: Result<Quorum, String>,
     nodes: BTreeMap<i32, Node>,
     partitions: usize,
@@ -187,7 +187,7 @@ impl Cluster {
         for (member, role) in voters.chain(partition.observers.iter().map(|member| (member, Role::Observer))) {
             let node = self.nodes.entry(member.replica_id.0).or_insert(UNKNOWN);
             node.role = if member.replica_id.0 == leader { Role::Leader } else { role };
-            // By the leader's clock, whatever that shows.
+            // Compared by the leader's own clock, whatever time it shows.
             node.heard_ms_ago = of_leader.and_then(|leader| known(leader).zip(known(member))).map(|(now, at)| now - at);
             node.lag = of_leader.map(|leader| (leader.log_end_offset - member.log_end_offset).max(0));
         }
@@ -289,7 +289,7 @@ impl Cluster {
     }
 }
 
-/// The one partition that was asked for, or why it is not told.
+/// The only partition in the answer, or why there is none.
 fn quorum_of(response: &DescribeQuorumResponse) -> Result<&PartitionData, String> {
     let told = |code: i16, message: &Option<StrBytes>| {
         errors::check(code).map_err(|error| match message {
@@ -304,12 +304,14 @@ fn quorum_of(response: &DescribeQuorumResponse) -> Result<&PartitionData, String
     Ok(partition)
 }
 
-/// When a member was last heard of, in ms since the epoch by its leader's clock; below 0 if that is not known.
+/// The time at which the leader last heard from a member, in ms since the epoch by the leader's clock. `None` if the
+/// answer is below 0: unknown.
 fn known(member: &ReplicaState) -> Option<i64> {
     Some(member.last_fetch_timestamp).filter(|at| *at >= 0)
 }
 
-/// A broker that was not heard of for its session is fenced; one that is not registered may only vote.
+/// A broker that the leader has not heard from for its session timeout is fenced. A node that is not registered may
+/// only vote.
 fn state(node: &Node) -> &'static str {
     match node {
         Node { address: None, .. } => "no broker",

@@ -1,5 +1,5 @@
 //! The command line: `millrace [serve]`, `topic …`, `cluster describe`, `wal dump`, `config`, `version`.
-//! Lives on: the main thread. Flags of `serve` come from the table of settings.
+//! Lives on: the main thread. The flags of `serve` come from the table of settings.
 
 pub mod client;
 pub mod cluster;
@@ -48,16 +48,16 @@ Examples:
   millrace serve --kafka-addr 0.0.0.0:9092 --advertised-kafka-addr kafka.example:9092
   MILLRACE_DATA_DIR=/srv/millrace millrace serve --set log.retention.hours=24";
 
-/// Exit status for a command line or a setting that is refused, as `clap` has it.
+/// Exit status for an invalid command line or setting. `clap` uses the same.
 const REFUSED: u8 = 2;
 
-/// Why a command ended without doing what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// A setting; exits with 2, as a wrong command line does.
+    /// An invalid setting. Exits with 2, as an invalid command line does.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Anything else; exits with 1.
+    /// Any other failure. Exits with 1.
     #[error("{0}")]
     Other(String),
 }
@@ -73,7 +73,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
-            // Help and version come this way too, to stdout and with status 0. A closed pipe is nobody's problem.
+            // Help and version arrive here too. They go to stdout with status 0. A closed pipe is no error.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
         }
@@ -100,7 +100,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// To stdout; whoever closed it (`| head`) has seen enough.
+/// Prints to stdout. A closed pipe (`| head`) is no error.
 pub fn print(text: &str) -> Result<(), Failure> {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::other(format!("cannot write to stdout: {e}"))),
@@ -126,7 +126,7 @@ fn command() -> Command {
         .subcommand(Command::new("version").about("Print the version").after_help("Example:\n  millrace version"))
 }
 
-/// Adds the flags that stand for settings.
+/// Adds the flags that set settings.
 fn with_settings(command: Command) -> Command {
     let flags = SETTINGS.iter().filter_map(|setting| {
         let flag = setting.flag?;
@@ -164,7 +164,7 @@ fn with_settings(command: Command) -> Command {
         )
 }
 
-/// `NAME=VALUE`; the value may hold further signs.
+/// Parses `NAME=VALUE`. The value may contain further equals signs.
 pub fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -187,7 +187,8 @@ fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
             return Err(ConfigError(format!("{} is given more than once; give it once", flag.name)).into());
         }
     }
-    // What is not UTF-8 is no value of ours; a variable of ours that is not would be lost without a word.
+    // A value that is not UTF-8 is invalid. The loop must still report it if the variable is ours, or it would be lost
+    // silently.
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         match (name.into_string(), value.into_string()) {

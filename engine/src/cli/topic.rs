@@ -1,4 +1,4 @@
-//! `millrace topic create|list|describe|delete`: asks a broker over the Kafka protocol, as any client does.
+//! `millrace topic create|list|describe|delete`: uses the Kafka protocol, as any client does.
 //! Lives on: the main thread. Works with any broker that serves these APIs.
 
 use std::fmt::Write as _;
@@ -26,9 +26,9 @@ use crate::cli::{
     name_and_value,
 };
 
-/// From this version on, topics to delete are named by name or id.
+/// From this version on, DeleteTopics names topics by name or id.
 const DELETE_BY_STATE_FROM: i16 = 6;
-/// DescribeConfigs: the type of a topic among resources, and the source of a topic's own value.
+/// DescribeConfigs: the resource type of a topic, and the source of a topic's own value.
 const RESOURCE_TOPIC: i8 = 2;
 const SOURCE_TOPIC: i8 = 1;
 
@@ -85,7 +85,7 @@ pub fn command() -> Command {
         .subcommands([create, list, describe, delete])
 }
 
-/// Does what was asked and returns what to print.
+/// Runs the command and returns the text to print.
 pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let (verb, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let bootstrap = matches.get_one::<String>("bootstrap").expect("it has a default");
@@ -104,7 +104,7 @@ fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
 
-/// What a broker says of one topic: its code, and its words if it has any.
+/// Turns a broker's error for one topic into text: its code, and its message if there is one.
 fn refusal(what: &str, code: i16, message: Option<&StrBytes>) -> Result<(), String> {
     errors::check(code).map_err(|error| match message.filter(|message| !message.is_empty()) {
         Some(message) => format!("{what}: {message} ({error:?})"),
@@ -113,7 +113,7 @@ fn refusal(what: &str, code: i16, message: Option<&StrBytes>) -> Result<(), Stri
     })
 }
 
-/// What succeeded is printed even if something else failed.
+/// Prints the successes even if something else failed.
 fn outcome(lines: Vec<Result<String, String>>) -> Result<String, Failure> {
     let (mut done, mut refused) = (String::new(), Vec::new());
     for line in lines {
@@ -153,7 +153,7 @@ fn create(client: &mut Client, names: &[&str], matches: &ArgMatches) -> Result<S
     outcome(lines.collect())
 }
 
-/// Half of what the connection would wait, so that the broker's own answer comes first.
+/// Half of the connection's timeout, so that the broker's own answer arrives before it.
 fn timeout_ms() -> i32 {
     i32::try_from(TIMEOUT.as_millis() / 2).expect("the time is short")
 }
@@ -162,7 +162,7 @@ fn metadata(client: &mut Client, names: Option<&[&str]>) -> Result<MetadataRespo
     let topics = names.map(|names| {
         names.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name)))).collect()
     });
-    // To look at a topic must not create it.
+    // Looking at a topic must not create it.
     let request = MetadataRequest::default().with_topics(topics).with_allow_auto_topic_creation(false);
     client.call(request).map_err(failed)
 }

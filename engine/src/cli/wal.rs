@@ -1,8 +1,8 @@
-//! `millrace wal dump`: prints a ring segment readably, with the verdict that recovery would come to at its tail.
-//! Lives on: the main thread. Only reads, also beside a broker that runs: then the tail may move while it is read.
+//! `millrace wal dump`: prints a ring segment in readable form, with the verdict of recovery at its tail.
+//! Lives on: the main thread. Only reads, and may run beside a running broker. Then the tail may move during the read.
 //!
-//! The verdict is a row of `wal`'s recovery table. What later segments know of this one is taken from the first header of
-//! each other ring file in the same directory.
+//! The verdict is a row of `wal`'s recovery table. The knowledge that later segments have of this one comes from the
+//! first header of each other ring file in the same directory.
 
 use std::{
     fs::{self, File},
@@ -45,7 +45,8 @@ pub fn command() -> Command {
         .subcommand(dump)
 }
 
-/// Dumps and returns what is left to print. Damage, and what a newer version wrote, is a failure.
+/// Dumps the segments and returns the text that remains to be printed. Damage, and data of a newer version, is a
+/// failure.
 pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let path = matches.get_one::<PathBuf>("path").expect("it is required");
@@ -71,7 +72,7 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     }
 }
 
-/// The ring files of a directory, by the numbers of the segments in them; unused ones last.
+/// The ring files of a directory, ordered by the numbers of their segments. Unused files come last.
 fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in ring_files(dir)? {
@@ -108,21 +109,21 @@ fn read(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// A segment being read.
+/// A segment that is being read.
 struct Segment {
     file: File,
     bytes: u64,
-    /// The header at its front, which says what ring and segment this is.
+    /// The header at the front of the file. It identifies the ring and the segment.
     first: WriteHeader,
     /// The first headers of the ring's other segments.
     others: Vec<WriteHeader>,
 }
 
-/// What stands at one position.
+/// The contents of the file at one position.
 struct Seen {
     case: HeaderCase,
     header: Option<WriteHeader>,
-    /// The records, if they are what was written.
+    /// The records, if the body is intact.
     records: Option<Vec<RingRecord>>,
 }
 
@@ -161,7 +162,7 @@ impl Segment {
         (header.ring_id, header.epoch) == (self.first.ring_id, self.first.epoch)
     }
 
-    /// What later writes know of the position at `offset`.
+    /// Evidence in later writes about the position at `offset`.
     fn beyond(&self, offset: u64, body: BodyCase) -> io::Result<Beyond> {
         let at = self.position(offset);
         if let Some(next) = self.others.iter().find(|other| other.segment == self.first.segment + 1) {
@@ -188,7 +189,7 @@ impl Segment {
     }
 }
 
-/// The text of one segment file, and what recovery would say at its tail.
+/// The text of one segment file, and the verdict of recovery at its tail.
 fn dump(path: &Path) -> io::Result<(String, Verdict)> {
     let (file, name) = (File::open(path)?, path.display());
     let bytes = file.metadata()?.len();
@@ -396,7 +397,7 @@ mod tests {
         }
     }
 
-    /// Segment 3: an entry of two blocks, then small records in one.
+    /// Segment 3: an entry of two blocks, then small records in one block.
     fn two_writes() -> (Vec<u8>, Vec<u8>) {
         let base = 3 * SEGMENT_BYTES;
         let entry = entry(9);
@@ -435,7 +436,7 @@ verdict at 208896: end before unused space; the ring ends here, nothing is lost
         let rows: [(&str, Writes<'_>, Verdict); 4] = [
             ("torn body", vec![(0, &first), (at_second, &torn)], Verdict::Torn),
             ("torn header", vec![(0, &first), (at_second, &[9; 50])], Verdict::Torn),
-            // The second write knew the first one as durable.
+            // The second write's header says that the first write is durable.
             ("damaged body", vec![(0, &broken), (at_second, &second)], Verdict::Damaged),
             ("torn body", vec![(0, &broken)], Verdict::Torn),
         ];
@@ -457,11 +458,11 @@ verdict at 208896: end before unused space; the ring ends here, nothing is lost
         ring.put(1, &[(0, &next)]);
         assert_eq!(ring.dump(0).1, Verdict::NextSegment);
         assert_eq!(ring.dump(1).1, Verdict::End);
-        // A write that the next segment counts on is gone.
+        // A write that the next segment relies on is missing.
         ring.put(0, &[(0, &first)]);
         let (text, verdict) = ring.dump(0);
         assert!(verdict == Verdict::Damaged && text.contains("zeros over a durable write; DAMAGED"), "{text}");
-        // Segments come by their number, unused ones last.
+        // Segments come in the order of their numbers, unused files last.
         ring.put(2, &[]);
         ring.put(3, &[(0, &first)]);
         ring.put(0, &[(0, &next)]);

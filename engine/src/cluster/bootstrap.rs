@@ -1,9 +1,11 @@
-//! How a new broker comes into a cluster, before its cores run: it founds one with its seeds, or joins the one that it finds.
-//! Lives on: the main thread, which may block here, and one more that answers others meanwhile.
+//! How a new broker enters a cluster, before its cores run: it founds one together with its seeds, or joins an
+//! existing one.
+//! Lives on: the main thread, which may block here, and threads that answer others meanwhile.
 //!
-//! A cluster is founded once and only once: by the seed with the lowest node id, and only when every seed has said in one round that
-//! it belongs to no cluster and names the same seeds. What the founder has decided is durable before anybody hears of it; if it is
-//! lost before that, nobody has acted on it. Everybody else takes over cluster id and founding peers from whoever has them.
+//! A cluster is founded exactly once, by the seed with the lowest node id. It needs one round in which every seed
+//! says that it belongs to no cluster and names the same seeds. The founder makes its decision durable before any
+//! other broker learns of it. If the decision is lost before that, nobody has acted on it. The other brokers take the
+//! cluster id and the founding peers from any member.
 
 use crate::config::value::Seeds;
 use consensus::{
@@ -27,21 +29,21 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How often the seeds are asked, and how long one may take to answer.
+/// How often the seeds are asked, and how long one connect, read or write may take.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long each side may take to say who it is.
+/// How long a whole handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
-/// Brokers, or others, that are answered at a time; who comes beyond them asks again.
+/// Most callers answered at a time. Further connections are closed, and the caller retries.
 const ASKING_MAX: usize = 64;
-/// How often the wait is explained.
+/// How often the wait is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// What a broker must know of its cluster.
+/// Identifies a cluster and its founders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     pub id: String,
-    /// The metadata group's first voters.
+    /// The first voters of the metadata group.
     pub founding: Vec<u64>,
 }
 
@@ -65,9 +67,9 @@ pub struct Answer {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Why not yet.
+    /// Not yet, for these reasons.
     Wait(Vec<String>),
-    /// With these peers, ascending.
+    /// Found a cluster with these peers, ascending.
     Found(Vec<u64>),
     Join(Cluster),
     Refuse(String),
@@ -82,7 +84,7 @@ fn new_id() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// Waits until there is a cluster to belong to. `me` says that there is none yet.
+/// Waits until there is a cluster to belong to. `me` names none yet.
 pub fn run(
     me: &Hello,
     secret: Option<Secret>,
@@ -128,7 +130,7 @@ pub fn run(
     decided
 }
 
-/// What one round of answers leads to.
+/// Decides from one round of answers.
 pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
     let heard: Vec<(&Answer, &Hello)> =
         answers.iter().filter_map(|answer| Some((answer, answer.hello.as_ref().ok()?))).collect();
@@ -176,8 +178,9 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
     Decision::Wait(why)
 }
 
-/// Why a cluster is not this broker's. One that knows the same secret is. Without a secret, its founders must be among
-/// the seeds: else whoever holds a seed's address could take this broker in.
+/// Why this broker must not join a cluster; `None`: it may. With a secret, the handshake has already proved that the
+/// cluster knows it. Without one, all founders must be among the seeds. Otherwise anyone at a seed's address could
+/// capture this broker.
 fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<String> {
     let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
     (!is_secured).then(|| {
@@ -209,7 +212,7 @@ enum AskError {
     NoAddress,
 }
 
-/// Tells whoever asks that this broker is new.
+/// Tells callers that this broker belongs to no cluster yet.
 struct Answering {
     addr: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -230,7 +233,7 @@ impl Answering {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                // One who says nothing must not keep the others waiting.
+                // Each caller gets its own thread, so that a silent one does not delay the others.
                 if asking.load(Ordering::Acquire) >= ASKING_MAX {
                     continue;
                 }
@@ -255,7 +258,7 @@ impl Answering {
 
     fn stop(self) {
         self.stop.store(true, Ordering::Release);
-        // Wakes the thread; if that fails, the next caller does.
+        // Wakes the thread. If that fails, the next caller wakes it.
         if TcpStream::connect_timeout(&self.addr, PATIENCE).is_ok() && self.thread.join().is_err() {
             tracing::error!("the thread that answers other brokers has panicked");
         }
@@ -343,10 +346,10 @@ mod tests {
     #[test]
     fn whoever_belongs_to_a_cluster_decides() {
         let cluster = Cluster { id: "c".to_owned(), founding: vec![5] };
-        // Also for an emptied founder, and though somebody is missing.
+        // This holds even for a founder whose data was erased, and even if a seed is missing.
         let answers = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Err("gone"))];
         assert_eq!(decide(&hello(1), &answers), Decision::Join(cluster.clone()));
-        // And for one that is no seed.
+        // It also holds for a broker that is no seed.
         let joiner = Hello { seeds: vec![2, 3], ..hello(9) };
         assert_eq!(decide(&joiner, &answers), Decision::Join(cluster));
         let new = [answer(2, Ok(hello(2))), answer(3, Ok(hello(3)))];
@@ -368,7 +371,7 @@ mod tests {
         assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 4]), true), None, "it knows the secret");
     }
 
-    /// Addresses on loopback that were free a moment ago.
+    /// Loopback addresses that were free a moment ago.
     fn free_addrs(count: usize) -> Vec<SocketAddr> {
         let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         held.iter().map(|listener| listener.local_addr().unwrap()).collect()
@@ -389,7 +392,7 @@ mod tests {
             .collect();
         let cluster = run(&hello(1), secret(), &seeds, addrs[0], || false).unwrap();
         assert_eq!(cluster.founding, [peer_id(1, 7), peer_id(2, 7), peer_id(3, 7)]);
-        // The founder runs on, now with its cluster.
+        // The founder keeps running, now as a member of its cluster.
         let member = Hello { cluster_id: Some(cluster.id.clone()), founding: cluster.founding.clone(), ..hello(1) };
         let listener = TcpListener::bind(addrs[0]).unwrap();
         thread::spawn(move || {

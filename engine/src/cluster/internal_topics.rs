@@ -1,9 +1,10 @@
-//! Topics that belong to the broker itself: one registry of how each is made, and of what clients may change of it.
+//! Topics that belong to the broker itself: one registry of how each is created, and which settings clients may
+//! change.
 //! Pure.
 //!
-//! Whoever causes the creation of such a topic (FindCoordinator, Metadata, CreateTopics) gets the registry's partitions, replicas
-//! and settings. Settings that are fixed here are in force whatever the metadata has stored: an offsets topic that an
-//! earlier version made with seven days of retention loses nothing more.
+//! A topic gets the registry's partitions, replicas and settings, whichever request creates it (FindCoordinator,
+//! Metadata, CreateTopics). Fixed settings override the stored ones. So an offsets topic that an earlier version
+//! created with seven days of retention loses nothing more.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -20,9 +21,9 @@ pub struct InternalTopic {
     pub name: &'static str,
     partitions: fn(&Config) -> i32,
     replicas: fn(&Config) -> i16,
-    /// Settings with the value that they always have, by name.
+    /// Settings with a fixed value, by name.
     fixed: &'static [(&'static str, &'static str)],
-    /// Settings that clients may change: none of them can lose or refuse what the broker writes there.
+    /// Settings that clients may change. None of them can lose or reject what the broker writes to the topic.
     free: &'static [&'static str],
 }
 
@@ -30,8 +31,8 @@ static TOPICS: &[InternalTopic] = &[InternalTopic {
     name: OFFSETS_TOPIC,
     partitions: |config| config.offsets_topic_num_partitions,
     replicas: |config| config.offsets_topic_replication_factor,
-    // The coordinator forgets commits by its own rules (offsets.retention.minutes) and by tombstones. The topic is not compacted
-    // yet, so that nothing else may remove what it holds.
+    // The coordinator removes commits by its own rules (offsets.retention.minutes) and by tombstones. The topic is
+    // not compacted yet, so nothing else may remove its records.
     fixed: &[
         ("cleanup.policy", "delete"),
         ("compression.type", "producer"),
@@ -52,7 +53,8 @@ static TOPICS: &[InternalTopic] = &[InternalTopic {
     ],
 }];
 
-/// Kafka's other internal topics. Nobody makes them before this broker can write them: a topic of another shape would be in the way.
+/// Kafka's other internal topics. They cannot be created until this broker can write them: a topic of another layout
+/// would be in the way.
 const RESERVED: &[(&str, &str)] =
     &[("__share_group_state", "share groups"), ("__transaction_state", "the transaction coordinator")];
 
@@ -60,12 +62,12 @@ pub fn find(name: &str) -> Option<&'static InternalTopic> {
     TOPICS.iter().find(|topic| topic.name == name)
 }
 
-/// What the name is kept for, if nobody may create such a topic.
+/// The purpose for which the name is reserved; `None`: the topic may be created.
 pub fn reserved_for(name: &str) -> Option<&'static str> {
     RESERVED.iter().find(|(reserved, _)| *reserved == name).map(|(_, what)| *what)
 }
 
-/// The settings of a topic that count: of an internal one what the registry fixes, and what it lets clients choose.
+/// A topic's effective settings. An internal topic has the fixed settings and the free ones that clients chose.
 pub fn in_force<'a>(name: &str, stored: &'a BTreeMap<String, String>) -> Cow<'a, BTreeMap<String, String>> {
     let Some(topic) = find(name) else { return Cow::Borrowed(stored) };
     let mut settings = topic.settings();
@@ -75,23 +77,23 @@ pub fn in_force<'a>(name: &str, stored: &'a BTreeMap<String, String>) -> Cow<'a,
 }
 
 impl InternalTopic {
-    /// Partitions that the topic begins with. Their number never changes: it decides which partition a key belongs to.
+    /// Partitions of a new topic. The number never changes, because it decides which partition a key belongs to.
     pub fn partitions(&self, config: &Config) -> usize {
         (self.partitions)(config) as usize
     }
 
-    /// Replicas of each partition, in a cluster of so many brokers.
+    /// Replicas of each partition, in a cluster with this many brokers.
     pub fn replicas(&self, config: &Config, brokers: usize) -> usize {
         brokers.min((self.replicas)(config) as usize)
     }
 
-    /// The settings that the topic begins with.
+    /// The settings of a new topic.
     pub fn settings(&self) -> BTreeMap<String, String> {
         self.fixed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    /// Whether clients may give a setting this value; `None` takes the topic's own value away. The topic's partitions have so many
-    /// replicas. The value itself is checked elsewhere.
+    /// Checks whether clients may give a setting this value; `None` removes the topic's own value. `replicas`: of
+    /// each of the topic's partitions. The value itself is checked elsewhere.
     pub fn check_change(&self, name: &str, value: Option<&str>, replicas: usize) -> Result<(), ConfigError> {
         let topic = self.name;
         if let Some((_, fixed)) = self.fixed.iter().find(|(known, _)| *known == name) {

@@ -1,4 +1,4 @@
-//! What brokers do together: how a cluster begins, its metadata, the connections between its brokers.
+//! The cluster: how brokers found or join one, its metadata, and the connections between brokers.
 
 pub mod bootstrap;
 pub mod internal_topics;

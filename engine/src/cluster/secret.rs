@@ -1,5 +1,5 @@
-//! The secret by which the brokers of a cluster, and its tools, know each other on the peer port: which one a broker
-//! uses. Lives on: the main thread, at start.
+//! The secret that authenticates the brokers and tools of a cluster to each other on the peer port. Selects the
+//! secret that this broker uses. Lives on: the main thread, at start.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use net::peer::auth::{self as peer_auth, SECRET_BYTES_MIN, SECRET_FILE, Secret};
 
 use crate::config::{Config, ConfigError, value::Seeds};
 
-/// How a secret is made by hand.
+/// How to make a secret by hand.
 const HOW: &str = "`head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > FILE` makes one";
 
-/// Whether the settings say how others are told apart on the peer port.
+/// Checks that the settings say how to authenticate others on the peer port.
 pub fn check(config: &Config) -> Result<(), ConfigError> {
     if config.cluster_secret_file.is_some() || config.peer_allow_insecure {
         return Ok(());
@@ -40,8 +40,7 @@ fn others(config: &Config) -> impl Iterator<Item = i32> {
     nodes.into_iter().filter(move |node| *node != own)
 }
 
-/// The secret in force; `None`: nobody is asked for one. A broker that has no others makes one of its own at its first
-/// start.
+/// The secret in force; `None`: nobody needs one. A broker without other seeds makes its own at its first start.
 pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
     check(config)?;
     let failed = |error: peer_auth::SecretError| ConfigError(format!("{error} (cluster.secret.file)"));
@@ -117,7 +116,7 @@ mod tests {
         let made = load(&config).unwrap();
         assert!(made.is_some());
         assert_eq!(load(&config).unwrap(), made);
-        // Another broker of its cluster gets a copy.
+        // Another broker of the cluster gets a copy of the secret.
         config.cluster_secret_file = Some(dir.path().join(SECRET_FILE));
         config.seeds = Some("1@127.0.0.1:1,2@127.0.0.1:2".parse().unwrap());
         assert_eq!(load(&config).unwrap(), made);

@@ -1,17 +1,18 @@
-//! Settings that can be changed while brokers run, for all of them or for one: what the metadata says goes before what each broker
-//! was started with.
-//! Pure. Names are also names of the broker's settings ([`crate::config`]), which say what values they may have.
+//! Settings that can be changed while brokers run, for all of them or for one. A value in the cluster's metadata
+//! overrides the one that a broker was started with.
+//! Pure. The names are also names of the broker's settings ([`crate::config`]), which define the allowed values.
 
 use consensus::{metadata::ClusterConfig, plane::Acks};
 
 use crate::config::{Config, ConfigError, ConfigSource, Described, Setting, setting, setting_type, value::Unfit};
 
-/// How metadata writes are acknowledged that do not say so themselves.
+/// How the broker acknowledges metadata writes that do not choose it themselves.
 const METADATA_ACKS: &str = "metadata.acks";
-/// How many brokers vote on the metadata.
+/// The number of brokers that vote on the metadata.
 const METADATA_VOTERS: &str = "metadata.voters";
 
-/// Settings that can be changed at run time; the second value says whether one broker may differ from the others.
+/// Settings that can be changed at run time. The second value says whether a single broker may have a value of its
+/// own.
 const DYNAMIC: &[(&str, bool)] = &[(METADATA_ACKS, true), (METADATA_VOTERS, false)];
 
 /// Whether the setting can be changed at run time.
@@ -23,7 +24,7 @@ fn row(name: &str) -> &'static Setting {
     setting(name).expect("a test finds every dynamic setting among the broker's")
 }
 
-/// Whether the setting may be changed for `node` (`None`: for all).
+/// Checks whether the setting may be changed for `node` (`None`: for all brokers).
 pub fn check_name(node: Option<i32>, name: &str) -> Result<(), ConfigError> {
     match DYNAMIC.iter().find(|(dynamic, _)| *dynamic == name) {
         Some((_, per_broker)) if node.is_none() || *per_broker => Ok(()),
@@ -40,7 +41,7 @@ pub fn check_name(node: Option<i32>, name: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Checks a value, and gives it in the form in which it is kept.
+/// Checks a value, and returns it in normal form.
 pub fn check_value(name: &str, value: &str) -> Result<String, ConfigError> {
     let Unfit(why) = match row(name).kind.normalise(value) {
         Ok(normal) => return Ok(normal),
@@ -49,7 +50,7 @@ pub fn check_value(name: &str, value: &str) -> Result<String, ConfigError> {
     Err(ConfigError(format!("{name} = '{value}': it {why}")))
 }
 
-/// Where a dynamic setting's value comes from on a node, first what is in force.
+/// All values of a dynamic setting on a node with their sources. The first is in force.
 fn layers(name: &'static str, node: i32, cluster: &ClusterConfig, config: &Config) -> Vec<(String, ConfigSource)> {
     let own = cluster.get(Some(node), name).map(|value| (value.to_owned(), ConfigSource::DynamicBroker));
     let all = cluster.get(None, name).map(|value| (value.to_owned(), ConfigSource::DynamicDefaultBroker));
@@ -57,7 +58,7 @@ fn layers(name: &'static str, node: i32, cluster: &ClusterConfig, config: &Confi
     own.into_iter().chain(all).chain(started).collect()
 }
 
-/// Every setting of a broker, for DescribeConfigs.
+/// All settings of a broker, for DescribeConfigs.
 pub fn describe(node: i32, cluster: &ClusterConfig, config: &Config) -> Vec<Described> {
     let mut rows = config.describe();
     for (name, _) in DYNAMIC {
@@ -73,7 +74,7 @@ pub fn describe(node: i32, cluster: &ClusterConfig, config: &Config) -> Vec<Desc
     rows
 }
 
-/// What is set for all brokers, for DescribeConfigs of the broker without a name.
+/// The settings that are set for all brokers, for DescribeConfigs of the broker with the empty name.
 pub fn describe_all(cluster: &ClusterConfig) -> Vec<Described> {
     let set = DYNAMIC.iter().filter_map(|(name, _)| {
         let value = cluster.get(None, name)?.to_owned();
@@ -104,7 +105,7 @@ fn described(
     }
 }
 
-/// How a node's metadata writes are acknowledged that do not say so themselves.
+/// How a node acknowledges metadata writes that do not choose it themselves.
 pub fn metadata_acks(node: i32, cluster: &ClusterConfig, config: &Config) -> Acks {
     match cluster.in_force(node, METADATA_ACKS).unwrap_or(&config.metadata_acks) {
         "leader" => Acks::Leader,
@@ -118,7 +119,7 @@ mod tests {
     use crate::config::tests::with as started_with;
     use consensus::metadata::{Command, Slice, SliceId, View};
 
-    /// What a view shows after these changes: node, name, value.
+    /// The settings in force after these changes: node, name, value.
     fn changed(changes: &[(Option<i32>, &str, Option<&str>)]) -> ClusterConfig {
         let (mut slice, mut view) = (Slice::new(SliceId::of_cluster()), View::default());
         for (at, (node, name, value)) in changes.iter().enumerate() {

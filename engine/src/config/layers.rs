@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use crate::config::{Config, ConfigError, Place, SETTINGS, Setting, Source, VARIABLE_PREFIX, setting, value::nearest};
 
-/// Kafka's settings that people bring along, and what stands for them here.
+/// Kafka's settings that users may bring along, and the settings that replace them here.
 const INSTEAD: &[(&str, &str)] = &[
     ("advertised.listeners", "advertised.kafka.addr"),
     ("broker.id", "node.id"),
@@ -16,7 +16,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ("port", "kafka.addr"),
 ];
 
-/// Variables that begin like ours and are none of the broker's: those of this repository's own scripts and tests, …
+/// Variables with our prefix that do not belong to the broker: those of this repository's scripts and tests …
 const OTHER_VARIABLES: &[&str] = &["MILLRACE_CI_", "MILLRACE_CRASH_", "MILLRACE_BENCH_", "MILLRACE_CONFIG"];
 
 /// … and those that Kubernetes sets for a service whose name begins with 'millrace'.
@@ -33,11 +33,11 @@ pub struct FlagValue {
     /// The setting's name, as given.
     pub name: String,
     pub value: String,
-    /// The flag as the user wrote it, for refusals: `--kafka-addr`, `--set`.
+    /// The flag as the user wrote it, for error messages: `--kafka-addr`, `--set`.
     pub flag: String,
 }
 
-/// Puts the layers together and checks the whole.
+/// Combines the layers and checks the result.
 pub fn load(
     file: Option<&Path>,
     variables: impl Iterator<Item = (String, String)>,
@@ -71,7 +71,7 @@ fn find(name: &str, place: &Place) -> Result<&'static Setting, ConfigError> {
     })
 }
 
-/// Dotted names are tables to TOML, so `log.retention.ms = 1` and `[log.retention]` with `ms = 1` are the same.
+/// TOML treats dotted names as tables, so `log.retention.ms = 1` and `[log.retention]` with `ms = 1` are the same.
 fn read_toml(config: &mut Config, text: &str, path: &str) -> Result<(), ConfigError> {
     let table: toml::Table =
         text.parse().map_err(|e: toml::de::Error| ConfigError(format!("{path} is not TOML; correct it: {e}")))?;
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(config.log_segment_bytes, 1 << 20);
         let quoted = from("\"num.partitions\" = 9", &[], &[]).unwrap();
         assert_eq!(quoted.num_partitions, 9);
-        // A value and a table can't have one name.
+        // A value and a table cannot have the same name.
         let both = from("max.connections = 9\n\"max.connections.per.ip\" = 5", &[], &[]).unwrap();
         assert_eq!((both.max_connections, both.max_connections_per_ip()), (9, Some(5)));
     }
@@ -190,7 +190,7 @@ mod tests {
             ("MILLRACE_DATA_DIR", "/d"),
             ("MILLRACE_KAFKA_ADDR", "127.0.0.1:0"),
             ("MILLRACE_SOCKET_REQUEST_MAX_BYTES", "2MiB"),
-            // Not ours.
+            // Not the broker's.
             ("MILLRACE_CRASH_ROUNDS", "20"),
             ("MILLRACE_SERVICE_HOST", "10.0.0.1"),
             ("MILLRACE_PORT", "tcp://10.0.0.1:9092"),

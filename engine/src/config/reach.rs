@@ -1,4 +1,4 @@
-//! Whether others can reach this broker where it says: the peers' address held against what other brokers are told.
+//! Checks that other brokers can reach this one: compares its peer address with the address that other brokers get.
 //! Pure.
 
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use crate::config::{
     value::{HostPort, Seeds},
 };
 
-/// Refuses addresses at which no other broker would find this one.
+/// Rejects addresses at which no other broker would find this one.
 pub fn check(config: &Config) -> Result<(), ConfigError> {
     let told = match &config.advertised_peer_addr {
         Some(told) => told.clone(),
@@ -31,7 +31,7 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     }
 }
 
-/// Whether two addresses are different for sure: names may stand for any host, and port 0 for any port.
+/// Whether two addresses surely differ. A name may stand for any host, and port 0 for any port.
 fn differ(a: &HostPort, b: &HostPort) -> bool {
     let ports = a.port != b.port && a.port != 0 && b.port != 0;
     let hosts = match (a.host.parse::<IpAddr>(), b.host.parse::<IpAddr>()) {
@@ -60,7 +60,7 @@ mod tests {
         for values in [
             &[][..],
             &[("seeds", "1@127.0.0.1:9291,2@127.0.0.1:9292")],
-            // One that only joins.
+            // A broker that only joins a cluster.
             &[("seeds", "2@127.0.0.1:9999")],
             &[("seeds", "1@broker-1:9291"), ("peer.addr", "10.0.0.1:9291")],
             &[("seeds", "1@10.0.0.1:9291"), ("peer.addr", "10.0.0.1:0")],

@@ -1,10 +1,10 @@
-//! Types of settings as DescribeConfigs tells them: Kafka's for its own settings, so that a client that reads a value by its type
-//! reads it as from a Kafka broker.
+//! Types of settings as DescribeConfigs returns them. Kafka's settings have Kafka's types, so that a client parses a
+//! value as it would from a Kafka broker.
 //! Pure.
 
 use crate::config::value::Kind;
 
-/// Numbers of `DescribeConfigsResponse.ConfigType`.
+/// Kafka's numbers of the types (`DescribeConfigsResponse.ConfigType`).
 pub const BOOLEAN: i8 = 1;
 pub const STRING: i8 = 2;
 pub const INT: i8 = 3;
@@ -13,7 +13,7 @@ pub const LONG: i8 = 5;
 pub const DOUBLE: i8 = 6;
 pub const LIST: i8 = 7;
 
-/// Settings of Kafka's whose type does not follow from the values that they may have here; topics' and brokers' together.
+/// Kafka's settings of topics and brokers whose type does not follow from the values that they may have here.
 const KAFKAS: &[(&str, i8)] = &[
     ("cleanup.policy", LIST),
     ("leader.imbalance.check.interval.seconds", LONG),
@@ -46,7 +46,8 @@ mod tests {
     use super::*;
     use crate::config::{SETTINGS, topic::TOPIC_SETTINGS};
 
-    /// As Kafka 4 defines them (`LogConfig`, `AbstractKafkaConfig` and what it is made of), for the settings that there are here.
+    /// The types in Kafka 4 (`LogConfig`, `AbstractKafkaConfig` and the classes that it is made of) of the settings
+    /// that exist here.
     #[rustfmt::skip]
     const EXPECTED: &[(i8, &[&str])] = &[
         (BOOLEAN, &["auto.create.topics.enable", "auto.leader.rebalance.enable", "preallocate",

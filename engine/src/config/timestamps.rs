@@ -1,4 +1,4 @@
-//! Which timestamps a topic takes from producers (KIP-937, KIP-1030).
+//! The range of timestamps that a topic accepts from producers (KIP-937, KIP-1030).
 //! Pure. The settings themselves are rows of [`crate::config::topic`] and [`crate::config`].
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use net::records::batch::Times;
 
 use crate::config::{Config, topic};
 
-/// Which timestamps of producers a topic takes, in ms.
+/// The range of producers' timestamps that a topic accepts, in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimestampBounds {
     pub before_max_ms: i64,
@@ -18,7 +18,8 @@ impl TimestampBounds {
     const BEFORE: &str = "message.timestamp.before.max.ms";
     const AFTER: &str = "message.timestamp.after.max.ms";
 
-    /// `None` where the topic stamps its records itself. Looks up what each produce request needs, without resolving the rest.
+    /// `None`: the broker stamps the topic's records itself. Looks up only the settings that each produce request
+    /// needs.
     pub fn of(configs: &BTreeMap<String, String>, config: &Config) -> Option<Self> {
         let own = |name| topic::own(configs, name);
         let own_type = own("message.timestamp.type");
@@ -30,7 +31,7 @@ impl TimestampBounds {
         })
     }
 
-    /// Why a batch is refused whose records bear these timestamps, as a sentence.
+    /// Why the broker rejects a batch with these timestamps, as a sentence. `None`: it accepts the batch.
     pub fn refusal(&self, times: Times, now_ms: i64) -> Option<String> {
         let Times { oldest, newest } = times;
         let (behind, ahead) = (now_ms.saturating_sub(oldest), newest.saturating_sub(now_ms));

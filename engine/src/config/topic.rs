@@ -1,7 +1,8 @@
-//! Settings of topics: one table, used by CreateTopics, IncrementalAlterConfigs and DescribeConfigs.
-//! Pure. Names, defaults and meanings are Kafka's (`TopicConfig`, `LogConfig`); the default of each is the broker's setting.
+//! Settings of topics: one table, which CreateTopics, IncrementalAlterConfigs and DescribeConfigs use.
+//! Pure. Names, defaults and meanings are Kafka's (`TopicConfig`, `LogConfig`). The default of each is the broker's
+//! setting.
 //!
-//! Settings of Kafka's that are not obeyed are [`crate::config::unobeyed`]'s.
+//! Kafka's settings that this broker does not obey are in [`crate::config::unobeyed`].
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -15,13 +16,13 @@ use crate::config::{
 };
 
 const MS_MAX: i64 = i64::MAX / 1000;
-/// How Kafka writes 'never' and 'no limit' where -1 does not stand for it.
+/// How Kafka writes 'never' and 'no limit' for settings in which -1 does not mean that.
 const LONG_MAX: &str = "9223372036854775807";
 
-/// Where the default of a topic's setting is.
+/// Where the default of a topic's setting comes from.
 #[derive(Clone, Copy, Debug)]
 enum Inherit {
-    /// The broker's settings of these names; the first that is set counts.
+    /// The broker's settings with these names. The first one that is set counts.
     Broker(&'static [&'static str]),
     Fixed(&'static str),
 }
@@ -40,7 +41,7 @@ const fn row(name: &'static str, kind: Kind, default: Inherit, doc: &'static str
     TopicSetting { name, kind, default, doc }
 }
 
-/// Every setting of a topic, by name. Ranges are those of the broker's setting of the same meaning.
+/// All settings of a topic, by name. Their ranges are those of the corresponding broker settings.
 pub static TOPIC_SETTINGS: &[TopicSetting] = &[
     row(
         "cleanup.policy",
@@ -157,13 +158,13 @@ fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
     Err(ConfigError(format!("topics have no setting '{name}'; {remedy}")))
 }
 
-/// A topic's own value of a setting, in normal form. Costs nothing for a topic that has none.
+/// A topic's own value of a setting, in normal form. Costs nothing if the topic does not set it.
 pub(crate) fn own(configs: &BTreeMap<String, String>, name: &str) -> Option<String> {
     configs.get(name)?;
     TOPIC_SETTINGS.iter().find(|row| row.name == name)?.own(configs)
 }
 
-/// Whether a topic may have this setting.
+/// Checks whether a topic may set this setting to this value.
 pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
     if let Some(unobeyed) = unobeyed::find(name) {
         return unobeyed.check(Some(value));
@@ -173,7 +174,7 @@ pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
     row.kind.normalise(value).map(drop).map_err(refuse)
 }
 
-/// Whether there is such a setting, for a change that takes a topic's own value away.
+/// Checks whether the setting exists, for a change that removes a topic's own value.
 pub fn validate_name(name: &str) -> Result<(), ConfigError> {
     match unobeyed::find(name) {
         Some(unobeyed) => unobeyed.check(None),
@@ -181,20 +182,20 @@ pub fn validate_name(name: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// The value in force of a setting that is a list, the topic's own or what it inherits; `None` if the setting is none.
+/// The value in force of a list setting: the topic's own or the inherited one. `None`: the setting is no list.
 pub fn list(name: &str, configs: &BTreeMap<String, String>, config: &Config) -> Option<String> {
     describe(configs, config).into_iter().find(|row| row.name == name && row.config_type == LIST).map(|row| row.value)
 }
 
 impl TopicSetting {
-    /// The value where a topic has none of its own, and where that comes from: name, source.
+    /// The inherited setting's name, value and source, for topics without a value of their own.
     fn inherited(&self, config: &Config) -> (&'static str, String, ConfigSource) {
         let names = match self.default {
             Fixed(value) => return (self.name, value.to_owned(), ConfigSource::Default),
             Broker(names) => names,
         };
         let is_set = |name: &&&str| config.source(name) != Source::Default && config.value(name).is_some();
-        // Without any that is set, the last one has the default.
+        // If none is set, the last one supplies the default.
         let name = names.iter().find(is_set).or(names.last()).expect("the list has names");
         let value = match self.name {
             "retention.ms" => config.retention_ms().to_string(),
@@ -208,13 +209,13 @@ impl TopicSetting {
         (name, value, source)
     }
 
-    /// A topic's own value in normal form. One that an earlier version took and this one would not is passed over.
+    /// A topic's own value in normal form. A value that an earlier version accepted and this one does not is ignored.
     fn own(&self, configs: &BTreeMap<String, String>) -> Option<String> {
         configs.get(self.name).and_then(|value| self.kind.normalise(value).ok())
     }
 }
 
-/// Every setting of a topic with the value in force, for DescribeConfigs and CreateTopics.
+/// All settings of a topic with the values in force, for DescribeConfigs and CreateTopics.
 pub fn describe(configs: &BTreeMap<String, String>, config: &Config) -> Vec<Described> {
     let rows = TOPIC_SETTINGS.iter().map(|row| {
         let (_, inherited, inherited_source) = row.inherited(config);
@@ -258,7 +259,7 @@ fn describe_unobeyed(row: &'static Unobeyed, configs: &BTreeMap<String, String>)
     Some(Described { name, value, source, config_type, read_only: false, doc, synonyms })
 }
 
-/// The settings in force for one topic, as its partitions need them.
+/// The settings in force for one topic, as its partitions use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicConfig {
     pub max_message_bytes: usize,
@@ -273,7 +274,7 @@ pub struct TopicConfig {
     log_append_time: bool,
 }
 
-/// What topics inherit from a broker's configuration.
+/// The values that topics inherit from a broker's configuration, one for each topic setting.
 pub struct Inherited(Vec<String>);
 
 impl Inherited {
@@ -283,14 +284,14 @@ impl Inherited {
 }
 
 impl TopicConfig {
-    /// `configs`: what the topic itself sets, each value validated when it was set.
+    /// `configs`: the values that the topic itself sets. Each was validated when it was set.
     pub fn resolve(configs: &BTreeMap<String, String>, inherited: &Inherited) -> TopicConfig {
         let value = |name: &str| {
             let at = TOPIC_SETTINGS.iter().position(|row| row.name == name).expect("the table has this setting");
             TOPIC_SETTINGS[at].own(configs).map_or(Cow::Borrowed(inherited.0[at].as_str()), Cow::Owned)
         };
         let number = |name: &str| value(name).parse::<i64>().expect("a checked value is in range");
-        // -1 is no limit; where it may not stand, the range begins above it.
+        // -1 means no limit. For settings that do not allow it, the range begins above it.
         let limit = |name: &str| u64::try_from(number(name)).ok();
         let positive = |name: &str| limit(name).expect("the range is above 0");
         TopicConfig {
@@ -305,7 +306,7 @@ impl TopicConfig {
         }
     }
 
-    /// Whether batches get the time of their arrival.
+    /// Whether the broker stamps batches with the time of their arrival.
     pub fn stamps(&self) -> bool {
         self.log_append_time
     }
@@ -342,7 +343,7 @@ mod tests {
         }
     }
 
-    /// What the broker may set, a topic may set.
+    /// A topic may set every value that the broker may set.
     #[test]
     fn ranges_hold_what_is_inherited() {
         for row in TOPIC_SETTINGS {
@@ -464,7 +465,7 @@ mod tests {
         );
         let inherited = find("retention.ms");
         assert_eq!((inherited.value.as_str(), inherited.source), ("3600000", 4));
-        // In the units of the settings that they are.
+        // Each value is in the unit of its own setting.
         let hours = |value: &str, source| ("log.retention.hours", value.to_owned(), source);
         assert_eq!(inherited.synonyms, [hours("1", 4), hours("168", 5)]);
         let roll = ("log.roll.hours", "168".to_owned(), 5);

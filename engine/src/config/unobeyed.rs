@@ -1,5 +1,5 @@
-//! Topic settings of Kafka's that this broker does not obey. Each is taken at the value that asks for nothing, Kafka's own default, so
-//! that tools which set everything work; any other value is refused by name, so that nobody relies on it.
+//! Kafka's topic settings that this broker does not obey. It accepts each only with Kafka's own default, so that
+//! tools which set everything work. It rejects any other value by name, so that nobody relies on it.
 //! Pure.
 
 use crate::config::{
@@ -13,12 +13,12 @@ const LONG_MAX: &str = "9223372036854775807";
 #[derive(Debug)]
 pub struct Unobeyed {
     pub name: &'static str,
-    /// The only value that is taken; `None`: no value is.
+    /// The only value that the broker accepts. `None`: it accepts none.
     pub value: Option<&'static str>,
-    /// A number of [`crate::config::setting_type`].
+    /// One of the types in [`crate::config::setting_type`].
     pub config_type: i8,
     pub why: &'static str,
-    /// Whether Kafka 4 still has it: only then is it told of a topic that does not set it.
+    /// Whether Kafka 4 still has the setting. If not, DescribeConfigs returns it only for topics that set it.
     pub is_current: bool,
 }
 
@@ -34,7 +34,7 @@ const COMPACTION: &str = "it concerns compaction, which is not served yet";
 const TIERED: &str = "tiered storage is not served";
 const THROTTLE: &str = "replication is not throttled";
 
-/// By name.
+/// Ordered by name.
 pub static UNOBEYED: &[Unobeyed] = &[
     row("delete.retention.ms", "86400000", LONG, COMPACTION),
     row("file.delete.delay.ms", "60000", LONG, "files go as soon as nobody reads them"),
@@ -66,7 +66,7 @@ pub fn find(name: &str) -> Option<&'static Unobeyed> {
 }
 
 impl Unobeyed {
-    /// Whether a topic may have this value, or (`None`) whether there is one that it may have.
+    /// Checks whether a topic may have this value. `None`: whether there is any value that it may have.
     pub fn check(&self, value: Option<&str>) -> Result<(), ConfigError> {
         let Unobeyed { name, why, .. } = self;
         let Some(only) = self.value else {
@@ -80,7 +80,7 @@ impl Unobeyed {
         }
     }
 
-    /// Numbers and truths may be written in several ways.
+    /// Numbers and booleans may be written in several ways.
     fn is_same(&self, only: &str, value: &str) -> bool {
         match self.config_type {
             BOOLEAN => only.eq_ignore_ascii_case(value),

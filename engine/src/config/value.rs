@@ -1,5 +1,5 @@
-//! Values of settings: what kinds there are, how they are read, and how a refusal reads.
-//! Pure. `config` and `config_topic` hold the tables.
+//! Values of settings: the kinds of values, how the broker parses them, and the texts of rejections.
+//! Pure. The tables are in [`crate::config`] and [`crate::config::topic`].
 
 use std::{
     fmt,
@@ -11,11 +11,11 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::host::cpus::CpuList;
 
-/// What a number counts.
+/// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Count,
-    /// May be given with KiB, MiB or GiB.
+    /// Users may write KiB, MiB or GiB.
     Bytes,
     Milliseconds,
     Seconds,
@@ -23,11 +23,11 @@ pub enum Unit {
     Hours,
 }
 
-/// What a setting may be.
+/// The values that a setting may have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Bool,
-    /// From `min` to `max`, both allowed.
+    /// From `min` to `max`, both included.
     Int {
         min: i64,
         max: i64,
@@ -42,23 +42,24 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// An address to listen on: host and port; port 0 picks a free one.
     Addr,
-    /// Host and port as others are told them.
+    /// Host and port, as other machines get them.
     HostPort,
     /// Brokers by node id, each with its host and port.
     Seeds,
     Path,
-    /// CPUs as in `0-3,8`.
+    /// CPUs, written as in `0-3,8`.
     Cpus,
-    /// What the logs show, as `tracing` filters write it.
+    /// Which lines the broker logs, written as a `tracing` filter.
     LogFilter,
 }
 
-/// Why a value was refused; reads as the end of a sentence that begins with name and value.
+/// Why a value was rejected. Reads as the end of a sentence that begins with the setting's name and value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit(pub String);
 
 impl Kind {
-    /// Checks `text` and gives it in the one form that [`Value::parse`] takes, which is also how it is shown.
+    /// Checks `text` and returns it in normal form: the only form that [`Value::parse`] accepts, and the one that is
+    /// shown.
     pub fn normalise(self, text: &str) -> Result<String, Unfit> {
         let text = text.trim();
         let unfit = || Unfit(format!("must be {self}"));
@@ -101,7 +102,7 @@ impl Kind {
                 text.parse::<CpuList>().map(|list| list.to_string()).map_err(|e| Unfit(format!("must be {self}: {e}")))
             }
             Kind::LogFilter => {
-                // A bare word would pass for the name of a target.
+                // A bare word would pass as the name of a target.
                 let level_or_target =
                     |part: &str| part.contains('=') || (!part.is_empty() && part.trim().parse::<LevelFilter>().is_ok());
                 match text.parse::<Targets>() {
@@ -141,7 +142,7 @@ impl Unit {
     }
 }
 
-/// The range, as in 'must be …'.
+/// The range, as it follows 'must be …'.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -177,7 +178,7 @@ impl fmt::Display for Range {
     }
 }
 
-/// Host names may stand for several addresses; the first is taken.
+/// A host name may stand for several addresses. The first one counts.
 fn resolve(text: &str) -> Result<SocketAddr, String> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
@@ -189,7 +190,7 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
     addrs.next().ok_or_else(|| " that can be resolved (the name has no address)".to_owned())
 }
 
-/// A host, not resolved, and a port.
+/// An unresolved host, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     pub host: String,
@@ -197,8 +198,8 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Whether the host stands for all addresses of a machine: one listens there, but nobody else can connect to it. Short forms of
-    /// 0.0.0.0 resolve to it.
+    /// Whether the host stands for all addresses of a machine. A broker can listen there, but no other machine can
+    /// connect to it. Short forms of 0.0.0.0 resolve to it.
     fn is_unspecified(&self) -> bool {
         let zeros = !self.host.contains(|c: char| c != '0' && c != '.');
         let mapped = |addr: std::net::Ipv6Addr| addr.to_ipv4_mapped().is_some_and(|addr| addr.is_unspecified());
@@ -230,7 +231,7 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// Brokers of a cluster, where others reach them; ascending by node id.
+/// Brokers of a cluster with the addresses at which others reach them, in ascending order of node ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seeds(Vec<(i32, HostPort)>);
 
@@ -271,7 +272,7 @@ impl fmt::Display for Seeds {
     }
 }
 
-/// A setting's type in the program. `parse` takes what [`Kind::normalise`] gave; the empty text is 'not set'.
+/// The type of a setting's field. `parse` takes the output of [`Kind::normalise`]. The empty text means 'not set'.
 pub trait Value: Sized {
     fn parse(text: &str) -> Option<Self>;
     /// `None`: not set.
@@ -313,14 +314,14 @@ impl<V: Value> Value for Option<V> {
     }
 }
 
-/// The one of `names` that `name` was probably meant to be.
+/// The name in `names` that the user probably meant by `name`.
 pub fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_ascii_lowercase().replace(['_', '-'], ".");
     let (distance, nearest) = names.into_iter().map(|known| (edit_distance(&name, known), known)).min()?;
     (distance <= (nearest.len() / 3).max(1)).then_some(nearest)
 }
 
-/// Insertions, deletions and replacements that make one of the other (Levenshtein).
+/// Number of insertions, deletions and replacements that turn one text into the other (Levenshtein).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

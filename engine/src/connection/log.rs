@@ -1,8 +1,9 @@
-//! Which lines about connections that end are worth a place in the log. Strangers can cause them as fast as they connect.
+//! Rate limit for log lines about closed connections. Unknown clients can cause such lines as fast as they connect.
 //! Lives on: every core, one each, for the Kafka port and the peer port together.
 //!
-//! Bounds: what a caller was told lately is not said again for [`SAME_TOLD_EVERY`]; of all others, [`AT_ONCE`] lines, and then one each
-//! [`ONE_EVERY`]. What is left out is counted, and the next line says how many.
+//! Bounds: the same reason from the same address is logged once per [`SAME_TOLD_EVERY`]. All other lines are
+//! limited to [`AT_ONCE`] at once, and then one each [`ONE_EVERY`]. Skipped lines are counted, and the next line
+//! gives their number.
 
 use crate::clock;
 use ahash::AHashMap;
@@ -12,27 +13,27 @@ use std::{
     time::Duration,
 };
 
-/// What ends a caller's connections is told once in so long, if it is always the same; a misled broker tries on and on.
+/// Interval at which the same reason for one address is logged again. A misconfigured broker retries for ever.
 const SAME_TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Callers for whom that is remembered; beyond it, all are forgotten.
+/// Addresses whose last reason is remembered. When full, all are dropped.
 const CALLERS_MAX: usize = 256;
-/// Lines that may be written at once, on each core.
+/// Lines that each core may write at once.
 const AT_ONCE: u32 = 16;
-/// How soon there is room for another.
+/// Time until one more line is allowed.
 const ONE_EVERY: Duration = Duration::from_secs(1);
 
 pub struct ConnectionLog {
     told: RefCell<AHashMap<IpAddr, (String, Duration)>>,
     room: Cell<u32>,
-    /// Up to when what was used of the room has come back.
+    /// The time up to which `room` has been refilled.
     filled_at: Cell<Duration>,
     left_out: Cell<u64>,
 }
 
-/// A line may be written.
+/// Permission to write a line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// Lines that were left out since the last one.
+    /// The number of lines skipped since the last one.
     pub left_out: u64,
 }
 
@@ -48,7 +49,7 @@ impl Default for ConnectionLog {
 }
 
 impl ConnectionLog {
-    /// Whether it may be said that this caller's connection ended for this reason.
+    /// Returns permission to log that this address's connection ended for this reason.
     pub fn admit(&self, from: IpAddr, why: &str) -> Option<Admitted> {
         let now = clock::now();
         let is_known = |(told, at): &(String, Duration)| told == why && now < *at + SAME_TOLD_EVERY;
@@ -100,10 +101,10 @@ mod tests {
     fn a_flood_of_different_lines_has_an_end_and_is_counted() {
         let log = ConnectionLog::default();
         let told = (0..10_000).filter(|n| admit(&log, 1, &n.to_string())).count();
-        // One more for each second that this takes.
+        // One more line is allowed for each second that this takes.
         assert!((AT_ONCE as usize..1000).contains(&told), "{told}");
         assert_eq!(log.left_out.get(), 10_000 - told as u64);
-        // Later there is room again, and the line says what was left out.
+        // Later there is room again, and the line gives the number skipped.
         log.filled_at.set(Duration::ZERO);
         log.room.set(0);
         log.refill(ONE_EVERY * 3);

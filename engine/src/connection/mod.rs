@@ -1,13 +1,16 @@
 //! Client connections: accepted on any core, spread evenly, served in order.
-//! Lives on: every core. Talks to: `net` (frames), [`crate::handlers`] (what requests mean).
+//! Lives on: every core. Talks to: `net` (frames), [`crate::handlers`] (the meaning of requests).
 //!
-//! A connection's requests start in the order they came and are answered in that order; a produce request starts before the
-//! one ahead of it is answered, so that pipelined batches share a group commit.
+//! A connection's requests start in the order they came and are answered in that order. A produce request starts
+//! before the one ahead of it is answered, so that pipelined batches share a group commit.
 //!
-//! Bounds: `max.connections` and `max.connections.per.ip` connections of the broker (`quota`); [`IN_FLIGHT_MAX`] requests per connection; the
-//! share of requests in the core's memory ([`crate::memory`]). A connection that has reached one of the latter is not read until there is
-//! room. A client that has closed its side gets no records that are not ready: its fetches are dropped. When nothing can be sent any more, so is
-//! all else that only reads.
+//! Bounds:
+//! - `max.connections` and `max.connections.per.ip` limit the broker's connections (`quota`).
+//! - [`IN_FLIGHT_MAX`] limits the requests of one connection. The share of requests limits those of a core
+//!   ([`crate::memory`]). A connection at either limit is not read until there is room.
+//!
+//! If a client has closed its sending side, its unanswered reads of records (fetches) are dropped. Once nothing can
+//! be sent any more, all other requests that only read are dropped too.
 
 pub mod log;
 mod quota;
@@ -52,7 +55,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Requests of one connection that are started and not answered yet. librdkafka's idempotent producers keep 5.
+/// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
 const IN_FLIGHT_MAX: usize = 64;
 
 /// Answers that are ready are gathered up to this many bytes before they are sent.
@@ -64,63 +67,64 @@ pub struct Connections {
     silent: Silent,
     addresses: Addresses,
     open: RefCell<Slab<Rc<Connection>>>,
-    /// Bytes of requests that are started and not answered, over all connections of this core, but for those that have a reservation.
+    /// Bytes of requests that are started and not answered, over all connections of this core. Excludes requests
+    /// with a reservation.
     small_bytes: Cell<usize>,
-    /// Bytes of answers whose clients do not take them at once.
+    /// Bytes of answers that clients have not taken yet.
     unsent_bytes: Cell<usize>,
-    /// Moves when an answer has left, or a connection has.
+    /// Notified when an answer or a connection is finished.
     changed: Notify,
 }
 
 struct Connection {
     peer: SocketAddr,
     closing: Notify,
-    /// Its socket is closed, and it is counted no more.
+    /// Set once its socket is closed and it is no longer counted.
     ended: Rc<Flag>,
     handle: ConnHandle,
     /// The order of its produce requests.
     lane: handlers::Lane,
-    /// The reply that is to be sent next is not known yet.
+    /// The next reply to send is still being worked on.
     is_working: Cell<bool>,
     activity: Activity,
-    /// Bytes reserved for a frame of which more is to come from the client; 0 if none is.
+    /// Bytes reserved for a frame while the client has yet to send more of it. 0: no such frame.
     receiving: Cell<usize>,
     receives_over: Cell<bool>,
     received: Motion,
     sent: Motion,
     answers: RefCell<VecDeque<InFlight>>,
-    /// Moves when a request was started, and when the reader is done.
+    /// Notified when a request was started, and when the reader is done.
     started: Notify,
-    /// Moves when an answer has left.
+    /// Notified when an answer is finished.
     answered: Notify,
     read_to_end: Cell<bool>,
-    /// The client sends nothing any more: it has gone, or reads what it still gets.
+    /// The client sends nothing any more. It is gone, or only reads its remaining answers.
     quit: Flag,
     /// Nothing can be sent any more.
     gone: Flag,
 }
 
-/// What [`Connections::close_idle`] saw when it looked last.
+/// The state at the last check by [`Connections::close_idle`].
 struct Activity {
     moved_bytes: Cell<u64>,
-    /// When it last found the connection in use.
+    /// When a check last found the connection in use.
     at: Cell<Instant>,
 }
 
 impl Connection {
-    /// The client is to send more of a frame, for which so much is reserved.
+    /// Publishes the reservation of a frame that the client has yet to complete.
     fn receives(&self, reserved: Option<&Reservation>) {
         self.receiving.set(reserved.map_or(0, Reservation::bytes));
         self.receives_over.set(reserved.is_some_and(Reservation::is_over));
     }
 
-    /// Whether requests are started or wait to be.
+    /// Whether requests are started or queued.
     fn is_busy(&self) -> bool {
         self.is_working.get() || !self.answers.borrow().is_empty()
     }
 
-    /// How long nothing has been received, sent or worked on. A client that waits for a fetch, or to join a group, is not idle; one that
-    /// does not read its answers is.
+    /// How long nothing was received, sent or worked on. A client that waits for a fetch, or to join a group, is
+    /// not idle. A client that does not read its answers is.
     fn idle_time(&self, now: Instant) -> Duration {
         let moved_bytes = self.handle.moved_bytes();
         if self.is_working.get() || self.activity.moved_bytes.replace(moved_bytes) != moved_bytes {
@@ -133,7 +137,7 @@ impl Connection {
 struct InFlight {
     header: RequestHeader,
     answer: Pending,
-    /// The length of its frame; 0 if there is a reservation for that.
+    /// The length of its frame. 0: the frame has a reservation.
     bytes: usize,
     _reserved: Option<Reservation>,
 }
@@ -159,7 +163,7 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Tells every connection to end: what is started is still answered.
+    /// Asks every connection to end. Requests that are started are still answered.
     pub fn close_all(&self) {
         self.open.borrow().iter().for_each(|(_, connection)| connection.closing.notify());
     }
@@ -177,7 +181,7 @@ impl Connections {
             if connection.idle_time(now) >= idle {
                 tracing::debug!(peer = %connection.peer, "closing an idle connection (connections.max.idle.ms)");
                 connection.closing.notify();
-                // One that waits for its client to read an answer wakes, too.
+                // This also wakes a connection that waits for its client to read an answer.
                 connection.handle.shutdown();
             }
         }
@@ -226,7 +230,7 @@ fn hand_over(core: &Rc<Core>, accepted: Accepted) {
     });
 }
 
-/// Closes what has been idle for longer than `connections.max.idle.ms`, until the broker stops.
+/// Closes connections that have been idle for `connections.max.idle.ms`, until the broker stops.
 pub async fn close_idle(core: Rc<Core>) {
     let Some(idle) = core.config.connections_max_idle() else { return };
     while !core.is_stopping() {
@@ -297,7 +301,7 @@ fn closed(core: &Core, peer: SocketAddr, error: &str) {
     }
 }
 
-/// Why a connection is closed by us.
+/// Why the broker closes a connection.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(transparent)]
@@ -308,9 +312,9 @@ enum Refused {
 
 /// The side that ends a connection.
 enum End {
-    /// The broker; what is started is answered.
+    /// The broker. Started requests are still answered.
     Ours,
-    /// The client, which is not known to read any more answers.
+    /// The client. It may not read any more answers.
     Clients,
 }
 
@@ -326,7 +330,7 @@ async fn read(
         if core.is_stopping() {
             return Ok(End::Ours);
         }
-        // Closing is for good, so its first notification counts whenever it came.
+        // Closing is permanent, so a notification counts even if it came before this wait.
         let frame = match race(connection.closing.past(0), next_frame(core, connection, reader)).await {
             Either::First(()) => return Ok(End::Ours),
             Either::Second(frame) => frame?,
@@ -335,7 +339,7 @@ async fn read(
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let undecoded = match request::decode_header(&frame) {
             Ok(undecoded) => undecoded,
-            // It goes on in a version that both know; until then it has not said anything.
+            // The client continues in a version that both support. Until then it counts as silent.
             Err(DecodeError::ApiVersionsVersion { correlation_id, .. }) => {
                 let (header, answer) = handlers::unknown_api_versions(correlation_id);
                 push(core, connection, InFlight { header, answer, bytes: 0, _reserved: None });
@@ -344,7 +348,8 @@ async fn read(
             Err(error) => return Err(error.into()),
         };
         let header = undecoded.header.clone();
-        // One that begins behind others is decoded then: decoded, it takes many times the memory of its frame.
+        // A request that begins after others is decoded only then, since its decoded form takes many times the
+        // memory of its frame.
         let answer = if header.api != ApiKey::Produce && connection.is_busy() {
             later(core.clone(), connection.peer, undecoded)
         } else {
@@ -359,7 +364,7 @@ async fn read(
     }
 }
 
-/// Starts a request when its answer is asked for.
+/// Starts a request once its answer is polled.
 fn later(core: Rc<Core>, peer: SocketAddr, undecoded: Undecoded) -> Pending {
     Box::pin(async move {
         match undecoded.body() {
@@ -375,7 +380,7 @@ async fn room(core: &Rc<Core>, connection: &Rc<Connection>) {
         let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
         let in_flight = connection.answers.borrow().len();
         let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
-        // A connection without requests in flight is let through, or nobody might ever move.
+        // A connection without requests in flight may always start one. Otherwise none might ever progress.
         if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
             return;
         }
@@ -390,7 +395,7 @@ fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     connection.started.notify();
 }
 
-/// Sends answers in the order of their requests until the reader is done and all have left, or the peer is gone.
+/// Sends answers in the order of their requests, until the reader is done and all are sent, or the peer is gone.
 /// Answers that are ready together leave in one write.
 async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
     loop {
@@ -409,7 +414,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
         let given_up_by = match header.api {
             api if handlers::reads_records(api) => Some(&connection.quit),
             api if handlers::only_reads(api) => Some(&connection.gone),
-            // What writes ends, so that nothing is left half done.
+            // Requests that write run to their end, so that nothing is left half done.
             _ => None,
         };
         let ready = match poll_once(&mut answer) {
@@ -434,7 +439,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
                 if !connection.gone.is_set() {
                     closed(core, connection.peer, &why);
                 }
-                // Answers to what came before it still leave.
+                // Answers to earlier requests still leave.
                 flush(core, connection, &mut writer).await;
                 hang_up(connection, &writer);
             }
@@ -450,7 +455,7 @@ async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameW
     }
 }
 
-/// The answer, unless it is given up.
+/// The answer, or [`Reply::Nothing`] if the request is abandoned first.
 async fn unless(given_up: Option<&Flag>, answer: Pending) -> Reply {
     let Some(given_up) = given_up else { return answer.await };
     match race(answer, given_up.wait()).await {
@@ -459,7 +464,7 @@ async fn unless(given_up: Option<&Flag>, answer: Pending) -> Reply {
     }
 }
 
-/// Queues an answer, together with the memory that is held for it.
+/// Queues an answer. Its held memory stays held until it is sent.
 fn send(
     core: &Core,
     connection: &Connection,
@@ -506,7 +511,7 @@ fn hang_up(connection: &Connection, writer: &FrameWriter) {
     connection.closing.notify();
 }
 
-/// The future's value if it is ready now. Its waker is registered anew when it is polled for good.
+/// The future's value if it is ready now. A later poll registers the real waker.
 fn poll_once(answer: &mut Pending) -> Option<Reply> {
     match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(reply) => Some(reply),

@@ -1,8 +1,10 @@
-//! How many connections of clients there may be: in all, and from one address.
-//! Lives on: the counts of cores are shared, the only thing about connections that is. An address is counted on the core that owns it.
+//! Limits on client connections: for the broker, and for one address.
+//! Lives on: every core. The cores share their counts, and nothing else about connections. The core that owns an
+//! address counts it.
 //!
-//! A broker that is full makes room by closing the connection that has waited longest without a whole request. Where all have sent one, the new
-//! connection is closed at once: nobody waits in the kernel's queue without knowing why.
+//! A full broker makes room by closing the connection that has waited longest without sending a whole request. If
+//! all connections have sent one, the broker closes the new one at once. Otherwise it would wait in the kernel's
+//! queue without an error.
 
 use super::Connection;
 use crate::core::{Core, CoreId};
@@ -15,7 +17,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// How many connections there are, in all and on each core.
+/// The number of connections, for the broker and for each core.
 pub struct Spread {
     max: usize,
     all: AtomicUsize,
@@ -25,7 +27,7 @@ pub struct Spread {
 #[derive(Default)]
 struct OnCore {
     open: AtomicUsize,
-    /// Of those, the ones that have not sent a whole request.
+    /// The number of them that have not sent a whole request.
     silent: AtomicUsize,
 }
 
@@ -34,7 +36,7 @@ impl Spread {
         Self { max, all: AtomicUsize::new(0), cores: (0..cores).map(|_| OnCore::default()).collect() }
     }
 
-    /// Counts one more, unless there are as many as there may be.
+    /// Counts one more connection, unless the maximum is reached.
     fn enter(&self) -> bool {
         let entered = self.all.fetch_add(1, Relaxed) < self.max;
         if !entered {
@@ -43,7 +45,7 @@ impl Spread {
         entered
     }
 
-    /// The core with the fewest connections, which gets one more.
+    /// Picks the core with the fewest connections, and counts one more there.
     pub fn place(&self) -> CoreId {
         let counts = self.cores.iter().map(|core| core.open.load(Relaxed));
         let (core, _) = counts.enumerate().min_by_key(|(_, count)| *count).expect("there is a core");
@@ -56,7 +58,7 @@ impl Spread {
         self.all.fetch_sub(1, Relaxed);
     }
 
-    /// The core with most connections that have not sent a whole request, if there is any.
+    /// The core with the most connections that have not sent a whole request, if there is any.
     fn most_silent(&self) -> Option<CoreId> {
         let counts = self.cores.iter().map(|core| core.silent.load(Relaxed));
         let (core, count) = counts.enumerate().max_by_key(|(_, count)| *count)?;
@@ -83,7 +85,7 @@ impl Silent {
         number
     }
 
-    /// It has sent a request, or is gone.
+    /// The connection has sent a request, or is gone.
     pub fn remove(&self, core: &Core, number: u64) {
         if self.waiting.borrow_mut().remove(&number).is_some() {
             self.count(core);
@@ -94,7 +96,7 @@ impl Silent {
         core.connections.spread.set_silent(core.id(), self.waiting.borrow().len());
     }
 
-    /// Closes the oldest and waits until it is gone, its descriptor too.
+    /// Closes the oldest one, and waits until it and its descriptor are gone.
     async fn close_oldest(&self, core: &Core) {
         let Some((_, oldest)) = self.waiting.borrow_mut().pop_first() else { return };
         self.count(core);
@@ -107,7 +109,7 @@ impl Silent {
     }
 }
 
-/// Connections by the address they come from, for the addresses of which this core keeps count.
+/// Counts of connections by client address, for the addresses that this core owns.
 #[derive(Default)]
 pub struct Addresses(RefCell<AHashMap<IpAddr, usize>>);
 
@@ -131,7 +133,7 @@ impl Addresses {
     }
 }
 
-/// Which core counts an address.
+/// The core that counts an address.
 fn core_of(from: IpAddr, cores: usize) -> CoreId {
     let bits = match from {
         IpAddr::V4(from) => u128::from(from.to_bits()),
@@ -140,7 +142,8 @@ fn core_of(from: IpAddr, cores: usize) -> CoreId {
     CoreId((bits % cores as u128) as usize)
 }
 
-/// Counts a connection from there, or says why it may not be. Who is counted must [`leave`].
+/// Counts a connection from this address, or returns why it is refused. After `Ok`, the caller must [`leave`] at
+/// the end.
 pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
     let from = from.to_canonical();
     if let Some(max) = core.config.max_connections_per_ip() {
@@ -166,7 +169,7 @@ pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
     Ok(())
 }
 
-/// A connection that was counted on this core is gone.
+/// A connection that this core counted is gone.
 pub fn leave(core: &Rc<Core>, from: IpAddr) {
     core.connections.spread.leave(core.id());
     leave_address(core, from.to_canonical());

@@ -1,4 +1,4 @@
-//! Frames of a connection, received as far as there is memory for them.
+//! Receives a connection's frames, as far as there is memory for them.
 
 use super::Connection;
 use crate::{
@@ -11,11 +11,12 @@ use net::transport::conn::{ConnError, FrameReader};
 /// A whole request, and the memory for it.
 pub struct Frame {
     pub bytes: Bytes,
-    /// `None`: it is so small that it needs none.
+    /// `None`: the frame is small enough to need no reservation.
     pub reserved: Option<Reservation>,
 }
 
-/// The next frame; `None` when the client has closed between two of them. What is large is received only as fast as it finds room.
+/// The next frame. `None`: the client closed the connection. A large frame is received only as fast as memory is
+/// reserved for it.
 pub async fn next_frame(
     core: &Core,
     connection: &Connection,
@@ -24,7 +25,7 @@ pub async fn next_frame(
     let mut receiving = Receiving { connection, reserved: None };
     loop {
         if let Some(bytes) = reader.buffered_frame().await? {
-            // It may have come in one read with those before it.
+            // It may have arrived in one read with earlier frames.
             receiving.reserve(core, bytes.len(), bytes.len()).await;
             return Ok(Some(Frame { bytes, reserved: receiving.reserved.take() }));
         }
@@ -39,7 +40,7 @@ pub async fn next_frame(
     }
 }
 
-/// Keeps what the connection shows of its reservation true, whenever this is dropped.
+/// Keeps the connection's published reservation correct, even if receiving is cancelled.
 struct Receiving<'a> {
     connection: &'a Connection,
     reserved: Option<Reservation>,

@@ -1,8 +1,9 @@
-//! Connections that hold memory and do not move, while others wait for it.
+//! Closes connections that hold memory and do not progress while others wait for it.
 //! Lives on: every core, for its own connections.
 //!
-//! While memory is short, a client that sends the rest of a large request, or takes its answer, more slowly than [`PACE`] is closed, those
-//! that hold most first. Nobody is closed while there is enough for all.
+//! While memory is short, a client must send the rest of a large request, and take its answer, at [`PACE`] or
+//! faster. Slower clients are closed, those that hold most memory first. No client is closed while there is enough
+//! memory for all.
 
 use super::{Connection, closed};
 use crate::{core::Core, rt};
@@ -13,18 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often connections are looked at.
+/// How often connections are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Bytes a second that a client moves at least, if it does not want to be taken for stalled.
+/// Bytes per second that a client must move so as not to count as stalled.
 const PACE: u64 = 64 << 10;
-/// A client may stand still for so long while few wait.
+/// How long a client may stall while few others wait.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// And for so long while many wait, or if it has what all others wait for. Longer than any round trip.
+/// How long a client may stall while many wait, or if it holds the memory for which all others wait. Longer than
+/// any round trip.
 const PATIENCE_MIN: Duration = Duration::from_millis(600);
-/// So many that wait halve the patience.
+/// The patience is halved when this many requests or answers wait.
 const WAITING_HALF: u32 = 8;
 
-/// What a connection did in one direction since it was last found in motion.
+/// Progress of a connection in one direction since it was last found moving.
 #[derive(Debug)]
 pub struct Motion {
     bytes: Cell<u64>,
@@ -36,13 +38,13 @@ impl Motion {
         Self { bytes: Cell::new(0), since: Cell::new(now) }
     }
 
-    /// Nothing is expected of it: it has all its time again from now on.
+    /// Nothing is expected of it now, so its time starts again.
     fn rest(&self, bytes: u64, now: Instant) {
         self.bytes.set(bytes);
         self.since.set(now);
     }
 
-    /// Whether it has been slower than it should for longer than `patience`. `bytes`: what it has moved in all.
+    /// Whether it has been slower than [`PACE`] for `patience` or longer. `bytes`: the total that it has moved.
     fn is_stalled(&self, bytes: u64, now: Instant, patience: Duration) -> bool {
         let time = now.saturating_duration_since(self.since.get());
         if time < patience {
@@ -62,7 +64,7 @@ fn patience(waiting: usize) -> Duration {
     (PATIENCE * WAITING_HALF / (WAITING_HALF + waiting)).max(PATIENCE_MIN)
 }
 
-/// One that may be closed.
+/// A connection that may be closed.
 struct Stalled {
     connection: Rc<Connection>,
     bytes: usize,
@@ -83,7 +85,7 @@ pub async fn close_stalled(core: Rc<Core>) {
     }
 }
 
-/// `anew`: what was seen of connections last is too old to count.
+/// `anew`: the last observations of connections are too old to count.
 fn look(core: &Core, anew: bool) {
     let now = Instant::now();
     let (mut senders, mut readers) = (Vec::new(), Vec::new());
@@ -122,8 +124,8 @@ fn look(core: &Core, anew: bool) {
     }
 }
 
-/// Closes those that hold most, until so much memory comes back. What a frame still lacks does not count, so one that is ahead of all
-/// others goes first.
+/// Closes the connections that hold most, until `wanted` bytes come back. A frame that exceeds its lane's room goes
+/// first, whatever it holds, since all others wait for it.
 fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
     stalled.sort_by_key(|stalled| (Reverse(stalled.connection.receives_over.get()), Reverse(stalled.bytes)));
     for Stalled { connection, bytes, why } in stalled {
@@ -158,7 +160,7 @@ mod tests {
         assert!(!motion.is_stalled(0, at(1.9), PATIENCE));
         assert!(motion.is_stalled(100_000, at(2.0), PATIENCE));
         assert!(motion.is_stalled(40_000, at(0.8), PATIENCE_MIN));
-        // 64 KiB a second are enough, from where it was last seen to be fast enough.
+        // 64 KiB a second are enough, counted from the last moment at which it was fast enough.
         assert!(!motion.is_stalled(131_072, at(2.0), PATIENCE));
         assert!(!motion.is_stalled(131_072, at(3.9), PATIENCE));
         assert!(motion.is_stalled(131_072, at(4.0), PATIENCE));

@@ -1,5 +1,5 @@
-//! Requests to the coordinator and their answers: what they share, errors in each one's own shape, and which partition of
-//! `__consumer_offsets` they belong to.
+//! Requests to the coordinator and their answers: shared types, error answers in each request's own shape, and which
+//! partition of `__consumer_offsets` a request belongs to.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,10 +19,10 @@ use net::{
     },
 };
 
-/// Who asks, in which version.
+/// Where a request comes from, and its version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
-    /// The request's API version: it decides some rules, and the answer's shape.
+    /// The request's API version: it decides some rules and the shape of the answer.
     pub version: i16,
     /// From the request's header; empty if null.
     pub client_id: StrBytes,
@@ -52,7 +52,7 @@ macro_rules! apis {
             }
         }
 
-        /// Gives other requests back.
+        /// Returns other requests unchanged as the error.
         impl TryFrom<net::codec::request::Request> for GroupRequest {
             type Error = net::codec::request::Request;
 
@@ -78,31 +78,31 @@ apis! {
     DeleteGroups(DeleteGroupsRequest => DeleteGroupsResponse),
 }
 
-/// Java's `String.hashCode`: over UTF-16 units, 31 times what came before, wrapping.
+/// Java's `String.hashCode`: for each UTF-16 unit, 31 times the hash so far plus the unit, wrapping.
 fn java_hash(string: &str) -> i32 {
     string.encode_utf16().fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(unit.into()))
 }
 
-/// The partition of `__consumer_offsets` that a group belongs to (`GroupMetadataManager.partitionFor`, `Utils.abs`, which takes
-/// `i32::MIN` to 0).
+/// The partition of `__consumer_offsets` that a group belongs to (`GroupMetadataManager.partitionFor`; `Utils.abs`
+/// maps `i32::MIN` to 0).
 pub fn partition_of(group_id: &str, partitions: i32) -> i32 {
     assert!(partitions > 0, "__consumer_offsets has partitions");
     java_hash(group_id).checked_abs().unwrap_or(0) % partitions
 }
 
-/// Where a request has to go.
+/// Where to send a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Route {
     /// To one partition's coordinator.
     One(i32, GroupRequest),
-    /// In parts to several, whose answers [`GroupResponse::merge`] joins in the order given. None: answer
-    /// [`GroupRequest::empty_response`].
+    /// To the coordinators of several partitions, in parts. [`GroupResponse::merge`] joins their answers in the order
+    /// given. If there are no parts, answer [`GroupRequest::empty_response`].
     Parts(Vec<(i32, GroupRequest)>),
-    /// To every coordinator, answers joined likewise.
+    /// To every coordinator. [`GroupResponse::merge`] joins their answers.
     All(GroupRequest),
 }
 
-/// Items by the partition that they belong to, partitions by first appearance.
+/// Groups items by the partition they belong to. Partitions come in the order of their first item.
 fn by_partition<T>(items: Vec<T>, partitions: i32, group: impl Fn(&T) -> &str) -> Vec<(i32, Vec<T>)> {
     let mut parts: Vec<(i32, Vec<T>)> = Vec::new();
     for item in items {
@@ -144,7 +144,8 @@ impl GroupRequest {
         }
     }
 
-    /// The groups that a request for several names, in its order, each as often as the request does. Empty for other requests.
+    /// The group ids in a request that names several groups, in its order and with duplicates. Empty for other
+    /// requests.
     pub fn named_groups(&self) -> Vec<StrBytes> {
         match self {
             GroupRequest::OffsetFetch(request) => request.groups.iter().map(|group| group.group_id.0.clone()).collect(),
@@ -154,7 +155,7 @@ impl GroupRequest {
         }
     }
 
-    /// The answer that says nothing, for a request that names no group.
+    /// The empty answer, for a request that names no group.
     pub fn empty_response(&self) -> GroupResponse {
         match self {
             GroupRequest::JoinGroup(_) => JoinGroupResponse::default().into(),
@@ -169,7 +170,7 @@ impl GroupRequest {
         }
     }
 
-    /// The answer that refuses the whole request.
+    /// The answer that rejects the whole request with one error.
     pub fn refuse(&self, version: i16, error: ErrorCode) -> GroupResponse {
         let code = error.code();
         match self {
@@ -196,7 +197,7 @@ impl GroupRequest {
     }
 }
 
-/// Puts answers into the order of `asked`. Answers to the same name keep their order among each other.
+/// Sorts answers into the order of `asked`. Answers with the same name keep their order.
 fn arrange<T>(answers: &mut Vec<T>, asked: &[StrBytes], name: impl Fn(&T) -> &StrBytes) {
     let mut places: BTreeMap<&str, VecDeque<usize>> = BTreeMap::new();
     for (place, asked) in asked.iter().enumerate() {
@@ -212,8 +213,8 @@ fn arrange<T>(answers: &mut Vec<T>, asked: &[StrBytes], name: impl Fn(&T) -> &St
 }
 
 impl GroupResponse {
-    /// Puts the answers for several groups into the order in which the request named them ([`GroupRequest::named_groups`]):
-    /// some clients match answers with questions by their place.
+    /// Sorts the answers for several groups into the order in which the request named them
+    /// ([`GroupRequest::named_groups`]). Some clients match answers to questions by position.
     pub fn arrange(&mut self, asked: &[StrBytes]) {
         match self {
             GroupResponse::OffsetFetch(response) => arrange(&mut response.groups, asked, |group| &group.group_id),
@@ -223,7 +224,7 @@ impl GroupResponse {
         }
     }
 
-    /// Groups on a list of groups; 0 for other answers.
+    /// Number of groups in a ListGroups answer; 0 for other answers.
     pub fn listed(&self) -> usize {
         match self {
             GroupResponse::ListGroups(response) => response.groups.len(),
@@ -231,8 +232,9 @@ impl GroupResponse {
         }
     }
 
-    /// Adds another part's answer to this one. A list of groups that is short of a part's says why. A coordinator that answers
-    /// NOT_COORDINATOR has no groups to list: they are on the list of the broker that coordinates them.
+    /// Adds another part's answer to this one. A ListGroups answer keeps the first error of its parts, because the
+    /// list is then incomplete. NOT_COORDINATOR is no such error: those groups are listed by the broker that
+    /// coordinates them.
     pub fn merge(&mut self, other: GroupResponse) {
         match (self, other) {
             (GroupResponse::OffsetFetch(all), GroupResponse::OffsetFetch(more)) => all.groups.extend(more.groups),
@@ -249,7 +251,7 @@ impl GroupResponse {
     }
 }
 
-/// Versions before 7 can't say null.
+/// Before version 7, the answer has no protocol type, and its protocol name cannot be null.
 pub(crate) fn shape_join(version: i16, mut response: JoinGroupResponse) -> JoinGroupResponse {
     if version < 7 {
         response.protocol_type = None;
@@ -267,7 +269,7 @@ pub(crate) fn sync_error(error: ErrorCode) -> SyncGroupResponse {
     SyncGroupResponse::default().with_error_code(error.code())
 }
 
-/// Versions before 3 know one member and one error (`LeaveGroupResponse`).
+/// Before version 3, the answer covers one member and has one error (`LeaveGroupResponse`).
 pub(crate) fn shape_leave(version: i16, members: Vec<MemberResponse>) -> LeaveGroupResponse {
     if version >= 3 {
         return LeaveGroupResponse::default().with_members(members);
@@ -288,7 +290,8 @@ pub(crate) fn offset_commit_error(request: &OffsetCommitRequest, error: ErrorCod
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-/// Up to version 7 there is one group; version 1 has no place for the group's error but its partitions.
+/// Up to version 7 the answer covers one group. Version 1 has no error field for the group, so each partition bears
+/// the error.
 fn offset_fetch_error(request: &OffsetFetchRequest, version: i16, error: ErrorCode) -> OffsetFetchResponse {
     let code = error.code();
     if version >= 8 {
@@ -313,7 +316,7 @@ fn offset_fetch_error(request: &OffsetFetchRequest, version: i16, error: ErrorCo
     OffsetFetchResponse::default().with_topics(topics.collect())
 }
 
-/// What a client is told when an append failed (`CoordinatorOperationExceptionHelper`).
+/// Maps the error of a failed append to the error that the client gets (`CoordinatorOperationExceptionHelper`).
 pub(crate) fn append_error(error: ErrorCode) -> ErrorCode {
     match error {
         ErrorCode::UnknownTopicOrPartition | ErrorCode::NotEnoughReplicas | ErrorCode::RequestTimedOut => {
@@ -376,7 +379,7 @@ mod tests {
 
     #[test]
     fn answers_for_several_groups_come_in_the_order_of_the_request() {
-        // By partition, with 2 of them, "a" and "c" belong together, and "b" and "d".
+        // With 2 partitions, "a" and "c" belong to one, "b" and "d" to the other.
         let names = ["b", "a", "d", "b", "c", "a"];
         let ids = || names.map(id).to_vec();
         let fetched = names.map(|name| OffsetFetchRequestGroup::default().with_group_id(id(name)));

@@ -1,40 +1,41 @@
-//! The coordinator's settings and bounds, under Kafka's names where Kafka has one.
+//! The coordinator's settings and bounds, named as in Kafka where Kafka has them.
 
-/// Most bytes of one string that is kept in the log, whose lengths are INT16. A longer one is refused.
+/// Most bytes of one string stored in the log, where lengths are INT16. A request with a longer string is rejected.
 pub(crate) const STRING_BYTES_MAX: usize = i16::MAX as usize;
 
-/// Most bytes that one member may bring: its ids, protocol names and metadata. A join with more is refused with
+/// Most bytes of one member's ids, protocol names and metadata: 1 MiB. A larger join is rejected with
 /// INVALID_REQUEST.
 pub const MEMBER_BYTES_MAX: usize = 1 << 20;
 
-/// Most member ids per group that were given out and not come back with (KIP-394). When full, the oldest is forgotten, and
-/// its owner, if it still comes, is told UNKNOWN_MEMBER_ID and asks for another.
+/// Most issued member ids per group whose clients have not yet joined with them (KIP-394). When full, the oldest is
+/// evicted. If its client still comes, it gets UNKNOWN_MEMBER_ID and asks for another id.
 pub const PENDING_MEMBERS_MAX: usize = 1024;
 
-/// Tombstones are cut in batches of about this many bytes, below any sensible `max.message.bytes`.
+/// Tombstones are written in batches of about this many bytes (256 KiB), below any sensible `max.message.bytes`.
 pub(crate) const TOMBSTONE_BATCH_BYTES: usize = 256 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `group.min.session.timeout.ms`: a shorter session is refused with INVALID_SESSION_TIMEOUT.
+    /// `group.min.session.timeout.ms`: a shorter session timeout is rejected with INVALID_SESSION_TIMEOUT.
     pub group_min_session_timeout_ms: i32,
-    /// `group.max.session.timeout.ms`: a longer session is refused with INVALID_SESSION_TIMEOUT.
+    /// `group.max.session.timeout.ms`: a longer session timeout is rejected with INVALID_SESSION_TIMEOUT.
     pub group_max_session_timeout_ms: i32,
-    /// `group.initial.rebalance.delay.ms`: how long an empty group waits for more members after the first.
+    /// `group.initial.rebalance.delay.ms`: how long an empty group waits for more members after the first has joined.
     pub group_initial_rebalance_delay_ms: i32,
-    /// `group.max.size`: one member more is refused with GROUP_MAX_SIZE_REACHED.
+    /// `group.max.size`: members per group. One more is rejected with GROUP_MAX_SIZE_REACHED.
     pub group_max_size: usize,
-    /// How long a new member's first JoinGroup may wait, since it can't send heartbeats yet. Fixed in Kafka.
+    /// How long a new member's first JoinGroup may wait, since the member cannot send heartbeats yet. Fixed in Kafka.
     pub group_new_member_join_timeout_ms: i32,
-    /// `offset.metadata.max.bytes`, in UTF-16 units as Kafka counts: more is refused with OFFSET_METADATA_TOO_LARGE.
+    /// `offset.metadata.max.bytes`, counted in UTF-16 units as in Kafka. Longer metadata is rejected with
+    /// OFFSET_METADATA_TOO_LARGE.
     pub offset_metadata_max_bytes: usize,
-    /// `offsets.retention.minutes`, in ms: how long offsets outlive their group's last member, or their own commit.
+    /// `offsets.retention.minutes`, in ms. The time counts from when the group became empty, or else from the commit.
     pub offsets_retention_ms: i64,
     /// `offsets.retention.check.interval.ms`.
     pub offsets_retention_check_interval_ms: i64,
-    /// Most groups of one coordinator. One more is refused with COORDINATOR_NOT_AVAILABLE.
+    /// Most groups of one coordinator. One more is rejected with COORDINATOR_NOT_AVAILABLE.
     pub groups_max: usize,
-    /// Most bytes that groups, members and offsets of one coordinator take. When full, joins are refused with
+    /// Most bytes of memory for groups, members and offsets of one coordinator. When full, joins are rejected with
     /// COORDINATOR_NOT_AVAILABLE, and commits that need more room with INVALID_COMMIT_OFFSET_SIZE.
     pub state_bytes_max: usize,
 }
@@ -57,7 +58,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Asserts what the configuration's reader has to check.
+    /// Asserts what the reader of the configuration must have checked.
     pub(crate) fn assert_possible(&self) {
         assert!(self.group_min_session_timeout_ms > 0, "a session lasts");
         assert!(self.group_min_session_timeout_ms <= self.group_max_session_timeout_ms, "some session is allowed");

@@ -12,9 +12,9 @@ use net::{
 
 use super::group::{Group, State};
 
-/// The first version that says by an error that there is no such group (KIP-1043).
+/// The first version that answers an unknown group with an error (KIP-1043).
 const NOT_FOUND_FROM: i16 = 6;
-/// The only kind of group there is, under the name of KIP-848.
+/// The only kind of group here, by its name in KIP-848.
 const GROUP_TYPE: &str = "classic";
 
 pub(crate) fn describe<'a, T: 'a>(
@@ -39,7 +39,7 @@ pub(crate) fn describe<'a, T: 'a>(
 }
 
 fn describe_group<T>(group: &Group<T>) -> DescribedGroup {
-    // Before the generation stands, neither its protocol nor what members say for it means anything.
+    // Until the group is stable, the protocol and the members' metadata for it mean nothing.
     let protocol = group.protocol.as_ref().filter(|_| group.state == State::Stable);
     let members = group.members.iter().map(|(id, member)| {
         DescribedGroupMember::default()
@@ -58,7 +58,7 @@ fn describe_group<T>(group: &Group<T>) -> DescribedGroup {
         .with_members(members.collect())
 }
 
-/// Groups of one coordinator, by id. Filters are compared without regard to case, as in Kafka; an empty one lets all pass.
+/// The groups of one coordinator, sorted by id. Filters ignore case, as in Kafka; an empty filter matches all groups.
 pub(crate) fn list<'a, T: 'a>(
     groups: impl Iterator<Item = &'a Group<T>>,
     request: &ListGroupsRequest,

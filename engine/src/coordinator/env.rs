@@ -1,4 +1,4 @@
-//! What a group's rules may touch besides the group: time, timers, randomness, and what goes out.
+//! The environment of a group's rules: time, timers, randomness and outputs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,26 +20,27 @@ use super::{
     topics::Known,
 };
 
-/// The two clocks: sessions must not end because the wall clock was set.
+/// Two clocks, so that a change of the wall clock ends no session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Monotonic ms, from any origin. Timers count in it.
+    /// Monotonic ms, from any origin. Timers use it.
     pub mono_ms: u64,
     /// Ms since the epoch. Records bear it.
     pub wall_ms: i64,
 }
 
-/// Names an append until [`super::Coordinator::appended`] tells how it went.
+/// Identifies an append until [`super::Coordinator::appended`] reports its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AppendId(pub u64);
 
-/// What the engine has to do.
+/// An action for the engine to perform.
 #[derive(Debug, PartialEq)]
 pub enum Output<T> {
     /// Answer the request that came with this token.
     Reply { token: T, response: GroupResponse },
-    /// Append this batch to the coordinator's partition, and call [`super::Coordinator::appended`] once it is committed or has
-    /// failed. The base offset is the partition's to assign. Appends are in the order in which they have to stand in the log.
+    /// Append this batch to the coordinator's partition. Call [`super::Coordinator::appended`] once it is committed
+    /// or has failed. The partition assigns the base offset. Batches must be in the log in the order of these
+    /// outputs.
     Append { id: AppendId, batch: Bytes },
 }
 
@@ -50,7 +51,7 @@ pub(crate) struct Waiting<T> {
     pub(crate) version: i16,
 }
 
-/// A partition's offset in a commit.
+/// One partition's offset in a commit.
 #[derive(Clone, Debug)]
 pub(crate) struct OffsetChange {
     pub(crate) topic: StrBytes,
@@ -58,7 +59,7 @@ pub(crate) struct OffsetChange {
     pub(crate) value: CommittedOffset,
 }
 
-/// What follows once an append is committed, or has failed.
+/// The action that follows once an append is committed or has failed.
 #[derive(Debug)]
 pub(crate) enum Then<T> {
     Offsets {
@@ -70,7 +71,7 @@ pub(crate) enum Then<T> {
     Assignment {
         group: StrBytes,
         generation: i32,
-        /// Topics that there were when the leader assigned.
+        /// The topics that existed when the leader assigned.
         known: Known,
         assignments: HashMap<StrBytes, Bytes>,
     },
@@ -81,7 +82,7 @@ pub(crate) enum Then<T> {
         old_id: StrBytes,
         old: MemberSettings,
     },
-    /// The last member is gone. Where it asked to leave, its answer waits.
+    /// The last member is gone. If it left by LeaveGroup, its answer waits here.
     Emptied {
         group: StrBytes,
         reply: Option<(Waiting<T>, GroupResponse)>,
@@ -89,25 +90,25 @@ pub(crate) enum Then<T> {
     Tombstones(Tombstones),
 }
 
-/// Records that forget, as many as go in one batch.
+/// Tombstones for offsets and groups, as many as fit in one batch.
 #[derive(Debug, Default)]
 pub(crate) struct Tombstones {
     pub(crate) offsets: Vec<(StrBytes, StrBytes, i32)>,
     pub(crate) groups: Vec<StrBytes>,
-    /// The DeleteGroups request that asked for it.
+    /// The DeleteGroups request that caused them, if one did.
     pub(crate) deletion: Option<u64>,
 }
 
-/// A DeleteGroups request whose tombstones are on their way.
+/// A DeleteGroups request whose tombstones are being appended.
 #[derive(Debug)]
 pub(crate) struct Deletion<T> {
     pub(crate) token: T,
     pub(crate) response: DeleteGroupsResponse,
-    /// Appends not answered yet.
+    /// Appends whose outcome is still pending.
     pub(crate) open: usize,
 }
 
-/// The appends that are under way.
+/// The appends in flight.
 #[derive(Debug)]
 pub(crate) struct Appends<T> {
     pub(crate) open: BTreeMap<AppendId, Then<T>>,
@@ -124,9 +125,9 @@ impl<T> Default for Appends<T> {
 pub(crate) struct Env<'a, T> {
     pub(crate) now: Now,
     pub(crate) config: &'a Config,
-    /// What is left of `state_bytes_max`.
+    /// The part of `state_bytes_max` that is still free.
     pub(crate) room_bytes: usize,
-    /// The topics that there are now.
+    /// The topics that exist now.
     pub(crate) known: Known,
     pub(crate) rng: &'a mut Rng,
     pub(crate) timers: &'a mut Timers,
@@ -158,7 +159,7 @@ impl<T> Env<'_, T> {
         self.reply(waiting.token, sync_error(error));
     }
 
-    /// Sends records to the log, in one batch.
+    /// Appends records to the log, in one batch.
     pub(crate) fn append(&mut self, records: &[GroupRecord], then: Then<T>) {
         let mut batch = BatchBuilder::new(Codec::None);
         for record in records {

@@ -1,6 +1,7 @@
-//! Forgetting: DeleteGroups, offsets that have expired, and groups of which nothing is left (KIP-211, KIP-229).
+//! Removal: DeleteGroups, expired offsets, and groups that have nothing left (KIP-211, KIP-229).
 //!
-//! What is to be forgotten gets tombstones, and goes once these are in the log, as it would by replaying them.
+//! The coordinator first appends tombstones. Once they are in the log, it removes the state, just as replaying them
+//! would.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +20,7 @@ use super::{
     topics::SWEEP_TURN_ENTRIES,
 };
 
-/// What of a group is to be forgotten.
+/// The parts of a group to remove.
 pub(super) struct Victim {
     pub(super) group: StrBytes,
     pub(super) offsets: Vec<(StrBytes, i32)>,
@@ -27,12 +28,12 @@ pub(super) struct Victim {
 }
 
 impl<T> Coordinator<T> {
-    /// A group without any is left to the next look for what has expired.
+    /// Removes an offset. If the group then has none, the next search for expired offsets removes the group.
     pub(super) fn forget_offset(&mut self, id: &StrBytes, topic: StrBytes, partition: i32) {
         self.change_group(id, |group| group.set_offset(topic, partition, None));
     }
 
-    /// The group is no more; offsets that the log still has keep their place.
+    /// Removes a group's members and generation. Offsets without a tombstone stay.
     pub(super) fn forget_group(&mut self, id: &StrBytes) {
         self.change_group(id, |group| {
             let mut rest = Group::new(group.id.clone(), None);
@@ -61,7 +62,7 @@ impl<T> Coordinator<T> {
             response.results.push(result.with_error_code(net::errors::code(&outcome)));
             if let Ok(group) = outcome {
                 let stored = group.offsets.iter().flat_map(|(t, offsets)| offsets.keys().map(move |&p| (t.clone(), p)));
-                // A commit on its way comes before the tombstones and must not outlive them.
+                // A commit in flight is in the log before the tombstones, and must not outlive them.
                 let mut offsets: Vec<_> = stored.chain(group.uncommitted.keys().cloned()).collect();
                 offsets.sort_unstable();
                 offsets.dedup();
@@ -76,8 +77,8 @@ impl<T> Coordinator<T> {
         self.appends.deletions.insert(key, Deletion { token, response, open });
     }
 
-    /// Forgets offsets, and groups of which nothing is left, whose time has come (KIP-211): one turn of a look through all groups.
-    /// Returns whether there are more.
+    /// One turn of the search for expired offsets and empty groups (KIP-211). Writes their tombstones, and returns
+    /// whether groups are left to search.
     pub(super) fn expire(&mut self, now: Now) -> bool {
         let from = self.expiring.take().unwrap_or_default();
         let (mut victims, mut looked) = (Vec::new(), 0);
@@ -102,13 +103,13 @@ impl<T> Coordinator<T> {
         self.expiring.is_some()
     }
 
-    /// Sends tombstones to the log, in as many batches as it takes, and returns how many those are. Groups to be forgotten are
-    /// Dead from here on, until the log has it.
+    /// Appends tombstones in as many batches as needed, and returns the number of batches. Whole groups are Dead
+    /// until their tombstones are in the log.
     pub(super) fn write_tombstones(&mut self, now: Now, victims: Vec<Victim>, deletion: Option<u64>) -> usize {
         let mut batches: Vec<(Vec<GroupRecord>, Tombstones)> = Vec::new();
         let mut room = 0usize;
         let mut push = |record: GroupRecord| {
-            // Some bytes for the record's own framing.
+            // 64 bytes cover the record's own framing.
             let bytes = 64 + record.encode().0.len();
             if bytes > room {
                 batches.push((vec![], Tombstones { deletion, ..Tombstones::default() }));
@@ -148,7 +149,7 @@ impl<T> Coordinator<T> {
     pub(super) fn tombstones_stored(&mut self, now: Now, tombstones: Tombstones, outcome: Result<(), ErrorCode>) {
         let Tombstones { offsets, groups, deletion } = tombstones;
         if let Err(error) = outcome {
-            // They may have been those of a topic that is gone.
+            // They may have been for offsets of a deleted topic.
             self.sweep.begin_later(now);
             for id in &groups {
                 if let Some(group) = self.groups.get_mut(id).filter(|group| group.state == State::Dead) {

@@ -1,5 +1,4 @@
-//! One group: members, generation, committed offsets. What the rules do with them stands in `join`, `rebalance`, `session` and
-//! `offsets`.
+//! One group: members, generation, committed offsets. The rules are in `join`, `rebalance`, `session` and `offsets`.
 //!
 //! ```text
 //!            first join             all joined, or time over          leader's assignment is in the log
@@ -7,7 +6,7 @@
 //!     ▲                     │    ▲    ▲                          │                            │
 //!     └──── nobody joined ──┘    │    └── member comes or goes ──┘                            │
 //!     │                          └─────────────── member comes or goes ───────────────────────┘
-//!     └─► Dead: its tombstone is on its way to the log
+//!     └─► Dead: its tombstone is being appended to the log
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -57,10 +56,10 @@ impl State {
     }
 }
 
-/// What a member can do, by falling preference: an assignor's name and what it wants to know of the member.
+/// A member's protocols in order of preference: the assignor's name and the member's metadata for it.
 pub(crate) type Protocols = Vec<(StrBytes, Bytes)>;
 
-/// A member's own settings; a static member's successor may bring others.
+/// A member's own settings. A static member may return with different ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberSettings {
     pub(crate) rebalance_timeout_ms: u64,
@@ -69,7 +68,7 @@ pub(crate) struct MemberSettings {
 }
 
 impl MemberSettings {
-    /// Copies what a request says; the request itself borrows from a whole frame.
+    /// Copies the settings from a request, because the request's strings borrow from a whole frame.
     pub(crate) fn from_request(request: &JoinGroupRequest, version: i16) -> MemberSettings {
         let session_timeout_ms = request.session_timeout_ms.max(0) as u64;
         let own_timeout = version == 0 || request.rebalance_timeout_ms < 0;
@@ -80,13 +79,13 @@ impl MemberSettings {
         }
     }
 
-    /// Whether the request says the same of the member.
+    /// Whether the request has the same protocols and metadata.
     pub(crate) fn matches(&self, request: &JoinGroupRequest) -> bool {
         let theirs = request.protocols.iter().map(|protocol| (&protocol.name, &protocol.metadata));
         self.protocols.iter().map(|(name, metadata)| (name, metadata)).eq(theirs)
     }
 
-    /// What the member says for a protocol.
+    /// The member's metadata for a protocol; empty if it has none.
     pub(crate) fn metadata(&self, protocol: &str) -> Bytes {
         self.protocols
             .iter()
@@ -95,9 +94,9 @@ impl MemberSettings {
     }
 }
 
-/// Refuses a join that would not fit its record, or would take more memory than a member may.
+/// Rejects a join whose strings would not fit a record, or that would take more memory than one member may.
 pub(crate) fn check_join_size(request: &JoinGroupRequest, client_id: &str) -> Result<(), ErrorCode> {
-    /// The generated part of a member id: a dash and a UUID.
+    /// Bytes of the generated part of a member id: a dash and a UUID.
     const GENERATED_BYTES: usize = 37;
     let instance = request.group_instance_id.as_deref().unwrap_or_default();
     let strings = [&*request.member_id, instance, &*request.protocol_type, client_id];
@@ -118,20 +117,20 @@ pub(crate) struct Member<T> {
     pub(crate) client_host: StrBytes,
     pub(crate) settings: MemberSettings,
     pub(crate) assignment: Bytes,
-    /// The topics that it knows from its assignment.
+    /// The topics that the member knows from its assignment.
     pub(crate) known: Known,
-    /// Its JoinGroup waits for the others.
+    /// Its JoinGroup, while it waits for the other members.
     pub(crate) joining: Option<Waiting<T>>,
-    /// Its SyncGroup waits for the leader's.
+    /// Its SyncGroup, while it waits for the leader's.
     pub(crate) syncing: Option<Waiting<T>>,
-    /// It has not yet had an answer that names it, so it can't send heartbeats.
+    /// It has not yet received its member id, so it cannot send heartbeats.
     pub(crate) is_new: bool,
-    /// It has not yet asked for its assignment in this generation.
+    /// It has not yet sent SyncGroup in this generation.
     pub(crate) owes_sync: bool,
     pub(crate) session: Slot,
 }
 
-/// An owned copy: strings of requests are slices of a whole frame, which must not be kept for them.
+/// An owned copy. A request's strings are slices of a whole frame, which would stay in memory with them.
 pub(crate) fn own(string: &str) -> StrBytes {
     StrBytes::from_string(string.to_owned())
 }
@@ -141,30 +140,30 @@ pub(crate) struct Group<T> {
     pub(crate) id: StrBytes,
     pub(crate) state: State,
     pub(crate) previous_state: State,
-    /// When the state began, in ms since the epoch.
+    /// When the present state began, in ms since the epoch.
     pub(crate) state_timestamp: Option<i64>,
     pub(crate) generation: i32,
-    /// None: the group never had a member, and only keeps offsets.
+    /// `None`: the group never had a member and only stores offsets.
     pub(crate) protocol_type: Option<StrBytes>,
     pub(crate) protocol: Option<StrBytes>,
     pub(crate) leader: Option<StrBytes>,
     pub(crate) members: BTreeMap<StrBytes, Member<T>>,
     /// Instance id to member id (KIP-345).
     pub(crate) static_members: BTreeMap<StrBytes, StrBytes>,
-    /// Member ids that were given out and not come back with (KIP-394).
+    /// Issued member ids whose clients have not yet joined with them (KIP-394).
     pub(crate) pending: BTreeMap<StrBytes, Slot>,
-    /// A member came while an initial rebalance waited.
+    /// A member joined during the initial rebalance delay.
     pub(crate) new_member_added: bool,
     pub(crate) join_timer: Slot,
     pub(crate) sync_timer: Slot,
     pub(crate) offsets: BTreeMap<StrBytes, BTreeMap<i32, CommittedOffset>>,
-    /// Commits on their way to the log, counted.
+    /// Number of commits in flight, by topic and partition.
     pub(crate) uncommitted: HashMap<(StrBytes, i32), usize, RandomState>,
-    /// This generation's assignment is on its way to the log.
+    /// This generation's assignment is being appended to the log.
     pub(crate) assigning: bool,
-    /// The log knows the group, so that it takes a tombstone to forget it.
+    /// The log has records of the group, so removing the group takes a tombstone.
     pub(crate) logged: bool,
-    /// Memory that it takes: see `size`.
+    /// Bytes of memory that the group takes: see `size`.
     pub(crate) bytes: usize,
 }
 
@@ -193,8 +192,8 @@ impl<T> Group<T> {
         }
     }
 
-    /// Takes the place of whatever the group was, as the log says. Its offsets stay. For replay, when nothing waits. `newest`: of
-    /// the topics that there are.
+    /// Replaces the group with its state in the log, except for its offsets. Used in replay, when no request waits.
+    /// `newest`: [`Topics::newest`](super::Topics::newest).
     pub(crate) fn replace_by(&mut self, value: GroupMetadata, newest: u64) {
         let offsets = std::mem::take(&mut self.offsets);
         *self = Group::new(self.id.clone(), Some(value.state_timestamp).filter(|&at| at != -1));
@@ -270,7 +269,7 @@ impl<T> Group<T> {
         self.leader.as_ref() == Some(member)
     }
 
-    /// Nothing is known of the group, and nothing is on its way: it may be forgotten without a word.
+    /// The group holds no state and has nothing in flight, so it can be removed without a record.
     pub(crate) fn is_vacant(&self) -> bool {
         self.state == State::Empty
             && !self.logged
@@ -280,7 +279,7 @@ impl<T> Group<T> {
             && self.uncommitted.is_empty()
     }
 
-    /// Whether this member may speak for itself, or for the instance that it names (KIP-345).
+    /// Whether this member exists, and is the current member of the instance that it names (KIP-345).
     pub(crate) fn validate_member(&self, member: &StrBytes, instance: Option<&StrBytes>) -> Result<(), ErrorCode> {
         if let Some(instance) = instance {
             match self.static_members.get(instance) {
@@ -292,7 +291,8 @@ impl<T> Group<T> {
         if self.members.contains_key(member) { Ok(()) } else { Err(ErrorCode::UnknownMemberId) }
     }
 
-    /// An empty group takes whoever knows some protocol; others must share one with all members.
+    /// Whether a client with these protocols may join. An empty group accepts any protocol. Otherwise the client must
+    /// have one that all members support.
     pub(crate) fn supports(&self, protocol_type: &str, protocols: &[&StrBytes]) -> bool {
         if self.state == State::Empty {
             return !protocol_type.is_empty() && !protocols.is_empty();
@@ -304,7 +304,8 @@ impl<T> Group<T> {
         self.members.values().all(|member| member.settings.protocols.iter().any(|(name, _)| name == protocol))
     }
 
-    /// The protocol that most members prefer among those that all know; of equals, the first to be voted for.
+    /// The protocol with the most votes. Each member votes for its first protocol that all members support. On a tie,
+    /// the protocol that got a vote first wins.
     pub(crate) fn select_protocol(&self) -> Option<StrBytes> {
         let mut votes: Vec<(&StrBytes, usize)> = Vec::new();
         for member in self.members.values() {
@@ -330,7 +331,7 @@ impl<T> Group<T> {
         self.pending.is_empty() && self.members.values().all(|member| member.joining.is_some())
     }
 
-    /// A pending member comes in, or a new one.
+    /// Adds a member, which may have been pending.
     pub(crate) fn add(&mut self, id: StrBytes, member: Member<T>, protocol_type: &StrBytes, timers: &mut Timers) {
         self.remove_pending(&id, timers);
         self.bytes += member.bytes(&id);
@@ -345,7 +346,7 @@ impl<T> Group<T> {
         assert!(self.members.insert(id, member).is_none(), "member ids are given out once");
     }
 
-    /// Takes a member, or a pending one, out. Its waiting requests are the caller's to answer, so they are given back.
+    /// Removes a member, pending or not. The caller must answer the requests that wait in the returned member.
     pub(crate) fn remove(&mut self, id: &StrBytes, timers: &mut Timers) -> Option<Member<T>> {
         self.remove_pending(id, timers);
         let mut member = self.members.remove(id)?;
@@ -367,14 +368,14 @@ impl<T> Group<T> {
         }
     }
 
-    /// A member says something else of itself.
+    /// Replaces a member's settings.
     pub(crate) fn set_settings(&mut self, id: &StrBytes, settings: MemberSettings) {
         let member = self.members.get_mut(id).expect("the member is known");
         self.bytes = self.bytes - member.settings.bytes() + settings.bytes();
         member.settings = settings;
     }
 
-    /// (Re)starts a member's session.
+    /// Starts or restarts a member's session timeout.
     pub(crate) fn keep_alive(&mut self, id: &StrBytes, env: &mut Env<'_, T>) {
         if let Some(member) = self.members.get_mut(id) {
             let at = env.now.mono_ms + member.settings.session_timeout_ms;
@@ -383,7 +384,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// Asserts what must hold between steps.
+    /// Asserts the invariants that hold between steps.
     pub(crate) fn check(&self, timers: &Timers) {
         let id = &self.id;
         let has_members = !self.members.is_empty();

@@ -1,22 +1,27 @@
-//! The group coordinators of a core: one for each partition of `__consumer_offsets` that it owns, driven by requests, appends and
-//! time.
-//! Lives on: the partitions' owning core. The rules are [`crate::coordinator`]'s; here its outputs are performed.
+//! The group coordinators of a core: one for each `__consumer_offsets` partition that the core leads. Requests,
+//! appends and time drive them.
+//! Lives on: the core that owns the partition. [`crate::coordinator`] has the rules; this module performs its
+//! outputs.
 //!
-//! A coordinator begins at the first request for its partition: it replays the log. Requests wait for that, at most
-//! [`LOAD_WAIT`], then they are answered COORDINATOR_LOAD_IN_PROGRESS.
+//! A coordinator starts at the first request for its partition, by replaying the log. Requests wait for the replay at
+//! most [`LOAD_WAIT`]; then they are answered COORDINATOR_LOAD_IN_PROGRESS.
 //!
-//! Requests that a coordinator answers once something is in the log wait for that at most `offsets.commit.timeout.ms`, then they are
-//! answered COORDINATOR_NOT_AVAILABLE, as Kafka does; it may still get there. JoinGroup and SyncGroup wait for other members, as
-//! long as the group's timeouts say.
+//! Some requests are answered once a record is in the log. They wait for that at most `offsets.commit.timeout.ms`.
+//! Then they are answered COORDINATOR_NOT_AVAILABLE, as in Kafka, although the record may still be committed.
+//! JoinGroup and SyncGroup wait for other members, bounded by the group's own timeouts.
 //!
-//! While the ring is down to its reserve, requests that append wait for [`Admission`](crate::partition::admission::Admission)'s turn before the
-//! coordinator sees them, likewise at most `offsets.commit.timeout.ms`: its state moves on with a request, so the append that follows
-//! can't wait. Appends that time causes (an ended session, an expired offset) don't wait. They fail, and come again with a later tick.
+//! While the ring is down to its reserve, a request that appends waits for its turn in
+//! [`Admission`](crate::partition::admission::Admission), at most `offsets.commit.timeout.ms`. It waits before the
+//! coordinator sees it, because a request changes the coordinator's state and the append that follows cannot wait.
+//! Appends caused by time (an expired session or offset) do not wait: they fail, and a later tick retries them.
 //!
-//! Commits and assignments count once they are in the log. Offsets are read from memory, so a coordinator makes sure first that it still
-//! leads: one that was stopped, or cut off, may have missed commits that another has acknowledged. It makes sure as well that its view
-//! shows every change of topics that was acknowledged, since an offset counts only while the metadata has its topic. Before a log is
-//! replayed the view has to show every topic that is committed to in it.
+//! Commits and assignments count once they are in the log. OffsetFetch is answered from memory, so two checks come
+//! first:
+//! - The coordinator still leads. If it was paused or cut off, another one may have acknowledged newer commits.
+//! - The view shows every acknowledged change of topics, because an offset counts only while the metadata has its
+//!   topic.
+//!
+//! Before a log is replayed, the view must show every topic that has commits in it.
 
 #[cfg(test)]
 use crate::sim::{self, Bug};
@@ -47,25 +52,26 @@ use std::{
 };
 use wal::{record::GroupId, store::Admission};
 
-/// Bytes of the log read at a time while a coordinator loads.
+/// Bytes of the log read at a time while a coordinator loads: 4 MiB.
 const LOAD_BYTES: usize = 4 << 20;
 
-/// How long a request waits for its coordinator to be loaded before it is told to come back.
+/// How long a request waits for its coordinator to load before it is answered COORDINATOR_LOAD_IN_PROGRESS.
 const LOAD_WAIT: Duration = Duration::from_secs(2);
 
-/// How long a load waits for its view to show all topics. Then the coordinator resigns, and the next request begins another load.
+/// How long a load waits for the view to show all topics. Then the coordinator resigns, and the next request starts
+/// another load.
 const VIEW_WAIT: Duration = Duration::from_secs(60);
-/// Between two tries.
+/// Pause between two attempts.
 const VIEW_PAUSE: Duration = Duration::from_millis(100);
 
 type Token = Promise<GroupResponse>;
 
-/// The topics of this core's view.
+/// The topics in this core's view.
 struct Shown<'a>(&'a View);
 
 impl Topics for Shown<'_> {
     fn find(&self, name: &str) -> Option<Incarnation> {
-        // The metadata's own log is always there.
+        // The topic of the metadata's own log always exists.
         if name == METADATA_TOPIC {
             return Some(Incarnation { id: metadata_log::METADATA_TOPIC_ID, made: 0, made_ms: 0 });
         }
@@ -89,11 +95,11 @@ struct Seat {
     partition: Rc<Partition>,
     /// `None` once it has resigned.
     coordinator: RefCell<Option<Coordinator<Token>>>,
-    /// Appends on their way, in log order.
+    /// Appends in flight, in log order.
     appends: RefCell<VecDeque<(AppendId, Committed)>>,
     appended: Notify,
     loaded: Flag,
-    /// Moves with every call, since the next deadline may be another then.
+    /// Notified after every call, because the next deadline may have changed.
     called: Notify,
 }
 
@@ -108,7 +114,7 @@ impl Coordinators {
         Now { mono_ms: (clock::now() - self.origin).as_millis() as u64, wall_ms: clock::wall_ms() }
     }
 
-    /// The view has applied a topic's deletion.
+    /// The view has applied the deletion of a topic.
     pub fn topic_deleted(&self, core: &Rc<Core>) {
         let seats: Vec<Rc<Seat>> = self.seats.borrow().values().cloned().collect();
         for seat in seats {
@@ -116,14 +122,15 @@ impl Coordinators {
         }
     }
 
-    /// The partition is no more, or its storage has failed: whoever waits is sent elsewhere.
+    /// The partition was deleted or is no longer led here, or its log has failed. Waiting requests are answered
+    /// NOT_COORDINATOR.
     pub fn resign(&self, group: GroupId) {
         if let Some(seat) = self.seats.borrow_mut().remove(&group) {
             seat.resign();
         }
     }
 
-    /// All partitions of this core are lost.
+    /// This core has lost all its partitions.
     pub fn resign_all(&self) {
         for (_, seat) in self.seats.take() {
             seat.resign();
@@ -131,11 +138,11 @@ impl Coordinators {
     }
 }
 
-/// Gives a request to the coordinator of an offsets partition of this core.
+/// Passes a request to the coordinator of an offsets partition on this core.
 pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
     let refuse = |code| request.refuse(context.version, code);
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
-    // A load takes milliseconds as a rule; some clients take COORDINATOR_LOAD_IN_PROGRESS hard.
+    // A load usually takes milliseconds, and some clients handle COORDINATOR_LOAD_IN_PROGRESS badly.
     race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
     let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
     let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
@@ -208,7 +215,7 @@ fn settings(config: &Config) -> coordinator::Config {
 }
 
 impl Seat {
-    /// One call of the coordinator, and all that follows from it.
+    /// Calls the coordinator once and performs all outputs that follow.
     fn call(
         &self,
         core: &Rc<Core>,
@@ -234,14 +241,15 @@ impl Seat {
         self.called.notify();
     }
 
-    /// The turn to await before the coordinator is given the request, if the ring has no room for what it will append.
+    /// If the ring has no room for what the request will append, returns the turn to await before the coordinator
+    /// gets the request.
     fn wait_for_room(&self, core: &Core, request: &GroupRequest) -> Option<Turn> {
         let bytes = self.coordinator.borrow().as_ref()?.append_bytes(request)?;
         core.admission.enter(&core.store, self.partition.group(), bytes)
     }
 
     fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
-        // The coordinator's state has moved on already, so it can't wait for room: the client tries again.
+        // The coordinator's state has already changed, so the append cannot wait for room. The client retries.
         if core.store.admit(batch.len()) == Admission::Wait {
             return Err(ErrorCode::RequestTimedOut);
         }
@@ -278,7 +286,7 @@ impl Seat {
     }
 }
 
-/// Loads a coordinator, then wakes it at its deadlines, as long as it serves.
+/// Loads a coordinator, then wakes it at its deadlines until it resigns.
 async fn run(core: Rc<Core>, seat: Rc<Seat>) {
     let started = clock::now();
     match load(&core, &seat).await {
@@ -310,7 +318,7 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
     }
 }
 
-/// Replays the log from its start to the high watermark; returns how many batches there were.
+/// Replays the log from its start to the high watermark. Returns the number of batches.
 async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let end = seat.partition.high_watermark();
     until_all_topics_are_shown(core, seat).await?;
@@ -336,7 +344,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     Ok(count)
 }
 
-/// A topic that is not shown afterwards, though the log has commits to it, is gone.
+/// Waits until the view shows every topic that was ever committed to. A topic that is then missing has been deleted.
 async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), ErrorCode> {
     let shown = async {
         while !seat.has_resigned() {
@@ -354,7 +362,7 @@ async fn until_all_topics_are_shown(core: &Rc<Core>, seat: &Seat) -> Result<(), 
     }
 }
 
-/// Tells the coordinator of its appends, in the order of the log.
+/// Reports the outcome of each append to the coordinator, in log order.
 async fn follow_appends(core: Rc<Core>, seat: Rc<Seat>) {
     while !seat.has_resigned() {
         let seen = seat.appended.version();

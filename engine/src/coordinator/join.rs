@@ -1,4 +1,5 @@
-//! JoinGroup: who may come in, and as whom (`GroupMetadataManager.classicGroupJoin*`; KIP-345, KIP-394).
+//! JoinGroup: which clients may join, and under which member id (`GroupMetadataManager.classicGroupJoin*`; KIP-345,
+//! KIP-394).
 
 use bytes::Bytes;
 use net::{
@@ -17,9 +18,9 @@ use super::{
     topics::Known,
 };
 
-/// The first version whose clients come back with the member id that they were given (KIP-394).
+/// The first version whose clients join again with the member id that they were given (KIP-394).
 const KNOWN_MEMBER_ID_FROM: i16 = 4;
-/// The first version in which a returning static leader learns that it need not assign (KIP-814).
+/// The first version that can tell a returning static leader to skip the assignment (KIP-814).
 const SKIP_ASSIGNMENT_FROM: i16 = 9;
 
 impl<T> Group<T> {
@@ -27,7 +28,7 @@ impl<T> Group<T> {
         let waiting = Waiting { token, version: context.version };
         let refused_id = request.member_id.clone();
         if !self.has_room_for(&request.member_id, env.config.group_max_size) {
-            // It may have been a member until now; those who joined again before it are kept.
+            // The client may be a member that rejoined too late. Members that rejoined before it keep their places.
             if let Some(member) = self.remove(&request.member_id, env.timers) {
                 self.dismiss(member, env);
                 self.complete_if_all_joined(env);
@@ -56,7 +57,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// While a rebalance waits, places go to those who join again first.
+    /// During a rebalance, members that rejoin first get the places.
     fn has_room_for(&self, member: &StrBytes, max: usize) -> bool {
         let known = self.members.get(member);
         match self.state {
@@ -109,7 +110,7 @@ impl<T> Group<T> {
         member_id: StrBytes,
         waiting: Waiting<T>,
     ) {
-        // An initial rebalance that waits for members may wait on.
+        // An initial rebalance in progress may be extended.
         if self.state == State::PreparingRebalance && self.previous_state == State::Empty {
             self.new_member_added = true;
         }
@@ -126,8 +127,8 @@ impl<T> Group<T> {
             owes_sync: false,
             session: None,
         };
-        // It does not know its id yet and can't send heartbeats; so that members whose clients are gone do not pile up in a
-        // long rebalance, its JoinGroup itself runs out.
+        // The member does not know its id yet and cannot send heartbeats. Its JoinGroup itself times out, so that
+        // members whose clients are gone do not pile up in a long rebalance.
         let at = env.after(env.config.group_new_member_join_timeout_ms as u64);
         let timer = Timer::Session { group: self.id.clone(), member: member_id.clone() };
         env.timers.schedule(&mut member.session, at, timer);
@@ -146,9 +147,10 @@ impl<T> Group<T> {
         let same = self.members[id].settings.matches(request);
         let answer_at_once = match self.state {
             State::PreparingRebalance => false,
-            // It may not have got the answer; the generation stands.
+            // The client may have missed the answer. The generation stays valid.
             State::CompletingRebalance => same,
-            // The leader may know of changes that members' metadata do not show, and wants to assign anew.
+            // A leader that rejoins wants to assign again: it may know of changes that the members' metadata does not
+            // show.
             State::Stable => same && !self.is_leader(id),
             State::Empty | State::Dead => unreachable!("there are no members"),
         };
@@ -162,7 +164,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// The generation as this member is told of it. The leader is told of all.
+    /// The JoinGroup answer for this member. Only the leader's answer lists the members.
     pub(crate) fn join_response(&self, id: &StrBytes) -> JoinGroupResponse {
         let protocol = self.protocol.clone().unwrap_or_default();
         let members = self.members.iter().filter(|_| self.is_leader(id)).map(|(member_id, member)| {
@@ -180,8 +182,8 @@ impl<T> Group<T> {
             .with_members(members.collect())
     }
 
-    /// Sets what a member says of itself, and its waiting JoinGroup. An earlier one that still waits is told to come again,
-    /// so that answers behind it on its connection are not held up.
+    /// Sets a member's settings and its waiting JoinGroup. An earlier JoinGroup that still waits is answered
+    /// REBALANCE_IN_PROGRESS, so that it does not hold up later answers on its connection.
     fn update(&mut self, env: &mut Env<'_, T>, id: &StrBytes, settings: MemberSettings, joining: Option<Waiting<T>>) {
         self.set_settings(id, settings);
         let member = self.members.get_mut(id).expect("the member is known");
@@ -190,7 +192,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// Renames a static member; requests under its old id are fenced.
+    /// Gives a static member a new id. Requests that wait under the old id are fenced.
     fn rename_static(&mut self, env: &mut Env<'_, T>, instance: &StrBytes, old_id: &StrBytes, new_id: &StrBytes) {
         let mut member = self.members.remove(old_id).expect("instances name members");
         self.bytes = self.bytes - member.bytes(old_id) + member.bytes(new_id);
@@ -209,7 +211,8 @@ impl<T> Group<T> {
         self.keep_alive(new_id, env);
     }
 
-    /// A static member came back without its id: it takes its own place (`updateStaticMemberThenRebalanceOrCompleteJoin`).
+    /// A static member returned without its member id and takes its own place again
+    /// (`updateStaticMemberThenRebalanceOrCompleteJoin`).
     fn replace_static(
         &mut self,
         env: &mut Env<'_, T>,
@@ -226,7 +229,7 @@ impl<T> Group<T> {
         self.keep_alive(&new_id, env);
         match self.state {
             State::Stable if self.select_protocol() == self.protocol => {
-                // Nothing changes for the others: the new id is stored, and the assignment stands.
+                // Nothing changes for the other members. The new id is stored, and the assignment stays valid.
                 let then = Then::StaticMember {
                     group: self.id.clone(),
                     instance_id: own(instance),
@@ -244,9 +247,9 @@ impl<T> Group<T> {
         }
     }
 
-    /// The new id of a static member is in the log, so that it may be told.
+    /// The new id of a static member is in the log, so the client may be answered.
     pub(crate) fn static_member_stored(&mut self, env: &mut Env<'_, T>, id: &StrBytes, old_id: &StrBytes) {
-        // A rebalance that began meanwhile answers it at its end.
+        // If a rebalance has begun meanwhile, it answers the client when it completes.
         if self.state != State::Stable {
             return;
         }
@@ -255,7 +258,8 @@ impl<T> Group<T> {
         if waiting.version >= SKIP_ASSIGNMENT_FROM {
             response.skip_assignment = self.is_leader(id);
         } else {
-            // It can't be told to skip the assignment, so it is told that its old id leads, and asks for what it has.
+            // Older clients cannot skip the assignment. The answer names the old id as leader, so the client just
+            // fetches its present assignment.
             response.members.clear();
             if self.is_leader(id) {
                 response.leader = old_id.clone();
@@ -265,7 +269,7 @@ impl<T> Group<T> {
         self.keep_alive(id, env);
     }
 
-    /// The new id of a static member could not be stored: all is as before.
+    /// The new id of a static member could not be stored. The old id and settings are restored.
     pub(crate) fn static_member_not_stored(
         &mut self,
         env: &mut Env<'_, T>,
@@ -284,7 +288,8 @@ impl<T> Group<T> {
         self.rename_static(env, instance, id, old_id);
     }
 
-    /// Answers what a member that was taken out still waits for: it may join again, as a new one.
+    /// Answers the waiting requests of a removed member with UNKNOWN_MEMBER_ID. The client may join again as a new
+    /// member.
     pub(crate) fn dismiss(&mut self, member: Member<T>, env: &mut Env<'_, T>) {
         if let Some(joining) = member.joining {
             env.refuse_join(joining, StrBytes::new(), ErrorCode::UnknownMemberId);

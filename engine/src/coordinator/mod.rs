@@ -1,30 +1,34 @@
 //! The group coordinator of one `__consumer_offsets` partition: Kafka's classic group protocol and committed offsets.
 //! Lives on: the core that owns the partition. Pure: no I/O, no clock, no locks; randomness comes from a seed.
 //!
-//! Rules and errors are those of Kafka 4's `GroupMetadataManager` and `OffsetMetadataManager` for classic groups. The log is the
-//! truth: what it does not hold (members that wait, member ids given out) is lost with a restart, and clients recover.
+//! Rules and errors are those of Kafka 4's `GroupMetadataManager` and `OffsetMetadataManager` for classic groups. The
+//! log is the only durable state. State that is not in the log (waiting requests, issued member ids) is lost on
+//! restart, and clients recover from that.
 //!
-//! How the engine drives it, one instance per partition that it leads:
-//! 1. [`Coordinator::new`] with a fresh seed when the partition becomes ours; [`Coordinator::replay`] for each committed batch
-//!    from the log's start to the high watermark, logging what it reports; then [`Coordinator::loaded`]. Until then every
-//!    request is answered COORDINATOR_LOAD_IN_PROGRESS. The topics that it is shown from the first batch on are no older than
-//!    any that a former coordinator was shown: what is not among them is gone.
-//! 2. [`GroupRequest::route`] says which partition a request belongs to, or how to cut it; [`GroupResponse::merge`] joins
-//!    the parts. A part whose partition is not led here is answered by [`GroupRequest::refuse`] with NOT_COORDINATOR. Offset commits
-//!    for partitions that do not exist are to be taken out before (UNKNOWN_TOPIC_OR_PARTITION); only topics are looked at here.
-//! 3. [`Coordinator::step`] for each request with its reply's token. The outputs are performed in order: `Reply` answers a token,
-//!    perhaps one of an earlier request; `Append` proposes the batch to the partition like a produced one, at once and in
-//!    this order.
-//! 4. [`Coordinator::appended`] when an append is committed or has failed. Successes come in the order of the appends. An append
-//!    that can't be proposed is reported likewise, with why.
-//! 5. [`Coordinator::tick`] when [`Coordinator::next_deadline`] has come. Ask for it again after every call.
-//!    [`Coordinator::topic_deleted`] when the view has applied a deletion.
-//! 6. [`Coordinator::resign`] when the partition is ours no more, or its log has failed: whoever waits is sent elsewhere.
+//! The engine runs one instance per partition that it leads, and drives it like this:
+//! 1. Call [`Coordinator::new`] with a fresh seed before the partition is served. Call [`Coordinator::replay`] for
+//!    each committed batch, from the log's start to the high watermark, and log what it returns. Then call
+//!    [`Coordinator::loaded`]. Until then a heartbeat succeeds, and every other request is answered
+//!    COORDINATOR_LOAD_IN_PROGRESS. The [`Topics`] passed to every call must be at least as new as any that an
+//!    earlier coordinator saw. A topic that is missing from them counts as deleted.
+//! 2. [`GroupRequest::route`] says which partition a request belongs to, or how to split it; [`GroupResponse::merge`]
+//!    joins the answers. If this broker does not lead the partition, answer the part with [`GroupRequest::refuse`]
+//!    and NOT_COORDINATOR. The caller must take out commits for partitions that do not exist and answer them with
+//!    UNKNOWN_TOPIC_OR_PARTITION; the coordinator checks only that the topic exists.
+//! 3. Call [`Coordinator::step`] for each request, with a token for its reply. Perform the outputs in order. `Reply`
+//!    answers a token, possibly that of an earlier request. `Append` proposes the batch to the partition like a
+//!    produced batch, at once and in this order.
+//! 4. Call [`Coordinator::appended`] when an append is committed or has failed. Successes must be reported in the
+//!    order of the appends. An append that cannot be proposed is reported the same way, with its error.
+//! 5. Call [`Coordinator::tick`] when [`Coordinator::next_deadline`] has passed. Ask for the deadline again after
+//!    every call. Call [`Coordinator::topic_deleted`] when the view has applied a deletion.
+//! 6. Call [`Coordinator::resign`] when this core stops leading the partition, or when its log has failed. All
+//!    waiting requests are then answered NOT_COORDINATOR.
 //!
 //! Every token is answered exactly once.
 //!
-//! Invariants ([`Coordinator::check`]): an offset is served only once it is in the log; a group's state and generation move by
-//! the picture in `group`; all that waits has a timer or an append that ends it.
+//! Invariants ([`Coordinator::check`]): an offset is served only once it is in the log; a group's state and
+//! generation follow the diagram in `group`; everything that waits has a timer or an append that ends the wait.
 
 mod api;
 mod config;
@@ -73,10 +77,10 @@ use self::{
     topics::{Known, Sweep},
 };
 
-/// Most bytes that one replayed batch may decompress to. The coordinator writes its batches uncompressed.
+/// Most bytes that one replayed batch may decompress to: 64 MiB. The coordinator writes its own batches uncompressed.
 const REPLAY_BATCH_BYTES_MAX: usize = 64 << 20;
 
-/// A record of the log that could not be used, and was skipped.
+/// A log record that could not be used and was skipped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     #[error("the batch can't be read: {0}")]
@@ -87,29 +91,29 @@ pub enum Unusable {
     Record { offset: i64, error: RecordError },
 }
 
-/// The groups of one `__consumer_offsets` partition. `T` is what the engine answers a request by.
+/// The groups of one `__consumer_offsets` partition. `T` is the token with which the engine answers a request.
 #[derive(Debug)]
 pub struct Coordinator<T> {
     config: Config,
     rng: Rng,
     loading: bool,
     groups: BTreeMap<StrBytes, Group<T>>,
-    /// Memory that the groups take.
+    /// Bytes of memory that all groups take together.
     bytes: usize,
     timers: Timers,
     expiry: Slot,
-    /// The group where the look for what has expired goes on; `None`: it begins with the first.
+    /// The group at which the search for expired offsets continues; `None`: it starts with the first.
     expiring: Option<StrBytes>,
     sweep: Sweep,
-    /// Topics that there were when a call came.
+    /// The topics that existed at the latest call.
     known: Known,
     appends: Appends<T>,
     out: Vec<Output<T>>,
 }
 
 impl<T> Coordinator<T> {
-    /// A coordinator that is still to be told what its log holds. The seed must differ from one start to the next: member ids
-    /// are drawn from it.
+    /// A coordinator that has yet to replay its log. The seed must differ from one start to the next, because member
+    /// ids are drawn from it.
     pub fn new(config: Config, seed: u64) -> Coordinator<T> {
         config.assert_possible();
         Coordinator {
@@ -128,7 +132,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Groups known.
+    /// Number of groups.
     pub fn len(&self) -> usize {
         self.groups.len()
     }
@@ -142,7 +146,8 @@ impl<T> Coordinator<T> {
         [self.timers.next_deadline(), self.sweep.due()].into_iter().flatten().min()
     }
 
-    /// Takes in one batch of the log. Returns what could not be used; to be logged, with the partition's name.
+    /// Applies one batch of the log. Returns the records that could not be used; the caller logs them with the
+    /// partition's name.
     pub fn replay(&mut self, topics: &dyn Topics, batch: &Bytes) -> Vec<Unusable> {
         assert!(self.loading, "the log is replayed before anything is served");
         let records = match Records::open(batch, REPLAY_BATCH_BYTES_MAX) {
@@ -152,7 +157,7 @@ impl<T> Coordinator<T> {
         if records.header().is_control() {
             return vec![];
         }
-        // A transaction's offsets count only with its marker; nothing here writes such.
+        // Offsets of a transaction count only once its marker is read. This coordinator writes no transactions.
         if records.header().is_transactional() {
             return vec![Unusable::Transactional];
         }
@@ -190,7 +195,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// The log's end is reached. Members have a session's time to show up.
+    /// Replay has reached the end of the log. Every member gets a full session timeout to show up.
     pub fn loaded(&mut self, now: Now) -> Vec<Output<T>> {
         assert!(std::mem::take(&mut self.loading), "it is loaded once");
         let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
@@ -212,7 +217,7 @@ impl<T> Coordinator<T> {
         self.finish(now)
     }
 
-    /// Takes a request, whose answer, now or later, bears its token.
+    /// Handles a request. Its answer bears the token and comes now or from a later call.
     pub fn step(
         &mut self,
         now: Now,
@@ -224,7 +229,7 @@ impl<T> Coordinator<T> {
         self.known = Known::up_to(topics.newest());
         if self.loading {
             let response = match &request {
-                // All is well with the member, as far as we know.
+                // While loading, nothing says that the member was removed. Kafka also answers without an error.
                 GroupRequest::Heartbeat(_) => HeartbeatResponse::default().into(),
                 _ => request.refuse(context.version, ErrorCode::CoordinatorLoadInProgress),
             };
@@ -270,13 +275,13 @@ impl<T> Coordinator<T> {
         self.finish(now)
     }
 
-    /// Ends what has lasted long enough.
+    /// Runs the timers that are due, and one turn of the sweep.
     pub fn tick(&mut self, now: Now, topics: &dyn Topics) -> Vec<Output<T>> {
         self.sweep_turn(now, topics);
         self.finish(now)
     }
 
-    /// An append is committed, or has failed.
+    /// An append is committed or has failed.
     pub fn appended(&mut self, now: Now, id: AppendId, outcome: Result<(), ErrorCode>) -> Vec<Output<T>> {
         let overtaken = self.appends.open.first_key_value().is_some_and(|(&first, _)| first < id);
         assert!(outcome.is_err() || !overtaken, "appends are committed in order");
@@ -309,7 +314,7 @@ impl<T> Coordinator<T> {
             }
             Then::Emptied { group, reply } => {
                 if let Err(error) = outcome {
-                    // Its members come back with a restart, and time out.
+                    // The log still has the members. A restart loads them, and their sessions then time out.
                     tracing::warn!(group = %group, error = error.code(), "could not store that the group is empty");
                 }
                 if let Some((waiting, response)) = reply {
@@ -323,7 +328,8 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// The partition is ours no more: whoever waits is to look for the new coordinator.
+    /// The partition is no longer led here. All waiting requests are answered NOT_COORDINATOR, so that clients look
+    /// for the new coordinator.
     pub fn resign(mut self) -> Vec<Output<T>> {
         let now = Now::default();
         for (_, mut group) in std::mem::take(&mut self.groups) {
@@ -361,7 +367,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Runs a rule on a group, if it exists, and forgets the group if nothing is left of it.
+    /// Runs a rule on a group, if it exists, and removes the group if nothing is left of it.
     fn with_group<R>(
         &mut self,
         now: Now,
@@ -385,7 +391,7 @@ impl<T> Coordinator<T> {
         Some(result)
     }
 
-    /// Changes a group, if it exists, as the log says.
+    /// Applies a change from the log to a group, if it exists.
     fn change_group(&mut self, id: &StrBytes, change: impl FnOnce(&mut Group<T>)) {
         if let Some(group) = self.groups.get_mut(id) {
             let before = group.bytes;
@@ -394,7 +400,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Counts a changed group anew, and forgets it if nothing is left of it.
+    /// Updates the byte count after a group has changed, and removes the group if nothing is left of it.
     fn settle(&mut self, id: &StrBytes, bytes_before: usize) {
         let group = &self.groups[id];
         self.bytes = self.bytes - bytes_before + group.bytes;
@@ -459,7 +465,7 @@ impl<T> Coordinator<T> {
     }
 
     fn commit(&mut self, now: Now, topics: &dyn Topics, version: i16, request: OffsetCommitRequest, token: T) {
-        /// The first version that can say that there is no such group (KIP-848).
+        /// The first version that can answer GROUP_ID_NOT_FOUND (KIP-848).
         const GROUP_NOT_FOUND_FROM: i16 = 9;
         let id = request.group_id.0.clone();
         let allowed = match self.groups.get(&id) {
@@ -476,7 +482,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Ends what is due, and hands out what is to be done.
+    /// Runs the timers that are due, and returns all outputs so far.
     fn finish(&mut self, now: Now) -> Vec<Output<T>> {
         while let Some(timer) = self.timers.pop_due(now.mono_ms) {
             match timer {
@@ -502,7 +508,7 @@ impl<T> Coordinator<T> {
         std::mem::take(&mut self.out)
     }
 
-    /// Asserts the module's invariants. For tests and simulation.
+    /// Asserts the module's invariants, for tests and simulation.
     pub fn check(&self) {
         let mut timers = usize::from(self.timers.is_set(&self.expiry));
         for (id, group) in &self.groups {
@@ -526,7 +532,7 @@ impl<T> Coordinator<T> {
     }
 }
 
-/// Offsets alone may be kept under an empty group id, as in Kafka.
+/// Only offsets may be stored under an empty group id, as in Kafka.
 fn check_group_id(request: &GroupRequest) -> Result<(), ErrorCode> {
     let (id, may_be_empty) = match request {
         GroupRequest::JoinGroup(request) => (&request.group_id, false),

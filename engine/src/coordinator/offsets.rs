@@ -1,4 +1,4 @@
-//! Committed offsets: OffsetCommit, OffsetFetch, and when they expire (`OffsetMetadataManager`; KIP-211).
+//! Committed offsets: OffsetCommit, OffsetFetch and expiry (`OffsetMetadataManager`; KIP-211).
 
 use std::collections::BTreeSet;
 
@@ -27,16 +27,16 @@ use super::{
     topics::{Topics, committed_to},
 };
 
-/// Clients whose assignments' subscriptions we can read.
+/// The protocol type whose subscriptions this broker can read.
 const CONSUMER_PROTOCOL: &str = "consumer";
 
 impl<T> Group<T> {
-    /// Whether such a commit is allowed (`ClassicGroup.validateOffsetCommit`).
+    /// Whether the commit is allowed (`ClassicGroup.validateOffsetCommit`).
     pub(crate) fn validate_commit(&self, request: &OffsetCommitRequest) -> Result<(), ErrorCode> {
         let generation = request.generation_id_or_member_epoch;
         match self.state {
             State::Dead => return Err(ErrorCode::CoordinatorNotAvailable),
-            // Who manages its partitions by itself uses the group only to keep offsets.
+            // A client that assigns its partitions itself uses the group only to store offsets.
             State::Empty if generation < 0 => return Ok(()),
             _ => {}
         }
@@ -60,7 +60,7 @@ impl<T> Group<T> {
         Ok(())
     }
 
-    /// A commit that [`Group::validate_commit`] allowed.
+    /// Handles a commit that [`Group::validate_commit`] allowed.
     pub(crate) fn commit(
         &mut self,
         env: &mut Env<'_, T>,
@@ -73,7 +73,7 @@ impl<T> Group<T> {
             self.keep_alive(&request.member_id, env);
         }
         let now_ms = env.now.wall_ms;
-        // Up to version 4 a client may say how long it wants its offsets kept.
+        // Up to version 4 a client may set the retention of its offsets.
         let expire_timestamp =
             (request.retention_time_ms >= 0).then(|| now_ms.saturating_add(request.retention_time_ms));
         let mut changes = Vec::new();
@@ -127,7 +127,7 @@ impl<T> Group<T> {
         value: &CommittedOffset,
         room: &mut usize,
     ) -> Result<(), ErrorCode> {
-        // Kafka counts Java's chars.
+        // Kafka counts Java chars.
         if value.metadata.encode_utf16().count() > config.offset_metadata_max_bytes {
             return Err(ErrorCode::OffsetMetadataTooLarge);
         }
@@ -150,7 +150,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// A commit is in the log, or is not.
+    /// A commit has been stored in the log, or has failed.
     pub(crate) fn commit_stored(&mut self, changes: Vec<OffsetChange>, stored: bool) {
         for OffsetChange { topic, partition, value } in changes {
             let key = (topic, partition);
@@ -166,7 +166,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// Does what a record says.
+    /// Applies an offset record.
     pub(crate) fn set_offset(&mut self, topic: StrBytes, partition: i32, value: Option<CommittedOffset>) {
         match value {
             Some(value) => {
@@ -186,7 +186,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// The topics that the group's members want, if they say so in a way that we know.
+    /// The topics that the group's members subscribe to. `None` if a subscription cannot be read.
     fn subscribed_topics(&self) -> Option<BTreeSet<String>> {
         let protocol = self.protocol.as_ref()?;
         let mut topics = BTreeSet::new();
@@ -196,8 +196,8 @@ impl<T> Group<T> {
         Some(topics)
     }
 
-    /// The offsets that have expired (`ClassicGroup.offsetExpirationCondition`), and whether no others are left. One with a
-    /// newer commit under way has not.
+    /// The expired offsets (`ClassicGroup.offsetExpirationCondition`), and whether no other offsets are left. An
+    /// offset with a newer commit in flight has not expired.
     pub(crate) fn expired_offsets(&self, now_ms: i64, retention_ms: i64) -> (Vec<(StrBytes, i32)>, bool) {
         let consumers = self.protocol_type.as_deref() == Some(CONSUMER_PROTOCOL);
         let subscribed = match (self.state, &self.protocol_type) {
@@ -208,7 +208,7 @@ impl<T> Group<T> {
             },
             _ => return (vec![], false),
         };
-        // A group's offsets outlive its last member; those without members to speak of, their commit.
+        // Retention counts from when the group became empty, or else from the offset's commit.
         let since = match (self.state, &self.protocol_type) {
             (State::Empty, Some(_)) => self.state_timestamp,
             _ => None,
@@ -233,8 +233,8 @@ impl<T> Group<T> {
     }
 }
 
-/// The topics in a consumer's subscription, whose every version begins with its version, INT16, and the topics, ARRAY of
-/// STRING (`ConsumerProtocolSubscription.json`).
+/// The topics in a consumer's subscription. Every version of it begins with an INT16 version and an ARRAY of STRING,
+/// the topics (`ConsumerProtocolSubscription.json`).
 fn subscription_topics(mut subscription: &[u8]) -> Option<Vec<String>> {
     let mut take = |bytes: usize| {
         let (taken, rest) = subscription.split_at_checked(bytes)?;
@@ -254,7 +254,7 @@ fn subscription_topics(mut subscription: &[u8]) -> Option<Vec<String>> {
     Some(topics)
 }
 
-/// All partitions of an answer that had succeeded get an error.
+/// Sets the error on all partitions that have none yet.
 pub(crate) fn fail_commit(response: &mut OffsetCommitResponse, error: ErrorCode) {
     for partition in response.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
         if partition.error_code == NONE {
@@ -263,11 +263,11 @@ pub(crate) fn fail_commit(response: &mut OffsetCommitResponse, error: ErrorCode)
     }
 }
 
-/// What a partition without a committed offset is answered.
+/// The offset in the answer for a partition without a committed offset.
 const NO_OFFSET: i64 = -1;
 
-/// Answers from committed state, which is also all that is ever unstable here: there are no transactions, so that
-/// `require_stable` (KIP-447) asks for nothing more. Offsets of topics that are gone do not count.
+/// Answers from committed state. Without transactions no offset is unstable, so `require_stable` (KIP-447) changes
+/// nothing. Offsets of deleted topics do not count.
 pub(crate) fn fetch<'a, T: 'a>(
     find: impl Fn(&StrBytes) -> Option<&'a Group<T>>,
     topics: &dyn Topics,
@@ -311,7 +311,7 @@ pub(crate) fn fetch<'a, T: 'a>(
 
 type Found<'a> = Vec<(TopicName, Vec<(i32, Option<&'a CommittedOffset>)>)>;
 
-/// The offsets that are asked for, or all that there are.
+/// The requested offsets of a group, or all its offsets.
 fn fetch_group<'a, T>(
     group: Option<&'a Group<T>>,
     topics: &dyn Topics,

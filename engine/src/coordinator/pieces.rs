@@ -1,7 +1,7 @@
-//! Requests with many entries, in pieces that each fit into a turn, and their answers joined.
+//! Splits requests with many entries into pieces that fit a turn, and joins their answers.
 //!
-//! Kafka handles such a request in one go. Here a core serves others between two pieces. A commit of several pieces is several batches in
-//! the log: each partition's answer says what became of its own.
+//! Kafka handles such a request in one go. Here the core serves other requests between two pieces. A commit of
+//! several pieces becomes several batches in the log, so each partition's answer gives the outcome of its own batch.
 
 use std::vec::IntoIter;
 
@@ -17,16 +17,16 @@ use net::{
 
 use super::api::{GroupRequest, GroupResponse};
 
-/// Groups of one piece of a DeleteGroups request: for each of a group's offsets there is a record to write.
+/// Groups in one piece of a DeleteGroups request. It is small because each of a group's offsets needs a tombstone.
 const DELETED_A_TURN: usize = 16;
 
-/// What the first entries of a piece go on with.
+/// The part of the previous piece that a piece's first entry continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoesOn {
     Nothing,
-    /// The last group of the piece before, with another topic.
+    /// The last group of the previous piece, with another topic.
     Group,
-    /// The last topic of the piece before.
+    /// The last topic of the previous piece.
     Topic,
 }
 
@@ -41,11 +41,11 @@ pub struct Piece {
 pub struct Pieces(Kind);
 
 enum Kind {
-    /// Of one piece; `None` once it is taken.
+    /// A request of one piece; `None` once it is taken.
     Whole(Option<GroupRequest>),
-    /// The request without its topics, which are cut.
+    /// The request without its topics, and the topics to split.
     Commit(OffsetCommitRequest, Cut<OffsetCommitRequestTopic>),
-    /// Versions below 8.
+    /// OffsetFetch before version 8, for one group.
     FetchOne(OffsetFetchRequest, Cut<OffsetFetchRequestTopic>),
     Fetch(OffsetFetchRequest, CutGroups),
     Describe(DescribeGroupsRequest, IntoIter<GroupId>),
@@ -81,7 +81,7 @@ impl GroupRequest {
 }
 
 impl Pieces {
-    /// The first piece. The others follow from the iterator.
+    /// The first piece. The iterator returns the others.
     pub fn first(&mut self) -> Piece {
         self.take()
     }
@@ -124,7 +124,7 @@ impl Pieces {
     }
 }
 
-/// The pieces behind the first.
+/// Yields the pieces after the first.
 impl Iterator for Pieces {
     type Item = Piece;
 
@@ -158,10 +158,10 @@ topics! {
     OffsetFetchRequestTopics, partition_indexes: i32;
 }
 
-/// Topics, cut between their partitions.
+/// Topics to split, between any two partitions.
 struct Cut<T: Topic> {
     rest: IntoIter<T>,
-    /// A topic without its partitions, and those that are left.
+    /// A split topic without its partitions, and its remaining partitions.
     open: Option<(T, IntoIter<T::Partition>)>,
 }
 
@@ -174,7 +174,7 @@ impl<T: Topic> Cut<T> {
         self.open.is_none() && self.rest.as_slice().is_empty()
     }
 
-    /// Takes as many entries as are left of the turn. A topic counts as one, and each of its partitions.
+    /// Takes at most `left` entries and lowers `left` by their number. Each topic and each partition is one entry.
     fn take(&mut self, left: &mut usize) -> (Vec<T>, GoesOn) {
         let goes_on = if self.open.is_some() { GoesOn::Topic } else { GoesOn::Nothing };
         let mut taken = Vec::new();
@@ -200,10 +200,10 @@ impl<T: Topic> Cut<T> {
     }
 }
 
-/// Groups, cut between their topics, or these between their partitions. A group that asks for all its offsets is one entry.
+/// Groups to split, between topics or partitions. A group that asks for all its offsets is one entry.
 struct CutGroups {
     rest: IntoIter<OffsetFetchRequestGroup>,
-    /// A group without its topics, and those that are left.
+    /// A split group without its topics, and its remaining topics.
     open: Option<(OffsetFetchRequestGroup, Cut<OffsetFetchRequestTopics>)>,
 }
 
@@ -241,7 +241,7 @@ impl CutGroups {
     }
 }
 
-/// Adds what follows. The first of it belongs to the last of `all` if it goes on with that.
+/// Appends `more` to `all`. If `goes_on`, the first item of `more` is joined with the last of `all`.
 fn extend<T>(all: &mut Vec<T>, more: Vec<T>, goes_on: bool, join: impl FnOnce(&mut T, T)) {
     let mut more = more.into_iter();
     if goes_on
@@ -253,13 +253,13 @@ fn extend<T>(all: &mut Vec<T>, more: Vec<T>, goes_on: bool, join: impl FnOnce(&m
     all.extend(more);
 }
 
-/// The first error of two.
+/// The first of two error codes that is an error.
 fn or(error: i16, other: i16) -> i16 {
     if error == NONE { other } else { error }
 }
 
 impl GroupResponse {
-    /// Adds the answer to a piece behind those to the pieces before it.
+    /// Appends the answer to a piece. Pieces must be added in order.
     pub fn add_piece(&mut self, goes_on: GoesOn, answer: GroupResponse) {
         let in_group = goes_on != GoesOn::Nothing;
         let in_topic = goes_on == GoesOn::Topic;
@@ -305,7 +305,7 @@ mod tests {
         StrBytes::from_string(format!("{prefix}-{number}"))
     }
 
-    /// Topics by the numbers of their partitions; indexes count through all.
+    /// Topics with the given numbers of partitions. Partition indexes count on from topic to topic.
     fn rows(sizes: &[usize]) -> Vec<(StrBytes, Vec<i32>)> {
         let mut next = 0..;
         let topic = |(at, size): (usize, &usize)| (text("topic", at), next.by_ref().take(*size).collect());
@@ -324,7 +324,7 @@ mod tests {
         &[5000, 5000, 0, 0],
     ];
 
-    /// Answers each piece by itself; the whole, and how many pieces there were.
+    /// Answers each piece separately. Returns the joined answer and the number of pieces.
     fn join(request: GroupRequest, answer: impl Fn(GroupRequest) -> GroupResponse) -> (GroupResponse, usize) {
         let mut pieces = request.into_pieces();
         let first = pieces.first();
@@ -415,7 +415,7 @@ mod tests {
             let topics = rows(sizes).into_iter().map(|(name, indexes)| {
                 OffsetFetchRequestTopics::default().with_name(TopicName(name)).with_partition_indexes(indexes)
             });
-            // One asks for all its offsets.
+            // One group asks for all its offsets.
             let topics = (at != 3).then(|| topics.collect());
             OffsetFetchRequestGroup::default().with_group_id(GroupId(text("group", at))).with_topics(topics)
         });

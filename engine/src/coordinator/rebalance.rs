@@ -1,5 +1,5 @@
-//! Rebalances: from the first who joins to the generation in which all have joined (`GroupMetadataManager.prepareRebalance` to
-//! `completeClassicGroupJoin`).
+//! Rebalances: from the first JoinGroup to the generation that all members have joined
+//! (`GroupMetadataManager.prepareRebalance` to `completeClassicGroupJoin`).
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ impl<T> Group<T> {
         }
     }
 
-    /// Everybody has to join again.
+    /// Starts a rebalance: every member must join again.
     pub(crate) fn prepare_rebalance(&mut self, env: &mut Env<'_, T>) {
         if self.state == State::CompletingRebalance {
             self.withdraw_assignment(env, ErrorCode::RebalanceInProgress);
@@ -33,7 +33,7 @@ impl<T> Group<T> {
         self.transition(State::PreparingRebalance, env.now);
         tracing::debug!(group = %self.id, generation = self.generation, initial, "preparing a rebalance");
         if initial {
-            // The group is new, or new again: give more members the time to come.
+            // The group is new or was empty: give more members time to join.
             self.new_member_added = false;
             let delay_ms = env.config.group_initial_rebalance_delay_ms as u64;
             let remaining_ms = self.rebalance_timeout_ms().saturating_sub(delay_ms);
@@ -51,12 +51,13 @@ impl<T> Group<T> {
     }
 
     fn schedule_join(&mut self, env: &mut Env<'_, T>) {
-        // At least a moment: an absent static member with no timeout would have it due again and again.
+        // At least 1 ms. With a rebalance timeout of 0 and an absent static member, the timer would otherwise fire
+        // again at once, for ever.
         let at = env.after(self.rebalance_timeout_ms().max(1));
         env.timers.schedule(&mut self.join_timer, at, Timer::Join { group: self.id.clone() });
     }
 
-    /// An initial rebalance always takes its delay.
+    /// Completes the join phase once all members have joined. An initial rebalance always waits for its delay.
     pub(crate) fn complete_if_all_joined(&mut self, env: &mut Env<'_, T>) {
         if self.state == State::PreparingRebalance && self.previous_state != State::Empty && self.all_joined() {
             self.complete_join(env);
@@ -73,7 +74,8 @@ impl<T> Group<T> {
         }
     }
 
-    /// Those who have joined are the next generation. Static members may be away for their session.
+    /// Ends the join phase: members that have joined form the next generation. Static members stay, even if they have
+    /// not joined, until their session times out.
     pub(crate) fn complete_join(&mut self, env: &mut Env<'_, T>) {
         env.timers.cancel(&mut self.join_timer);
         let gone = |(id, member): (&StrBytes, &super::group::Member<T>)| {
@@ -90,7 +92,7 @@ impl<T> Group<T> {
         } else if self.elect_leader() {
             self.begin_generation(env);
         } else {
-            // Only static members, and all of them away: until their sessions end, one may come back.
+            // All members are static and absent. One may return before its session times out.
             self.schedule_join(env);
         }
     }
@@ -110,7 +112,7 @@ impl<T> Group<T> {
         env.append(&[record], Then::Emptied { group: self.id.clone(), reply: None });
     }
 
-    /// Whether there is a leader who has joined.
+    /// Makes sure that the leader has joined, by choosing another if needed; `false` if no member has joined.
     fn elect_leader(&mut self) -> bool {
         let joined = |id: &StrBytes| self.members.get(id).is_some_and(|member| member.joining.is_some());
         if self.leader.as_ref().is_some_and(joined) {
@@ -192,7 +194,7 @@ impl<T> Group<T> {
             .with_assignment(self.members[id].assignment.clone())
     }
 
-    /// Whoever waits for this generation's assignment gets an error instead.
+    /// Members that wait for this generation's assignment get this error instead.
     pub(crate) fn withdraw_assignment(&mut self, env: &mut Env<'_, T>, error: ErrorCode) {
         let ids: Vec<StrBytes> = self.members.keys().cloned().collect();
         for id in &ids {

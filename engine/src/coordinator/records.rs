@@ -1,8 +1,9 @@
 //! The records of `__consumer_offsets`, byte for byte as Kafka writes them.
 //!
-//! Source: `OffsetCommitKey.json`, `OffsetCommitValue.json`, `GroupMetadataKey.json`, `GroupMetadataValue.json` of Kafka's group
-//! coordinator. A key and a value each begin with the INT16 version of their layout; a null value is a tombstone. Numbers are
-//! big-endian; STRING is INT16 length and UTF-8, BYTES is INT32 length and bytes, a length of -1 is null.
+//! Source: `OffsetCommitKey.json`, `OffsetCommitValue.json`, `GroupMetadataKey.json` and `GroupMetadataValue.json` of
+//! Kafka's group coordinator. Keys and values each begin with the INT16 version of their layout. A null value is a
+//! tombstone. Numbers are big-endian. STRING is an INT16 length and UTF-8; BYTES is an INT32 length and bytes. A
+//! length of -1 means null.
 //!
 //! ```text
 //! key 0, 1   group STRING | topic STRING | partition INT32
@@ -17,10 +18,14 @@
 //!                | (1+) rebalance timeout INT32 | session timeout INT32 | subscription BYTES | assignment BYTES
 //! ```
 //!
-//! Version 4 of both values is version 3 with compact lengths and tagged fields (KIP-482). Written are key 1 with value 4 (1 for
-//! a commit that names its own retention, as in Kafka, which has no room for a topic id) and key 2 with value 3; all of these are
-//! read. Kafka keeps an offset's topic id in the same tagged field. Its tools since 3.5 (KIP-915) and earlier versions of this
-//! broker pass over tagged fields that they do not know.
+//! Version 4 of both values is version 3 with compact lengths and tagged fields (KIP-482). All of these versions are
+//! read. Written are:
+//! - key 1 with value 4, or with value 3 for an offset without a topic id;
+//! - key 1 with value 1 for a commit with its own retention, as in Kafka; this value has no room for a topic id;
+//! - key 2 with value 3.
+//!
+//! Kafka stores an offset's topic id in the same tagged field. Kafka's tools since 3.5 (KIP-915) and earlier versions
+//! of this broker skip unknown tagged fields.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use net::{StrBytes, Uuid};
@@ -29,18 +34,18 @@ use super::config::STRING_BYTES_MAX;
 
 const OFFSET_COMMIT_KEY: i16 = 1;
 const OFFSET_COMMIT_VALUE: i16 = 3;
-/// With room for a topic id.
+/// The version with a topic id.
 const OFFSET_COMMIT_VALUE_TAGGED: i16 = 4;
-/// The only one with room for an expire timestamp.
+/// The only version with an expire timestamp.
 const OFFSET_COMMIT_VALUE_EXPIRING: i16 = 1;
 const GROUP_METADATA_KEY: i16 = 2;
 const GROUP_METADATA_VALUE: i16 = 3;
-/// The first with compact lengths, and the newest read.
+/// The first version with compact lengths, and the newest that can be read.
 const FLEXIBLE: i16 = 4;
-/// The tagged field of an offset's value with the topic's id.
+/// The tagged field with the topic id, in an offset's value.
 const TOPIC_ID_TAG: u32 = 0;
 
-/// Why a record is not one of ours.
+/// Why a record cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     #[error("the record has no key")]
@@ -64,19 +69,19 @@ pub enum RecordError {
 /// A committed offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedOffset {
-    /// Of the topic that it belongs to; nil where the log does not say.
+    /// Id of the offset's topic; nil if the log does not have it.
     pub topic_id: Uuid,
     pub offset: i64,
-    /// -1 if the client did not say.
+    /// -1 if the client gave none.
     pub leader_epoch: i32,
     pub metadata: StrBytes,
     /// In ms since the epoch.
     pub commit_timestamp: i64,
-    /// In ms since the epoch, if the client asked for a retention of its own.
+    /// In ms since the epoch, if the client asked for its own retention.
     pub expire_timestamp: Option<i64>,
 }
 
-/// A group as it stands in the log.
+/// A group's state in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMetadata {
     /// Empty if the group never had a member.
@@ -84,7 +89,7 @@ pub struct GroupMetadata {
     pub generation: i32,
     pub protocol: Option<StrBytes>,
     pub leader: Option<StrBytes>,
-    /// When the group came to its state, in ms since the epoch, or -1.
+    /// When the group entered its state, in ms since the epoch, or -1.
     pub state_timestamp: i64,
     pub members: Vec<MemberMetadata>,
 }
@@ -101,16 +106,16 @@ pub struct MemberMetadata {
     pub assignment: Bytes,
 }
 
-/// One record; no value is a tombstone.
+/// One record; a value of `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupRecord {
     Offset { group: StrBytes, topic: StrBytes, partition: i32, value: Option<CommittedOffset> },
     Group { group: StrBytes, value: Option<GroupMetadata> },
 }
 
-/// What a key takes beside its names: its version, their lengths, a partition.
+/// Most bytes of a key besides its names: version, lengths and partition.
 const KEY_BYTES_BESIDE: usize = 10;
-/// What an offset's value takes beside its metadata, at most.
+/// Most bytes of an offset's value besides its metadata.
 const VALUE_BYTES_BESIDE: usize = 46;
 
 fn put_string(out: &mut BytesMut, string: &str) {
@@ -166,7 +171,8 @@ impl GroupRecord {
         }
     }
 
-    /// Reads what [`GroupRecord::encode`] or a Kafka of any version wrote. Nothing in the result borrows from the record.
+    /// Decodes what [`GroupRecord::encode`] or any version of Kafka wrote. The result borrows nothing from the
+    /// record.
     pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<GroupRecord, RecordError> {
         let mut key = Reader::new(key.ok_or(RecordError::NoKey)?);
         match key.i16("key version")? {
@@ -276,7 +282,7 @@ impl GroupMetadata {
             state_timestamp: if version >= 2 { value.i64("state timestamp")? } else { -1 },
             members: Vec::new(),
         };
-        // Grows with what is really there, whatever the count claims.
+        // Grows with the members actually read, so a false count reserves no memory.
         for _ in 0..value.count("members")? {
             let member_id = value.string("member id")?;
             let instance_id = if version >= 3 { value.nullable("instance id")? } else { None };
@@ -328,7 +334,7 @@ impl GroupMetadata {
     }
 }
 
-/// Reads fields of either kind of layout. Every error names the field.
+/// Reads fields of both kinds of layout. Every error names the field.
 struct Reader<'a> {
     rest: &'a [u8],
     flexible: bool,
@@ -339,7 +345,7 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes, flexible: false }
     }
 
-    /// The version of a value, which decides how the rest is read.
+    /// Reads the version of a value, which decides how the rest is read.
     fn version(&mut self) -> Result<i16, RecordError> {
         let version = self.i16("value version")?;
         if !(0..=FLEXIBLE).contains(&version) {
@@ -398,7 +404,7 @@ impl<'a> Reader<'a> {
         if length == -1 {
             return Ok(None);
         }
-        // What is read must be writable again.
+        // Whatever is read must be writable again.
         if length > STRING_BYTES_MAX as i64 {
             return Err(RecordError::Length(what));
         }
@@ -424,7 +430,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Tagged fields, to be read or passed over.
+    /// Passes each tagged field to `read`, which ignores unknown tags.
     fn tags(&mut self, mut read: impl FnMut(u32, &'a [u8]) -> Result<(), RecordError>) -> Result<(), RecordError> {
         if self.flexible {
             for _ in 0..self.unsigned("tagged fields")? {

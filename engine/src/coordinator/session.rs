@@ -1,4 +1,4 @@
-//! SyncGroup, Heartbeat, LeaveGroup, and the end of sessions.
+//! SyncGroup, Heartbeat, LeaveGroup and session timeouts.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use super::{
     topics::Known,
 };
 
-/// The first version in which a client says which protocol it believes in (KIP-559).
+/// The first version in which SyncGroup names the protocol that the client expects (KIP-559).
 const SYNC_NAMES_PROTOCOL_FROM: i16 = 5;
 
 impl<T> Group<T> {
@@ -38,7 +38,7 @@ impl<T> Group<T> {
                     env.refuse_sync(superseded, ErrorCode::RebalanceInProgress);
                 }
                 self.sync_timer_if_owed(env);
-                // Once: what the log holds last has to be what is told.
+                // Stored once per generation: members must receive the assignment that is last in the log.
                 if self.is_leader(id) && !self.assigning {
                     self.store_assignment(env, request);
                 }
@@ -81,7 +81,8 @@ impl<T> Group<T> {
         }
     }
 
-    /// The assignment counts once it is in the log. Who is no member is left out; who is left out has nothing.
+    /// Appends the assignment; it counts once it is in the log. Entries for non-members are dropped. A member without
+    /// an entry gets an empty assignment.
     fn store_assignment(&mut self, env: &mut Env<'_, T>, request: SyncGroupRequest) {
         let assignments: HashMap<StrBytes, Bytes> = request
             .assignments
@@ -89,7 +90,7 @@ impl<T> Group<T> {
             .filter(|assignment| self.members.contains_key(&assignment.member_id))
             .map(|a| (own(&a.member_id), Bytes::copy_from_slice(&a.assignment)))
             .collect();
-        // As of when the group will have it, so that a restart sees the state that clients do.
+        // The record has the assignment already, so that a restart restores the state that clients will see.
         let record = self.record(|id, _| assignments.get(id).cloned().unwrap_or_default());
         (self.logged, self.assigning) = (true, true);
         let then =
@@ -105,7 +106,7 @@ impl<T> Group<T> {
         assignments: HashMap<StrBytes, Bytes>,
         outcome: Result<(), ErrorCode>,
     ) {
-        // A rebalance may have begun meanwhile; then it was for nothing.
+        // If a rebalance has begun meanwhile, the assignment is obsolete.
         if self.state != State::CompletingRebalance || self.generation != generation {
             return;
         }
@@ -137,7 +138,7 @@ impl<T> Group<T> {
         if request.generation_id != self.generation { Err(ErrorCode::IllegalGeneration) } else { Ok(()) }
     }
 
-    /// A member, or a member id that was given out, was silent for too long.
+    /// A member, or an issued member id, was silent for its session timeout.
     pub(crate) fn session_expired(&mut self, env: &mut Env<'_, T>, id: &StrBytes) {
         if self.pending.contains_key(id) {
             self.remove(id, env.timers);
@@ -145,8 +146,8 @@ impl<T> Group<T> {
         }
         let Some(member) = self.members.get_mut(id) else { return };
         env.timers.cancel(&mut member.session);
-        // Who waits for us need not say that it lives; its session begins again with the answer. A new member's first JoinGroup,
-        // however, runs out.
+        // A member that waits for an answer need not send heartbeats; its session restarts with the answer. Only a
+        // new member's first JoinGroup can time out.
         if !member.is_new && (member.joining.is_some() || member.syncing.is_some()) {
             return;
         }
@@ -173,7 +174,7 @@ impl<T> Group<T> {
         if left && self.state != State::Empty {
             self.rebalance_or_complete(env);
         }
-        // Where the group is empty now, the client is told once the log knows.
+        // If the group is empty now, the client is answered once that is in the log.
         match env.appends.open.last_entry().filter(|last| last.key().0 >= appends_before).map(|last| last.into_mut()) {
             Some(Then::Emptied { reply, .. }) => *reply = Some((Waiting { token, version }, response.into())),
             _ => env.reply(token, response),
@@ -183,7 +184,7 @@ impl<T> Group<T> {
     fn remove_leaving(&mut self, env: &mut Env<'_, T>, identity: &MemberIdentity) -> Result<(), ErrorCode> {
         let instance = identity.group_instance_id.as_ref();
         let id = if identity.member_id.is_empty() {
-            // An administrator names the instance only.
+            // An administrator names only the instance.
             instance.and_then(|instance| self.static_members.get(instance)).ok_or(ErrorCode::UnknownMemberId)?.clone()
         } else if self.pending.contains_key(&identity.member_id) {
             identity.member_id.clone()
@@ -199,7 +200,7 @@ impl<T> Group<T> {
     }
 }
 
-/// Versions before 3 name one member outside the list.
+/// Before version 3, the request names one member outside the list.
 pub(crate) fn leaving(version: i16, request: &LeaveGroupRequest) -> Vec<MemberIdentity> {
     if version >= 3 {
         return request.members.clone();

@@ -1,7 +1,7 @@
-//! How much memory groups take, counted as they change: the sum of one coordinator is bounded by `state_bytes_max`.
+//! The memory that groups take, updated with every change. `state_bytes_max` bounds the sum of one coordinator.
 //!
-//! Counted are ids, what members say of themselves, and offsets. Assignments are not: a group's are no larger than the record
-//! that holds them.
+//! Ids, member settings and offsets are counted. Assignments are not: together they are no larger than the group's
+//! record.
 
 use net::{StrBytes, messages::OffsetCommitRequest};
 
@@ -13,20 +13,20 @@ use super::{
     records::CommittedOffset,
 };
 
-/// What structures and allocations take about each thing, besides its strings.
+/// Approximate bytes of structures and allocations for each thing, besides its strings.
 const GROUP_BYTES: usize = 1024;
 const MEMBER_BYTES: usize = 1024;
 const PENDING_BYTES: usize = 256;
 const PROTOCOL_BYTES: usize = 128;
 const OFFSET_BYTES: usize = 192;
-/// What a record takes in the log, with its share of the batch's header, besides its strings.
+/// Approximate bytes of a record in the log besides its strings, with its share of the batch header.
 const RECORD_BYTES: usize = 128;
 
 pub(super) fn pending_bytes(id: &str) -> usize {
     PENDING_BYTES + 2 * id.len()
 }
 
-/// About what a member takes that is still to get its id.
+/// Approximate bytes of a new member that has no id yet.
 pub(super) fn new_member_bytes(context: &Context, instance: Option<&str>, says: &MemberSettings) -> usize {
     const GENERATED_BYTES: usize = 3 * 37;
     let prefix = instance.map_or(context.client_id.len(), |instance| 2 * instance.len());
@@ -56,7 +56,7 @@ pub(super) fn group_bytes(id: &str) -> usize {
 }
 
 impl<T> Group<T> {
-    /// The count from nothing; [`Group::bytes`] is the same, kept up to date.
+    /// Counts all bytes from scratch. [`Group::bytes`] is the same number, kept up to date.
     pub(super) fn count_bytes(&self) -> usize {
         let members: usize = self.members.iter().map(|(id, member)| member.bytes(id)).sum();
         let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
@@ -65,7 +65,7 @@ impl<T> Group<T> {
         group_bytes(&self.id) + members + pending + offsets.sum::<usize>()
     }
 
-    /// About the size of the group's record in the log.
+    /// Approximate bytes of the group's record in the log.
     fn record_bytes(&self) -> usize {
         let member = |(id, member): (&StrBytes, &Member<T>)| member.bytes(id) + member.assignment.len();
         RECORD_BYTES + 2 * self.id.len() + self.members.iter().map(member).sum::<usize>()
@@ -82,8 +82,8 @@ fn commit_bytes(request: &OffsetCommitRequest) -> usize {
 }
 
 impl<T> Coordinator<T> {
-    /// About the largest batch that a request has the coordinator append, in bytes. `None` if the request is only answered.
-    /// Appends that time causes are not foreseen.
+    /// Approximate bytes of the largest batch that the coordinator appends for a request. `None` if the request
+    /// appends nothing. Appends caused by time are not included.
     pub fn append_bytes(&self, request: &GroupRequest) -> Option<usize> {
         let group = |id: &StrBytes| self.groups.get(id).map_or(0, Group::record_bytes);
         match request {
@@ -92,7 +92,7 @@ impl<T> Coordinator<T> {
                 let assigned: usize = sync.assignments.iter().map(|member| member.assignment.len()).sum();
                 Some(group(&sync.group_id) + assigned)
             }
-            // A static member that comes back is stored under its new id.
+            // A returning static member is stored under its new id.
             GroupRequest::JoinGroup(join) if join.group_instance_id.is_some() => {
                 let settings: usize = join.protocols.iter().map(|protocol| protocol.metadata.len()).sum();
                 Some(group(&join.group_id) + settings)

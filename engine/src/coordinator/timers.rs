@@ -1,25 +1,25 @@
-//! Deadlines of one coordinator, in order.
+//! The deadlines of one coordinator, in order.
 
 use std::collections::BTreeMap;
 
 use net::StrBytes;
 
-/// What is due.
+/// The kinds of deadlines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
-    /// A member, or a member id that was given out, was silent for its session timeout.
+    /// A member, or an issued member id, was silent for its session timeout.
     Session { group: StrBytes, member: StrBytes },
-    /// A new group waited for members; it waits once more if some came and time remains.
+    /// The initial rebalance delay of a group is over. It starts again if members joined meanwhile and time remains.
     InitialJoin { group: StrBytes, delay_ms: u64, remaining_ms: u64 },
-    /// Members had their rebalance timeout to join again.
+    /// The rebalance timeout for members to join again is over.
     Join { group: StrBytes },
-    /// Members had their rebalance timeout to ask for their assignment.
+    /// The rebalance timeout for members to send SyncGroup is over.
     Sync { group: StrBytes },
     /// Time to look for expired offsets.
     Expiry,
 }
 
-/// A deadline's place: when, and a number that tells equal ones apart.
+/// A scheduled deadline: its time in ms, and a number that distinguishes equal times.
 pub(crate) type Slot = Option<(u64, u64)>;
 
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// Sets the slot's timer, in place of the one that it had.
+    /// Schedules a timer for the slot and cancels the slot's earlier one.
     pub(crate) fn schedule(&mut self, slot: &mut Slot, at_ms: u64, timer: Timer) {
         self.cancel(slot);
         self.next += 1;
@@ -48,7 +48,8 @@ impl Timers {
         self.queue.first_key_value().map(|(key, _)| key.0)
     }
 
-    /// The first timer that is due. Its slot still names it and is to be scheduled anew or cancelled.
+    /// Removes and returns the first timer that is due. The caller must reschedule or cancel its slot, which still
+    /// names it.
     pub(crate) fn pop_due(&mut self, now_ms: u64) -> Option<Timer> {
         let first = self.queue.first_entry()?;
         (first.key().0 <= now_ms).then(|| first.remove())

@@ -1,12 +1,14 @@
-//! Committed offsets belong to one incarnation of a topic: they count only while the metadata has its id, and go by tombstone once
-//! it is deleted.
+//! Committed offsets belong to one incarnation of a topic. They count only while the metadata has its topic id, and
+//! are removed by tombstones after the topic's deletion.
 //!
-//! A topic that is deleted and made again is another topic. Three things follow from that:
-//! - OffsetFetch leaves out an offset whose topic id is not the one in the metadata. That holds from the first answer on.
-//! - A sweep looks for such offsets after a load and after each deletion, and writes their tombstones, a turn at a time.
-//! - A member's commit counts only for topics that were there when it was given its assignment ([`Known`]): what it has read
-//!   under the same name may be an earlier topic. That partition is answered REBALANCE_IN_PROGRESS, and the group rebalances:
-//!   every client then joins again, fetches what is committed, and goes on from there, also one that noticed nothing.
+//! A topic that is deleted and created again is another topic. This has three consequences:
+//! - OffsetFetch leaves out an offset whose topic id differs from the one in the metadata. This holds from the first
+//!   answer on.
+//! - After a load and after each deletion, a sweep looks for such offsets in turns and writes their tombstones.
+//! - A member's commit counts only for topics that existed when it got its assignment ([`Known`]). The member may
+//!   have read from an earlier topic of the same name. Such a partition is answered REBALANCE_IN_PROGRESS, and the
+//!   group rebalances. Every client then joins again and continues from the committed offsets, even if it noticed
+//!   nothing.
 
 use net::{StrBytes, Uuid, errors::ErrorCode};
 
@@ -18,43 +20,44 @@ use super::{
     records::CommittedOffset,
 };
 
-/// Offsets and topics that one turn of a sweep looks at.
+/// Groups, topics and offsets that one turn of a sweep looks at. A turn finishes the topic that it is in.
 pub const SWEEP_TURN_ENTRIES: usize = 4096;
 
-/// How long after a sweep another one begins that looks at what this one had to leave.
+/// How long after a sweep the next one starts, if the sweep had to skip offsets.
 const SWEEP_AGAIN_MS: u64 = 1000;
 
-/// An offset without a topic id belongs to a topic that was made at most so much later by the clock of another broker.
+/// Tolerated difference between the clocks of two brokers. An offset without a topic id is bound to a topic that was
+/// created at most this long after the commit.
 const CLOCKS_APART_MS: i64 = 10_000;
 
-/// The id of an offset that belongs to a topic which is gone. No topic has it.
+/// Marks an offset whose topic is gone. No topic has this id.
 const GONE: Uuid = Uuid::max();
 
 /// One incarnation of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incarnation {
     pub id: Uuid,
-    /// Its place in the order in which the cluster's topics were made: later ones have a higher number.
+    /// The topic's place in the order of creation in the cluster. Later topics have higher numbers.
     pub made: u64,
-    /// In ms since the epoch, by the clock of the broker that was asked to create it.
+    /// When it was created, in ms since the epoch, by the clock of the broker that received the request.
     pub made_ms: i64,
 }
 
-/// The topics of the metadata, as the coordinator's core sees them. From call to call it sees no less.
+/// The topics in the metadata, as the coordinator's core sees them. A later call never sees an older state.
 pub trait Topics {
     fn find(&self, name: &str) -> Option<Incarnation>;
 
-    /// No topic that is there was made later.
+    /// No existing topic has a [`Incarnation::made`] above this.
     fn newest(&self) -> u64;
 }
 
-/// Which topics a member knows from its assignment; none before it has one.
+/// The topics that a member knows from its assignment; none before it has one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Known {
-    /// Those made up to here.
+    /// It knows topics with [`Incarnation::made`] up to this number.
     newest: u64,
-    /// Of a member that was read from the log, which does not have that number: none that were made after this time, in ms since
-    /// the epoch.
+    /// Set for a member loaded from the log, which does not store `newest`. The member knows no topic created after
+    /// this time, in ms since the epoch.
     until_ms: Option<i64>,
 }
 
@@ -63,7 +66,7 @@ impl Known {
         Known { newest, until_ms: None }
     }
 
-    /// The member is of a generation that began at that time; `None`: nobody knows when.
+    /// The member's generation began at `began_ms`; `None`: the time is unknown, so it knows no topic.
     pub(crate) fn from_log(newest: u64, began_ms: Option<i64>) -> Known {
         Known { newest, until_ms: Some(began_ms.unwrap_or(i64::MIN)) }
     }
@@ -73,7 +76,8 @@ impl Known {
     }
 }
 
-/// The incarnation that a commit is for. `known`: of a member, which topics it knows.
+/// The incarnation that a commit is for. `known`: the topics that the committing member knows; `None` if no member
+/// commits.
 pub(crate) fn committed_to(topics: &dyn Topics, topic: &str, known: Option<Known>) -> Result<Incarnation, ErrorCode> {
     let found = topics.find(topic).ok_or(ErrorCode::UnknownTopicOrPartition)?;
     match known {
@@ -83,12 +87,13 @@ pub(crate) fn committed_to(topics: &dyn Topics, topic: &str, known: Option<Known
 }
 
 impl CommittedOffset {
-    /// Whether it belongs to this incarnation of its topic.
+    /// Whether the offset belongs to this incarnation of its topic.
     pub(crate) fn is_of(&self, topic: Option<Incarnation>) -> bool {
         topic.is_some_and(|topic| topic.id == self.topic_id)
     }
 
-    /// An offset that the log has without a topic id: it belongs to the topic of this name, unless that was made afterwards.
+    /// Binds an offset that the log has without a topic id. It belongs to the present topic of its name, unless that
+    /// was created after the commit.
     pub(crate) fn bind(&mut self, topic: Option<Incarnation>) {
         if self.topic_id.is_nil() {
             let of = topic.filter(|topic| self.commit_timestamp.saturating_add(CLOCKS_APART_MS) >= topic.made_ms);
@@ -97,14 +102,14 @@ impl CommittedOffset {
     }
 }
 
-/// A look through all offsets, in turns.
+/// A walk through all offsets, in turns.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     /// When the next turn is due, in monotonic ms.
     due: Option<u64>,
-    /// The group and topic where it goes on; `None` at the start.
+    /// The group and topic at which the next turn continues; `None` at the start.
     next: Option<(StrBytes, StrBytes)>,
-    /// Something has to be looked at again.
+    /// Another sweep must follow this one.
     again: bool,
 }
 
@@ -113,7 +118,7 @@ impl Sweep {
         self.due
     }
 
-    /// All offsets are to be looked at from now on.
+    /// Starts a sweep now, or after the present one.
     pub(super) fn begin(&mut self, now: Now) {
         if self.next.is_some() {
             self.again = true;
@@ -122,7 +127,7 @@ impl Sweep {
         }
     }
 
-    /// All offsets are to be looked at again in a while.
+    /// Starts a sweep after a pause, or after the present one.
     pub(super) fn begin_later(&mut self, now: Now) {
         if self.due.is_some() {
             self.again = true;
@@ -133,16 +138,16 @@ impl Sweep {
 }
 
 impl<T> Coordinator<T> {
-    /// The view has applied a topic's deletion. Its offsets go in the turns that are due from now on.
+    /// The view has applied a topic's deletion. The sweep turns that are due from now on remove its offsets.
     pub fn topic_deleted(&mut self, now: Now) -> Vec<Output<T>> {
-        // A load ends with a sweep.
+        // A load ends with a sweep anyway.
         if !self.loading {
             self.sweep.begin(now);
         }
         vec![]
     }
 
-    /// One turn of a sweep, if one is due.
+    /// Runs one turn of the sweep, if one is due.
     pub(super) fn sweep_turn(&mut self, now: Now, topics: &dyn Topics) {
         if self.sweep.due.is_none_or(|due| due > now.mono_ms) {
             return;
@@ -161,7 +166,7 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Whether a commit is on its way to the log whose topic is gone by now.
+    /// Whether the topic of a commit in flight is gone by now.
     fn commits_too_late(&self, topics: &dyn Topics) -> bool {
         self.appends.open.values().any(|then| match then {
             Then::Offsets { changes, .. } => {
@@ -171,7 +176,8 @@ impl<T> Coordinator<T> {
         })
     }
 
-    /// Offsets whose topic is gone, from where the sweep stands; then where it goes on, and whether it had to leave any.
+    /// Looks for offsets whose topic is gone, from the sweep's position on. Returns them, the next position, and
+    /// whether any had to be skipped.
     fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<(StrBytes, StrBytes)>, bool) {
         let (first_group, first_topic) = self.sweep.next.clone().unwrap_or_default();
         let (mut victims, mut left, mut looked) = (Vec::new(), false, 0);
@@ -191,7 +197,7 @@ impl<T> Coordinator<T> {
                 let found = topics.find(topic);
                 for (partition, _) in partitions.iter().filter(|(_, offset)| !offset.is_of(found)) {
                     let key = (topic.clone(), *partition);
-                    // A tombstone behind a commit that is under way would take that one too.
+                    // A tombstone after a commit in flight would remove that commit, too.
                     if group.uncommitted.contains_key(&key) {
                         left = true;
                     } else {
@@ -199,7 +205,7 @@ impl<T> Coordinator<T> {
                     }
                 }
             }
-            // Tombstones of a dead group are on their way.
+            // A dead group's tombstones are already in flight.
             if group.state != State::Dead && !victim.offsets.is_empty() {
                 victims.push(victim);
             }

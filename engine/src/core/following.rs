@@ -1,4 +1,4 @@
-//! The view, and what follows from it: the partitions that a core opens and drops, and whom it tells of their leaders.
+//! Follows the view: opens and drops this core's partitions, and announces their leaders to the other cores.
 
 use super::{Core, CoreId, Leadership, Led};
 use crate::{
@@ -18,18 +18,19 @@ use std::{
 };
 use wal::{record::GroupId, store::RecoveredGroup};
 
-/// Ticks without a leader before a replica of a partition stands for election, and between those that do.
+/// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
+/// attempts.
 const ELECTION_TICKS: usize = 8;
 const STAND_APART: usize = 3;
-/// Entries that a leader keeps in memory for peers that lack them, of one partition; more are read from its log.
+/// Entries per partition that a leader keeps in memory for lagging peers. Older ones are read from its log.
 const KEPT_ENTRIES: u64 = 256;
 
 impl Core {
-    /// Takes the slices of this core and the whole view, as of the snapshot that core 0 read.
+    /// Installs the slices of this core and the whole view, as of the snapshot that core 0 read.
     pub fn install(self: &Rc<Self>, index: u64, slices: Vec<Slice>, image: &[Delta]) {
         self.slices.borrow_mut().extend(slices.into_iter().map(|slice| (slice.id(), slice)));
         let before = self.view.replace(View::new(index, image));
-        // A snapshot that came later leaves out what was deleted meanwhile.
+        // A later snapshot omits topics that were deleted in between.
         for topic in before.topics().filter(|topic| self.view(|view| view.topic_by_id(topic.id).is_none())) {
             self.follow(&Delta::TopicDeleted(topic.clone()));
         }
@@ -37,7 +38,7 @@ impl Core {
         self.view_changed.notify();
     }
 
-    /// Applies published deltas to the view and makes this core's partitions follow it.
+    /// Applies published deltas to the view, and to this core's partitions.
     pub fn show(self: &Rc<Self>, deltas: &[(u64, Vec<Delta>)]) {
         for (index, changes) in deltas {
             self.view.borrow_mut().apply(*index, changes);
@@ -48,7 +49,7 @@ impl Core {
         self.view_changed.notify();
     }
 
-    /// Makes partitions, settings and leaderships of this core agree with one change of the view.
+    /// Updates partitions, settings and leaderships of this core after one change of the view.
     fn follow(self: &Rc<Self>, change: &Delta) {
         match change {
             Delta::Topic(topic) => self.follow_topic(topic),
@@ -61,12 +62,12 @@ impl Core {
                 }
                 self.coordinators.topic_deleted(self);
             }
-            // Looked up in the view when they are needed.
+            // These are looked up in the view when needed.
             Delta::Leaders(_) | Delta::Watermarks(_) | Delta::Features(_) | Delta::ClusterConfig(_) => {}
         }
     }
 
-    /// Another broker is where it says, and may be another peer than before.
+    /// Takes another broker's address. The broker may also be a new peer.
     fn follow_broker(self: &Rc<Self>, broker: &Broker) {
         if broker.node == self.node() {
             return;
@@ -79,14 +80,15 @@ impl Core {
     }
 
     fn follow_topic(self: &Rc<Self>, topic: &Arc<Topic>) {
-        // Of most topics other cores and brokers have all partitions.
+        // Lazy, because for most topics other cores and brokers hold all partitions.
         let config = LazyCell::new(|| Rc::new(self.topic_config(topic)));
         for (number, meta) in topic.partitions.iter().enumerate() {
             let group = GroupId(meta.group);
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
                 continue;
             }
-            // The metadata's log is replayed from before the topic's deletion, which the store has carried out already.
+            // The metadata's log is replayed from before the topic's deletion, which the store has already carried
+            // out.
             if self.store.was_removed(group) {
                 continue;
             }
@@ -103,8 +105,8 @@ impl Core {
         }
     }
 
-    /// Starts a partition's replica from what the store recovered, or anew. One that can't be brought back stays without a
-    /// leader and says why; the others serve.
+    /// Starts a partition's replica, from what the store recovered or empty. If recovery fails, the partition stays
+    /// without a leader and reports why. The other partitions serve.
     fn open_partition(self: &Rc<Self>, name: TopicPartition, meta: &metadata::Partition, config: Rc<TopicConfig>) {
         let group = GroupId(meta.group);
         let recovered = self.unclaimed.borrow_mut().remove(&group);
@@ -146,7 +148,8 @@ impl Core {
         }
     }
 
-    /// A partition's only replica is whatever disk its broker has; the peers of several are told apart.
+    /// The only replica of a group always runs as this broker's current peer, even on a new disk. Larger groups
+    /// list their founding peers.
     fn group_config(&self, meta: &metadata::Partition) -> GroupConfig {
         let single = GroupConfig {
             beside: descriptor::bytes_beside,
@@ -162,14 +165,14 @@ impl Core {
         GroupConfig {
             voters: meta.founders.clone(),
             election_ticks: ELECTION_TICKS,
-            // One after the other, in the order of preference.
+            // One replica after the other, in the order of preference.
             election_jitter: (place * STAND_APART).min(ELECTION_TICKS) + (meta.group % 2) as usize,
             heartbeat_ticks: 2,
             ..single
         }
     }
 
-    /// Forgets a group that the metadata no longer names, files and all.
+    /// Removes a group that the metadata no longer names, including its files.
     fn drop_group(self: &Rc<Self>, group: GroupId) {
         self.leaders.borrow_mut().remove(&group);
         if self.owner(group) != self.id() {
@@ -181,7 +184,7 @@ impl Core {
             partition.close(self);
             self.coordinators.resign(group);
         }
-        // Its replica may be on another broker.
+        // The replica may be on another broker.
         if self.store.log(group).is_some()
             && let Err(error) = self.store.remove_group(group)
         {
@@ -189,7 +192,8 @@ impl Core {
         }
     }
 
-    /// Once the metadata is complete: what no topic claims belongs to topics deleted while the removal was on its way.
+    /// Called once the metadata is complete. Unclaimed logs belong to topics that were deleted before their logs
+    /// were removed here.
     pub fn drop_unclaimed(self: &Rc<Self>) {
         let unclaimed = self.unclaimed.borrow().keys().copied().filter(|group| *group != META_GROUP).collect();
         let orphans: BTreeSet<GroupId> = unclaimed;
@@ -199,12 +203,12 @@ impl Core {
         }
     }
 
-    /// Tells the other cores, at the end of this turn, who leads a partition of this core.
+    /// Queues a change of a partition's leader. The other cores hear of it at the end of this turn.
     pub fn announce_leader(self: &Rc<Self>, led: Led) {
         self.untold.borrow_mut().push(led);
     }
 
-    /// Sends what [`Core::announce_leader`] gathered.
+    /// Sends the changes that [`Core::announce_leader`] queued.
     pub fn tell_leaders(self: &Rc<Self>) {
         let told = self.untold.take();
         if told.is_empty() {
@@ -233,16 +237,17 @@ impl Core {
         self.view_changed.notify();
     }
 
-    /// On core 0: leaderships that other brokers have not been told.
+    /// On core 0: this broker's leaderships that are not reported to other brokers yet.
     pub fn unreported(&self) -> &RefCell<BTreeMap<GroupId, Led>> {
         &self.unreported
     }
 }
 
-/// What the group needs to go on from where the store found it.
+/// Converts a recovered log into the state from which the group continues.
 pub fn restored(recovered: &RecoveredGroup) -> Restored {
     let state = recovered.hard_state;
-    // The tail begins above the lesser of what is flushed and what is applied; below, terms are all that Raft needs.
+    // The tail begins above the flushed or the applied index, whichever is lower. Below it, Raft needs only the
+    // terms.
     let first = recovered.tail.first().map_or(recovered.flushed_index + 1, |entry| entry.index);
     let before = first - 1;
     let runs = &recovered.terms;

@@ -1,8 +1,8 @@
-//! A line of tasks that wait for their turn: first come, first served. A task that gives up leaves the line.
+//! A line of tasks that wait for their turn, in order of arrival. A task that gives up leaves the line.
 //! Lives on: one core.
 //!
-//! A [`Place`] is a task's position. It leaves the line when it is dropped, wherever it stands, so an abandoned wait never
-//! holds up the tasks behind it.
+//! A [`Place`] is a task's position. It leaves the line when it is dropped, wherever it stands, so an abandoned
+//! wait never holds up the tasks behind it.
 //!
 //! Bound: one entry per living [`Place`]. Each user states what bounds those.
 
@@ -20,7 +20,7 @@ pub struct Line(Rc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// In the order of arrival. The waker is that of the task that polled last.
+    /// In order of arrival. The waker belongs to the task that polled last.
     places: RefCell<BTreeMap<u64, Option<Waker>>>,
     arrivals: Cell<u64>,
 }
@@ -44,7 +44,7 @@ impl Line {
         self.0.places.borrow().is_empty()
     }
 
-    /// How many places are held.
+    /// The number of places held.
     pub fn len(&self) -> usize {
         self.0.places.borrow().len()
     }

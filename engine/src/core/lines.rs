@@ -1,5 +1,5 @@
-//! Lines that take turns: one [`Line`] for each key, and the first of each goes in turn. So a key with many waiting tasks
-//! holds no other key up for longer than one task of each.
+//! Lines that take turns: one [`Line`] for each key. The first tasks of all lines take turns, so a key with many
+//! waiting tasks delays other keys by one task at a time.
 //! Lives on: one core.
 //!
 //! Within a key it is first come, first served. A task that gives up leaves, wherever it stands.
@@ -13,19 +13,19 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 pub struct Lines<K: Copy + Ord>(Rc<Inner<K>>);
 
 struct Inner<K> {
-    /// Only keys for which a task waits.
+    /// Only keys with a waiting task.
     by_key: RefCell<BTreeMap<K, Line>>,
-    /// The first of each key's line, in the order in which each became it.
+    /// The first of each key's line, in the order in which they became first.
     firsts: Line,
 }
 
-/// A task's position in its key's line. Dropped, it lets the next one go.
+/// A task's position in its key's line. Dropping it lets the next task go.
 pub struct Spot<K: Copy + Ord> {
     lines: Rc<Inner<K>>,
     key: K,
-    /// Among the firsts, once it is that of its key.
+    /// Its place among the firsts, once it is first of its key.
     first: Option<Place>,
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     place: Option<Place>,
 }
 
@@ -46,14 +46,14 @@ impl<K: Copy + Ord> Lines<K> {
         self.0.by_key.borrow().is_empty()
     }
 
-    /// How many spots are held.
+    /// The number of spots held.
     pub fn len(&self) -> usize {
         self.0.by_key.borrow().values().map(Line::len).sum()
     }
 }
 
 impl<K: Copy + Ord> Spot<K> {
-    /// Resolves once it is this spot's turn. It stays so until the spot is dropped.
+    /// Resolves once it is this spot's turn. The turn lasts until the spot is dropped.
     pub async fn turn(&mut self) {
         if let Some(place) = &self.place {
             place.first().await;
@@ -64,7 +64,7 @@ impl<K: Copy + Ord> Spot<K> {
 
 impl<K: Copy + Ord> Drop for Spot<K> {
     fn drop(&mut self) {
-        // The next one of this key joins the firsts behind those of other keys.
+        // The next task of this key queues behind the firsts of other keys.
         self.first = None;
         self.place = None;
         let mut by_key = self.lines.by_key.borrow_mut();

@@ -1,11 +1,13 @@
-//! Requests whose work is more than a turn's go on in pieces.
+//! Splits requests that need more than one turn into pieces.
 //! Lives on: every core.
 //!
-//! A request takes what it does from a [`Share`], and gives way when that is spent. All that do so on a core have their pieces one after
-//! the other, in the order in which they gave way: those that only read in one line, those that write in another. So between two looks at
-//! the network there is one piece of each at most, however many requests there are.
+//! A request takes its work from a [`Share`], and pauses when that is spent. The paused requests of a core run
+//! their pieces one after the other, in the order in which they paused. Requests that only read form one line, and
+//! those that write another. So between two polls of the network, at most one piece of each line runs, however many
+//! requests there are.
 //!
-//! Bound: whoever waits here is a request that a connection has in flight. One that is given up leaves its place to the next.
+//! Bound: each task that waits here is a request that a connection has in flight. A cancelled request leaves its
+//! place to the next.
 
 use crate::{
     clock,
@@ -18,7 +20,7 @@ use crate::{
 use net::turn::Share;
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-/// The shortest and the longest time that is left to others behind a piece of work that can wait.
+/// The shortest and the longest time left to other tasks after a piece of work that can wait.
 const PAUSE_MIN: Duration = Duration::from_micros(50);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
@@ -27,14 +29,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 pub struct LongWork {
     reads: Line,
     writes: Line,
-    /// Before this moment no piece of a request that can wait begins.
+    /// No piece of a request that can wait begins before this moment.
     next: Cell<Duration>,
 }
 
 /// One request's work on one core.
 pub struct Work<'a> {
     core: &'a Rc<Core>,
-    /// What is left of the present piece.
+    /// The rest of the present piece's share.
     pub share: Share,
     began: Duration,
 }
@@ -48,7 +50,7 @@ impl<'a> Work<'a> {
         self.core
     }
 
-    /// One more entry is looked at; others go first if this piece has had its share. For requests that only read.
+    /// Takes one more entry. Pauses first if this piece's share is spent. For requests that only read.
     pub async fn entry(&mut self) {
         if self.share.is_spent() {
             self.pause().await;
@@ -56,7 +58,7 @@ impl<'a> Work<'a> {
         self.share.take_entry();
     }
 
-    /// So many entries were looked at; others go first if this piece has had its share. For requests that only read.
+    /// Counts `count` entries as done. Pauses if this piece's share is spent. For requests that only read.
     pub async fn entries(&mut self, count: usize) {
         self.share.entries = self.share.entries.saturating_sub(count);
         if self.share.is_spent() {
@@ -64,7 +66,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Lets others go on for as long as this piece took: all requests that pause have half of the core together.
+    /// Lets other tasks run for as long as this piece took. All pausing requests together get half of the core.
     pub async fn pause(&mut self) {
         let long_work = &self.core.long_work;
         let took = clock::now().saturating_sub(self.began).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -75,7 +77,7 @@ impl<'a> Work<'a> {
         self.resume();
     }
 
-    /// Lets all go first that are ready, or for which the kernel has something: for requests that others wait for in turn.
+    /// Yields to all ready tasks and to pending kernel events. For requests that others wait for in turn.
     pub async fn give_way(&mut self) {
         let place = self.turn(&self.core.long_work.writes).await;
         rt::give_way().await;
@@ -83,7 +85,7 @@ impl<'a> Work<'a> {
         self.resume();
     }
 
-    /// After a wait for something else, which was no work of this core.
+    /// Starts a new share after a wait for something that was not this core's work.
     pub fn resume(&mut self) {
         (self.share, self.began) = (Share::TURN, clock::now());
     }

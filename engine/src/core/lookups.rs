@@ -1,4 +1,4 @@
-//! What requests ask of the view.
+//! Requests' queries of the view.
 
 use super::{Core, Leadership};
 use crate::{
@@ -15,12 +15,12 @@ use std::sync::Arc;
 use wal::record::GroupId;
 
 impl Core {
-    /// Host and port that clients are told.
+    /// Host and port that are advertised to clients.
     pub fn advertised(&self) -> (&str, u16) {
         (&self.advertised.0, self.advertised.1)
     }
 
-    /// A topic by its name or id, the metadata's own log among them.
+    /// A topic by its name or id. Also finds the metadata's own log.
     pub fn find_topic(&self, topic: &TopicRef) -> Option<Arc<Topic>> {
         match topic {
             log if metadata_log::is(log) => Some(metadata_log::topic(self)),
@@ -44,12 +44,12 @@ impl Core {
         partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
     }
 
-    /// A topic's settings, with those that it inherits from this broker.
+    /// A topic's settings, including those that it inherits from this broker.
     pub fn topic_config(&self, topic: &Topic) -> TopicConfig {
         TopicConfig::resolve(&internal_topics::in_force(&topic.name, &topic.configs), &self.inherited)
     }
 
-    /// Which timestamps a topic takes from producers; `None` if any.
+    /// The range of timestamps that a topic accepts from producers. `None`: any.
     pub fn timestamp_bounds(&self, topic: &TopicRef) -> Option<TimestampBounds> {
         let view = self.view.borrow();
         let topic = match topic {
@@ -59,13 +59,13 @@ impl Core {
         TimestampBounds::of(&topic?.configs, &self.config)
     }
 
-    /// Whom to ask instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
+    /// The leader to try instead, for an answer of NOT_LEADER_OR_FOLLOWER (KIP-951).
     pub fn leader_hint(&self, topic: &TopicRef, partition: i32) -> Option<LeaderHint> {
         let leader = self.leader_of(self.find_group(topic, partition).ok()?)?;
         Some(LeaderHint { leader_id: leader.node, leader_epoch: leader.epoch })
     }
 
-    /// The name of a topic that belongs to the broker itself; `None` for all others.
+    /// The name of a topic that belongs to the broker itself. `None` for all others.
     pub fn internal(&self, topic: &TopicRef) -> Option<&'static str> {
         let found = match topic {
             log if metadata_log::is(log) => return Some(METADATA_TOPIC),
@@ -77,12 +77,14 @@ impl Core {
         found.map(|topic| topic.name)
     }
 
-    /// Waits until this core knows a leader for each of `groups`; groups that are deleted meanwhile are not waited for.
+    /// Waits until this core knows a leader for each of `groups`. Groups that are deleted or stop meanwhile are
+    /// skipped.
     pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
         loop {
             let seen = self.view_changed.version();
             let may_come = |group: GroupId| self.view(|view| view.has_group(group.0)) && !self.has_stopped(group);
-            // As all are waited for, it is enough to look at the last one: each is looked at once, and one of them at each change.
+            // All must have a leader, so it is enough to look at the last one. Each group is looked at once, plus
+            // one at each change.
             while groups.pop_if(|group| self.leader_of(*group).is_some() || !may_come(*group)).is_some() {}
             if groups.is_empty() {
                 return;
@@ -91,7 +93,8 @@ impl Core {
         }
     }
 
-    /// Who leads a partition: as its replica here knows, or as the metadata says, if that is newer and the leader alive.
+    /// A partition's leader, as the local replica knows it. If the metadata names a live leader of a newer epoch,
+    /// that one counts.
     pub fn leader_of(&self, group: GroupId) -> Option<Leadership> {
         if group == META_GROUP {
             return self.controller().map(|node| Leadership { node, epoch: -1 });
@@ -103,8 +106,8 @@ impl Core {
     }
 }
 
-/// What the metadata says of a partition's leader. What it says of this broker is from an earlier life, if the broker does not know
-/// it itself.
+/// A partition's leader as the metadata has it. An entry that names this broker is left out: if the broker does not
+/// know of its leadership itself, the entry is from an earlier process.
 fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
     let reported = view.leader(group.0)?;
     let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);

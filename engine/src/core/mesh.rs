@@ -1,14 +1,14 @@
 //! The mesh: bounded single-producer, single-consumer queues between every pair of cores.
 //! Lives on: every core, one [`Mesh`] each. Carries owned values only.
 //!
-//! Two lanes for each direction of a pair. *Work* carries requests; *control* carries their replies and the broker's own
-//! messages, so a burst of requests can't hold up what is already done, nor the metadata.
+//! Each direction of a pair has two lanes. *Work* carries requests. *Control* carries their replies and the
+//! broker's own messages, so that a burst of requests delays neither finished answers nor the metadata.
 //!
-//! Order: what one core sends to another in one lane arrives, and starts, in that order. A job starts synchronously on
-//! arrival; only what it waits for is asynchronous.
+//! Order: messages from one core to another in one lane arrive, and start, in the order of sending. A job starts
+//! synchronously on arrival; only its waits are asynchronous.
 //!
-//! Full queues: a message that does not fit waits in the sender's outbox. Its length is bounded by what the sender admitted:
-//! requests by the connections' limits on requests in flight, replies by the requests they answer.
+//! Full queues: a message that does not fit waits in the sender's outbox. The outbox is bounded by what the sender
+//! admitted: requests by the connections' limits on requests in flight, replies by the requests they answer.
 
 use crate::{
     core::CoreId,
@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-/// Values that fit in one queue of the mesh.
+/// Messages that fit in one queue of the mesh.
 pub const QUEUE_MESSAGES: usize = 1024;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -76,11 +76,11 @@ pub fn seeds<C: 'static>(cores: usize) -> Vec<MeshSeed<C>> {
     seeds
 }
 
-/// A queue's sending end with the outbox before it.
+/// A queue's sending end, and the outbox in front of it.
 struct Lane<T: Send> {
     sender: rt::Sender<T>,
     outbox: RefCell<VecDeque<T>>,
-    /// Whether the pump is at work: then nobody may overtake what waits in the outbox.
+    /// Whether the pump is at work. Then new messages must queue behind those in the outbox.
     stalled: Cell<bool>,
     stall: Notify,
 }
@@ -132,18 +132,18 @@ pub struct Mesh<C: 'static> {
     peers: Vec<Option<Peer<C>>>,
     open: RefCell<Slab<Promise<Erased>>>,
     stats: MeshStats,
-    /// A tool has round trips made; see [`crate::core::mesh_probe`].
+    /// A tool measures round trips; see [`crate::core::mesh_probe`].
     pub(crate) probing: Cell<bool>,
 }
 
-/// What went over a core's queues, in messages since the start.
+/// Counts of messages over a core's queues since the start.
 #[derive(Default)]
 pub struct MeshStats {
     /// Requests and replies.
     pub sent: Cell<u64>,
-    /// Likewise.
+    /// Requests and replies.
     pub received: Cell<u64>,
-    /// The broker's own messages that came: of the metadata, of leaders.
+    /// The broker's own messages that arrived, about the metadata and about leaders.
     pub posted: Cell<u64>,
 }
 
@@ -151,7 +151,7 @@ fn add_one(cell: &Cell<u64>) {
     cell.set(cell.get() + 1);
 }
 
-/// The receiving ends, to be served once the core exists.
+/// The receiving ends, to serve once the core exists.
 pub struct MeshInbox<C: 'static> {
     queues: Vec<Inbox<C>>,
 }
@@ -163,7 +163,7 @@ struct Inbox<C: 'static> {
 }
 
 impl<C: 'static> MeshSeed<C> {
-    /// Connects to all other cores; returns when they have connected too.
+    /// Connects to all other cores. Returns once they have connected too.
     pub async fn connect(self) -> (Mesh<C>, MeshInbox<C>) {
         match race(self.connect_all(), keep_turning()).await {
             Either::First(connected) => connected,
@@ -179,8 +179,8 @@ impl<C: 'static> MeshSeed<C> {
                 peers.push(None);
                 continue;
             };
-            // Both cores connect the four queues of their pair in the same order, the lower core's first, or they would
-            // wait for each other.
+            // Both cores connect the four queues of their pair in the same order, the lower core's first. Otherwise
+            // they would wait for each other.
             let ((work_out, work_in), (control_out, control_in)) = if self.me.0 < id {
                 let work_out = work.0.connect().await;
                 let work_in = work.1.connect().await;
@@ -201,11 +201,11 @@ impl<C: 'static> MeshSeed<C> {
     }
 }
 
-/// How often a core looks whether the others have connected, should nobody tell it.
+/// How often a core wakes to check whether the others have connected.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// On a busy machine, a core that goes to sleep just as another connects is sometimes not woken by glommio, and would sleep for good: it
-/// has no timers yet. Later on those of its groups wake it ten times a second in any case.
+/// On a busy machine, glommio sometimes fails to wake a core that goes to sleep just as another connects. The core
+/// has no timers yet, so it would sleep for good. Later, its groups' timers wake it ten times a second anyway.
 async fn keep_turning() -> Infallible {
     loop {
         rt::sleep(LOOK_EVERY).await;
@@ -218,7 +218,7 @@ pub trait HasMesh: Sized + 'static {
 }
 
 impl<C: HasMesh> MeshInbox<C> {
-    /// Starts to serve what other cores send.
+    /// Starts serving messages from other cores.
     pub fn serve(self, core: &Rc<C>) {
         for Inbox { from, work, control } in self.queues {
             let at = core.clone();
@@ -252,7 +252,7 @@ impl<C: HasMesh> MeshInbox<C> {
     }
 }
 
-/// Starts a job at once; what does not end in its first step goes on as a task.
+/// Starts a job at once. If it does not end in its first step, it continues as a task.
 fn start_job<C: HasMesh>(core: &Rc<C>, from: CoreId, token: usize, job: Job<C>) {
     let mut future = job(core.clone());
     // The waker of this first poll wakes nobody: if the job has to wait, its task polls it again and registers itself.
@@ -294,7 +294,7 @@ impl<C: HasMesh> Mesh<C> {
         self.open.borrow_mut().remove(token).keep(value);
     }
 
-    /// Runs `job` on another core and brings its result back: once over, once back. It is sent by the time this returns.
+    /// Runs `job` on another core and brings its result back: one message each way. It is sent when this returns.
     pub fn call<R, F>(&self, to: CoreId, job: impl FnOnce(Rc<C>) -> F + Send + 'static) -> Called<R>
     where
         R: Send + 'static,
@@ -311,13 +311,13 @@ impl<C: HasMesh> Mesh<C> {
         Called { answer, result: std::marker::PhantomData }
     }
 
-    /// Runs `job` on another core, in order with the calls from here: once over, nothing back.
+    /// Runs `job` on another core, in order with the calls from here: one message, no answer.
     pub fn send(&self, to: CoreId, job: impl FnOnce(&Rc<C>) + Send + 'static) {
         add_one(&self.stats.sent);
         self.peer(to).work.push(Work::Tell(Box::new(job)));
     }
 
-    /// Runs `post` on another core, in the control lane, and expects nothing back.
+    /// Runs `post` on another core through the control lane, without an answer.
     pub fn post(&self, to: CoreId, post: impl FnOnce(&Rc<C>) + Send + 'static) {
         self.peer(to).control.push(Control::Post(Box::new(post)));
     }
@@ -329,7 +329,7 @@ pub struct Called<R> {
     result: std::marker::PhantomData<R>,
 }
 
-// Nothing inside is ever pinned by address.
+// No field depends on its address.
 impl<R> Unpin for Called<R> {}
 
 impl<R: 'static> Future for Called<R> {
@@ -359,7 +359,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Two cores on whatever CPU the test may use; `main` runs on the first.
+    /// Two cores on any CPU that the test may use. `main` runs on the first.
     pub(crate) fn on_two_cores<F: Future<Output = ()> + 'static>(
         main: impl FnOnce(Rc<TestCore>) -> F + Send + 'static,
     ) {

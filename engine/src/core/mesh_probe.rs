@@ -1,8 +1,9 @@
-//! Round trips from one core to another and back, for tools: over the mesh as it is, beside whatever else goes over it.
-//! Lives on: the core that is asked. The other core does nothing but answer.
+//! Measures round trips from one core to another for tools. They use the normal mesh, beside its other traffic.
+//! Lives on: the core that receives the request. The other core only answers.
 //!
-//! Invariants: no more than a quarter of one queue is on its way, and a core has one probe at a time, so that a tool that asks
-//! for much does not fill the queues; each round trip waits for the other core, and meanwhile this one does its own work.
+//! Invariants: at most a quarter of one queue is in flight, and a core runs one probe at a time. So a tool with
+//! large requests does not fill the queues. Each round trip waits for the other core, and meanwhile this one does
+//! its own work.
 
 use crate::{
     core::{
@@ -20,17 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Round trips to one core in one request; more are refused.
+/// Most round trips to one core in one request. Requests for more are rejected.
 pub const ROUNDS_MAX: u32 = 100_000;
-/// Round trips on their way at a time; more are refused.
+/// Most round trips in flight at a time. Requests for more are rejected.
 pub const IN_FLIGHT_MAX: u16 = QUEUE_MESSAGES as u16 / 4;
-/// What one request may take, to all cores together; what is not done by then is left out. So a tool that is gone leaves work for
-/// no longer than this.
+/// Time limit of one request, for all cores together. Remaining round trips are left out. So when a tool
+/// disconnects, its work ends within this time.
 pub const TIME_MAX: Duration = Duration::from_secs(1);
-/// Bounds of buckets have so many significant bits: they are off by a 32nd at most.
+/// Bucket bounds have this many significant bits, so they are off by a 32nd at most.
 const SIGNIFICANT_BITS: u32 = 6;
 
-/// What a tool asks for.
+/// A tool's request.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
     /// `None`: each other core, one after the other.
@@ -39,7 +40,7 @@ pub struct Probe {
     pub in_flight: u16,
 }
 
-/// Why there are no round trips.
+/// Why the request was rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     #[error(
@@ -56,7 +57,7 @@ pub enum ProbeError {
     Busy,
 }
 
-/// Makes the round trips that a tool asks for.
+/// Makes the round trips that a tool requests.
 pub async fn run<C: HasMesh>(core: &Rc<C>, probe: Probe) -> Result<Vec<MeshTimes>, ProbeError> {
     let mesh = core.mesh();
     let targets = targets(mesh.me(), mesh.cores(), probe)?;
@@ -72,7 +73,7 @@ pub async fn run<C: HasMesh>(core: &Rc<C>, probe: Probe) -> Result<Vec<MeshTimes
     Ok(found)
 }
 
-/// The cores to go to, if there is nothing to refuse.
+/// Checks the request, and returns the cores to measure.
 fn targets(me: CoreId, cores: usize, probe: Probe) -> Result<Vec<CoreId>, ProbeError> {
     let others: Vec<CoreId> = (0..cores).map(CoreId).filter(|other| *other != me).collect();
     let Probe { to, rounds, in_flight } = probe;
@@ -92,7 +93,7 @@ fn targets(me: CoreId, cores: usize, probe: Probe) -> Result<Vec<CoreId>, ProbeE
     }
 }
 
-/// What the round trips that are on their way together share.
+/// State shared by the round trips that are in flight together.
 struct Trips {
     left: Cell<u32>,
     until: Instant,
@@ -101,7 +102,7 @@ struct Trips {
 
 async fn to_core<C: HasMesh>(core: &Rc<C>, to: CoreId, probe: Probe, until: Instant) -> MeshTimes {
     let trips = Rc::new(Trips { left: Cell::new(probe.rounds), until, times: RefCell::default() });
-    // Tasks of their own, each woken by its own answer only.
+    // One task for each lane, so that an answer wakes only its own lane.
     let lanes = (0..u32::from(probe.in_flight).min(probe.rounds)).map(|_| {
         let (ended, lane_ended) = promise();
         let (core, trips) = (core.clone(), trips.clone());
@@ -117,7 +118,7 @@ async fn to_core<C: HasMesh>(core: &Rc<C>, to: CoreId, probe: Probe, until: Inst
 }
 
 impl Trips {
-    /// One round trip after the other, until none is left or the time is up.
+    /// Makes one round trip after the other, until none is left or the time is up.
     async fn run<C: HasMesh>(&self, core: &Rc<C>, to: CoreId) {
         while let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
@@ -133,7 +134,7 @@ impl Trips {
     }
 }
 
-/// How long round trips took: exact at the ends, in buckets between.
+/// Durations of round trips: exact minimum, maximum and sum, and buckets for the distribution.
 #[derive(Default)]
 struct Times {
     min_ns: Option<u64>,
@@ -210,7 +211,7 @@ mod tests {
                 let found = run(&core, Probe { in_flight, ..PROBE }).await.unwrap();
                 assert_eq!(found.len(), 1);
                 let MeshTimes { to, min_ns, max_ns, sum_ns, ref buckets } = found[0];
-                // On a very slow machine the time may be up before the last of them.
+                // On a very slow machine, the time may be up before the last round trip.
                 let count: u64 = buckets.iter().map(|(_, count)| count).sum();
                 assert_eq!(count, core.mesh().stats().sent.get() - before);
                 assert!(to == 1 && (1..=100).contains(&count), "{found:?}");

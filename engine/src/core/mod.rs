@@ -1,15 +1,17 @@
-//! One core of the broker: everything it owns, and how the others reach it.
-//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the [`crate::core::mesh`].
+//! One core of the broker: everything it owns, and how other cores reach it.
+//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the
+//! [`crate::core::mesh`].
 //!
-//! Owns: a WAL ring and the logs on it ([`Store`]), the partitions whose group id is this core's modulo the number of cores, the
-//! metadata slices whose number is, and its client connections. Holds besides a view of all topics.
+//! A core owns a WAL ring with the logs on it ([`Store`]), and its client connections. It also owns the partitions
+//! whose group id modulo the number of cores is its own number, and likewise the metadata slices. It holds a view
+//! of all topics.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `following` | the view and what follows from it: partitions opened and dropped, leaders told |
-//! | `lookups` | what requests ask of the view |
-//! | `slices` | the metadata's slices of this core |
-//! | `storage` | what the store asks of its core, and storage that fails |
+//! | `following` | follows the view: opens and drops partitions, announces their leaders |
+//! | `lookups` | requests' queries of the view |
+//! | `slices` | the metadata slices of this core |
+//! | `storage` | the store's callbacks to its core, and storage failures |
 
 mod following;
 pub mod line;
@@ -74,45 +76,45 @@ pub struct CoreId(pub usize);
 /// The storage of one core.
 pub type Store = wal::store::Store<Disk>;
 
-/// Who leads a partition, as every core sees it.
+/// A partition's leader, as every core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leadership {
     pub node: i32,
     pub epoch: i32,
 }
 
-/// Who leads a partition of this broker, as its replica here knows.
+/// The leader of a partition of this broker, as the local replica knows it.
 #[derive(Clone, Debug)]
 pub struct Led {
     pub group: GroupId,
     pub name: TopicPartition,
-    /// `None`: nobody any more, as far as is known here.
+    /// `None`: no leader any more, as far as this replica knows.
     pub node: Option<i32>,
     pub epoch: i32,
-    /// If this broker leads it: the nodes that have what is committed.
+    /// If this broker leads the partition: the nodes in sync.
     pub in_sync: Vec<i32>,
 }
 
-/// What a broker is in its cluster.
+/// A broker's identity in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// This broker's peer id in every group, for as long as its disk lasts.
+    /// This broker's peer id in every group. It changes with a new disk.
     pub peer: u64,
-    /// Of this process; later ones are larger.
+    /// Identifies this process. Later processes of the broker have larger values.
     pub incarnation: u64,
     /// The metadata group's first voters.
     pub founding: Vec<u64>,
-    /// Where other brokers reach this one.
+    /// The address at which other brokers reach this one.
     pub peer_addr: HostPort,
 }
 
-/// What a core is made from.
+/// The parts that a core is made from.
 pub struct CoreParts {
     pub mesh: Mesh<Core>,
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
-    /// Host and port that clients are told.
+    /// Host and port that are advertised to clients.
     pub advertised: (Arc<str>, u16),
     pub shares: Lasting,
     pub store: Store,
@@ -129,17 +131,17 @@ pub struct Core {
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
     advertised: (Arc<str>, u16),
-    /// Shares of the broker's memory for partitions and idempotent producers.
+    /// Shares of the broker's memory: bounds on partitions and on idempotent producers.
     pub shares: Lasting,
     pub producers_share: ProducersShare,
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
-    /// Turns to read for replicas that lag.
+    /// Grants turns to read for lagging replicas.
     pub pace: Pace,
     pub admission: Admission,
     pub long_work: LongWork,
-    /// Accounts of the memory that this core's clients make it hold.
+    /// Accounts for the memory that this core's clients make it hold.
     pub memory: Memory,
     pub fetches: Fetches,
     pub unreadable: Unreadable,
@@ -153,26 +155,28 @@ pub struct Core {
     partitions: RefCell<BTreeMap<GroupId, Rc<Partition>>>,
     slices: RefCell<BTreeMap<SliceId, Slice>>,
     view: RefCell<View>,
-    /// Who leads the partitions of this broker, as its replicas know; a node below 0: nobody since that epoch.
+    /// Leaders of this broker's partitions, as their replicas know them. A negative node: no leader since that
+    /// epoch.
     leaders: RefCell<AHashMap<GroupId, Leadership>>,
-    /// Leaderships of this core's partitions that the others have not been told yet.
+    /// Leaders of this core's partitions that are not announced to the other cores yet.
     untold: RefCell<Vec<Led>>,
-    /// On core 0: leaderships of this broker that other brokers have not been told, the newest of each partition.
+    /// On core 0: this broker's leaderships that are not reported to other brokers yet, the newest of each
+    /// partition.
     unreported: RefCell<BTreeMap<GroupId, Led>>,
-    /// Until when reads may be answered from the view.
+    /// When the read lease ends: until then, reads may be answered from the view.
     read_until: Cell<Duration>,
     /// The broker that leads the metadata group.
     controller: Cell<Option<i32>>,
     away: RefCell<Arc<[i32]>>,
-    /// Moves whenever the view or a leadership changes.
+    /// Notified whenever the view or a leader changes.
     pub view_changed: Notify,
-    /// What the store recovered and no topic has claimed yet.
+    /// Logs that the store recovered and no topic has claimed yet.
     unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
     failed: RefCell<Option<String>>,
-    /// The disk has no room for what is to be flushed.
+    /// At its last try, a flush found no room on the disk.
     disk_full: Cell<bool>,
     pub connections: Connections,
-    /// For the peer port, too.
+    /// Also used for the peer port.
     pub connection_log: Rc<ConnectionLog>,
     pub lifecycle: Lifecycle,
 }
@@ -183,12 +187,12 @@ impl HasMesh for Core {
     }
 }
 
-/// Which core owns a group, and so a partition: even, and a function of nothing else.
+/// The core that owns a group, and so its partition. Groups are spread evenly, and the id alone decides.
 pub fn core_of(group: GroupId, cores: usize) -> CoreId {
     CoreId((group.0 % cores as u64) as usize)
 }
 
-/// Which core owns a slice of the metadata.
+/// The core that owns a slice of the metadata.
 pub fn core_of_slice(slice: SliceId, cores: usize) -> CoreId {
     CoreId(usize::from(slice.0) % cores)
 }
@@ -252,12 +256,13 @@ impl Core {
         self.config.node_id
     }
 
-    /// Runs `post` on `to`, in order with all other posts from here; at once if that is here.
+    /// Runs `post` on `to`, in order with all other posts from here. If `to` is this core, it runs at once.
     pub fn post(self: &Rc<Self>, to: CoreId, post: impl FnOnce(&Rc<Core>) + Send + 'static) {
         if to == self.id() { post(self) } else { self.mesh.post(to, post) }
     }
 
-    /// Runs `job` on `to` and brings back its result. It has started (here) or is on its way (elsewhere) when this returns.
+    /// Runs `job` on `to` and brings back its result. When this returns, the job has started (here) or is sent
+    /// (elsewhere).
     pub fn call<R, F>(self: &Rc<Self>, to: CoreId, job: impl FnOnce(Rc<Core>) -> F + Send + 'static) -> Call<R, F>
     where
         R: Send + 'static,
@@ -266,7 +271,7 @@ impl Core {
         if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(self.mesh.call(to, job)) }
     }
 
-    /// Runs `job` on `to`, in order with the calls from here, and expects nothing back.
+    /// Runs `job` on `to`, in order with the calls from here, without an answer.
     pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
         if to == self.id() { job(self) } else { self.mesh.send(to, job) }
     }
@@ -275,7 +280,7 @@ impl Core {
         self.meta.get().expect("only core 0 is asked for the metadata group")
     }
 
-    /// The way to other brokers.
+    /// The connections to other brokers.
     pub fn peers(&self) -> &Rc<Peers> {
         self.peers.get().expect("a core has its way to other brokers before it does anything")
     }
@@ -285,12 +290,12 @@ impl Core {
         self.partitions_that(|_| true)
     }
 
-    /// As [`Core::partitions`], those for which `are` holds: there may be very many others.
+    /// Like [`Core::partitions`], but only those for which `are` holds: there may be many others.
     pub fn partitions_that(&self, are: impl Fn(&Partition) -> bool) -> Vec<Rc<Partition>> {
         self.partitions.borrow().values().filter(|partition| are(partition)).cloned().collect()
     }
 
-    /// Does something with each of this core's partitions, in turns between which others go on.
+    /// Calls `each` for each of this core's partitions, and yields after each `PARTITIONS_A_TURN` of them.
     pub async fn for_partitions_in_turns(&self, mut each: impl FnMut(&Rc<Partition>)) {
         let mut turns = rt::Turns::begin();
         let mut next = GroupId(0);
@@ -304,7 +309,7 @@ impl Core {
         }
     }
 
-    /// This core's first partition with that group or a later one.
+    /// This core's first partition with this group id or a larger one.
     pub fn partition_from(&self, group: GroupId) -> Option<Rc<Partition>> {
         self.partitions.borrow().range(group..).next().map(|(_, partition)| partition.clone())
     }
@@ -325,7 +330,7 @@ impl Core {
         self.partition(group).map(|partition| partition as Rc<dyn Replicated>)
     }
 
-    /// Publishes how many requests wait in this core's queues.
+    /// Publishes the lengths of this core's queues, and the memory held for requests and answers.
     pub fn publish_queues(&self) {
         self.metrics.producers_remembered.set(self.producers_share.remembered() as u64);
         self.metrics.admission_waiting.set(self.admission.waiting() as u64);
@@ -336,7 +341,7 @@ impl Core {
         self.metrics.metadata_questions_open.set(self.meta.get().map_or(0, |meta| meta.open_questions()) as u64);
     }
 
-    /// On core 0: publishes how many partitions there are, and how many this broker has memory for.
+    /// On core 0: publishes how many replicas and partitions there are, and how many fit into memory.
     pub fn publish_room(&self) {
         if self.id() == META_CORE {
             let (replicas, partitions) =
@@ -348,13 +353,13 @@ impl Core {
         }
     }
 
-    /// A look at the view; it may not be held across an await.
+    /// Runs `look` on the view, which can't be held across an await.
     pub fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
         look(&self.view.borrow())
     }
 }
 
-/// A job's result, wherever the job runs.
+/// A job's result, whether it runs here or on another core.
 pub enum Call<R, F> {
     Here(F),
     There(crate::core::mesh::Called<R>),
@@ -369,7 +374,7 @@ impl<R: 'static, F: Future<Output = R>> Call<R, F> {
     }
 }
 
-/// What core 0 tells of the metadata group.
+/// State of the metadata group, as core 0 passes it on.
 impl Core {
     pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
         self.read_until.set(read_until);
@@ -380,12 +385,12 @@ impl Core {
         *self.away.borrow_mut() = nodes;
     }
 
-    /// Brokers to which this one has no way now, fenced or not yet.
+    /// Brokers that this one can't reach now, fenced or not.
     pub fn away(&self) -> Arc<[i32]> {
         self.away.borrow().clone()
     }
 
-    /// Whether reads may be answered from the view now, at most a read lease old.
+    /// Whether reads may be answered from the view now. It is then at most one read lease old.
     pub fn has_read_lease(&self) -> bool {
         clock::now() < self.read_until.get()
     }
@@ -395,7 +400,7 @@ impl Core {
         self.controller.get()
     }
 
-    /// How writes of metadata are acknowledged that do not say so themselves.
+    /// The acknowledgement level for metadata writes that do not give one.
     pub fn metadata_acks(&self) -> Acks {
         self.view(|view| config_cluster::metadata_acks(self.node(), view.cluster_config(), &self.config))
     }
@@ -415,8 +420,8 @@ impl Core {
         self.unclaimed.borrow_mut().remove(&group)
     }
 
-    /// Waits until the metadata is complete and every partition of this core has its leader; `false` if the broker is told to
-    /// stop before that.
+    /// Waits until the metadata is complete and every unreplicated partition of this core has its leader. Returns
+    /// `false` if the broker begins to stop before that.
     pub async fn until_serving(self: &Rc<Self>) -> bool {
         matches!(race(self.serves(), self.lifecycle.stopping.wait()).await, Either::First(()))
     }
@@ -424,12 +429,12 @@ impl Core {
     async fn serves(self: &Rc<Self>) {
         self.lifecycle.metadata_complete.wait().await;
         self.drop_unclaimed();
-        // Those that have others elect when there are enough of them, which may be long after.
+        // Replicated partitions elect once enough of their replicas are there, which may be much later.
         let alone = self.partitions_that(|partition| !partition.is_shared());
         self.leaders_known(alone.iter().map(|partition| partition.group()).collect()).await;
     }
 
-    /// No new connections or requests from now on.
+    /// From now on, the core accepts no new connections or requests.
     pub fn begin_stop(&self) {
         self.lifecycle.stopping.set();
         self.fetches.cancel_all();
@@ -439,7 +444,7 @@ impl Core {
         self.lifecycle.stopping.is_set()
     }
 
-    /// Waits until every core has drained: each tells all, the last one frees all.
+    /// Waits until every core has drained. Each core posts to all, and each counts the posts.
     pub async fn all_drained(self: &Rc<Self>) {
         for to in (0..self.cores()).map(CoreId) {
             self.post(to, |there| {
@@ -454,16 +459,16 @@ impl Core {
     }
 }
 
-/// Partitions that are looked at before others have their turn.
+/// Partitions to look at before the task yields.
 const PARTITIONS_A_TURN: usize = 64;
 
-/// The stages of a core's life that others wait for.
+/// The stages of a core's life that tasks wait for.
 #[derive(Default)]
 pub struct Lifecycle {
     pub metadata_complete: Flag,
-    /// The metadata group is not driven any more.
+    /// This core no longer drives the metadata group.
     pub metadata_ended: Flag,
-    /// Other brokers are not talked to any more.
+    /// This core no longer talks to other brokers.
     pub peers_ended: Flag,
     pub stopping: Flag,
     drained_cores: Cell<usize>,

@@ -1,8 +1,8 @@
-//! How fast one core reads for replicas that lag: one piece at a time, in the order of asking, at a rate.
+//! Paces a core's reads for lagging replicas: one piece at a time, in the order of asking, at a limited rate.
 //! Lives on: the owning core.
 //!
-//! Large reads that wait at the disk side by side make the ring's writes wait behind them, and so do those of the replica that takes
-//! what was read, where it shares a disk.
+//! Large parallel reads would delay the ring's writes at the disk. They would also delay the writes of the
+//! receiving replica, if it shares the disk.
 
 use crate::{
     clock,
@@ -11,15 +11,15 @@ use crate::{
 };
 use std::{cell::Cell, time::Duration};
 
-/// Gives turns, one at a time. Bound of its line: one task for each partition that has laggards.
+/// Gives turns, one at a time. Bound of its line: at most two tasks for each partition that has lagging replicas.
 pub struct Pace {
     bytes_per_second: u64,
     line: Line,
-    /// Before this moment no turn begins.
+    /// No turn begins before this moment.
     next: Cell<Duration>,
 }
 
-/// A turn, until it is dropped.
+/// A turn, which lasts until it is dropped.
 pub struct Turn<'a> {
     pace: &'a Pace,
     _place: Place,
@@ -30,7 +30,7 @@ impl Pace {
         Self { bytes_per_second, line: Line::default(), next: Cell::new(Duration::ZERO) }
     }
 
-    /// Waits until no other task has a turn, and what was moved so far is within the rate.
+    /// Waits until no other task has a turn, and the bytes moved so far are within the rate.
     pub async fn turn(&self) -> Turn<'_> {
         let place = self.line.join();
         place.first().await;
@@ -40,7 +40,7 @@ impl Pace {
 }
 
 impl Turn<'_> {
-    /// So many bytes were read in this turn.
+    /// Counts `bytes` that were read in this turn.
     pub fn moved(&self, bytes: u64) {
         let takes = Duration::from_secs_f64(bytes as f64 / self.pace.bytes_per_second as f64);
         self.pace.next.set(self.pace.next.get().max(clock::now()) + takes);

@@ -6,7 +6,7 @@ use consensus::metadata::{Applied, AskedTooLate, Request, Slice, SliceId, Topic}
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 impl Core {
-    /// Does what the plane wishes of the slices here, in order, and reports what that gave.
+    /// Does the work that the metadata plane asks of this core's slices, in order, and reports the results.
     pub fn work_on_slices(self: &Rc<Self>, work: Vec<SliceWork>) {
         let mut slices = self.slices.borrow_mut();
         let mut results = Vec::new();
@@ -30,8 +30,8 @@ impl Core {
         }
     }
 
-    /// Copies this core's slices as they are now (topics are shared, not copied): called from the queue that brings them their commands, so the cut lies
-    /// exactly behind what came before it.
+    /// Copies this core's slices as they are now (topics are shared, not copied). It is called from the queue that
+    /// brings the slices their commands, so the copy holds exactly the commands before it.
     pub fn cut_slices(&self) -> Vec<Slice> {
         self.slices.borrow().values().map(Slice::committed).collect()
     }

@@ -1,8 +1,9 @@
-//! How long a core goes between two turns of its executor: what comes from the network or the disk meanwhile waits as long.
+//! Measures how long a core's executor takes between two polls. Network and disk events wait for that long.
 //! Lives on: every core.
 //!
-//! The executor can't be asked, so a task does what a request does: it waits for a moment, then for the kernel. How late it gets through
-//! is the turn that it met. It looks every 10 ms, so it sees each turn that takes longer, and shorter ones now and then.
+//! The executor does not report this, so a task does what a request does: it waits for a moment, then for the
+//! kernel. Its delay is the length of the turn that it met. It runs every 10 ms, so it sees every longer turn, and
+//! some shorter ones.
 
 use crate::{
     clock,
@@ -14,7 +15,7 @@ use std::{rc::Rc, time::Duration};
 
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Looks until the broker stops.
+/// Measures until the broker stops.
 pub async fn run(core: Rc<Core>) {
     let mut longest = Duration::ZERO;
     loop {

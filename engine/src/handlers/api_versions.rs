@@ -1,4 +1,4 @@
-//! ApiVersions: what this broker speaks.
+//! ApiVersions: the APIs and versions that this broker supports.
 
 use net::{
     codec::api,
@@ -7,7 +7,7 @@ use net::{
 };
 
 pub fn handle(request: &ApiVersionsRequest, version: i16) -> ApiVersionsResponse {
-    // KIP-511: a client that names itself does so in plain characters, since the name ends up in logs and metrics.
+    // KIP-511: the name of a client must be plain characters, since it ends up in logs and metrics.
     if version >= 3 && !(is_plain(&request.client_software_name) && is_plain(&request.client_software_version)) {
         return ApiVersionsResponse::default().with_error_code(ErrorCode::InvalidRequest.code());
     }

@@ -41,7 +41,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
         results.push(match fresh.clone().and_then(|()| settings_of(core, &resource)) {
             Ok(settings) => {
                 work.share.take_entries(settings.len());
-                // No keys, or none named: all of them (Kafka's ConfigHelper).
+                // No keys, or an empty list: all of them (Kafka's ConfigHelper).
                 let keys = resource.configuration_keys.unwrap_or_default();
                 let wanted =
                     |setting: &Described| keys.is_empty() || keys.iter().any(|key| key.as_str() == setting.name);
@@ -62,7 +62,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
 fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {
     let name = resource.resource_name.as_str();
     match resource.resource_type {
-        // It has none.
+        // The metadata's log has no settings.
         RESOURCE_TOPIC if name == METADATA_TOPIC => Ok(Vec::new()),
         RESOURCE_TOPIC => {
             let topic = topic(core, name)?;
@@ -89,7 +89,7 @@ fn topic(core: &Core, name: &str) -> Result<Arc<Topic>, Refusal> {
         .ok_or_else(|| Refusal::new(ErrorCode::UnknownTopicOrPartition, format!("there is no topic '{name}'")))
 }
 
-/// The broker of this name; `None`: all brokers.
+/// The broker with this name. `None`: all brokers.
 fn broker(core: &Core, name: &str) -> Result<Option<i32>, Refusal> {
     if name.is_empty() {
         return Ok(None);
@@ -192,7 +192,7 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
                 let value = value.map(|value| config_cluster::check_value(name, value));
                 value.unwrap_or_else(|| Ok(String::new())).map_err(refuse(ErrorCode::InvalidConfig))
             };
-            // None of those that can be changed is a list.
+            // None of the settings that can be changed is a list.
             Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check, |_| None)? })
         }
         other => Err(other_resource(other)),
@@ -205,11 +205,12 @@ const DELETE: i8 = 1;
 const APPEND: i8 = 2;
 const SUBTRACT: i8 = 3;
 
-/// One setting's change: to a value, or `None`, back to the default.
+/// One setting's change: a new value, or `None` for back to the default.
 type Change = (String, Option<String>);
 
-/// Reads the changes of a resource. `check` takes a setting's name, with the value that it shall have or `None` to unset it, and gives
-/// the value in the form in which it is kept. `list` gives the value in force of a setting that is a list.
+/// Reads the changes of a resource. `check` takes a setting's name, and its new value or `None` to unset it. It
+/// returns the value in the form in which it is stored. `list` returns the value in force of a list setting, and
+/// `None` for other settings.
 fn changes(
     resource: &AlterConfigsResource,
     check: impl Fn(&str, Option<&str>) -> Result<String, Refusal>,
@@ -254,7 +255,7 @@ fn changes(
     Ok(changes)
 }
 
-/// A list setting's value with items added behind those that it has, or with items taken away.
+/// A list setting's value with items appended, or with items removed.
 fn change_list(list: &str, items: &str, append: bool) -> String {
     fn split(text: &str) -> impl Iterator<Item = &str> {
         text.split(',').map(str::trim).filter(|item| !item.is_empty())
@@ -290,7 +291,7 @@ mod tests {
         }
     }
 
-    /// One change of a topic's setting: the value that it gets, or the refusal.
+    /// One change of a topic's setting: its new value, or the refusal.
     fn change(name: &'static str, operation: i8, value: Option<&'static str>) -> Result<Option<String>, Refusal> {
         let config = AlterableConfig::default()
             .with_name(StrBytes::from_static_str(name))

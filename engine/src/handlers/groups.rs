@@ -1,4 +1,5 @@
-//! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and asks there.
+//! Consumer groups: finds the partition of `__consumer_offsets` that coordinates a group, and forwards the request
+//! there.
 
 use super::{
     cluster::brokers,
@@ -27,7 +28,7 @@ use net::{
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use wal::record::GroupId;
 
-/// How long FindCoordinator waits for a leader that is to be expected.
+/// How long FindCoordinator waits for a leader that is expected soon.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
 
 /// FindCoordinator's key types: 0 a group, 1 a transactional id, 2 a share group.
@@ -41,7 +42,7 @@ pub async fn find_coordinator(
 ) -> FindCoordinatorResponse {
     let keys = if version < 4 { vec![request.key] } else { request.coordinator_keys };
     let offsets = if request.key_type == KEY_TRANSACTION {
-        // An error that clients give up on, as InitProducerId tells them too.
+        // Clients give up on this error. InitProducerId answers the same.
         Err((
             ErrorCode::TransactionalIdAuthorizationFailed,
             "this broker serves no transactions; leave transactional.id out",
@@ -60,7 +61,7 @@ pub async fn find_coordinator(
             partitions.insert(partition_of(key, offsets.partitions.len() as i32) as usize);
             work.entry().await;
         }
-        // Whoever created the topic waited for its leaders; this broker may hear of them a moment later.
+        // The request that created the topic waited for its leaders. This broker may learn of them a moment later.
         let partitions = partitions.into_iter().map(|partition| offsets.partitions[partition].clone()).collect();
         race(until_led(core, partitions), rt::sleep(LEADER_WAIT)).await;
     }
@@ -90,7 +91,7 @@ pub async fn find_coordinator(
         });
         work.entry().await;
     }
-    // Versions below 4 have one key and no list: encoding brings the one into their shape.
+    // Versions below 4 have one key and no list: encoding converts the list to their form.
     FindCoordinatorResponse::default().with_coordinators(coordinators)
 }
 
@@ -109,7 +110,7 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
             delete.groups_names.retain(|name| deleted.insert(name.clone()));
         }
         let mut response = answer(core, request, context.clone(), &mut work).await;
-        // Others went on meanwhile.
+        // Other tasks ran during the call.
         work.resume();
         if let GroupResponse::DescribeGroups(described) = &mut response {
             let told = operations::told(tells_operations, operations::GROUP);
@@ -130,7 +131,7 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
 async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: &mut Work<'_>) -> GroupResponse {
     let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
-            // No group was ever here.
+            // No group was ever created here.
             GroupRequest::ListGroups(_) => request.empty_response(),
             _ => request.refuse(context.version, ErrorCode::NotCoordinator),
         };
@@ -143,11 +144,11 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
     let parts = match request.route(context.version, partitions) {
         Route::One(partition, request) => return ask(core, partition, request, context).await,
         Route::Parts(parts) => parts,
-        // Of all groups, those are told that are coordinated here; clients ask every broker. A replica that does not lead answers
-        // NOT_COORDINATOR, which merging passes over.
+        // ListGroups returns the groups that are coordinated here; clients ask every broker. A replica that does
+        // not lead answers NOT_COORDINATOR, which merging skips.
         Route::All(request) => {
             let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
-            // One after the other: each may have many groups.
+            // One partition after the other, since each may have many groups.
             for partition in here {
                 let part = ask(core, partition, request.clone(), context.clone()).await;
                 let count = part.listed();
@@ -173,7 +174,7 @@ async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Co
     }
 }
 
-/// Commits to the partitions that exist; the others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.
+/// Commits to the partitions that exist. The others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.
 async fn commit_known(
     core: &Rc<Core>,
     commit: OffsetCommitRequest,
@@ -192,8 +193,8 @@ async fn commit_known(
     }
 }
 
-/// Takes the partitions that do not exist out of a commit. Also returns the answer to all of it, in the order of the request, which
-/// refuses those; `count` tells how many partitions a topic has.
+/// Removes the partitions that do not exist from a commit. Also returns an answer to all partitions in the order of
+/// the request, which rejects those. `count` returns the number of a topic's partitions.
 fn cut_unknown(
     mut commit: OffsetCommitRequest,
     count: impl Fn(&TopicName) -> i32,
@@ -215,7 +216,7 @@ fn cut_unknown(
     (OffsetCommitResponse::default().with_topics(whole), commit)
 }
 
-/// Puts the coordinator's answers, which come in the order of what it was asked, into their places.
+/// Puts the coordinator's answers, which come in the order of the request to it, into their places.
 fn fill_in(mut whole: OffsetCommitResponse, answer: OffsetCommitResponse) -> OffsetCommitResponse {
     let mut answers = answer.topics.into_iter().flat_map(|topic| topic.partitions);
     let partitions = whole.topics.iter_mut().flat_map(|topic| &mut topic.partitions);

@@ -28,7 +28,7 @@ use std::{
 };
 use wal::record::GroupId;
 
-/// The timestamps that stand for positions, as ListOffsetsRequest defines them.
+/// Timestamps with a special meaning, as ListOffsetsRequest defines them.
 mod timestamp {
     pub const LATEST: i64 = -1;
     pub const EARLIEST: i64 = -2;
@@ -38,8 +38,8 @@ mod timestamp {
     pub const EARLIEST_LOCAL: i64 = -4;
     pub const LATEST_TIERED: i64 = -5;
 
-    /// Whether this version of the request has the position (`ReplicaManager.isListOffsetsTimestampUnsupported`). Any time from 0 on is
-    /// one to search for.
+    /// Whether this version of the request has the position (`ReplicaManager.isListOffsetsTimestampUnsupported`). A
+    /// timestamp from 0 on is a time to search for.
     pub fn is_known(timestamp: i64, version: i16) -> bool {
         match timestamp {
             0.. | LATEST | EARLIEST => true,
@@ -51,10 +51,10 @@ mod timestamp {
     }
 }
 
-/// Batches whose records could not be read that a core remembers.
+/// Most unreadable batches that a core remembers.
 const UNREADABLE_MAX: usize = 1024;
 
-/// Stored batches that can't be searched, by group, index and term: what was tried once is not tried again.
+/// Stored batches that can't be searched, by group, index and term. A batch that failed once is not tried again.
 #[derive(Default)]
 pub struct Unreadable(RefCell<VecDeque<(GroupId, u64, u64)>>);
 
@@ -63,7 +63,7 @@ impl Unreadable {
         self.0.borrow().contains(batch)
     }
 
-    /// The oldest is forgotten for it if there are too many.
+    /// Remembers a batch. Evicts the oldest if there are too many.
     fn note(&self, batch: (GroupId, u64, u64)) {
         let mut known = self.0.borrow_mut();
         known.truncate(UNREADABLE_MAX - 1);
@@ -129,8 +129,9 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) ->
     ListOffsetsResponse::default().with_topics(topics.collect())
 }
 
-/// For each partition asked for, in order, why it is refused without being asked: as in Kafka, one that the request names more than
-/// once, and a position that the version does not have.
+/// For each partition of the request, in order: the error that it gets without a look at the partition, if any. As
+/// in Kafka, these are partitions that the request names more than once, and positions that the version does not
+/// have.
 fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>> {
     let asked = || {
         let topics = request.topics.iter();
@@ -159,14 +160,14 @@ async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Re
         timestamp::LATEST => Ok(Place { leader_epoch: partition.leader_epoch(), ..at(end) }),
         timestamp::EARLIEST | timestamp::EARLIEST_LOCAL => Ok(at(start)),
         timestamp::LATEST_TIERED => Ok(NOWHERE),
-        // KIP-734 asks for the record with the largest timestamp, of which no index is kept.
+        // KIP-734 asks for the record with the largest timestamp. The broker keeps no index for that.
         timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
         wanted if wanted >= 0 => by_timestamp(work, &partition, wanted, end).await,
         _ => Err(ErrorCode::InvalidRequest),
     }
 }
 
-/// The same in the metadata's log, whose records have no timestamps.
+/// Finds a position in the metadata's log, whose records have no timestamps.
 fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
     let (start, end) = meta::log_range(core)?;
     let at = |offset: u64| Place { offset: offset as i64, ..NOWHERE };
@@ -203,7 +204,7 @@ async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, e
     }))
 }
 
-/// Decompresses no more than it takes to find the record, in turns.
+/// Searches a batch in turns. Decompresses no more than needed to find the record.
 async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
     let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
     loop {

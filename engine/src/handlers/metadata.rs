@@ -1,4 +1,4 @@
-//! Metadata and DescribeTopicPartitions: what topics there are, and who leads their partitions.
+//! Metadata and DescribeTopicPartitions: the topics, and the leaders of their partitions.
 
 use super::{
     cluster::brokers,
@@ -35,7 +35,7 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
     let mut look = Look::new(core).await;
     look.tells_operations = request.include_topic_authorized_operations;
     let mut work = Work::on(core);
-    // Version 0 asks for all topics by an empty list, later ones by null.
+    // Version 0 asks for all topics with an empty list, later versions with null.
     let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
     let topics = match asked {
         None => {
@@ -85,22 +85,23 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
         .with_topics(topics)
 }
 
-/// The first version that asks for topics by their ids. Versions 10 and 11 have the field, but must leave it empty (KIP-516).
+/// The first version with topic ids. Versions 10 and 11 have the field, but must leave it empty (KIP-516).
 const BY_ID_FROM: i16 = 12;
 
-/// How one topic is asked for.
+/// How the request names one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Asked {
     Name(TopicName),
     Id(Uuid),
-    /// By id, in a version that can't.
+    /// By id, in a version that does not allow that.
     IdTooEarly {
         id: Uuid,
         name: Option<TopicName>,
     },
 }
 
-/// The topics that a request asks for, each once, as in Kafka. An id goes before a name: Java's clients send an empty one beside it.
+/// The topics that a request names, each once, as in Kafka. An id takes precedence over a name: Java's clients send
+/// an empty name beside it.
 fn distinct(topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
     let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
     let asked = topics.into_iter().filter_map(|MetadataRequestTopic { topic_id: id, name, .. }| match name {
@@ -113,13 +114,13 @@ fn distinct(topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
     asked.collect()
 }
 
-/// What one request is answered from.
+/// The state from which one request is answered.
 struct Look<'a> {
     core: &'a Core,
     alive: BTreeSet<i32>,
-    /// Whether the view may be told at all. If not, clients are told to ask again.
+    /// Whether the view may be used. If not, clients are told to retry.
     fresh: bool,
-    /// Whether topics are told with what the client may do with them.
+    /// Whether topics carry their authorised operations.
     tells_operations: bool,
 }
 
@@ -155,7 +156,7 @@ impl<'a> Look<'a> {
             Asked::Name(name) if may_create && check_auto_create(self.core, name).is_err() => {
                 ErrorCode::PolicyViolation
             }
-            // It could not be created in time: the client asks again.
+            // It could not be created in time, so the client retries.
             Asked::Name(_) if may_create => ErrorCode::LeaderNotAvailable,
             Asked::Name(_) => ErrorCode::UnknownTopicOrPartition,
         };
@@ -198,14 +199,14 @@ impl<'a> Look<'a> {
 }
 
 impl Look<'_> {
-    /// The replicas in sync, as their leader reported, less those whose broker is gone since. A partition's only replica stays in sync,
-    /// even while it is offline.
+    /// The replicas in sync, as their leader reported, without those whose broker is gone since. A partition's only
+    /// replica stays in sync, even while it is offline.
     fn in_sync(&self, partition: &Partition) -> Vec<i32> {
         if partition.replicas.len() == 1 {
             return partition.replicas.clone();
         }
         if partition.group == META_GROUP.0 {
-            // Who of them lacks what, DescribeQuorum tells.
+            // DescribeQuorum shows which of them lag.
             return partition.replicas.iter().copied().filter(|node| self.alive.contains(node)).collect();
         }
         let told = self.core.view(|view| view.leader(partition.group).map(|leader| leader.voters.clone()));
@@ -213,7 +214,7 @@ impl Look<'_> {
     }
 }
 
-/// Partitions that one DescribeTopicPartitions answer tells at most, as Kafka's `max.request.partition.size.limit`.
+/// Most partitions in one DescribeTopicPartitions answer, as in Kafka's `max.request.partition.size.limit`.
 pub const DESCRIBED_PARTITIONS_MAX: i32 = 2000;
 
 /// DescribeTopicPartitions (KIP-966): like Metadata, in pages.
@@ -222,7 +223,7 @@ pub async fn describe_partitions(
     request: DescribeTopicPartitionsRequest,
 ) -> DescribeTopicPartitionsResponse {
     let mut look = Look::new(core).await;
-    // This API has no flag for them: they are always told.
+    // This API has no flag for them, so they are always included.
     look.tells_operations = true;
     let mut work = Work::on(core);
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;

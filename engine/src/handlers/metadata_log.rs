@@ -1,8 +1,8 @@
-//! The topic `__millrace_metadata`: the metadata's log, to be read by any consumer that names it.
+//! The topic `__millrace_metadata`: the metadata's log, for any consumer that names it.
 //!
-//! It is no topic of the metadata but the log itself: one partition, led by whoever leads the metadata, with a record for each committed
-//! entry (`meta::log` says how they are rendered and from where on they are kept). Like Kafka's own metadata log it is not among
-//! the topics that are listed. It can be read and nothing else.
+//! It is no topic of the metadata but the log itself. It has one partition, whose leader is the metadata leader,
+//! and a record for each committed entry. `meta::log` defines the format of the records, and the entry from
+//! which on they are kept. Like Kafka's own metadata log, it is not listed among the topics. It is read-only.
 
 use super::{cluster::brokers, refusal::Refusal};
 use crate::{cluster::meta::META_GROUP, core::Core};
@@ -11,10 +11,10 @@ use net::{Uuid, codec::produce::TopicRef, errors::ErrorCode};
 use std::{collections::BTreeMap, sync::Arc};
 
 pub const METADATA_TOPIC: &str = "__millrace_metadata";
-/// The same in every cluster; no id that is drawn looks like it.
+/// The same in every cluster. Random ids never look like it.
 pub const METADATA_TOPIC_ID: Uuid = Uuid::from_bytes(*b"millracemetadata");
 
-/// Whether a request means it.
+/// Whether a request names the metadata's log.
 pub fn is(topic: &TopicRef) -> bool {
     match topic {
         TopicRef::Name(name) => name.as_str() == METADATA_TOPIC,
@@ -22,7 +22,7 @@ pub fn is(topic: &TopicRef) -> bool {
     }
 }
 
-/// As a topic that is described: all registered brokers hold it.
+/// The log in the form of a topic. All registered brokers hold it.
 pub fn topic(core: &Core) -> Arc<Topic> {
     let replicas = brokers::all(core).into_iter().map(|node| node.id).collect();
     Arc::new(Topic {
@@ -34,13 +34,13 @@ pub fn topic(core: &Core) -> Arc<Topic> {
     })
 }
 
-/// Why it is not created, changed or deleted.
+/// The error for requests to create, change or delete it.
 pub fn refusal() -> Refusal {
     let message = format!("{METADATA_TOPIC} is the metadata's own log: it can be read, and nothing else");
     Refusal::new(ErrorCode::InvalidTopicException, message)
 }
 
-/// Refuses what would change it.
+/// Rejects changes to the metadata's log.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
     if name == METADATA_TOPIC { Err(refusal()) } else { Ok(()) }
 }

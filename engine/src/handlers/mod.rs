@@ -1,5 +1,5 @@
-//! What Kafka requests mean: one handler per API.
-//! Lives on: the core of the client's connection; a handler reaches partitions and metadata through [`Core`].
+//! Handlers of Kafka requests, one per API.
+//! Lives on: the core of the client's connection. A handler reaches partitions and metadata through [`Core`].
 
 mod api_versions;
 mod cluster;
@@ -41,11 +41,11 @@ use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
 /// How a request ends for its connection.
 pub enum Reply {
     Send(Response),
-    /// An answer for which memory is held until it has left.
+    /// An answer whose memory is held until it is sent.
     SendHeld(Response, Held),
-    /// The protocol has no answer here: a produce request with acks=0 that was appended.
+    /// The protocol has no answer here, as for a produce request with acks=0 that was appended.
     Nothing,
-    /// The protocol has no answer, and the client must learn of an error all the same: its connection is closed.
+    /// The protocol has no answer, but the client must learn of an error. So its connection is closed.
     HangUp {
         why: String,
     },
@@ -61,11 +61,11 @@ impl Reply {
     }
 }
 
-/// A reply on its way.
+/// A reply in progress.
 pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 
-/// Starts a request of the connection that has this lane. Produce takes its place in the logs in the order of these calls; the others
-/// begin when the answers before theirs have left.
+/// Starts a request of the connection that has this lane. Produce requests take their places in the logs in the
+/// order of these calls. Other requests begin once the answers before theirs have left.
 pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
     let core = core.clone();
     let version = header.version;
@@ -108,7 +108,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHea
         | Request::DeleteGroups(_) => {
             let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
             let client_id = header.client_id.clone().unwrap_or_default();
-            // As Java prints an address.
+            // The format in which Java prints an address.
             let client_host = StrBytes::from_string(format!("/{}", peer.ip()));
             let context = Context { version, client_id, client_host };
             reply(async move { groups::handle(&core, request, context).await })
@@ -116,12 +116,12 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHea
     })
 }
 
-/// Whether a request reads records, which may take long and much memory.
+/// Whether a request reads records, which may take a long time and much memory.
 pub fn reads_records(api: ApiKey) -> bool {
     matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
 }
 
-/// Whether a request changes nothing that its client could miss: it is dropped when the client is gone.
+/// Whether a request changes nothing, so that it may be dropped when its client is gone.
 pub fn only_reads(api: ApiKey) -> bool {
     matches!(
         api,

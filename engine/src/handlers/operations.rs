@@ -1,8 +1,9 @@
-//! Authorised operations (KIP-430): what a client may do with a resource, as a bit field.
+//! Authorised operations (KIP-430): the operations that a client may perform on a resource, as a bit field.
 //!
-//! There is no authorizer yet, so everybody may do all that the kind of resource has (Kafka's `AclEntry.supportedOperations`).
+//! There is no authorizer yet, so each client may perform all operations of the kind of resource (Kafka's
+//! `AclEntry.supportedOperations`).
 
-/// Numbers of operations (`AclOperation.code`). Each is the place of its bit.
+/// Numbers of operations (`AclOperation.code`). Each is the position of its bit.
 const READ: u8 = 3;
 const WRITE: u8 = 4;
 const CREATE: u8 = 5;
@@ -23,20 +24,20 @@ const fn bits(operations: &[u8]) -> i32 {
     bits
 }
 
-/// Of a topic.
+/// Operations on a topic.
 pub const TOPIC: i32 = bits(&[READ, WRITE, CREATE, DELETE, ALTER, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS]);
 
-/// Of a consumer group.
+/// Operations on a consumer group.
 pub const GROUP: i32 = bits(&[READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS]);
 
-/// Of the cluster.
+/// Operations on the cluster.
 pub const CLUSTER: i32 =
     bits(&[CREATE, ALTER, DESCRIBE, CLUSTER_ACTION, DESCRIBE_CONFIGS, ALTER_CONFIGS, IDEMPOTENT_WRITE]);
 
-/// What stands where the operations were not asked for.
+/// The value for operations that the request did not ask for.
 pub const NOT_ASKED: i32 = i32::MIN;
 
-/// The operations if they were asked for.
+/// The operations, if the request asked for them.
 pub fn told(asked: bool, operations: i32) -> i32 {
     if asked { operations } else { NOT_ASKED }
 }
@@ -45,7 +46,7 @@ pub fn told(asked: bool, operations: i32) -> i32 {
 mod tests {
     use super::*;
 
-    /// As a Kafka 4 broker without an authorizer answers.
+    /// Checks the values that a Kafka 4 broker without an authorizer answers.
     #[test]
     fn operations_are_kafkas_bit_fields() {
         assert_eq!((TOPIC, GROUP, CLUSTER), (0xdf8, 0xd48, 0x1fa0));

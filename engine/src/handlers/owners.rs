@@ -1,5 +1,5 @@
-//! Asking the partitions' owners: one call per core, results in the order of the questions. However many there are, others have their turn
-//! between them.
+//! Asks the owners of partitions: one call per core, with answers in the order of the questions. With many
+//! questions, the work is done in turns.
 
 use crate::{
     core::{Core, CoreId, long_work::Work},
@@ -17,7 +17,8 @@ pub struct Question<T> {
     pub what: T,
 }
 
-/// Puts every question to its partition on its owning core; what is unknown or led elsewhere is answered here.
+/// Puts every question to its partition on its owning core. Partitions that are unknown or led elsewhere get their
+/// error here.
 pub async fn ask<T, R>(
     core: &Rc<Core>,
     questions: Vec<Question<T>>,

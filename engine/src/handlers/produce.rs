@@ -1,7 +1,7 @@
-//! Produce: to each partition's owner once over and once back, answered when every batch is committed.
+//! Produce: one message to each partition's owner and one back. It is answered when every batch is committed.
 //!
-//! acks=all waits for the commit, acks=1 for the leader's disk; acks=0 gets no answer, so an error
-//! closes the connection, as Kafka does: the producer then reads the metadata again instead of losing one record after the other.
+//! acks=all waits for the commit, and acks=1 for the leader's disk. acks=0 gets no answer, so an error closes the
+//! connection, as in Kafka. The producer then refreshes its metadata, instead of losing one record after the other.
 
 use super::{Pending, Reply, cluster::brokers};
 use crate::{
@@ -31,7 +31,7 @@ use wal::record::GroupId;
 
 /// One batch on its way to the partition's owner.
 struct Item {
-    /// Where the answer goes: the partition's place in the request.
+    /// The index of its outcome in the answer.
     place: usize,
     group: GroupId,
     batch: Bytes,
@@ -41,15 +41,15 @@ struct Item {
 
 type Outcome = Result<Appended, ErrorCode>;
 
-/// Characters of a topic's name in a line of the log at most; no name that is valid has more.
+/// Most characters of a topic's name in a log line. No valid name is longer.
 const TOPIC_CHARS_TOLD: usize = 249;
 
-/// The order in which one connection's requests are handed to the partitions: that in which they came, however long their checks take.
+/// Hands one connection's requests to the partitions in the order of arrival, however long their checks take.
 #[derive(Default)]
 pub struct Lane(Line);
 
-/// Checks the request, hands every batch to its partition, and returns what to wait for. What one turn suffices for, and no earlier
-/// request of the connection is before, has its places in the logs when this returns.
+/// Checks the request, hands every batch to its partition, and returns the pending answer. If one turn is enough
+/// and no earlier request of the connection is in the lane, the batches are handed over when this returns.
 pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16) -> Pending {
     let mut checking = Checking::new(core, request, version);
     if lane.0.is_empty() && checking.step(core, &mut { Share::TURN }) {
@@ -58,7 +58,7 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
     let place = lane.0.join();
     let (promise, answer) = promise();
     let core = core.clone();
-    // Not with the answer, which nobody asks for before those to earlier requests have left.
+    // This needs its own task: the answer is not polled before those to earlier requests have left.
     rt::spawn(async move {
         place.first().await;
         let mut work = Work::on(&core);
@@ -78,27 +78,27 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
     Box::pin(async move { answer.await.unwrap_or(Reply::Nothing) })
 }
 
-/// A request whose batches are checked, one after the other.
+/// A request whose batches are checked one after the other.
 struct Checking {
     version: i16,
     acks: i16,
     timeout: Duration,
     is_transactional: bool,
     topics: std::vec::IntoIter<ProduceTopic>,
-    /// Of the topic that is last in the answer.
+    /// The partitions left in the answer's last topic.
     partitions: std::vec::IntoIter<ProducePartition>,
-    /// The batch that is checked just now.
+    /// The batch being checked.
     batch: Option<(GroupId, Check)>,
     by_owner: Vec<Vec<Item>>,
-    /// How many these are.
+    /// The number of batches in `by_owner`.
     gathered: usize,
-    /// Those that were handed over before, of a request with very many.
+    /// Batches that were handed over earlier, if the request has very many.
     parts: Vec<Part>,
     answer: Answer,
     started: Instant,
 }
 
-/// Batches that are handed over in one turn: to append one costs some 10 µs.
+/// Batches to hand over in one turn. Appending one takes about 10 µs.
 const BATCHES_A_TURN: usize = 256;
 
 type Part = Pin<Box<dyn Future<Output = Vec<(usize, Outcome)>>>>;
@@ -121,7 +121,7 @@ impl Checking {
         }
     }
 
-    /// Goes on as far as the share lasts. Whether all is checked.
+    /// Continues until the share is spent. Returns whether all batches are checked.
     fn step(&mut self, core: &Rc<Core>, share: &mut Share) -> bool {
         loop {
             if let Some((group, check)) = &mut self.batch {
@@ -152,7 +152,7 @@ impl Checking {
         }
     }
 
-    /// Puts a checked batch with those for its partition's owner.
+    /// Adds a checked batch to those for its partition's owner.
     fn place(&mut self, core: &Core, group: GroupId, checked: Result<Checked, Refusal>) {
         let place = self.answer.outcomes.len();
         let (topic, _) = self.answer.topics.last().expect("the batch is of a topic");
@@ -171,7 +171,7 @@ impl Checking {
         }
     }
 
-    /// Hands over what is checked so far.
+    /// Hands over the batches checked so far.
     fn hand_over_part(&mut self, core: &Rc<Core>) {
         let timeout = self.timeout;
         self.gathered = 0;
@@ -212,7 +212,7 @@ impl Checking {
     }
 }
 
-/// Why a batch was not appended, and in words where the code alone would puzzle.
+/// The error of a batch that was not appended, with a message if the code alone would puzzle.
 struct Refusal {
     code: ErrorCode,
     message: Option<String>,
@@ -230,8 +230,8 @@ impl From<BatchError> for Refusal {
     }
 }
 
-/// What can be checked on any core: the request's form, the topic, and the batch itself (its CRC and what it unfolds to are paid for
-/// here, not by the partition's owner).
+/// Checks that need no owner: the request's form, the topic, and the batch itself. So the costs of the CRC and of
+/// decompression do not fall on the partition's owner.
 fn begin(
     core: &Rc<Core>,
     topic: &TopicRef,
@@ -269,8 +269,9 @@ fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option
     Some(Refusal { code: ErrorCode::InvalidTimestamp, message: Some(message) })
 }
 
-/// Appends on the owner. What the ring has room for is in the logs when this returns; the rest waits for room, in order. Who waits for
-/// replicas, or for the disk, longer than the request's timeout is told so, as Kafka does; the record may be committed all the same.
+/// Appends on the owner. Batches that fit into the ring are in the logs when this returns. The rest waits for room,
+/// in order. If the wait for replicas or the disk exceeds the request's timeout, the answer is an error, as in
+/// Kafka. The record may still be committed.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
     let now_ms = clock::wall_ms();
     let timeout = match items.first().map(|item| item.acks) {
@@ -311,7 +312,8 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
         for (place, begun) in started {
             let outcome = match begun {
                 Ok(committed) => match before(deadline, committed).await {
-                    // A promise dropped without an answer is a partition closed under us: deleted, or moved.
+                    // A promise dropped without an answer means that the partition was closed here: deleted or
+                    // moved.
                     Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
                     None => Err(too_late(&core)),
                 },
@@ -323,15 +325,17 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
     }
 }
 
-/// acks=1 and 0 have at least so much time: in Kafka the request's timeout bounds acks=all alone, so clients may well send 0.
+/// Least timeout for acks=1 and acks=0. In Kafka the request's timeout applies to acks=all only, so clients may
+/// send 0.
 const LEADER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
-/// What a request is answered whose time has passed. A full disk is named: it lasts until an operator or retention makes room.
+/// The error after the timeout. A full disk gets its own code, since it lasts until an operator or retention makes
+/// room.
 fn too_late(core: &Core) -> ErrorCode {
     if core.has_full_disk() { ErrorCode::KafkaStorageError } else { ErrorCode::RequestTimedOut }
 }
 
-/// What comes of it, if it comes before the deadline.
+/// The future's result, or `None` if the deadline comes first.
 async fn before<T>(deadline: Duration, what: impl Future<Output = T>) -> Option<T> {
     match race(what, rt::sleep(deadline.saturating_sub(clock::now()))).await {
         Either::First(done) => Some(done),
@@ -351,21 +355,21 @@ fn append(core: &Rc<Core>, item: Item, now_ms: i64) -> Started {
     partition.append(core, item.batch, &item.info, now_ms, item.acks)
 }
 
-/// The answer in the making: outcomes lie in the order of the request's partitions.
+/// The answer being built. Outcomes are in the order of the request's partitions.
 struct Answer {
     topics: Vec<(TopicRef, Vec<i32>)>,
     outcomes: Vec<Result<Appended, Refusal>>,
 }
 
 impl Answer {
-    /// In words, for the log: what a producer with acks=0 can't be told.
+    /// The first error in words, for the log, since a producer with acks=0 gets no answer.
     fn first_refusal(&self) -> Option<String> {
         let partitions = self.topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |p| (topic, p)));
         let mut refused =
             partitions.zip(&self.outcomes).filter_map(|(at, outcome)| Some((at, outcome.as_ref().err()?)));
         let ((topic, partition), Refusal { code, .. }) = refused.next()?;
         let topic = match topic {
-            // As it came: it may be anything.
+            // Quoted, since an unchecked name may contain anything.
             TopicRef::Name(name) => format!("{:?}", name.chars().take(TOPIC_CHARS_TOLD).collect::<String>()),
             TopicRef::Id(id) => id.to_string(),
         };
@@ -397,7 +401,7 @@ impl Answer {
     }
 }
 
-/// Which limit a batch exceeds, and what would raise it.
+/// The limit that a batch exceeds, and the setting that would raise it.
 fn too_large(core: &Rc<Core>, topic: &TopicRef) -> String {
     let largest = core.largest_entry();
     let own = core.find_topic(topic).map(|topic| core.topic_config(&topic).max_message_bytes);

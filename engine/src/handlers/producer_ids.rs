@@ -8,10 +8,10 @@ use net::{
 };
 use std::{cell::RefCell, ops::Range, rc::Rc};
 
-/// Ids that one core takes from the metadata at a time. A restart wastes what is left of a block; there are 2^63.
+/// Ids that one core takes from the metadata at a time. A restart wastes the rest of a block; there are 2^63 ids.
 const BLOCK: u32 = 1000;
 
-/// The ids that this core may give out.
+/// The ids that this core may still give out.
 #[derive(Default)]
 pub struct ProducerIds {
     left: RefCell<Range<i64>>,
@@ -27,7 +27,7 @@ pub async fn init(core: &Rc<Core>, request: InitProducerIdRequest) -> InitProduc
     if request.transactional_id.is_some() {
         return refused(ErrorCode::TransactionalIdAuthorizationFailed);
     }
-    // An idempotent producer that names an id wants a new epoch (KIP-360): a new id serves as well, as Kafka does.
+    // An idempotent producer that names an id wants a new epoch (KIP-360). A new id serves as well, as in Kafka.
     match next(core).await {
         Ok(id) => InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0),
         Err(code) => refused(code),
@@ -46,7 +46,7 @@ async fn next(core: &Rc<Core>) -> Result<i64, ErrorCode> {
         if let Some(id) = core.producer_ids.take() {
             return Ok(id);
         }
-        // Several may ask while the block is empty: each then brings one, and the first is used.
+        // Several requests may find the block empty. Each then allocates a block, and the first one is used.
         let results = meta::submit(core, vec![Command::AllocateProducerIds { count: BLOCK }]).await;
         match results.map_err(|_| ErrorCode::CoordinatorNotAvailable)?.pop() {
             Some(Ok(Outcome::ProducerIds { first, count })) => {

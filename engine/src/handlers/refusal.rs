@@ -1,4 +1,4 @@
-//! Refusals: an error code, and the words that go beside it into the answer.
+//! Refusals: an error code, and the message beside it in the answer.
 
 use crate::{
     cluster::meta::{self, SubmitError},
@@ -8,7 +8,7 @@ use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
 use net::errors::ErrorCode;
 use std::rc::Rc;
 
-/// A refusal with the words that go into the answer.
+/// An error code, and the message for the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub code: ErrorCode,
@@ -20,7 +20,7 @@ impl Refusal {
         Self { code, message: message.into() }
     }
 
-    /// Whether a newer view might allow what this one refuses.
+    /// Whether a newer view might allow what was refused.
     fn may_be_outdated(&self) -> bool {
         matches!(
             self.code,
@@ -35,15 +35,15 @@ impl Refusal {
         )
     }
 
-    /// Whether it came out of the log and may not be so any more: the leader alone counts what brokers have room for,
-    /// and is believed.
+    /// Whether a refusal from the log may no longer hold. Only the leader counts the brokers' room, so its refusal
+    /// for lack of room is final.
     fn may_have_been_early(&self) -> bool {
         self.may_be_outdated() && self.code != ErrorCode::PolicyViolation
     }
 }
 
-/// Checks changes against this core's view. It may be behind what a client has seen on another broker; so nothing is refused by it
-/// before it shows every write that was acknowledged.
+/// Checks changes against this core's view, which may lag behind what the client has seen on another broker. So
+/// before it refuses a change for that reason, the view must show every acknowledged write.
 pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Refusal>>) -> Vec<Result<T, Refusal>> {
     let checked = check(core);
     let outdated = |result: &Result<T, Refusal>| result.as_ref().is_err_and(Refusal::may_be_outdated);
@@ -59,8 +59,8 @@ pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Re
     }
 }
 
-/// Checks changes, one per item, and submits those that pass. Their checks may have passed by a view that was outdated; so what is
-/// refused where the log's order is, is checked again before a client is told so.
+/// Checks changes, one per item, and submits those that pass. The checks may have passed on an outdated view. So if
+/// the log rejects a change, it is checked again before the client gets the error.
 pub async fn change<T>(
     core: &Rc<Core>,
     items: &[T],

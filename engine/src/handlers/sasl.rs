@@ -1,5 +1,5 @@
-//! SaslHandshake and SaslAuthenticate where there is no SASL: both answer ILLEGAL_SASL_STATE, as a Kafka broker does on a listener
-//! without it. The client then says what is wrong; a closed connection would leave it guessing.
+//! SaslHandshake and SaslAuthenticate. There is no SASL here: both answer ILLEGAL_SASL_STATE, as a Kafka broker
+//! does on a listener without it. The client can then report the cause, which a closed connection would hide.
 
 use net::{
     StrBytes,

@@ -1,25 +1,25 @@
-//! How large answers about metadata become: memory for large ones is held before they are made.
+//! Estimates the size of answers about metadata. Memory for large ones is held before they are built.
 
 use super::{Pending, Reply, metadata::DESCRIBED_PARTITIONS_MAX};
 use crate::core::Core;
 use net::codec::{produce::TopicRef, request::Request};
 use std::{rc::Rc, time::Duration};
 
-/// Answers that are smaller go uncounted until they are queued; each connection makes one at a time.
+/// Smaller answers are not counted until they are queued. Each connection builds one at a time.
 const LIGHT_BYTES: usize = 64 << 10;
-/// What a partition takes in an answer while that is made, and a topic besides.
+/// Bytes of a partition in an answer under construction, and of a topic in addition.
 const PARTITION_BYTES: usize = 300;
 const TOPIC_BYTES: usize = 200;
-/// What a setting takes, and how many a topic or a broker has, about.
+/// Approximate bytes of a setting, and the number of settings of a topic or a broker.
 const SETTING_BYTES: usize = 250;
 const SETTINGS: usize = 64;
-/// What is known of a group, about.
+/// Approximate bytes of one group in an answer.
 const GROUP_BYTES: usize = 16 << 10;
-/// How long an answer waits for memory before the connection is closed: longer than clients do, for who holds memory and does not move is
-/// closed much sooner.
+/// How long an answer waits for memory before the connection is closed. This is longer than clients wait: a
+/// connection that holds memory and stalls is closed much sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// About how many bytes an answer takes while it is made.
+/// Approximate bytes of an answer under construction.
 fn answer_bytes(core: &Core, request: &Request) -> usize {
     match request {
         Request::Metadata(request) => match &request.topics {
@@ -57,7 +57,7 @@ fn one_topic(core: &Core, topic: &TopicRef) -> usize {
     TOPIC_BYTES + core.find_topic(topic).map_or(0, |topic| topic.partitions.len() * PARTITION_BYTES)
 }
 
-/// The answer to this request is made once there is memory for it, if it is large.
+/// Delays a large answer until there is memory for it.
 pub fn weigh(core: &Rc<Core>, request: &Request) -> impl FnOnce(Pending) -> Pending + use<> {
     let (core, bytes) = (core.clone(), answer_bytes(core, request));
     move |answer| if bytes > LIGHT_BYTES { Box::pin(within(core, bytes, answer)) } else { answer }

@@ -1,7 +1,7 @@
-//! What the broker says of itself when it starts, on stdout: a few lines for people, and the addresses for scripts.
+//! The broker's output on stdout when it starts: a few lines for people, and the addresses for scripts.
 //!
-//! The first part comes before recovery, which may take a while. The lines `listening NAME ADDRESS` come once clients are
-//! served, with the ports really bound; a script that waits for `listening kafka` can connect.
+//! The first part comes before recovery, which may take a while. The lines `listening NAME ADDRESS` come once the
+//! broker serves clients, with the ports that it has bound. A script that waits for `listening kafka` can connect.
 
 use std::{fmt, fmt::Write as _, net::SocketAddr, path::Path};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// What the system was found to be like.
+/// The machine and the limits that the broker found.
 #[derive(Debug)]
 pub struct Found<'a> {
     pub plan: &'a CorePlan,
@@ -21,27 +21,27 @@ pub struct Found<'a> {
     pub data_dir: &'a Path,
     pub kernel: &'a str,
     pub open_files: u64,
-    /// Of `segment.files.max`, what the limit of open files leaves.
+    /// The part of `segment.files.max` that the limit of open files allows.
     pub segment_files: usize,
-    /// Of `max.connections`, likewise.
+    /// The part of `max.connections` that the limit of open files allows.
     pub connections: usize,
     pub memlock: Option<u64>,
     pub o_direct: bool,
 }
 
-/// The runtime registers 64 KiB of buffers per core, and kernels before 5.12 count its rings too.
+/// The runtime registers 64 KiB of buffers per core. Kernels before 5.12 count its rings as locked memory too.
 const MEMLOCK_PER_CORE: u64 = 512 << 10;
-/// Fewer files than this, and ten thousand partitions with their clients don't fit.
+/// Fewer open files than this do not suffice for ten thousand partitions with their clients.
 const OPEN_FILES_WARN: u64 = 20_000;
 
-/// Everything that is known before the start.
+/// The first part of the banner: everything that is known before the start.
 pub fn beginning(config: &Config, found: &Found<'_>) -> String {
     let Found { plan, budget, data_dir, kernel, .. } = found;
     let cpus: CpuList = plan.cpus.iter().copied().collect();
     let cores = plan.cpus.len();
     let mut out = String::new();
     let mut line = |name: &str, text: fmt::Arguments<'_>| {
-        // Infallible: it is a string.
+        // Writing to a string does not fail.
         let _ = writeln!(out, "{name:<11}{text}");
     };
     line("millrace", format_args!("{} node {} (Linux {kernel})", env!("CARGO_PKG_VERSION"), config.node_id));
@@ -98,7 +98,7 @@ fn warnings(config: &Config, found: &Found<'_>) -> Vec<String> {
     warnings
 }
 
-/// Where the broker is reached, now that it is.
+/// The second part of the banner: the addresses that the broker has bound.
 pub fn listening(config: &Config, kafka: SocketAddr, admin: SocketAddr) -> String {
     let (host, port) = config.advertised(kafka);
     let advertised = match &config.advertised_kafka_addr {
@@ -183,7 +183,7 @@ mod tests {
         );
         let told = config(&[("advertised.kafka.addr", "kafka.example:9092")]);
         assert!(listening(&told, kafka, admin).contains("127.0.0.1:4711 (advertised as kafka.example:9092)"));
-        // Before the start, no line looks like an address for clients.
+        // Before the start, no line may look like an address for clients.
         assert!(!show(&Config::default(), |_| {}).contains("listening"));
     }
 }

@@ -1,8 +1,10 @@
-//! What the control groups of this process allow: CPUs, CPU time, memory. Both versions, also side by side.
+//! The limits that the control groups of this process set: CPUs, CPU time, memory. Handles versions 1 and 2, also side
+//! by side.
 //! Lives on: the main thread, at start.
 //!
-//! A limit holds for all groups below the one that sets it, so the least of all ancestors' counts. Inside a container the
-//! path in `/proc/self/cgroup` may lie outside what is mounted; then the mount's root is the container's own group.
+//! A limit holds for all groups below the one that sets it, so the lowest limit of all ancestors counts. Inside a
+//! container, the path in `/proc/self/cgroup` may lie outside the mounted part. Then the mount's root is the
+//! container's own group.
 
 use std::{
     fmt, fs,
@@ -19,7 +21,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Rounded down: a core that must pause is worse than a core less.
+    /// Rounded down: one core less is better than cores that the kernel pauses.
     pub fn whole_cpus(self) -> usize {
         usize::try_from(self.us / self.period_us).unwrap_or(usize::MAX)
     }
@@ -31,7 +33,7 @@ impl fmt::Display for Quota {
     }
 }
 
-/// Directories to look at, the process's own group first, then its ancestors; empty where there is no such controller.
+/// The directories to read: first the process's own group, then its ancestors. Empty if the controller does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
     v2: Vec<PathBuf>,
@@ -40,11 +42,12 @@ pub struct Cgroups {
     v1_memory: Vec<PathBuf>,
 }
 
-/// Memory limits of version 1 are 'none' from about here (PAGE_COUNTER_MAX; it depends on the page size).
+/// From about this value on, a memory limit of version 1 means 'none' (PAGE_COUNTER_MAX, which depends on the page
+/// size).
 const V1_MEMORY_NONE: u64 = i64::MAX as u64 & !0xf_ffff;
 
 impl Cgroups {
-    /// The groups of this process. What can't be read counts as no limit.
+    /// Finds the groups of this process. An unreadable file counts as no limit.
     pub fn discover() -> Cgroups {
         Cgroups::discover_under(Path::new("/"))
     }
@@ -65,7 +68,7 @@ impl Cgroups {
         }
     }
 
-    /// The CPUs of the process's group. A group's effective set lies within its parents'.
+    /// The CPUs of the process's group. The kernel keeps a group's effective set within its parents' sets.
     pub fn cpuset(&self) -> Option<CpuList> {
         let v2 = first(&self.v2, "cpuset.cpus.effective");
         let v1 = || first(&self.v1_cpuset, "cpuset.effective_cpus").or_else(|| first(&self.v1_cpuset, "cpuset.cpus"));
@@ -81,7 +84,7 @@ impl Cgroups {
         v2.chain(v1).min_by_key(|quota| quota.us * 1000 / quota.period_us)
     }
 
-    /// In bytes.
+    /// The memory limit in bytes.
     pub fn memory_limit(&self) -> Option<u64> {
         let v2 = self.v2.iter().filter_map(|dir| read(dir, "memory.max")?.parse().ok());
         let v1 = self.v1_memory.iter().filter_map(|dir| read(dir, "memory.limit_in_bytes")?.parse().ok());
@@ -97,13 +100,13 @@ fn first(dirs: &[PathBuf], name: &str) -> Option<String> {
     dirs.iter().find_map(|dir| read(dir, name)).filter(|text| !text.is_empty())
 }
 
-/// `cpu.max`: quota and period, or `max` for no quota.
+/// Parses `cpu.max`: quota and period, or `max` for no quota.
 fn parse_cpu_max(text: &str) -> Option<Quota> {
     let (us, period_us) = text.split_once(' ')?;
     quota(us.parse().ok()?, period_us.parse().ok()?)
 }
 
-/// -1 is no quota.
+/// Parses the quota of version 1. -1 means no quota.
 fn parse_cfs(us: &str, period_us: &str) -> Option<Quota> {
     quota(us.parse().ok()?, period_us.parse().ok()?)
 }
@@ -112,7 +115,7 @@ fn quota(us: u64, period_us: u64) -> Option<Quota> {
     (us > 0 && period_us > 0).then_some(Quota { us, period_us })
 }
 
-/// This process's path in a hierarchy: version 2 (`None`, hierarchy 0), or that of a version 1 controller.
+/// This process's path in a hierarchy. `None` as the controller means version 2 (hierarchy 0).
 fn membership<'a>(memberships: &'a str, controller: Option<&str>) -> Option<&'a str> {
     memberships.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -127,12 +130,13 @@ fn membership<'a>(memberships: &'a str, controller: Option<&str>) -> Option<&'a 
 
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
-    /// The part of the hierarchy that is mounted.
+    /// The mounted part of the hierarchy.
     root: String,
     point: String,
 }
 
-/// Where a hierarchy is mounted. A line: `36 35 98:0 ROOT POINT OPTIONS TAGS… - TYPE SOURCE SUPER_OPTIONS` (proc(5)).
+/// Finds where a hierarchy is mounted. A line: `36 35 98:0 ROOT POINT OPTIONS TAGS… - TYPE SOURCE SUPER_OPTIONS`
+/// (proc(5)).
 fn mount_of(mounts: &str, controller: Option<&str>) -> Option<Mount> {
     mounts.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
@@ -155,7 +159,7 @@ fn group_dirs(root: &Path, mount: &Mount, path: &str) -> Vec<PathBuf> {
         mounted => path.strip_prefix(mounted).filter(|rest| rest.is_empty() || rest.starts_with('/')),
     };
     let below = below.unwrap_or_default().trim_start_matches('/');
-    // A path with '..' lies outside of this namespace.
+    // A path with '..' lies outside this namespace.
     let below = if below.split('/').any(|part| part == "..") { "" } else { below };
     let own = point.join(below);
     let own = if own.is_dir() { own } else { point.clone() };
@@ -166,7 +170,7 @@ fn group_dirs(root: &Path, mount: &Mount, path: &str) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// Lays out a system's files; a path that ends with '/' is a directory.
+    /// Creates the files of a system. A path that ends with '/' is a directory.
     fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroups) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {

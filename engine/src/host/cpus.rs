@@ -1,14 +1,14 @@
-//! Which CPUs the broker runs on, one core each, and why.
-//! Lives on: the main thread, before any core starts. `cgroup` reads what it decides on.
+//! Chooses the CPUs that the broker runs on, one core each, and says why.
+//! Lives on: the main thread, before any core starts. [`crate::host::cgroup`] reads the limits.
 //!
-//! Cores = (affinity mask ∩ cgroup cpuset), at most ⌊cgroup CPU quota⌋ of them and at least one; or the ones the setting
-//! `cores` names, all of which must be in that set.
+//! Cores = (affinity mask ∩ cgroup cpuset), at most ⌊cgroup CPU quota⌋ of them and at least one. The setting `cores`
+//! replaces this choice. All CPUs that it names must be in that set.
 
 use std::{collections::BTreeSet, fmt, fmt::Write as _, io, str::FromStr};
 
 use crate::host::cgroup::{Cgroups, Quota};
 
-/// CPU numbers above this are taken for a typing error.
+/// A CPU number above this counts as a typing error.
 const CPU_MAX: usize = 65_535;
 
 /// A set of CPUs, written as the kernel does: `0-3,8`.
@@ -79,11 +79,11 @@ impl FromIterator<usize> for CpuList {
     }
 }
 
-/// What the broker runs on: core n is pinned to `cpus[n]`.
+/// The CPUs that the broker runs on: core n is pinned to `cpus[n]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorePlan {
     pub cpus: Vec<usize>,
-    /// For the banner: what led to this number.
+    /// For the banner: the reasons for this number of cores.
     pub why: String,
 }
 
@@ -101,7 +101,7 @@ pub enum CpuError {
     NoneLeft { affinity: CpuList, cpuset: CpuList },
 }
 
-/// What the system allows.
+/// The CPUs and the CPU time that the system allows.
 #[derive(Clone, Debug, Default)]
 struct Allowed {
     affinity: CpuList,
@@ -109,7 +109,7 @@ struct Allowed {
     quota: Option<Quota>,
 }
 
-/// Decides by what the system says now. `wanted`: the setting `cores`.
+/// Plans the cores by the system's present limits. `wanted`: the setting `cores`.
 pub fn plan(wanted: Option<&CpuList>, cgroups: &Cgroups) -> Result<CorePlan, CpuError> {
     let affinity = affinity().map_err(CpuError::Affinity)?;
     decide(&Allowed { affinity, cpuset: cgroups.cpuset(), quota: cgroups.cpu_quota() }, wanted)
@@ -121,7 +121,7 @@ fn decide(allowed: &Allowed, wanted: Option<&CpuList>) -> Result<CorePlan, CpuEr
     let mut why = format!("affinity {affinity}");
     if let Some(cpuset) = cpuset {
         usable.0.retain(|cpu| cpuset.0.contains(cpu));
-        // Infallible: it is a string.
+        // Writing to a string does not fail.
         let _ = write!(why, ", cgroup cpuset {cpuset}");
         if usable.0.is_empty() {
             return Err(CpuError::NoneLeft { affinity: affinity.clone(), cpuset: cpuset.clone() });
@@ -145,10 +145,10 @@ fn decide(allowed: &Allowed, wanted: Option<&CpuList>) -> Result<CorePlan, CpuEr
 
 /// This process's affinity mask.
 fn affinity() -> io::Result<CpuList> {
-    // The kernel refuses a mask shorter than its own; the usual 1024 bits are not enough everywhere.
+    // The kernel rejects a mask that is shorter than its own. The usual 1024 bits are too few on some machines.
     for words in [16, 64, 256, 1024] {
         let mut mask = vec![0u64; words];
-        // SAFETY: the buffer is as long as told, aligned for the type, and a CPU set is plain bits.
+        // SAFETY: the buffer has the given length and is aligned for the type, and a CPU set is plain bits.
         let status = unsafe { libc::sched_getaffinity(0, words * 8, mask.as_mut_ptr().cast()) };
         if status == 0 {
             return Ok((0..words * 64).filter(|cpu| mask[cpu / 64] >> (cpu % 64) & 1 == 1).collect());
@@ -208,7 +208,7 @@ mod tests {
             ("0-3", None, quota(6_400_000), None, Ok(&[0, 1, 2, 3])),
             ("5,9", None, None, None, Ok(&[5, 9])),
             ("0-3", None, None, Some("1,3"), Ok(&[1, 3])),
-            // Who names cores knows better than the quota.
+            // If the operator names cores, the quota does not count.
             ("0-3", None, quota(100_000), Some("0-2"), Ok(&[0, 1, 2])),
             (
                 "0-3",

@@ -1,8 +1,9 @@
-//! The data directory: there, ours alone, writable, and whether it takes O_DIRECT.
-//! Lives on: the main thread; held as long as the broker runs. What is inside is `wal`'s.
+//! The data directory: checks that it exists, belongs to this process alone, is writable, and whether it supports
+//! O_DIRECT.
+//! Lives on: the main thread, which holds it as long as the broker runs. Its contents belong to `wal`.
 //!
-//! Invariant: whoever holds a [`DataDir`] holds the lock on `<data>/LOCK`; the kernel drops it with the process, however
-//! that ends. The file itself stays: removing it would let two processes lock two files of the same name.
+//! Invariant: the owner of a [`DataDir`] holds the lock on `<data>/LOCK`. The kernel releases the lock when the process
+//! ends, however it ends. The file itself stays: removing it would let two processes lock two files of the same name.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -29,7 +30,7 @@ pub enum DataDirError {
     OtherBroker { dir: PathBuf, owner: i32, node: i32 },
 }
 
-/// A data directory that this process alone uses.
+/// A data directory that only this process uses.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -52,11 +53,11 @@ impl DataDir {
             Err(TryLockError::Error(source)) => return Err(unwritable(source)),
         }
         match write_pid(&mut lock) {
-            // The number is for messages only.
+            // The process number is only for messages.
             Err(e) if is_full(&e) => {}
             written => written.map_err(unwritable)?,
         }
-        // An old LOCK can be written where nothing can be created.
+        // An existing LOCK may be writable in a directory in which no file can be created.
         let probe = tempfile_in(&path).map_err(unwritable)?;
         drop(probe);
         Ok(DataDir { path, _lock: lock })
@@ -67,7 +68,8 @@ impl DataDir {
         &self.path
     }
 
-    /// Whether files here can be written past the page cache. An error is anything but 'not supported'.
+    /// Whether files here support writes that bypass the page cache. Returns an error for every failure except 'not
+    /// supported'.
     pub fn takes_o_direct(&self) -> io::Result<bool> {
         let file = match nameless(&self.path, libc::O_DIRECT) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
@@ -76,15 +78,15 @@ impl DataDir {
         #[repr(align(4096))]
         struct Block([u8; 4096]);
         let block = Block([0; 4096]);
-        // SAFETY: writes from a live buffer of that length to a descriptor that we own.
+        // SAFETY: the call writes from a live buffer of that length to a descriptor that we own.
         let written = unsafe { libc::pwrite(file.as_raw_fd(), block.0.as_ptr().cast(), block.0.len(), 0) };
         match written {
             4096 => Ok(true),
             0.. => Err(io::ErrorKind::WriteZero.into()),
             _ => match io::Error::last_os_error() {
                 e if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-                // No space is left for the probe, but O_DIRECT was not what was refused. The broker starts, so that a topic
-                // can be deleted to make room.
+                // There is no space for the probe, but the file system did not reject O_DIRECT. The broker starts, so
+                // that clients can delete a topic to make room.
                 e if is_full(&e) => Ok(true),
                 e => Err(e),
             },
@@ -100,7 +102,8 @@ fn tempfile_in(dir: &Path) -> io::Result<File> {
     nameless(dir, 0)
 }
 
-/// A file that goes when it is closed. Where the file system has none without a name, it has one for a moment.
+/// Opens a file that vanishes when it is closed. If the file system has no unnamed files, the file has a name for a
+/// moment.
 fn nameless(dir: &Path, flags: i32) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -108,7 +111,7 @@ fn nameless(dir: &Path, flags: i32) -> io::Result<File> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
             let path = dir.join("PROBE");
             let file = options.create(true).truncate(true).custom_flags(flags).open(&path);
-            // Whether it opened or not, nothing of that name is wanted.
+            // Nobody needs that name any more, whether or not the file could be opened.
             let _ = fs::remove_file(&path);
             file
         }
@@ -116,7 +119,7 @@ fn nameless(dir: &Path, flags: i32) -> io::Result<File> {
     }
 }
 
-/// Writes over what is there before it cuts the rest, so that a file that has its block needs no other.
+/// Overwrites the file before it cuts the rest off. So a file that has a block already needs no other block.
 fn write_pid(lock: &mut File) -> io::Result<()> {
     let line = format!("{}\n", std::process::id());
     lock.rewind()?;
@@ -172,7 +175,7 @@ mod tests {
     fn probing_leaves_nothing_behind() {
         let root = tempfile::tempdir().unwrap();
         let dir = DataDir::open(root.path()).unwrap();
-        // What the file system here says is its own affair, as long as it says something.
+        // The result depends on the file system here. It must only not be an error.
         dir.takes_o_direct().unwrap();
         let names: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["LOCK"]);

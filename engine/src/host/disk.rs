@@ -1,12 +1,12 @@
-//! The disk under a broker's stores: the system's, through an io_uring of each core's own. This crate's own tests run on simulated
-//! ones (see `sim`).
+//! The disk under a broker's stores: the system's disk, through an io_uring of each core's own. This crate's own tests
+//! run on simulated disks (see `sim`).
 
 #[cfg(test)]
 pub use wal::disk::sim::SimDisk as Disk;
 #[cfg(not(test))]
 pub use wal::disk::uring::UringDisk as Disk;
 
-/// This core's way to the disk.
+/// This core's access to the disk.
 #[cfg(not(test))]
 pub fn open() -> std::io::Result<Disk> {
     Disk::new()

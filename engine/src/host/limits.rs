@@ -1,5 +1,6 @@
-//! What the system gives the broker: memory, descriptors, locked memory, io_uring.
-//! Lives on: the main thread, before any core starts; io_uring is tried here so that the runtime meets none that fails.
+//! The resources that the system gives the broker: memory, descriptors, locked memory, io_uring.
+//! Lives on: the main thread, before any core starts. It tries io_uring here, so that the runtime does not meet one
+//! that fails.
 
 use std::{fmt, fs, io};
 
@@ -13,7 +14,7 @@ pub struct Budget {
     pub total_bytes: u64,
     /// Each core's share.
     pub per_core_bytes: u64,
-    /// For the banner: what led to it.
+    /// For the banner: where the number comes from.
     pub why: String,
 }
 
@@ -47,18 +48,19 @@ pub enum LimitError {
     LittleMemlock { limit: u64 },
 }
 
-/// A core can't do with less.
+/// The minimum for one core.
 const PER_CORE_BYTES_MIN: u64 = 16 << 20;
-/// Descriptors of the process itself: listeners, the log, the admin thread, and what is opened for a moment.
+/// Descriptors that the process itself needs: listeners, the log, the admin thread, and short-lived files.
 const FILES_BESIDE: u64 = 64;
-/// Of each core: about 25 of its rings, event queues and ring segments; the others for checkpoints, snapshots and files being flushed.
+/// Descriptors of each core: about 25 for its rings, event queues and ring segments, the others for checkpoints,
+/// snapshots and files being flushed.
 const FILES_PER_CORE: u64 = 64;
-/// What is left must suffice for a few of everything that has a share.
+/// The descriptors that remain must suffice for a few segment files, connections of clients and connections of peers.
 const FILES_SHARED_MIN: u64 = 128;
 const FILES_SHARED_PER_CORE_MIN: u64 = 32;
-/// Connections of each core to other brokers: three to each of sixteen.
+/// Connections from each core to other brokers: three to each of sixteen brokers.
 const FILES_TO_BROKERS_PER_CORE: u64 = 48;
-/// With less, glommio starts no executor.
+/// With less, glommio does not start an executor.
 const MEMLOCK_MIN: u64 = 512 << 10;
 
 impl Budget {
@@ -86,19 +88,19 @@ impl Budget {
     }
 }
 
-/// `MemTotal:       24684096 kB`
+/// Parses the line `MemTotal:       24684096 kB`.
 fn mem_total(meminfo: &str) -> Option<u64> {
     let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Open files: the soft limit after raising it to the hard one.
+/// The limit of open files, after raising the soft limit to the hard one.
 pub fn raise_open_files() -> Result<u64, LimitError> {
     raise(libc::RLIMIT_NOFILE).map_err(LimitError::OpenFiles)
 }
 
-/// Bytes that this process may lock in memory, after raising the soft limit to the hard one; `None`: no limit.
+/// Bytes that this process may lock in memory, after raising the soft limit to the hard one. `None`: no limit.
 pub fn raise_memlock() -> Result<Option<u64>, LimitError> {
     let limit = raise(libc::RLIMIT_MEMLOCK).map_err(LimitError::Memlock)?;
     enough_memlock((limit != libc::RLIM_INFINITY).then_some(limit))
@@ -115,7 +117,7 @@ fn raise(resource: libc::__rlimit_resource_t) -> io::Result<u64> {
     let (soft, hard) = rlimit(resource)?;
     if soft < hard {
         let raised = libc::rlimit { rlim_cur: hard, rlim_max: hard };
-        // SAFETY: reads a live struct.
+        // SAFETY: the call reads a live struct.
         if unsafe { libc::setrlimit(resource, &raw const raised) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -123,14 +125,15 @@ fn raise(resource: libc::__rlimit_resource_t) -> io::Result<u64> {
     Ok(hard)
 }
 
-/// What each may have of the descriptors, so that clients' connections leave storage, brokers and the admin port theirs.
+/// The shares of the descriptors. They are divided so that clients cannot take those of storage, brokers and the admin
+/// port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// `segment.files.max`, or what the limit leaves for it.
+    /// `segment.files.max`, or less if the limit of open files requires it.
     pub segment_files: usize,
-    /// `max.connections`, likewise.
+    /// `max.connections`, or less if the limit of open files requires it.
     pub connections: usize,
-    /// `peer.max.connections`, likewise.
+    /// `peer.max.connections`, or less if the limit of open files requires it.
     pub peer_connections: usize,
 }
 
@@ -143,8 +146,9 @@ pub fn descriptors(config: &Config, open_files: u64, cores: usize) -> Result<Des
         return Err(LimitError::FewFiles { limit: open_files, needed });
     }
     let left = open_files - fixed;
-    // A connection to the peer port has two for a moment, when it goes from the core that accepted it to another. Strangers may
-    // be half as many as brokers, and tools a quarter.
+    // A connection to the peer port has two descriptors for a moment, when it moves from the core that accepted it to
+    // another one. Connections that have not proved who they are may be half as many as those of brokers, and those of
+    // tools a quarter.
     let peers_wanted = 11 * config.peer_max_connections as u64 / 4 + FILES_TO_BROKERS_PER_CORE * per_core;
     let peers = peers_wanted.min(left / 4);
     let left = left - peers;
@@ -156,7 +160,7 @@ pub fn descriptors(config: &Config, open_files: u64, cores: usize) -> Result<Des
     })
 }
 
-/// Bytes that this process may lock in memory; `None`: no limit.
+/// Bytes that this process may lock in memory. `None`: no limit.
 fn memlock() -> io::Result<Option<u64>> {
     let (soft, _) = rlimit(libc::RLIMIT_MEMLOCK)?;
     Ok((soft != libc::RLIM_INFINITY).then_some(soft))
@@ -164,19 +168,19 @@ fn memlock() -> io::Result<Option<u64>> {
 
 fn rlimit(resource: libc::__rlimit_resource_t) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: fills a live struct.
+    // SAFETY: the call fills a live struct.
     match unsafe { libc::getrlimit(resource, &raw mut limit) } {
         0 => Ok((limit.rlim_cur, limit.rlim_max)),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// The kernel's release, as `uname -r` has it.
+/// The kernel's release, as `uname -r` prints it.
 pub fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
-/// Why io_uring can't be used here.
+/// Why the broker cannot use io_uring.
 #[derive(Debug, thiserror::Error)]
 pub enum UringError {
     #[error(
@@ -212,7 +216,7 @@ pub enum UringError {
     Other(io::Error),
 }
 
-/// What the runtime and the storage ask of io_uring.
+/// The operations of io_uring that the runtime and the storage need.
 const OPCODES: &[(&str, u8)] = &[
     ("NOP", opcode::Nop::CODE),
     ("READV", opcode::Readv::CODE),
@@ -240,7 +244,7 @@ const OPCODES: &[(&str, u8)] = &[
     ("RECV", opcode::Recv::CODE),
 ];
 
-/// Whether io_uring is there, allowed, and able.
+/// Checks that io_uring exists, is allowed, and supports all operations that the broker needs.
 pub fn check_io_uring() -> Result<(), UringError> {
     let ring = IoUring::new(8).map_err(|error| refused(error, &System::read()))?;
     let mut probe = Probe::new();
@@ -256,12 +260,12 @@ fn check_opcodes(is_supported: impl Fn(u8) -> bool, release: String) -> Result<(
     }
 }
 
-/// What tells one refusal from another.
+/// Settings of the system that explain why io_uring was denied.
 struct System {
     release: String,
-    /// `kernel.io_uring_disabled`, since Linux 6.6.
+    /// The value of `kernel.io_uring_disabled`, since Linux 6.6.
     io_uring_disabled: Option<u8>,
-    /// Whether a seccomp filter is on this process.
+    /// Whether a seccomp filter applies to this process.
     seccomp: bool,
     memlock: Option<u64>,
 }
@@ -291,7 +295,7 @@ fn refused(error: io::Error, system: &System) -> UringError {
     }
 }
 
-/// Bytes for people: `512 MiB`, `1.5 GiB`.
+/// Formats bytes for people: `512 MiB`, `1.5 GiB`.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes(pub u64);
 
@@ -349,7 +353,7 @@ mod tests {
         let ample = of(1 << 20, 2).unwrap();
         assert_eq!((ample.segment_files, ample.peer_connections), (8192, 1024));
         assert!(ample.connections > 1_000_000, "{ample:?}");
-        // 1024 - 64 - 2 * 64 - 66 = 766 are shared: a quarter for peers, the rest in halves.
+        // 1024 - 64 - 2 * 64 - 66 = 766 are shared: a quarter for peers, and half of the rest for each of the others.
         let little = Descriptors { segment_files: 287, connections: 288, peer_connections: 69 };
         assert_eq!(of(1024, 2), Ok(little));
         for open_files in (450..5000).step_by(13) {
@@ -399,7 +403,7 @@ mod tests {
             (libc::ENOSYS, system(None, false, None), "this kernel (6.1.0) has no io_uring"),
             (libc::EPERM, system(Some(2), true, None), "io_uring_disabled = 2"),
             (libc::EPERM, system(Some(1), false, None), "io_uring_disabled = 1"),
-            // Both may be the cause; a container's profile is the likelier one.
+            // Both may be the cause. A container's profile is the more likely one.
             (libc::EPERM, system(Some(1), true, None), "seccomp=unconfined"),
             (libc::EPERM, system(Some(0), true, None), "seccomp=unconfined"),
             (libc::EPERM, system(None, true, None), "seccomp=unconfined"),

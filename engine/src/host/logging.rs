@@ -5,22 +5,22 @@ use std::{backtrace::Backtrace, io::IsTerminal as _, panic};
 
 use tracing_subscriber::{Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-/// Shows what `filter` lets through; its form was checked with the settings.
+/// Logs the events that `filter` lets through. The filter's form was checked with the settings.
 pub fn start(filter: &str) {
     let filter: Targets = filter.parse().expect("the setting log.filter is checked when it is read");
     let lines =
         fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
-    // Only tests start twice in a process; the first stays.
+    // Only tests start logging twice in a process. The first one stays.
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
-/// A panic on any thread takes the whole process down with its message and backtrace: a broker that lost a core would go
+/// Makes a panic on any thread end the whole process with its message and backtrace. A broker that lost a core would go
 /// on half alive.
 pub fn abort_on_panic() {
     panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        // Not by `tracing`, whose own locks the panicking thread may hold.
+        // This does not use `tracing`, because the panicking thread may hold its locks.
         eprintln!("thread '{name}' {panic}\n{}", Backtrace::force_capture());
         std::process::abort();
     }));
@@ -37,13 +37,13 @@ mod tests {
 
     const CHILD: &str = "MILLRACE_TEST_PANIC_CHILD";
 
-    /// Runs itself as the process that panics.
+    /// Starts itself as the process that panics.
     #[test]
     fn a_panic_on_any_thread_ends_the_process() {
         if std::env::var_os(CHILD).is_some() {
             abort_on_panic();
             let core = thread::Builder::new().name("core-7".to_owned()).spawn(|| panic!("out of cheese")).unwrap();
-            // The hook does not return, so neither does this.
+            // The hook does not return, so this line does not either.
             let _ = core.join();
             return;
         }

@@ -1,4 +1,4 @@
-//! The machine under the broker: CPUs, limits, the data directory, and what is printed of them at start.
+//! The machine under the broker: CPUs, limits, the data directory, and what the broker prints about them at start.
 
 pub mod banner;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! Messages of other brokers on their way to the core that they are for.
+//! Routes messages of other brokers to the cores that own their groups.
 
 use crate::{
     cluster::{
@@ -15,7 +15,7 @@ use consensus::{
 use std::rc::Rc;
 use wal::record::GroupId;
 
-/// Takes what comes in on this core's connections.
+/// Handles what arrives on this core's peer connections.
 pub struct GroupHost(pub Rc<Core>);
 
 impl Host for GroupHost {
@@ -34,8 +34,8 @@ impl Host for GroupHost {
     }
 }
 
-/// Brings messages to the cores that they are for. Most are for the one on which they arrive: brokers with the same number of cores
-/// talk core to core.
+/// Passes each message to its core. Most messages are for the core on which they arrive, because brokers with the
+/// same number of cores talk core to core.
 fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
     let mut elsewhere: Vec<Vec<PeerMessage>> = Vec::new();
     let mut of_meta = Vec::new();
@@ -98,7 +98,7 @@ fn step(core: &Rc<Core>, group: GroupId, message: Message, payloads: Vec<(usize,
     match core.partition(group) {
         Some(partition) => partition.receive(core, message, payloads),
         None if core.store.was_removed(group) => {}
-        // Its topic is on its way here.
+        // The view of this core does not have the group's topic yet.
         None => core.groups.keep_early(group, message, payloads),
     }
 }

@@ -1,9 +1,10 @@
-//! The groups of a core's partitions, together: their timers, and which cores of other brokers are alive.
+//! Liveness of Raft groups: the timers of this core's groups, and which cores of other brokers are alive.
 //! Lives on: every core, one each.
 //!
-//! Each core tells the others ten times a second that it is there. As long as it does, groups whose replicas are all at one need no
-//! heartbeats of their own: they rest, and cost nothing. When a core falls silent, or comes back as another process, the groups that
-//! it has a replica of wake; those that it led elect another leader, their replicas standing one after the other.
+//! Each core sends a beat to the others ten times a second. While the beats arrive, a group whose replicas have
+//! caught up needs no heartbeats of its own: it rests and costs nothing. When a core falls silent or returns as
+//! another process, the groups with a replica on that core wake. The groups that it led elect another leader; their
+//! replicas stand for election one after the other.
 
 mod incoming;
 
@@ -30,27 +31,28 @@ use std::{
 };
 use wal::record::GroupId;
 
-/// One unit of the groups' timers, and the time between beats.
+/// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);
-/// A core that is not heard of for so long is lost; for less, if there is no way to its broker either.
+/// After this much silence a core counts as lost. The second, shorter limit applies when its broker is also
+/// unreachable.
 const SILENCE_MAX: Duration = Duration::from_millis(800);
 const SILENCE_WITHOUT_WAY: Duration = Duration::from_millis(300);
-/// After a pause of this core that was so long, silence says nothing about others.
+/// After a pause of this length, this core cannot conclude anything from the silence of others.
 const PAUSE: Duration = Duration::from_millis(300);
-/// How long a broker that stops waits for others to take over its leaderships.
+/// How long a stopping broker waits for others to take over its leaderships.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
-/// While the disk is full, what is led here all the same is offered to others so often.
+/// While the disk is full, how often the remaining leaderships are offered to others.
 const GIVE_AWAY_EVERY: Duration = Duration::from_secs(3);
-/// A broker that is back leads its partitions again once it has been there for so long.
+/// A returning broker gets its leaderships back once it has been alive for this long.
 const SETTLED: Duration = Duration::from_secs(3);
-/// Messages that are dropped since no replica can have sent them are told so often; all are counted.
+/// How often dropped messages are logged that no replica can have sent. The metrics count all of them.
 const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(10);
-/// Messages kept for groups that are not known here yet.
+/// Messages kept for groups that are still unknown here. When full, the oldest is dropped.
 const EARLY_MAX: usize = 4096;
-/// Bytes of one of them at most.
+/// Most payload bytes of one such message. A larger one is dropped.
 const EARLY_BYTES_MAX: usize = 4096;
 
-/// What is known of one core of another broker.
+/// The latest knowledge of one core of another broker.
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     at: Duration,
@@ -60,28 +62,28 @@ struct Heard {
     there: bool,
 }
 
-/// A message for a group that this broker has not heard of.
+/// A message for a group that this broker does not know yet.
 type Early = (GroupId, Message, Vec<(usize, Bytes)>);
 
 #[derive(Default)]
 pub struct Groups {
-    /// Those whose timers run.
+    /// Groups whose timers run.
     awake: RefCell<BTreeSet<GroupId>>,
     heard: RefCell<BTreeMap<(i32, u16), Heard>>,
     early: RefCell<VecDeque<Early>>,
-    /// The peers to which there was a way a moment ago.
+    /// The peers that were reachable at the last tick.
     ways: RefCell<BTreeSet<u64>>,
-    /// Leaderships are being handed over: this broker takes none.
+    /// This broker is handing over its leaderships and accepts none.
     leaving: Cell<bool>,
-    /// When leaderships are offered to others the next time, should the disk be full then.
+    /// When leaderships are next offered to others, if the disk is full then.
     give_away_at: Cell<Duration>,
     ran_for: Cell<Duration>,
-    /// When a message that can't be one was told of the last time, by whether it may mean a loss.
+    /// When a dropped message was last logged, by whether it suggests a loss.
     refusal_told: [Cell<Option<Duration>>; 2],
 }
 
 impl Groups {
-    /// How long this core has run, in ticks. Unlike by [`clock::now`], a pause takes no time.
+    /// How long this core has run, counted in ticks. Unlike with [`clock::now`], a pause does not count.
     pub fn ran_for(&self) -> Duration {
         self.ran_for.get()
     }
@@ -94,13 +96,13 @@ impl Groups {
         self.awake.borrow_mut().remove(&group);
     }
 
-    /// A planted bug: a group at rest does not hear of brokers that come and go, neither from them nor by the metadata.
+    /// A planted bug: a resting group ignores brokers that come and go, whether by beats or by the metadata.
     #[cfg(test)]
     pub(crate) fn sleeps_on(&self, group: GroupId) -> bool {
         crate::sim::planted(crate::sim::Bug::QuietGroupSleepsOn) && !self.awake.borrow().contains(&group)
     }
 
-    /// How many groups' timers run.
+    /// Number of groups whose timers run.
     pub fn awake(&self) -> usize {
         self.awake.borrow().len()
     }
@@ -111,24 +113,24 @@ impl Groups {
         self.heard.borrow().get(&(node, there)).copied().filter(|heard| heard.there)
     }
 
-    /// Whether the core of a broker that has a group's replica is alive.
+    /// Whether the broker's core that has the group's replica is alive.
     pub fn is_there(&self, core: &Core, group: GroupId, node: i32) -> bool {
         self.heard(core, group, node).is_some()
     }
 
-    /// Whether it may be asked to lead.
+    /// Whether that core is alive and healthy, so that it may be asked to lead.
     pub fn can_lead(&self, core: &Core, group: GroupId, node: i32) -> bool {
         self.heard(core, group, node).is_some_and(|heard| heard.healthy)
     }
 
-    /// Whether some core of a broker that has been heard of is silent now, or says that it is not well.
+    /// Whether some known core of the broker is silent or reports that it is unhealthy.
     pub fn is_ill(&self, node: i32) -> bool {
         let heard = self.heard.borrow();
         let mut of_node = heard.iter().filter(|((of, _), _)| *of == node);
         of_node.any(|(_, heard)| !heard.there || !heard.healthy)
     }
 
-    /// Messages that came before their group was known.
+    /// Removes and returns the messages that arrived before their group was known.
     pub fn take_early(&self, group: GroupId) -> Vec<(Message, Vec<(usize, Bytes)>)> {
         let mut early = self.early.borrow_mut();
         let (mine, others) = early.drain(..).partition(|(of, ..)| *of == group);
@@ -138,7 +140,8 @@ impl Groups {
         mine.into_iter().map(|(_, message, payloads)| (message, payloads)).collect()
     }
 
-    /// Large ones come again soon enough.
+    /// Keeps a message for a group that is not known yet. Large messages are dropped, because the sender soon
+    /// retries.
     fn keep_early(&self, group: GroupId, message: Message, payloads: Vec<(usize, Bytes)>) {
         if payloads.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > EARLY_BYTES_MAX {
             return;
@@ -150,7 +153,7 @@ impl Groups {
         early.push_back((group, message, payloads));
     }
 
-    /// A message was dropped that no replica of the group can have sent.
+    /// Counts and logs a dropped message that no replica of the group can have sent.
     pub fn refused(&self, core: &Core, group: GroupId, from: u64, unfit: &Unfit) {
         core.metrics.raft_messages_refused_total.add(1);
         let is_loss = unfit.is_possible_loss();
@@ -169,7 +172,7 @@ impl Groups {
         }
     }
 
-    /// A core of another broker is alive.
+    /// Records a beat from a core of another broker.
     fn note(&self, core: &Rc<Core>, node: i32, beat: Beat) {
         let now = clock::now();
         let before = self.heard.borrow().get(&(node, beat.core)).copied();
@@ -178,7 +181,7 @@ impl Groups {
         let heard = Heard { at: now, since, incarnation: beat.incarnation, healthy: beat.healthy, there: true };
         self.heard.borrow_mut().insert((node, beat.core), heard);
         if !is_same {
-            // It may have come back with fewer cores.
+            // The broker may have returned with fewer cores.
             self.heard.borrow_mut().retain(|(of, core), _| *of != node || *core < beat.cores);
             let concerned = concerned(core, node, beat.core, beat.cores);
             tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is there");
@@ -190,14 +193,14 @@ impl Groups {
     }
 }
 
-/// The partitions that a core of another broker has a replica of.
+/// The partitions with a replica on that core of another broker.
 fn concerned(core: &Core, node: i32, there: u16, cores: u16) -> Vec<Rc<Partition>> {
     core.partitions_that(|partition| {
         partition.concerns(node) && core_of(partition.group(), usize::from(cores.max(1))).0 == usize::from(there)
     })
 }
 
-/// Runs the timers of this core's groups, and tells others that it is there, until the broker stops.
+/// Runs the timers of this core's groups and sends its beats, until the broker stops or this core's storage fails.
 pub async fn run(core: Rc<Core>) {
     let mut last = clock::now();
     while !core.lifecycle.peers_ended.is_set() {
@@ -208,7 +211,7 @@ pub async fn run(core: Rc<Core>) {
             incarnation: core.identity.incarnation,
             core: core.id().0 as u16,
             cores: core.cores() as u16,
-            // A broker that hears nothing of the metadata's leader does not learn of new partitions.
+            // A broker that cannot reach the metadata leader does not learn of new partitions.
             healthy: is_well(&core) && core.controller().is_some(),
         };
         if core.has_failed() {
@@ -236,12 +239,13 @@ pub async fn run(core: Rc<Core>) {
     }
 }
 
-/// Whether this core may lead as well as any other.
+/// Whether this core can lead as well as any other.
 pub fn is_well(core: &Core) -> bool {
     !core.has_failed() && !core.groups.leaving.get() && !core.has_full_disk()
 }
 
-/// The disk is full: others lead what this core led, as long as there are some that are well. With its ring it goes on as a follower.
+/// The disk is full: offers leaderships to healthy replicas elsewhere. As a follower, this core goes on with the room
+/// in its ring.
 fn give_away(core: &Rc<Core>) {
     if core.id() == META_CORE {
         meta::give_away(core);
@@ -271,7 +275,7 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
     }
 }
 
-/// Groups that came to rest without a peer to which there was no way go on, now that there is one.
+/// Wakes groups that may have gone to rest while a peer was unreachable, now that it is reachable.
 fn meet_reached(core: &Rc<Core>) {
     let ways = core.peers().reached();
     let before = core.groups.ways.replace(ways.clone());
@@ -281,7 +285,7 @@ fn meet_reached(core: &Rc<Core>) {
     }
 }
 
-/// Brings leaderships back to the preferred replicas, every now and then.
+/// Moves leaderships back to the preferred replicas, once per check interval.
 pub async fn rebalance(core: Rc<Core>) {
     let every = Duration::from_secs(core.config.leader_imbalance_check_interval_seconds);
     while !core.is_stopping() {
@@ -300,7 +304,7 @@ pub async fn rebalance(core: Rc<Core>) {
     }
 }
 
-/// Hands over what this core leads, before the broker stops, as far as there is somebody who can.
+/// Hands over this core's leaderships before the broker stops, where another replica can take over.
 pub async fn hand_over(core: Rc<Core>) {
     core.groups.leaving.set(true);
     let until = clock::now() + HAND_OVER_MAX;

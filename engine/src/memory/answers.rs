@@ -1,12 +1,12 @@
-//! Answers from the reading of their records until the client's side has taken them.
-//! Lives on: the core that reads. An answer may leave from another core, so that the sums are shared: changed once when records are read
-//! and once when they have left, never for each record.
+//! Memory of answers, from the reading of their records until the client's side has taken them.
+//! Lives on: the core that reads. An answer may leave from another core, so the sums are shared. They change once
+//! when records are read and once when they have left, never for each record.
 //!
-//! Answers from memory and answers from the disk have an account each: consumers that read old records, and do not take them, leave those
-//! that keep up theirs.
+//! Answers from memory and answers from the disk have separate accounts. So consumers that read old records, and do
+//! not take them, do not starve those that are caught up.
 //!
-//! Who has no room waits in this core's line, up to a deadline. Memory comes back on any core, so the first in line looks every few
-//! milliseconds.
+//! An answer without room waits in this core's line, up to a deadline. Memory may come back on any core, so the
+//! first in line polls every few milliseconds.
 
 use crate::{
     clock,
@@ -26,10 +26,10 @@ use std::{
 
 const LOOK_AGAIN: Duration = Duration::from_millis(3);
 
-/// Every core's sum.
+/// The accounts of all cores.
 pub struct Accounts(Vec<Account>);
 
-/// One core's sum.
+/// One core's account.
 pub struct Account {
     max: usize,
     held: AtomicUsize,
@@ -43,14 +43,14 @@ pub struct Answers {
     line: Line,
 }
 
-/// Memory of an answer, held until this is dropped, on whatever core.
+/// Memory of an answer, held until this is dropped, on any core.
 pub struct Held {
     accounts: Arc<Accounts>,
     core: CoreId,
     bytes: usize,
 }
 
-/// A buffer that holds memory as long as anybody has a part of it.
+/// A buffer that holds memory while any part of it is referenced.
 struct Holding {
     bytes: Bytes,
     _held: Held,
@@ -102,12 +102,13 @@ impl Answers {
         self.accounts.0.iter().map(|account| account.waiting.load(Relaxed)).sum()
     }
 
-    /// Whether some core holds so much that somebody may soon wait.
+    /// Whether some core holds so much that answers may soon wait.
     pub fn is_half_full(&self) -> bool {
         self.accounts.0.iter().any(|account| account.held.load(Relaxed) > account.max / 2)
     }
 
-    /// Holds so much if there is room at once. An answer that is larger than the whole share has room where it is the only one.
+    /// Holds `bytes` if there is room at once. An answer larger than the whole share has room if it is the only
+    /// one.
     pub fn try_hold(&self, bytes: usize) -> Option<Held> {
         if self.line.is_empty() { self.take(bytes) } else { None }
     }
@@ -115,14 +116,14 @@ impl Answers {
     fn take(&self, bytes: usize) -> Option<Held> {
         let account = self.account();
         let held = account.held.load(Relaxed);
-        // Only this core adds, so that nobody takes the room meanwhile.
+        // Only this core adds, so no other takes the room in between.
         (held == 0 || held + bytes <= account.max).then(|| {
             account.held.fetch_add(bytes, Relaxed);
             Held { accounts: self.accounts.clone(), core: self.core, bytes }
         })
     }
 
-    /// Holds so much once there is room; `None` if there is none for so long.
+    /// Holds `bytes` once there is room. `None`: there was none within `wait`.
     pub async fn hold(&self, metrics: &CoreMetrics, bytes: usize, wait: Duration) -> Option<Held> {
         if let Some(held) = self.try_hold(bytes) {
             return Some(held);
@@ -144,7 +145,7 @@ impl Answers {
     }
 }
 
-/// One that waits, as long as this lives.
+/// Counts one waiting answer while it lives.
 struct Waiting<'a>(&'a Account);
 
 impl<'a> Waiting<'a> {
@@ -165,14 +166,14 @@ impl Held {
         self.bytes
     }
 
-    /// Gives back what is more than `bytes`.
+    /// Gives back everything above `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         self.accounts.0[self.core.0].held.fetch_sub(less, Relaxed);
         self.bytes -= less;
     }
 
-    /// Holds until nobody has any part of `bytes`.
+    /// Holds the memory until no part of `bytes` is referenced.
     pub fn with(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Holding { bytes, _held: self })
     }
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(answers.held(), 50);
         std::thread::spawn(move || drop(part)).join().unwrap();
         assert_eq!(answers.held(), 0);
-        // One that is larger than everything goes alone.
+        // An answer larger than the whole share goes alone.
         let large = answers.try_hold(1000).unwrap();
         assert!(answers.try_hold(1).is_none());
         drop(large);

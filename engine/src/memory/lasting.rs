@@ -1,34 +1,36 @@
-//! What of the memory budget partitions and idempotent producers may have. Pure.
+//! The parts of the memory budget for partitions and for idempotent producers. Pure.
 //!
-//! Both last: nothing that is done makes them go at once. So they are limited when they come to be: partitions are
-//! refused by name (`kafka::room`, `consensus::plane`), producers are forgotten, the longest silent first
-//! (`producers_share`). A broker that starts with more than its share serves what it has.
+//! Both last: they can't be freed at once when memory is short. So they are limited when they are created. New
+//! partitions are rejected with an error that names the limit (`handlers::topics::room`, `consensus::plane`). Idle
+//! producers are evicted, the longest idle first (`partition::producers::share`). A broker that starts with more
+//! than its share serves all that it has.
 
-/// Partitions get one part in so many of the budget.
+/// Partitions get one `PARTITIONS_SHARE`-th of the budget.
 const PARTITIONS_SHARE: u64 = 4;
-/// Of that, replicas get three parts in so many, and the metadata of all of the cluster's partitions gets one.
+/// The metadata of all of the cluster's partitions gets one `REPLICAS_SHARE`-th of that. Replicas get the rest.
 const REPLICAS_SHARE: u64 = 4;
-/// Idempotent producers get one part in so many.
+/// Idempotent producers get one `PRODUCERS_SHARE`-th of the budget.
 const PRODUCERS_SHARE: u64 = 16;
 
-/// What one replica takes on its broker, leader and ready to serve: Raft group, log, state, and its entries in maps.
-/// Measured as growth of the resident memory, with 20,000 partitions on 2 cores: 6.6 KiB as it is made, 8.6 KiB after a
-/// restart, 12 to 15 KiB once each partition has been written to, with what the allocator wastes.
+/// Memory of one replica on its broker, as a leader ready to serve: Raft group, log, state, and its entries in
+/// maps. Measured as growth of the resident memory, with 20,000 partitions on 2 cores. New replicas take 6.6 KiB,
+/// and 8.6 KiB after a restart. After a write to each partition it is 12 to 15 KiB, including the allocator's
+/// waste.
 const REPLICA_BYTES: u64 = 16 << 10;
-/// What one partition takes on each broker of the cluster, whoever holds it: in its slice, in what the leader counts,
-/// and in the view of each core. Measured as above, with partitions of another broker: 900 bytes where a topic has
-/// 10,000, 2,130 where each is a topic of its own with a name of 45 characters, 3,190 where that has three settings
-/// too. Of these, 120 to 200 for each core.
+/// Memory of one partition on each broker of the cluster, wherever its replicas are: in its slice, in the leader's
+/// counts, and in each core's view. Measured as above, with partitions of another broker. A partition takes 900
+/// bytes in a topic with 10,000 partitions. It takes 2,130 in a topic of its own with a name of 45 characters, and
+/// 3,190 with three settings as well. These include 120 to 200 bytes for each core.
 const METADATA_BYTES: u64 = 3 << 10;
 const VIEW_BYTES: u64 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lasting {
-    /// Replicas that this broker takes.
+    /// Most replicas that this broker takes.
     pub replicas_max: u64,
-    /// Partitions of the whole cluster whose metadata this broker takes.
+    /// Most partitions of the whole cluster whose metadata this broker takes.
     pub partitions_max: u64,
-    /// Bytes of idempotent producers that each core remembers.
+    /// Most bytes of idempotent producers that each core remembers.
     pub producers_bytes: u64,
 }
 

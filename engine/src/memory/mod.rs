@@ -1,13 +1,14 @@
 //! The memory that clients make a core hold, each kind within a share of `memory.budget.bytes`.
-//! Lives on: every core, one [`Memory`] each. The sums of answers are shared between the cores.
+//! Lives on: every core, one [`Memory`] each. The cores share the sums of answers.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `lasting` | partitions and producers, which do not go by themselves |
-//! | `requests` | requests that are received or in progress: what a core does not have room for, it does not read |
-//! | `answers` | answers from the reading of their records until the client's side has taken them |
+//! | `lasting` | partitions and producers, which stay until they are deleted or evicted |
+//! | `requests` | requests being received or in progress: a core does not read what it has no room for |
+//! | `answers` | answers, from the reading of their records until the client's side has taken them |
 //!
-//! Whoever lacks room waits in a line. Whoever holds it and does not move, while others wait, is closed: see [`crate::connection`].
+//! A request or an answer without room waits in a line. If others wait, a connection that holds memory and stalls
+//! is closed: see [`crate::connection`].
 
 mod answers;
 mod lasting;
@@ -21,16 +22,17 @@ pub use requests::{FREE_BYTES, Requests, Reservation};
 use crate::core::CoreId;
 use std::sync::Arc;
 
-/// What one core may use for what. Together with the shares of partitions and producer ids, these are the whole budget.
+/// One core's share for each use. With the shares of partitions and idempotent producers, they make up the whole
+/// budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     /// The newest records in memory, flushed or not.
     pub log: u64,
-    /// What of those may be kept for tailing consumers.
+    /// The part of `log` that may be kept for tailing consumers.
     pub cache: u64,
     pub read_ahead: u64,
     pub indexes: u64,
-    /// What checkpoints carry.
+    /// State that checkpoints carry.
     pub carried: u64,
     pub requests: usize,
     pub answers: usize,
@@ -51,7 +53,7 @@ impl Shares {
     }
 }
 
-/// What all cores know of each other's accounts.
+/// The shares, and the accounts that all cores see.
 pub struct Broker {
     pub shares: Shares,
     answers: Arc<Accounts>,
@@ -69,9 +71,9 @@ impl Broker {
 /// One core's accounts.
 pub struct Memory {
     pub requests: Requests,
-    /// Of records that are in memory, and of metadata.
+    /// For records in memory, and for metadata.
     pub answers: Answers,
-    /// Of records that are read from the disk.
+    /// For records that are read from the disk.
     pub cold_answers: Answers,
 }
 
@@ -85,17 +87,17 @@ impl Memory {
         }
     }
 
-    /// Answers that wait for memory which others may hold unread, on all cores.
+    /// Answers on all cores that wait for memory which others may hold unread.
     pub fn answers_waiting(&self) -> usize {
         self.answers.waiting_anywhere() + self.cold_answers.waiting_anywhere()
     }
 
-    /// Bytes of all answers of one core, at most.
+    /// Most bytes of all answers of one core.
     pub fn answers_max(&self) -> usize {
         self.answers.max() + self.cold_answers.max()
     }
 
-    /// Whether so much is held that somebody may soon wait.
+    /// Whether so much is held that requests or answers may soon wait.
     pub fn is_half_full(&self) -> bool {
         self.requests.is_half_full() || self.answers.is_half_full() || self.cold_answers.is_half_full()
     }

@@ -1,22 +1,24 @@
-//! Requests that are received or in progress.
+//! Memory of requests that are being received or in progress.
 //! Lives on: one core, the connection's.
 //!
-//! Each connection may receive [`FREE_BYTES`] of a frame. Beyond that it reserves memory as the bytes come, before they are read, in one
-//! of two lanes: that of heavy frames, a thirty-second of the share or more, does not hold up the other. The reservation stays
-//! until the request is answered. A frame that is partly here may need more than is free: the first in line gets it all the same, one at a
-//! time, so that of several such frames one always ends.
+//! Each connection may receive [`FREE_BYTES`] of a frame. Beyond that it reserves memory before it reads more
+//! bytes. There are two lanes, so that heavy frames (a thirty-second of the share or more) do not delay the others.
+//! The reservation stays until the request is answered.
 //!
-//! Bound: what the lanes have room for, and one frame more in each (`socket.request.max.bytes`).
+//! A frame that is partly received may need more than is free. The first in line gets it anyway, but only one at a
+//! time. So even if several frames are stuck, one always completes.
+//!
+//! Bound: the room of the lanes, and one more frame in each (`socket.request.max.bytes`).
 
 use crate::{core::line::Line, sync::Notify};
 use std::{cell::Cell, rc::Rc};
 
-/// What each connection may receive of a frame without asking: one read.
+/// Bytes of a frame that each connection may receive without a reservation: one read.
 pub const FREE_BYTES: usize = 16 << 10;
 
 /// One core's requests.
 pub struct Requests {
-    /// Of frames that need no reservation, while their requests are in progress.
+    /// Most bytes of frames without a reservation whose requests are in progress.
     small_max: usize,
     heavy_from: usize,
     light: Rc<Lane>,
@@ -26,7 +28,7 @@ pub struct Requests {
 struct Lane {
     max: usize,
     held: Cell<usize>,
-    /// Somebody holds more than there was room for.
+    /// One reservation holds more than there was room for.
     is_over: Cell<bool>,
     line: Line,
     freed: Notify,
@@ -36,7 +38,7 @@ struct Lane {
 pub struct Reservation {
     lane: Rc<Lane>,
     bytes: usize,
-    /// It may take what it needs.
+    /// It may take all that it needs, even beyond the lane's room.
     is_over: bool,
 }
 
@@ -54,17 +56,17 @@ impl Requests {
         Self { small_max: share / 4, heavy_from: share / 32, light: lane(share / 2), heavy: lane(share / 4) }
     }
 
-    /// Bytes of all requests, at most, but for the frames that go beyond.
+    /// Most bytes of all requests, not counting frames that exceed their lane's room.
     pub fn share(&self) -> usize {
         self.small_max * 4
     }
 
-    /// Bytes of requests in progress that have no reservation, at most.
+    /// Most bytes of requests in progress that have no reservation.
     pub fn small_max(&self) -> usize {
         self.small_max
     }
 
-    /// An empty reservation for a frame of so many bytes.
+    /// An empty reservation for a frame of `frame_bytes`.
     pub fn reservation(&self, frame_bytes: usize) -> Reservation {
         let lane = if frame_bytes >= self.heavy_from { &self.heavy } else { &self.light };
         Reservation { lane: lane.clone(), bytes: 0, is_over: false }
@@ -80,7 +82,7 @@ impl Requests {
         self.light.held.get() + self.heavy.held.get()
     }
 
-    /// Whether so much is reserved that somebody may soon wait.
+    /// Whether so much is reserved that requests may soon wait.
     pub fn is_half_full(&self) -> bool {
         [&self.light, &self.heavy].iter().any(|lane| lane.held.get() > lane.max / 2)
     }
@@ -91,18 +93,18 @@ impl Reservation {
         self.bytes
     }
 
-    /// Whether it would get as much more as makes `bytes` in all, at once.
+    /// Whether it could grow to `bytes` in total at once.
     pub fn has_room(&self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         self.is_over || (self.lane.line.is_empty() && self.lane.has_room(more))
     }
 
-    /// Whether it holds more than there was room for, so that all others wait for it.
+    /// Whether it may exceed the lane's room, so that all others wait for it.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Reserves as much more as makes `bytes` in all, once there is room.
+    /// Grows to `bytes` in total, once there is room.
     pub async fn grow(&mut self, bytes: usize) {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return };
         if !self.has_room(bytes) {
@@ -163,7 +165,7 @@ mod tests {
         for frame in [&mut one, &mut two, &mut three, &mut four] {
             assert!(is_ready(frame.grow(20 << 10)));
         }
-        // Nobody has room for more, so the first who asks takes it, and is the only one.
+        // No frame has room for more, so the first to ask takes it. Only one frame may do so.
         assert!(is_ready(three.grow(40 << 10)) && three.is_over());
         assert!(is_ready(three.grow(1 << 20)));
         let mut waiting = Box::pin(one.grow(40 << 10));

@@ -1,23 +1,23 @@
-//! A histogram of durations with fixed buckets: log-linear, as HdrHistogram has them.
-//! Lives on: the core that records; the admin thread reads.
+//! A histogram of durations with fixed buckets: log-linear, as in HdrHistogram.
+//! Lives on: the core that records. The admin thread reads.
 //!
 //! ```text
 //! bucket   0 │ 1 … 4 linear steps │ 5 … 8          │ … │ 92 steps in all │ the rest
 //! up to    4 µs  5, 6, 7, 8.2 µs    10, 12, 14, 16 µs    34 s              ∞
 //! ```
-//! Each power of two of nanoseconds is cut in four, so a bound is off by at most a quarter.
+//! Each power of two of nanoseconds is divided into four buckets, so a bound is off by at most a quarter.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// Steps per power of two, as bits.
+/// Buckets per power of two, in bits.
 const STEP_BITS: u32 = 2;
 const STEPS: usize = 1 << STEP_BITS;
-/// The first bucket ends at 2^12 ns, 4 µs.
+/// The first bucket ends at 2^12 ns (4 µs).
 const FIRST_BITS: u32 = 12;
-/// The last but one ends at 2^35 ns, 34 s.
+/// The last bucket but one ends at 2^35 ns (34 s).
 const LAST_BITS: u32 = 35;
 const BUCKETS: usize = 1 + (LAST_BITS - FIRST_BITS) as usize * STEPS + 1;
 
@@ -34,7 +34,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Only ever from one thread.
+    /// Only one thread may call this.
     pub fn record(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let cell = &self.counts[bucket_of(ns)];
@@ -46,7 +46,7 @@ impl Histogram {
         self.sum_ns.load(Relaxed)
     }
 
-    /// Upper bound, inclusive, and count of each bucket; the last has no bound.
+    /// The upper bound (inclusive) and the count of each bucket. The last bucket has no bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
         self.counts.iter().enumerate().map(|(bucket, count)| (upper_bound(bucket), count.load(Relaxed)))
     }
@@ -87,7 +87,7 @@ mod tests {
                 Some(upper) => {
                     assert!(upper > lower, "bounds rise");
                     assert_eq!((bucket_of(lower + 1), bucket_of(upper)), (bucket, bucket), "{lower}..={upper}");
-                    // At most a quarter off.
+                    // A bound is at most a quarter off.
                     assert!(bucket == 0 || upper - lower <= lower.div_ceil(STEPS as u64));
                     lower = upper;
                 }

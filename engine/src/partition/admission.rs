@@ -1,14 +1,17 @@
-//! Admission: appends wait here, before they are proposed, while the ring is down to its reserve.
+//! Admission: appends wait here, before they are proposed, while the ring has only its reserve left.
 //! Lives on: every core, one each, before that core's ring.
 //!
-//! A proposal can't be refused once it is taken, so the limit acts before it. Partitions take turns, so that one with a hundred
-//! megabytes that wait holds up no other. In a partition it is first come, first served, or pipelined batches of one producer would
-//! change places. An append that gives up leaves the line, wherever it stands.
+//! A proposal can't be rejected once it is taken, so the limit acts before it. Partitions take turns, so that one
+//! with a hundred megabytes waiting delays no other. Within a partition, the order is first come, first served.
+//! Otherwise pipelined batches of one producer would change places. An append that gives up leaves the line,
+//! wherever it stands.
 //!
-//! Other leaders' entries need the same room and wait nowhere: what the ring can't take is dropped and comes again. They leave what
-//! the first in turn needs ([`Admission::claimed`]), or many small ones would take all room before it is enough for a large batch.
+//! Other leaders' entries need the same room and never wait: entries that don't fit are dropped, and the leader
+//! resends them. They leave the room that the first append in turn needs ([`Admission::claimed`]). Otherwise many
+//! small entries would take the room as it is freed, and a large batch would never fit.
 //!
-//! Bound: the connections admit at most `queued.max.request.bytes` per core, and each append here belongs to such a request.
+//! Bound: the connections admit at most `queued.max.request.bytes` per core, and each append here belongs to such a
+//! request.
 //! Deadline: the request's timeout.
 
 use crate::core::{
@@ -25,14 +28,14 @@ pub struct Admission {
     claimed: Rc<Cell<usize>>,
 }
 
-/// A place in the partition's line. As long as it is held, no append to the partition that came later goes first.
+/// A place in the partition's line. While it is held, no later append to the partition goes first.
 pub struct Turn {
     spot: Spot<GroupId>,
     bytes: usize,
     claimed: Rc<Cell<usize>>,
 }
 
-/// Claims room for as long as it lives. There is one at a time, as one append has its turn.
+/// Claims room while it lives. There is at most one, since only one append has its turn.
 struct Claim<'a>(&'a Cell<usize>);
 
 impl Drop for Claim<'_> {
@@ -42,9 +45,9 @@ impl Drop for Claim<'_> {
 }
 
 impl Turn {
-    /// Waits until it is this append's turn and the ring has room for it. A ring that has failed, and an entry that never
-    /// fits, are admitted: the append then says why it is refused. The caller appends before it awaits anything else, and
-    /// then drops the turn.
+    /// Waits until it is this append's turn and the ring has room for it. If the ring has failed, or the entry can
+    /// never fit, it is admitted too, and the append then returns the error. The caller appends before it awaits
+    /// anything else, and then drops the turn.
     pub async fn come(&mut self, store: &Store) {
         self.spot.turn().await;
         let _claim = Claim(&self.claimed);
@@ -64,12 +67,12 @@ impl Admission {
         Some(Turn { spot: self.lines.join(group), bytes, claimed: self.claimed.clone() })
     }
 
-    /// Appends that wait.
+    /// The number of appends that wait.
     pub fn waiting(&self) -> usize {
         self.lines.len()
     }
 
-    /// Bytes of the ring's room that are to be left for the append whose turn it is. 0: none waits.
+    /// Bytes of the ring's room to leave for the append whose turn it is. 0: none waits.
     pub fn claimed(&self) -> usize {
         self.claimed.get()
     }

@@ -1,4 +1,5 @@
-//! What becomes of a producer's batch: refused, known already, or proposed; and who waits for which entry.
+//! Producers' batches: rejected, recognised as duplicates, or proposed. Also holds the requests that wait for an
+//! entry.
 
 use super::{Partition, State};
 use crate::{
@@ -24,19 +25,20 @@ use net::{
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::Span;
 
-/// Bytes of one partition that may wait for their commit; beyond it, appends are refused.
+/// Unapplied bytes that one partition may hold. Beyond it, appends are rejected with NOT_ENOUGH_REPLICAS, and
+/// clients retry.
 const TAIL_BYTES_MAX: usize = 64 << 20;
 
-/// What a producer is told of its batch.
+/// The answer to an appended batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     pub base_offset: u64,
-    /// In ms since the epoch, where the topic stamps its records itself.
+    /// In ms since the epoch, if the topic stamps its records itself.
     pub log_append_time: Option<i64>,
     pub log_start: u64,
 }
 
-/// An append's answer, given once its entry is as safe as was asked for.
+/// An append's answer, given once its entry is as durable as the request asked for.
 pub type Committed = Answer<Result<Appended, ErrorCode>>;
 
 /// When an append is answered.
@@ -54,17 +56,17 @@ pub(super) struct Waiting {
     pub(super) promise: Promise<Result<Appended, ErrorCode>>,
 }
 
-/// What holds only if this replica still leads.
+/// An answer that holds only if this replica still leads.
 pub(super) struct Unsure {
-    /// By which the group was asked.
+    /// The token of its read-index request to the group.
     pub(super) token: u64,
     pub(super) what: IfLeading,
 }
 
 pub(super) enum IfLeading {
-    /// An append is refused so.
+    /// Rejects an append with this code.
     Refusal(ErrorCode, Promise<Result<Appended, ErrorCode>>),
-    /// Somebody reads what follows from the log.
+    /// A read of state that is derived from the log.
     Read(Promise<Result<(), ErrorCode>>),
 }
 
@@ -86,7 +88,7 @@ impl IfLeading {
 
 #[cfg(test)]
 impl Partition {
-    /// Requests that wait for an entry to be as safe as they asked, or for this replica to be sure that it leads.
+    /// Requests that wait for an entry to become durable, or for this replica to confirm that it leads.
     pub(crate) fn waiters(&self) -> usize {
         let state = self.state.borrow();
         state.waiting.len() + state.waiting_here.len() + state.unsure.len() + self.held.borrow().len()
@@ -133,7 +135,8 @@ impl Partition {
         let payload = Payload { span, header, bytes: batch };
         let position = match self.replica.propose(EntryData::Batch(descriptor).encode(), Some(payload)) {
             Ok(position) => position,
-            // A leader that is handing over, or whose log is full for the moment: the next batch may meet one that is not.
+            // The leader is handing over, or its log is full for the moment. The client retries, perhaps at a new
+            // leader.
             Err(error) => {
                 drop(state);
                 self.was_not_appended(core, info);
@@ -149,8 +152,8 @@ impl Partition {
         Ok(answer)
     }
 
-    /// Refuses an append. While a hand-over is under way, the answer waits for its end: a client that is refused at once asks for a leader that
-    /// nobody knows yet, and waits longer before each retry.
+    /// Rejects an append. During a handover the answer waits for its end. A client that is rejected at once finds no
+    /// leader yet, and backs off longer before each retry.
     fn refuse(&self, code: ErrorCode) -> Result<Committed, ErrorCode> {
         if code != ErrorCode::NotLeaderOrFollower || self.handing_over_until.get().is_none() {
             return Err(code);
@@ -160,8 +163,8 @@ impl Partition {
         Ok(answer)
     }
 
-    /// A batch was refused, or gave up while it waited for room, and its producer sends it again. What the producer has sent
-    /// behind it may not begin in its place meanwhile.
+    /// Notes that a batch was rejected, or timed out while it waited for room. Its producer will retry it. Until
+    /// then, later batches of the producer must not begin in its place.
     pub fn was_not_appended(&self, core: &Core, info: &BatchHeader) {
         if info.is_idempotent() {
             let gap = Gap { epoch: info.producer_epoch, expected: info.base_sequence };
@@ -169,7 +172,8 @@ impl Partition {
         }
     }
 
-    /// Why a batch of this size is not taken now, whoever sent it.
+    /// Checks everything but the sequence number: leadership, in-sync replicas, size and room. Returns the error,
+    /// if any.
     fn refusal(&self, core: &Core, bytes: usize, acks: Acks) -> Option<ErrorCode> {
         if !self.leads() {
             return Some(self.why_not_led_here(core));
@@ -185,7 +189,7 @@ impl Partition {
         (waiting > 0 && waiting + bytes > TAIL_BYTES_MAX).then_some(ErrorCode::NotEnoughReplicas)
     }
 
-    /// What an idempotent producer is told whose batch is not to be appended: it is there already, or not the next one. `None`: it is.
+    /// Checks the batch's sequence number. Returns `None` if the batch may be appended, else the answer to send.
     fn answer_by_sequence(
         self: &Rc<Self>,
         core: &Rc<Core>,
@@ -196,7 +200,7 @@ impl Partition {
         let mut state = self.state.borrow_mut();
         let verdict = state.producers.check(producer, epoch, sequence, info.record_count);
         let gap = match verdict {
-            // Nearly always.
+            // The usual case.
             Verdict::New if state.gaps.is_empty() => return None,
             Verdict::New if state.producers.knows(producer) => None,
             #[cfg(test)]
@@ -223,15 +227,17 @@ impl Partition {
         Some(Ok(self.refuse_if_leading(core, code)))
     }
 
-    /// Refuses a batch for what this replica knows of its producer, once it is sure that it still leads: who was stopped, or cut off, may
-    /// have missed what the producer has written elsewhere, and producers give up on such an answer.
+    /// Rejects a batch because of its producer's state, once this replica has confirmed that it still leads. A
+    /// broker that was paused or cut off may have missed what the producer wrote elsewhere, and producers give up
+    /// on such an error.
     fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, code: ErrorCode) -> Committed {
         let (promise, answer) = promise();
         self.make_sure(core, IfLeading::Refusal(code, promise));
         answer
     }
 
-    /// Told once a quorum has said, after this was called, that this replica still leads: then it has all that was committed before.
+    /// Returns once a quorum has confirmed, after this call, that this replica still leads. It then has everything
+    /// committed before the call.
     pub async fn still_leading(self: &Rc<Self>, core: &Rc<Core>) -> Result<(), ErrorCode> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
@@ -253,7 +259,8 @@ impl Partition {
     }
 }
 
-/// What closes a gap may wait in a socket while this process is stopped.
+/// Time to wait for the batch that closes a gap. Only time in which this process ran counts: while it is paused,
+/// the batch may be waiting in a socket.
 fn gap_patience(core: &Core) -> Patience {
     let now = core.groups.ran_for();
     #[cfg(test)]
@@ -263,7 +270,7 @@ fn gap_patience(core: &Core) -> Patience {
     Patience { now, timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
 }
 
-/// A leader that is handing over is as good as none.
+/// A leader that is handing over can't append, so clients treat it as no leader.
 pub(super) fn refusal(error: ProposeError) -> ErrorCode {
     match error {
         ProposeError::NotLeader | ProposeError::Full => ErrorCode::NotLeaderOrFollower,
@@ -278,7 +285,7 @@ impl State {
         }
     }
 
-    /// Answers a duplicate as its original, when that is as safe as is asked for now.
+    /// Answers a duplicate like its original batch, once the original is as durable as this request asks for.
     fn answer_duplicate(
         &mut self,
         original: &WrittenBatch,
@@ -298,7 +305,7 @@ impl State {
             promise.keep(Ok(appended));
         } else {
             let waiters = self.waiters(acks);
-            // A client that gives up and sends again, over and over, leaves one waiter here at most.
+            // A client that times out and retries again and again leaves at most one waiter here.
             waiters.retain(|waiting| waiting.index != original.index || !waiting.promise.is_abandoned());
             let behind = waiters.partition_point(|waiting| waiting.index <= original.index);
             waiters.insert(behind, Waiting { index: original.index, appended, promise });
@@ -306,12 +313,12 @@ impl State {
         answer
     }
 
-    /// Appends that wait, whatever for.
+    /// Takes all appends that wait for their entry to become durable.
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Promise<Result<Appended, ErrorCode>>> {
         self.waiting.drain(..).chain(self.waiting_here.drain(..)).map(|waiting| waiting.promise)
     }
 
-    /// Answers all who wait with a refusal.
+    /// Fails all waiting requests with `code`.
     pub(super) fn refuse_all(&mut self, code: ErrorCode) {
         for waiting in self.waiting.drain(..).chain(self.waiting_here.drain(..)) {
             waiting.promise.keep(Err(code));

@@ -1,9 +1,12 @@
-//! What a laggard lacks: read from the log a piece at a time, and sent on the lane for bulk, so that it delays nobody else.
+//! Reads the entries that a lagging replica lacks from the log, a piece at a time. They go out on the bulk lane, so
+//! that they delay no other traffic.
 //!
-//! It is asked for in two ways. Of entries that the group has in memory raft-rs makes messages, though the store may have let go of
-//! their batches: those messages wait in a queue until these are read, and all that follows to the same peer waits behind them, since
-//! a replica refuses what comes too early. Entries that the group has let go of are [wanted](Wanted): they are read, and given to
-//! raft-rs, which makes the message.
+//! Reads have two causes:
+//! - The group still has the entries in memory, so raft-rs makes the messages, but the store may have dropped their
+//!   batches. The messages wait in a queue until the batches are read. Later appends to the same peer queue behind
+//!   them, since a replica rejects entries that arrive too early.
+//! - The group has dropped the entries: they are [wanted](Wanted). They are read and given to raft-rs, which makes
+//!   the message.
 //!
 //! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace).
 
@@ -24,28 +27,28 @@ use std::{
 };
 use wal::{record, store::Entries};
 
-/// Data and batches of one piece of what a laggard lacks, and of one message to it.
+/// Most bytes of data and batches in one piece that is read, and in one message to a lagging replica.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// Ticks after which what was sent to a laggard counts as lost.
+/// Ticks after which what was sent to a lagging replica counts as lost.
 const WAITED_MAX: u32 = 5;
 
-/// What laggards of one partition are to get.
+/// Entries to send to the lagging replicas of one partition.
 #[derive(Default)]
 pub(super) struct CatchUp {
-    /// Messages that lack batches, and what must not overtake them.
+    /// Messages that lack batches, and later messages that must not overtake them.
     queue: RefCell<VecDeque<Message>>,
-    /// A task sends them.
+    /// A task is sending the queue.
     queue_moves: Cell<bool>,
-    /// To be read once the laggard has what was sent before.
+    /// Entries to read once the peer has what was sent before.
     wanted: RefCell<Option<Wanted>>,
-    /// It is being read.
+    /// A task is reading them.
     fetching: Cell<bool>,
-    /// The last index of the last piece but one, and of the last, that was read.
+    /// The last indexes of the last two pieces read, the earlier piece first.
     pieces: Cell<(u64, u64)>,
-    /// Ticks since that was read.
+    /// Ticks since the last piece was read.
     waited: Cell<u32>,
-    /// Batches of entries that were wanted, by index, while they are sent.
+    /// Batches of wanted entries, by index, while they are being sent.
     fetched: RefCell<Vec<(u64, Bytes)>>,
 }
 
@@ -61,7 +64,8 @@ impl CatchUp {
     fn push(&self, message: Message) {
         let mut queue = self.queue.borrow_mut();
         let last = queue.iter().rev().find(|queued| queued.to == message.to);
-        // What does not go on where the last one ends begins anew: something was lost.
+        // A message that does not continue the last one replaces this peer's queued messages: something was lost, and
+        // Raft starts over.
         if last.is_some_and(|last| message.index != last.index + last.entries.len() as u64) {
             queue.retain(|queued| queued.to != message.to);
         }
@@ -70,7 +74,7 @@ impl CatchUp {
 }
 
 impl Partition {
-    /// Sends entries with their batches if these are in memory, else once they are read.
+    /// Sends entries with their batches at once if these are in memory, otherwise after reading them.
     pub(super) fn send_append(&self, core: &Rc<Core>, message: Message) {
         if !self.catch_up.is_queued_for(message.to)
             && let Some((payloads, is_fetched)) = self.payloads_at_hand(core, &message)
@@ -91,7 +95,8 @@ impl Partition {
         });
     }
 
-    /// The batches of a message's entries, and whether some were read for it; `None` if one is not in memory.
+    /// The batches of a message's entries, and whether some come from a read for this purpose. `None` if one is not
+    /// in memory.
     fn payloads_at_hand(&self, core: &Core, message: &Message) -> Option<(Vec<(usize, Bytes)>, bool)> {
         let fetched = self.catch_up.fetched.borrow();
         let (mut payloads, mut is_fetched) = (Vec::new(), false);
@@ -119,7 +124,7 @@ impl Partition {
         core.peers().send_on(lane, to, PeerMessage::Append { group: self.group().0, message, payloads });
     }
 
-    /// Sends the queue's messages, one after the other.
+    /// Sends the queue's messages one after the other.
     async fn send_queued(&self, core: &Rc<Core>) {
         while !self.catch_up.queue.borrow().is_empty() {
             core.peers().bulk_room().await;
@@ -140,7 +145,7 @@ impl Partition {
         }
     }
 
-    /// Sends as much of a message as there are batches for.
+    /// Sends the part of a message for which batches were read.
     fn send_read(&self, core: &Core, mut message: Message, entries: Vec<record::Entry>) {
         let same =
             |(small, whole): &(&RaftEntry, &record::Entry)| (small.index, small.term) == (whole.index, whole.term);
@@ -156,7 +161,8 @@ impl Partition {
             Entries::Memory(entries) => Ok(entries),
             Entries::Cold(read) => read.await,
             Entries::Gone => {
-                // Retention was faster: whoever lacks them begins anew where the log does now.
+                // Retention was faster. A replica that lacks these entries starts again at the current start of the
+                // log.
                 if let Some(log) = core.store.log(self.group()) {
                     self.replica.with(|raft| raft.forget(log.first_index - 1));
                 }
@@ -175,7 +181,7 @@ impl Partition {
         }
     }
 
-    /// Reads what a peer lacks and the group has let go of, if there is such, one piece after the other.
+    /// Reads, a piece at a time, entries that a peer lacks and the group has dropped, if there are any.
     pub(super) fn fetch_what_lacks(&self, core: &Rc<Core>) {
         let catch_up = &self.catch_up;
         if catch_up.fetching.get() {
@@ -195,12 +201,12 @@ impl Partition {
         });
     }
 
-    /// Whether some peer has all that comes before this, or all but the last piece: what is sent further ahead would only be thrown away
-    /// by one that is slow.
+    /// Whether some peer has everything before this piece, or everything but the last piece. Sending further ahead
+    /// is useless: a slow peer would throw it away.
     fn is_awaited(&self, from: u64) -> bool {
         let (before_last, _) = self.catch_up.pieces.get();
         let matched = self.replica.with(|raft| raft.progress());
-        // What was sent before may be lost: then the peer says so when it gets what follows.
+        // Earlier pieces may be lost. The peer reports that when it gets a later one.
         self.catch_up.waited.get() >= WAITED_MAX
             || matched
                 .iter()
@@ -228,7 +234,7 @@ impl Partition {
     }
 }
 
-/// The batches' bytes.
+/// Total bytes of the entries' batches.
 fn bytes_of(entries: &[record::Entry]) -> u64 {
     entries.iter().filter_map(|entry| entry.payload.as_ref()).map(|(_, batch)| batch.len() as u64).sum()
 }

@@ -1,7 +1,9 @@
-//! What the replicas of a partition do by the clock: elect, say who leads and who is in sync, rest, hand over.
+//! The timed work of a partition's replicas: elections, announcing the leader and the in-sync replicas, rest,
+//! handover.
 //!
-//! A group whose replicas are all at one, committed, rests: its timers stand still, and the beats of the brokers' cores stand for its
-//! heartbeats (see [`crate::liveness`]). Whatever happens to it wakes it.
+//! A group rests once a majority of its voters is reachable, every reachable replica has the whole log, and all of it
+//! is committed. Its timers then stand still, and the heartbeats between the brokers' cores replace its own (see
+//! [`crate::liveness`]). Any event wakes the group.
 
 use super::Partition;
 use crate::{
@@ -16,19 +18,21 @@ use consensus::{
 use net::errors::ErrorCode;
 use std::{rc::Rc, time::Duration};
 
-/// Ticks without anything new before a group may rest.
+/// Ticks without a new entry before a group may rest.
 const RESTS_AFTER: u32 = 5;
-/// Ticks between the replicas of a partition that stand for election because its leader is lost, in the order of their preference.
+/// When a leader is lost, its replicas stand for election one after another, in the order of preference, this many
+/// ticks apart.
 const STAND_APART: u32 = 3;
-/// How long a new leader takes its peers for in sync before they have shown what they have.
+/// How long a new leader counts its peers as in sync before they have reported their position.
 const SHOW_WITHIN: Duration = Duration::from_secs(1);
-/// How long appends that meet a hand-over wait for its end: an election timeout, after which the leader gives it up.
+/// How long appends wait at most for the end of a handover. It is an election timeout, after which the leader aborts it.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
-/// Entries that a learner may lack and still be made a voter.
+/// A learner that lacks at most this many entries may become a voter. A handover prefers peers within the same
+/// bound.
 const NEARLY_ALL: u64 = 64;
 
 impl Partition {
-    /// What follows from who leads now.
+    /// Acts on a change of leader.
     pub(super) fn follow_leader(&self, core: &Rc<Core>) {
         let (leads_in, leader) = self.replica.with(|raft| (raft.is_leader().then(|| raft.term()), raft.leader()));
         let led_in = self.led_term.replace(leads_in);
@@ -36,7 +40,8 @@ impl Partition {
             self.established.set(false);
             self.in_sync.borrow_mut().clear();
             self.excused_until.borrow_mut().clear();
-            // Whether their entries last is not known here: who asks again is answered by the next leader.
+            // This replica can't know whether those entries survive. The client retries, and the next leader
+            // answers.
             let mut state = self.state.borrow_mut();
             if self.handing_over_until.get().is_some() {
                 self.held.borrow_mut().extend(state.take_waiting());
@@ -57,7 +62,7 @@ impl Partition {
             self.announce(core, None, epoch);
         }
         if self.told.get().is_none() && leader.is_some() {
-            // It was only out of sight: its term's first entry is applied already.
+            // The leader was only out of sight: the first entry of its term is applied already.
             let epoch = self.state.borrow().epochs.last().map(|(epoch, _)| *epoch);
             if let Some(epoch) = epoch {
                 self.is_led(core, epoch as u64);
@@ -65,7 +70,8 @@ impl Partition {
         }
     }
 
-    /// The first entry of a leader's term is applied: it leads, with everything that was committed before.
+    /// The first entry of a leader's term is applied. The leader now has everything that was committed before, and
+    /// may serve.
     pub(super) fn is_led(&self, core: &Rc<Core>, term: u64) {
         let (leader, current, is_me) = self.replica.with(|raft| (raft.leader(), raft.term(), raft.is_leader()));
         let Some(node) = leader.filter(|_| current == term).map(node_of) else { return };
@@ -94,12 +100,12 @@ impl Partition {
         core.announce_leader(Led { group: self.group(), name: self.name.clone(), node, epoch, in_sync });
     }
 
-    /// Answers appends that are committed, and that `min.insync.replicas` have.
+    /// Answers the appends that are committed and stored by `min.insync.replicas` replicas.
     pub(super) fn answer_committed(&self) {
         let wanted = self.config.borrow().min_insync_replicas;
         let upto = self.replica.with(|raft| {
             let applied = raft.applied();
-            // What is committed is on a majority.
+            // A committed entry is on a majority.
             if !raft.is_leader() || wanted <= raft.voters().len() / 2 + 1 {
                 return applied;
             }
@@ -114,7 +120,7 @@ impl Partition {
         }
     }
 
-    /// The nodes in sync, as this leader sees them: in the order of the replicas.
+    /// The nodes that this leader sees in sync now, in the order of the replicas.
     fn now_in_sync(&self, core: &Core, now: Duration) -> Vec<i32> {
         let excused_until = self.excused_until.borrow();
         let peers = self.replica.with(|raft| (raft.progress(), raft.commit(), raft.peer()));
@@ -135,7 +141,7 @@ impl Partition {
         self.leads().then(|| self.in_sync.borrow().clone())
     }
 
-    /// One unit of the group's timers has passed.
+    /// One tick of the group's timers.
     pub fn tick(self: &Rc<Self>, core: &Rc<Core>, now: Duration) {
         match self.stands_in.get() {
             Some(0) => {
@@ -167,12 +173,14 @@ impl Partition {
         }
     }
 
-    /// Whether the broker's core is there, as this peer: on a new disk it is another, which becomes a voter once it has everything.
+    /// Whether the broker's core is reachable as this peer. A broker on a new disk is a new peer, which becomes a
+    /// voter once caught up.
     fn is_there(&self, core: &Core, peer: u64) -> bool {
         core.groups.is_there(core, self.group(), node_of(peer)) && core.peers().has_peer(peer)
     }
 
-    /// Who has everything that there was a tick ago has caught up, and may fall behind for a while; who was away has to catch up first.
+    /// A peer that has the log up to the previous tick is caught up, and stays in sync for
+    /// `replica.lag.time.max.ms` even if it lags. A peer that was away must catch up first.
     fn watch_peers(&self, core: &Rc<Core>, now: Duration) {
         let (before, _) = self.ticked.get();
         let until = now + Duration::from_millis(core.config.replica_lag_time_max_ms);
@@ -197,7 +205,8 @@ impl Partition {
             self.announce(core, Some(node), epoch);
         }
         if shrunk && too_few {
-            // They are in the log, and may last; but not as safely as was asked for.
+            // These batches are in the log and may survive, but with fewer replicas than `min.insync.replicas` asks
+            // for.
             for waiting in self.state.borrow_mut().waiting.drain(..) {
                 waiting.promise.keep(Err(ErrorCode::NotEnoughReplicasAfterAppend));
             }
@@ -218,7 +227,8 @@ impl Partition {
         core.groups.rests(self.group());
     }
 
-    /// The replica is open: whoever is to lead a new group stands for election at once; nobody else can lead a group of one.
+    /// The replica is open. The preferred leader of a new group stands for election at once. A group of one has no
+    /// other candidate.
     pub fn begin(self: &Rc<Self>, core: &Rc<Core>, is_new: bool) {
         let is_preferred = self.replicas.borrow()[0] == core.node();
         if !self.is_shared() || (is_new && is_preferred) {
@@ -227,7 +237,7 @@ impl Partition {
         self.stir(core);
     }
 
-    /// A core of another broker is there, perhaps as another peer.
+    /// A core of another broker is reachable, perhaps as a new peer.
     pub fn meets(self: &Rc<Self>, core: &Rc<Core>) {
         #[cfg(test)]
         if core.groups.sleeps_on(self.group()) {
@@ -237,7 +247,8 @@ impl Partition {
         core.ready_loop.wake(self.clone());
     }
 
-    /// A core of another broker is lost, or has begun anew: if it led this partition, another has to.
+    /// A core of another broker is lost or has restarted. If it led this partition, another replica must stand for
+    /// election.
     pub fn loses(self: &Rc<Self>, core: &Rc<Core>, node: i32) {
         let leader = self.replica.with(|raft| raft.leader()).map(node_of);
         if leader == Some(node) {
@@ -248,7 +259,7 @@ impl Partition {
             });
             let place = match liveness::is_well(core) {
                 true => others.take_while(|other| **other != core.node()).count(),
-                // Behind all others.
+                // Last, after all other replicas.
                 false => replicas.len(),
             };
             self.stands_in.set(Some(place as u32 * STAND_APART));
@@ -257,7 +268,7 @@ impl Partition {
         core.ready_loop.wake(self.clone());
     }
 
-    /// Brings the group's members in line with the brokers as they are now: one that has lost its disk is another peer.
+    /// Updates the group's members to match the brokers' current peers: a broker that lost its disk is a new peer.
     fn reconcile_members(&self, core: &Rc<Core>) {
         let wanted: Vec<u64> = core.view(|view| {
             let peer_of = |node: &i32| view.broker(*node).map(|broker| broker.peer);
@@ -288,12 +299,13 @@ impl Partition {
         }
     }
 
-    /// Whether the members are not those that the brokers are now.
+    /// Whether this node holds a replica of the partition.
     pub fn concerns(&self, node: i32) -> bool {
         self.replicas.borrow().contains(&node)
     }
 
-    /// Hands the lead over to the peer that is closest to this leader, the preferred one first; `false` if there is none.
+    /// Hands leadership to a voter that can lead, or only to `to` if that is given. Prefers peers that lack at most
+    /// `NEARLY_ALL` entries, then the order of the replicas. Returns `false` if there is no candidate.
     pub fn hand_over(self: &Rc<Self>, core: &Rc<Core>, to: Option<i32>) -> bool {
         let replicas = self.replicas.borrow();
         let place = |node: i32| replicas.iter().position(|replica| *replica == node).unwrap_or(usize::MAX);
@@ -315,15 +327,15 @@ impl Partition {
         true
     }
 
-    /// Hands over to whoever can lead better than this broker can now.
+    /// Hands leadership to a broker that is better able to lead than this one is now.
     pub fn give_away(self: &Rc<Self>, core: &Rc<Core>) {
         if self.leads() && !self.replica.with(|raft| raft.is_handing_over()) && self.hand_over(core, None) {
             tracing::info!(partition = %self.name, "giving a leadership away");
         }
     }
 
-    /// Hands over to the preferred leader, if that is another that can lead and has everything that there was a tick ago. With more to
-    /// replicate first, the partition would take no writes meanwhile.
+    /// Hands leadership to the preferred leader, if that is another node, in sync and able to lead. It must have
+    /// everything that the log had a tick ago: the partition takes no writes until it has the rest.
     pub fn prefer(self: &Rc<Self>, core: &Rc<Core>) -> bool {
         let preferred = self.replicas.borrow()[0];
         let is_in_sync = || self.in_sync.borrow().contains(&preferred);

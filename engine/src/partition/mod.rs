@@ -1,20 +1,22 @@
-//! One partition's replica: offsets, producers and who waits for what.
-//! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store, its peers through
-//! the core's [`Peers`](crate::cluster::peers::Peers).
+//! One partition's replica: its offsets, its idempotent producers, and the requests that wait for it.
+//! Lives on: the owning core only. Talks to: `consensus` through its [`Replica`], `wal` through the core's store,
+//! and its peers through the core's [`Peers`](crate::cluster::peers::Peers).
 //!
-//! An append is one synchronous step: admission, idempotence, base offset and proposal, with nothing between them, so offsets
-//! and log order can't differ. A follower takes the same entries with their batches from its leader, and keeps the same state.
+//! An append is one synchronous step: admission, idempotence check, base offset and proposal. Nothing runs between
+//! them, so offsets and log order can't differ. A follower takes the same entries with their batches from its
+//! leader, and keeps the same state.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `appending` | what becomes of a producer's batch |
-//! | `reads` | what consumers get |
-//! | `peering` | messages of the group's other replicas |
-//! | `catch_up` | what a laggard lacks |
-//! | `snapshots` | for a replica that lacks what is gone from the log |
-//! | `leading` | what a leader does by the clock: who is in sync, rest, members, handing over |
+//! | `appending` | producers' batches: rejected, recognised as duplicates, or proposed |
+//! | `reads` | consumers' reads |
+//! | `peering` | messages from and to the group's other replicas |
+//! | `catch_up` | sends a lagging replica the entries that it lacks |
+//! | `snapshots` | for a replica that lacks entries which the log no longer holds |
+//! | `leading` | a leader's timed work: in-sync replicas, rest, members, handover |
 //!
-//! Invariants: start <= high watermark <= end; a high watermark never goes back; state follows from the log alone.
+//! Invariants: start <= high watermark <= end; a high watermark never goes back; the state is derived from the log
+//! alone.
 
 pub mod admission;
 mod appending;
@@ -71,15 +73,15 @@ struct State {
     high_watermark: u64,
     /// Entries above the last applied, in log order.
     tail: VecDeque<Tail>,
-    /// Bytes of the batches among them.
+    /// Bytes of the batches in `tail`.
     tail_bytes: usize,
     /// Appends that wait for their commit, in log order.
     waiting: VecDeque<Waiting>,
     /// Appends that wait for this leader's disk, in log order.
     waiting_here: VecDeque<Waiting>,
-    /// What holds only if this replica still leads, in the order of its tokens.
+    /// Answers that hold only if this replica still leads, in the order of their tokens.
     unsure: VecDeque<Unsure>,
-    /// The last such token.
+    /// The last token given out.
     asked: u64,
     /// The leader epochs of the retained log, ascending, each with its first offset.
     epochs: Vec<(i32, u64)>,
@@ -89,12 +91,12 @@ struct State {
 /// An entry that is not applied.
 struct Tail {
     index: u64,
-    /// The offset behind it.
+    /// The offset after its last record.
     end: u64,
     bytes: usize,
 }
 
-/// Which partition of which topic.
+/// A topic's name and a partition number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TopicPartition {
     pub topic: Arc<str>,
@@ -114,31 +116,32 @@ pub struct Partition {
     state: RefCell<State>,
     /// Fetches to wake when the high watermark moves.
     watchers: RefCell<Slab<(Rc<Marks>, usize)>>,
-    /// Set once the first entry of our term is applied: only then do we know all that was acked before.
+    /// Set once the first entry of our term is applied. Only then do we know every record that was acknowledged
+    /// before.
     established: Cell<bool>,
-    /// The nodes that hold it, the preferred leader first.
+    /// The nodes that hold a replica, the preferred leader first.
     replicas: RefCell<Vec<i32>>,
     /// The term in which this replica was seen to lead.
     led_term: Cell<Option<u64>>,
-    /// Who leads, as the other cores were told: node and epoch.
+    /// The leader (node and epoch) that was last announced to the other cores.
     told: Cell<Option<(i32, i32)>>,
-    /// A leader's: nodes that have what is committed, or had it a moment ago.
+    /// On a leader: the nodes in sync. They have all committed entries, or had them within the allowed lag.
     in_sync: RefCell<Vec<i32>>,
-    /// A leader's: until when each peer is in sync even if it lacks something.
+    /// On a leader: until when each peer counts as in sync even if it lags.
     excused_until: RefCell<AHashMap<u64, Duration>>,
-    /// The log's last index at the last tick, and for how many ticks it has been that.
+    /// The log's last index at the last tick, and the number of ticks since it changed.
     ticked: Cell<(u64, u32)>,
-    /// Until when a hand-over that began here may take: until then appends that meet it are held.
+    /// The latest end of a handover that began here. Until then, appends that meet it are held.
     handing_over_until: Cell<Option<Duration>>,
-    /// Appends that met it. They are refused once the next leader is known.
+    /// Appends that met the handover. They are rejected when the next leader is known.
     held: RefCell<Vec<Promise<Result<Appended, ErrorCode>>>>,
-    /// Ticks until this replica stands for election, its leader being lost.
+    /// Set after the leader was lost: ticks until this replica stands for election.
     stands_in: Cell<Option<u32>>,
     /// A snapshot that is being stepped.
     coming: RefCell<Option<Coming>>,
-    /// What laggards are to get.
+    /// Entries to send to lagging replicas.
     catch_up: CatchUp,
-    /// Idempotent producers, as the core counts them.
+    /// The number of idempotent producers that the core's share counts for this partition.
     producers_counted: Cell<usize>,
 }
 
@@ -148,7 +151,7 @@ impl Partition {
         Self::with_state(name, id, raft, config, replicas, State::default())
     }
 
-    /// A partition as the store found it.
+    /// A partition as the store recovered it.
     pub fn recovered(
         name: TopicPartition,
         raft: Group,
@@ -156,7 +159,7 @@ impl Partition {
         replicas: Vec<i32>,
         recovered: &RecoveredGroup,
     ) -> Result<Self, RecoverError> {
-        // What is applied is committed, so all below the first batch that is not may be served.
+        // Applied entries are committed, so all records below the first unapplied batch may be served.
         let mut unapplied = recovered.tail.iter().filter(|entry| entry.index > recovered.app.index);
         let high_watermark = unapplied
             .find_map(|entry| entry.payload.as_ref())
@@ -172,7 +175,7 @@ impl Partition {
             producers: recover_producers(recovered)?,
             end: recovered.next_offset,
             high_watermark,
-            // Terms that begin above what is applied are told when their first entry is.
+            // A term that begins above the applied index is added when its first entry is applied.
             epochs: (recovered.terms.iter().filter(|run| run.first_index <= recovered.app.index))
                 .map(|run| (run.term as i32, run.base_offset))
                 .collect(),
@@ -225,23 +228,23 @@ impl Partition {
         *self.config.borrow_mut() = config;
     }
 
-    /// The nodes that hold it, the preferred leader first.
+    /// The nodes that hold a replica, the preferred leader first.
     pub fn replicas(&self) -> Vec<i32> {
         self.replicas.borrow().clone()
     }
 
-    /// Whether others hold it too.
+    /// Whether other nodes hold a replica too.
     pub fn is_shared(&self) -> bool {
         self.replicas.borrow().len() > 1
     }
 
-    /// Whether this replica leads and knows all that was committed before it did.
+    /// Whether this replica leads and knows everything that was committed before it led.
     pub fn leads(&self) -> bool {
         self.established.get() && !self.state.borrow().failed && self.replica.with(|raft| raft.is_leader())
     }
 
-    /// What a client is told that takes this replica for the leader: to look for another, or, while there is none, that the storage has
-    /// failed.
+    /// The error for a client that takes this replica for the leader. It sends the client to find the leader, or
+    /// reports failed storage while no other node leads.
     pub fn why_not_led_here(&self, core: &Core) -> ErrorCode {
         let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader.node != core.node());
         match self.state.borrow().failed && !is_led_elsewhere() {
@@ -250,7 +253,8 @@ impl Partition {
         }
     }
 
-    /// The term in which this leader committed its first entry; it has not lost its leadership since.
+    /// The current Raft term. While this replica [leads](Self::leads), it is the term in which it committed its
+    /// first entry.
     pub fn leader_epoch(&self) -> i32 {
         self.replica.with(|raft| raft.term()) as i32
     }
@@ -262,7 +266,8 @@ impl Partition {
         state.epochs[..after].last().map_or(-1, |(epoch, _)| *epoch)
     }
 
-    /// Where the log of the largest epoch at or below `epoch` ends (KIP-101); `None` if there is no such epoch.
+    /// The largest epoch at or below `epoch`, and the offset at which its records end (KIP-101). `None` if there is
+    /// no such epoch.
     pub fn end_of_epoch(&self, epoch: i32) -> Option<(i32, u64)> {
         let state = self.state.borrow();
         let after = state.epochs.partition_point(|(known, _)| *known <= epoch);
@@ -288,7 +293,8 @@ impl Partition {
 }
 
 impl Partition {
-    /// Moves the log's start, by an entry like any other, so that every replica does the same.
+    /// Moves the log's start to `offset`. This takes a log entry like any other, so every replica moves its start
+    /// too.
     pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), ErrorCode> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
         self.replica.propose(EntryData::LogStart { offset }.encode(), None).map_err(refusal)?;
@@ -297,18 +303,19 @@ impl Partition {
         Ok(())
     }
 
-    /// A look at the idempotent producers.
+    /// Runs `look` on the idempotent producers.
     pub fn with_producers<R>(&self, look: impl FnOnce(&Producers) -> R) -> R {
         look(&self.state.borrow().producers)
     }
 
-    /// Tells the core how many idempotent producers are remembered here.
+    /// Updates the core's count of remembered idempotent producers.
     pub fn count_producers(&self, core: &Core) {
         let now = self.with_producers(Producers::remembered);
         core.producers_share.changed(self.producers_counted.replace(now), now);
     }
 
-    /// Forgets idempotent producers, since those of all partitions take too much memory; returns how many.
+    /// Evicts idempotent producers because those of all partitions take too much memory. Returns the number
+    /// evicted.
     pub fn forget_producers(&self, core: &Core, cut: Cut) -> usize {
         let forgotten = self.state.borrow_mut().producers.forget(cut);
         self.forgot_producers(core, forgotten);
@@ -318,12 +325,12 @@ impl Partition {
     fn forgot_producers(&self, core: &Core, forgotten: usize) {
         if forgotten > 0 {
             self.count_producers(core);
-            // Else what the store holds for its checkpoints would go on to name them.
+            // Otherwise the state that the store holds for its checkpoints would still name them.
             core.store.app_has_changed(self.group());
         }
     }
 
-    /// Forgets idempotent producers that wrote nothing for so long.
+    /// Evicts idempotent producers that wrote nothing for `expiration_ms`.
     pub fn expire_producers(&self, core: &Core, now_ms: i64, expiration_ms: i64) {
         let forgotten = self.state.borrow_mut().producers.expire(now_ms, expiration_ms);
         self.forgot_producers(core, forgotten);
@@ -339,7 +346,7 @@ impl Partition {
     }
 }
 
-/// A fetch's interest in one partition.
+/// A fetch's registration for the changes of one partition.
 pub struct Watch {
     partition: Rc<Partition>,
     key: usize,
@@ -358,7 +365,7 @@ impl Drop for Watch {
 }
 
 impl Partition {
-    /// The group's state as of what is applied, for the checkpoint.
+    /// The group's state as of the applied index, for the checkpoint.
     pub fn app_state(&self) -> AppState {
         let (index, blob) = self.state.borrow().producers.snapshot_at_commit();
         let applied = self.replica.with(|raft| raft.applied());
@@ -366,7 +373,7 @@ impl Partition {
         AppState { index: applied, blob, conf_state: self.replica.with(|raft| raft.conf_states()) }
     }
 
-    /// Answers all who wait: the partition is gone from this core.
+    /// Drops or wakes all waiting requests: the partition is gone from this core.
     pub fn close(&self, core: &Core) {
         self.replica.close();
         core.producers_share.changed(self.producers_counted.take(), 0);
@@ -469,7 +476,7 @@ impl Replicated for Partition {
         drop(state);
         self.replica.with(|raft| {
             raft.applied_to(last);
-            // What is applied and durable is in the store; Raft needs only its terms from here on.
+            // The store holds what is applied and durable. From here on Raft needs only the terms of these entries.
             raft.compact(last);
         });
         self.answer_committed();
@@ -478,7 +485,7 @@ impl Replicated for Partition {
 
     fn still_leads(&self, _core: &Rc<Core>, reads: &[ReadIndex]) {
         let mut state = self.state.borrow_mut();
-        // A quorum that has answered one has answered all before it.
+        // A quorum that answered one read has answered all earlier ones.
         let sure = reads.iter().map(|read| read.token).max().unwrap_or(0);
         while let Some(unsure) = state.unsure.pop_front_if(|unsure| unsure.token <= sure) {
             unsure.what.confirm();
@@ -486,7 +493,8 @@ impl Replicated for Partition {
     }
 
     fn before_ready(&self, core: &Rc<Core>) {
-        // Who waits for entries of a leader that was deposed must not be answered for what takes their place.
+        // If a leader was deposed, other entries may take the place of its own. Requests that wait for its entries
+        // must fail before that.
         self.follow_leader(core);
     }
 
@@ -516,7 +524,7 @@ impl Replicated for Partition {
 }
 
 impl Partition {
-    /// The first of these committed entries that can't be applied, by its place, and why.
+    /// The first of these committed entries that can't be applied: its position in the slice, and the reason.
     fn first_unreadable(&self, entries: &[Entry]) -> Option<(usize, String)> {
         let state = self.state.borrow();
         let mut end = state.high_watermark;
@@ -550,7 +558,7 @@ pub struct RecoverError {
     why: String,
 }
 
-/// Producers as they were at the last checkpoint, brought up to the log's end by the headers of the batches since.
+/// Restores the producers of the last checkpoint, then replays the batch headers after it up to the log's end.
 fn recover_producers(recovered: &RecoveredGroup) -> Result<Producers, RecoverError> {
     let failed = |why: String| RecoverError { group: recovered.id.0, why };
     let mut producers = match &recovered.app.blob {

@@ -1,7 +1,8 @@
 //! Messages between the replicas of one partition.
 //!
-//! An append carries its batches beside it: as the ring's own memory, or the cache's, to the peer; there they are checked, copied once
-//! into that ring, and stepped only if all are there and there is room. What memory has not is read first, see `catch_up`.
+//! An append carries its batches beside it. The sender passes memory of its ring or cache to the connection without
+//! a copy. The receiver checks the batches, copies them once into its own ring, and steps the entries only if all
+//! batches are there and fit. Batches that are not in memory are read first, see `catch_up`.
 
 use super::{Partition, catch_up::PIECE_BYTES};
 #[cfg(test)]
@@ -22,7 +23,7 @@ use net::{
 use std::rc::Rc;
 use wal::{record::Span, store::Admission};
 
-/// Towards the others.
+/// Sending to the other replicas.
 impl Partition {
     pub(super) fn send_all(&self, core: &Rc<Core>, messages: Vec<Message>) {
         for message in messages {
@@ -43,9 +44,9 @@ pub(super) fn has_batch(entry: &consensus::group::RaftEntry) -> bool {
     consensus::group::descriptor::bytes_beside(&entry.data) > 0
 }
 
-/// From the others.
+/// Receiving from the other replicas.
 impl Partition {
-    /// A message of another replica, with the batches of its entries.
+    /// Takes a message of another replica, with the batches of its entries.
     pub fn receive(self: &Rc<Self>, core: &Rc<Core>, message: Message, payloads: Vec<(usize, Bytes)>) {
         if self.state.borrow().failed {
             return;
@@ -64,8 +65,8 @@ impl Partition {
         }
     }
 
-    /// Takes entries that a leader sent, as many as the ring has room for, if every batch is there and whole. What is dropped comes
-    /// again.
+    /// Takes a leader's entries, as many as the ring has room for, if every batch is there and intact. The leader
+    /// resends dropped entries.
     fn take_entries(self: &Rc<Self>, core: &Rc<Core>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
         let room = core.store.room().saturating_sub(core.admission.claimed());
         let fitting = fitting(&message, &payloads, room);
@@ -73,7 +74,7 @@ impl Partition {
             core.metrics.replication_refused_total.add(1);
             message.entries.truncate(fitting);
             payloads.retain(|(place, _)| *place < fitting);
-            // Whoever waits for room has the segments written.
+            // Asking the store to admit a piece starts writing segments if there is no room.
             let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
             tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all that came");
         }
@@ -90,17 +91,17 @@ impl Partition {
         }
     }
 
-    /// Whether the batches' offsets follow those that are here, and each other.
+    /// Whether the batches' offsets continue the local log and each other.
     fn follows(&self, message: &Message) -> Result<(), &'static str> {
         let (applied, term) = self.replica.with(|raft| (raft.applied(), raft.term_at(message.index)));
         if message.index > applied && term != Some(message.log_term) {
-            // The group refuses it, and its leader looks for where the logs part.
+            // The group rejects it, and its leader searches for the point where the logs diverge.
             return Ok(());
         }
         let mut end = self.end_behind(message.index, applied);
         for entry in &message.entries {
             if entry.index <= applied {
-                // It is here already, and stays.
+                // It is here already and applied, so it stays.
                 end = self.end_behind(entry.index, applied);
                 continue;
             }
@@ -120,7 +121,7 @@ impl Partition {
         Ok(())
     }
 
-    /// The offset behind an entry, if it is known.
+    /// The offset after an entry's last record, if it is known.
     fn end_behind(&self, index: u64, applied: u64) -> Option<u64> {
         let state = self.state.borrow();
         if index == applied {
@@ -130,14 +131,14 @@ impl Partition {
         Some(state.tail[at].end)
     }
 
-    /// The group is at rest, its leader says: no timers are needed, if this replica has everything.
+    /// The leader says that the group is at rest. If this replica has everything, its timers stop.
     pub fn rest(&self, core: &Rc<Core>, rest: Rest) {
         if self.replica.with(|raft| raft.rests_at(rest.at)) {
             core.groups.rests(self.group());
         }
     }
 
-    /// Something happens: the group's timers run.
+    /// Something happened, so the group's timers must run.
     pub(super) fn stir(&self, core: &Rc<Core>) {
         if self.is_shared() {
             core.groups.stirs(self.group());
@@ -145,7 +146,7 @@ impl Partition {
     }
 }
 
-/// How many of a message's entries go into so much room.
+/// The number of leading entries of a message that fit into `room` bytes.
 fn fitting(message: &Message, payloads: &[(usize, Bytes)], room: usize) -> usize {
     const RECORD: usize = 128;
     let mut payloads = payloads.iter().peekable();
@@ -161,7 +162,7 @@ fn fitting(message: &Message, payloads: &[(usize, Bytes)], room: usize) -> usize
     message.entries.iter().enumerate().take_while(|entry| goes(entry)).count()
 }
 
-/// The entries' batches as what is staged with them.
+/// Checks each batch against its entry, and returns the payloads to stage with the entries.
 fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Position, Payload)>, &'static str> {
     let mut payloads = payloads.into_iter().peekable();
     let mut staged = Vec::new();

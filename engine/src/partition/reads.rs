@@ -1,4 +1,4 @@
-//! What consumers get of a partition: whole batches below its high watermark.
+//! Consumers' reads of a partition: whole batches below its high watermark.
 
 use super::Partition;
 use crate::core::Core;
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use net::errors::ErrorCode;
 use wal::log::read::{self as log_read, Read, ReadError};
 
-/// What a fetch gets from a partition.
+/// A fetch's result from one partition.
 pub enum FetchRead {
     /// From memory, without copying.
     Hot(Vec<Bytes>),
@@ -16,7 +16,8 @@ pub enum FetchRead {
 }
 
 impl Partition {
-    /// KIP-320: a client that knows an older leader is fenced, one that knows a newer one is told to wait.
+    /// KIP-320: a client with an older leader epoch is fenced. One with a newer epoch gets UNKNOWN_LEADER_EPOCH,
+    /// and retries.
     pub fn check_epoch(&self, core: &Core, client: i32) -> Result<(), ErrorCode> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
@@ -29,7 +30,7 @@ impl Partition {
         }
     }
 
-    /// Whole batches from the one that holds `offset`, below `below`.
+    /// Whole batches from the one that holds `offset`, up to offset `below`.
     pub fn read(&self, core: &Core, offset: u64, below: u64, bytes_max: usize, at_least_one: bool) -> FetchRead {
         let bytes = |batches: Vec<log_read::Batch>| batches.into_iter().map(|batch| batch.bytes).collect();
         match core.store.read(self.group(), offset, below, bytes_max, at_least_one) {

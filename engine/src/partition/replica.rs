@@ -1,11 +1,12 @@
 //! One replica of one Raft group on its core, and the ready loop that drives all of a core's replicas.
 //! Lives on: the owning core. Talks to: `consensus` (the group) and `wal` (the store).
 //!
-//! The loop never waits: it takes what a group has ready, hands entries to the ring and goes on; persistence comes back as
-//! a position that has become durable. No borrow is held across an await.
+//! The loop never waits: it takes what a group has ready, hands entries to the ring and goes on. The ring later
+//! reports the position up to which it is durable. No borrow is held across an await.
 //!
-//! Invariants: completions reach a group in the order of its Readys; a payload is staged with the entry it belongs to, or
-//! not at all; nothing is applied before it is committed; what promises that something is durable leaves when it is.
+//! Invariants: completions reach a group in the order of its Readys; a payload is staged with the entry it belongs
+//! to, or not at all; nothing is applied before it is committed; a message that promises durability leaves only
+//! once that is true.
 
 use crate::{
     cluster::meta::META_GROUP,
@@ -42,7 +43,7 @@ pub struct Replica {
     queued: Cell<bool>,
     /// Its group is gone from the store, though the loop's queue may still hold it.
     closed: Cell<bool>,
-    /// It was told that the group has stopped.
+    /// It was already told that the group has stopped.
     told_stop: Cell<bool>,
     /// The hard state last handed to the ring: another vote or term must be written even without entries.
     staged: Cell<HardState>,
@@ -71,7 +72,7 @@ impl Replica {
         self.closed.set(true);
     }
 
-    /// A look at the group between two steps.
+    /// Runs `look` on the group, between two steps.
     pub fn with<R>(&self, look: impl FnOnce(&mut Group) -> R) -> R {
         look(&mut self.raft.borrow_mut())
     }
@@ -85,8 +86,8 @@ impl Replica {
         Ok(position)
     }
 
-    /// Steps the group with a peer's message. One that no replica of the group can have sent is dropped, counted and
-    /// told.
+    /// Steps the group with a peer's message. A message that no replica of the group can have sent is dropped,
+    /// counted and logged.
     pub fn step(&self, core: &Core, message: Message) {
         let from = message.from;
         let unfit = self.with(|raft| {
@@ -98,7 +99,7 @@ impl Replica {
         }
     }
 
-    /// Whether a peer's message may be stepped; if not, it is counted and told.
+    /// Whether a peer's message may be stepped. If not, it is counted and logged.
     pub fn is_fit(&self, core: &Core, message: &Message) -> bool {
         let checked = self.with(|raft| raft.check_message(message));
         if let Err(unfit) = &checked {
@@ -107,8 +108,8 @@ impl Replica {
         checked.is_ok()
     }
 
-    /// Steps a leader's entries, whose payloads are all there. What the group takes of them is in the Ready that must be asked for
-    /// right behind.
+    /// Steps a leader's entries, with all their payloads. The entries that the group accepts are in its next Ready,
+    /// which the caller must take at once.
     pub fn step_with(&self, core: &Core, message: Message, payloads: Vec<(Position, Payload)>) {
         let mut held = self.payloads.borrow_mut();
         assert!(held.is_empty(), "group {}: a follower stages at once what it takes", self.id.0);
@@ -117,12 +118,13 @@ impl Replica {
         self.step(core, message);
     }
 
-    /// The group has taken no more of what was stepped.
+    /// Drops the payloads of stepped entries that the group did not accept.
     pub fn drop_payloads(&self) {
         self.payloads.borrow_mut().clear();
     }
 
-    /// The payload of an entry, if it has one; payloads of entries before it were replaced, or not taken, and are dropped.
+    /// The payload of an entry, if it has one. Drops payloads of earlier entries, which were replaced or not
+    /// accepted.
     fn payload_of(&self, entry: Position) -> Option<Payload> {
         let mut payloads = self.payloads.borrow_mut();
         while payloads.front().is_some_and(|(at, _)| at.index <= entry.index && *at != entry) {
@@ -131,13 +133,14 @@ impl Replica {
         payloads.pop_front_if(|(at, _)| *at == entry).map(|(_, payload)| payload)
     }
 
-    /// Stages what a Ready wants persisted; returns the position that must be durable for it to be, if it wants anything.
+    /// Stages what a Ready wants persisted. Returns the position that must be durable for that, or `None` if
+    /// nothing was staged.
     fn persist(&self, store: &Store, group: &dyn Replicated, ready: &mut Ready) -> Result<Option<LogPos>, AppendError> {
         let mut position = None;
         if let Some(first) =
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
         {
-            // A new leader's entries take the place of what was never committed.
+            // A new leader's entries replace entries that were never committed.
             #[cfg(test)]
             let first = &Entry {
                 index: first.index - u64::from(crate::sim::planted(crate::sim::Bug::TruncatedTooFar)),
@@ -179,22 +182,22 @@ struct Persisting {
     group: GroupId,
     number: u64,
     since: Instant,
-    /// They say that it is durable.
+    /// Messages that promise its durability.
     messages: Vec<Message>,
 }
 
-/// What stands behind a replica: a partition, or the metadata.
+/// The owner of a replica: a partition, or the cluster's metadata.
 pub trait Replicated {
     fn replica(&self) -> &Replica;
-    /// The loop is about to ask the group what is ready: a last moment to propose.
+    /// The loop is about to ask the group what is ready: the last moment to propose.
     fn before_ready(&self, _core: &Rc<Core>) {}
-    /// Replaces everything by a snapshot that was staged; returns the position that must be durable for that to last.
+    /// Replaces the whole state by a staged snapshot. Returns the position that must be durable for that.
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError>;
-    /// Entries from `index` on, none of them committed, give way to others; returns the offset of the first of them.
+    /// Uncommitted entries from `index` on are truncated. Returns the offset at which the log now ends.
     fn truncated(&self, _index: u64) -> u64 {
         0
     }
-    /// The next entry of the log, proposed here or come from a leader, is about to be staged.
+    /// The next entry of the log, proposed here or received from a leader, is about to be staged.
     fn staged(&self, _entry: &Entry, _payload: Option<&Payload>) {}
     /// Applies committed entries, in order, synchronously.
     fn apply(&self, core: &Rc<Core>, entries: Vec<Entry>);
@@ -202,11 +205,11 @@ pub trait Replicated {
     fn still_leads(&self, _core: &Rc<Core>, _reads: &[ReadIndex]) {}
     /// More of the group's log is durable here.
     fn persisted(&self, _core: &Rc<Core>) {}
-    /// The group has had its turn: whatever follows from who leads now.
+    /// The group has had its turn: act on a change of leader.
     fn settled(&self, _core: &Rc<Core>) {}
-    /// Messages to the group's other replicas, which may leave now.
+    /// Sends messages to the group's other replicas. They may leave now.
     fn send(&self, core: &Rc<Core>, messages: Vec<Message>);
-    /// The core's ring is lost, or the group has stopped: nothing that waits here will ever be durable, or applied.
+    /// The core's ring is lost, or the group has stopped: nothing that waits here will ever be durable or applied.
     fn storage_failed(&self);
 }
 
@@ -244,7 +247,8 @@ pub async fn run(core: Rc<Core>) {
         if core.ready_loop.queued.borrow().is_empty() {
             core.ready_loop.work.past(seen).await;
         } else {
-            // Others go first when it is their time, else what follows is in the same write.
+            // Other tasks run first if this one's time is up. Otherwise the next turn's entries join the same
+            // write.
             crate::rt::yield_if_needed().await;
         }
     }
@@ -262,7 +266,7 @@ async fn follow_durable(core: Rc<Core>) {
     }
 }
 
-/// One turn: completions in, entries out, committed entries applied, for the groups that wait now.
+/// One turn: takes completions, stages entries and applies committed entries, for the groups queued at its start.
 fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     let ready_loop = &core.ready_loop;
     let durable = core.store.durable();
@@ -274,7 +278,7 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
         if done.group == META_GROUP {
             core.metrics.metadata_wal_write_latency_seconds.record(done.since.elapsed());
         }
-        // A group that was removed meanwhile has no use for its completions.
+        // A group that was removed meanwhile needs no completions.
         if let Some(group) = core.group(done.group) {
             group.replica().with(|raft| raft.on_persisted(done.number));
             group.send(core, done.messages);
@@ -285,7 +289,7 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     if let Some(oldest) = oldest {
         core.metrics.wal_write_latency_seconds.record(oldest.elapsed());
     }
-    // What they wake is for the next turn, after others of this core.
+    // Groups that these wake wait for the next turn, after other tasks of this core.
     let waiting = ready_loop.queued.borrow().len();
     for _ in 0..waiting {
         let Some(group) = ready_loop.queued.borrow_mut().pop_front() else { break };
@@ -293,7 +297,7 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
         if group.replica().id != META_GROUP {
             settle(core, &*group)?;
         } else if step(core, &*group)? {
-            // A burst of metadata holds nobody else up: one Ready a turn.
+            // One Ready a turn, so that a burst of metadata delays no partition.
             ready_loop.wake(group);
         }
     }
@@ -301,13 +305,13 @@ fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     Ok(())
 }
 
-/// Stages, sends and applies whatever the group has ready.
+/// Stages, sends and applies everything that the group has ready.
 fn settle(core: &Rc<Core>, group: &dyn Replicated) -> Result<(), AppendError> {
     while step(core, group)? {}
     Ok(())
 }
 
-/// The same with the group's next Ready; `false` if there was none.
+/// Does this for the group's next Ready. Returns `false` if there was none.
 fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
     let replica = group.replica();
     if replica.closed.get() {
@@ -326,7 +330,7 @@ fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
     let restored = ready.snapshot.as_ref().map(|mark| group.restore(core, mark)).transpose()?;
     let position = replica.persist(&core.store, group, &mut ready)?.or(restored);
     group.send(core, ready.messages);
-    // What needs no write of its own is durable with whatever was staged before it, never earlier.
+    // A Ready without a write of its own counts as durable with the last write staged before it, never earlier.
     let mut persisting = core.ready_loop.persisting.borrow_mut();
     match position.or_else(|| persisting.back().map(|last| last.position)) {
         Some(position) => {
@@ -351,7 +355,7 @@ fn step(core: &Rc<Core>, group: &dyn Replicated) -> Result<bool, AppendError> {
     Ok(true)
 }
 
-/// Stages what was just proposed, so that the ring's room is known when the next asks for it.
+/// Stages what was just proposed, so that the next caller sees how much room the ring has left.
 pub fn stage(core: &Rc<Core>, group: &dyn Replicated) {
     if let Err(error) = settle(core, group) {
         core.storage_failed(&error.to_string());

@@ -1,5 +1,7 @@
-//! Retention: moves log starts by time and size, as the topics' settings ask, and forgets producers that are long silent.
-//! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a restart.
+//! Retention: moves log starts by time and size, as the topics' settings ask, and evicts producers that are long
+//! idle.
+//! Lives on: every core, for its own partitions. A log start moves by a committed entry, so it is the same after a
+//! restart.
 
 use crate::{
     clock,
@@ -10,7 +12,7 @@ use crate::{
 };
 use std::rc::Rc;
 
-/// Looks at every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
+/// Checks every partition of this core each `log.retention.check.interval.ms`, until the broker stops.
 pub async fn run(core: Rc<Core>) {
     loop {
         let pause = rt::sleep(core.config.retention_check_interval());
@@ -34,7 +36,8 @@ pub async fn run(core: Rc<Core>) {
     }
 }
 
-/// Timestamps that say nothing of a segment's age, such as -1 or microseconds, must not keep it for ever: its file's time counts.
+/// Timestamps that say nothing about a segment's age (such as -1, or microseconds) must not keep it for ever. Its
+/// file's time counts instead.
 async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
     match core.store.learn_file_times(partition.group(), clock::wall_ms()).await {
         Ok(()) => look_at(core, partition),

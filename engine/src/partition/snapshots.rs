@@ -1,8 +1,9 @@
-//! For a replica that lacks entries that are gone from the log (retention has moved its start): a snapshot says where the log begins,
-//! and everything from there on follows as entries.
+//! Snapshots, for a replica that lacks entries which the log no longer holds because retention has moved its start.
+//! A snapshot says where the log begins. Everything from there on follows as entries.
 //!
-//! It holds no records, so it is one message: the position before the first entry that is still there, the members as of then, the offset
-//! at which the log begins, and the idempotent producers as of then, of which entries that are gone speak.
+//! A snapshot holds no records, so it is one message. It carries the position before the first entry still held,
+//! and the members as of that position. It also carries the offset at which the log begins, and the idempotent
+//! producers, which only the dropped entries name.
 
 use super::{Partition, State};
 use crate::{
@@ -21,21 +22,21 @@ use net::peer::Lane;
 use std::rc::Rc;
 use wal::store::{AppState, AppendError, LogMark, LogPos};
 
-/// Of idempotent producers in a snapshot; it is one record of the ring.
+/// Most bytes of idempotent producers in a snapshot. They are stored as one record of the ring.
 const PRODUCERS_BYTES_MAX: usize = 64 << 10;
 
 /// A snapshot that is being stepped.
 pub(super) struct Coming {
     index: u64,
-    /// Where its log begins.
+    /// The offset at which its log begins.
     offset: u64,
     producers: Producers,
-    /// They, as bytes.
+    /// The producers, encoded.
     blob: Bytes,
 }
 
 impl Partition {
-    /// Names the snapshot that a peer needs, if one does.
+    /// Gives the group the snapshot that a peer needs, if one needs any.
     pub(super) fn cut_snapshot_if_wanted(&self, core: &Rc<Core>) {
         if self.replica.with(|raft| raft.snapshot_wanted()) {
             self.cut_snapshot(core);
@@ -58,7 +59,7 @@ impl Partition {
         let to = message.to;
         let log = core.store.log(self.group());
         let Some(log) = log.filter(|log| log.first_index == index + 1) else {
-            // The log's start has moved on since.
+            // The log's start has moved since.
             self.cut_snapshot(core);
             return self.replica.with(|raft| raft.report_snapshot(to, false));
         };
@@ -101,7 +102,7 @@ impl Partition {
         self.coming.take();
     }
 
-    /// Has the log begin anew behind the snapshot that was just stepped.
+    /// Restarts the log after the snapshot that was just stepped.
     pub(super) fn begin_anew(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
         let Coming { index, offset, mut producers, blob } = coming;

@@ -1,4 +1,5 @@
-//! Counts the heap allocations of a simulated broker; what the simulated disk does at a write or a sync is not the broker's.
+//! Counts the heap allocations of a simulated broker. Allocations of the simulated disk for a write or a sync do not
+//! count.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -16,7 +17,7 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 fn count() {
-    // A thread that is going down has no counter any more, and nobody asks.
+    // A thread that is ending has no counter any more, and nobody reads it.
     if !PAUSED.try_with(Cell::get).unwrap_or(true) {
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
     }
@@ -48,12 +49,12 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What this thread has allocated so far.
+/// Number of allocations of this thread so far.
 pub(super) fn so_far() -> u64 {
     COUNT.get()
 }
 
-/// Stops counting, or goes on; returns whether it was stopped.
+/// Pauses or resumes counting. Returns whether it was paused before.
 pub(super) fn pause(paused: bool) -> bool {
     PAUSED.replace(paused)
 }

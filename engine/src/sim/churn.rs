@@ -1,4 +1,4 @@
-//! Topics that are made and deleted again, over and over: what a broker keeps of them in memory has a bound.
+//! Topics that are created and deleted again and again: a broker's memory for deleted topics has a bound.
 
 use super::counts::Calm;
 use net::{
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 const PARTITIONS: i32 = 200;
 const ROUNDS: i32 = 20;
-/// Leaderships that are kept before those of deleted topics are looked for, and what one round adds.
+/// The number of leaderships at which the broker looks for those of deleted topics, plus the number that one round
+/// adds.
 const KEPT_MAX: usize = 1024 + PARTITIONS as usize;
 
 #[test]

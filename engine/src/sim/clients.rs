@@ -1,7 +1,7 @@
-//! Clients of simulated brokers: producers, consumers and operators, which speak through the handlers of Kafka's APIs.
+//! Clients of simulated brokers: producers, consumers and operators. They call the handlers of Kafka's APIs.
 //!
-//! They live outside and never fail. A question may stay without an answer; then nobody knows what has become of it, and whoever is
-//! idempotent asks again.
+//! Clients live in the outside world and never fail. A request may stay without an answer. Then nobody knows its
+//! outcome, and idempotent clients retry it.
 
 use super::{
     cluster::Cluster,
@@ -42,16 +42,16 @@ use net::{
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::GroupId;
 
-/// Answers come within this time, or are not waited for.
+/// A client waits for an answer for a time in this range.
 const PATIENCE: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_secs(6);
-/// Of answers that a node gives, so many are lost on the way.
+/// The share of a node's answers that are lost on the way.
 const LOST: f64 = 0.02;
 
 pub(super) fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-/// Asks a node, as a client does; `None` if no answer comes.
+/// Sends a request to a node, as a client does. `None`: no answer arrives.
 async fn ask(node: &Rc<Node>, request: Request, version: i16) -> Option<Response> {
     let patience = exec::world().draw(PATIENCE);
     ask_within(node, request, version, patience).await
@@ -66,8 +66,8 @@ pub(super) async fn ask_within(
     ask_in_order(node, vec![request], version, patience).await.pop()
 }
 
-/// Sends a node requests on one connection, each without waiting for the answers before it. They are begun in this order, and answered in
-/// this order until the connection is lost: there may be fewer answers than requests.
+/// Sends several requests to a node on one connection without waiting for answers in between. The node starts them and
+/// answers them in this order until the connection is lost, so there may be fewer answers than requests.
 async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, patience: Duration) -> Vec<Response> {
     let world = exec::world();
     rt::sleep(world.draw(Duration::from_micros(20)..Duration::from_millis(1))).await;
@@ -115,12 +115,12 @@ pub(super) struct Target {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) group: GroupId,
-    /// Its records are those of producers here.
+    /// Its records come from the producers of this module.
     pub(super) is_for_clients: bool,
 }
 
 impl Cluster {
-    /// Whom a client takes for the leader of a partition: what some node says, or any node.
+    /// The node that a client believes to lead a partition: the one that some node names, or any node.
     pub(super) fn leader_of(&self, target: &Target) -> Option<Rc<Node>> {
         let up: Vec<_> = self.nodes.iter().filter(|node| node.serves()).collect();
         if up.is_empty() {
@@ -154,7 +154,7 @@ impl Cluster {
         })
     }
 
-    /// From now on, what must hold of partitions is checked of these.
+    /// From now on, the checks of partitions include these.
     pub(super) fn add_targets(&self, topic: &str, groups: Vec<GroupId>, is_for_clients: bool) -> Vec<Target> {
         let target =
             |(partition, group)| Target { topic: topic.to_owned(), partition: partition as i32, group, is_for_clients };
@@ -163,7 +163,7 @@ impl Cluster {
         new
     }
 
-    /// Creates a topic and has clients use it.
+    /// Creates a topic and starts clients that use it.
     pub(super) async fn create_topic(
         self: Rc<Self>,
         name: String,
@@ -191,7 +191,7 @@ impl Cluster {
                 Err(_) => rt::sleep(Duration::from_millis(200)).await,
             }
         }
-        // Whoever created it, it is committed.
+        // The topic is committed now, no matter which attempt created it.
         let groups: Vec<GroupId> = loop {
             if self.over.get() {
                 return;
@@ -227,7 +227,8 @@ impl Cluster {
         None
     }
 
-    /// An idempotent producer, with up to five batches on their way at once; now and then it gives up and another takes its place.
+    /// An idempotent producer with up to five batches in flight. Now and then it gives up, and another producer takes
+    /// its place.
     async fn produce(self: Rc<Self>, target: Target) {
         let world = exec::world();
         let pause = if self.quiet { 2_000..10_000 } else { 1..120 };
@@ -260,14 +261,14 @@ impl Cluster {
         self.producing.set(self.producing.get() - 1);
     }
 
-    /// Sends all that is not acknowledged, in its order, and hears what has become of it.
+    /// Sends all unacknowledged batches in their order, and handles the answers.
     async fn send_window(&self, target: &Target, producer: &mut Producer, acks: i16) -> Result<(), GiveUp> {
         let Some(node) = self.leader_of(target) else {
             rt::sleep(Duration::from_millis(50)).await;
             return Ok(());
         };
         let request = |batch: &Sent| {
-            // As it comes from a socket: memory of its own.
+            // In memory of its own, as it comes from a socket.
             let records = Some(Bytes::copy_from_slice(&batch.bytes));
             let partitions = vec![ProducePartition { index: target.partition, records }];
             let topics = vec![ProduceTopic { topic: TopicRef::Name(text(&target.topic)), partitions }];
@@ -289,7 +290,8 @@ impl Cluster {
                         self.history(target, |history| history.acked(offset, *value));
                     }
                 }
-                // What acks=1 was told may be lost with its leader; then what follows does not fit.
+                // A record that was acknowledged with acks=1 may be lost with its leader. Then the next batch leaves a
+                // gap.
                 Err(ErrorCode::OutOfOrderSequenceNumber) if acks == 1 || self.is_lost(target) => return Err(GiveUp),
                 Err(code @ (ErrorCode::OutOfOrderSequenceNumber | ErrorCode::InvalidProducerEpoch)) => {
                     let first = batch.values[0];
@@ -305,7 +307,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A consumer: mostly at the log's end, now and then from somewhere before it.
+    /// A consumer: mostly at the end of the log, now and then at an earlier offset.
     async fn consume(self: Rc<Self>, target: Target) {
         let world = exec::world();
         let mut at = 0;
@@ -318,7 +320,7 @@ impl Cluster {
         }
     }
 
-    /// Fetches, and returns where to go on.
+    /// Fetches once, and returns the offset at which to continue.
     pub(super) async fn read_from(&self, target: &Target, from: u64, wait: Duration) -> u64 {
         let Some(node) = self.leader_of(target) else { return from };
         let partitions = vec![FetchPartition::of_consumer(target.partition, from as i64, 8 << 10)];
@@ -336,7 +338,7 @@ impl Cluster {
         }
     }
 
-    /// The log's start at its leader, as ListOffsets would tell.
+    /// The log's start at its leader, as ListOffsets would return it.
     fn start_of(&self, target: &Target) -> Option<u64> {
         let core = self.leader_of(target)?.core()?;
         Some(core.partition(target.group)?.log_start(&core))
@@ -377,14 +379,14 @@ impl Cluster {
     }
 }
 
-/// What a producer has sent, or is about to, from the first batch on that is not acknowledged.
+/// A producer, and its batches from the first unacknowledged one on.
 #[derive(Default)]
 struct Producer {
     id: i64,
     epoch: i16,
-    /// In its records.
+    /// The number that identifies the producer in its records.
     name: u32,
-    /// The next record's: its number, and its sequence.
+    /// The number of the next record, which is also its sequence number.
     next: u32,
     window: VecDeque<Sent>,
 }
@@ -395,7 +397,7 @@ struct Sent {
     acked: bool,
 }
 
-/// The producer can't go on under its id.
+/// The producer cannot go on with its producer id.
 struct GiveUp;
 
 impl Producer {

@@ -1,9 +1,11 @@
-//! Members of consumer groups: they join, read what they are assigned, commit, crash, linger and leave.
+//! Members of consumer groups: they join, read their partitions, commit, crash, pause and leave.
 //!
-//! Some are static members (KIP-345), and now and then two have the same instance: the later one fences the other.
+//! Some are static members (KIP-345). Now and then two members have the same instance, and the later one fences the
+//! other.
 //!
-//! As the consumer of Kafka's Java client does, but for one thing: who has not heard of its group for long still commits, which nobody may
-//! acknowledge once there is a later generation.
+//! Members behave like the consumer of Kafka's Java client, with one exception: after a long time without contact to
+//! its group, a member still commits. The coordinator must not acknowledge that commit once there is a later
+//! generation.
 
 use super::{
     clients::{Target, ask_within, text},
@@ -32,16 +34,16 @@ use net::{
 };
 use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
 
-/// A member that is silent for so long is taken out of its group.
+/// The coordinator removes a member that is silent for this time.
 pub(super) const SESSION: Duration = Duration::from_millis(1_500);
-/// Members join again within this time.
+/// Members must join again within this time.
 const REBALANCE: Duration = Duration::from_millis(2_000);
-/// JoinGroup waits for others.
+/// JoinGroup waits for other members.
 const JOIN_PATIENCE: Range<Duration> = Duration::from_secs(2)..Duration::from_secs(6);
-/// Some who get no answer look for another coordinator soon, some late.
+/// Without an answer, some members look for another coordinator soon, others late.
 const PATIENCE: [Range<Duration>; 2] =
     [Duration::from_millis(100)..Duration::from_millis(400), Duration::from_millis(400)..Duration::from_secs(4)];
-/// How long it may take at the end until all offsets are fetched.
+/// Time within which all offsets must be fetched at the end.
 const FETCHING: Duration = Duration::from_secs(20);
 
 fn ms(ms: u64) -> Duration {
@@ -52,18 +54,18 @@ fn place(target: &Target) -> Place {
     (target.topic.clone(), target.partition)
 }
 
-/// Why a member can't go on as it is.
+/// Why a member cannot go on as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Halt {
     /// It has to join again.
     Rejoin,
-    /// As a new member.
+    /// It has to join again as a new member.
     Anew,
-    /// Another has its instance.
+    /// Another member has taken over its instance.
     Fenced,
     /// The coordinator is elsewhere, or does not answer.
     Lost,
-    /// It is to try again.
+    /// It has to try again.
     NotNow,
 }
 
@@ -79,7 +81,7 @@ impl Halt {
     }
 }
 
-/// Whether a commit that is answered so will never count.
+/// Whether a commit with this answer will never count.
 fn is_refusal(code: ErrorCode) -> bool {
     matches!(
         code,
@@ -92,27 +94,27 @@ fn is_refusal(code: ErrorCode) -> bool {
     )
 }
 
-/// One that wants to belong to a group.
+/// A member of a group, or a process that wants to become one.
 struct Member {
     cluster: Rc<Cluster>,
     world: Rc<World>,
     group: String,
     coordinator: Option<Rc<Node>>,
-    /// Empty until it is given one.
+    /// Empty until the coordinator assigns one.
     id: StrBytes,
-    /// A static member's, which another may have at the same time.
+    /// The instance id of a static member. Another member may have the same one at the same time.
     instance: Option<StrBytes>,
-    /// When it asked to join, for the ledger.
+    /// When it sent its last JoinGroup request, for the ledger.
     asked: Moment,
     generation: i32,
-    /// Who is to be assigned something, if that is for this one to say.
+    /// If this member leads the group: the members to which it assigns partitions.
     others: Vec<StrBytes>,
-    /// What it has, and where it reads there.
+    /// Its partitions, each with the offset at which it reads next.
     assigned: Vec<(Target, u64)>,
 }
 
 impl Cluster {
-    /// Has members share the topics.
+    /// Starts members that share the topics.
     pub(super) fn begin_group(self: &Rc<Self>, world: &World, group: &str, members: u64) {
         for _ in 0..members {
             let instance = world.chance(0.4).then(|| text(&format!("instance-{}", world.place(2))));
@@ -122,11 +124,11 @@ impl Cluster {
         world.spawn(OUTSIDE, self.clone().watch_offsets(group.to_owned()));
     }
 
-    /// What holds of partitions holds of those of the group coordinators' topic too.
+    /// Adds the partitions of the offsets topic to the checks, once the topic exists.
     async fn await_offsets_topic(self: Rc<Self>) {
         while !self.over.get() {
             if let Some(groups) = self.partitions_of(OFFSETS_TOPIC) {
-                // Whoever asked first, however early.
+                // The topic must have three replicas, even if the first request for it came early.
                 let targets = self.add_targets(OFFSETS_TOPIC, groups, false);
                 let replicas = self.replicas_of(&targets[0]).map_or(0, |replicas| replicas.len());
                 if replicas < 3 {
@@ -157,7 +159,7 @@ impl Cluster {
         }
     }
 
-    /// A tool that shows how far a group has come, and keeps to the coordinator that it knows.
+    /// A tool that shows the progress of a group. It keeps asking the coordinator that it knows.
     async fn watch_offsets(self: Rc<Self>, group: String) {
         let world = exec::world();
         let mut tool = Member::new(&self, &group);
@@ -174,7 +176,7 @@ impl Cluster {
         }
     }
 
-    /// The offsets at the end are those of the last commits.
+    /// Checks that the committed offsets at the end are those of the last commits.
     pub(super) fn check_offsets(self: &Rc<Self>, group: &str) -> Result<(), Violation> {
         let world = exec::world();
         let done = Rc::new(Cell::new(false));
@@ -214,7 +216,7 @@ impl Member {
         Who { id: self.id.to_string(), instance, asked: self.asked }
     }
 
-    /// Until it crashes, or leaves.
+    /// Runs until the member crashes or leaves.
     async fn live(&mut self) {
         while !self.cluster.over.get() {
             let Err(halt) = self.take_part().await else { return };
@@ -250,7 +252,7 @@ impl Member {
                     return Ok(());
                 }
                 20..35 => {
-                    // Its records take it long.
+                    // It takes long to process its records.
                     rt::sleep(self.world.draw(ms(500)..ms(5_000))).await;
                     self.commit().await?;
                 }
@@ -262,11 +264,11 @@ impl Member {
             }
             match self.heartbeat().await {
                 Err(Halt::Rejoin) => {
-                    // What it has read, while it may still say so.
+                    // It commits what it has read while it still may.
                     let _ = self.commit().await;
                     return Err(Halt::Rejoin);
                 }
-                // A coordinator elsewhere knows it too.
+                // A coordinator elsewhere knows this member too.
                 Err(Halt::Lost) => self.coordinator = None,
                 Err(Halt::NotNow) => {}
                 other => other?,
@@ -318,14 +320,15 @@ impl Member {
             Err(code) => return Err(Halt::of(code)),
         }
         (self.id, self.generation) = (response.member_id, response.generation_id);
-        // Who comes back as a static member leaves the assignment as it is.
+        // If a static member comes back, the assignment stays as it is.
         let leads = response.leader == self.id && !response.skip_assignment;
         let id = |member: JoinGroupResponseMember| member.member_id;
         self.others = response.members.into_iter().map(id).filter(|_| leads).collect();
         Ok(())
     }
 
-    /// Who leads assigns the partitions anyhow, each to one; an assignment is the places of some among the topics' partitions.
+    /// The group's leader assigns each partition to a random member. An assignment is a list of indexes into the shared
+    /// targets.
     fn assign(&self) -> Vec<SyncGroupRequestAssignment> {
         if self.others.is_empty() {
             return Vec::new();
@@ -362,7 +365,7 @@ impl Member {
         Ok(())
     }
 
-    /// Learns where to go on. Whether that is right is checked too.
+    /// Fetches the offsets at which to continue. The ledger checks them.
     async fn fetch_offsets(&mut self) -> Result<(), Halt> {
         let topics = self.assigned.iter().map(|(target, _)| {
             OffsetFetchRequestTopics::default()
@@ -437,7 +440,7 @@ impl Member {
             }
         }
         match outcome {
-            // It may be asked for again; what comes next has it too.
+            // The commit may be repeated: the next one includes its offset.
             Err(Halt::Lost) => {
                 self.coordinator = None;
                 Ok(())

@@ -1,7 +1,8 @@
-//! Brokers, clients and faults, from one seed; what must hold is checked after every step.
+//! Brokers, clients and faults, from one seed. Invariants are checked after every step.
 //!
-//! Topics have one replica, two or three. A disk is lost once at most, while all have everything, and partitions that have no quorum
-//! without it are lost with it: nothing is promised of them any more, so their clients go on, but nothing of theirs is checked.
+//! Topics have one, two or three replicas. A disk is lost once at most, while all replicas have everything. Partitions
+//! that have no quorum without that disk are lost with it. Their clients go on, but the simulation does not check them
+//! any more.
 
 use super::{
     clients::Target,
@@ -19,16 +20,16 @@ use std::{
 };
 use wal::record::GroupId;
 
-/// How long faults go on, and how long it may take at the end until everybody has everything.
+/// How long faults go on. How long it may take at the end until all replicas have everything.
 const FAULTS: Duration = Duration::from_secs(25);
 const HEALING: Duration = Duration::from_secs(60);
-/// How long producers may wait for their last answers then.
+/// Time that producers then have to get their last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);
-/// After so long without a change of what is up, every partition with enough replicas has a leader.
+/// If the set of healthy nodes does not change for this time, every partition with enough replicas must have a leader.
 const CALM: Duration = Duration::from_secs(7);
-/// Elections and hand-overs take less.
+/// Elections and hand-overs take less than this.
 const ELECTION: Duration = Duration::from_secs(3);
-/// How often that is looked at.
+/// Interval between two looks for leaders.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 fn ms(ms: u64) -> Duration {
@@ -40,22 +41,23 @@ pub(super) struct Cluster {
     pub(super) ledger: RefCell<Ledger>,
     pub(super) targets: RefCell<Vec<Target>>,
     pub(super) summary: RefCell<Summary>,
-    /// Clients are to end.
+    /// True when clients have to end.
     pub(super) over: Cell<bool>,
     producers: Cell<u32>,
-    /// Those that have not ended.
+    /// Number of producers that have not ended.
     pub(super) producing: Cell<usize>,
-    /// Faults come seldom and last, and clients write seldom: partitions come to rest.
+    /// Faults are rare and last long, and clients write rarely, so that partitions come to rest.
     pub(super) quiet: bool,
     violation: RefCell<Option<Violation>>,
-    /// By process and partition, the high watermark.
+    /// The high watermark by process and partition.
     watermarks: RefCell<BTreeMap<(ProcessId, GroupId), u64>>,
     disk_lost: Cell<bool>,
-    /// Topics whose partitions are not known yet.
+    /// Number of topics whose partitions are not known yet.
     pub(super) creating: Cell<u64>,
-    /// Partitions that have lost their quorum with a disk. One replica is all there is; of two, the other can't know that it has everything.
+    /// Partitions that have lost their quorum with a disk. Either that was the only replica, or the other of two cannot
+    /// know whether it has everything.
     lost: RefCell<BTreeSet<GroupId>>,
-    /// Who can be reached by whom, and since when.
+    /// The healthy nodes, and since when they have been the same.
     calm: RefCell<(Vec<i32>, Duration)>,
 }
 
@@ -74,7 +76,7 @@ impl Cluster {
         let nodes: Vec<i32> = (1..=count).collect();
         let founding = Founding::of(nodes.clone());
         world.net.latency_max.set(world.draw(ms(1)..ms(15)));
-        // So small that faults fill them.
+        // Small enough for faults to fill the rings.
         let ring_bytes = [512 << 10, 1 << 20][world.place(2)];
         let nodes = nodes.into_iter().map(|id| Node::new(world, id, founding.clone(), ring_bytes)).collect();
         Rc::new(Self {
@@ -134,10 +136,10 @@ impl Cluster {
         world.spawn(OUTSIDE, self.clone().watch());
         self.go_on(world, FAULTS, || false)?;
         self.heal(world)?;
-        // What is acknowledged behind the reading of a log is not in what was read.
+        // Reading a log misses records that are acknowledged later. So the producers have to end first.
         self.go_on(world, LAST_ANSWERS, || self.producing.get() == 0)?;
         expect(self.producing.get() == 0, || format!("{} producers don't end", self.producing.get()))?;
-        // Every wait has an end: nothing of clients that have gone is left.
+        // Every wait must end: nothing may be left of clients that are gone.
         self.go_on(world, LAST_ANSWERS, || self.left_waiting().is_none())?;
         expect(self.left_waiting().is_none(), || format!("{:?} for {LAST_ANSWERS:?}", self.left_waiting()))?;
         self.check_counts()?;
@@ -146,7 +148,7 @@ impl Cluster {
             self.check_offsets(group)?;
         }
         self.count_up(&groups);
-        // Coordinators that have nothing but the log know the same.
+        // Coordinators that load everything from the log must know the same.
         if !groups.is_empty() {
             for node in &self.nodes {
                 node.kill(world);
@@ -159,7 +161,7 @@ impl Cluster {
         Ok(self.summary.borrow().clone())
     }
 
-    /// Lets the world go on until something is so, or for so long.
+    /// Runs the world until a condition holds, for at most this time.
     pub(super) fn go_on(&self, world: &World, most: Duration, until: impl Fn() -> bool) -> Result<(), Violation> {
         let end = world.time() + most;
         let mut steps = 0u64;
@@ -178,7 +180,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What must hold of the process that has just done something.
+    /// Checks the invariants of the process that has just run.
     fn check_step(&self, process: ProcessId) -> Result<(), Violation> {
         let Some(node) = self.nodes.iter().find(|node| node.process == process) else { return Ok(()) };
         if let Some(why) = &*node.refused.borrow() {
@@ -214,7 +216,7 @@ impl Cluster {
         self.watermarks.borrow_mut().retain(|(process, _), _| *process != node.process);
     }
 
-    /// Faults, one after the other, some at the same time.
+    /// Starts faults one after the other. Some overlap.
     async fn trouble(self: Rc<Self>) {
         let world = exec::world();
         let quiet = self.quiet;
@@ -228,7 +230,7 @@ impl Cluster {
     }
 
     fn strike(self: &Rc<Self>, world: &Rc<World>) {
-        // What is at rest is disturbed by the death of its leader more than by anything else.
+        // The death of its leader disturbs a partition at rest most.
         let leader = if self.quiet && world.chance(0.5) { self.some_leader(world) } else { None };
         let deadly = leader.is_some();
         let at = leader.unwrap_or_else(|| world.place(self.nodes.len()));
@@ -308,14 +310,14 @@ impl Cluster {
                 }
             }
         }
-        // A core whose ring has failed serves again once it is restarted.
+        // A core whose ring has failed serves again after a restart.
         for node in self.nodes.iter().filter(|node| node.has_failed()) {
             let wait = world.draw(ms(10)..ms(3_000));
             self.take_down(world, node, wait, |node, world| node.kill(world));
         }
     }
 
-    /// The place of a node that leads a partition.
+    /// The index of a node that leads a partition.
     fn some_leader(&self, world: &World) -> Option<usize> {
         let targets = self.targets.borrow();
         let (leader, _) = self.leader(targets.get(world.place(targets.len().max(1)))?)?;
@@ -339,7 +341,7 @@ impl Cluster {
         true
     }
 
-    /// What a disk's loss takes with it.
+    /// Marks the partitions that are lost with this node's disk.
     fn lose_partitions(&self, node: &Node) {
         for target in self.kept_targets() {
             let replicas = self.replicas_of(&target).expect("its topic is known to those that are well");
@@ -354,7 +356,7 @@ impl Cluster {
         self.lost.borrow().contains(&target.group)
     }
 
-    /// The partitions of which something is promised.
+    /// The partitions that are not lost.
     pub(super) fn kept_targets(&self) -> Vec<Target> {
         self.targets.borrow().iter().filter(|target| !self.is_lost(target)).cloned().collect()
     }
@@ -366,7 +368,7 @@ impl Cluster {
             while !node.down.get() {
                 rt::sleep(ms(20)).await;
             }
-            // Whatever took it down may have it started already.
+            // Another fault may have taken the node down and started it already.
             let world = exec::world();
             if !cluster.over.get() && node.core().is_none() {
                 cluster.forget_watermarks(&node);
@@ -375,7 +377,7 @@ impl Cluster {
         });
     }
 
-    /// Nodes that nothing ails and that reach all others of them.
+    /// Nodes that run without any fault and that no cut separates from another node.
     fn well(&self, world: &World) -> Vec<i32> {
         let is_up = |node: &&Rc<Node>| node.serves() && !world.is_stopped(node.process) && !node.has_failed();
         let up: Vec<i32> = self.nodes.iter().filter(is_up).map(|node| node.id).collect();
@@ -390,7 +392,7 @@ impl Cluster {
         up.into_iter().filter(is_reached).filter(healthy).collect()
     }
 
-    /// While nothing changes, whoever can have a leader has one.
+    /// While nothing changes, checks that every partition with a quorum has a leader.
     async fn watch(self: Rc<Self>) {
         let world = exec::world();
         let mut led: BTreeMap<GroupId, Duration> = BTreeMap::new();
@@ -437,7 +439,7 @@ impl Cluster {
         leaders.next().map(|(node, partition)| (node.clone(), partition))
     }
 
-    /// Whether every replica of every partition has all that its leader has.
+    /// Whether every replica of every partition has all of its leader's records.
     fn all_have_everything(&self) -> bool {
         self.kept_targets().iter().all(|target| {
             let Some((_, leader)) = self.leader(target) else { return false };
@@ -450,7 +452,7 @@ impl Cluster {
         })
     }
 
-    /// Nothing goes wrong any more: everybody gets everything.
+    /// Ends all faults, and waits until all replicas have everything.
     fn heal(self: &Rc<Self>, world: &Rc<World>) -> Result<(), Violation> {
         self.over.set(true);
         world.net.heal();

@@ -1,6 +1,8 @@
-//! What requests cost a broker, in numbers that do not depend on the machine: writes and syncs of the ring, copies of a payload.
+//! The cost of requests for a broker, in numbers that do not depend on the machine: writes and syncs of the ring,
+//! copies of a payload, allocations.
 //!
-//! Through the handlers of Kafka's APIs, on brokers of one core, without faults. ARCHITECTURE.md, "Counts", has the figures.
+//! The requests go through the handlers of Kafka's APIs, on brokers of one core, without faults. ARCHITECTURE.md,
+//! "Counts", has the figures.
 
 use super::{
     allocations,
@@ -37,31 +39,32 @@ use wal::{buf::BLOCK, disk::sim::Kind, record::GroupId};
 const SEEDS: Range<u64> = 0..10;
 pub(super) const TOPIC: &str = "counts";
 pub(super) const PARTITIONS: i32 = 32;
-/// So large that nothing is flushed while a test runs: that begins at a quarter.
+/// Large enough that nothing is flushed while a test runs. A flush begins when a quarter is full.
 const RING_BYTES: u64 = 16 << 20;
-/// Allocations for one produce request of one partition, and for one fetch from memory: a tenth more than there are.
+/// Bounds for the allocations of one produce request with one partition, and of one fetch from memory: a tenth more
+/// than measured.
 const PRODUCE_ALLOCATIONS_MAX: u64 = 47;
 const FETCH_ALLOCATIONS_MAX: u64 = 21;
-/// What a record of 100 KiB may add to those: now and then another piece of the ring's memory, and a flush beside.
+/// Further allocations for a record of 100 KiB: sometimes another piece of the ring's memory, and a concurrent flush.
 const LARGE_ALLOCATIONS_MAX: u64 = 6;
-/// Requests whose allocations are averaged.
+/// Number of requests over which allocations are averaged.
 const ROUND: u64 = 16;
-/// Longer than anything here takes that is not at rest: a request, a flush, what follows the creation of a topic.
+/// Longer than any work here takes: a request, a flush, the work after the creation of a topic.
 const UNTIL_AT_REST: Duration = Duration::from_secs(30);
 
-/// Brokers that have nothing to do.
+/// Idle brokers.
 pub(super) struct Calm {
     pub(super) world: Rc<World>,
     pub(super) nodes: Vec<Rc<Node>>,
     _running: Running,
 }
 
-/// What was asked of a disk.
+/// The operations of a disk.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cost {
     ring_writes: usize,
     ring_syncs: usize,
-    /// Of anything else.
+    /// Writes and syncs of all other files.
     writes: usize,
     syncs: usize,
 }
@@ -70,7 +73,7 @@ const NOTHING: Cost = Cost { ring_writes: 0, ring_syncs: 0, writes: 0, syncs: 0 
 const ONE_RING_WRITE: Cost = Cost { ring_writes: 1, ring_syncs: 1, ..NOTHING };
 
 impl Calm {
-    /// Brokers at rest, with a topic that all of them hold.
+    /// Starts brokers, creates a topic with a replica on each of them, and waits until they are idle.
     pub(super) fn new(seed: u64, brokers: i32) -> Self {
         let running = Running::begin(seed, None);
         let world = exec::world();
@@ -92,7 +95,7 @@ impl Calm {
         calm
     }
 
-    /// Who leads partition 0.
+    /// The node that leads partition 0.
     pub(super) fn leader(&self) -> &Rc<Node> {
         let leads = |node: &&Rc<Node>| {
             let core = node.core().expect("it runs");
@@ -108,7 +111,7 @@ impl Calm {
         while self.world.step(end).is_some() {}
     }
 
-    /// Starts requests at once, as one connection does that pipelines them.
+    /// Starts all requests at once, as a connection does that pipelines them.
     fn start(&self, node: &Node, requests: Vec<(Request, i16)>) -> Rc<RefCell<Option<Vec<Response>>>> {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
@@ -138,7 +141,7 @@ impl Calm {
     }
 }
 
-/// Of one broker, since this was asked for last.
+/// The operations of a broker's disk since the last call.
 fn cost(node: &Node) -> Cost {
     let mut cost = Cost::default();
     for (kind, path) in node.disk().trace() {
@@ -157,7 +160,7 @@ fn is_ring(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ring-"))
 }
 
-/// A batch of one record with so many bytes, in memory of its own, as it comes from a socket.
+/// A batch of one record with a value of this size, in memory of its own, as it comes from a socket.
 pub(super) fn batch(bytes: usize) -> Bytes {
     let mut batch = BatchBuilder::new(Codec::None);
     let value: Vec<u8> = (0..bytes).map(|at| (at * 31 % 251) as u8).collect();
@@ -165,7 +168,7 @@ pub(super) fn batch(bytes: usize) -> Bytes {
     batch.finish()
 }
 
-/// One batch for each of these partitions, acks=all.
+/// A produce request with one batch for each of these partitions, acks=all.
 pub(super) fn produce(partitions: Range<i32>, records: &Bytes) -> (Request, i16) {
     let partition = |index| ProducePartition { index, records: Some(records.clone()) };
     let topic = TopicRef::Name(StrBytes::from_static_str(TOPIC));
@@ -181,14 +184,14 @@ fn assert_stored(answers: &[Response]) {
     }
 }
 
-/// From the log's beginning.
+/// A fetch from the log's beginning.
 fn fetch_request(partition: i32, bytes_max: i32) -> (Request, i16) {
     let partitions = vec![FetchPartition::of_consumer(partition, 0, bytes_max)];
     let topics = vec![FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str(TOPIC)), partitions }];
     (Request::Fetch(FetchRequest::of_consumer(0, 1, 1 << 20, topics)), 11)
 }
 
-/// The buffers that a consumer is answered with.
+/// The buffers of the answer to a consumer.
 fn fetch(calm: &Calm, node: &Node) -> Vec<Bytes> {
     let answers = calm.ask(node, vec![fetch_request(0, 1 << 20)]);
     let [Response::Fetch(response)] = &answers[..] else { panic!("{answers:?}") };
@@ -202,8 +205,8 @@ fn lies_in(part: &Bytes, whole: &Bytes) -> bool {
     whole.start <= part.start && part.end <= whole.end
 }
 
-/// The one write of a ring, since writes were recorded, that holds a batch of so many bytes. At most one other is there besides: of a
-/// cluster's watermarks, which are told in the metadata once a second while they move.
+/// The only ring write that holds a batch of this size, among the recorded ones. There may be at most one other write:
+/// while a cluster's watermarks move, the broker stores them in the metadata once a second.
 fn ring_write(node: &Node, batch_bytes: usize) -> Bytes {
     let writes = node.disk().writes();
     assert!(writes.iter().all(|(path, _)| is_ring(path)) && writes.len() <= 2, "{} writes", writes.len());
@@ -231,7 +234,7 @@ fn a_produce_request_of_32_partitions_costs_one_ring_write_with_one_sync() {
         let node = &calm.nodes[0];
         assert_stored(&calm.ask(node, vec![produce(0..PARTITIONS, &batch(100))]));
         assert_eq!(cost(node), ONE_RING_WRITE, "seed {seed}");
-        // That all is committed needs no write of its own.
+        // Committing the batches needs no further write.
         calm.pass(Duration::from_secs(20));
         assert_eq!(cost(node), NOTHING, "seed {seed}");
     }
@@ -287,9 +290,9 @@ fn a_payload_is_copied_into_the_ring_once_and_sent_and_served_from_there() {
         let of_batch: Vec<&Bytes> = sent.iter().flatten().filter(|part| part.len() >= PAYLOAD).collect();
         let served = fetch(&calm, leader);
         let written = ring_write(leader, PAYLOAD);
-        // Once: there is no room for it twice.
+        // The write has room for only one copy of the batch.
         assert!(written.len() < produced.len() + 2 * BLOCK, "seed {seed}: {} bytes", written.len());
-        // To each follower as a part of its own.
+        // The leader sends it to each follower as a separate part of the message.
         assert_eq!(of_batch.len(), 2, "seed {seed}");
         assert_eq!(served.len(), 1, "seed {seed}");
         for shared in of_batch.into_iter().chain(&served) {
@@ -303,7 +306,8 @@ fn a_payload_is_copied_into_the_ring_once_and_sent_and_served_from_there() {
     }
 }
 
-/// What one request costs in allocations, on average over many, one after the other, from its frame to the answer's.
+/// The allocations of one request from its frame to its encoded answer, averaged over many requests one after the
+/// other.
 fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) -> u64 {
     let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
     let parts = net::codec::request::encode(&header, &request).expect("it can be written");
@@ -323,7 +327,7 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
                 net::codec::response::encode(&header, answer.response().expect("there is an answer"))
                     .expect("it can be written");
             }
-            // The first round is to warm up.
+            // The first round is a warm-up.
             spent.set((allocations::so_far() - before) * round / ROUND);
             ended.set(true);
         });

@@ -1,5 +1,6 @@
-//! A crowd: clients that send more than a broker can store, do not take what they asked for, give up at once, and vanish in the middle of
-//! a request. What they get does not matter, as long as nobody else goes without, and nothing of them is left behind.
+//! A crowd of clients that send more than a broker can store, do not read their answers, give up soon, or vanish during
+//! a request. Their own results do not matter. But all other clients must be served, and nothing of the crowd may be
+//! left behind.
 
 use super::{
     clients::{Target, ask_within, text},
@@ -32,7 +33,7 @@ use std::{rc::Rc, time::Duration};
 /// The crowd's own topic and group.
 const TOPIC: &str = "crowd";
 const GROUP: &str = "crowd";
-/// Requests whose connection breaks while they are answered.
+/// The share of requests whose connection breaks before the answer is read.
 const VANISHING: f64 = 0.5;
 
 const fn ms(ms: u64) -> Duration {
@@ -40,7 +41,7 @@ const fn ms(ms: u64) -> Duration {
 }
 
 impl Cluster {
-    /// A burst or two of impatient clients.
+    /// Starts one or two bursts of impatient clients.
     pub(super) async fn crowd(self: Rc<Self>) {
         let world = exec::world();
         let Some(targets) = self.gather(&world).await else { return };
@@ -63,7 +64,7 @@ impl Cluster {
                 .with_num_partitions(2)
                 .with_replication_factor(replicas);
             let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
-            // Whatever the answer says, it is there or is asked for again.
+            // The answer does not matter: the topic exists, or the loop asks again.
             drop(ask_within(&self.any_node(), Request::CreateTopics(request), 7, ms(6_000)).await);
             if let Some(groups) = self.partitions_of(TOPIC) {
                 let target = |(partition, group)| Target {
@@ -94,7 +95,7 @@ impl Cluster {
         }
     }
 
-    /// Sends a request on a connection that breaks soon, with all that the broker had begun for it.
+    /// Sends a request on a connection that breaks soon. Everything that the broker has started for it then ends.
     fn vanish(&self, node: &Rc<Node>, request: Request, version: i16) {
         let Some(core) = node.core().filter(|_| node.serves()) else { return };
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
@@ -103,14 +104,14 @@ impl Cluster {
             let answering =
                 handlers::start(&core, ([127, 0, 0, 1], 1).into(), &handlers::Lane::default(), &header, request);
             if let Either::First(unread) = race(answering, rt::sleep(breaks_in)).await {
-                // The client does not take it, and is closed after a while.
+                // The client does not read the answer. After a while the broker closes the connection.
                 rt::sleep(exec::world().draw(Duration::ZERO..ms(3_000))).await;
                 drop(unread);
             }
         });
     }
 
-    /// What is counted as it changes is what a count of everything gives: partitions, replicas, idempotent producers.
+    /// Checks that running counts equal a full recount: partitions, replicas, idempotent producers.
     pub(super) fn check_counts(&self) -> Result<(), Violation> {
         for node in &self.nodes {
             let Some(core) = node.core() else { continue };
@@ -125,7 +126,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who still waits in some broker.
+    /// Describes some wait that has not ended on some broker.
     pub(super) fn left_waiting(&self) -> Option<String> {
         self.nodes.iter().find_map(|node| {
             let core = node.core()?;
@@ -147,7 +148,7 @@ impl Cluster {
     }
 }
 
-/// A request whose sender does not wait long, and its version.
+/// A request of a client that does not wait long, and its version.
 fn impatient(world: &World, target: &Target) -> (Request, i16) {
     match world.number(..10) {
         0 => {

@@ -1,7 +1,7 @@
 //! One thread, virtual time, and processes whose tasks run in an order that the seed decides.
 //!
-//! Everything that a broker asks of its runtime goes through [`crate::rt`] and [`crate::clock`], which ask here while a simulation
-//! runs. A task belongs to the process that spawned it; process 0 is the world outside, which neither stops nor ends.
+//! A broker uses its runtime only through [`crate::rt`] and [`crate::clock`], which call this module while a simulation
+//! runs. A task belongs to the process that spawned it. Process 0 is the outside world, which neither stops nor ends.
 
 use crate::rt::Timers;
 use slab::Slab;
@@ -18,15 +18,15 @@ use wal::{disk::sim::SimDisk, planted::Mistake};
 
 /// A process, counted from 0.
 pub(super) type ProcessId = usize;
-/// The world outside: clients, operators, and whoever looks on.
+/// The outside world: clients, operators, and the checks.
 pub(super) const OUTSIDE: ProcessId = 0;
 
-/// Virtual time at the beginning: clocks show that much.
+/// Virtual time at the beginning. All clocks start with this value.
 const BEGINNING: Duration = Duration::from_secs(1_000_000);
-/// What a step of a task takes at most.
+/// The longest time that one step of a task takes, in ns.
 const STEP_NS_MAX: u64 = 4_000;
 
-/// Tasks that were woken.
+/// The tasks that have been woken.
 #[derive(Default)]
 struct Woken(Mutex<Vec<usize>>);
 
@@ -43,7 +43,7 @@ impl Wake for TaskWaker {
 
 struct Task {
     process: ProcessId,
-    /// `None` while it is being polled.
+    /// `None` while the task is being polled.
     future: Option<Pin<Box<dyn Future<Output = ()>>>>,
     waker: Waker,
     is_ready: bool,
@@ -61,7 +61,7 @@ struct Process {
 
 type Event = Box<dyn FnOnce()>;
 
-/// Everything that a simulation runs on.
+/// Everything that a simulation consists of.
 pub(super) struct World {
     rng: RefCell<fastrand::Rng>,
     time: Cell<Duration>,
@@ -88,36 +88,36 @@ pub(super) fn world() -> Rc<World> {
     WORLD.with_borrow(|world| world.clone().expect("a simulation runs"))
 }
 
-/// What the present process's clock shows.
+/// The time on the current process's clock.
 pub(crate) fn now() -> Option<Duration> {
     WORLD.with_borrow(|world| world.as_ref().map(|world| world.clock(world.current.get())))
 }
 
-/// Whose turn it is, and how much virtual time has passed.
+/// The current process, and the virtual time since the beginning.
 pub(super) fn present() -> Option<(ProcessId, Duration)> {
     let present = |world: &Rc<World>| (world.current.get(), world.time.get() - BEGINNING);
     WORLD.with_borrow(|world| world.as_ref().map(present))
 }
 
-/// Has the present process run a task.
+/// Spawns a task in the current process.
 pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
     let world = world();
     world.spawn(world.current.get(), future);
 }
 
-/// The disk of the present process.
+/// The disk of the current process.
 pub(crate) fn disk() -> SimDisk {
     let world = world();
     let processes = world.processes.borrow();
     processes[world.current.get()].disk.clone().expect("the process was given a disk")
 }
 
-/// Whether this mistake is planted in the simulation that runs.
+/// Whether this bug is planted in the running simulation.
 pub(crate) fn planted(bug: super::Bug) -> bool {
     WORLD.with_borrow(|world| world.as_ref().is_some_and(|world| world.bug == Some(bug)))
 }
 
-/// Ends a simulation, however.
+/// Ends the simulation when it is dropped, also after a panic.
 pub(super) struct Running(Rc<World>);
 
 impl Running {
@@ -167,7 +167,7 @@ impl World {
         processes.len() - 1
     }
 
-    /// Virtual time.
+    /// The virtual time.
     pub(super) fn time(&self) -> Duration {
         self.time.get()
     }
@@ -189,7 +189,7 @@ impl World {
         self.processes.borrow_mut()[process].ready.push(task);
     }
 
-    /// Has something happen in so much virtual time.
+    /// Schedules an event after this virtual time.
     pub(super) fn after(&self, wait: Duration, event: impl FnOnce() + 'static) {
         let number = self.next_event.get();
         self.next_event.set(number + 1);
@@ -201,12 +201,12 @@ impl World {
         Duration::from_micros(self.rng.borrow_mut().u64(from..to.max(from + 1)))
     }
 
-    /// A number of this range.
+    /// Draws a number from this range.
     pub(super) fn number(&self, range: impl std::ops::RangeBounds<u64>) -> u64 {
         self.rng.borrow_mut().u64(range)
     }
 
-    /// The place of one of so many.
+    /// Draws an index below `of`.
     pub(super) fn place(&self, of: usize) -> usize {
         self.rng.borrow_mut().usize(..of)
     }
@@ -215,7 +215,7 @@ impl World {
         self.rng.borrow_mut().f64() < of
     }
 
-    /// A process stands still, as after SIGSTOP, or goes on.
+    /// Pauses a process, as SIGSTOP does, or resumes it.
     pub(super) fn stop(&self, process: ProcessId, stopped: bool) {
         self.processes.borrow_mut()[process].stopped = stopped;
     }
@@ -224,7 +224,7 @@ impl World {
         self.processes.borrow()[process].stopped
     }
 
-    /// A process's clock jumps ahead, as after a suspension of its machine.
+    /// Lets a process's clock jump ahead, as after a suspension of its machine.
     pub(super) fn jump(&self, process: ProcessId, ahead: Duration) {
         self.processes.borrow_mut()[process].ahead += ahead;
     }
@@ -247,7 +247,7 @@ impl World {
         processes[process].stopped = false;
     }
 
-    /// Runs something as a part of a process.
+    /// Runs a closure as a part of a process.
     pub(super) fn within<R>(&self, process: ProcessId, work: impl FnOnce() -> R) -> R {
         let before = self.current.replace(process);
         let timers = self.processes.borrow()[process].timers.clone();
@@ -258,8 +258,8 @@ impl World {
         result
     }
 
-    /// One step of one task, or if none is ready, time passes until something happens; not beyond `until`. Returns whose task it was,
-    /// or the world outside; `None` if that moment has come.
+    /// Runs one step of one task. If no task is ready, lets time pass until the next event, but not beyond `until`.
+    /// Returns the process of the task, or the outside world. `None`: `until` has come.
     pub(super) fn step(&self, until: Duration) -> Option<ProcessId> {
         if self.next_moment().is_some_and(|next| next <= self.time.get()) {
             self.fire();
@@ -269,7 +269,7 @@ impl World {
             return self.pass_time(until).then_some(OUTSIDE);
         };
         if self.time.get() >= until {
-            // It stays ready.
+            // The task stays ready.
             self.processes.borrow_mut()[process].ready.push(task);
             return None;
         }
@@ -323,7 +323,7 @@ impl World {
         unreachable!("one of them was counted")
     }
 
-    /// When the next wait ends, or the next event comes.
+    /// When the next timer expires or the next event is due.
     fn next_moment(&self) -> Option<Duration> {
         let processes = self.processes.borrow();
         let waits = processes.iter().filter(|process| !process.stopped);
@@ -346,7 +346,7 @@ impl World {
         }
     }
 
-    /// Ends the waits, and lets the events come, whose time has come.
+    /// Fires the timers and events that are due.
     fn fire(&self) {
         let now = self.time.get();
         let due: Vec<(Rc<Timers>, Duration)> = {

@@ -1,4 +1,4 @@
-//! What a broker that was cut off may still answer, before it has noticed.
+//! The answers that a broker may still give after it was cut off and before it has noticed.
 
 use super::{clients::text, counts::Calm, node::Node};
 use net::{
@@ -19,7 +19,7 @@ fn coordinator<'a>(calm: &'a Calm, asked: &Node) -> Option<&'a Rc<Node>> {
     let answers = calm.ask(asked, vec![(request.into(), 4)]);
     let [Response::FindCoordinator(response)] = &answers[..] else { panic!("{answers:?}") };
     let found = &response.coordinators[0];
-    // Until another broker leads the group's partition, nobody coordinates it.
+    // Until another broker leads the group's partition, the group has no coordinator.
     assert!(found.error_code == 0 || found.node_id.0 == -1, "{found:?}");
     calm.nodes.iter().find(|node| node.id == found.node_id.0)
 }

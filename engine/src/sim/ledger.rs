@@ -1,17 +1,18 @@
-//! What clients were told and have seen, and what must hold of it.
+//! The answers that clients got, the records that they saw, and the invariants that must hold.
 //!
-//! | client | what must hold |
+//! | client | invariant |
 //! |---|---|
-//! | acks=all | an acknowledged record is in the log, once, at its offset, as long as the log's start has not passed it |
-//! | any | a record is in the log at most once; one producer's records are in the order in which it sent them, without a gap |
-//! | consumer | what was read at an offset is what everybody reads there, ever |
+//! | acks=all | an acknowledged record is in the log, once, at its offset, unless the log's start has passed it |
+//! | any | a record is in the log at most once |
+//! | any | one producer's records are in the log in the order in which it sent them, without a gap |
+//! | consumer | a record that was read at an offset is the one that everybody reads there, for ever |
 //! | any | while a leader serves, its high watermark is not below that of any leader before it |
 
 use super::ledger_commits::GroupHistory;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use wal::record::GroupId;
 
-/// What went wrong.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Violation(pub(super) String);
@@ -20,7 +21,7 @@ pub(super) fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), V
     if holds { Ok(()) } else { Err(Violation(what())) }
 }
 
-/// A record as its producer made it: which producer's, and the how-manieth of it.
+/// A record as its producer made it: the producer's number, and the record's number within that producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Value {
     pub(super) producer: u32,
@@ -41,16 +42,16 @@ impl Value {
     }
 }
 
-/// One partition's.
+/// The history of one partition.
 #[derive(Default)]
 pub(super) struct History {
     acked: BTreeMap<u64, Value>,
     seen: BTreeMap<u64, Value>,
-    /// By leader epoch, the highest high watermark that a leader of it has shown.
+    /// By leader epoch, the highest high watermark that its leader has shown.
     watermarks: BTreeMap<i32, u64>,
-    /// By leader epoch, who led.
+    /// By leader epoch, the node that led.
     leaders: BTreeMap<i32, i32>,
-    /// Where an epoch that is over ends.
+    /// By leader epoch, where a past epoch ended.
     ends: BTreeMap<i32, u64>,
 }
 
@@ -65,7 +66,7 @@ impl Ledger {
         self.histories.entry(group).or_default()
     }
 
-    /// What the members of a consumer group know.
+    /// The history of a consumer group.
     pub(super) fn of_members(&mut self, group: &str) -> &mut GroupHistory {
         self.members.entry(group.to_owned()).or_default()
     }
@@ -84,7 +85,7 @@ impl Ledger {
 }
 
 impl History {
-    /// A producer is told that a record is as safe as acks=all promises.
+    /// A producer got an acknowledgement with acks=all for a record.
     pub(super) fn acked(&mut self, offset: u64, value: Value) -> Result<(), Violation> {
         let other = self.acked.insert(offset, value).filter(|other| *other != value);
         expect(other.is_none(), || format!("{value:?} and {other:?} were both acknowledged at offset {offset}"))?;
@@ -92,7 +93,7 @@ impl History {
         expect(seen.is_none(), || format!("{value:?} was acknowledged at offset {offset}, where {seen:?} was read"))
     }
 
-    /// A consumer reads a record.
+    /// A consumer has read a record.
     pub(super) fn seen(&mut self, offset: u64, value: Value) -> Result<(), Violation> {
         let first = *self.seen.entry(offset).or_insert(value);
         expect(first == value, || format!("{first:?}, then {value:?} was read at offset {offset}"))?;
@@ -112,7 +113,7 @@ impl History {
         Ok(())
     }
 
-    /// A leader says where an epoch before its own ended.
+    /// A leader reports where an earlier epoch ended.
     pub(super) fn ended(&mut self, epoch: i32, end: u64) -> Result<(), Violation> {
         match self.ends.entry(epoch) {
             btree_map::Entry::Vacant(place) => {
@@ -126,12 +127,12 @@ impl History {
         }
     }
 
-    /// How many epochs there were.
+    /// Number of epochs that had a leader.
     pub(super) fn epochs(&self) -> u64 {
         self.leaders.len() as u64
     }
 
-    /// The whole log, at the end of all days.
+    /// Checks the whole log at the end.
     pub(super) fn is_all(&self, start: u64, records: &[(u64, Value)]) -> Result<(), Violation> {
         for (place, (offset, _)) in records.iter().enumerate() {
             let expected = start + place as u64;

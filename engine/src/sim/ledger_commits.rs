@@ -1,28 +1,29 @@
-//! What members of a group were told, and what must hold of it.
+//! The answers that members of a group got, and the invariants that must hold.
 //!
-//! A commit is one partition's, and bears a number of its own, which is also its metadata: so an answer tells which commit it shows.
-//! A commit without an answer may count, once, at any time until a later generation is known. What happens is counted, and so ordered:
+//! Each commit covers one partition and has a number of its own, which is also its metadata. So an answer shows which
+//! commit it comes from. A commit without an answer may still count, once, at any time until a later generation is
+//! known. The ledger numbers all events, so that they have an order:
 //!
-//! | told | what must hold |
+//! | event | invariant |
 //! |---|---|
-//! | a commit is acknowledged | nobody knew of a later generation when it was asked for |
-//! | an offset is fetched | it is a commit's that was not refused, and that no other comes behind which was known to count when the fetch began |
+//! | a commit is acknowledged | nobody knew of a later generation when the member sent the commit |
+//! | an offset is fetched | its commit was not rejected, and no later commit was known to count when the fetch began |
 //! | no offset is fetched | no commit was known to count when the fetch began |
 //! | partitions are assigned | no other member of the generation has one of them |
-//! | a static member's commit is acknowledged | nobody knew of a member that has its instance since, when it was asked for |
+//! | a static member's commit is acknowledged | when it was sent, no later owner of the instance was known |
 //!
-//! One commit comes behind another if that was known to count before this one was asked for, or if it is a later generation's. A commit is
-//! known to count once it is acknowledged, or fetched; a generation is known once a member was told what it is assigned.
+//! Commit B is later than commit A if A was known to count before B was sent, or if B belongs to a later generation. A
+//! commit is known to count once it is acknowledged or fetched. A generation is known once a member got its assignment.
 
 use super::ledger::{Violation, expect};
 use std::collections::BTreeMap;
 
 /// A topic's partition.
 pub(super) type Place = (String, i32);
-/// How much had happened at a moment.
+/// The number of events so far.
 pub(super) type Moment = u64;
 
-/// What a commit is known by.
+/// The number of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CommitId(usize);
 
@@ -36,14 +37,14 @@ impl CommitId {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Who {
     pub(super) id: String,
-    /// What a static member keeps when it comes back (KIP-345).
+    /// The instance id of a static member, which stays the same when it comes back (KIP-345).
     pub(super) instance: Option<String>,
-    /// When it asked to join.
+    /// When it sent its JoinGroup request.
     pub(super) asked: Moment,
 }
 
 impl Who {
-    /// To whom partitions are assigned: the member that takes an instance over has what that had.
+    /// The owner of assigned partitions. A member that takes over an instance also takes over its partitions.
     fn owner(&self) -> &str {
         self.instance.as_ref().unwrap_or(&self.id)
     }
@@ -56,54 +57,54 @@ struct Commit {
     generation: i32,
     offset: u64,
     asked: Moment,
-    /// When it was known to count.
+    /// When it became known that the commit counts.
     counts: Option<Moment>,
     refused: bool,
 }
 
 impl Commit {
-    /// Whether it counts, if at all, before another one that does count.
+    /// Whether this commit must come before another one that counts.
     fn is_before(&self, other: &Commit) -> bool {
         self.generation < other.generation || self.counts.is_some_and(|counts| counts < other.asked)
     }
 }
 
-/// One group's.
+/// The history of one group.
 #[derive(Default)]
 pub(super) struct GroupHistory {
     now: Moment,
     commits: Vec<Commit>,
-    /// By generation, when it was known.
+    /// By generation, when it became known.
     known: BTreeMap<i32, Moment>,
-    /// By generation and partition, whose it is.
+    /// By generation and partition, the owner.
     owners: BTreeMap<(i32, Place), String>,
-    /// Static members, each with when it was first known.
+    /// Static members, each with the time when it became known.
     statics: Vec<(Who, Moment)>,
     fetched: u64,
 }
 
 impl GroupHistory {
-    /// How many commits are known to count.
+    /// Number of commits that are known to count.
     pub(super) fn counted(&self) -> u64 {
         self.commits.iter().filter(|commit| commit.counts.is_some()).count() as u64
     }
 
-    /// How many commits were refused.
+    /// Number of commits that were rejected.
     pub(super) fn refused(&self) -> u64 {
         self.commits.iter().filter(|commit| commit.refused).count() as u64
     }
 
-    /// How many generations there were.
+    /// Number of known generations.
     pub(super) fn generations(&self) -> u64 {
         self.known.len() as u64
     }
 
-    /// How many times an offset was fetched.
+    /// Number of fetched offsets.
     pub(super) fn fetched(&self) -> u64 {
         self.fetched
     }
 
-    /// A member is told which partitions it has.
+    /// A member got its partitions.
     pub(super) fn assigned(&mut self, generation: i32, who: &Who, places: &[Place]) -> Result<(), Violation> {
         let now = self.now();
         self.known.entry(generation).or_insert(now);
@@ -118,19 +119,19 @@ impl GroupHistory {
         Ok(())
     }
 
-    /// When a static member was first known.
+    /// When a static member became known.
     fn since(&self, who: &Who) -> Option<Moment> {
         self.statics.iter().find(|(known, _)| known.id == who.id).map(|(_, since)| *since)
     }
 
-    /// Who had the instance of a member later, and was known to at a moment.
+    /// A member that took over the instance later, and was known at this moment.
     fn successor(&self, of: &Who, at: Moment) -> Option<&Who> {
         let since = self.since(of)?;
         let is_next = |other: &Who| other.instance == of.instance && other.asked > since;
         self.statics.iter().find(|(other, known)| is_next(other) && *known < at).map(|(other, _)| other)
     }
 
-    /// A commit is asked for.
+    /// A member sends a commit.
     pub(super) fn asks(&mut self, who: &Who, generation: i32, place: Place, offset: u64) -> CommitId {
         let asked = self.now();
         let who = who.clone();
@@ -138,14 +139,14 @@ impl GroupHistory {
         CommitId(self.commits.len() - 1)
     }
 
-    /// A member is told that its commit will never count.
+    /// A member learns that its commit will never count.
     pub(super) fn is_refused(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
         let commit = &mut self.commits[id];
         commit.refused = true;
         expect(commit.counts.is_none(), || format!("commit {id} was seen, and then refused: {commit:?}"))
     }
 
-    /// A member is told that its commit is stored.
+    /// A member learns that its commit is stored.
     pub(super) fn is_acked(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
         let now = self.now();
         self.commits[id].counts.get_or_insert(now);
@@ -161,13 +162,13 @@ impl GroupHistory {
         })
     }
 
-    /// Somebody is about to ask for offsets, or to join.
+    /// Advances the clock of events, before a request for offsets or to join.
     pub(super) fn now(&mut self) -> Moment {
         self.now += 1;
         self.now
     }
 
-    /// The offset of a partition, as it was answered to whom asked at a moment.
+    /// Checks the offset of a partition that was fetched by a request sent at `asked`.
     pub(super) fn is_fetched(
         &mut self,
         place: &Place,

@@ -1,4 +1,4 @@
-//! The logs at the end: every replica has the same, and it is the one that clients know.
+//! The logs at the end: all replicas have the same log, and it is the one that clients know.
 
 use super::{
     clients::Target,
@@ -11,14 +11,14 @@ use bytes::Bytes;
 use net::errors::ErrorCode;
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-/// How long one log may take to be read.
+/// Time that reading one log may take.
 const READING: Duration = Duration::from_secs(20);
 
 /// Records with their offsets.
 type Records = Vec<(u64, Value)>;
 
 impl Cluster {
-    /// Every replica has the same log, and it is the one that clients know.
+    /// Checks that all replicas have the same log, and that it is the one that clients know.
     pub(super) fn check_logs(self: &Rc<Self>) -> Result<(), Violation> {
         let world = exec::world();
         let targets = self.kept_targets();
@@ -40,7 +40,7 @@ impl Cluster {
             let Some((first, start, log)) = logs.first() else { continue };
             let next = |log: &[(u64, Value)], start| log.last().map_or(start, |(offset, _)| offset + 1);
             for (node, other_start, other) in &logs[1..] {
-                // What a replica lacks at its start, others may still have; and the last clients' records still come in.
+                // Replicas may have different log starts. And the last clients' records may still arrive.
                 let common = *start.max(other_start)..next(log, *start).min(next(other, *other_start));
                 let of = |log: &[(u64, Value)]| {
                     log.iter().filter(|(offset, _)| common.contains(offset)).copied().collect::<Vec<_>>()
@@ -66,7 +66,7 @@ impl Cluster {
             };
             let found: Vec<Bytes> = match found {
                 Ok(found) => found,
-                // Retention goes on.
+                // Retention goes on meanwhile.
                 Err(ErrorCode::OffsetOutOfRange) if at < partition.log_start(core) => {
                     log.clear();
                     at = partition.log_start(core);

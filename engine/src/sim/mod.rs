@@ -1,26 +1,30 @@
-//! Whole clusters in one thread and virtual time, from a seed: the broker's own code, from its start to the handlers of Kafka's APIs, on
-//! simulated disks and a simulated network, under clients that remember what they were told.
+//! Simulates whole clusters in one thread and virtual time, from a seed. Runs the broker's own code, from its start to
+//! the handlers of Kafka's APIs, on simulated disks and a simulated network. The clients remember every answer.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
-//! | `exec` | virtual time; processes and their tasks, which [`crate::rt`] and [`crate::clock`] ask for |
+//! | `exec` | virtual time; processes and their tasks, which [`crate::rt`] and [`crate::clock`] use |
 //! | `net` | connections between brokers: late, stalled, broken |
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
 //! | `clients` | producers, consumers, operators |
 //! | `clients_group` | members of consumer groups |
 //! | `crowd` | clients that overload brokers, give up and vanish |
-//! | `remade` | a topic that is deleted and made again, and its offsets |
-//! | `ledger` | what clients know, and what must hold of it |
-//! | `ledger_commits` | what members of groups know, likewise |
+//! | `remade` | a topic that is deleted and created again, and its committed offsets |
+//! | `churn` | topics that are created and deleted again and again |
+//! | `ledger` | what clients know, and the invariants that must hold |
+//! | `ledger_commits` | the same for members of groups |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
-//! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies |
-//! | `turns` | what requests with much work do between two turns |
+//! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
+//! | `turns` | how much work large requests do between two yields |
 //! | `fenced` | what a broker that was cut off may still answer |
-//! | `stopped` | a committed entry that can't be read |
+//! | `stopped` | a committed entry that cannot be applied |
+//! | `summary`, `tests` | the counts of what runs did; the seeds |
 //!
-//! Real are the ring, segments, checkpoints and recovery of `wal` on its [`SimDisk`](wal::disk::sim::SimDisk), Raft groups and the metadata plane of
-//! `consensus`, and everything of this crate but sockets, the mesh between cores (each broker has one core here) and the admin pages.
-//! `consensus` has a simulation of its own, of the metadata plane on a network that also drops, doubles and reorders.
+//! The simulation runs the real ring, segments, checkpoints and recovery of `wal` on
+//! [`SimDisk`](wal::disk::sim::SimDisk), and the real Raft groups and metadata plane of `consensus`. Of this crate it
+//! runs everything except sockets, the mesh between cores (each broker has one core here) and the admin pages.
+//! `consensus` has a simulation of its own: the metadata plane on a network that also drops, duplicates and reorders
+//! messages.
 
 mod allocations;
 mod churn;
@@ -46,29 +50,29 @@ mod turns;
 pub(crate) use exec::{disk, is_running, now, planted, spawn};
 pub(crate) use net::Outgoing;
 
-/// A mistake that can be planted, to show that the simulation would see it.
+/// A bug that can be planted, to show that the simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// Entries are sent, and taken, without the batches that belong to them.
+    /// Leaders send entries without their batches, and followers accept them.
     AppendWithoutPayload,
-    /// One entry more than is to be replaced is cut off a follower's log.
+    /// A follower truncates one entry more of its log than it has to replace.
     TruncatedTooFar,
-    /// Partitions at rest are not told that their leader's core is silent.
+    /// Groups at rest do not notice that brokers fail or return.
     QuietGroupSleepsOn,
-    /// What idempotent producers wrote is remembered although it was truncated.
+    /// A partition remembers the batches of idempotent producers although it has truncated them.
     ProducersKeptOnTruncation,
-    /// A producer is told at once of a batch that is missing before its next.
+    /// If a batch arrives before its predecessor, the broker gives up on the predecessor at once.
     GapsGivenNoTime,
-    /// A producer that is not known may begin behind a batch of its own that was refused just now.
+    /// An unknown producer may begin behind a batch of its own that the broker has just rejected.
     BegunBehindRefused,
-    /// A produce request that gives up while it waits for room in the ring stays in the line.
+    /// A produce request that times out while it waits for room in the ring stays in the queue.
     AbandonedTurnStays,
-    /// A commit of offsets is acknowledged before it is committed.
+    /// The coordinator acknowledges a commit of offsets before it is committed in the log.
     CommitAcknowledgedTooEarly,
-    /// A static member whose instance another has taken over goes on to commit.
+    /// A static member can still commit after another member has taken over its instance.
     FencedMemberCommits,
-    /// In `wal`.
+    /// A bug of `wal`.
     RingRecycledTooEarly,
-    /// In `wal`.
+    /// A bug of `wal`.
     StaleLapAccepted,
 }

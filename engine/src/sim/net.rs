@@ -1,7 +1,8 @@
-//! The network between simulated brokers: connections as TCP gives them, that come late, stall and break.
+//! The network between simulated brokers: connections with TCP's guarantees that are late, stall and break.
 //!
-//! What is sent on one connection arrives in order or not at all; connections overtake each other. Across a cut nothing arrives, and
-//! nobody is told: what was sent waits, until the cut has healed or the connection has been silent too long.
+//! Messages of one connection arrive in order or not at all. Connections overtake each other. Nothing crosses a cut,
+//! and nobody gets an error: messages wait until the cut has healed, or until the connection has been silent for too
+//! long.
 
 use super::exec::{ProcessId, World, world};
 use crate::{
@@ -24,21 +25,21 @@ use std::{
     time::Duration,
 };
 
-/// Bytes on their way on one connection before its sender has to wait.
+/// Bytes in transit on one connection beyond which its sender has to wait.
 const IN_TRANSIT_MAX: usize = 256 << 10;
-/// After so much silence a connection is over (TCP_USER_TIMEOUT, see `net::peer`).
+/// A connection closes after this time of silence (TCP_USER_TIMEOUT, see `net::peer`).
 const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// How often what waits at a cut is tried again.
+/// Interval at which messages that wait at a cut are tried again.
 const RETRY: Duration = Duration::from_millis(50);
-/// The peer port of node 0; others follow.
+/// The peer port of node 0. Node n has port `PORT + n`.
 const PORT: u16 = 9290;
 
-/// Where a node's peer port is.
+/// The address of a node's peer port.
 pub(super) fn address(node: i32) -> String {
     format!("127.0.0.1:{}", i32::from(PORT) + node)
 }
 
-/// A broker that takes connections in.
+/// A broker that accepts connections.
 struct Listening {
     process: ProcessId,
     peers: Rc<Peers>,
@@ -48,22 +49,22 @@ struct Listening {
 #[derive(Default)]
 pub(super) struct Net {
     listening: RefCell<BTreeMap<i32, Rc<Listening>>>,
-    /// From, to.
+    /// Pairs of nodes between which nothing passes, in this direction: from, to.
     cuts: RefCell<BTreeSet<(i32, i32)>>,
     open: RefCell<Vec<Rc<Connection>>>,
-    /// What brokers have handed over to be sent, if somebody wants to know: the parts of each message.
+    /// If recording is on: the parts of each message that brokers have sent.
     pub(super) sent: RefCell<Option<Vec<Vec<Bytes>>>>,
-    /// Messages take up to so long.
+    /// The longest latency of a message.
     pub(super) latency_max: Cell<Duration>,
 }
 
 struct Connection {
     from: i32,
     to: i32,
-    /// Each with the moment from which on it may arrive.
+    /// Messages in transit, each with the moment from which on it may arrive.
     transit: RefCell<VecDeque<(Duration, PeerFrame)>>,
     transit_bytes: Cell<usize>,
-    /// Somebody is to bring what is on its way.
+    /// A carrying task for the messages in transit is scheduled.
     carried: Cell<bool>,
     stalled_since: Cell<Option<Duration>>,
     inbox: RefCell<VecDeque<PeerFrame>>,
@@ -80,7 +81,7 @@ impl Connection {
         self.changed.notify();
     }
 
-    /// Brings what may arrive by now.
+    /// Delivers the messages that are due.
     fn carry(self: &Rc<Self>, world: &World) {
         loop {
             let due = self.transit.borrow().front().map(|(due, _)| *due);
@@ -140,7 +141,8 @@ impl Net {
         world.draw(Duration::from_micros(30)..self.latency_max.get())
     }
 
-    /// A node's process has ended. Its machine tells the others, unless it is gone too: then they notice only when they get no answer.
+    /// Ends the connections of a node whose process has ended. Its machine tells the others, unless it is gone too
+    /// (`silently`). Then they notice only because no answer comes.
     pub(super) fn end(&self, world: &World, node: i32, silently: bool) {
         self.listening.borrow_mut().remove(&node);
         let (its, others) = self.open.take().into_iter().partition(|open| open.from == node || open.to == node);
@@ -152,7 +154,7 @@ impl Net {
                 connection.inbox.take();
             }
             if !silently && connection.from == node {
-                // What the process had sent is the system's to bring, or to drop.
+                // The system delivers or drops messages that the process had sent.
                 let keep = world.place(connection.transit.borrow().len() + 1);
                 connection.transit.borrow_mut().truncate(keep);
             }
@@ -162,7 +164,7 @@ impl Net {
     }
 }
 
-/// The connection of one broker to another, from the one that opened it.
+/// One broker's connection to another, at the side that opened it.
 pub(crate) struct Outgoing {
     connection: Rc<Connection>,
     queued: Vec<PeerFrame>,
@@ -175,7 +177,7 @@ impl Drop for Outgoing {
 }
 
 impl Outgoing {
-    /// Connects, and goes through the handshake; returns what the other side says of itself.
+    /// Connects and performs the handshake. Returns the other side's hello.
     pub(crate) async fn open(address: &str, from: i32, handshake: Handshake) -> Result<(Self, Bytes), PeerError> {
         let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         let to = i32::from(port.expect("an address has a port")) - i32::from(PORT);
@@ -244,7 +246,7 @@ impl Outgoing {
     }
 }
 
-/// All frames of a handshake, at once; returns the caller's hello and the answerer's.
+/// Performs a whole handshake at once. Returns the caller's hello and the answerer's.
 fn shake_hands(mut caller: Handshake, mut answerer: Handshake) -> Result<(Bytes, Bytes), PeerError> {
     let mut on_way = VecDeque::from([(true, caller.begin())]);
     let (mut theirs, mut ours) = (None, None);
@@ -267,7 +269,7 @@ pub(super) fn secret() -> Option<Secret> {
     Secret::new(&[7; 32])
 }
 
-/// On the other side: hears who is there, and takes in what comes.
+/// The accepting side: performs the handshake, then receives messages.
 async fn take_in(
     listening: Rc<Listening>,
     caller: Handshake,

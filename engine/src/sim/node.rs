@@ -1,4 +1,5 @@
-//! One simulated broker: its disk, which lasts, and its process, which runs the broker's own start, core and stop.
+//! One simulated broker: its disk, which lasts, and its process, which runs the broker's own code for start, core and
+//! stop.
 
 use super::{
     allocations,
@@ -34,10 +35,10 @@ use wal::{
 
 const DATA: &str = "/data";
 const MEMORY: u64 = 4 << 20;
-/// Of which partitions and producers have their share.
+/// The memory budget. Partitions and producers have shares of it.
 const BUDGET: u64 = 64 << 20;
 
-/// What the founders of a cluster know of it.
+/// The founders of a cluster, and their peer ids.
 pub(super) struct Founding {
     pub(super) nodes: Vec<i32>,
     peers: RefCell<BTreeMap<i32, u64>>,
@@ -48,7 +49,7 @@ impl Founding {
         Rc::new(Self { nodes, peers: RefCell::default() })
     }
 
-    /// The cluster's first voters, once all are there.
+    /// The cluster's first voters, once all founders have started.
     async fn peers(&self, node: i32, peer: u64) -> Vec<u64> {
         self.peers.borrow_mut().entry(node).or_insert(peer);
         while self.peers.borrow().len() < self.nodes.len() {
@@ -58,12 +59,12 @@ impl Founding {
     }
 }
 
-/// What ails a disk.
+/// The faults of a disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Ailment {
-    /// Operations take up to so long.
+    /// Additional time that an operation takes at most.
     pub(super) slow: Duration,
-    /// Segments can't be written: no space is left.
+    /// Segments cannot be written: no space is left.
     pub(super) full: bool,
     /// The ring's next write or sync fails.
     pub(super) broken: bool,
@@ -77,11 +78,11 @@ pub(super) struct Node {
     ailment: Rc<Cell<Ailment>>,
     core: RefCell<Option<Rc<Core>>>,
     serving: Cell<bool>,
-    /// It does not run, or is on its way out.
+    /// The process does not run, or is ending.
     pub(super) down: Cell<bool>,
-    /// It was asked to stop, and is not down yet.
+    /// The node was asked to stop, and is not down yet.
     pub(super) stopping: Cell<bool>,
-    /// Why it could not start.
+    /// Why the node could not start.
     pub(super) refused: RefCell<Option<String>>,
     ring_bytes: u64,
 }
@@ -108,7 +109,7 @@ impl Node {
         })
     }
 
-    /// Its core, if it has one whose store is open.
+    /// The core, once its store is open.
     pub(super) fn core(&self) -> Option<Rc<Core>> {
         self.core.borrow().clone()
     }
@@ -117,7 +118,7 @@ impl Node {
         self.disk.borrow().clone()
     }
 
-    /// Whether clients are served.
+    /// Whether the node serves clients.
     pub(super) fn serves(&self) -> bool {
         self.serving.get() && !self.down.get()
     }
@@ -130,7 +131,7 @@ impl Node {
         config.seeds = Some(seeds.collect::<Vec<_>>().join(",").parse().expect("these are seeds"));
         config.kafka_addr = format!("127.0.0.1:{}", 9091 + self.id).parse().expect("this is an address");
         config.peer_addr = super::net::address(self.id).parse().expect("this is an address");
-        // What rings of this size take; their segments are eighths.
+        // The largest batch that fits rings of this size. Their segments are eighths of the ring.
         config.wal_ring_bytes = self.ring_bytes;
         config.message_max_bytes = config.message_max_bytes.min((self.ring_bytes / 8) as usize - (16 << 10));
         config.replica_lag_time_max_ms = 2_000;
@@ -162,7 +163,7 @@ impl Node {
         }
     }
 
-    /// Starts the process, if it is down.
+    /// Starts the process if it is down.
     pub(super) fn start_if_down(self: &Rc<Self>, world: &World) {
         if !self.down.get() {
             return;
@@ -215,7 +216,7 @@ impl Node {
         Ok(())
     }
 
-    /// Has the disk's operations take their time, and go wrong as it ails.
+    /// Makes the disk's operations take time, and fail according to its faults.
     fn afflict(&self, disk: &SimDisk) {
         let ailment = self.ailment.clone();
         disk.paced(move || {
@@ -226,7 +227,7 @@ impl Node {
         });
         let ailment = self.ailment.clone();
         disk.fates(move |op| {
-            // What is between this and its pace is the disk's.
+            // Allocations between this point and the operation's pause belong to the disk.
             allocations::pause(matches!(op.kind, Kind::Write | Kind::Sync));
             let mut now = ailment.get();
             let is_change = matches!(op.kind, Kind::Create | Kind::Write | Kind::Allocate);
@@ -262,27 +263,27 @@ impl Node {
         world.end(self.process);
     }
 
-    /// The process is killed; what it had handed to the system is not lost.
+    /// Kills the process. The data that it had handed to the system is not lost.
     pub(super) fn kill(&self, world: &World) {
         self.end(world, false);
         self.disk.borrow().resume();
     }
 
-    /// The machine loses its power: what was not synced may be lost, or torn.
+    /// The machine loses its power. Unsynced data may be lost or torn.
     pub(super) fn lose_power(&self, world: &World) {
         self.end(world, true);
         let after = self.disk.borrow().crash();
         *self.disk.borrow_mut() = after;
     }
 
-    /// The machine is gone with its disk, and comes back with an empty one.
+    /// The machine is lost with its disk, and comes back with an empty one.
     pub(super) fn lose_disk(&self, world: &World) {
         self.end(world, true);
         self.ailment.set(Ailment::default());
         *self.disk.borrow_mut() = new_disk(world);
     }
 
-    /// Stops as on SIGTERM; then the process is down.
+    /// Stops the node as SIGTERM does. Then the process is down.
     pub(super) fn stop(self: &Rc<Self>, world: &World) {
         let Some(core) = self.core().filter(|_| self.serves()) else { return self.kill(world) };
         self.stopping.set(true);

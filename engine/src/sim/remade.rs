@@ -1,4 +1,5 @@
-//! Somebody who keeps offsets of a topic, and deletes it and makes it again: no offset of an earlier topic may count for a later one.
+//! A client that commits offsets of a topic, deletes the topic and creates it again. No offset of a former topic may
+//! count for a later one.
 
 use super::{
     clients::{ask_within, text},
@@ -24,7 +25,7 @@ use std::{collections::BTreeSet, ops::Range, rc::Rc, time::Duration};
 const TOPIC: &str = "remade";
 const GROUP: &str = "keepers";
 const PATIENCE: Range<Duration> = Duration::from_millis(300)..Duration::from_secs(6);
-/// An offset says in which topic it was committed: by this times the topic's number.
+/// An offset encodes the topic in which it was committed: the topic's number times this constant, plus a counter.
 const OFFSETS: i64 = 1_000_000;
 
 fn ms(ms: u64) -> Duration {
@@ -39,10 +40,10 @@ struct Keeper {
     cluster: Rc<Cluster>,
     world: Rc<World>,
     coordinator: Option<Rc<Node>>,
-    /// Topics that were deleted so far, whatever else is not known of them.
+    /// Number of topics that have been deleted for certain.
     deleted: i64,
     committed: i64,
-    /// Commits without an answer: they may arrive at any time, and count for the topic that there is then.
+    /// Commits without an answer. They may arrive at any time, and count for the topic that exists then.
     unanswered: BTreeSet<i64>,
 }
 

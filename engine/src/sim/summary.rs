@@ -1,4 +1,4 @@
-//! What runs did, added up.
+//! Counts of what runs did, added up.
 
 macro_rules! summary {
     ($($name:ident),* $(,)?) => {

@@ -1,4 +1,5 @@
-//! Seeds. One that fails names the command that replays it; `SIM_LOG=debug` shows what its brokers log, with their virtual time.
+//! The seeds. A failure prints the command that replays the seed. `SIM_LOG=debug` shows the brokers' logs with virtual
+//! time.
 
 use super::{Bug, cluster::run, exec, ledger::Violation, summary::Summary};
 use std::{
@@ -14,7 +15,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// Seeds of a quick run; `SIM_SEEDS` asks for more, `SIM_SEED` replays one, and both ask for so many from that one on.
+/// Number of seeds of a quick run. `SIM_SEEDS` sets another number, `SIM_SEED` replays one seed. Both together run that
+/// number of seeds from that one on.
 const SEEDS: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
@@ -22,7 +24,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
-/// Who logs, and when: in virtual time, from the beginning.
+/// Prefixes log lines with the broker, and with the virtual time since the beginning.
 struct Virtual;
 
 impl FormatTime for Virtual {
@@ -38,12 +40,12 @@ fn log_if_wanted() {
     if let Ok(filter) = std::env::var("SIM_LOG") {
         let filter: Targets = filter.parse().expect("SIM_LOG is a filter as log.filter takes it");
         let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_timer(Virtual).with_filter(filter);
-        // Another test may have begun.
+        // Another test may have set it up already.
         let _ = tracing_subscriber::registry().with(lines).try_init();
     }
 }
 
-/// A run, with a panic as its violation.
+/// Runs a seed, and turns a panic into a violation.
 fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
     catch_unwind(AssertUnwindSafe(|| run(seed, bug))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -52,7 +54,7 @@ fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Summary, Violation> {
     })
 }
 
-/// Runs these seeds, of which every `of`-th from `from` on, and adds up what they did.
+/// Runs every `of`-th of these seeds from position `from` on, and adds up what they did.
 fn run_all(seeds: Range<u64>, from: usize, of: usize) -> Summary {
     let mut total = Summary::default();
     for seed in seeds.skip(from).step_by(of) {
@@ -90,7 +92,7 @@ fn partitions_keep_their_promises_under_every_fault() {
     println!("{total:?}");
     let runs = seeds.end - seeds.start;
     if runs >= SEEDS {
-        // The faults must happen, and leave room for what they are to disturb.
+        // The faults must happen, and must leave the clients room to work.
         let Summary { acked, seen, pipelined, retried, epochs, trimmed, snapshots, .. } = total;
         assert!(acked > 300 * runs && seen > 100 * runs && pipelined > 100 * runs);
         assert!(retried > 10 * runs && epochs > 3 * runs);

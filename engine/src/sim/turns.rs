@@ -1,6 +1,7 @@
-//! Requests with much work: what one turn of theirs does at most, and the order that batches keep however long their checks take.
+//! Large requests: how much work one turn does at most, and that batches keep their order however long their checks
+//! take.
 //!
-//! Through the handlers of Kafka's APIs, on a broker of one core, without faults.
+//! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
 use super::{
     counts::{Calm, PARTITIONS, TOPIC},
@@ -29,16 +30,16 @@ use net::{
     turn::{BYTES_A_TURN, ENTRIES_A_TURN},
 };
 
-/// Of a request with many.
+/// Number of entries in a large request.
 const ENTRIES: usize = 20_000;
-/// What a batch with much in it unfolds to.
+/// The decompressed size of a large batch, in bytes.
 const MUCH: usize = 20 << 20;
 
 fn topic() -> StrBytes {
     StrBytes::from_static_str(TOPIC)
 }
 
-/// A record of zeros between two small ones, a millisecond apart each.
+/// A batch of three records, each a millisecond later than the one before: a large one of zeros between two small ones.
 fn batch(codec: Codec, zeros: usize) -> Bytes {
     let now = exec::world().time().as_millis() as i64;
     let mut batch = BatchBuilder::new(codec);
@@ -54,7 +55,7 @@ fn produce(partition: i32, records: Bytes) -> (Request, i16) {
     (Request::Produce(ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics }), 9)
 }
 
-/// Asks the only broker; the answers, and how often requests gave way meanwhile.
+/// Sends requests to the only broker. Returns the answers, and how often requests yielded meanwhile.
 fn ask(calm: &Calm, requests: Vec<(Request, i16)>) -> (Vec<Response>, usize) {
     let core = calm.nodes[0].core().expect("it runs");
     let before = core.metrics.request_pauses_total.get();
@@ -84,7 +85,7 @@ fn list_offsets(asked: impl Iterator<Item = (i32, i64)>) -> (Request, i16) {
     (Request::ListOffsets(ListOffsetsRequest::default().with_topics(vec![topic])), 7)
 }
 
-/// A small batch passes no large one before it, of one connection and to one partition.
+/// On one connection and to one partition, a small batch does not overtake a large one.
 #[test]
 fn batches_are_appended_in_the_order_they_came_whoever_takes_longer_to_check() {
     for seed in 0..5 {
@@ -173,7 +174,7 @@ fn a_request_of_many_entries_gives_way_behind_each_turns_share() {
     }
 }
 
-/// To each partition its own batch, many times over: one request, answered in its order.
+/// One request with many batches for each partition. They are appended in order, and there is one answer for all.
 #[test]
 fn a_request_of_many_batches_is_appended_in_parts_and_answered_whole() {
     const BATCHES: usize = 1_000;
@@ -204,10 +205,10 @@ fn a_lookup_by_timestamp_unfolds_no_more_than_it_takes_and_that_in_turns() {
     for (codec, partition) in partitions.clone() {
         stored_at(&ask(&calm, vec![produce(partition, batch(codec, MUCH))]).0[0]);
     }
-    // The first record lies before the large one.
+    // The first record comes before the large one.
     let (answers, pauses) = ask(&calm, vec![list_offsets(partitions.clone().map(|(_, at)| (at, begun)))]);
     assert_eq!((found(&answers[0]), pauses), (vec![(0, 0); 4], 0));
-    // The third behind it; each partition is searched once, all in turns.
+    // The third record comes after the large one. Each partition is searched once, in several turns.
     for (codec, partition) in partitions {
         let stored = begun_of(&calm, partition);
         let (answers, pauses) = ask(&calm, vec![list_offsets([(partition, stored + 2)].into_iter())]);

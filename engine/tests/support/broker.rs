@@ -19,17 +19,17 @@ use tempfile::TempDir;
 use super::PATIENCE;
 use super::small_disk::SmallDisk;
 
-/// Settings of every broker, unless a test gives others.
+/// Settings of every broker, unless a test sets others.
 const DEFAULTS: [(&str, &str); 3] = [
     // Small, so that many brokers start quickly side by side.
     ("wal.ring.bytes", "67108864"),
-    // Groups need not wait for a second member.
+    // A group does not wait for a second member.
     ("group.initial.rebalance.delay.ms", "0"),
-    // The records' timestamps are older than the default.
+    // The records' timestamps are older than the default retention.
     ("log.retention.ms", "-1"),
 ];
 
-/// Lines that the process has printed so far, on either stream, and whether more may come.
+/// Lines that the process has printed so far on both streams, and whether more may come.
 #[derive(Debug, Default)]
 struct Output {
     lines: Mutex<(Vec<String>, usize)>,
@@ -37,7 +37,7 @@ struct Output {
 }
 
 impl Output {
-    /// The first line that `wanted` takes; `None` if both streams end without it.
+    /// Waits for the first line that `wanted` accepts. `None`: both streams have ended without it.
     fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         let give_up = Instant::now() + PATIENCE;
         let mut seen = 0;
@@ -76,7 +76,7 @@ impl Output {
 /// The secret of the tests' clusters.
 pub const SECRET: &str = "a secret that all brokers of the tests' clusters know";
 
-/// The file that holds it: one for all tests of this process, which goes with the machine's temporary files.
+/// The file that holds the secret: one for all tests of this process. It disappears with the machine's temporary files.
 pub fn secret_file() -> String {
     static MADE: OnceLock<String> = OnceLock::new();
     let make = || {
@@ -87,9 +87,9 @@ pub fn secret_file() -> String {
     MADE.get_or_init(make).clone()
 }
 
-/// One broker over several lives: the data directory, the Kafka address and the peers' address stay from one to the next.
+/// One broker over several lives. It keeps its data directory, its Kafka address and its peer address.
 pub struct Broker {
-    /// Over `data`, if the broker has one.
+    /// The file system mounted over `data`, if the broker has one of its own.
     disk: Option<SmallDisk>,
     data: TempDir,
     flags: Vec<String>,
@@ -98,7 +98,7 @@ pub struct Broker {
     _reserved: [UnixListener; 2],
     admin: Option<SocketAddr>,
     life: Option<(Child, Arc<Output>)>,
-    /// Descriptors that the process may have.
+    /// Number of descriptors that the process may have.
     open_files: Option<u64>,
 }
 
@@ -107,14 +107,14 @@ impl Broker {
         Broker::start_with(&[])
     }
 
-    /// Starts with further flags of `millrace serve`.
+    /// Starts a broker with additional flags of `millrace serve`.
     pub fn start_with(flags: &[&str]) -> Broker {
         let mut broker = Broker::new(flags);
         broker.begin();
         broker
     }
 
-    /// A broker that has not been started.
+    /// Creates a broker without starting it.
     pub fn new(flags: &[&str]) -> Broker {
         let ((kafka, kafka_reserved), (peer, peer_reserved)) = (restartable_address(), restartable_address());
         Broker {
@@ -130,7 +130,7 @@ impl Broker {
         }
     }
 
-    /// Brokers 1, 2, …, which found a cluster together and serve.
+    /// Starts brokers 1, 2, …, which found a cluster together. Returns once all serve.
     pub fn cluster(count: usize) -> Vec<Broker> {
         let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(&[])).collect();
         let secret = secret_file();
@@ -148,7 +148,7 @@ impl Broker {
         brokers
     }
 
-    /// From its next start on, the process may have so many descriptors (`ulimit -n`).
+    /// From its next start on, the process may have this number of descriptors (`ulimit -n`).
     pub fn limit_open_files(&mut self, open_files: u64) {
         self.open_files = Some(open_files);
     }
@@ -160,18 +160,18 @@ impl Broker {
             Some(disk) => disk.command(&binary()),
             None => Command::new(binary()),
         };
-        // Settings of whoever runs the tests are not the tests'.
+        // Settings in the environment of the person who runs the tests must not affect the tests.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MILLRACE_")) {
             command.env_remove(name);
         }
         if let Some(open_files) = self.open_files {
             let limit = libc::rlimit { rlim_cur: open_files, rlim_max: open_files };
-            // SAFETY: reads a live struct.
+            // SAFETY: the call reads a live struct.
             let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             };
-            // SAFETY: between fork and exec, it makes one system call and allocates nothing.
+            // SAFETY: between fork and exec, the closure makes one system call and allocates nothing.
             unsafe { command.pre_exec(set) };
         }
         let mut child = command
@@ -199,14 +199,14 @@ impl Broker {
         self.life = Some((child, output));
     }
 
-    /// Settings that the test does not give itself.
+    /// Default settings that the test does not set itself.
     fn defaults(&self) -> impl Iterator<Item = String> {
         let given = |name: &str| self.flags.iter().any(|flag| flag.split('=').next() == Some(name));
         let settings = DEFAULTS.into_iter().filter(move |(name, _)| !given(name));
         settings.flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")])
     }
 
-    /// Waits until the broker says that it serves.
+    /// Waits until the broker prints that it serves.
     pub fn wait_until_serving(&mut self) {
         self.wait_for_log("kafka", |line| address_in(line, "kafka").is_some());
         let line = self.wait_for_log("admin", |line| address_in(line, "admin").is_some());
@@ -218,7 +218,7 @@ impl Broker {
         self.wait_until_serving();
     }
 
-    /// Starts the process, which may end by itself before it serves; then all that it has printed.
+    /// Starts the process, which may end by itself before it serves. `Err`: everything that it printed.
     pub fn begin_or_end(&mut self) -> Result<(), String> {
         self.spawn();
         let (child, output) = self.life.as_mut().expect("just spawned");
@@ -229,13 +229,13 @@ impl Broker {
         let output = output.text();
         match child.try_wait() {
             Ok(Some(_)) => self.life = None,
-            // It has closed its streams, and is about to be gone.
+            // The process has closed its streams and is about to end.
             _ => self.kill(),
         }
         Err(output)
     }
 
-    /// The first line of output since this life began that `wanted` takes. Panics with the output if none comes.
+    /// Waits for the first line of output in this life that `wanted` accepts. Panics with the output if there is none.
     pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let (_, output) = self.life.as_ref().expect("the broker runs");
         output
@@ -247,14 +247,14 @@ impl Broker {
         self.life.as_ref().map(|(_, output)| output.text()).unwrap_or_default()
     }
 
-    /// SIGKILL: nothing is flushed, nothing is said.
+    /// SIGKILL: the broker flushes nothing and prints nothing.
     pub fn kill(&mut self) {
         let (mut child, _) = self.life.take().expect("the broker runs");
         child.kill().expect("a running child can be killed");
         child.wait().expect("a killed child ends");
     }
 
-    /// SIGTERM, which must end the process with status 0.
+    /// SIGTERM. The process must end with status 0.
     pub fn stop(&mut self) {
         let (status, output) = self.signal_and_wait(libc::SIGTERM);
         assert!(status.success(), "the broker ended with {status} on SIGTERM:\n{output}");
@@ -262,11 +262,11 @@ impl Broker {
 
     pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.pid()).expect("a process id");
-        // SAFETY: kill has no memory effects; the child has not been waited for, so the id is still its own.
+        // SAFETY: kill has no memory effects. The child has not been waited for, so the id is still its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the child can be signalled");
     }
 
-    /// Sends a signal and waits for the end. Returns the status and all that was printed.
+    /// Sends a signal and waits for the end. Returns the status and the whole output.
     pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
         self.signal(signal);
         let (mut child, output) = self.life.take().expect("the broker runs");
@@ -280,13 +280,13 @@ impl Broker {
         (child.wait().expect("the child ends"), output.text())
     }
 
-    /// Ends cleanly and starts again on the same data and address.
+    /// Stops cleanly and starts again on the same data and addresses.
     pub fn restart(&mut self) {
         self.stop();
         self.begin();
     }
 
-    /// Dies without a word and starts again.
+    /// Kills the broker with SIGKILL and starts it again.
     pub fn kill_and_begin(&mut self) {
         self.kill();
         self.begin();
@@ -304,7 +304,7 @@ impl Broker {
         self.kafka.to_string()
     }
 
-    /// What tools must prove that they know.
+    /// The secret that tools must prove to know.
     pub fn secret(&self) -> Secret {
         let is_given = self.flags.iter().any(|flag| flag.starts_with("--cluster-secret-file"));
         let own = self.data_dir().join(peer_auth::SECRET_FILE);
@@ -315,17 +315,17 @@ impl Broker {
         }
     }
 
-    /// Where other brokers reach it.
+    /// The address for other brokers.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// Further flags of `millrace serve`, from its next start on.
+    /// Adds flags of `millrace serve`, from the next start on.
     pub fn add_flags(&mut self, flags: &[&str]) {
         self.flags.extend(flags.iter().map(|flag| flag.to_string()));
     }
 
-    /// A setting for later starts, in place of what it was.
+    /// Replaces a setting, from the next start on.
     pub fn set(&mut self, name: &str, value: &str) {
         let setting = format!("{name}=");
         if let Some(at) = self.flags.iter().position(|flag| flag.starts_with(&setting)) {
@@ -338,12 +338,13 @@ impl Broker {
         self.life.as_ref().expect("the broker runs").0.id()
     }
 
-    /// Its data directory, as this process reaches it.
+    /// Its data directory, as this process sees it.
     pub fn data_dir(&self) -> PathBuf {
         self.disk.as_ref().map_or(self.data.path().to_path_buf(), SmallDisk::path)
     }
 
-    /// Gives a broker that has not been started a file system of its own for its data. `Err`: why that can't be done here.
+    /// Gives a broker that has not been started a file system of its own for its data. `Err`: why that is impossible
+    /// here.
     pub fn put_on_small_disk(&mut self, bytes: u64) -> Result<(), String> {
         self.disk = Some(SmallDisk::mount(self.data.path(), bytes)?);
         Ok(())
@@ -353,7 +354,7 @@ impl Broker {
         self.disk.as_ref()
     }
 
-    /// `GET path` of the admin port: status and body.
+    /// Sends `GET path` to the admin port. Returns status and body.
     pub fn admin_get(&self, path: &str) -> (u16, String) {
         let addr = self.admin.expect("the broker serves");
         let mut stream = TcpStream::connect(addr).expect("the admin port accepts");
@@ -365,7 +366,7 @@ impl Broker {
         (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 
-    /// A counter's or gauge's value, summed over its labels. Panics if `/metrics` lacks it.
+    /// The value of a counter or gauge, summed over its labels. Panics if `/metrics` lacks it.
     pub fn metric(&self, name: &str) -> f64 {
         let (status, body) = self.admin_get("/metrics");
         assert_eq!(status, 200, "{body}");
@@ -388,7 +389,7 @@ impl Drop for Broker {
                 eprintln!("--- the broker's output\n{}\n---", output.text());
             }
         }
-        // For whoever wants to look.
+        // Keeps the data for inspection.
         if thread::panicking() && std::env::var_os("KEEP_DATA").is_some() && self.disk.is_none() {
             self.data.disable_cleanup(true);
             eprintln!("its data is kept in {}", self.data.path().display());
@@ -396,14 +397,14 @@ impl Drop for Broker {
     }
 }
 
-/// The binary under test: the one that was built with this test, or what `BROKER_BINARY` names.
+/// The binary under test: the one that was built with this test, or the one that `BROKER_BINARY` names.
 fn binary() -> OsString {
     std::env::var_os("BROKER_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_millrace").into())
 }
 
-/// An address that stays the broker's over restarts, and what keeps other brokers of tests from it, in any process: a name that only
-/// one can have at a time. It lies below the range from which the system takes ports for outgoing connections, so that no client of
-/// another test is given it while the broker is down.
+/// An address that stays the broker's over restarts, and a name that reserves it. Only one process can have the name at
+/// a time, so no test's broker can take the address. The port lies below the range from which the system takes ports
+/// for outgoing connections. So no client of another test gets it while the broker is down.
 fn restartable_address() -> (SocketAddr, UnixListener) {
     let try_one = |_| {
         let addr = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_000)));
@@ -414,7 +415,7 @@ fn restartable_address() -> (SocketAddr, UnixListener) {
     (0..1000).find_map(try_one).expect("a free port")
 }
 
-/// The socket address in a line of the banner that names `what`, if both are there.
+/// The socket address in a line of the banner, if the line names `what`.
 fn address_in(line: &str, what: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once(what)?;
     let words = rest.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));

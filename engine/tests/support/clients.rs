@@ -1,4 +1,4 @@
-//! The `rdkafka` crate (librdkafka), set up for tests.
+//! The `rdkafka` crate (librdkafka), configured for tests.
 
 use std::future::Future;
 use std::pin::pin;
@@ -19,7 +19,7 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use super::PATIENCE;
 use super::broker::Broker;
 
-/// Waits for a future on this thread; the admin client has threads of its own that drive it.
+/// Waits for a future on this thread. The admin client has threads of its own that drive it.
 pub fn wait<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -41,7 +41,7 @@ pub fn wait<F: Future>(future: F) -> F::Output {
 pub fn config(broker: &Broker) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", broker.bootstrap());
-    // Brokers come back within milliseconds here; the defaults wait for up to 10 s.
+    // Brokers come back within milliseconds here. The defaults would wait for up to 10 s.
     config.set("reconnect.backoff.ms", "10").set("reconnect.backoff.max.ms", "100");
     config
 }
@@ -70,10 +70,10 @@ pub fn create_topic(broker: &Broker, name: &str, partitions: i32) {
     try_create_topic(broker, name, partitions, &[]).expect("the topic is created");
 }
 
-/// What became of one record: its partition and offset, or why it was not taken.
+/// The outcome for one record: its partition and offset, or why the broker did not accept it.
 pub type Delivery = Result<(i32, i64), KafkaError>;
 
-/// Gathers deliveries in the order in which they are reported.
+/// Collects deliveries in the order in which librdkafka reports them.
 #[derive(Default)]
 pub struct Deliveries(std::sync::Mutex<Vec<(usize, Delivery)>>);
 
@@ -91,7 +91,7 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// One record, as a test compares it.
+/// One record, in the form in which tests compare it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     pub key: Option<Vec<u8>>,
@@ -118,7 +118,7 @@ impl From<&BorrowedMessage<'_>> for Record {
     }
 }
 
-/// Sends records to one partition and waits for all answers, which come back in the order of the records.
+/// Sends records to one partition and waits for all answers. Returns the answers in the order of the records.
 pub fn produce(config: &ClientConfig, topic: &str, partition: i32, records: &[Record]) -> Vec<Delivery> {
     let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default()).expect("a producer");
     for (index, record) in records.iter().enumerate() {
@@ -139,7 +139,7 @@ pub fn produce(config: &ClientConfig, topic: &str, partition: i32, records: &[Re
     deliveries.into_iter().map(|(_, delivery)| delivery).collect()
 }
 
-/// Queues a record, serving deliveries while the queue is full.
+/// Queues a record. Serves deliveries while the queue is full.
 fn send<C: ProducerContext>(producer: &BaseProducer<C>, mut record: BaseRecord<'_, [u8], [u8], C::DeliveryOpaque>) {
     let give_up = Instant::now() + PATIENCE;
     while let Err((error, unsent)) = producer.send(record) {
@@ -150,7 +150,7 @@ fn send<C: ProducerContext>(producer: &BaseProducer<C>, mut record: BaseRecord<'
     }
 }
 
-/// Offsets of records that must all have been taken.
+/// Offsets of records that the broker must all have accepted.
 pub fn offsets(deliveries: Vec<Delivery>) -> Vec<i64> {
     deliveries.into_iter().map(|delivery| delivery.expect("the record is taken").1).collect()
 }
@@ -161,10 +161,10 @@ pub fn consumer(config: &ClientConfig, group: &str) -> BaseConsumer {
     config.create().expect("a consumer")
 }
 
-/// All records of a partition from `offset` to its present end, with their offsets.
+/// All records of a partition from `offset` to its current end, with their offsets.
 pub fn read_from(config: &ClientConfig, topic: &str, partition: i32, offset: i64) -> Vec<(i64, Record)> {
     let mut config = config.clone();
-    // The end shows when a fetch there comes back empty; it need not wait long for that.
+    // librdkafka notices the end when a fetch there returns nothing. That fetch need not wait long.
     config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
     let consumer = consumer(&config, "reader");
     let mut list = TopicPartitionList::new();
@@ -177,14 +177,14 @@ pub fn read_from(config: &ClientConfig, topic: &str, partition: i32, offset: i64
     records
 }
 
-/// The next message; `None` at the partition's end, where the consumer was told to say so.
+/// The next message. `None`: the partition's end, if the consumer is configured to report it.
 pub fn next(consumer: &BaseConsumer) -> Option<BorrowedMessage<'_>> {
     let give_up = Instant::now() + PATIENCE;
     loop {
         match consumer.poll(PATIENCE) {
             Some(Ok(message)) => return Some(message),
             Some(Err(KafkaError::PartitionEOF(_))) => return None,
-            // A broker that is gone for the moment: librdkafka comes back by itself.
+            // A broker that is down for the moment. librdkafka reconnects by itself.
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::BrokerTransportFailure
                 | RDKafkaErrorCode::AllBrokersDown

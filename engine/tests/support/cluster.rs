@@ -1,5 +1,5 @@
-//! Several `millrace` processes as one cluster. Each reaches each other one through a proxy of its own, so that every direction can
-//! be cut by itself.
+//! Several `millrace` processes as one cluster. Each broker reaches each other one through a proxy of its own, so that
+//! a test can cut every direction separately.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,24 +11,24 @@ use super::broker::{Broker, secret_file};
 use super::proxy::{Mode, Proxy};
 use super::small_disk::not_tested;
 
-/// Between two looks at something that another process does.
+/// Interval between two looks at the state of another process.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Brokers are counted from 0 here; broker `i` has the node id `i + 1`.
+/// Brokers are counted from 0 here. Broker `i` has the node id `i + 1`.
 pub struct Cluster {
     brokers: Vec<Broker>,
-    /// `proxies[i][j]`: the way from `i` to `j`.
+    /// `proxies[i][j]`: the path from `i` to `j`.
     proxies: Vec<Vec<Option<Proxy>>>,
 }
 
 impl Cluster {
-    /// Starts them all and waits until all serve.
+    /// Starts all brokers and waits until all serve.
     pub fn start(count: usize, flags: &[&str]) -> Cluster {
         Cluster::start_of((0..count).map(|_| Broker::new(flags)).collect())
     }
 
-    /// As [`Cluster::start`], with file systems of their own, of so many bytes each, for the data of some. Where the kernel lets nobody
-    /// have that it says so, and they are as the others.
+    /// Like [`Cluster::start`], but the `small` brokers have file systems of their own of `bytes` bytes for their data.
+    /// If the kernel does not allow that, the test says so, and these brokers are like the others.
     pub fn start_on_small_disks(count: usize, flags: &[&str], small: &[usize], bytes: u64) -> Cluster {
         let mut brokers: Vec<Broker> = (0..count).map(|_| Broker::new(flags)).collect();
         for i in small {
@@ -72,27 +72,27 @@ impl Cluster {
         self.brokers.iter().map(Broker::bootstrap).collect()
     }
 
-    /// SIGKILL: nothing is flushed, nothing is said.
+    /// SIGKILL: the broker flushes nothing and prints nothing.
     pub fn kill9(&mut self, i: usize) {
         self.brokers[i].kill();
     }
 
-    /// SIGTERM, which must end it with status 0.
+    /// SIGTERM. The process must end with status 0.
     pub fn stop(&mut self, i: usize) {
         self.brokers[i].stop();
     }
 
-    /// A setting of one broker, from its next start on.
+    /// Replaces a setting of one broker, from its next start on.
     pub fn set(&mut self, i: usize, name: &str, value: &str) {
         self.brokers[i].set(name, value);
     }
 
-    /// Starts one that does not run; `Err`: what it printed before it ended by itself.
+    /// Starts a broker that does not run. `Err`: what it printed before it ended by itself.
     pub fn begin_or_end(&mut self, i: usize) -> Result<(), String> {
         self.brokers[i].begin_or_end()
     }
 
-    /// Starts one that does not run, without waiting for it.
+    /// Starts a broker that does not run, without waiting for it.
     pub fn spawn(&mut self, i: usize) {
         self.brokers[i].spawn();
     }
@@ -101,19 +101,19 @@ impl Cluster {
         self.brokers[i].wait_until_serving();
     }
 
-    /// Starts one that does not run, and waits until it serves.
+    /// Starts a broker that does not run, and waits until it serves.
     pub fn begin(&mut self, i: usize) {
         self.brokers[i].begin();
     }
 
-    /// SIGSTOP for so long.
+    /// Pauses a broker with SIGSTOP for this time.
     pub fn pause(&self, i: usize, how_long: Duration) {
         self.brokers[i].signal(libc::SIGSTOP);
         thread::sleep(how_long);
         self.brokers[i].signal(libc::SIGCONT);
     }
 
-    /// Takes away all that a broker kept, which must not run.
+    /// Removes all data of a broker, which must not be running.
     pub fn empty_disk(&mut self, i: usize) {
         assert!(!self.brokers[i].is_alive(), "broker {i} runs");
         for entry in fs::read_dir(self.brokers[i].data_dir()).expect("a data directory") {
@@ -123,12 +123,12 @@ impl Cluster {
         }
     }
 
-    /// What `from` sends to `to` does not arrive, or does again.
+    /// Sets whether messages from `from` to `to` arrive.
     pub fn set_way(&self, from: usize, to: usize, mode: Mode) {
         self.proxies[from][to].as_ref().expect("a way to another broker").set(mode);
     }
 
-    /// Both directions between a broker and all others.
+    /// Sets both directions between a broker and all others.
     pub fn set_all_ways(&self, i: usize, mode: Mode) {
         for other in (0..self.len()).filter(|other| *other != i) {
             self.set_way(i, other, mode);
@@ -136,7 +136,7 @@ impl Cluster {
         }
     }
 
-    /// The broker that says that it leads the metadata in the newest term, once one does.
+    /// Waits until brokers claim to lead the metadata, and returns the one with the newest term.
     pub fn leader(&self) -> usize {
         let mut leader = None;
         wait_until("a leader of the metadata", || {
@@ -148,7 +148,7 @@ impl Cluster {
     }
 }
 
-/// Looks again and again until it is so.
+/// Repeats the check until it holds.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let give_up = Instant::now() + PATIENCE;
     while !is_so() {

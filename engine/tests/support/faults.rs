@@ -1,4 +1,4 @@
-//! Faults of a cluster of three, as the tests that go on through them bring them about.
+//! Faults of a cluster of three brokers, for tests whose clients must continue through them.
 
 use std::thread;
 use std::time::Duration;
@@ -22,15 +22,15 @@ pub enum Fault {
     CutOneWay,
     CutLeader,
     EmptyDisk,
-    /// Of a broker on a disk of its own, if there is one.
+    /// Fills the disk of a broker that has a disk of its own, if there is one.
     FullDisk,
     RollingRestart,
-    /// No majority is left until they are back.
+    /// Until they are back, there is no majority.
     KillTwo,
     KillAll,
 }
 
-/// Those through which two of three brokers go on.
+/// The faults during which two of three brokers continue.
 pub const FAULTS: [Fault; 11] = [
     Fault::Kill,
     Fault::KillLeader,
@@ -45,8 +45,8 @@ pub const FAULTS: [Fault; 11] = [
     Fault::RollingRestart,
 ];
 
-/// Makes it happen, and undoes it. `leader`: whom a fault of the leader strikes. `goes_on` returns once the clients have got further, which
-/// two of three brokers must see to.
+/// Causes the fault, and undoes it. `leader`: the broker that a fault of the leader affects. `goes_on` returns once the
+/// clients have made progress, for which two of three brokers must suffice.
 pub fn happen(fault: Fault, cluster: &mut Cluster, leader: usize, rng: &mut Rng, goes_on: &dyn Fn()) {
     let brokers = cluster.len();
     let any = rng.usize(..brokers);
@@ -84,7 +84,7 @@ pub fn happen(fault: Fault, cluster: &mut Cluster, leader: usize, rng: &mut Rng,
             cluster.broker(i).small_disk().expect("just seen").fill();
             thread::sleep(CUT);
             goes_on();
-            // What it has then is what it comes back with.
+            // If the broker dies, it comes back with the data that it has now.
             let dies = rng.bool();
             if dies {
                 cluster.kill9(i);
@@ -116,7 +116,7 @@ pub fn happen(fault: Fault, cluster: &mut Cluster, leader: usize, rng: &mut Rng,
     }
 }
 
-/// A number from the environment.
+/// A number from an environment variable.
 pub fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} = '{value}': not a number")))
 }

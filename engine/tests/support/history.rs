@@ -1,16 +1,16 @@
-//! What producers were told of their records, against what a partition's log holds: the judge of the crash test. Pure.
+//! Compares the answers that producers got with the contents of a partition's log: the checker of the crash test. Pure.
 //!
-//! Rules, for one partition that nothing was trimmed from:
-//! - what was acked lies in the log, at the offset that the ack named, byte for byte;
-//! - no record lies there twice, whatever its producer was told;
-//! - one producer's records lie in the order in which it sent them;
-//! - offsets follow each other without a gap, and every record is one that was sent;
-//! - what a consumer saw at an offset, before or after any crash, is what lies there in the end.
+//! Rules, for one partition that was not trimmed:
+//! - an acknowledged record is in the log, at the acknowledged offset, byte for byte;
+//! - no record is in the log twice, even if its producer got no answer;
+//! - the records of one producer are in the order in which it sent them;
+//! - offsets have no gaps, and every record is one that a producer sent;
+//! - a record that a consumer saw at an offset, before or after any crash, is there in the end.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// A record's name: the producer's number, and the record's in that producer's order of sending.
+/// The identity of a record: the producer's number, and the record's number in that producer's order of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id {
     pub producer: u32,
@@ -24,7 +24,7 @@ impl fmt::Display for Id {
 }
 
 impl Id {
-    /// The bytes of the record: its name, then a filler of 0 to 2 KB that follows from the name.
+    /// The bytes of the record: its identity, then a filler of 0 to 2 KB that follows from the identity.
     pub fn payload(self) -> Vec<u8> {
         let mut state = (u64::from(self.producer) << 40 | self.sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut step = || {
@@ -39,7 +39,7 @@ impl Id {
         bytes
     }
 
-    /// The name of the record with these bytes, if they are exactly those of [`Id::payload`].
+    /// The identity of the record with these bytes, if they are exactly those of [`Id::payload`].
     pub fn of_payload(bytes: &[u8]) -> Option<Id> {
         let mut words = bytes.splitn(3, |b| *b == b':');
         let mut number = || std::str::from_utf8(words.next()?).ok()?.parse::<u64>().ok();
@@ -48,15 +48,15 @@ impl Id {
     }
 }
 
-/// A way in which the log contradicts what was promised.
+/// A contradiction between the log and the promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
-    /// Acked at this offset, and not in the log.
+    /// Acknowledged at this offset, but not in the log.
     Lost {
         id: Id,
         offset: i64,
     },
-    /// Acked at one offset, found at another.
+    /// Acknowledged at one offset, but found at another.
     Moved {
         id: Id,
         acked: i64,
@@ -67,22 +67,22 @@ pub enum Violation {
         first: i64,
         again: i64,
     },
-    /// Lies behind a record that its producer sent later.
+    /// Behind a record that its producer sent later.
     Reordered {
         id: Id,
         offset: i64,
         after: Id,
     },
-    /// The offset does not follow the one before it.
+    /// The offset does not follow the previous one.
     Gap {
         before: Option<i64>,
         offset: i64,
     },
-    /// Bytes that nobody sent.
+    /// Bytes that no producer sent.
     Foreign {
         offset: i64,
     },
-    /// A consumer saw this record at this offset; now another lies there, or none.
+    /// A consumer saw this record at this offset. Now there is another record, or none.
     Unseen {
         id: Id,
         offset: i64,
@@ -90,18 +90,18 @@ pub enum Violation {
     },
 }
 
-/// One partition's promises.
+/// The promises for one partition.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// With the offsets, where those are known.
+    /// The acknowledged records, with their offsets if those are known.
     acked: BTreeMap<Id, Option<i64>>,
     seen: BTreeMap<i64, Id>,
     early: Vec<Violation>,
 }
 
 impl History {
-    /// The broker acknowledged the record at this offset. It is below 0 where a client knows from the answer to a later record that this
-    /// one was taken, too, and not where (librdkafka, of records whose own answer was lost).
+    /// The broker acknowledged the record at this offset. The offset is negative if librdkafka lost the record's own
+    /// answer and only concludes from a later one that the record was accepted.
     pub fn acked(&mut self, id: Id, offset: i64) {
         let known = Some(offset).filter(|offset| *offset >= 0);
         if let Some(first) = self.acked.insert(id, known) {
@@ -109,7 +109,7 @@ impl History {
         }
     }
 
-    /// A consumer was given these bytes at this offset while the test ran.
+    /// A consumer read these bytes at this offset while the test ran.
     pub fn seen(&mut self, offset: i64, payload: &[u8]) {
         let Some(id) = Id::of_payload(payload) else { return self.early.push(Violation::Foreign { offset }) };
         match self.seen.insert(offset, id) {
@@ -128,7 +128,7 @@ impl History {
         self.seen.len()
     }
 
-    /// Judges the whole log, read from offset 0 to its end.
+    /// Checks the whole log, read from offset 0 to its end.
     pub fn check(&self, log: &[(i64, Vec<u8>)]) -> Vec<Violation> {
         let mut violations = self.early.clone();
         let mut found: BTreeMap<Id, i64> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Producers and a witness that go on through faults, and the ledger of what they were told.
+//! Producers and a reading witness that continue through faults, and the ledger of the answers that they got.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ pub struct Counts {
     pub seen: u64,
 }
 
-/// What all threads know: one history per partition, and how many acks and sights there were.
+/// The state that all threads share: one history per partition, and the numbers of acknowledged and seen records.
 pub struct Ledger {
     partitions: i32,
     histories: Mutex<HashMap<i32, History>>,
@@ -59,7 +59,7 @@ impl Ledger {
         self.counted.notify_all();
     }
 
-    /// Returns as soon as the counts are such.
+    /// Waits until the counts satisfy the condition.
     pub fn wait_until(&self, what: &str, wanted: impl Fn(Counts) -> bool) {
         let give_up = Instant::now() + PATIENCE;
         let mut counts = self.counts.lock().unwrap();
@@ -70,20 +70,21 @@ impl Ledger {
         }
     }
 
-    /// Returns once so many more records are acked than now, and one more is seen.
+    /// Waits until this number of further records is acknowledged, and at least one more is seen.
     pub fn wait_for_more(&self, acks: u64) {
         let before = self.counts();
         self.wait_until("further acks", |now| now.acks >= before.acks + acks && now.seen > before.seen);
     }
 
-    /// Idempotent producers with acks=all, and a witness that reads along.
+    /// Starts idempotent producers with acks=all, and a witness that reads along.
     pub fn begin(self: &Arc<Ledger>, config: &ClientConfig, producers: u32) -> Clients {
         let mut producing = config.clone();
         producing
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "1")
-            // Enough in flight that each fault falls among unanswered batches, and not so much that the log grows without end.
+            // Enough in flight that each fault hits unanswered batches, but not so much that the log grows without
+            // bound.
             .set("queue.buffering.max.messages", "1000")
             .set("batch.num.messages", "50")
             .set("retry.backoff.ms", "10")
@@ -105,12 +106,12 @@ impl Ledger {
     }
 }
 
-/// Writes every ack into the ledger. A record that was not taken needs no entry: it may be in the log at most once, and
-/// the checker sees to that.
+/// Records every acknowledgement in the ledger. A record that was not accepted needs no entry: it may be in the log at
+/// most once, and the checker verifies that.
 struct Acks {
     ledger: Arc<Ledger>,
     refused: AtomicU64,
-    /// What the client said of each new epoch of its producer.
+    /// The client's log lines about new epochs of its producer.
     new_epochs: Mutex<Vec<String>>,
 }
 
@@ -136,7 +137,8 @@ impl ProducerContext for Acks {
     }
 }
 
-/// Sends until the ledger is done, then waits for the last answers. Returns how many records were never taken.
+/// Sends until the ledger is done, then waits for the last answers. Returns the number of records that were never
+/// accepted.
 fn produce(config: ClientConfig, ledger: Arc<Ledger>, producer: u32) -> u64 {
     let context = Acks { ledger: ledger.clone(), refused: AtomicU64::new(0), new_epochs: Mutex::default() };
     let client: BaseProducer<Acks> = config.create_with_context(context).expect("a producer");
@@ -158,13 +160,13 @@ fn produce(config: ClientConfig, ledger: Arc<Ledger>, producer: u32) -> u64 {
     }
     client.flush(PATIENCE).expect("the last records are answered");
     assert!(client.client().fatal_error().is_none(), "producer {producer}: {:?}", client.client().fatal_error());
-    // What a producer sends again under a new epoch is no duplicate to any broker, whether or not it was written before.
+    // If a producer sends a batch again under a new epoch, no broker can recognise it as a duplicate.
     let new_epochs = client.context().new_epochs.lock().unwrap();
     assert!(new_epochs.is_empty(), "producer {producer} was brought to begin a new epoch: {new_epochs:#?}");
     client.context().refused.load(Ordering::Relaxed)
 }
 
-/// Reads along, over all crashes, and enters what it saw.
+/// Reads along through all crashes, and records what it saw.
 fn consume(config: ClientConfig, ledger: Arc<Ledger>) {
     let consumer: BaseConsumer = clients::consumer(&config, "witness");
     let mut list = TopicPartitionList::new();
@@ -173,7 +175,7 @@ fn consume(config: ClientConfig, ledger: Arc<Ledger>) {
     }
     consumer.assign(&list).expect("an assignment");
     while !ledger.is_done() {
-        // Errors are those of a broker that is down; librdkafka reconnects by itself.
+        // Errors come from a broker that is down. librdkafka reconnects by itself.
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
             let (offset, payload) = (message.offset(), message.payload().unwrap_or_default());
             ledger.record(message.partition(), |history| history.seen(offset, payload));
@@ -182,7 +184,7 @@ fn consume(config: ClientConfig, ledger: Arc<Ledger>) {
     }
 }
 
-/// Clients at work.
+/// Running clients.
 pub struct Clients {
     ledger: Arc<Ledger>,
     producers: Vec<JoinHandle<u64>>,
@@ -190,7 +192,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Lets them finish; every record must have been taken.
+    /// Lets the clients finish. Every record must have been accepted.
     pub fn stop(self) {
         self.ledger.done.store(true, Ordering::Relaxed);
         for producer in self.producers {
@@ -200,7 +202,7 @@ impl Clients {
     }
 }
 
-/// Compares what all were told with the logs as they are read now.
+/// Compares all answers with the logs as they are now.
 pub fn judge(config: &ClientConfig, ledger: &Ledger) {
     let histories = ledger.histories.lock().unwrap();
     let acked: usize = histories.values().map(History::acked_count).sum();

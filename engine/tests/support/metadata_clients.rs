@@ -1,4 +1,4 @@
-//! Clients that change topics through any broker while it may fail, and write down what they were told.
+//! Clients that change topics through any broker while brokers may fail, and that record the answers they get.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,22 +25,22 @@ use super::cluster::{Cluster, wait_until};
 use super::metadata_history::{Change, Event, History, Outcome, Shown, Topic};
 use super::wire::{text, topic_name};
 
-/// What a broker is given for one change, and how long a client waits for the answer.
+/// The time that a broker gets for one change. The time that a client waits for the answer.
 const CHANGE_MS: i32 = 4000;
 const ANSWER: Duration = Duration::from_secs(8);
-/// Between two changes of one client; between two attempts to reach a broker that is gone.
+/// Pause between two changes of one client, and between two attempts to reach a broker that is down.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A client takes another name after so many events, or so many changes of unknown outcome.
+/// A client takes another name after this number of events, or of changes with an unknown outcome.
 const EVENTS_MAX: usize = 12;
 const UNKNOWN_MAX: usize = 3;
 
-/// The setting that changes, its kind of resource, and where its value comes from if a topic has its own (Kafka's
+/// The setting that the clients change, the type of its resource, and the source of a topic's own value (Kafka's
 /// `ConfigResource.Type` and `ConfigSource`).
 const SETTING: StrBytes = StrBytes::from_static_str("retention.ms");
 const RESOURCE_TOPIC: i8 = 2;
 const SOURCE_TOPIC: i8 = 1;
 
-/// Some clients at work.
+/// Running clients.
 pub struct Clients {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -67,13 +67,13 @@ impl Clients {
         self.shared.history.lock().unwrap().count(|outcome| matches!(outcome, Outcome::Acked(_)))
     }
 
-    /// Waits until so many more changes are acked than now.
+    /// Waits until this number of further changes is acknowledged.
     pub fn wait_for_acks(&self, more: usize) {
         let target = self.acked() + more;
         wait_until("further acks", || self.acked() >= target);
     }
 
-    /// What they were told until now.
+    /// The answers that the clients got until now.
     pub fn history(&self) -> History {
         self.shared.history.lock().unwrap().clone()
     }
@@ -107,7 +107,7 @@ impl One {
                     *slot = Client::connect(&self.bootstraps[broker], "cluster", ANSWER).ok();
                 }
                 if let Some(client) = slot {
-                    // The first change is a creation, so that most of the others are not refused.
+                    // The first change is a creation. Otherwise most changes would be rejected.
                     let kind = if events == 0 { 0 } else { self.rng.u8(..12) };
                     let (event, goes_on) = step(client, &name, kind, &mut self.rng);
                     if !goes_on {
@@ -130,7 +130,7 @@ impl One {
     }
 }
 
-/// One change or read. Returns what is to be written down, and whether the connection is still good.
+/// One change or read. Returns the event to record, and whether the connection is still usable.
 fn step(client: &mut Client, name: &str, kind: u8, rng: &mut Rng) -> (Option<Event>, bool) {
     let change = match kind {
         0 | 1 => Change::Create { partitions: rng.i32(1..3) },
@@ -170,7 +170,7 @@ fn step(client: &mut Client, name: &str, kind: u8, rng: &mut Rng) -> (Option<Eve
 
 type Answered = (Result<(), ErrorCode>, Option<Uuid>);
 
-/// One change, and what came of it; with the id, if a topic was created.
+/// Tries one change and returns the outcome. If it created a topic, also returns the topic's id.
 pub fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<Answered, ClientError> {
     let (code, id) = match change {
         Change::Create { partitions } => {
@@ -209,14 +209,14 @@ pub fn try_change(client: &mut Client, name: &str, change: &Change) -> Result<An
 /// Sets `metadata.acks` for all brokers.
 pub fn set_acks(client: &mut Client, value: &str) {
     let config = AlterableConfig::default().with_name(text("metadata.acks")).with_value(Some(text(value)));
-    // A broker's settings (Kafka's `ConfigResource.Type`), without a name: those of all.
+    // The settings of brokers (Kafka's `ConfigResource.Type`), with an empty name: those of all brokers.
     let resource = AlterConfigsResource::default().with_resource_type(4).with_configs(vec![config]);
     let answer = client.call(IncrementalAlterConfigsRequest::default().with_resources(vec![resource]));
     let answer = answer.expect("an answer");
     assert_eq!(answer.responses[0].error_code, errors::NONE, "{:?}", answer.responses[0].error_message);
 }
 
-/// What a broker shows of one topic, or of all; `None` if it may not answer now.
+/// Reads one topic, or all, from a broker. `None`: the broker may not answer now.
 pub fn see(client: &mut Client, name: Option<&str>) -> Result<Option<Shown>, ClientError> {
     let asked = name.map(|name| vec![MetadataRequestTopic::default().with_name(Some(topic_name(name)))]);
     let request = MetadataRequest::default().with_topics(asked).with_allow_auto_topic_creation(false);
@@ -249,7 +249,7 @@ pub fn see(client: &mut Client, name: Option<&str>) -> Result<Option<Shown>, Cli
     Ok(Some(shown))
 }
 
-/// What every broker shows, once all show the same; or what they show when patience has run out.
+/// The topics that every broker shows, once all show the same. If they never do: the last ones when patience runs out.
 pub fn converged(cluster: &Cluster) -> Vec<Shown> {
     let give_up = Instant::now() + PATIENCE;
     loop {

@@ -1,12 +1,12 @@
-//! What clients were told of their changes to topics, against what every broker shows in the end: the judge of the cluster tests.
-//! Pure.
+//! Compares the answers that clients got for their changes to topics with what every broker shows in the end: the
+//! checker of the cluster tests. Pure.
 //!
-//! Each topic's name is used by one client at a time, so that its changes have an order. Rules:
-//! - what was acked has happened, at its place in that order, and once; an acked creation keeps the id that it was given;
-//! - what was refused could not be done to the topic as it was then;
-//! - what nobody knows of has happened once, then or later, or never;
-//! - a read through the broker that gave the last certain answer shows all that is certain by then;
-//! - in the end all brokers show the same, and nothing that nobody asked for.
+//! Only one client at a time uses a topic's name, so the changes of a name have an order. Rules:
+//! - an acknowledged change has happened once, at its place in that order; an acknowledged creation keeps its id;
+//! - a rejected change was impossible for the topic as it was then;
+//! - a change with an unknown outcome has happened once, at once or later, or never;
+//! - a read through the broker that gave the last certain answer shows everything that is certain by then;
+//! - in the end all brokers show the same, and nothing that no client asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,15 +15,15 @@ use net::Uuid;
 /// A topic as one broker shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Topic {
-    /// `None` only in what the checker expects: created by nobody knows which answer.
+    /// `None` occurs only in the checker's expectations: the topic comes from a creation with an unknown outcome.
     pub id: Option<Uuid>,
     pub partitions: i32,
-    /// One setting of its own, if it was ever set.
+    /// Its own value of one setting, if a client has set it.
     pub setting: Option<String>,
 }
 
 impl Topic {
-    /// Whether a broker may show `seen` for this.
+    /// Whether a broker may show `seen` for this topic.
     fn is(&self, seen: &Topic) -> bool {
         (self.id.is_none() || self.id == seen.id) && self.partitions == seen.partitions && self.setting == seen.setting
     }
@@ -39,9 +39,9 @@ pub enum Change {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// With the id that a creation was given.
+    /// With the id of the topic, if the change was a creation.
     Acked(Option<Uuid>),
-    /// Against the rules: the topic was there already, or was not.
+    /// The change broke a rule: the topic existed already, or did not exist.
     Refused,
     Unknown,
 }
@@ -55,10 +55,10 @@ pub enum Event {
 /// All topics that one broker shows.
 pub type Shown = BTreeMap<String, Topic>;
 
-/// A state that a topic may be in: what it is, and which changes of unknown outcome may still happen to it.
+/// A possible state of a topic, and the changes of unknown outcome that may still happen to it.
 type Possible = (Option<Topic>, BTreeSet<usize>);
 
-/// What happened to each name, and through which broker.
+/// The events of each name, each with the broker that took part.
 #[derive(Debug, Default, Clone)]
 pub struct History {
     names: BTreeMap<String, Vec<(usize, Event)>>,
@@ -86,7 +86,7 @@ impl History {
         events.filter(|(_, event)| matches!(event, Event::Tried { outcome, .. } if wanted(outcome))).count()
     }
 
-    /// Every contradiction, in words.
+    /// All contradictions, in words.
     pub fn check(&self, brokers: &[Shown]) -> Vec<String> {
         let mut found = Vec::new();
         let Some(first) = brokers.first() else { return found };
@@ -110,7 +110,7 @@ impl History {
     }
 }
 
-/// Adds what changes of unknown outcome may have made of it meanwhile.
+/// Adds the states that changes of unknown outcome may have produced meanwhile.
 fn settle(possible: &mut BTreeSet<Possible>, events: &[(usize, Event)]) {
     let mut new: Vec<Possible> = possible.iter().cloned().collect();
     while let Some((topic, pending)) = new.pop() {
@@ -137,7 +137,7 @@ fn matches(topic: &Option<Topic>, seen: Option<&Topic>) -> bool {
 
 fn check_one(events: &[(usize, Event)], last: Option<&Topic>) -> Result<(), String> {
     let mut possible = BTreeSet::from([(None, BTreeSet::new())]);
-    // Who gave the last certain answer.
+    // The broker that gave the last certain answer.
     let mut certain = None;
     for (at, (broker, event)) in events.iter().enumerate() {
         settle(&mut possible, events);
@@ -161,7 +161,7 @@ fn check_one(events: &[(usize, Event)], last: Option<&Topic>) -> Result<(), Stri
             Event::Saw(seen) if certain == Some(*broker) => {
                 possible = before.into_iter().filter(|(topic, _)| matches(topic, seen.as_ref())).collect();
             }
-            // Another broker may be behind.
+            // Another broker may lag.
             Event::Saw(_) => {
                 possible = before;
                 continue;

@@ -1,6 +1,7 @@
-//! What the black-box tests share: a real broker process, real clients, and the checker of what was acknowledged.
+//! The common parts of the black-box tests: a real broker process, real clients, and the checker of acknowledged
+//! records.
 
-// Each test binary uses a part of this.
+// Each test binary uses only some of these modules.
 #![allow(dead_code)]
 
 pub mod broker;
@@ -19,5 +20,5 @@ pub mod wire;
 
 use std::time::Duration;
 
-/// How long anything that must happen may take before a test gives up. A bound, never a measurement.
+/// Time that anything may take before a test gives up. A bound, never a measurement.
 pub const PATIENCE: Duration = Duration::from_secs(60);

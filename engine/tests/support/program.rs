@@ -1,6 +1,6 @@
-//! The binary `millrace` as people start it.
+//! The binary `millrace`, as people start it.
 
-// Each test binary uses a part of this.
+// Each test binary uses only a part of this module.
 #![allow(dead_code)]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// The program, without this process's own settings.
+/// The program, without the settings in this process's environment.
 pub fn millrace(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.args(args).env_remove("RUST_BACKTRACE");
@@ -29,7 +29,7 @@ pub fn output(command: &mut Command) -> (Option<i32>, String, String) {
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-/// A broker on ports of the system's choice; killed when dropped.
+/// A broker on ports that the system chooses. Dropping it kills the process.
 pub struct Broker {
     pub child: Child,
     stdout: BufReader<ChildStdout>,
@@ -43,7 +43,7 @@ impl Broker {
         Broker::start_by(|_| {}, data_dir)
     }
 
-    /// `prepare` may change how the process begins.
+    /// `prepare` may change how the process starts.
     pub fn start_by(prepare: impl FnOnce(&mut Command), data_dir: &Path) -> Broker {
         let mut command = millrace(&["--kafka-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"]);
         command.args(["--admin-addr", "127.0.0.1:0", "--set", "wal.ring.bytes=64MiB", "--log", "warn", "--data-dir"]);
@@ -72,7 +72,7 @@ impl Broker {
         output(millrace(&["topic"]).args(args).args(["--bootstrap", &self.kafka]))
     }
 
-    /// Sends SIGTERM and waits. Returns the exit status and what was printed after the banner.
+    /// Sends SIGTERM and waits. Returns the exit status and the output after the banner.
     pub fn stop(mut self) -> (Option<i32>, String) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());

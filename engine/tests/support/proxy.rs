@@ -1,4 +1,4 @@
-//! A way between two processes that a test can cut: bytes pass, or stand still, or connections break.
+//! A path between two processes that a test can cut: bytes pass, stall, or the connections break.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::thread;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Open,
-    /// Connections stay, and new ones are taken; nothing flows.
+    /// Connections stay open and new ones are accepted, but no bytes pass.
     Silent,
     /// Connections end at once, and so do new ones.
     Broken,
@@ -23,14 +23,14 @@ struct Gate {
 }
 
 impl Gate {
-    /// Waits until bytes may pass; `false` if they never will on this connection.
+    /// Waits until bytes may pass. `false`: they never will on this connection.
     fn pass(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.changed.wait_while(state, |state| state.0 == Mode::Silent);
         state.unwrap_or_else(PoisonError::into_inner).0 == Mode::Open
     }
 
-    /// Remembers a connection, to be able to end it; `false` if it is to end now.
+    /// Remembers a connection in order to end it later. `false`: it has to end now.
     fn hold(&self, stream: &TcpStream) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(stream) = stream.try_clone() else { return false };
@@ -39,7 +39,7 @@ impl Gate {
     }
 }
 
-/// Listens on a port of its own and leads to another address. Ends when dropped.
+/// Listens on a port of its own and forwards to another address. Stops when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
@@ -84,7 +84,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.set(Mode::Gone);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.addr);
     }
 }
@@ -94,7 +94,7 @@ fn lead(gate: &Arc<Gate>, from: TcpStream, target: SocketAddr) {
         return end(&from);
     }
     let Ok(to) = TcpStream::connect(target) else { return end(&from) };
-    // Small messages matter more than full packets here.
+    // Small messages matter more here than full packets.
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let (Ok(back_from), Ok(back_to)) = (to.try_clone(), from.try_clone()) else { return end(&from) };
     if !gate.hold(&to) {

@@ -1,8 +1,9 @@
-//! A small file system for one broker, which a test can fill up: a tmpfs in user and mount namespaces of its own, which end with this
-//! value. Needs no privileges, but a kernel that lets its users make namespaces.
+//! A small file system for one broker, which a test can fill up: a tmpfs in user and mount namespaces of its own. They
+//! end when this value is dropped. Needs no privileges, but a kernel that lets its users create namespaces.
 //!
-//! A broker in there has no privileges outside: its rings count as locked memory, of which all such brokers of a user together may have
-//! 8 MiB as most systems are set up, about half a MiB per core. So few of them should run at a time, on few cores.
+//! A broker in there has no privileges outside. So its rings count as locked memory: about half a MiB per core. On most
+//! systems, all such brokers of a user together may have 8 MiB. So only a few of them should run at a time, on few
+//! cores.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
@@ -10,14 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 pub struct SmallDisk {
-    /// Holds the namespaces; it reads its standard input until the test ends, however that ends.
+    /// Holds the namespaces. It reads its standard input until the test ends, however the test ends.
     keeper: Child,
     at: PathBuf,
     bytes: u64,
 }
 
 impl SmallDisk {
-    /// Mounts it over a directory, for processes begun by [`SmallDisk::command`] alone. `Err`: why that can't be done here.
+    /// Mounts the file system over a directory. Only processes started by [`SmallDisk::command`] see it. `Err`: why
+    /// that is impossible here.
     pub fn mount(at: &Path, bytes: u64) -> Result<SmallDisk, String> {
         let script = r#"mount -t tmpfs -o "size=$2" tmpfs "$1" && echo mounted && exec cat"#;
         let mut keeper = Command::new("unshare")
@@ -40,7 +42,7 @@ impl SmallDisk {
         Err(String::from_utf8_lossy(&ended.stderr).trim().to_owned())
     }
 
-    /// Begins a program that sees this file system.
+    /// A command for a program that sees this file system.
     pub fn command(&self, program: &OsStr) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.keeper.id()));
@@ -48,15 +50,15 @@ impl SmallDisk {
         command
     }
 
-    /// Where it is for processes outside, such as this one.
+    /// The path of the file system for processes outside, such as this one.
     pub fn path(&self) -> PathBuf {
         let at = self.at.strip_prefix("/").expect("a temporary directory has a full path");
         Path::new("/proc").join(self.keeper.id().to_string()).join("root").join(at)
     }
 
-    /// Leaves no space: the file system is as large as what is on it, from now on.
+    /// Fills the file system: from now on, it is only as large as its contents.
     pub fn fill(&self) {
-        // More may be written between looking and shrinking, which is refused then.
+        // A write between the look and the resize makes the resize fail. Then the script tries again.
         const SHRINK: &str = r#"
             for try in 1 2 3 4 5 6 7 8 9; do
                 mount -o "remount,size=$(($(stat -f -c '(%b - %f) * %S' "$1")))" tmpfs "$1" && exit
@@ -65,12 +67,12 @@ impl SmallDisk {
         self.run(SHRINK, &[]);
     }
 
-    /// Makes it as large as it was, and so undoes [`SmallDisk::fill`].
+    /// Restores the original size, and so undoes [`SmallDisk::fill`].
     pub fn make_room(&self) {
         self.run(r#"mount -o "remount,size=$2" tmpfs "$1""#, &[&self.bytes.to_string()]);
     }
 
-    /// Takes a file's blocks away; it reads as zeros, and to write it takes space anew.
+    /// Frees a file's blocks. The file then reads as zeros, and writing it needs space again.
     pub fn punch(&self, file: &str) {
         self.run(r#"fallocate --punch-hole --offset 0 --length "$(stat -c %s "$1/$2")" "$1/$2""#, &[file]);
     }
@@ -83,7 +85,7 @@ impl SmallDisk {
     }
 }
 
-/// Says aloud that there can be no small disks here. What a test that passes prints is not shown.
+/// Reports directly on stderr that small disks are impossible here. The harness hides what a passing test prints.
 pub fn not_tested(why: &str) {
     let said = writeln!(io::stderr(), "NOT TESTED HERE: full disks, since no file system can be mounted: {why}");
     said.expect("standard error is open");

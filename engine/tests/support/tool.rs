@@ -1,4 +1,4 @@
-//! A tool on the port between brokers: raw commands and reads of metadata, each with the strength that it names.
+//! A tool on the peer port: raw metadata commands and reads, each with an explicit strength.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ pub struct Tool {
 pub type Failure = String;
 
 impl Tool {
-    /// Each answer may take so long.
+    /// Connects. Each answer may take `patience`.
     pub fn connect(broker: &Broker, patience: Duration) -> Result<Tool, Failure> {
         Tool::connect_to(broker.peer(), Some(broker.secret()), patience)
     }
@@ -48,7 +48,7 @@ impl Tool {
         }
     }
 
-    /// One command. `Ok`: it is acknowledged with that strength, and was not refused.
+    /// Sends one command. `Ok`: the broker acknowledged it with that strength and did not reject it.
     pub fn write(&mut self, acks: Acks, command: Command) -> Result<(), Failure> {
         match self.ask(ToolAsk::Write { acks: Some(acks), commands: vec![command] })? {
             ToolAnswer::Written(written) => written.results.into_iter().try_for_each(|result| match result {
@@ -73,7 +73,7 @@ impl Tool {
         }
     }
 
-    /// Round trips between cores: from which, and how long they took.
+    /// Probes round trips between cores. Returns the core from which they went, and their durations.
     pub fn probe_mesh(
         &mut self,
         to: Option<u16>,
@@ -87,7 +87,7 @@ impl Tool {
     }
 }
 
-/// A topic with one partition, on one broker.
+/// A command that creates a topic with one partition on one broker.
 pub fn create_topic(name: &str, node: i32) -> Command {
     Command::CreateTopic {
         name: name.into(),

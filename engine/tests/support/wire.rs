@@ -1,4 +1,4 @@
-//! The project's own minimal client, for what librdkafka hides: single requests, their raw answers, no retries.
+//! The project's own minimal client, for things that librdkafka hides: single requests, raw answers, no retries.
 
 use bytes::Bytes;
 use net::StrBytes;
@@ -51,7 +51,7 @@ pub fn produce_request(topic: &str, partition: i32, acks: i16, records: Bytes) -
     ProduceRequest { transactional_id: None, acks, timeout_ms: PATIENCE.as_millis() as i32, topics: vec![topic] }
 }
 
-/// Produces one batch with acks=all; the partition's answer, whatever it says.
+/// Produces one batch with acks=all. Returns the partition's answer, which may be an error.
 pub fn produce(client: &mut Client, topic: &str, partition: i32, records: Bytes) -> PartitionProduceResponse {
     let response = client.produce(produce_request(topic, partition, -1, records)).expect("Produce is answered");
     response.responses[0].partition_responses[0].clone()
@@ -63,13 +63,13 @@ pub fn fetch_request(topic: &str, partition: i32, offset: i64, max_wait_ms: i32,
     FetchRequest::of_consumer(max_wait_ms, min_bytes, 1 << 24, vec![topic])
 }
 
-/// What a broker says of a topic's partitions, in their order.
+/// The partitions of a topic as a broker returns them, in their order.
 pub fn partitions(client: &mut Client, topic: &str) -> Vec<MetadataResponsePartition> {
     let topic = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(false);
     let topic = client.call(request).expect("Metadata is answered").topics.remove(0);
     let known = errors::check(topic.error_code);
-    // None while the broker does not know the topic yet, or may not tell; any other error is one of the test.
+    // Empty while the broker does not know the topic yet, or may not answer. Any other error is a fault of the test.
     assert!(
         matches!(known, Ok(()) | Err(ErrorCode::UnknownTopicOrPartition | ErrorCode::LeaderNotAvailable)),
         "{known:?}"
@@ -98,7 +98,7 @@ pub fn create_topic(
     client.call(request).expect("CreateTopics is answered").topics[0].clone()
 }
 
-/// Waits until the group's coordinator answers. The first wait of a cluster makes the offsets topic.
+/// Waits until the group's coordinator answers. The first such wait in a cluster creates the offsets topic.
 pub fn await_coordinator(client: &mut Client, group: &str) {
     wait_until("a coordinator", || {
         let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(group)]);
@@ -119,7 +119,7 @@ pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Res
     errors::check(answer.topics[0].partitions[0].error_code)
 }
 
-/// Sets a topic's setting, or takes it back. Returns the error's code and words.
+/// Sets or resets a setting of a topic. Returns the error code and message.
 pub fn alter_topic(broker: &Broker, topic: &str, name: &str, value: Option<&str>) -> (i16, String) {
     const SET: i8 = 0;
     const DELETE: i8 = 1;

@@ -1,4 +1,4 @@
-//! A blocking client over one connection, for command lines and tests.
+//! A blocking client with one connection, for command-line tools and tests.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -18,7 +18,7 @@ use crate::codec::request::Request;
 use crate::codec::response::EncodeError;
 use crate::errors::{self, ErrorCode};
 
-/// Answers may be as large as a frame can be.
+/// A response may be as large as a frame can be.
 const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum ClientError {
     Answer(#[from] AnswerError),
 }
 
-/// One connection whose versions have been negotiated.
+/// A connection whose versions have been negotiated.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
@@ -55,8 +55,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `addr` (host and port; every address of the host is tried) and asks for its versions. `timeout` holds
-    /// for connecting and then for each answer.
+    /// Connects to `addr` (host and port; tries every address of the host) and negotiates versions. `timeout` applies
+    /// to connecting and then to each response.
     pub fn connect(addr: &str, client_id: &str, timeout: Duration) -> Result<Client, ClientError> {
         let failed = |source| ClientError::Connect { addr: addr.to_owned(), source };
         let stream = connect_any(addr, timeout).map_err(failed)?;
@@ -75,7 +75,8 @@ impl Client {
         Ok(client)
     }
 
-    /// Asks in the newest version; a broker that does not know it answers in version 0 with its own range (KIP-511).
+    /// Sends ApiVersions in the newest version. A broker that does not know it answers in version 0 with its own
+    /// range (KIP-511).
     fn negotiate(&mut self) -> Result<(), ClientError> {
         let request = ApiVersionsRequest::default()
             .with_client_software_name(StrBytes::from_static_str("millrace"))
@@ -98,12 +99,12 @@ impl Client {
         Ok(())
     }
 
-    /// The highest version that both know.
+    /// The highest version that both sides support.
     pub fn version(&self, api: ApiKey) -> Result<i16, ClientError> {
         self.versions.pick(api).ok_or_else(|| ClientError::NoCommonVersion { addr: self.addr.clone(), api })
     }
 
-    /// Sends a request in the highest common version and waits for its answer.
+    /// Sends a request in the highest common version and waits for the response.
     pub fn call<R>(&mut self, request: R) -> Result<R::Response, ClientError>
     where
         R: ControlRequest + Into<Request>,
@@ -113,14 +114,15 @@ impl Client {
         Ok(self.ask(version, &request)?.decode::<R>()?)
     }
 
-    /// Produces by topic name or id, whichever the request uses throughout; not with acks=0, which no answer follows.
+    /// Produces by topic name or id; the request must use one of them throughout. Not for acks=0, which gets no
+    /// response.
     pub fn produce(&mut self, request: ProduceRequest) -> Result<ProduceResponse, ClientError> {
         let by_id = request.topics.iter().any(|topic| matches!(topic.topic, TopicRef::Id(_)));
         let version = self.version_naming(ApiKey::Produce, by_id)?;
         Ok(self.ask(version, &request.into())?.decode::<messages::ProduceRequest>()?)
     }
 
-    /// Fetches by topic name or id, whichever the request uses throughout.
+    /// Fetches by topic name or id; the request must use one of them throughout.
     pub fn fetch(&mut self, request: FetchRequest) -> Result<FetchResponse, ClientError> {
         let by_id = request.topics.iter().any(|topic| matches!(topic.topic, TopicRef::Id(_)));
         let version = self.version_naming(ApiKey::Fetch, by_id)?;
@@ -133,20 +135,20 @@ impl Client {
         version.ok_or_else(|| ClientError::NoCommonVersion { addr: self.addr.clone(), api })
     }
 
-    /// Sends a request in a version of the caller's choice and waits for its answer, not yet decoded.
+    /// Sends a request in a version that the caller picks, and waits for the response. Does not decode its body.
     pub fn ask(&mut self, version: i16, request: &Request) -> Result<Answer, ClientError> {
         self.send(version, request)?;
         self.receive()
     }
 
-    /// Sends a request without waiting. Returns its correlation id.
+    /// Sends a request without waiting for the response. Returns its correlation id.
     pub fn send(&mut self, version: i16, request: &Request) -> Result<i32, ClientError> {
         let (correlation_id, parts) = self.codec.encode(version, request)?;
         self.write_all(&parts)?;
         Ok(correlation_id)
     }
 
-    /// Waits for the next answer.
+    /// Waits for the next response.
     pub fn receive(&mut self) -> Result<Answer, ClientError> {
         let frame = self.read_frame()?;
         Ok(self.codec.answer(&frame)?)
@@ -184,7 +186,7 @@ impl Client {
 
     fn io_error(&self, error: io::Error) -> ClientError {
         match error.kind() {
-            // Which of the two a timeout is depends on the platform.
+            // The platform determines which of the two errors a timeout is.
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 ClientError::Timeout { addr: self.addr.clone(), timeout: self.timeout }
             }

@@ -1,6 +1,7 @@
-//! A client's half of the protocol, sans-IO: requests to frames, frames to answers.
+//! The client side of the protocol, sans-IO: it turns requests into frames and frames into responses.
 //!
-//! Requests are answered in order on one connection, so that a queue of what is in flight is all the state there is.
+//! A broker answers the requests of one connection in order. A queue of the requests in flight is therefore the only
+//! state.
 
 pub mod blocking;
 
@@ -19,7 +20,7 @@ use crate::codec::request::{self, Request};
 use crate::codec::response::EncodeError;
 use crate::codec::wire::{Malformed, Reader};
 
-/// Why an answer can't be used. The connection is out of step and must be closed.
+/// Why a response can't be used. Requests and responses no longer match, so the connection must be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     #[error("an answer to correlation id {got}, where {awaited} was awaited")]
@@ -32,7 +33,7 @@ pub enum AnswerError {
     Malformed { api: ApiKey, version: i16, source: Malformed },
 }
 
-/// An answer whose header has been read.
+/// A response whose header has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub api: ApiKey,
@@ -42,7 +43,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Decodes the body as the answer to a request of type `R`. Bytes in it are slices of the frame.
+    /// Decodes the body as the response to a request of type `R`. Bytes in it are slices of the frame.
     pub fn decode<R: ControlRequest>(mut self) -> Result<R::Response, AnswerError> {
         let (api, version) = (self.api, self.version);
         if R::KEY != api as i16 {
@@ -60,7 +61,7 @@ impl Answer {
     }
 }
 
-/// Correlation ids and what is in flight on one connection.
+/// The correlation ids and the requests in flight of one connection.
 #[derive(Debug, Clone)]
 pub struct ClientCodec {
     client_id: StrBytes,
@@ -74,8 +75,8 @@ impl ClientCodec {
         ClientCodec { client_id, next_correlation_id: 0, in_flight: VecDeque::new() }
     }
 
-    /// Encodes a request, length prefix included, and expects its answer; none comes to Produce with acks=0. Returns its
-    /// correlation id.
+    /// Encodes a request with its length prefix and returns its correlation id. Then expects a response, except for
+    /// Produce with acks=0, which gets none.
     pub fn encode(&mut self, version: i16, request: &Request) -> Result<(i32, Parts), EncodeError> {
         let correlation_id = self.next_correlation_id;
         let client_id = Some(self.client_id.clone());
@@ -88,7 +89,7 @@ impl ClientCodec {
         Ok((correlation_id, parts))
     }
 
-    /// Reads the header of the next answer; `frame` is without its length prefix.
+    /// Reads the header of the next response. `frame` has no length prefix.
     pub fn answer(&mut self, frame: &Bytes) -> Result<Answer, AnswerError> {
         let RequestHeader { api, version, correlation_id, .. } =
             self.in_flight.pop_front().ok_or(AnswerError::Unasked)?;
@@ -106,7 +107,7 @@ impl ClientCodec {
     }
 }
 
-/// What versions a broker serves, from its ApiVersions answer.
+/// The versions that a broker serves, from its ApiVersions response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BrokerVersions(AHashMap<i16, (i16, i16)>);
 
@@ -118,17 +119,17 @@ impl From<&ApiVersionsResponse> for BrokerVersions {
 }
 
 impl BrokerVersions {
-    /// The highest version that both know; `None` if there is none, or the broker lacks the API.
+    /// The highest version that both sides support. `None` if there is none, or if the broker lacks the API.
     pub fn pick(&self, api: ApiKey) -> Option<i16> {
         self.pick_at_most(api, i16::MAX)
     }
 
-    /// The same, up to a version of the caller's: Produce and Fetch name topics by id from 13 on.
+    /// The same, but at most `at_most`. Needed because Produce and Fetch name topics by id from version 13 on.
     pub fn pick_at_most(&self, api: ApiKey, at_most: i16) -> Option<i16> {
         let (lowest, highest) = *self.0.get(&(api as i16))?;
         let row = api.api();
         let version = highest.min(row.highest).min(at_most);
-        // Versions 0–2 of Produce are advertised, but nothing is stored by them.
+        // Versions 0–2 of Produce are advertised, but the broker stores nothing sent with them.
         let floor = if api == ApiKey::Produce { 3 } else { row.lowest };
         (version >= lowest && version >= floor).then_some(version)
     }

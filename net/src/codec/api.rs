@@ -1,8 +1,9 @@
-//! The one table of what is served: key, lowest and highest version, first flexible version.
+//! The single table of served APIs: key, lowest and highest version, first flexible version.
 //!
-//! ApiVersions answers from it, requests are checked against it, and header versions derive from it (KIP-482).
-//! Limits are those of Kafka 4.x unless a reason stands beside them. Versions that Kafka defined once and that are absent
-//! here (Fetch 0–3, ListOffsets 0, OffsetCommit 0–1 …) went with KIP-896; clients have not needed them since Kafka 0.11.
+//! ApiVersions is answered from it, requests are checked against it, and header versions derive from it (KIP-482).
+//! Version ranges are those of Kafka 4.x unless a row gives a reason. Some versions that Kafka once defined are
+//! absent (Fetch 0–3, ListOffsets 0, OffsetCommit 0–1 …). KIP-896 removed them; clients have not needed them since
+//! Kafka 0.11.
 
 use kafka_protocol::messages::ApiVersionsResponse;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
@@ -22,12 +23,12 @@ pub struct Api {
 
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $key:literal: $lowest:literal ..= $highest:literal, flexible $flexible:literal;)*) => {
-        /// The key of a served API, as it stands in a request's header.
+        /// The key of a served API, as sent in a request's header.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(i16)]
         pub enum ApiKey { $($(#[$doc])* $name = $key,)* }
 
-        /// Every served API, by rising key.
+        /// Every served API, in ascending order of key.
         pub const TABLE: &[Api] = &[$(Api {
             key: ApiKey::$name,
             name: stringify!($name),
@@ -57,17 +58,18 @@ macro_rules! table {
 }
 
 table! {
-    /// Versions 0–2 carry message formats 0 and 1, which nothing here stores; they are answered with an error in their own
-    /// layout, and advertised because librdkafka takes a broker without Produce 0 for one that knows no compression
-    /// (KAFKA-18659).
+    /// Versions 0–2 carry message formats 0 and 1, which the broker does not store. It answers them with an error in
+    /// their own layout. It advertises them because librdkafka assumes that a broker without Produce 0 supports no
+    /// compression (KAFKA-18659).
     Produce = 0: 0..=13, flexible 9;
     Fetch = 1: 4..=18, flexible 12;
-    // Version 7's question for the largest timestamp (-3, KIP-734) is answered UNSUPPORTED_VERSION: no index is kept of it.
+    // The broker answers the query for the largest timestamp (-3, version 7, KIP-734) with UNSUPPORTED_VERSION: it
+    // keeps no index for it.
     ListOffsets = 2: 1..=10, flexible 6;
     Metadata = 3: 0..=13, flexible 9;
-    /// Version 10 (topic ids) is not among what the codec encodes.
+    /// The codec can't encode version 10 (topic ids).
     OffsetCommit = 8: 2..=9, flexible 8;
-    /// Version 10 (topic ids) is not among what the codec encodes.
+    /// The codec can't encode version 10 (topic ids).
     OffsetFetch = 9: 1..=9, flexible 6;
     FindCoordinator = 10: 0..=6, flexible 3;
     JoinGroup = 11: 0..=9, flexible 6;
@@ -76,7 +78,8 @@ table! {
     SyncGroup = 14: 0..=5, flexible 4;
     DescribeGroups = 15: 0..=6, flexible 5;
     ListGroups = 16: 0..=5, flexible 3;
-    /// Where there is no SASL, it is listed and refused, as by Kafka: then the client says that, and not that the connection ended.
+    /// Millrace has no SASL. It lists this API and rejects it, as Kafka does on a listener without SASL. The client
+    /// then reports that, and not a closed connection.
     SaslHandshake = 17: 0..=1, flexible 32767;
     ApiVersions = 18: 0..=4, flexible 3;
     CreateTopics = 19: 2..=7, flexible 5;
@@ -85,7 +88,7 @@ table! {
     InitProducerId = 22: 0..=5, flexible 2;
     OffsetForLeaderEpoch = 23: 2..=4, flexible 4;
     DescribeConfigs = 32: 1..=4, flexible 4;
-    /// As SaslHandshake.
+    /// Listed and rejected, like SaslHandshake.
     SaslAuthenticate = 36: 0..=2, flexible 2;
     CreatePartitions = 37: 0..=3, flexible 2;
     DeleteGroups = 42: 0..=2, flexible 2;
@@ -106,7 +109,7 @@ pub enum Unsupported {
     Version { api: ApiKey, version: i16 },
 }
 
-/// The API behind a key, if this version of it is served.
+/// The API with this key, if this version of it is served.
 pub fn supported(key: i16, version: i16) -> Result<ApiKey, Unsupported> {
     let api = ApiKey::from_i16(key).ok_or(Unsupported::Key { key })?;
     let row = api.api();
@@ -122,13 +125,13 @@ impl ApiKey {
         version >= self.api().flexible
     }
 
-    /// 1, or 2 with tagged fields. Version 0 belonged to ControlledShutdown alone, which is not served.
+    /// 1, or 2 with tagged fields. Only ControlledShutdown used version 0, and it is not served.
     pub const fn request_header_version(self, version: i16) -> i16 {
         if self.is_flexible(version) { 2 } else { 1 }
     }
 
-    /// 0, or 1 with tagged fields. ApiVersions always answers with 0, because a client that meets an older broker
-    /// must be able to read the answer whatever its version (KIP-511).
+    /// 0, or 1 with tagged fields. ApiVersions always answers with 0. A client that meets an older broker must be
+    /// able to read the answer in any version (KIP-511).
     pub const fn response_header_version(self, version: i16) -> i16 {
         match self {
             ApiKey::ApiVersions => 0,
@@ -138,7 +141,7 @@ impl ApiKey {
     }
 }
 
-/// The table as ApiVersions tells it.
+/// The table as an ApiVersions response.
 pub fn api_versions_response() -> ApiVersionsResponse {
     let rows = TABLE.iter().map(|api| {
         ApiVersion::default().with_api_key(api.key as i16).with_min_version(api.lowest).with_max_version(api.highest)
@@ -146,8 +149,8 @@ pub fn api_versions_response() -> ApiVersionsResponse {
     ApiVersionsResponse::default().with_error_code(NONE).with_api_keys(rows.collect())
 }
 
-/// The answer to an ApiVersions request of an unknown version: error 35 and the table, to be encoded as version 0
-/// (KIP-511), from which the client picks a version that both know.
+/// The response to an ApiVersions request of an unknown version: error 35 and the table, to be encoded as version 0.
+/// The client picks from it a version that both sides support (KIP-511).
 pub fn api_versions_fallback() -> ApiVersionsResponse {
     api_versions_response().with_error_code(ErrorCode::UnsupportedVersion.code())
 }
@@ -176,7 +179,8 @@ mod tests {
         }
     }
 
-    /// What the codec decodes. (Its `ApiKey::valid_versions` counts versions that Kafka still calls unstable.)
+    /// The versions that the codec decodes. (Its `ApiKey::valid_versions` includes versions that Kafka still calls
+    /// unstable.)
     fn request_versions(api: ApiKey) -> VersionRange {
         macro_rules! of {
             ($($name:ident $request:ident),*) => {
@@ -197,7 +201,7 @@ mod tests {
         )
     }
 
-    /// The codec's generated tables are Kafka's own: names, ranges and header versions must agree with them.
+    /// The codec's tables are generated from Kafka's: names, ranges and header versions must agree with them.
     #[test]
     fn the_table_agrees_with_the_codec() {
         for api in TABLE {

@@ -1,8 +1,9 @@
-//! Walks a message by its schema before the codec may touch it.
+//! Checks a message against its schema before the codec decodes it.
 //!
-//! The `kafka-protocol` crate reserves memory by the lengths that the wire claims. Here every length and count is first
-//! held against the bytes that remain, and all elements of a request together against [`crate::codec::wire::ELEMENTS_MAX`],
-//! without allocating anything. A message that passes is decoded in memory proportional to its size.
+//! The `kafka-protocol` crate reserves memory by the lengths that the sender claims. This module first compares every
+//! length and count with the bytes that remain. It also limits all elements of a request together to
+//! [`crate::codec::wire::ELEMENTS_MAX`]. It allocates nothing. Decoding a message that passes takes memory
+//! proportional to the message's size.
 
 use bytes::Bytes;
 
@@ -11,13 +12,14 @@ use crate::codec::schema::response as schema_response;
 use crate::codec::schema::{self, Field, Type};
 use crate::codec::wire::{Malformed, Reader};
 
-/// Checks the body of a request, but not that it ends with the message: librdkafka 2.16 pads Metadata, and Kafka takes no
-/// notice. Produce and Fetch are not for this: they are decoded without the codec.
+/// Checks the body of a request. Bytes after the end of the message are allowed: librdkafka 2.16 pads Metadata, and
+/// Kafka ignores it. Not for Produce and Fetch, which are decoded without the codec.
 pub fn check_request(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
     check(schema::request(api), api, version, &mut Reader::new(body))
 }
 
-/// Checks the whole body of a response. Answers may have more elements than a request: the metadata of a large cluster.
+/// Checks the whole body of a response. Responses are not limited to `ELEMENTS_MAX`: the metadata of a large cluster
+/// may exceed it.
 pub fn check_response(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
     let mut reader = Reader::without_element_bound(body);
     check(schema_response::response(api), api, version, &mut reader)?;
@@ -68,7 +70,7 @@ impl Walk {
                 Ok(())
             }
             Type::Struct(fields) => self.fields(fields, name, reader),
-            // A byte of its own says whether the struct follows (KIP-893).
+            // One byte tells whether the struct follows (KIP-893).
             Type::OptionalStruct(fields) => match reader.i8(name)? {
                 1 => self.fields(fields, name, reader),
                 _ => Ok(()),

@@ -1,8 +1,8 @@
-//! Fetch, all versions, without copying records: an answer is a sequence of its own fields and shared batches.
+//! Fetch in all versions, without copying records: a response alternates between its own fields and shared batches.
 //!
-//! Source: FetchRequest.json and FetchResponse.json of Kafka 4.x. What each version added: 5 log start (KIP-107),
-//! 7 sessions (KIP-227), 9 leader epoch (KIP-320), 11 rack (KIP-392), 12 flexible and diverging epochs (KIP-595),
-//! 13 topic ids (KIP-516), 15 replica state (KIP-903), 16 leader hints (KIP-951), 17 directory id (KIP-853), 18 high
+//! Source: FetchRequest.json and FetchResponse.json of Kafka 4.x. Versions added: 5 log start (KIP-107), 7 sessions
+//! (KIP-227), 9 leader epoch (KIP-320), 11 rack (KIP-392), 12 flexible encoding and diverging epochs (KIP-595), 13
+//! topic ids (KIP-516), 15 replica state (KIP-903), 16 leader hints (KIP-951), 17 directory id (KIP-853), 18 high
 //! watermark (KIP-1166).
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -22,7 +22,7 @@ const ENDPOINTS_FROM: i16 = 16;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchRequest {
-    /// The replica that fetches, -1 for a consumer.
+    /// The id of the replica that fetches. -1 for a consumer.
     pub replica_id: i32,
     /// -1 if unknown.
     pub replica_epoch: i64,
@@ -32,7 +32,7 @@ pub struct FetchRequest {
     pub isolation: Isolation,
     /// 0 outside a session.
     pub session_id: i32,
-    /// -1: no session wanted; 0: a full request that asks for one.
+    /// -1: the client wants no session. 0: a full request that asks for a session.
     pub session_epoch: i32,
     pub topics: Vec<FetchTopic>,
     pub forgotten: Vec<ForgottenTopic>,
@@ -41,7 +41,7 @@ pub struct FetchRequest {
     pub cluster_id: Option<StrBytes>,
 }
 
-/// What a consumer wants to see of open and aborted transactions.
+/// Whether a consumer sees records of open and aborted transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
     ReadUncommitted,
@@ -62,11 +62,11 @@ pub struct FetchPartition {
     pub fetch_offset: i64,
     /// -1 if unknown.
     pub last_fetched_epoch: i32,
-    /// A follower's; -1 from a consumer.
+    /// Set by followers. -1 from a consumer.
     pub log_start_offset: i64,
     pub partition_max_bytes: i32,
     pub replica_directory_id: Uuid,
-    /// A follower's; `i64::MAX` if it does not tell.
+    /// Set by followers. `i64::MAX` if unknown.
     pub high_watermark: i64,
 }
 
@@ -83,8 +83,8 @@ impl FetchRequest {
         let max_wait_ms = reader.i32("max wait")?;
         let min_bytes = reader.i32("min bytes")?;
         let max_bytes = reader.i32("max bytes")?;
-        // As Kafka does: whatever is not READ_UNCOMMITTED is the stricter one (IsolationLevel.forId refuses others, but
-        // only 0 and 1 were ever sent).
+        // Every value except 0 counts as READ_COMMITTED, the stricter level. Kafka's IsolationLevel.forId rejects
+        // values other than 0 and 1, but clients send only these two.
         let isolation = match reader.i8("isolation level")? {
             0 => Isolation::ReadUncommitted,
             _ => Isolation::ReadCommitted,
@@ -126,7 +126,7 @@ impl FetchRequest {
 }
 
 impl FetchRequest {
-    /// A consumer's request outside a session.
+    /// A consumer's request without a session.
     pub fn of_consumer(max_wait_ms: i32, min_bytes: i32, max_bytes: i32, topics: Vec<FetchTopic>) -> FetchRequest {
         FetchRequest {
             replica_id: -1,
@@ -223,7 +223,7 @@ impl FetchTopic {
 }
 
 impl FetchPartition {
-    /// A consumer's, from this offset on.
+    /// A consumer's fetch position: records from this offset on.
     pub fn of_consumer(partition: i32, fetch_offset: i64, partition_max_bytes: i32) -> FetchPartition {
         FetchPartition {
             partition,
@@ -311,12 +311,12 @@ impl ForgottenTopic {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FetchResponse {
     pub throttle_time_ms: i32,
-    /// Of the whole request, such as a session that is not known; told from version 7.
+    /// The error of the whole request, for example an unknown session. Sent from version 7 on.
     pub error_code: i16,
     /// 0 outside a session.
     pub session_id: i32,
     pub topics: Vec<FetchTopicResponse>,
-    /// Of the leaders hinted at; told from version 16.
+    /// The addresses of the leaders in the hints. Sent from version 16 on.
     pub node_endpoints: Vec<NodeEndpoint>,
 }
 
@@ -326,22 +326,22 @@ pub struct FetchTopicResponse {
     pub partitions: Vec<FetchPartitionResponse>,
 }
 
-/// What was found of one partition. Fields that a version lacks are left out of it silently.
+/// The result for one partition. Fields that a version lacks are left out silently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchPartitionResponse {
     pub partition: i32,
     pub error_code: i16,
-    /// -1 beside an error.
+    /// -1 if `error_code` is set.
     pub high_watermark: i64,
-    /// -1 beside an error.
+    /// -1 if `error_code` is set.
     pub last_stable_offset: i64,
     /// -1 if unknown.
     pub log_start_offset: i64,
-    /// `None` for a consumer that reads uncommitted.
+    /// `None` for a consumer that reads uncommitted records.
     pub aborted_transactions: Option<Vec<AbortedTransaction>>,
-    /// -1: this one.
+    /// -1: the broker that answers.
     pub preferred_read_replica: i32,
-    /// Whole batches, in order, in any number of shared buffers. They go out as they are.
+    /// Whole batches, in order, in any number of shared buffers. They are sent unchanged.
     pub records: Vec<Bytes>,
     pub diverging_epoch: Option<EpochEnd>,
     pub current_leader: Option<LeaderHint>,
@@ -353,7 +353,7 @@ pub struct AbortedTransaction {
     pub first_offset: i64,
 }
 
-/// The largest epoch that both logs may share, and where it ends here (KIP-595).
+/// The largest epoch that both logs may share, and its end offset in this broker's log (KIP-595).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochEnd {
     pub epoch: i32,
@@ -361,7 +361,7 @@ pub struct EpochEnd {
 }
 
 impl FetchPartitionResponse {
-    /// Records, or none of them yet, up to this high watermark.
+    /// A successful result: the records found, possibly none, and this high watermark.
     pub fn found(partition: i32, high_watermark: i64, log_start_offset: i64, records: Vec<Bytes>) -> Self {
         FetchPartitionResponse {
             partition,
@@ -438,7 +438,7 @@ impl FetchPartitionResponse {
         if version >= 11 {
             out.put_i32(self.preferred_read_replica);
         }
-        // Empty rather than null: the Java consumer of old versions does not expect null here.
+        // Empty rather than null: old versions of the Java consumer do not expect null here.
         out.put_bytes_length(records_byte_count, flexible)?;
         self.records.into_iter().for_each(|records| parts.share(records));
         if flexible {

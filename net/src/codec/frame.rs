@@ -1,20 +1,23 @@
-//! Frames: INT32 length, then so many bytes.
+//! Frames: an INT32 length, followed by that many bytes.
 //!
-//! Sans-IO: bytes go in as they come off a socket, whole frames come out as shared slices of the buffer they came in.
-//! Invariant: a connection's buffer never exceeds what it has sent, or lately sent in one frame, by more than a factor of
-//! two and one read. So a header that claims 90 MB costs nothing until the bytes are there.
+//! Sans-IO: bytes go in as they arrive from a socket; whole frames come out as shared slices of the receive buffer.
+//!
+//! Invariant: a buffer's capacity is limited by what its connection has really sent. The limit is twice the bytes
+//! received of the current frame, or twice the largest recent frame, plus one read. A header that claims 90 MB
+//! therefore costs nothing until the bytes arrive.
 
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The least spare room for one read, in memory that is taken for it.
+/// The least room that a buffer must have for a read once it is allocated, in bytes.
 const READ_BYTES_MIN: usize = 16 * 1024;
-/// The same, behind frames that were handed out: asking once more, in vain, for what follows a small frame needs no memory of its own.
+/// The least room for a read while the length of the next frame is unknown, in bytes. It is smaller so that the read
+/// after a small frame, which usually finds nothing, needs no new memory.
 const READ_BYTES_LEFT_MIN: usize = READ_BYTES_MIN / 2;
 const PREFIX_BYTES: usize = 4;
 
-/// Why the bytes of a connection are not frames. The connection can't go on.
+/// Why the bytes of a connection are not frames. The connection must be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("negative frame length {length}")]
@@ -34,36 +37,37 @@ pub enum FrameError {
 pub struct FrameDecoder {
     buffer: BytesMut,
     limit: usize,
-    /// No frame has come yet: its prefix may show another protocol.
+    /// No frame has come yet. Only the first prefix is checked for another protocol.
     first: bool,
-    /// The size of the largest frame lately received whole: so much may be reserved at once.
+    /// The size of the largest frame that was recently received whole. This much may be reserved at once.
     proven: usize,
-    /// The size of the largest frame since the last rest.
+    /// The size of the largest frame since the last [`FrameDecoder::rest`].
     recent: usize,
 }
 
 impl FrameDecoder {
-    /// `limit`: bytes of one frame without its prefix; more is refused (`socket.request.max.bytes`).
+    /// `limit`: the maximum bytes of one frame without its prefix (`socket.request.max.bytes`). Larger frames are
+    /// rejected.
     pub fn new(limit: usize) -> FrameDecoder {
         FrameDecoder { buffer: BytesMut::new(), limit, first: true, proven: 0, recent: 0 }
     }
 
-    /// As the limit of [`FrameDecoder::new`].
+    /// Changes the limit; see [`FrameDecoder::new`].
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
-    /// The bytes behind the frames that were handed out.
+    /// Takes the bytes that arrived after the frames already returned.
     pub fn take_received(&mut self) -> Bytes {
         self.buffer.split().freeze()
     }
 
-    /// Appends bytes, for those who have them already.
+    /// Appends bytes that the caller already holds.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, without its prefix; `None` if more bytes must come first.
+    /// The next whole frame, without its prefix. `None` if more bytes are needed first.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
         let Some(length) = self.claimed()? else {
             return Ok(None);
@@ -78,7 +82,7 @@ impl FrameDecoder {
         Ok(Some(self.buffer.split_to(length).freeze()))
     }
 
-    /// The length that the buffered prefix claims, if it is there and allowed.
+    /// The length that the buffered prefix claims. `None` if the prefix is incomplete.
     fn claimed(&self) -> Result<Option<usize>, FrameError> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
@@ -96,23 +100,25 @@ impl FrameDecoder {
         Ok(Some(bytes))
     }
 
-    /// What the frame that is being received is to have, prefix and all; 0 while its prefix is not here.
+    /// The size of the frame being received, prefix included. 0 while its prefix is incomplete or invalid.
     pub fn expected(&self) -> usize {
         self.claimed().ok().flatten().map_or(0, |length| PREFIX_BYTES + length)
     }
 
-    /// How much of that frame the buffer is to hold next: as much as the connection has proven that it sends.
+    /// How many bytes of that frame the buffer should hold next. It grows with what the connection has proven to
+    /// send.
     pub fn next_goal(&self) -> usize {
         let held = self.buffer.len();
         self.expected().min(held + READ_BYTES_MIN.max(held).max(self.proven))
     }
 
-    /// Bytes that were received behind the frames handed out.
+    /// Bytes received after the frames already returned.
     pub fn received(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Room for the next read, to be followed by [`FrameDecoder::advance`]. Call only after `next_frame` found none.
+    /// Room for the next read. The caller fills it and calls [`FrameDecoder::advance`]. Call only after `next_frame`
+    /// returned `None`.
     pub fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let held = self.buffer.len();
         let (missing, least) = match self.claimed() {
@@ -130,7 +136,7 @@ impl FrameDecoder {
         self.buffer.spare_capacity_mut()
     }
 
-    /// Takes over bytes that were read into [`FrameDecoder::spare`].
+    /// Accepts bytes that the caller wrote into [`FrameDecoder::spare`].
     ///
     /// # Safety
     /// The first `byte_count` bytes of the last `spare()` have been written.
@@ -139,13 +145,13 @@ impl FrameDecoder {
         unsafe { self.buffer.advance_mut(byte_count) }
     }
 
-    /// Nothing of a next frame is here.
+    /// Whether no byte of a next frame has arrived.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// Gives the buffer back if it is empty, so that an idle connection holds none; forgets half of `proven` unless a frame of
-    /// that size came since the last rest, so that one large frame is not reserved for ever.
+    /// Frees the buffer if it is empty, so that an idle connection holds none. Also halves `proven` unless a frame of
+    /// that size came since the last rest. One large frame is thus not reserved for ever.
     pub fn rest(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
@@ -153,7 +159,7 @@ impl FrameDecoder {
         }
     }
 
-    /// The peer sent its last byte: an error if that was within a frame.
+    /// The peer has closed its side. Returns an error if that happened within a frame.
     pub fn end(&self) -> Result<(), FrameError> {
         let received = self.buffer.len();
         if received == 0 {
@@ -163,14 +169,14 @@ impl FrameDecoder {
         Err(FrameError::Cut { received: received.saturating_sub(PREFIX_BYTES), length })
     }
 
-    /// Bytes of memory held for this connection beyond frames handed out.
+    /// Bytes of memory held for this connection, without the frames already returned.
     pub fn buffer_bytes(&self) -> usize {
         self.buffer.capacity()
     }
 }
 
-/// What else a connection's first four bytes may be. As lengths these are 369 MB for TLS and above 1.1 GB for HTTP; no
-/// client begins with such a frame.
+/// Detects another protocol by a connection's first four bytes. Read as lengths they would be 369 MB or more for TLS
+/// and above 1.1 GB for HTTP. No client begins with such a frame.
 fn other_protocol(prefix: &[u8; PREFIX_BYTES]) -> Option<FrameError> {
     let method = match prefix {
         // TLS record: handshake (22), version 3.x, high byte of a length below 2^14 (RFC 8446, 5.1).
@@ -250,7 +256,7 @@ mod tests {
             feed(&mut decoder, bytes);
             assert_eq!(decoder.next_frame(), Err(error));
         }
-        // Only the first frame can be another protocol's; later such a length is just a length.
+        // Only the first frame is checked for another protocol. Later, such a length is just a length.
         let mut decoder = FrameDecoder::new(100);
         feed(&mut decoder, &framed(b"x"));
         feed(&mut decoder, b"GET ");
@@ -302,7 +308,7 @@ mod tests {
         idle.proven = body.len();
         (0..30).for_each(|_| idle.rest());
         assert_eq!((idle.proven, idle.buffer_bytes()), (0, 0));
-        // A steady sender's next frame is always reserved whole.
+        // While frames of one size keep coming, the next one is always reserved whole.
         let mut steady = FrameDecoder::new(body.len());
         for _ in 0..5 {
             feed(&mut steady, &framed(&body));

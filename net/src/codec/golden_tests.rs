@@ -1,4 +1,4 @@
-//! Requests that real clients sent: decoded, understood, and encoded again to the very same bytes.
+//! Requests captured from real clients: decoded, checked, and encoded again to exactly the same bytes.
 
 use std::collections::BTreeSet;
 

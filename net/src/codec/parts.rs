@@ -2,9 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 
-/// A message's bytes in order. Cloning shares them.
+/// A message's bytes in order. Clones share them.
 ///
-/// One buffer needs no further allocation; a fetch answer alternates between its own fields and borrowed record batches.
+/// A message of a single buffer needs no further allocation. A Fetch response alternates between its own fields and
+/// shared record batches.
 #[derive(Debug, Clone, Default)]
 pub struct Parts {
     first: Bytes,
@@ -17,7 +18,7 @@ impl Parts {
         self.iter().map(Bytes::len).sum()
     }
 
-    /// No byte at all.
+    /// Whether the message has no bytes at all.
     pub fn is_empty(&self) -> bool {
         self.iter().all(Bytes::is_empty)
     }
@@ -27,7 +28,7 @@ impl Parts {
         std::iter::once(&self.first).chain(&self.rest)
     }
 
-    /// All bytes in one buffer: without a copy if there is only one, else with one. For tests and small messages.
+    /// All bytes in one buffer. Copies them unless there is only one buffer. For tests and small messages.
     pub fn into_bytes(self) -> Bytes {
         if self.rest.is_empty() {
             return self.first;
@@ -59,11 +60,11 @@ impl IntoIterator for Parts {
     }
 }
 
-/// Collects fields in one buffer of its own and remembers where shared buffers go between them.
+/// Collects fields in one buffer and remembers where shared buffers go between them.
 #[derive(Debug, Default)]
 pub struct PartsBuilder {
     fields: BytesMut,
-    /// Position within `fields`, and what stands there.
+    /// A position within `fields`, and the shared buffer to insert there.
     shared: Vec<(usize, Bytes)>,
     shared_bytes: usize,
 }
@@ -73,12 +74,12 @@ impl PartsBuilder {
         PartsBuilder { fields: BytesMut::with_capacity(field_bytes), ..PartsBuilder::default() }
     }
 
-    /// The buffer of fields, to append to.
+    /// The buffer of fields, for the caller to append to.
     pub fn fields(&mut self) -> &mut BytesMut {
         &mut self.fields
     }
 
-    /// Puts a shared buffer after all that was appended so far.
+    /// Inserts a shared buffer after everything appended so far.
     pub fn share(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.shared_bytes += bytes.len();
@@ -86,7 +87,7 @@ impl PartsBuilder {
         }
     }
 
-    /// All bytes so far, fields and shared.
+    /// The number of bytes so far, fields and shared buffers.
     pub fn byte_count(&self) -> usize {
         self.fields.len() + self.shared_bytes
     }

@@ -1,8 +1,8 @@
-//! Produce, all versions, without copying records: a request's batches are slices of its frame.
+//! Produce in all versions, without copying records: a request's batches are slices of its frame.
 //!
-//! Source: ProduceRequest.json and ProduceResponse.json of Kafka 4.x; versions 0–2 from Kafka 3.9. What each version
-//! added: 1 throttle time, 2 append time, 3 transactional id (KIP-98), 5 log start (KIP-107), 8 record errors (KIP-467),
-//! 9 flexible, 10 leader hints (KIP-951), 13 topic ids (KIP-516).
+//! Source: ProduceRequest.json and ProduceResponse.json of Kafka 4.x; for versions 0–2, those of Kafka 3.9. Versions
+//! added: 1 throttle time, 2 append time, 3 transactional id (KIP-98), 5 log start (KIP-107), 8 record errors
+//! (KIP-467), 9 flexible encoding, 10 leader hints (KIP-951), 13 topic ids (KIP-516).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::protocol::StrBytes;
@@ -13,10 +13,10 @@ use crate::codec::parts::PartsBuilder;
 use crate::codec::response::EncodeError;
 use crate::codec::wire::{Malformed, Reader, Write};
 
-/// What a request calls a topic by: the name in older versions, the id in newer ones. The answer uses the same.
+/// How a request names a topic: by name in older versions, by id in newer ones. The response uses the same form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TopicRef {
-    /// A slice of the request's frame: copy it before keeping it for long.
+    /// A slice of the request's frame: copy it to keep it for long.
     Name(StrBytes),
     Id(Uuid),
 }
@@ -41,7 +41,7 @@ impl TopicRef {
     }
 }
 
-/// The current leader of a partition, told beside NOT_LEADER_OR_FOLLOWER and FENCED_LEADER_EPOCH (KIP-951).
+/// The current leader of a partition. Sent with NOT_LEADER_OR_FOLLOWER and FENCED_LEADER_EPOCH (KIP-951).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaderHint {
     pub leader_id: i32,
@@ -49,7 +49,7 @@ pub struct LeaderHint {
 }
 
 impl LeaderHint {
-    /// Two INT32 and an empty list of tags.
+    /// The encoded size: two INT32 and an empty list of tags.
     pub(crate) const BYTES: u32 = 9;
 
     pub(crate) fn write(&self, out: &mut BytesMut) {
@@ -59,7 +59,7 @@ impl LeaderHint {
     }
 }
 
-/// Where a leader that was hinted at listens (KIP-951).
+/// The address of a leader in a [`LeaderHint`] (KIP-951).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeEndpoint {
     pub node_id: i32,
@@ -68,7 +68,8 @@ pub struct NodeEndpoint {
     pub rack: Option<StrBytes>,
 }
 
-/// Writes the tagged field of endpoints (tag 0 of Produce 10+ and Fetch 16+) with the list of tags around it.
+/// Writes a response's list of tagged fields: the endpoints (tag 0 of Produce 10+ and Fetch 16+), or an empty list if
+/// there are none.
 pub(crate) fn write_endpoint_tags(out: &mut BytesMut, endpoints: &[NodeEndpoint]) -> Result<(), EncodeError> {
     if endpoints.is_empty() {
         out.put_no_tags(true);
@@ -93,7 +94,8 @@ pub(crate) fn write_endpoint_tags(out: &mut BytesMut, endpoints: &[NodeEndpoint]
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProduceRequest {
     pub transactional_id: Option<StrBytes>,
-    /// 0: no answer; 1: the leader's; -1: all in-sync replicas'. Other values are for the handler to refuse.
+    /// 0: no response. 1: respond once the leader has the records. -1: once all in-sync replicas have them. The
+    /// handler rejects other values.
     pub acks: i16,
     pub timeout_ms: i32,
     pub topics: Vec<ProduceTopic>,
@@ -108,17 +110,17 @@ pub struct ProduceTopic {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProducePartition {
     pub index: i32,
-    /// Record batches as sent: a slice of the frame, not yet checked. Null is for the handler to refuse.
+    /// The record batches as sent: a slice of the frame, not yet checked. The handler rejects null.
     pub records: Option<Bytes>,
 }
 
 const API: ApiKey = ApiKey::Produce;
-/// The last version of Produce, and of Fetch, that names topics; later ones use ids (KIP-516).
+/// The last version of Produce and Fetch that names topics. Later versions use topic ids (KIP-516).
 pub const TOPIC_NAME_TO: i16 = 12;
 
 impl ProduceRequest {
-    /// The lowest version whose batches can be stored (message format 2); below it every partition is answered with
-    /// UNSUPPORTED_FOR_MESSAGE_FORMAT.
+    /// The lowest version whose batches can be stored (message format 2). For lower versions the broker answers every
+    /// partition with UNSUPPORTED_FOR_MESSAGE_FORMAT.
     pub const VERSION_STORABLE_MIN: i16 = 3;
 
     pub fn read(reader: &mut Reader<'_>, version: i16) -> Result<ProduceRequest, Malformed> {
@@ -145,7 +147,7 @@ impl ProduceRequest {
         Ok(ProduceRequest { transactional_id, acks, timeout_ms, topics })
     }
 
-    /// For clients: appends the request, sharing its records.
+    /// For clients: appends the request and shares its records.
     pub fn write(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
         let flexible = API.is_flexible(version);
         let out = parts.fields();
@@ -180,7 +182,7 @@ impl ProduceRequest {
 pub struct ProduceResponse {
     pub topics: Vec<ProduceTopicResponse>,
     pub throttle_time_ms: i32,
-    /// Of the leaders hinted at; told from version 10.
+    /// The addresses of the leaders in the hints. Sent from version 10 on.
     pub node_endpoints: Vec<NodeEndpoint>,
 }
 
@@ -190,12 +192,12 @@ pub struct ProduceTopicResponse {
     pub partitions: Vec<ProducePartitionResponse>,
 }
 
-/// What became of one partition's records. Fields that a version lacks are left out of it silently.
+/// The result for one partition's records. Fields that a version lacks are left out silently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProducePartitionResponse {
     pub index: i32,
     pub error_code: i16,
-    /// -1 beside an error.
+    /// -1 if `error_code` is set.
     pub base_offset: i64,
     /// The broker's time if the topic uses LogAppendTime, else -1.
     pub log_append_time_ms: i64,
@@ -206,7 +208,7 @@ pub struct ProducePartitionResponse {
     pub current_leader: Option<LeaderHint>,
 }
 
-/// One record at fault (KIP-467).
+/// A record that was rejected, and why (KIP-467).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordError {
     /// The record's position in the batch.
@@ -215,7 +217,7 @@ pub struct RecordError {
 }
 
 impl ProducePartitionResponse {
-    /// Stored at this offset.
+    /// A successful result: the records are stored at this offset.
     pub fn stored(index: i32, base_offset: i64, log_append_time_ms: i64, log_start_offset: i64) -> Self {
         ProducePartitionResponse {
             index,
@@ -229,7 +231,7 @@ impl ProducePartitionResponse {
         }
     }
 
-    /// Refused; nothing stored.
+    /// The records were rejected. Nothing was stored.
     pub fn refused(index: i32, error: crate::errors::ErrorCode, message: Option<StrBytes>) -> Self {
         let error_code = error.code();
         ProducePartitionResponse { error_code, error_message: message, ..Self::stored(index, -1, -1, -1) }

@@ -1,20 +1,22 @@
 //! Kafka's primitive types, read from and written to bytes.
 //!
-//! Source: <https://kafka.apache.org/protocol#protocol_types>. Every length is checked against the bytes that remain before
-//! anything is done with it, and every complaint names the field.
+//! Source: <https://kafka.apache.org/protocol#protocol_types>. Every length is checked against the bytes that remain
+//! before it is used. Every error names the field.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-/// No string of Kafka's protocol is longer, compact or not (Kafka's generated readers refuse it too).
+/// The maximum length of a string in Kafka's protocol, compact or not. Kafka's generated readers reject longer ones
+/// too.
 pub const STRING_BYTES_MAX: usize = i16::MAX as usize;
 
-/// Array elements and tagged fields of one request, all together. More is malformed: decoded elements take many times
-/// their bytes on the wire, and no sensible request comes near.
+/// The maximum number of array elements and tagged fields of one request, all together. A request with more is
+/// malformed. Decoded elements take many times their bytes on the wire, and no sensible request comes near this
+/// limit.
 pub const ELEMENTS_MAX: usize = 1 << 18;
 
-/// What is wrong with a message, and where.
+/// An error in a message, and the byte where it was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("{field} at byte {at}: {needs} bytes needed, {remain} remain")]
@@ -41,7 +43,7 @@ pub enum Malformed {
     Codec(String),
 }
 
-/// Reads fields from a message. Strings and bytes are slices of it, not copies.
+/// Reads fields from a message. Strings and bytes are slices of the message, not copies.
 #[derive(Debug)]
 pub struct Reader<'a> {
     message: &'a Bytes,
@@ -56,7 +58,7 @@ impl<'a> Reader<'a> {
         Reader { message, at: 0, end: message.len(), elements_left: ELEMENTS_MAX }
     }
 
-    /// For answers of a broker that one chose to ask: not held to [`ELEMENTS_MAX`].
+    /// For responses of a broker that this program chose to ask: [`ELEMENTS_MAX`] does not apply.
     pub fn without_element_bound(message: &'a Bytes) -> Reader<'a> {
         Reader { elements_left: usize::MAX, ..Reader::new(message) }
     }
@@ -70,12 +72,12 @@ impl<'a> Reader<'a> {
         self.end - self.at
     }
 
-    /// The message's bytes from here on.
+    /// The message's bytes from the current position on.
     pub fn rest(&self) -> Bytes {
         self.message.slice(self.at..self.end)
     }
 
-    /// Refuses bytes after the end of the message.
+    /// Returns an error if bytes remain after the message.
     pub fn finish(&self) -> Result<(), Malformed> {
         match self.remaining() {
             0 => Ok(()),
@@ -96,7 +98,7 @@ impl<'a> Reader<'a> {
         self.take(field, N).map(|bytes| bytes.try_into().expect("took N bytes"))
     }
 
-    /// Steps over bytes.
+    /// Skips bytes.
     pub fn skip(&mut self, field: &'static str, byte_count: usize) -> Result<(), Malformed> {
         self.take(field, byte_count).map(drop)
     }
@@ -121,7 +123,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(Uuid::from_bytes)
     }
 
-    /// UNSIGNED_VARINT: seven bits a byte, lowest first, at most 32 bits.
+    /// UNSIGNED_VARINT: seven bits per byte, lowest first, at most 32 bits.
     pub fn varint(&mut self, field: &'static str) -> Result<u32, Malformed> {
         let at = self.at;
         let mut value = 0u32;
@@ -138,7 +140,7 @@ impl<'a> Reader<'a> {
         Err(Malformed::Varint { field, at })
     }
 
-    /// The length before a string or bytes: `None` for null.
+    /// The length before a string, bytes or an array. `None` for null.
     fn length(&mut self, field: &'static str, prefix: Prefix) -> Result<Option<usize>, Malformed> {
         let at = self.at;
         let length = match prefix {
@@ -161,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Steps over a string, nullable or not.
+    /// Skips a string and checks that it is UTF-8.
     pub fn skip_string(&mut self, field: &'static str, flexible: bool, nullable: bool) -> Result<(), Malformed> {
         let at = self.at;
         match self.string_length(field, flexible)? {
@@ -174,7 +176,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Steps over bytes, nullable or not.
+    /// Skips bytes, nullable or not.
     pub fn skip_bytes(&mut self, field: &'static str, flexible: bool, nullable: bool) -> Result<(), Malformed> {
         let at = self.at;
         match self.length(field, Prefix::of_bytes(flexible))? {
@@ -212,8 +214,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The count before an array, refused unless so many elements of at least `element_bytes_min` can still follow.
-    /// `None` for null.
+    /// The count before an array; `None` for null. Returns an error if the remaining bytes can't hold that many
+    /// elements of at least `element_bytes_min` each.
     pub fn nullable_count(
         &mut self,
         field: &'static str,
@@ -236,8 +238,9 @@ impl<'a> Reader<'a> {
         self.nullable_count(field, flexible, element_bytes_min)?.ok_or(Malformed::Null { field, at })
     }
 
-    /// Walks the tagged fields at the end of a struct (KIP-482): hands each to `visit` with its tag, and steps over what
-    /// `visit` leaves alone (returns false for). A visited field must use up exactly its size.
+    /// Walks the tagged fields at the end of a struct (KIP-482) and hands each to `visit` with its tag. `visit`
+    /// returns false for a field that it does not know, and the reader skips it. A field that `visit` reads must use
+    /// up exactly its size.
     pub fn tags(
         &mut self,
         field: &'static str,
@@ -269,13 +272,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Steps over tagged fields, whatever they are.
+    /// Skips all tagged fields.
     pub fn skip_tags(&mut self, field: &'static str, flexible: bool) -> Result<(), Malformed> {
         self.tags(field, flexible, |_, _| Ok(false))
     }
 }
 
-/// How a length is written.
+/// How a length is encoded.
 #[derive(Clone, Copy)]
 enum Prefix {
     /// The length plus one as UNSIGNED_VARINT; 0 is null.
@@ -300,7 +303,7 @@ impl Prefix {
     }
 }
 
-/// A value that its length field can't hold.
+/// A value that is longer than its length field can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{what} of {length} is more than its length field holds")]
 pub struct TooLong {
@@ -308,16 +311,16 @@ pub struct TooLong {
     pub length: usize,
 }
 
-/// Appends Kafka's primitive types. Fixed-width numbers are `BufMut`'s own.
+/// Appends Kafka's primitive types. For fixed-width numbers use `BufMut`.
 pub trait Write {
     fn put_varint(&mut self, value: u32);
     fn put_string(&mut self, value: &str, flexible: bool) -> Result<(), TooLong>;
     fn put_nullable_string(&mut self, value: Option<&str>, flexible: bool) -> Result<(), TooLong>;
-    /// The length before bytes, which follow by other means.
+    /// Writes the length of bytes. The caller appends the bytes themselves.
     fn put_bytes_length(&mut self, length: usize, flexible: bool) -> Result<(), TooLong>;
     fn put_null_bytes(&mut self, flexible: bool);
     fn put_count(&mut self, count: usize, flexible: bool) -> Result<(), TooLong>;
-    /// An empty list of tagged fields, where there is one.
+    /// Writes an empty list of tagged fields if the version is flexible.
     fn put_no_tags(&mut self, flexible: bool);
 }
 
@@ -434,14 +437,14 @@ mod tests {
 
     #[test]
     fn a_tagged_field_must_fill_its_size() {
-        // One tag 0 of three bytes, of which an INT16 is read.
+        // One field of tag 0 and three bytes, from which the reader takes an INT16.
         let bytes = [1, 0, 3, 0, 7, 9];
         let read = |r: &mut Reader<'_>| r.tags("t", true, |_, field| field.i16("n").map(|_| true));
         assert_eq!(reading(&bytes, read), Err(Malformed::TagSize { field: "t", at: 1, used: 2, size: 3 }));
-        // A field can't read beyond its size into what follows.
+        // A field can't read beyond its size.
         let read = |r: &mut Reader<'_>| r.tags("t", true, |_, field| field.i64("n").map(|_| true));
         assert!(matches!(reading(&[1, 0, 3, 0, 7, 9, 1, 1, 1, 1, 1], read), Err(Malformed::Short { remain: 3, .. })));
-        // Left alone it is passed over.
+        // A field that `visit` does not read is skipped.
         assert_eq!(reading(&bytes, |r| (r.skip_tags("t", true), r.remaining())), (Ok(()), 0));
         assert_eq!(reading(&bytes, |r| (r.skip_tags("t", false), r.remaining())), (Ok(()), 6));
     }

@@ -1,4 +1,4 @@
-//! Frames on the port between brokers: what they hold is opaque here.
+//! Frames on the port for brokers. Their contents are opaque here.
 //!
 //! ```text
 //! 0        4     6         7      8      9     12
@@ -6,7 +6,8 @@
 //! │ length │ MR  │ version │ kind │ lane │ 0   │ bytes, length - 8 of them
 //! └────────┴─────┴─────────┴──────┴──────┴─────┘
 //! ```
-//! The length is big-endian, as in Kafka's frames, so that the same readers and writers do. Both sides begin with a hello.
+//! The length is big-endian, as in Kafka's frames, so that the same readers and writers can be used. Both sides begin
+//! with the [handshake](auth).
 
 pub mod auth;
 
@@ -24,44 +25,45 @@ use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter};
 use crate::transport::listen::Accepted;
 
 const MAGIC: [u8; 2] = *b"MR";
-/// Of the frames; what is in them has versions of its own.
+/// The version of the frame format. The contents have versions of their own.
 const VERSION: u8 = 1;
 const HEADER: usize = 8;
 
-/// Bytes of one frame between brokers at most; who receives more closes the connection.
+/// The maximum bytes of one frame between brokers. A receiver closes the connection if a frame is larger.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
-/// Bytes that one frame carries at most.
+/// The maximum bytes that one frame carries.
 pub const CARRIED_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER;
 
-/// A connection on which nothing sent is acknowledged for so long is dead: else what is sent after a cut has healed would wait for
-/// TCP's own retries, which come ever more rarely. While a process is merely stopped, its kernel acknowledges until buffers are full.
+/// If nothing sent on a connection is acknowledged for this long, the connection is dead. Otherwise, data sent after
+/// a network partition has healed would wait for TCP's own retries, whose intervals keep growing. If a process is
+/// only paused, its kernel still acknowledges until its buffers are full.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// What a frame's bytes are.
+/// The contents of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The first frame in each direction: who is there.
+    /// The sender's description of itself. The first frame in each direction if there is no secret.
     Hello,
     /// Messages between brokers.
     Messages,
-    /// Messages between brokers, with batches behind them.
+    /// Messages between brokers, followed by batches.
     Batches,
     /// A tool's request.
     Request,
-    /// The answer to it.
+    /// The response to a tool's request.
     Response,
-    /// A nonce, for the other side's proof; see [`crate::peer::auth`].
+    /// A nonce for the other side's proof; see [`crate::peer::auth`].
     Challenge,
-    /// That whoever sent the hellos knows the cluster's secret.
+    /// Proves that the sender of the hello knows the cluster's secret.
     Proof,
 }
 
-/// Connections of their own, so that bulk does not delay what keeps a group together.
+/// Each lane is a separate connection, so that bulk data does not delay the messages that hold a Raft group together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     Control,
     Bulk,
-    /// What producers have just written.
+    /// Records that producers have just written.
     Data,
 }
 
@@ -127,7 +129,7 @@ impl From<ConnError> for PeerError {
 }
 
 impl PeerFrame {
-    /// `bytes`: [`CARRIED_BYTES_MAX`] at most.
+    /// `bytes`: at most [`CARRIED_BYTES_MAX`]. Panics if there are more.
     pub fn new(kind: Kind, lane: Lane, bytes: Bytes) -> PeerFrame {
         assert!(bytes.len() <= CARRIED_BYTES_MAX, "{} bytes do not go into one frame", bytes.len());
         PeerFrame { kind, lane, bytes }
@@ -137,7 +139,7 @@ impl PeerFrame {
         head(self.kind, self.lane, self.bytes.len())
     }
 
-    /// Reads a frame that has come without its length.
+    /// Decodes a frame without its length prefix.
     fn decode(mut frame: Bytes) -> Result<PeerFrame, PeerError> {
         let head = frame.first_chunk::<HEADER>().ok_or(PeerError::NoBroker)?;
         let (kind, lane) = read_head(head)?;
@@ -170,7 +172,7 @@ fn head(kind: Kind, lane: Lane, bytes: usize) -> Bytes {
 }
 
 fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
-    // A Kafka request begins with its API key and version, two bytes each; both are small.
+    // A Kafka request begins with its API key and version, two bytes each. Both are small numbers.
     if let [0, 0..=99, 0, 0..=29, ..] = head {
         return Err(PeerError::Kafka);
     }
@@ -199,10 +201,10 @@ fn read_head(head: &[u8; HEADER]) -> Result<(Kind, Lane), PeerError> {
     Ok((kind, lane))
 }
 
-/// Splits a connection between brokers in its two halves, as [`conn::open`] does, and lets a dead one be noticed soon.
+/// Splits a connection between brokers into its two halves, like [`conn::open`]. Sets timeouts so that a dead
+/// connection is noticed soon.
 ///
-/// Until the other side has proved who it is, and [`trust`] is called, its frames may be no larger than those of a
-/// handshake.
+/// The limit for frames is that of the handshake until [`trust`] is called, once the other side has proved who it is.
 pub fn open(accepted: Accepted) -> io::Result<(FrameReader, FrameWriter)> {
     let socket = SockRef::from(&accepted.stream);
     let every = SILENCE_MAX / 2;
@@ -211,12 +213,12 @@ pub fn open(accepted: Accepted) -> io::Result<(FrameReader, FrameWriter)> {
     conn::open(accepted, HANDSHAKE_BYTES_MAX)
 }
 
-/// The other side has proved who it is: its frames may have so many bytes from now on.
+/// Raises the limit for frames, in bytes, after the other side has proved who it is.
 pub fn trust(reader: &mut FrameReader, bytes_max: usize) {
     reader.set_frame_bytes_max(bytes_max);
 }
 
-/// Goes through a handshake; returns what the other side says of itself. Has no end of its own.
+/// Runs a handshake and returns the other side's hello. It has no timeout; the caller must set one.
 pub async fn shake_hands(
     mut handshake: Handshake,
     is_caller: bool,
@@ -247,18 +249,18 @@ pub async fn shake_hands(
     }
 }
 
-/// The next frame; `None` when the other side has closed between two frames.
+/// The next frame. `None` when the other side has closed the connection between two frames.
 pub async fn read(reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
     reader.read_frame().await?.map(PeerFrame::decode).transpose()
 }
 
-/// Queues a frame behind those before it; its bytes are shared, not copied.
+/// Queues a frame after those before it. Its bytes are shared, not copied.
 pub fn push(writer: &mut FrameWriter, frame: PeerFrame) {
     writer.push(Parts::from(frame.head()));
     writer.push(Parts::from(frame.bytes));
 }
 
-/// As [`push`], of a frame whose bytes lie in several places.
+/// Like [`push`], for a frame whose bytes lie in several buffers.
 pub fn push_parts(writer: &mut FrameWriter, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
     let bytes = parts.iter().map(Bytes::len).sum();
     assert!(bytes <= CARRIED_BYTES_MAX, "{bytes} bytes do not go into one frame");
@@ -266,7 +268,7 @@ pub fn push_parts(writer: &mut FrameWriter, kind: Kind, lane: Lane, parts: Vec<B
     parts.into_iter().for_each(|part| writer.push(Parts::from(part)));
 }
 
-/// A connection for those who may block: before the cores run, and tools.
+/// A connection for code that may block: tools, and the broker before its cores run.
 #[derive(Debug)]
 pub struct BlockingPeer {
     stream: TcpStream,
@@ -279,7 +281,7 @@ impl BlockingPeer {
         BlockingPeer::new(TcpStream::connect_timeout(&addr, patience)?, patience)
     }
 
-    /// Takes over a connection; each read and write may take so long.
+    /// Takes over a connection. Each read and write may take `patience`.
     pub fn new(stream: TcpStream, patience: Duration) -> io::Result<BlockingPeer> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -288,7 +290,7 @@ impl BlockingPeer {
         Ok(BlockingPeer { stream, patience, deadline: None })
     }
 
-    /// Whatever is read must be here by then.
+    /// Sets the time by which all later reads must end.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
     }
@@ -331,7 +333,7 @@ impl BlockingPeer {
         self.fill(&mut head, PeerError::Cut)?;
         let (kind, lane) = read_head(&head)?;
         let mut bytes = Vec::new();
-        // Grows as the bytes come, whatever length was claimed.
+        // Grows only as bytes arrive, whatever length the peer claimed.
         let mut piece = [0; 16 << 10];
         while bytes.len() < length - HEADER {
             let wanted = piece.len().min(length - HEADER - bytes.len());
@@ -343,7 +345,7 @@ impl BlockingPeer {
         Ok(PeerFrame { kind, lane, bytes: bytes.into() })
     }
 
-    /// As [`shake_hands`].
+    /// Like the function [`shake_hands`], but blocking.
     pub fn shake_hands(&mut self, mut handshake: Handshake, is_caller: bool) -> Result<Bytes, PeerError> {
         if is_caller {
             self.write(&handshake.begin())?;
@@ -379,7 +381,7 @@ impl BlockingPeer {
     }
 }
 
-/// A socket's timeout calls itself "temporarily unavailable".
+/// The error of a socket timeout reads "temporarily unavailable"; this makes it a timeout.
 fn late(error: io::Error) -> PeerError {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into(),
@@ -416,7 +418,7 @@ mod tests {
         }
     }
 
-    /// Serves one connection on this thread's executor; gives what reading its first frame gave.
+    /// Serves one connection on this thread's executor. Returns the result of reading its first frame.
     fn first_frame(listener: &std::net::TcpListener) -> Result<Option<PeerFrame>, PeerError> {
         let (stream, from) = listener.accept().unwrap();
         crate::rt::run(async move {

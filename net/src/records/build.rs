@@ -1,11 +1,11 @@
-//! Builds record batches: for clients, tests, and the records that the broker itself keeps.
+//! Builds record batches: for clients, for tests, and for the records that the broker itself writes.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::records::batch::{self, Assigned, HEADER_BYTES, MAGIC};
 use crate::records::compression::Codec;
 
-/// Collects records and finishes them as one batch of message format 2.
+/// Collects records and builds one batch of message format 2 from them.
 #[derive(Debug, Clone)]
 pub struct BatchBuilder {
     codec: Codec,
@@ -15,7 +15,7 @@ pub struct BatchBuilder {
     base_timestamp: i64,
     max_timestamp: i64,
     count: i32,
-    /// Room for the header, then the records so far.
+    /// Space for the header, followed by the records so far.
     out: BytesMut,
     scratch: BytesMut,
 }
@@ -43,7 +43,7 @@ impl BatchBuilder {
         }
     }
 
-    /// Makes the batch an idempotent producer's (KIP-98).
+    /// Marks the batch as an idempotent producer's (KIP-98).
     pub fn producer(mut self, id: i64, epoch: i16, base_sequence: i32) -> BatchBuilder {
         (self.producer_id, self.producer_epoch, self.base_sequence) = (id, epoch, base_sequence);
         self
@@ -57,7 +57,7 @@ impl BatchBuilder {
         self.count == 0
     }
 
-    /// Bytes that the batch would take now if it is not compressed.
+    /// The size that the batch would have now without compression, in bytes.
     pub fn byte_count(&self) -> usize {
         self.out.len()
     }
@@ -94,12 +94,12 @@ impl BatchBuilder {
         self.count += 1;
     }
 
-    /// The batch at offset 0, as a producer sends it. There must be a record.
+    /// The batch at offset 0, as a producer sends it. Panics without a record.
     pub fn finish(self) -> Bytes {
         self.finish_at(Assigned { base_offset: 0, partition_leader_epoch: -1, log_append_time_ms: None })
     }
 
-    /// The batch as a broker stores it.
+    /// The batch as a broker stores it. Panics without a record.
     pub fn finish_at(mut self, assigned: Assigned) -> Bytes {
         assert!(self.count > 0, "a batch has at least one record");
         if self.codec != Codec::None {
@@ -130,7 +130,7 @@ impl BatchBuilder {
     }
 }
 
-/// Zigzag: small numbers of either sign are short.
+/// Zigzag encoding: small numbers of either sign are short.
 fn put_varlong(out: &mut BytesMut, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest >= 0x80 {

@@ -1,4 +1,4 @@
-//! The codecs of record batches. Decompression is bounded: a small batch can unfold to gigabytes.
+//! The codecs of record batches. Decompression is bounded, because a small batch can expand to gigabytes.
 
 use std::io::{self, Read};
 
@@ -17,7 +17,7 @@ pub enum Codec {
     Zstd = 4,
 }
 
-/// Why the records of a batch can't be had.
+/// Why the records of a batch can't be decompressed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecompressError {
     #[error("records unfold to more than {limit} bytes")]
@@ -33,7 +33,8 @@ impl Codec {
         Codec::ALL.into_iter().find(|codec| *codec as i16 == attributes & 0b111)
     }
 
-    /// Undoes the codec. `limit`: bytes of the result; more is an error, found before they are there.
+    /// Decompresses `input`. `limit`: the maximum bytes of the result. More is an error, and the rest is not
+    /// decompressed.
     pub fn decompress(self, input: &Bytes, limit: usize) -> Result<Bytes, DecompressError> {
         let output = match self {
             Codec::None => return Ok(input.clone()),
@@ -51,7 +52,7 @@ impl Codec {
         }
     }
 
-    /// Appends `input`, compressed.
+    /// Compresses `input` and appends the result.
     pub fn compress(self, input: &[u8], out: &mut BytesMut) {
         let put = |buffer: &mut BytesMut| {
             buffer.put_slice(input);
@@ -71,17 +72,18 @@ impl Codec {
     }
 }
 
-/// Reads to the end; `None` if there is more than `limit`.
+/// Reads to the end. Returns `None` if there are more than `limit` bytes.
 fn read_bounded(input: impl Read, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut output = Vec::new();
     input.take(limit as u64 + 1).read_to_end(&mut output)?;
     Ok((output.len() <= limit).then_some(output))
 }
 
-/// What the Java client (xerial's snappy) puts before its blocks: magic, version, lowest compatible version.
+/// The header that the Java client (xerial's snappy) puts before its blocks: magic, version, lowest compatible
+/// version.
 pub(crate) const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 
-/// Snappy comes as xerial's sequence of length-prefixed blocks, or (librdkafka, sarama) as one raw block.
+/// Decompresses snappy: xerial's sequence of length-prefixed blocks, or one raw block (librdkafka, sarama).
 fn unsnap(input: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(mut blocks) = input.strip_prefix(&XERIAL_HEADER[..]) else {
         let mut output = Vec::new();
@@ -100,9 +102,9 @@ fn unsnap(input: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(output))
 }
 
-/// Appends one block unless that exceeds `limit`.
+/// Decompresses one block and appends it. Returns `false` if the output would exceed `limit`.
 fn unsnap_block(block: &[u8], limit: usize, output: &mut Vec<u8>) -> io::Result<bool> {
-    // A block yields at most about 64 bytes per 3 of its own (a copy element), so that a claim of more is a lie.
+    // A copy element yields at most 64 bytes from 3, so a block that claims more than 32 times its size is damaged.
     let claimed = snap::raw::decompress_len(block)?;
     if claimed > block.len().saturating_mul(32) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "block claims an impossible length"));
@@ -134,7 +136,7 @@ mod tests {
         for codec in Codec::ALL {
             for input in [&b""[..], b"x", &long] {
                 let packed = compressed(codec, input);
-                // An empty xerial stream is but its header.
+                // An empty xerial stream consists of its header only.
                 assert_eq!(codec.decompress(&packed, input.len()).unwrap(), input, "{codec:?}");
             }
             assert_eq!(Codec::from_attributes(codec as i16 | 0x78), Some(codec));

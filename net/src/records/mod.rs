@@ -1,4 +1,4 @@
-//! Record batches: their form, checks, compression, and a walk through their records.
+//! Record batches: layout, checks, compression, and iteration over their records.
 
 pub mod batch;
 pub mod build;

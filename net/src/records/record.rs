@@ -1,13 +1,14 @@
 //! The records within a batch: reading them, and looking up timestamps.
 //!
-//! Source: <https://kafka.apache.org/documentation/#record>. A record, all numbers zigzag-encoded and of variable length:
+//! Source: <https://kafka.apache.org/documentation/#record>. In a record, all numbers have variable length and are
+//! zigzag-encoded, except the attributes:
 //!
 //! ```text
 //! length | INT8 attributes | timestamp delta | offset delta | key length, key | value length, value
 //!        | header count, then each: key length, key, value length, value
 //! ```
 //!
-//! A length of -1 is null. Records are only ever read here; batches are stored and served as they came.
+//! A length of -1 means null. This module only reads records: the broker stores and serves them as they arrived.
 
 use bytes::Bytes;
 
@@ -78,7 +79,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next record's bytes as a cursor of their own.
+    /// The next record's bytes as a separate cursor.
     fn record(&mut self, index: i32) -> Result<Cursor<'a>, RecordError> {
         self.index = index;
         let length = self.varlong()?;
@@ -86,21 +87,21 @@ impl<'a> Cursor<'a> {
         Ok(Cursor { bytes, index })
     }
 
-    /// Attributes, timestamp delta and offset delta, with which every record begins.
+    /// The timestamp delta and the offset delta. Every record begins with its attributes and these two.
     fn deltas(&mut self) -> Result<(i64, i64), RecordError> {
         self.take(1)?;
         Ok((self.varlong()?, self.varlong()?))
     }
 }
 
-/// One record, borrowed from its batch's (decompressed) records.
+/// One record, borrowed from the decompressed records of its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
     pub offset: i64,
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
-    /// In order; keys may repeat.
+    /// In order. Keys may repeat.
     pub headers: Vec<(&'a [u8], Option<&'a [u8]>)>,
 }
 
@@ -112,7 +113,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Decompresses the records of the batch at the start of `batch`; into at most `bytes_max`, else an error.
+    /// Decompresses the records of the batch at the start of `batch`. More than `bytes_max` bytes are an error.
     pub fn open(batch: &Bytes, bytes_max: usize) -> Result<Records, ReadError> {
         let header = BatchHeader::read(batch)?;
         let bytes = header.codec()?.decompress(&batch.slice(HEADER_BYTES..header.byte_count), bytes_max)?;
@@ -123,7 +124,7 @@ impl Records {
         &self.header
     }
 
-    /// The records in order. Ends at the first error.
+    /// Iterates over the records in order. Ends at the first error.
     pub fn iter(&self) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
         let mut cursor = Cursor { bytes: &self.bytes, index: 0 };
         let mut failed = false;
@@ -157,25 +158,26 @@ impl Records {
     }
 }
 
-/// A search for the first record whose timestamp is not below one that is wanted, in turns.
+/// A search for the first record whose timestamp is `wanted` or later, one turn at a time.
 pub struct TimestampSearch {
     header: BatchHeader,
     wanted: i64,
-    /// `None` if the header says all.
+    /// `None` if the batch's header alone gives the answer.
     scan: Option<Scan>,
 }
 
-/// What a search came to.
+/// The result of one step of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Searched {
-    /// Offset and timestamp of the record, if there is one.
+    /// The search is over: offset and timestamp of the record, if there is one.
     Found(Option<(i64, i64)>),
-    /// The share is spent: go on with another.
+    /// The share is spent: continue with a new one.
     Pause,
 }
 
 impl TimestampSearch {
-    /// In the batch at the start of `batch`. `bytes_max`: to which it may unfold.
+    /// Begins a search in the batch at the start of `batch`. `bytes_max`: the maximum bytes of its decompressed
+    /// records.
     pub fn new(batch: &Bytes, wanted: i64, bytes_max: usize) -> Result<TimestampSearch, ReadError> {
         let header = BatchHeader::read(batch)?;
         let by_header = header.max_timestamp < wanted || header.is_log_append_time();
@@ -183,7 +185,7 @@ impl TimestampSearch {
         Ok(TimestampSearch { header, wanted, scan })
     }
 
-    /// Goes on as far as the share lasts.
+    /// Continues until the share is spent.
     pub fn step(&mut self, share: &mut Share) -> Result<Searched, ReadError> {
         let Some(scan) = &mut self.scan else {
             let (base, max) = (self.header.base_offset, self.header.max_timestamp);
@@ -204,7 +206,7 @@ impl TimestampSearch {
     }
 }
 
-/// Offset and timestamp of a record.
+/// The offset and timestamp of a record.
 fn place(header: &BatchHeader, timestamp_delta: i64, offset_delta: i64) -> (i64, i64) {
     let timestamp = match header.is_log_append_time() {
         true => header.max_timestamp,
@@ -213,7 +215,8 @@ fn place(header: &BatchHeader, timestamp_delta: i64, offset_delta: i64) -> (i64,
     (header.base_offset.wrapping_add(offset_delta), timestamp)
 }
 
-/// The first record whose timestamp is not below `timestamp`: (offset, timestamp). `bytes_max`: of decompressed records.
+/// The offset and timestamp of the first record whose timestamp is `timestamp` or later. `bytes_max`: the maximum
+/// bytes of decompressed records.
 pub fn find_timestamp(batch: &Bytes, timestamp: i64, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
     let mut search = TimestampSearch::new(batch, timestamp, bytes_max)?;
     loop {
@@ -223,8 +226,8 @@ pub fn find_timestamp(batch: &Bytes, timestamp: i64, bytes_max: usize) -> Result
     }
 }
 
-/// The first of the batch's records with the batch's largest timestamp: (offset, timestamp), for ListOffsets with
-/// timestamp -3 (KIP-734).
+/// The offset and timestamp of the first record with the batch's largest timestamp. This is what ListOffsets asks for
+/// with timestamp -3 (KIP-734).
 pub fn find_max_timestamp(batch: &Bytes, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
     let header = BatchHeader::read(batch)?;
     find_timestamp(batch, header.max_timestamp, bytes_max)

@@ -1,4 +1,5 @@
-//! Decompression as a stream: of a batch's records so much at a time as is wanted, in memory that does not grow with what they unfold to.
+//! Streaming decompression: the caller takes a batch's records piece by piece, and memory does not grow with their
+//! decompressed size.
 
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -10,7 +11,7 @@ use zstd::stream::raw;
 
 use crate::records::compression::{Codec, XERIAL_HEADER};
 
-/// Compressed records on their way out.
+/// A decompressor and the compressed records that it has not read yet.
 pub(crate) enum Unfold {
     Gzip(Box<MultiGzDecoder<Reader<Bytes>>>),
     Lz4(Lz4),
@@ -19,7 +20,7 @@ pub(crate) enum Unfold {
 }
 
 impl Unfold {
-    /// `None`: they are not compressed.
+    /// `None` if the records are not compressed.
     pub(crate) fn new(codec: Codec, input: Bytes) -> io::Result<Option<Unfold>> {
         Ok(Some(match codec {
             Codec::None => return Ok(None),
@@ -30,7 +31,8 @@ impl Unfold {
         }))
     }
 
-    /// Puts what comes next into `to`; 0 at the end, which is checked as the codec allows.
+    /// Writes the next decompressed bytes into `to` and returns their number. Returns 0 at the end, after the checks
+    /// that the codec allows.
     pub(crate) fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         match self {
             Unfold::Gzip(decoder) => decoder.read(to),
@@ -48,7 +50,7 @@ impl Lz4 {
         let Some(decoder) = &mut self.0 else { return Ok(0) };
         let read = decoder.read(to)?;
         if read == 0 && !to.is_empty() {
-            // The decoder takes a frame that is cut off for one that has ended.
+            // The decoder does not tell a truncated frame from a complete one.
             let (_, whole) = self.0.take().expect("it is there").finish();
             whole?;
         }
@@ -56,7 +58,7 @@ impl Lz4 {
     }
 }
 
-/// A decoder takes some 100 KB, which are used again.
+/// The maximum number of idle zstd decoders that each thread keeps for reuse. A decoder takes about 100 KB.
 const SPARE_DECODERS_MAX: usize = 4;
 
 thread_local! {
@@ -65,7 +67,7 @@ thread_local! {
 
 pub(crate) struct Zstd {
     input: Bytes,
-    /// `None` only while it is dropped.
+    /// `None` only while `self` is being dropped.
     decoder: Option<raw::Decoder<'static>>,
     frame_ended: bool,
 }
@@ -105,7 +107,7 @@ impl Drop for Zstd {
         use raw::Operation;
         let Some(mut decoder) = self.decoder.take() else { return };
         if decoder.reinit().is_ok() {
-            // A thread that is going down keeps nothing.
+            // A thread that is exiting keeps no decoders.
             let _ = SPARE.try_with(|spare| {
                 let mut spare = spare.borrow_mut();
                 if spare.len() < SPARE_DECODERS_MAX {
@@ -116,17 +118,20 @@ impl Drop for Zstd {
     }
 }
 
-/// How far back a copy may reach. Encoders stay within 64 KiB, in which they cut their input.
+/// The least output that is kept for copies to refer to, in bytes. Encoders cut their input into pieces of 64 KiB and
+/// refer no further back.
 const SNAPPY_WINDOW: usize = 1 << 20;
-/// Unfolded at once.
+/// The bytes to decompress at once.
 const SNAPPY_PIECE: usize = 32 << 10;
 
-/// A block that unfolds to no more is left to the usual decoder, which is faster and can't pause. Java's blocks have 32 KiB.
+/// A block that decompresses to at most this many bytes goes to the usual decoder, which is faster but can't pause.
+/// Java's blocks have 32 KiB.
 const SNAPPY_AT_ONCE: usize = 128 << 10;
 
-/// Snappy, which has no decoder that pauses: as one raw block (librdkafka, sarama), or as xerial's sequence of blocks (Java).
+/// Snappy, for which no library has a decoder that can pause. Handles one raw block (librdkafka, sarama) or xerial's
+/// sequence of blocks (Java).
 pub(crate) struct Snappy {
-    /// What has not been read of xerial's blocks; `None` if there is but one, raw.
+    /// xerial's blocks that have not been read yet. `None` for a single raw block.
     blocks: Option<Bytes>,
     block: Block,
 }
@@ -135,12 +140,12 @@ pub(crate) struct Snappy {
 #[derive(Default)]
 struct Block {
     input: Bytes,
-    /// The last that was unfolded: what copies may reach, and behind `given` what has not been handed out.
+    /// The newest output: what copies may refer to. The bytes from `given` on have not been returned yet.
     output: Vec<u8>,
     given: usize,
-    /// Bytes that are still to be unfolded, by the block's own word.
+    /// Bytes still to be decompressed, according to the block's length field.
     left: usize,
-    /// Bytes of a literal that are not copied yet.
+    /// Bytes of a literal that have not been copied yet.
     literal: usize,
 }
 
@@ -177,7 +182,7 @@ impl Snappy {
     }
 }
 
-/// The length that a block begins with: a little-endian base 128 number below 2^32.
+/// Reads the length at the start of a block: a little-endian base-128 number below 2^32.
 fn read_length(input: &mut Bytes) -> Option<usize> {
     let mut length = 0u64;
     for (n, byte) in input.iter().take(5).enumerate() {
@@ -191,7 +196,7 @@ fn read_length(input: &mut Bytes) -> Option<usize> {
 }
 
 impl Block {
-    /// `output`: memory to use again.
+    /// `output`: memory to reuse.
     fn begin(block: Bytes, mut output: Vec<u8>) -> io::Result<Block> {
         let mut input = block.clone();
         let left = read_length(&mut input).ok_or_else(|| damaged("a block has no length"))?;
@@ -237,12 +242,12 @@ impl Block {
         Ok(())
     }
 
-    /// Begins a literal, or does a copy, of 64 bytes at most.
+    /// Begins a literal, or executes a copy of at most 64 bytes.
     fn element(&mut self) -> io::Result<()> {
         let cut = || damaged("an element is cut off");
         let tag = *self.input.first().ok_or_else(cut)?;
         let (kind, high) = (tag & 0b11, usize::from(tag >> 2));
-        // Bytes behind the tag, little-endian.
+        // The number of little-endian bytes that follow the tag.
         let extra = match kind {
             0 if high < 60 => 0,
             0 => high - 59,
@@ -336,7 +341,7 @@ mod tests {
         let packed = CODECS.map(|codec| (codec, compressed(codec, sample)));
         for (codec, packed) in packed.into_iter().chain([(Codec::Snappy, raw)]) {
             for _ in 0..200 {
-                // Whole blocks of xerial's are nothing that misses.
+                // If whole xerial blocks are missing, the decoder can't notice it.
                 let cut = packed.slice(..rng.usize(20..packed.len()));
                 if let Ok(output) = unfolded(codec, cut, 777) {
                     assert!(codec == Codec::Snappy && output.len() < sample.len());

@@ -1,4 +1,4 @@
-//! Counts what a thread allocates, so that tests can bound it.
+//! Counts the bytes that a thread allocates, so that tests can limit them.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,11 +13,11 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 fn count(byte_count: usize) {
-    // A thread that is going down has no counter any more, and nobody asks.
+    // A thread that is exiting has no counter any more, and nobody reads it.
     let _ = ALLOCATED.try_with(|allocated| allocated.set(allocated.get() + byte_count));
 }
 
-// SAFETY: everything is passed on to the system's allocator unchanged.
+// SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The bytes that this thread allocates, freed again or not, while `work` runs.
+/// Returns the bytes that this thread allocates while `work` runs, including those freed again.
 pub fn during<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = ALLOCATED.get();
     let result = work();

@@ -28,7 +28,7 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
     generator.out.freeze()
 }
 
-/// The body of a response; with all sorts of tagged fields or none at all.
+/// The body of a response, with random tagged fields or none at all.
 pub fn response(api: ApiKey, version: i16, tags: bool, rng: &mut Rng) -> Bytes {
     let flexible = api.is_flexible(version);
     let mut generator = Generator { version, flexible, with_tags: tags, rng, out: BytesMut::new() };
@@ -180,7 +180,7 @@ impl Generator<'_> {
         }
     }
 
-    /// Known tagged fields and unknown ones, or none.
+    /// Writes known and unknown tagged fields, or none.
     fn tags(&mut self, fields: &[Field]) {
         if !self.flexible {
             return;
@@ -196,7 +196,7 @@ impl Generator<'_> {
                 }
             }
             tagged.sort_by_key(|(tag, _)| *tag);
-            // Far above the tags that Kafka has taken.
+            // Far above the tags that Kafka uses.
             let unknown = (0..self.rng.u32(..3)).map(|n| (1000 + 300 * n, BytesMut::from(&[0xab; 5][n as usize..])));
             tagged.extend(unknown);
         }

@@ -1,4 +1,4 @@
-//! What tests share: an allocator that counts, and random valid requests made from the schemas.
+//! Shared by tests: an allocator that counts, and random valid messages made from the schemas.
 
 pub mod allocations;
 pub mod generate;

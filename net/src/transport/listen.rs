@@ -1,4 +1,5 @@
-//! Listening sockets, one per core on one address, and accepted connections on their way to a core.
+//! Listening sockets (one per core, all on one address), and accepted connections that have not reached their core
+//! yet.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,7 +8,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::rt::Watched;
 
-/// Connections that the kernel completes before they are accepted; more are dropped by it, and the client tries again.
+/// The maximum number of established connections that wait to be accepted. The kernel drops further ones, and their
+/// clients retry.
 const BACKLOG: i32 = 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +20,7 @@ pub enum BindError {
     Other { addr: SocketAddr, source: io::Error },
 }
 
-/// A bound and listening socket that has not gone to its core yet.
+/// A listening socket that is not on its core yet.
 #[derive(Debug)]
 pub struct Bound {
     socket: TcpListener,
@@ -26,16 +28,16 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// The address with the port that was given if none was asked for.
+    /// The address. If port 0 was requested, it has the port that the kernel picked.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 }
 
-/// Binds `count` sockets to one address, between which the kernel spreads connections (SO_REUSEPORT).
+/// Binds `count` sockets to one address. The kernel distributes connections between them (SO_REUSEPORT).
 ///
 /// The first attempt is made without SO_REUSEPORT: with it, a second broker of the same user would silently share the
-/// port. Port 0 picks a free port, the same for all.
+/// port. Port 0 picks a free port, the same for all sockets.
 pub fn bind(addr: SocketAddr, count: usize) -> Result<Vec<Bound>, BindError> {
     let failed = |addr| {
         move |source: io::Error| match source.kind() {
@@ -57,7 +59,7 @@ pub fn bind(addr: SocketAddr, count: usize) -> Result<Vec<Bound>, BindError> {
 fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Connections of an earlier run may linger in TIME_WAIT; they don't stand in the way.
+    // Connections of an earlier run may still be in TIME_WAIT. They must not block the address.
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
@@ -83,8 +85,9 @@ impl Listener {
         self.addr
     }
 
-    /// The next connection. Errors that concern only the connection (it was reset before it was accepted) are passed over.
-    /// Others, such as no more descriptors, are the caller's to wait out: the connection stays queued in the kernel.
+    /// The next connection. Errors of a single connection (for example, it was reset before it was accepted) are
+    /// skipped. After other errors, such as too many open descriptors, the caller must wait and retry: the connection
+    /// stays queued in the kernel.
     pub async fn accept(&self) -> io::Result<Accepted> {
         loop {
             match self.socket.get().accept() {
@@ -103,7 +106,7 @@ impl Listener {
     }
 }
 
-/// A connected, non-blocking socket that belongs to no core yet: it can be sent to any.
+/// A connected, non-blocking socket that belongs to no core yet: it can be sent to any core.
 #[derive(Debug)]
 pub struct Accepted {
     pub(crate) stream: TcpStream,
@@ -111,12 +114,12 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Sets what every connection has: no Nagle delay, keepalive, non-blocking.
+    /// Sets the options of every connection: no Nagle delay, keepalive, non-blocking.
     pub fn new(stream: TcpStream, peer: SocketAddr) -> io::Result<Accepted> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        // A client that vanished without a word is noticed after about two minutes, as in Kafka's deployments with tuned
-        // kernels; the kernel's default would be two hours.
+        // A client that vanishes silently is noticed after about two minutes, as in Kafka deployments with tuned
+        // kernels. The kernel's default is two hours.
         let keepalive = TcpKeepalive::new()
             .with_time(std::time::Duration::from_secs(60))
             .with_interval(std::time::Duration::from_secs(10))

@@ -1,7 +1,7 @@
 //! Memory aligned for O_DIRECT, written once from the front and shared while it is still being written.
 //!
-//! A [`Chunk`] has one writer. What it has written can be frozen into [`Bytes`] that other cores may hold: readers only
-//! ever see bytes below the writer's mark, the writer only touches bytes above it.
+//! A [`Chunk`] has one writer. The bytes that it has written can be frozen into [`Bytes`] that other cores may hold.
+//! Readers only ever see bytes below the writer's mark; the writer only touches bytes above it.
 
 pub(crate) mod pool;
 
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-/// O_DIRECT's unit here: offset, length and address of each transfer are multiples of it.
+/// The unit of O_DIRECT here: offset, length and address of each transfer are multiples of it.
 pub const BLOCK: usize = 4096;
 
 /// Rounds up to whole blocks.
@@ -21,15 +21,15 @@ pub const fn block_ceil(bytes: usize) -> usize {
     bytes.div_ceil(BLOCK) * BLOCK
 }
 
-/// One aligned piece of memory, a whole number of blocks, initialised with whatever was there.
+/// One aligned piece of memory: a whole number of blocks, initialised, with unspecified contents.
 struct Memory {
     ptr: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: `Memory` is a plain allocation without thread affinity. Shared access is restricted by `Chunk` and `Frozen`:
-// each part belongs to one `Chunk` (`split_rest` divides them); bytes below its mark are never written again, bytes above
-// it are reached by that `Chunk` alone.
+// SAFETY: `Memory` is a plain allocation without thread affinity. `Chunk` and `Frozen` restrict shared access. Each
+// part belongs to one `Chunk` (`split_rest` divides them). Bytes below a chunk's mark are never written again, and
+// only that `Chunk` reaches the bytes above it.
 unsafe impl Send for Memory {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Memory {}
@@ -76,30 +76,31 @@ impl AsRef<[u8]> for Frozen {
     }
 }
 
-/// An aligned buffer that is filled from the front, once. Not clonable: it is the only writer of its part of the memory.
+/// An aligned buffer that is filled once, from the front. It is not clonable, since it is the only writer of its part
+/// of the memory.
 pub struct Chunk {
     memory: Arc<Memory>,
-    /// Positions of a chunk count from here, whole blocks.
+    /// Where this chunk begins in the memory, in whole blocks. The chunk's positions count from here.
     start: usize,
     mark: usize,
     capacity: usize,
 }
 
 impl Chunk {
-    /// Room for `capacity` bytes. Panics unless that is a positive number of whole blocks.
+    /// Allocates room for `capacity` bytes. Panics unless that is a positive number of whole blocks.
     pub fn new(capacity: usize) -> Self {
         Self { memory: Arc::new(Memory::new(capacity)), start: 0, mark: 0, capacity }
     }
 
-    /// As [`Chunk::new`], with its memory in place, to be made by a thread that may stand still meanwhile and dropped by the one
-    /// whose next chunk of that capacity it shall be.
+    /// Like [`Chunk::new`], but with every page faulted in. A thread that may block for it calls this. The thread
+    /// that needs a chunk of this capacity next drops the result, which puts the memory into its pool.
     pub fn warm(capacity: usize) -> Self {
         assert!(capacity >= POOLED_MIN && capacity.is_multiple_of(BLOCK), "{capacity} bytes are no pool's");
         let memory = Memory { ptr: pool::warm(capacity), len: capacity };
         Self { memory: Arc::new(memory), start: 0, mark: 0, capacity }
     }
 
-    /// Holds `len` zeros, and nothing more fits. Panics unless that is a positive number of whole blocks.
+    /// Returns a full chunk of `len` zeros. Panics unless `len` is a positive number of whole blocks.
     pub fn zeros(len: usize) -> Self {
         let mut chunk = Self::new(len);
         chunk.space(len).fill(0);
@@ -130,7 +131,7 @@ impl Chunk {
         self.capacity - self.mark
     }
 
-    /// Leaves this chunk with the blocks that are begun, and makes the others, if there are any, a chunk of their own.
+    /// Reduces this chunk to the blocks that it has begun. The remaining blocks, if any, become the returned chunk.
     pub fn split_rest(&mut self) -> Option<Self> {
         let kept = block_ceil(self.mark);
         let capacity = self.capacity - kept;
@@ -138,26 +139,27 @@ impl Chunk {
         (capacity > 0).then(|| Self { memory: self.memory.clone(), start: self.start + kept, mark: 0, capacity })
     }
 
-    /// The address of a position, which is at most the capacity.
+    /// The address of a position, which must be at most the capacity.
     fn at(&self, position: usize) -> *mut u8 {
         // SAFETY: `start + capacity` is at most the memory's length.
         unsafe { self.memory.ptr.as_ptr().add(self.start + position) }
     }
 
-    /// Appends `bytes`; panics if they do not fit: the caller asks [`Chunk::remaining`] first.
+    /// Appends `bytes`. Panics if they do not fit, so the caller checks [`Chunk::remaining`] first.
     pub fn push(&mut self, bytes: &[u8]) {
         self.space(bytes.len()).copy_from_slice(bytes);
         self.advance(bytes.len());
     }
 
-    /// The next `len` unwritten bytes, to be filled and then taken by [`Chunk::advance`].
+    /// The next `len` unwritten bytes. The caller fills them, then calls [`Chunk::advance`].
     pub fn space(&mut self, len: usize) -> &mut [u8] {
         assert!(len <= self.remaining(), "{len} bytes do not fit in the {} that remain", self.remaining());
-        // SAFETY: in bounds (asserted), above the mark, so no frozen range overlaps, and `&mut self` is the only writer.
+        // SAFETY: in bounds (asserted) and above the mark, so no frozen range overlaps; `&mut self` is the only
+        // writer.
         unsafe { std::slice::from_raw_parts_mut(self.at(self.mark), len) }
     }
 
-    /// The next `len` unwritten bytes, as they are: for those who must tell the kernel where they lie.
+    /// The next `len` unwritten bytes, unchanged, for callers that must give the kernel their address.
     pub fn unwritten(&self, len: usize) -> &[u8] {
         assert!(len <= self.remaining(), "{len} bytes do not fit in the {} that remain", self.remaining());
         // SAFETY: in bounds (asserted), initialised (as all of `Memory` is), and only written through `&mut self`.
@@ -170,21 +172,22 @@ impl Chunk {
         self.mark += len;
     }
 
-    /// Moves the mark to the next block boundary over zeros.
+    /// Fills with zeros up to the next block boundary and moves the mark there.
     pub fn pad_to_block(&mut self) {
         let to = block_ceil(self.mark);
         self.space(to - self.mark).fill(0);
         self.mark = to;
     }
 
-    /// Shares `start .. start + len`, which must lie below the mark. Keeps the whole chunk alive while it is held.
+    /// Shares `start .. start + len`, which must lie below the mark. The returned bytes keep the whole chunk's memory
+    /// alive.
     pub fn frozen(&self, start: usize, len: usize) -> Bytes {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.mark), "only written bytes can be shared");
         Bytes::from_owner(Frozen { memory: self.memory.clone(), start: self.start + start, len })
     }
 
-    /// Writes over bytes that are not shared yet, such as a header left blank. Panics unless `at .. at + bytes.len()`
-    /// lies in `unshared_from ..` the mark; the caller vouches that nothing at or above `unshared_from` was frozen.
+    /// Overwrites bytes that are not shared yet, such as a header left blank. Panics unless `at .. at + bytes.len()`
+    /// lies below the mark.
     ///
     /// # Safety
     /// No [`Bytes`] from [`Chunk::frozen`] that overlaps the range may be alive.

@@ -1,22 +1,25 @@
-//! Large aligned memory, kept by the thread that lets it go, for its next [`Chunk`](crate::buf::Chunk): a stream of appends would
-//! otherwise map, fault in and clear each megabyte anew.
-//! Lives on: any thread; each has its own, and memory goes to the pool of whichever thread drops it.
+//! A pool of large aligned memory. The thread that drops a [`Chunk`](crate::buf::Chunk) keeps its memory for the next
+//! one. Without the pool, a stream of appends would map, fault in and clear each megabyte anew.
+//! Lives on: any thread. Each thread has its own pool, and memory goes to the pool of the thread that drops it.
 //!
-//! Memory comes from `mmap`, in powers of two: untouched pages of it cost nothing, and all of it is initialised (the kernel
-//! clears it, later owners leave what they wrote). To clear a page takes the kernel up to some microseconds, for which whoever touches it
-//! first stands still: who has no time for that has memory [warmed](warm) by another thread. It is no huge pages: one of them takes
-//! as long as 512 others at once, up to milliseconds, and neither that thread nor what waits for its CPU goes on meanwhile.
+//! Memory comes from `mmap`, in powers of two, so untouched pages cost nothing. All of it is initialised: the kernel
+//! clears it, and later owners leave what they wrote.
+//!
+//! The kernel takes up to some microseconds to clear a page, and the thread that touches the page first blocks
+//! meanwhile. A thread that has no time for that lets another thread [warm](warm) the memory. The pool uses no huge
+//! pages: clearing one takes as long as clearing 512 small pages, up to milliseconds. The thread, and all work that
+//! waits for its CPU, would block that long.
 
 use crate::buf::BLOCK;
 use std::{alloc::Layout, alloc::handle_alloc_error, cell::RefCell, ptr::NonNull};
 
-/// What is smaller is left to the allocator.
+/// Smaller sizes are left to the allocator.
 pub const POOLED_MIN: usize = 64 << 10;
-/// What is larger is given back at once.
+/// Larger sizes are returned to the kernel at once.
 const POOLED_MAX: usize = 4 << 20;
-/// What one thread keeps at most, in bytes.
+/// The most that one thread keeps, in bytes.
 const KEPT_MAX: usize = 16 << 20;
-/// Faulted in at once by [`warm`].
+/// How many bytes [`warm`] faults in per call.
 const WARM_STEP: usize = 64 << 10;
 const CLASSES: usize = (POOLED_MAX / POOLED_MIN).ilog2() as usize + 1;
 
@@ -40,7 +43,7 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
 
-/// What is really taken for `len` bytes.
+/// The number of bytes that are really mapped for `len`.
 fn mapped(len: usize) -> usize {
     if len <= POOLED_MAX { len.next_power_of_two() } else { len }
 }
@@ -49,7 +52,8 @@ fn class(mapped: usize) -> Option<usize> {
     (POOLED_MIN..=POOLED_MAX).contains(&mapped).then(|| (mapped / POOLED_MIN).ilog2() as usize)
 }
 
-/// At least `len` bytes (at least [`POOLED_MIN`]), aligned to a page. What they hold is unspecified.
+/// Returns at least `len` bytes (`len` must be at least [`POOLED_MIN`]), aligned to a page. Their contents are
+/// unspecified.
 pub fn take(len: usize) -> NonNull<u8> {
     let len = mapped(len);
     let kept = class(len).and_then(|class| {
@@ -64,31 +68,31 @@ pub fn take(len: usize) -> NonNull<u8> {
     kept.unwrap_or_else(|| map(len))
 }
 
-/// As [`take`], mapped anew, with every page in place.
+/// Like [`take`], but newly mapped and with every page faulted in.
 pub fn warm(len: usize) -> NonNull<u8> {
     let len = mapped(len);
     let ptr = map(len);
     for at in (0..len).step_by(WARM_STEP) {
-        // Advice: what an older kernel does not populate is faulted in when it is written.
+        // This is only advice. Pages that an older kernel does not populate are faulted in when they are written.
         // SAFETY: the range was mapped just now.
         unsafe { libc::madvise(ptr.as_ptr().add(at).cast(), WARM_STEP.min(len - at), libc::MADV_POPULATE_WRITE) };
     }
     ptr
 }
 
-/// How often [`take`] finds memory for `len` bytes in this thread's pool before it has to map some.
+/// How many times [`take`] can serve `len` bytes from this thread's pool before it has to map memory.
 pub fn kept(len: usize) -> usize {
     let class = class(mapped(len));
     class.and_then(|class| POOL.try_with(|pool| pool.borrow().kept[class].len()).ok()).unwrap_or(0)
 }
 
-/// Whether this thread's pool has fewer than `most` for `len` bytes, and would keep one more.
+/// Whether this thread's pool has fewer than `most` pieces for `len` bytes, and would keep one more.
 pub fn lacks(len: usize, most: usize) -> bool {
     let has_room = POOL.try_with(|pool| pool.borrow().bytes + mapped(len) <= KEPT_MAX).unwrap_or(false);
     class(mapped(len)).is_some() && kept(len) < most && has_room
 }
 
-/// Gives back what [`take`] gave for the same `len`.
+/// Returns memory that [`take`] gave out for the same `len`.
 pub fn give(ptr: NonNull<u8>, len: usize) {
     let len = mapped(len);
     let kept = class(len).is_some_and(|class| {
@@ -110,7 +114,7 @@ pub fn give(ptr: NonNull<u8>, len: usize) {
 
 fn map(len: usize) -> NonNull<u8> {
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+    // SAFETY: an anonymous mapping at an address that the kernel chooses touches nothing that exists.
     let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0) };
     if ptr == libc::MAP_FAILED {
         handle_alloc_error(Layout::from_size_align(len, BLOCK).expect("a chunk's size fits the address space"));
@@ -119,7 +123,7 @@ fn map(len: usize) -> NonNull<u8> {
 }
 
 fn unmap(ptr: NonNull<u8>, len: usize) {
-    // SAFETY: whole pages mapped by `map`, and nobody else knows of it any more.
+    // SAFETY: whole pages mapped by `map`, and nobody else refers to them any more.
     let done = unsafe { libc::munmap(ptr.as_ptr().cast(), len) };
     debug_assert_eq!(done, 0, "a mapping of our own can be given back");
 }

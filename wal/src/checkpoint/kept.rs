@@ -1,16 +1,20 @@
-//! Entries that a checkpoint carries itself: those of the group by snapshot that no snapshot covers, and the last few of other groups.
-//! Lives on: the owning core only. Encoding, and which entries they are.
+//! Entries that a checkpoint carries itself: those of the snapshot group that no snapshot covers, and the last few of
+//! other groups.
+//! Lives on: the owning core only. This module selects and encodes the entries.
 //!
-//! A flush that finds a few records in each of many groups would write a block into each of their files, and sync it, and another
-//! behind it the next time. So of a group with little that is new ([`GROUP_BYTES`]) the checkpoint carries it, and the file is written
-//! when there is more, or when it is the group's turn: of what is carried, a part goes to its files in each round, what was carried
-//! longest first, so that nothing is written into checkpoints for ever and no round has all the files to write; and more of it where all
-//! together is above [`StoreConfig::carried_bytes`](crate::store::StoreConfig::carried_bytes). A group that has no batch yet, or whose log
-//! ends with a few entries without one, needs no file for them at all.
+//! Without this, a flush that finds a few records in each of many groups would write and sync a block in each file.
+//! The next flush would do the same again. So if a group has few new bytes ([`GROUP_BYTES`]), the checkpoint carries
+//! them. The file is written when there is more, or when it is the group's turn.
 //!
-//! A snapshot holds only what is decided. Without a quorum nothing is, and what is not decided would hold the ring until somebody's
-//! hard states had filled it; then nobody could store any more what would decide it. So every checkpoint carries these entries, up
-//! to [`StoreConfig::kept_bytes`](crate::store::StoreConfig::kept_bytes), and the ring is free of them.
+//! In each round, one in [`ROUNDS`] of the carried groups is flushed, the longest carried first. Nothing is then
+//! written into checkpoints for ever, and no round has all the files to write. More groups are flushed while the
+//! total exceeds [`StoreConfig::carried_bytes`](crate::store::StoreConfig::carried_bytes). A group that has no batch
+//! yet, or whose log ends with a few entries without one, needs no file for them at all.
+//!
+//! A snapshot holds only decided entries. Without a quorum nothing is decided, and undecided entries would hold the
+//! ring until hard states had filled it. No node could then store what would decide them. So every checkpoint carries
+//! these entries, up to [`StoreConfig::kept_bytes`](crate::store::StoreConfig::kept_bytes), and the ring need not
+//! keep them.
 //!
 //! ```text
 //! kept entries: count u64, then each, all u64 unless said:
@@ -19,10 +23,10 @@
 //!      | batch: 0, or 1 and: base offset, count, max timestamp, length, bytes
 //! ```
 //!
-//! Invariants: the entries follow the snapshot, or the last segment, without holes, and their records end where replay begins, or before.
-//! What one checkpoint carries, each later one does, until it is truncated or flushed: the ring may be without it. A file is written only
-//! of a group of which a batch is carried, or that has something in the ring besides: so recovery knows where an unfinished flush may
-//! have left one.
+//! Invariants: the kept entries follow the snapshot, or the last segment, without gaps, and their records end at or
+//! below the position where replay begins. Once a checkpoint carries an entry, every later one does until the entry
+//! is truncated or flushed, since the ring may no longer have it. A flush writes files only for groups with carried
+//! batches or records in the ring. Recovery thus knows where an unfinished flush may have left a file.
 
 use crate::{
     checkpoint::{GroupState, Reader, Writer},
@@ -32,23 +36,24 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// Of a group's entries without a batch, so much at most is carried, for as long as no batch follows.
+/// The most bytes that are carried of a group's entries without a batch, as long as no batch follows.
 const BARE_BYTES: u64 = 1 << 10;
 
-/// Of a group's entries with batches, so much at most is carried: to write it once more costs less than a write and a sync of a file.
+/// The most bytes that are carried of a group's entries with batches. Writing them once more costs less than a write
+/// and a sync of a file.
 pub(crate) const GROUP_BYTES: u64 = 32 << 10;
 
-/// One in so many of the groups whose batches are carried is flushed in each round.
+/// Each round flushes one in this many of the groups whose batches are carried.
 const ROUNDS: usize = 16;
 
-/// What an entry takes beside its data and its batch.
+/// Bytes that an entry takes besides its data and its batch.
 const ENTRY_BYTES: usize = 12 * 8;
 
 fn encoded_len(entry: &Entry) -> usize {
     ENTRY_BYTES + entry.data.len() + entry.payload.as_ref().map_or(0, |(_, batch)| batch.len())
 }
 
-/// The bytes of these entries in a checkpoint, and whether there is a batch among them.
+/// The size of these entries in a checkpoint, and whether there is a batch among them.
 fn encoded<'a>(entries: impl Iterator<Item = &'a Held>) -> (u64, bool) {
     entries.fold((0, false), |(bytes, batches), held| {
         (bytes + encoded_len(&held.entry) as u64, batches || held.entry.payload.is_some())
@@ -56,17 +61,17 @@ fn encoded<'a>(entries: impl Iterator<Item = &'a Held>) -> (u64, bool) {
 }
 
 impl Log {
-    /// What every checkpoint carries.
+    /// The entries that every checkpoint carries.
     pub(crate) fn kept(&self) -> impl Iterator<Item = &Held> + Clone {
         self.unflushed().take_while(|held| held.entry.index <= self.kept_index)
     }
 
-    /// Has every checkpoint from the one at `durable` on carry what fits `bytes_max`.
+    /// Makes every checkpoint from the one at `durable` on carry the durable entries that fit `bytes_max`.
     pub(crate) fn keep_by_snapshot(&mut self, durable: LogPos, bytes_max: usize) {
         let (mut bytes, carried) = (0, self.kept_index);
         let fits = |held: &&Held| {
             bytes += encoded_len(&held.entry);
-            // What was carried once is, whatever the bound is now.
+            // An entry that was carried once stays carried, whatever the bound is now.
             held.entry.index <= carried || held.end <= durable && bytes <= bytes_max
         };
         if let Some(last) = self.unflushed().take_while(fits).last() {
@@ -75,8 +80,8 @@ impl Log {
         }
     }
 
-    /// Has every checkpoint from the next on carry the entries up to `index`. They may stay for long, and must not hold the memory of
-    /// what they came with: they move into memory of their own, all of them into one piece.
+    /// Makes every checkpoint from the next on carry the entries up to `index`. They may stay for long and must not
+    /// pin the memory of their neighbours. So they move together into one piece of memory of their own.
     fn keep_to(&mut self, index: u64) {
         let (first, kept) = (self.first_unflushed(), self.kept_index);
         let is_new = |held: &Held| (kept + 1..=index).contains(&held.entry.index);
@@ -96,8 +101,8 @@ impl Log {
         self.kept_index = kept.max(index);
     }
 
-    /// Lets go of entries that checkpoints carried until they were flushed, and that the cache, whose oldest entry is `oldest`, does not
-    /// count any more.
+    /// Evicts flushed entries that checkpoints carried, unless the cache, whose oldest entry is `oldest`, still
+    /// counts them.
     pub(crate) fn let_go_of_kept(&mut self, oldest: Option<LogPos>) {
         let needless = self.kept_index.min(self.flushed.index);
         let uncounted = |held: &mut Held| held.entry.index <= needless && oldest.is_none_or(|oldest| held.end < oldest);
@@ -106,8 +111,9 @@ impl Log {
 }
 
 impl State {
-    /// Whether what of a group could be flushed, up to `cut`, is rather carried by the next checkpoint: batches if those of the
-    /// group fit `bytes_max`, and all together `room`.
+    /// Decides whether the next checkpoint carries a group's entries up to `cut` instead of flushing them, and if so,
+    /// marks them as carried. Entries with batches must fit `bytes_max` and [`GROUP_BYTES`], and the batches of all
+    /// groups together must fit `room`.
     pub(crate) fn rather_keeps(&mut self, group: GroupId, cut: LogPos, bytes_max: u64, room: u64) -> bool {
         let Some(log) = self.groups.get_mut(&group).filter(|log| !log.by_snapshot) else { return false };
         let (mut bytes, mut batches, mut last) = (0, false, None);
@@ -131,7 +137,7 @@ impl State {
         true
     }
 
-    /// Lists a group among those whose batches checkpoints carry: so many bytes of it.
+    /// Lists a group among those whose batches checkpoints carry, with `bytes` of it.
     fn count_carried(&mut self, group: GroupId, bytes: u64) {
         let Some(log) = self.groups.get_mut(&group) else { return };
         self.carried_bytes = self.carried_bytes - log.carried_bytes + bytes;
@@ -141,7 +147,8 @@ impl State {
         }
     }
 
-    /// Nothing of the group is carried any more, or it will be counted anew.
+    /// Removes the group's bytes from the total, since it is no longer carried or will be counted again. Returns
+    /// them.
     pub(crate) fn uncount_carried(&mut self, group: GroupId) -> u64 {
         let log = self.groups.get_mut(&group);
         let bytes = log.map_or(0, |log| std::mem::take(&mut log.carried_bytes));
@@ -149,12 +156,12 @@ impl State {
         bytes
     }
 
-    /// How many of the groups whose batches are carried now are to be flushed in this round.
+    /// How many of the groups whose batches are carried now are due for a flush in this round.
     pub(crate) fn turns(&self) -> usize {
         self.carriers.len() / ROUNDS
     }
 
-    /// The groups whose batches were carried long enough, the first `turns` of them, or are too many, to be flushed now.
+    /// The groups to be flushed now: the first `turns` that are listed, and more while the total exceeds `bytes_max`.
     pub(crate) fn carried_enough(&mut self, mut turns: usize, bytes_max: u64) -> Vec<GroupId> {
         let mut due = Vec::new();
         while turns > 0 || self.carried_bytes > bytes_max {
@@ -163,7 +170,7 @@ impl State {
             if let Some(log) = self.groups.get_mut(&group) {
                 log.carries = false;
             }
-            // Otherwise it was flushed, or removed, before its turn.
+            // Otherwise the group was flushed or removed before its turn.
             if self.uncount_carried(group) > 0 {
                 due.push(group);
             }
@@ -171,7 +178,7 @@ impl State {
         due
     }
 
-    /// Counts what the checkpoint that the store was opened from carries.
+    /// Counts what is carried by the checkpoint from which the store was opened.
     pub(crate) fn recount_carried(&mut self) {
         let all = self.groups.values().filter(|log| !log.by_snapshot).map(|log| (log.id, encoded(log.kept())));
         let all: Vec<_> = all.filter(|(_, (_, batches))| *batches).collect();
@@ -182,7 +189,7 @@ impl State {
 }
 
 impl GroupState {
-    /// Whether there are batches among what is carried.
+    /// Whether there are batches among the kept entries.
     pub(crate) fn keeps_batches(&self) -> bool {
         !self.by_snapshot && encoded(self.kept.iter()).1
     }
@@ -222,7 +229,7 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
     })
 }
 
-/// What holds for the kept entries of every group.
+/// Checks the kept entries of a group.
 pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>) -> Result<(), &'static str> {
     let (mut last, mut end) = (group.flushed, LogPos::default());
     for held in kept {

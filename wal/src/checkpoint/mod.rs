@@ -1,4 +1,5 @@
-//! A core's checkpoint: what of every group need not be read from the ring any more. Encoding only; one file, replaced whole.
+//! A core's checkpoint: the state of every group that need not be read from the ring any more. Encoding only; one
+//! file, replaced as a whole.
 //! Lives on: the owning core only.
 //!
 //! ```text
@@ -14,11 +15,11 @@
 //!      | segments: count, then each: serial, base offset, end offset, first index, last index, length,
 //!      |   first timestamp, max timestamp, flags (1: sealed)
 //!      | terms: count, then each: first index, term, base offset
-//!      | since version 3, and since version 2 of a group by snapshot: kept entries, see `checkpoint_kept`
+//!      | since version 3, and since version 2 of a group by snapshot: kept entries, see `checkpoint::kept`
 //! ```
 //!
-//! All numbers are little-endian, the CRC is CRC-32C. Versions 1 and 2 are read too; the next checkpoint is of version 3. Invariant: a checkpoint
-//! is checked before it is written and after it is read.
+//! All numbers are little-endian, the CRC is CRC-32C. Versions 1 and 2 are read too; the next checkpoint is written
+//! as version 3. Invariant: a checkpoint is checked before it is written and after it is read.
 
 pub(crate) mod kept;
 pub(crate) mod reserve;
@@ -37,7 +38,7 @@ use bytes::Bytes;
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
 pub const CHECKPOINT_VERSION: u32 = 3;
-/// The oldest that is read.
+/// The oldest version that is read.
 const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
@@ -45,13 +46,13 @@ pub const CHECKPOINT_FILE: &str = "checkpoint";
 const NOT_ASCENDING: &str = "its groups do not ascend";
 const THERE_AND_REMOVED: &str = "a group is there and removed";
 
-/// All that a core's checkpoint says.
+/// The contents of a core's checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     pub epoch: u64,
-    /// Counts the checkpoints of the core's ring.
+    /// The number of this checkpoint of the core's ring.
     pub number: u64,
-    /// Records that begin below it are covered, but for groups that say otherwise.
+    /// Records that begin below it are covered, except for groups with a `replay_from` of their own.
     pub cut: LogPos,
     pub groups: Vec<GroupState>,
     pub removed: Vec<RemovedGroup>,
@@ -66,30 +67,30 @@ pub struct GroupState {
     pub dir_made: bool,
     pub hard_state: HardState,
     pub log_start: u64,
-    /// Its records that begin below this are covered.
+    /// The group's records that begin below this are covered.
     pub replay_from: LogPos,
     pub next_serial: u64,
     pub before_first: Mark,
     pub flushed: Mark,
-    /// For a group by snapshot, without the blob: that is in the snapshot's file.
+    /// For a group by snapshot, without the blob, which is in the snapshot's file.
     pub app: AppState,
     pub segments: Vec<Segment>,
     /// Up to the flushed index.
     pub terms: Vec<TermRun>,
-    /// The entries behind the flushed one that need not be in the ring any more. Their records end at or below `replay_from`. Empty
-    /// where a checkpoint is written: there they come from the log itself.
+    /// The entries behind the flushed one that the ring need not have any more. Their records end at or below
+    /// `replay_from`. Empty while a checkpoint is being written, since the log itself then provides them.
     pub kept: Vec<Held>,
 }
 
-/// A group that is gone, while the ring or the disk may still hold something of it.
+/// A removed group that may still have traces in the ring or on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemovedGroup {
     pub id: GroupId,
-    /// The end of its removal's record.
+    /// The end of the removal's record.
     pub at: LogPos,
 }
 
-/// A file that nothing needs once the checkpoint that lists it is durable.
+/// A file that is obsolete once the checkpoint that lists it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Garbage {
     Segment { id: SegmentId, base_offset: u64 },
@@ -102,7 +103,7 @@ impl Garbage {
     }
 }
 
-/// Why bytes are no checkpoint.
+/// Why the bytes are not a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     Damaged(&'static str),
@@ -110,7 +111,7 @@ pub enum DecodeError {
 }
 
 impl Checkpoint {
-    /// The least position that the ring must keep.
+    /// The lowest position that the ring must keep.
     pub fn needs_ring_from(&self) -> LogPos {
         self.groups.iter().map(|group| group.replay_from).fold(self.cut, LogPos::min)
     }
@@ -128,7 +129,7 @@ impl Checkpoint {
         if from.len() < 24 || u32_at(from, 0) != CHECKPOINT_MAGIC {
             return Err(DecodeError::Damaged("it does not begin like a checkpoint"));
         }
-        // The version comes first: a newer format may check itself otherwise.
+        // The version comes first: a newer format may use a different check.
         let version = u32_at(from, 8);
         match version {
             VERSION_MIN..=CHECKPOINT_VERSION => {}
@@ -162,7 +163,7 @@ impl Checkpoint {
         Ok(this)
     }
 
-    /// What holds for every checkpoint.
+    /// Checks the invariants of every checkpoint.
     fn check(&self) -> Result<(), &'static str> {
         let ascending = self.groups.windows(2).all(|pair| pair[0].id < pair[1].id);
         if !ascending {
@@ -178,14 +179,14 @@ impl Checkpoint {
     }
 }
 
-/// A checkpoint's bytes, group by group: whoever takes it need not hold all groups' states at once.
-/// Panics where what it is given does not hold together.
+/// Encodes a checkpoint group by group, so that the caller need not hold the states of all groups at once. Panics if
+/// its input is inconsistent.
 pub(crate) struct Encoder {
     to: Writer,
     /// The groups so far, ascending.
     ids: Vec<GroupId>,
     needs_ring_from: LogPos,
-    /// Of the groups' bytes, summed while they are warm.
+    /// The CRC of the groups' bytes, computed while they are in the CPU's cache.
     groups_crc: u32,
 }
 
@@ -193,20 +194,20 @@ pub(crate) struct Encoder {
 const GROUPS_AT: usize = 56;
 
 impl Encoder {
-    /// It will probably take so many `bytes`.
+    /// `bytes` is the expected size.
     pub fn new(epoch: u64, number: u64, cut: LogPos, bytes: usize) -> Self {
         let mut to = Writer(Vec::with_capacity(bytes + bytes / 4 + 4096));
         to.0.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
         to.0.extend_from_slice(&[0; 4]);
         to.0.extend_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
         to.0.extend_from_slice(&[0; 4]);
-        // The length and the count of groups are known at the end.
+        // The length and the number of groups are known only at the end.
         to.words(&[0, epoch, number, cut.0, 0]);
         debug_assert_eq!(to.0.len(), GROUPS_AT);
         Self { to, ids: Vec::new(), needs_ring_from: cut, groups_crc: 0 }
     }
 
-    /// Adds the next group, and what is carried of it: they ascend.
+    /// Adds the next group and its carried entries. Groups must come in ascending order.
     pub fn group<'a>(&mut self, group: &GroupState, kept: impl Iterator<Item = &'a Held> + Clone) {
         let ascends = self.ids.last().is_none_or(|last| *last < group.id);
         let checked = if ascends { group.check(kept.clone()) } else { Err(NOT_ASCENDING) };
@@ -227,7 +228,7 @@ impl Encoder {
         self.ids.binary_search(&group).is_ok()
     }
 
-    /// As [`Checkpoint::needs_ring_from`], of the groups so far.
+    /// Like [`Checkpoint::needs_ring_from`], for the groups so far.
     pub fn needs_ring_from(&self) -> LogPos {
         self.needs_ring_from
     }
@@ -360,7 +361,7 @@ impl GroupState {
         })
     }
 
-    /// The terms as the log keeps them.
+    /// The terms in the form that the log keeps.
     pub fn term_runs(&self) -> TermRuns {
         TermRuns::new(self.terms.clone())
     }
@@ -397,7 +398,7 @@ impl Reader<'_> {
         Some(Bytes::copy_from_slice(bytes))
     }
 
-    /// A count and that many things, none of which takes less than eight bytes.
+    /// Reads a count and that many items, each of which takes at least eight bytes.
     pub(crate) fn each<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let [count] = self.words()?;
         let count = usize::try_from(count).ok().filter(|count| *count <= self.0.len() / 8)?;
@@ -410,7 +411,7 @@ mod tests {
     use super::*;
     use crate::record::{Entry, Span};
 
-    /// A group with a snapshot at 4, two entries that are kept, and others in the ring.
+    /// A group with a snapshot at 4, two kept entries, and others in the ring.
     fn by_snapshot() -> GroupState {
         let at = Mark { index: 4, term: 2, offset: 0 };
         let entry = |index, term, data| Entry { index, term, entry_type: 1, data, payload: None };
@@ -522,12 +523,13 @@ mod tests {
         assert_eq!(Checkpoint::decode(&bytes), Err(DecodeError::Newer(4)));
     }
 
-    /// The checkpoint of one group without kept entries as a version wrote it that had no count of them for this group.
+    /// A checkpoint of one group without kept entries, as an older version wrote it, without their count for this
+    /// group.
     fn of_version(version: u8, group: GroupState) -> (Vec<u8>, Checkpoint) {
         let checkpoint =
             Checkpoint { epoch: 2, number: 9, cut: LogPos(1000), groups: vec![group], ..Checkpoint::default() };
         let mut bytes = checkpoint.encode();
-        // It ends with the counts of what is kept, removed, and to be removed.
+        // It ends with the counts of kept entries, removed groups, and files to be removed.
         bytes.truncate(bytes.len() - 8);
         bytes[8] = version;
         let len = bytes.len() as u64;

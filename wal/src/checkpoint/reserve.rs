@@ -1,12 +1,14 @@
-//! Space kept for checkpoints on a disk that fills up.
-//! Lives on: the owning core, within a round of the flusher (`store_flush`).
+//! Space reserved for checkpoints on a disk that fills up.
+//! Lives on: the owning core, within a round of the flusher (`store::flush`).
 //!
-//! What a log no longer holds takes space until a checkpoint says so, and a checkpoint takes space before the one that it replaces is
-//! gone: on a disk without any, nothing could ever be removed. So each core keeps a file of zeros, `checkpoint.reserve`; where a
-//! checkpoint finds no room, the file is removed, the checkpoint written, what it makes needless removed, and the file made anew.
+//! Data that a log no longer holds takes space until a checkpoint drops it. A checkpoint in turn takes space before
+//! the one that it replaces is gone. On a full disk, nothing could ever be removed. So each core keeps a file of
+//! zeros, `checkpoint.reserve`. When a checkpoint finds no room, the flusher removes the file, writes the checkpoint,
+//! removes what it makes obsolete, and creates the file again.
 //!
-//! So no checkpoint may be larger than the file: batches are carried only as far as there is [`room`] for them, and before a round that
-//! might carry more the file grows, if the disk has the space. While it grows, what there was of it stays.
+//! So no checkpoint may be larger than the file. Batches are carried only as far as there is [`room`] for them.
+//! Before a round that might carry more, the file grows if the disk has the space. While it grows, its existing part
+//! stays.
 
 use crate::{
     buf::Chunk,
@@ -20,15 +22,15 @@ use crate::{
 };
 use std::{io, path::PathBuf};
 
-/// The file's least length; otherwise it is twice what a checkpoint took besides what it carries of batches, and those once. It is made
-/// anew when it is too small by a third.
+/// The file's least length. Otherwise the file is twice as long as a checkpoint without carried batches, plus the
+/// carried batches once. It grows when it is shorter than 4/3 of such a checkpoint plus the carried batches.
 const BYTES_MIN: u64 = 256 << 10;
 const PIECE: u64 = 64 << 10;
-/// Of a group, in a checkpoint, without its entries: about that, for stores that have not written one.
+/// The approximate size of a group in a checkpoint, without its entries, for stores that have not written one yet.
 const GROUP_BYTES: u64 = 256;
-/// Checkpoints after one for which the file could not grow, until it is tried again.
+/// How many checkpoints pass before growing the file is retried after a failure.
 const PATIENCE: u64 = 16;
-/// Written before others may have the disk.
+/// How many bytes are written before a pause for other users of the disk.
 const BREATH_BYTES: u64 = 1 << 20;
 
 /// The file's name in a core's directory.
@@ -38,42 +40,44 @@ fn path<D: Disk>(shared: &Shared<D>) -> PathBuf {
     shared.dirs.core.join(RESERVE_FILE)
 }
 
-/// Bytes of batches that checkpoints may carry without outgrowing the file, though all else that they hold doubles.
+/// How many bytes of batches checkpoints may carry without outgrowing the file, even if everything else in them
+/// doubles.
 pub(crate) fn room<D: Disk>(shared: &Shared<D>) -> u64 {
     let least = shared.state.borrow().groups.len() as u64 * GROUP_BYTES;
     shared.reserved.get().saturating_sub(2 * shared.besides.get().max(least))
 }
 
-/// Gives the space up; whether there was any.
+/// Gives up the space. Returns whether there was any.
 pub(crate) async fn give<D: Disk>(shared: &Shared<D>) -> Result<bool, FlushError> {
     shared.reserved.set(0);
     let path = path(shared);
     remove_if_there(&shared.disk, &path).await.map_err(|error| FlushError::of(path.display(), error))
 }
 
-/// Whether there is enough for a checkpoint that carries so many bytes of batches; if not, what there should be.
+/// The length that the file should have for a checkpoint with `carried` bytes of batches, or `None` if it suffices.
 fn missing<D: Disk>(shared: &Shared<D>, carried: u64) -> Option<u64> {
     let besides = shared.besides.get();
     let is_enough = shared.reserved.get() >= BYTES_MIN.max(besides * 4 / 3 + carried);
     (!is_enough).then(|| (2 * besides + carried).max(BYTES_MIN).next_multiple_of(PIECE))
 }
 
-/// Has enough for the next checkpoint, if there is room for it.
+/// Ensures enough space for the next checkpoint, if the disk has room for it.
 pub(crate) async fn keep<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
     let Some(wanted) = missing(shared, shared.state.borrow().carried_bytes) else { return Ok(()) };
     if !make(shared, wanted).await? {
-        // What there is of it may be what the next checkpoint needs.
+        // The next checkpoint may need the space of the existing file.
         give(shared).await?;
     }
     Ok(())
 }
 
-/// Before a round: space for what of the groups with something new might be carried. Without it, less is.
+/// Called before a round. Reserves space for what might be carried of the groups with new entries. Without that
+/// space, less is carried.
 pub(crate) async fn grow<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> {
     let carried_max = shared.config.carried_bytes;
     let (carried, number) = {
         let state = shared.state.borrow();
-        // First there may be more than may stay: what was carried longest is flushed at the end of the round.
+        // At first more may be carried than may stay; the end of the round flushes what was carried longest.
         let new = state.dirty.len() as u64 * kept::GROUP_BYTES;
         ((state.carried_bytes + new).min(carried_max * 3 / 2), state.number)
     };
@@ -86,11 +90,11 @@ pub(crate) async fn grow<D: Disk>(shared: &Shared<D>) -> Result<(), FlushError> 
     Ok(())
 }
 
-/// Has the file be so long; `false` if there is no room for that: then it is as long as it was.
+/// Makes the file at least `bytes` long. Returns `false` if there is no room; the file is then as long as before.
 async fn make<D: Disk>(shared: &Shared<D>, bytes: u64) -> Result<bool, FlushError> {
     let path = path(shared);
     let made = async {
-        // An earlier process may have left it.
+        // An earlier process may have left the file.
         let (file, before) = match shared.disk.open(&path, OpenMode::Write).await {
             Ok(file) => {
                 let len = file.len().await?;
@@ -128,6 +132,6 @@ async fn grow_to<D: Disk>(shared: &Shared<D>, file: &D::File, before: u64, bytes
             shared.breathe().await;
         }
     }
-    // Only then it has its space.
+    // The space is certain only after the sync.
     file.sync().await
 }

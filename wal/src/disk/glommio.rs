@@ -1,5 +1,5 @@
-//! glommio's own files as a [`Disk`], to be measured against `disk_uring`: their latency is higher, since the data is copied into
-//! the reactor's buffers and a durable write takes two operations.
+//! glommio's own files as a [`Disk`], for comparison with [`uring`](crate::disk::uring). Their latency is higher,
+//! since glommio copies the data into the reactor's buffers and a durable write takes two operations.
 //! Lives on: one core, on glommio's executor.
 
 use crate::{
@@ -70,7 +70,7 @@ impl Disk for GlommioDisk {
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // It takes a relative path for one below the descriptor -1.
+        // glommio resolves a relative path against the descriptor -1, so the path must be absolute.
         let dir = Directory::open(path::absolute(dir)?).await.map_err(io_error)?;
         let synced = dir.sync().await.map_err(io_error);
         dir.close().await.map_err(io_error)?;

@@ -1,12 +1,15 @@
-//! The seam to storage: what the ring, the segments and the checkpoints ask of a disk, and nothing more.
+//! The seam to storage: the operations that the ring, the segments and the checkpoints need from a disk.
 //! Lives on: one core; neither handles nor futures cross cores.
 //!
-//! Backends: a raw `io_uring` ring (`disk_uring`), glommio's DmaFile (`disk_glommio`), rio behind the feature `rio`, and
-//! the seeded simulation that loses and tears what was not synced (`disk_sim`).
+//! Backends: a raw `io_uring` ring ([`uring`]), glommio's DmaFile ([`glommio`]), rio behind the feature `rio`, and
+//! the seeded simulation that loses and tears unsynced data ([`sim`]).
 //!
-//! Contract, as POSIX gives it and no stronger: a completed write is durable only after a later [`File::sync`] of that
-//! file completed, or if it was a [`Durability::Synced`] write; a created, renamed or removed name is durable only after
-//! [`Disk::sync_dir`] of its directory. Until then a crash may keep any subset, down to single 512-byte sectors.
+//! Contract, no stronger than POSIX gives it:
+//!
+//! - A completed write is durable once a later [`File::sync`] of that file has completed, or if it was a
+//!   [`Durability::Synced`] write.
+//! - A created, renamed or removed name is durable once [`Disk::sync_dir`] of its directory has completed.
+//! - Until then a crash may keep any subset of the changes, down to single 512-byte sectors.
 
 pub mod glommio;
 #[cfg(feature = "rio")]
@@ -26,13 +29,13 @@ use std::{
 /// Whether a write is durable when it completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Reaches the device at some later [`File::sync`].
+    /// Becomes durable with a later [`File::sync`].
     Cached,
-    /// Write and sync in one (O_DSYNC's promise).
+    /// Write and sync in one, as O_DSYNC promises.
     Synced,
 }
 
-/// How [`Disk::open`] treats what is there.
+/// How [`Disk::open`] treats an existing or missing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
     /// The file must exist. Read only.
@@ -43,43 +46,45 @@ pub enum OpenMode {
     CreateNew,
 }
 
-/// A place for files.
+/// A file system.
 #[allow(async_fn_in_trait)] // Futures never leave their core, so no `Send` bound is wanted.
 pub trait Disk: Clone + 'static {
     type File: File;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File>;
-    /// Creates a directory and its missing parents; fine if it is there. Not durable before the parents are synced.
+    /// Creates a directory and its missing parents; succeeds if it exists. It is durable only once the parents are
+    /// synced.
     async fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// What is in a directory, as paths that begin with `dir`, sorted; empty if the directory is missing.
+    /// The contents of a directory, as paths that begin with `dir`, sorted. Empty if the directory is missing.
     async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
-    /// Replaces `to` atomically.
+    /// Renames `from` to `to` and replaces `to` atomically.
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file, or an empty directory.
     async fn remove(&self, path: &Path) -> io::Result<()>;
     async fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
-/// An open file. Positions and lengths of transfers are whole blocks ([`crate::buf::BLOCK`]), memory is block-aligned.
+/// An open file. Positions and lengths of transfers are whole blocks ([`crate::buf::BLOCK`]); memory is
+/// block-aligned.
 #[allow(async_fn_in_trait)]
-#[allow(clippy::len_without_is_empty)] // A file's length is asked of the disk.
+#[allow(clippy::len_without_is_empty)] // The length comes from the disk.
 pub trait File: 'static {
-    /// Writes all of `data` at `position`; a short write is an error (`WriteZero`). The backend holds `data` until the
-    /// kernel is done with it, also when the future is dropped.
+    /// Writes all of `data` at `position`. A short write is an error (`WriteZero`). The backend holds `data` until
+    /// the kernel is done with it, even if the future is dropped.
     async fn write(&self, position: u64, data: Bytes, durability: Durability) -> io::Result<()>;
-    /// Reads up to `len` bytes; fewer only at the end of the file.
+    /// Reads up to `len` bytes. Fewer are returned only at the end of the file.
     async fn read(&self, position: u64, len: usize) -> io::Result<Bytes>;
-    /// Makes all completed writes and the length durable (fdatasync).
+    /// Makes all completed writes and the file's length durable (fdatasync).
     async fn sync(&self) -> io::Result<()>;
-    /// Reserves space up to `len` and sets the length, reading as zeros.
+    /// Reserves space up to `len` and sets the length. The new bytes read as zeros.
     async fn allocate(&self, len: u64) -> io::Result<()>;
     async fn truncate(&self, len: u64) -> io::Result<()>;
     async fn len(&self) -> io::Result<u64>;
-    /// When the file was written last, in ms since the epoch, by the file system's clock.
+    /// When the file was last written, in ms since the epoch, by the file system's clock.
     async fn modified_ms(&self) -> io::Result<i64>;
 }
 
-/// For backends that have the system's files.
+/// For backends that use the system's files.
 pub(crate) fn modified_ms(metadata: &std::fs::Metadata) -> io::Result<i64> {
     let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

@@ -1,9 +1,10 @@
-//! The crate rio as a [`Disk`], for comparisons in the harness only (feature `rio`: GPL-3.0, and RUSTSEC-2020-0021). Only
-//! reads, writes and syncs go through it; names are handled by plain system calls.
-//! Lives on: one core; completions come from a thread of rio's own.
+//! The crate rio as a [`Disk`], only for comparisons in the harness (feature `rio`: GPL-3.0, and RUSTSEC-2020-0021).
+//! Only reads, writes and syncs go through rio; plain system calls handle names.
+//! Lives on: one core; completions come from a thread that rio owns.
 //!
-//! Invariant: no [`rio::Completion`] leaves this file. The advisory is about completions that are leaked, so that the kernel uses freed
-//! memory; here each one is awaited beside what it borrows, and a future dropped halfway blocks until the kernel is done.
+//! Invariant: no [`rio::Completion`] leaves this file. The advisory is about leaked completions, which let the kernel
+//! use freed memory. Here each completion is awaited while what it borrows is alive, and a future that is dropped
+//! halfway blocks until the kernel is done.
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A ring of rio's. Clones are handles to the same one.
+/// A rio ring. Clones are handles to the same ring.
 #[derive(Clone)]
 pub struct RioDisk(rio::Rio);
 
@@ -72,7 +73,7 @@ impl Disk for RioDisk {
     }
 }
 
-/// Where a read goes.
+/// The target memory of a read.
 struct Space(Chunk, usize);
 
 impl AsRef<[u8]> for Space {

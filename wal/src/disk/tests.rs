@@ -1,4 +1,4 @@
-//! What every disk of a running broker does alike, and the ring on each of them.
+//! The contract that every disk of a running broker keeps, and the ring on each of them.
 
 use crate::{
     buf::{BLOCK, Chunk},
@@ -122,14 +122,14 @@ async fn carries_the_ring(disk: impl Disk, dir: &Path) {
     }
 }
 
-/// The same place, from where this process works.
+/// The same place, relative to this process's working directory.
 fn relative(path: &Path) -> PathBuf {
     let here = std::env::current_dir().expect("a working directory");
     let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
     up.join(path.strip_prefix("/").expect("temporary directories are absolute"))
 }
 
-/// Both, on the disk that `make` makes on its core.
+/// Runs both tests on the disk that `make` makes on its core.
 fn is_a_disk<D: Disk>(make: impl Fn() -> D + Send + 'static) {
     on_a_core(move |dir| async move {
         keeps_the_contract(make(), &dir).await;

@@ -1,4 +1,5 @@
-//! A log's entries by index, for whoever sends them on: from memory without copying, from segments otherwise.
+//! A log's entries by index, for the leader that sends them to followers: from memory without copying, else from
+//! segments.
 //! Lives on: the owning core only.
 
 use crate::{
@@ -14,22 +15,22 @@ use crate::{
 use bytes::Bytes;
 use std::{pin::Pin, rc::Rc};
 
-/// Entries in order, without holes.
+/// Entries in order, without gaps.
 pub type ColdEntries = Pin<Box<dyn Future<Output = Result<Vec<Entry>, ReadError>>>>;
 
 /// The answer to [`Store::entries`](crate::store::Store::entries).
 pub enum Entries {
     Memory(Vec<Entry>),
-    /// Await it; the log may change meanwhile.
+    /// The entries come from segments. The log may change before the future completes.
     Cold(ColdEntries),
-    /// They are trimmed, or not there yet, or there is no such group.
+    /// The entries are trimmed or do not exist yet, or there is no such group.
     Gone,
 }
 
-/// Read at once: the largest batch of the usual kind, and the header behind it, which is then not read alone.
+/// Bytes per read: the largest usual batch and the header behind it, so that the header needs no read of its own.
 const READ_BYTES: usize = READ_AHEAD + (64 << 10);
 
-/// How many bytes of data and batches are still wanted; the first entry always is.
+/// How many bytes of data and batches are still wanted. The first entry is always admitted.
 struct Budget {
     left: usize,
     first: bool,
@@ -45,7 +46,7 @@ impl Budget {
 }
 
 impl Log {
-    /// The place in memory of an entry.
+    /// The position in memory of an entry.
     fn held_at(&self, index: u64) -> Option<usize> {
         let first = self.held.front()?.entry.index;
         usize::try_from(index.checked_sub(first)?).ok().filter(|at| *at < self.held.len())
@@ -82,7 +83,7 @@ pub(crate) fn entries<D: Disk>(
     }
 }
 
-/// Entries of the one segment that holds the first; what lies behind it is the next question.
+/// Reads entries from the one segment that holds the first; the caller asks again for entries behind it.
 async fn cold<D: Disk>(
     shared: Rc<Shared<D>>,
     group: GroupId,

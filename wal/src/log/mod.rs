@@ -1,7 +1,8 @@
-//! One partition's log: a tail in memory over segment files. Plain state; the flusher and the readers do the I/O.
+//! One partition's log: a tail in memory above segment files. Plain state; the flusher and the readers do the I/O.
 //! Lives on: the owning core only.
 //!
-//! Invariants: start <= flushed <= stable <= end; indices and offsets without holes; positions in the ring ascend.
+//! Invariants: in a [`LogView`], start <= flushed <= stable <= end. Indices and offsets have no gaps. Positions in
+//! the ring ascend.
 
 pub(crate) mod entries;
 pub mod read;
@@ -32,10 +33,12 @@ impl Default for LogOptions {
     }
 }
 
-/// How far ahead of the clock a timestamp may be and still tell a batch's age: Kafka's default of `message.timestamp.after.max.ms`.
+/// How far ahead of the clock a timestamp may be and still give a batch's age, in ms: Kafka's default of
+/// `message.timestamp.after.max.ms`.
 pub const AHEAD_MAX_MS: i64 = 3_600_000;
 
-/// Whether a timestamp says how old a batch is. -1 and what lies far ahead of the clock, such as microseconds, do not.
+/// Whether a timestamp gives a batch's age. -1 does not, nor does a value far ahead of the clock, such as
+/// microseconds.
 pub fn tells_age(timestamp: i64, now_ms: i64) -> bool {
     (0..=now_ms.saturating_add(AHEAD_MAX_MS)).contains(&timestamp)
 }
@@ -44,13 +47,13 @@ pub fn tells_age(timestamp: i64, now_ms: i64) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogView {
     pub start_offset: u64,
-    /// Below it, everything is in segments.
+    /// Everything below it is in segments.
     pub flushed_offset: u64,
-    /// Below it, everything is durable on this disk.
+    /// Everything below it is durable on this disk.
     pub stable_offset: u64,
     /// The next batch gets this offset.
     pub next_offset: u64,
-    /// The first index that is still in the log, and the offset at which it begins: at or below the start.
+    /// The first index that is still in the log, and the offset at which it begins, which is at or below the start.
     pub first_index: u64,
     pub first_offset: u64,
     pub stable_index: u64,
@@ -91,61 +94,63 @@ impl Held {
     }
 }
 
-/// The end of something: the last entry's index and term, and the offset behind it.
+/// An end position: the last entry's index and term, and the offset behind it.
 pub use crate::store::types::LogMark as Mark;
 
-/// Segments that reach above a truncation, to be cut once its record is durable.
+/// Segments that reach above a truncation. They are cut once the truncation's record is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingCut {
     pub from: Mark,
     pub after: LogPos,
 }
 
-/// A read's answer from memory.
+/// The answer of memory to a read.
 pub enum FromMemory {
     Batches(Vec<Batch>),
-    /// The offset lies below what memory holds.
+    /// The offset lies below the entries in memory.
     Colder,
 }
 
 pub struct Log {
     pub id: GroupId,
     pub options: LogOptions,
-    /// No segments: entries count as flushed once a snapshot covers them.
+    /// The group has no segments: its entries count as flushed once a snapshot covers them.
     pub by_snapshot: bool,
     pub hard_state: HardState,
-    /// As of the last checkpoint or the flush under way.
+    /// The state as of the last checkpoint or the current flush.
     pub app: AppState,
-    /// The owner's state is less by now, though nothing was applied: the next checkpoint asks for it.
+    /// The owner's state shrank although nothing was applied, so the next checkpoint asks for it.
     pub app_has_changed: bool,
     pub log_start: u64,
-    /// The log start as of `app`: what a checkpoint says, so that it never runs ahead of the applied index.
+    /// The log start as of `app`. A checkpoint stores this one, so that the log start never runs ahead of the applied
+    /// index.
     pub app_log_start: u64,
     /// The entry before the first that the log still has.
     pub before_first: Mark,
-    /// What segments (or the snapshot) hold, up to a pending cut.
+    /// The end of what segments (or the snapshot) hold, up to a pending cut.
     pub flushed: Mark,
-    /// Up to here a checkpoint carries what no segment or snapshot holds, see `checkpoint_kept`: the ring may be without it.
+    /// Checkpoints carry the entries up to this index that no segment or snapshot holds, see `checkpoint::kept`. The
+    /// ring need not have them.
     pub kept_index: u64,
-    /// What segments hold, and will hold when the write under way is done: cuts go by it.
+    /// The last index that segments hold, or will hold once the current write is done. Cuts are based on it.
     pub written_index: u64,
     pub end: Mark,
     pub terms: TermRuns,
     pub segments: Vec<Segment>,
     pub next_serial: u64,
-    /// The directory exists, durably once its parent was synced.
+    /// The directory exists; it is durable once its parent was synced.
     pub dir_made: bool,
     pub pending_cut: Option<PendingCut>,
     /// Where the record of the newest truncation ends.
     pub truncated_at: LogPos,
-    /// Segments, by serial, whose sparse index is to be written out.
+    /// Segments, by serial, whose sparse index is due to be written out.
     pub index_due: Vec<u64>,
-    /// Listed among the groups with entries to flush.
+    /// The group is listed among those with entries to flush.
     pub dirty: bool,
-    /// Bytes of what checkpoints carry of it, if there are batches among that; and whether it is listed for them.
+    /// Bytes of this group that checkpoints carry, if they include batches; and whether the group is listed for them.
     pub carried_bytes: u64,
     pub carries: bool,
-    /// The next flush writes its entries to a segment, however few they are.
+    /// The next flush writes the group's entries to a segment, however few they are.
     pub flush_wanted: bool,
     /// Contiguous up to `end`.
     pub held: VecDeque<Held>,
@@ -193,13 +198,14 @@ impl Log {
         let held = Held { start, end, base_offset: self.end.offset, entry, payload_crc };
         self.end = Mark { index: held.entry.index, term: held.entry.term, offset: held.end_offset() };
         if self.held.capacity() == 0 {
-            // Of many thousand partitions most have one entry, of their first election.
+            // Most of many thousand partitions have a single entry, from their first election.
             self.held.reserve_exact(1);
         }
         self.held.push_back(held);
     }
 
-    /// Drops the entries at and above `from_index`, whose first offset is `from_offset`; the record that says so ends at `after`.
+    /// Drops the entries at and above `from_index`, whose first offset is `from_offset`. The truncation's record ends
+    /// at `after`.
     pub fn truncate(&mut self, from_index: u64, from_offset: u64, after: LogPos) {
         if from_index > self.end.index {
             return;
@@ -232,10 +238,10 @@ impl Log {
         }
     }
 
-    /// Begins anew behind the entry of a snapshot; the record that says so ends at `after`.
+    /// Restarts the log behind the entry `to`. The restart's record ends at `after`.
     pub fn restart(&mut self, to: Mark, after: LogPos) {
         if !self.by_snapshot {
-            // Also what a flush may be writing just now, and what an earlier cut has not taken yet.
+            // The cut also covers what a flush may be writing now, and what an earlier cut has not removed yet.
             let earlier = self.pending_cut.map(|pending| pending.from);
             let from = earlier.filter(|from| from.index < self.before_first.index).unwrap_or(self.before_first);
             self.pending_cut = Some(PendingCut { from, after });
@@ -252,13 +258,13 @@ impl Log {
         self.truncated_at = after;
     }
 
-    /// The pending cut was done in the segments: nothing at or above it is in them any more.
+    /// Records that the pending cut is done: the segments hold nothing at or above it any more.
     pub fn cut_done(&mut self) {
         let pending = self.pending_cut.take().expect("a cut was pending");
         self.written_index = self.written_index.min(pending.from.index).max(self.flushed.index);
     }
 
-    /// Whether its segments all are from before it began anew, and not gone yet.
+    /// Whether all its segments are from before the log restarted, and are still to be removed.
     pub fn has_old_segments(&self) -> bool {
         self.pending_cut.is_some_and(|pending| pending.from.index < self.before_first.index)
     }
@@ -275,29 +281,29 @@ impl Log {
         (index <= self.end.index).then(|| self.terms.term_of(index)).flatten()
     }
 
-    /// The first entry in memory that is not in segments yet.
+    /// The position in memory of the first entry that is not in segments.
     pub(crate) fn first_unflushed(&self) -> usize {
         self.held.partition_point(|held| held.entry.index <= self.flushed.index)
     }
 
-    /// The entries that are nowhere but in memory and in the ring.
+    /// The entries that no segment or snapshot holds.
     pub fn unflushed(&self) -> impl Iterator<Item = &Held> + Clone {
         self.held.range(self.first_unflushed()..)
     }
 
-    /// Whether there are entries that neither a segment nor a snapshot holds, nor any checkpoint carries.
+    /// Whether there are entries that no segment, snapshot or checkpoint holds.
     pub fn is_only_in_ring(&self) -> bool {
         self.end.index > self.flushed.index.max(self.kept_index)
     }
 
-    /// Where the records of the entries that no segment or snapshot holds begin; `None` if there are none.
+    /// Where the records of the entries that no segment or snapshot holds begin. `None` if there are no such entries.
     pub fn needs_ring_from(&self) -> Option<LogPos> {
         self.held.get(self.first_unflushed()).map(|held| held.start)
     }
 
-    /// Where replay begins for a log that is checkpointed as it is now: at the first entry that only the ring has; whatever came
-    /// before it is flushed, kept in the checkpoint, or truncated by a durable record. Never above `durable`: what was staged there may be lost, and other
-    /// records come in its place.
+    /// Where replay begins for a log that is checkpointed as it is now: at the first entry that only the ring has.
+    /// Everything before it is flushed, kept in the checkpoint, or truncated by a durable record. Never above
+    /// `durable`: records staged above it may be lost and replaced by others.
     pub fn replay_from(&self, durable: LogPos) -> LogPos {
         let elsewhere = self.flushed.index.max(self.kept_index);
         let first = self.held.partition_point(|held| held.entry.index <= elsewhere);
@@ -332,12 +338,13 @@ impl Log {
         }
     }
 
-    /// Where memory begins to answer reads.
+    /// The offset from which memory can answer reads.
     pub fn memory_from(&self) -> u64 {
         self.held.front().map_or(self.end.offset, |held| held.base_offset)
     }
 
-    /// Whole batches from the one that holds `from` on, below `below`; at most `max_bytes`, but for the first if `at_least_one`.
+    /// Returns whole batches from the one that holds `from` on, below `below`, up to `max_bytes`. With
+    /// `at_least_one`, the first batch may exceed `max_bytes`.
     pub fn read_memory(&self, from: u64, below: u64, max_bytes: usize, at_least_one: bool) -> FromMemory {
         if from < self.memory_from() {
             return FromMemory::Colder;
@@ -354,7 +361,7 @@ impl Log {
         self.held.range(first..).filter_map(Held::batch).find(|batch| batch.max_timestamp >= timestamp)
     }
 
-    /// The segments as readers may see them: without what a truncation has still to cut from the files.
+    /// The segments as readers may see them: without the parts that a truncation still has to cut from the files.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let Mark { index, offset, .. } = self.flushed;
         let own = if self.has_old_segments() { &[][..] } else { &self.segments[..] };
@@ -366,7 +373,7 @@ impl Log {
         })
     }
 
-    /// The segment to read `offset` from.
+    /// The segment that holds `offset`.
     pub fn segment_of(&self, offset: u64) -> Option<Segment> {
         let at = self.segments.partition_point(|segment| segment.end_offset <= offset);
         let serial = self.segments.get(at)?.serial;
@@ -374,8 +381,8 @@ impl Log {
         (last.serial == serial && last.base_offset <= offset && offset < last.end_offset).then_some(last)
     }
 
-    /// Lets go of the oldest entry in memory, which ends at `end` in the ring: `true` if that is done or moot. What checkpoints carry
-    /// stays until it is flushed; it holds no memory but its own.
+    /// Evicts the entries in memory up to the one that ends at `end` in the ring. Returns whether that is done or
+    /// moot. An entry that checkpoints carry stays until it is flushed; it holds no memory but its own.
     pub fn evict(&mut self, end: LogPos) -> bool {
         let Ok(at) = self.held.binary_search_by_key(&end, |held| held.end) else { return true };
         let index = self.held[at].entry.index;
@@ -386,7 +393,7 @@ impl Log {
         index <= self.kept_index
     }
 
-    /// Forgets entries up to `to`, which a snapshot or the log start made needless.
+    /// Forgets the entries up to `to`, which a snapshot or the log start made obsolete.
     pub fn forget_to(&mut self, to: Mark) {
         if to.index <= self.before_first.index {
             return;
@@ -398,7 +405,7 @@ impl Log {
         self.before_first = to;
     }
 
-    /// Takes out whole segments that lie below the log start that is to be checkpointed, and whose entries are applied.
+    /// Removes and returns the whole segments below the log start to be checkpointed, if their entries are applied.
     pub fn trim(&mut self) -> Vec<Segment> {
         if self.pending_cut.is_some() {
             return Vec::new();
@@ -414,18 +421,18 @@ impl Log {
         self.segments.drain(..gone).collect()
     }
 
-    /// Whether the log start has left a segment behind.
+    /// Whether the first segment lies wholly below the log start.
     pub fn can_trim(&self) -> bool {
         self.segments.first().is_some_and(|segment| segment.end_offset <= self.log_start)
     }
 
-    /// Whether a checkpoint would say less than it could about what is applied.
+    /// Whether a checkpoint would store an older applied state than it could.
     pub fn app_is_behind(&self) -> bool {
         let is_behind = self.app.index < self.flushed.index || self.app_log_start < self.log_start;
         !self.by_snapshot && (is_behind || self.app_has_changed)
     }
 
-    /// Takes over what is applied by now.
+    /// Adopts the state that is applied now.
     pub fn take_app(&mut self, app: AppState) {
         assert!(app.index >= self.app.index, "group {}: the applied index never goes back", self.id.0);
         assert!(app.index <= self.end.index, "group {}: what is applied is in the log", self.id.0);
@@ -434,14 +441,15 @@ impl Log {
         self.app_log_start = self.log_start;
     }
 
-    /// The segments whose timestamps do not say how old they are.
+    /// The segments whose timestamps do not give their age.
     pub fn segments_of_unknown_age(&self, now_ms: i64) -> impl Iterator<Item = &Segment> {
         let has_records = |segment: &&Segment| segment.base_offset < segment.end_offset;
         self.segments.iter().filter(has_records).filter(move |segment| !tells_age(segment.max_timestamp, now_ms))
     }
 
-    /// The log start that retention asks for, see [`crate::store::Store::retention`]. `file_time`: when a segment, by serial, was
-    /// written last; asked for those of unknown age. One that it does not know stays.
+    /// The log start that retention asks for, see [`crate::store::Store::retention`]. `file_time` returns when a
+    /// segment, by serial, was last written; it is called for segments of unknown age. A segment that it does not
+    /// know stays.
     pub fn retention(
         &self,
         now_ms: i64,
@@ -483,7 +491,7 @@ impl Log {
         let spans = || self.unflushed().filter_map(|held| held.entry.payload.as_ref());
         let too_old = retention_ms.is_some_and(|limit| {
             let newest_allowed = now_ms.saturating_sub_unsigned(limit);
-            // In a segment even a batch of unknown age has one: its file's.
+            // Once in a segment, even a batch of unknown age has one: that of its file.
             let oldest = spans().next().map(|(span, _)| span.max_timestamp);
             oldest.is_some_and(|oldest| oldest < newest_allowed || !tells_age(oldest, now_ms))
         });
@@ -494,7 +502,7 @@ impl Log {
             })
     }
 
-    /// Takes over what a record or a checkpoint says, whichever is newer in each part.
+    /// Merges the hard state of a record or a checkpoint, taking the newer value of each part.
     pub fn merge_hard_state(&mut self, other: HardState) {
         let mine = &mut self.hard_state;
         match other.term.cmp(&mine.term) {
@@ -543,7 +551,7 @@ impl Log {
     }
 }
 
-/// What still fits an answer.
+/// How much more an answer may take.
 pub struct ReadLimit {
     below: u64,
     left: usize,
@@ -555,7 +563,7 @@ impl ReadLimit {
         Self { below, left: max_bytes, first: at_least_one }
     }
 
-    /// Whether `batch`, the next one, belongs into the answer; once it does not, none does.
+    /// Whether `batch`, the next one, belongs into the answer. Once a batch does not, no later one does.
     pub fn admits(&mut self, batch: &Batch) -> bool {
         let fits = batch.bytes.len() <= self.left || self.first;
         let admits = fits && batch.base_offset + u64::from(batch.count) <= self.below;

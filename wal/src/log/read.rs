@@ -1,9 +1,9 @@
-//! Reading a log: from memory at once and without copying, from segments by aligned reads with read-ahead.
+//! Reads a log: from memory at once and without copying, from segments by aligned reads with read-ahead.
 //! Lives on: the owning core only.
 //!
-//! What cold reads bring in has a bound of its own, so it does not push out the tail that memory serves.
+//! Cold reads have a memory bound of their own, so they do not evict the tail that memory serves.
 //!
-//! Invariant: bytes that fail a CRC, or frames that do not follow one another, are reported and never served.
+//! Invariant: bytes that fail a CRC, or frames out of sequence, are reported and never served.
 
 use crate::{
     buf::{BLOCK, block_ceil},
@@ -26,9 +26,9 @@ use std::{
     task::Poll,
 };
 
-/// Read at once by a consumer that goes on where it stopped.
+/// Bytes per read for a consumer that continues where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;
-/// Read at once, at least, by one that does not.
+/// The least number of bytes per read for a consumer that does not.
 const READ_LEAST: usize = 64 << 10;
 
 /// One batch as it was appended.
@@ -65,9 +65,9 @@ pub type ColdRead = Pin<Box<dyn Future<Output = Result<Vec<Batch>, ReadError>>>>
 
 /// The answer to a read.
 pub enum Read {
-    /// Served from memory; empty at the end of what may be read.
+    /// Served from memory. Empty at the end of what may be read.
     Memory(Vec<Batch>),
-    /// Await it; the log may change meanwhile.
+    /// Needs the disk. The log may change before the future completes.
     Cold(ColdRead),
     OffsetOutOfRange {
         start: u64,
@@ -76,7 +76,7 @@ pub enum Read {
     UnknownGroup,
 }
 
-/// Why a cold read failed. None of these poisons the store.
+/// Why a cold read failed. None of these errors poisons the store.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("{what}: {source}")]
@@ -84,19 +84,19 @@ pub enum ReadError {
     /// The segment's bytes are not what was written.
     #[error("damaged: {0}")]
     Damaged(String),
-    /// Trimmed, truncated or removed while the read was under way: look at the log again.
+    /// The range was trimmed, truncated or removed during the read. The caller looks at the log again.
     #[error("the log changed during the read")]
     Changed,
 }
 
-/// Where a reader goes on: a consumer at an offset, a leader at an index.
+/// Where a reader continues: a consumer at an offset, a leader at an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Next {
     Offset(u64),
     Index(u64),
 }
 
-/// Where a reader stopped, and what was read beyond it.
+/// Where a reader stopped, and the bytes that were read beyond it.
 #[derive(Clone)]
 pub(crate) struct Ahead {
     id: SegmentId,
@@ -104,14 +104,14 @@ pub(crate) struct Ahead {
     position: u64,
     buffer: Bytes,
     buffer_start: u64,
-    /// A read from the block of `position` on, under way in place of the buffer; whoever goes on takes it.
+    /// A read from the block of `position` on, in flight in place of the buffer. The reader that continues takes it.
     coming: Option<Rc<Cell<Option<Coming>>>>,
 }
 
 type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
 
 impl Ahead {
-    /// Keeps what a scan has read beyond `position`, for whoever goes on there.
+    /// Keeps the bytes that a scan has read beyond `position`, for the reader that continues there.
     pub(crate) fn keep<D: Disk>(
         shared: &Shared<D>,
         id: SegmentId,
@@ -121,18 +121,19 @@ impl Ahead {
     ) {
         let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
         let cost = buffer.len() as u64;
-        // The next frame was read for its header: what lies between is padding, and going on there would read it all once more.
+        // The buffer begins at the next frame, whose header was read already. Only padding lies before it, and
+        // continuing there would read the buffer's bytes again.
         let position = position.max(buffer_start);
         let ahead = Self { id, position, buffer, buffer_start, coming: None };
         shared.ahead.borrow_mut().insert((id.group, next), ahead, cost);
     }
 
-    /// What was kept for whoever goes on there, if that is in this segment.
+    /// The bytes kept for the reader that continues at `next`, if they are from this segment.
     pub(crate) fn find<D: Disk>(shared: &Shared<D>, id: SegmentId, next: Next) -> Option<Self> {
         shared.ahead.borrow_mut().get(&(id.group, next)).filter(|ahead| ahead.id == id)
     }
 
-    /// A scan that goes on with it.
+    /// A scan that continues with the kept bytes.
     pub(crate) fn scanner<F: File>(&self, file: Rc<F>, len: u64, read_bytes: usize) -> Scanner<F> {
         let mut scanner = Scanner::behind(file, self.id, len, self.position, read_bytes);
         scanner.buffer = self.buffer.clone();
@@ -141,7 +142,7 @@ impl Ahead {
     }
 }
 
-/// Up to where an index is wanted.
+/// How far an index must reach.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
     Offset(u64),
@@ -149,7 +150,7 @@ pub(crate) enum Until {
     Timestamp(i64),
 }
 
-/// Batches from segments, and from memory where the segments end.
+/// Returns batches from segments, or from memory where the segments end.
 pub(crate) async fn read_cold<D: Disk>(
     shared: Rc<Shared<D>>,
     group: GroupId,
@@ -187,7 +188,8 @@ pub(crate) async fn read_cold<D: Disk>(
     }
 }
 
-/// Hands the batches from `from` on to `take` until it refuses one or what was read ends (`true`), or the segment ends.
+/// Passes the batches from `from` on to `take`. Returns `true` once `take` rejects one or the bytes read so far end,
+/// and `false` at the end of the segment.
 async fn read_segment<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
@@ -205,7 +207,7 @@ async fn read_segment<D: Disk>(
             let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
             let mut scanner = ahead.scanner(file.clone(), segment.len, read_bytes);
             if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
-                // What fails here fails again below, and is reported then.
+                // A read that fails here fails again below, and is reported there.
                 && let Ok(buffer) = coming.await
             {
                 scanner.bytes_read += buffer.len() as u64;
@@ -237,7 +239,7 @@ async fn read_segment<D: Disk>(
         }
         position = scanner.position();
         if next > from && !scanner.holds_next() {
-            // What is here is served at once; what follows is asked for below.
+            // Serves what was read at once; the rest is requested below.
             stopped = true;
             break;
         }
@@ -245,7 +247,7 @@ async fn read_segment<D: Disk>(
     shared.count_cold(scanner.bytes_read);
     if next > from && position < segment.len {
         if goes_on && !scanner.holds_next() {
-            // The next request would wait for the disk: let it begin now.
+            // The next request would wait for the disk, so the read begins now.
             let buffer_start = position / BLOCK as u64 * BLOCK as u64;
             let len = scanner.read_bytes.min(block_ceil((segment.len - buffer_start) as usize));
             let coming = Some(Rc::new(Cell::new(Some(begin(file, buffer_start, len).await))));
@@ -258,10 +260,10 @@ async fn read_segment<D: Disk>(
     Ok(stopped)
 }
 
-/// Submits a read, which goes on while nobody waits for it.
+/// Submits a read, which proceeds without being awaited.
 async fn begin<F: File>(file: Rc<F>, position: u64, len: usize) -> Coming {
     let mut read: Coming = Box::pin(async move { file.read(position, len).await });
-    // The first poll submits it.
+    // The first poll submits the read.
     match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
         Poll::Pending => read,
         Poll::Ready(done) => Box::pin(ready(done)),
@@ -331,8 +333,8 @@ async fn find_in_segment<D: Disk>(
     Ok(found)
 }
 
-/// The segment's index, complete at least to what is wanted or to where the frames end: from memory, else from its file beside the
-/// segment, else made anew from the frames.
+/// The segment's index, complete at least up to `until` or to where the frames end. It comes from memory, else from
+/// its file beside the segment, else it is rebuilt from the frames.
 pub(crate) async fn index_until<D: Disk>(
     shared: &Rc<Shared<D>>,
     id: SegmentId,
@@ -341,7 +343,7 @@ pub(crate) async fn index_until<D: Disk>(
 ) -> Result<Rc<SparseIndex>, ReadError> {
     let known = shared.indexes.borrow_mut().get(&id);
     let known = match known {
-        // A reader that began before the segment was cut may have kept what is not in it any more.
+        // A reader that began before the segment was cut may have kept entries that the segment no longer holds.
         Some(mut longer) if segment.sealed && longer.covered > segment.len => {
             Rc::make_mut(&mut longer).clip(segment.len);
             longer
@@ -369,7 +371,7 @@ pub(crate) async fn index_until<D: Disk>(
         match scanner.next().await {
             Ok(Some(frame)) => index.note(&frame.header, frame.position, interval),
             Ok(None) => break,
-            // Whoever needs the frames behind the damage meets it; those before it stay readable.
+            // A reader that needs the frames behind the damage reports it; those before it stay readable.
             Err(ReadError::Damaged(_)) => break,
             Err(other) => return Err(other),
         }
@@ -380,7 +382,7 @@ pub(crate) async fn index_until<D: Disk>(
     Ok(index)
 }
 
-/// What the index's file says, clipped to the segment; empty if it says nothing useful.
+/// The index from its file, clipped to the segment. Empty if the file is missing or invalid.
 async fn load_index<D: Disk>(shared: &Rc<Shared<D>>, id: SegmentId, segment: &Segment) -> SparseIndex {
     let path = shared.files.index(id, segment.base_offset);
     let bytes = crate::segment::files::read_file(&shared.disk, &path).await.ok().flatten();
@@ -392,7 +394,7 @@ async fn load_index<D: Disk>(shared: &Rc<Shared<D>>, id: SegmentId, segment: &Se
     index
 }
 
-/// The entries `first ..= last`, all of them in `segments`.
+/// The entries `first ..= last`, all of which must be in `segments`.
 pub(crate) async fn read_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,

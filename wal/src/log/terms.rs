@@ -27,13 +27,13 @@ impl TermRuns {
         &self.0
     }
 
-    /// The term of `index`, if a run covers it; the caller knows where the log ends.
+    /// The term of `index`, if a run covers it. The caller knows where the log ends.
     pub fn term_of(&self, index: u64) -> Option<u64> {
         let after = self.0.partition_point(|run| run.first_index <= index);
         after.checked_sub(1).map(|at| self.0[at].term)
     }
 
-    /// Counts the entry behind the last.
+    /// Adds the entry behind the last.
     pub fn push(&mut self, index: u64, term: u64, base_offset: u64) {
         match self.0.last() {
             Some(last) if last.term == term => {}
@@ -44,12 +44,13 @@ impl TermRuns {
         }
     }
 
-    /// Forgets entries at and above `index`.
+    /// Forgets the entries at and above `index`.
     pub fn cut_from(&mut self, index: u64) {
         self.0.truncate(self.0.partition_point(|run| run.first_index < index));
     }
 
-    /// Forgets entries below `index`, at whose place the offset is `base_offset`; `end_index` is one past the log's last entry.
+    /// Forgets the entries below `index`, where the offset is `base_offset`. `end_index` is one past the log's last
+    /// entry.
     pub fn trim_below(&mut self, index: u64, base_offset: u64, end_index: u64) {
         if index >= end_index {
             self.0.clear();

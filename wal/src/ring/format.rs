@@ -1,8 +1,8 @@
-//! The ring's bytes: what a write looks like on the disk, and the records in it. All numbers are little-endian.
-//! Pure: knows neither files nor time.
+//! The ring's bytes: the layout of a write on the disk, and the records in it. All numbers are little-endian. Pure:
+//! knows neither files nor time.
 //!
-//! A segment is a file of fixed size, zeroed once. A write is a header, its records, and zeros up to the next block; it
-//! never straddles two segments, and none of its blocks is written again in this lap.
+//! A segment is a file of fixed size, zeroed once. A write is a header, its records, and zeros up to the next block.
+//! It never straddles two segments, and none of its blocks is written again in the same lap.
 //!
 //! ```text
 //! write     0       8  10  12     16        24      32        40    48          56      64      72      76      80
@@ -10,10 +10,10 @@
 //!           80         84          96
 //!           | body crc | 0 … 0     | records (length bytes) … 0 up to the block |
 //!
-//! record    0        4      5      6   8       16     24     32       40
-//!           | length | kind | type | 0 | group | term | vote | commit | what the kind adds, 0 up to 8 bytes |
+//! record    0        4      5      6     7   8       16     24     32       40
+//!           | length | kind | type | flg | 0 | group | term | vote | commit | fields of the kind, 0 up to 8 bytes |
 //! entry     40      48           56          60             64            72              80      84  88
-//!           | index | entry term | data size | payload size | base offset | max timestamp | count | 0 | data, payload |
+//!           | index | entry term | data size | payload size | base offset | max timestamp | count | 0 | data, payload
 //! truncate  40           48            56
 //!           | from index | from offset |
 //! restart   40      48     56
@@ -22,10 +22,10 @@
 //!    at     | index | term | offset | members u32 | state u32 | members | state |
 //! ```
 //!
-//! `crc` is CRC-32C over the header without itself, `body crc` over the segment's number and the records. The header lies
-//! in one sector, so it is there whole or not at all. The ring id is random and is told to nobody, so no client can
-//! send a payload that looks like a write of this ring. Magic, version, and the place and extent of `crc` stay the same in
-//! every later version, so that a newer ring is told apart from a damaged one.
+//! `crc` is CRC-32C over the header without itself; `body crc` covers the segment's number and the records. The
+//! header lies in one sector, so it is there whole or not at all. The ring id is random and secret, so no client can
+//! send a payload that looks like a write of this ring. Every later version keeps magic, version, and the place and
+//! extent of `crc`. A newer ring can therefore be told from a damaged one.
 
 use crate::{
     buf::BLOCK,
@@ -34,26 +34,26 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// First bytes of every write.
+/// The first bytes of every write.
 pub const MAGIC: [u8; 8] = *b"mr-ring\n";
 /// The newest format that this version reads, and the one that it writes.
 pub const RING_VERSION: u16 = 1;
 /// Bytes before a write's records.
 pub const HEADER_BYTES: usize = 96;
-/// Bytes of a record that has nothing of its own.
+/// Bytes of a record without any fields of its kind.
 pub const RECORD_BYTES: usize = 40;
 /// Bytes of an entry before its data.
 pub const ENTRY_BYTES: usize = 88;
 /// Bytes of a truncation.
 pub const TRUNCATE_BYTES: usize = 56;
-/// Before the members, which the state follows. Rings before the state was added have 0 for its size.
+/// Bytes before the members; the state follows them. Rings written before the state existed have 0 as its size.
 pub const RESTART_AT_BYTES: usize = 72;
 /// Records begin at multiples of this.
 const ALIGN: usize = 8;
 
 /// Set in the last write of a clean shutdown.
 const FLAG_CLEAN: u16 = 1;
-/// In a record's type byte's neighbour: the entry has a payload, be it empty.
+/// Flag of a record: the entry has a payload, which may be empty.
 const HAS_PAYLOAD: u8 = 1;
 
 const KIND_ENTRY: u8 = 1;
@@ -84,21 +84,22 @@ const _: () = assert!(AT_BODY_CRC + 4 == AT_ZERO && AT_ZERO < HEADER_BYTES);
 const _: () = assert!(TRUNCATE_BYTES.is_multiple_of(ALIGN) && ENTRY_BYTES.is_multiple_of(ALIGN));
 const _: () = assert!(RECORD_BYTES.is_multiple_of(ALIGN) && RECORD_BYTES < TRUNCATE_BYTES);
 
-/// The front of a write.
+/// The header of a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteHeader {
-    /// Drawn when the ring is made.
+    /// Drawn at random when the ring is created.
     pub ring_id: u64,
     /// The placement of partitions on cores that this ring belongs to.
     pub epoch: u64,
-    /// The segment's number; grows by one with each segment that is begun, through all laps.
+    /// The segment's number. It grows by one with each new segment, through all laps.
     pub segment: u64,
     pub pos: LogPos,
-    /// Where the write before this one ended; below `pos` if the segment before was left with room at its end.
+    /// Where the write before this one ended. It is below `pos` if the previous segment was left with room at its
+    /// end.
     pub previous_end: LogPos,
     /// Everything below was durable when this write was submitted.
     pub durable: LogPos,
-    /// Everything below had been given back when this write was sealed.
+    /// Everything below had been released when this write was sealed.
     pub freed: LogPos,
     /// Bytes of records.
     pub length: u32,
@@ -108,10 +109,10 @@ pub struct WriteHeader {
     pub clean: bool,
 }
 
-/// What the first bytes of a block are.
+/// How the first bytes of a block look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeenHeader {
-    /// As the file was made.
+    /// Zeros, as the file was created.
     Zero,
     /// Nothing that a ring writes.
     Garbage,
@@ -140,7 +141,7 @@ impl WriteHeader {
         to
     }
 
-    /// Looks at the first bytes of a block (at least [`HEADER_BYTES`]).
+    /// Classifies the first bytes of a block (at least [`HEADER_BYTES`]).
     pub fn look(block: &[u8]) -> SeenHeader {
         let from: &[u8; HEADER_BYTES] = block[..HEADER_BYTES].try_into().expect("a block is longer than a header");
         if from[..8] != MAGIC {
@@ -182,12 +183,12 @@ fn header_crc(header: &[u8; HEADER_BYTES]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&header[..AT_CRC]), &header[AT_CRC + 4..])
 }
 
-/// Over the segment's number and the records: bytes of another lap don't match.
+/// Covers the segment's number and the records, so bytes of another lap do not match.
 pub fn body_crc(segment: u64, body: &[u8]) -> u32 {
     crc32c::crc32c_append(body_crc_seed(segment), body)
 }
 
-/// What the CRC of a body in this segment starts from.
+/// The seed of the CRC of a body in this segment.
 pub fn body_crc_seed(segment: u64) -> u32 {
     crc32c::crc32c(&segment.to_le_bytes())
 }
@@ -199,19 +200,19 @@ pub enum Record<'a> {
         entry: &'a Entry,
     },
     HardState,
-    /// Entries at and above `from_index`, the first of which has `from_offset`, are gone.
+    /// Removes the entries at and above `from_index`, the first of which has `from_offset`.
     Truncate {
         from_index: u64,
         from_offset: u64,
     },
-    /// The group is gone for good.
+    /// Removes the group for good.
     Removed,
-    /// The group's log begins anew behind this entry, whose snapshot is durable.
+    /// Restarts the group's log behind this entry, whose snapshot is durable.
     Restart {
         index: u64,
         term: u64,
     },
-    /// As `Restart`, of a group without snapshots: at which offset, with which members and what state.
+    /// Like `Restart`, for a group without snapshots: also gives the offset, the members and the state.
     RestartAt {
         index: u64,
         term: u64,
@@ -221,7 +222,7 @@ pub enum Record<'a> {
     },
 }
 
-/// What a record that was read back says.
+/// The contents of a record that was read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RingBody {
     Entry(Entry),
@@ -258,7 +259,7 @@ impl Record<'_> {
         }
     }
 
-    /// Where the payload lies in the record, and its length.
+    /// The place of the payload in the record, and its length.
     pub fn payload_place(&self) -> Option<(usize, usize)> {
         match self {
             Record::Entry { entry } => {
@@ -331,7 +332,7 @@ impl Record<'_> {
     }
 }
 
-/// Reads the records of a write's body, which begins at `pos`; `None` if they are not what a ring writes.
+/// Reads the records of a write's body, which begins at `pos`. Returns `None` if they are not valid ring records.
 pub fn decode_body(body: &Bytes, pos: LogPos, count: u32) -> Option<Vec<RingRecord>> {
     let mut records = Vec::with_capacity((count as usize).min(body.len() / RECORD_BYTES));
     let mut at = 0;

@@ -1,8 +1,9 @@
-//! The ring's shell: one write and one sync for all that was staged while the last one ran, no added linger.
-//! Lives on: the owning core only (`Rc`, not `Send`). Owns the ring's files, `ring-<slot>.seg` in the core's directory.
+//! The ring's I/O: one write and one sync for all records staged while the last write ran, with no added linger.
+//! Lives on: the owning core only (`Rc`, not `Send`). Owns the ring's files, `ring-<slot>.seg` in the core's
+//! directory.
 //!
-//! Invariants: one write is in flight at a time, so the durable mark only grows by whole writes and in order; after a failed write or sync
-//! nothing is acked any more, and nothing is tried again.
+//! Invariants: one write is in flight at a time, so the durable mark grows by whole writes and in order. After a
+//! failed write or sync nothing is acknowledged any more, and nothing is retried.
 
 use crate::{
     buf::{BLOCK, Chunk, pool},
@@ -28,12 +29,12 @@ use std::{
 
 pub use crate::ring::format::{RingBody, RingRecord};
 
-/// What the ring held when it was opened.
+/// The contents of the ring when it was opened.
 #[derive(Debug)]
 pub struct RecoveredRing {
     /// In the order in which they were staged.
     pub records: Vec<RingRecord>,
-    /// Everything from here on is in `records`.
+    /// `records` holds everything from this position on.
     pub first: LogPos,
     /// The last write was that of a clean shutdown.
     pub clean: bool,
@@ -46,10 +47,11 @@ pub struct RecoveredRing {
 pub struct JournalStats {
     /// Writes, each with its sync.
     pub writes: u64,
-    /// Bytes of these writes, headers and padding included.
+    /// Bytes of these writes, including headers and padding.
     pub written_bytes: u64,
     pub records: u64,
-    /// Chunks of memory to stage writes in, and those among them for which there was none at hand, see [`Journal::memory_wanted`].
+    /// Chunks of memory for staging writes, and how many of them found none in the pool, see
+    /// [`Journal::memory_wanted`].
     pub chunks: u64,
     pub cold_chunks: u64,
 }
@@ -59,11 +61,11 @@ pub struct JournalStats {
 pub struct WriteSample {
     pub bytes: usize,
     pub records: u32,
-    /// From its submission until it was durable.
+    /// The time from its submission until it was durable.
     pub took: Duration,
 }
 
-/// One core's ring. Clones are handles to the same one.
+/// One core's ring. Clones are handles to the same ring.
 pub struct Journal<D: Disk> {
     inner: Rc<Inner<D>>,
 }
@@ -85,11 +87,11 @@ struct Inner<D: Disk> {
     closing: Cell<Closing>,
     stats: Cell<JournalStats>,
     observer: RefCell<Option<Observer>>,
-    /// Something was staged, or the end was asked for.
+    /// Something was staged, or the shutdown was requested.
     work: Signal,
     /// The durable mark moved, or never will again.
     moved: Signal,
-    /// Segments were given back, or never will be again.
+    /// Segments were released, or never will be again.
     freed: Signal,
     /// The ring took memory for its writes.
     memory: Signal,
@@ -103,7 +105,7 @@ enum Closing {
     Closed,
 }
 
-/// So many chunks are at hand before the ring needs them.
+/// How many warm chunks the pool should hold before the ring needs them.
 const WARM_CHUNKS: usize = 2;
 
 /// The name of a slot's file.
@@ -136,9 +138,11 @@ impl<D: Disk> Journal<D> {
         Self::open_from(disk, dir, epoch, config, LogPos::default()).await
     }
 
-    /// Reads the ring in `dir`, which exists, or makes it: all files are allocated, zeroed and synced before this returns. What it
-    /// gives back is durable. `needed_from` is at least what [`Journal::release_below`] was called with last: a segment that was
-    /// released may have been overwritten in part, and nothing in the ring itself tells that from damage.
+    /// Opens the ring in `dir`, which must exist, or creates it. A new ring's files are allocated, zeroed and synced
+    /// before this returns. The returned records are durable.
+    ///
+    /// `needed_from` must be at least the last position passed to [`Journal::release_below`]. A released segment may
+    /// have been partly overwritten, and the ring itself cannot tell that from damage.
     pub async fn open_from(
         disk: D,
         dir: &Path,
@@ -155,7 +159,8 @@ impl<D: Disk> Journal<D> {
         let found: Vec<D::File> = files.drain(..).map(|(file, _)| file).collect();
         let recovered = recover(&found, config.segment_bytes, epoch, needed_from).await;
         let recovered = recovered.map_err(|error| describe(dir, error))?;
-        // What a killed process wrote may be in caches only; it counts from now on, so it must last.
+        // A killed process may have left its writes only in caches. They count from now on, so they must be made
+        // durable.
         for (_, slot) in &recovered.start.live {
             found[*slot as usize].sync().await.map_err(named(&dir.join(segment_file(*slot))))?;
         }
@@ -188,12 +193,12 @@ impl<D: Disk> Journal<D> {
         Ok((Self { inner: Rc::new(inner) }, ring))
     }
 
-    /// Stages an entry with its hard state. Copies the payload once, into memory that is both written and given back.
+    /// Stages an entry with its hard state. Copies the payload once, into memory that is both written and returned.
     pub fn append(&self, group: GroupId, hard_state: HardState, entry: &Entry) -> Result<Staged, AppendError> {
         self.append_with_head(group, hard_state, entry, &[])
     }
 
-    /// As [`Journal::append`], with `head` in place of as many of the payload's first bytes.
+    /// Like [`Journal::append`], but `head` replaces the first bytes of the payload.
     pub fn append_with_head(
         &self,
         group: GroupId,
@@ -209,7 +214,7 @@ impl<D: Disk> Journal<D> {
         self.stage(group, hard_state, Record::HardState, &[])
     }
 
-    /// Stages that the entries at and above `from_index`, whose first offset is `from_offset`, are gone.
+    /// Stages the removal of the entries at and above `from_index`, whose first offset is `from_offset`.
     pub fn truncate(
         &self,
         group: GroupId,
@@ -220,12 +225,12 @@ impl<D: Disk> Journal<D> {
         self.stage(group, hard_state, Record::Truncate { from_index, from_offset }, &[])
     }
 
-    /// Stages that the group's log begins anew behind an entry.
+    /// Stages that the group's log restarts behind an entry.
     pub fn restart(&self, group: GroupId, hard_state: HardState, index: u64, term: u64) -> Result<Staged, AppendError> {
         self.stage(group, hard_state, Record::Restart { index, term }, &[])
     }
 
-    /// As [`Journal::restart`], of a group without snapshots.
+    /// Like [`Journal::restart`], for a group without snapshots.
     pub fn restart_at(
         &self,
         group: GroupId,
@@ -238,7 +243,7 @@ impl<D: Disk> Journal<D> {
         self.stage(group, hard_state, Record::RestartAt { index, term, offset, conf_state, blob }, &[])
     }
 
-    /// Stages that the group is gone for good.
+    /// Stages the removal of the group for good.
     pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
         Ok(self.stage(group, HardState::default(), Record::Removed, &[])?.pos)
     }
@@ -276,12 +281,12 @@ impl<D: Disk> Journal<D> {
         self.inner.ring.borrow().durable()
     }
 
-    /// The end of what was staged; nothing that is staged later begins below.
+    /// The end of the staged records. Nothing staged later begins below it.
     pub fn staged(&self) -> LogPos {
         self.inner.ring.borrow().staged()
     }
 
-    /// Waits until [`Journal::durable`] is above `past`; returns it.
+    /// Waits until [`Journal::durable`] is above `past`, then returns it.
     pub async fn durable_past(&self, past: LogPos) -> Result<LogPos, Poisoned> {
         loop {
             let seen = self.inner.moved.count();
@@ -296,7 +301,7 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// Why nothing is acked any more, if so.
+    /// Why nothing is acknowledged any more; `None` while the ring works.
     pub fn poisoned(&self) -> Option<Poisoned> {
         self.inner.poison.borrow().clone()
     }
@@ -306,8 +311,8 @@ impl<D: Disk> Journal<D> {
         self.inner.poison(why);
     }
 
-    /// Whether an entry with `bytes` of data and payload leaves the reserve untouched. Always if the ring is poisoned, so
-    /// that nobody waits for space: the append says why.
+    /// Whether an entry with `bytes` of data and payload leaves the reserve untouched. A poisoned ring always admits,
+    /// so that nobody waits for space; the append then returns the reason.
     pub fn admit(&self, bytes: usize) -> Admission {
         if self.inner.poison.borrow().is_some() {
             return Admission::Ok;
@@ -324,7 +329,7 @@ impl<D: Disk> Journal<D> {
         self.inner.ring.borrow().entry_bytes_max()
     }
 
-    /// Waits until the ring has given back space since the call, or never will again.
+    /// Waits until the ring releases space after the call, or never will again.
     pub async fn space_freed(&self) {
         let seen = self.inner.freed.count();
         if self.inner.poison.borrow().is_none() {
@@ -332,7 +337,7 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// Wakes who waits for space, or for what else a flush gives back.
+    /// Wakes the tasks that wait for space, or for anything else that a flush frees.
     pub fn notify_freed(&self) {
         self.inner.freed.notify();
     }
@@ -341,13 +346,13 @@ impl<D: Disk> Journal<D> {
         self.inner.ring.borrow().space()
     }
 
-    /// Bytes of positions that are not given back.
+    /// Bytes of positions that are not released.
     pub fn used(&self) -> u64 {
         self.space().used
     }
 
-    /// Gives back the segments that lie wholly below `pos`: their records are durable elsewhere, and so is `pos`, for
-    /// [`Journal::open_from`].
+    /// Releases the segments that lie wholly below `pos`. Their records must be durable elsewhere, and so must `pos`,
+    /// for [`Journal::open_from`].
     pub fn release_below(&self, pos: LogPos) {
         if self.inner.ring.borrow_mut().release_below(pos) {
             self.inner.freed.notify();
@@ -359,8 +364,8 @@ impl<D: Disk> Journal<D> {
         JournalStats { chunks, cold_chunks, ..self.inner.stats.get() }
     }
 
-    /// Waits until this thread has little memory at hand for a ring that is in use; returns the size of the [`Chunk`] to be [warmed]
-    /// elsewhere and dropped here.
+    /// Waits until this thread's pool has too little memory for a ring that is in use. Returns the size of the
+    /// [`Chunk`] to be [warmed] on another thread and dropped on this one.
     ///
     /// [warmed]: Chunk::warm
     pub async fn memory_wanted(&self) -> usize {
@@ -375,13 +380,14 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// Calls `observer` for each write that became durable, before anybody who waits for it. It must not use the journal.
+    /// Calls `observer` for each write that became durable, before the tasks that wait for it wake. The observer must
+    /// not use the journal.
     pub fn observe(&self, observer: impl FnMut(WriteSample) + 'static) {
         *self.inner.observer.borrow_mut() = Some(Box::new(observer));
     }
 
-    /// Writes what is staged, for as long as there is a ring. Ends after [`Journal::close_clean`], or when poisoned; dropping it in the middle
-    /// of a write poisons.
+    /// Writes what is staged, as long as the ring is open. Ends after [`Journal::close_clean`], or when poisoned.
+    /// Dropping this future during a write poisons the ring.
     pub async fn run(&self) -> Result<(), Poisoned> {
         let inner = &*self.inner;
         loop {
@@ -402,7 +408,7 @@ impl<D: Disk> Journal<D> {
                     inner.poison(&format!("writing {bytes} bytes at {} of {}: {error}", write.offset, path.display()));
                     continue;
                 }
-                // Poisoned meanwhile: durable as it may be, it is not acked.
+                // If the ring was poisoned meanwhile, the write is not acknowledged, even though it is durable.
                 if inner.poison.borrow().is_none() {
                     inner.done(WriteSample { bytes, records, took: begun.elapsed() });
                 }
@@ -424,8 +430,8 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// Makes everything staged durable, raises the durable mark on the disk to the end, marks the ring clean, and ends [`Journal::run`],
-    /// which must be running. No append may follow.
+    /// Makes everything staged durable, raises the durable mark on the disk to the end, and marks the ring clean.
+    /// Then ends [`Journal::run`], which must be running. No append may follow.
     pub async fn close_clean(&self) -> Result<(), Poisoned> {
         if self.inner.closing.get() == Closing::No {
             self.inner.closing.set(Closing::Asked);
@@ -443,7 +449,7 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// Asserts the invariants; for tests and simulations, after each step.
+    /// Asserts the invariants. Tests and simulations call this after each step.
     pub fn check(&self) {
         self.inner.ring.borrow().check();
     }
@@ -471,7 +477,7 @@ impl<D: Disk> Inner<D> {
     }
 }
 
-/// Poisons if the writer is dropped while a write is under way: nobody would know how it ended.
+/// Poisons the ring if the writer is dropped during a write, since the outcome of that write would be unknown.
 struct Unfinished<'a, D: Disk>(&'a Inner<D>);
 
 impl<D: Disk> Drop for Unfinished<'_, D> {
@@ -480,7 +486,8 @@ impl<D: Disk> Drop for Unfinished<'_, D> {
     }
 }
 
-/// The ring's files by slot, with their length, which is the same for all. Removes what an interrupted [`make_file`] left.
+/// Opens the ring's files, by slot, and returns their length, which is the same for all. Removes the files that an
+/// interrupted [`make_file`] left.
 async fn open_files<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<(D::File, u64)>, OpenError> {
     let mut slots = Vec::new();
     for path in disk.list(dir).await.map_err(named(dir))? {
@@ -493,7 +500,7 @@ async fn open_files<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<(D::File, u64)>
     slots.sort_unstable();
     let mut files = Vec::with_capacity(slots.len());
     for (at, slot) in slots.into_iter().enumerate() {
-        // They are made in order, each name durable before the next.
+        // The files are created in order, and each name is durable before the next is created.
         if slot != at as u32 {
             return Err(OpenError::Damaged(format!("{} is missing", dir.join(segment_file(at as u32)).display())));
         }
@@ -504,15 +511,16 @@ async fn open_files<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<(D::File, u64)>
         if len != expected || len == 0 || !len.is_multiple_of(BLOCK as u64) {
             return Err(OpenError::Damaged(format!("{} has {len} bytes instead of {expected}", path.display())));
         }
-        // All blocks are there already. The kernel lets this wait until direct writes of the file have landed, such as those
-        // that a process had in flight when it was killed: they must not land on what is written from now on.
+        // All blocks are allocated already. The kernel delays this call until pending direct writes to the file have
+        // landed, such as those that a killed process had in flight. They must not overwrite anything written from
+        // now on.
         file.allocate(len).await.map_err(named(&path))?;
         files.push((file, len));
     }
     Ok(files)
 }
 
-/// Makes the files that are missing, and removes free ones that are too many, the last slots first.
+/// Creates the missing files, and removes surplus free ones, the last slots first.
 async fn resize<D: Disk>(
     disk: &D,
     dir: &Path,
@@ -540,13 +548,13 @@ async fn resize<D: Disk>(
     Ok(())
 }
 
-/// Makes a slot's file, zeroed and durable.
+/// Creates a slot's file, zeroed and durable.
 async fn make_file<D: Disk>(disk: &D, dir: &Path, slot: u32, len: u64, zeros: &Chunk) -> Result<D::File, OpenError> {
     let path = dir.join(segment_file(slot));
     let unfinished = path.with_extension("new");
     let file = disk.open(&unfinished, OpenMode::CreateNew).await.map_err(named(&unfinished))?;
     file.allocate(len).await.map_err(named(&unfinished))?;
-    // Written once, so that later writes change no extents and their sync is a sync of data alone.
+    // Every block is written once here. Later writes then change no extents, and their sync covers data alone.
     let mut at = 0;
     while at < len {
         let now = (len - at).min(zeros.len() as u64) as usize;

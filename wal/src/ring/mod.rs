@@ -1,12 +1,14 @@
-//! The ring as a pure state machine: which bytes go where, in which order, and what may be written over.
-//! Lives on: one core, inside `journal`, which does its I/O. Verbs: [`Ring::append`] stages, [`Ring::next_write`] hands
-//! out a write, [`Ring::written`] takes back that it is durable, [`Ring::release_below`] recycles.
+//! The ring as a pure state machine: which bytes go where, in which order, and what may be overwritten.
+//! Lives on: one core, inside [`journal`], which does its I/O. Verbs: [`Ring::append`] stages a record,
+//! [`Ring::next_write`] hands out a write, [`Ring::written`] confirms that it is durable, [`Ring::release_below`]
+//! recycles segments.
 //!
-//! Positions count bytes through all laps; segment `n` holds the positions from `n` times its size on. A segment's number
-//! says nothing about its file (its slot): the next number takes whichever slot is free.
+//! Positions count bytes through all laps; segment `n` holds the positions from `n` times its size on. A segment's
+//! number says nothing about its file (its slot): the next number takes whichever slot is free.
 //!
-//! Invariants: freed <= durable <= staged; live segments have consecutive numbers and distinct slots; a block is written once per
-//! lap; at most one write is handed out at a time, so each write's header names the end of the one before as durable.
+//! Invariants: freed <= durable <= staged. Live segments have consecutive numbers and distinct slots. A block is
+//! written once per lap. At most one write is handed out at a time, so each write's header names the end of the
+//! previous one as durable.
 
 pub mod format;
 pub mod journal;
@@ -22,32 +24,34 @@ use crate::{
 use bytes::Bytes;
 use std::collections::VecDeque;
 
-/// Writes are staged in chunks of this size unless the configuration says otherwise.
+/// The size of a write, unless the configuration or a larger entry requires another.
 const WRITE_BYTES_MAX: usize = 1 << 20;
-/// A chunk has room for so many of the largest writes.
+/// How many of the largest writes fit into a chunk.
 const WRITES_A_CHUNK: usize = 2;
-/// A ring has at least this many segments: one being written, one whose flush is under way, and two free ones, so that the largest
-/// record can always be staged once a flush is done.
+/// The minimum number of segments: one being written, one being flushed, and two free ones. The largest record can
+/// then always be staged once a flush is done.
 pub const SEGMENTS_MIN: u32 = 4;
 
-/// A ring has so many segments unless they would be too small.
+/// The number of segments, unless they would be too small.
 const SEGMENTS: u64 = 8;
 
-/// Records leave this much at the ring's very end, for the mark of a clean shutdown.
+/// Bytes that records leave free at the ring's very end, for the mark of a clean shutdown.
 const MARK_BYTES: u64 = BLOCK as u64;
 
 /// Sizes of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingConfig {
-    /// Bytes of a segment, whole blocks. An entry must fit into one. A ring that exists keeps the size it was made with.
+    /// Bytes of a segment, in whole blocks. An entry must fit into one. An existing ring keeps the size that it was
+    /// created with.
     pub segment_bytes: u64,
-    /// How many segments; at least [`SEGMENTS_MIN`]. A ring that exists grows at open, and shrinks by what is free.
+    /// The number of segments; at least [`SEGMENTS_MIN`]. An existing ring grows at open, and shrinks by its free
+    /// segments.
     pub segments: u32,
-    /// Bytes of a write, unless one entry alone is larger.
+    /// Bytes of a write at most, unless one entry alone is larger.
     pub write_bytes_max: usize,
-    /// Kept for what can't wait: hard states, truncations, removals, the snapshot group. At most one segment.
+    /// Reserved for what cannot wait: hard states, truncations, removals, the snapshot group. At most one segment.
     pub reserve_bytes: u64,
-    /// Seed of the ring's id if it is made; random if absent.
+    /// The id of the ring if it is created; random if absent.
     pub ring_id: Option<u64>,
 }
 
@@ -66,8 +70,8 @@ impl RingConfig {
         }
     }
 
-    /// As [`RingConfig::of_bytes`], for entries with up to `entry_bytes` of data and payload: its segments are larger and fewer if
-    /// that is what such an entry needs.
+    /// Like [`RingConfig::of_bytes`], for entries with up to `entry_bytes` of data and payload. Uses larger and fewer
+    /// segments if such an entry needs that.
     pub fn of_bytes_for(bytes: u64, entry_bytes: usize) -> Self {
         let plain = Self::of_bytes(bytes);
         let segment_bytes = plain.segment_bytes.max(segment_bytes_for(entry_bytes));
@@ -76,17 +80,17 @@ impl RingConfig {
         Self { segment_bytes, segments, write_bytes_max, reserve_bytes: segment_bytes, ..plain }
     }
 
-    /// Bytes of a ring that takes such entries however it was configured otherwise, see [`RingConfig::of_bytes`].
+    /// The ring size at which [`RingConfig::of_bytes`] already makes segments that hold such entries.
     pub fn bytes_for(entry_bytes: usize) -> u64 {
         SEGMENTS * segment_bytes_for(entry_bytes)
     }
 
-    /// Bytes of the smallest ring that takes such entries, if it is made [for them](RingConfig::of_bytes_for).
+    /// The size of the smallest ring that holds such entries, if it is made [for them](RingConfig::of_bytes_for).
     pub fn least_bytes_for(entry_bytes: usize) -> u64 {
         u64::from(SEGMENTS_MIN) * segment_bytes_for(entry_bytes)
     }
 
-    /// For a ring with segments of `segment_bytes` on the disk.
+    /// The configuration for a ring whose segments on the disk have `segment_bytes`.
     pub fn with_segments_of(self, segment_bytes: u64) -> Self {
         let total = self.segment_bytes * u64::from(self.segments);
         Self {
@@ -98,7 +102,7 @@ impl RingConfig {
         }
     }
 
-    /// Of the memory that writes are staged in, unless one is larger.
+    /// Bytes of a chunk of memory for staging writes, unless one write is larger.
     pub(crate) fn chunk_bytes(&self) -> usize {
         self.write_bytes_max * WRITES_A_CHUNK
     }
@@ -120,7 +124,7 @@ impl RingConfig {
     }
 }
 
-/// Bytes of the smallest segment that takes entries with up to `entry_bytes` of data and payload.
+/// Bytes of the smallest segment that holds entries with up to `entry_bytes` of data and payload.
 fn segment_bytes_for(entry_bytes: usize) -> u64 {
     // Data and payload are each padded to eight bytes.
     block_ceil(HEADER_BYTES + ENTRY_BYTES + entry_bytes + 16) as u64 + MARK_BYTES
@@ -132,12 +136,12 @@ impl From<&StoreConfig> for RingConfig {
     }
 }
 
-/// Why a record can't be staged.
+/// Why a record cannot be staged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// No room until segments are released.
     Full,
-    /// It fits into no segment, ever.
+    /// The record never fits into a segment.
     TooLarge,
 }
 
@@ -145,14 +149,14 @@ pub enum Refused {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     pub capacity: u64,
-    /// Positions not given back yet.
+    /// Positions that are not released yet.
     pub used: u64,
-    /// What is left, the reserve included.
+    /// Free bytes, including the reserve.
     pub free: u64,
     pub reserve: u64,
 }
 
-/// Where a write goes.
+/// The place of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     slot: u32,
@@ -161,14 +165,14 @@ struct Place {
     previous_end: LogPos,
 }
 
-/// A write that records are still added to, or that waits for its turn.
+/// A write that is still open for records, or that waits for its turn.
 struct Open {
     chunk: Chunk,
     place: Place,
-    /// The write's size at most: what its chunk and its segment have room for.
+    /// The largest size of the write: as much as its chunk and its segment have room for.
     bytes_max: usize,
     count: u32,
-    /// Of the records so far.
+    /// Covers the records so far.
     body_crc: u32,
     clean: bool,
 }
@@ -188,7 +192,7 @@ impl Open {
     }
 }
 
-/// A payload that was staged, in the ring's memory.
+/// A staged payload, in the ring's memory.
 #[derive(Clone, Debug)]
 pub struct Payload {
     pub bytes: Bytes,
@@ -199,7 +203,7 @@ pub struct Payload {
 #[derive(Clone, Debug)]
 pub struct Write {
     pub slot: u32,
-    /// In the slot's file.
+    /// The offset in the slot's file.
     pub offset: u64,
     /// Whole blocks, block-aligned.
     pub data: Bytes,
@@ -213,15 +217,15 @@ struct Live {
     slot: u32,
 }
 
-/// Where a ring goes on; what recovery found, or the beginning.
+/// Where a ring continues: found by recovery, or the beginning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RingStart {
     pub ring_id: u64,
-    /// Number and slot of the segments whose records count, ascending; empty in a new ring.
+    /// Number and slot of the segments whose records count, ascending. Empty in a new ring.
     pub live: Vec<(u64, u32)>,
     /// The end of the last write.
     pub end: LogPos,
-    /// Where the next one may begin: `end`, or the beginning of a segment that holds nothing yet.
+    /// Where the next write may begin: `end`, or the beginning of a segment that holds nothing yet.
     pub next: LogPos,
 }
 
@@ -229,18 +233,18 @@ pub struct Ring {
     config: RingConfig,
     ring_id: u64,
     epoch: u64,
-    /// Oldest first; the last one is being written.
+    /// Oldest first. The last one is being written.
     live: VecDeque<Live>,
     free: VecDeque<u32>,
     end: LogPos,
     next: LogPos,
     durable: LogPos,
-    /// Full, waiting for their turn.
+    /// Full writes that wait for their turn.
     queue: VecDeque<Open>,
     open: Option<Open>,
-    /// What the last write that is closed left of its chunk.
+    /// The unused rest of the chunk of the last closed write.
     spare: Option<Chunk>,
-    /// Chunks that were begun, and those among them for which the thread's pool had no memory.
+    /// How many chunks were begun, and how many of them found no memory in the thread's pool.
     chunks: u64,
     cold_chunks: u64,
     /// The end of the write that is handed out.
@@ -248,7 +252,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// `slots` is the number of files that exist: at least as many as the configuration wants.
+    /// `slots` is the number of existing files: at least as many as the configuration wants.
     pub fn new(config: RingConfig, epoch: u64, slots: u32, start: RingStart) -> Self {
         config.check();
         let live: VecDeque<Live> = start.live.iter().map(|&(number, slot)| Live { number, slot }).collect();
@@ -273,8 +277,8 @@ impl Ring {
         ring
     }
 
-    /// Stages a record: it is durable once [`Ring::durable`] has reached the returned position. The payload comes back as the
-    /// ring's memory.
+    /// Stages a record. It is durable once [`Ring::durable`] has reached the returned position. The returned payload
+    /// is the copy in the ring's memory.
     pub fn append(
         &mut self,
         group: GroupId,
@@ -284,8 +288,8 @@ impl Ring {
         self.append_with_head(group, hard_state, record, &[])
     }
 
-    /// As [`Ring::append`], with `head` in place of as many of the payload's first bytes: so that a caller who has to change
-    /// these need not copy the payload first.
+    /// Like [`Ring::append`], but `head` replaces the first bytes of the payload. A caller that must change these
+    /// bytes need not copy the payload first.
     pub fn append_with_head(
         &mut self,
         group: GroupId,
@@ -309,7 +313,7 @@ impl Ring {
         let (before, rest) = space.split_at_mut(from);
         let (payload, padding) = rest.split_at_mut(len);
         payload[..head.len()].copy_from_slice(head);
-        // While the copy is in the CPU's cache.
+        // Computed while the copy is in the CPU's cache.
         let crc = crc32c::crc32c(payload);
         open.body_crc = crc::append_known(crc32c::crc32c_append(open.body_crc, before), payload, crc);
         open.body_crc = crc32c::crc32c_append(open.body_crc, padding);
@@ -327,7 +331,7 @@ impl Ring {
         Ok(end)
     }
 
-    /// Begins a write with room for `bytes` of records, and leaves `spared` bytes at the ring's very end.
+    /// Begins a write with room for `bytes` of records, and leaves `spared` bytes free at the ring's very end.
     fn begin(&mut self, bytes: usize, spared: u64) -> Result<&mut Open, Refused> {
         let need = block_ceil(HEADER_BYTES + bytes);
         if need as u64 > self.config.segment_bytes - MARK_BYTES {
@@ -375,12 +379,12 @@ impl Ring {
         self.config.chunk_bytes()
     }
 
-    /// Chunks of memory that were begun, and those among them that had to be mapped first.
+    /// How many chunks of memory were begun, and how many of them had to be mapped first.
     pub fn chunks(&self) -> (u64, u64) {
         (self.chunks, self.cold_chunks)
     }
 
-    /// The next write, if there is one and none is under way.
+    /// The next write, if there is one and none is in flight.
     pub fn next_write(&mut self) -> Option<Write> {
         if self.in_flight.is_some() {
             return None;
@@ -415,12 +419,12 @@ impl Ring {
         Some(Write { slot: place.slot, offset, data, end: header.end(), records: count })
     }
 
-    /// The write that was handed out is durable.
+    /// Records that the write that was handed out is durable.
     pub fn written(&mut self) {
         self.durable = self.in_flight.take().expect("a write was handed out");
     }
 
-    /// Gives back the segments that lie wholly below `pos`; says whether there were any.
+    /// Releases the segments that lie wholly below `pos`. Returns whether there were any.
     pub fn release_below(&mut self, pos: LogPos) -> bool {
         let pos = pos.min(self.durable);
         let before = self.live.len();
@@ -438,7 +442,7 @@ impl Ring {
         self.durable
     }
 
-    /// The end of what was staged; nothing that is staged later begins below.
+    /// The end of the staged records. Nothing staged later begins below it.
     pub fn staged(&self) -> LogPos {
         self.open.as_ref().map_or(self.next, Open::end)
     }
@@ -448,7 +452,7 @@ impl Ring {
         self.open.is_some() || !self.queue.is_empty()
     }
 
-    /// Everything below is given back.
+    /// Everything below this position is released.
     pub fn freed(&self) -> LogPos {
         LogPos(self.live.front().map_or(self.next.0, |live| live.number * self.config.segment_bytes))
     }
@@ -458,13 +462,14 @@ impl Ring {
         self.live.back().map_or(0, |live| (live.number + 1) * self.config.segment_bytes - self.next.0)
     }
 
-    /// The same, behind the open write.
+    /// Bytes left in the current segment behind the open write.
     fn room_behind(&self) -> u64 {
         let open = self.open.as_ref().map_or(0, |open| block_ceil(open.len()) as u64);
         self.segment_room() - open
     }
 
-    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve. `None`: never.
+    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve. `None`: it never
+    /// fits.
     pub fn admits(&self, bytes: usize) -> Option<bool> {
         let need = block_ceil(HEADER_BYTES + ENTRY_BYTES + bytes + 8) as u64;
         if need > self.config.segment_bytes - MARK_BYTES {
@@ -472,7 +477,7 @@ impl Ring {
         }
         let free = self.free.len() as u64 * self.config.segment_bytes;
         let room = self.room_behind();
-        // What is left of the current segment is lost if the record does not fit there.
+        // The rest of the current segment is lost if the record does not fit there.
         let usable = if need <= room { room + free } else { free };
         Some(usable >= need + self.config.reserve_bytes + MARK_BYTES)
     }

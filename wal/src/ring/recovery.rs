@@ -1,10 +1,12 @@
-//! Reading a ring back: every case of header, body and what lies beyond is a row of [`TABLE`].
-//! Lives on: the owning core, before it serves; only reads.
+//! Reads a ring back: every case of header, body and later writes is a row of [`TABLE`].
+//! Lives on: the owning core, before it serves. Only reads.
 //!
-//! Segments are followed in the order of their numbers, writes in the order of their positions. Where no whole write is found, what
-//! lies beyond decides: a later write that knows this position as durable makes it damage, never cut silently; otherwise it
-//! is the unfinished end. What can't be told from that end: damage to the very last write before an unclean stop, since
-//! nothing on the disk knows that it was durable.
+//! Recovery follows segments in the order of their numbers, and writes in the order of their positions. Where it
+//! finds no whole write, later writes decide. If a later write names this position as durable, that is damage and is
+//! never cut silently; otherwise it is the unfinished end.
+//!
+//! One case looks the same as that end: damage to the very last write before an unclean stop. Nothing on the disk
+//! records that this write was durable.
 
 use crate::{
     buf::BLOCK,
@@ -19,38 +21,38 @@ use crate::{
 use bytes::Bytes;
 use std::{collections::BTreeMap, io};
 
-/// What stands where the next write's header should be.
+/// The header found where the next write should begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderCase {
     /// A header of this ring for this position.
     Ours,
     Zero,
-    /// A header for another position: an earlier lap's.
+    /// A header for another position, from an earlier lap.
     Other,
     Garbage,
-    /// Of a newer format.
+    /// A header of a newer format.
     Newer,
     /// The segment ends here.
     NoRoom,
 }
 
-/// What stands where its records should be.
+/// The records found behind the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyCase {
     Whole,
     Broken,
-    /// There is no header to say what should be there.
+    /// There is no header that describes the records.
     Unknown,
 }
 
-/// What later writes say about this position.
+/// The evidence of later writes about this position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beyond {
-    /// There are none, or they know nothing of it.
+    /// There are no later writes, or they prove nothing.
     Nothing,
-    /// The next segment goes on from here: whatever is here was cut before.
+    /// The next segment continues from here, so anything at this position was cut before.
     NextBegins,
-    /// More than this was durable.
+    /// A position above this one was durable.
     Durable,
 }
 
@@ -58,7 +60,7 @@ pub enum Beyond {
 pub enum Verdict {
     /// The records count.
     Take,
-    /// Go on at the beginning of the next segment.
+    /// Continue at the beginning of the next segment.
     NextSegment,
     /// The end; nothing is lost.
     End,
@@ -120,18 +122,18 @@ pub fn judge(header: HeaderCase, body: BodyCase, beyond: Beyond) -> &'static Row
         .unwrap_or_else(|| panic!("no row for {header:?}, {body:?}, {beyond:?}"))
 }
 
-/// What was found.
+/// The result of reading a ring.
 #[derive(Debug)]
 pub struct Recovered {
     pub start: RingStart,
     pub records: Vec<RingRecord>,
     /// The beginning of the oldest segment that counts.
     pub first: LogPos,
-    /// The last write was a clean shutdown's.
+    /// The last write was that of a clean shutdown.
     pub clean: bool,
-    /// Bytes of an unfinished write, as far as its header tells; at least a block if there is one.
+    /// Bytes of an unfinished write, as far as its header says; at least one block if there is one.
     pub torn_bytes: u64,
-    /// How it ended.
+    /// The row at which recovery ended.
     pub last: &'static Row,
 }
 
@@ -147,7 +149,8 @@ pub enum RecoveryError {
 
 /// Bytes per read while following writes.
 const READ_BYTES: usize = 4 << 20;
-/// How far into a segment that seems unused a second write is searched; the first is no longer than that unless one entry is.
+/// How far into a segment that seems unused recovery searches for a later write. Its first write is no longer than
+/// that unless a single entry is.
 const SEARCH_BYTES: u64 = (1 << 20) + BLOCK as u64;
 
 /// The first write of each segment that has one, by the segment's number.
@@ -159,11 +162,12 @@ struct Scan<'a, F> {
     epoch: u64,
     ring_id: Option<u64>,
     firsts: Firsts,
-    /// Slots whose first block is neither zero nor a header.
+    /// Slots whose first block is neither zero nor a valid header.
     garbage: Vec<u32>,
 }
 
-/// Reads the ring in `files`, each of `segment_bytes`, whose index is their slot. What lies below `needed_from` is not missed.
+/// Reads the ring in `files`, each `segment_bytes` long and indexed by slot. Records below `needed_from` may be
+/// missing.
 pub async fn recover<F: File>(
     files: &[F],
     segment_bytes: u64,
@@ -173,7 +177,7 @@ pub async fn recover<F: File>(
     recover_with(files, segment_bytes, epoch, needed_from, |_, _| {}).await
 }
 
-/// [`recover`], telling each position's row.
+/// Like [`recover`], and calls `seen` with each position and its row.
 pub async fn recover_with<F: File>(
     files: &[F],
     segment_bytes: u64,
@@ -231,7 +235,7 @@ impl<F: File> Scan<'_, F> {
         mut tell: impl FnMut(LogPos, &'static Row),
     ) -> Result<Recovered, RecoveryError> {
         let freed = self.firsts.values().map(|(_, header)| header.freed).max().unwrap_or_default();
-        // The segment being written is never given back, even if nothing in it is needed.
+        // The segment being written is never released, even if nothing in it is needed.
         let newest = self.firsts.keys().next_back().copied().unwrap_or_default();
         let mut number = (freed.max(needed_from).0 / self.segment_bytes).min(newest);
         let first = LogPos(number * self.segment_bytes);
@@ -277,7 +281,8 @@ impl<F: File> Scan<'_, F> {
                 Verdict::End => break row,
                 Verdict::Torn => {
                     clean &= seen.1.is_none();
-                    // Without a header, what follows a clean shutdown's mark is left from a write that an earlier recovery cut.
+                    // Without a header, bytes behind a clean shutdown's mark are left from a write that an earlier
+                    // recovery cut.
                     if !clean {
                         torn_bytes = seen.1.map_or(BLOCK as u64, |header| header.write_bytes());
                     }
@@ -329,7 +334,7 @@ impl<F: File> Scan<'_, F> {
         }
     }
 
-    /// The write's records; `None` if they are not what was written.
+    /// The write's records, or `None` if they are not what was written.
     async fn body(
         &self,
         window: &mut Window,
@@ -364,8 +369,8 @@ impl<F: File> Scan<'_, F> {
         Ok(if self.search(Some((slot, number)), at).await?.is_some() { Beyond::Durable } else { Beyond::Nothing })
     }
 
-    /// Searches for a write of this ring that knows more than `at` as durable, behind `at` in its own segment and in all others. Without a
-    /// segment, for any write at all.
+    /// Searches for a write of this ring whose header says that more than `at` was durable. Looks behind `at` in the
+    /// given segment, and in all others. Without a segment, any write of this ring counts.
     async fn search(&self, segment: Option<(u32, u64)>, at: LogPos) -> Result<Option<(u32, LogPos)>, RecoveryError> {
         for slot in 0..self.files.len() as u32 {
             let own = segment.filter(|(own, _)| *own == slot);
@@ -373,7 +378,7 @@ impl<F: File> Scan<'_, F> {
             let (from, to) = match (own, known) {
                 (Some((_, number)), _) => (at.0 - number * self.segment_bytes, self.segment_bytes),
                 _ if self.garbage.contains(&slot) => (0, self.segment_bytes),
-                // A segment that was read, or will not be since it was given back.
+                // A segment that was read already, or that will not be read because it was released.
                 (None, Some((_, first))) if segment.is_some_and(|(_, number)| first.segment < number) => {
                     (0, BLOCK as u64)
                 }
@@ -402,7 +407,7 @@ impl<F: File> Scan<'_, F> {
     }
 }
 
-/// The bytes read last, so that small writes are read many at a time.
+/// The bytes of the last read, so that one read covers many small writes.
 #[derive(Default)]
 struct Window {
     slot: u32,

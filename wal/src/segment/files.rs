@@ -1,7 +1,7 @@
 //! The open descriptors of segments, bounded, and the names of files.
 //! Lives on: the owning core only.
 //!
-//! Invariant: at most `open_files_max` descriptors are kept; one in use outlives its place here.
+//! Invariant: at most `open_files_max` descriptors are kept here; one in use may outlive its place in the list.
 
 use crate::{
     disk::{Disk, OpenMode},
@@ -51,7 +51,7 @@ impl<D: Disk> Files<D> {
         Ok(self.keep(id, file))
     }
 
-    /// Creates the segment, in place of what an unfinished flush may have left under the name.
+    /// Creates the segment, and replaces any file of that name that an unfinished flush left.
     pub async fn create(&self, id: SegmentId, base_offset: u64) -> io::Result<Rc<D::File>> {
         let path = self.segment(id, base_offset);
         self.open.borrow_mut().remove(&id);
@@ -65,7 +65,7 @@ impl<D: Disk> Files<D> {
         Ok(self.keep(id, Rc::new(file)))
     }
 
-    /// Closes the descriptor once nobody uses it.
+    /// Closes the descriptor once it is no longer in use.
     pub fn forget(&self, id: SegmentId) {
         self.open.borrow_mut().remove(&id);
     }
@@ -78,7 +78,7 @@ impl<D: Disk> Files<D> {
         self.open.borrow().len()
     }
 
-    /// Two tasks may have opened the file at once: the first stays.
+    /// Two tasks may have opened the file at once: the first descriptor stays.
     fn keep(&self, id: SegmentId, file: Rc<D::File>) -> Rc<D::File> {
         let mut open = self.open.borrow_mut();
         if let Some(first) = open.get(&id) {
@@ -89,12 +89,13 @@ impl<D: Disk> Files<D> {
     }
 }
 
-/// `<base offset>-<serial>.log`: the serial tells a segment from an earlier one that began at the same offset and was cut.
+/// `<base offset>-<serial>.log`. The serial distinguishes the segment from an earlier one that began at the same
+/// offset and was cut.
 pub fn segment_name(base_offset: u64, serial: u64) -> String {
     format!("{base_offset:020}-{serial}.log")
 }
 
-/// Removes a file that may be gone already.
+/// Removes a file that may be gone already. Returns whether it existed.
 pub async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool> {
     match disk.remove(path).await {
         Ok(()) => Ok(true),
@@ -103,9 +104,9 @@ pub async fn remove_if_there<D: Disk>(disk: &D, path: &Path) -> io::Result<bool>
     }
 }
 
-/// Writes a file, of several parts, so that after a crash either the old one or the whole new one is there: beside it, synced, renamed, and
-/// the directory synced.
-/// Behind each piece that others follow, waits for `between`.
+/// Writes a file made of several parts, so that a crash leaves either the old file or the whole new one. The new file
+/// is written beside the old one, synced and renamed, and then the directory is synced. Awaits `between` after each
+/// piece except the last.
 pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], between: impl AsyncFn()) -> io::Result<()> {
     use crate::{
         buf::{BLOCK, Chunk, block_ceil},
@@ -145,7 +146,7 @@ pub async fn replace_file<D: Disk>(disk: &D, path: &Path, parts: &[&[u8]], betwe
     disk.sync_dir(dir).await
 }
 
-/// Reads a whole file, with the padding of its last block; `None` if it is missing.
+/// Reads a whole file, including the padding of its last block. Returns `None` if it is missing.
 pub async fn read_file<D: Disk>(disk: &D, path: &Path) -> io::Result<Option<Vec<u8>>> {
     use crate::{buf::block_ceil, disk::File};
     let file = match disk.open(path, OpenMode::Read).await {

@@ -1,7 +1,7 @@
 //! Segment files on disk, byte by byte. All numbers are little-endian.
 //!
-//! A segment is a stream of frames, one per entry, each at a multiple of 8. A flush ends in zeros up to the next block, so
-//! that a synced block is never written again; the next frame starts at that block.
+//! A segment is a stream of frames, one per entry, each at a multiple of 8. A flush ends in zeros up to the next
+//! block, so that a synced block is never written again. The next frame starts at that block.
 //!
 //! ```text
 //!          0        1        2        3        4        5        6        7
@@ -18,10 +18,11 @@
 //!   64 | data (the entry's own), payload (the batch), zeros up to a multiple of 8
 //! ```
 //!
-//! Both CRCs are CRC-32C and start from a seed of group and segment, so that a frame of another file never passes.
-//! Flag 1: the entry has a payload. Without it, count and payload length are 0 and the base offset is the log's next one.
+//! Both CRCs are CRC-32C, seeded with group and segment, so that a frame of another file never passes.
+//! Flag 1: the entry has a payload. Without it, count and payload length are 0 and the base offset is the log's next
+//! one.
 //!
-//! The sparse index (`.idx`) is a hint beside a segment: it can be made again from the frames.
+//! The sparse index (`.idx`) is a hint beside a segment: it can be rebuilt from the frames.
 //!
 //! ```text
 //!      +--------+--------+--------+--------+--------+--------+--------+--------+
@@ -46,7 +47,8 @@ pub const FRAME_HEADER: usize = 64;
 pub const FRAME_ALIGN: usize = 8;
 pub const INDEX_HEADER: usize = 32;
 pub const INDEX_ENTRY: usize = 32;
-/// Longest data and longest payload that a frame may claim: what is longer is damage, and allocates nothing.
+/// The longest data and the longest payload that a frame may claim. A larger claim is damage, and nothing is
+/// allocated.
 pub const BODY_PART_MAX: u32 = 1 << 30;
 
 const FLAG_PAYLOAD: u8 = 1;
@@ -54,7 +56,8 @@ const FLAG_PAYLOAD: u8 = 1;
 const _: () = assert!(FRAME_HEADER.is_multiple_of(FRAME_ALIGN) && crate::buf::BLOCK.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(INDEX_HEADER == 4 + 4 + 8 + 8 + 8 && INDEX_ENTRY == 4 * 8);
 
-/// One segment of one group, for ever: a serial is never used for another file of the group that a checkpoint named.
+/// Identifies one segment of one group for ever. A serial that a checkpoint has named is never reused for another
+/// file of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentId {
     pub group: GroupId,
@@ -62,7 +65,7 @@ pub struct SegmentId {
 }
 
 impl SegmentId {
-    /// What the CRCs of the segment start from.
+    /// The seed of the segment's CRCs.
     pub fn seed(&self) -> u32 {
         crc32c::crc32c_append(crc32c::crc32c(&self.group.0.to_le_bytes()), &self.serial.to_le_bytes())
     }
@@ -83,7 +86,7 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header of `entry`, whose payload has this CRC, and whose place among the offsets is `base_offset`.
+    /// The header of `entry`, given its payload's CRC and its base offset.
     pub fn of(entry: &Entry, payload_crc: u32, base_offset: u64, seed: u32) -> Self {
         let (span, payload) = match &entry.payload {
             Some((span, payload)) => (*span, &payload[..]),
@@ -103,7 +106,7 @@ impl FrameHeader {
         }
     }
 
-    /// Header, data and payload with the zeros behind them.
+    /// Bytes of header, data and payload, including the zeros behind them.
     pub fn frame_len(&self) -> usize {
         frame_len(self.data_len as usize, self.payload_len as usize)
     }
@@ -155,7 +158,7 @@ impl FrameHeader {
         Ok(header)
     }
 
-    /// The entry, from the bytes behind the header.
+    /// Decodes the entry from the bytes behind the header.
     pub fn entry(&self, body: &Bytes, seed: u32) -> Result<Entry, &'static str> {
         let (data_len, payload_len) = (self.data_len as usize, self.payload_len as usize);
         if crc32c::crc32c_append(seed, &body[..data_len + payload_len]) != self.body_crc {
@@ -172,7 +175,7 @@ impl FrameHeader {
     }
 }
 
-/// What a frame with such parts takes in its segment.
+/// Bytes that a frame with these parts takes in its segment.
 pub const fn frame_len(data_len: usize, payload_len: usize) -> usize {
     (FRAME_HEADER + data_len + payload_len).next_multiple_of(FRAME_ALIGN)
 }
@@ -183,7 +186,7 @@ pub struct IndexEntry {
     pub position: u64,
     pub index: u64,
     pub base_offset: u64,
-    /// Of the frames from here to the next entry.
+    /// The maximum over the frames from here to the next entry.
     pub max_timestamp: i64,
 }
 
@@ -205,7 +208,8 @@ pub fn encode_index(covered: u64, next_index: u64, entries: &[IndexEntry], seed:
     to
 }
 
-/// Bytes covered, index of the next frame, and entries; or nothing if anything is off: the index is only a hint.
+/// Bytes covered, index of the next frame, and entries. Returns `None` if anything is wrong: the index is only a
+/// hint.
 pub fn decode_index(from: &[u8], seed: u32) -> Option<(u64, u64, Vec<IndexEntry>)> {
     if from.len() < INDEX_HEADER || u32_at(from, 0) != INDEX_MAGIC {
         return None;

@@ -1,4 +1,4 @@
-//! A map with a bound: when it is full, what was used longest ago is let go.
+//! A bounded map: when it is full, it evicts the least recently used values.
 //! Lives on: one core.
 //!
 //! Invariant: the sum of the costs is at most the bound, except when one value alone costs more.
@@ -34,7 +34,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         Some(slot.value.clone())
     }
 
-    /// Adds or replaces; lets go of the oldest values that no longer fit beside it.
+    /// Adds or replaces a value. Evicts the least recently used values that no longer fit beside it.
     pub fn insert(&mut self, key: K, value: V, cost: u64) {
         self.remove(&key);
         while self.cost + cost > self.cost_max {
@@ -54,7 +54,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         Some(slot.value)
     }
 
-    /// Forgets all keys that `gone` names.
+    /// Removes all keys for which `gone` returns true.
     pub fn remove_where(&mut self, gone: impl Fn(&K) -> bool) {
         let keys: Vec<K> = self.map.keys().filter(|key| gone(key)).cloned().collect();
         for key in keys {

@@ -1,7 +1,8 @@
-//! One segment of a partition: its marks, its sparse index, frames in and frames out.
+//! One segment of a partition: its marks and its sparse index; writing and reading frames.
 //! Lives on: the owning core only.
 //!
-//! Invariants: bytes below `len` are whole frames and padding, indices without holes; what lies beyond `len` is never read.
+//! Invariants: bytes below `len` are whole frames and padding, with no gaps in the indices. Bytes beyond `len` are
+//! never read.
 
 pub mod files;
 pub mod format;
@@ -17,7 +18,7 @@ use crate::{
 use bytes::Bytes;
 use std::rc::Rc;
 
-/// What the checkpoint knows of a segment.
+/// The state of a segment in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub serial: u64,
@@ -28,7 +29,8 @@ pub struct Segment {
     pub last_index: u64,
     /// Bytes that count. A whole number of blocks, unless the segment was cut.
     pub len: u64,
-    /// The first batch's, or when that was flushed if its own says nothing ([`tells_age`]), and the largest inside; -1 if none has one.
+    /// The first batch's timestamp, or the time of its flush if that timestamp does not give its age ([`tells_age`]).
+    /// The second field is the largest timestamp inside. Each is -1 if there is none.
     pub first_timestamp: i64,
     pub max_timestamp: i64,
     /// Nothing is added any more.
@@ -50,7 +52,7 @@ impl Segment {
         }
     }
 
-    /// Counts a frame that now ends the segment; the length follows by [`FrameWriter::finish`].
+    /// Counts a frame that now ends the segment. [`FrameWriter::finish`] sets the length later.
     fn note(&mut self, header: &FrameHeader, now_ms: i64) {
         assert_eq!(header.index, self.last_index + 1, "a segment's indices have no holes");
         assert_eq!(header.base_offset, self.end_offset, "a segment's offsets have no holes");
@@ -70,10 +72,10 @@ impl Segment {
     }
 }
 
-/// Which frame begins where, one entry per some bytes.
+/// Where frames begin: one entry per configured number of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SparseIndex {
-    /// Frames that begin below this position are in the index.
+    /// The index covers the frames that begin below this position.
     pub covered: u64,
     /// The index of the next frame to be covered; 0 before the first.
     pub next_index: u64,
@@ -81,7 +83,7 @@ pub struct SparseIndex {
 }
 
 impl SparseIndex {
-    /// Adds the frame at `position`, the next one.
+    /// Adds the frame at `position`, which must be the next one.
     pub fn note(&mut self, header: &FrameHeader, position: u64, interval: u32) {
         assert!(position >= self.covered && self.goes_on_at(header.index), "frames come in order, without holes");
         match self.entries.last_mut() {
@@ -104,13 +106,13 @@ impl SparseIndex {
         self.entries.is_empty() || self.next_index == index
     }
 
-    /// Forgets what begins at or above `len`, where the segment was cut.
+    /// Removes the entries for frames at or above `len`, where the segment was cut.
     pub fn clip(&mut self, len: u64) {
         if self.covered <= len {
             return;
         }
         self.entries.retain(|entry| entry.position < len);
-        // Where the frames behind the last entry begin is not known: they are to be covered again.
+        // The positions of the frames behind the last entry are unknown, so these frames are to be covered again.
         let last = self.entries.pop();
         (self.covered, self.next_index) = last.map_or((0, 0), |last| (last.position, last.index));
     }
@@ -127,7 +129,8 @@ impl SparseIndex {
         after.checked_sub(1).map_or(0, |at| self.entries[at].position)
     }
 
-    /// A position at or below the first frame whose timestamp is at least `timestamp`, not before `from`.
+    /// A position at or below the first frame from position `from` on whose timestamp is at least `timestamp`; never
+    /// below `from`.
     pub fn at_timestamp(&self, timestamp: i64, from: u64) -> Option<u64> {
         let first = self.entries.partition_point(|entry| entry.position <= from).saturating_sub(1);
         let found = self.entries[first..].iter().find(|entry| entry.max_timestamp >= timestamp);
@@ -139,13 +142,13 @@ impl SparseIndex {
     }
 }
 
-/// Turns entries into aligned writes for the end of a segment.
+/// Encodes entries into aligned writes for the end of a segment.
 pub struct FrameWriter {
     id: SegmentId,
     seed: u32,
     /// The segment as it will be once the writes are synced.
     pub segment: Segment,
-    /// The frames noted, for the sparse index.
+    /// The frames written so far, for the sparse index.
     pub frames: Vec<(FrameHeader, u64)>,
     now_ms: i64,
     chunk: Chunk,
@@ -155,7 +158,7 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Goes on at the end of `segment`, in writes of about `write_bytes` (whole blocks).
+    /// Continues at the end of `segment`, in writes of about `write_bytes` (whole blocks).
     pub fn new(id: SegmentId, segment: Segment, write_bytes: usize, now_ms: i64) -> Self {
         assert!(!segment.sealed && id.serial == segment.serial, "only the active segment grows");
         segment.check();
@@ -181,8 +184,8 @@ impl FrameWriter {
         self.start + self.chunk.len() as u64
     }
 
-    /// Adds an entry; `more` is what is known to follow, to size the memory. Writes
-    /// that became full are handed out.
+    /// Adds an entry. `more` is the number of bytes known to follow, which sizes the memory. Hands full writes to
+    /// `write`.
     pub fn push(&mut self, held: &Held, more: usize, mut write: impl FnMut(u64, Bytes)) {
         let Held { base_offset, ref entry, payload_crc, .. } = *held;
         let header = FrameHeader::of(entry, payload_crc, base_offset, self.seed);
@@ -205,7 +208,7 @@ impl FrameWriter {
         }
     }
 
-    /// Pads to a block and hands out the rest. The segment's length is then what the file will hold.
+    /// Pads to a block and hands out the rest. The segment's length is then that of the file's contents.
     pub fn finish(&mut self, write: impl FnMut(u64, Bytes)) {
         self.chunk.pad_to_block();
         self.next_chunk(BLOCK, write);
@@ -222,12 +225,12 @@ impl FrameWriter {
     }
 }
 
-/// What an entry takes in a segment.
+/// Bytes that an entry takes in a segment.
 pub fn entry_frame_len(entry: &Entry) -> usize {
     frame_len(entry.data.len(), entry.payload.as_ref().map_or(0, |(_, payload)| payload.len()))
 }
 
-/// A frame as it was read.
+/// A frame that was read.
 pub struct Frame {
     pub header: FrameHeader,
     pub position: u64,
@@ -244,18 +247,18 @@ pub struct Scanner<F> {
     position: u64,
     /// The index that the next frame must have, once one was read.
     expect: Option<u64>,
-    /// Padding may come before the next frame.
+    /// Padding may precede the next frame.
     may_skip: bool,
-    /// What was read last, and where it begins.
+    /// The bytes of the last read, and where they begin.
     pub buffer: Bytes,
     pub buffer_start: u64,
-    /// Bytes per read, beyond what one frame needs.
+    /// Bytes per read, unless one frame needs more.
     pub read_bytes: usize,
     /// Bytes that came from the disk.
     pub bytes_read: u64,
 }
 
-/// What is looked at to tell padding from a frame; a block's last frame may leave no more than that.
+/// The bytes that tell padding from a frame. The last frame in a block may leave no more than these.
 const WORD: usize = 8;
 
 /// A frame begins with its magic number.
@@ -264,7 +267,7 @@ fn is_padding(word: &[u8]) -> bool {
 }
 
 impl<F: File> Scanner<F> {
-    /// Starts where a frame ended: padding may follow.
+    /// Starts where a frame ended, so padding may follow.
     pub fn behind(file: Rc<F>, id: SegmentId, len: u64, position: u64, read_bytes: usize) -> Self {
         Self { may_skip: true, ..Self::new(file, id, len, position, read_bytes) }
     }
@@ -294,14 +297,14 @@ impl<F: File> Scanner<F> {
         self.seed
     }
 
-    /// The next frame, its header checked; its body is checked by [`FrameHeader::entry`]. `None` at the end.
+    /// The next frame, with its header checked. [`FrameHeader::entry`] checks its body. `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         loop {
             if self.position >= self.len {
                 return Ok(None);
             }
             if self.may_skip && !self.position.is_multiple_of(BLOCK as u64) {
-                // Shorter than a header up to the block's end can still be padding: look at the first word only.
+                // Padding up to the block's end can be shorter than a header, so only the first word is read.
                 if is_padding(&self.bytes(WORD).await?) {
                     self.position = self.position.next_multiple_of(BLOCK as u64);
                     continue;
@@ -324,7 +327,7 @@ impl<F: File> Scanner<F> {
         }
     }
 
-    /// Whether [`Scanner::next`] will not have to read.
+    /// Whether [`Scanner::next`] can return without reading from the disk.
     pub fn holds_next(&self) -> bool {
         let block = self.position.next_multiple_of(BLOCK as u64);
         let skips = block != self.position
@@ -336,12 +339,12 @@ impl<F: File> Scanner<F> {
         }
         let Some(head) = self.held_at(position, FRAME_HEADER) else { return false };
         let head = head[..].try_into().expect("a header's length");
-        // What is damaged is for `next` to report.
+        // `next` reports damage.
         FrameHeader::decode(&head, self.seed)
             .map_or(true, |header| self.held_at(position, header.frame_len()).is_some())
     }
 
-    /// The entry of a frame, its body checked.
+    /// The entry of a frame, with its body checked.
     pub fn entry(&self, frame: &Frame) -> Result<Entry, ReadError> {
         frame.header.entry(&frame.body, self.seed).map_err(|why| self.damaged_at(frame.position, why))
     }
@@ -355,7 +358,7 @@ impl<F: File> Scanner<F> {
         ReadError::Damaged(format!("segment {serial} of group {} at byte {position}: {why}", group.0))
     }
 
-    /// `want` bytes from the present position, from the buffer if it holds them.
+    /// `want` bytes from the current position, from the buffer if it holds them.
     async fn bytes(&mut self, want: usize) -> Result<Bytes, ReadError> {
         if let Some(held) = self.held(want) {
             return Ok(held);

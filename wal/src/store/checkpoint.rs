@@ -1,18 +1,22 @@
-//! Taking a checkpoint of a store, and what a durable one allows: the ring's space is given back, files that it no longer names go.
-//! Lives on: the owning core, within a round of the flusher (`store_flush`).
+//! Takes a checkpoint of a store. Once the checkpoint is durable, releases the ring's space and removes files that it
+//! no longer names.
+//! Lives on: the owning core, within a round of the flusher (`store::flush`).
 //!
-//! There may be a hundred thousand groups, so they are taken down in turns, and others go on between them. Each group is as it is at
-//! its turn, settled: its truncation, if any, is durable in the ring and its segments are cut. What happens to a group after its turn,
-//! or begins after the checkpoint's cut, is in the ring above what the checkpoint needs of it, as after any checkpoint:
+//! There may be a hundred thousand groups, so the checkpoint encodes them in turns and yields in between. Each group
+//! is encoded as it is at its turn, once settled. Settled means that its truncation, if any, is durable in the ring
+//! and its segments are cut. Changes after a group's turn, or after the checkpoint's cut, are in the ring above what
+//! the checkpoint needs of it. That holds after any checkpoint:
 //!
-//! - the cut is where the ring was durable at the beginning, and a group's replay never begins behind what was durable at its turn;
-//! - a group that is made meanwhile has its records above the cut;
-//! - a group that is removed after its turn is removed again by its record; one that is removed before it is listed as removed, once
-//!   that record is durable;
-//! - segments are taken out of the lists by this task alone, but snapshots are written by others at any time: those are listed as
-//!   garbage that were so at the beginning, when no group that is still to come names them any more.
+//! - The cut is the ring's durable position at the beginning. A group's replay never begins above the durable
+//!   position at its turn.
+//! - A group that is created meanwhile has its records above the cut.
+//! - A group that is removed after its turn is removed again by its record. One that is removed before its turn is
+//!   listed as removed, once that record is durable.
+//! - Only this task takes segments out of the lists, but others write snapshots at any time. Old snapshots are
+//!   therefore listed as garbage only if they were garbage at the beginning. No group still to be encoded then names
+//!   them.
 //!
-//! Invariant: nothing is given back or removed before the checkpoint that makes it needless is durable.
+//! Invariant: nothing is released or removed before a durable checkpoint makes it obsolete.
 
 use crate::{
     buf::{BLOCK, Chunk},
@@ -34,7 +38,7 @@ use crate::{
 };
 use std::{collections::BTreeSet, io, rc::Rc};
 
-/// Writes a checkpoint of everything, then does what it allows: the ring is freed, files are removed.
+/// Writes a checkpoint of everything, then does what it allows: frees the ring and removes files.
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
     let cut = cut_checkpoint(shared, host).await?;
     let path = shared.dirs.core.join(CHECKPOINT_FILE);
@@ -61,10 +65,10 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     collected
 }
 
-/// Bytes of a checkpoint that are taken down before others of the core have their turn.
+/// How many bytes of a checkpoint are encoded before it yields to other tasks of the core.
 const TURN_BYTES: usize = 64 << 10;
 
-/// A checkpoint that is to be written, and what of it is needed afterwards.
+/// An encoded checkpoint, and the parts of it that are needed after it is written.
 struct Cut {
     bytes: Vec<u8>,
     needs_ring_from: LogPos,
@@ -73,7 +77,7 @@ struct Cut {
     indexes_due: Vec<IndexDue>,
 }
 
-/// Trims the logs and takes down what they are.
+/// Trims the logs and encodes their state.
 async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<Cut, FlushError> {
     let (mut to, snapshots) = {
         let state = shared.state.borrow();
@@ -108,7 +112,7 @@ async fn cut_checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
     Ok(Cut { bytes: to.finish(&removed, &garbage), needs_ring_from, removed, garbage, indexes_due })
 }
 
-/// Takes a group down once it is settled; nothing if it is gone.
+/// Encodes a group once it is settled. Does nothing if the group is gone.
 async fn cut_group<D: Disk>(
     shared: &Rc<Shared<D>>,
     host: &dyn FlushHost,
@@ -143,7 +147,7 @@ async fn cut_group<D: Disk>(
     }
 }
 
-/// The removed groups, but for those that `taken` has; their removals are durable.
+/// The removed groups, except those that `taken` has encoded. Their removals are durable.
 async fn removed_besides<D: Disk>(shared: &Rc<Shared<D>>, taken: &Encoder) -> Result<Vec<RemovedGroup>, FlushError> {
     let removed: Vec<RemovedGroup> = {
         let state = shared.state.borrow();
@@ -166,7 +170,7 @@ async fn wait_until_durable<D: Disk>(shared: &Shared<D>, position: LogPos) -> Re
     }
 }
 
-/// A group as a checkpoint has it, after the trims that are due. No truncation of it may be under way.
+/// A group's state for a checkpoint, after the trims that are due. No cut of its segments may be pending.
 pub(crate) fn settled_state<D: Disk>(shared: &Shared<D>, log: &mut Log, garbage: &mut Vec<Garbage>) -> GroupState {
     let durable = shared.journal.durable();
     let trimmed = log.trim();
@@ -178,7 +182,7 @@ pub(crate) fn settled_state<D: Disk>(shared: &Shared<D>, log: &mut Log, garbage:
 fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState {
     assert!(log.pending_cut.is_none(), "cuts are settled before a checkpoint");
     let mut hard_state = log.hard_state;
-    // A commit may run ahead of this disk, never of what recovery will find.
+    // The commit may be ahead of this disk, but the stored commit must not be ahead of what recovery will find.
     hard_state.commit = hard_state.commit.min(log.stable(durable).index).max(log.app.index);
     if log.by_snapshot {
         log.keep_by_snapshot(durable, kept_bytes);
@@ -200,8 +204,8 @@ fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState 
     }
 }
 
-/// Removes the files that a durable checkpoint lists as `garbage`, and those of groups that it lists as `removed`; it needs the ring
-/// from `freed` on. What can't be removed now stays listed.
+/// Removes the files that a durable checkpoint lists as `garbage`, and those of groups that it lists as `removed`.
+/// The checkpoint needs the ring from `freed` on. Whatever cannot be removed now stays listed.
 pub(crate) async fn collect<D: Disk>(
     shared: &Rc<Shared<D>>,
     garbage: &[Garbage],
@@ -238,7 +242,7 @@ pub(crate) async fn collect<D: Disk>(
     }
     for dir in dirs {
         match shared.disk.sync_dir(&dir).await {
-            // A group's directory that went with its group.
+            // The group's directory was removed with its group.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             synced => synced.map_err(|error| FlushError::of(dir.display(), error))?,
         }
@@ -251,12 +255,13 @@ pub(crate) async fn collect<D: Disk>(
             removed.files_gone = true;
         }
     }
-    // The removal's own record goes with the ring's space; until then it is listed, so that nothing before it counts.
+    // The removal's own record disappears with the ring's space. Until then the removal stays listed, so that
+    // recovery ignores the group's earlier records.
     state.removed.retain(|_, removed| !removed.files_gone || removed.group.at > freed);
     Ok(())
 }
 
-/// Removes a group's directory with all that is in it; `false` if there is none.
+/// Removes a group's directory and everything in it. Returns `false` if there was none.
 async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<bool, FlushError> {
     let dir = shared.files.group_dir(group);
     let named = |error| FlushError::of(dir.display(), error);
@@ -266,7 +271,7 @@ async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<b
     remove_if_there(&shared.disk, &dir).await.map_err(named)
 }
 
-/// A segment whose sparse index is to be written out: its base offset and its length.
+/// A segment whose sparse index is to be written out, its base offset and its length.
 type IndexDue = (SegmentId, u64, u64);
 
 fn take_indexes_due(log: &mut Log) -> impl Iterator<Item = IndexDue> + '_ {
@@ -275,7 +280,8 @@ fn take_indexes_due(log: &mut Log) -> impl Iterator<Item = IndexDue> + '_ {
     due.map(|segment| (SegmentId { group: log.id, serial: segment.serial }, segment.base_offset, segment.len))
 }
 
-/// Writes the sparse indexes of segments that were sealed or grew much: hints, so they are neither synced nor missed.
+/// Writes the sparse indexes of segments that were sealed or grew much. They are hints, so they are not synced, and a
+/// failure is only logged.
 async fn write_indexes<D: Disk>(shared: &Rc<Shared<D>>, due: Vec<IndexDue>) {
     for (id, base_offset, len) in due {
         let index: Option<Rc<SparseIndex>> = shared.indexes.borrow_mut().get(&id);

@@ -1,18 +1,20 @@
-//! The flusher: durable batches from memory to segment files, then a checkpoint, then the ring's space is free.
+//! The flusher: writes durable batches from memory to segment files, then a checkpoint; then the ring's space is
+//! free.
 //! Lives on: the owning core; one task. Only this task changes the list of a log's segments.
 //!
-//! One round, in this order, each step's syncs before the next step:
+//! A round takes these steps in order. Each step's syncs complete before the next step begins.
 //!
-//! 1. every dirty group: cut what a truncation left, write its durable entries, unless the checkpoint shall carry them, sync the files,
-//!    then the directories of new ones; then the groups of which checkpoints have carried enough;
-//! 2. the checkpoint (`store_checkpoint`): group by group, wait until truncations and removals that it shows are durable in the ring, drop
-//!    segments below the log start from the list, take down the rest; write it;
-//! 3. give the ring's space back, remove the files that the checkpoint no longer names.
+//! 1. For every dirty group: apply pending cuts, then write its durable entries unless the checkpoint shall carry them.
+//!    Sync the files, then the directories of new ones. Then do the same for groups whose batches checkpoints have
+//!    carried long enough.
+//! 2. Write the checkpoint (`store::checkpoint`). Wait until the truncations and removals that it shows are durable in
+//!    the ring. For each group, drop segments below the log start from the list and encode the rest.
+//! 3. Release the ring's space, and remove the files that the checkpoint no longer names.
 //!
-//! A full disk ends step 1 early: what was written is checkpointed all the same (trims may free space), and the rest is tried again.
-//! Any other error poisons: a sync that failed is never tried twice.
+//! A full disk ends step 1 early. Whatever was written is still checkpointed, since trims may free space, and the
+//! rest is retried. Any other error poisons the store: a failed sync is never retried.
 //!
-//! Invariants: a file that a durable checkpoint names is never removed or written below its checkpointed length.
+//! Invariant: a file that a durable checkpoint names is never removed, or written below its checkpointed length.
 
 use crate::{
     checkpoint::reserve,
@@ -33,16 +35,16 @@ use crate::{
 use bytes::Bytes;
 use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
 
-/// Sparse indexes are written out when a segment is sealed, and each time it has grown by this.
+/// A sparse index is written out when its segment is sealed, and each time the segment has grown by this many bytes.
 const INDEX_EVERY: u64 = 64 << 20;
 
-/// Groups of which nothing is written that each worker looks at before others of the core have their turn.
+/// How many groups each worker examines without writing anything before it yields to other tasks of the core.
 const UNTOUCHED_A_TURN: usize = 8;
 
-/// Why a round did not get to its end.
+/// Why a round did not complete.
 #[derive(Debug)]
 pub(crate) enum FlushError {
-    /// No space, or no descriptor: tried again after a pause.
+    /// No space, or no descriptor. Retried after a pause.
     Full(String),
     /// The store must stop.
     Fatal(String),
@@ -58,14 +60,14 @@ impl FlushError {
     }
 }
 
-/// Whether the error says that the disk, or this user's share of it, is full. A write that comes to the end of the space is cut short
-/// first (`WriteZero`); what it was to write is written anew by the next round, from where the last checkpoint ends.
+/// Whether the error says that the disk, or this user's quota, is full. A write that reaches the end of the space is
+/// cut short first (`WriteZero`). The next round writes its data again, from where the last checkpoint ends.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
         || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// Flushes when asked, until the store closes or stops.
+/// Flushes on request, until the store closes or stops.
 pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), Poisoned> {
     let mut attempt = 0;
     loop {
@@ -90,7 +92,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
                 attempt = 0;
                 host.flushed();
                 shared.state.borrow_mut().done = asked;
-                // The ring may have filled up meanwhile, and nobody appends any more.
+                // The ring may have filled up meanwhile, with no further append that would request a flush.
                 shared.flush_if_due();
             }
             Err(FlushError::Full(why)) => {
@@ -105,7 +107,7 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
     }
 }
 
-/// One round, see the module's text.
+/// Runs one round, see the module's documentation.
 pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {
     reserve::grow(shared).await?;
     let cut = shared.journal.durable();
@@ -138,7 +140,7 @@ pub(crate) async fn round<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost)
     full.map_or(Ok(()), Err)
 }
 
-/// Flushes the groups that have something new, then those of which checkpoints have carried enough.
+/// Flushes the groups that have new entries, then those whose batches checkpoints have carried long enough.
 async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: LogPos) -> Result<(), FlushError> {
     let turns = shared.state.borrow().turns();
     flush_groups(shared, dirty, cut, true).await?;
@@ -146,7 +148,8 @@ async fn flush_all<D: Disk>(shared: &Rc<Shared<D>>, dirty: Vec<GroupId>, cut: Lo
     flush_groups(shared, carried, cut, false).await
 }
 
-/// Flushes the groups, a few side by side; with `carry`, checkpoints may carry what they have instead. Those that were not done stay dirty.
+/// Flushes the groups, a few concurrently. With `carry`, checkpoints may carry their entries instead. Groups that
+/// were not flushed stay dirty.
 async fn flush_groups<D: Disk>(
     shared: &Rc<Shared<D>>,
     groups: Vec<GroupId>,
@@ -198,7 +201,7 @@ struct Finished {
     created: bool,
 }
 
-/// Whether it wrote something.
+/// Flushes one group. Returns whether it wrote anything.
 async fn flush_group<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
@@ -221,7 +224,7 @@ async fn flush_group<D: Disk>(
     let (active, serial, options, log_start, has_dir, now_ms) = {
         let mut state = shared.state.borrow_mut();
         let now_ms = state.flush_ms;
-        // A truncation may have come while the segments were cut, or the entries taken.
+        // A truncation may have come while the segments were cut or the entries collected.
         let settled = state.groups.get_mut(&group).filter(|log| !log.by_snapshot && log.pending_cut.is_none());
         let (Some(log), Some(last)) = (settled, entries.last()) else { return Ok(false) };
         log.written_index = last.entry.index;
@@ -241,8 +244,8 @@ async fn flush_group<D: Disk>(
     let written =
         write_entries(shared, group, &entries, active, serial, options, log_start, now_ms, &mut finished).await;
     if let Err(error) = written {
-        // What was created is named by no checkpoint; the space is wanted. It is gone for good before the group's entries may be elsewhere,
-        // and nobody looks for it any more.
+        // No checkpoint names the created files, and their space is needed. Their removal must be durable before
+        // another place may hold the group's entries, since recovery does not look for these files after that.
         let mut removed = false;
         for Finished { segment, .. } in finished.iter().filter(|finished| finished.created) {
             let id = SegmentId { group, serial: segment.serial };
@@ -263,7 +266,7 @@ async fn flush_group<D: Disk>(
     Ok(true)
 }
 
-/// The group's entries that are durable up to `cut` and in no segment; none if some of them are truncated meanwhile.
+/// The group's entries that are durable up to `cut` and in no segment. Empty if a truncation interferes.
 async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogPos) -> Vec<Held> {
     let mut entries = Vec::new();
     let mut truncated_at = None;
@@ -285,8 +288,8 @@ async fn entries_to_flush<D: Disk>(shared: &Shared<D>, group: GroupId, cut: LogP
     }
 }
 
-/// Writes and syncs `entries` behind `active`, in new segments where they do not fit. What was begun is in `finished`, also when
-/// it failed.
+/// Writes and syncs `entries` behind `active`, in new segments where they do not fit. `finished` lists the segments,
+/// including, after an error, the one that was begun.
 #[allow(clippy::too_many_arguments)] // A snapshot of the log, taken so that no borrow is held across an await.
 async fn write_entries<D: Disk>(
     shared: &Rc<Shared<D>>,
@@ -370,8 +373,8 @@ async fn write<D: Disk>(shared: &Shared<D>, file: &D::File, position: u64, data:
     Ok(())
 }
 
-/// Whether `next` belongs into a new segment. A batch whose timestamp says nothing counts as of now; so does a segment that begins with
-/// one from before such timestamps were passed over: it ends.
+/// Whether `next` belongs into a new segment. A batch whose timestamp does not give its age counts as written now. A
+/// segment whose first timestamp does not give its age ends too; such segments come from older versions.
 fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions, now_ms: i64) -> bool {
     if segment.last_index < segment.first_index {
         return false;
@@ -386,12 +389,12 @@ fn rolls(segment: &Segment, position: u64, next: &Held, options: &LogOptions, no
     begins_absurdly || (segment.first_timestamp >= 0 && spans >= 0 && spans as u64 > limit)
 }
 
-/// Takes what was written and synced over into the log.
+/// Adopts the written and synced segments into the log.
 fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished: Vec<Finished>) {
     let mut state = shared.state.borrow_mut();
     state.uncount_carried(group);
     let oldest = state.cache.front().map(|(oldest, _)| *oldest);
-    // A group that was removed meanwhile loses its whole directory later in this round.
+    // If the group was removed meanwhile, this round removes its whole directory later.
     let Some(log) = state.groups.get_mut(&group) else { return };
     let last = entries.last().expect("a flush writes something");
     let written = Mark { index: last.entry.index, term: last.entry.term, offset: last.end_offset() };
@@ -420,7 +423,7 @@ fn took<D: Disk>(shared: &Shared<D>, group: GroupId, entries: &[Held], finished:
     }
 }
 
-/// Goes on with the segment's index if it is in memory and complete so far.
+/// Extends the segment's index if it is in memory and complete so far.
 fn note_frames<D: Disk>(
     shared: &Shared<D>,
     id: SegmentId,
@@ -458,8 +461,8 @@ async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError
     })
 }
 
-/// Cuts a log's segments where its durable truncation says, until none is pending. The cut segment is sealed, so that no synced
-/// block is written again.
+/// Cuts a log's segments at its durable truncation, until no cut is pending. The cut segment is sealed, so that no
+/// synced block is written again.
 pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<(), FlushError> {
     loop {
         let (pending, segment) = {

@@ -1,11 +1,13 @@
-//! One core's storage as one thing that recovers: the ring, every partition's log, the checkpoint and the snapshots.
-//! Lives on: the owning core only (`Rc`, not `Send`). Talks to: `journal` above it in time, `log` and `checkpoint` below.
+//! One core's storage, which recovers as a unit: the ring, every partition's log, the checkpoint and the snapshots.
+//! Lives on: the owning core only (`Rc`, not `Send`). A batch passes `ring::journal` first; [`log`](crate::log) and
+//! [`checkpoint`](crate::checkpoint) follow.
 //!
-//! A batch goes to the ring and, as the ring's own memory, to its partition's tail; the flusher later writes what is
-//! durable to segment files, checkpoints, and only then lets the ring recycle its space.
+//! The store writes a batch to the ring and adds it, as the ring's own memory, to its partition's tail. Later the
+//! flusher writes durable batches to segment files and writes a checkpoint. Only then may the ring recycle their
+//! space.
 //!
-//! Invariants, per partition: start <= flushed <= stable <= end. What the ring has given back is in a synced segment (or
-//! snapshot) that a durable checkpoint names.
+//! Invariants: in each partition's [`LogView`], start <= flushed <= stable <= end. Everything that the ring has
+//! released is in a synced segment (or snapshot) that a durable checkpoint names, or in the checkpoint itself.
 
 pub(crate) mod app_state;
 pub(crate) mod checkpoint;
@@ -33,7 +35,7 @@ pub use crate::{
 use bytes::Bytes;
 use std::{io, path::PathBuf, rc::Rc};
 
-/// One core's store. Clones are handles to the same one.
+/// One core's store. Clones are handles to the same store.
 pub struct Store<D: Disk> {
     pub(crate) shared: Rc<Shared<D>>,
 }
@@ -44,11 +46,12 @@ impl<D: Disk> Clone for Store<D> {
     }
 }
 
-/// An append lets go of so many entries in memory at most: more than it brings, so that there is never too much for long.
+/// How many entries an append evicts from memory at most. This is more than it adds, so any excess soon disappears.
 const EVICTED_AN_APPEND: usize = 16;
 
 impl<D: Disk> Store<D> {
-    /// Recovers the store, or creates it: checkpoint, then the ring in order. Groups come in ascending order.
+    /// Recovers the store, or creates it: reads the checkpoint, then the ring in order. The groups are in ascending
+    /// order.
     pub async fn open(
         disk: D,
         dirs: &StoreDirs,
@@ -58,8 +61,8 @@ impl<D: Disk> Store<D> {
         crate::store::recovery::open(disk, dirs, epoch, config).await
     }
 
-    /// A new, empty group whose first entry has index 1 and whose first offset is 0. Volatile until its first record or the
-    /// next checkpoint. Panics if it exists, or [was removed](Store::was_removed).
+    /// Creates an empty group whose first entry has index 1 and whose first offset is 0. The group is volatile until
+    /// its first record or the next checkpoint is durable. Panics if it exists, or [was removed](Store::was_removed).
     pub fn create_group(&self, group: GroupId, options: LogOptions) {
         assert!(!self.was_removed(group), "group {} was removed", group.0);
         let mut state = self.shared.state.borrow_mut();
@@ -68,13 +71,13 @@ impl<D: Disk> Store<D> {
         assert!(before.is_none(), "group {} exists", group.0);
     }
 
-    /// Other options for a group that exists (recovered ones have the default until told otherwise).
+    /// Sets the options of an existing group. Recovered groups have the default options until then.
     pub fn set_options(&self, group: GroupId, options: LogOptions) {
         self.shared.state.borrow_mut().log(group).options = options;
     }
 
-    /// Forgets the group at once and for good: a ring record says so, its files go with a later flush. The group is certainly
-    /// gone once the returned position is durable; its id is never used again.
+    /// Removes the group at once and for good. A ring record notes the removal, and a later flush removes its files.
+    /// The removal is certain once the returned position is durable. The id must never be reused.
     pub fn remove_group(&self, group: GroupId) -> Result<LogPos, AppendError> {
         let shared = &self.shared;
         assert!(shared.state.borrow().groups.contains_key(&group), "there is no group {}", group.0);
@@ -89,20 +92,20 @@ impl<D: Disk> Store<D> {
         Ok(at)
     }
 
-    /// Whether the group was removed and is still remembered: whoever replays what made it finds it gone already. Its id is never
-    /// used again, so it may not be created.
+    /// Whether the group was removed and is still remembered. A caller that replays the group's creation can find it
+    /// removed already. Its id is never reused, so it may not be created again.
     pub fn was_removed(&self, group: GroupId) -> bool {
         self.shared.state.borrow().removed.contains_key(&group)
     }
 
-    /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state: copies the payload into the
-    /// ring's memory, from where it is also read from now on.
+    /// Stages the next entry (index = last + 1, base offset = next offset) with its hard state. Copies the payload
+    /// into the ring's memory, from which it is also read from now on.
     pub fn append(&self, group: GroupId, hard_state: HardState, entry: &Entry) -> Result<Staged, AppendError> {
         self.append_with_head(group, hard_state, entry, &[])
     }
 
-    /// As [`Store::append`], with `head` in place of as many of the payload's first bytes: what the caller has to change
-    /// there is written where it belongs, and the payload is copied once.
+    /// Like [`Store::append`], but `head` replaces the first bytes of the payload. A caller that must change these
+    /// bytes need not copy the payload first.
     pub fn append_with_head(
         &self,
         group: GroupId,
@@ -142,13 +145,13 @@ impl<D: Disk> Store<D> {
         let staged = self.shared.journal.append_hard_state(group, hard_state)?;
         log.hard_state = hard_state;
         drop(state);
-        // Elections without end fill the ring as well as batches do.
+        // Endless elections fill the ring just as batches do.
         self.shared.flush_if_due();
         Ok(staged)
     }
 
-    /// Drops the entries at and above `from_index`, whose first offset is `from_offset`. Segments are cut once the ring
-    /// record is synced.
+    /// Drops the entries at and above `from_index`, whose first offset is `from_offset`. The flusher cuts the
+    /// segments once the ring record is synced.
     pub fn truncate(
         &self,
         group: GroupId,
@@ -175,12 +178,12 @@ impl<D: Disk> Store<D> {
         self.shared.journal.durable()
     }
 
-    /// Waits until [`Store::durable`] is above `past`; returns it.
+    /// Waits until [`Store::durable`] is above `past`, then returns it.
     pub async fn durable_past(&self, past: LogPos) -> Result<LogPos, Poisoned> {
         self.shared.journal.durable_past(past).await
     }
 
-    /// Why nothing is acked any more, if so.
+    /// Why nothing is acknowledged any more; `None` while the store works.
     pub fn poisoned(&self) -> Option<Poisoned> {
         self.shared.poisoned()
     }
@@ -197,8 +200,8 @@ impl<D: Disk> Store<D> {
         admission
     }
 
-    /// Whether the snapshot group may stage so many bytes: it may use half of the reserve that [`Store::admit`] keeps. What is left
-    /// is for hard states and truncations, which can't be refused.
+    /// Whether the snapshot group may stage `bytes`: it may use half of the reserve that [`Store::admit`] keeps. The
+    /// other half is for hard states and truncations, which cannot be rejected.
     pub fn admits_to_reserve(&self, bytes: usize) -> bool {
         let space = self.shared.journal.space();
         let admits = space.free >= bytes as u64 + space.reserve / 2;
@@ -208,8 +211,9 @@ impl<D: Disk> Store<D> {
         admits
     }
 
-    /// Bytes of entries that may be staged without touching the reserve, whatever their sizes are: half of what is free, since writes
-    /// end at blocks and entries do not straddle the ring's segments. Nor may they take more memory than is left.
+    /// How many bytes of entries of any size may be staged without touching the reserve. It is half of the free
+    /// space, since writes end at block boundaries and entries do not straddle the ring's segments. It is also
+    /// limited by the memory left.
     pub fn room(&self) -> usize {
         let space = self.shared.journal.space();
         let in_ring = space.free.saturating_sub(space.reserve) / 2;
@@ -225,12 +229,12 @@ impl<D: Disk> Store<D> {
         self.shared.journal.entry_bytes_max()
     }
 
-    /// Waits until the ring or a flush has given back space since the call.
+    /// Waits until the ring or a flush frees space after the call.
     pub async fn space_freed(&self) {
         self.shared.journal.space_freed().await
     }
 
-    /// Writes the ring; spawn it before anything is awaited. Ends after [`Store::close_clean`] or when poisoned.
+    /// Writes the ring. Spawn it before anything is awaited. Ends after [`Store::close_clean`] or when poisoned.
     pub async fn run_journal(&self) -> Result<(), Poisoned> {
         let ended = self.shared.journal.run().await;
         if let Err(poisoned) = &ended {
@@ -239,18 +243,19 @@ impl<D: Disk> Store<D> {
         ended
     }
 
-    /// Memory that the ring will want soon, see [`Journal::memory_wanted`](crate::ring::journal::Journal::memory_wanted).
+    /// The memory that the ring will need soon, see
+    /// [`Journal::memory_wanted`](crate::ring::journal::Journal::memory_wanted).
     pub async fn memory_wanted(&self) -> usize {
         self.shared.journal.memory_wanted().await
     }
 
-    /// Flushes whenever the ring asks for it; spawn it. Ends like [`Store::run_journal`].
+    /// Flushes on request; spawn it. Ends like [`Store::run_journal`].
     pub async fn run_flusher(&self, host: Rc<dyn FlushHost>) -> Result<(), Poisoned> {
         *self.shared.host.borrow_mut() = Some(Rc::downgrade(&host));
         crate::store::flush::run(&self.shared, &*host).await
     }
 
-    /// Flushes and checkpoints all that is durable at the call. Needs the two loops running.
+    /// Flushes and checkpoints everything that is durable at the call. The two loops must be running.
     pub async fn flush_now(&self) -> Result<(), Poisoned> {
         let asked = self.shared.ask_flush();
         loop {
@@ -287,7 +292,7 @@ impl<D: Disk> Store<D> {
         groups
     }
 
-    /// The group's marks; `None` if there is no such group.
+    /// The group's marks. `None` if there is no such group.
     pub fn log(&self, group: GroupId) -> Option<LogView> {
         let durable = self.durable();
         self.shared.state.borrow().groups.get(&group).map(|log| log.view(durable))
@@ -299,7 +304,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Whole batches from the one that holds `from_offset` on, below `below_offset` (the high watermark), up to
-    /// `max_bytes`; with `at_least_one`, the first batch comes whatever its size.
+    /// `max_bytes`. With `at_least_one`, the first batch is returned whatever its size.
     pub fn read(
         &self,
         group: GroupId,
@@ -325,8 +330,9 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Entries from `from_index` on and below `below_index`, those without a batch too: as many as `bytes_max` of data and batches
-    /// allow, but at least one. From segments there may be fewer than that: ask on.
+    /// Entries from `from_index` on and below `below_index`, including entries without a batch. Returns as many as
+    /// `bytes_max` of data and batches allow, but at least one. Segments may return fewer than fit, so the caller
+    /// asks again.
     pub fn entries(&self, group: GroupId, from_index: u64, below_index: u64, bytes_max: usize) -> Entries {
         crate::log::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
     }
@@ -346,7 +352,8 @@ impl<D: Disk> Store<D> {
         find_timestamp(self.shared.clone(), group, timestamp, below_offset).await
     }
 
-    /// Moves the log start up, at most to the stable offset; never back. Whole segments below it go with a later flush.
+    /// Raises the log start, at most to the stable offset; it never goes back. A later flush removes the whole
+    /// segments below it.
     pub fn set_log_start(&self, group: GroupId, offset: u64) {
         let durable = self.durable();
         let mut state = self.shared.state.borrow_mut();
@@ -371,7 +378,7 @@ impl<D: Disk> Store<D> {
         log.is_some_and(|log| log.segments_of_unknown_age(now_ms).any(|segment| unknown(segment.serial)))
     }
 
-    /// Asks the disk when the segments were written last whose timestamps do not say how old they are.
+    /// Asks the disk when segments were last written, for those whose timestamps do not give their age.
     pub async fn learn_file_times(&self, group: GroupId, now_ms: i64) -> io::Result<()> {
         let segments: Vec<_> = {
             let (state, times) = (self.shared.state.borrow(), self.shared.file_times.borrow());
@@ -383,7 +390,7 @@ impl<D: Disk> Store<D> {
             let id = SegmentId { group, serial };
             let modified_ms = self.shared.files.open(id, base_offset).await?.modified_ms().await?;
             let state = self.shared.state.borrow();
-            // It may have gone meanwhile.
+            // The segment may have gone meanwhile.
             if state.groups.get(&group).is_some_and(|log| log.segments.iter().any(|segment| segment.serial == serial)) {
                 self.shared.file_times.borrow_mut().insert(id, modified_ms);
             }
@@ -391,8 +398,9 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// The log start that retention asks for, if it is above the present one: at a segment's end, at most `below_offset`
-    /// (the high watermark). `None` for a limit means no limit. Asks for a flush if that could help the next time.
+    /// The log start that retention asks for, if it is above the current one. It lies at a segment's end, at most at
+    /// `below_offset` (the high watermark). `None` for a limit means no limit. Requests a flush if that could help
+    /// the next call.
     pub fn retention(
         &self,
         group: GroupId,
@@ -408,7 +416,8 @@ impl<D: Disk> Store<D> {
         let file_time = |serial| times.get(&SegmentId { group, serial }).copied();
         let start = log.retention(now_ms, retention_ms, retention_bytes, below_offset, file_time);
         drop(times);
-        // What only memory, the ring and checkpoints hold is in no segment yet that could go.
+        // Batches that are only in memory, the ring and checkpoints are in no segment yet that retention could
+        // remove.
         if idle && log.retention_waits_for_flush(now_ms, retention_ms, retention_bytes) {
             log.flush_wanted = true;
             state.mark_dirty(group);
@@ -418,20 +427,21 @@ impl<D: Disk> Store<D> {
         start
     }
 
-    /// Makes a snapshot of the snapshot group durable; its entries up to `app.index` count as flushed from then on. One that
-    /// is not newer than the last is ignored. A full disk is an error here; the old snapshot stays.
+    /// Makes a snapshot of the snapshot group durable. Its entries up to `app.index` count as flushed from then on. A
+    /// snapshot that is not newer than the last is ignored. A full disk is an error here; the old snapshot stays.
     pub async fn write_snapshot(&self, group: GroupId, term: u64, app: AppState) -> Result<(), SnapshotError> {
         crate::store::snapshot::write(&self.shared, group, term, app).await
     }
 
-    /// Makes a snapshot that came from elsewhere durable, beside what the group has. It counts once it is installed; until then,
-    /// a restart removes it.
+    /// Makes a snapshot from elsewhere durable, beside the group's own data. It counts once it is installed; until
+    /// then, a restart removes it.
     pub async fn stage_snapshot(&self, group: GroupId, term: u64, app: &AppState) -> Result<(), SnapshotError> {
         crate::store::snapshot::stage(&self.shared, group, term, app).await
     }
 
-    /// Has the snapshot group's log begin anew behind a snapshot that was staged, in one step: what the log had is gone, the next
-    /// entry has the index behind the snapshot's. A crash before the returned position is durable leaves the old log or the new.
+    /// Restarts the snapshot group's log behind a staged snapshot, in one step. The old log is dropped, and the next
+    /// entry has the index behind the snapshot's. A crash before the returned position is durable leaves the old log
+    /// or the new.
     pub fn install_snapshot(
         &self,
         group: GroupId,
@@ -442,9 +452,9 @@ impl<D: Disk> Store<D> {
         crate::store::snapshot::install(&self.shared, group, hard_state, term, app)
     }
 
-    /// Has a group's log begin anew behind an entry, empty: what it had is gone, the next entry has the index and the offset behind
-    /// it. `app` is the state as of that entry, without a blob. A crash before the returned position is durable leaves the old log or the
-    /// new; files go with a later flush. Not for the snapshot group.
+    /// Restarts a group's log, empty, behind the entry `at`. The old log is dropped, and the next entry has the index
+    /// and the offset behind it. `app` is the state as of that entry. A crash before the returned position is durable
+    /// leaves the old log or the new. A later flush removes the files. Not for the snapshot group.
     pub fn restart_log(
         &self,
         group: GroupId,
@@ -466,7 +476,7 @@ impl<D: Disk> Store<D> {
         Ok(staged.pos)
     }
 
-    /// Resolves when the snapshot group's entries hold more of the ring than a flush may leave.
+    /// Resolves when the snapshot group's entries hold at least `flush_trigger_bytes` of the ring.
     pub async fn snapshot_wanted(&self) -> Result<(), Poisoned> {
         loop {
             let seen = self.shared.snapshot.count();
@@ -491,7 +501,7 @@ impl<D: Disk> Store<D> {
         segments.iter().map(file).collect()
     }
 
-    /// Asserts the invariants of all logs; for tests and simulations, after each step.
+    /// Asserts the invariants of all logs. Tests and simulations call this after each step.
     pub fn check(&self) {
         self.shared.check();
     }

@@ -1,20 +1,24 @@
-//! Opening a store: the checkpoint, then the ring in order, then what an unfinished flush left is cleared away.
+//! Opens a store: reads the checkpoint, then the ring in order, then removes what an unfinished flush left.
 //! Lives on: the owning core only, before it serves.
 //!
-//! The checkpoint's groups come with the entries that it carries itself; the ring's records are taken behind them.
+//! The checkpoint restores its groups with the entries that it carries itself; the ring's records are replayed behind
+//! them.
 //!
-//! | record at or above where its group's replay begins | does |
+//! | record at or above where its group's replay begins | effect |
 //! |---|---|
-//! | of a group removed (in the checkpoint, or by an earlier record) | nothing |
-//! | of a group unknown | begins the group |
-//! | entry, index = last + 1 | is added |
-//! | entry, any other index | damage: the ring or the checkpoint lost something |
-//! | hard state, and that of any other record | taken over where it is newer |
-//! | truncation above the last index | nothing |
-//! | truncation | drops entries; what is in segments is cut before the store opens |
-//! | removal | forgets the group |
+//! | of a removed group (in the checkpoint, or by an earlier record) | none |
+//! | of an unknown group | creates the group |
+//! | entry with index = last + 1, the next offset, and no lower term | is added |
+//! | any other entry | damage: the ring or the checkpoint lost something |
+//! | hard state, also that of any other record | adopted where it is newer |
+//! | truncation above the last index | none |
+//! | truncation of trimmed entries | damage |
+//! | any other truncation | drops entries; the segments are cut before the store opens |
+//! | restart | the log restarts behind an entry; damage if it does not suit the kind of group |
+//! | removal | removes the group |
 //!
-//! Invariant: recovery only removes files that no checkpoint names, and it can be interrupted and repeated at any point.
+//! Invariant: recovery removes only files that no checkpoint names, and it can be interrupted and repeated at any
+//! point.
 
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, DecodeError, Garbage, GroupState, RemovedGroup},
@@ -93,7 +97,8 @@ pub(crate) async fn open<D: Disk>(
         removed: removed.iter().map(|group| (group.id, Removed { group: *group, files_gone: false })).collect(),
         garbage: checkpoint.garbage.clone(),
         number: checkpoint.number,
-        // What the last flush could not write counts as staged since: a full disk may have left all of the ring to this one.
+        // Everything that the last flush could not write counts as staged since. A full disk may have left the whole
+        // ring to this process.
         cut: needs,
         ..State::default()
     };
@@ -146,7 +151,7 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
     move |source| OpenError::Io { what: path.display().to_string(), source }
 }
 
-/// Makes the store's directories, durably.
+/// Creates the store's directories, durably.
 pub(crate) async fn make_dirs<D: Disk>(disk: &D, dirs: &StoreDirs) -> Result<(), OpenError> {
     for dir in [&dirs.core, &dirs.logs, &dirs.snapshots] {
         disk.create_dir(dir).await.map_err(named(dir))?;
@@ -158,7 +163,7 @@ pub(crate) async fn make_dirs<D: Disk>(disk: &D, dirs: &StoreDirs) -> Result<(),
     Ok(())
 }
 
-/// The core's checkpoint, and how many bytes it takes; an empty one if there is none yet.
+/// The core's checkpoint and its size in bytes. Empty if there is none yet.
 async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Result<(Checkpoint, usize), OpenError> {
     let path = dirs.core.join(CHECKPOINT_FILE);
     let Some(bytes) = read_file(disk, &path).await.map_err(named(&path))? else {
@@ -175,7 +180,7 @@ async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Res
     }
 }
 
-/// The groups while the ring is read.
+/// The groups while the ring is replayed.
 struct Replay<'a> {
     config: &'a StoreConfig,
     /// Where the ring's records begin to count, for groups that the checkpoint does not know.
@@ -184,7 +189,8 @@ struct Replay<'a> {
     groups: BTreeMap<GroupId, Box<Log>>,
     removed: Vec<RemovedGroup>,
     gone: BTreeSet<GroupId>,
-    /// Groups that a flush may have been writing when the store stopped: of which a batch was carried, or something is in the ring.
+    /// Groups that a flush may have been writing when the store stopped: the checkpoint carries batches of them, or
+    /// the ring holds records of them.
     touched: BTreeSet<GroupId>,
 }
 
@@ -230,7 +236,8 @@ impl<'a> Replay<'a> {
                 log.append(entry, crc, start, end);
             }
             RingBody::Truncate { from_index, from_offset } => {
-                // The applied index may lie above: what was appended after the truncation may have been applied before it was flushed.
+                // The applied index may be above: entries appended after the truncation may have been applied before
+                // they were flushed.
                 if from_index <= log.before_first.index {
                     return Err(OpenError::Damaged(format!(
                         "the ring truncates group {} from {from_index}, which is trimmed",
@@ -256,7 +263,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// A log as the checkpoint has it.
+/// A log as the checkpoint stores it.
 fn log_of(group: &GroupState) -> Log {
     let mut log = Log::new(group.id, LogOptions::default(), group.by_snapshot);
     log.hard_state = group.hard_state;
@@ -278,7 +285,7 @@ fn log_of(group: &GroupState) -> Log {
     log
 }
 
-/// Cuts segments as the ring's truncations say: those records were read back, so they are durable.
+/// Cuts segments at the ring's truncations. Their records were read back, so they are durable.
 async fn finish_truncations<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), OpenError> {
     let pending: Vec<GroupId> = {
         let state = shared.state.borrow();
@@ -296,15 +303,16 @@ fn of_flush(error: FlushError) -> OpenError {
     }
 }
 
-/// Removes the files that the checkpoint lists as garbage, removed groups' directories, and what an unfinished flush or snapshot
-/// created. A flush only touches groups with records in the ring or with batches in the checkpoint, so only their directories are looked at.
+/// Removes the files that the checkpoint lists as garbage, the directories of removed groups, and files that an
+/// unfinished flush or snapshot created. A flush only touches groups with records in the ring or with batches in the
+/// checkpoint, so only their directories are searched.
 async fn clear_away<D: Disk>(
     shared: &Rc<Shared<D>>,
     checkpoint: &Checkpoint,
     touched: &BTreeSet<GroupId>,
 ) -> Result<usize, OpenError> {
     let removed: Vec<RemovedGroup> = shared.state.borrow().removed.values().map(|removed| removed.group).collect();
-    // Removals that no checkpoint shows yet stay listed until one does.
+    // Removals that no checkpoint lists yet stay listed until one does.
     let keep = shared.state.borrow().removed.clone();
     collect(shared, &checkpoint.garbage, &removed, checkpoint.cut).await.map_err(of_flush)?;
     shared.state.borrow_mut().removed = keep;
@@ -315,12 +323,12 @@ async fn clear_away<D: Disk>(
         let before = orphans;
         for path in shared.disk.list(&dir).await.map_err(named(&dir))? {
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            // A cut may have left a segment in the garbage list: the checkpoint on disk still names it.
+            // A cut may have moved a segment to the garbage list while the checkpoint on disk still names it.
             if !names.iter().any(|name| name == stem) && !in_garbage(shared, *group, stem) {
                 orphans += usize::from(remove_if_there(&shared.disk, &path).await.map_err(named(&path))?);
             }
         }
-        // The group may have nothing in the ring the next time, and then nobody looks here any more.
+        // The group may have nothing in the ring the next time, and then recovery no longer searches here.
         if orphans > before {
             shared.disk.sync_dir(&dir).await.map_err(named(&dir))?;
         }
@@ -328,7 +336,7 @@ async fn clear_away<D: Disk>(
     Ok(orphans + clear_snapshots(shared).await?)
 }
 
-/// The names, without extension, of the segments that a log has.
+/// The names, without extension, of a log's segments.
 fn segment_names(log: &Log) -> Vec<String> {
     let names = log.segments.iter().map(|segment| segment_name(segment.base_offset, segment.serial));
     names.map(|name| name.trim_end_matches(".log").to_owned()).collect()
@@ -343,7 +351,7 @@ fn in_garbage<D: Disk>(shared: &Shared<D>, group: GroupId, stem: &str) -> bool {
     })
 }
 
-/// Removes snapshots of this core's groups that are not the one in the checkpoint.
+/// Removes snapshots of this core's groups, except the one in the checkpoint.
 async fn clear_snapshots<D: Disk>(shared: &Rc<Shared<D>>) -> Result<usize, OpenError> {
     let kept: Vec<(GroupId, PathBuf)> = {
         let state = shared.state.borrow();
@@ -362,7 +370,7 @@ async fn clear_snapshots<D: Disk>(shared: &Rc<Shared<D>>) -> Result<usize, OpenE
     Ok(orphans)
 }
 
-/// What the caller gets to know of every group, ascending.
+/// The recovered state of every group, ascending.
 async fn recovered_groups<D: Disk>(shared: &Rc<Shared<D>>) -> Result<Vec<RecoveredGroup>, OpenError> {
     let mut ids: Vec<GroupId> = shared.state.borrow().groups.keys().copied().collect();
     ids.sort_unstable();
@@ -401,7 +409,7 @@ fn recovered_group(log: &mut Log) -> Result<RecoveredGroup, OpenError> {
         first_prev_term: log.before_first.term,
         terms: log.terms.runs().to_vec(),
         tail: log.held.iter().map(|held| held.entry.clone()).collect::<Vec<Entry>>(),
-        // The blob of a snapshot is handed over, not kept.
+        // The snapshot's blob is handed over, not kept.
         app: if log.by_snapshot {
             let app = log.app.clone();
             log.app.blob = Bytes::new();

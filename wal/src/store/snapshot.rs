@@ -1,4 +1,4 @@
-//! Snapshots of the group that keeps no segments: one file each, replaced as a whole.
+//! Snapshots of the group without segments: one file each, replaced as a whole.
 //! Lives on: the owning core only.
 //!
 //! ```text
@@ -6,8 +6,8 @@
 //!   40 | conf state: length u64, bytes | state: length u64, bytes
 //! ```
 //!
-//! All numbers are little-endian, the CRC is CRC-32C. Invariant: the checkpoint names a snapshot only once it is durable, and the
-//! one before is removed only once a durable checkpoint names the new one.
+//! All numbers are little-endian, the CRC is CRC-32C. Invariant: the checkpoint names a snapshot only once it is
+//! durable. The previous snapshot is removed only once a durable checkpoint names the new one.
 
 use crate::{
     checkpoint::Garbage,
@@ -31,10 +31,10 @@ pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: u64) -> PathBuf 
     dirs.snapshots.join(format!("{}-{index}-{term}.snap", group.0))
 }
 
-/// Summed at once, before others of the core have their turn.
+/// How many bytes are summed before yielding to other tasks of the core.
 const SUMMED_A_TURN: usize = 1 << 20;
 
-/// The parts of a snapshot's file, but for the configuration and the state themselves: what comes before each of them.
+/// The headers of a snapshot's file: the bytes before the configuration and the bytes before the state.
 async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn()) -> [Vec<u8>; 2] {
     let mut first = Vec::with_capacity(HEADER + 8);
     first.extend_from_slice(&SNAPSHOT_MAGIC.to_le_bytes());
@@ -58,7 +58,7 @@ async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn
     [first, second]
 }
 
-/// The snapshot, or why the bytes are not the one of `group` at `index` and `term`.
+/// Decodes the snapshot, or says why the bytes are not the snapshot of `group` at `index` and `term`.
 fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState, &'static str> {
     if from.len() < HEADER || u32_at(from, 0) != SNAPSHOT_MAGIC || u32_at(from, 8) != SNAPSHOT_VERSION {
         return Err("it does not begin like a snapshot");
@@ -122,7 +122,7 @@ pub(crate) async fn write<D: Disk>(
     Ok(())
 }
 
-/// Writes a snapshot's file; nothing names it yet. See [`crate::store::Store::stage_snapshot`].
+/// Writes a snapshot's file, which nothing names yet. See [`crate::store::Store::stage_snapshot`].
 pub(crate) async fn stage<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
@@ -140,14 +140,14 @@ pub(crate) async fn stage<D: Disk>(
     };
     let what = path.display().to_string();
     if is_full(&source) {
-        // Gives the space of the unfinished file back; the next try removes it otherwise.
+        // Frees the space of the unfinished file. Otherwise the next attempt removes it.
         let _ = remove_if_there(&shared.disk, &path.with_extension("tmp")).await;
         return Err(SnapshotError::Full { what, source });
     }
     Err(shared.poison(format!("{what}: {source}")).into())
 }
 
-/// Has the group's log begin anew behind a staged snapshot. See [`crate::store::Store::install_snapshot`].
+/// Restarts the group's log behind a staged snapshot. See [`crate::store::Store::install_snapshot`].
 pub(crate) fn install<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,

@@ -1,7 +1,8 @@
-//! What a store's handles, its flusher and its readers share.
+//! The state that a store's handles, its flusher and its readers share.
 //! Lives on: the owning core only. No borrow of the state is held across an await.
 //!
-//! Invariants: a dirty group is listed once; what the cache lists, in the order of arrival, is the front of its log's memory.
+//! Invariants: a dirty group is listed once. The cache lists entries in the order of arrival, and those of one log
+//! are the front of its memory.
 
 use crate::{
     checkpoint::{Garbage, RemovedGroup},
@@ -22,7 +23,7 @@ use std::{
     rc::{Rc, Weak},
 };
 
-/// What the handles, the flusher and the readers share.
+/// Shared by the handles, the flusher and the readers.
 pub(crate) struct Shared<D: Disk> {
     pub disk: D,
     pub dirs: StoreDirs,
@@ -32,55 +33,57 @@ pub(crate) struct Shared<D: Disk> {
     pub files: Files<D>,
     pub state: RefCell<State>,
     pub indexes: RefCell<Lru<SegmentId, Rc<SparseIndex>>>,
-    /// When segments were written last whose timestamps say nothing about it, as far as it was asked for.
+    /// When segments were last written, for segments whose timestamps do not give their age, as far as the disk was
+    /// asked.
     pub file_times: RefCell<BTreeMap<SegmentId, i64>>,
     pub ahead: RefCell<Lru<(GroupId, Next), Ahead>>,
     /// A flush is wanted.
     pub wanted: Signal,
-    /// A flush ended, well or not, or the store stopped.
+    /// A flush ended, successfully or not, or the store stopped.
     pub rounds: Signal,
-    /// The snapshot group's entries, or what a snapshot covers, changed.
+    /// The snapshot group's entries changed, or the part that a snapshot covers.
     pub snapshot: Signal,
     pub stats: Cell<StoreStats>,
-    /// Whom the flusher works for, while it runs.
+    /// The flusher's host, while the flusher runs.
     pub host: RefCell<Option<Weak<dyn FlushHost>>>,
     /// Bytes of the last checkpoint, without the batches that it carries.
     pub besides: Cell<u64>,
-    /// Bytes of the file that keeps space for checkpoints, as far as is known.
+    /// Bytes of the file that reserves space for checkpoints, as far as known.
     pub reserved: Cell<u64>,
-    /// From this checkpoint on it may be made to grow.
+    /// The number of the checkpoint from which on growing that file may be tried again.
     pub grows_after: Cell<u64>,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
     pub groups: BTreeMap<GroupId, Box<Log>>,
-    /// Groups with entries that no flush has taken up, each once.
+    /// Groups with entries that no flush has taken, each listed once.
     pub dirty: Vec<GroupId>,
-    /// Groups whose batches checkpoints carry, the longest carried first, and how many bytes that is in all. See `checkpoint_kept`.
+    /// Groups whose batches checkpoints carry, the longest carried first; and the total of these bytes. See
+    /// `checkpoint::kept`.
     pub carriers: VecDeque<GroupId>,
     pub carried_bytes: u64,
     /// Entries in memory in the order of their arrival, by the end of their record.
     pub cache: VecDeque<(LogPos, GroupId)>,
-    /// By group: there may be hundreds of thousands, of topics that were just deleted.
+    /// Removed groups, by id. There may be hundreds of thousands of them, from topics that were just deleted.
     pub removed: BTreeMap<GroupId, Removed>,
     pub garbage: Vec<Garbage>,
     /// The logs' directory has new names that are not durable.
     pub logs_dir_changed: bool,
-    /// Of the newest checkpoint.
+    /// The number of the newest checkpoint.
     pub number: u64,
-    /// Up to where the newest flush took entries.
+    /// The position up to which the newest flush took entries.
     pub cut: LogPos,
     /// When the newest flush began, in ms since the epoch.
     pub flush_ms: i64,
-    /// Flushes asked for and done, counted.
+    /// How many flushes were requested and completed.
     pub asked: u64,
     pub done: u64,
     pub closing: bool,
     pub poison: Option<Poisoned>,
 }
 
-/// A removed group whose traces are not all gone.
+/// A removed group that still has traces in the ring or on the disk.
 #[derive(Clone, Copy)]
 pub(crate) struct Removed {
     pub group: RemovedGroup,
@@ -96,7 +99,7 @@ impl State {
         }
     }
 
-    /// Marks a group of which a flush left something.
+    /// Marks a group as dirty if a flush left some of its entries.
     pub fn mark_if_unflushed(&mut self, group: GroupId) {
         let log = self.groups.get(&group);
         if log.is_some_and(|log| log.pending_cut.is_some() || log.is_only_in_ring()) {
@@ -108,7 +111,8 @@ impl State {
         self.groups.get_mut(&group).unwrap_or_else(|| panic!("there is no group {}", group.0))
     }
 
-    /// Lets go of the oldest flushed entries until what memory pins fits `cache_bytes`, or of `most`: then `true`, there may be more.
+    /// Evicts the oldest flushed entries until the memory that they pin fits `cache_bytes`, or until `most` are
+    /// evicted. In the second case it returns `true`: there may be more to evict.
     pub fn evict(&mut self, end: LogPos, cache_bytes: u64, most: usize) -> bool {
         for _ in 0..most {
             let Some(&(oldest, group)) = self.cache.front() else { return false };
@@ -121,17 +125,18 @@ impl State {
         true
     }
 
-    /// The ring's chunks are shared by batches in the order of their arrival: all from the oldest one held on are pinned.
+    /// Batches share the ring's chunks in the order of their arrival, so everything from the oldest held batch on is
+    /// pinned.
     pub fn cache_cost(&self, end: LogPos) -> u64 {
         let pinned = self.cache.front().map_or(0, |(oldest, _)| end.0.saturating_sub(oldest.0));
         pinned + (self.cache.len() * CACHED_ENTRY_COST) as u64
     }
 }
 
-/// Entries that are let go at once, so that more can be appended.
+/// How many entries are evicted at once to make room for appends.
 const EVICTED_AT_ONCE: usize = 1024;
 
-/// What an entry in memory takes beside its bytes.
+/// The memory cost of an entry in addition to its bytes.
 const CACHED_ENTRY_COST: usize = size_of::<crate::log::Held>() + size_of::<(LogPos, GroupId)>();
 
 impl<D: Disk> Shared<D> {
@@ -153,7 +158,7 @@ impl<D: Disk> Shared<D> {
         self.host.borrow().as_ref().and_then(Weak::upgrade)
     }
 
-    /// Between two turns of long work.
+    /// Yields between two turns of long work.
     pub async fn give_way(&self) {
         match self.host() {
             Some(host) => host.give_way().await,
@@ -161,8 +166,8 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Behind a large write that is not synced: the ring's next sync has to wait until the disk has all of it, so not too much at once, as
-    /// long as the ring has room.
+    /// Pauses after a large write that is not synced, as long as the ring is less than half full. The ring's next
+    /// sync has to wait until the disk has written all of it, so the flusher must not write too much at once.
     pub async fn breathe(&self) {
         let space = self.journal.space();
         if let Some(host) = self.host().filter(|_| space.used < space.capacity / 2) {
@@ -187,7 +192,7 @@ impl<D: Disk> Shared<D> {
         })
     }
 
-    /// `error`, unless the segment it came from is not the log's any more.
+    /// Returns `error`, or [`ReadError::Changed`] if its segment is no longer the log's, or was cut.
     pub fn unless_changed(&self, group: GroupId, segment: &Segment, error: ReadError) -> ReadError {
         let state = self.state.borrow();
         let still = state
@@ -224,7 +229,7 @@ impl<D: Disk> Shared<D> {
         self.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
     }
 
-    /// Whether a snapshot would free more of the ring than a flush can.
+    /// Whether the snapshot group's entries hold so much of the ring that a snapshot is needed to free it.
     pub fn wants_snapshot(&self) -> bool {
         let state = self.state.borrow();
         let log = self.config.snapshot_group.and_then(|group| state.groups.get(&group));
@@ -232,7 +237,7 @@ impl<D: Disk> Shared<D> {
         held_from.is_some_and(|from| self.journal.staged().0 - from.0 >= self.config.flush_trigger_bytes)
     }
 
-    /// Asserts what holds for every log at any time.
+    /// Asserts the invariants of every log.
     pub fn check(&self) {
         let durable = self.journal.durable();
         for log in self.state.borrow().groups.values() {
@@ -246,7 +251,8 @@ impl<D: Disk> Shared<D> {
         self.stats.set(stats);
     }
 
-    /// Memory that more batches may take. One that is larger than all of it may have it alone.
+    /// How much memory more batches may take. If nothing is held, a batch larger than the whole bound is still
+    /// admitted.
     pub fn memory_left(&self) -> u64 {
         let (end, bytes_max) = (self.journal.staged(), self.config.memory_bytes);
         let mut state = self.state.borrow_mut();
@@ -259,20 +265,20 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Whether a flush that nobody asked for yet would take something up.
+    /// Whether no flush is pending and a new one would find entries to take.
     pub fn flush_helps(&self) -> bool {
         let state = self.state.borrow();
         state.asked == state.done && self.journal.durable() > state.cut
     }
 
-    /// Whether so much was staged since the last flush that another is due.
+    /// Whether enough was staged since the last flush that another is due.
     pub fn flush_due(&self) -> bool {
         let state = self.state.borrow();
         state.asked == state.done
             && self.journal.staged().0.saturating_sub(state.cut.0) >= self.config.flush_trigger_bytes
     }
 
-    /// Asks for a flush that is due.
+    /// Requests a flush if one is due.
     pub fn flush_if_due(&self) {
         if self.flush_due() {
             self.ask_flush();

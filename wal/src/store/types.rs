@@ -1,4 +1,4 @@
-//! What the store's callers say and hear: sizes, places, states, refusals.
+//! The public values of the store: sizes, directories, states, errors.
 //! Lives on: the owning core; plain values.
 
 use crate::{
@@ -14,40 +14,43 @@ use std::{io, path::PathBuf, pin::Pin};
 pub struct StoreConfig {
     /// The ring's total size in bytes.
     pub ring_bytes: u64,
-    /// The largest sum of an entry's data and payload that the ring is to take: its segments are as large as that needs.
+    /// The largest sum of an entry's data and payload that the ring must accept. Its segments are as large as that
+    /// needs.
     pub entry_bytes: usize,
-    /// The ring's exact sizes, if they are not to follow from `ring_bytes`.
+    /// The ring's exact sizes, instead of sizes derived from `ring_bytes`.
     pub ring: Option<RingConfig>,
     /// A flush starts when this much of the ring is in use. 0 means a quarter of the ring.
     pub flush_trigger_bytes: u64,
-    /// Memory for batches that are already in segments, kept for tailing consumers; counted by the ring memory they pin.
-    /// When it is full, the oldest batches of the core are let go, and reads of them become cold.
+    /// Memory for batches that are already in segments, kept for tailing consumers. It counts the ring memory that
+    /// they pin. When it is full, the core's oldest batches are evicted, and reads of them become cold.
     pub cache_bytes: u64,
-    /// Memory for all batches that are not let go, flushed or not: while there is more, [`Store::admit`](crate::store::Store::admit) lets
-    /// appends wait. What is recovered counts, too, but is never refused.
+    /// Memory for all batches that are not evicted, flushed or not. While they exceed it,
+    /// [`Store::admit`](crate::store::Store::admit) makes appends wait. Recovered batches count too, but are never
+    /// rejected.
     pub memory_bytes: u64,
-    /// Memory for what cold reads have read ahead. When it is full, the least recently used buffer is let go.
+    /// Memory for read-ahead of cold reads. When it is full, the least recently used buffer is evicted.
     pub read_ahead_bytes: u64,
-    /// Memory for sparse indexes. When it is full, the least recently used one is let go, to be read or made again.
+    /// Memory for sparse indexes. When it is full, the least recently used one is evicted, and is later read or
+    /// rebuilt.
     pub index_bytes: u64,
-    /// Open descriptors of segments. When that many are open, the least recently used one is closed.
+    /// The most open descriptors of segments. At this limit, the least recently used one is closed.
     pub open_files_max: usize,
     /// Bytes per write of a flush.
     pub flush_write_bytes: usize,
-    /// Groups whose files are written and synced side by side in a flush: one write or sync of each is in flight.
+    /// How many groups a flush writes and syncs concurrently. Each has one write or sync in flight.
     pub flush_in_flight: usize,
-    /// Entries that a flush takes, writes or lets go of before others of the core have their turn.
+    /// How many entries a flush takes, writes or evicts before it yields to other tasks of the core.
     pub flush_turn_entries: usize,
-    /// Groups that a checkpoint takes down before others of the core have their turn.
+    /// How many groups a checkpoint encodes before it yields to other tasks of the core.
     pub checkpoint_turn_groups: usize,
-    /// The group that keeps no segments: its entries count as flushed once a snapshot covers them.
+    /// The group without segments: its entries count as flushed once a snapshot covers them.
     pub snapshot_group: Option<GroupId>,
-    /// Bytes of that group's entries that a checkpoint carries itself, so that they do not hold the ring while they are not decided.
-    /// Those beyond do, until a snapshot covers what comes before them.
+    /// How many bytes of that group's entries a checkpoint carries itself, so that they do not hold the ring while
+    /// they are undecided. Entries beyond this hold the ring until a snapshot covers the entries before them.
     pub kept_bytes: usize,
-    /// Bytes of other groups' last batches that a checkpoint carries itself, so that a flush need not write and sync a file for each of
-    /// many groups with little that is new. So much is written once more with each checkpoint, and held in memory; as much is kept free on
-    /// the disk once it is used. 0: none.
+    /// How many bytes of other groups' last batches a checkpoint carries itself. A flush then need not write and sync
+    /// a file for each of many groups with few new bytes. These bytes are written again with each checkpoint and held
+    /// in memory. The same amount is kept free on the disk once it is used. 0: none.
     pub carried_bytes: u64,
 }
 
@@ -74,14 +77,14 @@ impl Default for StoreConfig {
     }
 }
 
-/// Where one core's files are.
+/// The directories of one core's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreDirs {
-    /// The data directory itself; it exists.
+    /// The data directory itself. It must exist.
     pub data: PathBuf,
     /// Ring and checkpoint: `<data>/epoch-<n>/core-<c>`.
     pub core: PathBuf,
-    /// `<data>/logs`: one directory per partition, whatever its core.
+    /// `<data>/logs`: one directory per partition, on any core.
     pub logs: PathBuf,
     /// `<data>/snapshots`.
     pub snapshots: PathBuf,
@@ -110,13 +113,13 @@ pub struct LogMark {
 /// The caller's own state of a group as of an applied index; opaque here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppState {
-    /// All entries up to this index are in `blob` (and in the log start).
+    /// `blob` (and the log start) include all entries up to this index.
     pub index: u64,
     pub blob: Bytes,
     pub conf_state: Bytes,
 }
 
-/// What [`Store::open`](crate::store::Store::open) found of one group.
+/// The state of one group that [`Store::open`](crate::store::Store::open) found.
 #[derive(Clone, Debug)]
 pub struct RecoveredGroup {
     pub id: GroupId,
@@ -125,12 +128,13 @@ pub struct RecoveredGroup {
     /// Entries up to here are in segments (or in the snapshot, for the snapshot group).
     pub flushed_index: u64,
     pub flushed_term: u64,
-    /// The first index that is still in the log, or the one after the last if the log holds nothing; and the term before it.
+    /// The first index that is still in the log, or one past the last if the log is empty; and the term before it.
     pub first_index: u64,
     pub first_prev_term: u64,
     /// Covers `first_index ..= last index`, ascending.
     pub terms: Vec<TermRun>,
-    /// The entries above min(`flushed_index`, `app.index`), in order, without holes: what is to be applied again, and more.
+    /// The entries above min(`flushed_index`, `app.index`), in order, without gaps. They include all entries to be
+    /// applied again.
     pub tail: Vec<Entry>,
     /// For the snapshot group, `blob` is the newest snapshot.
     pub app: AppState,
@@ -138,7 +142,7 @@ pub struct RecoveredGroup {
     pub next_offset: u64,
 }
 
-/// What recovery did, for the log and the banner.
+/// The outcome of recovery, for the log and the banner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     pub groups: usize,
@@ -152,7 +156,7 @@ pub struct RecoveryReport {
     pub orphans: usize,
 }
 
-/// Why a store can't be opened. Every variant names the file or the group.
+/// Why a store cannot be opened. Every variant names the file or the group.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("{what}: {source}")]
@@ -166,73 +170,78 @@ pub enum OpenError {
     Newer { path: String, found: u32, newest: u32 },
 }
 
-/// A position in the ring's history, in bytes; only grows.
+/// A position in the ring's history, in bytes. It only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogPos(pub u64);
 
-/// A record that is on its way to the ring.
+/// A record that is staged for the ring.
 #[derive(Clone, Debug)]
 pub struct Staged {
-    /// Durable when [`Store::durable`](crate::store::Store::durable) has reached this.
+    /// The record is durable once [`Store::durable`](crate::store::Store::durable) has reached this position.
     pub pos: LogPos,
     /// The payload in the ring's memory.
     pub payload: Option<Payload>,
 }
 
-/// Nothing leaves this core any more; a restart recovers. The text says what failed.
+/// The store stopped: nothing is acknowledged on this core any more, and a restart recovers. The text says what
+/// failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store stopped: {0}")]
 pub struct Poisoned(pub String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The ring has no room even in its reserve; [`Store::admit`](crate::store::Store::admit) was not asked.
+    /// The ring has no room, not even in its reserve. The caller did not ask
+    /// [`Store::admit`](crate::store::Store::admit).
     #[error("the ring is full")]
     Full,
-    /// The entry fits into no segment of the ring; a larger ring has larger segments.
+    /// The entry does not fit into a segment of the ring. A larger ring has larger segments.
     #[error("an entry of {bytes} bytes fits into no segment of the ring: {max} bytes fit")]
     TooLarge { bytes: usize, max: usize },
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
 }
 
-/// Whether there is room for more; asked before an entry is proposed, since a staged one can't be refused.
+/// Whether there is room for more. Callers ask before they propose an entry, since a staged entry cannot be rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Ok,
-    /// The ring is down to its reserve: await [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
+    /// The ring is down to its reserve, or memory is full. Await
+    /// [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
     Wait,
-    /// The entry is above [`Store::entry_bytes_max`](crate::store::Store::entry_bytes_max): this ring never has room for it.
+    /// The entry is larger than [`Store::entry_bytes_max`](crate::store::Store::entry_bytes_max), so it never fits
+    /// this ring.
     TooLarge,
 }
 
-/// What the flusher asks of the engine.
+/// The services that the flusher needs from the engine.
 pub trait FlushHost {
     /// Wall-clock time in ms since the epoch.
     fn wall_ms(&self) -> i64;
-    /// The group's state as of some applied index, cut in one synchronous step; `None` keeps the one checkpointed before.
-    /// All entries up to that index must have been reported durable.
+    /// The group's state as of some applied index, captured in one synchronous step. `None` keeps the state that was
+    /// checkpointed before. All entries up to that index must have been reported durable.
     fn app_state(&self, group: GroupId) -> Option<AppState>;
-    /// The disk is full: returns after a pause that grows with `attempt` (from 1).
+    /// Called when the disk is full. Returns after a pause that grows with `attempt` (from 1).
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>>;
-    /// Between two turns of long work: returns once all else that can go on has gone on.
+    /// Yields between two turns of long work. Returns once all other ready tasks have run.
     fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(crate::signal::yield_now())
     }
-    /// Between two large writes of a flush that is in no hurry: returns after a pause in which the disk can make the first durable.
+    /// Called between two large writes of a flush that is not urgent. Returns after a pause in which the disk can
+    /// make the first write durable.
     fn breathe(&self) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(std::future::ready(()))
     }
-    /// A flush could not go on, and will be tried again after [`FlushHost::back_off`].
+    /// A flush failed. The flusher retries it after [`FlushHost::back_off`].
     fn flush_failed(&self, why: &str);
-    /// A flush got to its end.
+    /// A flush completed.
     fn flushed(&self) {}
 }
 
 /// Why a snapshot could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// No space: free some and try again; the old snapshot stays.
+    /// The disk is full. Free some space and retry; the old snapshot stays.
     #[error("{what}: {source}")]
     Full { what: String, source: io::Error },
     #[error(transparent)]
@@ -244,14 +253,14 @@ pub enum SnapshotError {
 pub struct StoreStats {
     /// Writes of the ring, each with its sync.
     pub ring_writes: u64,
-    /// Pieces of memory that the ring took to stage writes in, and those for which none was at hand.
+    /// Chunks of memory that the ring took to stage writes, and how many of them found none in the pool.
     pub ring_chunks: u64,
     pub ring_cold_chunks: u64,
     pub flushes: u64,
     pub flushed_bytes: u64,
     /// Writes of segments that ended with a sync.
     pub flushed_files: u64,
-    /// What the next checkpoint carries of the groups' last batches.
+    /// Bytes of the groups' last batches that the next checkpoint carries.
     pub carried_bytes: u64,
     pub flush_failures: u64,
     pub checkpoints: u64,

@@ -1,4 +1,4 @@
-//! Failing writes and syncs: nothing is acked any more, and a restart finds what was acked before.
+//! Failing writes and syncs: afterwards nothing is acknowledged, and a restart finds what was acknowledged before.
 
 use crate::{
     harness::{Said, disk, entry, open, opened, said, stage, write},
@@ -11,7 +11,7 @@ use wal::{
     store::{Admission, AppendError, LogPos},
 };
 
-/// Lets the third write (or its sync) end badly, with a fourth staged behind it.
+/// Makes the third write (or its sync) fail, with a fourth staged behind it.
 fn poisoned_by(kind: Kind, fate: Fate, why: &str) {
     let disk = disk(5);
     let (journal, _) = opened(&disk);
@@ -24,7 +24,7 @@ fn poisoned_by(kind: Kind, fate: Fate, why: &str) {
     let waiting = exec.spawn_with_result(journal.durable_past(acked));
     let space = exec.spawn_with_result(journal.space_freed());
     stage(&journal, &records[2]).expect("there is room");
-    // One step takes the write up; what is staged now waits behind it.
+    // One step starts the write. Records staged now wait behind it.
     exec.step();
     let staged = stage(&journal, &records[3]);
     exec.run();
@@ -40,7 +40,7 @@ fn poisoned_by(kind: Kind, fate: Fate, why: &str) {
     drop(staged);
     drop(exec);
 
-    // No second try of that write or sync.
+    // The ring does not retry that write or sync.
     disk.trace();
     write(3, &journal, &[]);
     assert!(disk.trace().is_empty());
@@ -109,16 +109,16 @@ fn opening_reports_each_failing_operation_and_succeeds_later() {
     }
 }
 
-/// Where the ring syncs; each is left out in turn.
+/// A place where the ring syncs. Each is left out in turn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Site {
-    /// What makes a write durable.
+    /// The sync that makes a write durable.
     Write,
-    /// What was read back, at open.
+    /// The sync of the records that were read back at open.
     ReadBack,
-    /// A new file's zeros and length.
+    /// The sync of a new file's zeros and length.
     NewFile,
-    /// The names, at open and after each new file.
+    /// The sync of the names, at open and after each new file.
     Names,
 }
 

@@ -1,4 +1,4 @@
-//! The ring's bytes, spelled out, and read back as they were written.
+//! The ring's exact bytes, and reading them back as they were written.
 
 use crate::harness::{any, entry, said};
 use bytes::Bytes;
@@ -47,7 +47,7 @@ fn header() -> WriteHeader {
     }
 }
 
-/// If this fails, disks in use can't be read any more: raise the version instead.
+/// If this fails, disks in use cannot be read any more: increase the version instead.
 #[test]
 fn the_bytes_stay_as_they_are() {
     let expected = "\
@@ -109,7 +109,7 @@ fn any_bytes_are_looked_at_without_harm() {
             bytes[at] = rng.u8(..);
         }
         bytes.truncate(rng.usize(..=bytes.len()));
-        // Whatever it is, it is no panic and no more than what is there.
+        // Whatever the result, decoding does not panic and returns no more bytes than there are.
         if let Some(records) = decode_body(&Bytes::from(bytes.clone()), LogPos(0), 1) {
             assert_eq!(records[0].end.0, bytes.len() as u64);
         }

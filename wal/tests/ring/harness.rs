@@ -1,4 +1,4 @@
-//! What the ring's tests share: a small ring, records made from a seed, a journal with its writer running.
+//! Shared by the ring's tests: a small ring, records made from a seed, a journal with its writer running.
 
 use bytes::Bytes;
 use std::{
@@ -40,7 +40,7 @@ pub fn file(slot: u32) -> PathBuf {
     dir().join(segment_file(slot))
 }
 
-/// A disk with the ring's directory on it, durably.
+/// A disk with the ring's directory, made durable.
 pub fn disk(seed: u64) -> SimDisk {
     let disk = SimDisk::new(seed);
     block_on(seed, async {
@@ -54,7 +54,7 @@ pub fn open(disk: &SimDisk) -> Result<(Journal<SimDisk>, RecoveredRing), OpenErr
     block_on(1, Journal::open(disk.clone(), dir(), EPOCH, config())).expect("the disk answers")
 }
 
-/// Opens a ring that was released below `released`.
+/// Opens a ring whose segments below `released` were released.
 pub fn opened_from(disk: &SimDisk, released: LogPos) -> (Journal<SimDisk>, RecoveredRing) {
     let opened = block_on(1, Journal::open_from(disk.clone(), dir(), EPOCH, config(), released));
     opened.expect("the disk answers").unwrap_or_else(|error| panic!("the ring opens: {error}"))
@@ -64,7 +64,7 @@ pub fn opened(disk: &SimDisk) -> (Journal<SimDisk>, RecoveredRing) {
     open(disk).unwrap_or_else(|error| panic!("the ring opens: {error}"))
 }
 
-/// Why the ring does not open.
+/// The error with which the ring does not open.
 pub fn refused(disk: &SimDisk) -> OpenError {
     match open(disk) {
         Ok(_) => panic!("the ring must not open"),
@@ -91,7 +91,7 @@ pub fn entry(index: u64, payload: impl Into<Bytes>) -> Said {
     (GroupId(7), HardState { term: 2, vote: 1, commit: index.saturating_sub(1) }, RingBody::Entry(entry))
 }
 
-/// Any record, with up to `bytes_max` of payload.
+/// A random record, with up to `bytes_max` of payload.
 pub fn any(rng: &mut fastrand::Rng, bytes_max: usize) -> Said {
     let group = GroupId(rng.u64(..4));
     let hard_state = HardState { term: rng.u64(..9), vote: rng.u64(..9), commit: rng.u64(..) };
@@ -149,7 +149,8 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
     Ok(end)
 }
 
-/// Stages `records` and lets each batch of them become durable, one write per batch. The disk may stop or fail meanwhile.
+/// Stages each batch of records and waits until it is durable, one write per batch. The disk may stop or fail
+/// meanwhile.
 pub fn write(seed: u64, journal: &Journal<SimDisk>, batches: &[Vec<Said>]) {
     let mut exec = SimExec::new(seed);
     let ended = exec.spawn_with_result(journal.run());
@@ -175,7 +176,8 @@ pub fn close(journal: &Journal<SimDisk>) {
     assert_eq!(*ended.borrow(), Some(Ok(())));
 }
 
-/// Calls `test` for each seed; a failure says how to run it again. `RING_SEED` runs one, `RING_SEEDS` says how many.
+/// Calls `test` for each seed. A failure prints how to replay it. `RING_SEED` runs one seed, `RING_SEEDS` sets how
+/// many.
 pub fn seeds(name: &str, count: u64, test: impl Fn(u64) -> Result<(), String>) {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seeds = match number("RING_SEED") {

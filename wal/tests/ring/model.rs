@@ -1,4 +1,4 @@
-//! The ring beside a plain vector: random appends, releases, crashes, deaths of the process alone, and clean stops.
+//! Compares the ring with a plain vector: random appends, releases, crashes, process deaths, and clean stops.
 
 use crate::harness::{EPOCH, SEGMENT, Said, Shared, any, close, config, dir, disk, said, seeds, stage};
 use std::rc::Rc;
@@ -10,15 +10,16 @@ use wal::{
     store::{LogPos, OpenError},
 };
 
-/// All that was ever staged and not cut by a crash, in order, with where it begins (as far as the caller knows) and ends.
+/// All records that were staged and not cut by a crash, in order. Each has its beginning (as far as the caller knows)
+/// and its end.
 #[derive(Default)]
 struct Model {
     records: Vec<(LogPos, LogPos, Said)>,
     durable: LogPos,
     released: LogPos,
-    /// The last life ended with a mark.
+    /// The last life ended with a clean mark.
     clean: bool,
-    /// The end of the last such mark.
+    /// The end of the last clean mark.
     marked: LogPos,
     laps: u64,
     cuts: u64,
@@ -47,7 +48,7 @@ impl Model {
                 return Err(format!("the record of {}..{} is at {}..{}", start.0, end.0, found.start.0, found.end.0));
             }
         }
-        // After a clean stop, a life of which nothing is left may leave the ring clean.
+        // After a clean stop, a life that leaves nothing behind may leave the ring clean.
         let only_marked = self.records[..kept].last().is_none_or(|(_, end, _)| *end <= self.marked);
         if self.clean && !found.clean || found.clean && !(only_marked && self.marked > LogPos(0)) {
             return Err(format!("clean: {}", found.clean));
@@ -95,7 +96,7 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
     let model = Shared::<Model>::default();
     for life in 0..8 {
         prepare(&disk);
-        // Opening can be interrupted as well.
+        // Opening may be interrupted too.
         if rng.u32(..4) == 0 {
             disk.stop_after(rng.u64(1..60));
             let released = model.borrow().released;
@@ -130,7 +131,7 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
         drop(exec);
         model.borrow_mut().durable = journal.durable();
         if ends_clean {
-            // Only a mark of an earlier stop can have taken the place of this one.
+            // The mark may only lack room if the mark of an earlier stop took its place.
             let marks = journal.space().free >= BLOCK as u64;
             close(&journal);
             let mut model = model.borrow_mut();
@@ -140,7 +141,7 @@ pub fn acked_survives(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(u64, u64
             }
         }
         drop(journal);
-        // The process dies, or the machine does.
+        // Either the process dies, or the machine does.
         if rng.u32(..3) == 0 {
             disk.stop();
             disk.resume();

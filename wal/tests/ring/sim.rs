@@ -1,4 +1,4 @@
-//! The simulated disk itself: it keeps what was synced, and nothing else for certain.
+//! Tests of the simulated disk itself: it keeps what was synced, and gives no guarantee for anything else.
 
 use crate::harness::disk;
 use bytes::Bytes;
@@ -42,7 +42,7 @@ fn with_file(seed: u64) -> (SimDisk, SimFile) {
     (disk, file)
 }
 
-/// What crashes leave of the file's sectors, as the set of their first bytes.
+/// The file's sectors after each of `count` crashes, as their first bytes.
 fn crashes(disk: &SimDisk, count: usize) -> Vec<Vec<u8>> {
     let image = |disk: SimDisk| disk.bytes(FILE.as_ref()).chunks(SECTOR).map(|sector| sector[0]).collect();
     (0..count).map(|_| image(disk.crash())).collect()

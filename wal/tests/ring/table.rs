@@ -1,4 +1,4 @@
-//! The recovery table, walked: for every row, a ring on the disk that is that case, and what recovery makes of it.
+//! Walks the recovery table: builds a ring on the disk for each row, and checks what recovery makes of it.
 
 use crate::harness::{EPOCH, SEGMENT, disk, entry, file};
 use std::collections::BTreeSet;
@@ -43,8 +43,9 @@ impl Fixture {
         Self { disk, files: files.expect("the disk answers") }
     }
 
-    /// A write of `blocks` at block `at` of the segment, which knows everything up to block `previous` as durable. Segments and blocks
-    /// count from the second lap's beginning; segment -4 is the first lap's first.
+    /// Writes `blocks` blocks at block `at` of the segment. The header says that everything up to block `previous` is
+    /// durable. Segments and blocks count from the beginning of the second lap; segment -4 is the first segment of
+    /// the first lap.
     fn write(&self, slot: u32, segment: i64, at: u64, blocks: u64, previous: u64) {
         let segment = (LAP as i64 + segment) as u64;
         let previous = LAP * 8 + previous;
@@ -94,7 +95,8 @@ impl Fixture {
     }
 }
 
-/// The ring that is this case at block 1 of the second lap, or at its first segment's end; and how many records come out of it.
+/// Builds a ring with this case at block 1 of the second lap, or at the end of its first segment. Also returns how
+/// many records recovery finds in it.
 fn fixture(header: HeaderCase, body: BodyCase, beyond: Beyond) -> (Fixture, LogPos, usize) {
     let ring = Fixture::new();
     let at = match header {
@@ -116,7 +118,7 @@ fn fixture(header: HeaderCase, body: BodyCase, beyond: Beyond) -> (Fixture, LogP
     let (taken, body_taken) = (1, usize::from(body == BodyCase::Whole));
     let records = match beyond {
         Beyond::Nothing => taken + body_taken,
-        // The next segment begins where this one was left.
+        // The next segment begins where this one ended.
         Beyond::NextBegins => {
             ring.write(2, 1, 0, 1, at);
             taken + 1

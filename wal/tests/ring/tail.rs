@@ -1,4 +1,4 @@
-//! The ring's end after a crash: torn anywhere, zeroed, over an earlier lap; and damage, which is never taken for it.
+//! The ring's end after a crash: torn anywhere, zeroed, or over an earlier lap. Damage must never be mistaken for it.
 
 use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, opened_from, refused, said, write};
 use wal::{
@@ -8,18 +8,18 @@ use wal::{
     store::{LogPos, OpenError},
 };
 
-/// Fills more than one block's worth of sectors but stays within the block.
+/// A payload whose write covers all sectors of exactly one block.
 const FILLS_A_BLOCK: usize = BLOCK - 96 - 88 - 16;
 
 fn found(disk: &SimDisk) -> Vec<Said> {
     opened(disk).1.records.iter().map(said).collect()
 }
 
-/// A disk with two acked records and a third whose write, of one block, is under way; and the three.
+/// A disk with two acknowledged records and a third whose write, of one block, is in flight; and the three records.
 fn write_under_way(laps: u64) -> (SimDisk, Vec<Said>) {
     let disk = disk(9);
     let (journal, _) = opened(&disk);
-    // Bytes of earlier laps, under all that comes.
+    // Bytes of earlier laps, below everything that follows.
     for index in 0..laps * 32 {
         write(index, &journal, &[vec![entry(index, vec![0xee; FILLS_A_BLOCK])]]);
         journal.release_below(journal.durable());
@@ -33,7 +33,7 @@ fn write_under_way(laps: u64) -> (SimDisk, Vec<Said>) {
     (disk, records)
 }
 
-/// The third record's bytes on the disk, where they are, and a disk without them.
+/// The third record's bytes on the disk, their place, and a disk without them.
 fn under_way(disk: &SimDisk) -> (u32, usize, Vec<u8>, SimDisk) {
     let slot = (0..4).find(|slot| !disk.unsynced_sectors(&file(*slot)).is_empty()).expect("a write is under way");
     let sectors = disk.unsynced_sectors(&file(slot));
@@ -97,8 +97,8 @@ fn the_ring_goes_on_behind_a_torn_write() {
     assert_eq!(found(&torn.crash()), [records[0].clone(), records[1].clone(), next]);
 }
 
-/// A ring that was full to its end, of which one segment was released: its first write lands on what was the oldest one, and nothing
-/// else on the disk knows yet that this was released.
+/// The ring was full to its end, and one segment was released. The next write lands on the formerly oldest segment,
+/// and nothing else on the disk records its release yet.
 #[test]
 fn a_write_torn_over_a_segment_that_was_just_released_is_cut() {
     let disk = disk(11);
@@ -111,7 +111,7 @@ fn a_write_torn_over_a_segment_that_was_just_released_is_cut() {
     assert!(journal.append(GroupId(7), HardState::default(), &large()).is_err(), "the ring is full");
     let released = LogPos(SEGMENT);
     journal.release_below(released);
-    // One goes into the last block, which need not be kept for the mark of a clean shutdown any more.
+    // One record goes into the last block, which need not be reserved for the clean mark any more.
     records.push(entry(32, vec![32; FILLS_A_BLOCK]));
     records.push(entry(33, vec![33; FILLS_A_BLOCK]));
     disk.stop_after(4);
@@ -170,7 +170,7 @@ fn bytes_of_an_earlier_lap_are_never_taken() {
         assert!(last > 0 && found == expected, "after record {index}");
     }
     drop(journal);
-    // A write that the disk lost though it was synced, so that the earlier lap's is there again, is damage.
+    // If the disk loses a write although it was synced, an earlier lap's bytes reappear, and that is damage.
     let earlier = earlier.expect("taken");
     let live = opened(&disk).1.records;
     let (first, second) = (&live[0], &live[1]);
@@ -202,7 +202,7 @@ fn a_flipped_bit_below_the_durable_mark_is_damage() {
             other => panic!("byte {at}: {other}"),
         }
     }
-    // Nothing on the disk knows that the last write was durable, until a clean shutdown says so.
+    // Nothing on the disk proves that the last write was durable, until a clean shutdown does.
     for at in (2 * BLOCK..3 * BLOCK).filter(|at| at % BLOCK < bytes) {
         let copy = disk.crash();
         copy.flip(&file(0), 8 * at);
@@ -232,7 +232,7 @@ fn files_that_are_missing_or_of_another_length_are_named() {
     let cut = disk.crash();
     truncate(&cut, 2, SEGMENT - BLOCK as u64);
     assert!(refused(&cut).to_string().contains("ring-0002.seg has 28672 bytes instead of 32768"));
-    // The last one may never have been made.
+    // The last file may never have been created.
     let last = disk.crash();
     remove(&last, 3);
     assert_eq!(open(&last).expect("it is made again").1.records.len(), 1);

@@ -1,4 +1,5 @@
-//! Segments whose timestamps do not say how old they are: retention goes by their files' times, and they end by the clock.
+//! Segments whose timestamps do not give their age: retention uses their files' times, and the clock decides when
+//! they end.
 
 use crate::harness::{block_on, config, dirs, fresh_disk, options, pause, with_loops};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use wal::{
 const GROUP: GroupId = GroupId(1);
 const NOW: i64 = 1_700_000_000_000;
 const WEEK: u64 = 7 * 24 * 3_600_000;
-/// -1, microseconds, nanoseconds, and the end of time.
+/// -1, microseconds, nanoseconds, and the largest value.
 const ABSURD: [i64; 4] = [-1, NOW * 1_000, NOW * 1_000_000, i64::MAX];
 
 struct Clock(Cell<i64>);
@@ -87,7 +88,7 @@ impl World {
         self.store.retention(GROUP, now_ms, Some(WEEK), None, self.appended.get())
     }
 
-    /// Retention at a time, once with what is known and once with the files' times.
+    /// Retention at a time, once the files' times are known.
     fn retention_by_files(&self, now_ms: i64) -> Option<u64> {
         block_on(self.store.learn_file_times(GROUP, now_ms)).expect("the disk knows");
         assert!(!self.store.lacks_file_times(GROUP, now_ms));
@@ -108,7 +109,7 @@ fn segments_of_unknown_age_are_as_old_as_their_files() {
         assert!(world.store.lacks_file_times(GROUP, behind));
         assert_eq!(world.retention_by_files(before), None, "{absurd}");
         assert_eq!(world.retention(behind), Some(30), "{absurd}");
-        // The same after a restart, in which the times are asked for anew.
+        // The same after a restart, when the times must be learned again.
         let World { disk, store, .. } = &world;
         let (disk, old) = (disk.clone(), store.clone());
         drop(old);

@@ -1,4 +1,4 @@
-//! Batches that checkpoints carry: of logs with little that is new, until it is their turn to be written to files.
+//! Batches that checkpoints carry, of logs with few new bytes, until it is their turn to be written to files.
 
 use crate::{
     harness::{META, block_on, config, dirs, fresh_disk},
@@ -19,7 +19,7 @@ use wal::{
 /// The batches' timestamps.
 const LONG_AGO: i64 = 1_000;
 
-/// A batch of so many bytes; nothing once the disk has stopped.
+/// Appends a batch of `bytes` bytes. Does nothing once the disk has stopped.
 pub async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
     let group = GroupId(group);
     let (entry, hard_state) = {
@@ -37,7 +37,7 @@ pub async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: u
     durable(store, staged.pos).await;
 }
 
-/// A batch for each of so many logs, then a flush.
+/// Appends a batch to each of `logs` logs, then flushes.
 async fn append_to_all(store: &Store<SimDisk>, model: &Shared, logs: u64, bytes: usize) {
     for group in 1..=logs {
         append(store, model, group, bytes).await;
@@ -64,7 +64,7 @@ fn many_logs_with_a_batch_each_get_their_files_by_turns() {
     run(1, &disk, &store, &model, async {
         append_to_all(&store, &model, LOGS, 60).await;
     });
-    // All of them fit a checkpoint; the ring's use has asked for a flush before.
+    // All of them fit into a checkpoint. The ring's use has triggered a flush before.
     assert!(logs(&disk) <= 2, "{} files", logs(&disk));
     let (disk, store) = crashed(&disk, store, &model);
     let carried = store.stats().carried_bytes;
@@ -79,7 +79,7 @@ fn many_logs_with_a_batch_each_get_their_files_by_turns() {
             before = files;
         }
     });
-    // Some may stay for good.
+    // Some batches may stay carried for good.
     assert_eq!(logs(&disk) as u64, LOGS - 15);
     assert!(store.stats().carried_bytes < carried / 2);
     let (disk, store) = crashed(&disk, store, &model);
@@ -112,7 +112,7 @@ fn no_checkpoint_outgrows_the_space_that_is_kept_for_one() {
     const LOGS: u64 = 100;
     let disk = fresh_disk(9);
     let model: Shared = Rc::default();
-    // More than the least that is kept.
+    // More than the least size of the reserve.
     let ring = Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(4 << 20) });
     let config =
         StoreConfig { carried_bytes: 1 << 20, ring_bytes: 4 << 20, ring, flush_trigger_bytes: 3 << 20, ..config() };
@@ -139,7 +139,7 @@ fn no_checkpoint_outgrows_the_space_that_is_kept_for_one() {
     assert!(few > 100 << 10 && few < least as u64, "there is space for {least} bytes, and {few} are carried");
     assert_eq!(length("checkpoint.reserve"), least, "what there was stays");
     disk.no_fates();
-    // It is tried again later.
+    // Growing is retried later.
     run(9, &disk, &store, &model, async {
         for _ in 0..16 {
             store.flush_now().await.expect("flushed");
@@ -165,7 +165,7 @@ fn a_batch_that_a_checkpoint_carries_goes_when_it_is_too_old() {
     run(4, &disk, &store, &model, async {
         let asked = || store.retention(group, LONG_AGO + 11, Some(10), None, 1);
         assert_eq!(asked(), None, "no segment holds it yet");
-        // That it was asked for is enough.
+        // The first retention request already asked for the flush.
         store.flush_now().await.expect("flushed");
         assert_eq!(asked(), Some(1));
         store.set_log_start(group, 1);
@@ -181,7 +181,8 @@ fn a_batch_that_a_checkpoint_carries_goes_when_it_is_too_old() {
     assert!(matches!(store.read(group, 0, 1, 100, true), Read::OffsetOutOfRange { start: 1, end: 2 }));
 }
 
-/// Carried, truncated within what is carried and before it, carried on, and flushed, with laps of the ring between.
+/// Entries are carried, truncated within and before the carried part, carried again, and flushed, with laps of the
+/// ring in between.
 async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, _: &mut fastrand::Rng) {
     for group in [1, 2, 3, 1, 2, 1] {
         append(store, model, group, 200).await;
@@ -192,7 +193,7 @@ async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, _: &mut fastrand:
     let _ = store.flush_now().await;
     truncate(store, model, GroupId(2), 1).await;
     elections(store, model, META, RING_BLOCKS / 2).await;
-    // Too many for one checkpoint: the first are flushed.
+    // Too many for one checkpoint, so the first ones are flushed.
     for group in [2, 3, 3, 2, 3] {
         append(store, model, group, 3_000).await;
     }

@@ -1,4 +1,4 @@
-//! Another number of cores at start, with crashes in the middle.
+//! Changes the number of cores at start, with crashes in the middle.
 
 use crate::{
     harness::{DATA, block_on, config, options, pause, until_stop, with_loops},
@@ -104,7 +104,8 @@ fn a_newer_format_and_a_checkpoint_of_another_epoch_are_refused_by_name() {
     });
 }
 
-/// A data directory set up for two cores, filled, then changed to three with a crash somewhere, and again until it succeeds.
+/// Sets up a data directory for two cores and fills it. Then changes it to three cores with a crash at some
+/// operation, and repeats that until it succeeds.
 pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut disk = SimDisk::new(seed);
@@ -113,7 +114,7 @@ pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
     let text = |error: OpenError| error.to_string();
     prepare(&disk);
     block_on(old.write(&disk, data)).map_err(text)?;
-    // Appends on both cores; what is durable at the end counts.
+    // Appends on both cores. Everything durable at the end is expected.
     let mut expected: BTreeMap<GroupId, Vec<Entry>> = BTreeMap::new();
     for core in 0..old.cores {
         let dirs = StoreDirs::new(DATA, old.epoch, core);
@@ -134,7 +135,7 @@ pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
         }
     }
     disk = disk.crash();
-    // The change, cut short at ever other operations until it gets to its end.
+    // Repeats the change, stopped at a different operation each time, until it completes.
     let mut attempts = 0;
     let new = loop {
         attempts += 1;

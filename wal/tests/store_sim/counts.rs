@@ -1,5 +1,5 @@
-//! What the store costs, in numbers that do not depend on the machine: writes and syncs of the ring, copies of a payload.
-//! ARCHITECTURE.md, "Counts", has the figures.
+//! The store's costs in numbers that do not depend on the machine: writes and syncs of the ring, copies of a payload.
+//! The figures are in ARCHITECTURE.md, "Counts".
 
 use crate::{
     harness::{block_on, config, fresh_disk, options, with_loops},
@@ -17,7 +17,7 @@ use wal::{
     store::{LogPos, Store, StoreConfig, StoreDirs},
 };
 
-/// What a segment's frame adds to a batch, at most.
+/// The most bytes that a segment's frame adds to a batch.
 const FRAME_BYTES: usize = 64;
 
 const RING_BYTES: u64 = 16 << 20;
@@ -27,20 +27,20 @@ struct World {
     store: Store<SimDisk>,
     model: Shared,
     seed: u64,
-    /// The end of what was staged last.
+    /// The end of the last staged record.
     staged: Cell<LogPos>,
 }
 
-/// A store with these many empty logs, groups 1, 2, …; from now on writes and operations are recorded.
+/// A store with `logs` empty logs, groups 1, 2, …. Writes and operations are recorded from now on.
 fn world(seed: u64, logs: u64) -> World {
     let disk = fresh_disk(seed);
-    // One write has room for all that is staged together here.
+    // One write has room for everything that is staged together here.
     let ring = RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(RING_BYTES) };
     let config = StoreConfig {
         cache_bytes: 1 << 20,
         ring_bytes: RING_BYTES,
         ring: Some(ring),
-        // Only when a test asks for it.
+        // Flushes run only when a test asks for one.
         flush_trigger_bytes: RING_BYTES,
         ..config()
     };
@@ -59,7 +59,7 @@ impl World {
         self.staged.set(append(&self.store, &self.model, rng, GroupId(group)).expect("room"));
     }
 
-    /// Runs the store's loops until all that is staged is durable.
+    /// Runs the store's loops until everything staged is durable.
     fn make_durable(&self) {
         let host = Rc::new(Host(self.model.clone()));
         with_loops(self.seed, &self.store, host, async {
@@ -70,7 +70,7 @@ impl World {
         self.model.borrow_mut().groups.values_mut().for_each(|model| model.commit = model.entries.len() as u64);
     }
 
-    /// Writes and syncs of the ring, and those of anything else, since the last call.
+    /// Writes and syncs of the ring, and those of everything else, since the last call.
     fn cost(&self) -> [(usize, usize); 2] {
         let mut cost = [(0, 0); 2];
         for (kind, path) in self.disk.trace() {

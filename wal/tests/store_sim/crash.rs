@@ -1,4 +1,4 @@
-//! Crashes at any operation, life after life, with everything going on at once; on a good disk and on bad ones.
+//! Crashes at any operation, over several lives, with everything running at once; on a good disk and on bad ones.
 
 use crate::{harness::fresh_disk, life::lives};
 use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
@@ -13,7 +13,8 @@ fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
-/// Lives by many seeds; how many reads of each kind were compared, and how many lives ended with batches in a checkpoint.
+/// Runs lives with many seeds. Returns how many reads of each kind were compared, and how many lives ended with
+/// batches in a checkpoint.
 fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 3] {
     let mut seen = [0; 3];
     for seed in seeds(usual) {
@@ -37,13 +38,13 @@ fn all(test: &str, usual: u64, prepare: impl Fn(u64, &SimDisk) + Copy) -> [u64; 
     seen
 }
 
-/// What a flush and a snapshot write.
+/// Whether a flush or a snapshot writes this path.
 fn is_flush(op: &Op) -> bool {
     let path = op.path.to_string_lossy();
     path.starts_with("/data/logs") || path.starts_with("/data/snapshots") || path.ends_with("checkpoint.tmp")
 }
 
-/// One in `every` such operations fails with `code`. Writes to a disk that is full may be cut short instead.
+/// One in `every` such operations fails with `code`. On a full disk, writes may be cut short instead.
 fn failing(seed: u64, disk: &SimDisk, kinds: &'static [Kind], every: u32, code: i32) {
     let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
     disk.fates(move |op| {

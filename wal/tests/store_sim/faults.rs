@@ -1,4 +1,5 @@
-//! Errors of the disk while flushing: a full one is waited out, any other stops the store by name.
+//! Disk errors during a flush: the store waits while the disk is full, and any other error stops it with a named
+//! cause.
 
 use crate::{
     harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, pause},
@@ -91,7 +92,7 @@ async fn settle(store: &Store<SimDisk>, model: &Shared) {
     }
 }
 
-/// What an operation is for, and how to tell it from the rest.
+/// The purpose of an operation, and how to recognise it.
 type FlushOp = (&'static str, fn(&Op) -> bool);
 
 const FLUSH: &[FlushOp] = &[
@@ -109,7 +110,7 @@ const FLUSH: &[FlushOp] = &[
 #[test]
 fn a_full_disk_is_waited_out_and_poisons_nothing() {
     let may_be_full = FLUSH.iter().filter(|(name, _)| !name.starts_with("syncing"));
-    // The write that comes to the end of the space is cut short; those after it are refused.
+    // The write that reaches the end of the space is cut short; later ones fail.
     let cut_short = FLUSH.iter().filter(|(name, _)| name.starts_with("writing"));
     let refused = may_be_full.map(|op| (op, Fate::Fail(libc_enospc())));
     for (seed, ((name, is), fate)) in refused.chain(cut_short.map(|op| (op, Fate::Short))).enumerate() {
@@ -128,7 +129,7 @@ fn a_full_disk_is_waited_out_and_poisons_nothing() {
                 false => Fate::Go,
             });
             flush(&store, &model).await;
-            // The ring goes on meanwhile and afterwards.
+            // The ring continues meanwhile and afterwards.
             let mut rng = fastrand::Rng::with_seed(seed);
             append(&store, &model, &mut rng, GROUP).expect("room");
             settle(&store, &model).await;
@@ -163,7 +164,7 @@ fn a_ring_that_a_full_disk_has_filled_is_flushed_after_a_restart() {
             append(&store, &model, &mut rng, GROUP).expect("room");
             settle(&store, &model).await;
         }
-        // Checkpoints are written all the same, as of the ring's end.
+        // Checkpoints are still written, as of the ring's end.
         let (tried, written) = (host.failures.get(), store.stats().checkpoints);
         while host.failures.get() < tried + 3 || store.stats().checkpoints < written + 3 {
             pause().await;
@@ -173,7 +174,7 @@ fn a_ring_that_a_full_disk_has_filled_is_flushed_after_a_restart() {
     let durable = store.durable();
     drop(store);
     let store = recover(&disk.crash(), &model, durable, false).expect("recovered");
-    // Nobody appends or asks.
+    // No append and no request triggers the flush.
     run(9, &store, Rc::new(Host(model.clone())), async {
         while store.stats().flushes == 0 {
             pause().await;
@@ -186,7 +187,7 @@ fn a_ring_that_a_full_disk_has_filled_is_flushed_after_a_restart() {
 fn what_is_removed_makes_room_on_a_disk_that_has_none() {
     let disk = fresh_disk(7);
     let (store, model) = filled(7, &disk);
-    // Nobody but the removal makes room.
+    // Only the removal frees space.
     let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
     let given_up = Rc::new(Cell::new(0));
     run(7, &store, host.clone(), async {

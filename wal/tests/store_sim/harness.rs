@@ -45,7 +45,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     panic!("nothing gets done");
 }
 
-/// Like [`block_on`], with the store's loops beside it.
+/// Like [`block_on`], with the store's loops running beside it.
 pub fn with_loops<T>(seed: u64, store: &Store<SimDisk>, host: Rc<dyn FlushHost>, work: impl Future<Output = T>) -> T {
     let value = RefCell::new(None);
     let finished = Cell::new(false);
@@ -95,7 +95,7 @@ pub fn dirs() -> StoreDirs {
     StoreDirs::new(DATA, 1, 0)
 }
 
-/// A disk with the data directory on it, durably.
+/// A disk with the data directory, made durable.
 pub fn fresh_disk(seed: u64) -> SimDisk {
     let disk = SimDisk::new(seed);
     block_on(async {
@@ -106,7 +106,7 @@ pub fn fresh_disk(seed: u64) -> SimDisk {
     disk
 }
 
-/// Lets the other tasks go first.
+/// Yields once to the other tasks.
 pub async fn pause() {
     let mut once = false;
     std::future::poll_fn(|_| match std::mem::replace(&mut once, true) {
@@ -120,7 +120,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what is expected to go wrong: a panic is an error like another, and prints nothing.
+/// Runs code that is expected to fail. A panic counts as an error and prints nothing.
 pub fn quietly(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     static HOOK: std::sync::Once = std::sync::Once::new();
     HOOK.call_once(|| {
@@ -140,7 +140,7 @@ pub fn quietly(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     })
 }
 
-/// Drives a future until it is done or the disk stops.
+/// Drives a future until it completes or the disk stops.
 pub fn until_stop<T>(disk: &SimDisk, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut context = Context::from_waker(Waker::noop());

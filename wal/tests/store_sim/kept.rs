@@ -1,5 +1,5 @@
-//! Entries that checkpoints carry: of the snapshot group those that stay undecided, so that no snapshot takes them; of other groups a few
-//! without a batch. The ring goes round without them.
+//! Entries that checkpoints carry: undecided ones of the snapshot group, which no snapshot can cover, and a few
+//! without a batch of other groups. The ring can recycle their space.
 
 use crate::{
     harness::{META, Task, block_on, config, dirs, drive, fresh_disk, options, with_loops},
@@ -14,17 +14,17 @@ use wal::{
 };
 
 const GROUP: GroupId = GroupId(1);
-/// Blocks of the ring of these tests.
+/// How many blocks the ring of these tests has.
 pub const RING_BLOCKS: u64 = 128;
 
-/// A store with the snapshot group and so many others, [`GROUP`] the first.
+/// A store with the snapshot group and `logs` others, [`GROUP`] first.
 pub fn begun(disk: &SimDisk, model: &Shared, logs: u64) -> Store<SimDisk> {
     let store = recover(disk, model, LogPos::default(), false).expect("opened");
     make_missing(&store, model, logs);
     store
 }
 
-/// Groups without a record may be gone.
+/// Creates the groups that are missing: groups without a record may be gone.
 pub fn make_missing(store: &Store<SimDisk>, model: &Shared, logs: u64) {
     for group in (META.0..=logs).map(GroupId).filter(|group| store.log(*group).is_none()) {
         store.create_group(group, options());
@@ -48,7 +48,7 @@ pub fn note(model: &Shared, group: GroupId, at: LogPos, hard_state: HardState, e
     group.events.push((at, hard_state, event));
 }
 
-/// Elections without a result, each of them one write.
+/// Elections without a result. Each is one write.
 pub async fn elections(store: &Store<SimDisk>, model: &Shared, group: GroupId, count: u64) {
     for _ in 0..count {
         let before = model.borrow().groups[&group].hard_state;
@@ -113,7 +113,7 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
     store.check();
     let at = store.durable();
     drop(store);
-    // Again and again: what the ring no longer has comes from each checkpoint anew.
+    // Repeatedly, since each checkpoint must carry what the ring no longer has.
     let (mut disk, mut at) = (disk.crash(), at);
     for life in 0..3 {
         let store = recover(&disk, &model, at, false).expect("recovered");
@@ -127,7 +127,7 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
     }
     let store = recover(&disk, &model, at, false).expect("recovered");
     assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((1, 6)));
-    // A quorum is back: what was decided is in a snapshot, and no longer in a checkpoint.
+    // A quorum is back: the decided entries are in a snapshot, and no longer in a checkpoint.
     let term = model.borrow().groups[&META].entries[5].term;
     with_loops(9, &store, Rc::new(Host(model.clone())), async {
         store.write_snapshot(META, term, app_of(META, 6)).await.expect("written");
@@ -140,7 +140,8 @@ fn elections_without_end_do_not_fill_a_ring_that_an_undecided_entry_would_hold()
     assert_eq!(store.log(META).map(|log| (log.first_index, log.last_index)), Some((7, 6)));
 }
 
-/// Kept, cut off, kept again, cut off within what is kept, decided in part, with laps of the ring between.
+/// Entries are kept, cut off, kept again, cut off within the kept part, and partly decided, with laps of the ring in
+/// between.
 async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
     append_some(store, model, rng, 4).await;
     elections(store, model, GROUP, RING_BLOCKS).await;
@@ -162,8 +163,8 @@ async fn ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastran
     elections(store, model, GROUP, RING_BLOCKS).await;
 }
 
-/// Lives through `work` with a power cut at each operation of the disk, and at none, then through `later`, and compares after each; returns
-/// the figures of the life without a cut.
+/// Runs `work` once without a power cut, and once with a power cut at each operation of the disk. After a cut, also
+/// runs `later`. Compares the store with the model after each. Returns the statistics of the life without a cut.
 pub fn power_cut_anywhere(
     seed: u64,
     logs: u64,
@@ -262,13 +263,13 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
     run(8, &disk, &store, &model, async {
         append_some(&store, &model, &mut rng, 8).await;
         store.flush_now().await.expect("flushed");
-        // Entries 1 to 3 were others than ours, and decided.
+        // The entries 1 to 3 that were decided are not ours.
         let term = model.borrow().groups[&META].hard_state.term + 1;
         let hard_state = HardState { term, vote: 0, commit: 3 };
         store.stage_snapshot(META, term, &app).await.expect("staged");
         let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
         durable(&store, at).await;
-        // In the ring only: nothing of them was kept.
+        // In the ring only: no checkpoint carries any of these entries.
         let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
         let staged = store.append(META, hard_state, &entry).expect("room");
         store.check();
@@ -337,7 +338,7 @@ fn a_checkpoint_that_finds_no_room_is_written_later_with_what_came_since() {
     recover(&disk.crash(), &model, at, false).expect("recovered");
 }
 
-/// An entry without a batch, as the first of a term is.
+/// Appends an entry without a batch, such as the first of a term.
 async fn append_bare(store: &Store<SimDisk>, model: &Shared, group: GroupId, bytes: usize) {
     let (index, hard_state) = {
         let model = &model.borrow().groups[&group];
@@ -421,7 +422,7 @@ fn many_entries_without_a_batch_are_flushed() {
     assert_eq!(store.log(GROUP).map(|log| log.last_index), Some(30));
 }
 
-/// Bare entries that are kept, truncated, flushed behind a batch and cut again, with laps of the ring between.
+/// Bare entries are kept, truncated, flushed behind a batch and cut again, with laps of the ring in between.
 async fn bare_ups_and_downs(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng) {
     let cut = async |from| truncate(store, model, GROUP, from).await;
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! A store's life with everything going on at once, and several of them with crashes between.
+//! One life of a store with everything running at once, and several lives with crashes in between.
 
 use crate::{
     harness::{META, Task, block_on, drive, options, pause, with_loops},
@@ -16,7 +16,7 @@ use wal::{
     store::{LogPos, Store},
 };
 
-/// Everything in one writer: appends, hard states, truncations, trims, removals, flushes.
+/// One writer does everything: appends, hard states, truncations, trims, removals, flushes.
 async fn write(store: &Store<SimDisk>, model: &Shared, seed: u64, steps: usize) {
     let mut rng = fastrand::Rng::with_seed(seed);
     for _ in 0..steps {
@@ -127,13 +127,13 @@ fn truncate(store: &Store<SimDisk>, model: &Shared, rng: &mut fastrand::Rng, gro
     }
 }
 
-/// A completed flush promises the log starts and applied indices as of its beginning.
+/// A completed flush guarantees the log starts and applied indices from when it began.
 pub async fn flush(store: &Store<SimDisk>, model: &Shared) {
     let promised: Vec<(GroupId, u64, u64)> = {
         let model = model.borrow();
         let live = model.groups.iter().filter(|(id, group)| !group.removed && **id != META);
         live.map(|(id, group)| {
-            // Asked for only where the checkpointed state lies behind the segments.
+            // No applied index is guaranteed, since the state is asked for only where the checkpointed one is behind.
             (*id, group.log_start, 0)
         })
         .collect()
@@ -167,7 +167,7 @@ async fn snapshots(store: &Store<SimDisk>, model: &Shared, seed: u64, stop: &Cel
         let (index, term) = {
             let mut model = model.borrow_mut();
             let Some(meta) = model.groups.get_mut(&META) else { continue };
-            // At times nothing is decided for a while.
+            // Sometimes nothing is decided for a while.
             if rng.u32(..3) == 0 {
                 continue;
             }
@@ -197,7 +197,7 @@ async fn read(store: &Store<SimDisk>, model: &Shared, seed: u64) {
             let group = &model.groups[&group];
             (group.log_start, group.high_watermark())
         };
-        // A consumer that goes on for a while from somewhere.
+        // A consumer that reads on for a while from some offset.
         let mut from = rng.u64(start..=high);
         for _ in 0..rng.usize(1..6) {
             match read_once(store, model, group, from, high, rng.usize(..8_000)).await {
@@ -214,7 +214,7 @@ async fn read(store: &Store<SimDisk>, model: &Shared, seed: u64) {
     }
 }
 
-/// How a life goes.
+/// The parameters of a life.
 #[derive(Clone, Copy)]
 pub struct Life {
     pub steps: usize,
@@ -223,7 +223,7 @@ pub struct Life {
     pub close: bool,
 }
 
-/// One life: from an open store to its end, clean or not. Returns what was durable, and whether the end was clean.
+/// One life, from an open store to its end, clean or not. Returns what was durable, and whether the end was clean.
 pub fn live(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, life: Life) -> (LogPos, bool) {
     let mut rng = fastrand::Rng::with_seed(seed);
     if !model.borrow().groups.contains_key(&META) {
@@ -266,12 +266,12 @@ pub fn live(seed: u64, disk: &SimDisk, store: &Store<SimDisk>, model: &Shared, l
     (store.durable(), closed.get())
 }
 
-/// Whether a store could not be opened because the disk fails now and then, as it may.
+/// Whether a store could not be opened because the disk fails now and then, which is allowed.
 fn is_failing(why: &str) -> bool {
     why.contains("(os error 5)")
 }
 
-/// Several lives on one disk with a crash after each. The first thing that was wrong, if any.
+/// Several lives on one disk with a crash after each. Returns the first error, if any.
 pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk)) -> Result<Shared, String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let model: Shared = Rc::default();
@@ -303,7 +303,7 @@ pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk))
         drop(store);
         disk = disk.crash();
     }
-    // The end: everything is flushed, and nothing superfluous is left.
+    // At the end, everything is flushed and no superfluous file is left.
     let store = loop {
         prepare(&disk);
         match recover(&disk, &model, durable, clean) {
@@ -314,7 +314,7 @@ pub fn lives(seed: u64, disk: SimDisk, count: usize, prepare: &dyn Fn(&SimDisk))
     block_on(read_everything(&store, &model))?;
     let host = Rc::new(Host(model.clone()));
     with_loops(seed, &store, host, flush(&store, &model));
-    // On a failing disk even the last flush may not get to its end.
+    // On a failing disk, even the last flush may not complete.
     if store.poisoned().is_none() {
         only_segments(&disk, &store)?;
     }

@@ -1,4 +1,4 @@
-//! Batches in memory have a bound: what no flush has taken makes appends wait, long before the ring is full.
+//! Batches in memory have a bound: unflushed batches make appends wait long before the ring is full.
 
 use crate::{
     carried::append,
@@ -18,7 +18,7 @@ const RING_BYTES: u64 = 4 << 20;
 
 fn opened(disk: &SimDisk, model: &Shared) -> Store<SimDisk> {
     let ring = Some(RingConfig { ring_id: Some(7), ..RingConfig::of_bytes(RING_BYTES) });
-    // No flush comes by itself.
+    // No flush starts by itself.
     let config =
         StoreConfig { ring_bytes: RING_BYTES, ring, flush_trigger_bytes: 3 << 20, carried_bytes: 0, ..config() };
     let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config)).expect("opened");
@@ -36,10 +36,10 @@ fn appends_wait_for_a_flush_when_memory_is_full() {
             append(&store, &model, 1 + appended % 2, BATCH).await;
             appended += 1;
         }
-        // 256 KiB are 32 batches; blocks of the ring and what each entry takes beside count too.
+        // 256 KiB hold 32 batches; ring blocks and the cost per entry count too.
         assert!((16..=32).contains(&appended), "{appended} batches in memory");
         assert!(store.room() < BATCH, "nor do other leaders' entries find room");
-        // Asking was enough: a flush comes, and whoever waits is told.
+        // The request itself triggers a flush, which then wakes the waiting task.
         store.space_freed().await;
         assert_eq!(store.admit(BATCH), Admission::Ok);
         assert_eq!(store.stats().flushes, 1);

@@ -1,4 +1,4 @@
-//! The model of a store: every group a plain vector, with every record that was staged and what was promised.
+//! A model of the store: each group is a plain vector, with all staged records and all guarantees given.
 
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, pin::Pin, rc::Rc};
@@ -25,7 +25,7 @@ pub fn app_of(group: GroupId, index: u64) -> AppState {
     AppState { index, blob: blob_of(group, index), conf_state: conf_of(group, index) }
 }
 
-/// What an entry's batch holds, by where it is and when it was made.
+/// The contents of an entry's batch, derived from its place and `salt`.
 fn payload(group: GroupId, index: u64, salt: u64, len: usize) -> Bytes {
     let mut rng = fastrand::Rng::with_seed(group.0 << 48 ^ index << 24 ^ salt);
     (0..len).map(|_| rng.u8(..)).collect::<Vec<_>>().into()
@@ -42,20 +42,20 @@ pub enum Event {
 /// One group: all entries since its beginning, and what happened since the last recovery.
 #[derive(Clone, Debug, Default)]
 pub struct GroupModel {
-    /// As recovered (or created), then every event with its position in the ring.
+    /// The entries as recovered (or created); then every event with its position in the ring.
     pub base: Vec<Entry>,
     pub base_hard_state: HardState,
     pub events: Vec<(LogPos, HardState, Event)>,
     pub entries: Vec<Entry>,
     pub hard_state: HardState,
-    /// Applied; never truncated below.
+    /// The applied index. Entries up to it are never truncated.
     pub commit: u64,
     pub log_start: u64,
-    /// What a completed flush promised.
+    /// The values that a completed flush guarantees.
     pub floor_start: u64,
     pub floor_app: u64,
     pub removed: bool,
-    /// It was in a checkpoint or in the ring, so it can't be gone without a removal.
+    /// The group was in a checkpoint or in the ring, so it cannot be gone without a removal.
     pub known: bool,
 }
 
@@ -98,10 +98,10 @@ pub struct Model {
     pub groups: BTreeMap<GroupId, GroupModel>,
     pub next_group: u64,
     pub clock: i64,
-    /// The first thing that was wrong.
+    /// The first error that was found.
     pub wrong: Option<String>,
     pub reads: [u64; 2],
-    /// Lives that ended with batches which checkpoints carry.
+    /// How many lives ended with batches that checkpoints carry.
     pub carried: u64,
 }
 
@@ -133,7 +133,7 @@ impl Model {
         self.wrong.get_or_insert(what);
     }
 
-    /// The next entry of a group: mostly batches, some without.
+    /// The next entry of a group: mostly with a batch, sometimes without.
     pub fn next_entry(&mut self, rng: &mut fastrand::Rng, group: GroupId) -> Entry {
         self.clock += rng.i64(0..400);
         let timestamp = self.clock;

@@ -1,4 +1,4 @@
-//! Reads against a plain vector: from memory, from segments, and across the border; damage is reported, never served.
+//! Compares reads with a plain vector: from memory, from segments, and across both. Damage is reported, never served.
 
 use crate::{
     harness::{block_on, config, fresh_disk, options, pause, with_loops},
@@ -65,7 +65,7 @@ impl World {
 #[test]
 fn memory_segments_and_both_serve_every_offset_alike() {
     for seed in 0..4 {
-        // All in memory; nothing that is flushed; some of it.
+        // Everything in memory; nothing that is flushed; a part of it.
         for cache_bytes in [1 << 20, 0, 40 << 10] {
             let world = world(seed, StoreConfig { cache_bytes, ..config() }, options());
             world.append(60);
@@ -162,7 +162,8 @@ fn a_consumer_that_goes_on_finds_its_next_read_under_way() {
     let mut from = read_on(0).expect("readable").expect("there is more");
     let mut requests = 1;
     loop {
-        // The read that this request asks for beforehand is the only one, and fails; the next has its own.
+        // The second request of each turn submits only its read-ahead, which fails. The request after it reads by
+        // itself.
         world.disk.no_fates();
         let Some(next) = read_on(from).expect("readable") else { break };
         world.disk.fates(|op| if op.kind == Kind::Read { Fate::Fail(5) } else { Fate::Go });
@@ -264,7 +265,7 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     block_on(read_everything(store, &world.model)).expect("the rest is there");
     let view = store.log(GROUP).expect("the group");
     assert_eq!((view.start_offset, view.next_offset), (start, high));
-    // What is old but still in memory is flushed first, when retention asks.
+    // When retention asks, old entries that are still in memory are flushed first.
     world.append(1);
     assert_eq!(store.retention(GROUP, i64::MAX, Some(1), None, world.high()), Some(high));
     let flushes = store.stats().flushes;
@@ -278,7 +279,7 @@ fn retention_drops_whole_old_segments_below_the_high_watermark() {
     assert!(view.first_index > 1);
 }
 
-/// Whoever replays the log that made a group asks the next life of the store, which has carried out its removal already.
+/// A caller that replays the log that created a group asks the reopened store, which has already removed the group.
 #[test]
 fn a_removed_group_is_remembered_after_a_restart() {
     let world = world(5, config(), options());

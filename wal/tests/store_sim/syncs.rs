@@ -1,4 +1,4 @@
-//! Every sync of the store is needed: with any one of them left out, some seed loses or leaks something.
+//! Every sync of the store is needed: if any one is left out, some seed loses or leaks something.
 
 use crate::{
     cores::cores_life,
@@ -11,13 +11,13 @@ use std::{
 };
 use wal::disk::sim::{Fate, Kind, Op, SimDisk};
 
-/// Where the store syncs, and how to tell it from the rest.
+/// A place where the store syncs, and how to recognise it.
 struct Site {
     name: &'static str,
     is: fn(&Op, &Names) -> bool,
 }
 
-/// Directories in which names were made, or only removed, since their last sync.
+/// Directories in which names were created or removed since their last sync.
 #[derive(Default)]
 struct Names {
     made: BTreeSet<PathBuf>,
@@ -59,7 +59,7 @@ fn ends(op: &Op, with: &str) -> bool {
     op.path.to_string_lossy().ends_with(with)
 }
 
-/// What one core's store syncs.
+/// The syncs of one core's store.
 const STORE: &[Site] = &[
     Site { name: "ring write", is: |op, _| op.kind == Kind::Sync && ends(op, ".seg") },
     Site { name: "segment file", is: |op, _| op.kind == Kind::Sync && ends(op, ".log") },
@@ -81,7 +81,7 @@ const STORE: &[Site] = &[
     Site { name: "data directory", is: |op, _| op.kind == Kind::SyncDir && op.path == Path::new("/data") },
 ];
 
-/// What setting up and changing the number of cores syncs besides.
+/// The additional syncs of setting up a data directory and of changing the number of cores.
 const CORES: &[Site] = &[
     Site { name: "data directory's parent", is: |op, _| op.kind == Kind::SyncDir && op.path == Path::new("/") },
     Site { name: "manifest file", is: |op, _| op.kind == Kind::Sync && ends(op, "MANIFEST.tmp") },
@@ -115,7 +115,7 @@ const CORES: &[Site] = &[
     },
 ];
 
-/// The first seed that notices, of at most `seeds`.
+/// The first seed that detects the missing sync, of at most `seeds`.
 fn first_noticed(
     seeds: u64,
     run: impl Fn(u64) -> Result<(), String> + std::panic::RefUnwindSafe,

@@ -1,4 +1,4 @@
-//! Comparing a store with the model: what it recovers, what it serves, what it leaves on the disk.
+//! Compares a store with the model: what it recovers, what it serves, what it leaves on the disk.
 
 use crate::{
     harness::{META, block_on, config, dirs, options},
@@ -15,7 +15,7 @@ use wal::{
     store::{LogPos, OpenError, RecoveredGroup, Store, TermRun},
 };
 
-/// Reads and compares; the next offset, or nothing at the end or when the log changed.
+/// Reads and compares. Returns the next offset, or `None` at the end or when the log changed.
 pub async fn read_once(
     store: &Store<SimDisk>,
     model: &Shared,
@@ -110,7 +110,7 @@ pub async fn find(
             compare(&batch, &model.entries, group)?;
             let first = matching.find(|(_, span)| span.base_offset + u64::from(span.count) > model.log_start);
             let expected = first.is_none_or(|(index, _)| index >= batch.index);
-            // The log start may have moved during the search: then a batch between the two starts is as good.
+            // The log start may have moved during the search. A batch between the two starts is then also correct.
             expected.then_some(()).ok_or_else(|| format!("group {}: timestamp {timestamp} was found late", group.0))
         }
         None if matching.next().is_none() || model.log_start > start || model.removed => Ok(()),
@@ -118,7 +118,7 @@ pub async fn find(
     }
 }
 
-/// Opens the store and compares what it recovered with what was acked.
+/// Opens the store and compares what it recovered with what was acknowledged.
 pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> Result<Store<SimDisk>, String> {
     let opened = block_on(Store::open(disk.clone(), &dirs(), 1, config()));
     let (store, groups, report) = opened.map_err(|error: OpenError| error.to_string())?;
@@ -134,7 +134,7 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
         match found.remove(&id) {
             None => {
                 let may_be_gone = group.removed || (!group.known && acked == 0);
-                // A removal that was not acked may have happened; anything else acked must be there.
+                // An unacknowledged removal may have happened. Everything else that was acknowledged must be there.
                 if !may_be_gone && (acked > 0 || group.base_known()) {
                     return Err(format!("group {} is gone, {acked} of {} records acked", id.0, group.events.len()));
                 }
@@ -172,7 +172,7 @@ pub fn recover(disk: &SimDisk, model: &Shared, durable: LogPos, clean: bool) -> 
     Ok(store)
 }
 
-/// How many of the events happened, at least the acked ones; an error if no number fits.
+/// How many of the events happened, at least the acknowledged ones. Returns an error if no number fits.
 fn matching_image(group: &GroupModel, acked: usize, recovered: &RecoveredGroup) -> Result<usize, String> {
     let last = recovered.terms.last().map_or((0, recovered.first_prev_term), |run| (run.first_index, run.term));
     for at in (acked..=group.events.len()).rev() {
@@ -231,7 +231,7 @@ fn check_group(group: &GroupModel, recovered: &RecoveredGroup, hard_states: &[Ha
     Ok(())
 }
 
-/// No segment file is on the disk that no log has, but for what the next checkpoint has to let go first.
+/// Checks that every file below the logs' directory belongs to a known group.
 fn no_strangers(disk: &SimDisk, store: &Store<SimDisk>) -> Result<(), String> {
     let known: BTreeSet<String> = store.groups().iter().map(|group| group.0.to_string()).collect();
     for path in disk.files() {

@@ -1,5 +1,6 @@
-//! How fast two threads on two CPUs answer each other on this machine: by memory that both watch, which nothing can beat, and by
-//! an eventfd that wakes the other, which is what a core that sleeps when it has nothing to do must at least pay.
+//! Measures how fast two threads on two CPUs answer each other on this machine, in two ways. Through memory that both
+//! poll: nothing is faster. Through an eventfd that wakes the other thread: a core that sleeps when idle pays at
+//! least that.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,23 +13,23 @@ use hdrhistogram::Histogram;
 use crate::load::stats::histogram;
 use crate::machine::clock;
 
-/// What ends the other thread.
+/// The number that ends the echo thread.
 const END: u64 = u64::MAX;
 
-/// One end of a way between the two threads, from either side.
+/// A channel between the two threads, usable from both sides.
 trait Way: Sync {
-    /// Gives the other side a number.
+    /// Sends a number to the other side.
     fn send(&self, to_echo: bool, number: u64) -> io::Result<()>;
-    /// Waits for the next number from the other side.
+    /// Waits for a number from the other side that differs from `before`.
     fn receive(&self, at_echo: bool, before: u64) -> io::Result<u64>;
 }
 
-/// Round trips by memory that both watch; neither thread ever sleeps.
+/// Round trips through memory that both threads poll; neither thread sleeps.
 pub fn spinning(cpus: [usize; 2], duration: Duration) -> io::Result<Histogram<u64>> {
     round_trips(&Words::default(), cpus, duration)
 }
 
-/// Round trips by eventfds that both sleep on.
+/// Round trips through eventfds that both threads sleep on.
 pub fn waking(cpus: [usize; 2], duration: Duration) -> io::Result<Histogram<u64>> {
     round_trips(&EventFds([event_fd()?, event_fd()?]), cpus, duration)
 }
@@ -73,7 +74,7 @@ fn ask(way: &impl Way, duration: Duration) -> io::Result<Histogram<u64>> {
     Ok(took_ns)
 }
 
-/// Each in a cache line of its own.
+/// One number in a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct Word(AtomicU64);
@@ -103,31 +104,31 @@ impl Way for Words {
     }
 }
 
-/// To the echo, and from it.
+/// One eventfd to the echo thread, and one back.
 struct EventFds([OwnedFd; 2]);
 
 fn event_fd() -> io::Result<OwnedFd> {
-    // SAFETY: takes two numbers; what is returned is a new descriptor, or below 0.
+    // SAFETY: the call takes two numbers and returns a new descriptor, or a negative value.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open, and nobody else has it.
+    // SAFETY: the descriptor is open, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl Way for EventFds {
     fn send(&self, to_echo: bool, number: u64) -> io::Result<()> {
-        // An eventfd adds up what it is given; there is one number in it at a time, but it can't hold the largest.
+        // An eventfd sums up its writes. It holds at most one number at a time here, but it can't hold u64::MAX.
         let value = if number == END { END - 1 } else { number };
-        // SAFETY: reads eight bytes of a number that lives until the call is over.
+        // SAFETY: the call reads eight bytes of a number that outlives the call.
         let written = unsafe { libc::write(self.0[usize::from(!to_echo)].as_raw_fd(), (&raw const value).cast(), 8) };
         if written == 8 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     fn receive(&self, at_echo: bool, _before: u64) -> io::Result<u64> {
         let mut value = 0_u64;
-        // SAFETY: writes eight bytes to a number that lives until the call is over.
+        // SAFETY: the call writes eight bytes to a number that outlives the call.
         let read = unsafe { libc::read(self.0[usize::from(!at_echo)].as_raw_fd(), (&raw mut value).cast(), 8) };
         match read {
             8 if value == END - 1 => Ok(END),
@@ -137,9 +138,9 @@ impl Way for EventFds {
     }
 }
 
-/// Keeps the calling thread on these CPUs.
+/// Pins the calling thread to these CPUs.
 pub fn pin(cpus: &[usize]) -> io::Result<()> {
-    // SAFETY: a zeroed set is a valid value; CPU_SET does nothing for a number beyond it, and the call only reads it.
+    // SAFETY: a zeroed set is a valid value. CPU_SET ignores numbers beyond the set, and the call only reads it.
     let status = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
@@ -158,7 +159,7 @@ mod tests {
         let allowed = environment::allowed_cpu_numbers();
         let cpus = [allowed[0], allowed[allowed.len() - 1]];
         let brief = Duration::from_millis(5);
-        // Two threads that spin on one CPU would wait for the scheduler each time.
+        // Two threads that spin on one CPU would wait for the scheduler at every message.
         let spun = if cpus[0] == cpus[1] { None } else { Some(spinning(cpus, brief).unwrap()) };
         for took_ns in spun.into_iter().chain([waking(cpus, brief).unwrap()]) {
             assert!(!took_ns.is_empty() && took_ns.min() > 0);

@@ -1,5 +1,5 @@
-//! What the machine itself allows, measured in the same minute as the run: raw durable writes and reads, and loopback.
-//! Plain system calls, nothing of the broker's. What the client can do at most is added by the workload.
+//! The limits of the machine itself, measured in the same minute as the run: raw durable writes, reads, and loopback.
+//! Uses plain system calls and nothing of the broker. The workload adds the limit of the client.
 
 pub(crate) mod cores;
 
@@ -23,36 +23,37 @@ use crate::machine::environment;
 use crate::options::RunOptions;
 use crate::report::with_commas;
 
-/// How long each is measured before a run.
+/// How long each measurement before a run takes.
 const BRIEF: Duration = Duration::from_millis(250);
-/// The file that raw writes go to, written once before it is measured so that blocks are allocated, and then in a ring.
+/// Size of the file for raw writes. It is written once before measuring, so that its blocks are allocated, and then
+/// used as a ring.
 const FILE_BYTES: u64 = 64 << 20;
-/// What one write or read moves where bandwidth is measured.
+/// Bytes of one write or read where bandwidth is measured.
 const LARGE_BYTES: usize = 1 << 20;
-/// What a loopback message weighs.
+/// Bytes of a loopback message.
 const MESSAGE_BYTES: usize = 100;
 
-/// `None`: not measured, or not to be had here.
+/// `None`: not measured, or not available on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ceiling {
-    /// One block, O_DIRECT, then fdatasync.
+    /// One block written with O_DIRECT, then fdatasync.
     pub raw_write_sync_p50_ms: Option<f64>,
     pub raw_write_sync_p99_ms: Option<f64>,
-    /// The same while this very client loads other CPUs, at the run's rate, against a broker that does nothing.
+    /// The same while this client loads other CPUs at the run's rate, against a broker that does nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_write_sync_loaded_p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_write_sync_loaded_p99_ms: Option<f64>,
-    /// One MiB after the other, O_DIRECT, each followed by fdatasync.
+    /// Sequential writes of 1 MiB with O_DIRECT, each followed by fdatasync.
     pub raw_write_mb_per_s: Option<f64>,
-    /// The same read back, O_DIRECT.
+    /// The same file read back with O_DIRECT.
     pub raw_read_mb_per_s: Option<f64>,
     pub loopback_p50_ms: Option<f64>,
     pub loopback_p99_ms: Option<f64>,
-    /// One connection, one way.
+    /// One connection, in one direction.
     pub loopback_mb_per_s: Option<f64>,
-    /// Two threads on two CPUs: there and back by memory that both watch, and by waking each other.
+    /// Round trips of two threads on two CPUs: through memory that both poll, and by waking each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_spin_p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,14 +62,14 @@ pub struct Ceiling {
     pub core_wake_p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_wake_p99_ms: Option<f64>,
-    /// What the same client gets from a broker that does nothing, with the same options.
+    /// Results of the same client with the same options against a broker that does nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cap_per_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cap_p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cap_p99_ms: Option<f64>,
-    /// Which broker that was, or why there was none.
+    /// The broker that the client's cap was measured against, or why it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cap_by: Option<String>,
 }
@@ -91,8 +92,8 @@ impl Ceiling {
         ceiling
     }
 
-    /// What bounds messages between cores: two threads on `cpus`, or if that is empty on the first two that this process may
-    /// use; and loopback beside them. No disk.
+    /// Measures what limits messages between cores: round trips of two threads on two CPUs, and loopback. Does not
+    /// measure the disk. If `cpus` is empty, the first two CPUs that this process may use are taken.
     pub fn measure_cores(options: &RunOptions, cpus: &[usize]) -> Result<Ceiling, String> {
         let cpus = two_cpus(&environment::allowed_cpu_numbers(), cpus)?;
         let mut ceiling = Ceiling::default();
@@ -120,7 +121,7 @@ impl Ceiling {
         Ok(())
     }
 
-    /// Runs `load`, and meanwhile writes durable blocks, on CPUs that `client_cpus` leaves if there are such.
+    /// Runs `load` and writes durable blocks meanwhile, on the CPUs outside `client_cpus` if there are any.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code))] // Without a mock cluster there is no such load.
     pub fn measure_disk_beside<T>(&mut self, dir: &Path, client_cpus: &[usize], load: impl FnOnce() -> T) -> T {
         let over = AtomicBool::new(false);
@@ -209,7 +210,7 @@ impl Ceiling {
     }
 }
 
-/// The CPUs of the two threads; `None` if there is one only.
+/// The CPUs of the two threads; `None` if this process may use only one.
 fn two_cpus(allowed: &[usize], wanted: &[usize]) -> Result<Option<[usize; 2]>, String> {
     let wrong = |what: &str| format!("--ceiling-cpus: {what}; name two of {allowed:?}");
     match *wanted {
@@ -225,7 +226,7 @@ fn mb_per_s(bytes: u64, begin_ns: u64) -> f64 {
     bytes as f64 * 1e3 / (clock::now_ns() - begin_ns).max(1) as f64
 }
 
-/// A file of its own for raw O_DIRECT writes and reads, removed at the end.
+/// A temporary file for raw O_DIRECT writes and reads. It is removed on drop.
 pub struct RawDisk {
     file: File,
     path: PathBuf,
@@ -246,13 +247,13 @@ impl RawDisk {
         Ok(disk)
     }
 
-    /// Writes blocks one after the other, each made durable before the next; returns how long each took.
+    /// Writes blocks one after the other and makes each durable before the next. Returns how long each took.
     pub fn write_sync_for(&mut self, bytes: usize, duration: Duration) -> io::Result<Histogram<u64>> {
         let end_ns = clock::now_ns() + duration.as_nanos() as u64;
         self.write_sync_while(bytes, || clock::now_ns() < end_ns)
     }
 
-    /// The same while `goes_on` says so, but at least once.
+    /// The same for as long as `goes_on` returns true, but at least once.
     fn write_sync_while(&mut self, bytes: usize, goes_on: impl Fn() -> bool) -> io::Result<Histogram<u64>> {
         let data = aligned(block_ceil(bytes));
         let mut latency_ns = histogram();
@@ -265,7 +266,7 @@ impl RawDisk {
                 self.position = 0;
             }
             self.file.write_all_at(&data, self.position)?;
-            // SAFETY: the descriptor is open for as long as `self.file` is.
+            // SAFETY: the descriptor stays open as long as `self.file`.
             if unsafe { libc::fdatasync(self.file.as_raw_fd()) } != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -276,9 +277,10 @@ impl RawDisk {
 }
 
 impl RawDisk {
-    /// Reads the file from its start, again and again; returns the bytes read.
+    /// Reads the file from its start, again and again. Returns the number of bytes read.
     pub fn read_for(&mut self, duration: Duration) -> io::Result<u64> {
-        // Aligned memory is only to be had to be written from; a slice of ordinary memory that begins at a block is as good.
+        // `Chunk` provides aligned memory only for writing to the disk. A block-aligned slice of ordinary memory
+        // serves for reading.
         let mut memory = vec![0u8; LARGE_BYTES + BLOCK];
         let begin = memory.as_ptr().align_offset(BLOCK);
         let into = &mut memory[begin..begin + LARGE_BYTES];
@@ -295,19 +297,19 @@ impl RawDisk {
 
 impl Drop for RawDisk {
     fn drop(&mut self) {
-        // What can't be removed is left behind; there is nobody to tell.
+        // A file that can't be removed stays; a destructor has nobody to report the error to.
         _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Memory as O_DIRECT wants it, filled with something else than zeros.
+/// Memory aligned for O_DIRECT, filled with a byte other than zero.
 fn aligned(bytes: usize) -> bytes::Bytes {
     let mut chunk = Chunk::new(bytes);
     chunk.push(&vec![0xa5; bytes]);
     chunk.frozen(0, bytes)
 }
 
-/// A blocking ping-pong between two threads.
+/// Blocking round trips between two threads over loopback.
 fn loopback_for(duration: Duration) -> io::Result<Histogram<u64>> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let addr = listener.local_addr()?;
@@ -339,7 +341,7 @@ fn loopback_for(duration: Duration) -> io::Result<Histogram<u64>> {
     Ok(latency_ns)
 }
 
-/// One way between two threads, as fast as it goes; returns the bytes that arrived.
+/// Sends from one thread to another over loopback as fast as possible. Returns the number of bytes received.
 fn loopback_bytes_for(duration: Duration) -> io::Result<u64> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let addr = listener.local_addr()?;

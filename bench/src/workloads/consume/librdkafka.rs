@@ -1,5 +1,5 @@
-//! Workload `consume` through librdkafka: partitions assigned by hand, one instance per load thread. It prefetches as it
-//! likes; what is measured as latency is the wait for each record.
+//! Workload `consume` through librdkafka: partitions are assigned by hand, one instance per load thread. librdkafka
+//! prefetches as it likes, so the latency is the wait for each record.
 
 use std::error::Error;
 use std::sync::atomic::Ordering;
@@ -51,7 +51,7 @@ pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
         let cpus = &options.target.threads.cpus;
         let cpu = cpus.get(index % cpus.len().max(1)).copied();
         running.push(thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-            // Dropped when the thread's work is done, or has panicked.
+            // Dropped when the thread's work ends or panics; the last drop ends `watch`.
             let _ended = ended;
             cpu.map_or(Ok(()), pin).map_err(|e| e.to_string())?;
             consume(&config, &plan, &own, &live).map_err(|e| e.to_string())
@@ -81,7 +81,7 @@ fn consume(config: &ClientConfig, plan: &Plan, partitions: &[i32], live: &Live) 
     let (mut tally, mut recent_ns) = (Tally::default(), histogram());
     let ends = plan.ends.as_deref();
     let mut open: Vec<i32> = partitions.to_vec();
-    // An empty partition has nothing to wait for.
+    // Skip partitions without records.
     open.retain(|p| ends.is_none_or(|ends| ends.get(p) > plan.starts.get(p)));
     let cpu_ns = clock::thread_cpu_ns();
     let (mut records, mut bytes) = (0, 0);
@@ -108,7 +108,7 @@ fn consume(config: &ClientConfig, plan: &Plan, partitions: &[i32], live: &Live) 
                     open.retain(|partition| *partition != message.partition());
                 }
             }
-            // The end of a partition, for now.
+            // No record for now: the poll timed out, or it reached the end of a partition.
             None | Some(Err(KafkaError::PartitionEOF(_))) => {}
             Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::PartitionEOF))) => {}
             Some(Err(error)) => {

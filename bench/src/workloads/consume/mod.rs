@@ -1,4 +1,4 @@
-//! Workload `consume`: reads a topic's partitions and measures throughput and how long each fetch takes.
+//! Workload `consume`: reads a topic's partitions and measures throughput and the duration of each fetch.
 
 #[cfg(feature = "librdkafka")]
 pub(crate) mod librdkafka;
@@ -26,7 +26,7 @@ use crate::rt;
 use crate::run::{self, Outcome, Window};
 
 const PUBLISH_NS: u64 = 250_000_000;
-/// A drain ends by itself.
+/// A drain ends by itself; this is only its upper bound.
 const DRAIN_AT_MOST: Duration = Duration::from_secs(86_400);
 
 pub fn run(options: &ConsumeOptions) -> Result<Report, Box<dyn Error>> {
@@ -36,7 +36,7 @@ pub fn run(options: &ConsumeOptions) -> Result<Report, Box<dyn Error>> {
     let starts = fetcher::offsets(topic, &target.lanes, from)?;
     let ends = if options.to_end { Some(fetcher::offsets(topic, &target.lanes, At::End)?) } else { None };
     let ceiling = Ceiling::measure(&options.run);
-    // A drain is measured whole, from its first fetch.
+    // A drain is measured completely, from its first fetch.
     let window = match &ends {
         Some(_) => Window::new(Duration::ZERO, DRAIN_AT_MOST),
         None => Window::new(options.run.warm_up, options.run.duration),
@@ -76,7 +76,7 @@ pub struct Plan {
     pub version: i16,
     pub fetch_bytes: usize,
     pub starts: Arc<Offsets>,
-    /// Where each partition's reading ends; without them it goes on until the window does.
+    /// Offset at which the reading of each partition ends. `None`: reading continues until the window ends.
     pub ends: Option<Arc<Offsets>>,
     pub window: Window,
 }

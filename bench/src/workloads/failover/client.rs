@@ -1,5 +1,5 @@
-//! A producer that finds the partition's leader again when it is lost, and a reader of all that is there. Blocking: one
-//! request at a time, each with all the records that are due.
+//! A producer that finds the partition's leader again after losing it, and a reader of all records. Blocking: one
+//! request at a time, and each produce request carries the records that are due, up to a limit.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error;
@@ -23,20 +23,20 @@ use crate::load::schedule::Schedule;
 use crate::machine::clock;
 use crate::run::Window;
 
-/// A broker that does not answer for so long is taken for lost.
+/// A broker that does not answer within this time counts as lost.
 const PATIENCE: Duration = Duration::from_millis(1_000);
 const REQUEST_TIMEOUT_MS: i32 = 1_000;
-/// Between two searches for a leader.
+/// Pause between two searches for a leader.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
-/// How long the end of a read may take.
+/// How long reading back may retry after losing the leader, and how long each answer may take.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of one batch's values, at most.
+/// Maximum bytes of a batch's values.
 const BATCH_BYTES: usize = 512 << 10;
-/// A record begins with its number.
+/// Bytes of a record's number, with which its value begins.
 pub const NUMBER_BYTES: usize = 8;
 const BATCH_BYTES_MAX: usize = 1 << 30;
 
-/// What is known of the partition.
+/// Leader and replica counts of the partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     pub leader: Option<(i32, String)>,
@@ -44,7 +44,7 @@ pub struct Partition {
     pub in_sync: usize,
 }
 
-/// Asks whichever broker answers first.
+/// Describes the partition by asking the brokers in order; the first that answers decides.
 pub fn describe(bootstrap: &[String], topic: &str) -> Option<Partition> {
     bootstrap.iter().find_map(|addr| {
         let mut client = Client::connect(addr, "millrace-bench", PATIENCE).ok()?;
@@ -61,11 +61,11 @@ pub fn describe(bootstrap: &[String], topic: &str) -> Option<Partition> {
     })
 }
 
-/// Records that were acknowledged together.
+/// Records that one answer acknowledged.
 #[derive(Debug)]
 pub struct Acked {
     pub sent_ns: u64,
-    /// Number and intended time of each.
+    /// Number and intended time of each record.
     pub records: Vec<(u64, u64)>,
 }
 
@@ -76,14 +76,14 @@ pub struct Producer {
     schedule: Schedule,
     end_ns: u64,
     next_number: u64,
-    /// Due, and not acknowledged.
+    /// Number and intended time of records that are due and not acknowledged.
     pending: VecDeque<(u64, u64)>,
     leader: Option<(i32, Client)>,
 }
 
 impl Producer {
     pub fn new(bootstrap: &[String], topic: &str, rate: u64, record_size: usize, window: Window) -> Producer {
-        // Records are due for as long as the kills take, which may be longer than the duration.
+        // Records are due until the last kill is over, which may take longer than the duration.
         let forever = Duration::from_secs(86_400).as_nanos() as u64;
         Producer {
             bootstrap: bootstrap.to_vec(),
@@ -91,19 +91,20 @@ impl Producer {
             value: vec![b'v'; record_size],
             schedule: Schedule::new(window.start_ns, forever, rate, 0, 1),
             end_ns: window.start_ns + forever,
-            // Numbers of other runs on the same topic are not taken for this one's.
+            // Start at a number that other runs on the same topic have not used.
             next_number: (clock::unix_ms() as u64) << 20,
             pending: VecDeque::new(),
             leader: None,
         }
     }
 
-    /// The broker that took the last request.
+    /// The leader that the producer is connected to; `None` while it looks for one.
     pub fn leader(&self) -> Option<i32> {
         self.leader.as_ref().map(|(node, _)| *node)
     }
 
-    /// Sends what is due, or waits until something is. What was acknowledged, if anything; what was not stays due.
+    /// Sends the records that are due, or waits until one is. Returns the acknowledged records, if any. Records that
+    /// were not acknowledged stay pending.
     pub fn send_due(&mut self) -> Result<Option<Acked>, Box<dyn Error>> {
         let now_ns = clock::now_ns();
         while let Some(intended_ns) = self.schedule.take(now_ns) {
@@ -140,7 +141,7 @@ impl Producer {
             partitions.next().is_some_and(|partition| errors::check(partition.error_code).is_ok())
         });
         if !taken {
-            // Whatever it was, the leader may be another now; records go again.
+            // After any failure, look for the leader again and retry the records.
             self.leader = None;
             return Ok(None);
         }
@@ -153,10 +154,11 @@ impl Producer {
     }
 }
 
-/// The numbers of all records of the partition. Their order was up to the brokers; that they are there was promised.
+/// The numbers of all records of the partition. The order does not matter, only that every acknowledged record is
+/// present.
 ///
-/// The partition may change its leader meanwhile, as when its preferred one is back: the reader goes on with the next one, as
-/// a consumer would.
+/// The leader may change during the read, for example when the preferred leader returns. The reader then continues
+/// with the new leader, like a consumer.
 pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<dyn Error>> {
     let give_up_ns = clock::now_ns() + READ_PATIENCE.as_nanos() as u64;
     let (mut numbers, mut next_offset) = (HashSet::new(), 0);
@@ -174,9 +176,9 @@ pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<
     }
 }
 
-/// Why records are not read back.
+/// Why reading back failed.
 enum ReadFailed {
-    /// There is no leader, or it does not answer as one. There may be another soon.
+    /// There is no leader, or the broker does not answer as the leader. A retry may succeed.
     Leader(Box<dyn Error>),
     Other(Box<dyn Error>),
 }

@@ -1,4 +1,4 @@
-//! The brokers that workload `failover` kills and starts again: its own, or those that deploy/cluster/start.sh started.
+//! The brokers that workload `failover` kills and restarts: its own, or brokers that deploy/cluster/start.sh started.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::brokers::local::Local;
 
-/// How long a killed process may take to be gone.
+/// Pause between two checks whether a killed process is gone.
 const GONE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
@@ -21,11 +21,11 @@ pub enum Cluster {
         dir: PathBuf,
         brokers: BTreeMap<i32, Process>,
     },
-    /// In other hands for a while.
+    /// The thread that restarts a broker has the cluster.
     Away,
 }
 
-/// A process as it was started.
+/// How a process was started.
 #[derive(Debug, Clone)]
 pub struct Process {
     pid: i32,
@@ -41,7 +41,7 @@ impl Process {
         let mut words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
         words.next();
         let mut arguments: Vec<String> = words.collect();
-        // The line ends with a zero.
+        // The command line ends with a zero byte.
         arguments.pop();
         Ok(Process {
             pid,
@@ -53,7 +53,7 @@ impl Process {
 }
 
 impl Cluster {
-    /// The brokers of DIR/broker-N.pid.
+    /// Finds the brokers of the files DIR/broker-N.pid.
     pub fn given(dir: &Path) -> Result<Cluster, Box<dyn Error>> {
         let failed = |e: io::Error| format!("--pid-dir {}: {e}", dir.display());
         let mut brokers = BTreeMap::new();
@@ -64,7 +64,7 @@ impl Cluster {
             let pid = fs::read_to_string(&path).map_err(failed)?;
             let pid = pid.trim().parse().map_err(|e| format!("{}: {e}", path.display()))?;
             let process = Process::of(pid).map_err(|e| format!("broker {node} does not run as process {pid}: {e}"))?;
-            // A pid may have gone to somebody else.
+            // The kernel may have given the pid to another process.
             if !process.arguments.iter().any(|argument| argument.ends_with(&format!("broker-{node}"))) {
                 return Err(format!("process {pid} of {} is no broker on that directory", path.display()).into());
             }
@@ -80,7 +80,7 @@ impl Cluster {
         Ok(Cluster::Given { dir: dir.canonicalize()?, brokers })
     }
 
-    /// Where clients reach it; `None` where that is not known here.
+    /// The brokers' addresses for clients; `None` if they are not known here.
     pub fn bootstrap(&self) -> Option<Vec<String>> {
         match self {
             Cluster::Own(local) => Some(local.bootstrap()),
@@ -88,13 +88,13 @@ impl Cluster {
         }
     }
 
-    /// kill -9.
+    /// Sends SIGKILL.
     pub fn kill(&mut self, node: i32) -> Result<(), Box<dyn Error>> {
         match self {
             Cluster::Own(local) => Ok(local.kill(node as usize)?),
             Cluster::Given { brokers, .. } => {
                 let broker = brokers.get(&node).ok_or("it is not among those of --pid-dir")?;
-                // SAFETY: kill reads two numbers; that the process is the broker was checked when it was found.
+                // SAFETY: kill takes two numbers. `given` checked that the process is the broker.
                 if unsafe { libc::kill(broker.pid, libc::SIGKILL) } != 0 {
                     return Err(io::Error::last_os_error().into());
                 }
@@ -104,7 +104,7 @@ impl Cluster {
         }
     }
 
-    /// Starts a broker again as it was started before.
+    /// Restarts a broker with its former program, arguments and directory.
     pub fn restart(&mut self, node: i32) -> Result<(), Box<dyn Error>> {
         match self {
             Cluster::Own(local) => {
@@ -113,7 +113,7 @@ impl Cluster {
             }
             Cluster::Given { dir, brokers } => {
                 let broker = brokers.get_mut(&node).ok_or("it is not among those of --pid-dir")?;
-                // Its ports are free once it is gone, or nothing but a zombie.
+                // Wait until the process is gone or a zombie: its ports are free only then.
                 while fs::read(format!("/proc/{}/cmdline", broker.pid)).is_ok_and(|line| !line.is_empty()) {
                     thread::sleep(GONE);
                 }
@@ -128,7 +128,7 @@ impl Cluster {
                     .map_err(|e| format!("cannot start broker {node} again: {e}"))?;
                 broker.pid = child.id() as i32;
                 fs::write(dir.join(format!("broker-{node}.pid")), format!("{}\n", broker.pid))?;
-                // It outlives this program; while that runs, one that ends is waited for.
+                // The broker outlives this program. While this program runs, the thread reaps the broker if it ends.
                 thread::spawn(move || {
                     let mut child = child;
                     child.wait()

@@ -1,7 +1,7 @@
-//! Workload `failover`: one producer at a fixed rate, while the broker that leads its partition is killed, again and again.
+//! Workload `failover`: one producer at a fixed rate, while the broker that leads its partition is killed repeatedly.
 //!
-//! The gap of a kill is the time from the signal to the first acknowledgement of a record that was sent after it. At the end
-//! the partition is read back: a record that was acknowledged and is not there counts as an error.
+//! The gap of a kill runs from the signal to the first acknowledgement of a record that was sent after the signal. At
+//! the end the partition is read back. An acknowledged record that is missing counts as an error.
 
 pub(crate) mod client;
 pub(crate) mod cluster;
@@ -31,10 +31,10 @@ use crate::run::{self, Outcome, Window};
 use crate::workloads::failover::client::{Acked, NUMBER_BYTES, Producer, describe, read_back};
 use crate::workloads::failover::cluster::Cluster;
 
-/// How long replicas may take to be in sync again.
+/// How long the brokers may take to acknowledge records after a kill, and replicas to be in sync after a restart.
 const CATCH_UP: Duration = Duration::from_secs(120);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// A broker that was killed stays away for so long after the others have taken over.
+/// A killed broker stays away for this time after the others have taken over.
 const AWAY: Duration = Duration::from_millis(500);
 const PUBLISH_NS: u64 = 250_000_000;
 
@@ -75,7 +75,7 @@ fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box
     let live: Arc<Live> = Arc::default();
     let (ended, all_ended) = mpsc::channel::<()>();
     let shown = live.clone();
-    // The line goes on for as long as the kills take.
+    // The live line continues for as long as the kills take.
     let shown_window = Window { end_ns: u64::MAX, ..window };
     let watcher = thread::spawn(move || run::watch(&all_ended, &[shown], shown_window));
     let found = produce_through(options, &mut cluster, &bootstrap, window, &live);
@@ -122,13 +122,14 @@ impl Found {
     }
 }
 
-/// What is going on with the broker that was killed last.
+/// State of the broker that was killed last.
 enum Victim {
-    /// None, or it is back.
+    /// No broker was killed yet, or the last one is back.
     None,
-    /// Nothing sent after this time is acknowledged yet.
+    /// No record that was sent after `at_ns` is acknowledged yet.
     Killed { node: i32, at_ns: u64 },
-    /// The others have taken over; another thread brings it back, and says when all is as it was.
+    /// The other brokers have taken over. Another thread restarts the broker and sets `back` when all replicas are in
+    /// sync, or when it fails.
     Returning { back: Arc<AtomicBool>, thread: thread::JoinHandle<Result<Cluster, String>> },
 }
 
@@ -200,7 +201,8 @@ fn produce_through(
     Ok(found)
 }
 
-/// Starts a broker again, and waits until all replicas have caught up, beside the producer.
+/// Restarts a broker on another thread and waits there until all replicas are in sync. The producer continues
+/// meanwhile.
 fn bring_back(mut cluster: Cluster, node: i32, bootstrap: &[String], topic: &str) -> Victim {
     let back = Arc::new(AtomicBool::new(false));
     let (done, bootstrap, topic) = (back.clone(), bootstrap.to_vec(), topic.to_owned());

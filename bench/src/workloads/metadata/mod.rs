@@ -1,5 +1,5 @@
-//! Workload `metadata`: raw commands and queries over the port between brokers (`metadata_peer`), or topics created and
-//! deleted by Kafka's API.
+//! Workload `metadata`: raw commands and queries over the peer port (module `peer`), or topics created and deleted
+//! through the Kafka API.
 
 pub(crate) mod peer;
 
@@ -27,7 +27,7 @@ use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
 use crate::workloads::metadata::peer::Named;
 
-/// What the broker may take for one request.
+/// How long the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
 
 pub fn run(options: &MetadataOptions) -> Result<Report, Box<dyn Error>> {
@@ -51,7 +51,7 @@ fn pace(options: &MetadataOptions) -> Pace {
     }
 }
 
-/// Writes or reads over the port between brokers. `begins` is told the run's times just before it begins.
+/// Writes or reads over the peer port. Calls `begins` with the run's window just before the load begins.
 pub fn by_peer(options: &MetadataOptions, begins: impl FnOnce(Window)) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
     let addr = resolve(&options.peer)?;
     let topics: Arc<[Named]> = peer::prepare(options, addr)?.into();
@@ -68,11 +68,12 @@ fn lanes(addr: SocketAddr, options: &MetadataOptions) -> Vec<Lane> {
     (0..options.threads.connections.unwrap_or(1)).map(|_| Lane { addr, partitions: Vec::new() }).collect()
 }
 
-/// Topics of names of this run's own; what delete-topics leaves is what was in flight at the end, create-topics leaves all.
+/// Creates topics whose names are unique to this run. The operation delete-topics leaves a few topics: the newest, and
+/// those created before there was one to delete. The operation create-topics leaves all topics.
 fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
     let client = setup::connect(&options.bootstrap)?;
     let (create, delete) = (client.version(ApiKey::CreateTopics)?, client.version(ApiKey::DeleteTopics)?);
-    // A delete that names topics, not ids.
+    // DeleteTopics identifies topics by name up to version 5.
     let delete = delete.min(5);
     drop(client);
     let ceiling = Ceiling::measure(&options.run);
@@ -84,8 +85,8 @@ fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Err
     let work = move |at: usize, lane: Lane, live: Arc<Live>| {
         let name = move |n: u64| TopicName(StrBytes::from_string(format!("bench-created-{run}-{at}-{n}")));
         let make = move |n: u64| -> (i16, Request) {
-            // In turn one is created and one deleted; the latter was created more than `in_flight` requests before, so
-            // that its answer has come.
+            // Requests alternate between creating and deleting a topic. The topic to delete was created more than
+            // `in_flight` requests earlier, so the answer to its creation has arrived.
             let lag = in_flight / 2 + 1;
             if deletes && n % 2 == 1 && n / 2 >= lag {
                 let names = vec![name(n / 2 - lag)];
@@ -98,7 +99,7 @@ fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Err
             } else if n.is_multiple_of(2) {
                 n / 2
             } else {
-                // Nothing is there to be deleted yet: topics that stay.
+                // There is no topic to delete yet. Create one that stays.
                 u64::MAX - n
             };
             let topic = CreatableTopic::default()

@@ -1,6 +1,7 @@
-//! The raw half of workload `metadata`: commands and queries over the port between brokers.
+//! The raw half of workload `metadata`: commands and queries over the peer port.
 //!
-//! With a rate, latency counts from when a request was meant to be sent; without, from when it is handed to the connection.
+//! With a rate, the latency counts from a request's intended time. Without a rate, it counts from when the request is
+//! handed to the connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -28,13 +29,13 @@ use crate::rt::{self, Signal};
 use crate::run::Window;
 
 const PUBLISH_NS: u64 = 250_000_000;
-/// Commands of one request of the set-up.
+/// Commands per request during set-up.
 const SETUP_COMMANDS: usize = 256;
 
 /// A topic's name and id.
 pub type Named = (Arc<str>, Uuid);
 
-/// Makes sure that the topics are there, and learns their ids.
+/// Makes sure that the topics exist, and learns their ids.
 pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
     let mut tool = Tool::connect(addr, tool::secret(&options.secret)?)?;
     let ToolAnswer::Answers(brokers) =
@@ -55,7 +56,7 @@ pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>
             created_ms: clock::unix_ms(),
             peers: Vec::new(),
         };
-        // One that is there already is refused by itself, and stays as it is.
+        // The command for a topic that already exists is rejected on its own and changes nothing.
         let commands = names.iter().enumerate().map(create).collect();
         tool.ask(ToolAsk::Write { acks: Some(Acks::Quorum), commands })?;
     }
@@ -79,7 +80,7 @@ pub type Asks = Arc<dyn Fn(u64) -> ToolAsk + Send + Sync>;
 
 #[derive(Clone)]
 pub struct Plan {
-    /// The request of each number.
+    /// Returns the request with a given number.
     pub asks: Asks,
     pub pace: Pace,
     pub secret: Option<Secret>,
@@ -101,7 +102,8 @@ pub fn asks(options: &MetadataOptions, topics: Arc<[Named]>) -> Asks {
         match operation {
             Operation::Read => ToolAsk::Read { consistency, queries: vec![Query::GetTopic { name: name.to_string() }] },
             _ => {
-                // Retention between one and two weeks: a value that changes, and does nothing within the run.
+                // Retention between one and two weeks: the value changes with every write, but has no effect during
+                // the run.
                 let retention_ms = 604_800_000 + n % 604_800_000;
                 let changes = vec![("retention.ms".to_owned(), Some(retention_ms.to_string()))];
                 let command = Command::UpdateTopicConfig { name: name.clone(), id: *id, changes };
@@ -111,10 +113,10 @@ pub fn asks(options: &MetadataOptions, topics: Arc<[Named]>) -> Asks {
     })
 }
 
-/// One connection's two halves share this.
+/// State that the two halves of a connection share.
 #[derive(Default)]
 struct State {
-    /// When each open request was handed over.
+    /// Intended time of each unanswered request, by its number.
     open: RefCell<HashMap<u64, u64>>,
     room: Signal,
     broken: RefCell<Option<String>>,
@@ -135,7 +137,7 @@ pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>)
     let Pace { rate, in_flight, window, .. } = plan.pace;
     let receiving = rt::spawn(receive(reader, state.clone(), window, live));
     let mut schedule = plan.pace.schedule(at);
-    // Connections begin at topics of their own.
+    // Each connection begins at a different topic.
     let mut n = at as u64 * 1_000_003;
     let mut held_until_ns = window.start_ns;
     while state.broken.borrow().is_none() {
@@ -173,7 +175,7 @@ pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>)
         tally.fail(unsent, || "not sent".to_owned());
     }
     state.ended.set(true);
-    // What is open now gets its answer, or the connection's end.
+    // Outstanding requests still wait for their answers, or for the end of the connection.
     if state.open.borrow().is_empty() {
         writer.shutdown();
     }
@@ -253,7 +255,7 @@ async fn receive(mut reader: FrameReader, state: Rc<State>, window: Window, live
     tally
 }
 
-/// Why an answer is not what was asked for.
+/// Why an answer is a failure; `None` if it is a success.
 fn failure(answer: &ToolAnswer) -> Option<String> {
     match answer {
         ToolAnswer::Written(written) => written.results.iter().find_map(|result| match result {

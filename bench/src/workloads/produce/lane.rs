@@ -1,4 +1,4 @@
-//! One connection of workload `produce`: batches out by the schedule, acknowledgements in.
+//! One connection of workload `produce`: sends batches by the schedule and receives acknowledgements.
 //!
 //! Lives on: one load thread. The sender and the receiver are two tasks that share this.
 
@@ -28,23 +28,24 @@ use crate::options::Acks;
 use crate::rt;
 use crate::workloads::produce::{Plan, STAMP_BYTES, key};
 
-/// After the end, for what is still unanswered; then it counts as an error.
+/// How long to wait after the end for outstanding answers. Records without an answer then count as errors.
 const DRAIN: Duration = Duration::from_secs(10);
-/// What the broker may take for one request.
+/// How long the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
-/// Batches that are ready together share a request up to this size, or up to one batch if that is larger.
+/// Batches that are due together share a request. The request takes batches until it has reached this size, or that
+/// of one full batch if that is larger.
 const REQUEST_BYTES: usize = 1 << 20;
-/// Between two moves of latencies to the live line.
+/// Interval between two updates of the live line's latencies.
 const PUBLISH_NS: u64 = 250_000_000;
-/// A flush that takes longer was held up by the broker, which does not read.
+/// A flush that takes longer was delayed by the broker, which does not read.
 const FLUSH_HELD_NS: u64 = 1_000_000;
 
-/// What the two tasks of a connection share.
+/// State that the two tasks of a connection share.
 struct Shared {
     plan: Plan,
     partitions: Vec<i32>,
     live: Arc<Live>,
-    /// The batches of each request that is unanswered, oldest first.
+    /// The batches of each unanswered request, oldest first.
     sent: RefCell<VecDeque<Vec<Batch>>>,
     results: RefCell<Results>,
 }
@@ -65,7 +66,7 @@ impl Shared {
         let value_bytes = count * fixed as u64 + batch.sizes.iter().map(|size| u64::from(*size)).sum::<u64>();
         self.live.count(count, value_bytes);
         let mut measured = 0;
-        // Equal times come in runs: as fast as it goes, a whole batch has one.
+        // Equal times come in runs. Without a rate, a whole batch may have one time.
         for run in batch.intended_ns.chunk_by(|a, b| a == b) {
             let (latency_ns, count) = (now_ns.saturating_sub(run[0]).max(1), run.len() as u64);
             recent_ns.saturating_record_n(latency_ns, count);
@@ -76,7 +77,7 @@ impl Shared {
         }
         if measured > 0 {
             tally.records += measured;
-            // Of a batch on the border of the warm-up, its share.
+            // For a batch that spans the end of the warm-up, count only the measured share.
             tally.bytes += value_bytes * measured / count;
             tally.span_ns = tally.span_ns.max(now_ns - self.plan.window.measured_from_ns);
         }
@@ -160,7 +161,7 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
     let mut schedule =
         Schedule::new(plan.window.start_ns, plan.window.duration_ns(), plan.rate, index, plan.connections);
     let mut batcher = Batcher::new(shared.partitions.len(), plan.limits, plan.sizes.clone(), index as u64);
-    // The last time at which something other than this client held records up.
+    // The last time at which something other than this client delayed records.
     let mut held_until_ns = plan.window.start_ns;
     let give_up_ns = plan.window.end_ns + DRAIN.as_nanos() as u64;
     let broken = loop {
@@ -195,20 +196,20 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
         }
         let wake_ns = [schedule.next_ns(after_ns), batcher.deadline_ns(), Some(give_up_ns)].into_iter().flatten().min();
         match wake_ns {
-            // Something is due already: let the receiver have its turn and go on.
+            // Something is due already. Yield to the receiver, then continue.
             Some(wake_ns) if wake_ns <= after_ns => rt::yield_now().await,
             wake_ns => requests.wait(wake_ns).await,
         }
     };
     if let Some(why) = broken {
-        // What the schedule asked for and was not sent is not passed over in silence.
+        // Records that the schedule required and that were not sent count as errors.
         let unsent = schedule.total().map_or(0, |total| total - schedule.taken()) + batcher.len() as u64;
         shared.failed(unsent.max(1), || why);
     }
     requests.shutdown();
 }
 
-/// Takes what is due, as long as batches that are full can leave: behind them records wait in the schedule, not in memory.
+/// Takes the records that are due, unless full batches can't leave. Then records wait in the schedule, not in memory.
 fn admit(schedule: &mut Schedule, batcher: &mut Batcher, shared: &Shared, now_ns: u64, held_until_ns: u64) {
     let mut results = shared.results.borrow_mut();
     while batcher.has_room() {
@@ -221,7 +222,7 @@ fn admit(schedule: &mut Schedule, batcher: &mut Batcher, shared: &Shared, now_ns
     }
 }
 
-/// Sends ready batches while requests may be in flight. Says whether there were any.
+/// Sends batches that are due while the limit of requests in flight allows. Returns whether any were sent.
 async fn send_ready(
     requests: &mut Requests,
     batcher: &mut Batcher,

@@ -1,5 +1,5 @@
-//! Workload `produce` through librdkafka: the same schedule, one instance per load thread. How it batches, connects and
-//! pipelines is its own affair, within the options.
+//! Workload `produce` through librdkafka: the same schedule, one instance per load thread. librdkafka decides how to
+//! batch, connect and pipeline, within the options.
 
 use std::error::Error;
 use std::sync::atomic::Ordering;
@@ -23,12 +23,12 @@ use crate::options::workloads::ProduceOptions;
 use crate::run::{self, Outcome, Window};
 use crate::workloads::produce::{Plan, key};
 
-/// After the end, for what is still unanswered; librdkafka reports it then as failed.
+/// How long to wait after the end for outstanding deliveries. librdkafka then reports them as failed.
 const DRAIN: Duration = Duration::from_secs(10);
 const PUBLISH_NS: u64 = 250_000_000;
-/// While its queue is full.
+/// Pause while librdkafka's queue is full.
 const FULL_PAUSE: Duration = Duration::from_micros(200);
-/// Its smallest and largest `batch.size`.
+/// Smallest and largest `batch.size` of librdkafka.
 const BATCH_BYTES: std::ops::RangeInclusive<usize> = 1..=2_147_483_647;
 
 pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
@@ -48,9 +48,9 @@ pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
         let cpus = &options.target.threads.cpus;
         let cpu = cpus.get(index % cpus.len().max(1)).copied();
         running.push(thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-            // Dropped when the thread's work is done, or has panicked.
+            // Dropped when the thread's work ends or panics; the last drop ends `watch`.
             let _ended = ended;
-            // Its threads are this one's children, and stay with it.
+            // librdkafka's threads inherit the CPU of the thread that creates them.
             cpu.map_or(Ok(()), pin).map_err(|e| e.to_string())?;
             produce(&config, &plan, index, threads, live).map_err(|e| e.to_string())
         })?);
@@ -88,20 +88,20 @@ fn config(options: &ProduceOptions) -> ClientConfig {
     config
 }
 
-/// Keeps the calling thread on one CPU.
+/// Pins the calling thread to one CPU.
 pub fn pin(cpu: usize) -> std::io::Result<()> {
-    // SAFETY: a set of CPUs is plain bits, and zero of them is a valid set.
+    // SAFETY: a CPU set is plain bits, and all zeros is a valid set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is ours; a CPU beyond its size is ignored.
+    // SAFETY: the set is owned here; CPU_SET ignores a CPU beyond its size.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the call reads the set, whose size it is told. 0 is the calling thread.
+    // SAFETY: the call only reads the set and is given its size. 0 means the calling thread.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// Counts deliveries; called by the thread that librdkafka's events are polled on.
+/// Counts deliveries. The thread that polls librdkafka's events calls it.
 struct Deliveries {
     window: Window,
     live: Arc<Live>,
@@ -111,7 +111,7 @@ struct Deliveries {
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    /// When the record was meant to be sent.
+    /// Intended time of the record, in nanoseconds.
     type DeliveryOpaque = usize;
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, intended_ns: usize) {
@@ -194,7 +194,7 @@ fn produce(
         }
     }
     let cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-    // What is still unanswered fails by itself when the producer goes, and is counted.
+    // Records that are unanswered after the drain are purged. librdkafka reports them as failed, so they are counted.
     let flushed = producer.flush(DRAIN);
     producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
     _ = producer.flush(DRAIN);

@@ -1,4 +1,5 @@
-//! Workload `produce`: records by an open-loop schedule, latency from the intended time to the acknowledgement.
+//! Workload `produce`: sends records by an open-loop schedule. The latency runs from a record's intended time to its
+//! acknowledgement.
 
 pub(crate) mod lane;
 #[cfg(feature = "librdkafka")]
@@ -24,9 +25,9 @@ use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
 use crate::workloads::client_cap;
 
-/// A letter and ten digits.
+/// Bytes of a key: a letter and ten digits.
 pub const KEY_BYTES: usize = 11;
-/// An intended time, at the begin of a value.
+/// Bytes of the intended time at the start of a stamped value.
 pub const STAMP_BYTES: usize = 8;
 
 pub const SHARES: [Share; 5] =
@@ -40,7 +41,7 @@ pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
     Ok(Report::new("produce", Unit::Records, outcome, ceiling).against(&SHARES))
 }
 
-/// The load itself, by whichever client the options name.
+/// Runs the load with the client that the options name.
 pub fn load(options: &ProduceOptions, target: Target) -> Result<Outcome, Box<dyn Error>> {
     let window = Window::new(options.run.warm_up, options.run.duration);
     let rate = options.records.rate.unwrap_or(0);
@@ -62,7 +63,7 @@ fn librdkafka(_: &ProduceOptions, _: Plan) -> Result<Outcome, Box<dyn Error>> {
     Err("--client librdkafka: this build does not have it; build with --features librdkafka".into())
 }
 
-/// What every connection needs to know.
+/// The parameters that all connections share.
 #[derive(Clone)]
 pub struct Plan {
     pub topic: StrBytes,
@@ -74,12 +75,12 @@ pub struct Plan {
     pub limits: BatchLimits,
     pub sizes: Sizes,
     pub keys: u64,
-    /// Of the topic, whichever connection they belong to.
+    /// Partitions of the whole topic, not of one connection.
     pub partitions: u64,
     pub codec: Codec,
-    /// Values are slices of this.
+    /// Values are slices of this text.
     pub values: Bytes,
-    /// Values begin with the time at which they were meant to be sent.
+    /// Values begin with their intended send time.
     pub stamped: bool,
     pub window: Window,
 }
@@ -106,14 +107,16 @@ impl Plan {
         }
     }
 
-    /// Has each value begin with its intended time, for a consumer in this process. Records must have room for it.
+    /// Makes each value begin with its intended time, for a consumer in this process. Every value must have room for
+    /// the stamp.
     pub fn stamped(mut self) -> Plan {
         self.stamped = true;
         self
     }
 }
 
-/// Text that no codec makes much smaller than to three quarters, long enough that neighbours differ.
+/// Text that no codec compresses much below three quarters, and that is long enough for neighbouring values to
+/// differ.
 pub fn values(record_size: usize) -> Bytes {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -126,7 +129,7 @@ pub fn values(record_size: usize) -> Bytes {
     letters.collect()
 }
 
-/// A key of the partition: those whose number is congruent to the partition's, modulo the partitions, are its own.
+/// Picks a key of the partition: a key whose number is congruent to the partition's, modulo the number of partitions.
 pub fn key(number: u64, partition: u64, plan: &Plan) -> [u8; KEY_BYTES] {
     let partitions = plan.partitions.min(plan.keys);
     let place = partition % partitions;

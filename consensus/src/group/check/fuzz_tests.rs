@@ -1,6 +1,6 @@
-//! Messages with wrong fields, generated from a seed, through the wire's own form: whatever a peer sends, the process
-//! goes on, and what the group promises holds. `FUZZ_SEEDS=10000 cargo test -p consensus fields` runs more; a seed that
-//! fails is printed.
+//! Messages with wrong fields, generated from a seed and sent through the wire encoding. Whatever a peer sends, the
+//! process survives and the group's invariants hold. `FUZZ_SEEDS=10000 cargo test -p consensus fields` runs more
+//! seeds. A failing seed is printed.
 
 use crate::group::check::*;
 use crate::{
@@ -45,7 +45,7 @@ impl Fuzz {
         group
     }
 
-    /// Numbers that matter to the group, and those that break arithmetic.
+    /// Numbers near the group's own state, and numbers that break arithmetic.
     fn number(&mut self) -> u64 {
         let group = &self.group;
         let near = [group.last_index(), group.commit(), group.applied(), group.stable(), group.term(), 0];
@@ -145,14 +145,14 @@ impl Fuzz {
         message
     }
 
-    /// The group's own broker does this meanwhile.
+    /// One action of the group's own broker between messages.
     fn live(&mut self) {
         match self.rng.u8(..6) {
             0 => (0..self.rng.usize(..20)).for_each(|_| self.group.tick()),
             1 => self.group.campaign(),
             2 => {
                 let data = self.data(0);
-                // Whether there is room, or a lead, does not matter.
+                // It does not matter whether the group leads or has room.
                 let _ = self.group.propose(data);
             }
             3 if self.group.epoch().is_some() => self.group.read_index(self.rng.u64(..)),
@@ -216,6 +216,6 @@ fn wrong_fields_never_end_the_process() {
         refused += fuzz.refused;
         taken += fuzz.taken;
     }
-    // Both kinds are among them, else this shows nothing.
+    // Unless both kinds occur, this test proves nothing.
     assert!(refused > 1000 && taken > 1000 || one.is_some(), "{refused} refused, {taken} taken");
 }

@@ -1,8 +1,8 @@
-//! Checks a peer's message before raft-rs sees it. raft-rs trusts its peers: it aborts the process, or breaks its
-//! own state, on fields that no replica of the same group would send.
+//! Checks a peer's message before raft-rs sees it. raft-rs trusts its peers: on fields that no replica of the group
+//! would send, it aborts the process or corrupts its own state.
 //!
-//! The sender is not looked up among this replica's members: those lag behind, and a new leader or learner would be
-//! shut out.
+//! The check does not look the sender up among this replica's members. That list lags behind, and a new leader or
+//! learner would be locked out.
 
 use crate::group::{
     Group, Message, MessageType, members,
@@ -14,15 +14,16 @@ use raft::{
 };
 use std::collections::BTreeSet;
 
-/// The largest term. A partition's term is the leader epoch that Kafka's clients are told, an int32.
+/// The largest term. A partition's term is the leader epoch that Kafka's clients see, an int32.
 pub const TERM_MAX: u64 = i32::MAX as u64;
-/// A term this far above a replica's own is no outcome of elections: one each second would take half a year.
+/// The most that a message's term may exceed a replica's own. One election per second would take half a year to get
+/// there.
 const TERM_LEAP_MAX: u64 = 1 << 24;
-/// The largest index: what is computed with indices does not overflow.
+/// The largest index. Arithmetic on indices up to here does not overflow.
 pub const INDEX_MAX: u64 = 1 << 60;
-/// Bytes of a question's token, which its answer bears too.
+/// Bytes of a read index's token, which its answer repeats.
 const TOKEN_BYTES: usize = 8;
-/// Members that a snapshot may name.
+/// The most members that a snapshot may name.
 const MEMBERS_MAX: usize = 255;
 
 /// Why a peer's message is dropped.
@@ -53,21 +54,21 @@ pub enum Unfit {
 }
 
 impl Unfit {
-    /// Whether the most likely reason is that this replica's own log is not what it was.
+    /// Whether the most likely reason is that this replica's own log has lost a part.
     pub fn is_possible_loss(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::Conflict { .. })
     }
 }
 
 impl Group {
-    /// Whether a message of a peer is one that a replica of this group can have sent to this one.
+    /// Checks that a replica of this group can have sent a peer's message to this replica.
     pub fn check_message(&self, message: &Message) -> Result<(), Unfit> {
         let raft = &self.raw.raft;
         let (kind, own) = (message.get_msg_type(), raft.term);
         if message.from == 0 || message.from == raft.id {
             return Err(Unfit::Sender(message.from));
         }
-        // raft-rs takes a message of term 0 for one of its own. A replica without a term may be told any.
+        // raft-rs treats a message of term 0 as its own. A replica without a term accepts any other term.
         let leaps = own > 0 && message.term > own.saturating_add(TERM_LEAP_MAX);
         if message.term == 0 || message.term > TERM_MAX || leaps {
             return Err(Unfit::Term { term: message.term, own });
@@ -88,7 +89,7 @@ impl Group {
             }
             MessageType::MsgHeartbeat => {
                 self.check_leader(message)?;
-                // The leader names no more than what this replica has acknowledged to it.
+                // The leader names at most the index that this replica has acknowledged to it.
                 counted_on(message.commit, last)
             }
             MessageType::MsgSnapshot => {
@@ -108,7 +109,7 @@ impl Group {
         }
     }
 
-    /// A term has one leader.
+    /// A term has at most one leader.
     fn check_leader(&self, message: &Message) -> Result<(), Unfit> {
         let raft = &self.raw.raft;
         let (from, term) = (message.from, message.term);
@@ -116,7 +117,7 @@ impl Group {
         if term == raft.term && is_another { Err(Unfit::SecondLeader { term, from }) } else { Ok(()) }
     }
 
-    /// Every leader's log has all that is committed.
+    /// Every leader's log contains all committed entries.
     fn check_against_committed(&self, index: u64, term: u64) -> Result<(), Unfit> {
         let log = &self.raw.raft.raft_log;
         let committed = log.committed;
@@ -143,7 +144,7 @@ impl Group {
         Ok(())
     }
 
-    /// Whether an entry is one that this group can apply.
+    /// Checks that this group can apply an entry.
     pub(crate) fn check_entry(&self, entry: &eraftpb::Entry) -> Result<(), String> {
         match entry.entry_type as u8 {
             ENTRY_NORMAL => (self.holds)(&entry.data),
@@ -157,7 +158,7 @@ fn counted_on(claimed: u64, last: u64) -> Result<(), Unfit> {
     if claimed > last { Err(Unfit::Lost { claimed, last }) } else { Ok(()) }
 }
 
-/// Checks what does not depend on the receiver's state.
+/// Checks the fields that do not depend on the receiver's state.
 fn check_fields(message: &Message) -> Result<(), Unfit> {
     let refuse = |what, value| Err(Unfit::Field { what, value });
     let kind = message.get_msg_type();
@@ -211,7 +212,7 @@ fn check_fields(message: &Message) -> Result<(), Unfit> {
     }
 }
 
-/// Whether raft-rs can make a configuration of it; it aborts if not.
+/// Checks that raft-rs can build a configuration from these members. If it can't, it aborts.
 fn check_members(state: &ConfState) -> Result<(), Unfit> {
     let refuse = |why| Err(Unfit::Members(why));
     let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];

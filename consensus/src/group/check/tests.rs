@@ -1,4 +1,4 @@
-//! Messages with fields that no replica would send: none of them aborts the process or changes the replica.
+//! Messages with fields that no replica would send. None of them aborts the process or changes the replica.
 
 use crate::group::check::*;
 use crate::group::{Group, GroupConfig, Member, Position, ProposeError, Restored, Unreadable};
@@ -20,7 +20,7 @@ fn append(term: u64, (index, log_term): (u64, u64), commit: u64, entries: Vec<er
     append
 }
 
-/// Takes no data that begins with an x.
+/// Rejects data that begins with an x.
 fn holds(data: &[u8]) -> Result<(), String> {
     if data.first() == Some(&b'x') { Err("an x".to_owned()) } else { Ok(()) }
 }
@@ -35,7 +35,8 @@ fn settle(group: &mut Group) {
     }
 }
 
-/// Replica 1 of three, which follows 2 in term 5: entries 1 to 4, of terms 3, 3, 5 and 5, of which 3 are committed.
+/// Replica 1 of three, which follows replica 2 in term 5. Its entries 1 to 4 have terms 3, 3, 5 and 5; the first
+/// three are committed.
 fn follower() -> Group {
     let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(7, 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
@@ -46,7 +47,7 @@ fn follower() -> Group {
     group
 }
 
-/// Replica 1 of three, which leads in term 1: one entry, which is committed.
+/// Replica 1 of three, which leads in term 1. Its only entry is committed.
 fn leader() -> Group {
     let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(7, 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
@@ -64,7 +65,7 @@ fn state(group: &Group) -> (u64, u64, u64, bool, Option<u64>) {
     (group.term(), group.last_index(), group.commit(), group.is_leader(), group.leader())
 }
 
-/// The group drops such a message unchanged, and names it.
+/// Asserts that the group drops a message and stays unchanged, and returns the reason.
 fn is_refused(group: &mut Group, message: Message) -> Unfit {
     let (before, told) = (state(group), format!("{message:?}"));
     if message.get_msg_type() == MessageType::MsgSnapshot {
@@ -85,10 +86,10 @@ fn a_commit_beyond_the_log_is_dropped_and_named_as_possible_loss() {
     assert_eq!(unfit, Unfit::Lost { claimed: 5, last: 4 });
     assert!(unfit.is_possible_loss() && unfit.to_string().contains("may have lost a part of its log"));
     is_refused(&mut group, Message { commit: 5, ..message(MessageType::MsgHeartbeat, 3, 6) });
-    // The group still hears what a leader may say.
+    // The group still accepts a leader's valid messages.
     group.step(Message { commit: 4, ..heartbeat });
     assert_eq!((group.take_unfit(), group.commit()), (None, 4));
-    // Beside entries, the leader tells all that is committed, whatever this replica has of it.
+    // With entries, the leader sends its whole commit index, however much of it this replica has.
     group.step(append(5, (4, 5), 1000, vec![entry(5, 5, b"c")]));
     assert_eq!((group.take_unfit(), group.commit(), group.last_index()), (None, 5, 5));
 
@@ -141,7 +142,7 @@ fn terms_and_indices_that_no_election_or_log_leads_to_are_refused() {
             }
         }
     }
-    // A replica without a term joins a group of any.
+    // A replica without a term joins a group of any term.
     let config = GroupConfig { voters: vec![2], has_leases: false, ..GroupConfig::single(7, 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.step(message(MessageType::MsgHeartbeat, 2, TERM_MAX));
@@ -178,12 +179,13 @@ fn entries_that_do_not_follow_or_that_the_group_does_not_hold_are_refused() {
 #[test]
 fn what_contradicts_what_is_committed_is_refused() {
     let mut group = follower();
-    // An entry below the last committed one, or at its index, of another term.
+    // Appends after an entry whose term contradicts the last committed entry: at its index, or above with a lower
+    // term.
     for at in [(3, 3), (3, 4), (9, 3), (4, 4)] {
         let unfit = is_refused(&mut group, append(6, at, 9, Vec::new()));
         assert_eq!(unfit, Unfit::Conflict { committed: 3, term: 5 }, "{at:?}");
     }
-    // An uncommitted one gives way.
+    // An uncommitted entry is truncated.
     group.step(append(6, (3, 5), 3, vec![entry(4, 6, b"c")]));
     settle(&mut group);
     assert_eq!((group.take_unfit(), group.term_at(4)), (None, Some(6)));
@@ -261,7 +263,7 @@ fn a_leader_finds_a_laggards_place_by_terms() {
         group.propose(Bytes::from_static(b"a")).unwrap();
         settle(&mut group);
     }
-    // Peer 3 has entries of no term that the leader's log has.
+    // Peer 3 has no entry of any term in the leader's log.
     group.step(Message {
         index: 1,
         reject: true,
@@ -276,14 +278,14 @@ fn a_leader_finds_a_laggards_place_by_terms() {
 
 #[test]
 fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
-    // A leader of an older version would have taken it; here it is in the log already.
+    // A leader of an older version may have accepted such an entry. Here the entry is in the log already.
     let config = GroupConfig { voters: vec![1, 2, 3], has_leases: false, ..GroupConfig::single(7, 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     let mut bad = entry(2, 1, b"\xff\xff");
     bad.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
     group.step(append(1, (0, 0), 0, vec![entry(1, 1, b"")]));
     settle(&mut group);
-    // Past the check.
+    // Bypass the check.
     let mut message = append(1, (1, 1), 3, vec![bad, entry(3, 1, b"a")]);
     message.to = 1;
     group.raw.step(message).unwrap();

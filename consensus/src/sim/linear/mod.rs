@@ -1,57 +1,62 @@
-//! Whether what clients saw of one key is what a single copy of it, changed and read one call at a time, could have shown them.
+//! Checks whether the answers of clients about one key could come from a single copy of it that serves one call at
+//! a time.
 //!
-//! It believes nobody but the clients: no log, no index, no node's state. A history is the calls on one key, each with the time
-//! from which it may have taken effect, the time by which it must have, and what it got. What got no answer may have happened at
-//! any later time, with whatever result, or never. The history is linearizable if the calls can be put in one order in which
+//! The check uses only what clients saw: no log, no index, no state of a node. A history contains the calls on one
+//! key. Each call has the time from which it may have taken effect, the time by which it must have, and its reply.
+//! A call without a reply may have taken effect at any later time, with any result, or never. The history is
+//! linearizable if the calls have an order in which
 //!
-//! - each answered call gets from the [`Model`] what it got, and
-//! - no call stands before one that had to be over when it began, nor before one that it is said to come after.
+//! - each answered call gets from the [`Model`] the reply that it got, and
+//! - no call comes before one that had to end before it began, or before one that its `after` names.
 //!
-//! What is linearizable for each key is so for all keys together (Herlihy and Wing 1990, theorem 1), so keys are checked alone.
+//! If every key is linearizable, all keys together are (Herlihy and Wing 1990, theorem 1). So each key is checked
+//! alone.
 //!
-//! The search is that of Wing and Gong (1993), with Lowe's memory (2017, "Testing for linearizability") of what it has been
-//! through: which calls are behind it, and the state there. What can have changed nothing, since it got what only such calls get,
-//! is taken as soon as it would get that: whatever is possible later is possible then too. Of unanswered calls that ask for the
-//! same, only the earliest is tried. The search ends after [`CONFIGURATIONS_MAX`]; that is a verdict of its own.
+//! The search is that of Wing and Gong (1993). As Lowe (2017, "Testing for linearizability") proposes, it remembers
+//! the configurations that it has visited. A configuration is the calls placed so far and the state that they lead
+//! to. Some replies show that a call changed nothing. The search places such a call as soon as the model gives its
+//! reply, since this rules out nothing later. Among equal unanswered calls, only the earliest is tried. The search
+//! gives up after [`CONFIGURATIONS_MAX`] configurations; that is a verdict of its own.
 //!
-//! What the calls' times are for writes and reads of each strength: `promises`.
+//! The module `promises` says which times a call has, for reads and writes of each consistency level.
 
 use ahash::AHashSet;
 use std::{fmt::Debug, hash::Hash, time::Duration};
 
-/// Configurations that one search looks at before it gives up. The key is counted then, and taken for neither right nor wrong.
+/// The most configurations that one search visits. A key above it is counted as given up, neither right nor wrong.
 pub(super) const CONFIGURATIONS_MAX: usize = 50_000;
 
-/// No time at all: what got no answer needs not have happened by any.
+/// The `until` of a call without a reply: it need not have taken effect by any time.
 pub(super) const NEVER: Duration = Duration::MAX;
 
-/// One key, as a single copy of it would behave. The default is its state before the history.
+/// One key, as a single copy of it behaves. The default value is its state before the history.
 pub(super) trait Model: Clone + Default + Eq + Hash + Debug {
     type Op: PartialEq + Debug;
     type Reply: PartialEq + Debug;
 
     fn apply(&mut self, op: &Self::Op) -> Self::Reply;
 
-    /// Whether a call that got this changes nothing, in whatever state.
+    /// Whether a call with this reply changes nothing, in any state.
     fn only_reads(reply: &Self::Reply) -> bool;
 }
 
-/// Something that a client asked for.
+/// A call of a client.
 #[derive(Debug)]
 pub(super) struct Call<M: Model> {
     pub op: M::Op,
-    /// It took effect no earlier.
+    /// The call took effect no earlier than this.
     pub from: Duration,
-    /// Whatever begins later comes after it.
+    /// Every call that begins after this comes after it.
     pub until: Duration,
-    /// `None`: nobody knows whether it happened.
+    /// `None`: nobody knows whether the call took effect.
     pub reply: Option<M::Reply>,
-    /// Answered calls, by their place in the history, that it comes after whatever the times say.
+    /// Answered calls that this call comes after, whatever their times. By place in the history.
     pub after: Vec<usize>,
 }
 
 impl<M: Model> Call<M> {
-    /// Whether this unanswered call can be wherever that unanswered one can, and does there what that does.
+    /// Whether this unanswered call does the same as `other`, also unanswered, and may be placed wherever `other`
+    /// may.
     fn stands_for(&self, other: &Self) -> bool {
         let unanswered = self.reply.is_none() && other.reply.is_none() && self.until == other.until;
         let same = unanswered && self.op == other.op && self.from <= other.from;
@@ -62,13 +67,13 @@ impl<M: Model> Call<M> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Linearizable,
-    /// No order explains the answers; what a person needs to see that.
+    /// No order explains the answers. The text shows a person why.
     Impossible(String),
-    /// Nothing was found within the bound.
+    /// The search reached its limit without a result.
     GaveUp,
 }
 
-/// Looks for an order of the calls that explains all answers.
+/// Searches for an order of the calls that explains all answers.
 pub(super) fn check<M: Model>(calls: &[Call<M>]) -> Verdict {
     check_within(calls, CONFIGURATIONS_MAX)
 }
@@ -99,11 +104,11 @@ fn check_within<M: Model>(calls: &[Call<M>], configurations_max: usize) -> Verdi
     Verdict::Impossible(search.explain(&furthest.expect("the search began somewhere")))
 }
 
-/// Which calls are behind the search, by their place in the search's order, and what they made of the key.
+/// The calls placed so far, by their place in the search's order, and the state that they lead to.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Configuration<M> {
     done: Vec<u64>,
-    /// Answered calls that are still to be placed.
+    /// The number of answered calls that are not placed yet.
     left: usize,
     state: M,
 }
@@ -116,9 +121,9 @@ impl<M> Configuration<M> {
 
 struct Search<'a, M: Model> {
     calls: &'a [Call<M>],
-    /// The calls by when they may begin.
+    /// The calls in the order in which they may begin.
     order: Vec<usize>,
-    /// Where each call stands in that order.
+    /// The place of each call in that order.
     places: Vec<usize>,
     answered: usize,
 }
@@ -133,12 +138,12 @@ impl<'a, M: Model> Search<'a, M> {
         Self { calls, order, places, answered }
     }
 
-    /// The calls that may come next, by place.
+    /// The places of the calls that may come next.
     fn next(&self, here: &Configuration<M>) -> Vec<usize> {
         let mut next = Vec::new();
         let mut end = NEVER;
         for (place, call) in self.order.iter().map(|call| &self.calls[*call]).enumerate() {
-            // Here something that is not placed had to be over, and so it is for all that begin later.
+            // A call that is not placed had to end before this one began, and so before all later ones.
             if call.from > end {
                 break;
             }
@@ -158,7 +163,7 @@ impl<'a, M: Model> Search<'a, M> {
         &self.calls[self.order[place]]
     }
 
-    /// Takes all that changes nothing, and returns what may be next then.
+    /// Places all calls that change nothing, and returns the places of the calls that may come next.
     fn take_reads(&self, here: &mut Configuration<M>) -> Vec<usize> {
         loop {
             let before = here.left;
@@ -177,7 +182,8 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// All that may be one call later. What was answered is looked at first, so it comes last.
+    /// Adds every configuration that is one call further. Answered calls come last, since the search takes the last
+    /// one first.
     fn go_on(&self, here: &Configuration<M>, mut next: Vec<usize>, open: &mut Vec<Configuration<M>>) {
         let is_second = |place: usize| {
             let before = next.iter().take_while(|earlier| **earlier < place).map(|earlier| self.call(*earlier));
@@ -192,7 +198,7 @@ impl<'a, M: Model> Search<'a, M> {
             let gets = state.apply(&call.op);
             let goes_on = match &call.reply {
                 Some(reply) => *reply == gets && !M::only_reads(reply),
-                // Without a change it may as well happen later.
+                // A call that changes nothing here can be placed later as well.
                 None => state != here.state,
             };
             if !goes_on {

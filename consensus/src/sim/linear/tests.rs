@@ -1,22 +1,22 @@
-//! Histories written by hand, of a register and of a counter.
+//! Handwritten histories of a register.
 
 use crate::sim::linear::*;
 
-/// A register that is written, swapped and read.
+/// A register that can be written, swapped and read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Register(u32);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Op {
     Write(u32),
-    /// From, to: only from that value.
+    /// From, to. Swaps only if the register has the first value.
     Swap(u32, u32),
     Read,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reply {
-    /// Before it was changed.
+    /// The value before the change.
     Was(u32),
     Is(u32),
     Refused,
@@ -58,7 +58,7 @@ fn read(from: u64, until: u64, value: u32) -> Call<Register> {
     call(from, until, Op::Read, Reply::Is(value))
 }
 
-/// Nobody knows what became of it.
+/// Nobody knows whether it took effect.
 fn unanswered(from: u64, op: Op) -> Call<Register> {
     Call { op, from: at(from), until: NEVER, reply: None, after: Vec::new() }
 }
@@ -86,7 +86,7 @@ fn what_overlaps_may_be_in_any_order_but_only_one() {
     assert!(holds(&[write(0, 10, 7, 0), read(1, 2, 0), read(3, 4, 7)]));
     assert!(!holds(&[write(0, 10, 7, 0), read(1, 2, 7), read(3, 4, 0)]), "it was there, and then not");
     assert!(holds(&[write(0, 10, 7, 0), read(1, 4, 7), read(3, 5, 0)]), "the reads overlap too");
-    // Two writes at once, and whoever reads later sees the same last one.
+    // Two concurrent writes. All later reads must see the same one as the last.
     let writes = || [write(0, 10, 7, 8), write(0, 10, 8, 0)];
     assert!(holds(&both(writes().into(), vec![read(11, 12, 7), read(13, 14, 7)])));
     assert!(!holds(&both(writes().into(), vec![read(11, 12, 8)])), "the answers tell which was last");
@@ -119,7 +119,7 @@ fn what_has_no_answer_may_have_happened_or_not_but_once_and_not_before_it_was_as
     let twice = [lost(), read(1, 2, 7), write(3, 4, 8, 7), read(5, 6, 7)];
     assert!(!holds(&twice), "twice");
     assert!(!holds(&[read(0, 1, 7), unanswered(2, Op::Write(7))]), "before it was asked for");
-    // Two of them, of which either or both explain what is seen.
+    // Two unanswered calls. Either or both explain what is read.
     let two = || vec![unanswered(0, Op::Swap(0, 7)), unanswered(0, Op::Swap(7, 8))];
     assert!(holds(&both(two(), vec![read(1, 2, 8)])));
     assert!(!holds(&both(two(), vec![read(1, 2, 8), read(3, 4, 7)])));
@@ -139,7 +139,7 @@ fn a_read_that_may_be_stale_has_its_bound_and_never_goes_back() {
 
 #[test]
 fn the_search_ends_and_says_so() {
-    // Any number of these may have happened, and none explains what is read.
+    // Any subset of these may have taken effect, but none explains what is read.
     let calls: Vec<_> = (1..=16).map(|value| unanswered(0, Op::Write(value))).chain([read(1, 2, 99)]).collect();
     assert_eq!(check_within(&calls, 1000), Verdict::GaveUp);
     assert!(matches!(check_within(&calls[12..], 1000), Verdict::Impossible(_)));
@@ -147,7 +147,7 @@ fn the_search_ends_and_says_so() {
 
 #[test]
 fn long_histories_of_many_clients_are_no_trouble() {
-    // Eight writers at a time, each of which hears of the one before, and of every ten one without an answer.
+    // Eight calls at a time. A write returns the value of the write before it, and one call in ten has no answer.
     let mut calls = Vec::new();
     for n in 0..2000u32 {
         let from = u64::from(n / 8) * 10;
@@ -179,7 +179,7 @@ fn an_impossible_history_is_told_so_that_it_can_be_understood() {
 
 #[test]
 fn what_changes_nothing_now_may_change_something_later() {
-    // Written while it is there already, or after it was overwritten: only the latter explains the read.
+    // Written while the value is there already, or after it was overwritten. Only the latter explains the read.
     let overwritten = write(0, 10, 8, 7);
     assert!(holds(&[write(0, 1, 7, 0), overwritten, call(2, 10, Op::Write(7), Reply::Was(8)), read(11, 12, 7)]));
     let idle = || unanswered(2, Op::Write(7));

@@ -1,22 +1,29 @@
-//! What clients were told, kept by key until the end of a run, when [`linear`](super::linear) says whether it can be true.
+//! The answers of clients, kept by key. At the end of a run, [`linear`](super::linear) decides whether they can all
+//! be true.
 //!
-//! What is promised, and so what a call's times are (`asked`, `told`: when the client asked, when it had its answer):
+//! Each level promises the following, which decides the times of a call. `asked` is when the client asked, and
+//! `answered` is when it got the answer.
 //!
-//! - A write at `quorum`, and one that asked for `leader` and was answered by its commit, took effect once between `asked` and
-//!   `told`, with the results that it was told. Every linearizable read that begins later shows it, on any broker.
-//! - A write without an answer, or whose answer is forgotten, took effect once after `asked`, or never. One that was refused
-//!   without having been sent took none.
-//! - A write at `leader` that was acknowledged alone, before its commit: all writes that begin after `told` come after it, since
-//!   they are checked against what the overlay holds; reads show it once it is committed, at the latest when the healed cluster
-//!   agrees. It may be lost with its leader only. Here, and nowhere else, the log is asked what no client can know: whether the
-//!   entry was committed when the answer came, and whether it is there in the end. If it is lost, a newer leader must have been
-//!   seen (`Cluster::check_fast_writes`), and the call counts as one without an answer. Producer ids are never given out so.
-//! - A linearizable read shows the key as it was at some moment between `asked` and `told`. It never shows what is not committed.
-//! - A leased read shows it as it was at some moment in the [`STALE_MAX`] before `told`. Reads of one broker never go back, not
-//!   even over its restart, and show every write that this broker answered (but for those it acknowledged alone).
-//! - A read of every key at the end, when all voters agree, shows all that must have happened.
+//! - A write at `quorum`, or one at `leader` that was answered by its commit. It took effect once between `asked`
+//!   and `answered`, with the results in the answer. Every linearizable read that begins later shows it, on any
+//!   broker.
+//! - A write without an answer, or whose answer is forgotten: it took effect once after `asked`, or never. A write
+//!   that was rejected without having been sent took no effect.
+//! - A write at `leader` that was acknowledged alone, before its commit. All writes that begin after `answered`
+//!   come after it, because they are checked against the overlay. Reads show it once it is committed, at the latest
+//!   when the healed cluster agrees. It may be lost only together with its leader. Only for these writes, the check
+//!   asks the log what no client can know. That is whether the entry was committed when the answer came, and
+//!   whether it is there in the end. If it is lost, a newer leader must have been seen
+//!   (`Cluster::check_fast_writes`), and the call counts as unanswered. Producer ids are never given out in this
+//!   way.
+//! - A linearizable read: it shows the key as it was at some moment between `asked` and `answered`. It never shows
+//!   uncommitted changes.
+//! - A leased read: it shows the key as it was at some moment in the [`STALE_MAX`] before `answered`. Reads of one
+//!   broker never go back, not even after a restart. They show every write that this broker answered, except those
+//!   that it acknowledged alone.
+//! - A read of every key at the end, when all voters agree: it shows everything that must have happened.
 //!
-//! What is said of leased reads is said of each key alone: a broker might show two keys as of two moments.
+//! The promises about leased reads hold for each key alone. A broker may show two keys as of two moments.
 
 use super::{
     linear::{Call, Model, NEVER, Verdict, check},
@@ -32,13 +39,13 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-/// A read lease, and what clocks may drift apart in that time.
+/// The length of a read lease, plus the most that clocks may drift apart in that time.
 pub(super) const STALE_MAX: Duration = Duration::from_millis(5_300);
 
 /// How a client got its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// By the commit, when this broker showed it.
+    /// By the commit, once this broker showed it.
     Committed,
     /// By a leader alone, for this place in its log.
     Alone { index: u64, term: u64 },
@@ -47,9 +54,10 @@ pub(super) enum Told {
 /// The calls on one key.
 struct Calls<M: Model> {
     calls: Vec<Call<M>>,
-    /// Writes that were acknowledged alone: by place, and where in the log they are if they are not lost.
+    /// Writes that a leader acknowledged alone: place in `calls`, then the index and term of the entry.
     alone: Vec<(usize, u64, u64)>,
-    /// By broker, what its next leased read comes after: its last one, and what it has answered since.
+    /// By broker, the calls that its next leased read comes after: its last leased read, and its other answers
+    /// since.
     shown_by: BTreeMap<usize, Vec<usize>>,
 }
 
@@ -66,19 +74,19 @@ pub(super) struct Promises {
     settings: Calls<Settings>,
 }
 
-/// What the histories of a run were found to be.
+/// The result of checking the histories of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checked {
     pub(super) calls: u64,
     pub(super) keys: u64,
-    /// Keys whose search was given up.
+    /// Keys whose search gave up.
     pub(super) given_up: u64,
     /// Calls that were acknowledged alone and are not in the log.
     pub(super) lost: u64,
 }
 
 impl Promises {
-    /// A broker has answered a write.
+    /// Records that a broker has answered a write.
     pub(super) fn written(
         &mut self,
         at: usize,
@@ -93,7 +101,7 @@ impl Promises {
         }
     }
 
-    /// Nobody will ever know what became of a write.
+    /// Records that the outcome of a write will never be known.
     pub(super) fn unanswered(&mut self, begun: Duration, commands: &[Command]) {
         commands.iter().for_each(|command| self.write(begun, command, None));
     }
@@ -117,33 +125,34 @@ impl Promises {
         }
     }
 
-    /// A broker has answered a linearizable read, or the last one of all.
+    /// Records that a broker has answered a linearizable read, or a read at the end of the run.
     pub(super) fn read(&mut self, at: usize, begun: Duration, now: Duration, name: &Arc<str>, shows: TopicReply) {
         let topic = self.topics.entry(name.clone()).or_default();
         topic.answered(at, begun, now, TopicOp::Read, shows);
     }
 
-    /// The same, of the cluster's settings.
+    /// The same for the cluster's settings.
     pub(super) fn read_settings(&mut self, at: usize, begun: Duration, now: Duration, shows: SettingsReply) {
         self.settings.answered(at, begun, now, SettingsOp::Read, shows);
     }
 
-    /// A broker has answered a read under its lease.
+    /// Records that a broker has answered a read under its lease.
     pub(super) fn read_leased(&mut self, at: usize, now: Duration, name: &Arc<str>, shows: TopicReply) {
         self.topics.entry(name.clone()).or_default().read_leased(at, now, TopicOp::Read, shows);
     }
 
-    /// The same, of the cluster's settings.
+    /// The same for the cluster's settings.
     pub(super) fn read_settings_leased(&mut self, at: usize, now: Duration, shows: SettingsReply) {
         self.settings.read_leased(at, now, SettingsOp::Read, shows);
     }
 
-    /// All names of topics that somebody asked for.
+    /// All names of topics that a call concerned.
     pub(super) fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
         self.topics.keys()
     }
 
-    /// Whether all that clients were told can be true. At `end` the healed cluster agreed: what the log has then stays.
+    /// Checks whether all answers can be true. At `end` the healed cluster agreed, so what the log contains then
+    /// stays.
     pub(super) fn check(&mut self, end: Duration, log: &History) -> Result<Checked, Violation> {
         let mut checked = Checked::default();
         for (name, calls) in &mut self.topics {
@@ -181,7 +190,7 @@ impl<M: Model> Calls<M> {
         self.calls.push(Call { op, from: begun, until: now, reply: Some(reply), after: Vec::new() });
     }
 
-    /// Finds out what became of writes that were acknowledged alone; returns how many are lost.
+    /// Decides which writes that were acknowledged alone are lost, by looking in the log. Returns their number.
     fn settle(&mut self, end: Duration, log: &History, reads: impl Fn(&M::Op) -> bool) -> u64 {
         let mut lost = 0;
         for (place, index, term) in std::mem::take(&mut self.alone) {

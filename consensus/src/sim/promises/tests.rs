@@ -1,4 +1,4 @@
-//! What each strength promises, one history by hand for each.
+//! The promises of each consistency level, with a handwritten history for each.
 
 use crate::sim::{oracle::Seen, promises::*};
 use crate::{
@@ -32,7 +32,7 @@ impl Run {
         self
     }
 
-    /// Deletes the topic, with success.
+    /// Deletes the topic successfully.
     fn delete(self, broker: usize, from: u64, to: u64, told: Told) -> Self {
         self.write(broker, from, to, delete(), Ok(Ok(Outcome::TopicDeleted)), told)
     }
@@ -70,7 +70,7 @@ fn delete() -> Command {
     Command::DeleteTopic { name: NAME.into(), id: Uuid::from_u128(7) }
 }
 
-/// The topic is created, and nobody was told: it may be there or not.
+/// The creation of the topic has no answer, so the topic may exist or not.
 fn asked_for() -> Run {
     let mut run = Run::default();
     run.0.unanswered(at(0), &[create()]);
@@ -92,7 +92,7 @@ fn what_is_committed_is_shown_to_all_that_ask_later() {
     let deleted = || asked_for().delete(1, 10, 20, Told::Committed);
     assert!(deleted().read(2, 15, 30, &there()).read(2, 31, 40, &gone()).holds(&log(1)));
     assert!(!deleted().read(2, 21, 30, &there()).holds(&log(1)));
-    // Whose answer is forgotten may be done at any time, or never.
+    // A write whose answer is forgotten may take effect at any time, or never.
     let late = || asked_for().write(1, 10, 20, delete(), Err(AskedTooLate), Told::Committed);
     assert!(late().read(2, 21, 30, &there()).read(2, 31, 40, &gone()).holds(&log(1)));
     assert!(late().read(2, 21, 30, &there()).holds(&log(1)));
@@ -108,7 +108,7 @@ fn what_a_leader_acknowledged_alone_is_in_the_way_of_writes_at_once_and_of_reads
     assert!(!deleted().read(2, 100_001, 100_001, &there()).holds(&log(1)), "it is in the log");
     let twice = || deleted().delete(2, 30, 40, Told::Committed);
     assert!(!twice().holds(&log(1)), "the later one must have seen it");
-    // Another leader's entry stands in its place: it is lost, or was done when it came again.
+    // The entry of another leader is in its place. So the write is lost, or it took effect when it was retried.
     assert!(twice().holds(&log(2)));
     assert!(deleted().read(2, 100_001, 100_001, &there()).holds(&log(2)));
     assert!(deleted().read(2, 100_001, 100_001, &gone()).holds(&log(2)));
@@ -116,7 +116,7 @@ fn what_a_leader_acknowledged_alone_is_in_the_way_of_writes_at_once_and_of_reads
 
 #[test]
 fn a_leased_read_is_no_staler_than_the_lease_and_one_broker_never_goes_back() {
-    // It was there long before.
+    // The topic existed long before.
     let was_there = || asked_for().read(3, 1, 2, &there());
     let deleted = || was_there().delete(1, 10_010, 10_020, Told::Committed);
     let stale_max = STALE_MAX.as_millis() as u64;

@@ -1,4 +1,5 @@
-//! What any core asks of the metadata plane. Every question has a deadline: there is an answer by then, if only that there is none.
+//! Questions from any core to the metadata plane. Every question has a deadline, by which it is answered, if only with
+//! an error.
 
 use super::{META_CORE, Meta, largest};
 use crate::{
@@ -13,12 +14,12 @@ use consensus::{
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-/// What became of one command.
+/// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;
 
-/// How long a question may take if whoever asks names no time of its own.
+/// How long a question may take if the caller sets no time.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Commands of one write; more are several writes, made at the same time.
+/// Most commands of one write. A longer list becomes several writes, submitted at the same time.
 const COMMANDS_MAX: usize = 512;
 
 /// Why a submission has no result.
@@ -46,7 +47,7 @@ impl From<WriteError> for SubmitError {
 /// How a submission is to be acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub struct Submitting {
-    /// `None`: as `metadata.acks` says at present.
+    /// `None`: the present value of `metadata.acks`.
     pub acks: Option<Acks>,
     pub until: Until,
     pub within: Duration,
@@ -58,7 +59,7 @@ impl Default for Submitting {
     }
 }
 
-/// Submits commands from any core; returns once every core's view shows them.
+/// Submits commands from any core. Returns once every core's view shows them.
 pub async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Result<Vec<CommandResult>, SubmitError> {
     submit_with(core, commands, Submitting::default()).await
 }
@@ -92,7 +93,7 @@ pub(super) async fn submit_as_is(
         for write in writes {
             results.extend(written(write.await)?.results);
         }
-        // What it gave is forgotten: nobody knows whether that was now or before.
+        // The outcome of a request asked too late is forgotten: it may have been done now or before.
         results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
     });
     call.result().await
@@ -102,8 +103,8 @@ pub(super) fn written(answer: Option<Result<Written, WriteError>>) -> Result<Wri
     answer.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
 }
 
-/// Whether a read may be answered from this core's view now: at once under a lease, else once the view shows all that the leader
-/// knows to be committed.
+/// Waits until a read may be answered from this core's view. That is at once under a lease; otherwise once the view
+/// shows everything that the leader knows to be committed.
 pub async fn may_read(core: &Rc<Core>) -> Result<(), SubmitError> {
     if core.has_read_lease() {
         core.metrics.lease_valid_reads_total.add(1);
@@ -126,7 +127,7 @@ pub async fn linearize(core: &Rc<Core>) -> Result<(), SubmitError> {
     call.result().await
 }
 
-/// The metadata group as its leader sees it, on whatever broker that is.
+/// The metadata group as its leader sees it, on whichever broker that is.
 pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
     let call = core.call(META_CORE, |there| async move {
         let meta = there.meta();
@@ -139,7 +140,7 @@ pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
     call.result().await
 }
 
-/// A topic as the leader's slice has it, committed or not.
+/// A topic in the leader's slice, committed or not.
 pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
     let owner = core_of_slice(SliceId::of_topic(&name), core.cores());
     let call = core.call(owner, move |there| std::future::ready(there.topic_in_slice(&name)));
@@ -149,7 +150,7 @@ pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer 
 type Waiting<T> = RefCell<BTreeMap<Token, Promise<Result<T, WriteError>>>>;
 
 impl Meta {
-    /// Puts a question to the plane. Its answer may be there before this returns.
+    /// Puts a question to the plane. The answer may be there before this returns.
     fn ask<T>(
         self: &Rc<Self>,
         core: &Rc<Core>,
@@ -164,7 +165,7 @@ impl Meta {
         answer
     }
 
-    /// Questions that wait for their answers, which come by their deadlines.
+    /// Number of questions that wait for their answers.
     pub fn open_questions(&self) -> usize {
         self.written.borrow().len() + self.read.borrow().len() + self.described.borrow().len()
     }

@@ -1,9 +1,10 @@
 //! The largest batch that any partition of the cluster takes: a setting in the metadata that only rises.
 //!
-//! A follower that can't store what its leader has acknowledged could never follow again. So the setting rises only as far as the
-//! rings of all registered brokers take it, and a broker whose rings take less does not join. It rises by itself: at a broker's
-//! start to its `message.max.bytes` and to what topics allow, and to a topic's `max.message.bytes` when that is set. Where it can't
-//! rise that far, larger batches are refused with MESSAGE_TOO_LARGE.
+//! A follower that cannot store a batch that its leader has acknowledged could never catch up again. So the setting
+//! rises only as far as the rings of all registered brokers allow, and a broker with smaller rings cannot join. It
+//! rises by itself: when a broker starts, to its `message.max.bytes` and to what topics allow; when a topic's
+//! `max.message.bytes` is set, to that value. Where it cannot rise that far, larger batches are rejected with
+//! MESSAGE_TOO_LARGE.
 
 use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
 use crate::core::{Core, CoreId};
@@ -18,27 +19,27 @@ use std::{rc::Rc, sync::Arc};
 /// The name of a topic's own limit.
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 
-/// What a frame to another broker holds beside the batch.
+/// Room in a frame to another broker for everything besides the batch.
 const FRAME_BYTES: usize = 64 << 10;
 
-/// How often a rise is tried again when other brokers register in between.
+/// Attempts to raise the setting, when other brokers register in between.
 const TRIES: usize = 3;
 
 impl Core {
-    /// The largest batch that this core's ring and the frames between brokers take.
+    /// The largest batch that this core's ring and the frames between brokers can take.
     fn largest_taken(&self) -> u64 {
         let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
         ring.min(CARRIED_BYTES_MAX - FRAME_BYTES) as u64
     }
 
-    /// The largest batch that partitions take now, whatever their topics say.
+    /// The largest batch that partitions take now. A topic's own limit may be lower.
     pub fn largest_entry(&self) -> usize {
         let cluster = self.view(|view| view.cluster_config().largest_entry());
         self.largest_taken().min(cluster.unwrap_or(u64::MAX)) as usize
     }
 }
 
-/// The largest batch that all cores of this broker take.
+/// The largest batch that all cores of this broker can take.
 pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
     let calls = (0..core.cores()).map(CoreId);
     let calls = calls.map(|to| core.call(to, |there| std::future::ready(there.largest_taken())).result()).collect();
@@ -46,13 +47,13 @@ pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
     taken.into_iter().min().expect("there is a core")
 }
 
-/// How large batches may be by a view, and how large they may become: as all registered brokers take.
+/// The present setting in a view, and how far it may rise: to the least of all registered brokers.
 fn range(view: &View) -> (u64, u64) {
     let takes = view.brokers().map(|broker| broker.largest_entry).min().unwrap_or(0);
     (view.cluster_config().largest_entry().unwrap_or(0), takes)
 }
 
-/// Raises the setting towards `wanted`, as far as it goes; returns what it is then.
+/// Raises the setting towards `wanted`, as far as possible. Returns its new value.
 pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitError> {
     for _ in 0..TRIES {
         let (present, most) = core.view(range);
@@ -77,7 +78,7 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
     Ok(core.view(range).0)
 }
 
-/// Before commands are submitted: the largest batch rises to what they allow topics.
+/// Called before commands are submitted: raises the setting to the topic limits that they set.
 pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
     let wanted = commands.iter().filter_map(allowed_by).max().unwrap_or(0);
     let (present, most) = core.view(range);
@@ -87,13 +88,13 @@ pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<()
     Ok(())
 }
 
-/// The largest batch that any topic's own limit allows.
+/// The highest limit that any topic sets for itself.
 pub(super) fn allowed_by_topics(core: &Core) -> u64 {
     let own = |topic: &Arc<Topic>| topic.configs.get(MAX_MESSAGE_BYTES)?.parse().ok();
     core.view(|view| view.topics().filter_map(own).max()).unwrap_or(0)
 }
 
-/// What a command says of a topic's own limit.
+/// The topic limit that a command sets.
 fn allowed_by(command: &Command) -> Option<u64> {
     let value = match command {
         Command::CreateTopic { configs, .. } => configs.get(MAX_MESSAGE_BYTES),

@@ -1,10 +1,10 @@
-//! The metadata's log as records: what the topic `__millrace_metadata` shows (see `kafka::metadata_log`).
+//! The metadata's log as records, which the topic `__millrace_metadata` shows (see `handlers::metadata_log`).
 //! Lives on: core 0 of the broker that leads the metadata.
 //!
-//! The record at offset n renders the entry at index n + 1; it is shown once every core's view has it. The log begins behind the newest
-//! snapshot, and so does the topic, on each broker behind its own.
+//! The record at offset n renders the entry at index n + 1. It is visible once the entry is published to the views.
+//! The log begins after the newest snapshot, and so does the topic; each broker has its own newest snapshot.
 //!
-//! Invariants: nothing is shown that is not committed; there is one record for every entry, so offsets have no holes.
+//! Invariants: only committed entries are visible; every entry has one record, so offsets have no gaps.
 
 use super::{META_GROUP, Meta, log_json};
 use crate::{core::Core, sync::Marks};
@@ -17,9 +17,10 @@ use slab::Slab;
 use std::{cell::RefCell, rc::Rc};
 use wal::{record::Entry, store::Entries};
 
-/// Bytes of entries that one fetch renders at most, unless the first is larger: the core has more to do.
+/// Most bytes of entries rendered by one fetch, unless the first entry is larger. It keeps the core free for other
+/// work.
 const ENTRY_BYTES_MAX: usize = 64 << 10;
-/// Kafka's word for a record without a timestamp.
+/// Kafka's value for a record without a timestamp.
 const NO_TIMESTAMP: i64 = -1;
 
 /// Fetches that wait for more of the log.
@@ -32,7 +33,7 @@ impl Watchers {
     }
 }
 
-/// A fetch's interest in the log.
+/// A fetch's registration for news of the log.
 pub struct LogWatch {
     meta: Rc<Meta>,
     key: usize,
@@ -44,14 +45,14 @@ impl Drop for LogWatch {
     }
 }
 
-/// Marks `at` in `fetch` whenever more of the log is shown, until the watch is dropped.
+/// Marks `at` in `fetch` whenever more of the log becomes visible, until the watch is dropped.
 pub fn watch_log(core: &Core, fetch: Rc<Marks>, at: usize) -> LogWatch {
     let meta = core.meta().clone();
     let key = meta.watchers.0.borrow_mut().insert((fetch, at));
     LogWatch { meta, key }
 }
 
-/// The first offset that is shown, and the one behind the last.
+/// The first visible offset, and the end offset.
 pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
     let meta = core.meta();
     if meta.failed.get() {
@@ -62,11 +63,11 @@ pub fn log_range(core: &Core) -> Result<(u64, u64), ErrorCode> {
     Ok(((log.first_index - 1).min(published), published))
 }
 
-/// Batches of one record each from `offset` on, which is within the range: as many as `bytes_max` allows, or one, if there must be
-/// one.
+/// Batches of one record each, starting at `offset`, which must be in the range. Returns as many as fit into
+/// `bytes_max`, but at least one if `at_least_one`.
 pub fn read_log(core: &Core, offset: u64, bytes_max: usize, at_least_one: bool) -> Result<Vec<Bytes>, ErrorCode> {
     let (_, end) = log_range(core)?;
-    // A snapshot may have taken them meanwhile.
+    // A snapshot may have replaced the entries meanwhile.
     let Entries::Memory(entries) = core.store.entries(META_GROUP, offset + 1, end + 1, bytes_max.min(ENTRY_BYTES_MAX))
     else {
         return Err(ErrorCode::OffsetOutOfRange);
@@ -89,7 +90,7 @@ fn batch(entry: &Entry) -> Bytes {
     builder.push(NO_TIMESTAMP, None, Some(log_json::render(entry).to_string().as_bytes()));
     builder.finish_at(Assigned {
         base_offset: entry.index as i64 - 1,
-        // Terms are told in the records. As an epoch, one would have clients ask where it ended.
+        // The records contain the terms. A term as epoch would make clients ask for the epoch's end offset.
         partition_leader_epoch: -1,
         log_append_time_ms: None,
     })

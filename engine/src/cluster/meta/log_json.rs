@@ -1,5 +1,5 @@
-//! Entries of the metadata's log as JSON, for people and programs that read along. Peer ids and ids of topics are text, since they
-//! are larger than what JSON's readers take for whole numbers.
+//! Entries of the metadata's log as JSON, for people and programs that follow the log. Peer ids and topic ids are
+//! strings, because they exceed the integers that JSON readers handle exactly.
 
 use consensus::{
     group::{self, ENTRY_NORMAL, Member},
@@ -8,7 +8,8 @@ use consensus::{
 use serde_json::{Value, json};
 use wal::record::Entry;
 
-/// One entry. `kind`: `commands`; `members`, a change of the group's; or `term`, with which a leader begins its own.
+/// Renders one entry. `kind`: `commands`; `members`, a change of the group's members; or `term`, the first entry of a
+/// new leader's term.
 pub(super) fn render(entry: &Entry) -> Value {
     let (kind, what) = match entry.entry_type {
         ENTRY_NORMAL if entry.data.is_empty() => ("term", Value::Null),
@@ -40,7 +41,7 @@ fn peer(id: u64) -> Value {
 fn request(request: &Request) -> Value {
     let mut rendered = command(&request.command);
     if let Some(Origin { node, incarnation, sequence, .. }) = request.origin {
-        // Those of one process are counted; the process is told by when it began, more or less.
+        // Requests of one process are numbered. The incarnation, roughly its start time, identifies the process.
         rendered["origin"] = json!({ "node": node, "incarnation": peer(incarnation), "sequence": sequence });
     }
     if let Some(no_room) = request.no_room {
@@ -93,7 +94,7 @@ fn command(command: &Command) -> Value {
     }
 }
 
-/// Those that are unset are null.
+/// Settings that are unset become null.
 fn settings(changes: &[(String, Option<String>)]) -> Value {
     changes.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
 }

@@ -1,7 +1,7 @@
-//! The metadata plane on one broker: a command's way from any core, over the leader, into every core's view.
+//! The metadata plane on one broker. It takes a command from any core, over the leader, into every core's view.
 //!
-//! Lives on: core 0 ([`Meta`]: the metadata group and its [`Plane`]), the owner of each slice (its part of [`crate::core::Core`]) and
-//! every core (its view).
+//! Lives on: core 0 ([`Meta`]: the metadata group and its [`Plane`]), the owner of each slice (its part of
+//! [`crate::core::Core`]) and every core (its view).
 //!
 //! ```text
 //!  any core ── submit ──► core 0: Plane ── leads? propose ─► ring ─► committed, in log order
@@ -14,13 +14,18 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | `asks` | what any core asks of the plane: writes, reads, how the quorum is |
+//! | `asks` | what any core asks of the plane: writes, reads, the state of the quorum |
+//! | `largest` | the largest batch that partitions take: a setting that only rises |
 //! | `log` | the log as records, for the topic `__millrace_metadata` |
-//! | `peers` | messages of other brokers, and of tools |
+//! | `log_json` | entries of the log as JSON |
+//! | `peers` | messages to and from other brokers |
+//! | `reports` | reports of this broker's leaderships and watermarks to the cluster |
 //! | `snapshots` | cut from all slices at one index; sent to brokers that lag behind the log |
-//! | `start` | from what the store recovered to a broker that knows all that was committed |
+//! | `start` | from what the store recovered to a broker that knows everything committed |
+//! | `tools` | what tools ask on the peer port |
 //!
-//! Invariants: the plane's wishes are carried out in the order in which it had them; a view applies every index once, in order.
+//! Invariants: the plane's outputs are performed in the order in which it gave them; a view applies every index once,
+//! in order.
 
 mod asks;
 mod largest;
@@ -67,21 +72,21 @@ use wal::{
 
 /// The metadata group.
 pub const META_GROUP: GroupId = GroupId(0);
-/// The core that it lives on.
+/// The core on which it runs.
 pub const META_CORE: CoreId = CoreId(0);
 
 /// One unit of the metadata group's timers.
 const TICK: Duration = Duration::from_millis(100);
-/// A read lease is told to the other cores when it runs so much longer than they know.
+/// The other cores learn of a new read lease when it ends this much later than the one they know.
 const LEASE_TOLD_EVERY: Duration = Duration::from_millis(500);
 
-/// Room in the ring for the entries of one turn.
+/// Ring space needed for the entries of one turn: 1 MiB.
 const PROPOSAL_BYTES: usize = 1 << 20;
 
-/// One entry's requests for one core, each with its place in the entry.
+/// The requests of one entry for one core, each with its position in the entry.
 pub type Parts = Vec<(usize, Request)>;
 
-/// What one owner of slices is to do, in order.
+/// Work for one owner of slices, in order.
 pub enum SliceWork {
     Speculate { generation: u64, index: u64, parts: Parts },
     Apply { generation: u64, index: u64, parts: Parts },
@@ -89,29 +94,29 @@ pub enum SliceWork {
     RollBack,
 }
 
-/// What one owner's part of an entry gave.
+/// The results of one owner's part of an entry.
 pub struct SliceResults {
     pub generation: u64,
     pub index: u64,
     pub results: Vec<(usize, Result<Applied, AskedTooLate>)>,
 }
 
-/// A core's slices on their way into a snapshot.
+/// The slices of one core, on their way into a snapshot.
 type SlicesPart = Promise<Vec<Slice>>;
 
 pub struct Meta {
     replica: Replica,
     plane: RefCell<Plane>,
-    /// Somebody is carrying out the plane's wishes already.
+    /// The plane's outputs are being performed.
     acting: Cell<bool>,
     /// The last index that each core's view shows.
     shown: RefCell<Vec<u64>>,
     written: RefCell<BTreeMap<Token, Promise<Result<Written, WriteError>>>>,
     read: RefCell<BTreeMap<Token, Promise<Result<(), WriteError>>>>,
     described: RefCell<BTreeMap<Token, Promise<Result<Quorum, WriteError>>>>,
-    /// Moves when something was published.
+    /// Notified when something was published.
     published: Notify,
-    /// Fetches of the log as a topic.
+    /// Fetches that wait on the log as a topic.
     watchers: log::Watchers,
     parts: RefCell<Slab<SlicesPart>>,
     snapshots: snapshots::Snapshots,
@@ -140,7 +145,7 @@ impl Meta {
         }
     }
 
-    /// Something happens to the plane; what it wishes is carried out, and the group gets its turn.
+    /// Applies an event to the plane, performs the plane's outputs, and schedules the group's turn.
     fn happens<R>(self: &Rc<Self>, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration) -> R) -> R {
         let result = self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
         self.act(core);
@@ -148,18 +153,19 @@ impl Meta {
         result
     }
 
-    /// As [`Meta::happens`], within the group's turn.
+    /// As [`Meta::happens`], from within the group's turn.
     fn happens_in_turn(&self, core: &Rc<Core>, what: impl FnOnce(&mut Plane, &mut Group, Duration)) {
         self.replica.with(|raft| what(&mut self.plane.borrow_mut(), raft, clock::now()));
         self.act(core);
     }
 
-    /// A look at the plane and its group.
+    /// Reads the plane and its group.
     pub fn with<R>(&self, look: impl FnOnce(&Plane, &Group) -> R) -> R {
         self.replica.with(|raft| look(&self.plane.borrow(), raft))
     }
 
-    /// Carries out the plane's wishes. What they lead to at once is wished behind them, and carried out in the same loop.
+    /// Performs the plane's outputs. Outputs that this causes at once are queued behind, and performed in the same
+    /// loop.
     fn act(&self, core: &Rc<Core>) {
         if self.acting.replace(true) {
             return;
@@ -237,7 +243,7 @@ impl Meta {
         });
     }
 
-    /// Sends what is complete, in log order, to every core's view.
+    /// Sends complete entries, in log order, to every core's view.
     fn publish(&self, core: &Rc<Core>, deltas: Vec<(u64, Vec<Delta>)>) {
         let Some((last, _)) = deltas.last() else { return };
         let last = *last;
@@ -273,7 +279,7 @@ impl Meta {
         self.happens_in_turn(core, |plane, raft, now| plane.shown(raft, now, everywhere));
     }
 
-    /// A snapshot has replaced the views: they show it once every core has taken it over.
+    /// A snapshot has replaced the views. Each core reports the index once it has installed the snapshot.
     fn restore_shown(&self, core: &Rc<Core>, index: u64, image: &Arc<[Delta]>) {
         self.follow_brokers(core, &[(index, image.to_vec())]);
         for by in (0..core.cores()).map(CoreId) {
@@ -285,10 +291,10 @@ impl Meta {
         self.published.notify();
     }
 
-    /// Tells every core what it needs to know of leases and leaders, if that has changed enough.
+    /// Updates every core's lease and leader, if they have changed enough.
     fn tell(&self, core: &Rc<Core>) {
         let (lease, leader) = self.with(|plane, _| (plane.read_lease(), plane.leader()));
-        // Clients are sent to no leader that is seen to be gone, even before there is another.
+        // Clients are not sent to a leader that cannot be reached, even before there is another.
         let controller = leader.filter(|node| *node == core.node() || core.peers().is_there(*node));
         let lease = lease.unwrap_or_default();
         let is_news = lease >= self.told_lease.get() + LEASE_TOLD_EVERY || controller != self.told_controller.get();
@@ -301,7 +307,7 @@ impl Meta {
         }
     }
 
-    /// Waits until `count` entries have been published since `index`.
+    /// Waits until `count` entries have been published after `index`.
     async fn entries_since(&self, index: u64, count: u64) {
         while self.plane.borrow().published() < index + count {
             self.published.next().await;
@@ -309,7 +315,7 @@ impl Meta {
     }
 }
 
-/// An entry's requests by the core that owns their slice.
+/// The requests of an entry, by the core that owns their slice.
 fn by_owners(entry: SliceEntry, cores: usize) -> impl Iterator<Item = (usize, Parts)> {
     let mut parts: Vec<Parts> = (0..cores).map(|_| Vec::new()).collect();
     for (at, request) in entry.requests.into_iter().enumerate() {
@@ -324,7 +330,7 @@ impl Replicated for Meta {
     }
 
     fn before_ready(&self, core: &Rc<Core>) {
-        // Nothing that is proposed can be refused later.
+        // A proposed entry can no longer be rejected, so the plane proposes nothing while the ring lacks room.
         let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES.min(core.store.entry_bytes_max()));
         self.happens_in_turn(core, |plane, raft, now| {
             plane.hold_back(held_back);
@@ -355,14 +361,14 @@ impl Replicated for Meta {
     fn storage_failed(&self) {
         self.failed.set(true);
         self.watchers.wake();
-        // Whoever waits finds the promise gone, in the order in which they came.
+        // Without their promises, all waiting calls end, in the order in which they came.
         self.written.borrow_mut().clear();
         self.read.borrow_mut().clear();
         self.described.borrow_mut().clear();
     }
 }
 
-/// On core 0: drives the group's timers and the plane's. Missed ticks are not made up for.
+/// On core 0: drives the timers of the group and the plane. Missed ticks are skipped.
 pub async fn tick(core: Rc<Core>) {
     while !core.lifecycle.metadata_ended.is_set() {
         rt::sleep(TICK).await;
@@ -380,7 +386,7 @@ pub async fn tick(core: Rc<Core>) {
     }
 }
 
-/// On core 0: tells every core at once when the way to a broker is lost or found.
+/// On core 0: tells every core at once when the connection to a broker is lost or established.
 pub async fn follow_peers(core: Rc<Core>) {
     while !core.lifecycle.metadata_ended.is_set() {
         let seen = core.peers().comings.version();
@@ -394,10 +400,10 @@ pub async fn follow_peers(core: Rc<Core>) {
     }
 }
 
-/// How long a broker that stops waits for another to take over the lead.
+/// How long a stopping broker waits for another to take over leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 
-/// On core 0: hands the lead over before the broker stops, if it leads and somebody else can.
+/// On core 0: hands leadership over before the broker stops, if this broker leads and another one can.
 pub async fn hand_over(core: &Rc<Core>) {
     let meta = core.meta();
     if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
@@ -411,7 +417,7 @@ pub async fn hand_over(core: &Rc<Core>) {
     tracing::info!(handed_over = !left, "the lead of the metadata group");
 }
 
-/// On core 0: hands the lead over to a broker that is well, if this one leads and there is such; does not wait for it.
+/// On core 0: hands leadership over to a healthy broker, if this one leads and there is one. Does not wait for it.
 pub fn give_away(core: &Rc<Core>) {
     let meta = core.meta();
     if meta.failed.get() || !meta.with(|_, raft| raft.is_leader() && !raft.is_handing_over()) {
@@ -424,7 +430,7 @@ pub fn give_away(core: &Rc<Core>) {
 }
 
 impl Meta {
-    /// Publishes what the plane has counted.
+    /// Publishes the plane's counters as metrics.
     fn count(&self, core: &Core) {
         let stats = self.plane.borrow().stats();
         let metrics = &core.metrics;

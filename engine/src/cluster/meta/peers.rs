@@ -1,4 +1,4 @@
-//! Messages of other brokers: of the metadata group, of their planes, and pieces of snapshots.
+//! Messages to and from other brokers: of the metadata group, of the planes, and pieces of snapshots.
 //! Lives on: core 0.
 
 use super::{META_GROUP, Meta};
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use wal::record::GroupId;
 
 impl Meta {
-    /// Sends the group's messages; a snapshot goes with the state that belongs to it.
+    /// Sends the group's messages. A snapshot message is sent together with the snapshot's data.
     pub(super) fn send_raft(&self, core: &Rc<Core>, messages: Vec<Message>) {
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
@@ -23,7 +23,7 @@ impl Meta {
         }
     }
 
-    /// Takes what another broker sent in one frame.
+    /// Handles the messages in one frame from another broker.
     pub fn receive(self: &Rc<Self>, core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
         if self.failed.get() {
             return;
@@ -37,8 +37,8 @@ impl Meta {
                         }
                     } else {
                         if !self.has_room(core, &message) {
-                            // The rest of it may be what makes room: entries that are here already are committed, and so can be covered by
-                            // a snapshot. Those that are left out come again.
+                            // The rest of the message may make room: it can commit entries that are here already, so
+                            // that a snapshot can cover them. The leader sends the dropped entries again.
                             message.entries.clear();
                         }
                         self.replica.step(core, message);
@@ -54,14 +54,14 @@ impl Meta {
         self.happens(core, |plane, raft, now| plane.observe(raft, now));
     }
 
-    /// Whether the ring has room for what a message brings.
+    /// Whether the ring has room for a message's entries.
     fn has_room(&self, core: &Rc<Core>, message: &Message) -> bool {
         const RECORD: usize = 256;
         let bytes = message.entries.iter().map(|entry| RECORD + entry.data.len()).sum();
         message.entries.is_empty() || core.store.admits_to_reserve(bytes)
     }
 
-    /// Keeps whom the plane may ask in line with what is published.
+    /// Updates the brokers that the plane may ask, if published deltas change the brokers.
     pub(super) fn follow_brokers(&self, core: &Rc<Core>, deltas: &[(u64, Vec<Delta>)]) {
         let mut deltas = deltas.iter().flat_map(|(_, deltas)| deltas);
         if deltas.any(|delta| matches!(delta, Delta::Broker(_) | Delta::BrokerGone(_))) {

@@ -1,7 +1,7 @@
-//! What this broker tells the others of its partitions, as metadata: who leads them, and how far their logs have come.
+//! Reports about this broker's partitions in the metadata: which ones it leads, and how far their logs have come.
 //!
-//! The partitions' groups are the truth; these are reports of it, in batches: leaderships at once, watermarks at most once a second.
-//! A broker that is alone keeps them to itself.
+//! The partitions' groups are the truth; the reports follow it in batches. Leaderships are reported at once,
+//! watermarks at most once a second. A broker that is alone in its cluster reports nothing.
 
 use super::{Submitting, submit_with};
 use crate::{
@@ -17,14 +17,15 @@ use consensus::{
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use wal::record::GroupId;
 
-/// How often watermarks are told.
+/// How often watermarks are reported.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
-/// Pause after a report that did not get through.
+/// Pause after a failed report.
 const RETRY: Duration = Duration::from_millis(200);
-/// With so many leaderships that nobody was told, or twice what was left the last time, those of deleted topics are looked for.
+/// Above this many unreported leaderships, or twice as many as were left the last time, those of deleted topics are
+/// removed.
 const UNREPORTED_MIN: usize = 1024;
 
-/// On core 0: tells the others of every leadership of this broker.
+/// On core 0: reports every leadership of this broker.
 pub async fn leaders(core: Rc<Core>) {
     let mut outdated_from = UNREPORTED_MIN;
     while !core.lifecycle.metadata_ended.is_set() {
@@ -49,7 +50,7 @@ pub async fn leaders(core: Rc<Core>) {
 fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
     let mut unreported = core.unreported().borrow_mut();
     for (group, led) in pending {
-        // What has come meanwhile is newer.
+        // A leadership that came meanwhile is newer.
         unreported.entry(group).or_insert(led);
     }
 }
@@ -58,7 +59,7 @@ fn has_others(core: &Core) -> bool {
     core.view(|view| view.brokers().nth(1).is_some())
 }
 
-/// One command per topic; what the metadata shows already is left out.
+/// Builds one command per topic. Leaves out what the metadata shows already.
 fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
     for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
@@ -76,7 +77,7 @@ fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<
     commands.collect()
 }
 
-/// How far a partition of this broker has come.
+/// How far the log of one partition has come.
 struct Mark {
     name: TopicPartition,
     high_watermark: u64,
@@ -84,7 +85,7 @@ struct Mark {
     end_offset: u64,
 }
 
-/// On core 0: tells the others, once a second, of the watermarks that have moved since.
+/// On core 0: once a second, reports the watermarks that have moved since the last report.
 pub async fn watermarks(core: Rc<Core>) {
     let mut told: AHashMap<GroupId, (u64, u64)> = AHashMap::new();
     while !core.lifecycle.metadata_ended.is_set() {
@@ -121,11 +122,11 @@ pub async fn watermarks(core: Rc<Core>) {
     }
 }
 
-/// The watermarks of a core's partitions that it leads.
+/// The watermarks of the partitions that this core leads.
 async fn marks(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
     let mut marks = Vec::new();
     let mark = |partition: &Rc<Partition>| {
-        // Nobody was told of those at 0, or needs to be.
+        // An empty partition needs no report.
         if partition.leads() && partition.end() > 0 {
             let mark = Mark {
                 name: partition.name.clone(),
@@ -140,7 +141,8 @@ async fn marks(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
     marks
 }
 
-/// Whether the report got through. It is shown here then, so that the next can be compared with it.
+/// Submits a report and returns whether it succeeded. It is then shown here, so that the next one can be compared
+/// with it.
 async fn report(core: &Rc<Core>, commands: Vec<Command>) -> bool {
     let how = Submitting { acks: Some(Acks::Quorum), until: Until::Shown, ..Submitting::default() };
     match submit_with(core, commands, how).await {

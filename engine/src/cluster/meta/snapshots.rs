@@ -1,4 +1,4 @@
-//! Snapshots of the metadata: cut from all slices at one index, and kept at hand for brokers that lag behind the log.
+//! Snapshots of the metadata: cut from all slices at one index, and kept for brokers that lag behind the log.
 
 use super::{META_CORE, META_GROUP, Meta};
 use crate::{
@@ -25,48 +25,49 @@ use wal::{
     store::{AppState, AppendError, LogPos, Poisoned, SnapshotError},
 };
 
-/// Entries after which a snapshot is taken even if the ring has room, so that a restart has little to replay: more of them where a
-/// snapshot is large, which costs as much each time, whatever has changed.
+/// Entries after which a snapshot is written even if the ring has room, so that a restart has little to replay. A
+/// snapshot always costs its full size, whatever has changed, so a large one is written less often.
 const SNAPSHOT_ENTRIES: RangeInclusive<u64> = 10_000..=100_000;
-/// An entry for so many bytes of the last snapshot: what takes as long to replay as a snapshot takes to make, or less.
+/// One entry for this many bytes of the last snapshot. Replaying that many entries takes no longer than writing the
+/// snapshot.
 const SNAPSHOT_BYTES_AN_ENTRY: u64 = 64;
 
-/// Pause after a snapshot that could not be written, on a full disk for instance. The log holds all that it would.
+/// Pause after a snapshot could not be written, for instance on a full disk. Until then the log holds everything.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 
-/// The newest snapshot, for brokers that need it.
+/// The newest snapshot, for brokers that need it, and those on their way in.
 #[derive(Default)]
 pub(super) struct Snapshots {
     newest: RefCell<Option<(SnapshotMark, Bytes)>>,
-    /// Moves when a peer needs a newer one.
+    /// Notified when a peer needs a newer snapshot.
     pub(super) wanted: Notify,
-    /// One that comes in, until it is announced.
+    /// An incoming snapshot, until the leader announces it.
     arriving: RefCell<Option<Arriving>>,
-    /// One that has come is being made durable.
+    /// A snapshot that has arrived is being made durable.
     staging: Cell<bool>,
-    /// One that is durable beside the log, until the group takes it.
+    /// A snapshot that is durable beside the log, until the group installs it.
     staged: RefCell<Option<(SnapshotMark, Vec<Slice>, Bytes)>>,
 }
 
 impl Snapshots {
-    /// The index of the newest, 0 before the first.
+    /// The index of the newest snapshot; 0 before the first.
     fn covered(&self) -> u64 {
         self.newest.borrow().as_ref().map_or(0, |(mark, _)| mark.at.index)
     }
 
-    /// Bytes of the newest.
+    /// Bytes of the newest snapshot.
     fn len(&self) -> usize {
         self.newest.borrow().as_ref().map_or(0, |(_, blob)| blob.len())
     }
 
-    /// So many entries behind the newest, another one is due.
+    /// Number of entries after the newest snapshot at which the next one is due.
     fn due_after(&self) -> u64 {
         (self.len() as u64 / SNAPSHOT_BYTES_AN_ENTRY).clamp(*SNAPSHOT_ENTRIES.start(), *SNAPSHOT_ENTRIES.end())
     }
 }
 
 impl Meta {
-    /// A snapshot is durable: from now on, whoever lacks what it covers gets it.
+    /// A snapshot is durable. From now on, it is sent to peers that lack what it covers.
     pub(super) fn has_snapshot(&self, mark: SnapshotMark, blob: Bytes) {
         if self.snapshots.newest.borrow().as_ref().is_some_and(|(newest, _)| newest.at.index > mark.at.index) {
             return;
@@ -80,7 +81,7 @@ impl Meta {
     }
 }
 
-/// On core 0: writes a snapshot whenever the ring asks for one or enough entries have come.
+/// On core 0: writes a snapshot whenever the ring or a peer needs one, or enough entries have been published.
 pub async fn snapshot_when_wanted(core: Rc<Core>) {
     let meta = core.meta().clone();
     loop {
@@ -89,7 +90,7 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
         let due = race(meta.entries_since(covered, meta.snapshots.due_after()), meta.snapshots.wanted.past(seen));
         let ring = async {
             core.store.snapshot_wanted().await?;
-            // What the ring still holds then may be entries that are not decided: no snapshot makes room of them.
+            // The ring may then hold only undecided entries, and no snapshot makes room by covering those.
             meta.entries_since(covered, 1).await;
             Ok::<_, Poisoned>(())
         };
@@ -107,10 +108,10 @@ pub async fn snapshot_when_wanted(core: Rc<Core>) {
     }
 }
 
-/// Cuts every slice at one index and makes the snapshot durable; returns the index.
+/// Cuts every slice at one index and makes the snapshot durable. Returns the index.
 pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     let meta = core.meta();
-    // Everything applied so far is on its way to the slices, in their queues; the request for a part goes behind it.
+    // All applied entries are in the slices' queues already; the request for a part is queued behind them.
     let (at, conf_state) = meta.replica.with(|raft| {
         let index = raft.applied();
         let term = raft.term_at(index).expect("an applied entry's term is known");
@@ -147,12 +148,12 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
     Ok(at.index)
 }
 
-/// Bytes of one piece of a snapshot on its way.
+/// Bytes of one piece of a snapshot in transit: 256 KiB.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Largest snapshot that is taken from a leader.
+/// The largest snapshot accepted from a leader: 4 GiB.
 const SNAPSHOT_BYTES_MAX: u64 = 4 << 30;
 
-/// A snapshot that comes in, piece by piece.
+/// An incoming snapshot, piece by piece.
 pub(super) struct Arriving {
     from: i32,
     at: Position,
@@ -161,13 +162,14 @@ pub(super) struct Arriving {
 }
 
 impl Meta {
-    /// Sends the newest snapshot to the peer that the group announces it to, then the announcement. The group goes on meanwhile.
+    /// Sends the newest snapshot to the peer to which the group announces it, then the announcement. The group
+    /// continues meanwhile.
     pub(super) fn send_snapshot(&self, core: &Rc<Core>, message: Message) {
         let to = message.to;
         let newest = self.snapshots.newest.borrow().clone();
         let announced = message.get_snapshot().get_metadata().index;
         let Some((mark, blob)) = newest.filter(|(mark, _)| mark.at.index == announced) else {
-            // A newer one has taken its place meanwhile; the group announces that next.
+            // A newer snapshot has replaced it; the group announces that one next.
             self.replica.with(|raft| raft.report_snapshot(to, false));
             return;
         };
@@ -179,7 +181,7 @@ impl Meta {
         });
     }
 
-    /// Takes a piece of a snapshot. They come in order; one that does not fit ends what was begun.
+    /// Takes a piece of a snapshot. Pieces come in order; one that does not fit discards the incoming snapshot.
     pub(super) fn take_chunk(&self, from: i32, chunk: SnapshotChunk) {
         let at = Position { index: chunk.index, term: chunk.term };
         let mut arriving = self.snapshots.arriving.borrow_mut();
@@ -201,7 +203,8 @@ impl Meta {
         }
     }
 
-    /// The leader's announcement, behind the last piece: the state is made durable, and only then the group hears of it.
+    /// Handles the leader's announcement, which follows the last piece. The snapshot is made durable before the group
+    /// learns of it.
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
         let metadata = message.get_snapshot().get_metadata();
         let at = Position { index: metadata.index, term: metadata.term };
@@ -225,7 +228,7 @@ impl Meta {
     }
 }
 
-/// Sends a snapshot's pieces as fast as the peer takes them, and the announcement behind the last; returns whether all left.
+/// Sends a snapshot's pieces as fast as the peer takes them, then the announcement. Returns whether all were sent.
 async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, announcement: Message) -> bool {
     let total = blob.len() as u64;
     for offset in (0..blob.len()).step_by(CHUNK_BYTES) {
@@ -259,7 +262,7 @@ async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> 
 }
 
 impl Meta {
-    /// The group takes the snapshot that was staged: log, slices and views begin anew behind it.
+    /// Installs the staged snapshot: log, slices and views start anew after it.
     pub(super) fn install_snapshot(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         let (staged, slices, blob) = self.snapshots.staged.take().expect("a snapshot is staged before it is stepped");
         assert_eq!(staged.at, mark.at, "the group takes the snapshot that was staged");

@@ -1,4 +1,4 @@
-//! From what the store recovered to a broker that knows all that was committed.
+//! Starts the metadata: from what the store recovered to a broker that knows everything committed.
 
 use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
@@ -18,21 +18,21 @@ use consensus::{
 use std::{rc::Rc, sync::Arc, time::Duration};
 use wal::log::LogOptions;
 
-/// Bytes of the log that are applied at a time, or one entry: some ten to twenty commands.
+/// Bytes of the log applied at a time, but at least one entry: some ten to twenty commands.
 const COMMITTED_BYTES_A_TURN: u64 = 2 << 10;
-/// Ticks without a leader before anybody stands for election, and what brokers wait beyond that at most.
+/// Ticks without a leader before a broker stands for election. Each broker waits up to as many again: see [`jitter`].
 const ELECTION_TICKS: usize = 8;
 
-/// How often a broker that can't join says why.
+/// How often a broker that cannot join logs the reason.
 const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
-/// Pause before a broker registers again that a leader of an earlier version has registered in part.
+/// Pause before a broker registers again because a leader of an earlier version stored only part of its registration.
 const REGISTER_AGAIN: Duration = Duration::from_secs(5);
-/// Pause before it tries again.
+/// Pause between attempts to join.
 const JOIN_RETRY: Duration = Duration::from_millis(200);
 
-/// On core 0, before anybody is served: hands the slices of the newest snapshot to their owners and the image of all topics to
-/// every core, then joins the others, whose connections `accept` takes in. Returns once
-/// everything committed until now is shown everywhere, or once the broker is told to stop.
+/// Runs on core 0 before the broker serves anybody. Hands the newest snapshot's slices to their owners and the image
+/// of all topics to every core. Then joins the cluster; `accept` takes in connections from other brokers. Returns
+/// once every core shows everything committed until now, or once the broker is asked to stop.
 pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
     let recovered = core.take_recovered(META_GROUP);
     let (slices, applied) = match &recovered {
@@ -52,7 +52,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         voters: identity.founding.clone(),
         election_ticks: ELECTION_TICKS,
         election_jitter: jitter(core.node()),
-        // The ready loop's turn is to be short.
+        // Keeps the turns of the ready loop short.
         committed_bytes_max: COMMITTED_BYTES_A_TURN,
         holds: consensus::plane::check_entry,
         ..GroupConfig::single(META_GROUP.0, identity.peer)
@@ -79,7 +79,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     install(core, applied, slices, &image);
     let alone = meta.with(|_, raft| raft.voters() == [raft.peer()]);
     if alone {
-        // Nobody has to be asked, and nobody waited for.
+        // A single voter need not ask or wait for others.
         meta.replica.with(Group::campaign);
     }
     core.ready_loop.wake(meta.clone());
@@ -87,11 +87,11 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     meta.follow_contacts(core);
     rt::spawn(tick(core.clone()));
     rt::spawn(follow_peers(core.clone()));
-    // To join takes room in the ring, and only a snapshot may make some.
+    // Joining takes room in the ring, and perhaps only a snapshot can make it.
     rt::spawn(snapshot_when_wanted(core.clone()));
     match race(join(core), core.lifecycle.stopping.wait()).await {
         Either::First(joined) => joined?,
-        // The metadata is not complete: no core may conclude from it what is gone.
+        // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
     }
     rt::spawn(reports::leaders(core.clone()));
@@ -114,14 +114,14 @@ pub(super) fn install(core: &Rc<Core>, index: u64, slices: Vec<Slice>, image: &A
     }
 }
 
-/// What this broker waits beyond the least election timeout: brokers with following numbers wait differently long, so that one
-/// of them has won before the next stands.
+/// Ticks that this broker waits beyond the minimum election timeout. Brokers with consecutive ids wait for different
+/// times, so that one has won before the next stands for election.
 fn jitter(node: i32) -> usize {
     2 * node.unsigned_abs() as usize % (ELECTION_TICKS + 1)
 }
 
-/// Tells the cluster that this broker is there. The answer is shown here, and so everything before it. `Err`: the cluster refuses
-/// this broker for good.
+/// Registers this broker with the cluster. When this returns, this broker's view shows the registration and
+/// everything before it. `Err`: the cluster rejects this broker for good.
 async fn join(core: &Rc<Core>) -> Result<(), String> {
     let mut told = None;
     let takes = largest::taken_here(core).await;
@@ -158,13 +158,13 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the metadata has what this broker says of its memory and its rings. A leader of an earlier version leaves that out.
+/// Whether the metadata has this broker's memory and ring limits. A leader of an earlier version leaves them out.
 fn is_registered(core: &Core, largest_entry: u64) -> bool {
     let Command::RegisterBroker { broker } = registration(core, largest_entry) else { unreachable!("it registers") };
     core.view(|view| view.broker(core.node()).is_some_and(|known| Broker { status: known.status, ..broker } == **known))
 }
 
-/// Tells the cluster again, until it knows: at the latest when all brokers have been upgraded.
+/// Registers again until the metadata has the whole registration; at the latest when all brokers have been upgraded.
 async fn register_again(core: Rc<Core>, largest_entry: u64) {
     while let Either::First(()) = race(rt::sleep(REGISTER_AGAIN), core.lifecycle.stopping.wait()).await {
         if is_registered(&core, largest_entry) {
@@ -176,7 +176,7 @@ async fn register_again(core: Rc<Core>, largest_entry: u64) {
     }
 }
 
-/// Why a broker whose rings take batches of at most `takes` bytes can't join.
+/// The error for a broker whose rings take batches of at most `takes` bytes.
 fn too_small(core: &Core, takes: u64, largest: u64) -> String {
     let cores = core.cores();
     format!(
@@ -208,8 +208,8 @@ fn registration(core: &Core, largest_entry: u64) -> Command {
     }
 }
 
-/// A broker that has more partitions than its memory takes, since its budget was made smaller or other brokers made
-/// them, serves all.
+/// Warns of more partitions than the memory budget allows, because it was lowered or other brokers created them. The
+/// broker still serves all.
 fn tell_if_over(core: &Core) {
     let (replicas, partitions) = core.view(|view| (view.placed().replicas(core.node()), view.placed().partitions()));
     let Lasting { replicas_max, partitions_max, .. } = core.shares;

@@ -1,4 +1,5 @@
-//! What tools ask on the peer port: raw commands and queries, how the quorum is, and how far the cores are from each other.
+//! Answers to tools on the peer port: raw commands and queries, the state of the quorum, and latencies between the
+//! cores.
 //! Lives on: core 0.
 
 use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
@@ -17,7 +18,7 @@ use consensus::{
 use net::errors::ErrorCode;
 use std::rc::Rc;
 
-/// Commands of one request.
+/// Most commands of one request.
 const COMMANDS_MAX: usize = 512;
 
 pub async fn answer(core: Rc<Core>, request: ToolRequest) -> ToolResponse {
@@ -60,7 +61,7 @@ async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> R
     Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
 }
 
-/// Refuses what slices would take but this version can't carry out.
+/// Rejects commands that slices would accept but this version cannot carry out.
 fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
     let check_replicas = |replicas: &[Vec<i32>]| {
         let registered: Vec<i32> = core.view(|view| view.brokers().map(|broker| broker.node).collect());
@@ -74,7 +75,7 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"
         ))),
-        // Whoever did these in a broker's place could put itself in it, or another out of it.
+        // A tool that sent these in a broker's place could take that broker's place, or force another broker out.
         Command::RegisterBroker { broker } => {
             Err(not_for_tools("RegisterBroker", &format!("broker {} registers itself when it starts", broker.node)))
         }
@@ -126,7 +127,7 @@ async fn read(core: &Rc<Core>, consistency: Consistency, queries: &[Query]) -> R
     Ok(ToolAnswer::Answers(answers))
 }
 
-/// What the leader has acknowledged alone, too, though it may be dropped.
+/// Also answers with what only the leader itself has acknowledged, although it may still be lost.
 async fn overlay(core: &Rc<Core>, queries: &[Query]) -> Result<ToolAnswer, ToolAnswer> {
     if !core.meta().with(|plane, _| plane.is_established()) {
         return Err(failed(SubmitError::NoLeader));

@@ -1,8 +1,8 @@
-//! Connections of others to this broker: who they are, and what they send.
-//! Lives on: the core that listens.
+//! Connections from others to this broker: authenticating them and receiving their messages.
+//! Lives on: the core that listens; connections for another core are passed on to it.
 //!
-//! Invariants: nothing is taken in before its sender has proved who it is; what does not verify ends its connection,
-//! and only that.
+//! Invariants: no message is accepted before its sender has proved its identity. Invalid data ends its own connection
+//! and nothing else.
 
 use super::{Begun, Host, LinkError, Peers, count, tools, within};
 use crate::{
@@ -28,7 +28,7 @@ impl Peers {
     pub async fn accept<H: Host + 'static>(self: Rc<Self>, bound: Bound, host: Rc<H>) -> std::io::Result<()> {
         let listener = Listener::new(bound)?;
         loop {
-            // What is not accepted waits in the kernel.
+            // Connections that are not accepted yet wait in the kernel.
             let next = async {
                 self.strangers.has_room().await;
                 listener.accept().await
@@ -66,7 +66,8 @@ impl Peers {
 
     async fn serve<H: Host + 'static>(self: &Rc<Self>, accepted: Accepted, host: &Rc<H>) -> Result<(), LinkError> {
         let (mut reader, mut writer) = peer::open(accepted)?;
-        // Who knows the secret hears whom it has reached even if it is refused, and can say so.
+        // A caller that knows the secret gets this broker's hello even if it is then rejected, so that it can report
+        // why.
         let there =
             self.meet_stranger(&mut reader, &mut writer).await.inspect_err(|_| count(&self.stats.refused, 1))?;
         self.check_cluster(&there)?;
@@ -76,7 +77,7 @@ impl Peers {
         self.take_caller(&there)?;
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
-            // A socket belongs to the core on which it was opened; its duplicate can go to another.
+            // A socket belongs to the core that opened it; a duplicate of it can go to another core.
             let accepted = reader.duplicate()?;
             host.hand_on(core, Begun { accepted, there, received: reader.take_received() });
             return Ok(());
@@ -93,7 +94,7 @@ impl Peers {
         ended
     }
 
-    /// Has somebody who has connected prove who it is, within the time and the number of strangers.
+    /// Lets a new connection prove its identity, within the bounds of `strangers` on time and number.
     async fn meet_stranger(&self, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<Hello, LinkError> {
         let stranger = self.strangers.enter();
         let meeting = within(peer::shake_hands(self.answering(), false, reader, writer));
@@ -132,7 +133,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Hands on what a broker sent in one frame.
+    /// Checks and passes on the messages in one frame from a broker.
     pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
         self.check_gone(there.node, there.peer)?;
         let mut messages = match frame.kind {
@@ -147,31 +148,31 @@ impl Peers {
         Ok(())
     }
 
-    /// Takes a connection of another broker's, as far as who it is goes.
+    /// Checks the identity of a broker that has connected.
     fn take_caller(&self, there: &Hello) -> Result<(), LinkError> {
         if there.node == self.me.node {
             return Err(LinkError::SameNode { node: there.node, address: there.peer_addr.clone() });
         }
-        // A peer's id names its broker.
+        // A peer id contains the id of its broker.
         if node_of(there.peer) != there.node {
             return Err(PeerError::NoBroker.into());
         }
         self.check_gone(there.node, there.peer)?;
-        // Who comes to us can be reached, most likely.
+        // A broker that connects can probably be reached, so retry the connection to it at once.
         if let Some(link) = self.book.borrow().get(&there.node) {
             link.stirred.notify();
         }
         Ok(())
     }
 
-    /// Whether somebody who connects in a simulation is taken in.
+    /// Makes the same checks for a connection in a simulation.
     #[cfg(test)]
     pub(crate) fn meet(&self, there: &Hello) -> Result<(), LinkError> {
         self.check_cluster(there)?;
         self.take_caller(there)
     }
 
-    /// `None` when there is no more, or this broker stops.
+    /// The next frame; `None` when the connection has ended or this broker stops.
     pub(super) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<PeerFrame>, PeerError> {
         match race(self.stopping.wait(), peer::read(reader)).await {
             Either::First(()) => Ok(None),
@@ -179,7 +180,8 @@ impl Peers {
         }
     }
 
-    /// Whether a message comes from the peer whose connection it is and is meant for this one, not for one that its disk was before.
+    /// Whether a Raft message comes from the peer at the other end and names this broker's present peer id. After a
+    /// change of disk, a broker has another peer id.
     fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
         let (PeerMessage::Raft { message, .. } | PeerMessage::Append { message, .. }) = message else { return true };
         let is_so = message.from == there.peer && message.to == self.me.peer;

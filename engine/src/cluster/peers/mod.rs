@@ -1,20 +1,22 @@
-//! The way to other brokers: connections of one core to theirs, and theirs to it.
-//! Lives on: every core, which talks to the core of the same number elsewhere (modulo how many there are). Knows nothing of what the
-//! messages mean.
+//! Connections between one core and the cores of other brokers.
+//! Lives on: every core. It talks to the core of the same number on each other broker, modulo that broker's number of
+//! cores. This module does not know what the messages mean.
 //!
-//! Each core opens its own connections to every other broker, one per lane, and answers travel on the other's: sending is fire and
-//! forget. All are accepted on core 0 and handed on to the core that they are for. What can't be sent now is dropped, since whoever wants an answer asks again; it is never kept for a later connection.
+//! Each core opens its own connections to every other broker, one per lane. Answers travel on the other broker's
+//! connections, so sending is fire and forget. Core 0 accepts all connections and passes each on to its core. A
+//! message that cannot be sent now is dropped: it is never kept for a later connection, and a sender that needs an
+//! answer retries.
 //!
 //! | module | is |
 //! |---|---|
-//! | `incoming` | connections of others: who they are, and what they send |
-//! | `outgoing` | one connection to another |
-//! | `strangers` | connections whose other side has not proved who it is |
+//! | `incoming` | connections from others: authentication and received messages |
+//! | `outgoing` | one connection to another broker |
+//! | `strangers` | connections that have not proved their identity yet |
 //! | `tools` | a tool's connection: requests and their answers |
 //!
-//! Before anything else, both sides prove that they know the cluster's secret (`net::peer::auth`).
+//! First, both sides prove that they know the cluster's secret (`net::peer::auth`).
 //!
-//! Invariants: a message for a peer reaches that peer, or nobody; nothing of another cluster is taken in.
+//! Invariants: a message for a peer reaches that peer or nobody; nothing from another cluster is accepted.
 
 mod incoming;
 mod outgoing;
@@ -55,54 +57,54 @@ use std::{
     time::Duration,
 };
 
-/// First and longest pause before a connection is tried again, each more or less by a quarter. A broker that connects to this one is
-/// tried at once.
+/// Shortest and longest pause before a connection is retried; each varies by up to a quarter. If the broker itself
+/// connects here, the connection is retried at once.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_millis(800);
-/// How long a connection may take to come about: as long as TCP waits before it asks a second time, since it waits ever longer
-/// then, and a cut that has healed is to be noticed soon.
+/// Most time to establish a connection. It equals TCP's first retransmission timeout. TCP waits longer and longer
+/// after that, but a healed cut must be noticed soon.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a hello or one write may take.
+/// Most time for a hello or one write.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Bytes that wait for a broker at most, by lane; beyond it messages are dropped.
+/// Most bytes queued for a broker, by lane. When full, messages are dropped.
 const CONTROL_BYTES_MAX: usize = 32 << 20;
 const BULK_BYTES_MAX: usize = 4 << 20;
 const DATA_BYTES_MAX: usize = 64 << 20;
-/// About so many bytes leave in one frame.
+/// Approximate size of one frame.
 const FRAME_BYTES: usize = 1 << 20;
 
-/// What a tool's request will be answered.
+/// The answer to a tool's request.
 pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
 
-/// Who takes what comes in.
+/// Receives what comes in.
 pub trait Host {
     fn receive(&self, from: i32, messages: Vec<PeerMessage>);
     fn answer(&self, request: ToolRequest) -> Answering;
-    /// A connection that has begun, for another core.
+    /// Passes a connection on to another core, after its handshake.
     fn hand_on(&self, core: usize, connection: Begun);
 }
 
-/// A broker's connection whose hellos have been exchanged, on its way to the core that it is for.
+/// A broker's connection after the exchange of hellos, on its way to its core.
 pub struct Begun {
     accepted: Accepted,
     there: Hello,
-    /// What has been received behind the handshake.
+    /// Bytes already received after the handshake.
     received: Bytes,
 }
 
-/// What went over the connections since the start.
+/// Counters since the start.
 #[derive(Default)]
 pub struct PeerStats {
-    /// Messages to other brokers, and the bytes of their frames.
+    /// Messages sent to other brokers. `sent_bytes`: the bytes of their frames.
     pub sent: Cell<u64>,
     pub sent_bytes: Cell<u64>,
     pub received: Cell<u64>,
     pub received_bytes: Cell<u64>,
-    /// Messages that went nowhere: nobody was there, too much was waiting, or the connection ended.
+    /// Messages dropped because the peer was away, the queue was full, the connection ended or a check failed.
     pub dropped: Cell<u64>,
-    /// Connections made to other brokers.
+    /// Connections established to other brokers.
     pub connected: Cell<u64>,
-    /// Connections of others that were closed before they had proved who they are, or since there are too many.
+    /// Incoming connections closed because they did not prove their identity, or because there were too many.
     pub refused: Cell<u64>,
 }
 
@@ -115,43 +117,43 @@ pub struct Peers {
     secret: Option<Secret>,
     book: RefCell<BTreeMap<i32, Rc<Link>>>,
     stats: PeerStats,
-    /// Moves when a broker has come or gone.
+    /// Notified when a connection to a broker has begun or ended.
     pub comings: Notify,
     stopping: Flag,
-    /// Connections of other brokers that are open.
+    /// Connections of brokers that this core accepted and serves. Those taken over from another core are not counted.
     served: Cell<usize>,
-    /// More of them are closed. Tools and strangers have numbers of their own.
+    /// Above this number they are closed. Tools and strangers have limits of their own.
     served_max: Cell<usize>,
     strangers: Strangers,
     tools: ToolShare,
     /// Peers that were removed from the cluster.
     gone: RefCell<Arc<BTreeSet<u64>>>,
-    /// Which ends of callers' connections are told. Its core's, once it has one.
+    /// Decides which ends of incoming connections are logged. Replaced by the core's own once it exists.
     log: RefCell<Rc<ConnectionLog>>,
 }
 
-/// The way to one broker.
+/// All connections to one broker.
 struct Link {
     node: i32,
     address: RefCell<String>,
-    /// Named by the operator: what the broker says of itself does not change it.
+    /// The operator named this address, so the broker cannot change it.
     is_seed: bool,
     forgotten: Cell<bool>,
-    /// Moves when there is reason to try at once, or not to try any more.
+    /// Notified when the connection should be retried at once, or given up.
     stirred: Notify,
     lanes: [Rc<Way>; 3],
 }
 
-/// One lane of it.
+/// The connection to one broker on one lane.
 struct Way {
     bytes_max: usize,
     queue: RefCell<VecDeque<PeerMessage>>,
     queued_bytes: Cell<usize>,
-    /// The peer that is there, while there is a connection.
+    /// The connected peer, while there is a connection.
     there: Cell<Option<u64>>,
-    /// Moves when something was queued.
+    /// Notified when a message was queued.
     work: Notify,
-    /// Moves when there is room again, and when a peer has come or gone.
+    /// Notified when there is room again, and when a peer has come or gone.
     room: Notify,
 }
 
@@ -178,7 +180,7 @@ impl Way {
         true
     }
 
-    /// What leaves in the next frame.
+    /// Takes the messages of the next frame.
     fn take(&self) -> Vec<PeerMessage> {
         let mut queue = self.queue.borrow_mut();
         let mut bytes = 0;
@@ -207,8 +209,8 @@ impl Way {
 }
 
 impl Peers {
-    /// `me`: what this broker says of itself. `secret`: what others must prove that they know; `None`: nothing.
-    /// `seeds`: where the operator says that brokers are.
+    /// `me`: the hello of this broker. `secret`: what others must prove to know; `None`: nothing. `seeds`: addresses
+    /// of brokers, from the operator.
     pub fn new(me: Hello, secret: Option<Secret>, seeds: impl IntoIterator<Item = (i32, String)>) -> Rc<Self> {
         let peers = Rc::new(Self {
             me,
@@ -230,12 +232,13 @@ impl Peers {
         peers
     }
 
-    /// Lines about connections count together with those of the core's other ports.
+    /// Shares the log of connections, and its limits, with the core's other ports.
     pub fn log_with(&self, log: Rc<ConnectionLog>) {
         *self.log.borrow_mut() = log;
     }
 
-    /// So many connections of brokers; half as many of strangers, and a quarter of tools.
+    /// Limits the connections of brokers to `connections`. Strangers get half as many, at most `STRANGERS_MAX`, and
+    /// tools a quarter, at most `TOOLS_MAX`.
     pub fn serve_at_most(&self, connections: usize) {
         self.served_max.set(connections);
         self.strangers.max.set(STRANGERS_MAX.min(connections / 2));
@@ -245,39 +248,39 @@ impl Peers {
         &self.stats
     }
 
-    /// This side of a connection of another broker's, or of a tool's.
+    /// The handshake of this side, for an incoming connection of a broker or tool.
     pub(crate) fn answering(&self) -> Handshake {
         Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), rt::draw_nonce())
     }
 
-    /// Strangers that had to give way to others.
+    /// Number of strangers evicted.
     pub fn strangers_evicted(&self) -> u64 {
         self.strangers.evicted.get()
     }
 
-    /// Connections of tools that are open.
+    /// Open connections of tools.
     pub fn tools_open(&self) -> usize {
         self.tools.open.get()
     }
 
-    /// The other brokers that are known.
+    /// The other brokers known here.
     pub fn nodes(&self) -> Vec<i32> {
         self.book.borrow().keys().copied().collect()
     }
 
-    /// Whether there is a way to a broker now.
+    /// Whether there is a connection to the broker now, on the control lane.
     pub fn is_there(&self, node: i32) -> bool {
         let book = self.book.borrow();
         book.get(&node).is_some_and(|link| link.lanes[Lane::Control as usize].there.get().is_some())
     }
 
-    /// The peers to which there is a way now.
+    /// The peers to which there is a connection now, on the control lane.
     pub fn reached(&self) -> BTreeSet<u64> {
         let book = self.book.borrow();
         book.values().filter_map(|link| link.lanes[Lane::Control as usize].there.get()).collect()
     }
 
-    /// The brokers to which there is no way now.
+    /// The known brokers to which there is no connection now.
     pub fn away(&self) -> Vec<i32> {
         self.nodes().into_iter().filter(|node| !self.is_there(*node)).collect()
     }
@@ -302,7 +305,7 @@ impl Peers {
         }
     }
 
-    /// Where a broker says that it is. Where the operator says so counts more.
+    /// Sets the address that a broker reports. An address from the operator takes precedence.
     pub fn set_address(self: &Rc<Self>, node: i32, address: String) {
         let known = self.book.borrow().get(&node).cloned();
         match known {
@@ -315,7 +318,7 @@ impl Peers {
         }
     }
 
-    /// The broker is not of this cluster any more.
+    /// The broker no longer belongs to this cluster.
     pub fn forget(&self, node: i32) {
         let link = self.book.borrow_mut().remove(&node);
         if let Some(link) = link {
@@ -324,7 +327,7 @@ impl Peers {
         }
     }
 
-    /// These peers were removed from the cluster, and must not come back: there is no way to them, and none from them.
+    /// Sets the peers that were removed from the cluster and must not return. Connections to and from them end.
     pub fn set_gone(&self, peers: Arc<BTreeSet<u64>>) {
         *self.gone.borrow_mut() = peers;
         for link in self.book.borrow().values() {
@@ -336,31 +339,31 @@ impl Peers {
         if self.gone.borrow().contains(&peer) { Err(LinkError::Removed { node, peer }) } else { Ok(()) }
     }
 
-    /// Sends a message to a peer, if it is there.
+    /// Sends a message to a peer if it is connected.
     pub fn send(&self, to: u64, message: PeerMessage) {
         self.push(node_of(to), Some(to), Lane::Control, message);
     }
 
-    /// Sends a message to a peer on a lane, if it is there and the lane has room.
+    /// Sends a message to a peer on a lane, if it is connected and the lane has room.
     pub fn send_on(&self, lane: Lane, to: u64, message: PeerMessage) {
         self.push(node_of(to), Some(to), lane, message);
     }
 
-    /// Sends a message to all brokers that are there.
+    /// Sends a message to all connected brokers.
     pub fn send_to_all(&self, message: &PeerMessage) {
         for node in self.nodes().into_iter().filter(|node| self.is_there(*node)) {
             self.send_to_node(node, message.clone());
         }
     }
 
-    /// Whether there is a way to this very peer.
+    /// Whether there is a connection to this very peer.
     pub fn has_peer(&self, peer: u64) -> bool {
         let book = self.book.borrow();
         let link = book.get(&node_of(peer));
         link.is_some_and(|link| link.lanes[Lane::Control as usize].there.get() == Some(peer))
     }
 
-    /// Waits until bulk to whoever is there has at most half of its room taken.
+    /// Waits until the bulk queue of every connected broker is at most half full.
     pub async fn bulk_room(&self) {
         let links: Vec<_> = self.book.borrow().values().cloned().collect();
         for link in links {
@@ -375,7 +378,7 @@ impl Peers {
         }
     }
 
-    /// Sends a message to whatever peer a broker is now.
+    /// Sends a message to a broker, whatever its peer id is now.
     pub fn send_to_node(&self, node: i32, message: PeerMessage) {
         self.push(node, None, Lane::Control, message);
     }
@@ -392,7 +395,7 @@ impl Peers {
         }
     }
 
-    /// Sends bulk to a peer, once there is room; `false` if it is not there.
+    /// Sends bulk to a peer once there is room; `false` if the peer is not connected.
     pub async fn send_bulk(&self, to: u64, message: PeerMessage) -> bool {
         let Some(link) = self.book.borrow().get(&node_of(to)).cloned() else { return false };
         let way = &link.lanes[Lane::Bulk as usize];
@@ -410,7 +413,7 @@ impl Peers {
         }
     }
 
-    /// Ends all connections, once what is queued has left.
+    /// Ends all connections after the queued messages have been sent.
     pub fn stop(&self) {
         self.stopping.set();
         self.book.borrow().values().for_each(|link| link.end());
@@ -418,14 +421,14 @@ impl Peers {
 }
 
 impl Link {
-    /// Wakes its tasks, which see that they are to end.
+    /// Wakes the link's tasks, which then see that they must end.
     fn end(&self) {
         self.stirred.notify();
         self.lanes.iter().for_each(|way| way.work.notify());
     }
 }
 
-/// Towards others.
+/// Connections to others.
 impl Peers {
     async fn keep_connected(self: Rc<Self>, link: Rc<Link>, lane: Lane) {
         let way = link.lanes[lane as usize].clone();
@@ -449,7 +452,7 @@ impl Peers {
                     stirred = link.stirred.version();
                     tracing::debug!(node = link.node, ?lane, why = %ended, "a connection to a broker has ended");
                 }
-                // What holds for the other lane holds for this one; it is told once.
+                // The error usually concerns all lanes and cores, so only this one logs it.
                 Err(error) if lane == Lane::Control && self.me.core == 0 => {
                     let why = error.to_string();
                     if why != told {
@@ -486,7 +489,7 @@ impl Peers {
         Ok((connection, there.peer))
     }
 
-    /// Sends what is queued until the connection ends.
+    /// Sends queued messages until the connection ends.
     async fn pump(&self, link: &Link, way: &Way, lane: Lane, mut connection: Outgoing) -> LinkError {
         loop {
             let seen = way.work.version();
@@ -530,8 +533,8 @@ impl Peers {
     }
 }
 
-/// The messages as what one frame carries, or if they are too large for one, each as what a frame of its own does; and how many of
-/// them that are, since one too large even so is dropped.
+/// Packs the messages into one frame, or into one frame each if together they are too large. A message too large for
+/// any frame is dropped. Returns the frames and the number of messages in them.
 fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
     let all = Frame::new(messages);
     if frame_bytes(&all) <= CARRIED_BYTES_MAX {
@@ -553,13 +556,13 @@ fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
     (frames, fitting)
 }
 
-/// What a frame carries, with the length in front of messages that have payloads behind them.
+/// Bytes of a frame's content. Messages with payloads have their length in front.
 fn frame_bytes(frame: &Frame) -> usize {
     let length = if frame.payloads.is_empty() { 0 } else { 4 };
     length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
 }
 
-/// Why there is no way to a broker, or none from one.
+/// Why a connection to or from a broker failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error(transparent)]
@@ -596,7 +599,7 @@ pub(crate) enum LinkError {
 }
 
 impl LinkError {
-    /// Whether it lasts until somebody changes what was set.
+    /// Whether the error lasts until an operator changes something.
     fn needs_a_hand(&self) -> bool {
         use LinkError::{OtherCluster, OtherNode, Peer, Removed, SameNode, Wire};
         match self {
@@ -625,7 +628,7 @@ async fn in_time<T>(patience: Duration, future: impl Future<Output = T>) -> Resu
     }
 }
 
-/// Names are looked up off the core.
+/// Resolves a name. DNS lookups run off the core.
 async fn resolve(address: String) -> Result<SocketAddr, LinkError> {
     if let Ok(addr) = address.parse() {
         return Ok(addr);

@@ -1,4 +1,4 @@
-//! One connection to another broker, on one lane: frames go out, nothing comes in but the hello and the end.
+//! One connection to another broker, on one lane. Frames only go out; only the hello and the end come in.
 
 use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
 use crate::rt;
@@ -23,7 +23,7 @@ pub(super) enum Outgoing {
 }
 
 impl Outgoing {
-    /// Connects, and says who this broker is; returns who is there.
+    /// Connects and exchanges hellos. Returns the other side's hello.
     pub(super) async fn open(
         address: String,
         lane: Lane,
@@ -53,7 +53,7 @@ impl Outgoing {
         }
     }
 
-    /// Sends what is queued.
+    /// Sends the queued frames.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp { writer, .. } => writer.flush().await,
@@ -62,7 +62,7 @@ impl Outgoing {
         }
     }
 
-    /// Waits for the connection's end.
+    /// Waits for the connection to end.
     pub(super) async fn ended(&mut self) -> PeerError {
         match self {
             Self::Tcp { reader, .. } => match peer::read(reader).await {

@@ -1,5 +1,5 @@
-//! Connections whose other side has not proved who it is: they have little time, small frames and a number of their
-//! own, so that they take nothing from brokers and tools. Lives on: the core that listens.
+//! Connections that have not proved their identity yet. They get little time, small frames and a limit of their own,
+//! so that they take nothing from brokers and tools. Lives on: the core that listens.
 
 use crate::{
     clock, rt,
@@ -12,18 +12,19 @@ use std::{
     time::Duration,
 };
 
-/// At most so many: nobody else is taken in before one has gone, or the oldest has had its time and gives way.
+/// Most such connections. When full, the next one waits until one has gone, or until the oldest has had its time and
+/// is evicted.
 pub(super) const STRANGERS_MAX: usize = 256;
-/// So much time everyone has, however many come. Brokers need milliseconds to prove who they are.
+/// Minimum time that each connection gets, however many arrive. Brokers need milliseconds for the handshake.
 const TIME_MIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Strangers {
-    /// [`STRANGERS_MAX`], or what the descriptors leave for them.
+    /// [`STRANGERS_MAX`], or half as many as brokers may have connections, if that is less.
     pub(super) max: Cell<usize>,
     inside: RefCell<VecDeque<Rc<Stranger>>>,
-    /// Moves when one has gone.
+    /// Notified when a connection has gone.
     gone: Notify,
-    /// Those that had to give way.
+    /// Number of connections evicted.
     pub(super) evicted: Cell<u64>,
 }
 
@@ -44,7 +45,7 @@ impl Default for Strangers {
 }
 
 impl Strangers {
-    /// Waits until another one may enter.
+    /// Waits until another connection may enter.
     pub(super) async fn has_room(&self) {
         loop {
             let seen = self.gone.version();
@@ -68,7 +69,7 @@ impl Strangers {
         stranger
     }
 
-    /// It is one no more: it has gone, or proved who it is.
+    /// The connection has ended or has proved its identity.
     pub(super) fn leave(&self, stranger: &Rc<Stranger>) {
         self.inside.borrow_mut().retain(|inside| !Rc::ptr_eq(inside, stranger));
         self.gone.notify();

@@ -1,4 +1,5 @@
-//! A tool's connection on the peer port: requests come one behind the other, and are answered as they are done.
+//! A tool's connection on the peer port. The tool sends requests one after another; each is answered as soon as it is
+//! done.
 //! Lives on: the core that accepted it.
 
 use super::{Host, LinkError, Peers, within};
@@ -21,24 +22,25 @@ use std::{
     time::Duration,
 };
 
-/// A tool's requests that are not answered yet, at most; beyond it, the connection is not read.
+/// Most unanswered requests of one tool. When full, the connection is not read.
 const REQUESTS_MAX: usize = 1024;
 
-/// Connections of tools at most; more are refused.
+/// Most open connections of tools. Further ones are rejected.
 pub(super) const TOOLS_MAX: usize = 64;
-/// Bytes of one request at most.
+/// Most bytes of one request.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Bytes of requests and answers of all tools at most, about: beyond it, a connection with open requests is not read.
+/// Approximate limit of the bytes in all tools' requests and answers. When full, a connection with open requests is
+/// not read.
 const TOOL_BYTES_MAX: usize = 64 << 20;
-/// A tool that asks nothing for so long, and has all its answers, is gone.
+/// A tool that has all its answers and sends no request for this long is disconnected.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
-/// What tools have of this core.
+/// The share of this core's resources that tools use.
 pub(super) struct ToolShare {
     pub(super) open: Cell<usize>,
-    /// Of requests that are not answered, and of answers that have not left.
+    /// Bytes of unanswered requests and of unsent answers.
     bytes: Cell<usize>,
-    /// Moves when there is more room.
+    /// Notified when bytes are released.
     room: Notify,
     pub(super) idle_max: Cell<Duration>,
 }
@@ -60,21 +62,22 @@ impl ToolShare {
     }
 }
 
-/// Answers on their way to a tool.
+/// Answers to be sent to one tool.
 #[derive(Default)]
 struct Answers {
-    /// Each with the bytes that it holds of the tools' share.
+    /// Encoded answers; their bytes count in the tools' share.
     ready: RefCell<Vec<Bytes>>,
-    /// Requests whose answers have not left.
+    /// Requests whose answers have not been sent.
     open: Cell<usize>,
-    /// No more requests come.
+    /// No more requests will come.
     ended: Cell<bool>,
-    /// The tool does not take answers any more.
+    /// The tool no longer takes answers.
     gone: Cell<bool>,
     changed: Notify,
 }
 
-/// Answers a tool's requests until it closes or the broker stops; returns once all answers have left.
+/// Answers a tool's requests until it closes the connection or the broker stops. Returns once all answers have been
+/// sent.
 pub(super) async fn serve<H: Host + 'static>(
     peers: &Rc<Peers>,
     mut reader: FrameReader,
@@ -129,7 +132,7 @@ async fn read<H: Host + 'static>(
     Ok(())
 }
 
-/// The next request; an error once the tool has been idle for too long. A tool that waits for an answer is not idle.
+/// The next request, or an error if the tool has been idle for too long. A tool that waits for an answer is not idle.
 async fn next_request(
     peers: &Peers,
     reader: &mut FrameReader,
@@ -153,7 +156,7 @@ async fn next_request(
 }
 
 impl Answers {
-    /// The request's answer is there: it takes its place in the tools' share.
+    /// Queues a finished answer, which replaces its request in the tools' share.
     fn add(&self, share: &ToolShare, request_bytes: usize, response: &ToolResponse) {
         let bytes = encoded(response);
         share.take(bytes.len());
@@ -162,7 +165,7 @@ impl Answers {
         self.changed.notify();
     }
 
-    /// Waits until another request may be started; `false` if nobody takes its answer.
+    /// Waits until another request may start; `false` if the tool no longer takes answers.
     async fn has_room(&self, share: &ToolShare) -> bool {
         loop {
             let (seen, seen_room) = (self.changed.version(), share.room.version());
@@ -174,7 +177,7 @@ impl Answers {
         }
     }
 
-    /// Sends answers until no more come; those that are ready together leave in one write.
+    /// Sends answers until no more will come. Answers that are ready together leave in one write.
     async fn send_all(&self, mut writer: FrameWriter, share: &ToolShare) {
         loop {
             let seen = self.changed.version();
@@ -192,7 +195,7 @@ impl Answers {
             let flushed = within(writer.flush()).await;
             share.give(ready.iter().map(Bytes::len).sum());
             if !matches!(flushed, Ok(Ok(()))) {
-                // The reader wakes, too.
+                // Wakes the reader, too.
                 writer.shutdown();
                 self.gone.set(true);
                 return self.changed.notify();

@@ -1,4 +1,4 @@
-//! Scripts, whose traces are in `testdata`; the log's format; a random simulation.
+//! Scripts with their traces in `testdata`, tests of the log's format, and a random simulation.
 
 mod records;
 mod rules;

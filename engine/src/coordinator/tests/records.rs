@@ -1,4 +1,4 @@
-//! The log's format: golden bytes, every version that Kafka ever wrote, and bytes that are none of these.
+//! The log's format: golden bytes, every version that Kafka ever wrote, and invalid bytes.
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -57,7 +57,7 @@ const OFFSET_1: &[u8] = b"\0\x01\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b
 const GROUP_3: &[u8] = b"\0\x03\0\x08consumer\0\0\0\x05\0\x05range\0\x02m1\0\0\0\0\0\0\x0c\x0d\0\0\0\x01\
 \0\x02m1\0\x01i\0\x01c\0\x02/h\0\0\0\x0e\0\0\0\x0f\0\0\0\x02su\0\0\0\x03ass";
 
-/// A record, its key and its value.
+/// A record, its key and its value as bytes.
 type Row = (GroupRecord, &'static [u8], Option<&'static [u8]>);
 
 #[test]
@@ -97,7 +97,7 @@ fn all_versions_are_read() {
         (b"\0\0\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b", old.clone()),
         (b"\0\x01\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b\xff\xff\xff\xff\xff\xff\xff\xff", old.clone()),
         (b"\0\x02\0\0\0\0\0\0\x01\x02\0\x02me\0\0\0\0\0\0\x0a\x0b", old),
-        // Compact, with a tagged field that nobody knows at the end, or none.
+        // Compact, with an unknown tagged field at the end, or with none.
         (b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\x01\x05\x02xx", offset()),
         (b"\0\x04\0\0\0\0\0\0\x01\x02\0\0\0\x07\x03me\0\0\0\0\0\0\x0a\x0b\0", offset()),
     ];
@@ -136,7 +136,7 @@ fn what_is_wrong_is_named() {
     assert_eq!(edit(12, 0x80), RecordError::Contradiction("a negative generation"));
     let short_id = [&OFFSET_4[..27], b"\x02xx"].concat();
     assert_eq!(GroupRecord::decode(Some(OFFSET_KEY), Some(&short_id)), Err(RecordError::Length("topic id")));
-    // More members than there are bytes: nothing is reserved for them.
+    // A count of more members than there are bytes: no memory is reserved for them.
     let count = GROUP_3.len() - (4 + 3 + 3 + 4 + 4 + 4 + 6 + 7) - 4;
     assert_eq!(GROUP_3[count..count + 4], [0, 0, 0, 1]);
     assert_eq!(edit(count, 0x7f), RecordError::Cut("member id"));
@@ -177,7 +177,7 @@ fn cut_and_damaged_records_never_panic() {
                 bytes[at] = rng.u8(..);
             }
             if let Ok(record) = GroupRecord::decode(Some(key), Some(&bytes)) {
-                // What is accepted can be written again, and is the same then.
+                // Whatever is accepted can be encoded again, and decodes to the same record.
                 let (key, value) = record.encode();
                 assert_eq!(GroupRecord::decode(Some(&key), value.as_deref()), Ok(record));
             }
@@ -185,10 +185,10 @@ fn cut_and_damaged_records_never_panic() {
     }
 }
 
-/// A record's key and value.
+/// A record's key and value as bytes.
 type KeyValue<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
 
-/// These records as one batch.
+/// Builds one batch of these records.
 fn batch(records: &[KeyValue<'_>]) -> Bytes {
     let mut batch = BatchBuilder::new(Codec::None);
     for (key, value) in records {
@@ -232,7 +232,7 @@ fn unusable_records_are_reported_and_the_rest_is_used() {
         ]
     );
     assert!(matches!(unusable[0], Unusable::Record { offset: 1, error: RecordError::NoKey }));
-    // The batch with the wrong CRC is the store's to find; what it says still holds.
+    // The store detects the batch with the wrong CRC; here its records still apply.
     assert_eq!(world.coordinator.len(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! What scripts can't say well: sizes, loading, and contracts with the engine.
+//! Rules that scripts cannot express well: sizes, loading, and contracts with the engine.
 
 use std::collections::BTreeSet;
 
@@ -72,7 +72,7 @@ fn nothing_is_served_before_the_log_is_read() {
     assert_eq!(fetched.error_code, loading);
     let GroupResponse::OffsetCommit(committed) = ask(commit("g", "t", 1).into()) else { panic!("it is of its kind") };
     assert_eq!(committed.topics[0].partitions[0].error_code, loading);
-    // A member must not think that it was removed.
+    // A loading coordinator must not make a member believe that it was removed.
     let GroupResponse::Heartbeat(beat) = ask(HeartbeatRequest::default().into()) else { panic!("it is of its kind") };
     assert_eq!(beat.error_code, 0);
 }
@@ -151,7 +151,7 @@ fn tombstones_are_cut_in_batches() {
     let batches = world.appending.len();
     assert!((5..100).contains(&batches), "{batches} batches");
     assert!(world.appending.iter().all(|(_, batch)| batch.len() < 300 << 10));
-    // One of them fails: the group is still there, with the offsets that are.
+    // One of the batches fails: the group stays, with the offsets that are left.
     assert_eq!(world.fail(1, ErrorCode::NotEnoughReplicas), []);
     let replies = world.commit_all();
     let [(2, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
@@ -168,7 +168,7 @@ fn tombstones_are_cut_in_batches() {
     assert!(world.coordinator.is_empty());
 }
 
-/// Offsets for which the batches have tombstones.
+/// Number of tombstones in the batches.
 fn forgotten<'a>(batches: impl Iterator<Item = &'a Bytes>) -> usize {
     let records =
         |batch: &'a Bytes| net::records::batch::BatchHeader::read(batch).expect("a sound batch").record_count as usize;
@@ -192,7 +192,7 @@ fn a_sweep_looks_at_a_bounded_number_of_offsets_in_a_turn() {
         let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
         world.pass(1);
         let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
-        // What is begun of a topic is finished.
+        // A turn finishes the topic that it is in.
         assert!(after - before <= SWEEP_TURN_ENTRIES + PARTITIONS as usize, "{before} to {after} in one turn");
         turns += 1;
     }
@@ -225,7 +225,7 @@ fn what_has_expired_goes_in_turns() {
         let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
         world.pass(1);
         let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
-        // A group that is begun is finished, and forgotten by a record of its own.
+        // A turn finishes the group that it is in, and each group takes one more record.
         let most = SWEEP_TURN_ENTRIES + PARTITIONS as usize + GROUPS;
         assert!(after - before <= most, "{before} to {after} in one turn");
         turns += 1;

@@ -1,10 +1,11 @@
-//! Walks the scripts in `testdata`: each command is followed by `----` and the trace that it has to leave. With
-//! `REWRITE_TESTDATA=1` the traces are written anew, to be reviewed as a diff.
+//! Runs the scripts in `testdata`. Each command is followed by `----` and its expected trace. `REWRITE_TESTDATA=1`
+//! writes the traces anew, to be reviewed as a diff.
 //!
-//! `delete-topic t` and `make-topic t` change the metadata; the log's offsets name the topics made so by number (`of #1`).
+//! `delete-topic t` and `make-topic t` change the metadata. Offsets in the log name the topics made this way by
+//! number (`of #1`).
 //!
-//! Member ids are drawn at random, so the trace calls them by prefix and order of appearance: `a-#1`. Appends wait for `committed` or
-//! `failed`, unless `auto` is set.
+//! Member ids are random, so the trace calls them by prefix and order of appearance: `a-#1`. Appends wait for
+//! `committed` or `failed`, unless `auto` is set.
 
 use std::{collections::HashMap, fmt::Write, fs, path::Path};
 
@@ -49,7 +50,7 @@ fn scripts() {
     }
 }
 
-/// The script with the traces that it really leaves.
+/// Runs a script and returns it with its actual traces.
 fn walk(script: &str) -> String {
     let mut walker = Walker::default();
     let mut out = String::new();
@@ -80,7 +81,7 @@ struct Walker {
     world: World,
     auto: bool,
     next_token: u64,
-    /// What each request was called in the script.
+    /// The script's name for each request.
     names: HashMap<u64, String>,
     /// Generated ids in order of appearance.
     uuids: Vec<String>,
@@ -130,7 +131,7 @@ impl Walker {
         std::mem::take(&mut self.trace)
     }
 
-    /// `a-#1` to the id that it stands for.
+    /// Resolves an alias such as `a-#1` to the member id.
     fn id(&self, alias: &str) -> StrBytes {
         match alias.split_once('#') {
             Some((prefix, number)) => {
@@ -141,7 +142,7 @@ impl Walker {
         }
     }
 
-    /// And back.
+    /// Replaces a member id by its alias.
     fn alias(&mut self, id: &str) -> String {
         const UUID_CHARS: usize = 36;
         let Some(at) = id.len().checked_sub(UUID_CHARS).filter(|&at| id[at..].matches('-').count() == 4) else {
@@ -363,7 +364,7 @@ impl Walker {
         }
     }
 
-    /// What waits for the log; or has it committed at once.
+    /// Prints the pending appends, or commits them at once if `auto` is set.
     fn appends(&mut self) {
         if self.auto {
             let replies = self.world.commit_all();
@@ -485,7 +486,7 @@ impl Walker {
         }
     }
 
-    /// The committed records, as they read back.
+    /// Prints the committed records, decoded.
     fn print_log(&mut self) {
         for batch in self.world.log.clone() {
             let records = Records::open(&batch, 1 << 20).unwrap();

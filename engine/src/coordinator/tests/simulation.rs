@@ -1,5 +1,5 @@
-//! Clients that come, go, sync, commit and ask at random, over a log that fails at random and a coordinator that is restarted at
-//! random. After every event the coordinator's own invariants hold; in the end every client has what it needs.
+//! Clients join, leave, sync, commit and fetch at random. The log fails at random, and the coordinator restarts at
+//! random. After every event the coordinator's invariants hold; at the end every client has what it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,16 +42,16 @@ struct Client {
     member: StrBytes,
     generation: i32,
     phase: Phase,
-    /// The newest topic that there was when it was told its generation or assignment.
+    /// The newest topic that existed when the client got its generation or assignment.
     known: u64,
 }
 
-/// A commit that waits.
+/// A pending commit.
 struct Committing {
     group: &'static str,
     partition: i32,
     offset: i64,
-    /// The topic that there was, and, of a member, the newest that it knew.
+    /// The topic at that time, and for a member's commit the newest topic that the member knew.
     topic: Option<Incarnation>,
     known: Option<u64>,
 }
@@ -62,12 +62,12 @@ struct Simulation {
     clients: Vec<Client>,
     next_token: u64,
     committing: BTreeMap<u64, Committing>,
-    /// Whose SyncGroup it is, also of those who have gone on without an answer.
+    /// The client of each SyncGroup, even if it has gone on without an answer.
     syncing: BTreeMap<u64, usize>,
-    /// What was acknowledged last, in the order of the log.
+    /// The last acknowledged offset, in log order.
     acked: BTreeMap<(&'static str, i32), i64>,
     deleting: BTreeSet<u64>,
-    /// Highest generation that the group told anybody of since the start.
+    /// The highest generation that a client of the group has seen since the coordinator's start.
     generations: BTreeMap<&'static str, i32>,
     next_offset: i64,
     stable: usize,
@@ -175,7 +175,7 @@ impl Simulation {
         self.next_offset += 1;
         let mut client = self.clients[n].clone();
         if self.rng.u32(..5) == 0 {
-            // Somebody who uses the group to keep offsets only; refused while it has members.
+            // A client that only stores offsets. The group rejects it while it has members.
             (client.instance, client.member, client.generation) = (None, StrBytes::new(), -1);
         }
         let partition = self.rng.i32(0..3);
@@ -224,7 +224,7 @@ impl Simulation {
         self.replies(replies);
     }
 
-    /// What a client makes of an error.
+    /// How a client reacts to an error.
     fn heed(&mut self, n: usize, error: Option<ErrorCode>) {
         let client = &mut self.clients[n];
         match error {
@@ -278,7 +278,7 @@ impl Simulation {
                         let client = &mut self.clients[n];
                         client.phase = Phase::Stable;
                         self.stable += 1;
-                        // A static member that came back has what was made for its old id.
+                        // A returning static member has the assignment made for its old id.
                         if client.instance.is_none() && !response.assignment.is_empty() {
                             assert_eq!(
                                 response.assignment,
@@ -319,7 +319,7 @@ impl Simulation {
         match self.clients[n].phase.clone() {
             Phase::Idle if self.rng.u32(..4) == 0 => self.commit(n),
             Phase::Idle => self.join(n),
-            // It gave up waiting, and asks again.
+            // The client stops waiting and joins again.
             Phase::Joining(_) if self.rng.u32(..10) == 0 => self.join(n),
             Phase::Joining(_) => {}
             Phase::Joined { leads, members } => match self.rng.u32(..10) {
@@ -330,14 +330,14 @@ impl Simulation {
             },
             Phase::Syncing(_) => match self.rng.u32(..10) {
                 0 => self.clients[n].phase = Phase::Idle,
-                // It got no answer, asks again, and has another opinion if it leads.
+                // The client got no answer and sends SyncGroup again, with another assignment if it leads.
                 1 => self.sync(n, vec![]),
                 _ => self.heartbeat(n),
             },
             Phase::Stable => match self.rng.u32(..20) {
                 0 => self.leave(n),
                 1 => self.join(n),
-                // It forgets who it was; if it is static, the group does not.
+                // The client forgets its member id. The group still knows it if it is static.
                 2 => (self.clients[n].phase, self.clients[n].member) = (Phase::Idle, StrBytes::new()),
                 3..10 => self.commit(n),
                 _ => self.heartbeat(n),
@@ -375,7 +375,7 @@ impl Simulation {
         }
     }
 
-    /// The topic is deleted, or made again, or both before anybody notices.
+    /// The topic is deleted, created again, or both before any client notices.
     fn change_topic(&mut self) {
         if self.world.topics.find("t").is_some() {
             self.world.delete_topic("t");
@@ -388,7 +388,7 @@ impl Simulation {
         }
     }
 
-    /// The log has no offset of a topic that is gone.
+    /// The log has no offset of a deleted topic.
     fn check_swept(&self) {
         let mut offsets = BTreeMap::new();
         for batch in &self.world.log {
@@ -426,7 +426,7 @@ impl Simulation {
         self.check_offsets();
     }
 
-    /// Everything acknowledged is served, or something newer that was on its way.
+    /// Every acknowledged offset is served, or a newer one that was in flight.
     fn check_offsets(&mut self) {
         for group in GROUPS {
             let topics = OffsetFetchRequestTopics::default()
@@ -445,7 +445,7 @@ impl Simulation {
         }
     }
 
-    /// A group that is stable stands in the log as it stands in memory: a restart now would change nothing.
+    /// A stable group is the same in the log as in memory, so a restart now would change nothing.
     fn check_log(&mut self) {
         for group in GROUPS {
             let describe = || DescribeGroupsRequest::default().with_groups(vec![GroupId(text(group))]);
@@ -460,7 +460,7 @@ impl Simulation {
         }
     }
 
-    /// Without further faults, everybody comes to an assignment.
+    /// Without further faults, every client gets an assignment.
     fn settle(&mut self) {
         for _ in 0..400 {
             let replies = self.world.commit_all();

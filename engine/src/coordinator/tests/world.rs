@@ -1,4 +1,4 @@
-//! A coordinator with its log and clients, as tests drive it.
+//! A coordinator with its log and clients, driven by tests.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,7 +10,7 @@ use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics, Unusable,
 };
 
-/// The topics that there are: any of any name, until it is deleted or made anew.
+/// The existing topics: every name exists until it is deleted or made again.
 #[derive(Default)]
 pub(super) struct AnyTopics {
     changed: BTreeMap<String, Option<Incarnation>>,
@@ -18,7 +18,7 @@ pub(super) struct AnyTopics {
 }
 
 impl AnyTopics {
-    /// The id of a topic that was made before everything else. Others are called by their number.
+    /// The id of a topic that existed from the start. Topics made later have their number as id.
     pub(super) fn first_id(name: &str) -> Uuid {
         let name = name.bytes().fold(0u128, |id, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
         Uuid::from_u128(name | 1 << 127)
@@ -41,12 +41,12 @@ pub(super) struct World {
     pub(super) config: Config,
     pub(super) coordinator: Coordinator<u64>,
     pub(super) now: Now,
-    /// What is committed, with the offsets that it got.
+    /// The committed batches, with the offsets assigned to them.
     pub(super) log: Vec<Bytes>,
     end: i64,
-    /// What is on its way to the log.
+    /// The appends in flight.
     pub(super) appending: VecDeque<(AppendId, Bytes)>,
-    /// Requests that have no answer yet, and their versions.
+    /// Requests without an answer yet, and their versions.
     pub(super) waiting: Vec<(u64, i16)>,
     tokens: BTreeSet<u64>,
     seed: u64,
@@ -56,7 +56,7 @@ pub(super) fn text(string: &str) -> StrBytes {
     StrBytes::from_string(string.to_owned())
 }
 
-/// The response must be one that its version can express.
+/// Asserts that the response's version can express it.
 fn encode(response: &GroupResponse, version: i16) {
     let mut out = BytesMut::new();
     let encoded = match response {
@@ -91,7 +91,7 @@ impl World {
         world
     }
 
-    /// Replies, checked to be the only ones to their tokens and expressible; appends are kept.
+    /// Keeps appends and returns replies. Asserts that each token is answered once and each reply can be encoded.
     fn take(&mut self, outputs: Vec<Output<u64>>) -> Vec<(u64, GroupResponse)> {
         self.coordinator.check();
         let mut replies = Vec::new();
@@ -124,21 +124,21 @@ impl World {
         self.take(outputs)
     }
 
-    /// The topic is there no more; sweeps are due, if the coordinator has anything to look through.
+    /// Deletes the topic. The coordinator may then have sweep turns due.
     pub(super) fn delete_topic(&mut self, name: &str) {
         self.topics.changed.insert(name.to_owned(), None);
         let outputs = self.coordinator.topic_deleted(self.now);
         assert!(self.take(outputs).is_empty(), "a deletion answers nobody");
     }
 
-    /// There is a topic of this name, and it is another than before.
+    /// Makes a topic of this name, which is another one than before.
     pub(super) fn make_topic(&mut self, name: &str) {
         self.topics.made += 1;
         let (made, id) = (self.topics.made, Uuid::from_u128(self.topics.made.into()));
         self.topics.changed.insert(name.to_owned(), Some(Incarnation { id, made, made_ms: self.now.wall_ms }));
     }
 
-    /// Lets time pass, timer by timer.
+    /// Lets time pass, from timer to timer.
     pub(super) fn pass(&mut self, ms: u64) -> Vec<(u64, Vec<(u64, GroupResponse)>)> {
         let end = self.now.mono_ms + ms;
         let mut seen = Vec::new();
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// The oldest append is committed.
+    /// Commits the oldest append.
     pub(super) fn commit(&mut self) -> Vec<(u64, GroupResponse)> {
         let (id, batch) = self.appending.pop_front().expect("something is being appended");
         self.store(&batch);
@@ -180,7 +180,7 @@ impl World {
         self.take(outputs)
     }
 
-    /// Puts a batch in the log as the partition would.
+    /// Stores a batch in the log as the partition would.
     pub(super) fn store(&mut self, batch: &Bytes) {
         let header = net::records::batch::BatchHeader::read(batch).expect("a sound batch");
         let assigned = Assigned { base_offset: self.end, partition_leader_epoch: 1, log_append_time_ms: None };
@@ -190,7 +190,8 @@ impl World {
         self.log.push(stored.freeze());
     }
 
-    /// The process ends; what was not committed is lost, whoever waited hears nothing. A new one reads the log.
+    /// Restarts the process: uncommitted appends and waiting requests are lost, and a new coordinator replays the
+    /// log.
     pub(super) fn restart(&mut self) -> Vec<Unusable> {
         self.waiting.clear();
         self.appending.clear();
@@ -203,7 +204,7 @@ impl World {
         unusable
     }
 
-    /// What a coordinator that reads the log now would answer.
+    /// The answer of a coordinator that replays the log now.
     pub(super) fn replayed(&self, context: &Context, request: impl Into<GroupRequest>) -> GroupResponse {
         let mut coordinator = Coordinator::new(self.config.clone(), 0);
         assert!(self.log.iter().all(|batch| coordinator.replay(&self.topics, batch).is_empty()));

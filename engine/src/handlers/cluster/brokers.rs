@@ -1,7 +1,7 @@
-//! The cluster's brokers, as clients are told of them.
+//! The cluster's brokers, as clients see them.
 //!
-//! Every broker tells the same, but for one thing: itself it always tells of, under the address that it is configured with, since
-//! the client has just reached it.
+//! Every broker gives the same answer, with one exception. A broker always lists itself, under its configured
+//! address, since the client has just reached it.
 
 use crate::handlers::topics::placement::Candidates;
 use crate::{core::Core, liveness};
@@ -9,24 +9,24 @@ use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, codec::produce::NodeEndpoint, messages::BrokerId};
 use std::collections::BTreeMap;
 
-/// Where clients reach a broker.
+/// The address at which clients reach a broker, and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub id: i32,
     pub host: StrBytes,
     pub port: u16,
     pub rack: Option<StrBytes>,
-    /// Not heard of for so long that nothing is sent there any more.
+    /// Silent for too long, so clients are no longer sent there.
     pub fenced: bool,
 }
 
-/// All registered brokers by id, the fenced ones too.
+/// All registered brokers by id, including the fenced ones.
 pub fn all(core: &Core) -> Vec<Node> {
     let registered = core.view(|view| view.brokers().map(|broker| registered(broker)).collect());
     with_own(registered, own(core))
 }
 
-/// The brokers that clients may turn to, by id.
+/// The brokers that clients may use, by id.
 pub fn alive(core: &Core) -> Vec<Node> {
     all(core).into_iter().filter(|node| !node.fenced).collect()
 }
@@ -35,9 +35,9 @@ pub fn alive_ids(core: &Core) -> Vec<i32> {
     alive(core).into_iter().map(|node| node.id).collect()
 }
 
-/// The brokers that new partitions with `factor` replicas go to: those that are alive, without any that this one has just lost sight of
-/// or that say that they are not well, if the others are enough. Where all that are alive are too few, also those that
-/// are fenced. Those that are `full` are left out.
+/// The brokers that new partitions with `factor` replicas may go to, without those in `full`. If enough live
+/// brokers are reachable and report that they are healthy, only those are returned. Otherwise all live brokers are
+/// returned, and the fenced ones beside them.
 pub fn placeable(core: &Core, factor: usize, full: &[i32]) -> Candidates {
     let Candidates { mut live, mut away } = candidates(core);
     live.retain(|node| !full.contains(node));
@@ -49,14 +49,14 @@ pub fn placeable(core: &Core, factor: usize, full: &[i32]) -> Candidates {
     Candidates { live, away }
 }
 
-/// All registered brokers, the fenced ones apart.
+/// All registered brokers, with the fenced ones apart.
 pub fn candidates(core: &Core) -> Candidates {
     let (away, live): (Vec<Node>, Vec<Node>) = all(core).into_iter().partition(|node| node.fenced);
     let ids = |nodes: Vec<Node>| nodes.into_iter().map(|node| node.id).collect();
     Candidates { live: ids(live), away: ids(away) }
 }
 
-/// Whether a broker can be reached from here and says that it is well.
+/// Whether a broker can be reached from here and reports that it is healthy.
 pub fn is_well(core: &Core, node: i32) -> bool {
     match node == core.node() {
         true => liveness::is_well(core),
@@ -64,7 +64,7 @@ pub fn is_well(core: &Core, node: i32) -> bool {
     }
 }
 
-/// Where these leaders are reached, each told once (KIP-951).
+/// The addresses of these leaders, each once (KIP-951).
 pub fn endpoints(core: &Core, leaders: impl IntoIterator<Item = i32>) -> Vec<NodeEndpoint> {
     let mut leaders = leaders.into_iter().peekable();
     if leaders.peek().is_none() {
@@ -81,9 +81,9 @@ fn select(mut nodes: BTreeMap<i32, Node>, leaders: impl Iterator<Item = i32>) ->
         .collect()
 }
 
-/// Whom clients are told to bring their changes of metadata: the broker that leads the metadata group. While this one knows none, or
-/// has lost the way to it, it names itself, and holds the changes until there is one: a client that is told of a lost controller may
-/// not ask again for minutes (librdkafka).
+/// The broker to which clients send changes of metadata: the leader of the metadata group. If this broker knows no
+/// leader, or can't reach it, it names itself and holds the changes until there is one. The reason is librdkafka:
+/// after an answer that names a lost controller, it may not ask again for minutes.
 pub fn controller(core: &Core) -> BrokerId {
     BrokerId(core.controller().unwrap_or(core.node()))
 }

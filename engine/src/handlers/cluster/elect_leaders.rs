@@ -1,6 +1,6 @@
-//! ElectLeaders (KIP-183, KIP-460): brings leaderships to the preferred replicas, and waits until they are there.
+//! ElectLeaders (KIP-183, KIP-460): moves leaderships to the preferred replicas, and waits until they lead.
 //!
-//! A replica that lacks acknowledged records never leads, so an unclean election is refused.
+//! A replica that lacks acknowledged records never leads, so an unclean election is rejected.
 
 use super::brokers;
 use crate::handlers::refusal::{self, Refusal};
@@ -27,14 +27,14 @@ use wal::record::GroupId;
 const PREFERRED: i8 = 0;
 const UNCLEAN: i8 = 1;
 
-/// A leader that has not handed over is asked again so often.
+/// Interval at which a leader that has not handed over is asked again.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// A partition, by its topic's name and its number.
 type Named = (String, i32);
 
 pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeadersResponse {
-    // Those that need no election are told of to whoever named them only.
+    // Partitions that need no election are reported only if the request named them.
     let named = request.topic_partitions.is_some();
     let asked: Vec<Named> = match &request.topic_partitions {
         Some(topics) => {
@@ -120,7 +120,7 @@ fn leader(core: &Core, partition: &Partition) -> Option<i32> {
     core.leader_of(GroupId(partition.group)).map(|leader| leader.node)
 }
 
-/// Refuses if the preferred replica leads already, or can't.
+/// Rejects if the preferred replica leads already, or can't lead.
 fn is_electable(core: &Core, partition: &Partition) -> Result<(), Refusal> {
     let preferred = partition.replicas[0];
     if leader(core, partition) == Some(preferred) {
@@ -155,12 +155,13 @@ fn refuse_kind(core: &Core, partition: &Partition, kind: i8) -> Refusal {
     }
 }
 
-/// Asks the leaders until the preferred replicas lead, which are taken from `open` then, or until the deadline.
+/// Asks the leaders to hand over until the preferred replicas lead, or until the deadline. Removes a partition from
+/// `open` once that is done.
 async fn until_preferred(core: &Rc<Core>, open: &mut BTreeMap<usize, Partition>, deadline: Duration) {
     let mut ask_at = Duration::ZERO;
     loop {
         let seen = core.view_changed.version();
-        // A partition that has been deleted meanwhile is not waited for.
+        // A partition that was deleted meanwhile is skipped.
         open.retain(|_, partition| {
             leader(core, partition) != Some(partition.replicas[0]) && core.view(|view| view.has_group(partition.group))
         });

@@ -16,7 +16,7 @@ use net::{
 };
 use std::rc::Rc;
 
-/// KIP-919: 1 asks for brokers, 2 for controllers, which only a controller's own listener answers.
+/// KIP-919: 1 asks for brokers. 2 asks for controllers, which only a controller's own listener answers.
 const ENDPOINT_BROKERS: i8 = 1;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> DescribeClusterResponse {

@@ -1,6 +1,8 @@
-//! DescribeQuorum (KIP-595, KIP-836, KIP-853): the metadata group as its leader sees it, under the name that Kafka's tools ask for.
+//! DescribeQuorum (KIP-595, KIP-836, KIP-853): the metadata group as its leader sees it, under the topic name that
+//! Kafka's tools use.
 //!
-//! Offsets are Raft indices: a replica's log end is the last index that it is known to have, the high watermark the commit.
+//! Offsets are Raft indices: a replica's log end is the last index that it is known to have, and the high watermark
+//! is the commit index.
 
 use crate::handlers::refusal::Refusal;
 use crate::{clock, cluster::meta, core::Core};
@@ -22,10 +24,10 @@ use std::{collections::BTreeSet, rc::Rc};
 const METADATA_TOPIC: &str = "__cluster_metadata";
 const METADATA_PARTITION: i32 = 0;
 
-/// What the peers' listener is called; Kafka's tools want capitals.
+/// The name of the peers' listener. Kafka's tools want capitals.
 const LISTENER: StrBytes = StrBytes::from_static_str("PEER");
 
-/// Kafka's word for a time that is not known.
+/// Kafka's value for an unknown time.
 const UNKNOWN: i64 = -1;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeQuorumRequest) -> DescribeQuorumResponse {
@@ -42,7 +44,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeQuorumRequest) -> Descri
         }
         Err(error) => {
             let Refusal { code, message } = error.into();
-            // What a Kafka broker answers that is no leader of the quorum.
+            // A Kafka broker that does not lead the quorum answers this.
             let code = if code == ErrorCode::NotController { ErrorCode::NotLeaderOrFollower } else { code };
             DescribeQuorumResponse::default()
                 .with_error_code(code.code())
@@ -51,7 +53,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeQuorumRequest) -> Descri
     }
 }
 
-/// Only one partition can be asked for, as with Kafka.
+/// As in Kafka, a request can name only this one partition.
 fn asks_for_metadata(request: &DescribeQuorumRequest) -> bool {
     match &request.topics[..] {
         [topic] if topic.topic_name.0.as_str() == METADATA_TOPIC => {
@@ -73,12 +75,12 @@ fn unknown_partitions(request: DescribeQuorumRequest) -> DescribeQuorumResponse 
     DescribeQuorumResponse::default().with_topics(topics.collect())
 }
 
-/// A peer's address among the brokers that there are: node, host, port.
+/// A registered broker's peer address: node, host, port.
 type PeerAddr = (i32, String, u16);
 
 fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumResponse {
     let replica = |progress: &Progress| {
-        // The leader has heard of itself now, and has everything.
+        // The leader has heard from itself now, and has everything.
         let ago = |ms: Option<u64>| match ms {
             _ if progress.peer == quorum.leader => now_ms,
             Some(ms) => now_ms.saturating_sub_unsigned(ms),
@@ -109,7 +111,7 @@ fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumRes
     DescribeQuorumResponse::default().with_topics(vec![topic]).with_nodes(nodes.collect())
 }
 
-/// A disk has no id of its own beside the peer's.
+/// A disk has no id besides its peer's.
 fn directory_id(peer: u64) -> Uuid {
     Uuid::from_u64_pair(peer, 0)
 }

@@ -1,4 +1,4 @@
-//! UnregisterBroker (KIP-631): forgets a broker that is gone for good.
+//! UnregisterBroker (KIP-631): removes a broker that is gone for good.
 
 use crate::handlers::refusal::Refusal;
 use crate::{cluster::meta, core::Core};
@@ -10,7 +10,7 @@ use net::{
 };
 use std::{rc::Rc, sync::Arc};
 
-/// Partitions that a refusal names.
+/// Most partitions that a refusal names.
 const NAMED_MAX: usize = 5;
 
 pub async fn unregister(core: &Rc<Core>, request: UnregisterBrokerRequest) -> UnregisterBrokerResponse {
@@ -24,7 +24,7 @@ pub async fn unregister(core: &Rc<Core>, request: UnregisterBrokerRequest) -> Un
 }
 
 async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
-    // A topic that this broker has not heard of yet would lose its partitions.
+    // Otherwise a topic that this broker has not heard of yet could lose its partitions.
     meta::linearize(core).await?;
     if core.view(|view| view.broker(node).is_none()) {
         return Err(Refusal::new(ErrorCode::BrokerIdNotRegistered, format!("broker {node} is not registered")));
@@ -34,7 +34,7 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
     outcome.expect("a command has an outcome").map(drop).map_err(Refusal::from)
 }
 
-/// Refuses if some partition would lose its only replica.
+/// Rejects if some partition would lose its only replica.
 fn holds_nothing_alone<'a>(node: i32, topics: impl Iterator<Item = &'a Arc<Topic>>) -> Result<(), Refusal> {
     let held = topics.flat_map(|topic| topic.partitions.iter().enumerate().map(move |partition| (topic, partition)));
     let alone = held.filter(|(_, (_, partition))| partition.replicas == [node]);

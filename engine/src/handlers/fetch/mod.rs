@@ -1,16 +1,17 @@
-//! Fetch: from each partition's owner once over and once back, waiting there for `min_bytes` if need be.
+//! Fetch: one message to each partition's owner and one back. The owner waits for `min_bytes` if needed.
 //!
-//! Sessions (KIP-227) are not kept: every answer carries session id 0, which tells the client to send full requests.
-//! Waits are woken by the append that moves a high watermark, never by polling.
+//! The broker keeps no sessions (KIP-227): every answer carries session id 0, so clients send full requests. The
+//! append that moves a high watermark wakes waiting fetches. They never poll.
 //!
-//! `max_bytes` holds for the whole request. Each owner gets a share of it, as large as its partitions' part of what the request asks for,
-//! so that a request over many cores reads about as much as it returns. The first place that has a batch gets it whatever its size. Where
-//! that is known only once the owners have answered, its owner is asked a second time.
+//! `max_bytes` holds for the whole request. Each owner gets a share of it, in proportion to the bytes that its
+//! partitions ask for. So a request over many cores reads about as much as it returns. The first partition with a
+//! batch gets that batch whatever its size. If an owner did not know that its partition would be the first, it is
+//! asked a second time.
 //!
-//! | module | is |
+//! | module | contents |
 //! |---|---|
 //! | `reading` | an owner's part: what it reads, and how it waits |
-//! | `waits` | the fetches that wait on a core, and the sums of those that are gathered there |
+//! | `waits` | the fetches that wait on a core, and the byte counts of those that it gathers |
 
 mod reading;
 mod waits;
@@ -40,12 +41,12 @@ const EMPTY: FetchResponse = FetchResponse {
     node_endpoints: Vec::new(),
 };
 
-/// What is known of a place of the request: nothing yet, records, or why there are none.
+/// The state of one partition of the request: not answered yet, records, or an error.
 type Answered = Option<Result<Found, ErrorCode>>;
 
 pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 && request.session_epoch > 0 {
-        // We never gave out a session; the client falls back to a full fetch.
+        // The broker never gave out a session, so the client falls back to a full fetch.
         return FetchResponse { error_code: ErrorCode::FetchSessionIdNotFound.code(), ..EMPTY };
     }
     let mut parts: Vec<Answered> = Vec::new();
@@ -66,14 +67,14 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
     }
     let refused_at_once = parts.iter().any(Option::is_some);
     let bytes_max = (request.max_bytes.max(0) as usize).min(core.config.fetch_max_bytes);
-    // One client does not get the memory of all others' answers, nor of their cold ones.
+    // One client must not take all memory for answers, neither of the hot nor of the cold ones.
     let bytes_max = bytes_max.min(core.memory.answers.answer_max());
     let wish = Wish {
         bytes_min: request.min_bytes.max(0) as usize,
         bytes_max,
         share: bytes_max,
         owners: by_owner.iter().filter(|items| !items.is_empty()).count(),
-        // With an error to tell there is nothing to wait for.
+        // An error is reported at once, without waiting.
         wait: if refused_at_once { Duration::ZERO } else { Duration::from_millis(request.max_wait_ms.max(0) as u64) },
         id: core.fetches.next_id(core.id()),
         first: None,
@@ -105,8 +106,8 @@ fn item(place: usize, group: GroupId, partition: &FetchPartition) -> Item {
     }
 }
 
-/// Asks every owner; as soon as they have enough together, calls those back that still wait. Returns the first place that has
-/// a batch, if that was too large to be read by an owner that did not know it to be the first.
+/// Asks every owner. Once they have enough together, calls back those that still wait. Returns a place to ask for a
+/// second time: the first place with a batch, if its owner did not know that and so did not read that large batch.
 async fn gather(
     core: &Rc<Core>,
     mut by_owner: Vec<Vec<Item>>,
@@ -149,7 +150,7 @@ async fn gather(
     blocked.filter(|blocked| several && served.is_none_or(|served| *blocked < served))
 }
 
-/// The owners on other cores that have not answered: they need not wait any more when the client is gone.
+/// The owners on other cores that have not answered. If the client is gone, the drop ends their waits.
 struct Waiting<'a> {
     core: &'a Rc<Core>,
     id: FetchId,
@@ -171,7 +172,7 @@ fn place_all(brought: Brought, parts: &mut [Answered]) {
     }
 }
 
-/// What an owner is to read of a request's `bytes_max`, if all of them are asked for so much.
+/// An owner's part of `bytes_max`, where `asked_for` is the sum over all owners.
 fn share(items: &[Item], asked_for: u64, bytes_max: usize) -> usize {
     let own: u64 = items.iter().map(|item| item.bytes_max as u64).sum();
     if asked_for <= bytes_max as u64 {
@@ -180,8 +181,8 @@ fn share(items: &[Item], asked_for: u64, bytes_max: usize) -> usize {
     (u128::from(own) * bytes_max as u128 / u128::from(asked_for)) as usize
 }
 
-/// Puts the parts in the request's order. Several owners may together have brought more than `bytes_max`: what is over is left
-/// for the next fetch. Only the first batch of all may be larger.
+/// Puts the parts in the request's order. Several owners may together have brought more than `bytes_max`. The
+/// excess is left for the next fetch. Only the first batch of all may be larger.
 fn respond(
     core: &Rc<Core>,
     request: FetchRequest,

@@ -1,4 +1,4 @@
-//! One core's part of a fetch: what it reads of its partitions, and how it waits for more.
+//! One core's part of a fetch: what it reads from its partitions, and how it waits for more.
 
 use super::waits::FetchId;
 use crate::{
@@ -15,17 +15,17 @@ use net::{errors::ErrorCode, records::batch::BatchHeader};
 use std::{rc::Rc, time::Duration};
 use wal::{log::read::READ_AHEAD, record::GroupId};
 
-/// An owner that has some bytes, but not many more than it has told of, tells of them after so long.
+/// Interval at which an owner reports a small increase of its bytes to the gathering core.
 const TELL_EVERY: Duration = Duration::from_millis(5);
 
-/// How long a fetch waits for memory: as long as for records, within these.
+/// A fetch waits for memory as long as for records, within these bounds.
 const WAIT_MIN: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// One partition's part of a fetch, on its way to the owner.
+/// One partition's part of a fetch, for its owner.
 #[derive(Clone)]
 pub struct Item {
-    /// The partition's place in the request.
+    /// The partition's index in the request.
     pub place: usize,
     pub group: GroupId,
     pub offset: i64,
@@ -33,29 +33,29 @@ pub struct Item {
     pub leader_epoch: i32,
 }
 
-/// How much, and for how long.
+/// How much a fetch wants, and how long it may wait.
 #[derive(Clone, Copy)]
 pub struct Wish {
-    /// Of the whole request.
+    /// For the whole request.
     pub bytes_min: usize,
     pub bytes_max: usize,
-    /// What this owner is to read of that.
+    /// This owner's part of `bytes_max`.
     pub share: usize,
-    /// How many cores own partitions of this request.
+    /// The number of cores that own partitions of this request.
     pub owners: usize,
     pub wait: Duration,
     pub id: FetchId,
-    /// The place whose first batch is read whatever its size, or a consumer could never get past it (KIP-74). `None`: the first that has
-    /// any. With several owners nobody knows at once which that is.
+    /// The place whose first batch is read whatever its size, or else a consumer could never get past it (KIP-74).
+    /// `None`: the first place that has a batch. With several owners, no core knows at once which place that is.
     pub first: Option<usize>,
 }
 
-/// What an owner found.
+/// The results of one owner.
 pub struct Brought {
     pub parts: Vec<Part>,
     /// The whole fetch should end now.
     pub ends: bool,
-    /// The first place that has a batch which was too large to be read, in this share or at all.
+    /// The first place with a batch that was too large to read, within this share or at all.
     pub blocked: Option<usize>,
 }
 
@@ -68,11 +68,11 @@ pub struct Found {
     pub high_watermark: u64,
     pub log_start: u64,
     pub batches: Vec<Bytes>,
-    /// From memory: what is left of it counts only once it is sent.
+    /// The batches came from memory. Their bytes are counted only when they are sent.
     is_hot: bool,
-    /// For the batches, until they have left.
+    /// Memory for the batches, held until they are sent.
     held: Option<Held>,
-    /// Behind the last batch, or where the fetch begins.
+    /// The offset after the last batch. Without batches, the offset at which the fetch begins.
     end: u64,
 }
 
@@ -81,12 +81,12 @@ impl Found {
         self.batches.iter().map(Bytes::len).sum()
     }
 
-    /// What of it counts as fetched from memory, now that it is sent.
+    /// The bytes that count as fetched from memory, called when they are sent.
     pub fn hot_bytes(&self) -> usize {
         if self.is_hot { self.bytes() } else { 0 }
     }
 
-    /// The memory is held for as long as anybody has the last batch.
+    /// Ties the held memory to the last batch: it is released once that batch is no longer referenced.
     pub fn hold(&mut self) {
         if let Some(held) = self.held.take()
             && let Some(last) = self.batches.last_mut()
@@ -107,7 +107,7 @@ impl Found {
     }
 }
 
-/// Reads this core's part of a fetch, and waits until the request has enough, something to report, or no more time.
+/// Reads this core's part of a fetch. Waits until the request has enough, something to report, or no more time.
 pub async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> Brought {
     if wish.wait.is_zero() {
         return read_once(core, &items, wish).await;
@@ -143,7 +143,7 @@ pub async fn read_here(core: &Rc<Core>, items: Vec<Item>, wish: Wish) -> Brought
     read_once(core, &items, wish).await
 }
 
-/// How much there is while a fetch waits: counted, not held.
+/// Counts the bytes that are there while a fetch waits. It does not hold them.
 struct Growth<'a> {
     core: &'a Rc<Core>,
     items: &'a [Item],
@@ -151,7 +151,7 @@ struct Growth<'a> {
     wake: Rc<Marks>,
     watches: Vec<Option<Watch>>,
     _log_watches: Vec<LogWatch>,
-    /// Of each item, up to where it is counted.
+    /// For each item, the offset up to which it is counted.
     counted_to: Vec<u64>,
     total: usize,
     told: usize,
@@ -159,7 +159,7 @@ struct Growth<'a> {
 }
 
 impl<'a> Growth<'a> {
-    /// What was read has everything that there was.
+    /// Starts from a complete first read.
     fn new(core: &'a Rc<Core>, items: &'a [Item], wish: Wish, read: Brought, wake: Rc<Marks>) -> Self {
         let watch = |(at, item): (usize, &Item)| Some(core.partition(item.group)?.watch(wake.clone(), at));
         let of_metadata = items.iter().enumerate().filter(|(_, item)| item.group == META_GROUP);
@@ -178,7 +178,7 @@ impl<'a> Growth<'a> {
         }
     }
 
-    /// Counts what has come, and says whether there is enough here, or something to report.
+    /// Counts new records. Returns whether there is enough here, or something to report.
     fn ends(&mut self) -> bool {
         while let Some(at) = self.wake.take() {
             match self.count(at) {
@@ -189,7 +189,7 @@ impl<'a> Growth<'a> {
         self.total >= self.wish.bytes_min
     }
 
-    /// `None`: an error, or more than can be counted here; to read it will tell.
+    /// `None`: there is an error, or more than can be counted here. A read will then find out.
     fn count(&mut self, at: usize) -> Option<usize> {
         let (item, from) = (&self.items[at], self.counted_to[at]);
         let left = self.wish.bytes_min.saturating_sub(self.total);
@@ -217,8 +217,8 @@ impl<'a> Growth<'a> {
         (!found.has_more()).then(|| found.bytes())
     }
 
-    /// Tells the core that gathers how much there is, if others have some too: at once if that is much more than it knows, else after a
-    /// while. Returns how long that is.
+    /// Reports the count to the gathering core, if other owners have parts too. A large increase is reported at
+    /// once, a small one after a while. Returns how long to wait before the next report.
     fn tell(&mut self) -> Option<Duration> {
         let more = self.total - self.told;
         if more == 0 || self.wish.owners == 1 {
@@ -252,7 +252,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
             one_of: match wish.first {
                 None if total == 0 => Some(usize::MAX),
                 Some(place) if place == item.place => Some(usize::MAX),
-                // Beyond the share, as long as the request has room for it.
+                // This may exceed the share, as long as it fits into the request's `bytes_max`.
                 Some(_) if total == 0 => Some(item.bytes_max.min(wish.bytes_max)),
                 _ => None,
             },
@@ -274,7 +274,7 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
                 work.share.take_entries(found.batches.len());
                 total += bytes;
                 left = left.saturating_sub(bytes);
-                // There is more than this request may have: nothing to wait for.
+                // There is more than this request may have, so it should not wait.
                 brought.ends |= found.has_more();
                 if bytes == 0 && found.has_more() {
                     brought.blocked.get_or_insert(item.place);
@@ -292,9 +292,9 @@ async fn read_once(core: &Rc<Core>, items: &[Item], wish: Wish) -> Brought {
 #[derive(Clone, Copy)]
 struct Limit {
     bytes_max: usize,
-    /// One batch may be larger than that, up to this size.
+    /// One batch may be larger than `bytes_max`, up to this size.
     one_of: Option<usize>,
-    /// Also if it must be read from the disk to learn its size.
+    /// This also holds if the batch must be read from the disk to learn its size.
     one_of_cold: bool,
 }
 
@@ -303,7 +303,7 @@ impl Limit {
         self.bytes_max == 0 && self.one_of.is_none()
     }
 
-    /// Takes away a single batch that is larger than it may be. Says whether it did.
+    /// Drops a single batch that is too large. Returns whether it did.
     fn clip(&self, batches: &mut Vec<Bytes>) -> bool {
         let single_max = self.bytes_max.max(self.one_of.unwrap_or(0));
         let is_too_large = batches.len() == 1 && batches[0].len() > single_max;
@@ -314,22 +314,23 @@ impl Limit {
     }
 }
 
-/// The memory for what one request reads.
+/// The memory for one request's reads.
 struct Room<'a> {
     core: &'a Rc<Core>,
-    /// For how long all partitions of the request wait for it at most.
+    /// How long each wait for memory may last.
     wait: Duration,
-    /// Nothing more is read.
+    /// Memory ran out: nothing more is read.
     is_out: bool,
 }
 
 impl Room<'_> {
-    /// Whether others wait. Who has something by then makes do with it.
+    /// Whether other answers wait for memory. A request that has records then stops reading.
     fn is_short(&self) -> bool {
         self.core.memory.answers.waiting() + self.core.memory.cold_answers.waiting() > 0
     }
 
-    /// Memory for so many bytes; `None` if there is none in time: the client gets what there is, perhaps nothing, and asks again.
+    /// Memory for `bytes`. `None`: there is none in time. The client then gets what was read, perhaps nothing, and
+    /// fetches again.
     async fn hold(&mut self, answers: &Answers, bytes: usize) -> Option<Held> {
         let held = answers.hold(&self.core.metrics, bytes, self.wait).await;
         self.is_out |= held.is_none();
@@ -337,7 +338,7 @@ impl Room<'_> {
     }
 }
 
-/// From the disk, no more than what it gives at once, unless more is wanted.
+/// Reads one partition. From the disk, it takes only what the first read returns, unless more is wanted.
 async fn read_partition(
     core: &Rc<Core>,
     partition: &Rc<Partition>,
@@ -373,7 +374,7 @@ async fn read_partition(
             if bytes == 0 || found.held.is_some() {
                 return Ok(found);
             }
-            // Who waits must not keep the records in memory meanwhile.
+            // A waiting fetch must not keep the records in memory.
             drop(found);
             let held = room.hold(&core.memory.answers, bytes).await;
             let mut found = Found::new(range, offset, Vec::new(), true);
@@ -386,7 +387,7 @@ async fn read_partition(
             Ok(found)
         }
         FetchRead::Cold(read) => {
-            // What is read at once may be more than what the client gets of it.
+            // The read may take more from the disk than the client gets.
             let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
             let Some(mut held) = room.hold(&core.memory.cold_answers, bytes).await else {
                 return Ok(Found::new(range, offset, Vec::new(), false));
@@ -413,7 +414,7 @@ async fn read_partition(
     }
 }
 
-/// From the metadata's log; see [`crate::handlers::metadata_log`].
+/// Reads from the metadata's log; see [`crate::handlers::metadata_log`].
 fn read_metadata(core: &Core, item: &Item, limit: Limit) -> Result<Found, ErrorCode> {
     let range @ (log_start, high_watermark) = meta::log_range(core)?;
     let offset = u64::try_from(item.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;

@@ -1,7 +1,7 @@
-//! Fetches that wait: on the cores that own their partitions, and on the core that gathers what those bring.
+//! Waiting fetches: on the cores that own their partitions, and on the core that gathers their parts.
 //!
-//! `min_bytes` counts over the whole request. An owner that has some, but not enough by itself, tells the gathering core how much; that
-//! calls all of them back once the sum is enough.
+//! `min_bytes` counts over the whole request. An owner that has some bytes, but not enough alone, reports its count
+//! to the gathering core. That core calls all owners back once the sum is enough.
 
 use crate::{
     core::{Core, CoreId},
@@ -13,42 +13,42 @@ use std::{
     rc::Rc,
 };
 
-/// Names a fetch on all cores: the core that gathers it, and a number there.
+/// Identifies a fetch on all cores: the gathering core, and a number there.
 pub type FetchId = (CoreId, u64);
 
 /// The fetches of one core.
 #[derive(Default)]
 pub struct Fetches {
     next: Cell<u64>,
-    /// Those that wait here, whoever gathers them.
+    /// Fetches that wait here, wherever they are gathered.
     waiting: RefCell<BTreeMap<FetchId, Waiting>>,
-    /// Those that are gathered here from several cores.
+    /// Fetches that are gathered here from several cores.
     gathered: RefCell<BTreeMap<FetchId, Sum>>,
 }
 
 struct Waiting {
-    /// `None` before it waits.
+    /// `None` until the fetch waits.
     wake: Option<Rc<Marks>>,
     called_back: bool,
 }
 
-/// How much the owners have, as far as they have told.
+/// The owners' byte counts, as far as they were reported.
 struct Sum {
     bytes_min: usize,
-    /// Of each owner.
+    /// The last count of each owner.
     known: Vec<(CoreId, usize)>,
     /// Owners that have not answered.
     owing: Vec<CoreId>,
     called_back: bool,
 }
 
-/// Takes a fetch off the list of those that wait when it ends.
+/// Removes a fetch from those that wait, when dropped.
 pub struct Registered<'a> {
     fetches: &'a Fetches,
     id: FetchId,
 }
 
-/// Takes a fetch off the list of those that are gathered when it ends.
+/// Removes a fetch from those that are gathered, when dropped.
 pub struct Gathered<'a> {
     fetches: &'a Fetches,
     id: FetchId,
@@ -66,14 +66,14 @@ impl Fetches {
         Registered { fetches: self, id }
     }
 
-    /// From now on the sum of what these owners have counts.
+    /// From now on these owners' counts are summed.
     pub fn gather(&self, id: FetchId, bytes_min: usize, owing: Vec<CoreId>) -> Gathered<'_> {
         let sum = Sum { bytes_min, known: Vec::with_capacity(owing.len()), owing, called_back: false };
         self.gathered.borrow_mut().insert(id, sum);
         Gathered { fetches: self, id }
     }
 
-    /// An owner has so much by now. A fetch that is answered meanwhile hears it no more.
+    /// An owner reports its byte count. Ignored if the fetch was answered meanwhile.
     pub fn has(&self, core: &Rc<Core>, id: FetchId, owner: CoreId, bytes: usize) {
         self.add_up(core, id, |sum| {
             sum.set(owner, bytes);
@@ -81,7 +81,7 @@ impl Fetches {
         });
     }
 
-    /// An owner has answered; `ends` says that the whole fetch should end.
+    /// An owner has answered. `ends`: the whole fetch should end.
     pub fn has_answered(&self, core: &Rc<Core>, id: FetchId, owner: CoreId, bytes: usize, ends: bool) {
         self.add_up(core, id, |sum| {
             sum.set(owner, bytes);
@@ -90,7 +90,7 @@ impl Fetches {
         });
     }
 
-    /// Calls the owners back, once, when what they have is enough.
+    /// Updates the sum, and calls the owners back, once, when it is enough.
     fn add_up(&self, core: &Rc<Core>, id: FetchId, note: impl FnOnce(&mut Sum) -> bool) {
         let owing = {
             let mut gathered = self.gathered.borrow_mut();
@@ -102,7 +102,7 @@ impl Fetches {
             sum.owing.clone()
         };
         for owner in owing {
-            // Behind the request itself, in the same lane, so that it finds what it ends.
+            // This follows the request itself in the same lane, so the request is there before the call.
             core.send(owner, move |there| there.fetches.call_back(id));
         }
     }
@@ -114,12 +114,12 @@ impl Fetches {
         }
     }
 
-    /// Fetches that wait here or are gathered here now.
+    /// The number of fetches that wait here or are gathered here.
     pub fn waiting(&self) -> usize {
         self.waiting.borrow().len() + self.gathered.borrow().len()
     }
 
-    /// Ends all waits: the broker stops.
+    /// Ends all waits, because the broker stops.
     pub fn cancel_all(&self) {
         self.waiting.borrow_mut().values_mut().for_each(Waiting::call_back);
     }
@@ -146,7 +146,7 @@ impl Waiting {
 }
 
 impl Registered<'_> {
-    /// The fetch is woken by this when it is called back.
+    /// Sets what wakes the fetch when it is called back.
     pub fn wake_by(&self, wake: Rc<Marks>) {
         if let Some(waiting) = self.fetches.waiting.borrow_mut().get_mut(&self.id) {
             waiting.wake = Some(wake);

@@ -1,7 +1,7 @@
-//! Topics whose names differ in nothing but '.' and '_', of which only one may be made (Kafka's `Topic.hasCollision`).
+//! Topics whose names differ only in '.' and '_'. Only one of them may be created (Kafka's `Topic.hasCollision`).
 //!
-//! Their slices differ, so that no slice sees both. What is there already is refused by the newest view; of topics that several
-//! brokers are asked for at once, those are taken back that the log has behind another one.
+//! They are in different slices, so no slice sees both. Collisions with existing topics are rejected by the newest
+//! view. If several brokers create colliding topics at once, the later ones in the log are deleted again.
 
 use super::names;
 use crate::handlers::refusal::Refusal;
@@ -9,7 +9,7 @@ use crate::{cluster::meta, core::Core};
 use consensus::metadata::{Command, Outcome, Topic};
 use std::{ops::Bound, rc::Rc, sync::Arc};
 
-/// Whether a topic of this name would be new and could collide with another: then the newest view is needed.
+/// Whether a topic of this name would be new and could collide with another. The check then needs the newest view.
 pub fn is_new_and_possible(core: &Core, name: &str) -> bool {
     names::may_collide(name) && core.view(|view| view.topic(name).is_none())
 }
@@ -21,13 +21,13 @@ fn colliding(core: &Core, name: &str) -> Vec<Arc<str>> {
     names::colliding(name, first_from)
 }
 
-/// Refuses a name that collides with a topic's.
+/// Rejects a name that collides with an existing topic's.
 pub fn check(core: &Core, name: &str) -> Result<(), Refusal> {
     colliding(core, name).first().map_or(Ok(()), |other| Err(names::collision(name, other)))
 }
 
-/// Deletes topics that were made just now and that the log has behind one that they collide with, and refuses them. The view shows the
-/// entries that made them, and so all before these.
+/// Deletes new topics that come after a colliding one in the log, and rejects them. The view shows the entries that
+/// created them, and so all entries before those.
 pub async fn undo(core: &Rc<Core>, results: Vec<Result<Outcome, Refusal>>) -> Vec<Result<Outcome, Refusal>> {
     let mut deletions = Vec::new();
     let results = results.into_iter().map(|result| match result {
@@ -51,7 +51,8 @@ pub async fn undo(core: &Rc<Core>, results: Vec<Result<Outcome, Refusal>>) -> Ve
     results
 }
 
-/// The name of a topic that this one collides with and that the log has before it: group ids are given out in the order of the log.
+/// The name of a colliding topic that comes before this one in the log. Group ids are assigned in the order of the
+/// log.
 fn behind(core: &Core, topic: &Topic) -> Option<Arc<str>> {
     let first_group = |topic: &Topic| topic.partitions.first().map(|partition| partition.group);
     let is_before = |other: &Arc<str>| {

@@ -1,5 +1,5 @@
-//! CreateTopics: its answer, which tells the same of a topic that is made and of one that could be. How topics are made is
-//! [`crate::handlers::topics`]'s.
+//! CreateTopics: its answer has the same form for a created topic and for one that was only validated. Creation
+//! itself is in [`crate::handlers::topics`].
 
 use super::{
     change, check_new_topic, collisions,
@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, rc::Rc};
 pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: i16) -> CreateTopicsResponse {
     let repeats = names::take_repeats(&mut request.topics, |topic| topic.name.clone());
     let names: Vec<TopicName> = request.topics.iter().map(|topic| topic.name.clone()).collect();
-    // Which names there are already is known for sure only by the newest view.
+    // Only the newest view shows for certain which names are taken.
     let newest = match names.iter().any(|name| collisions::is_new_and_possible(core, name)) {
         true => meta::linearize(core).await.map_err(Refusal::from),
         false => Ok(()),
@@ -56,8 +56,8 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
     CreateTopicsResponse::default().with_topics(topics.collect())
 }
 
-/// A topic that was made, or would have been if the request had not asked only whether it can be: the same is told of both, but that
-/// the latter has no id.
+/// A topic that was created, or could have been if the request had not asked for validation only. The answer is the
+/// same for both, except that the latter has no id.
 struct Made {
     id: Uuid,
     partitions: usize,

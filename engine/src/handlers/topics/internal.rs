@@ -1,4 +1,4 @@
-//! Internal topics, created on first use or by a client's request, and kept from what clients would do to them.
+//! Internal topics: created on first use or by a client's request, and protected from changes by clients.
 
 use super::{create_command, create_unasked};
 use crate::handlers::{cluster::brokers, metadata_log, refusal::Refusal};
@@ -11,7 +11,7 @@ use consensus::metadata::{Command, Topic};
 use net::{errors::ErrorCode, messages::create_topics_request::CreatableTopic};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
-/// Why an internal topic cannot be created yet.
+/// Why an internal topic can't be created yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{topic} waits for more of the brokers that founded the cluster: {registered} are registered, and each partition gets \
@@ -30,7 +30,7 @@ pub async fn ensure_offsets_topic(core: &Rc<Core>) -> Result<Arc<Topic>, &'stati
     core.view(|view| view.topic(OFFSETS_TOPIC).cloned()).ok_or("the offsets topic can't be created yet; try again")
 }
 
-/// Creates an internal topic if it is not there, and waits until it can serve.
+/// Creates an internal topic if it does not exist, and waits until it can serve.
 pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
     if core.view(|view| view.topic(internal.name).is_some()) {
         return;
@@ -41,20 +41,20 @@ pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
     }
 }
 
-/// What creates an internal topic with these settings of its own beside the fixed ones.
+/// The command that creates an internal topic, with the chosen settings in addition to the fixed ones.
 fn command(
     core: &Core,
     internal: &'static InternalTopic,
     chosen: BTreeMap<String, String>,
 ) -> Result<Command, TooFewBrokers> {
-    // Brokers that are away for a moment get their replicas too, and those that found the cluster just now are waited for: what the
-    // topic begins with it keeps.
+    // The topic keeps its initial replicas, so brokers that are away get some too. The factor counts founding brokers
+    // that are not registered yet, so creation waits until enough of them are.
     let registered = brokers::all(core);
     let factor = replicas(core, internal);
     if registered.len() < factor {
         return Err(TooFewBrokers { topic: internal.name, registered: registered.len(), wanted: factor });
     }
-    // Made even where brokers have no memory left for partitions: no group could go on without.
+    // It is created even if brokers have no memory left for partitions, since no group could work without it.
     let candidates = brokers::placeable(core, factor, &[]);
     let placed = core.placement.spread(&candidates, internal.partitions(&core.config), factor);
     let mut configs = internal.settings();
@@ -62,13 +62,14 @@ fn command(
     Ok(create_command(internal.name, placed, configs))
 }
 
-/// Replicas that each partition of an internal topic gets now.
+/// The number of replicas that each partition of an internal topic gets now.
 fn replicas(core: &Core, internal: &InternalTopic) -> usize {
     let brokers = brokers::all(core).len().max(core.identity.founding.len());
     internal.replicas(&core.config, brokers)
 }
 
-/// What a client's CreateTopics of an internal topic comes to: partitions and replicas are the registry's, whatever it asks for.
+/// Checks a client's CreateTopics of an internal topic. The registry decides on partitions and replicas, whatever
+/// the client asks for.
 pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &CreatableTopic) -> Result<Command, Refusal> {
     if !asked.assignments.is_empty() {
         let message =
@@ -88,7 +89,8 @@ pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &Creatabl
         .map_err(|error| Refusal::new(ErrorCode::InvalidReplicationFactor, error.to_string()))
 }
 
-/// Refuses to delete or repartition a topic that belongs to the broker. Kafka's code for what clients may not do to internal topics.
+/// Rejects deleting or repartitioning a topic that belongs to the broker, with Kafka's code for such requests on
+/// internal topics.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
     metadata_log::check_name(name)?;
     if internal_topics::find(name).is_none() {
@@ -98,7 +100,7 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     Err(Refusal::new(ErrorCode::InvalidTopicException, message))
 }
 
-/// Refuses names that are kept for internal topics to come.
+/// Rejects names that are reserved for future internal topics.
 pub fn check_reserved(name: &str) -> Result<(), Refusal> {
     let Some(what) = internal_topics::reserved_for(name) else { return Ok(()) };
     let message =

@@ -1,7 +1,7 @@
-//! Changes of topics: CreateTopics, DeleteTopics, CreatePartitions, and those that clients bring about by asking.
+//! Changes of topics: CreateTopics, DeleteTopics, CreatePartitions, and creation on first use.
 //!
-//! A change is answered once it is committed, every core's view shows it and, for new partitions, their leaders can serve:
-//! the first produce after CreateTopics finds its partition.
+//! A change is answered once it is committed and every core's view shows it. New partitions must also have leaders
+//! that serve, so the first produce after CreateTopics finds its partition.
 
 pub(crate) mod collisions;
 pub(crate) mod create;
@@ -49,15 +49,16 @@ use std::{
 };
 use wal::record::GroupId;
 
-/// How long a topic that is created because a client asked for it may keep the request waiting; then the client is told to ask again.
+/// How long a request waits for a topic that is created on first use. After that, the client is told to retry.
 const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
 
-/// Partitions that one request may create, and one topic may have; a guard against typing errors, not a limit of the design.
+/// Most partitions that one request may create, and that one topic may have. It guards against typing errors, and
+/// is no limit of the design.
 pub const PARTITIONS_MAX: i32 = 100_000;
 
-/// Creates those of `names` that do not exist, with default settings, and waits for their leaders.
+/// Creates the topics in `names` that do not exist, with default settings, and waits for their leaders.
 pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
-    // Which names there are already is known for sure only by the newest view.
+    // Only the newest view shows for certain which names are taken.
     if names.iter().any(|name| collisions::is_new_and_possible(core, name)) && meta::linearize(core).await.is_err() {
         return;
     }
@@ -106,7 +107,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     }
 }
 
-/// Why a topic that a client uses is not created, if brokers have no memory for it.
+/// The error for a topic that a client uses and that is not created because the brokers lack memory for it.
 pub fn check_auto_create(core: &Core, name: &str) -> Result<(), Refusal> {
     match check_replication(core, -1) {
         Ok(factor) => Asked::default().place(core, name, core.config.num_partitions as usize, factor).map(drop),
@@ -114,7 +115,8 @@ pub fn check_auto_create(core: &Core, name: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Creates topics that no client named in a CreateTopics, and waits until they can serve, whoever created them in the end.
+/// Creates topics that no client named in a CreateTopics. Waits until they can serve, even if another request
+/// created them.
 pub(super) async fn create_unasked<'a>(
     core: &Rc<Core>,
     commands: Vec<Command>,
@@ -145,7 +147,7 @@ pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTree
     Command::CreateTopic {
         name: name.into(),
         id: crate::rt::draw_uuid(),
-        // Chosen where the log's order is: by the leader, right before the proposal.
+        // The leader chooses it right before the proposal, in the order of the log.
         first_group: 0,
         replicas,
         configs,
@@ -162,8 +164,8 @@ fn new_partitions(outcome: &Outcome) -> &[Partition] {
     }
 }
 
-/// Waits until this core knows who leads these partitions. Those that are deleted meanwhile are not waited for, nor those whose
-/// broker was lost before it could lead: they are there, and led once it is back.
+/// Waits until this core knows the leaders of these partitions. Skips partitions that are deleted meanwhile, and
+/// partitions without a live broker: they exist, and will have a leader once a broker is back.
 pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     loop {
         let seen = core.view_changed.version();
@@ -173,7 +175,8 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
                 && core.view(|view| view.has_group(partition.group))
                 && partition.replicas.iter().any(|node| live.contains(node))
         };
-        // As all are waited for, it is enough to look at the last one: each is looked at once, and one of them at each change.
+        // All must have a leader, so it is enough to look at the last one. Each partition is looked at once, plus
+        // one at each change.
         while partitions.pop_if(|partition| !is_waited_for(partition)).is_some() {}
         if partitions.is_empty() {
             return;
@@ -182,7 +185,7 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
     }
 }
 
-/// Changes topics, and waits until what was created can serve, at most the request's own time.
+/// Changes topics, and waits until new partitions can serve, at most until the request's timeout.
 pub(super) async fn change<T>(
     core: &Rc<Core>,
     items: &[T],
@@ -193,7 +196,7 @@ pub(super) async fn change<T>(
     refusal::change(core, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
 }
 
-/// Submits commands and waits until what they created can serve, but not beyond the deadline.
+/// Submits commands and waits until the new partitions can serve, but not beyond the deadline.
 async fn submit(
     core: &Rc<Core>,
     commands: Vec<Command>,
@@ -278,7 +281,7 @@ fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
     brokers::candidates(core).check(factor).map_err(refuse)
 }
 
-/// Assignments by hand: partitions 0 to n-1 once each, every one on a live broker.
+/// Replicas assigned by the client: partitions 0 to n-1 once each, all on live brokers.
 fn assigned(live: &[i32], topic: &CreatableTopic) -> Result<Vec<Vec<i32>>, Refusal> {
     let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
     let by_number: BTreeMap<i32, &CreatableReplicaAssignment> =
@@ -389,7 +392,7 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic, room: &Asked) -> Res
         return Err(Refusal::new(ErrorCode::InvalidPartitions, message));
     }
     let more = request.count - present;
-    // As many replicas as the topic's partitions have.
+    // New partitions get as many replicas as the topic's first partition has.
     let factor = topic.partitions[0].replicas.len() as i16;
     let replicas = match &request.assignments {
         None => {

@@ -1,4 +1,5 @@
-//! How requests name topics: each once, one way, and none so like another that metrics could not tell them apart.
+//! How requests name topics: each topic once, in one way, and no two so alike that metrics could not tell them
+//! apart.
 //! Pure.
 
 use crate::handlers::refusal::Refusal;
@@ -8,8 +9,8 @@ use std::{
     sync::Arc,
 };
 
-/// Leaves the first of items with the same key, and returns the keys of which there were more. Kafka answers such a key once, with
-/// INVALID_REQUEST ([`twice`]).
+/// Keeps the first of the items with the same key, and returns the keys that occur more than once. Kafka answers
+/// such a key once, with INVALID_REQUEST ([`twice`]).
 pub fn take_repeats<T, K: Ord + Clone>(items: &mut Vec<T>, key: impl Fn(&T) -> K) -> BTreeSet<K> {
     let (mut seen, mut repeats) = (BTreeSet::new(), BTreeSet::new());
     items.retain(|item| {
@@ -30,7 +31,7 @@ pub fn twice() -> Refusal {
 /// A topic as DeleteTopics names it: by its name, or by its id and no name.
 pub type Reference = (Option<TopicName>, Uuid);
 
-/// Refuses what names a topic both ways, or none.
+/// Rejects a reference that gives both a name and an id, or neither.
 pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
     let why = match (name, id.is_nil()) {
         (Some(_), true) | (None, false) => return Ok(()),
@@ -40,7 +41,7 @@ pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
     Err(Refusal::new(ErrorCode::InvalidRequest, why))
 }
 
-/// Whether `asked`, which names the topic of this name and id one way, also names it the other way.
+/// Whether `asked` names one topic twice: `reference` names it by name or id, and another entry the other way.
 pub fn named_both_ways(asked: &BTreeSet<Reference>, reference: &Reference, name: &str, id: Uuid) -> bool {
     asked.contains(&match reference.0 {
         Some(_) => (None, id),
@@ -48,12 +49,12 @@ pub fn named_both_ways(asked: &BTreeSet<Reference>, reference: &Reference, name:
     })
 }
 
-/// Whether names that begin so can collide with others: Kafka makes one of '.' and '_' in the names of metrics.
+/// Whether a name can collide with others: Kafka maps '.' and '_' to the same character in names of metrics.
 pub fn may_collide(name: &str) -> bool {
     name.contains(['.', '_'])
 }
 
-/// The names of one request, by what is left of them without the difference between '.' and '_'.
+/// The names of one request, keyed by the name with '.' replaced by '_'.
 #[derive(Default)]
 pub struct Alike<'a>(BTreeMap<String, &'a str>);
 
@@ -66,21 +67,22 @@ impl<'a> Alike<'a> {
         Self(alike)
     }
 
-    /// The first name of the request that differs from this one in nothing but '.' and '_', if it comes before it.
+    /// The first name of the request that differs from this one only in '.' and '_', if it comes before it.
     pub fn earlier(&self, name: &str) -> Option<&'a str> {
         self.0.get(&name.replace('.', "_")).copied().filter(|first| *first != name)
     }
 }
 
-/// The topics whose names differ from `name` in nothing but '.' and '_'. `first_from` gives the first topic, by name, that is not before
-/// some text. Follows only beginnings that some topic has, so that the cost grows with the topics that are alike.
+/// The topics whose names differ from `name` only in '.' and '_'. `first_from` returns the first topic whose name
+/// is at or after a text. The search follows only prefixes that some topic has, so its cost grows with the number
+/// of similar topics.
 pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> Vec<Arc<str>> {
     let mut colliding = Vec::new();
     if !may_collide(name) {
         return colliding;
     }
     let parts: Vec<&str> = name.split(['.', '_']).collect();
-    // Beginnings of colliding names, each with the number of parts that are in it.
+    // Prefixes of colliding names, each with the number of parts in it.
     let mut open = vec![(parts[0].to_owned(), 1)];
     while let Some((beginning, used)) = open.pop() {
         let Some(found) = first_from(&beginning).filter(|found| found.starts_with(&beginning)) else { continue };
@@ -93,7 +95,7 @@ pub fn colliding(name: &str, first_from: impl Fn(&str) -> Option<Arc<str>>) -> V
     colliding
 }
 
-/// The refusal of a name that collides with another.
+/// The error for a name that collides with another.
 pub fn collision(name: &str, other: &str) -> Refusal {
     let message = format!("topic '{name}' collides with topic '{other}': names must differ in more than '.' and '_'");
     Refusal::new(ErrorCode::InvalidTopicException, message)

@@ -1,27 +1,29 @@
-//! Where new partitions go: spread over live brokers, in turn; on those that are away only where there are too few.
+//! Placement of new partitions: live brokers in turn. Brokers that are away get replicas only if there are too few
+//! live ones.
 
 use crate::config::REPLICAS_MAX;
 use std::{cell::Cell, time::Duration};
 
-/// Whose turn it is on this core. It begins anywhere, so that cores and brokers do not all begin with the same broker.
+/// The next broker in turn on this core. It starts at random, so that cores and brokers do not all begin with the
+/// same broker.
 pub struct Placement {
     next: Cell<usize>,
     /// When it was last logged that brokers have no memory for topics that clients use.
     told: Cell<Option<Duration>>,
 }
 
-/// That is logged so often at most: clients ask again and again.
+/// At most one such line is logged per this interval, since clients retry.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// The brokers that new partitions may go to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
     pub live: Vec<i32>,
-    /// Registered, but fenced for the moment: they catch up once they are back.
+    /// Registered, but fenced for the moment. They catch up once they are back.
     pub away: Vec<i32>,
 }
 
-/// Why partitions cannot have so many replicas.
+/// Why partitions can't have this many replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMany {
     #[error("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}")]
@@ -34,7 +36,8 @@ pub enum TooMany {
 }
 
 impl Candidates {
-    /// Whether each partition can have so many replicas, most of them on live brokers, so that it has a leader at once.
+    /// Checks that each partition can have `factor` replicas, most of them on live brokers, so that it has a leader
+    /// at once.
     pub fn check(&self, factor: i16) -> Result<usize, TooMany> {
         let live = self.live.len();
         let brokers = live + self.away.len();
@@ -55,7 +58,7 @@ impl Default for Placement {
 }
 
 impl Placement {
-    /// Whether enough time has passed since a refusal was logged.
+    /// Whether enough time has passed to log a refusal again.
     pub fn may_tell(&self, now: Duration) -> bool {
         let may = self.told.get().is_none_or(|told| now >= told + TOLD_EVERY);
         if may {
@@ -64,9 +67,10 @@ impl Placement {
         may
     }
 
-    /// The replicas of `count` new partitions, `factor` each, the preferred leader first: each takes the next of the live brokers, and
-    /// so do those placed after them. With which others a broker shares its partitions changes from round to round. Where there are
-    /// fewer live ones than replicas, brokers that are away get the rest, in turn too.
+    /// The replicas of `count` new partitions, `factor` each, the preferred leader first. Partitions take the live
+    /// brokers in turn, and later calls continue where this one ends. The other replicas of a broker's partitions
+    /// rotate from round to round. If there are fewer live brokers than replicas, brokers that are away get the
+    /// rest, also in turn.
     pub fn spread(&self, candidates: &Candidates, count: usize, factor: usize) -> Vec<Vec<i32>> {
         let Candidates { live, away } = candidates;
         let brokers = live.len() + away.len();
@@ -87,7 +91,7 @@ impl Placement {
     }
 }
 
-/// The replicas of a partition that was assigned by hand; refuses in words.
+/// Checks the replicas of a partition that a client assigned. The error is text for the client.
 pub fn assigned(live: &[i32], brokers: &[i32]) -> Result<Vec<i32>, String> {
     if brokers.is_empty() {
         return Err("an assignment names no broker; name one or more for each partition".to_owned());

@@ -1,14 +1,14 @@
-//! Where new partitions go so that brokers have memory for them, and the refusal where none has.
+//! Places new partitions on brokers that have memory for them, and rejects them if there are none.
 //!
-//! Counted is what this core's view shows, and what the same request has asked for already. Requests of others may pass at
-//! the same time; the leader of the metadata counts once more, in the order of the log (`consensus::plane`).
+//! It counts what this core's view shows, and what the same request has asked for already. Other requests may pass
+//! at the same time. The metadata leader counts again, in the order of the log (`consensus::plane`).
 
 use crate::core::Core;
 use crate::handlers::{cluster::brokers, refusal::Refusal};
 use consensus::metadata::{NoRoom, Placed};
 use std::{cell::RefCell, collections::BTreeMap};
 
-/// What one request asks for, by topic: a topic that is checked again counts once.
+/// The partitions that one request asks for, by topic. A topic that is checked again counts once.
 #[derive(Default)]
 pub struct Asked(RefCell<Topics>);
 
@@ -19,8 +19,8 @@ struct Topics {
 }
 
 impl Asked {
-    /// The replicas of `count` new partitions of a topic, `factor` each: on brokers that are full only if there is no
-    /// other way, which is refused. Brokers that are almost full may be left out though a few more would fit.
+    /// The replicas of `count` new partitions of a topic, `factor` each. Leaves out full brokers, and fails if the
+    /// others are too few. A broker that is almost full may be left out even if a few more would fit.
     pub fn place(&self, core: &Core, name: &str, count: usize, factor: usize) -> Result<Vec<Vec<i32>>, Refusal> {
         self.forget(name);
         let (mut full, mut refused) = (Vec::new(), None);
@@ -30,7 +30,7 @@ impl Asked {
                 return Err(Refusal::from(no_room));
             }
             let nodes: Vec<i32> = candidates.live.iter().chain(&candidates.away).copied().collect();
-            // Before lists are made that nothing but the request's few bytes would bound.
+            // This check comes before lists are built whose size only the request's numbers determine.
             self.check(core, |placed, core| {
                 core.view(|view| placed.check_total(view.brokers(), &nodes, count, factor))
             })?;
@@ -46,7 +46,7 @@ impl Asked {
         }
     }
 
-    /// Takes note of partitions whose replicas were assigned by hand, if brokers have memory for them.
+    /// Records partitions whose replicas the client assigned, if brokers have memory for them.
     pub fn assigned(&self, core: &Core, name: &str, replicas: Vec<Vec<i32>>) -> Result<Vec<Vec<i32>>, Refusal> {
         self.forget(name);
         self.take(core, name, &replicas)?;
@@ -62,7 +62,7 @@ impl Asked {
         Ok(())
     }
 
-    /// With what there is and what the request has asked for.
+    /// Runs `check` on the existing partitions plus those that the request has asked for.
     fn check<R>(&self, core: &Core, check: impl FnOnce(&Placed, &Core) -> R) -> R {
         let mut placed = core.view(|view| view.placed().clone());
         placed.join(&self.0.borrow().total);

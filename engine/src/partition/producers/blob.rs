@@ -1,4 +1,4 @@
-//! Producer state as it stands in a checkpoint. Little-endian; producers by rising id.
+//! The format of producer state in a checkpoint. Little-endian, producers by rising id.
 //!
 //! ```text
 //!  0          4          5              8                     16         20
@@ -34,7 +34,7 @@ const _: () = assert!(HEADER_BYTES == CRC_BYTES + 1 + 3 + 8 + 4);
 const _: () = assert!(PRODUCER_BYTES == 8 + 2 + 1 + 1);
 const _: () = assert!(BATCH_BYTES == 4 + 4 + 8 + 4 + 8 + 8);
 
-/// Why bytes are not a producer state.
+/// Why bytes are not a valid producer state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     #[error("producer state of {bytes} bytes is cut off")]
@@ -79,7 +79,7 @@ pub(crate) fn encode(index: u64, producers: &HashMap<i64, Producer, RandomState>
     out.freeze()
 }
 
-/// Bytes of one producer with so many batches.
+/// Bytes of one producer with this many batches.
 pub(crate) const fn bytes_of(batches: usize) -> usize {
     PRODUCER_BYTES + batches * BATCH_BYTES
 }

@@ -1,42 +1,44 @@
-//! Batches of idempotent producers that come before the one that they follow.
-//! Lives on: the owning core only. Pure: it is told the time.
+//! Batches of idempotent producers that arrive before their predecessor.
+//! Lives on: the owning core only. Pure: the time is an argument.
 //!
-//! A client has several batches on their way at once. If the first of them is refused, since the replica did not lead yet, and the
-//! replica leads when the second comes, then one is missing before the second. Nothing is lost: the client sends both again, in order, as
-//! soon as the second is refused for the same reason as the first. But told of an order that is broken, librdkafka begins a new epoch on
-//! all partitions, and batches whose answers it still waits for elsewhere come again under it: no broker knows them for duplicates then.
-//! So a gap has some time to close, and is called one only after that.
+//! A client has several batches in flight. Suppose the replica rejects the first because it does not lead yet, and
+//! leads when the second arrives. Then a batch is missing before the second. Nothing is lost: if the broker rejects
+//! the second with the same error, the client retries both in order.
 //!
-//! A producer of which nothing is known may begin anywhere. But not behind a batch that was refused just now: that one would come too
-//! late, and its producer would have to give up.
+//! An out-of-order error would be worse. librdkafka then begins a new epoch on all partitions, and resends its
+//! unacknowledged batches under it. No broker recognises those as duplicates. So a gap gets some time to close, and
+//! only then is the batch called out of order.
+//!
+//! An unknown producer may begin at any sequence, but not after a batch that was rejected just now. Otherwise the
+//! rejected batch would come too late when it is retried, and its producer would have to give up.
 
 use ahash::AHashMap;
 use std::time::Duration;
 
-/// Producers whose gaps are remembered. Beyond it a gap is none that may close.
+/// Most producers whose gaps are remembered. When full, a new gap counts as one that can't close.
 const GAPS_MAX: usize = 1024;
 
-/// Whether `sequence` comes at or behind `other`: sequences wrap from `i32::MAX` to 0.
+/// Whether `sequence` equals `other` or follows it. Sequences wrap from `i32::MAX` to 0.
 pub fn is_ahead(sequence: i32, other: i32) -> bool {
     (sequence.wrapping_sub(other) & i32::MAX) < 1 << 30
 }
 
-/// A place in a producer's order at which a batch is missing.
+/// A point in a producer's order at which a batch is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     pub epoch: i16,
-    /// The sequence that should have come.
+    /// The sequence number of the missing batch.
     pub expected: i32,
 }
 
-/// The batches that are missing, or were refused, lately.
+/// Batches that were found missing, or were rejected, lately.
 #[derive(Debug, Default)]
 pub struct Gaps {
-    /// By producer, since when.
+    /// By producer: its gap, and when the gap was first seen.
     since: AHashMap<i64, (Gap, Duration)>,
 }
 
-/// What the time is, and how long a gap may take to close.
+/// The present time, and how long a gap may take to close.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     pub now: Duration,
@@ -50,27 +52,28 @@ impl Patience {
 }
 
 impl Gaps {
-    /// Whether this gap may still close: it is first seen now, or was not long ago.
+    /// Whether this gap may still close: it is new, or was first seen less than the timeout ago.
     pub fn may_close(&mut self, producer_id: i64, gap: Gap, patience: Patience) -> bool {
         self.note(producer_id, gap, patience, |known, _| known != gap)
     }
 
-    /// The producer's batch with this sequence was refused, and will come again.
+    /// The producer's batch with this sequence was rejected, and will be retried.
     pub fn refused(&mut self, producer_id: i64, gap: Gap, patience: Patience) {
-        // Those behind it are refused too: the first is what is missing.
+        // The batches after it are rejected too. The earliest of them is the missing one.
         self.note(producer_id, gap, patience, |known, since| {
             !patience.lasts(since) || known.epoch != gap.epoch || is_ahead(known.expected, gap.expected)
         });
     }
 
-    /// The gap before a batch of a producer of which nothing else is known.
+    /// The gap, if any, that an unknown producer's batch would jump over.
     pub fn before(&self, producer_id: i64, epoch: i16, sequence: i32, patience: Patience) -> Option<Gap> {
         let (gap, since) = *self.since.get(&producer_id)?;
         let is_behind_it = gap.epoch == epoch && gap.expected != sequence && is_ahead(sequence, gap.expected);
         (is_behind_it && patience.lasts(since)).then_some(gap)
     }
 
-    /// Remembers a gap, also in place of one that it `replaces`; returns whether the one that is remembered may still close.
+    /// Remembers a gap, also in place of a known one if `replaces` says so. Returns whether the remembered gap may
+    /// still close.
     fn note(&mut self, id: i64, gap: Gap, patience: Patience, replaces: impl Fn(Gap, Duration) -> bool) -> bool {
         if self.since.len() >= GAPS_MAX && !self.since.contains_key(&id) {
             self.since.retain(|_, (_, since)| patience.lasts(*since));
@@ -85,7 +88,7 @@ impl Gaps {
         patience.lasts(*since)
     }
 
-    /// The producer's batch was taken.
+    /// The producer's batch was accepted.
     pub fn taken(&mut self, producer_id: i64) {
         self.since.remove(&producer_id);
     }
@@ -94,7 +97,7 @@ impl Gaps {
         self.since.is_empty()
     }
 
-    /// Another leads: whoever comes back to this replica begins anew.
+    /// Another replica leads. If this one leads again, it starts with no gaps.
     pub fn clear(&mut self) {
         self.since.clear();
     }
@@ -108,7 +111,7 @@ mod tests {
         Gap { epoch: 0, expected }
     }
 
-    /// So many seconds after the beginning of time, with five for a gap.
+    /// `seconds` after the start, with a timeout of five seconds.
     fn at(seconds: u64) -> Patience {
         Patience { now: Duration::from_secs(seconds), timeout: Duration::from_secs(5) }
     }
@@ -152,7 +155,7 @@ mod tests {
         assert_eq!(gaps.before(7, 0, 100, at(6)), Some(gap(50)));
         gaps.refused(7, gap(30), at(7));
         assert_eq!(gaps.before(7, 0, 50, at(7)), Some(gap(30)), "the first of them");
-        // Numbers begin at 0 again behind the largest.
+        // Sequences start at 0 again after the largest.
         gaps.refused(9, gap(i32::MAX - 9), at(7));
         assert_eq!(gaps.before(9, 0, 0, at(7)), Some(gap(i32::MAX - 9)));
         gaps.refused(9, gap(0), at(7));

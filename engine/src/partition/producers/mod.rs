@@ -1,13 +1,14 @@
-//! Idempotent producers of one partition: what each wrote last, and what that makes of its next batch.
-//! Lives on: the owning core only. Pure: no clock, no I/O. `producers_blob` draws the checkpoint's format.
+//! Idempotent producers of one partition: what each wrote last, and what follows for its next batch.
+//! Lives on: the owning core only. Pure: no clock, no I/O. `blob` defines the checkpoint's format.
 //!
-//! The rules are those of Kafka 4's `ProducerAppendInfo` and `ProducerStateEntry` for producers without a transaction (KIP-98,
-//! KIP-360). The state has two parts: `committed`, as of the highest committed entry, and the speculative tail of batches that
-//! are proposed and not committed. Checks look at both; a checkpoint holds the first; a truncation takes back from the second.
+//! The rules are those of Kafka 4's `ProducerAppendInfo` and `ProducerStateEntry` for producers without a
+//! transaction (KIP-98, KIP-360). The state has two parts: `committed`, as of the highest committed entry, and the
+//! speculative tail of batches that are proposed but not committed. Checks look at both. A checkpoint holds the
+//! first. A truncation removes batches from the second.
 //!
-//! Invariants: log indexes rise along the tail and all lie above the committed index; `speculative` holds exactly the producers
-//! that the tail names, each as its committed state plus its tail; the committed part depends on the log alone, and on
-//! `expire`.
+//! Invariants: log indexes rise along the tail and all lie above the committed index; `speculative` holds exactly
+//! the producers that the tail names, each as its committed state plus its tail; the committed part depends on the
+//! log alone, and on evictions by `expire` and `forget`.
 
 pub(crate) mod blob;
 pub(crate) mod gaps;
@@ -32,18 +33,18 @@ use crate::partition::producers::{
 
 pub use crate::partition::producers::blob::RestoreError;
 
-/// Batches remembered per producer, so also the most that a client may have in flight (`ProducerStateEntry`).
+/// Batches remembered per producer. It is also the most that a client may have in flight (`ProducerStateEntry`).
 pub const CACHED_BATCHES: usize = 5;
 
-/// Default of `producer.id.expiration.ms`: a producer that wrote nothing for so long is forgotten. Kafka's default.
+/// Default of `producer.id.expiration.ms`, as in Kafka: a producer that wrote nothing for this long is evicted.
 pub const PRODUCER_ID_EXPIRATION_MS: i64 = 86_400_000;
 
-/// Most producers remembered per partition. When full, the sixteenth that wrote least recently is forgotten: such a producer
-/// goes on undisturbed, as in Kafka after expiry, but its next retry is not known as one.
+/// Most producers remembered per partition. When there are more, the least recent sixteenth is evicted. An evicted
+/// producer can go on writing, as in Kafka after expiry, but its next retry is not recognised as a duplicate.
 pub const PRODUCERS_MAX: usize = 65_536;
 
-/// What one producer takes in memory at most: its entry in a table that has just grown, so that seven of sixteen places
-/// are taken, and its part of the last checkpoint's state, which the store holds.
+/// Most memory of one producer, in bytes. It includes its entry in a hash table that has just grown, with seven of
+/// sixteen slots in use. It also includes its part of the last checkpoint's state, which the store holds.
 pub const PRODUCER_BYTES: u64 = ((size_of::<(i64, Producer)>() + 1) * 16 / 7 + blob::bytes_of(CACHED_BATCHES)) as u64;
 
 /// One batch that a producer wrote.
@@ -55,25 +56,25 @@ pub struct WrittenBatch {
     pub last_offset: u64,
     /// The batch's max timestamp, in ms since the epoch.
     pub timestamp: i64,
-    /// The log index of its entry: its answer, and that of its duplicates, waits for this to be committed.
+    /// The log index of its entry. The answers to it and to its duplicates wait for this entry to be committed.
     pub index: u64,
 }
 
-/// What is to be done with a producer's batch.
+/// The decision on a producer's batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Append it.
     New,
-    /// It was appended before: answer as for the original, under the original's condition.
+    /// It was appended before: answer like the original, under the same condition.
     Duplicate(WrittenBatch),
-    /// A batch before it is missing, or it is older than the last five.
+    /// A batch before it is missing, or it is older than the last [`CACHED_BATCHES`].
     OutOfOrder { expected: i32, got: i32 },
     /// A newer instance of this producer has written.
     Fenced { current_epoch: i16 },
 }
 
 impl Verdict {
-    /// Where a batch is missing before this one; none before one that is too old.
+    /// The gap before this batch, if a batch is missing. A batch that is too old has no gap.
     pub fn gap(self, epoch: i16) -> Option<Gap> {
         match self {
             Verdict::OutOfOrder { expected, got } if is_ahead(got, expected) => Some(Gap { epoch, expected }),
@@ -81,7 +82,7 @@ impl Verdict {
         }
     }
 
-    /// What the producer is told, if the batch is refused.
+    /// The error for the producer, if the batch is rejected.
     pub fn refusal(self) -> Option<ErrorCode> {
         match self {
             Verdict::New | Verdict::Duplicate(_) => None,
@@ -134,7 +135,7 @@ impl Producer {
         self.batches[usize::from(self.len) - 1] = batch;
     }
 
-    /// A new epoch forgets the batches of the old one. Never refuses: what is in the log was checked before it got there.
+    /// A new epoch drops the batches of the old one. Never rejects: a batch was checked before it got into the log.
     fn append(&mut self, epoch: i16, batch: WrittenBatch) {
         if epoch != self.epoch {
             *self = Producer::new(epoch);
@@ -222,8 +223,8 @@ impl Producers {
         self.committed.is_empty() && self.speculative.is_empty()
     }
 
-    /// What is to be done with a batch of `count` records. A producer that is not known may begin anywhere: its state may
-    /// have expired (KIP-360).
+    /// Decides on a batch of `count` records. An unknown producer may begin at any sequence: its state may have
+    /// expired (KIP-360).
     pub fn check(&self, producer_id: i64, epoch: i16, base_sequence: i32, count: i32) -> Verdict {
         assert!(producer_id >= 0 && base_sequence >= 0 && count > 0, "the batch was validated");
         match self.speculative.get(&producer_id).map(|s| &s.producer).or_else(|| self.committed.get(&producer_id)) {
@@ -237,9 +238,9 @@ impl Producers {
         self.speculative.contains_key(&producer_id) || self.committed.contains_key(&producer_id)
     }
 
-    /// Takes note of a producer's batch that was proposed, or read back from the log, at `index`. Indexes rise; those that a
-    /// restored state already covers change nothing, so that a log may be replayed from before it. Batches without a
-    /// producer are none of our business.
+    /// Records a producer's batch that was proposed at `index`, or read back from the log. Indexes rise. Indexes
+    /// that a restored state already covers change nothing, so a log may be replayed from before it. Batches
+    /// without a producer are ignored.
     pub fn append(&mut self, index: u64, header: &BatchHeader, base_offset: u64, timestamp: i64) {
         if !header.is_idempotent() || index <= self.committed_index {
             return;
@@ -283,7 +284,7 @@ impl Producers {
         self.committed_index = self.committed_index.max(index);
     }
 
-    /// Entry by entry, so that it follows from the log whom it forgets.
+    /// Runs after each entry, so that the log alone determines which producers are evicted.
     fn evict(&mut self) {
         if self.committed.len() <= self.producers_max {
             return;
@@ -294,7 +295,7 @@ impl Producers {
         self.committed.retain(|_, producer| producer.last().index > newest_evicted);
     }
 
-    /// The log lost its entries from `index` on, none of which was committed.
+    /// The log lost its entries from `index` on. None of them was committed.
     pub fn truncate_from(&mut self, index: u64) {
         assert!(index > self.committed_index, "what is committed is never truncated");
         self.tail.truncate(self.tail.partition_point(|tail| tail.batch.index < index));
@@ -304,18 +305,19 @@ impl Producers {
         }
     }
 
-    /// Producers of whom something committed is remembered: all but those that have just begun.
+    /// The number of producers with a committed batch. It excludes producers whose first batch is still
+    /// uncommitted.
     pub fn remembered(&self) -> usize {
         self.committed.len()
     }
 
-    /// When each producer wrote last that may be forgotten: those with uncommitted batches may not.
+    /// The last writes of the producers that may be evicted: those without uncommitted batches.
     pub fn written(&self) -> impl Iterator<Item = Written> {
         let forgettable = self.committed.iter().filter(|(id, _)| !self.speculative.contains_key(id));
         forgettable.map(|(_, producer)| producer.written())
     }
 
-    /// Forgets producers that wrote last at the cut or before, and returns how many. Gives their memory back.
+    /// Evicts producers that wrote last at the cut or before, and returns how many. Frees their memory.
     pub fn forget(&mut self, cut: Cut) -> usize {
         let (before, speculative) = (self.committed.len(), &self.speculative);
         let mut left = cut.at_most;
@@ -331,8 +333,8 @@ impl Producers {
         forgotten
     }
 
-    /// Forgets producers whose last batch is `expiration_ms` old or older, and returns how many. One with uncommitted
-    /// batches stays.
+    /// Evicts producers whose last batch is `expiration_ms` old or older, and returns how many. A producer with
+    /// uncommitted batches stays.
     pub fn expire(&mut self, now_ms: i64, expiration_ms: i64) -> usize {
         let before = self.committed.len();
         let speculative = &self.speculative;
@@ -342,14 +344,15 @@ impl Producers {
         before - self.committed.len()
     }
 
-    /// The committed part, for a checkpoint: the index that it stands for, and the bytes that [`Producers::restore`] takes.
-    /// Equal states give equal bytes.
+    /// The committed part, for a checkpoint: its index, and the bytes that [`Producers::restore`] takes. Equal
+    /// states give equal bytes.
     pub fn snapshot_at_commit(&self) -> (u64, Bytes) {
         (self.committed_index, blob::encode(self.committed_index, &self.committed))
     }
 
-    /// The state as of `index`, so far as batches above it have not taken its place: with those batches the whole state follows from it.
-    /// If it takes more than `bytes_max`, those that wrote least recently are left out.
+    /// The state as of `index`, without batches that later ones have pushed out. Replaying the later batches
+    /// restores the full state. If it takes more than `bytes_max`, the producers that wrote least recently are left
+    /// out.
     pub fn snapshot_at(&self, index: u64, bytes_max: usize) -> Bytes {
         let before = |(id, producer): (&i64, &Producer)| {
             let mut then = Producer::new(producer.epoch);
@@ -366,20 +369,20 @@ impl Producers {
         blob::encode(index, &then.into_iter().take_while(fits).collect())
     }
 
-    /// The state of a checkpoint. Entries above its index are to be given by [`Producers::append`] again.
+    /// Restores a checkpoint's state. Replay the entries above its index with [`Producers::append`].
     pub fn restore(blob: &[u8]) -> Result<Producers, RestoreError> {
         let mut producers = Producers::default();
         (producers.committed_index, producers.committed) = blob::decode(blob)?;
         Ok(producers)
     }
 
-    /// The first index that no batch here has.
+    /// The first index after all batches here.
     #[cfg(test)]
     pub fn next_index(&self) -> u64 {
         self.tail.back().map_or(self.committed_index, |last| last.batch.index) + 1
     }
 
-    /// The index up to which the committed part stands.
+    /// The index up to which entries are in the committed part.
     pub fn committed_index(&self) -> u64 {
         self.committed_index
     }

@@ -1,11 +1,12 @@
-//! Idempotent producers within their share of the memory: those of all partitions of a core together.
-//! Lives on: every core. Counting costs nothing to speak of, when a batch is applied; forgetting goes on beside, in
-//! turns.
+//! Keeps the idempotent producers of all partitions of a core within their share of the memory.
+//! Lives on: every core. Counting happens when a batch is applied, and is cheap. Eviction is a task of its own,
+//! which yields.
 //!
-//! Each partition bounds its own ([`producers::PRODUCERS_MAX`](crate::partition::producers::PRODUCERS_MAX)). When those of all
-//! partitions take more than the share, the ones that wrote least recently are forgotten, by the timestamps of their
-//! last batches, as expiry does. Like that, it is this replica's own doing: others may remember more. A forgotten
-//! producer goes on undisturbed, but its next retry is not known as one. One with batches that are not committed stays.
+//! Each partition bounds its own producers
+//! ([`producers::PRODUCERS_MAX`](crate::partition::producers::PRODUCERS_MAX)). When those of all partitions exceed
+//! the share, the ones that wrote least recently are evicted. Like expiry, this goes by the timestamps of their last
+//! batches. So this depends on the replica: others may remember more. An evicted producer can go on writing, but its
+//! next retry is not recognised as a duplicate. A producer with uncommitted batches stays.
 
 use crate::{
     core::Core,
@@ -16,23 +17,23 @@ use crate::{
 use std::{cell::Cell, rc::Rc, time::Duration};
 use wal::record::GroupId;
 
-/// When a producer wrote last: the timestamp of its last batch and, among equals, the index in its partition's log.
+/// When a producer wrote last: its last batch's timestamp, then that batch's index in the partition's log.
 pub type Written = (i64, u64);
 
-/// What is over is forgotten with one part in so many of the share, so that there is room for a while.
+/// An eviction also frees this fraction of the share (one part in `HEADROOM`), so that the next is not due at once.
 const HEADROOM: usize = 16;
-/// Producers that are looked at before others have their turn; a partition is one piece.
+/// Producers to look at before the task yields. A partition is never split.
 const PRODUCERS_A_TURN: usize = 4096;
-/// Producers from which it is told who wrote least recently; of more, each second, third, … is looked at.
+/// Most producers that are sampled to find the least recent. With more, only each second, third, … is looked at.
 const SAMPLES: usize = 65_536;
-/// Pause when there is nobody to forget: all that are over have batches that are not committed.
+/// Pause when no producer may be evicted: all candidates have uncommitted batches.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How many producers a core remembers, and how many it may.
+/// How many producers a core remembers, and the most that it may remember.
 pub struct ProducersShare {
     max: usize,
     remembered: Cell<usize>,
-    /// Moves when there are too many.
+    /// Notified when there are too many.
     over: Notify,
 }
 
@@ -41,7 +42,7 @@ impl ProducersShare {
         Self { max: (bytes / PRODUCER_BYTES).max(1) as usize, remembered: Cell::new(0), over: Notify::default() }
     }
 
-    /// A partition that had `before` remembers `now`.
+    /// Changes a partition's count from `before` to `now`.
     pub fn changed(&self, before: usize, now: usize) {
         if before != now {
             self.remembered.set(self.remembered.get() + now - before);
@@ -59,20 +60,20 @@ impl ProducersShare {
         self.remembered.get() > self.max
     }
 
-    /// How many are to go.
+    /// How many to evict.
     fn excess(&self) -> usize {
         self.remembered.get().saturating_sub(self.max - self.max / HEADROOM)
     }
 }
 
-/// Whom to forget: those who wrote last at `until` or before, but no more than so many.
+/// Which producers to evict: those that wrote last at `until` or before, but no more than `at_most`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     pub until: Written,
     pub at_most: usize,
 }
 
-/// Finds the cut that takes `excess` of `count` producers, from when some of them, evenly taken, wrote last.
+/// Finds the cut that evicts `excess` of `count` producers, given an even sample of their last writes.
 pub fn cut(mut samples: Vec<Written>, count: usize, excess: usize) -> Option<Cut> {
     let share = (samples.len() as u128 * excess as u128).div_ceil(count.max(1) as u128) as usize;
     let at = share.min(samples.len()).checked_sub(1)?;
@@ -95,7 +96,7 @@ pub async fn run(core: Rc<Core>) {
     }
 }
 
-/// Looks through all partitions, then forgets; returns how many.
+/// Looks through all partitions, then evicts. Returns the number evicted.
 async fn forget(core: &Rc<Core>) -> usize {
     let every = core.producers_share.remembered().div_ceil(SAMPLES).max(1);
     let (mut samples, mut seen) = (Vec::new(), 0);
@@ -124,7 +125,7 @@ async fn forget(core: &Rc<Core>) -> usize {
     forgotten
 }
 
-/// Does something with each partition of this core, as long as it says so, in turns between which others go on.
+/// Calls `each` for each partition of this core until it returns `false`, and yields in between.
 async fn in_turns(core: &Rc<Core>, mut each: impl FnMut(&Rc<Partition>) -> bool) {
     let (mut turns, mut looked_at, mut next) = (rt::Turns::begin(), 0, GroupId(0));
     while let Some(partition) = core.partition_from(next) {
@@ -146,7 +147,7 @@ mod tests {
     use crate::partition::producers::{Producers, Verdict};
     use net::records::{batch::BatchHeader, build::BatchBuilder};
 
-    /// Several partitions' producers, and what the core counts of them.
+    /// The producers of several partitions, and the core's count of them.
     struct Partitions {
         all: Vec<Producers>,
         share: ProducersShare,
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(partitions.share.remembered(), 150);
         assert!((0..161).all(|producer_id| partitions.knows(producer_id) == (producer_id >= 11)));
 
-        // As after expiry: it goes on with whatever comes next, and is known again.
+        // As after expiry, the producer goes on with any sequence, and is known again.
         let fifth = order.iter().position(|producer_id| *producer_id == 5).unwrap() % 5;
         assert_eq!(partitions.all[fifth].check(5, 0, 1, 1), Verdict::New);
         partitions.write(fifth, 5, 1, 5000, true);
@@ -221,7 +222,7 @@ mod tests {
         for producer_id in 0..180 {
             partitions.write(producer_id as usize % 3, producer_id, 0, -1, true);
         }
-        // Their next batches are on the way.
+        // Their next batches are not committed.
         for producer_id in 0..30 {
             partitions.write(producer_id as usize % 3, producer_id, 1, -1, false);
         }

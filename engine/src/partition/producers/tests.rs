@@ -42,7 +42,7 @@ impl Log {
 
 /// Epoch, sequence, count.
 type Batch = (i16, i32, i32);
-/// Name, what was written, the batch, the verdict.
+/// Name, earlier batches, the batch, the verdict.
 type Row = (&'static str, &'static [Batch], Batch, &'static str);
 
 #[test]
@@ -74,7 +74,7 @@ fn verdicts() {
                                                                         (0, 0, 1),       "out of order: 6"),
     ];
     for (name, written, (epoch, sequence, count), want) in rows {
-        // Nothing may depend on how much is committed.
+        // The verdict must not depend on how much is committed.
         for committed in 0..=written.len() as u64 {
             let mut log = Log::default();
             for &(epoch, sequence, count) in *written {
@@ -216,7 +216,7 @@ fn damaged_blobs_are_refused() {
         bad[at] ^= 0x10;
         assert!(matches!(Producers::restore(&bad), Err(RestoreError::Crc { .. })), "byte {at}");
     }
-    // With the CRC put right again, the rest must hold by itself.
+    // With a correct CRC, the other checks must still reject the bytes.
     let resealed = |bad: &mut [u8]| {
         let crc = crc32c::crc32c(&bad[4..]).to_le_bytes();
         bad[..4].copy_from_slice(&crc);
@@ -245,7 +245,7 @@ fn damaged_blobs_are_refused() {
     assert_eq!(Producers::restore(&long).unwrap_err(), RestoreError::Trailing { bytes: 1 });
 }
 
-/// The rules once more, over the plain list of everything written.
+/// A second implementation of the rules, over the plain list of everything written.
 #[derive(Default)]
 struct Model {
     log: Vec<(u64, i64, i16, i32, i32)>,

@@ -1,6 +1,7 @@
 //! Requests: from a frame to a header and a decoded message.
 //!
-//! Produce and Fetch are decoded here without copying; the control APIs by the `kafka-protocol` crate.
+//! This module decodes Produce and Fetch itself, without copying. The `kafka-protocol` crate decodes the control
+//! APIs.
 
 #[cfg(test)]
 mod tests;
@@ -18,16 +19,16 @@ use crate::codec::produce::ProduceRequest;
 use crate::codec::response::{EncodeError, frame, write_control};
 use crate::codec::wire::{Malformed, Reader};
 
-/// Why a frame is not a request that can be handled, and what to do about it.
+/// Why a frame is not a request that can be handled. Each variant says how to react.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Answer with [`crate::codec::response::encode_api_versions_fallback`] and keep the connection (KIP-511).
     #[error("ApiVersions version {version} is not served")]
     ApiVersionsVersion { version: i16, correlation_id: i32 },
-    /// Close: the client did not heed ApiVersions, and there is no layout to answer in.
+    /// Close: the client ignored the ApiVersions response, and no layout for an answer is known.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
-    /// Close: the bytes are not the message that the header announces.
+    /// Close: the bytes are not the message that the header names.
     #[error("{}: {source}", of_api(*.api, *.version))]
     Malformed { api: Option<ApiKey>, version: i16, source: Malformed },
 }
@@ -41,7 +42,7 @@ fn of_api(api: Option<ApiKey>, version: i16) -> String {
 
 macro_rules! control_apis {
     ($($name:ident($type:ty)),* $(,)?) => {
-        /// A decoded request. Strings and bytes in it are slices of the frame: copy what is kept for long.
+        /// A decoded request. Its strings and bytes are slices of the frame: copy what is kept for long.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Request {
             Produce(ProduceRequest),
@@ -111,14 +112,14 @@ control_apis! {
     DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
 }
 
-/// A request of which only the header is decoded. It takes little more than its frame.
+/// A request whose header only has been decoded. It takes little more memory than its frame.
 #[derive(Debug, Clone)]
 pub struct Undecoded {
     pub header: RequestHeader,
     body: Bytes,
 }
 
-/// Decodes a frame, without its length prefix.
+/// Decodes a frame without its length prefix.
 pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
     let undecoded = decode_header(frame)?;
     let request = undecoded.body()?;
@@ -126,7 +127,7 @@ pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
 }
 
 impl Undecoded {
-    /// Decodes the rest.
+    /// Decodes the body.
     pub fn body(&self) -> Result<Request, DecodeError> {
         let RequestHeader { api, version, .. } = self.header;
         let mut reader = Reader::new(&self.body);
@@ -138,7 +139,7 @@ impl Undecoded {
     }
 }
 
-/// Decodes the header of a frame, without its length prefix.
+/// Decodes the header of a frame without its length prefix.
 pub fn decode_header(frame: &Bytes) -> Result<Undecoded, DecodeError> {
     let mut reader = Reader::new(frame);
     let prefix =
@@ -177,7 +178,7 @@ pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, Encode
     })
 }
 
-/// Decodes by the codec what [`bounds::check_request`] has let pass.
+/// Decodes the body with the codec, after [`bounds::check_request`] has accepted it.
 fn read_control<T: Decodable>(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
     let mut body = reader.rest();
     bounds::check_request(api, version, &body)?;

@@ -1,4 +1,4 @@
-//! Requests in every API and version: valid ones survive, damaged ones are refused cheaply.
+//! Requests in every API and version: valid ones survive a round trip, damaged ones are rejected cheaply.
 
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
@@ -10,7 +10,8 @@ use crate::codec::request::{DecodeError, Request, decode, encode};
 use crate::codec::wire::{ELEMENTS_MAX, Malformed};
 use crate::testing::{allocations, generate};
 
-/// What decoding may allocate for a frame: decoded elements take many times their bytes, but only in proportion.
+/// The maximum bytes that decoding a frame may allocate. Decoded elements take many times their bytes on the wire,
+/// but in proportion.
 fn allocation_max(frame: &[u8]) -> usize {
     2048 + 256 * frame.len()
 }
@@ -48,7 +49,7 @@ fn unknown_tagged_fields_are_passed_over() {
     }
 }
 
-/// Our Produce and Fetch against the crate's encoder and decoder.
+/// Compares our Produce and Fetch with the crate's encoder and decoder.
 #[test]
 fn produce_and_fetch_agree_with_the_codec() {
     fn theirs<T: Decodable + Encodable>(body: &[u8], version: i16) -> BytesMut {
@@ -76,7 +77,7 @@ fn produce_and_fetch_agree_with_the_codec() {
     }
 }
 
-/// The tagged fields that Fetch has of its own.
+/// The tagged fields that Fetch defines.
 #[test]
 fn tagged_fields_of_fetch_are_read() {
     use kafka::fetch_request::{FetchPartition, FetchTopic, ReplicaState};
@@ -125,14 +126,14 @@ fn a_request_cut_anywhere_is_refused() {
                     other => panic!("{api:?} version {version} cut at {cut} of {}: {other:?}", frame.len()),
                 }
             }
-            // What follows the message is nobody's business: librdkafka 2.16 pads its Metadata requests.
+            // Bytes after the message are ignored: librdkafka 2.16 pads its Metadata requests.
             let longer = Bytes::from([&frame[..], &[0, 0, 0]].concat());
             assert_eq!(decode_cheaply(&longer), decode_cheaply(&frame), "{api:?} version {version}");
         }
     }
 }
 
-/// Absurd lengths at every position: refused or harmless, never a panic, never a large allocation.
+/// Absurd lengths at every position are rejected or harmless. They never cause a panic or a large allocation.
 #[test]
 fn absurd_lengths_anywhere_cost_nothing() {
     const ABSURD: &[&[u8]] = &[
@@ -169,7 +170,7 @@ fn random_bytes_cost_nothing() {
             let mut frame = BytesMut::new();
             frame.extend_from_slice(&(api as i16).to_be_bytes());
             frame.extend_from_slice(&version.to_be_bytes());
-            // Correlation id, no client id and no tags in the header, so that the noise meets the body.
+            // Correlation id, no client id and no tags in the header, so that the random bytes land in the body.
             frame.extend_from_slice(&[0, 0, 0, 1, 0xff, 0xff]);
             frame.extend_from_slice(&[0][..usize::from(api.is_flexible(version))]);
             let small = rng.bool();
@@ -183,7 +184,8 @@ fn random_bytes_cost_nothing() {
     }
 }
 
-/// The case that the bounds exist for: a small frame that claims 2^31 elements, for the first array of every API.
+/// The case for which the bounds exist: a small frame that claims 2^31 elements, for the first array of Metadata (in
+/// both encodings), Produce and Fetch.
 #[test]
 fn a_claim_of_two_to_the_31_elements_allocates_nothing() {
     let cases: [(ApiKey, i16, &[u8], &[u8]); 4] = [
@@ -203,7 +205,7 @@ fn a_claim_of_two_to_the_31_elements_allocates_nothing() {
         frame.resize(40, 0);
         let frame = frame.freeze();
         let (result, allocated) = allocations::during(|| decode(&frame));
-        // 24: what `Bytes` takes to share its buffer.
+        // 24: the bytes that `Bytes` allocates to share its buffer.
         assert!(allocated <= 24, "{allocated} bytes");
         let Err(DecodeError::Malformed { source, .. }) = result else { panic!("{api:?} accepted") };
         assert!(matches!(source, Malformed::Count { field: "topics", .. }), "{source}");

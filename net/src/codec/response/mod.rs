@@ -15,7 +15,7 @@ use crate::codec::produce::ProduceResponse;
 use crate::codec::shape;
 use crate::codec::wire::TooLong;
 
-/// Why a message can't be put on the wire: a mistake of whoever made it.
+/// Why a message can't be encoded. It is a bug in the code that made the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     #[error(transparent)]
@@ -30,7 +30,7 @@ pub enum EncodeError {
 
 macro_rules! responses {
     ($($name:ident($type:ty)),* $(,)?) => {
-        /// An answer, of the API whose name it bears.
+        /// A response of the API that the variant names.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Response {
             Produce(ProduceResponse),
@@ -104,8 +104,8 @@ impl From<FetchResponse> for Response {
     }
 }
 
-/// Encodes the answer to a request, in the request's version. An answer in the API's newest shape is brought into the
-/// version's ([`crate::codec::shape`]).
+/// Encodes the response to a request, in the request's version. Converts it from the API's newest shape first (see
+/// [`crate::codec::shape`]).
 pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, EncodeError> {
     if response.api() != request.api {
         return Err(EncodeError::OtherApi { header: request.api, message: response.api() });
@@ -117,13 +117,14 @@ pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, 
     })
 }
 
-/// The answer to an ApiVersions request of a version that is not served: version 0, error 35 and the table (KIP-511).
+/// The response to an ApiVersions request of a version that is not served: version 0, error 35 and the table
+/// (KIP-511).
 pub fn encode_api_versions_fallback(correlation_id: i32) -> Parts {
     let request = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
     encode(&request, api_versions_fallback().into()).expect("the table fits version 0")
 }
 
-/// Puts the length before what `write` appends.
+/// Runs `write` and puts the length before what it appends.
 pub(crate) fn frame(write: impl FnOnce(&mut PartsBuilder) -> Result<(), EncodeError>) -> Result<Parts, EncodeError> {
     let mut parts = PartsBuilder::with_capacity(256);
     parts.fields().put_i32(0);

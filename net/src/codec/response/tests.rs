@@ -24,7 +24,7 @@ fn header(api: ApiKey, version: i16) -> RequestHeader {
     RequestHeader { api, version, correlation_id: 77, client_id: None }
 }
 
-/// Length prefix and header checked and taken off.
+/// Checks and removes the length prefix and the header.
 fn body_of(parts: Parts, api: ApiKey, version: i16) -> Bytes {
     let frame = parts.into_bytes();
     assert_eq!(frame[..4], ((frame.len() - 4) as i32).to_be_bytes());
@@ -98,7 +98,7 @@ fn produce_answers_read_back_in_every_version() {
     }
 }
 
-/// Layouts from Kafka 3.9's ProduceResponse.json; the codec crate no longer knows them.
+/// The layouts of Kafka 3.9's ProduceResponse.json. The codec crate no longer supports them.
 #[test]
 fn produce_answers_of_versions_0_to_2_have_their_own_layout() {
     let refused = ProducePartitionResponse::refused(6, ErrorCode::UnsupportedForMessageFormat, Some("old".into()));
@@ -165,7 +165,7 @@ fn fetch_answers_read_back_in_every_version_and_share_their_records() {
     }
 }
 
-/// Runs a block with each API's request type, and holds that none is left out.
+/// Calls a function with each API's request type and asserts that none is left out.
 macro_rules! each_api {
     ($visit:ident) => {{
         macro_rules! visit_all {
@@ -208,13 +208,13 @@ macro_rules! each_api {
     }};
 }
 
-/// The versions whose responses the codec crate knows.
+/// The versions whose responses the codec crate supports.
 fn versions_of(api: ApiKey) -> std::ops::RangeInclusive<i16> {
     let lowest = if api == ApiKey::Produce { 3 } else { api.api().lowest };
     lowest..=api.api().highest
 }
 
-/// The default answer of every API encodes in every version: nothing in it is unsayable.
+/// The default response of every API can be encoded in every version.
 #[test]
 fn every_api_answers_in_every_version() {
     fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey
@@ -252,7 +252,7 @@ fn response_schemas_agree_with_the_codec() {
                 response.encode(&mut again, version).unwrap();
                 let again = again.freeze();
                 bounds::check_response(api, version, &again).unwrap();
-                // Tagged fields that happen to be the default are left out when they are written again.
+                // Tagged fields that happen to have the default value are left out when they are encoded again.
                 assert!(with_tags || again == body, "{api:?} version {version}");
             }
         }
@@ -261,7 +261,7 @@ fn response_schemas_agree_with_the_codec() {
     each_api!(visit);
 }
 
-/// A client is not brought down by a damaged answer.
+/// A damaged response does not crash a client.
 #[test]
 fn damaged_answers_are_refused_cheaply() {
     fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey {
@@ -285,7 +285,7 @@ fn damaged_answers_are_refused_cheaply() {
     each_api!(visit);
 }
 
-/// KIP-511: whatever the version asked for, error 35 in version 0, so that any client can read it.
+/// KIP-511: error 35 in version 0, whatever version the client asked for, so that any client can read it.
 #[test]
 fn an_unknown_api_versions_version_is_answered_in_version_0() {
     let mut body = body_of(encode_api_versions_fallback(77), ApiKey::ApiVersions, 0);
@@ -303,7 +303,7 @@ fn api_versions_answers_with_header_0_in_flexible_versions_too() {
         assert_eq!(back.api_keys.len(), TABLE.len());
         let parts =
             encode(&header(ApiKey::ApiVersions, version), crate::codec::api::api_versions_response().into()).unwrap();
-        // Directly behind the correlation id comes the error code, not an empty list of tags.
+        // The error code follows directly after the correlation id, without an empty list of tags.
         assert_eq!(parts.into_bytes()[4..10], [0, 0, 0, 77, 0, 0]);
     }
 }

@@ -1,14 +1,14 @@
 //! The fields of the control requests, by version.
 //!
-//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Request.json`. None of these requests has a tagged field
-//! of its own; unknown ones may stand at the end of every struct of a flexible version. A test holds each version against
-//! the `kafka-protocol` crate's decoder and encoder.
+//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Request.json`. None of these requests defines
+//! tagged fields. Unknown ones may stand at the end of every struct of a flexible version. A test compares each
+//! version with the `kafka-protocol` crate's decoder and encoder.
 
 pub(crate) mod response;
 
 use crate::codec::api::ApiKey;
 
-/// A field's type, as far as its length matters.
+/// A field's type, as far as it determines the length.
 #[derive(Debug, Clone, Copy)]
 pub enum Type {
     Bool,
@@ -28,12 +28,12 @@ pub enum Type {
 pub struct Field {
     pub name: &'static str,
     pub of: Type,
-    /// First and last version that has it.
+    /// The first and last version that has this field.
     pub from: i16,
     pub to: i16,
-    /// Whether null is allowed in some version. (Where it is not in another, the codec refuses it.)
+    /// Whether null is allowed in some version. (In a version that does not allow it, the codec rejects it.)
     pub nullable: bool,
-    /// Set if it stands among the tagged fields at the end of its struct (KIP-482).
+    /// Set for a tagged field, which stands at the end of its struct (KIP-482).
     pub tag: Option<u32>,
 }
 
@@ -64,7 +64,7 @@ impl Field {
 }
 
 impl Type {
-    /// The fewest bytes that a value takes.
+    /// The minimum encoded size of a value, in bytes.
     pub fn bytes_min(self, version: i16, flexible: bool) -> usize {
         match self {
             Type::Bool | Type::Int8 | Type::OptionalStruct(_) => 1,
@@ -85,7 +85,7 @@ impl Type {
 
 use Type::{Array, Bool, Bytes, Int8, Int16, Int32, Int64, OptionalStruct, String, Struct, Uuid};
 
-/// The fields of a request. Produce and Fetch have none here: they are decoded without the codec.
+/// The fields of a request. Empty for Produce and Fetch, which are decoded without the codec.
 pub fn request(api: ApiKey) -> &'static [Field] {
     match api {
         ApiKey::Produce | ApiKey::Fetch => &[],

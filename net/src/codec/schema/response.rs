@@ -1,13 +1,13 @@
 //! The fields of the responses, by version, for clients.
 //!
-//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Response.json`. A test holds each version against the
-//! `kafka-protocol` crate's decoder and encoder.
+//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Response.json`. A test compares each version with
+//! the `kafka-protocol` crate's decoder and encoder.
 
 use crate::codec::api::ApiKey;
 use crate::codec::schema::Type::{Array, Bool, Bytes, Int8, Int16, Int32, Int64, OptionalStruct, String, Struct, Uuid};
 use crate::codec::schema::{Field, Type, f};
 
-/// The fields of a response, for the versions in the API table; of Produce only from version 3 on.
+/// The fields of a response, for the versions in the API table. For Produce only from version 3 on.
 pub fn response(api: ApiKey) -> &'static [Field] {
     match api {
         ApiKey::Produce => PRODUCE,

@@ -1,8 +1,9 @@
-//! One shape per API for handlers, whatever the version.
+//! Handlers see one shape per API, whatever the request's version.
 //!
-//! Some APIs grew from one item to a list and carry both, one of them empty. Handlers read requests brought by
-//! [`newest`] into the newest shape, and answer in the newest shape; encoding brings the answer back into the version's own
-//! and drops what the version can't say. Without that the codec refuses to encode such an answer.
+//! Some APIs changed from one item to a list. Their messages have fields for both, and one of them stays empty.
+//! [`newest`] converts a request into the newest shape, and handlers answer in the newest shape. Encoding converts
+//! the response back into the version's own shape and drops what the version can't express. Otherwise the codec would
+//! refuse to encode such a response.
 
 #[cfg(test)]
 mod tests;
@@ -20,15 +21,15 @@ use crate::codec::request::Request;
 use crate::codec::response::Response;
 use crate::errors::NONE;
 
-/// Operations were not asked for, or the version can't tell them.
+/// The client did not ask for operations, or the version has no field for them.
 const NO_OPERATIONS: i32 = i32::MIN;
 
-/// Brings a request into the shape of its API's newest version:
-/// - FindCoordinator: `key` becomes the only one of `coordinator_keys`;
-/// - OffsetFetch: `group_id` and `topics` become the only one of `groups` (null topics: all);
-/// - LeaveGroup: `member_id` becomes the only one of `members`;
+/// Converts a request into the shape of its API's newest version:
+/// - FindCoordinator: `key` becomes the only entry of `coordinator_keys`;
+/// - OffsetFetch: `group_id` and `topics` become the only entry of `groups` (null topics: all);
+/// - LeaveGroup: `member_id` becomes the only entry of `members`;
 /// - DeleteTopics: `topic_names` become `topics`;
-/// - Metadata: in version 0 no topics mean all, which later is null.
+/// - Metadata: in version 0 an empty list means all topics; it becomes null, which later versions use.
 pub fn newest(request: &mut Request, version: i16) {
     match request {
         Request::FindCoordinator(r) if version <= 3 => r.coordinator_keys = vec![std::mem::take(&mut r.key)],
@@ -57,10 +58,11 @@ pub fn newest(request: &mut Request, version: i16) {
     }
 }
 
-/// Brings an answer from the newest shape into that of its version. One that has it already stays as it is.
+/// Converts a response from the newest shape into the shape of its version. Leaves a response that already has that
+/// shape unchanged.
 pub(crate) fn fit(response: &mut Response, version: i16) {
     for_each_message(response, |message| {
-        // The codec's default. Kafka sends null, and clients show an empty message as one.
+        // The codec's default is an empty message. Kafka sends null, and some clients print an empty message.
         if message.as_ref().is_some_and(|message| message.is_empty()) {
             *message = None;
         }
@@ -89,7 +91,7 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
             if version < 9 {
                 r.skip_assignment = false;
             }
-            // Null is allowed from version 7 on; before, "no protocol" is the empty string.
+            // Null is allowed from version 7 on. Before that, an empty string means "no protocol".
             if version < 7 && r.protocol_name.is_none() {
                 r.protocol_name = Some(Default::default());
             }
@@ -127,7 +129,7 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
                 r.endpoint_type = 1;
             }
         }
-        // Null is allowed, but Kafka 4.1's TopicCommand falls over it.
+        // The schema allows null, but Kafka 4.1's TopicCommand fails on it.
         Response::DescribeTopicPartitions(r) => {
             for partition in r.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
                 partition.eligible_leader_replicas.get_or_insert_default();
@@ -138,7 +140,7 @@ pub(crate) fn fit(response: &mut Response, version: i16) {
     }
 }
 
-/// Visits the words beside each error code of an answer of the control APIs. All of them may be null.
+/// Visits the error message beside each error code of a control API's response. All of them may be null.
 fn for_each_message(response: &mut Response, mut visit: impl FnMut(&mut Option<StrBytes>)) {
     match response {
         Response::FindCoordinator(r) => {
@@ -163,7 +165,7 @@ fn for_each_message(response: &mut Response, mut visit: impl FnMut(&mut Option<S
         }
         Response::DescribeCluster(r) => visit(&mut r.error_message),
         Response::UnregisterBroker(r) => visit(&mut r.error_message),
-        // They have no such words; Produce writes its own.
+        // These have no nullable error messages, except Produce, which writes its own.
         Response::Produce(_)
         | Response::Fetch(_)
         | Response::ListOffsets(_)

@@ -1,4 +1,4 @@
-//! Old and new shapes of the APIs that changed theirs.
+//! Old and new shapes of the APIs whose shape changed.
 
 use bytes::Bytes;
 use kafka_protocol::messages as kafka;
@@ -17,7 +17,7 @@ fn header(api: ApiKey, version: i16) -> RequestHeader {
     RequestHeader { api, version, correlation_id: 1, client_id: None }
 }
 
-/// Sent in this version, received, and brought into the newest shape.
+/// Encodes the request in this version, decodes it and converts it into the newest shape.
 fn received(request: impl Into<Request>, version: i16) -> Request {
     let request = request.into();
     let frame = request::encode(&header(request.api(), version), &request).unwrap().into_bytes();
@@ -26,7 +26,7 @@ fn received(request: impl Into<Request>, version: i16) -> Request {
     request
 }
 
-/// Answered in the newest shape; what a client of this version reads.
+/// Encodes a response in the newest shape and returns what a client of this version reads.
 fn answered<T: Decodable>(response: impl Into<Response>, version: i16) -> T {
     let response = response.into();
     let api = response.api();
@@ -163,7 +163,7 @@ fn delete_topics_and_metadata() {
     assert_eq!(nothing.topics, Some(Vec::new()));
 }
 
-/// What only newer versions can say is left out of older ones, not refused.
+/// Fields that only newer versions have are dropped from older ones. They cause no error.
 #[test]
 fn what_a_version_cannot_say_is_left_out() {
     use kafka::{describe_cluster_response as dc, describe_groups_response as dg, list_offsets_response as lo};
@@ -245,7 +245,7 @@ fn what_a_version_cannot_say_is_left_out() {
     }
 }
 
-/// Kafka sends null beside success, and where there are no words; some clients show an empty message as one.
+/// Kafka sends null with success, or if there is no message. Some clients print an empty message.
 #[test]
 fn an_answer_without_words_carries_null_and_no_empty_text() {
     use kafka::create_partitions_response::CreatePartitionsTopicResult;

@@ -1,5 +1,6 @@
-//! How both sides of a connection on the port for brokers prove that they know the cluster's secret, before either says
-//! or takes anything else. Sans-IO: frames go in, frames to be sent come out. What a hello holds is opaque here.
+//! The handshake on the port for brokers. Both sides prove that they know the cluster's secret before either of them
+//! says or accepts anything else. Sans-IO: frames go in, and frames to send come out. The contents of a hello are
+//! opaque here.
 //!
 //! ```text
 //!  caller                                   answerer
@@ -7,19 +8,22 @@
 //!    │────────────────────────────────────────►│
 //!    │                        Challenge: nonce │
 //!    │◄────────────────────────────────────────│
-//!    │ Hello; Proof 1: nonces, hello           │   the answerer says nothing of itself before it has checked this
+//!    │ Hello; Proof 1: nonces, hello           │   the answerer reveals nothing of itself before it has checked this
 //!    │────────────────────────────────────────►│
 //!    │         Hello; Proof 2: nonces, hellos  │
 //!    │◄────────────────────────────────────────│
-//!    │ Proof 3: nonces, hellos                 │   only with it, the caller has named the answerer too
+//!    │ Proof 3: nonces, hellos                 │   only this proof binds the caller to the answerer's hello
 //!    │────────────────────────────────────────►│
 //! ```
-//! A proof is an HMAC-SHA256 (RFC 2104) under the secret, which never travels. It covers which of the three it is, and
-//! so who says it, both nonces, and the hellos as they were sent: they hold the role (broker or tool), node, peer and
-//! cluster of each side. So no proof can be used on another connection, by the other side, or for another broker. What
-//! is sent behind the proofs is not protected by them: only encryption of the connection could do that.
+//! A proof is an HMAC-SHA256 (RFC 2104) keyed with the secret, which is never sent. It covers:
+//! - which of the three proofs it is, and so which side sends it;
+//! - both nonces;
+//! - the hellos as they were sent. They hold each side's role (broker or tool), node, peer and cluster.
 //!
-//! Without a secret (`peer.allow.insecure=true`), a hello is answered by a hello, and that is all.
+//! So a proof can't be reused on another connection, by the other side, or for another broker. The proofs do not
+//! protect the data sent after them. Only encryption of the connection could do that.
+//!
+//! Without a secret (`peer.allow.insecure=true`) the handshake is only a hello in each direction.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -34,17 +38,17 @@ use sha2::Sha256;
 
 use crate::peer::{Kind, Lane, PeerError, PeerFrame};
 
-/// What a data directory's own secret is named.
+/// The name of the file in a data directory that holds the secret.
 pub const SECRET_FILE: &str = "cluster.secret";
-/// Bytes of a secret at least: what is shorter could be guessed from one proof.
+/// The minimum bytes of a secret. A shorter one could be guessed from a single proof.
 pub const SECRET_BYTES_MIN: usize = 32;
 const SECRET_BYTES_MAX: usize = 4096;
 const NONCE_BYTES: usize = 32;
 const PROOF_BYTES: usize = 32;
-/// Bytes of one frame before the proofs: a hello has a few hundred.
+/// The maximum bytes of one frame during the handshake. A hello takes a few hundred.
 pub const HANDSHAKE_BYTES_MAX: usize = 4096;
 
-/// What the brokers of a cluster, and its tools, know and nobody else.
+/// The secret that only the brokers of a cluster and its tools know.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<[u8]>);
 
@@ -68,12 +72,12 @@ pub enum SecretError {
 }
 
 impl Secret {
-    /// `bytes`: [`SECRET_BYTES_MIN`] or more.
+    /// `bytes`: at least [`SECRET_BYTES_MIN`], at most 4096. Otherwise `None`.
     pub fn new(bytes: &[u8]) -> Option<Secret> {
         (SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&bytes.len()).then(|| Secret(bytes.into()))
     }
 
-    /// Reads a file. White space around the secret is no part of it.
+    /// Reads a file. White space around the secret is ignored.
     pub fn read(path: &Path) -> Result<Secret, SecretError> {
         let failed = |source| SecretError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
@@ -83,7 +87,7 @@ impl Secret {
         Secret::new(secret).ok_or_else(|| SecretError::Length { path: path.to_owned(), bytes: secret.len() })
     }
 
-    /// Reads a file, or makes one with a new secret that only its owner may read.
+    /// Reads a file. If it does not exist, creates it with a new secret that only its owner may read.
     pub fn read_or_make(path: &Path) -> Result<Secret, SecretError> {
         if !path.exists() {
             make(path).map_err(|source| SecretError::Write { path: path.to_owned(), source })?;
@@ -101,12 +105,12 @@ impl Secret {
     }
 }
 
-/// Whether others than the owner and its group may read a file.
+/// Whether users other than the file's owner and group may read it.
 pub fn is_readable_by_all(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
-/// The file has its name only once it is whole, and durable.
+/// Creates the file. It gets its name only once it is complete and durable.
 fn make(path: &Path) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let new = path.with_extension("secret.new");
@@ -124,12 +128,12 @@ fn random() -> io::Result<[u8; NONCE_BYTES]> {
     Ok(bytes)
 }
 
-/// A number that was never used before: 244 bits of the system's generator.
+/// A number that was never used before: 244 random bits from the operating system.
 pub fn nonce() -> Nonce {
     nonce_of([uuid::Uuid::new_v4(), uuid::Uuid::new_v4()])
 }
 
-/// As [`nonce`], for those who draw their random numbers themselves.
+/// Like [`nonce`], for callers that draw the random numbers themselves.
 pub fn nonce_of([one, other]: [uuid::Uuid; 2]) -> Nonce {
     let mut nonce = [0; NONCE_BYTES];
     nonce[..16].copy_from_slice(one.as_bytes());
@@ -141,20 +145,20 @@ pub type Nonce = [u8; NONCE_BYTES];
 
 #[derive(Debug)]
 enum State {
-    /// A caller's first frame has not left, or an answerer has heard nothing.
+    /// The caller has not sent its first frame, or the answerer has received nothing.
     New,
-    /// The other's nonce is on its way here.
+    /// Waits for the other side's nonce, or for its hello if there is no secret.
     Challenged,
-    /// Its hello is.
+    /// Waits for its hello.
     Greeted {
         nonce: Bytes,
     },
-    /// The proof to a hello is.
+    /// Waits for the proof of that hello.
     Heard {
         nonce: Bytes,
         theirs: Bytes,
     },
-    /// The caller's last proof is.
+    /// Waits for the caller's last proof.
     Answered {
         nonce: Bytes,
         theirs: Bytes,
@@ -162,7 +166,7 @@ enum State {
     Over,
 }
 
-/// One side of a connection that begins.
+/// One side of the handshake.
 #[derive(Debug)]
 pub struct Handshake {
     secret: Option<Secret>,
@@ -173,12 +177,13 @@ pub struct Handshake {
     state: State,
 }
 
-/// What follows from a frame.
+/// The action that follows a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// More must come, once these have left.
+    /// Send these frames, then wait for the next one.
     Go(Vec<PeerFrame>),
-    /// The other side is who it says that it is, once these have left.
+    /// The handshake is complete once these frames have been sent. `theirs` is the other side's hello. It is proved
+    /// if there is a secret.
     Met { send: Vec<PeerFrame>, theirs: Bytes },
 }
 
@@ -187,7 +192,7 @@ const ANSWERER: &str = "answerer";
 const CONFIRMED: &str = "caller confirms";
 
 impl Handshake {
-    /// The side that connects; `hello` is what it says of itself.
+    /// The side that connects. `hello` is what it says about itself.
     pub fn caller(secret: Option<Secret>, lane: Lane, hello: Bytes, nonce: Nonce) -> Handshake {
         Handshake { secret, is_caller: true, lane, own: hello, nonce, state: State::New }
     }
@@ -196,7 +201,7 @@ impl Handshake {
         Handshake { secret, is_caller: false, lane: Lane::Control, own: hello, nonce, state: State::New }
     }
 
-    /// A caller's first frame.
+    /// The caller's first frame.
     pub fn begin(&mut self) -> PeerFrame {
         assert!(self.is_caller, "the caller speaks first");
         self.state = State::Challenged;
@@ -214,7 +219,7 @@ impl Handshake {
         self.frame(Kind::Challenge, Bytes::copy_from_slice(&self.nonce))
     }
 
-    /// Takes the other side's next frame.
+    /// Handles the other side's next frame.
     pub fn take(&mut self, frame: PeerFrame) -> Result<Step, PeerError> {
         let PeerFrame { kind, lane, bytes } = frame;
         let state = std::mem::replace(&mut self.state, State::Over);
@@ -224,7 +229,7 @@ impl Handshake {
         let Some(secret) = self.secret.clone() else { return self.take_plain(kind, bytes, &state) };
         match (state, kind, self.is_caller) {
             (State::New, Kind::Hello, false) => {
-                // It has no secret: it is told that there is one.
+                // The caller has no secret. [`Handshake::parting`] tells it that one is needed.
                 Err(PeerError::NoProof)
             }
             (State::Challenged, Kind::Hello, true) => Err(PeerError::OtherHasNoSecret),
@@ -266,23 +271,24 @@ impl Handshake {
             }
             (State::Challenged, Kind::Hello, true) => Ok(Step::Met { send: Vec::new(), theirs: bytes }),
             (State::Challenged, Kind::Challenge, true) => Err(PeerError::SecretWanted),
-            // It has a secret, and hears that there is none here.
+            // The caller has a secret. [`Handshake::parting`] tells it that this side has none.
             (State::New, Kind::Challenge, false) => Err(PeerError::NoSecretHere),
             _ => Err(PeerError::NoBroker),
         }
     }
 
-    /// What the other side is sent last, if [`Handshake::take`] has refused it: so that it can say what to set.
+    /// The last frame for the other side after [`Handshake::take`] has returned this error. It lets the other side
+    /// tell its operator what to configure.
     pub fn parting(&self, error: &PeerError) -> Option<PeerFrame> {
         match error {
             PeerError::NoProof => Some(self.challenge()),
-            // An empty hello tells nothing else.
+            // An empty hello reveals nothing else.
             PeerError::NoSecretHere => Some(self.frame(Kind::Hello, Bytes::new())),
             _ => None,
         }
     }
 
-    /// What it means that the other side has closed the connection now.
+    /// The most likely reason why the other side has closed the connection now.
     pub fn closed(&self) -> PeerError {
         match (&self.state, &self.secret, self.is_caller) {
             (State::Greeted { .. }, Some(_), true) => PeerError::OtherSecret,
@@ -296,7 +302,7 @@ fn finished(mac: Hmac<Sha256>) -> Bytes {
     Bytes::copy_from_slice(&mac.finalize().into_bytes())
 }
 
-/// In a time that does not depend on where the bytes differ.
+/// Takes the same time wherever the bytes differ.
 fn verify(mac: Hmac<Sha256>, proof: &[u8]) -> Result<(), PeerError> {
     if proof.len() != PROOF_BYTES {
         return Err(PeerError::NoBroker);

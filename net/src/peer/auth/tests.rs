@@ -1,4 +1,4 @@
-//! Two sides of a handshake, and those who are not what they say.
+//! Handshakes between two honest sides, and with sides that are not what they claim.
 
 use crate::peer::auth::*;
 
@@ -11,10 +11,11 @@ fn pair(caller: Option<Secret>, answerer: Option<Secret>) -> (Handshake, Handsha
     (caller, Handshake::answerer(answerer, Bytes::from_static(b"broker 2"), [2; NONCE_BYTES]))
 }
 
-/// What the caller and the answerer learn, the frames (1: to the answerer), and why either side refused.
+/// The hellos that the caller and the answerer learned, the frames sent (1: to the answerer), and the errors of both
+/// sides.
 type Course = (Option<Bytes>, Option<Bytes>, Vec<(usize, Kind)>, Vec<PeerError>);
 
-/// What each side learns, or why it refuses; `change` sees every frame on its way, with its number.
+/// Runs a handshake. `change` may modify each frame in transit; it also gets the frame's number.
 fn run(mut caller: Handshake, mut answerer: Handshake, mut change: impl FnMut(usize, &mut PeerFrame)) -> Course {
     let mut on_way = std::collections::VecDeque::from([(true, caller.begin())]);
     let (mut learned, mut sent, mut errors) = ([None, None], Vec::new(), Vec::new());
@@ -58,7 +59,7 @@ fn who_does_not_know_it_learns_nothing() {
     let (by_caller, by_answerer, sent, errors) = run(caller, answerer, |_, _| {});
     assert_eq!((by_caller, by_answerer), (None, None));
     assert!(matches!(errors[..], [PeerError::OtherSecret]), "{errors:?}");
-    // All that the answerer said is its nonce.
+    // The answerer sent only its nonce.
     assert_eq!(sent.iter().filter(|(to, _)| *to == 0).map(|(_, kind)| *kind).collect::<Vec<_>>(), [Kind::Challenge]);
 }
 
@@ -87,7 +88,7 @@ fn every_byte_that_is_changed_on_the_way_is_noticed() {
 
 #[test]
 fn a_proof_of_another_connection_or_of_the_other_side_is_none() {
-    // What a caller proved once, with the same nonce of its own.
+    // Replays a caller's earlier proof; the caller uses the same nonce again.
     let mut heard = Vec::new();
     let (caller, answerer) = pair(secret(7), secret(7));
     run(caller, answerer, |_, frame| heard.push(frame.clone()));
@@ -95,7 +96,7 @@ fn a_proof_of_another_connection_or_of_the_other_side_is_none() {
     answerer.take(heard[0].clone()).unwrap();
     answerer.take(heard[2].clone()).unwrap();
     assert!(matches!(answerer.take(heard[3].clone()), Err(PeerError::OtherSecret)));
-    // The answerer's own words, sent back.
+    // Sends the caller's own frames back to it.
     let (mut caller, _) = pair(secret(7), None);
     let own = caller.begin();
     let Step::Go(said) = caller.take(own).unwrap() else { panic!("it is not over") };
@@ -144,7 +145,7 @@ fn a_secret_is_made_once_for_its_owner_alone() {
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.len() == 65 && text.ends_with('\n'), "{text:?}");
     assert!(!format!("{made:?}").contains(text.trim()), "it is not shown");
-    // White space around it is no part of it.
+    // White space around the secret is ignored.
     fs::write(&path, format!("  {text}\n\n")).unwrap();
     assert_eq!(Secret::read(&path).unwrap(), made);
     fs::write(&path, "too short\n").unwrap();

@@ -1,4 +1,4 @@
-//! Record batches, message format 2, seen from outside: header, checks, and the fields that a broker assigns.
+//! Record batches of message format 2 as a whole: the header, the checks, and the fields that a broker assigns.
 //!
 //! Source: <https://kafka.apache.org/documentation/#recordbatch> (KIP-98).
 //!
@@ -15,8 +15,8 @@
 //!  └────────────────┴────┴─────────┴─────────┴──────────────
 //! ```
 //!
-//! All numbers are big-endian. Base offset and leader epoch lie outside the CRC, so that a broker assigns them without
-//! touching the rest.
+//! All numbers are big-endian. The CRC does not cover the base offset and the leader epoch, so a broker can assign
+//! them without changing the rest.
 
 #[cfg(test)]
 mod tests;
@@ -28,9 +28,9 @@ use crate::records::record;
 use crate::records::scan::{self, Scan, Step};
 use crate::turn::{SUMMED_BYTES_PER_BYTE, Share};
 
-/// Bytes before the records.
+/// The size of the header before the records, in bytes.
 pub const HEADER_BYTES: usize = 61;
-/// Bytes before those that the length field counts.
+/// Where the length field ends. It counts the bytes from here on.
 const LENGTH_END: usize = 12;
 const EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
@@ -52,7 +52,8 @@ pub const MAGIC: i8 = 2;
 const TIMESTAMP_TYPE_BIT: i16 = 1 << 3;
 const TRANSACTIONAL_BIT: i16 = 1 << 4;
 const CONTROL_BIT: i16 = 1 << 5;
-/// What producers may set beside the codec; brokers set more, such as bit 6 for what they have compacted (KIP-534).
+/// The attribute bits that the check for unknown bits lets pass. Append time and control have checks of their own.
+/// Brokers set more bits, for example bit 6 for compacted batches (KIP-534).
 const PRODUCERS_BITS: i16 = 0b111 | TIMESTAMP_TYPE_BIT | TRANSACTIONAL_BIT | CONTROL_BIT;
 
 /// The first Produce version that may carry zstd (KIP-110).
@@ -109,7 +110,7 @@ impl From<record::ReadError> for BatchError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHeader {
     pub base_offset: i64,
-    /// Of the whole batch, from the base offset on.
+    /// The size of the whole batch, from the base offset on.
     pub byte_count: usize,
     pub partition_leader_epoch: i32,
     pub crc: u32,
@@ -129,11 +130,11 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 impl BatchHeader {
-    /// Reads the header of the batch at the start of `bytes`, which may go on behind it. Checks magic, length and that
-    /// the whole batch is there; not the CRC.
+    /// Reads the header of the batch at the start of `bytes`; more bytes may follow the batch. Checks the magic byte,
+    /// the length, and that the whole batch is present. Does not check the CRC.
     pub fn read(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         let have = bytes.len();
-        // Formats 0 and 1 have their magic byte at the same place but are shorter.
+        // Formats 0 and 1 have their magic byte at the same position, but their headers are shorter.
         if have <= MAGIC_AT {
             return Err(BatchError::Short { have, need: HEADER_BYTES });
         }
@@ -165,7 +166,7 @@ impl BatchHeader {
         })
     }
 
-    /// Wraps for absurd base offsets, which [`validate`] refuses.
+    /// The offset of the last record. Wraps for absurd base offsets, which [`validate`] rejects.
     pub fn last_offset(&self) -> i64 {
         self.base_offset.wrapping_add(self.last_offset_delta.into())
     }
@@ -179,7 +180,7 @@ impl BatchHeader {
         Codec::from_attributes(self.attributes).ok_or(BatchError::Codec { attributes: self.attributes })
     }
 
-    /// The records bear the broker's time, which is the batch's max timestamp, instead of their own.
+    /// Whether the records have the broker's time (the batch's max timestamp) instead of their own.
     pub fn is_log_append_time(&self) -> bool {
         self.attributes & TIMESTAMP_TYPE_BIT != 0
     }
@@ -196,18 +197,18 @@ impl BatchHeader {
         self.producer_id >= 0
     }
 
-    /// The sequence of the last record. Sequences wrap from `i32::MAX` to 0 (KIP-98).
+    /// The sequence number of the last record. Sequence numbers wrap from `i32::MAX` to 0 (KIP-98).
     pub fn last_sequence(&self) -> i32 {
         self.base_sequence.wrapping_add(self.last_offset_delta) & i32::MAX
     }
 }
 
-/// CRC-32C of all that follows the CRC field.
+/// The CRC-32C of everything after the CRC field.
 pub fn crc(batch: &[u8]) -> u32 {
     crc32c::crc32c(&batch[ATTRIBUTES_AT..])
 }
 
-/// Reads the batch at the start of `bytes` and checks that it is whole and as its CRC says.
+/// Reads the batch at the start of `bytes` and checks that it is complete and its CRC correct.
 pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = BatchHeader::read(bytes)?;
     let computed = crc(&bytes[..header.byte_count]);
@@ -217,7 +218,7 @@ pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     Ok(header)
 }
 
-/// The least and largest timestamps of a batch's records, those without a timestamp (-1) left out.
+/// The smallest and largest timestamp of a batch's records. Records without a timestamp (-1) do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
     pub oldest: i64,
@@ -225,7 +226,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// With one more record's timestamp.
+    /// Adds one more record's timestamp.
     pub fn with(times: Option<Times>, timestamp: i64) -> Option<Times> {
         if timestamp == NO_TIMESTAMP {
             return times;
@@ -235,7 +236,7 @@ impl Times {
     }
 }
 
-/// What Kafka's clients put for a record without a timestamp.
+/// The timestamp that Kafka's clients send for a record without one.
 pub const NO_TIMESTAMP: i64 = -1;
 
 /// A batch that may be stored.
@@ -247,19 +248,20 @@ pub struct Checked {
     pub times: Option<Times>,
 }
 
-/// Whether the records of compressed batches are looked at.
+/// Whether to check the records of compressed batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compressed {
     Check,
     Trust,
 }
 
-/// The check of what a client wants stored in one partition, in turns: exactly one batch, whole and intact, whose header and records are
-/// consistent (Kafka's `ProduceRequest.validateRecords`, `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`).
+/// Checks what a client wants to store in one partition, one turn at a time. It must be exactly one complete,
+/// undamaged batch whose header and records agree. (In Kafka: `ProduceRequest.validateRecords`,
+/// `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`.)
 pub struct Check {
     batch: Bytes,
     header: BatchHeader,
-    /// The CRC of what comes before `summed`.
+    /// The CRC of the bytes before `summed`.
     crc: u32,
     summed: usize,
     compressed: Compressed,
@@ -268,14 +270,14 @@ pub struct Check {
 }
 
 impl Check {
-    /// Checks all of the header but what it says of the rest.
+    /// Checks the header, except for what it says about the records.
     pub fn begin(batch: Bytes, produce_version: i16, compressed: Compressed) -> Result<Check, BatchError> {
         if batch.is_empty() {
             return Err(BatchError::Empty);
         }
         let header = BatchHeader::read(&batch)?;
         let mut check = Check { crc: 0, summed: ATTRIBUTES_AT, scan: None, times: None, batch, header, compressed };
-        // A header that was damaged on its way is called damaged, whatever it says then.
+        // If the CRC is wrong too, the batch was damaged on its way, and that is the error to report.
         match check.header_error(produce_version) {
             None => Ok(check),
             Some(error) => match check.sum(&mut Share { bytes: usize::MAX, ..Share::TURN }) {
@@ -314,7 +316,7 @@ impl Check {
         }
     }
 
-    /// Goes on as far as the share lasts; `None`: there is more to check.
+    /// Continues until the share is spent. Returns `None` if more is left to check.
     pub fn step(&mut self, share: &mut Share) -> Result<Option<Checked>, BatchError> {
         if !self.sum(share)? {
             return Ok(None);
@@ -342,7 +344,7 @@ impl Check {
         }
     }
 
-    /// Whether all is summed, and as the header says.
+    /// Continues the CRC. Returns whether it is complete; an error if it differs from the header's.
     fn sum(&mut self, share: &mut Share) -> Result<bool, BatchError> {
         let end = self.header.byte_count;
         while self.summed < end {
@@ -358,7 +360,8 @@ impl Check {
         if claimed == computed { Ok(true) } else { Err(BatchError::Crc { claimed, computed }) }
     }
 
-    /// With the largest timestamp of its records in the header, as Kafka puts it there.
+    /// The result. If the header's max timestamp is wrong, corrects it to the largest timestamp of the records, as
+    /// Kafka does.
     fn checked(&mut self) -> Checked {
         let newest = self.times.map_or(NO_TIMESTAMP, |times| times.newest);
         let (mut batch, mut header) = (self.batch.clone(), self.header);
@@ -374,7 +377,7 @@ impl Check {
     }
 }
 
-/// The whole check at once.
+/// Runs the whole check at once.
 pub fn validate(batch: &Bytes, produce_version: i16) -> Result<Checked, BatchError> {
     let mut check = Check::begin(batch.clone(), produce_version, Compressed::Check)?;
     loop {
@@ -384,7 +387,7 @@ pub fn validate(batch: &Bytes, produce_version: i16) -> Result<Checked, BatchErr
     }
 }
 
-/// What a broker puts in a batch when it stores it.
+/// The fields that a broker sets in a batch when it stores the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assigned {
     pub base_offset: i64,
@@ -393,8 +396,8 @@ pub struct Assigned {
     pub log_append_time_ms: Option<i64>,
 }
 
-/// The batch's header with what the broker assigns; the records behind it stay as they are. The CRC is computed anew only
-/// for an append time, which lies under it.
+/// The batch's header with the assigned fields; the records after it stay unchanged. Among these fields the CRC
+/// covers only the append time, so it is recomputed only if that is set.
 pub fn assigned_header(batch: &[u8], assigned: Assigned) -> [u8; HEADER_BYTES] {
     let mut header: [u8; HEADER_BYTES] = field(batch, 0);
     header[..8].copy_from_slice(&assigned.base_offset.to_be_bytes());
@@ -409,13 +412,13 @@ pub fn assigned_header(batch: &[u8], assigned: Assigned) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Puts what the broker assigns into the batch itself.
+/// Writes the assigned fields into the batch itself.
 pub fn assign(batch: &mut [u8], assigned: Assigned) {
     let header = assigned_header(batch, assigned);
     batch[..HEADER_BYTES].copy_from_slice(&header);
 }
 
-/// Walks batches that lie one behind the other, without copying. The CRC is not checked. Ends at the first error.
+/// Iterates over consecutive batches without copying. Does not check the CRC. Ends at the first error.
 #[derive(Debug, Clone)]
 pub struct Batches {
     bytes: Bytes,
@@ -427,7 +430,8 @@ impl Batches {
         Batches { bytes, failed: false }
     }
 
-    /// What has not been walked: after the end nothing, after an error the bytes that are no batch, or not all of one.
+    /// The bytes after the last batch returned. Empty at the end; after an error, the bytes that are not a complete
+    /// batch.
     pub fn rest(&self) -> &Bytes {
         &self.bytes
     }

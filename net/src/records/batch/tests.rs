@@ -1,4 +1,5 @@
-//! Batches: built, checked, damaged, patched, looked up; the codec crate's own encoder and decoder as the witness.
+//! Batches: built, checked, damaged, patched, looked up. The codec crate's encoder and decoder serve as the
+//! reference.
 
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::records as theirs;
@@ -23,7 +24,7 @@ fn sample(codec: Codec) -> Bytes {
     builder.finish()
 }
 
-/// Sets the CRC to what the bytes now need.
+/// Sets the CRC to match the bytes.
 fn resealed(mut batch: Vec<u8>) -> Vec<u8> {
     let crc = batch::crc(&batch);
     batch[17..21].copy_from_slice(&crc.to_be_bytes());
@@ -55,7 +56,7 @@ fn a_built_batch_is_what_the_codec_crate_reads() {
             assert_eq!((our.offset, our.timestamp), (their.offset, their.timestamp));
             assert_eq!((our.key, our.value), (their.key.as_deref(), their.value.as_deref()));
         }
-        // Repeated header keys survive here; the crate keeps one of each.
+        // Repeated header keys are preserved here; the crate keeps only one of each.
         assert_eq!(ours[1].headers, [(&b"h"[..], Some(&b"1"[..])), (b"h", None), (b"", Some(b""))]);
         assert_eq!(set.records[1].headers.len(), 2);
     }
@@ -99,7 +100,7 @@ fn absurd_offsets_do_not_overflow() {
     assert_eq!(header.next_offset(), i64::MIN + 2);
 }
 
-/// Every way in which one partition's records may be refused, and what the producer is told.
+/// Every reason to reject one partition's records, and the error that the producer gets.
 #[test]
 fn what_may_not_be_stored_is_refused_by_name() {
     let good = sample(Codec::None);
@@ -194,7 +195,7 @@ fn what_may_not_be_stored_is_refused_by_name() {
     assert!(validate(&zstd, 7).is_ok());
 }
 
-/// What a header may claim of compressed records, and how they may be damaged under a CRC that fits.
+/// False claims in the headers of compressed batches, and damaged records under a correct CRC.
 #[test]
 fn compressed_batches_are_looked_into() {
     for codec in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
@@ -220,7 +221,7 @@ fn compressed_batches_are_looked_into() {
         let trust = Check::begin(good.clone(), 9, Compressed::Trust).unwrap().step(&mut { Share::TURN }).unwrap();
         assert_eq!(trust.unwrap().batch, good);
     }
-    // More than a batch may unfold to.
+    // A batch that decompresses to more than is allowed.
     let mut bomb = BatchBuilder::new(Codec::Zstd);
     bomb.push(1, None, Some(&vec![0; 65 << 20]));
     let error = validate(&bomb.finish(), 9).unwrap_err();
@@ -254,12 +255,12 @@ fn damage_anywhere_is_refused_and_never_panics() {
         for cut in 0..good.len() {
             assert!(validate(&good.slice(..cut), 9).is_err());
         }
-        // Base offset and leader epoch lie outside the CRC and may be anything.
+        // The CRC does not cover the base offset (0–7) and the leader epoch (12–15), so these bytes are left out.
         for at in (8..12).chain(16..good.len()) {
             let mut damaged = good.to_vec();
             damaged[at] ^= 1 << rng.u8(..8);
             assert!(validate(&damaged.clone().into(), 9).is_err(), "{codec:?} at {at}");
-            // Behind a CRC that fits again, reading must still not panic.
+            // Under a corrected CRC, reading must still not panic.
             if let Ok(header) = BatchHeader::read(&damaged)
                 && header.byte_count == damaged.len()
             {
@@ -333,7 +334,7 @@ fn a_batchs_timestamps_are_seen() {
     assert_eq!(times(&[-1, -1]), None, "no timestamp at all");
     assert_eq!(times(&[-1, 8, -1]), Some(Times { oldest: 8, newest: 8 }));
     assert_eq!(times(&[-2, 8]), Some(Times { oldest: -2, newest: 8 }));
-    // A header that says something else than its records is corrected, as Kafka does.
+    // If the header's max timestamp differs from the records, it is corrected, as Kafka does.
     for wrong in [i64::MAX, -1, 0] {
         let checked = validate(&patched(35, &wrong.to_be_bytes()).into(), 9).unwrap();
         assert_eq!((checked.times, checked.header.max_timestamp), (Some(Times { oldest: 990, newest: 1020 }), 1020));

@@ -1,7 +1,8 @@
-//! A batch's records, walked without taking apart more than their frame, in turns and in bounded memory, compressed or not.
+//! Walks over a batch's records, compressed or not, one turn at a time and in bounded memory. It reads only their
+//! framing.
 //!
-//! What is checked is what Kafka checks of every record (`DefaultRecord.readPartiallyFrom`): its fields fill its length, and all records
-//! fill the batch. See [`crate::records::record`] for the layout.
+//! The checks are those that Kafka makes on every record (`DefaultRecord.readPartiallyFrom`): a record's fields fill
+//! its length, and the records fill the batch. See [`crate::records::record`] for the layout.
 
 #[cfg(test)]
 mod tests;
@@ -16,31 +17,31 @@ use crate::records::record::{ReadError, RecordError};
 use crate::records::unfold::Unfold;
 use crate::turn::Share;
 
-/// Decompressed at once.
+/// The bytes to decompress at once, at most.
 const PIECE: usize = 16 << 10;
-/// The longest variable-length number.
+/// The maximum bytes of a variable-length number.
 const VARINT_MAX: usize = 10;
-/// A batch may unfold to this many bytes, or to so many times its own size if that is more.
+/// A batch may decompress to this many bytes, or to this many times its own size if that is more.
 const UNFOLDED_BYTES_MAX: usize = 64 << 20;
 const UNFOLDED_TIMES_MAX: usize = 16;
 
-/// To how many bytes a batch may unfold.
+/// The maximum bytes to which a batch may decompress.
 pub fn unfolded_bytes_max(batch_bytes: usize) -> usize {
     UNFOLDED_BYTES_MAX.max(batch_bytes.saturating_mul(UNFOLDED_TIMES_MAX))
 }
 
-/// What comes next of a batch.
+/// The next event in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The next record, by its deltas.
     Record { index: i32, timestamp_delta: i64, offset_delta: i64 },
-    /// The share is spent: go on with another.
+    /// The share is spent: continue with a new one.
     Pause,
-    /// All records are there, and nothing else.
+    /// All records have been read, and nothing follows them.
     End,
 }
 
-/// What comes next in a record.
+/// The next field in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Field {
     Length,
@@ -61,9 +62,9 @@ pub struct Scan {
     count: i32,
     index: i32,
     field: Field,
-    /// Bytes of the present record that are not read.
+    /// Bytes of the current record that have not been read yet.
     left: u64,
-    /// Of these, what is passed over before the next field.
+    /// How many of these bytes to skip before the next field.
     skip: u64,
     headers_left: u64,
 }
@@ -79,13 +80,14 @@ struct Packed {
     start: usize,
     end: usize,
     ended: bool,
-    /// How many bytes may still come out.
+    /// How many more bytes the decompressor may return.
     allowed: usize,
     limit: usize,
 }
 
 impl Scan {
-    /// Of the batch at the start of `batch`, whose header this is. `bytes_max`: to which it may unfold.
+    /// Begins a walk over the batch at the start of `batch`, whose header is `header`. `bytes_max`: the maximum bytes
+    /// of the decompressed records.
     pub fn new(batch: &Bytes, header: &BatchHeader, bytes_max: usize) -> Result<Scan, ReadError> {
         let codec = header.codec()?;
         let records = batch.slice(HEADER_BYTES..header.byte_count);
@@ -106,7 +108,7 @@ impl Scan {
         Ok(Scan { codec, input, count, index: 0, field: Field::Length, left: 0, skip: 0, headers_left: 0 })
     }
 
-    /// Goes on to the next record, to the end, or as far as the share lasts. After an error there is no going on.
+    /// Continues to the next record, to the end, or until the share is spent. Do not call it again after an error.
     pub fn step(&mut self, share: &mut Share) -> Result<Step, ReadError> {
         loop {
             if self.skip > 0 && !self.pass_over(share)? {
@@ -165,7 +167,7 @@ impl Scan {
         }
     }
 
-    /// A length within the present record.
+    /// Checks that a length lies within the current record.
     fn within(&self, length: u64) -> Result<u64, RecordError> {
         if length <= self.left { Ok(length) } else { Err(RecordError::Cut { index: self.index - 1 }) }
     }
@@ -178,7 +180,7 @@ impl Scan {
         }
     }
 
-    /// Whether what is to be passed over is, within the share.
+    /// Skips `skip` bytes. Returns `false` if the share was spent before that.
     fn pass_over(&mut self, share: &mut Share) -> Result<bool, ReadError> {
         while self.skip > 0 {
             if !self.fill(1, share)? {
@@ -195,7 +197,7 @@ impl Scan {
         Ok(true)
     }
 
-    /// The next number; `None` if the share is spent. That of a record's length lies outside the record.
+    /// The next number, or `None` if the share is spent. A record's length field is not part of the record.
     fn varint(&mut self, share: &mut Share) -> Result<Option<i64>, ReadError> {
         if self.window().len() < VARINT_MAX && !self.fill(VARINT_MAX, share)? {
             return Ok(None);
@@ -245,7 +247,8 @@ impl Scan {
         }
     }
 
-    /// Has at least `want` bytes in the window, or all that are left. `false`: the share is spent before that.
+    /// Fills the window with at least `want` bytes, or all that are left. Returns `false` if the share was spent
+    /// before that.
     fn fill(&mut self, want: usize, share: &mut Share) -> Result<bool, ReadError> {
         let codec = self.codec;
         let Input::Packed(packed) = &mut self.input else { return Ok(true) };

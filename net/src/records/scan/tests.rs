@@ -1,4 +1,4 @@
-//! Walks over batches of every codec and shape; what is refused; how much one share does.
+//! Walks over batches of every codec and shape. Tests what is rejected, and how much one share covers.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::turn::{BYTES_A_TURN, RECORDS_A_TURN, Share};
 
 const BYTES_MAX: usize = 64 << 20;
 
-/// Of records with values of these sizes, every third with headers.
+/// A batch of records with values of these sizes. Every third record has headers.
 fn batch(codec: Codec, sizes: &[usize]) -> Bytes {
     let mut builder = BatchBuilder::new(codec);
     for (n, size) in sizes.iter().enumerate() {
@@ -27,7 +27,7 @@ fn scan(batch: &Bytes, bytes_max: usize) -> Scan {
     Scan::new(batch, &BatchHeader::read(batch).unwrap(), bytes_max).unwrap()
 }
 
-/// All records' deltas, and how many shares it took.
+/// Returns all records' deltas, and the number of shares that the walk took.
 fn walk(batch: &Bytes, share: Share) -> Result<(Vec<(i64, i64)>, usize), ReadError> {
     let mut scan = scan(batch, BYTES_MAX);
     let (mut found, mut shares, mut left) = (Vec::new(), 1, share);
@@ -66,7 +66,7 @@ fn every_record_is_met_whatever_the_codec_and_the_share() {
 #[test]
 fn one_share_does_so_much_and_no_more() {
     for codec in Codec::ALL {
-        // Many small records: a share ends by their number.
+        // Many small records: the number of records ends a share.
         let batch_of_many = batch(codec, &[1; 100_000]);
         let mut scan = scan(&batch_of_many, BYTES_MAX);
         let mut share = Share::TURN;
@@ -75,7 +75,8 @@ fn one_share_does_so_much_and_no_more() {
             records += 1;
         }
         assert!((1..=RECORDS_A_TURN).contains(&records), "{codec:?}: {records}");
-        // One record that unfolds to much: by bytes, but for the last piece.
+        // One record that decompresses to many bytes: the bytes end a share. Only its last piece may exceed the
+        // share.
         if codec != Codec::None {
             let (_, shares) = walk(&batch(codec, &[40 << 20]), Share::TURN).unwrap();
             let least = (40 << 20) / (BYTES_A_TURN + (16 << 10));
@@ -100,7 +101,7 @@ fn what_unfolds_to_more_than_is_allowed_is_an_error() {
     }
 }
 
-/// A batch of one record, these bytes, sealed.
+/// A batch with these bytes as its records and a correct CRC.
 fn raw(codec: Codec, count: i32, records: &[u8]) -> Bytes {
     let mut builder = BatchBuilder::default();
     builder.push(0, None, None);
@@ -151,7 +152,7 @@ fn records_whose_fields_do_not_fit_are_refused_by_name() {
 
 #[test]
 fn a_search_stops_at_the_record_it_looks_for() {
-    // The first piece holds the record; the rest of the batch would take hundreds.
+    // The first piece holds the record. The rest of the batch would take hundreds of pieces.
     let mut sizes = vec![10usize; 3];
     sizes.push(40 << 20);
     for codec in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {

@@ -1,7 +1,7 @@
 //! One connection on its core: frames in, vectored writes out.
 //!
-//! Lives on: the core that drives it. Reader and writer share the socket and may be driven by two tasks.
-//! Futures may be dropped at any await: what was read or not yet written stays in the reader or writer.
+//! Lives on: the core that drives it. Reader and writer share the socket, and two tasks may drive them. A future may
+//! be dropped at any await: data that was read or is not yet written stays in the reader or writer.
 
 #[cfg(test)]
 mod tests;
@@ -20,20 +20,20 @@ use crate::codec::parts::Parts;
 use crate::rt::{self, Watched};
 use crate::transport::listen::Accepted;
 
-/// Buffers per system call; the kernel takes at most 1024 (IOV_MAX).
+/// The maximum buffers per system call. The kernel accepts at most 1024 (IOV_MAX).
 const IOV_MAX: usize = 1024;
 
-/// Why a connection ended other than by the peer closing it between two frames.
+/// Why a connection ended, other than by the peer closing it between two frames.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnError {
-    /// The peer does not speak the protocol, or stopped within a frame.
+    /// The peer does not speak the protocol, or closed the connection within a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Splits a connection in its two halves. Must be called on the executor that will drive them.
+/// Splits a connection into its two halves. Must be called on the executor that will drive them.
 pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameReader, FrameWriter)> {
     let peer = accepted.peer;
     let socket = Rc::new(Watched::new(accepted.stream)?);
@@ -42,7 +42,7 @@ pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameRead
     Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
 }
 
-/// Connects without blocking the core. There is no timeout here: race it against a timer and drop it.
+/// Connects without blocking the core. There is no timeout here: the caller races it against a timer and drops it.
 pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -51,7 +51,7 @@ pub async fn connect(addr: SocketAddr) -> io::Result<Accepted> {
     match started {
         Ok(()) => {}
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
-            // The duplicate lets the socket leave the reactor again: it may go to another core.
+            // Only the duplicate is registered with this reactor, so that the socket itself may go to another core.
             let watched = Watched::new(stream.try_clone()?)?;
             watched.writable().await?;
             if let Some(e) = stream.take_error()? {
@@ -70,48 +70,48 @@ struct Shared {
     moved: Rc<Moved>,
 }
 
-/// Bytes that went through a connection so far, and those that wait.
+/// Counts the bytes of a connection: received, sent, and queued.
 #[derive(Debug, Default)]
 struct Moved {
     received: Cell<u64>,
     sent: Cell<u64>,
-    /// Queued by the writer.
+    /// Bytes that the writer has queued.
     unsent: Cell<usize>,
 }
 
 impl Shared {
     fn shutdown(&self) {
-        // Fails only if the peer was faster.
+        // Fails only if the peer has already closed the connection.
         let _ = self.socket.get().shutdown(Shutdown::Both);
     }
 }
 
-/// For whoever watches over a connection while its halves are in use.
+/// Lets another task watch a connection while its halves are in use.
 #[derive(Debug, Clone)]
 pub struct ConnHandle(Shared);
 
 impl ConnHandle {
-    /// Bytes that were received or sent so far, of unfinished frames too.
+    /// Bytes received and sent so far, including unfinished frames.
     pub fn moved_bytes(&self) -> u64 {
         self.received_bytes().wrapping_add(self.sent_bytes())
     }
 
-    /// Bytes that were received so far, of unfinished frames too.
+    /// Bytes received so far, including unfinished frames.
     pub fn received_bytes(&self) -> u64 {
         self.0.moved.received.get()
     }
 
-    /// Bytes that the peer's side has taken so far.
+    /// Bytes sent so far: the kernel has accepted them.
     pub fn sent_bytes(&self) -> u64 {
         self.0.moved.sent.get()
     }
 
-    /// Bytes that are queued and not sent.
+    /// Bytes that are queued and not yet sent.
     pub fn unsent_bytes(&self) -> usize {
         self.0.moved.unsent.get()
     }
 
-    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    /// Closes the connection in both directions. A waiting reader or writer wakes up.
     pub fn shutdown(&self) {
         self.0.shutdown();
     }
@@ -133,7 +133,7 @@ impl FrameReader {
         ConnHandle(self.shared.clone())
     }
 
-    /// The next frame without its length prefix; `None` when the peer has closed between two frames.
+    /// The next frame without its length prefix. `None` when the peer has closed the connection between two frames.
     pub async fn read_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
         loop {
             if let Some(frame) = self.buffered_frame().await? {
@@ -145,18 +145,19 @@ impl FrameReader {
         }
     }
 
-    /// The next frame without its length prefix, if all of it has been received.
+    /// The next frame without its length prefix, if all of it has arrived.
     pub async fn buffered_frame(&mut self) -> Result<Option<Bytes>, ConnError> {
         let frame = self.decoder.next_frame()?;
         if frame.is_some() {
-            // A peer that sends without pause must not keep the core to itself.
+            // A peer that sends without pause must not keep other tasks off the core.
             rt::yield_if_needed().await;
         }
         Ok(frame)
     }
 
-    /// Waits until the peer has sent more of the next frame, and takes it in, until so many bytes of it are here at most. Returns `false`
-    /// when the peer has closed between two frames. Call only after [`FrameReader::buffered_frame`] found none.
+    /// Waits for more bytes of the next frame and reads once, up to `goal` bytes in the buffer. Returns `false` when
+    /// the peer has closed the connection between two frames. Call only after [`FrameReader::buffered_frame`]
+    /// returned `None`.
     pub async fn receive(&mut self, goal: usize) -> Result<bool, ConnError> {
         let most = goal.saturating_sub(self.decoder.received()).max(1);
         loop {
@@ -184,42 +185,42 @@ impl FrameReader {
         }
     }
 
-    /// What the frame that is being received is to have, prefix and all; 0 while its prefix is not here.
+    /// The size of the frame being received, prefix included. 0 while its prefix is incomplete or invalid.
     pub fn expected_bytes(&self) -> usize {
         self.decoder.expected()
     }
 
-    /// How much of that frame is to be received next.
+    /// How many bytes of that frame the buffer should hold next.
     pub fn next_goal(&self) -> usize {
         self.decoder.next_goal()
     }
 
-    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    /// Closes the connection in both directions. A waiting reader or writer wakes up.
     pub fn shutdown(&self) {
         self.shared.shutdown();
     }
 
-    /// From now on, frames may have so many bytes.
+    /// Sets the maximum bytes of the frames from now on.
     pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
         self.decoder.set_limit(frame_bytes_max);
     }
 
-    /// Another handle to the same connection, which belongs to no core yet.
+    /// Duplicates the socket. The duplicate belongs to no core yet.
     pub fn duplicate(&self) -> io::Result<Accepted> {
         Ok(Accepted { stream: self.shared.socket.get().try_clone()?, peer: self.shared.peer })
     }
 
-    /// What has been received beyond the frames handed out, for another reader of the same connection.
+    /// Takes the bytes received after the frames already returned, for another reader of the same connection.
     pub fn take_received(&mut self) -> Bytes {
         self.decoder.take_received()
     }
 
-    /// Begins with what another reader of the same connection has received.
+    /// Puts in the bytes that another reader of the same connection has received.
     pub fn put_received(&mut self, received: &[u8]) {
         self.decoder.extend(received);
     }
 
-    /// Bytes of memory held beyond the frames handed out.
+    /// Bytes of memory held, without the frames already returned.
     pub fn buffer_bytes(&self) -> usize {
         self.decoder.buffer_bytes()
     }
@@ -238,7 +239,7 @@ impl FrameWriter {
         self.shared.peer
     }
 
-    /// Queues a message behind those before it. The queue has no bound of its own: whoever pushes keeps count by
+    /// Queues a message after those before it. The queue has no limit of its own: the caller must watch
     /// [`FrameWriter::queued_bytes`].
     pub fn push(&mut self, parts: Parts) {
         for part in parts.into_iter().filter(|part| !part.is_empty()) {
@@ -248,7 +249,7 @@ impl FrameWriter {
         self.shared.moved.unsent.set(self.queued_bytes);
     }
 
-    /// Drops what is queued, for a peer that is gone.
+    /// Drops the queue, for a peer that is gone.
     pub fn clear(&mut self) {
         self.queue.clear();
         self.queued_bytes = 0;
@@ -259,7 +260,7 @@ impl FrameWriter {
         self.queued_bytes
     }
 
-    /// Sends all that is queued.
+    /// Sends everything that is queued.
     pub async fn flush(&mut self) -> io::Result<()> {
         while !self.queue.is_empty() {
             match self.send() {
@@ -272,13 +273,13 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Queues a message and sends all that is queued.
+    /// Queues a message and sends everything that is queued.
     pub async fn write(&mut self, parts: Parts) -> io::Result<()> {
         self.push(parts);
         self.flush().await
     }
 
-    /// One vectored write. A peer that is gone is an error, not a signal (MSG_NOSIGNAL).
+    /// Makes one vectored write. If the peer is gone, it returns an error and raises no signal (MSG_NOSIGNAL).
     fn send(&self) -> io::Result<usize> {
         let slices: Vec<IoSlice<'_>> = self.queue.iter().take(IOV_MAX).map(|part| IoSlice::new(part)).collect();
         SockRef::from(self.shared.socket.get()).send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL)
@@ -300,7 +301,7 @@ impl FrameWriter {
         }
     }
 
-    /// Ends the connection in both directions; a waiting reader or writer wakes.
+    /// Closes the connection in both directions. A waiting reader or writer wakes up.
     pub fn shutdown(&self) {
         self.shared.shutdown();
     }

@@ -31,7 +31,7 @@ use crate::transport::listen::{self, BindError, Bound, Listener};
 
 const LOCAL: &str = "127.0.0.1:0";
 const FRAME_BYTES_MAX: usize = 8 << 20;
-/// Longer than any of these tests should take; its end is a failure, never a pass.
+/// Longer than any of these tests should take. Reaching it always fails the test.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn bound() -> (Bound, SocketAddr) {
@@ -40,7 +40,7 @@ fn bound() -> (Bound, SocketAddr) {
     (bound, addr)
 }
 
-/// A server of one connection on a thread and executor of its own.
+/// Serves one connection on a new thread with its own executor.
 fn serve<F, T>(handle: impl FnOnce(FrameReader, FrameWriter) -> F + Send + 'static) -> (SocketAddr, JoinHandle<T>)
 where
     F: Future<Output = T>,
@@ -81,7 +81,7 @@ fn frames_pass_both_ways() {
     let mut writing = peer.try_clone().unwrap();
     let expected = sent.clone();
     let writer = thread::spawn(move || {
-        // First byte by byte, so that a prefix comes in pieces.
+        // The first bytes go one by one, so that a prefix arrives in pieces.
         sent[..12].iter().for_each(|byte| writing.write_all(&[*byte]).unwrap());
         writing.write_all(&sent[12..]).unwrap();
         writing.shutdown(std::net::Shutdown::Write).unwrap();
@@ -93,7 +93,7 @@ fn frames_pass_both_ways() {
     assert_eq!(server.join().unwrap(), bodies.len());
 }
 
-/// More buffers than one system call takes, more bytes than the socket holds, and a reader that starts late.
+/// More buffers than one system call accepts, more bytes than the socket holds, and a reader that starts late.
 #[test]
 fn many_shared_parts_arrive_in_order() {
     const PARTS: usize = 5_000;
@@ -164,7 +164,7 @@ fn shutdown_wakes_a_waiting_reader() {
 fn a_peer_that_is_gone_is_an_error_not_a_signal() {
     let (gone, wait) = mpsc::channel();
     let (addr, server) = serve(async move |mut reader, mut writer| {
-        // The end, or a reset: either way the peer no longer reads.
+        // The stream ends or is reset. Either way the peer no longer reads.
         let _ = reader.read_frame().await;
         wait.recv_timeout(TIMEOUT).unwrap();
         let block = Bytes::from(vec![0; 1 << 20]);
@@ -238,7 +238,7 @@ fn connecting_to_nobody_is_an_error() {
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
 }
 
-/// Answers requests until the peer closes; ApiVersions above `api_versions_max` as an older broker would.
+/// Answers requests until the peer closes. Rejects ApiVersions above `api_versions_max`, as an older broker does.
 async fn broker(mut reader: FrameReader, mut writer: FrameWriter, api_versions_max: i16) {
     let mut stored = Vec::new();
     while let Some(frame) = reader.read_frame().await.unwrap() {
@@ -318,19 +318,19 @@ fn the_client_negotiates_and_calls() {
 
 #[test]
 fn the_client_says_what_went_wrong() {
-    // Closes at once.
+    // A server that closes at once.
     let (addr, server) = serve(async |_reader, _writer| ());
     let error = Client::connect(&addr.to_string(), "test", TIMEOUT).unwrap_err();
     assert!(matches!(error, ClientError::Closed { .. } | ClientError::Io(_)), "{error}");
     server.join().unwrap();
 
-    // Never answers.
+    // A server that never answers.
     let silent = TcpListener::bind(LOCAL).unwrap();
     let addr = silent.local_addr().unwrap().to_string();
     let error = Client::connect(&addr, "test", Duration::from_millis(20)).unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
 
-    // Refuses.
+    // A server that rejects the request.
     let (addr, server) = serve(async |mut reader, mut writer| {
         let frame = reader.read_frame().await.unwrap().unwrap();
         let (header, _) = request::decode(&frame).unwrap();

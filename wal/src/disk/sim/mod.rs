@@ -1,11 +1,16 @@
-//! A disk in memory that keeps no promise it did not give: what was not synced is lost, kept or torn by the sector.
+//! A disk in memory that keeps only what it promised. After a crash, unsynced data is lost, kept or torn by the
+//! sector.
 //! Lives on: one thread; for tests and simulations. Everything random comes from the seed.
 //!
-//! Model. A write counts, for a crash, from the moment it is submitted: each of its sectors may survive or not. A sync covers what had
-//! completed when it was submitted, and nothing before it has completed itself. After a failed sync, what it should have
-//! covered is never durable by a later one (as Linux drops the pages). A [`Durability::Synced`](crate::disk::Durability::Synced) write covers itself, not
-//! others. Names: any subset of the changes that no [`Disk::sync_dir`](crate::disk::Disk::sync_dir) covered survives, in their order. Operations take a
-//! random number of polls, so those in flight together complete in any order.
+//! Model:
+//!
+//! - A write can survive a crash from the moment it is submitted: each of its sectors may survive or not.
+//! - A sync covers the operations that had completed when it was submitted, and takes effect only once it completes.
+//! - After a failed sync, no later sync makes the data durable that it should have covered (Linux drops those pages).
+//! - A [`Durability::Synced`](crate::disk::Durability::Synced) write covers itself, but no other write.
+//! - Names: of the changes that no [`Disk::sync_dir`](crate::disk::Disk::sync_dir) covered, any subset survives, in
+//!   order.
+//! - Operations take a random number of polls, so operations in flight together complete in any order.
 //!
 //! Panics when a transfer is not whole blocks in aligned memory.
 
@@ -20,7 +25,7 @@ use std::{
 
 mod ops;
 
-/// What survives a crash whole or not at all.
+/// The unit that survives a crash whole or not at all.
 pub const SECTOR: usize = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,25 +45,25 @@ pub enum Kind {
     Truncate,
 }
 
-/// An operation at its submission.
+/// An operation when it is submitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op<'a> {
     pub kind: Kind,
-    /// The file or directory; where a rename comes from.
+    /// The file or directory; for a rename, the source.
     pub path: &'a Path,
-    /// For [`Kind::SyncDir`]: names in it with changes that are not durable.
+    /// For [`Kind::SyncDir`]: the names in it with changes that are not durable.
     pub names: Vec<PathBuf>,
 }
 
-/// What becomes of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Go,
-    /// Says it worked, does nothing.
+    /// Reports success but does nothing.
     Skip,
-    /// Fails with this number of the system's; a write may have happened in part.
+    /// Fails with this errno; a write may have happened in part.
     Fail(i32),
-    /// A write of a part only, which is an error (`WriteZero`); anything else goes.
+    /// Writes only a part, which is an error (`WriteZero`). Operations other than writes succeed.
     Short,
 }
 
@@ -75,11 +80,11 @@ type Version = u64;
 struct Inode {
     live: Vec<u8>,
     durable: Vec<u8>,
-    /// By sector: what may be there after a crash instead of what is durable, in order of submission.
+    /// By sector: contents that a crash may leave instead of the durable ones, in order of submission.
     pending: BTreeMap<u64, Vec<(Version, Bytes)>>,
     /// Lengths that the file may have after a crash.
     lens: Vec<(Version, usize)>,
-    /// When it was written last.
+    /// When the file was last written.
     modified_ms: i64,
 }
 
@@ -91,7 +96,7 @@ struct Change {
 }
 
 type FateOf = Box<dyn FnMut(&Op) -> Fate>;
-/// Waits as long as an operation takes.
+/// Makes the future that an operation waits for before it completes.
 type Pace = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>;
 
 struct World {
@@ -101,9 +106,9 @@ struct World {
     durable: BTreeMap<PathBuf, Node>,
     changes: Vec<Change>,
     version: Version,
-    /// Not completed.
+    /// Operations that have not completed.
     under_way: BTreeSet<Version>,
-    /// Covered by a sync that failed.
+    /// Operations that a failed sync should have covered.
     lost: BTreeSet<Version>,
     ops: u64,
     stop_at: u64,
@@ -112,7 +117,7 @@ struct World {
     pace: Option<Pace>,
     trace: Option<Vec<(Kind, PathBuf)>>,
     writes: Option<Vec<(PathBuf, Bytes)>>,
-    /// When writes happen.
+    /// The time at which writes happen.
     now_ms: i64,
 }
 
@@ -169,7 +174,8 @@ impl SimDisk {
         self.0.borrow().ops
     }
 
-    /// The disk stops with the `ops`-th operation from now: that one begins but does not complete, later ones don't begin.
+    /// The disk stops at the `ops`-th operation from now. That operation begins but does not complete; later ones do
+    /// not begin.
     pub fn stop_after(&self, ops: u64) {
         let mut world = self.0.borrow_mut();
         world.stop_at = world.ops.saturating_add(ops);
@@ -183,20 +189,20 @@ impl SimDisk {
         self.0.borrow().stopped
     }
 
-    /// The machine goes on after [`SimDisk::stop`], as after the death of a process alone: what was under way has happened, nothing
-    /// is lost, nothing is synced.
+    /// Continues after [`SimDisk::stop`], as if only the process had died and not the machine. Operations that were
+    /// in flight have happened, nothing is lost, and nothing is synced.
     pub fn resume(&self) {
         let mut world = self.0.borrow_mut();
         world.under_way.clear();
         (world.stopped, world.stop_at) = (false, u64::MAX);
     }
 
-    /// Asks `fate` for each operation from now on, at its submission.
+    /// Calls `fate` for each operation from now on, when it is submitted.
     pub fn fates(&self, fate: impl FnMut(&Op) -> Fate + 'static) {
         self.0.borrow_mut().fate = Some(Box::new(fate));
     }
 
-    /// Gives the `nth` (from 0) operation of `kind` from now on a fate, the others go.
+    /// Sets the fate of the `nth` (from 0) operation of `kind` from now on; all others go.
     pub fn fate_of(&self, kind: Kind, nth: u64, fate: Fate) {
         let mut seen = 0;
         self.fates(move |op| {
@@ -209,33 +215,33 @@ impl SimDisk {
         self.0.borrow_mut().fate = None;
     }
 
-    /// Has each operation from now on wait for what `pace` makes, before it completes.
+    /// From now on, each operation awaits the future that `pace` makes before it completes.
     pub fn paced(&self, pace: impl Fn() -> Pin<Box<dyn Future<Output = ()>>> + 'static) {
         self.0.borrow_mut().pace = Some(Rc::new(pace));
     }
 
-    /// Writes happen at this time from now on, in ms since the epoch.
+    /// Sets the time of writes from now on, in ms since the epoch.
     pub fn set_time(&self, now_ms: i64) {
         self.0.borrow_mut().now_ms = now_ms;
     }
 
-    /// Begins to record the operations, or takes what was recorded.
+    /// Starts recording the operations, and returns those recorded so far.
     pub fn trace(&self) -> Vec<(Kind, PathBuf)> {
         self.0.borrow_mut().trace.replace(Vec::new()).unwrap_or_default()
     }
 
-    /// Begins to record what is written, as the memory that it is written from, or takes what was recorded.
+    /// Starts recording what is written, as the memory that it is written from, and returns what was recorded so far.
     pub fn writes(&self) -> Vec<(PathBuf, Bytes)> {
         self.0.borrow_mut().writes.replace(Vec::new()).unwrap_or_default()
     }
 
-    /// Flips one bit of a file, live and durable.
+    /// Flips one bit of a file, both live and durable.
     pub fn flip(&self, path: &Path, bit: usize) {
         let byte = self.bytes(path)[bit / 8];
         self.patch(path, bit / 8, &[byte ^ (1 << (bit % 8))]);
     }
 
-    /// Puts other bytes into a file behind everybody's back, durably.
+    /// Overwrites bytes of a file outside of any operation, durably.
     pub fn patch(&self, path: &Path, at: usize, bytes: &[u8]) {
         let mut world = self.0.borrow_mut();
         let inode = world.inode_of(path);
@@ -258,12 +264,12 @@ impl SimDisk {
         world.live.iter().filter(|(_, node)| matches!(node, Node::File(_))).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Sectors of a file that a crash may leave in more than one state.
+    /// The sectors of a file that a crash may leave in more than one state.
     pub fn unsynced_sectors(&self, path: &Path) -> Vec<u64> {
         self.0.borrow_mut().inode_of(path).pending.keys().copied().collect()
     }
 
-    /// What a crash leaves: nothing, some or all of what was not synced. This disk stays as it is.
+    /// The disk after a crash: none, some or all of the unsynced data survives. This disk stays unchanged.
     pub fn crash(&self) -> SimDisk {
         let mut rng = self.0.borrow_mut().rng.fork();
         let keep = [0.0, 0.5, 1.0][rng.usize(..3)];
@@ -275,9 +281,10 @@ impl SimDisk {
         )
     }
 
-    /// What a crash leaves, chosen: for a sector of a file with so many unsynced versions, which one survives (0 is the
-    /// synced one, then in order of submission); the same for a file's length, as sector `u64::MAX`; and whether a change of
-    /// names survives, by the first of them.
+    /// The disk after a crash whose outcome the caller chooses. `sector` picks which version of a sector survives,
+    /// given how many unsynced versions there are (0 is the synced one, then in order of submission). It also picks
+    /// the file's length, as sector `u64::MAX`. `name` decides whether a change of names survives, given the first of
+    /// them.
     pub fn crash_with(
         &self,
         mut sector: impl FnMut(&Path, u64, usize) -> usize,
@@ -291,7 +298,7 @@ impl SimDisk {
                 apply(&mut names, change);
             }
         }
-        // What lies in a directory that is not there is not there.
+        // A path does not survive unless all its parent directories do.
         let dirs: BTreeSet<PathBuf> =
             names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.clone()).collect();
         names.retain(|path, _| path.ancestors().skip(1).all(|dir| dirs.contains(dir)));
@@ -351,7 +358,7 @@ impl World {
         version
     }
 
-    /// What a sync that is submitted now covers.
+    /// Which versions a sync that is submitted now covers.
     fn coverage(&self) -> impl Fn(Version) -> bool + 'static {
         let (now, uncovered) = (self.version, &self.under_way | &self.lost);
         move |version| version <= now && !uncovered.contains(&version)
@@ -372,7 +379,7 @@ impl Inode {
     }
 
     fn set_len(&mut self, version: Version, len: usize) {
-        // What is cut off reads as zeros if the file grows again.
+        // Bytes that are cut off read as zeros if the file grows again.
         let known =
             self.durable.len().max(self.pending.keys().next_back().map_or(0, |last| (*last as usize + 1) * SECTOR));
         for sector in len.div_ceil(SECTOR)..known.div_ceil(SECTOR) {
@@ -395,7 +402,7 @@ impl Inode {
                     let len = SECTOR.min(durable.len() - from);
                     durable[from..from + len].copy_from_slice(&versions[last].1[..len]);
                 }
-                // What is older and still under way may yet land on top.
+                // Older writes that are still in flight may yet land on top.
                 let mut at = 0;
                 versions.retain(|(version, _)| {
                     at += 1;

@@ -1,4 +1,4 @@
-//! The simulated disk's operations: each is submitted, takes effect, takes its time, and completes.
+//! The simulated disk's operations. Each one is submitted, takes effect, takes its time, and completes.
 
 use super::{Change, Fate, Inode, Kind, Node, Op, SECTOR, SimDisk, SimFile, Version, World, apply};
 use crate::{
@@ -19,7 +19,7 @@ fn os(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code)
 }
 
-/// Submits an operation: counts it and decides what becomes of it.
+/// Submits an operation: counts it and decides its fate.
 async fn submit(world: &Rc<RefCell<World>>, kind: Kind, path: &Path) -> Fate {
     poll_fn(|_| if world.borrow().stopped { Poll::Pending } else { Poll::Ready(()) }).await;
     let mut now = world.borrow_mut();
@@ -42,7 +42,7 @@ async fn submit(world: &Rc<RefCell<World>>, kind: Kind, path: &Path) -> Fate {
     decided
 }
 
-/// Lets an operation take its time; never returns once the disk has stopped.
+/// Lets an operation take its time. Never returns once the disk has stopped.
 async fn complete(world: &Rc<RefCell<World>>) {
     let pace = world.borrow().pace.clone();
     if let Some(pace) = pace {
@@ -232,7 +232,7 @@ impl File for SimFile {
         if let Some(writes) = &mut self.world.borrow_mut().writes {
             writes.push((self.path.clone(), data.clone()));
         }
-        // The sync that belongs to the write is a separate choice of the fates, made now.
+        // The write's own sync gets a fate of its own, decided now.
         let sync = match (durability, fate) {
             (Durability::Synced, Fate::Go | Fate::Skip) if !self.world.borrow().stopped => {
                 submit(&self.world, Kind::Sync, &self.path).await
@@ -266,7 +266,7 @@ impl File for SimFile {
             }
             version
         };
-        // A write that failed is over as well: a later sync covers what of it happened.
+        // A failed write has ended too: a later sync covers the part of it that happened.
         let failed = |error| {
             self.world.borrow_mut().under_way.remove(&version);
             Err(error)

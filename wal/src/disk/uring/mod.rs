@@ -1,8 +1,10 @@
-//! The disk of a running broker: an `io_uring` of its own on each core, which the core's reactor watches.
-//! Lives on: one core. Every operation goes through the ring, opening and renaming too, so a core never blocks in them; only
-//! [`Disk::list`], [`File::len`] and, on kernels without it, [`File::truncate`] are plain calls, made when files are opened.
+//! The disk of a running broker: each core has its own `io_uring`, which the core's reactor watches.
+//! Lives on: one core. Every operation goes through the ring, also opening and renaming, so a core never blocks in
+//! them. Only [`Disk::list`], [`File::len`] and, on kernels without it, [`File::truncate`] are plain calls, made when
+//! files are opened.
 //!
-//! Invariant: memory that the kernel reads or writes belongs to the operation until it completes, even if its future is dropped.
+//! Invariant: an operation owns the memory that the kernel reads or writes until it completes, even if its future is
+//! dropped.
 
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
@@ -34,39 +36,39 @@ const DEPTH: u32 = 256;
 /// RWF_DSYNC of `preadv2(2)`: the write is durable when it completes.
 const RWF_DSYNC: i32 = 0x2;
 
-/// How a [`Durability::Synced`] write is made durable. On an idle machine the three differ little; on busy cores the first one
-/// waits longest, since its completion goes through a kernel worker that competes for the core (90 of 100 appends of 4 KiB
-/// within 4 ms, against 0.2 ms for the others, with a compiler on both cores).
+/// How a [`Durability::Synced`] write is made durable. On an idle machine the three differ little. On busy cores the
+/// first one has the highest latency, since its completion goes through a kernel worker that competes for the core.
+/// Measured with a compiler on both cores: 90 of 100 appends of 4 KiB within 4 ms, against 0.2 ms for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SyncBy {
-    /// The write itself, by RWF_DSYNC: one operation, and a device with FUA needs no flush of its cache.
+    /// The write itself, with RWF_DSYNC: one operation, and a device with FUA needs no flush of its cache.
     Write,
-    /// An fdatasync linked to the write. If the write fails, the error is that the sync was cancelled.
+    /// An fdatasync linked to the write. If the write fails, the reported error is that the sync was cancelled.
     LinkedSync,
-    /// An fdatasync once the write has completed: the quickest in most of our measurements, and errors are precise.
+    /// An fdatasync after the write has completed: the fastest in most of our measurements, and errors are precise.
     #[default]
     LaterSync,
 }
 
-/// What an operation in flight owns: it is the kernel's until the operation completes. Descriptors too, or an operation that is still queued
-/// might meet another file under the same number.
+/// The resources of an operation in flight. They belong to the kernel until the operation completes. Descriptors are
+/// included, because an operation that is still queued might otherwise hit another file under the same number.
 #[allow(dead_code, reason = "held for the kernel, not for us")]
 enum Held {
     File(Rc<OwnedFd>),
     Data(Rc<OwnedFd>, Bytes),
     Space(Rc<OwnedFd>, Chunk),
     Paths(CString, CString),
-    /// Its result is a descriptor.
+    /// The operation's result is a descriptor.
     Open(CString),
 }
 
 impl Held {
-    /// Nobody asks for the result any more.
+    /// Handles the result of an operation that nobody waits for any more.
     fn let_go(self, result: i32) {
         if let Held::Open(_) = self
             && result >= 0
         {
-            // SAFETY: the kernel just opened it for us, and nobody else knows of it.
+            // SAFETY: the kernel just opened it for us, and nobody else refers to it.
             drop(unsafe { OwnedFd::from_raw_fd(result) });
         }
     }
@@ -77,7 +79,7 @@ enum Op {
         held: Held,
         waker: Option<Waker>,
     },
-    /// Its future is gone; what it holds is let go when it completes.
+    /// Its future was dropped. The resources are released when the operation completes.
     Abandoned {
         held: Held,
     },
@@ -87,7 +89,7 @@ enum Op {
     },
 }
 
-/// Entries that must reach the kernel in one call: one, or two that are linked.
+/// Entries that must reach the kernel in one call: a single one, or two that are linked.
 type Entries = (squeue::Entry, Option<squeue::Entry>);
 
 struct Ring {
@@ -103,14 +105,15 @@ struct Ring {
 #[derive(Clone)]
 pub struct UringDisk(Rc<Ring>);
 
-/// The eventfd that the kernel rings when there is something to reap.
+/// The eventfd that the kernel signals when there are completions to reap.
 struct Bell(OwnedFd);
 
 impl Bell {
-    /// Silences it, before what it rang for is looked at.
+    /// Resets the eventfd, before the completions are looked at.
     fn silence(&self) {
         let mut count = [0u8; 8];
-        // SAFETY: reads eight bytes into a live buffer of that size. It fails only if nothing has rung, which is as well.
+        // SAFETY: reads eight bytes into a live buffer of that size. It fails only if nothing was signalled, which is
+        // fine.
         unsafe { libc::read(self.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
     }
 }
@@ -122,20 +125,20 @@ impl AsRawFd for Bell {
 }
 
 impl UringDisk {
-    /// Sets up the ring. Must be called on the core's executor, which watches it from then on.
+    /// Sets up the ring. Must be called on the core's executor, which watches the ring from then on.
     pub fn new() -> io::Result<Self> {
         Self::with(SyncBy::default())
     }
 
     pub fn with(sync_by: SyncBy) -> io::Result<Self> {
-        // Both flags save interrupts (Linux 6.1); older kernels do without.
+        // Both flags save interrupts (Linux 6.1); older kernels run without them.
         let uring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build(DEPTH)
             .or_else(|_| IoUring::builder().build(DEPTH))?;
-        // Polling the ring's own descriptor would miss deferred work; an eventfd is rung for it.
-        // SAFETY: plain system call; the descriptor it returns is ours alone.
+        // Polling the ring's own descriptor would miss deferred work; the kernel signals an eventfd for it.
+        // SAFETY: plain system call; the descriptor that it returns is ours alone.
         let bell = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         if bell < 0 {
             return Err(io::Error::last_os_error());
@@ -155,8 +158,8 @@ impl UringDisk {
         Ok(Self(ring))
     }
 
-    /// Whether some file had to be opened without O_DIRECT, because its file system refuses it: writes then go through the
-    /// page cache, which is slower and uses memory beyond the broker's budget.
+    /// Whether some file had to be opened without O_DIRECT because its file system refuses it. Writes then go through
+    /// the page cache, which is slower and uses memory beyond the broker's budget.
     pub fn is_buffered(&self) -> bool {
         self.0.buffered.get()
     }
@@ -177,7 +180,7 @@ impl UringDisk {
     }
 }
 
-/// Takes completions as long as the disk is in use.
+/// Reaps completions as long as the disk is in use.
 async fn reap(ring: Weak<Ring>, bell: rt::Watched<Bell>) {
     while bell.readable().await.is_ok() {
         bell.get().silence();
@@ -194,7 +197,7 @@ impl Ring {
         self.flush();
     }
 
-    /// Hands to the kernel what it takes.
+    /// Submits as many entries as the kernel takes.
     fn flush(&self) {
         let mut uring = self.uring.borrow_mut();
         let mut backlog = self.backlog.borrow_mut();
@@ -205,7 +208,7 @@ impl Ring {
                     break;
                 }
                 for entry in [Some(first), linked.as_ref()].into_iter().flatten() {
-                    // SAFETY: what the entry points to is held in `ops` until the operation completes.
+                    // SAFETY: `ops` holds what the entry points to until the operation completes.
                     unsafe { queue.push(entry) }.expect("there is room");
                 }
                 backlog.pop_front();
@@ -216,7 +219,7 @@ impl Ring {
 
     fn reap(&self) {
         let mut uring = self.uring.borrow_mut();
-        // With deferred task work, completions are only posted when their owner asks for events.
+        // With deferred task work, the kernel posts completions only when the ring's owner asks for events.
         // SAFETY: no argument is passed.
         let asked = unsafe { uring.submitter().enter::<()>(0, 0, IORING_ENTER_GETEVENTS, None) };
         tolerate(asked, "gives no io_uring completions");
@@ -250,11 +253,11 @@ impl Ring {
         wakers
     }
 
-    /// Runs one operation; gives back what it held.
+    /// Runs one operation, then returns its result and its resources.
     async fn run(self: &Rc<Self>, (entry, linked): Entries, held: Held) -> (io::Result<i32>, Held) {
         let key = self.ops.borrow_mut().insert(Op::Waiting { held, waker: None });
         let entries = match linked {
-            // The last one of a chain speaks for it: it is cancelled if the first one fails or is short.
+            // The last operation of a chain reports for both: it is cancelled if the first one fails or is short.
             Some(last) => (entry.user_data(LINKED_WRITE), Some(last.user_data(key as u64))),
             None => (entry.user_data(key as u64), None),
         };
@@ -263,7 +266,8 @@ impl Ring {
     }
 }
 
-/// EBUSY and EAGAIN: the kernel wants completions taken first; they wake the reaper, which submits again.
+/// Accepts EBUSY and EAGAIN: the kernel wants its completions reaped first. They wake the reaper, which submits
+/// again. Also accepts EINTR.
 fn tolerate(result: io::Result<usize>, what: &str) {
     if let Err(error) = result
         && !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
@@ -273,7 +277,7 @@ fn tolerate(result: io::Result<usize>, what: &str) {
 }
 
 impl Drop for Ring {
-    /// Waits for what is in flight: its memory would be given to others while the kernel still uses it.
+    /// Waits for the operations in flight. Otherwise their memory would be reused while the kernel still accesses it.
     fn drop(&mut self) {
         let unsent: Vec<Entries> = self.backlog.get_mut().drain(..).collect();
         for (first, last) in unsent {
@@ -288,10 +292,10 @@ impl Drop for Ring {
 }
 
 const IORING_ENTER_GETEVENTS: u32 = 1;
-/// The user data of a write that another operation speaks for.
+/// The user data of a write whose linked operation reports for it.
 const LINKED_WRITE: u64 = u64::MAX;
 
-/// An operation whose end somebody waits for.
+/// An operation whose completion a future awaits.
 struct Running {
     ring: Rc<Ring>,
     key: Option<usize>,
@@ -343,7 +347,8 @@ impl Disk for UringDisk {
             OpenMode::CreateNew => libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
         };
         let fd = match self.open_with(path, flags | libc::O_DIRECT).await {
-            // The file system has no O_DIRECT. With O_CREAT the name may have been made before that was noticed.
+            // The file system has no O_DIRECT. With O_CREAT the kernel may have created the name before it noticed
+            // that.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 self.0.buffered.set(true);
                 self.open_with(path, flags & !libc::O_EXCL).await?
@@ -450,7 +455,7 @@ impl File for UringFile {
             return Ok(Bytes::new());
         }
         let mut chunk = Chunk::new(block_ceil(len));
-        // One read is all there is, but the kernel may cut it short in the middle of a file too.
+        // One read normally suffices, but the kernel may also cut it short in the middle of a file.
         loop {
             let wanted = u32::try_from(len - chunk.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
             let from = position + chunk.len() as u64;
@@ -476,7 +481,7 @@ impl File for UringFile {
     async fn allocate(&self, len: u64) -> io::Result<()> {
         let entry = opcode::Fallocate::new(self.fd(), len).build();
         match self.ring.run((entry, None), Held::File(self.fd.clone())).await.0 {
-            // No fallocate on this file system: the length alone will do, blocks come with the writes.
+            // This file system has no fallocate. Setting the length suffices; writes then allocate the blocks.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.truncate(len).await,
             allocated => allocated.map(drop),
         }

@@ -1,4 +1,5 @@
-//! What is this disk's own: depth, cancellation, the end of the ring. What all disks do alike is in `disk_tests`.
+//! Tests of what only this disk has: depth, cancellation, the end of the ring. The common contract is in
+//! `disk::tests`.
 
 use crate::disk::uring::*;
 
@@ -38,7 +39,7 @@ fn a_synced_write_may_link_its_sync() {
             file.write(u64::from(n) * BLOCK as u64, data.frozen(0, BLOCK), Durability::Synced).await.unwrap();
         }
         assert_eq!(file.read(0, 8 * BLOCK).await.unwrap()[7 * BLOCK], 7);
-        // A read-only file: the write fails, so the sync is cancelled, and the whole fails.
+        // A read-only file: the write fails, so the sync is cancelled, and the whole operation fails.
         let file = disk.open(&dir.join("file"), OpenMode::Read).await.unwrap();
         let data = Chunk::of(&[1; BLOCK]).frozen(0, BLOCK);
         file.write(0, data, Durability::Synced).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Two brokers, or a broker and somebody who is played by the test, on one core and real sockets.
+//! Two brokers, or one broker and a test that plays the other side, on one core and real sockets.
 
 mod secret;
 
@@ -19,7 +19,7 @@ use net::{
 };
 use std::collections::BTreeSet;
 
-/// Longer than any of these tests should take; its end is a failure, never a pass.
+/// Longer than any of these tests should take. Reaching it is a failure, never a pass.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce() -> F + Send + 'static) {
@@ -53,7 +53,7 @@ fn bound() -> (Bound, SocketAddr) {
     (bound, addr)
 }
 
-/// Keeps what comes in; answers tools when the test says so.
+/// Keeps received messages, and answers tools when the test says so.
 #[derive(Default)]
 struct Inbox {
     received: RefCell<VecDeque<(i32, Vec<PeerMessage>)>>,
@@ -126,7 +126,7 @@ impl Way {
     }
 }
 
-/// Somebody at the other end of one connection.
+/// The other side of one connection, played by the test.
 struct Other {
     reader: FrameReader,
     writer: FrameWriter,
@@ -139,7 +139,7 @@ impl Other {
         Other { reader, writer }
     }
 
-    /// Takes the next connection of a lane and answers its hello; those of the other lane are closed.
+    /// Takes the next connection of a lane and answers its hello. Connections of other lanes are closed.
     async fn accept(listener: &Listener, lane: Lane, me: &Hello) -> Other {
         loop {
             let (mut reader, writer) = peer::open(listener.accept().await.unwrap()).unwrap();
@@ -164,7 +164,7 @@ impl Other {
         peer::read(&mut self.reader).await.unwrap_or_default()
     }
 
-    /// Says who it is; returns what it is told.
+    /// Sends a hello and returns the answer.
     async fn greet(&mut self, me: &Hello) -> Hello {
         self.write(Kind::Hello, wire::encode_hello(me)).await;
         let answer = self.read().await.unwrap();
@@ -219,7 +219,7 @@ fn a_message_for_a_disk_that_is_gone_reaches_nobody() {
         one.way(2, Lane::Control).until_there(true).await;
         one.send(peer_id(2, 6), raft(peer_id(1, 7), peer_id(2, 6)));
         assert_eq!(one.stats.dropped.get(), 1);
-        // Nor does one that was under way when the disk was replaced, or that another peer wrote.
+        // A message sent before the disk was replaced, or written by another peer, does not arrive either.
         let mut other = Other::connect(addr).await;
         assert_eq!(other.greet(&hello(3)).await, hello(2));
         let mine = raft(peer_id(3, 7), peer_id(2, 7));
@@ -243,7 +243,7 @@ fn a_broker_that_comes_back_is_found_again_and_gets_nothing_old() {
         drop(first);
         one.until_there(2, false).await;
         one.send_to_node(2, probe(1));
-        // It has another disk now.
+        // The broker returns with another disk.
         let new = Hello { peer: peer_id(2, 8), ..hello(2) };
         let mut second = Other::accept(&listener, Lane::Control, &new).await;
         one.until_there(2, true).await;
@@ -287,15 +287,15 @@ fn who_comes_must_be_of_this_cluster_too_and_hears_so() {
             Hello { cluster_id: Some("theirs".to_owned()), ..hello(2) },
             Hello { cluster_id: Some("theirs".to_owned()), caller: Caller::Tool, ..hello(2) },
             Hello { cluster_id: None, ..hello(2) },
-            // Two brokers with one number.
+            // Two brokers with one node id.
             Hello { peer: peer_id(1, 8), ..hello(1) },
-            // One that bears another's peer.
+            // A broker with the peer id of another.
             Hello { peer: peer_id(3, 7), ..hello(2) },
         ];
         for stranger in strangers {
             let mut other = Other::connect(addr).await;
             assert_eq!(other.greet(&stranger).await, hello(1));
-            // It may have been closed already.
+            // The connection may be closed already.
             peer::push(&mut other.writer, PeerFrame::new(Kind::Messages, Lane::Control, wire::encode(&[probe(1)])));
             let _ = other.writer.flush().await;
             assert_eq!(other.read().await, None, "{stranger:?}");
@@ -337,13 +337,13 @@ fn what_is_not_what_brokers_say_ends_the_connection() {
         for (kind, bytes) in [(Kind::Messages, wire::encode(&[probe(1)])), (Kind::Hello, Bytes::new())] {
             let mut other = Other::connect(addr).await;
             other.write(kind, bytes).await;
-            // Without a secret, whoever says hello is answered first.
+            // Without a secret, any caller's hello is answered first.
             while let Some(told) = other.read().await {
                 assert_eq!(told.kind, Kind::Hello, "{kind:?} at first");
             }
         }
         assert!(inbox.received.borrow().is_empty());
-        // And nobody else's.
+        // Other connections are still accepted.
         let mut other = Other::connect(addr).await;
         other.greet(&hello(2)).await;
         other.write(Kind::Messages, wire::encode(&[probe(1)])).await;
@@ -351,7 +351,7 @@ fn what_is_not_what_brokers_say_ends_the_connection() {
     });
 }
 
-/// Good bytes, spoiled here and there: whoever sends them may lose its connection, nobody else notices.
+/// Valid bytes with random errors: the sender may lose its connection, but no other connection is affected.
 #[test]
 fn spoiled_bytes_harm_nobody_else() {
     on_a_core(|| async {
@@ -378,10 +378,10 @@ fn spoiled_bytes_harm_nobody_else() {
             stream.truncate(rng.usize(1..=stream.len()));
             let mut other = Other::connect(addr).await;
             other.writer.push(net::codec::parts::Parts::from(Bytes::from(stream)));
-            // It may have been closed meanwhile.
+            // The connection may be closed meanwhile.
             let _ = other.writer.flush().await;
         }
-        // The good one's comes through, whatever came of the others.
+        // The valid connection's messages arrive, whatever happened to the others.
         good.write(Kind::Messages, wire::encode(&[probe(7)])).await;
         while inbox.next().await != (2, vec![probe(7)]) {}
     });
@@ -397,7 +397,7 @@ fn what_waits_for_a_slow_broker_is_bounded() {
         let way = one.way(2, Lane::Control);
         way.until_there(true).await;
         const BYTES: usize = 1 << 20;
-        // One turn: nothing leaves meanwhile.
+        // All within one turn, so that nothing is sent meanwhile.
         let asked = 2 * CONTROL_BYTES_MAX / BYTES;
         for _ in 0..asked {
             one.send_to_node(2, chunk(BYTES));
@@ -444,7 +444,7 @@ fn bulk_waits_for_room_and_ends_with_the_connection() {
             assert_eq!(frame.lane, Lane::Bulk);
             received += wire::decode(&frame.bytes).unwrap().len();
         }
-        // It is read no longer: what is sent now waits, until the connection ends.
+        // Nothing reads any more: what is sent now waits until the connection ends.
         slow.writer.shutdown();
         drop(slow);
         assert!(done.await.unwrap() >= CHUNKS);
@@ -480,7 +480,7 @@ fn a_tool_asks_on_before_it_is_answered_and_is_answered_as_it_comes() {
             tool.write(Kind::Request, wire::encode_request(&ToolRequest { id, ask: ToolAsk::Describe })).await;
         }
         inbox.has_asked(20).await;
-        // Who asked first is answered last.
+        // The first request is answered last.
         for (request, promise) in inbox.asked.take().into_iter().rev() {
             let message = format!("answer {}", request.id);
             promise.keep(ToolResponse { id: request.id, answer: ToolAnswer::Failed { code: 1, message } });
@@ -515,7 +515,7 @@ fn a_stop_ends_everything() {
         one.send_to_node(2, probe(1));
         one.stop();
         one.send_to_node(2, probe(2));
-        // What was queued leaves; nothing more is taken.
+        // Queued messages are sent; new ones are dropped.
         assert_eq!(wire::decode(&two.read().await.unwrap().bytes), Ok(vec![probe(1)]));
         assert_eq!((two.read().await, from_two.read().await), (None, None));
         assert_eq!(has_ended.await, Some(true));

@@ -1,4 +1,4 @@
-//! Who knows the secret, and who does not.
+//! Brokers and tools with the right secret, with a wrong one, and without one.
 
 use crate::cluster::peers::strangers::STRANGERS_MAX;
 use crate::cluster::peers::tests::*;
@@ -14,7 +14,7 @@ fn secret(byte: u8) -> Option<Secret> {
     Secret::new(&[byte; 32])
 }
 
-/// A broker that listens and wants a secret.
+/// A broker that listens and requires a secret.
 fn guarded(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<Inbox>, SocketAddr) {
     let (bound, addr) = bound();
     let peers = Peers::new(me, secret(7), seeds.iter().map(|(node, addr)| (*node, addr.to_string())));
@@ -29,7 +29,7 @@ fn tool() -> Hello {
 }
 
 impl Other {
-    /// Goes through the handshake; returns what it is told.
+    /// Performs the handshake and returns the other side's hello.
     async fn prove(&mut self, me: &Hello, secret: Option<Secret>) -> Result<Hello, PeerError> {
         let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(me), nonce());
         let there = peer::shake_hands(handshake, true, &mut self.reader, &mut self.writer).await?;
@@ -50,16 +50,16 @@ fn brokers_that_know_the_secret_meet_and_a_stranger_learns_and_changes_nothing()
         two.send_to_node(1, probe(1));
         assert_eq!(one_inbox.next().await, (2, vec![probe(1)]));
 
-        // Without a secret: a nonce, and the end.
+        // Without a secret, the caller gets a nonce, and the connection ends.
         let mut plain = Other::connect(one_addr).await;
         plain.write(Kind::Hello, wire::encode_hello(&hello(3))).await;
         let told = plain.read().await.unwrap();
         assert_eq!((told.kind, told.bytes.len()), (Kind::Challenge, 32));
         assert_eq!(plain.read().await, None);
-        // With another: the same.
+        // The same with another secret.
         let mut other = Other::connect(one_addr).await;
         assert!(matches!(other.prove(&hello(3), secret(8)).await, Err(PeerError::OtherSecret)));
-        // One who can't prove that it has named this broker: its messages are not read.
+        // A caller that cannot prove its identity: its messages are not read.
         let mut half = Other::connect(one_addr).await;
         let mut handshake = Handshake::caller(secret(7), Lane::Control, wire::encode_hello(&hello(3)), nonce());
         let mut frames = vec![handshake.begin()];
@@ -86,7 +86,7 @@ fn a_broker_does_not_send_to_whoever_lacks_the_secret() {
         let listener = Listener::new(bound).unwrap();
         let (one, _, _) = guarded(hello(1), &[(2, addr)]);
         for secret in [secret(8), None] {
-            // Other lanes come too; each is answered alike.
+            // Connections of other lanes arrive too; each is answered alike.
             let (mut reader, mut writer) = peer::open(listener.accept().await.unwrap()).unwrap();
             let handshake = Handshake::answerer(secret, wire::encode_hello(&hello(2)), nonce());
             peer::shake_hands(handshake, false, &mut reader, &mut writer).await.unwrap_err();
@@ -103,7 +103,7 @@ fn strangers_shut_nobody_out() {
         for _ in 0..2 * STRANGERS_MAX {
             idle.push(Other::connect(addr).await);
         }
-        // Frames that never end: one that is too large for a hello, and one that claims to be small.
+        // Endless frames: one is too large for a hello, the other claims to be small.
         for claimed in [60 << 20, 1024u32] {
             let mut endless = Other::connect(addr).await;
             let start = [&claimed.to_be_bytes()[..], b"MR\x01\x06\0\0\0\0"].concat();
@@ -117,7 +117,7 @@ fn strangers_shut_nobody_out() {
         assert_eq!(inbox.next().await, (2, vec![probe(1)]));
         let mut tools = Other::connect(addr).await;
         assert_eq!(tools.prove(&tool(), secret(7)).await.unwrap(), hello(1));
-        // The oldest had to go at once; the last are out of time soon.
+        // The oldest were evicted at once; the last soon run out of time.
         assert!(peers.strangers_evicted() >= STRANGERS_MAX as u64, "{}", peers.strangers_evicted());
         for stranger in &mut idle {
             assert_eq!(stranger.read().await, None);
@@ -142,7 +142,7 @@ fn tools_have_a_number_of_their_own_and_an_idle_one_goes() {
         let mut too_many = Other::connect(addr).await;
         too_many.prove(&tool(), secret(7)).await.unwrap();
         assert_eq!(too_many.read().await, None);
-        // Brokers are not of that number.
+        // The limit of tools does not affect brokers.
         let mut broker = Other::connect(addr).await;
         broker.prove(&hello(2), secret(7)).await.unwrap();
         broker.write(Kind::Messages, wire::encode(&[probe(1)])).await;
@@ -151,7 +151,7 @@ fn tools_have_a_number_of_their_own_and_an_idle_one_goes() {
         for (request, promise) in inbox.asked.take() {
             promise.keep(ToolResponse { id: request.id, answer: ToolAnswer::Answers(Vec::new()) });
         }
-        // One that waits for its answer is not idle, however long that takes.
+        // A tool that waits for its answer is not idle, however long that takes.
         peers.tools.idle_max.set(Duration::from_millis(50));
         let mut waits = Other::connect(addr).await;
         while waits.prove(&tool(), secret(7)).await.is_err() || peers.tools_open() > 1 {
@@ -165,7 +165,7 @@ fn tools_have_a_number_of_their_own_and_an_idle_one_goes() {
         let (request, promise) = inbox.asked.borrow_mut().pop().unwrap();
         promise.keep(ToolResponse { id: request.id, answer: ToolAnswer::Answers(Vec::new()) });
         assert_eq!(waits.read().await.unwrap().kind, Kind::Response);
-        // Now it is.
+        // Now it is idle.
         assert_eq!(waits.read().await, None);
     });
 }
@@ -188,7 +188,7 @@ fn a_tools_request_has_a_size_and_is_no_message() {
     });
 }
 
-/// Core 0 of two: hands connections for the other on.
+/// Core 0 of two: passes connections for the other core on.
 #[derive(Default)]
 struct HandingOn {
     there: Rc<Inbox>,
@@ -260,14 +260,14 @@ fn a_removed_peer_is_refused_and_its_connections_end() {
         two.way(1, Lane::Control).until_there(true).await;
         one.way(2, Lane::Control).until_there(true).await;
         one.set_gone(Arc::new([peer_id(2, 7)].into()));
-        // What was under way is not taken, nor what comes later.
+        // Messages under way are not accepted, nor are later ones.
         two.send_to_node(1, probe(1));
         one.way(2, Lane::Control).until_there(false).await;
         two.way(1, Lane::Control).until_there(false).await;
         let mut again = Other::connect(one_addr).await;
         again.prove(&hello(2), secret(7)).await.unwrap();
         assert_eq!(again.read().await, None);
-        // Its node's next disk is another peer.
+        // The same broker with another disk is another peer.
         let mut next = Other::connect(one_addr).await;
         next.prove(&Hello { peer: peer_id(2, 8), ..hello(2) }, secret(7)).await.unwrap();
         next.write(Kind::Messages, wire::encode(&[probe(2)])).await;
