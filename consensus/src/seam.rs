@@ -1,5 +1,5 @@
 //! The seams to the outside: the hosts of this crate's state machines reach clocks and peers only through these
-//! traits. [`crate::sim`]'s fault-injecting twins can stand in for them. (The seam for storage is `wal`'s `Disk`.)
+//! traits. `crate::sim`'s fault-injecting twins can stand in for them. (The seam for storage is `wal`'s `Disk`.)
 
 use std::time::Duration;
 

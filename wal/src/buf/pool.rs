@@ -6,7 +6,7 @@
 //! clears it, and later owners leave what they wrote.
 //!
 //! The kernel takes up to some microseconds to clear a page, and the thread that touches the page first blocks
-//! meanwhile. A thread that has no time for that lets another thread [warm](warm) the memory. The pool uses no huge
+//! meanwhile. A thread that has no time for that lets another thread [`warm`] the memory. The pool uses no huge
 //! pages: clearing one takes as long as clearing 512 small pages, up to milliseconds. The thread, and all work that
 //! waits for its CPU, would block that long.
 
