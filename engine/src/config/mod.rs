@@ -578,7 +578,7 @@ pub(crate) mod tests {
             let prefix = format!("{name}.");
             let below: Vec<_> = SETTINGS.iter().filter(|other| other.name.starts_with(&prefix)).collect();
             // A TOML file that sets both must quote the longer name, as its doc says.
-            let is_told = below.iter().all(|other| other.doc().contains("quotes"));
+            let is_told = below.iter().all(|other| other.doc().contains("quote this name"));
             assert!(is_told, "{name} can't be a table too");
         }
     }

@@ -48,9 +48,10 @@ mod tests {
             return;
         }
         let own = std::env::current_exe().unwrap();
-        let test = "logging::tests::a_panic_on_any_thread_ends_the_process";
+        let (_, module) = module_path!().split_once("::").expect("the crate comes first");
+        let test = format!("{module}::a_panic_on_any_thread_ends_the_process");
         let mut child = Command::new(own);
-        child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").stdin(Stdio::null());
+        child.args([&test, "--exact", "--nocapture"]).env(CHILD, "1").stdin(Stdio::null());
         let output = child.output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{stderr}");
