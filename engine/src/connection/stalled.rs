@@ -64,6 +64,12 @@ fn patience(waiting: usize) -> Duration {
     (PATIENCE * WAITING_HALF / (WAITING_HALF + waiting)).max(PATIENCE_MIN)
 }
 
+/// Bytes of a share that are to come back: a quarter for each that waits, at most all of it. With less, a client that
+/// reads waits behind many that do not for longer than its request lasts.
+fn wanted(share: usize, waiting: usize) -> usize {
+    share / 4 * waiting.clamp(1, 4)
+}
+
 /// A connection that may be closed.
 struct Stalled {
     connection: Rc<Connection>,
@@ -117,10 +123,10 @@ fn look(core: &Core, anew: bool) {
         }
     }
     if requests_wait > 0 {
-        close(core, senders, memory.requests.share() / 4);
+        close(core, senders, wanted(memory.requests.share(), requests_wait));
     }
     if answers_wait > 0 || core.connections.unsent_bytes.get() > memory.answers_max() {
-        close(core, readers, memory.answers_max() / 4);
+        close(core, readers, wanted(memory.answers_max(), answers_wait));
     }
 }
 
