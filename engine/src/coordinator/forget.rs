@@ -87,7 +87,7 @@ impl<T> Coordinator<T> {
                 self.expiring = Some(group.id.clone());
                 break;
             }
-            looked += 1 + group.offsets.values().map(BTreeMap::len).sum::<usize>();
+            looked += 1 + group.members.len() + group.offsets.values().map(BTreeMap::len).sum::<usize>();
             let (offsets, all) = group.expired_offsets(now.wall_ms, self.config.offsets_retention_ms);
             let whole = all && group.state == State::Empty && group.pending.is_empty();
             if whole || !offsets.is_empty() {

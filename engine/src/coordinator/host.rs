@@ -99,6 +99,8 @@ struct Seat {
     appends: RefCell<VecDeque<(AppendId, Committed)>>,
     appended: Notify,
     loaded: Flag,
+    /// Set once it has resigned.
+    ended: Flag,
     /// Notified after every call, because the next deadline may have changed.
     called: Notify,
 }
@@ -138,6 +140,14 @@ impl Coordinators {
     }
 }
 
+/// Begins to load the coordinator of an offsets partition on this core, if it has one, and waits for it for at most
+/// [`LOAD_WAIT`]. Returns whether requests to it need not wait for a load.
+pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
+    let Some(seat) = seat(&core, group) else { return true };
+    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    seat.loaded.is_set()
+}
+
 /// Passes a request to the coordinator of an offsets partition on this core.
 pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
     let refuse = |code| request.refuse(context.version, code);
@@ -156,9 +166,11 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
             Either::Second(()) => return refuse(ErrorCode::CoordinatorNotAvailable),
         }
     }
+    let deadline = clock::now() + timeout;
     let mut turn = seat.wait_for_room(&core, &request);
     if let Some(turn) = &mut turn {
-        let waited = race(race(turn.come(&core.store), seat.resigned()), rt::sleep(timeout)).await;
+        seat.call(&core, |coordinator, now, _| coordinator.request_waits(now, &request));
+        let waited = race(race(turn.come(&core.store), seat.ended.wait()), rt::sleep(timeout)).await;
         if matches!(waited, Either::Second(())) {
             core.metrics.admission_timed_out_total.add(1);
             return refuse(ErrorCode::CoordinatorNotAvailable);
@@ -175,7 +187,7 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
     if waits_for_members {
         return answer.await.unwrap_or(unanswered);
     }
-    match race(answer, rt::sleep(timeout)).await {
+    match race(answer, rt::sleep(deadline.saturating_sub(clock::now()))).await {
         Either::First(Some(answer)) => answer,
         Either::First(None) | Either::Second(()) => unanswered,
     }
@@ -193,6 +205,7 @@ fn seat(core: &Rc<Core>, group: GroupId) -> Option<Rc<Seat>> {
         appends: RefCell::default(),
         appended: Notify::default(),
         loaded: Flag::default(),
+        ended: Flag::default(),
         called: Notify::default(),
     });
     core.coordinators.seats.borrow_mut().insert(group, seat.clone());
@@ -245,7 +258,11 @@ impl Seat {
     /// gets the request.
     fn wait_for_room(&self, core: &Core, request: &GroupRequest) -> Option<Turn> {
         let bytes = self.coordinator.borrow().as_ref()?.append_bytes(request)?;
-        core.admission.enter(&core.store, self.partition.group(), bytes)
+        // Most are small: one goes at once if there is room for it, whatever waits for more.
+        if core.store.admit(bytes) != Admission::Wait {
+            return None;
+        }
+        Some(core.admission.join(self.partition.group(), bytes))
     }
 
     fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {
@@ -265,6 +282,7 @@ impl Seat {
 
     fn resign(&self) {
         let Some(coordinator) = self.coordinator.borrow_mut().take() else { return };
+        self.ended.set();
         for output in coordinator.resign() {
             if let Output::Reply { token, response } = output {
                 token.keep(response);
@@ -276,13 +294,6 @@ impl Seat {
 
     fn has_resigned(&self) -> bool {
         self.coordinator.borrow().is_none()
-    }
-
-    async fn resigned(&self) {
-        while !self.has_resigned() {
-            let seen = self.called.version();
-            self.called.past(seen).await;
-        }
     }
 }
 

@@ -275,6 +275,19 @@ impl<T> Coordinator<T> {
         self.finish(now)
     }
 
+    /// A request waits for room in the log before [`Coordinator::step`] handles it. A member that commits stays alive
+    /// meanwhile: its heartbeats may wait behind the commit.
+    pub fn request_waits(&mut self, now: Now, request: &GroupRequest) -> Vec<Output<T>> {
+        if let GroupRequest::OffsetCommit(commit) = request {
+            self.with_group(now, &commit.group_id, |group, env| {
+                if group.validate_commit(commit).is_ok() {
+                    group.keep_committer_alive(commit, env);
+                }
+            });
+        }
+        self.finish(now)
+    }
+
     /// Runs the timers that are due, and one turn of the sweep.
     pub fn tick(&mut self, now: Now, topics: &dyn Topics) -> Vec<Output<T>> {
         self.sweep_turn(now, topics);

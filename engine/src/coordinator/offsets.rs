@@ -60,6 +60,13 @@ impl<T> Group<T> {
         Ok(())
     }
 
+    /// The member of a valid commit has shown that it lives.
+    pub(crate) fn keep_committer_alive(&mut self, request: &OffsetCommitRequest, env: &mut Env<'_, T>) {
+        if matches!(self.state, State::Stable | State::PreparingRebalance) {
+            self.keep_alive(&request.member_id, env);
+        }
+    }
+
     /// Handles a commit that [`Group::validate_commit`] allowed.
     pub(crate) fn commit(
         &mut self,
@@ -69,9 +76,7 @@ impl<T> Group<T> {
         token: T,
     ) {
         let known = self.members.get(&request.member_id).map(|member| member.known);
-        if matches!(self.state, State::Stable | State::PreparingRebalance) {
-            self.keep_alive(&request.member_id, env);
-        }
+        self.keep_committer_alive(request, env);
         let now_ms = env.now.wall_ms;
         // Up to version 4 a client may set the retention of its offsets.
         let expire_timestamp =

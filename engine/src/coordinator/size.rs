@@ -67,7 +67,12 @@ impl<T> Group<T> {
 
     /// Approximate bytes of the group's record in the log.
     fn record_bytes(&self) -> usize {
-        let member = |(id, member): (&StrBytes, &Member<T>)| member.bytes(id) + member.assignment.len();
+        let member = |(id, member): (&StrBytes, &Member<T>)| {
+            let instance = member.instance_id.as_ref().map_or(0, |instance| instance.len());
+            let metadata = member.settings.protocols.iter().map(|(_, metadata)| metadata.len()).max().unwrap_or(0);
+            let strings = id.len() + instance + member.client_id.len() + member.client_host.len();
+            RECORD_BYTES + strings + metadata + member.assignment.len()
+        };
         RECORD_BYTES + 2 * self.id.len() + self.members.iter().map(member).sum::<usize>()
     }
 }
@@ -87,7 +92,10 @@ impl<T> Coordinator<T> {
     pub fn append_bytes(&self, request: &GroupRequest) -> Option<usize> {
         let group = |id: &StrBytes| self.groups.get(id).map_or(0, Group::record_bytes);
         match request {
-            GroupRequest::OffsetCommit(commit) => Some(commit_bytes(commit)),
+            GroupRequest::OffsetCommit(commit) => {
+                let refused = |group: &Group<T>| group.validate_commit(commit).is_err();
+                (!self.groups.get(&commit.group_id.0).is_some_and(refused)).then(|| commit_bytes(commit))
+            }
             GroupRequest::SyncGroup(sync) if !sync.assignments.is_empty() => {
                 let assigned: usize = sync.assignments.iter().map(|member| member.assignment.len()).sum();
                 Some(group(&sync.group_id) + assigned)
@@ -98,7 +106,10 @@ impl<T> Coordinator<T> {
                 Some(group(&join.group_id) + settings)
             }
             GroupRequest::LeaveGroup(leave) => Some(RECORD_BYTES + 2 * leave.group_id.len()),
-            GroupRequest::DeleteGroups(_) => Some(TOMBSTONE_BATCH_BYTES),
+            GroupRequest::DeleteGroups(delete) => {
+                let any = delete.groups_names.iter().any(|id| self.groups.contains_key(&id.0));
+                any.then_some(TOMBSTONE_BATCH_BYTES)
+            }
             _ => None,
         }
     }

@@ -7,6 +7,7 @@ use super::{
     topics::{internal::ensure_offsets_topic, until_led},
 };
 use crate::{
+    clock,
     cluster::{internal_topics::OFFSETS_TOPIC, meta},
     coordinator::{Context, GroupRequest, GroupResponse, Piece, Route, host, partition_of},
     core::{Core, long_work::Work},
@@ -99,6 +100,8 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
     let tells_operations =
         matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
     let only_reads = matches!(&request, GroupRequest::DescribeGroups(_) | GroupRequest::OffsetFetch(_));
+    // Each piece waits for its coordinator. Those that have not begun by then are refused.
+    let until = clock::now() + Duration::from_millis(core.config.offsets_commit_timeout_ms);
     let mut deleted = AHashSet::new();
     let mut work = Work::on(core);
     let mut pieces = request.into_pieces();
@@ -109,7 +112,10 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
         if let GroupRequest::DeleteGroups(delete) = &mut request {
             delete.groups_names.retain(|name| deleted.insert(name.clone()));
         }
-        let mut response = answer(core, request, context.clone(), &mut work).await;
+        let mut response = match clock::now() < until {
+            true => answer(core, request, context.clone(), &mut work).await,
+            false => request.refuse(context.version, ErrorCode::CoordinatorNotAvailable),
+        };
         // Other tasks ran during the call.
         work.resume();
         if let GroupResponse::DescribeGroups(described) = &mut response {
@@ -148,9 +154,14 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
         // not lead answers NOT_COORDINATOR, which merging skips.
         Route::All(request) => {
             let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
-            // One partition after the other, since each may have many groups.
-            for partition in here {
-                let part = ask(core, partition, request.clone(), context.clone()).await;
+            // All load at once. Then one partition after the other answers, since each may have many groups.
+            let here: Vec<i32> = here.collect();
+            let loaded = sync::all(here.iter().map(|partition| load_soon(core, *partition)).collect()).await;
+            for (partition, is_loaded) in here.into_iter().zip(loaded) {
+                let part = match is_loaded {
+                    true => ask(core, partition, request.clone(), context.clone()).await,
+                    false => request.refuse(context.version, ErrorCode::CoordinatorLoadInProgress),
+                };
                 let count = part.listed();
                 response.merge(part);
                 work.entries(count).await;
@@ -162,6 +173,13 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
     sync::all(asked.collect()).await.into_iter().for_each(|answer| response.merge(answer));
     response.arrange(&named);
     response
+}
+
+async fn load_soon(core: &Rc<Core>, partition: i32) -> bool {
+    match core.find_group(&TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC)), partition) {
+        Ok(group) => core.call(core.owner(group), move |there| host::load_soon(there, group)).result().await,
+        Err(_) => true,
+    }
 }
 
 async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Context) -> GroupResponse {

@@ -64,7 +64,12 @@ impl Admission {
         if self.lines.is_empty() && store.admit(bytes) != Room::Wait {
             return None;
         }
-        Some(Turn { spot: self.lines.join(group), bytes, claimed: self.claimed.clone() })
+        Some(self.join(group, bytes))
+    }
+
+    /// A turn to await, whatever room there is.
+    pub fn join(&self, group: GroupId, bytes: usize) -> Turn {
+        Turn { spot: self.lines.join(group), bytes, claimed: self.claimed.clone() }
     }
 
     /// The number of appends that wait.

@@ -383,6 +383,8 @@ impl Partition {
         state.waiting_here.clear();
         state.unsure.clear();
         drop(state);
+        self.handing_over_until.take();
+        self.held.take();
         self.wake_fetches();
     }
 

@@ -39,6 +39,8 @@ mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
 pub use log::{LogWatch, log_range, read_log, watch_log};
+#[cfg(test)]
+pub(crate) use reports::leader_commands;
 pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;

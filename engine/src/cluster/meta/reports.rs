@@ -47,6 +47,12 @@ pub async fn leaders(core: Rc<Core>) {
     }
 }
 
+/// Whether the topic that has this name now has the group as this partition.
+fn is_of(view: &View, group: GroupId, topic: &str, partition: i32) -> bool {
+    let partition = view.topic(topic).and_then(|topic| topic.partitions.get(partition as usize));
+    partition.is_some_and(|partition| partition.group == group.0)
+}
+
 fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
     let mut unreported = core.unreported().borrow_mut();
     for (group, led) in pending {
@@ -60,10 +66,14 @@ fn has_others(core: &Core) -> bool {
 }
 
 /// Builds one command per topic. Leaves out what the metadata shows already.
-fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
+pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
     for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
         let term = *epoch as u64;
+        // Not a partition of an earlier topic of this name.
+        if !is_of(view, *group, topic, *partition) {
+            continue;
+        }
         let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
         if view.leader(group.0).is_none_or(is_news) {
             let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
@@ -100,6 +110,9 @@ pub async fn watermarks(core: Rc<Core>) {
         for (group, mark) in marks {
             let is = (mark.high_watermark, mark.log_start);
             if told.get(&group).is_some_and(|was| *was == is) || (is == (0, 0) && !told.contains_key(&group)) {
+                continue;
+            }
+            if !core.view(|view| is_of(view, group, &mark.name.topic, mark.name.partition)) {
                 continue;
             }
             now_told.push((group, is));
