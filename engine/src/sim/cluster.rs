@@ -399,6 +399,10 @@ impl Cluster {
         while !self.over.get() {
             rt::sleep(LOOK_EVERY).await;
             let (well, now) = (self.well(&world), world.time());
+            // An ailing broker may lead too, and die at any moment.
+            for target in self.targets.borrow().iter().filter(|target| self.leader(target).is_some()) {
+                led.insert(target.group, now);
+            }
             let mut calm = self.calm.borrow_mut();
             if calm.0 != well {
                 *calm = (well, now);
