@@ -38,7 +38,10 @@ pub struct Piece {
 }
 
 /// The pieces of a request, in its order. There is at least one.
-pub struct Pieces(Kind);
+pub struct Pieces {
+    kind: Kind,
+    begun: bool,
+}
 
 enum Kind {
     /// A request of one piece; `None` once it is taken.
@@ -54,7 +57,7 @@ enum Kind {
 
 impl GroupRequest {
     pub fn into_pieces(self) -> Pieces {
-        Pieces(match self {
+        let kind = match self {
             GroupRequest::OffsetCommit(mut commit) => {
                 let topics = std::mem::take(&mut commit.topics);
                 Kind::Commit(commit, Cut::new(topics))
@@ -76,18 +79,14 @@ impl GroupRequest {
                 Kind::Delete(delete, groups.into_iter())
             }
             other => Kind::Whole(Some(other)),
-        })
+        };
+        Pieces { kind, begun: false }
     }
 }
 
 impl Pieces {
-    /// The first piece. The iterator returns the others.
-    pub fn first(&mut self) -> Piece {
-        self.take()
-    }
-
     fn is_over(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Whole(request) => request.is_none(),
             Kind::Commit(_, topics) => topics.is_over(),
             Kind::FetchOne(_, topics) => topics.is_over(),
@@ -98,7 +97,7 @@ impl Pieces {
 
     fn take(&mut self) -> Piece {
         let mut left = ENTRIES_A_TURN;
-        let (request, goes_on) = match &mut self.0 {
+        let (request, goes_on) = match &mut self.kind {
             Kind::Whole(request) => (request.take().expect("it is taken once"), GoesOn::Nothing),
             Kind::Commit(rest, topics) => {
                 let (topics, goes_on) = topics.take(&mut left);
@@ -124,12 +123,12 @@ impl Pieces {
     }
 }
 
-/// Yields the pieces after the first.
 impl Iterator for Pieces {
     type Item = Piece;
 
     fn next(&mut self) -> Option<Piece> {
-        (!self.is_over()).then(|| self.take())
+        let is_over = std::mem::replace(&mut self.begun, true) && self.is_over();
+        (!is_over).then(|| self.take())
     }
 }
 
@@ -327,7 +326,7 @@ mod tests {
     /// Answers each piece separately. Returns the joined answer and the number of pieces.
     fn join(request: GroupRequest, answer: impl Fn(GroupRequest) -> GroupResponse) -> (GroupResponse, usize) {
         let mut pieces = request.into_pieces();
-        let first = pieces.first();
+        let first = pieces.next().expect("there is at least one piece");
         assert_eq!(first.goes_on, GoesOn::Nothing);
         let (mut whole, mut count) = (answer(first.request), 1);
         for Piece { request, goes_on } in pieces {

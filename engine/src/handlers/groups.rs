@@ -104,10 +104,11 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
     let until = clock::now() + Duration::from_millis(core.config.offsets_commit_timeout_ms);
     let mut deleted = AHashSet::new();
     let mut work = Work::on(core);
-    let mut pieces = request.into_pieces();
-    let mut next = Some(pieces.first());
     let mut whole: Option<GroupResponse> = None;
-    while let Some(Piece { mut request, goes_on }) = next {
+    for Piece { mut request, goes_on } in request.into_pieces() {
+        if whole.is_some() {
+            if only_reads { work.pause().await } else { work.give_way().await }
+        }
         // As in Kafka, a group that is named twice is deleted, and answered, once.
         if let GroupRequest::DeleteGroups(delete) = &mut request {
             delete.groups_names.retain(|name| deleted.insert(name.clone()));
@@ -125,10 +126,6 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
         match &mut whole {
             Some(whole) => whole.add_piece(goes_on, response),
             None => whole = Some(response),
-        }
-        next = pieces.next();
-        if next.is_some() {
-            if only_reads { work.pause().await } else { work.give_way().await }
         }
     }
     whole.expect("there is at least one piece")
@@ -175,16 +172,20 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
     response
 }
 
+/// The Raft group of a partition of the offsets topic.
+fn offsets_group(core: &Core, partition: i32) -> Result<GroupId, ErrorCode> {
+    core.find_group(&TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC)), partition)
+}
+
 async fn load_soon(core: &Rc<Core>, partition: i32) -> bool {
-    match core.find_group(&TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC)), partition) {
+    match offsets_group(core, partition) {
         Ok(group) => core.call(core.owner(group), move |there| host::load_soon(there, group)).result().await,
         Err(_) => true,
     }
 }
 
 async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Context) -> GroupResponse {
-    let topic = TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC));
-    match core.find_group(&topic, partition) {
+    match offsets_group(core, partition) {
         Ok(group) => {
             core.call(core.owner(group), move |there| host::ask(there, group, context, request)).result().await
         }

@@ -1,4 +1,4 @@
-//! What a producer gets from a leader that hands its partition over.
+//! A producer sends a batch to a leader that hands its partition over.
 
 use super::counts::{Calm, TOPIC, batch, produce};
 use net::{
