@@ -3,15 +3,11 @@
 
 mod support;
 
-use net::StrBytes;
 use net::errors::{self, ErrorCode};
-use net::messages::join_group_request::JoinGroupRequestProtocol;
-use net::messages::sync_group_request::SyncGroupRequestAssignment;
-use net::messages::{FindCoordinatorRequest, GroupId, JoinGroupRequest, SyncGroupRequest};
 
 use support::broker::Broker;
 use support::cluster::{Cluster, wait_until};
-use support::wire;
+use support::wire::{self, OnlyMember};
 
 const TOPIC: &str = "large";
 const MB: usize = 1_000_000;
@@ -122,39 +118,7 @@ fn a_ring_is_made_anew_for_a_larger_batch_after_a_restart() {
 fn group_state_that_does_not_fit_is_answered_as_in_kafka() {
     let broker = Broker::start_with(&["--cores", "0", "--set", "wal.ring.bytes=16777216"]);
     let mut client = wire::connect(&broker);
-    let id = || GroupId(wire::text("large-group"));
-    wait_until("coordinator", || {
-        let keys = vec![wire::text("large-group")];
-        let request = FindCoordinatorRequest::default().with_coordinator_keys(keys);
-        let found = client.call(request).expect("an answer");
-        let code = found.coordinators.first().map_or(found.error_code, |coordinator| coordinator.error_code);
-        errors::check(code) == Ok(())
-    });
-    let join = |member: StrBytes| {
-        let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("range"));
-        JoinGroupRequest::default()
-            .with_group_id(id())
-            .with_session_timeout_ms(30_000)
-            .with_rebalance_timeout_ms(30_000)
-            .with_member_id(member)
-            .with_protocol_type(wire::text("consumer"))
-            .with_protocols(vec![protocol])
-    };
-    let mut joined = client.call(join(StrBytes::new())).expect("an answer");
-    wait_until("member of the group", || {
-        joined = client.call(join(joined.member_id.clone())).expect("an answer");
-        errors::check(joined.error_code) == Ok(())
-    });
-    let assignment = SyncGroupRequestAssignment::default()
-        .with_member_id(joined.member_id.clone())
-        .with_assignment(vec![0; 6 * MB].into());
-    let request = SyncGroupRequest::default()
-        .with_group_id(id())
-        .with_generation_id(joined.generation_id)
-        .with_member_id(joined.member_id)
-        .with_protocol_type(Some(wire::text("consumer")))
-        .with_protocol_name(Some(wire::text("range")))
-        .with_assignments(vec![assignment]);
-    let synced = client.call(request).expect("an answer");
-    assert_eq!(errors::check(synced.error_code), Err(ErrorCode::UnknownServerError));
+    wire::await_coordinator(&mut client, "large-group");
+    let mut member = OnlyMember::new("large-group");
+    assert_eq!(member.assign(&mut client, 6 * MB), Err(ErrorCode::UnknownServerError));
 }

@@ -5,16 +5,11 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use net::StrBytes;
-use net::client::blocking::Client;
 use net::errors::{self, ErrorCode};
-use net::messages::join_group_request::JoinGroupRequestProtocol;
-use net::messages::sync_group_request::SyncGroupRequestAssignment;
-use net::messages::{GroupId, JoinGroupRequest, SyncGroupRequest};
 
 use support::broker::Broker;
 use support::cluster::wait_until;
-use support::wire;
+use support::wire::{self, OnlyMember};
 
 const TOPIC: &str = "overloaded";
 const GROUP: &str = "assigned";
@@ -35,46 +30,6 @@ fn send_impatiently(broker: &Broker, partition: i32, over: &AtomicBool) {
             Ok(()) | Err(ErrorCode::RequestTimedOut) => {}
             Err(other) => panic!("{other:?}"),
         }
-    }
-}
-
-/// The only member of a group. Its assignments are almost as large as the impatient clients' batches.
-#[derive(Default)]
-struct Member {
-    id: StrBytes,
-}
-
-impl Member {
-    /// Joins the group, which starts a new generation, and stores an assignment.
-    fn assign(&mut self, client: &mut Client) {
-        let group = || GroupId(wire::text(GROUP));
-        let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("any"));
-        let mut join = JoinGroupRequest::default()
-            .with_group_id(group())
-            .with_protocol_type(wire::text("consumer"))
-            .with_protocols(vec![protocol])
-            .with_session_timeout_ms(60_000)
-            .with_rebalance_timeout_ms(60_000)
-            .with_member_id(self.id.clone());
-        let mut joined = client.call(join.clone()).expect("JoinGroup is answered");
-        if errors::check(joined.error_code) == Err(ErrorCode::MemberIdRequired) {
-            self.id = joined.member_id;
-            join.member_id = self.id.clone();
-            joined = client.call(join).expect("JoinGroup is answered");
-        }
-        assert_eq!(errors::check(joined.error_code), Ok(()));
-        let assignment = SyncGroupRequestAssignment::default()
-            .with_member_id(self.id.clone())
-            .with_assignment(vec![b'x'; 900_000].into());
-        let sync = SyncGroupRequest::default()
-            .with_group_id(group())
-            .with_generation_id(joined.generation_id)
-            .with_member_id(self.id.clone())
-            .with_protocol_type(Some(wire::text("consumer")))
-            .with_protocol_name(Some(wire::text("any")))
-            .with_assignments(vec![assignment]);
-        let synced = client.call(sync).expect("SyncGroup is answered");
-        assert_eq!(errors::check(synced.error_code), Ok(()), "generation {}", joined.generation_id);
     }
 }
 
@@ -100,7 +55,7 @@ fn requests_that_time_out_while_the_ring_is_full_hold_nobody_up() {
     let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, PATIENT + 1, 1, &[]);
     assert_eq!(errors::check(created.error_code), Ok(()));
     wire::await_coordinator(&mut wire::connect(&broker), GROUP);
-    let mut member = Member::default();
+    let mut member = OnlyMember::new(GROUP);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let _end = End(&over);
@@ -119,7 +74,8 @@ fn requests_that_time_out_while_the_ring_is_full_hold_nobody_up() {
             assert_eq!(errors::check(answer.error_code), Ok(()), "batch {sent}");
             sent += 1;
             assert_eq!(wire::commit(&mut client, "committer", TOPIC, sent as i64), Ok(()), "commit {sent}");
-            member.assign(&mut client);
+            // The assignment is almost as large as the impatient clients' batches.
+            assert_eq!(member.assign(&mut client, 900_000), Ok(()), "assignment {sent}");
         }
     });
     wait_until("line without abandoned requests", || broker.metric("millrace_admission_waiting") == 0.0);

@@ -10,13 +10,15 @@ use net::messages::MetadataRequest;
 use net::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use net::messages::create_topics_response::CreatableTopicResult;
 use net::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use net::messages::join_group_request::JoinGroupRequestProtocol;
 use net::messages::metadata_request::MetadataRequestTopic;
 use net::messages::metadata_response::MetadataResponsePartition;
 use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use net::messages::produce_response::PartitionProduceResponse;
+use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, OffsetCommitRequest,
-    TopicName,
+    CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, JoinGroupRequest,
+    OffsetCommitRequest, SyncGroupRequest, TopicName,
 };
 use net::records::build::BatchBuilder;
 
@@ -117,6 +119,49 @@ pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Res
         .with_topics(vec![topic]);
     let answer = client.call(request).expect("OffsetCommit is answered");
     errors::check(answer.topics[0].partitions[0].error_code)
+}
+
+/// The only member of a group of consumers.
+pub struct OnlyMember {
+    group: String,
+    id: StrBytes,
+}
+
+impl OnlyMember {
+    pub fn new(group: &str) -> Self {
+        Self { group: group.to_owned(), id: StrBytes::new() }
+    }
+
+    /// Joins the group, which begins a generation, and stores an assignment of this size for itself.
+    pub fn assign(&mut self, client: &mut Client, bytes: usize) -> Result<(), ErrorCode> {
+        let group = || GroupId(text(&self.group));
+        let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+        let mut join = JoinGroupRequest::default()
+            .with_group_id(group())
+            .with_protocol_type(text("consumer"))
+            .with_protocols(vec![protocol])
+            .with_session_timeout_ms(60_000)
+            .with_rebalance_timeout_ms(60_000)
+            .with_member_id(self.id.clone());
+        let mut joined = client.call(join.clone()).expect("JoinGroup is answered");
+        if errors::check(joined.error_code) == Err(ErrorCode::MemberIdRequired) {
+            join.member_id = joined.member_id;
+            joined = client.call(join).expect("JoinGroup is answered");
+        }
+        assert_eq!(errors::check(joined.error_code), Ok(()), "the group has one member");
+        let assignment = SyncGroupRequestAssignment::default()
+            .with_member_id(joined.member_id.clone())
+            .with_assignment(vec![b'x'; bytes].into());
+        let sync = SyncGroupRequest::default()
+            .with_group_id(group())
+            .with_generation_id(joined.generation_id)
+            .with_member_id(joined.member_id.clone())
+            .with_protocol_type(Some(text("consumer")))
+            .with_protocol_name(Some(text("range")))
+            .with_assignments(vec![assignment]);
+        self.id = joined.member_id;
+        errors::check(client.call(sync).expect("SyncGroup is answered").error_code)
+    }
 }
 
 /// Sets or resets a setting of a topic. Returns the error code and message.
