@@ -38,8 +38,9 @@ use net::codec::request::{self, Request};
 use net::codec::response;
 use net::records::batch;
 use net::records::build::BatchBuilder;
+use types::{GroupId, HardState};
 use uuid::Uuid;
-use wal::record::{Entry, GroupId, HardState, Span};
+use wal::record::{Entry, Span};
 use wal::ring::format::Record;
 use wal::ring::{Ring, RingConfig, RingStart};
 
@@ -169,8 +170,11 @@ struct Replicas(Vec<Group>);
 impl Replicas {
     fn new() -> Result<Self, Failure> {
         let new = |peer| {
-            let config =
-                GroupConfig { voters: vec![1, 2, 3], election_jitter: peer as usize, ..GroupConfig::single(9, peer) };
+            let config = GroupConfig {
+                voters: vec![1, 2, 3],
+                election_jitter: peer as usize,
+                ..GroupConfig::single(GroupId(9), peer)
+            };
             Group::new(config, Restored::default())
         };
         let mut replicas = Self((1..=3).map(new).collect::<Result<_, _>>()?);

@@ -11,6 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Instant,
 };
+use types::GroupId;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -47,7 +48,7 @@ fn settle(group: &mut Group) {
 }
 
 fn leader(id: u64) -> Group {
-    let mut group = Group::new(GroupConfig::single(id, 1), Restored::default()).expect("a new group");
+    let mut group = Group::new(GroupConfig::single(GroupId(id), 1), Restored::default()).expect("a new group");
     group.campaign();
     settle(&mut group);
     group

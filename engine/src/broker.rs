@@ -22,7 +22,7 @@ use crate::{
     config::{Config, ConfigError, value::Seeds},
     connection::{self, Spread},
     core::{
-        Core, CoreId, CoreParts, Identity, core_of,
+        Core, CoreParts, Identity, core_of,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
     },
     host::{
@@ -56,6 +56,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use types::CoreId;
 use wal::{
     buf::Chunk,
     manifest::{self, Manifest},

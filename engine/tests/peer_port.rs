@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
-use consensus::group::{Message, MessageType, Position, RaftEntry};
+use consensus::group::{Message, MessageType, RaftEntry};
 use consensus::metadata::{Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, Request};
 use consensus::plane::{Accepted, Acks, Ask, PlaneMessage, Refused, peer_id};
 use consensus::wire::{self, Beat, Caller, Consistency, Hello, PeerMessage, Rest, SnapshotChunk, ToolAsk, ToolRequest};
@@ -17,6 +17,7 @@ use net::errors;
 use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerError, PeerFrame};
 use net::{Uuid, records::batch};
+use types::{GroupId, Position};
 
 use support::PATIENCE;
 use support::broker::Broker;
@@ -24,7 +25,7 @@ use support::cluster::wait_until;
 use support::tool::Tool;
 use support::wire as client;
 
-const META: u64 = 0;
+const META: GroupId = GroupId(0);
 const REFUSED: &str = "millrace_raft_messages_refused_total";
 const LOSSES: &str = "millrace_raft_possible_losses_total";
 
@@ -320,7 +321,7 @@ impl Fuzz {
         } else {
             payloads.clear();
         }
-        let group = self.rng.u64(..3);
+        let group = GroupId(self.rng.u64(..3));
         match payloads.is_empty() {
             true => PeerMessage::Raft { group, message },
             false => PeerMessage::Append { group, message, payloads },
@@ -357,7 +358,7 @@ impl Fuzz {
         let number = self.number();
         match self.rng.u8(..10) {
             0 => PeerMessage::Rest(Rest {
-                group: self.rng.u64(..3),
+                group: GroupId(self.rng.u64(..3)),
                 at: Position { index: number, term: self.number() },
             }),
             1 => PeerMessage::Beat(Beat {
@@ -366,7 +367,7 @@ impl Fuzz {
                 cores: self.rng.u16(..),
                 healthy: self.rng.bool(),
             }),
-            2 => PeerMessage::Elect { group: self.rng.u64(..3) },
+            2 => PeerMessage::Elect { group: GroupId(self.rng.u64(..3)) },
             3 => PeerMessage::Plane(self.plane()),
             4 => {
                 let bytes = self.bytes(64);
@@ -374,7 +375,15 @@ impl Fuzz {
                 let offset = if self.rng.bool() { 0 } else { number };
                 let total = if self.rng.bool() { bytes.len() as u64 } else { self.number() };
                 let term = self.number();
-                PeerMessage::SnapshotChunk(SnapshotChunk { group: 0, index: number, term, offset, total, crc, bytes })
+                PeerMessage::SnapshotChunk(SnapshotChunk {
+                    group: GroupId(0),
+                    index: number,
+                    term,
+                    offset,
+                    total,
+                    crc,
+                    bytes,
+                })
             }
             _ => self.raft(other),
         }

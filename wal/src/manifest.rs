@@ -23,7 +23,6 @@ use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState, reserve::RESERVE_FILE},
     disk::{Disk, File, OpenMode},
     log::Held,
-    record::GroupId,
     ring::{RingConfig, journal::slot_of},
     segment::files::{read_file, remove_if_there, replace_file},
     signal::beside,
@@ -40,6 +39,7 @@ use std::{
     pin::Pin,
     time::{SystemTime, UNIX_EPOCH},
 };
+use types::GroupId;
 
 /// The newest layout of the data directory that this version reads, and the one that it writes.
 pub const FORMAT_VERSION: u32 = 2;

@@ -3,18 +3,6 @@
 
 use bytes::Bytes;
 
-/// A replicated group. An id is never reused after its group is gone, so it also names a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId(pub u64);
-
-/// The state that a Raft group must never lose. It is part of every record of its group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HardState {
-    pub term: u64,
-    pub vote: u64,
-    pub commit: u64,
-}
-
 /// The offsets that a payload covers: `base .. base + count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {

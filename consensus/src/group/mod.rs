@@ -15,6 +15,7 @@
 
 mod check;
 pub mod descriptor;
+mod interface;
 mod log;
 pub(crate) mod members;
 #[cfg(test)]
@@ -22,20 +23,19 @@ mod peers_tests;
 mod storage;
 #[cfg(test)]
 mod tests;
-mod types;
 
 pub use crate::group::{
     check::{INDEX_MAX, TERM_MAX, Unfit},
-    members::{Member, encode as conf_state_bytes, member_changes},
-    types::{
-        ENTRY_NORMAL, Entry, GroupConfig, HardState, MembersError, PeerProgress, Position, ProposeError, ReadIndex,
-        Ready, RestoreError, Restored, SnapshotMark, TermRun, Unreadable, Wanted, election_jitter,
+    interface::{
+        ENTRY_NORMAL, Entry, GroupConfig, MembersError, PeerProgress, ProposeError, ReadIndex, Ready, RestoreError,
+        Restored, SnapshotMark, Unreadable, Wanted, election_jitter,
     },
+    members::{Member, encode as conf_state_bytes, member_changes},
 };
 use crate::group::{
+    interface::ENTRY_MEMBERS,
     log::logger,
     storage::{GroupStorage, Lacking},
-    types::ENTRY_MEMBERS,
 };
 use bytes::Bytes;
 pub use raft::eraftpb::{Entry as RaftEntry, Message, MessageType};
@@ -44,9 +44,10 @@ use raft::{
     eraftpb::{self, ConfChangeV2, ConfState},
 };
 use std::collections::VecDeque;
+use types::{GroupId, HardState, Position, TermRun};
 
 pub struct Group {
-    id: u64,
+    id: GroupId,
     pub(crate) raw: RawNode<GroupStorage>,
     /// The numbers of the last Ready handed out and of the last reported as persisted. Completions come in order.
     handed_out: u64,
@@ -159,7 +160,7 @@ impl Group {
         })
     }
 
-    pub fn id(&self) -> u64 {
+    pub fn id(&self) -> GroupId {
         self.id
     }
 
@@ -258,7 +259,7 @@ impl Group {
     /// Stops the group: the committed entry at `index` can't be applied, and it must not be skipped. All entries
     /// before it are applied. The replica stops leading, accepts no more messages and hands out no more Readys.
     pub fn stop(&mut self, index: u64, why: String) {
-        tracing::debug!(group = self.id, index, why, "the group stops");
+        tracing::debug!(group = self.id.0, index, why, "the group stops");
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
         if self.is_leader() {
             let term = self.term();
@@ -273,12 +274,12 @@ impl Group {
 
     fn take(&mut self, message: Message) {
         if let Err(error) = self.raw.step(message) {
-            tracing::debug!(group = self.id, %error, "a message from a peer was dropped");
+            tracing::debug!(group = self.id.0, %error, "a message from a peer was dropped");
         }
     }
 
     fn refuse(&self, message: &Message) {
-        tracing::debug!(group = self.id, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
+        tracing::debug!(group = self.id.0, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
     }
 
     /// Stands for election now. A lone voter leads when this returns, unless entries are still being written to its
@@ -295,7 +296,7 @@ impl Group {
             self.raw.campaign()
         };
         if let Err(error) = stood {
-            tracing::debug!(group = self.id, %error, "cannot stand for election");
+            tracing::debug!(group = self.id.0, %error, "cannot stand for election");
         }
     }
 

@@ -12,7 +12,7 @@ impl Peers {
                 voters: (1..=voters).collect(),
                 election_jitter: peer as usize,
                 kept_entries_max: 5,
-                ..GroupConfig::single(9, peer)
+                ..GroupConfig::single(GroupId(9), peer)
             };
             (peer, Group::new(config, Restored::default()).unwrap())
         };
@@ -127,7 +127,7 @@ fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
 #[test]
 fn nobody_is_elected_right_after_a_start() {
     let restored = Restored { hard_state: HardState { term: 3, vote: 1, commit: 0 }, ..Restored::default() };
-    let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(9, 2) };
+    let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(GroupId(9), 2) };
     let mut group = Group::new(config, restored).unwrap();
     let mut vote = Message { from: 3, to: 2, term: 4, ..Message::default() };
     vote.set_msg_type(MessageType::MsgRequestVote);

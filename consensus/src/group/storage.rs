@@ -4,7 +4,6 @@
 //! Invariants: `entries` has no holes and begins right above `compacted`. `terms` ascends strictly in index and
 //! term. It covers everything from its first run to the last index.
 
-use crate::group::{Position, TermRun};
 use raft::{
     Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
     eraftpb::{ConfState, Entry, HardState, Snapshot},
@@ -13,6 +12,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
 };
+use types::{Position, TermRun};
 
 /// Entries that a peer needs and that are not in memory.
 pub(crate) struct Lacking {
@@ -58,7 +58,7 @@ impl GroupStorage {
             match terms.first_mut() {
                 Some(run) if run.first_index <= before.index => {}
                 Some(run) if run.term == before.term => run.first_index = before.index,
-                _ => terms.insert(0, TermRun { first_index: before.index, term: before.term }),
+                _ => terms.insert(0, TermRun { first_index: before.index, term: before.term, base_offset: 0 }),
             }
         }
         let storage = Self {
@@ -139,7 +139,7 @@ impl GroupStorage {
         }
         for entry in entries {
             if self.terms.last().is_none_or(|run| run.term != entry.term) {
-                self.terms.push(TermRun { first_index: entry.index, term: entry.term });
+                self.terms.push(TermRun { first_index: entry.index, term: entry.term, base_offset: 0 });
             }
             self.entries.push_back(entry.clone());
         }
@@ -154,7 +154,7 @@ impl GroupStorage {
         self.lacking.take();
         self.compacted = at.index;
         self.entries.clear();
-        self.terms = vec![TermRun { first_index: at.index, term: at.term }];
+        self.terms = vec![TermRun { first_index: at.index, term: at.term, base_offset: 0 }];
     }
 
     /// Drops the data of entries up to `to`; their terms stay. Returns the last index whose data is dropped.

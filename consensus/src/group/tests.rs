@@ -22,7 +22,7 @@ impl Disk {
         let mut terms: Vec<TermRun> = Vec::new();
         for entry in &self.entries {
             if terms.last().is_none_or(|run| run.term != entry.term) {
-                terms.push(TermRun { first_index: entry.index, term: entry.term });
+                terms.push(TermRun { first_index: entry.index, term: entry.term, base_offset: 0 });
             }
         }
         Restored { hard_state: self.hard_state, terms, entries: self.entries.clone(), applied, ..Restored::default() }
@@ -30,7 +30,7 @@ impl Disk {
 }
 
 fn leader() -> Group {
-    let mut group = Group::new(GroupConfig::single(7, 1), Restored::default()).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), Restored::default()).unwrap();
     group.campaign();
     group
 }
@@ -97,13 +97,13 @@ fn completions_out_of_order_are_a_bug() {
 
 #[test]
 fn a_replica_that_does_not_lead_refuses() {
-    let mut group = Group::new(GroupConfig::single(7, 1), Restored::default()).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), Restored::default()).unwrap();
     assert_eq!(group.propose(Bytes::from_static(b"a")), Err(ProposeError::NotLeader));
 }
 
 #[test]
 fn more_than_the_uncommitted_bound_is_refused_and_nothing_is_appended() {
-    let mut config = GroupConfig::single(7, 1);
+    let mut config = GroupConfig::single(GroupId(7), 1);
     config.uncommitted_bytes_max = 10;
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.campaign();
@@ -134,7 +134,7 @@ fn a_restart_at_any_point_keeps_what_was_committed_and_moves_the_term() {
         }
         let (term, applied) = (group.term(), 0);
         drop(group);
-        let mut group = Group::new(GroupConfig::single(7, 1), disk.restore(applied)).unwrap();
+        let mut group = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(applied)).unwrap();
         group.campaign();
         assert!(disk.hard_state.term == 0 || group.term() > disk.hard_state.term);
         let kept = settle(&mut group, &mut disk);
@@ -151,14 +151,17 @@ fn compaction_keeps_the_terms() {
         group.propose(Bytes::from_static(b"a")).unwrap();
     }
     settle(&mut group, &mut disk);
-    let mut group = Group::new(GroupConfig::single(7, 1), disk.restore(group.applied())).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(group.applied())).unwrap();
     group.campaign();
     settle(&mut group, &mut disk);
     let end = group.last_index();
     group.compact(end);
     group.check();
     assert_eq!((group.term_at(1), group.term_at(end), group.term_at(end + 1)), (Some(1), Some(2), None));
-    assert_eq!(group.terms(), [TermRun { first_index: 1, term: 1 }, TermRun { first_index: end, term: 2 }]);
+    assert_eq!(
+        group.terms(),
+        [TermRun { first_index: 1, term: 1, base_offset: 0 }, TermRun { first_index: end, term: 2, base_offset: 0 }]
+    );
     group.propose(Bytes::from_static(b"b")).unwrap();
     assert_eq!(settle(&mut group, &mut disk).len(), 1);
 }
@@ -166,7 +169,7 @@ fn compaction_keeps_the_terms() {
 #[test]
 fn a_group_restored_above_its_log_is_refused() {
     let restored = Restored { applied: 3, ..Restored::default() };
-    let refused = Group::new(GroupConfig::single(7, 1), restored).err().unwrap();
+    let refused = Group::new(GroupConfig::single(GroupId(7), 1), restored).err().unwrap();
     assert!(refused.to_string().contains("the log ends at 0"), "{refused}");
 }
 
@@ -191,13 +194,16 @@ fn a_log_whose_terms_begin_above_the_cut_is_restored() {
     let hard_state = HardState { term: 4, vote: 1, commit: 9 };
     let before = Some(Position { index: 9, term: 3 });
     let restored = Restored { hard_state, before, applied: 9, ..Restored::default() };
-    let mut group = Group::new(GroupConfig::single(7, 1), restored).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     group.check();
     assert_eq!((group.term_at(8), group.term_at(9)), (None, Some(3)));
     group.campaign();
     assert_eq!((group.term(), group.last_index(), group.term_at(10)), (5, 10, None), "not handed out yet");
     settle(&mut group, &mut Disk::default());
-    assert_eq!(group.terms(), [TermRun { first_index: 9, term: 3 }, TermRun { first_index: 10, term: 5 }]);
+    assert_eq!(
+        group.terms(),
+        [TermRun { first_index: 9, term: 3, base_offset: 0 }, TermRun { first_index: 10, term: 5, base_offset: 0 }]
+    );
 }
 
 #[test]
@@ -205,7 +211,7 @@ fn a_log_of_a_term_that_the_hard_state_does_not_know_is_refused() {
     let mut disk = Disk::default();
     settle(&mut leader(), &mut disk);
     disk.hard_state.term = 0;
-    let refused = Group::new(GroupConfig::single(7, 1), disk.restore(0)).err().unwrap();
+    let refused = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(0)).err().unwrap();
     assert!(refused.to_string().contains("the log ends in term 1"), "{refused}");
 }
 
@@ -244,7 +250,7 @@ fn a_lone_voter_does_not_win_while_its_log_is_on_its_way_to_the_disk() {
 
 #[test]
 fn a_recorded_commit_is_never_above_the_record_it_comes_with() {
-    let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(7, 1) };
+    let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.step(append(3, 0, 0, 4, 4));
     let ready = group.ready().unwrap();
@@ -291,7 +297,7 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
     // A restart at this point keeps both halves of the joint configuration.
     let conf_state = group.conf_state();
     let restored = Restored { conf_state: conf_state.clone(), ..disk.restore(position.index) };
-    let mut restarted = Group::new(GroupConfig::single(7, 1), restored).unwrap();
+    let mut restarted = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     assert_eq!(restarted.conf_state(), conf_state);
     restarted.campaign();
     assert!(!restarted.is_leader(), "it needs another vote now");
@@ -314,7 +320,7 @@ fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
     let position = group.propose_members(&[Member::Learner(2)]).unwrap();
     settle(&mut group, &mut disk);
     let restored = Restored { conf_state: group.conf_state(), ..disk.restore(position.index) };
-    let mut group = Group::new(GroupConfig::single(7, 1), restored).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     group.campaign();
     assert!(group.is_leader() && !group.has_durable_term());
     group.propose(Bytes::from_static(b"a")).unwrap();

@@ -7,8 +7,9 @@ use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
 
 /// A topic whose partitions have one replica each.
 fn topic(partitions: u64) -> Arc<Topic> {
-    let partitions =
-        (0..partitions).map(|group| Partition { group, replicas: vec![1], founders: vec![1 << 32] }).collect();
+    let partitions = (0..partitions)
+        .map(|group| Partition { group: GroupId(group), replicas: vec![1], founders: vec![1 << 32] })
+        .collect();
     Arc::new(Topic { name: "t".into(), id: Uuid::nil(), partitions, configs: BTreeMap::new(), created_ms: 0 })
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Broker, BrokerStatus, HostPort, NoRoom, SliceId,
     room::{no_room_in, no_room_out},
+    slice_of_cluster, slice_of_topic,
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
@@ -163,13 +164,13 @@ impl Command {
             | Command::UpdateTopicConfig { name, .. }
             | Command::AssignPartition { name, .. }
             | Command::SetPartitionLeader { name, .. }
-            | Command::UpdateHighWatermark { name, .. } => SliceId::of_topic(name),
+            | Command::UpdateHighWatermark { name, .. } => slice_of_topic(name),
             Command::AllocateProducerIds { .. }
             | Command::RegisterBroker { .. }
             | Command::UpdateBrokerStatus { .. }
             | Command::UnregisterBroker { .. }
             | Command::SetFeatureLevel { .. }
-            | Command::UpdateClusterConfig { .. } => SliceId::of_cluster(),
+            | Command::UpdateClusterConfig { .. } => slice_of_cluster(),
         }
     }
 

@@ -39,39 +39,27 @@ pub use snapshot::{Joint, join, restore};
 pub use view::View;
 
 use std::{collections::BTreeMap, sync::Arc};
+use types::{GroupId, SLICES, SliceId};
 use uuid::Uuid;
-
-/// The number of slices that the keyspace is divided into. It never changes in a cluster.
-pub const SLICES: usize = 256;
 
 /// The key of everything that belongs to no topic. No topic can have this name.
 const CLUSTER_KEY: &str = "\0cluster";
 
-/// One of the [`SLICES`] parts of the metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SliceId(pub u16);
+/// The slice of everything that belongs to a topic.
+pub fn slice_of_topic(name: &str) -> SliceId {
+    SliceId((crc32c::crc32c(name.as_bytes()) % SLICES as u32) as u16)
+}
 
-impl SliceId {
-    /// The slice of everything that belongs to a topic.
-    pub fn of_topic(name: &str) -> Self {
-        Self((crc32c::crc32c(name.as_bytes()) % SLICES as u32) as u16)
-    }
-
-    /// The slice of everything that belongs to no topic.
-    pub fn of_cluster() -> Self {
-        Self::of_topic(CLUSTER_KEY)
-    }
-
-    pub fn all() -> impl Iterator<Item = Self> {
-        (0..SLICES as u16).map(Self)
-    }
+/// The slice of everything that belongs to no topic.
+pub fn slice_of_cluster() -> SliceId {
+    slice_of_topic(CLUSTER_KEY)
 }
 
 /// One partition as the metadata knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     /// Its Raft group, the same on every replica. A group id is never reused.
-    pub group: u64,
+    pub group: GroupId,
     /// The nodes that hold it. The preferred leader comes first.
     pub replicas: Vec<i32>,
     /// The first voters of its group: the peer ids that these nodes had when the partition was created.

@@ -9,6 +9,7 @@ use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use std::{ops::Bound, sync::Arc};
+use types::GroupId;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
@@ -233,7 +234,7 @@ fn answer_out(out: &mut FlatBufferBuilder<'_>, answer: &QueryAnswer) -> (fb::Que
             (fb::QueryAnswerBody::Assignment, fb::Assignment::create(out, &args).as_union_value())
         }
         QueryAnswer::Watermark(watermark) => {
-            (fb::QueryAnswerBody::Watermark, watermark_out(out, 0, *watermark).as_union_value())
+            (fb::QueryAnswerBody::Watermark, watermark_out(out, GroupId(0), *watermark).as_union_value())
         }
         QueryAnswer::Count(count) => {
             (fb::QueryAnswerBody::Count, fb::Count::create(out, &fb::CountArgs { count: *count }).as_union_value())

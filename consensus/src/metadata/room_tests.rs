@@ -121,7 +121,7 @@ fn a_refusal_goes_through_the_log_and_is_remembered() {
     assert_eq!(read, request);
 
     let mut slices = Slice::all();
-    let at = usize::from(SliceId::of_topic("t").0);
+    let at = usize::from(slice_of_topic("t").0);
     let refused: RequestResult = Ok(Err(Rejection::NoRoom(no_room)));
     for _ in 0..2 {
         let applied = slices[at].apply_request(&read).unwrap();

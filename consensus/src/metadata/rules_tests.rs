@@ -17,7 +17,7 @@ fn name() -> Arc<str> {
 
 impl Model {
     fn new() -> Self {
-        let (topic, cluster) = (Slice::new(SliceId::of_topic("t")), Slice::new(SliceId::of_cluster()));
+        let (topic, cluster) = (Slice::new(slice_of_topic("t")), Slice::new(slice_of_cluster()));
         let mut model = Self { topic, cluster, view: View::default() };
         model.run(create()).unwrap();
         model
@@ -43,14 +43,14 @@ impl Model {
         let leaders = vec![LeaderReport { partition, term, leader, voters }];
         let outcome = self.run(Command::SetPartitionLeader { name: name(), id: ID, leaders });
         assert_eq!(outcome, Ok(Outcome::LeadersSet));
-        self.view.leader(5 + u64::from(partition)).map(|known| (known.term, known.leader))
+        self.view.leader(GroupId(5 + u64::from(partition))).map(|known| (known.term, known.leader))
     }
 
     fn marks(&mut self, high_watermark: u64, log_start: u64, end_offset: u64) -> Watermark {
         let watermarks = vec![WatermarkReport { partition: 1, high_watermark, log_start, end_offset }];
         let outcome = self.run(Command::UpdateHighWatermark { name: name(), id: ID, node: 1, watermarks });
         assert_eq!(outcome, Ok(Outcome::WatermarksUpdated));
-        self.view.watermark(6).expect("it was just reported")
+        self.view.watermark(GroupId(6)).expect("it was just reported")
     }
 
     fn assign(&mut self, partition: u32, present: &[i32], replicas: &[i32]) -> Result<Outcome, Rejection> {
@@ -117,8 +117,8 @@ fn a_leader_counts_if_its_term_is_newer_and_it_holds_a_replica() {
     let leaders = vec![row(9, 1), row(1, 1), row(0, 1)];
     let outcome = model.run(Command::SetPartitionLeader { name: name(), id: ID, leaders });
     assert_eq!(outcome, Ok(Outcome::LeadersSet));
-    assert_eq!(model.view.leader(5), Some(&PartitionLeader { term: 5, leader: 1, voters: vec![1] }));
-    assert_eq!(model.view.leader(6), None);
+    assert_eq!(model.view.leader(GroupId(5)), Some(&PartitionLeader { term: 5, leader: 1, voters: vec![1] }));
+    assert_eq!(model.view.leader(GroupId(6)), None);
     let of_another = Command::SetPartitionLeader { name: name(), id: Uuid::nil(), leaders: Vec::new() };
     assert_eq!(model.run(of_another), Err(Rejection::UnknownTopic(name())));
 }
@@ -139,7 +139,7 @@ fn what_is_known_of_partitions_goes_with_their_topic() {
     model.leads(0, 1, 1);
     model.marks(1, 0, 1);
     model.run(Command::DeleteTopic { name: name(), id: ID }).unwrap();
-    assert_eq!((model.view.leader(5), model.view.watermark(6)), (None, None));
+    assert_eq!((model.view.leader(GroupId(5)), model.view.watermark(GroupId(6))), (None, None));
     let Slice { leaders, watermarks, .. } = &model.topic;
     assert!(leaders.is_empty() && watermarks.is_empty());
 }

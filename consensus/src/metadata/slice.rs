@@ -12,12 +12,14 @@ use super::{
     Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, NoRoom, Partition, PartitionLeader,
     Request, SliceId, Topic, Watermark, WatermarkReport,
     slice_answers::{Answers, AskedTooLate, Before, Kept},
+    slice_of_cluster, slice_of_topic,
 };
 use crate::plane::node_of;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
+use types::GroupId;
 use uuid::Uuid;
 
 /// The result of a command that was applied.
@@ -95,9 +97,9 @@ pub enum Delta {
     Topic(Arc<Topic>),
     TopicDeleted(Arc<Topic>),
     /// By group.
-    Leaders(Arc<[(u64, PartitionLeader)]>),
+    Leaders(Arc<[(GroupId, PartitionLeader)]>),
     /// By group.
-    Watermarks(Arc<[(u64, Watermark)]>),
+    Watermarks(Arc<[(GroupId, Watermark)]>),
     Broker(Arc<Broker>),
     BrokerGone(i32),
     /// All peers that must not come back.
@@ -149,8 +151,8 @@ pub struct Slice {
     pub(super) group_high: u64,
     pub(super) next_producer_id: i64,
     /// The leaders of the partitions of the topics here, by group.
-    pub(super) leaders: Arc<BTreeMap<u64, PartitionLeader>>,
-    pub(super) watermarks: Arc<BTreeMap<u64, Watermark>>,
+    pub(super) leaders: Arc<BTreeMap<GroupId, PartitionLeader>>,
+    pub(super) watermarks: Arc<BTreeMap<GroupId, Watermark>>,
     pub(super) brokers: BTreeMap<i32, Arc<Broker>>,
     /// Peers of brokers that were unregistered or whose disk was replaced.
     pub(super) gone_peers: Arc<BTreeSet<u64>>,
@@ -172,8 +174,8 @@ enum Undo {
     Topic(Arc<str>, Option<Arc<Topic>>),
     GroupHigh(u64),
     NextProducerId(i64),
-    Leader(u64, Option<PartitionLeader>),
-    Watermark(u64, Option<Watermark>),
+    Leader(GroupId, Option<PartitionLeader>),
+    Watermark(GroupId, Option<Watermark>),
     Broker(i32, Option<Arc<Broker>>),
     GonePeers(Arc<BTreeSet<u64>>),
     Features(Arc<BTreeMap<String, u16>>),
@@ -234,7 +236,7 @@ impl Slice {
         let watermarks = self.watermarks.iter().map(|(group, watermark)| (*group, *watermark));
         deltas.push(Delta::Leaders(leaders.collect()));
         deltas.push(Delta::Watermarks(watermarks.collect()));
-        if self.id == SliceId::of_cluster() {
+        if self.id == slice_of_cluster() {
             deltas.push(Delta::GonePeers(self.gone_peers.clone()));
             deltas.push(Delta::Features(self.features.clone()));
             deltas.push(Delta::ClusterConfig(self.settings.clone()));
@@ -557,12 +559,12 @@ impl Slice {
         self.can_undo(|| Undo::Topic(name, before));
     }
 
-    fn set_leader(&mut self, group: u64, leader: Option<PartitionLeader>) {
+    fn set_leader(&mut self, group: GroupId, leader: Option<PartitionLeader>) {
         let before = set(Arc::make_mut(&mut self.leaders), group, leader);
         self.can_undo(|| Undo::Leader(group, before));
     }
 
-    fn set_watermark(&mut self, group: u64, watermark: Option<Watermark>) {
+    fn set_watermark(&mut self, group: GroupId, watermark: Option<Watermark>) {
         let before = set(Arc::make_mut(&mut self.watermarks), group, watermark);
         self.can_undo(|| Undo::Watermark(group, before));
     }
@@ -577,12 +579,12 @@ impl Slice {
         self.answers.check();
         for (name, topic) in &*self.topics {
             assert_eq!(*name, topic.name);
-            assert_eq!(SliceId::of_topic(name), self.id, "topic '{name}' lies in another slice");
+            assert_eq!(slice_of_topic(name), self.id, "topic '{name}' lies in another slice");
             assert!(!topic.partitions.is_empty(), "topic '{name}' has no partitions");
-            let highest = topic.partitions.iter().map(|partition| partition.group).max();
+            let highest = topic.partitions.iter().map(|partition| partition.group.0).max();
             assert!(highest <= Some(self.group_high), "topic '{name}' has a group that was never given out");
         }
-        let groups: BTreeSet<u64> =
+        let groups: BTreeSet<GroupId> =
             self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.group).collect();
         for group in self.leaders.keys().chain(self.watermarks.keys()) {
             assert!(groups.contains(group), "group {group} is known, but no topic here has it");
@@ -614,7 +616,7 @@ fn partitions(first_group: u64, replicas: &[Vec<i32>], peers: &[u64]) -> Vec<Par
     let peer_of = |node: &i32| peers.iter().copied().find(|peer| node_of(*peer) == *node);
     let partition = |(group, replicas): (u64, &Vec<i32>)| {
         let founders = replicas.iter().filter_map(peer_of).collect();
-        Partition { group, replicas: replicas.clone(), founders }
+        Partition { group: GroupId(group), replicas: replicas.clone(), founders }
     };
     (first_group..=u64::MAX).zip(replicas).map(partition).collect()
 }

@@ -9,6 +9,7 @@ use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use std::sync::Arc;
+use types::GroupId;
 
 /// The reason why bytes are not a snapshot of all slices.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,21 +107,21 @@ impl Joint {
 
 fn leader_out<'b>(
     out: &mut FlatBufferBuilder<'b>,
-    group: u64,
+    group: GroupId,
     leader: &PartitionLeader,
 ) -> WIPOffset<fb::PartitionLeader<'b>> {
     let PartitionLeader { term, leader, ref voters } = *leader;
     let voters = Some(out.create_vector(voters));
-    fb::PartitionLeader::create(out, &fb::PartitionLeaderArgs { group, term, leader, voters })
+    fb::PartitionLeader::create(out, &fb::PartitionLeaderArgs { group: group.0, term, leader, voters })
 }
 
 pub(super) fn watermark_out<'b>(
     out: &mut FlatBufferBuilder<'b>,
-    group: u64,
+    group: GroupId,
     watermark: Watermark,
 ) -> WIPOffset<fb::Watermark<'b>> {
     let Watermark { high_watermark, log_start, end_offset } = watermark;
-    fb::Watermark::create(out, &fb::WatermarkArgs { group, high_watermark, log_start, end_offset })
+    fb::Watermark::create(out, &fb::WatermarkArgs { group: group.0, high_watermark, log_start, end_offset })
 }
 
 pub(super) fn watermark_in(watermark: fb::Watermark<'_>) -> Watermark {
@@ -138,7 +139,7 @@ pub(super) fn topic_out<'b>(out: &mut FlatBufferBuilder<'b>, topic: &Topic) -> W
         .map(|partition| {
             let replicas = Some(out.create_vector(&partition.replicas));
             let founders = (!partition.founders.is_empty()).then(|| out.create_vector(&partition.founders));
-            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group, replicas, founders })
+            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group.0, replicas, founders })
         })
         .collect();
     let configs = topic.configs.iter().map(|(name, value)| (name, Some(value)));
@@ -160,7 +161,7 @@ pub(super) fn topic_in(topic: fb::Topic<'_>) -> Topic {
         id: uuid_in(topic.id()),
         partitions: partitions
             .map(|partition| Partition {
-                group: partition.group(),
+                group: GroupId(partition.group()),
                 replicas: partition.replicas().iter().collect(),
                 founders: partition.founders().into_iter().flatten().collect(),
             })
@@ -193,12 +194,12 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
     let leaders = leaders
         .map(|known| {
             let voters = known.voters().iter().collect();
-            (known.group(), PartitionLeader { term: known.term(), leader: known.leader(), voters })
+            (GroupId(known.group()), PartitionLeader { term: known.term(), leader: known.leader(), voters })
         })
         .collect();
     slice.leaders = Arc::new(leaders);
     let watermarks = from.watermarks().into_iter().flatten();
-    let watermarks = watermarks.map(|watermark| (watermark.group(), watermark_in(watermark)));
+    let watermarks = watermarks.map(|watermark| (GroupId(watermark.group()), watermark_in(watermark)));
     slice.watermarks = Arc::new(watermarks.collect());
     let brokers = from.brokers().into_iter().flatten().map(broker_in);
     slice.brokers = brokers.map(|broker| (broker.node, Arc::new(broker))).collect();

@@ -120,8 +120,8 @@ fn at<'a>(slices: &'a mut [Slice], request: &Request) -> &'a mut Slice {
 
 /// The slices that requests of [`Luck`] can reach.
 fn reached() -> Vec<Slice> {
-    let topics = (0..TOPICS).map(|number| SliceId::of_topic(&format!("t{number}")));
-    let ids: BTreeSet<SliceId> = topics.chain([SliceId::of_cluster()]).collect();
+    let topics = (0..TOPICS).map(|number| slice_of_topic(&format!("t{number}")));
+    let ids: BTreeSet<SliceId> = topics.chain([slice_of_cluster()]).collect();
     ids.into_iter().map(Slice::new).collect()
 }
 
@@ -184,7 +184,7 @@ fn rolling_back_brings_back_answers_that_were_too_many() {
         command: Command::AllocateProducerIds { count: 1 },
         no_room: None,
     };
-    let mut slice = Slice::new(SliceId::of_cluster());
+    let mut slice = Slice::new(slice_of_cluster());
     for sequence in 2..ANSWERS_MAX as u64 + 2 {
         slice.apply_request(&asks(sequence)).unwrap();
     }
@@ -216,7 +216,7 @@ fn requests_and_what_they_gave_come_back_from_their_bytes() {
 
 #[test]
 fn a_disk_that_was_replaced_does_not_come_back() {
-    let mut slice = Slice::new(SliceId::of_cluster());
+    let mut slice = Slice::new(slice_of_cluster());
     let mut register = |node, disk, incarnation| {
         slice.apply(&Command::RegisterBroker { broker: broker(node, disk, incarnation) }).outcome
     };
@@ -276,7 +276,7 @@ fn a_view_that_followed_every_change_is_the_view_of_the_image() {
         assert!(followed.brokers().eq(view.brokers()), "seed {seed}");
         assert_eq!(followed.features(), view.features(), "seed {seed}");
         assert_eq!(followed.cluster_config(), view.cluster_config(), "seed {seed}");
-        for group in 1..luck.next_group + 2 {
+        for group in (1..luck.next_group + 2).map(GroupId) {
             assert_eq!(followed.has_group(group), view.has_group(group), "seed {seed}, group {group}");
             assert_eq!(followed.leader(group), view.leader(group), "seed {seed}, group {group}");
             assert_eq!(followed.watermark(group), view.watermark(group), "seed {seed}, group {group}");

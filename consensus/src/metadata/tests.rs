@@ -46,10 +46,10 @@ impl Model {
 fn a_topic_lives_from_creation_to_deletion() {
     let mut model = Model::new();
     let Ok(Outcome::TopicCreated(topic)) = model.run(create("a", 10, 3)) else { panic!("not created") };
-    assert_eq!(topic.partitions.iter().map(|partition| partition.group).collect::<Vec<_>>(), [10, 11, 12]);
+    assert_eq!(topic.partitions.iter().map(|partition| partition.group.0).collect::<Vec<_>>(), [10, 11, 12]);
     assert_eq!(model.view.topic("a"), Some(&topic));
     assert_eq!(model.view.topic_by_id(id(10)), Some(&topic));
-    assert!(model.view.has_group(12) && !model.view.has_group(13));
+    assert!(model.view.has_group(GroupId(12)) && !model.view.has_group(GroupId(13)));
 
     assert_eq!(model.run(create("a", 20, 1)), Err(Rejection::TopicExists("a".into())));
     let more = |present| Command::CreatePartitions {
@@ -62,7 +62,7 @@ fn a_topic_lives_from_creation_to_deletion() {
     };
     assert_eq!(model.run(more(4)), Err(Rejection::PartitionCount { expected: 4, found: 3 }));
     assert!(matches!(model.run(more(3)), Ok(Outcome::PartitionsAdded { first_new: 3, .. })));
-    assert_eq!(model.view.topic("a").unwrap().partitions[4].group, 31);
+    assert_eq!(model.view.topic("a").unwrap().partitions[4].group, GroupId(31));
 
     let changes = vec![("retention.ms".to_owned(), None), ("segment.bytes".to_owned(), Some("9".to_owned()))];
     let update = Command::UpdateTopicConfig { name: "a".into(), id: id(10), changes };
@@ -73,8 +73,8 @@ fn a_topic_lives_from_creation_to_deletion() {
     let delete = |id| Command::DeleteTopic { name: "a".into(), id };
     assert_eq!(model.run(delete(id(11))), Err(Rejection::UnknownTopic("a".into())), "another topic of that name");
     assert_eq!(model.run(delete(id(10))), Ok(Outcome::TopicDeleted));
-    assert!(model.view.topic("a").is_none() && !model.view.has_group(31));
-    let slice = &model.slices[usize::from(SliceId::of_topic("a").0)];
+    assert!(model.view.topic("a").is_none() && !model.view.has_group(GroupId(31)));
+    let slice = &model.slices[usize::from(slice_of_topic("a").0)];
     assert_eq!(slice.group_high(), 31, "ids are not given out again");
 }
 
@@ -137,8 +137,8 @@ fn names_follow_kafkas_rule() {
 #[test]
 fn a_topics_slice_never_changes() {
     // The cluster's format fixes this: a change would lose every topic.
-    assert_eq!(SliceId::of_topic("orders"), SliceId((crc32c::crc32c(b"orders") & 255) as u16));
-    assert_eq!(SliceId::of_topic("123456789").0, 0xE306_9283u32 as u16 & 255, "CRC-32C's check value");
+    assert_eq!(slice_of_topic("orders"), SliceId((crc32c::crc32c(b"orders") & 255) as u16));
+    assert_eq!(slice_of_topic("123456789").0, 0xE306_9283u32 as u16 & 255, "CRC-32C's check value");
 }
 
 /// Small commands that create, change and delete a topic and allocate producer ids.
@@ -202,7 +202,7 @@ fn group_ids_at_the_end_of_their_range_do_not_wrap() {
     let mut model = Model::new();
     model.run(create("t", u64::MAX - 1, 2)).unwrap();
     assert_eq!(model.run(create("t", u64::MAX, 2)), Err(Rejection::TopicExists("t".into())));
-    assert_eq!(model.slices[usize::from(SliceId::of_topic("t").0)].group_high(), u64::MAX);
+    assert_eq!(model.slices[usize::from(slice_of_topic("t").0)].group_high(), u64::MAX);
 }
 
 fn asked(node: i32, incarnation: u64, sequence: u64, lowest_open: u64, command: Command) -> Request {
@@ -223,7 +223,7 @@ fn first_id(slice: &mut Slice, request: &Request) -> Result<i64, AskedTooLate> {
 
 #[test]
 fn a_request_that_comes_twice_is_answered_twice_and_applied_once() {
-    let mut slice = Slice::new(SliceId::of_topic("t"));
+    let mut slice = Slice::new(slice_of_topic("t"));
     let request = asked(1, 1, 1, 1, create("t", 3, 2));
     let first = slice.apply_request(&request).unwrap();
     let again = slice.apply_request(&request).unwrap();
@@ -237,7 +237,7 @@ fn a_request_that_comes_twice_is_answered_twice_and_applied_once() {
 
 #[test]
 fn what_an_origin_needs_no_more_is_forgotten_and_refused() {
-    let mut slice = Slice::new(SliceId::of_cluster());
+    let mut slice = Slice::new(slice_of_cluster());
     for sequence in 1..=5 {
         assert_eq!(first_id(&mut slice, &producer_ids(sequence, 1)), Ok(10 * (sequence as i64 - 1)));
     }
@@ -253,7 +253,7 @@ fn what_an_origin_needs_no_more_is_forgotten_and_refused() {
 
 #[test]
 fn answers_are_bounded_and_the_oldest_go_first() {
-    let mut slice = Slice::new(SliceId::of_cluster());
+    let mut slice = Slice::new(slice_of_cluster());
     let end = ANSWERS_MAX as u64 + 3;
     (1..end).for_each(|sequence| assert!(first_id(&mut slice, &producer_ids(sequence, 1)).is_ok()));
     assert_eq!(first_id(&mut slice, &producer_ids(2, 1)), Err(AskedTooLate));

@@ -6,6 +6,7 @@
 use super::{Broker, ClusterConfig, Delta, PartitionLeader, Placed, Topic, Watermark};
 use ahash::{AHashMap, AHashSet};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use types::GroupId;
 use uuid::Uuid;
 
 #[derive(Default)]
@@ -14,11 +15,11 @@ pub struct View {
     index: u64,
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
     by_id: AHashMap<Uuid, Arc<Topic>>,
-    groups: AHashSet<u64>,
+    groups: AHashSet<GroupId>,
     /// The highest group id that this view has ever contained.
     newest_group: u64,
-    leaders: AHashMap<u64, PartitionLeader>,
-    watermarks: AHashMap<u64, Watermark>,
+    leaders: AHashMap<GroupId, PartitionLeader>,
+    watermarks: AHashMap<GroupId, Watermark>,
     brokers: BTreeMap<i32, Arc<Broker>>,
     features: Arc<BTreeMap<String, u16>>,
     settings: Arc<ClusterConfig>,
@@ -49,7 +50,7 @@ impl View {
         match delta {
             Delta::Topic(topic) => {
                 self.groups.extend(topic.partitions.iter().map(|partition| partition.group));
-                let newest = topic.partitions.iter().map(|partition| partition.group).max();
+                let newest = topic.partitions.iter().map(|partition| partition.group.0).max();
                 self.newest_group = self.newest_group.max(newest.unwrap_or(0));
                 let before = self.by_id.insert(topic.id, topic.clone());
                 self.placed.replace(before.as_deref(), Some(topic));
@@ -108,7 +109,7 @@ impl View {
     }
 
     /// Whether some topic has a partition with this group.
-    pub fn has_group(&self, group: u64) -> bool {
+    pub fn has_group(&self, group: GroupId) -> bool {
         self.groups.contains(&group)
     }
 
@@ -119,12 +120,12 @@ impl View {
     }
 
     /// The leader of a group, as it reported itself.
-    pub fn leader(&self, group: u64) -> Option<&PartitionLeader> {
+    pub fn leader(&self, group: GroupId) -> Option<&PartitionLeader> {
         self.leaders.get(&group)
     }
 
     /// The offsets of a group's log, as its leader reported them.
-    pub fn watermark(&self, group: u64) -> Option<Watermark> {
+    pub fn watermark(&self, group: GroupId) -> Option<Watermark> {
         self.watermarks.get(&group).copied()
     }
 

@@ -6,13 +6,14 @@ use super::{
     leases::LeaderLease, node_of,
 };
 use crate::{
-    group::{Group, PeerProgress, Position, ProposeError},
+    group::{Group, PeerProgress, ProposeError},
     metadata::{self, Broker, Command, Request},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
+use types::Position;
 
 /// One term in which this broker leads.
 pub(super) struct Lead {

@@ -7,6 +7,7 @@ use crate::{
     metadata::{Broker, BrokerStatus, Command, HostPort, NoRoom, Origin, Outcome, Placed, Rejection, Request, Slice},
 };
 use std::{collections::BTreeMap, sync::Arc};
+use types::GroupId;
 use uuid::Uuid;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -45,7 +46,7 @@ impl World {
             let config = GroupConfig {
                 voters: peers.clone(),
                 election_jitter: 2 * node_of(*peer) as usize,
-                ..GroupConfig::single(0, *peer)
+                ..GroupConfig::single(GroupId(0), *peer)
             };
             let mut plane = Plane::new(PlaneConfig::new(node_of(*peer), 1), 0, 0);
             plane.set_contacts([1, 2, 3]);

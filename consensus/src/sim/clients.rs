@@ -219,7 +219,7 @@ impl Cluster {
             let shows = self.node(at).read_settings();
             self.clients.promises.read_settings(at, after, after, shows);
         }
-        let checked = self.clients.promises.check(end, &self.histories[META as usize])?;
+        let checked = self.clients.promises.check(end, &self.histories[META.0 as usize])?;
         self.summary.calls += checked.calls;
         self.summary.keys += checked.keys;
         self.summary.given_up += checked.given_up;
@@ -298,7 +298,7 @@ impl Cluster {
 
     fn has_written(&mut self, at: usize, above: u64, write: &Submission, written: &Written) -> Result<Told, Violation> {
         let Written { term, index, .. } = *written;
-        let history = &self.histories[META as usize];
+        let history = &self.histories[META.0 as usize];
         let committed = history.term_of(index) == Some(term);
         if committed {
             self.summary.written += 1;
@@ -329,7 +329,7 @@ impl Cluster {
 
     /// A write that the fast path acknowledged may be lost only if its leader was deposed.
     pub(super) fn check_fast_writes(&self) -> Result<(), Violation> {
-        let history = &self.histories[META as usize];
+        let history = &self.histories[META.0 as usize];
         for (index, term) in &self.clients.fast {
             if history.term_of(*index) != Some(*term) && history.newest_term() == *term {
                 return Err(Violation(format!("what the fast path acknowledged at {index} is lost in its own term")));

@@ -14,6 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use types::GroupId;
 
 const TICK: Duration = Duration::from_millis(100);
 const ELECTION_TICKS: usize = 8;
@@ -94,7 +95,7 @@ pub(super) struct Cluster {
     pub(super) slots: Vec<Slot>,
     pub(super) histories: Vec<History>,
     /// The term and data of batches whose producers wait, by the node that took them, group and index.
-    open: BTreeMap<(u64, u64, u64), (u64, Bytes)>,
+    open: BTreeMap<(u64, GroupId, u64), (u64, Bytes)>,
     pub(super) clients: Clients,
     /// The first answer to each request, by node, incarnation and sequence.
     answers: BTreeMap<(i32, u64, u64), String>,
@@ -149,7 +150,7 @@ impl Cluster {
                 number,
                 disk_number: 1,
                 incarnation: 0,
-                configs: (0..GROUPS).map(config).collect(),
+                configs: (0..GROUPS).map(GroupId).map(config).collect(),
                 clock: clock.drifting(rng.i32(-20_000..=20_000)),
                 power: Some(Power::Down(SimDisk::new(
                     clock.clone(),
@@ -188,7 +189,7 @@ impl Cluster {
         }
         let peer = slot.peer();
         for (group, history) in (0..).zip(&mut self.histories) {
-            history.started(peer, disk.image(group).checkpoint.index);
+            history.started(peer, disk.image(GroupId(group)).checkpoint.index);
         }
         slot.configs.iter_mut().for_each(|config| config.peer = peer);
         slot.incarnation += 1;
@@ -285,7 +286,7 @@ impl Cluster {
                     self.applied(*node, *group, entry, result)?;
                 }
                 self.summary.restored += u64::from(matches!(seen, Seen::Restored { .. }));
-                self.histories[seen.group() as usize].see(seen)?;
+                self.histories[seen.group().0 as usize].see(seen)?;
             }
             self.hear(at, written, read)?;
         }
@@ -294,7 +295,7 @@ impl Cluster {
 
     /// While a node holds the leader's lease, no node leads in a newer term.
     fn check_leases(&self) -> Result<(), Violation> {
-        let newest = self.histories[META as usize].newest_term();
+        let newest = self.histories[META.0 as usize].newest_term();
         let holders = self.slots.iter().filter(|slot| slot.paused_until <= self.clock.time());
         for node in holders.filter_map(Slot::node).filter(|node| node.holds_lease()) {
             let term = node.group(META).term();
@@ -308,15 +309,15 @@ impl Cluster {
         Ok(())
     }
 
-    fn applied(&mut self, node: u64, group: u64, entry: &Entry, result: &str) -> Result<(), Violation> {
-        let is_new = entry.index > self.histories[group as usize].committed();
+    fn applied(&mut self, node: u64, group: GroupId, entry: &Entry, result: &str) -> Result<(), Violation> {
+        let is_new = entry.index > self.histories[group.0 as usize].committed();
         if group == META && entry.is_command() && is_new {
             self.answered(entry, result)?;
         }
         if let Some((term, data)) = self.open.remove(&(node, group, entry.index))
             && term == entry.term
         {
-            self.histories[group as usize].ack(entry.index, data);
+            self.histories[group.0 as usize].ack(entry.index, data);
         }
         Ok(())
     }
@@ -328,7 +329,7 @@ impl Cluster {
     /// A client asks a node for something.
     fn client(&mut self) {
         self.client_at = Some(self.clock.time() + Duration::from_micros(self.rng.u64(1_000..40_000)));
-        let group = self.rng.u64(..GROUPS);
+        let group = GroupId(self.rng.u64(..GROUPS));
         if group == META {
             return self.ask_metadata();
         }
@@ -380,7 +381,7 @@ impl Cluster {
         })?;
         self.client_at = None;
         self.step_until(deadline, "answer", |cluster| cluster.clients.is_quiet())?;
-        self.step_until(deadline, "agree", |cluster| (0..GROUPS).all(|group| cluster.agrees(group)))?;
+        self.step_until(deadline, "agree", |cluster| (0..GROUPS).all(|group| cluster.agrees(GroupId(group))))?;
         let mut metadata = BTreeMap::new();
         for node in self.slots.iter().filter_map(Slot::node) {
             let (index, state) = node.metadata()?;
@@ -390,7 +391,7 @@ impl Cluster {
         }
         self.check_fast_writes()?;
         self.check_histories()?;
-        (0..).zip(&self.histories).try_for_each(|(group, history)| history.check_acked(group))
+        (0..).zip(&self.histories).try_for_each(|(group, history)| history.check_acked(GroupId(group)))
     }
 
     fn step_until(&mut self, deadline: Duration, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
@@ -405,7 +406,7 @@ impl Cluster {
 
     /// Whether a group has a leader and all its voters have applied everything in the newest leader's log. For the
     /// metadata group, every node's view must also show everything that the node has applied.
-    fn agrees(&self, group: u64) -> bool {
+    fn agrees(&self, group: GroupId) -> bool {
         let shows_all = |node: &SimNode| node.shows() == node.group(META).applied();
         if group == META && !self.slots.iter().filter_map(Slot::node).all(shows_all) {
             return false;
@@ -420,7 +421,7 @@ impl Cluster {
 
     fn describe(&self) -> String {
         let nodes = self.slots.iter().filter_map(Slot::node);
-        let lines = nodes.flat_map(|node| (0..GROUPS).map(|group| (node.id, node.group(group)))).map(|(id, group)| {
+        let lines = nodes.flat_map(|node| (0..GROUPS).map(|group| (node.id, node.group(GroupId(group))))).map(|(id, group)| {
             format!(
                 "\n  node {id} group {}: term {} leader {:?} voters {:?} applied {} commit {} stable {} last {} terms {:?} progress {:?}",
                 group.id(),

@@ -4,17 +4,18 @@
 //! It stands for the ring as a whole. The `wal` crate proves that the ring keeps this promise on a real disk.
 
 use super::SimClock;
-use crate::group::{Entry, HardState, Position, Restored, TermRun};
+use crate::group::{Entry, Restored};
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
+use types::{GroupId, HardState, Position, TermRun};
 
 /// One record of the journal.
 #[derive(Clone, Debug)]
 pub struct Record {
-    pub group: u64,
+    pub group: GroupId,
     pub hard_state: HardState,
     pub entry: Option<Entry>,
     /// The log restarts after this snapshot, which was staged.
@@ -57,7 +58,7 @@ impl Image {
         let mut terms: Vec<TermRun> = Vec::new();
         for entry in &self.entries {
             if terms.last().is_none_or(|run| run.term != entry.term) {
-                terms.push(TermRun { first_index: entry.index, term: entry.term });
+                terms.push(TermRun { first_index: entry.index, term: entry.term, base_offset: 0 });
             }
         }
         Restored {
@@ -79,7 +80,7 @@ pub struct SimDisk {
     pub sync_max: Duration,
     /// The disk is full or broken: no further sync starts until a restart.
     pub stuck: bool,
-    images: BTreeMap<u64, Image>,
+    images: BTreeMap<GroupId, Image>,
     staged: VecDeque<Record>,
     /// Counts of all records ever appended (`end`) and of the durable ones among them (`durable`).
     end: u64,
@@ -163,19 +164,19 @@ impl SimDisk {
     }
 
     /// The durable state of a group.
-    pub fn image(&self, group: u64) -> Image {
+    pub fn image(&self, group: GroupId) -> Image {
         self.images.get(&group).cloned().unwrap_or_default()
     }
 
     /// The last index up to which a group's durable log has the terms that `term_of` gives.
-    pub fn agrees_up_to(&self, group: u64, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
+    pub fn agrees_up_to(&self, group: GroupId, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
         let Some(image) = self.images.get(&group) else { return 0 };
         let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term)).last();
         agreeing.map_or(image.before.map_or(0, |before| before.index), |entry| entry.index)
     }
 
     /// Writes a checkpoint and drops the entries up to `forget`.
-    pub fn checkpoint(&mut self, group: u64, checkpoint: Checkpoint, forget: u64) {
+    pub fn checkpoint(&mut self, group: GroupId, checkpoint: Checkpoint, forget: u64) {
         assert!(forget <= checkpoint.index, "only what the checkpoint covers is forgotten");
         let image = self.images.entry(group).or_default();
         if checkpoint.index < image.checkpoint.index {

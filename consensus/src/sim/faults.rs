@@ -8,6 +8,7 @@ use super::{
 };
 use crate::group::Member;
 use std::time::Duration;
+use types::GroupId;
 
 impl Cluster {
     pub(super) fn fault(&mut self) -> Result<(), Violation> {
@@ -88,11 +89,11 @@ impl Cluster {
     }
 
     fn checkpoint(&mut self, at: usize) {
-        let group = self.rng.u64(..GROUPS);
+        let group = GroupId(self.rng.u64(..GROUPS));
         if group == META {
             return self.node(at).snapshot();
         }
-        let history = &self.histories[group as usize];
+        let history = &self.histories[group.0 as usize];
         // Partitions send no snapshots yet, so entries that some node lacks must be kept.
         let everywhere = self.slots.iter().map(|slot| slot.disk().agrees_up_to(group, |index| history.term_of(index)));
         let forget = everywhere.min().unwrap_or(0).saturating_sub(KEPT_ENTRIES);
@@ -101,7 +102,7 @@ impl Cluster {
 
     /// Asks a random partition's leader to change the voters.
     fn change_members(&mut self) {
-        let group = self.rng.u64(1..GROUPS);
+        let group = GroupId(self.rng.u64(1..GROUPS));
         // A node whose disk may be emptied never becomes a new voter: it could not get the entries that it lacks.
         let stays = |at: &usize| Some(*at) != self.may_be_emptied;
         let mut wanted: Vec<u64> = (0..self.slots.len()).filter(stays).map(|at| self.slots[at].peer()).collect();

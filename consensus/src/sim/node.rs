@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     group::{
-        Entry, Group, GroupConfig, HardState, Member, Message, MessageType, Position,
+        Entry, Group, GroupConfig, Member, Message, MessageType,
         descriptor::{Descriptor, EntryData},
     },
     plane::{PlaneConfig, PlaneMessage, Token, WriteError, Written, node_of},
@@ -21,14 +21,15 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
+use types::{GroupId, HardState, Position};
 
 /// The metadata group. The other groups stand for partitions.
-pub const META: u64 = 0;
+pub const META: GroupId = GroupId(0);
 
 /// A message between nodes.
 #[derive(Clone, Debug)]
 pub enum Wire {
-    Raft(u64, Message),
+    Raft(GroupId, Message),
     /// A MsgSnapshot, and the state that it announces.
     Snapshot(Message, Bytes),
     /// The sending node, and its message.
@@ -57,7 +58,7 @@ pub(super) struct Replica {
 /// A Ready whose records are being written.
 struct Persisting {
     position: u64,
-    group: u64,
+    group: GroupId,
     number: u64,
     entries: Vec<Entry>,
     messages: Vec<Message>,
@@ -69,7 +70,7 @@ pub struct Node<C, T> {
     transport: T,
     pub disk: SimDisk,
     rng: fastrand::Rng,
-    pub(super) replicas: BTreeMap<u64, Replica>,
+    pub(super) replicas: BTreeMap<GroupId, Replica>,
     persisting: VecDeque<Persisting>,
     tick: Duration,
     tick_at: Duration,
@@ -136,7 +137,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         Ok(node)
     }
 
-    pub fn group(&self, group: u64) -> &Group {
+    pub fn group(&self, group: GroupId) -> &Group {
         &self.replicas[&group].group
     }
 
@@ -204,7 +205,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     }
 
     /// Proposes a batch of `count` records to a partition. The same step takes the base offset from the log's end.
-    pub fn propose_batch(&mut self, group: u64, count: u32) -> Option<(Position, Bytes)> {
+    pub fn propose_batch(&mut self, group: GroupId, count: u32) -> Option<(Position, Bytes)> {
         let replica = self.replicas.get_mut(&group)?;
         let base_offset = replica.ends.last_key_value().map_or(replica.applied_end(), |(_, end)| *end);
         let batch = Descriptor { base_offset, count, bytes: 100 * count, crc: count, max_timestamp: -1 };
@@ -215,7 +216,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         Some((position, data))
     }
 
-    pub fn propose_members(&mut self, group: u64, changes: &[Member]) -> bool {
+    pub fn propose_members(&mut self, group: GroupId, changes: &[Member]) -> bool {
         let replica = self.replicas.get_mut(&group).expect("every node has every group");
         let proposed = replica.group.propose_members(changes).is_ok();
         self.turn();
@@ -223,7 +224,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     }
 
     /// Writes a checkpoint of a partition. The log drops the entries that it covers, up to `forget`.
-    pub fn checkpoint(&mut self, group: u64, forget: u64) {
+    pub fn checkpoint(&mut self, group: GroupId, forget: u64) {
         let replica = self.replicas.get_mut(&group).expect("every node has every group");
         let index = replica.group.applied();
         let Machine::Partition { end } = &replica.machine else { unreachable!("the metadata has snapshots") };
@@ -291,7 +292,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         }
     }
 
-    fn take_ready(&mut self, group: u64) {
+    fn take_ready(&mut self, group: GroupId) {
         let replica = self.replicas.get_mut(&group).expect("it has work");
         let Some(ready) = replica.group.ready() else { return };
         let mut alone = ready.entries.is_empty();
@@ -349,7 +350,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         self.carry_out();
     }
 
-    fn apply(&mut self, group: u64, committed: Vec<Entry>) {
+    fn apply(&mut self, group: GroupId, committed: Vec<Entry>) {
         let now = self.clock.now();
         let replica = self.replicas.get_mut(&group).expect("it has work");
         match &mut replica.machine {
@@ -415,7 +416,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         }
     }
 
-    fn send(&mut self, group: u64, messages: Vec<Message>) {
+    fn send(&mut self, group: GroupId, messages: Vec<Message>) {
         for message in messages {
             let granted = message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject;
             if granted || message.get_msg_type() == MessageType::MsgRequestVote {
@@ -456,7 +457,13 @@ fn end_of(entry: &Entry) -> Option<u64> {
     }
 }
 
-fn restore(group: u64, checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32], bug: Option<Bug>) -> Machine {
+fn restore(
+    group: GroupId,
+    checkpoint: &Checkpoint,
+    config: &PlaneConfig,
+    contacts: &[i32],
+    bug: Option<Bug>,
+) -> Machine {
     if group != META {
         let end = checkpoint.state[..].try_into().map_or(0, u64::from_le_bytes);
         return Machine::Partition { end };

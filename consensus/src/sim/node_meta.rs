@@ -8,8 +8,8 @@ use super::{
     oracle::{Seen, Violation},
 };
 use crate::{
-    group::{Entry, Group, Message, Position, SnapshotMark},
-    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, SliceId, View},
+    group::{Entry, Group, Message, SnapshotMark},
+    metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View, slice_of_topic},
     plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
     seam::{Clock, Transport},
 };
@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
+use types::Position;
 
 pub(super) struct Meta {
     pub(super) plane: Plane,
@@ -185,7 +186,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
     /// The answer of this node to a client that reads a topic.
     pub(super) fn read_topic(&self, name: &str) -> TopicReply {
         if self.bug == Some(Bug::OverlayShown) {
-            let slice = &self.meta().slices[usize::from(SliceId::of_topic(name).0)];
+            let slice = &self.meta().slices[usize::from(slice_of_topic(name).0)];
             let image: Vec<Delta> = slice.image().collect();
             return model::read(&View::new(self.shows(), &image), name);
         }

@@ -1,8 +1,9 @@
 //! Invariants that must always hold. The oracle sees and remembers everything that every node does.
 
-use crate::group::{Entry, TermRun};
+use crate::group::Entry;
 use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
+use types::{GroupId, TermRun};
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,26 +15,26 @@ pub struct Violation(pub String);
 pub enum Seen {
     Voted {
         node: u64,
-        group: u64,
+        group: GroupId,
         term: u64,
         to: u64,
     },
     Leads {
         node: u64,
-        group: u64,
+        group: GroupId,
         term: u64,
         log: Vec<TermRun>,
     },
     /// A durable append. Appends that are not durable are not reported. A lone voter may lose one together with its
     /// term, and then append another entry in its place.
     Appended {
-        group: u64,
+        group: GroupId,
         entry: Entry,
     },
     /// `term` is the term of the node when it applied the entry.
     Applied {
         node: u64,
-        group: u64,
+        group: GroupId,
         term: u64,
         entry: Entry,
         result: String,
@@ -41,11 +42,11 @@ pub enum Seen {
     /// A snapshot replaced the node's log.
     Restored {
         node: u64,
-        group: u64,
+        group: GroupId,
         index: u64,
     },
     State {
-        group: u64,
+        group: GroupId,
         index: u64,
         state: Bytes,
     },
@@ -60,7 +61,7 @@ struct Committed {
 }
 
 impl Seen {
-    pub fn group(&self) -> u64 {
+    pub fn group(&self) -> GroupId {
         match self {
             Seen::Voted { group, .. }
             | Seen::Leads { group, .. }
@@ -156,7 +157,7 @@ impl History {
     }
 
     /// A leader has every entry that was committed in earlier terms (Raft paper, 5.4: leader completeness).
-    fn leader_is_complete(&self, group: u64, node: u64, term: u64, log: &[TermRun]) -> Result<(), Violation> {
+    fn leader_is_complete(&self, group: GroupId, node: u64, term: u64, log: &[TermRun]) -> Result<(), Violation> {
         for committed in self.committed.iter().filter(|committed| committed.known_in < term) {
             let entry = &committed.entry;
             let after = log.partition_point(|run| run.first_index <= entry.index);
@@ -169,7 +170,7 @@ impl History {
         Ok(())
     }
 
-    fn applied(&mut self, group: u64, node: u64, now: Committed) -> Result<(), Violation> {
+    fn applied(&mut self, group: GroupId, node: u64, now: Committed) -> Result<(), Violation> {
         let index = now.entry.index;
         let before = self.applied.insert(node, index).unwrap_or(0);
         expect(index == before + 1, || format!("group {group}: node {node} applied {index} after {before}"))?;
@@ -190,7 +191,7 @@ impl History {
     }
 
     /// Checks that every acknowledged proposal is committed unchanged.
-    pub fn check_acked(&self, group: u64) -> Result<(), Violation> {
+    pub fn check_acked(&self, group: GroupId) -> Result<(), Violation> {
         self.acked.iter().try_for_each(|(index, data)| {
             let kept = self.committed.get(*index as usize - 1).is_some_and(|kept| kept.entry.data == *data);
             expect(kept, || format!("group {group}: what was acknowledged at {index} is lost"))

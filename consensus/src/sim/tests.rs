@@ -8,6 +8,7 @@ use std::{
     thread,
     time::Duration,
 };
+use types::GroupId;
 
 /// The number of seeds in a quick run. `SIM_SEEDS` sets another number, `SIM_SEED` replays one seed. Together they
 /// run that many seeds, beginning with that one.
@@ -214,9 +215,10 @@ fn a_clock_drifts_jumps_and_knows_when() {
 
 #[test]
 fn a_crash_loses_only_what_was_not_synced() {
-    use crate::group::{Entry, HardState};
+    use crate::group::Entry;
+    use types::HardState;
     let record = |index| Record {
-        group: 1,
+        group: GroupId(1),
         hard_state: HardState::default(),
         entry: Some(Entry { index, term: 1, entry_type: 0, data: bytes::Bytes::new() }),
         restart: None,
@@ -230,7 +232,7 @@ fn a_crash_loses_only_what_was_not_synced() {
         disk.synced();
         assert_eq!((disk.durable(), disk.end()), (1, 3));
         disk.crash();
-        left.insert(disk.image(1).entries.len());
+        left.insert(disk.image(GroupId(1)).entries.len());
     }
     assert_eq!(left.into_iter().collect::<Vec<_>>(), [1, 2, 3]);
 }

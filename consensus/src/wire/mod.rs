@@ -16,13 +16,14 @@ pub use tools::{
 
 use crate::{
     generated::peer::millrace::peer as fb,
-    group::{Entry, Message, Position, members as group_members},
+    group::{Entry, Message, members as group_members},
     metadata::DecodeError,
     plane::PlaneMessage,
 };
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use raft::eraftpb::{self, MessageType};
+use types::{GroupId, Position};
 
 /// Version of the protocol between brokers.
 pub const VERSION: u16 = 1;
@@ -78,13 +79,13 @@ pub enum Caller {
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerMessage {
     Raft {
-        group: u64,
+        group: GroupId,
         message: Message,
     },
     /// A Raft message with the batches of its entries, each with the place of its entry. The batches travel beside
     /// the message and are not copied.
     Append {
-        group: u64,
+        group: GroupId,
         message: Message,
         payloads: Vec<(usize, Bytes)>,
     },
@@ -92,7 +93,7 @@ pub enum PeerMessage {
     Beat(Beat),
     /// Asks the group's leader to hand over to the group's preferred leader.
     Elect {
-        group: u64,
+        group: GroupId,
     },
     Plane(PlaneMessage),
     SnapshotChunk(SnapshotChunk),
@@ -102,7 +103,7 @@ pub enum PeerMessage {
 /// committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rest {
-    pub group: u64,
+    pub group: GroupId,
     pub at: Position,
 }
 
@@ -119,7 +120,7 @@ pub struct Beat {
 /// A piece of a snapshot's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotChunk {
-    pub group: u64,
+    pub group: GroupId,
     /// The index at which the snapshot was taken.
     pub index: u64,
     pub term: u64,
@@ -314,7 +315,7 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
             (fb::Body::Raft, raft_out(out, *group, message, payloads).as_union_value())
         }
         PeerMessage::Rest(Rest { group, at: Position { index, term } }) => {
-            let args = fb::RestArgs { group: *group, term: *term, index: *index };
+            let args = fb::RestArgs { group: group.0, term: *term, index: *index };
             (fb::Body::Rest, fb::Rest::create(out, &args).as_union_value())
         }
         PeerMessage::Beat(Beat { incarnation, core, cores, healthy }) => {
@@ -322,12 +323,12 @@ fn body_out<'b>(out: &mut Out<'b>, message: &PeerMessage) -> (fb::Body, Union) {
             (fb::Body::Beat, fb::Beat::create(out, &args).as_union_value())
         }
         PeerMessage::Elect { group } => {
-            (fb::Body::Elect, fb::Elect::create(out, &fb::ElectArgs { group: *group }).as_union_value())
+            (fb::Body::Elect, fb::Elect::create(out, &fb::ElectArgs { group: group.0 }).as_union_value())
         }
         PeerMessage::Plane(message) => plane::plane_out(out, message),
         PeerMessage::SnapshotChunk(SnapshotChunk { group, index, term, offset, total, crc, bytes }) => {
             let args = fb::SnapshotChunkArgs {
-                group: *group,
+                group: group.0,
                 index: *index,
                 term: *term,
                 offset: *offset,
@@ -344,7 +345,7 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
     Ok(match message.body_type() {
         fb::Body::Raft => {
             let raft = message.body_as_raft().expect(VERIFIED);
-            let (group, message) = (raft.group(), raft_in(raft)?);
+            let (group, message) = (GroupId(raft.group()), raft_in(raft)?);
             match payloads_in(raft, &message, beside)? {
                 payloads if payloads.is_empty() => PeerMessage::Raft { group, message },
                 payloads => PeerMessage::Append { group, message, payloads },
@@ -352,7 +353,10 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
         }
         fb::Body::Rest => {
             let rest = message.body_as_rest().expect(VERIFIED);
-            PeerMessage::Rest(Rest { group: rest.group(), at: Position { index: rest.index(), term: rest.term() } })
+            PeerMessage::Rest(Rest {
+                group: GroupId(rest.group()),
+                at: Position { index: rest.index(), term: rest.term() },
+            })
         }
         fb::Body::Beat => {
             let beat = message.body_as_beat().expect(VERIFIED);
@@ -363,11 +367,11 @@ fn body_in(message: fb::Message<'_>, beside: &mut Bytes) -> Result<PeerMessage, 
                 healthy: beat.healthy(),
             })
         }
-        fb::Body::Elect => PeerMessage::Elect { group: message.body_as_elect().expect(VERIFIED).group() },
+        fb::Body::Elect => PeerMessage::Elect { group: GroupId(message.body_as_elect().expect(VERIFIED).group()) },
         fb::Body::SnapshotChunk => {
             let chunk = message.body_as_snapshot_chunk().expect(VERIFIED);
             PeerMessage::SnapshotChunk(SnapshotChunk {
-                group: chunk.group(),
+                group: GroupId(chunk.group()),
                 index: chunk.index(),
                 term: chunk.term(),
                 offset: chunk.offset(),
@@ -396,7 +400,7 @@ fn payloads_in(raft: fb::Raft<'_>, message: &Message, beside: &mut Bytes) -> Res
 
 fn raft_out<'b>(
     out: &mut Out<'b>,
-    group: u64,
+    group: GroupId,
     message: &Message,
     payloads: &[(usize, Bytes)],
 ) -> WIPOffset<fb::Raft<'b>> {
@@ -415,7 +419,7 @@ fn raft_out<'b>(
     let has_snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
     let members = has_snapshot.then(|| group_members::encode(snapshot.get_conf_state()));
     let args = fb::RaftArgs {
-        group,
+        group: group.0,
         kind: message.get_msg_type() as u8,
         to: message.to,
         from: message.from,

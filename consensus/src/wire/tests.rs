@@ -7,6 +7,7 @@ use crate::{
 };
 use raft::eraftpb::ConfState;
 use std::time::Duration;
+use types::GroupId;
 
 fn hello() -> Hello {
     Hello {
@@ -79,10 +80,17 @@ fn messages() -> Vec<PeerMessage> {
         PlaneMessage::Described { ask, answer: Ok(quorum) },
         PlaneMessage::Described { ask, answer: Err(Refused::NotLeader { leader: None }) },
     ];
-    let chunk =
-        SnapshotChunk { group: 0, index: 1, term: 2, offset: 3, total: 9, crc: 4, bytes: Bytes::from_static(b"piece") };
+    let chunk = SnapshotChunk {
+        group: GroupId(0),
+        index: 1,
+        term: 2,
+        offset: 3,
+        total: 9,
+        crc: 4,
+        bytes: Bytes::from_static(b"piece"),
+    };
     let mut all: Vec<PeerMessage> = planes.into_iter().map(PeerMessage::Plane).collect();
-    all.extend(KINDS.map(|kind| PeerMessage::Raft { group: 4, message: raft(kind) }));
+    all.extend(KINDS.map(|kind| PeerMessage::Raft { group: GroupId(4), message: raft(kind) }));
     all.push(PeerMessage::SnapshotChunk(chunk));
     all
 }
@@ -134,7 +142,7 @@ fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
             let (group, index, term) = (number(rng), number(rng), number(rng));
             let (offset, total, crc) = (number(rng), number(rng), rng.u32(..));
             return PeerMessage::SnapshotChunk(SnapshotChunk {
-                group,
+                group: GroupId(group),
                 index,
                 term,
                 offset,
@@ -176,7 +184,7 @@ fn generated(rng: &mut fastrand::Rng) -> Vec<PeerMessage> {
             let ids = |rng: &mut fastrand::Rng| (0..rng.u64(..5)).collect::<Vec<_>>();
             metadata.set_conf_state(ConfState::from((ids(rng), ids(rng))));
         }
-        PeerMessage::Raft { group: number(rng), message }
+        PeerMessage::Raft { group: GroupId(number(rng)), message }
     };
     (0..rng.usize(..20)).map(|_| one(rng)).collect()
 }
@@ -196,7 +204,7 @@ fn many_small_messages_go_into_one_frame() {
     let entry = |index| Entry { index, term: 0, entry_type: 0, data: Bytes::new() }.into_raft();
     message.set_entries((6..20_006).map(entry).collect::<Vec<_>>().into());
     let mut messages = vec![probe; 20_000];
-    messages.push(PeerMessage::Raft { group: 0, message });
+    messages.push(PeerMessage::Raft { group: GroupId(0), message });
     assert_eq!(decode(&encode(&messages)), Ok(messages));
 }
 
@@ -278,12 +286,12 @@ fn a_small_frame_that_names_one_large_part_often_is_refused() {
 fn what_raft_could_not_bear_is_refused() {
     let mut gap = raft(MessageType::MsgAppend);
     gap.mut_entries()[1].index = 9;
-    let refused = decode(&encode(&[PeerMessage::Raft { group: 0, message: gap }]));
+    let refused = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: gap }]));
     assert_eq!(refused, Err(WireError::Raft("its entries do not follow each other".to_owned())));
-    let local = decode(&encode(&[PeerMessage::Raft { group: 0, message: raft(MessageType::MsgHup) }]));
+    let local = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: raft(MessageType::MsgHup) }]));
     assert_eq!(local, Err(WireError::Raft("kind 0 is not sent between replicas".to_owned())));
     let mut last = raft(MessageType::MsgAppend);
     last.index = u64::MAX;
-    let refused = decode(&encode(&[PeerMessage::Raft { group: 0, message: last }]));
+    let refused = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: last }]));
     assert_eq!(refused, Err(WireError::Raft("its entries do not follow each other".to_owned())));
 }

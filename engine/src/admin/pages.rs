@@ -190,7 +190,7 @@ impl Site {
         for (group, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
             // If a partition's group has stopped here, other brokers can serve it. Without its metadata, a broker knows
             // nothing.
-            if group == META_GROUP.0 {
+            if group == META_GROUP {
                 status = 503;
             }
             body.push_str(&notice);

@@ -327,8 +327,9 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::{GroupId, HardState};
     use wal::{
-        record::{Entry, GroupId, HardState, Span},
+        record::{Entry, Span},
         ring::format::Record,
     };
 

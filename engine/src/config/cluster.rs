@@ -117,11 +117,11 @@ pub fn metadata_acks(node: i32, cluster: &ClusterConfig, config: &Config) -> Ack
 mod tests {
     use super::*;
     use crate::config::tests::with as started_with;
-    use consensus::metadata::{Command, Slice, SliceId, View};
+    use consensus::metadata::{Command, Slice, View, slice_of_cluster};
 
     /// The settings in force after these changes: node, name, value.
     fn changed(changes: &[(Option<i32>, &str, Option<&str>)]) -> ClusterConfig {
-        let (mut slice, mut view) = (Slice::new(SliceId::of_cluster()), View::default());
+        let (mut slice, mut view) = (Slice::new(slice_of_cluster()), View::default());
         for (at, (node, name, value)) in changes.iter().enumerate() {
             let changes = vec![((*name).to_owned(), value.map(str::to_owned))];
             let applied = slice.apply(&Command::UpdateClusterConfig { node: *node, changes });

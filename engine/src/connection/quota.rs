@@ -7,7 +7,7 @@
 //! queue without an error.
 
 use super::Connection;
-use crate::core::{Core, CoreId};
+use crate::core::Core;
 use ahash::AHashMap;
 use std::{
     cell::{Cell, RefCell},
@@ -16,6 +16,7 @@ use std::{
     rc::Rc,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
+use types::CoreId;
 
 /// The number of connections, for the broker and for each core.
 pub struct Spread {

@@ -50,7 +50,8 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::{record::GroupId, store::Admission};
+use types::GroupId;
+use wal::store::Admission;
 
 /// Bytes of the log read at a time while a coordinator loads: 4 MiB.
 const LOAD_BYTES: usize = 4 << 20;
@@ -76,7 +77,7 @@ impl Topics for Shown<'_> {
             return Some(Incarnation { id: metadata_log::METADATA_TOPIC_ID, made: 0, made_ms: 0 });
         }
         let topic = self.0.topic(name)?;
-        Some(Incarnation { id: topic.id, made: topic.partitions[0].group, made_ms: topic.created_ms })
+        Some(Incarnation { id: topic.id, made: topic.partitions[0].group.0, made_ms: topic.created_ms })
     }
 
     fn newest(&self) -> u64 {

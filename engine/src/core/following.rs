@@ -7,7 +7,7 @@ use crate::{
     partition::{Partition, TopicPartition},
 };
 use consensus::{
-    group::{Entry, Group, GroupConfig, HardState, Position, Restored, TermRun, descriptor},
+    group::{Entry, Group, GroupConfig, Restored, descriptor},
     metadata::{self, Broker, Delta, Slice, Topic, View},
 };
 use std::{
@@ -16,7 +16,8 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use wal::{record::GroupId, store::RecoveredGroup};
+use types::{GroupId, Position};
+use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
 /// attempts.
@@ -58,7 +59,7 @@ impl Core {
             Delta::GonePeers(peers) => self.peers().set_gone(peers.clone()),
             Delta::TopicDeleted(topic) => {
                 for partition in &topic.partitions {
-                    self.drop_group(GroupId(partition.group));
+                    self.drop_group(partition.group);
                 }
                 self.coordinators.topic_deleted(self);
             }
@@ -83,7 +84,7 @@ impl Core {
         // Lazy, because for most topics other cores and brokers hold all partitions.
         let config = LazyCell::new(|| Rc::new(self.topic_config(topic)));
         for (number, meta) in topic.partitions.iter().enumerate() {
-            let group = GroupId(meta.group);
+            let group = meta.group;
             if self.owner(group) != self.id() || !meta.replicas.contains(&self.node()) {
                 continue;
             }
@@ -108,7 +109,7 @@ impl Core {
     /// Starts a partition's replica, from what the store recovered or empty. If recovery fails, the partition stays
     /// without a leader and reports why. The other partitions serve.
     fn open_partition(self: &Rc<Self>, name: TopicPartition, meta: &metadata::Partition, config: Rc<TopicConfig>) {
-        let group = GroupId(meta.group);
+        let group = meta.group;
         let recovered = self.unclaimed.borrow_mut().remove(&group);
         let (identity, replicas) = (self.group_config(meta), meta.replicas.clone());
         let opened = match &recovered {
@@ -142,7 +143,7 @@ impl Core {
             Err(why) => {
                 tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
                 let notice = format!("partition {name} can't be brought back, and stays without a leader here: {why}");
-                self.metrics.stopped.add(group.0, notice);
+                self.metrics.stopped.add(group, notice);
                 self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
             }
         }
@@ -166,7 +167,7 @@ impl Core {
             voters: meta.founders.clone(),
             election_ticks: ELECTION_TICKS,
             // One replica after the other, in the order of preference.
-            election_jitter: (place * STAND_APART).min(ELECTION_TICKS) + (meta.group % 2) as usize,
+            election_jitter: (place * STAND_APART).min(ELECTION_TICKS) + (meta.group.0 % 2) as usize,
             heartbeat_ticks: 2,
             ..single
         }
@@ -255,9 +256,9 @@ pub fn restored(recovered: &RecoveredGroup) -> Restored {
         .last()
         .map_or(recovered.first_prev_term, |run| run.term);
     Restored {
-        hard_state: HardState { term: state.term, vote: state.vote, commit: state.commit },
+        hard_state: state,
         conf_state: recovered.app.conf_state.clone(),
-        terms: runs.iter().map(|run| TermRun { first_index: run.first_index, term: run.term }).collect(),
+        terms: runs.clone(),
         gone: None,
         before: (before > 0).then_some(Position { index: before, term }),
         applied: recovered.app.index,

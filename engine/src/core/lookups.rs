@@ -12,7 +12,7 @@ use net::{
     errors::ErrorCode,
 };
 use std::sync::Arc;
-use wal::record::GroupId;
+use types::GroupId;
 
 impl Core {
     /// Host and port that are advertised to clients.
@@ -41,7 +41,7 @@ impl Core {
         };
         let partitions = &topic.ok_or(unknown)?.partitions;
         let number = usize::try_from(partition).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
-        partitions.get(number).map(|meta| GroupId(meta.group)).ok_or(ErrorCode::UnknownTopicOrPartition)
+        partitions.get(number).map(|meta| meta.group).ok_or(ErrorCode::UnknownTopicOrPartition)
     }
 
     /// A topic's settings, including those that it inherits from this broker.
@@ -82,7 +82,7 @@ impl Core {
     pub async fn leaders_known(&self, mut groups: Vec<GroupId>) {
         loop {
             let seen = self.view_changed.version();
-            let may_come = |group: GroupId| self.view(|view| view.has_group(group.0)) && !self.has_stopped(group);
+            let may_come = |group: GroupId| self.view(|view| view.has_group(group)) && !self.has_stopped(group);
             // All must have a leader, so it is enough to look at the last one. Each group is looked at once, plus
             // one at each change.
             while groups.pop_if(|group| self.leader_of(*group).is_some() || !may_come(*group)).is_some() {}
@@ -109,7 +109,7 @@ impl Core {
 /// A partition's leader as the metadata has it. An entry that names this broker is left out: if the broker does not
 /// know of its leadership itself, the entry is from an earlier process.
 fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
-    let reported = view.leader(group.0)?;
+    let reported = view.leader(group)?;
     let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
     (alive && reported.leader != own).then_some(Leadership { node: reported.leader, epoch: reported.term as i32 })
 }

@@ -11,7 +11,6 @@
 //! admitted: requests by the connections' limits on requests in flight, replies by the requests they answer.
 
 use crate::{
-    core::CoreId,
     rt::{self, QueueReceiver, QueueSender},
     sync::{Answer, Either, Notify, Promise, promise, race},
 };
@@ -27,6 +26,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
+use types::CoreId;
 
 /// Messages that fit in one queue of the mesh.
 pub const QUEUE_MESSAGES: usize = 1024;

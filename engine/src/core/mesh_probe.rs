@@ -6,10 +6,7 @@
 //! its own work.
 
 use crate::{
-    core::{
-        CoreId,
-        mesh::{HasMesh, QUEUE_MESSAGES},
-    },
+    core::mesh::{HasMesh, QUEUE_MESSAGES},
     rt,
     sync::{all, promise},
 };
@@ -20,6 +17,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
+use types::CoreId;
 
 /// Most round trips to one core in one request. Requests for more are rejected.
 pub const ROUNDS_MAX: u32 = 100_000;

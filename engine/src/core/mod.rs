@@ -57,7 +57,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::{
-    metadata::{Slice, SliceId, View},
+    metadata::{Slice, View},
     plane::Acks,
 };
 use std::{
@@ -67,11 +67,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use wal::{record::GroupId, store::RecoveredGroup};
-
-/// A core of this broker, counted from 0; not a CPU number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CoreId(pub usize);
+use types::{CoreId, GroupId, SliceId};
+use wal::store::RecoveredGroup;
 
 /// The storage of one core.
 pub type Store = wal::store::Store<Disk>;

@@ -2,8 +2,9 @@
 
 use super::Core;
 use crate::cluster::meta::{META_CORE, Parts, SliceResults, SliceWork};
-use consensus::metadata::{Applied, AskedTooLate, Request, Slice, SliceId, Topic};
+use consensus::metadata::{Applied, AskedTooLate, Request, Slice, Topic, slice_of_topic};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+use types::SliceId;
 
 impl Core {
     /// Does the work that the metadata plane asks of this core's slices, in order, and reports the results.
@@ -38,7 +39,7 @@ impl Core {
 
     /// A topic as its slice here has it, committed or not.
     pub fn topic_in_slice(&self, name: &str) -> Option<Arc<Topic>> {
-        self.slices.borrow().get(&SliceId::of_topic(name))?.topic(name).cloned()
+        self.slices.borrow().get(&slice_of_topic(name))?.topic(name).cloned()
     }
 }
 

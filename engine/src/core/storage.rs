@@ -4,10 +4,8 @@ use super::Core;
 use crate::{clock, cluster::meta::META_GROUP, partition::replica::Replicated, rt};
 use consensus::group::Unreadable;
 use std::{pin::Pin, time::Duration};
-use wal::{
-    record::GroupId,
-    store::{AppState, FlushHost},
-};
+use types::GroupId;
+use wal::store::{AppState, FlushHost};
 
 /// Pause between large writes of a flush while the ring has room.
 const BREATH: Duration = Duration::from_millis(5);
@@ -64,7 +62,7 @@ impl Core {
         let notice = format!("{name}: {unreadable}; see \"A group has stopped\" in deploy/docs/operating.md");
         tracing::error!(core = self.id().0, group = id.0, index = unreadable.index, "{notice}");
         self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
-        self.metrics.stopped.add(id.0, notice);
+        self.metrics.stopped.add(id, notice);
         group.storage_failed();
         self.view_changed.notify();
         self.groups.rests(id);

@@ -27,7 +27,7 @@ use net::{
     },
 };
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
-use wal::record::GroupId;
+use types::GroupId;
 
 /// How long FindCoordinator waits for a leader that is expected soon.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ pub async fn find_coordinator(
     let find = |key: &str| {
         let offsets = offsets.as_ref().map_err(|refused| *refused)?;
         let partition = partition_of(key, offsets.partitions.len() as i32);
-        let leader = core.leader_of(GroupId(offsets.partitions[partition as usize].group));
+        let leader = core.leader_of(offsets.partitions[partition as usize].group);
         let node = leader.and_then(|leader| alive.iter().find(|node| node.id == leader.node));
         node.ok_or((ErrorCode::CoordinatorNotAvailable, "the group's partition of the offsets topic has no leader now"))
     };

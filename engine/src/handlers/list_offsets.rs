@@ -26,7 +26,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     rc::Rc,
 };
-use wal::record::GroupId;
+use types::GroupId;
 
 /// Timestamps with a special meaning, as ListOffsetsRequest defines them.
 mod timestamp {

@@ -29,7 +29,6 @@ use net::{
     },
 };
 use std::{collections::BTreeSet, rc::Rc, sync::Arc};
-use wal::record::GroupId;
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let mut look = Look::new(core).await;
@@ -181,7 +180,7 @@ impl<'a> Look<'a> {
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for (number, partition) in topic.partitions.iter().enumerate() {
             work.entry().await;
-            let leader = self.core.leader_of(GroupId(partition.group));
+            let leader = self.core.leader_of(partition.group);
             let nodes: Vec<BrokerId> = partition.replicas.iter().copied().map(BrokerId).collect();
             let offline = nodes.iter().copied().filter(|node| !self.alive.contains(&node.0)).collect();
             let told = MetadataResponsePartition::default()
@@ -205,7 +204,7 @@ impl Look<'_> {
         if partition.replicas.len() == 1 {
             return partition.replicas.clone();
         }
-        if partition.group == META_GROUP.0 {
+        if partition.group == META_GROUP {
             // DescribeQuorum shows which of them lag.
             return partition.replicas.iter().copied().filter(|node| self.alive.contains(node)).collect();
         }

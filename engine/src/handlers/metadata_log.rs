@@ -28,7 +28,7 @@ pub fn topic(core: &Core) -> Arc<Topic> {
     Arc::new(Topic {
         name: METADATA_TOPIC.into(),
         id: METADATA_TOPIC_ID,
-        partitions: vec![Partition { group: META_GROUP.0, replicas, founders: Vec::new() }],
+        partitions: vec![Partition { group: META_GROUP, replicas, founders: Vec::new() }],
         configs: BTreeMap::new(),
         created_ms: 0,
     })

@@ -2,13 +2,13 @@
 //! questions, the work is done in turns.
 
 use crate::{
-    core::{Core, CoreId, long_work::Work},
+    core::{Core, long_work::Work},
     partition::Partition,
     sync,
 };
 use net::{codec::produce::TopicRef, errors::ErrorCode};
 use std::rc::Rc;
-use wal::record::GroupId;
+use types::{CoreId, GroupId};
 
 /// A question to one partition.
 pub struct Question<T> {

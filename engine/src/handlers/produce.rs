@@ -6,7 +6,7 @@
 use super::{Pending, Reply, cluster::brokers};
 use crate::{
     clock,
-    core::{Core, CoreId, line::Line, long_work::Work},
+    core::{Core, line::Line, long_work::Work},
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
     sync::{self, Either, promise, race},
@@ -27,7 +27,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use wal::record::GroupId;
+use types::{CoreId, GroupId};
 
 /// One batch on its way to the partition's owner.
 struct Item {

@@ -5,7 +5,7 @@ use crate::{
         meta::{META_CORE, META_GROUP, tool_answer},
         peers::{Answering, Begun, Host},
     },
-    core::{Core, CoreId},
+    core::Core,
 };
 use bytes::Bytes;
 use consensus::{
@@ -13,7 +13,7 @@ use consensus::{
     wire::{PeerMessage, ToolRequest},
 };
 use std::rc::Rc;
-use wal::record::GroupId;
+use types::{CoreId, GroupId};
 
 /// Handles what arrives on this core's peer connections.
 pub struct GroupHost(pub Rc<Core>);
@@ -39,25 +39,25 @@ impl Host for GroupHost {
 fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
     let mut elsewhere: Vec<Vec<PeerMessage>> = Vec::new();
     let mut of_meta = Vec::new();
-    let is_here = |group: u64| group != META_GROUP.0 && core.owner(GroupId(group)) == core.id();
+    let is_here = |group: GroupId| group != META_GROUP && core.owner(group) == core.id();
     for message in messages {
         let to = match message {
             PeerMessage::Raft { group, message } if is_here(group) => {
-                step(core, GroupId(group), message, Vec::new());
+                step(core, group, message, Vec::new());
                 continue;
             }
             PeerMessage::Append { group, message, payloads } if is_here(group) => {
-                step(core, GroupId(group), message, payloads);
+                step(core, group, message, payloads);
                 continue;
             }
             PeerMessage::Rest(rest) if is_here(rest.group) => {
-                if let Some(partition) = core.partition(GroupId(rest.group)) {
+                if let Some(partition) = core.partition(rest.group) {
                     partition.rest(core, rest);
                 }
                 continue;
             }
             PeerMessage::Elect { group } if is_here(group) => {
-                if let Some(partition) = core.partition(GroupId(group)) {
+                if let Some(partition) = core.partition(group) {
                     partition.prefer(core);
                 }
                 continue;
@@ -72,11 +72,11 @@ fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
                 continue;
             }
             PeerMessage::Raft { group, .. } | PeerMessage::Append { group, .. } | PeerMessage::Elect { group }
-                if group != META_GROUP.0 =>
+                if group != META_GROUP =>
             {
-                core.owner(GroupId(group))
+                core.owner(group)
             }
-            PeerMessage::Rest(rest) => core.owner(GroupId(rest.group)),
+            PeerMessage::Rest(rest) => core.owner(rest.group),
             _ => META_CORE,
         };
         if to == core.id() {

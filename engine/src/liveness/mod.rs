@@ -29,7 +29,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::record::GroupId;
+use types::GroupId;
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);

@@ -10,7 +10,7 @@
 
 use crate::{
     clock,
-    core::{CoreId, line::Line},
+    core::line::Line,
     metrics::CoreMetrics,
     rt,
     sync::{Either, race},
@@ -23,6 +23,7 @@ use std::{
     },
     time::Duration,
 };
+use types::CoreId;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(3);
 

@@ -19,8 +19,8 @@ pub use answers::{Answers, Held};
 pub use lasting::Lasting;
 pub use requests::{FREE_BYTES, Requests, Reservation};
 
-use crate::core::CoreId;
 use std::sync::Arc;
+use types::CoreId;
 
 /// One core's share for each use. With the shares of partitions and idempotent producers, they make up the whole
 /// budget.

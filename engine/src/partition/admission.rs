@@ -19,7 +19,8 @@ use crate::core::{
     lines::{Lines, Spot},
 };
 use std::{cell::Cell, rc::Rc};
-use wal::{record::GroupId, store::Admission as Room};
+use types::GroupId;
+use wal::store::Admission as Room;
 
 #[derive(Default)]
 pub struct Admission {

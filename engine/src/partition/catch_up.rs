@@ -121,7 +121,7 @@ impl Partition {
         }
         core.metrics.replication_sent_bytes_total.add(payloads.iter().map(|(_, bytes)| bytes.len() as u64).sum());
         let to = message.to;
-        core.peers().send_on(lane, to, PeerMessage::Append { group: self.group().0, message, payloads });
+        core.peers().send_on(lane, to, PeerMessage::Append { group: self.group(), message, payloads });
     }
 
     /// Sends the queue's messages one after the other.

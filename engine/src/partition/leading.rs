@@ -11,12 +11,13 @@ use crate::{
     liveness,
 };
 use consensus::{
-    group::{Member, Position},
+    group::Member,
     plane::node_of,
     wire::{PeerMessage, Rest},
 };
 use net::errors::ErrorCode;
 use std::{rc::Rc, time::Duration};
+use types::Position;
 
 /// Ticks without a new entry before a group may rest.
 const RESTS_AFTER: u32 = 5;
@@ -221,7 +222,7 @@ impl Partition {
             core.peers().send_on(
                 net::peer::Lane::Data,
                 peer,
-                PeerMessage::Rest(Rest { group: self.group().0, at: Position { ..at } }),
+                PeerMessage::Rest(Rest { group: self.group(), at: Position { ..at } }),
             );
         }
         core.groups.rests(self.group());

@@ -59,10 +59,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use wal::{
-    record::GroupId,
-    store::{AppState, AppendError, LogPos, RecoveredGroup},
-};
+use types::GroupId;
+use wal::store::{AppState, AppendError, LogPos, RecoveredGroup};
 
 #[derive(Default)]
 struct State {
@@ -556,13 +554,13 @@ impl Partition {
 #[derive(Debug, thiserror::Error)]
 #[error("group {group}: {why}")]
 pub struct RecoverError {
-    group: u64,
+    group: GroupId,
     why: String,
 }
 
 /// Restores the producers of the last checkpoint, then replays the batch headers after it up to the log's end.
 fn recover_producers(recovered: &RecoveredGroup) -> Result<Producers, RecoverError> {
-    let failed = |why: String| RecoverError { group: recovered.id.0, why };
+    let failed = |why: String| RecoverError { group: recovered.id, why };
     let mut producers = match &recovered.app.blob {
         blob if blob.is_empty() => Producers::default(),
         blob => Producers::restore(blob).map_err(|error| failed(error.to_string()))?,

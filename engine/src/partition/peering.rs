@@ -13,7 +13,7 @@ use crate::{
 };
 use bytes::Bytes;
 use consensus::{
-    group::{ENTRY_NORMAL, Message, MessageType, Position, descriptor::EntryData},
+    group::{ENTRY_NORMAL, Message, MessageType, descriptor::EntryData},
     wire::{PeerMessage, Rest},
 };
 use net::{
@@ -21,6 +21,7 @@ use net::{
     records::batch::{self, HEADER_BYTES},
 };
 use std::rc::Rc;
+use types::Position;
 use wal::{record::Span, store::Admission};
 
 /// Sending to the other replicas.
@@ -36,7 +37,7 @@ impl Partition {
     }
 
     pub(super) fn send(&self, core: &Core, lane: Lane, message: Message) {
-        core.peers().send_on(lane, message.to, PeerMessage::Raft { group: self.group().0, message });
+        core.peers().send_on(lane, message.to, PeerMessage::Raft { group: self.group(), message });
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     sync::Notify,
 };
 use bytes::Bytes;
-use consensus::group::{Entry, Group, Message, Position, ProposeError, ReadIndex, Ready, SnapshotMark};
+use consensus::group::{Entry, Group, Message, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::records::batch::HEADER_BYTES;
 use std::{
     cell::{Cell, RefCell},
@@ -22,8 +22,9 @@ use std::{
     rc::Rc,
     time::Instant,
 };
+use types::{GroupId, HardState, Position};
 use wal::{
-    record::{self, GroupId, HardState, Span},
+    record::{self, Span},
     store::{AppendError, LogPos},
 };
 
@@ -51,7 +52,7 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(id: GroupId, raft: Group) -> Self {
-        let staged = Cell::new(hard_state(raft.hard_state()));
+        let staged = Cell::new(raft.hard_state());
         Self {
             id,
             raft: RefCell::new(raft),
@@ -146,11 +147,11 @@ impl Replica {
                 index: first.index - u64::from(crate::sim::planted(crate::sim::Bug::TruncatedTooFar)),
                 ..first.clone()
             };
-            let state = hard_state(self.with(|raft| raft.hard_state_with(first.index - 1)));
+            let state = self.with(|raft| raft.hard_state_with(first.index - 1));
             store.truncate(self.id, state, first.index, group.truncated(first.index))?;
         }
         for entry in ready.entries.drain(..) {
-            let state = hard_state(self.with(|raft| raft.hard_state_with(entry.index)));
+            let state = self.with(|raft| raft.hard_state_with(entry.index));
             let payload = self.payload_of(Position { index: entry.index, term: entry.term });
             group.staged(&entry, payload.as_ref());
             let head = payload.as_ref().map_or(&[][..], |payload| &payload.header);
@@ -163,17 +164,13 @@ impl Replica {
             };
             position = Some(store.append_with_head(self.id, state, &entry, head)?.pos);
         }
-        let state = hard_state(self.with(|raft| raft.hard_state()));
+        let state = self.with(|raft| raft.hard_state());
         let before = self.staged.replace(state);
         if position.is_none() && (before.term, before.vote) != (state.term, state.vote) {
             position = Some(store.append_hard_state(self.id, state)?.pos);
         }
         Ok(position)
     }
-}
-
-pub fn hard_state(state: consensus::group::HardState) -> HardState {
-    HardState { term: state.term, vote: state.vote, commit: state.commit }
 }
 
 /// A Ready whose entries are on their way to the disk.

@@ -8,18 +8,16 @@
 use super::{Partition, State};
 use crate::{
     core::Core,
-    partition::{
-        producers::Producers,
-        replica::{self, hard_state},
-    },
+    partition::{producers::Producers, replica},
 };
 use bytes::Bytes;
 use consensus::{
-    group::{Message, Position, SnapshotMark},
+    group::{Message, SnapshotMark},
     wire::PeerMessage,
 };
 use net::peer::Lane;
 use std::rc::Rc;
+use types::Position;
 use wal::store::{AppState, AppendError, LogMark, LogPos};
 
 /// Most bytes of idempotent producers in a snapshot. They are stored as one record of the ring.
@@ -68,7 +66,7 @@ impl Partition {
         message.context = context.into();
         tracing::info!(partition = %self.name, to, index, offset = log.first_offset, "a replica begins anew at the log's start");
         core.metrics.replication_snapshots_total.add(1);
-        core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group().0, message });
+        core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group(), message });
         self.replica.with(|raft| raft.report_snapshot(to, true));
     }
 
@@ -110,7 +108,7 @@ impl Partition {
         tracing::info!(partition = %self.name, index, offset, "the log begins anew where its leader's does");
         producers.commit_to(index);
         let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
-        let state = hard_state(self.replica.with(|raft| raft.hard_state_with(index)));
+        let state = self.replica.with(|raft| raft.hard_state_with(index));
         let at = LogMark { index, term: mark.at.term, offset };
         let position = core.store.restart_log(self.group(), state, at, app)?;
         self.state.replace(State { producers, end: offset, high_watermark: offset, ..State::default() });

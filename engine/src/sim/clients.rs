@@ -40,7 +40,7 @@ use net::{
     },
 };
 use std::{collections::VecDeque, rc::Rc, time::Duration};
-use wal::record::GroupId;
+use types::GroupId;
 
 /// A client waits for an answer for a time in this range.
 const PATIENCE: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_secs(6);
@@ -150,7 +150,7 @@ impl Cluster {
     /// The partitions of a topic, if some node knows it.
     pub(super) fn partitions_of(&self, topic: &str) -> Option<Vec<GroupId>> {
         self.nodes.iter().filter_map(|node| node.core()).find_map(|core: Rc<Core>| {
-            core.view(|view| Some(view.topic(topic)?.partitions.iter().map(|part| GroupId(part.group)).collect()))
+            core.view(|view| Some(view.topic(topic)?.partitions.iter().map(|part| part.group).collect()))
         })
     }
 

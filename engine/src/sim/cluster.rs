@@ -18,7 +18,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::record::GroupId;
+use types::GroupId;
 
 /// How long faults go on. How long it may take at the end until all replicas have everything.
 const FAULTS: Duration = Duration::from_secs(25);

@@ -34,7 +34,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::{buf::BLOCK, disk::sim::Kind, record::GroupId};
+use wal::{buf::BLOCK, disk::sim::Kind};
 
 const SEEDS: Range<u64> = 0..10;
 pub(super) const TOPIC: &str = "counts";
@@ -99,7 +99,7 @@ impl Calm {
     pub(super) fn leader(&self) -> &Rc<Node> {
         let leads = |node: &&Rc<Node>| {
             let core = node.core().expect("it runs");
-            let group = core.view(|view| GroupId(view.topic(TOPIC).expect("it was created").partitions[0].group));
+            let group = core.view(|view| view.topic(TOPIC).expect("it was created").partitions[0].group);
             core.partition(group).is_some_and(|partition| partition.leads())
         };
         self.nodes.iter().find(leads).expect("somebody leads it")

@@ -6,7 +6,6 @@ use net::{
     errors::{self, ErrorCode},
 };
 use std::rc::Rc;
-use wal::record::GroupId;
 
 /// Refused at once, the client would ask for a leader that nobody knows yet, and wait before it retries.
 #[test]
@@ -15,7 +14,7 @@ fn a_batch_that_meets_a_hand_over_is_refused_once_the_next_leader_is_known() {
         let calm = Calm::new(seed, 3);
         let leader = calm.leader().clone();
         let core = leader.core().expect("it runs");
-        let group = core.view(|view| GroupId(view.topic(TOPIC).expect("it was created").partitions[0].group));
+        let group = core.view(|view| view.topic(TOPIC).expect("it was created").partitions[0].group);
         let partition = core.partition(group).expect("the leader has it");
         let (handed, there) = (Rc::new(std::cell::Cell::new(false)), core.clone());
         let began = handed.clone();

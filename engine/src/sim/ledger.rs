@@ -10,7 +10,7 @@
 
 use super::ledger_commits::GroupHistory;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
-use wal::record::GroupId;
+use types::GroupId;
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

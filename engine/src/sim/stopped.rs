@@ -11,7 +11,7 @@ use net::{
     records::{build::BatchBuilder, compression::Codec},
 };
 use std::{rc::Rc, time::Duration};
-use wal::record::GroupId;
+use types::GroupId;
 
 const META: GroupId = GroupId(0);
 const A_WHILE: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ fn commit_garbage(calm: &Calm, node: &Node, group: GroupId) {
     calm.pass(A_WHILE);
 }
 
-fn notices(node: &Node) -> Vec<(u64, String)> {
+fn notices(node: &Node) -> Vec<(GroupId, String)> {
     let core = node.core().expect("it runs");
     assert_eq!(core.metrics.groups_stopped.get() as usize, core.metrics.stopped.all().len());
     core.metrics.stopped.all()
@@ -60,13 +60,13 @@ fn a_partition_stops_before_an_entry_that_cannot_be_read_and_others_go_on() {
     let node = calm.nodes[0].clone();
     let group = {
         let core = node.core().expect("it runs");
-        core.view(|view| GroupId(view.topic("counts").expect("it was created").partitions[0].group))
+        core.view(|view| view.topic("counts").expect("it was created").partitions[0].group)
     };
     assert_eq!(answers(&calm, &node), [0, 0]);
     commit_garbage(&calm, &node, group);
     for life in 0..3 {
         let told = notices(&node);
-        assert!(told.len() == 1 && told[0].0 == group.0, "life {life}: {told:?}");
+        assert!(told.len() == 1 && told[0].0 == group, "life {life}: {told:?}");
         for part in
             ["partition counts-0", "has stopped before its committed entry 3", "unknown kind 255", "operating.md"]
         {
@@ -84,7 +84,7 @@ fn the_metadata_stops_before_an_entry_that_cannot_be_read_and_partitions_go_on()
     let node = calm.nodes[0].clone();
     commit_garbage(&calm, &node, META);
     let told = notices(&node);
-    assert!(told.len() == 1 && told[0].0 == 0 && told[0].1.starts_with("the metadata: group 0"), "{told:?}");
+    assert!(told.len() == 1 && told[0].0 == GroupId(0) && told[0].1.starts_with("the metadata: group 0"), "{told:?}");
     assert_eq!(answers(&calm, &node), [0, 0], "what is open goes on");
     // Without its metadata, the node does not serve, but it runs and says why.
     for life in 0..2 {

@@ -31,10 +31,11 @@
 use crate::{
     checkpoint::{GroupState, Reader, Writer},
     log::{Held, Log},
-    record::{Entry, GroupId, Span},
-    store::{state::State, types::LogPos},
+    record::{Entry, Span},
+    store::{interface::LogPos, state::State},
 };
 use bytes::Bytes;
+use types::GroupId;
 
 /// The most bytes that are carried of a group's entries without a batch, as long as no batch follows.
 const BARE_BYTES: u64 = 1 << 10;

@@ -26,15 +26,12 @@ pub(crate) mod reserve;
 
 use crate::{
     crc::combine,
-    log::{
-        Held, Mark,
-        terms::{TermRun, TermRuns},
-    },
-    record::{GroupId, HardState},
+    log::{Held, Mark, terms::TermRuns},
     segment::{Segment, format::SegmentId},
     store::{AppState, LogPos},
 };
 use bytes::Bytes;
+use types::{GroupId, HardState, TermRun};
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
 pub const CHECKPOINT_VERSION: u32 = 3;

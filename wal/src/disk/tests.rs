@@ -7,7 +7,7 @@ use crate::{
         glommio::GlommioDisk,
         uring::{SyncBy, UringDisk},
     },
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     ring::{
         RingConfig,
         journal::{Journal, RingBody},
@@ -20,6 +20,7 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
+use types::{GroupId, HardState};
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().expect("a directory");

@@ -8,12 +8,13 @@ use crate::{
         Log,
         read::{Ahead, Next, READ_AHEAD, ReadError, Until, index_until},
     },
-    record::{Entry, GroupId},
+    record::Entry,
     segment::{Scanner, format::SegmentId},
     store::state::Shared,
 };
 use bytes::Bytes;
 use std::{pin::Pin, rc::Rc};
+use types::GroupId;
 
 /// Entries in order, without gaps.
 pub type ColdEntries = Pin<Box<dyn Future<Output = Result<Vec<Entry>, ReadError>>>>;

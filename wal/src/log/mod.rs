@@ -10,11 +10,12 @@ pub(crate) mod terms;
 
 use crate::{
     log::{read::Batch, terms::TermRuns},
-    record::{Entry, GroupId, HardState},
+    record::Entry,
     segment::Segment,
     store::{AppState, LogPos},
 };
 use std::collections::VecDeque;
+use types::{GroupId, HardState};
 
 /// How one log is cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +96,7 @@ impl Held {
 }
 
 /// An end position: the last entry's index and term, and the offset behind it.
-pub use crate::store::types::LogMark as Mark;
+pub use crate::store::interface::LogMark as Mark;
 
 /// Segments that reach above a truncation. They are cut once the truncation's record is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

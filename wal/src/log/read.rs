@@ -9,7 +9,7 @@ use crate::{
     buf::{BLOCK, block_ceil},
     disk::{Disk, File},
     log::{FromMemory, ReadLimit},
-    record::{Entry, GroupId},
+    record::Entry,
     segment::{
         Scanner, Segment, SparseIndex,
         format::{SegmentId, decode_index},
@@ -25,6 +25,7 @@ use std::{
     rc::Rc,
     task::Poll,
 };
+use types::GroupId;
 
 /// Bytes per read for a consumer that continues where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;

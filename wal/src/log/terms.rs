@@ -3,14 +3,7 @@
 //!
 //! Invariants: runs begin at ascending indices with ascending terms; the first begins where the log does.
 
-/// A maximal run of entries of one term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TermRun {
-    pub first_index: u64,
-    pub term: u64,
-    /// The offset at which the run begins (KIP-101's start offset of the leader epoch).
-    pub base_offset: u64,
-}
+use types::TermRun;
 
 /// All runs of one log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -29,10 +29,11 @@
 
 use crate::{
     buf::BLOCK,
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     store::LogPos,
 };
 use bytes::Bytes;
+use types::{GroupId, HardState};
 
 /// The first bytes of every write.
 pub const MAGIC: [u8; 8] = *b"mr-ring\n";

@@ -8,7 +8,7 @@
 use crate::{
     buf::{BLOCK, Chunk, pool},
     disk::{Disk, Durability, File, OpenMode},
-    record::{Entry, GroupId, HardState},
+    record::Entry,
     ring::{
         Refused, Ring, RingConfig, RingStart, Space,
         format::{RING_VERSION, Record},
@@ -26,6 +26,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
+use types::{GroupId, HardState};
 
 pub use crate::ring::format::{RingBody, RingRecord};
 

@@ -17,12 +17,12 @@ pub mod recovery;
 use crate::{
     buf::{BLOCK, Chunk, block_ceil, pool},
     crc,
-    record::{GroupId, HardState},
     ring::format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc_seed},
     store::{LogPos, StoreConfig},
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
+use types::{GroupId, HardState};
 
 /// The size of a write, unless the configuration or a larger entry requires another.
 const WRITE_BYTES_MAX: usize = 1 << 20;

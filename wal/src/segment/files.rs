@@ -5,7 +5,6 @@
 
 use crate::{
     disk::{Disk, OpenMode},
-    record::GroupId,
     segment::{format::SegmentId, lru::Lru},
 };
 use std::{
@@ -14,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
 };
+use types::GroupId;
 
 pub struct Files<D: Disk> {
     disk: D,

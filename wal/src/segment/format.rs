@@ -37,9 +37,10 @@
 
 use crate::{
     crc,
-    record::{Entry, GroupId, Span},
+    record::{Entry, Span},
 };
 use bytes::Bytes;
+use types::GroupId;
 
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"MLF1");
 pub const INDEX_MAGIC: u32 = u32::from_le_bytes(*b"MLX1");

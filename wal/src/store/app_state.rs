@@ -1,6 +1,7 @@
 //! Notes changes of the state that checkpoints keep for a group.
 
-use crate::{disk::Disk, record::GroupId, store::Store};
+use crate::{disk::Disk, store::Store};
+use types::GroupId;
 
 impl<D: Disk> Store<D> {
     /// Notes that a group's state shrank although nothing was applied. The next checkpoint asks for the new state,

@@ -24,7 +24,6 @@ use crate::{
     disk::{Disk, Durability, File, OpenMode},
     log::Log,
     planted::{self, Mistake},
-    record::GroupId,
     segment::{
         Segment, SparseIndex,
         files::{remove_if_there, replace_file},
@@ -32,11 +31,12 @@ use crate::{
     },
     store::{
         flush::{FlushError, cut_segments, is_full},
+        interface::{FlushHost, LogPos},
         state::{Shared, State},
-        types::{FlushHost, LogPos},
     },
 };
 use std::{collections::BTreeSet, io, rc::Rc};
+use types::GroupId;
 
 /// Writes a checkpoint of everything, then does what it allows: frees the ring and removes files.
 pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), FlushError> {

@@ -20,7 +20,6 @@ use crate::{
     checkpoint::reserve,
     disk::{Disk, Durability, File},
     log::{Held, LogOptions, Mark, read::find_index, tells_age},
-    record::GroupId,
     segment::{
         FrameWriter, Segment, entry_frame_len,
         format::{FrameHeader, SegmentId},
@@ -28,12 +27,13 @@ use crate::{
     signal::join_all,
     store::{
         checkpoint::{checkpoint, discard},
+        interface::{FlushHost, LogPos, Poisoned},
         state::{Shared, State},
-        types::{FlushHost, LogPos, Poisoned},
     },
 };
 use bytes::Bytes;
 use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
+use types::GroupId;
 
 /// A sparse index is written out when its segment is sealed, and each time the segment has grown by this many bytes.
 const INDEX_EVERY: u64 = 64 << 20;

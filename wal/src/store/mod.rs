@@ -12,10 +12,10 @@
 pub(crate) mod app_state;
 pub(crate) mod checkpoint;
 pub(crate) mod flush;
+pub(crate) mod interface;
 pub(crate) mod recovery;
 pub mod snapshot;
 pub(crate) mod state;
-pub(crate) mod types;
 
 use crate::{
     checkpoint::RemovedGroup,
@@ -24,16 +24,14 @@ use crate::{
         FromMemory, Log, LogOptions, LogView,
         read::{Batch, Read, ReadError, find_timestamp, read_cold},
     },
-    record::{Entry, GroupId, HardState},
+    record::Entry,
     segment::{Segment, format::SegmentId},
     store::state::{Removed, Shared},
 };
-pub use crate::{
-    log::{entries::Entries, terms::TermRun},
-    store::types::*,
-};
+pub use crate::{log::entries::Entries, store::interface::*};
 use bytes::Bytes;
 use std::{io, path::PathBuf, rc::Rc};
+use types::{GroupId, HardState};
 
 /// One core's store. Clones are handles to the same store.
 pub struct Store<D: Disk> {

@@ -27,7 +27,7 @@ use crate::{
         Held, Log, LogOptions, Mark,
         read::{ReadError, read_entries},
     },
-    record::{Entry, GroupId},
+    record::Entry,
     ring::{
         RingConfig,
         journal::{Journal, RingBody, RingRecord},
@@ -44,6 +44,7 @@ use crate::{
         state::{Removed, Shared, State},
     },
 };
+use types::GroupId;
 
 use bytes::Bytes;
 use std::{

@@ -13,7 +13,6 @@ use crate::{
     checkpoint::Garbage,
     disk::Disk,
     log::Mark,
-    record::{GroupId, HardState},
     segment::{
         files::{read_file, remove_if_there, replace_file},
         format::{u32_at, u64_at},
@@ -22,6 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
+use types::{GroupId, HardState};
 
 pub const SNAPSHOT_MAGIC: u32 = u32::from_le_bytes(*b"MLS1");
 pub const SNAPSHOT_VERSION: u32 = 1;

@@ -11,17 +11,17 @@ use crate::{
         Log,
         read::{Ahead, Next, ReadError},
     },
-    record::GroupId,
     ring::journal::Journal,
     segment::{Segment, SparseIndex, files::Files, format::SegmentId, lru::Lru},
     signal::{Signal, yield_now},
-    store::types::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
+    store::interface::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     rc::{Rc, Weak},
 };
+use types::GroupId;
 
 /// Shared by the handles, the flusher and the readers.
 pub(crate) struct Shared<D: Disk> {

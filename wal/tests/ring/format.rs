@@ -2,8 +2,8 @@
 
 use crate::harness::{any, entry, said};
 use bytes::Bytes;
+use types::{GroupId, HardState};
 use wal::{
-    record::{GroupId, HardState},
     ring::format::{Record, RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
     store::LogPos,
 };

@@ -6,10 +6,11 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
 };
+use types::{GroupId, HardState};
 use wal::{
     buf::BLOCK,
     disk::{Disk, sim::SimDisk},
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     ring::{
         RingConfig,
         journal::{Journal, RecoveredRing, RingBody, RingRecord, segment_file},

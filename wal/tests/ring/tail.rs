@@ -1,10 +1,11 @@
 //! The ring's end after a crash: torn anywhere, zeroed, or over an earlier lap. Damage must never be mistaken for it.
 
 use crate::harness::{DIR, SEGMENT, Said, close, disk, entry, file, open, opened, opened_from, refused, said, write};
+use types::{GroupId, HardState};
 use wal::{
     buf::BLOCK,
     disk::sim::{SECTOR, SimDisk},
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     store::{LogPos, OpenError},
 };
 

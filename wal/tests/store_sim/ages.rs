@@ -4,10 +4,11 @@
 use crate::harness::{block_on, config, dirs, fresh_disk, options, pause, with_loops};
 use bytes::Bytes;
 use std::{cell::Cell, pin::Pin, rc::Rc};
+use types::{GroupId, HardState};
 use wal::{
     disk::sim::SimDisk,
     log::{AHEAD_MAX_MS, LogOptions},
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     store::{AppState, FlushHost, Store, StoreConfig},
 };
 

@@ -8,10 +8,11 @@ use crate::{
 };
 use bytes::Bytes;
 use std::rc::Rc;
+use types::{GroupId, HardState};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     log::read::Read,
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     ring::RingConfig,
     store::{Store, StoreConfig},
 };

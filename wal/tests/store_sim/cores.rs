@@ -7,10 +7,11 @@ use crate::{
     verify::read_everything,
 };
 use std::{collections::BTreeMap, path::Path, rc::Rc};
+use types::GroupId;
 use wal::{
     disk::{Disk, sim::SimDisk},
     manifest::{Manifest, change_cores, has_smaller_segments, remove_stale_epochs},
-    record::{Entry, GroupId},
+    record::Entry,
     ring::{Ring, RingConfig, RingStart},
     store::{Admission, OpenError, Store, StoreConfig, StoreDirs},
 };

@@ -8,11 +8,11 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{cell::Cell, path::Path, rc::Rc};
+use types::GroupId;
 use wal::{
     buf::BLOCK,
     disk::sim::{Kind, SimDisk},
     log::read::Read,
-    record::GroupId,
     ring::RingConfig,
     store::{LogPos, Store, StoreConfig, StoreDirs},
 };

@@ -8,9 +8,9 @@ use crate::{
     verify::{only_segments, read_everything, recover},
 };
 use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
+use types::GroupId;
 use wal::{
     disk::sim::{Fate, Kind, Op, SimDisk},
-    record::GroupId,
     store::{Admission, AppState, FlushHost, LogPos, SnapshotError, Store},
 };
 

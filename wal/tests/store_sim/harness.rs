@@ -6,10 +6,10 @@ use std::{
     rc::Rc,
     task::{Context, Waker},
 };
+use types::GroupId;
 use wal::{
     disk::sim::SimDisk,
     log::LogOptions,
-    record::GroupId,
     ring::RingConfig,
     store::{FlushHost, Store, StoreConfig, StoreDirs},
 };

@@ -7,9 +7,10 @@ use crate::{
     verify::{read_everything, recover},
 };
 use std::{cell::Cell, rc::Rc};
+use types::{GroupId, HardState};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
-    record::{Entry, GroupId, HardState},
+    record::Entry,
     store::{Admission, LogPos, OpenError, Store, StoreConfig, StoreStats},
 };
 

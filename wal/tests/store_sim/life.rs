@@ -10,9 +10,9 @@ use std::{
     rc::Rc,
     task::{Context, Waker},
 };
+use types::{GroupId, HardState};
 use wal::{
     disk::sim::SimDisk,
-    record::{GroupId, HardState},
     store::{LogPos, Store},
 };
 

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, pin::Pin, rc::Rc};
+use types::{GroupId, HardState};
 use wal::{
     disk::sim::SimDisk,
-    record::{Entry, GroupId, HardState, Span},
+    record::{Entry, Span},
     store::{AppState, FlushHost, LogPos, Store},
 };
 

@@ -7,13 +7,13 @@ use crate::{
     verify::{only_segments, read_everything, read_once},
 };
 use std::rc::Rc;
+use types::GroupId;
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     log::{
         LogOptions,
         read::{Read, ReadError},
     },
-    record::GroupId,
     store::{Entries, Store, StoreConfig, StoreDirs},
 };
 

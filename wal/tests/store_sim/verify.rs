@@ -8,11 +8,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
 };
+use types::{GroupId, HardState, TermRun};
 use wal::{
     disk::sim::SimDisk,
     log::read::{Batch, Read, ReadError},
-    record::{Entry, GroupId, HardState},
-    store::{LogPos, OpenError, RecoveredGroup, Store, TermRun},
+    record::Entry,
+    store::{LogPos, OpenError, RecoveredGroup, Store},
 };
 
 /// Reads and compares. Returns the next offset, or `None` at the end or when the log changed.

@@ -10,6 +10,7 @@ use crate::{
 use bytes::Bytes;
 use raft::eraftpb::EntryType;
 use std::panic;
+use types::GroupId;
 
 const SEEDS: u64 = 300;
 const MESSAGES: usize = 300;
@@ -38,7 +39,7 @@ impl Fuzz {
             holds,
             has_leases: rng.bool(),
             kept_entries_max: 5,
-            ..GroupConfig::single(7, 1)
+            ..GroupConfig::single(GroupId(7), 1)
         };
         let mut group = Group::new(config, Restored::default()).unwrap();
         group.campaign();
@@ -178,7 +179,7 @@ impl Fuzz {
     fn run(&mut self) {
         for _ in 0..MESSAGES {
             let message = self.message();
-            let bytes = wire::encode(&[PeerMessage::Raft { group: 7, message }]);
+            let bytes = wire::encode(&[PeerMessage::Raft { group: GroupId(7), message }]);
             let Ok(messages) = wire::decode(&bytes) else { continue };
             for message in messages {
                 let PeerMessage::Raft { message, .. } = message else { panic!("it was a Raft message") };

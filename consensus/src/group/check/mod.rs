@@ -5,8 +5,9 @@
 //! learner would be locked out.
 
 use crate::group::{
-    Group, Message, MessageType, members,
-    types::{ENTRY_MEMBERS, ENTRY_NORMAL},
+    Group, Message, MessageType,
+    interface::{ENTRY_MEMBERS, ENTRY_NORMAL},
+    members,
 };
 use raft::{
     StateRole,

@@ -1,8 +1,10 @@
 //! Messages with fields that no replica would send. None of them aborts the process or changes the replica.
 
 use crate::group::check::*;
-use crate::group::{Group, GroupConfig, Member, Position, ProposeError, Restored, Unreadable};
+use crate::group::{Group, GroupConfig, Member, ProposeError, Restored, Unreadable};
 use bytes::Bytes;
+use types::GroupId;
+use types::Position;
 
 fn message(kind: MessageType, from: u64, term: u64) -> Message {
     let mut message = Message { to: 1, from, term, ..Message::default() };
@@ -38,7 +40,7 @@ fn settle(group: &mut Group) {
 /// Replica 1 of three, which follows replica 2 in term 5. Its entries 1 to 4 have terms 3, 3, 5 and 5; the first
 /// three are committed.
 fn follower() -> Group {
-    let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(7, 1) };
+    let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     let entries = vec![entry(1, 3, b""), entry(2, 3, b"a"), entry(3, 5, b""), entry(4, 5, b"b")];
     group.step(append(5, (0, 0), 3, entries));
@@ -49,7 +51,7 @@ fn follower() -> Group {
 
 /// Replica 1 of three, which leads in term 1. Its only entry is committed.
 fn leader() -> Group {
-    let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(7, 1) };
+    let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.campaign();
     settle(&mut group);
@@ -143,7 +145,7 @@ fn terms_and_indices_that_no_election_or_log_leads_to_are_refused() {
         }
     }
     // A replica without a term joins a group of any term.
-    let config = GroupConfig { voters: vec![2], has_leases: false, ..GroupConfig::single(7, 1) };
+    let config = GroupConfig { voters: vec![2], has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.step(message(MessageType::MsgHeartbeat, 2, TERM_MAX));
     assert_eq!((group.take_unfit(), group.term()), (None, TERM_MAX));
@@ -279,7 +281,7 @@ fn a_leader_finds_a_laggards_place_by_terms() {
 #[test]
 fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
     // A leader of an older version may have accepted such an entry. Here the entry is in the log already.
-    let config = GroupConfig { voters: vec![1, 2, 3], has_leases: false, ..GroupConfig::single(7, 1) };
+    let config = GroupConfig { voters: vec![1, 2, 3], has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
     let mut bad = entry(2, 1, b"\xff\xff");
     bad.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
@@ -298,7 +300,9 @@ fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
         }
     }
     assert_eq!(handed_out, [1]);
-    let Some(Unreadable { group: 7, index: 2, why }) = group.unreadable() else { panic!("{:?}", group.unreadable()) };
+    let Some(Unreadable { group: GroupId(7), index: 2, why }) = group.unreadable() else {
+        panic!("{:?}", group.unreadable())
+    };
     assert!(why.contains("more than 64 bits") || why.contains("too early"), "{why}");
     assert_eq!((group.has_work(), group.applied()), (false, 1));
     group.step(append(1, (3, 1), 4, vec![entry(4, 1, b"b")]));
@@ -310,7 +314,7 @@ fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
 
 #[test]
 fn an_impossible_change_of_the_members_stops_the_group_before_it() {
-    let mut group = Group::new(GroupConfig::single(7, 1), Restored::default()).unwrap();
+    let mut group = Group::new(GroupConfig::single(GroupId(7), 1), Restored::default()).unwrap();
     group.campaign();
     settle(&mut group);
     let Position { index, .. } = group.propose_members(&[Member::Removed(1)]).unwrap();

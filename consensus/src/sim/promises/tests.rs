@@ -5,6 +5,7 @@ use crate::{
     group::Entry,
     metadata::{AskedTooLate, Outcome, Rejection},
 };
+use types::GroupId;
 use uuid::Uuid;
 
 const ALONE: Told = Told::Alone { index: 1, term: 1 };
@@ -18,7 +19,7 @@ fn at(ms: u64) -> Duration {
 fn log(term: u64) -> History {
     let mut log = History::default();
     let entry = Entry { index: 1, term, entry_type: 0, data: bytes::Bytes::new() };
-    log.see(Seen::Applied { node: 1, group: 0, term, entry, result: String::new() }).expect("it is the first");
+    log.see(Seen::Applied { node: 1, group: GroupId(0), term, entry, result: String::new() }).expect("it is the first");
     log
 }
 

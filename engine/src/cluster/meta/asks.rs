@@ -9,7 +9,7 @@ use crate::{
 };
 use consensus::{
     group::Group,
-    metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, SliceId},
+    metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
     plane::{Acks, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
@@ -142,7 +142,7 @@ pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
 
 /// A topic in the leader's slice, committed or not.
 pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
-    let owner = core_of_slice(SliceId::of_topic(&name), core.cores());
+    let owner = core_of_slice(slice_of_topic(&name), core.cores());
     let call = core.call(owner, move |there| std::future::ready(there.topic_in_slice(&name)));
     call.result().await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
 }

@@ -7,7 +7,7 @@
 //! MESSAGE_TOO_LARGE.
 
 use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
-use crate::core::{Core, CoreId};
+use crate::core::Core;
 use consensus::{
     group::descriptor::ENTRY_DATA_BYTES_MAX,
     metadata::{Command, LARGEST_ENTRY, Topic, View},
@@ -15,6 +15,7 @@ use consensus::{
 };
 use net::peer::CARRIED_BYTES_MAX;
 use std::{rc::Rc, sync::Arc};
+use types::CoreId;
 
 /// The name of a topic's own limit.
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";

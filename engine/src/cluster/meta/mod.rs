@@ -48,7 +48,7 @@ pub use tools::answer as tool_answer;
 
 use crate::{
     clock,
-    core::{Core, CoreId, core_of_slice},
+    core::{Core, core_of_slice},
     partition::replica::{Replica, Replicated},
     rt,
     sync::{Notify, Promise},
@@ -67,10 +67,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use wal::{
-    record::GroupId,
-    store::{AppendError, LogPos},
-};
+use types::{CoreId, GroupId};
+use wal::store::{AppendError, LogPos};
 
 /// The metadata group.
 pub const META_GROUP: GroupId = GroupId(0);

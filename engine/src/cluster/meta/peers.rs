@@ -9,7 +9,6 @@ use consensus::{
     wire::PeerMessage,
 };
 use std::rc::Rc;
-use wal::record::GroupId;
 
 impl Meta {
     /// Sends the group's messages. A snapshot message is sent together with the snapshot's data.
@@ -18,7 +17,7 @@ impl Meta {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.send_snapshot(core, message);
             } else {
-                core.peers().send(message.to, PeerMessage::Raft { group: META_GROUP.0, message });
+                core.peers().send(message.to, PeerMessage::Raft { group: META_GROUP, message });
             }
         }
     }
@@ -30,7 +29,7 @@ impl Meta {
         }
         for message in messages {
             match message {
-                PeerMessage::Raft { group, mut message } if GroupId(group) == META_GROUP => {
+                PeerMessage::Raft { group, mut message } if group == META_GROUP => {
                     if message.get_msg_type() == MessageType::MsgSnapshot {
                         if self.replica.is_fit(core, &message) {
                             self.take_snapshot(core, message);

@@ -5,7 +5,7 @@
 
 use super::{Submitting, submit_with};
 use crate::{
-    core::{Core, CoreId, Led},
+    core::{Core, Led},
     partition::{Partition, TopicPartition},
     rt, sync,
 };
@@ -15,7 +15,7 @@ use consensus::{
     plane::{Acks, Until},
 };
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
-use wal::record::GroupId;
+use types::{CoreId, GroupId};
 
 /// How often watermarks are reported.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub async fn leaders(core: Rc<Core>) {
             continue;
         }
         if core.unreported().borrow().len() > outdated_from {
-            core.view(|view| core.unreported().borrow_mut().retain(|group, _| view.has_group(group.0)));
+            core.view(|view| core.unreported().borrow_mut().retain(|group, _| view.has_group(*group)));
             outdated_from = UNREPORTED_MIN.max(2 * core.unreported().borrow().len());
         }
         core.view_changed.past(seen).await;
@@ -50,7 +50,7 @@ pub async fn leaders(core: Rc<Core>) {
 /// Whether the topic that has this name now has the group as this partition.
 fn is_of(view: &View, group: GroupId, topic: &str, partition: i32) -> bool {
     let partition = view.topic(topic).and_then(|topic| topic.partitions.get(partition as usize));
-    partition.is_some_and(|partition| partition.group == group.0)
+    partition.is_some_and(|partition| partition.group == group)
 }
 
 fn put_back(core: &Core, pending: BTreeMap<GroupId, Led>) {
@@ -75,7 +75,7 @@ pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Le
             continue;
         }
         let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
-        if view.leader(group.0).is_none_or(is_news) {
+        if view.leader(*group).is_none_or(is_news) {
             let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
             by_topic.entry(topic).or_default().push(report);
         }
@@ -131,7 +131,7 @@ pub async fn watermarks(core: Rc<Core>) {
         if !commands.is_empty() && report(&core, commands).await {
             told.extend(now_told);
         }
-        told.retain(|group, _| core.view(|view| view.has_group(group.0)));
+        told.retain(|group, _| core.view(|view| view.has_group(*group)));
     }
 }
 

@@ -2,14 +2,14 @@
 
 use super::{META_CORE, META_GROUP, Meta};
 use crate::{
-    core::{Core, CoreId},
+    core::Core,
     rt,
     sync::{Either, Notify, promise, race},
 };
 use bytes::{Bytes, BytesMut};
 use consensus::{
-    group::{Message, Position, SnapshotMark, conf_state_bytes},
-    metadata::{self, Delta, Joint, SLICES, Slice},
+    group::{Message, SnapshotMark, conf_state_bytes},
+    metadata::{self, Delta, Joint, Slice},
     plane::node_of,
     wire::{PeerMessage, SnapshotChunk},
 };
@@ -20,10 +20,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use wal::{
-    record::HardState,
-    store::{AppState, AppendError, LogPos, Poisoned, SnapshotError},
-};
+use types::{CoreId, Position, SLICES};
+use wal::store::{AppState, AppendError, LogPos, Poisoned, SnapshotError};
 
 /// Entries after which a snapshot is written even if the ring has room, so that a restart has little to replay. A
 /// snapshot always costs its full size, whatever has changed, so a large one is written less often.
@@ -233,13 +231,13 @@ async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, annou
     let total = blob.len() as u64;
     for offset in (0..blob.len()).step_by(CHUNK_BYTES) {
         let bytes = blob.slice(offset..blob.len().min(offset + CHUNK_BYTES));
-        let (group, index, term, crc) = (META_GROUP.0, at.index, at.term, crc32c::crc32c(&bytes));
+        let (group, index, term, crc) = (META_GROUP, at.index, at.term, crc32c::crc32c(&bytes));
         let chunk = SnapshotChunk { group, index, term, offset: offset as u64, total, crc, bytes };
         if !core.peers().send_bulk(to, PeerMessage::SnapshotChunk(chunk)).await {
             return false;
         }
     }
-    core.peers().send_bulk(to, PeerMessage::Raft { group: META_GROUP.0, message: announcement }).await
+    core.peers().send_bulk(to, PeerMessage::Raft { group: META_GROUP, message: announcement }).await
 }
 
 /// Makes a snapshot durable beside the log, then steps the group with it.
@@ -267,7 +265,6 @@ impl Meta {
         let (staged, slices, blob) = self.snapshots.staged.take().expect("a snapshot is staged before it is stepped");
         assert_eq!(staged.at, mark.at, "the group takes the snapshot that was staged");
         let state = self.replica.with(|raft| raft.hard_state());
-        let state = HardState { term: state.term, vote: state.vote, commit: state.commit };
         let index = mark.at.index;
         let app = AppState { index, blob: blob.clone(), conf_state: staged.conf_state.clone() };
         let position = core.store.install_snapshot(META_GROUP, state, mark.at.term, app)?;

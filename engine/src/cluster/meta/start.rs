@@ -5,17 +5,18 @@ use crate::{
     clock,
     cluster::internal_topics,
     config::ring_bytes_for,
-    core::{Core, CoreId, core_of_slice, restored},
+    core::{Core, core_of_slice, restored},
     memory::Lasting,
     rt,
     sync::{Either, race},
 };
 use consensus::{
-    group::{Group, GroupConfig, Position, Restored, SnapshotMark},
+    group::{Group, GroupConfig, Restored, SnapshotMark},
     metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Rejection, Slice},
     plane::{Plane, PlaneConfig},
 };
 use std::{rc::Rc, sync::Arc, time::Duration};
+use types::{CoreId, Position};
 use wal::log::LogOptions;
 
 /// Bytes of the log applied at a time, but at least one entry: some ten to twenty commands.
@@ -55,7 +56,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         // Keeps the turns of the ready loop short.
         committed_bytes_max: COMMITTED_BYTES_A_TURN,
         holds: consensus::plane::check_entry,
-        ..GroupConfig::single(META_GROUP.0, identity.peer)
+        ..GroupConfig::single(META_GROUP, identity.peer)
     };
     let raft = Group::new(config, found).map_err(|error| error.to_string())?;
     let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);

@@ -4,13 +4,7 @@
 
 use super::brokers;
 use crate::handlers::refusal::{self, Refusal};
-use crate::{
-    clock,
-    cluster::meta,
-    core::{Core, CoreId},
-    rt,
-    sync::race,
-};
+use crate::{clock, cluster::meta, core::Core, rt, sync::race};
 use consensus::{metadata::Partition, wire::PeerMessage};
 use net::{
     StrBytes,
@@ -21,7 +15,7 @@ use net::{
     },
 };
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
-use wal::record::GroupId;
+use types::CoreId;
 
 /// Kinds of elections (`ElectionType`).
 const PREFERRED: i8 = 0;
@@ -117,7 +111,7 @@ fn find(core: &Core, topic: &str, partition: i32) -> Result<Partition, Refusal> 
 }
 
 fn leader(core: &Core, partition: &Partition) -> Option<i32> {
-    core.leader_of(GroupId(partition.group)).map(|leader| leader.node)
+    core.leader_of(partition.group).map(|leader| leader.node)
 }
 
 /// Rejects if the preferred replica leads already, or can't lead.
@@ -181,9 +175,9 @@ fn ask(core: &Rc<Core>, partition: &Partition) {
     let group = partition.group;
     match leader(core, partition) {
         Some(here) if here == core.node() => {
-            let CoreId(owner) = core.owner(GroupId(group));
+            let CoreId(owner) = core.owner(group);
             core.post(CoreId(owner), move |there| {
-                if let Some(partition) = there.partition(GroupId(group)) {
+                if let Some(partition) = there.partition(group) {
                     partition.prefer(there);
                 }
             });

@@ -62,10 +62,14 @@ mod tests {
     use super::*;
     use consensus::metadata::Partition;
     use net::Uuid;
+    use types::GroupId;
 
     fn topic(name: &str, replicas: &[&[i32]]) -> Arc<Topic> {
-        let partitions =
-            replicas.iter().map(|replicas| Partition { group: 1, replicas: replicas.to_vec(), founders: Vec::new() });
+        let partitions = replicas.iter().map(|replicas| Partition {
+            group: GroupId(1),
+            replicas: replicas.to_vec(),
+            founders: Vec::new(),
+        });
         Arc::new(Topic {
             name: name.into(),
             id: Uuid::from_u128(1),

@@ -20,7 +20,7 @@ pub use waits::Fetches;
 
 use super::cluster::brokers;
 use crate::{
-    core::{Core, CoreId, long_work::Work},
+    core::{Core, long_work::Work},
     sync,
 };
 use net::{
@@ -29,8 +29,8 @@ use net::{
 };
 use reading::{Brought, Found, Item, Wish, read_here};
 use std::{rc::Rc, time::Duration};
+use types::{CoreId, GroupId};
 use waits::FetchId;
-use wal::record::GroupId;
 
 /// An answer without a session.
 const EMPTY: FetchResponse = FetchResponse {

@@ -4,7 +4,7 @@ use super::waits::FetchId;
 use crate::{
     clock,
     cluster::meta::{self, LogWatch, META_GROUP},
-    core::{Core, CoreId, long_work::Work},
+    core::{Core, long_work::Work},
     memory::{Answers, Held},
     partition::{FetchRead, Partition, Watch},
     rt,
@@ -13,7 +13,8 @@ use crate::{
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
 use std::{rc::Rc, time::Duration};
-use wal::{log::read::READ_AHEAD, record::GroupId};
+use types::{CoreId, GroupId};
+use wal::log::read::READ_AHEAD;
 
 /// Interval at which an owner reports a small increase of its bytes to the gathering core.
 const TELL_EVERY: Duration = Duration::from_millis(5);

@@ -3,15 +3,13 @@
 //! `min_bytes` counts over the whole request. An owner that has some bytes, but not enough alone, reports its count
 //! to the gathering core. That core calls all owners back once the sum is enough.
 
-use crate::{
-    core::{Core, CoreId},
-    sync::Marks,
-};
+use crate::{core::Core, sync::Marks};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
 };
+use types::CoreId;
 
 /// Identifies a fetch on all cores: the gathering core, and a number there.
 pub type FetchId = (CoreId, u64);

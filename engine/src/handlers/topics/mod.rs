@@ -47,7 +47,6 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use wal::record::GroupId;
 
 /// How long a request waits for a topic that is created on first use. After that, the client is told to retry.
 const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
@@ -171,7 +170,7 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
         let seen = core.view_changed.version();
         let live = brokers::alive_ids(core);
         let is_waited_for = |partition: &Partition| {
-            core.leader_of(GroupId(partition.group)).is_none()
+            core.leader_of(partition.group).is_none()
                 && core.view(|view| view.has_group(partition.group))
                 && partition.replicas.iter().any(|node| live.contains(node))
         };
@@ -221,7 +220,7 @@ async fn submit(
         collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
     let created = results.iter().filter_map(|result| result.as_ref().ok()).flat_map(new_partitions).cloned().collect();
     let all_serve = matches!(race(until_led(core, created), deadline).await, Either::First(()));
-    let is_led = |partition: &Partition| core.leader_of(GroupId(partition.group)).is_some();
+    let is_led = |partition: &Partition| core.leader_of(partition.group).is_some();
     let serves = |outcome: &Outcome| all_serve || new_partitions(outcome).iter().all(is_led);
     results
         .into_iter()

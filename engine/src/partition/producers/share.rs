@@ -15,7 +15,7 @@ use crate::{
     sync::{Either, Notify, race},
 };
 use std::{cell::Cell, rc::Rc, time::Duration};
-use wal::record::GroupId;
+use types::GroupId;
 
 /// When a producer wrote last: its last batch's timestamp, then that batch's index in the partition's log.
 pub type Written = (i64, u64);

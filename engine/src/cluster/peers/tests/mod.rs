@@ -18,6 +18,7 @@ use net::{
     },
 };
 use std::collections::BTreeSet;
+use types::GroupId;
 
 /// Longer than any of these tests should take. Reaching it is a failure, never a pass.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -180,12 +181,20 @@ fn probe(number: u64) -> PeerMessage {
 fn raft(from: u64, to: u64) -> PeerMessage {
     let mut message = Message { from, to, term: 3, ..Message::default() };
     message.set_msg_type(MessageType::MsgHeartbeat);
-    PeerMessage::Raft { group: 0, message }
+    PeerMessage::Raft { group: GroupId(0), message }
 }
 
 fn chunk(bytes: usize) -> PeerMessage {
     let bytes = Bytes::from(vec![7; bytes]);
-    PeerMessage::SnapshotChunk(SnapshotChunk { group: 0, index: 1, term: 1, offset: 0, total: 1, crc: 0, bytes })
+    PeerMessage::SnapshotChunk(SnapshotChunk {
+        group: GroupId(0),
+        index: 1,
+        term: 1,
+        offset: 0,
+        total: 1,
+        crc: 0,
+        bytes,
+    })
 }
 
 #[test]

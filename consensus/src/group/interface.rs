@@ -4,21 +4,7 @@
 use crate::group::Group;
 use bytes::Bytes;
 use raft::eraftpb::{self, EntryType, Message};
-
-/// A maximal run of entries of one term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TermRun {
-    pub first_index: u64,
-    pub term: u64,
-}
-
-/// Raft's hard state: the values that a group must never lose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HardState {
-    pub term: u64,
-    pub vote: u64,
-    pub commit: u64,
-}
+use types::{GroupId, HardState, Position, TermRun};
 
 /// One log entry. `data` is small; a payload, if it has one, travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +47,10 @@ impl Entry {
     }
 }
 
-/// An entry's position in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    pub index: u64,
-    pub term: u64,
-}
-
 /// Identity and timers of a replica.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
-    pub group: u64,
+    pub group: GroupId,
     /// This replica's id in the group. It belongs to one disk incarnation and is never reused. Not 0.
     pub peer: u64,
     /// The voters of a group that has no log yet.
@@ -102,7 +81,7 @@ pub struct GroupConfig {
 
 impl GroupConfig {
     /// A group whose only voter is this replica.
-    pub fn single(group: u64, peer: u64) -> Self {
+    pub fn single(group: GroupId, peer: u64) -> Self {
         Self {
             group,
             peer,
@@ -121,8 +100,8 @@ impl GroupConfig {
 }
 
 /// A peer's own [`GroupConfig::election_jitter`], 0 to `election_ticks`. The seed must differ from node to node.
-pub fn election_jitter(seed: u64, group: u64, election_ticks: usize) -> usize {
-    fastrand::Rng::with_seed(seed ^ group.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
+pub fn election_jitter(seed: u64, group: GroupId, election_ticks: usize) -> usize {
+    fastrand::Rng::with_seed(seed ^ group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
 }
 
 /// A group as storage found it at startup. The default is a group that has no log yet.
@@ -157,7 +136,7 @@ pub enum ProposeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("group {group} has stopped before its committed entry {index}, which can't be applied: {why}")]
 pub struct Unreadable {
-    pub group: u64,
+    pub group: GroupId,
     pub index: u64,
     pub why: String,
 }
@@ -175,9 +154,9 @@ pub enum MembersError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     #[error("group {group}: the checkpointed configuration can't be read: {why}")]
-    ConfState { group: u64, why: String },
+    ConfState { group: GroupId, why: String },
     #[error("group {group}: {why}")]
-    Raft { group: u64, why: String },
+    Raft { group: GroupId, why: String },
 }
 
 /// The work to do now.

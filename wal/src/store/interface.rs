@@ -2,12 +2,12 @@
 //! Lives on: the owning core; plain values.
 
 use crate::{
-    log::terms::TermRun,
-    record::{Entry, GroupId, HardState},
+    record::Entry,
     ring::{Payload, RingConfig},
 };
 use bytes::Bytes;
 use std::{io, path::PathBuf, pin::Pin};
+use types::{GroupId, HardState, TermRun};
 
 /// Sizes and bounds of one core's store.
 #[derive(Clone, Debug)]

@@ -1,0 +1,12 @@
+//! Ids and small values that several crates share. This crate depends on no other.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `ids` | what a Raft group, a core and a slice of the metadata are called |
+//! | `log` | positions in a Raft log, terms, and the state that a group must never lose |
+
+mod ids;
+mod log;
+
+pub use ids::{CoreId, GroupId, SLICES, SliceId};
+pub use log::{HardState, Position, TermRun};
