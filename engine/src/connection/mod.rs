@@ -82,8 +82,7 @@ struct Connection {
     /// Set once its socket is closed and it is no longer counted.
     ended: Rc<Flag>,
     handle: ConnHandle,
-    /// The order of its produce requests.
-    lane: handlers::Lane,
+    client: Rc<handlers::Client>,
     /// The next reply to send is still being worked on.
     is_working: Cell<bool>,
     activity: Activity,
@@ -251,7 +250,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         closing: Notify::default(),
         ended: ended.clone(),
         handle: reader.handle(),
-        lane: handlers::Lane::default(),
+        client: Rc::new(handlers::Client::new(peer, Some(reader.handle()))),
         is_working: Cell::new(false),
         activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
         receiving: Cell::new(0),
@@ -351,9 +350,9 @@ async fn read(
         // A request that begins after others is decoded only then, since its decoded form takes many times the
         // memory of its frame.
         let answer = if header.api != ApiKey::Produce && connection.is_busy() {
-            later(core.clone(), connection.peer, undecoded)
+            later(core.clone(), connection.client.clone(), undecoded)
         } else {
-            handlers::start(core, connection.peer, &connection.lane, &header, undecoded.body()?)
+            handlers::start(core, &connection.client, &header, undecoded.body()?)
         };
         if let Some(silent) = silent.take() {
             core.connections.silent.remove(core, silent);
@@ -365,10 +364,10 @@ async fn read(
 }
 
 /// Starts a request once its answer is polled.
-fn later(core: Rc<Core>, peer: SocketAddr, undecoded: Undecoded) -> Pending {
+fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded) -> Pending {
     Box::pin(async move {
         match undecoded.body() {
-            Ok(request) => handlers::start(&core, peer, &handlers::Lane::default(), &undecoded.header, request).await,
+            Ok(request) => handlers::start(&core, &client, &undecoded.header, request).await,
             Err(error) => Reply::HangUp { why: error.to_string() },
         }
     })

@@ -47,15 +47,13 @@ impl Motion {
     /// Whether it has been slower than [`PACE`] for `patience` or longer. `bytes`: the total that it has moved.
     fn is_stalled(&self, bytes: u64, now: Instant, patience: Duration) -> bool {
         let time = now.saturating_duration_since(self.since.get());
-        if time < patience {
-            return false;
-        }
         let moved = bytes.wrapping_sub(self.bytes.get());
         let is_slow = u128::from(moved) * 1000 < u128::from(PACE) * time.as_millis();
         if !is_slow {
+            // The patience begins where it stops: what the kernel's buffers take at once is not the client's pace.
             self.rest(bytes, now);
         }
-        is_slow
+        is_slow && time >= patience
     }
 }
 
@@ -173,5 +171,10 @@ mod tests {
         assert_eq!((patience(0), patience(8), patience(1000)), (PATIENCE, PATIENCE / 2, PATIENCE_MIN));
         motion.rest(131_072, at(4.0));
         assert!(!motion.is_stalled(131_072, at(5.9), PATIENCE));
+        // A burst that the kernel takes buys no time beyond its end.
+        motion.rest(0, at(6.0));
+        assert!(!motion.is_stalled(4 << 20, at(6.25), PATIENCE_MIN));
+        assert!(!motion.is_stalled(4 << 20, at(6.8), PATIENCE_MIN));
+        assert!(motion.is_stalled(4 << 20, at(6.9), PATIENCE_MIN));
     }
 }

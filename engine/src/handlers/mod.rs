@@ -2,6 +2,7 @@
 //! Lives on: the core of the client's connection. A handler reaches partitions and metadata through [`Core`].
 
 mod api_versions;
+mod client;
 mod cluster;
 mod configs;
 mod fetch;
@@ -19,10 +20,10 @@ pub mod topics;
 mod weight;
 
 pub use crate::cluster::internal_topics::OFFSETS_TOPIC;
+pub use client::Client;
 pub use fetch::Fetches;
 pub use list_offsets::Unreadable;
 pub use metadata_log::METADATA_TOPIC;
-pub use produce::Lane;
 pub use producer_ids::ProducerIds;
 pub use topics::placement::Placement;
 
@@ -36,7 +37,7 @@ use net::{
     StrBytes,
     codec::{api::ApiKey, header::RequestHeader, request::Request, response::Response},
 };
-use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc};
+use std::{future::Future, pin::Pin, rc::Rc};
 
 /// How a request ends for its connection.
 pub enum Reply {
@@ -64,15 +65,15 @@ impl Reply {
 /// A reply in progress.
 pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 
-/// Starts a request of the connection that has this lane. Produce requests take their places in the logs in the
-/// order of these calls. Other requests begin once the answers before theirs have left.
-pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHeader, request: Request) -> Pending {
-    let core = core.clone();
+/// Starts a request of this client. Produce requests take their places in the logs in the order of these calls.
+/// Other requests begin once the answers before theirs have left.
+pub fn start(core: &Rc<Core>, client: &Rc<Client>, header: &RequestHeader, request: Request) -> Pending {
+    let (core, client) = (core.clone(), client.clone());
     let version = header.version;
     let weighed = weight::weigh(&core, &request);
     weighed(match request {
-        Request::Produce(request) => produce::start(&core, lane, request, version),
-        Request::Fetch(request) => reply(async move { fetch::handle(&core, request, version).await }),
+        Request::Produce(request) => produce::start(&core, client.lane(), request, version),
+        Request::Fetch(request) => reply(async move { fetch::handle(&core, &client, request, version).await }),
         Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
         Request::SaslAuthenticate(_) => reply(async { sasl::refuse_authentication() }),
         Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
@@ -109,7 +110,7 @@ pub fn start(core: &Rc<Core>, peer: SocketAddr, lane: &Lane, header: &RequestHea
             let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
             let client_id = header.client_id.clone().unwrap_or_default();
             // The format in which Java prints an address.
-            let client_host = StrBytes::from_string(format!("/{}", peer.ip()));
+            let client_host = StrBytes::from_string(format!("/{}", client.peer().ip()));
             let context = Context { version, client_id, client_host };
             reply(async move { groups::handle(&core, request, context).await })
         }

@@ -92,6 +92,11 @@ impl Memory {
         self.answers.waiting_anywhere() + self.cold_answers.waiting_anywhere()
     }
 
+    /// Whether answers on some core hold so much that others may soon wait.
+    pub fn answers_are_short(&self) -> bool {
+        self.answers.is_half_full() || self.cold_answers.is_half_full()
+    }
+
     /// Most bytes of all answers of one core.
     pub fn answers_max(&self) -> usize {
         self.answers.max() + self.cold_answers.max()
@@ -99,7 +104,7 @@ impl Memory {
 
     /// Whether so much is held that requests or answers may soon wait.
     pub fn is_half_full(&self) -> bool {
-        self.requests.is_half_full() || self.answers.is_half_full() || self.cold_answers.is_half_full()
+        self.requests.is_half_full() || self.answers_are_short()
     }
 }
 

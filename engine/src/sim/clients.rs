@@ -77,13 +77,13 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
     let process = node.process;
     world.spawn(process, async move {
         let world = exec::world();
-        let (mut before, lane) = (None, handlers::Lane::default());
+        let (mut before, client) = (None, Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None)));
         for (place, (request, answered)) in requests.into_iter().zip(promises).enumerate() {
             if place > 0 {
                 rt::sleep(world.draw(Duration::ZERO..apart)).await;
             }
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering = handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request);
+            let answering = handlers::start(&core, &client, &header, request);
             let (left, this) = promise();
             let before = before.replace(this);
             world.spawn(process, async move {

@@ -116,10 +116,10 @@ impl Calm {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
         self.world.spawn(node.process, async move {
-            let lane = handlers::Lane::default();
+            let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
             let start = |(request, version): (Request, i16)| {
                 let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-                handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request)
+                handlers::start(&core, &client, &header, request)
             };
             let answered = sync::all(requests.into_iter().map(start).collect()).await;
             *given.borrow_mut() = Some(answered.into_iter().filter_map(Reply::response).collect());
@@ -319,11 +319,11 @@ fn allocations_of(calm: &Calm, node: &Node, (request, version): (Request, i16)) 
         let (core, spent, frame, done) = (core.clone(), spent.clone(), frame.clone(), Rc::new(Cell::new(false)));
         let ended = done.clone();
         calm.world.spawn(node.process, async move {
-            let lane = handlers::Lane::default();
+            let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
             let before = allocations::so_far();
             for _ in 0..ROUND {
                 let (header, request) = net::codec::request::decode(&frame).expect("it is well formed");
-                let answer = handlers::start(&core, ([127, 0, 0, 1], 1).into(), &lane, &header, request).await;
+                let answer = handlers::start(&core, &client, &header, request).await;
                 net::codec::response::encode(&header, answer.response().expect("there is an answer"))
                     .expect("it can be written");
             }

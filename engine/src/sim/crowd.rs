@@ -101,8 +101,8 @@ impl Cluster {
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
         exec::world().spawn(node.process, async move {
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
-            let answering =
-                handlers::start(&core, ([127, 0, 0, 1], 1).into(), &handlers::Lane::default(), &header, request);
+            let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
+            let answering = handlers::start(&core, &client, &header, request);
             if let Either::First(unread) = race(answering, rt::sleep(breaks_in)).await {
                 // The client does not read the answer. After a while the broker closes the connection.
                 rt::sleep(exec::world().draw(Duration::ZERO..ms(3_000))).await;

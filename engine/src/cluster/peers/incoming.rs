@@ -21,7 +21,7 @@ use net::{
         listen::{Accepted, Bound, Listener},
     },
 };
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 impl Peers {
     /// Accepts connections until the broker stops.
@@ -75,23 +75,22 @@ impl Peers {
             return tools::serve(self, reader, writer, host).await;
         }
         self.take_caller(&there)?;
-        let core = usize::from(there.core % self.me.cores);
-        if core != usize::from(self.me.core) {
-            // A socket belongs to the core that opened it; a duplicate of it can go to another core.
-            let accepted = reader.duplicate()?;
-            host.hand_on(core, Begun { accepted, there, received: reader.take_received() });
-            return Ok(());
-        }
         let max = self.served_max.get();
-        if self.served.get() >= max {
+        let served = self.served.clone();
+        // Besides the clones of the connections there is the one that is cloned.
+        if Arc::strong_count(&served) - 1 > max {
             count(&self.stats.refused, 1);
             tracing::warn!(node = there.node, "closing a broker's connection: {max} are open (peer.max.connections)");
             return Ok(());
         }
-        self.served.set(self.served.get() + 1);
-        let ended = self.listen_to(reader, &there, host).await;
-        self.served.set(self.served.get() - 1);
-        ended
+        let core = usize::from(there.core % self.me.cores);
+        if core != usize::from(self.me.core) {
+            // A socket belongs to the core that opened it; a duplicate of it can go to another core.
+            let accepted = reader.duplicate()?;
+            host.hand_on(core, Begun { accepted, there, received: reader.take_received(), served });
+            return Ok(());
+        }
+        self.listen_to(reader, &there, host).await
     }
 
     /// Lets a new connection prove its identity, within the bounds of `strangers` on time and number.
@@ -111,7 +110,7 @@ impl Peers {
     pub fn take_over<H: Host + 'static>(self: &Rc<Self>, begun: Begun, host: Rc<H>) {
         let peers = self.clone();
         rt::spawn(async move {
-            let Begun { accepted, there, received } = begun;
+            let Begun { accepted, there, received, served: _served } = begun;
             let ended = match peer::open(accepted) {
                 Ok((mut reader, _writer)) => {
                     reader.put_received(&received);

@@ -90,6 +90,8 @@ pub struct Begun {
     there: Hello,
     /// Bytes already received after the handshake.
     received: Bytes,
+    /// Counts it among the connections of the core that accepted it.
+    served: Arc<()>,
 }
 
 /// Counters since the start.
@@ -120,9 +122,9 @@ pub struct Peers {
     /// Notified when a connection to a broker has begun or ended.
     pub comings: Notify,
     stopping: Flag,
-    /// Connections of brokers that this core accepted and serves. Those taken over from another core are not counted.
-    served: Cell<usize>,
-    /// Above this number they are closed. Tools and strangers have limits of their own.
+    /// One clone for each connection of a broker that this core accepted, whichever core serves it.
+    served: Arc<()>,
+    /// Above this number of connections, new ones are closed. Tools and strangers have limits of their own.
     served_max: Cell<usize>,
     strangers: Strangers,
     tools: ToolShare,
@@ -219,7 +221,7 @@ impl Peers {
             stats: PeerStats::default(),
             comings: Notify::default(),
             stopping: Flag::default(),
-            served: Cell::new(0),
+            served: Arc::default(),
             served_max: Cell::new(usize::MAX),
             strangers: Strangers::default(),
             tools: ToolShare::default(),

@@ -18,7 +18,7 @@ mod waits;
 
 pub use waits::Fetches;
 
-use super::cluster::brokers;
+use super::{Client, cluster::brokers};
 use crate::{
     core::{Core, long_work::Work},
     sync,
@@ -44,7 +44,10 @@ const EMPTY: FetchResponse = FetchResponse {
 /// The state of one partition of the request: not answered yet, records, or an error.
 type Answered = Option<Result<Found, ErrorCode>>;
 
-pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> FetchResponse {
+/// The least that a fetch may read while memory for answers is short. A socket takes it at once.
+const SHORT_MEMORY_MIN: usize = 64 << 10;
+
+pub async fn handle(core: &Rc<Core>, client: &Client, request: FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 && request.session_epoch > 0 {
         // The broker never gave out a session, so the client falls back to a full fetch.
         return FetchResponse { error_code: ErrorCode::FetchSessionIdNotFound.code(), ..EMPTY };
@@ -69,6 +72,10 @@ pub async fn handle(core: &Rc<Core>, request: FetchRequest, version: i16) -> Fet
     let bytes_max = (request.max_bytes.max(0) as usize).min(core.config.fetch_max_bytes);
     // One client must not take all memory for answers, neither of the hot nor of the cold ones.
     let bytes_max = bytes_max.min(core.memory.answers.answer_max());
+    let bytes_max = match core.memory.answers_are_short() {
+        true => bytes_max.min(client.answer_max(SHORT_MEMORY_MIN)),
+        false => bytes_max,
+    };
     let wish = Wish {
         bytes_min: request.min_bytes.max(0) as usize,
         bytes_max,

@@ -407,7 +407,12 @@ async fn read_partition(
             if limit.clip(&mut found.batches) {
                 found.end = offset;
             }
-            held.shrink_to(found.bytes() + READ_AHEAD);
+            // Batches are parts of the buffers that were read. While memory is short, a copy lets these go.
+            let copied = core.memory.answers_are_short() && found.bytes() <= READ_AHEAD;
+            if copied {
+                found.batches.iter_mut().for_each(|batch| *batch = Bytes::copy_from_slice(batch));
+            }
+            held.shrink_to(found.bytes() + if copied { 0 } else { READ_AHEAD });
             found.held = Some(held);
             Ok(found)
         }

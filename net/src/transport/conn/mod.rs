@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
@@ -104,6 +105,19 @@ impl ConnHandle {
     /// Bytes sent so far: the kernel has accepted them.
     pub fn sent_bytes(&self) -> u64 {
         self.0.moved.sent.get()
+    }
+
+    /// Bytes sent so far that the peer's kernel has acknowledged. A peer that does not read stops acknowledging once
+    /// its receive buffer is full.
+    pub fn acknowledged_bytes(&self) -> u64 {
+        let mut in_flight: libc::c_int = 0;
+        let socket = self.0.socket.get().as_raw_fd();
+        // SAFETY: the socket is open while `self` lives, and TIOCOUTQ writes one int.
+        let done = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut in_flight) };
+        match u64::try_from(in_flight) {
+            Ok(in_flight) if done == 0 => self.sent_bytes().saturating_sub(in_flight),
+            _ => self.sent_bytes(),
+        }
     }
 
     /// Bytes that are queued and not yet sent.

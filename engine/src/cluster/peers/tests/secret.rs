@@ -211,34 +211,45 @@ impl Host for HandingOn {
     }
 }
 
+/// Core 0 of two cores, which passes everything on to the other.
+fn of_two_cores() -> (Rc<Peers>, Rc<HandingOn>, SocketAddr) {
+    let (bound, addr) = bound();
+    let two_cores = |core| Hello { cores: 2, core, ..hello(1) };
+    let peers = Peers::new(two_cores(0), secret(7), []);
+    let host = Rc::new(HandingOn::default());
+    *host.other.borrow_mut() = Some(Peers::new(two_cores(1), secret(7), []));
+    let accepting = peers.clone().accept(bound, host.clone());
+    rt::spawn(async move { accepting.await.unwrap() });
+    (peers, host, addr)
+}
+
+/// Connects as broker 2 and proves it, for core 1. The last proof is queued and not sent yet.
+async fn proved(addr: SocketAddr) -> Other {
+    let mut other = Other::connect(addr).await;
+    let me = Hello { core: 1, ..hello(2) };
+    let mut handshake = Handshake::caller(secret(7), Lane::Control, wire::encode_hello(&me), nonce());
+    peer::push(&mut other.writer, handshake.begin());
+    loop {
+        other.writer.flush().await.unwrap();
+        match handshake.take(other.read().await.unwrap()).unwrap() {
+            net::peer::auth::Step::Go(frames) => {
+                frames.into_iter().for_each(|frame| peer::push(&mut other.writer, frame));
+            }
+            net::peer::auth::Step::Met { send, .. } => {
+                send.into_iter().for_each(|frame| peer::push(&mut other.writer, frame));
+                return other;
+            }
+        }
+    }
+}
+
 #[test]
 fn what_comes_right_behind_the_proof_goes_on_to_the_core_that_it_is_for() {
     on_a_core(|| async {
-        let (bound, addr) = bound();
-        let two_cores = |core| Hello { cores: 2, core, ..hello(1) };
-        let peers = Peers::new(two_cores(0), secret(7), []);
-        let host = Rc::new(HandingOn::default());
-        *host.other.borrow_mut() = Some(Peers::new(two_cores(1), secret(7), []));
-        let accepting = peers.accept(bound, host.clone());
-        rt::spawn(async move { accepting.await.unwrap() });
+        let (_peers, host, addr) = of_two_cores();
         for round in 0..20 {
-            let mut other = Other::connect(addr).await;
-            let me = Hello { core: 1, ..hello(2) };
-            let mut handshake = Handshake::caller(secret(7), Lane::Control, wire::encode_hello(&me), nonce());
-            peer::push(&mut other.writer, handshake.begin());
+            let mut other = proved(addr).await;
             // The last proof and the first messages leave in one write.
-            loop {
-                other.writer.flush().await.unwrap();
-                match handshake.take(other.read().await.unwrap()).unwrap() {
-                    net::peer::auth::Step::Go(frames) => {
-                        frames.into_iter().for_each(|frame| peer::push(&mut other.writer, frame));
-                    }
-                    net::peer::auth::Step::Met { send, .. } => {
-                        send.into_iter().for_each(|frame| peer::push(&mut other.writer, frame));
-                        break;
-                    }
-                }
-            }
             for number in 0..3 {
                 let bytes = wire::encode(&[probe(number), chunk(5_000)]);
                 peer::push(&mut other.writer, PeerFrame::new(Kind::Messages, Lane::Control, bytes));
@@ -246,6 +257,36 @@ fn what_comes_right_behind_the_proof_goes_on_to_the_core_that_it_is_for() {
             other.writer.flush().await.unwrap();
             for number in 0..3 {
                 assert_eq!(host.there.next().await, (2, vec![probe(number), chunk(5_000)]), "round {round}");
+            }
+        }
+    });
+}
+
+#[test]
+fn connections_on_all_cores_count_towards_the_limit() {
+    on_a_core(|| async {
+        let (peers, host, addr) = of_two_cores();
+        peers.serve_at_most(2);
+        let mut open = Vec::new();
+        for number in 0..2 {
+            let mut other = proved(addr).await;
+            other.write(Kind::Messages, wire::encode(&[probe(number)])).await;
+            assert_eq!(host.there.next().await, (2, vec![probe(number)]));
+            open.push(other);
+        }
+        let mut third = proved(addr).await;
+        third.writer.flush().await.unwrap();
+        assert_eq!(third.read().await, None, "it is closed");
+        assert_eq!(peers.stats().refused.get(), 1);
+        // One that ends makes room for the next.
+        open.pop();
+        loop {
+            let mut next = proved(addr).await;
+            peer::push(&mut next.writer, PeerFrame::new(Kind::Messages, Lane::Control, wire::encode(&[probe(9)])));
+            next.writer.flush().await.unwrap();
+            if let Either::First(received) = race(host.there.next(), next.read()).await {
+                assert_eq!(received, (2, vec![probe(9)]));
+                break;
             }
         }
     });

@@ -1,0 +1,35 @@
+//! The client of one connection, as handlers see it.
+//! Lives on: the core of the connection.
+
+use super::produce::Lane;
+use net::transport::conn::ConnHandle;
+use std::net::SocketAddr;
+
+pub struct Client {
+    peer: SocketAddr,
+    lane: Lane,
+    connection: Option<ConnHandle>,
+}
+
+impl Client {
+    /// `connection`: `None` for a client without a socket, which takes every answer at once.
+    pub fn new(peer: SocketAddr, connection: Option<ConnHandle>) -> Self {
+        Self { peer, lane: Lane::default(), connection }
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The order of its produce requests.
+    pub(super) fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    /// The largest answer to send while memory for answers is short: as much again as the client has already taken,
+    /// and `least` more. So a client that reads nothing holds little, and one that reads soon gets full answers.
+    pub(super) fn answer_max(&self, least: usize) -> usize {
+        let taken = self.connection.as_ref().map_or(u64::MAX, ConnHandle::acknowledged_bytes);
+        usize::try_from(taken).unwrap_or(usize::MAX).saturating_add(least)
+    }
+}
