@@ -26,6 +26,7 @@ use crate::{
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
     },
     host::{
+        bind::bind,
         cpus::CorePlan,
         data_dir::DataDirError,
         disk::{self, Disk},
@@ -44,7 +45,7 @@ use consensus::{
 };
 use net::{
     peer::auth::Secret,
-    transport::listen::{self, BindError, Bound},
+    transport::listen::{BindError, Bound},
 };
 use std::{
     net::SocketAddr,
@@ -54,7 +55,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use types::CoreId;
 use wal::{
@@ -231,27 +232,6 @@ impl Broker {
             thread.join()?;
         }
         failed.map_or(Ok(()), Err)
-    }
-}
-
-/// After a process was killed, io_uring releases its sockets only some time later. A broker that is restarted at once
-/// waits for its address for at most this time.
-const REBIND_MAX: Duration = Duration::from_secs(5);
-const REBIND_PAUSE: Duration = Duration::from_millis(20);
-
-fn bind(addr: SocketAddr, cores: usize) -> Result<Vec<Bound>, BindError> {
-    let started = Instant::now();
-    let mut told = false;
-    loop {
-        match listen::bind(addr, cores) {
-            Err(BindError::InUse { .. }) if started.elapsed() < REBIND_MAX => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!(%addr, "the address is in use; trying again for {} s", REBIND_MAX.as_secs());
-                }
-                std::thread::sleep(REBIND_PAUSE);
-            }
-            bound => return bound,
-        }
     }
 }
 

@@ -16,6 +16,8 @@
 
 mod cluster;
 mod command;
+mod encoding;
+mod names;
 mod query;
 mod room;
 mod slice;
@@ -28,12 +30,13 @@ pub use command::{
     Command, DecodeError, LeaderReport, Origin, Request, WatermarkReport, decode, decode_requests, encode,
     encode_requests,
 };
+pub use names::{NameError, check_topic_name};
 pub use query::{
     ANSWERS_BYTES_MAX, Assignment, QUERIES_MAX, Query, QueryAnswer, decode_queries, decode_query_answers,
     encode_queries, encode_query_answers,
 };
 pub use room::{NoRoom, Placed};
-pub use slice::{Applied, Delta, NameError, Outcome, Rejection, RequestResult, Slice, check_topic_name};
+pub use slice::{Applied, Delta, Outcome, Rejection, RequestResult, Slice};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
 pub use snapshot::{Joint, join, restore};
 pub use view::View;

@@ -2,7 +2,8 @@
 
 use super::{
     Broker, DecodeError, PartitionLeader, Topic, View, Watermark,
-    command::{broker_in, broker_out, verified},
+    command::verified,
+    encoding::{broker_in, broker_out},
     snapshot::{topic_in, topic_out, watermark_in, watermark_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;

@@ -11,6 +11,7 @@
 use super::{
     Broker, BrokerStatus, ClusterConfig, Command, LARGEST_ENTRY, LeaderReport, NoRoom, Partition, PartitionLeader,
     Request, SliceId, Topic, Watermark, WatermarkReport,
+    names::{NameError, check_topic_name},
     slice_answers::{Answers, AskedTooLate, Before, Kept},
     slice_of_cluster, slice_of_topic,
 };
@@ -113,32 +114,6 @@ pub enum Delta {
 pub struct Applied {
     pub outcome: Result<Outcome, Rejection>,
     pub deltas: Vec<Delta>,
-}
-
-/// The reason why a name cannot be a topic's name (Kafka's rule, `Topic.validate`).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    #[error("a topic's name has 1 to 249 characters, not {0}")]
-    Length(usize),
-    #[error("a topic can't be named '.' or '..'")]
-    Dots,
-    #[error("'{0}' can't be in a topic's name; letters, digits, '.', '_' and '-' can")]
-    Character(char),
-}
-
-/// Checks a topic's name.
-pub fn check_topic_name(name: &str) -> Result<(), NameError> {
-    const LENGTH_MAX: usize = 249;
-    if let Some(other) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
-        return Err(NameError::Character(other));
-    }
-    if !(1..=LENGTH_MAX).contains(&name.len()) {
-        return Err(NameError::Length(name.len()));
-    }
-    if matches!(name, "." | "..") {
-        return Err(NameError::Dots);
-    }
-    Ok(())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::{
     Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
-    command::{broker_in, broker_out, configs_in, configs_out, uuid_in, uuid_out},
+    encoding::{broker_in, broker_out, configs_in, configs_out, uuid_in, uuid_out},
     slice_answers::Answers,
 };
 use crate::generated::metadata::millrace::metadata as fb;

@@ -6,22 +6,21 @@
 //! cells in any order.
 
 pub mod histogram;
+mod notices;
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
-use types::GroupId;
 
 use net::codec::api::{ApiKey, TABLE};
 use wal::store::StoreStats;
 
-use crate::metrics::histogram::Histogram;
+use crate::metrics::{histogram::Histogram, notices::Notices};
 
 /// The prefix of all names.
 pub const PREFIX: &str = "millrace_";
@@ -385,27 +384,6 @@ metrics! {
     core_turn_longest_microseconds: Gauge;
     /// Beats of the core's loop, about one a second.
     loop_beats_total: Counter;
-}
-
-/// Messages for people about some groups, by group. They are seldom written, so a lock does no harm.
-#[derive(Debug, Default)]
-pub struct Notices(Mutex<BTreeMap<GroupId, String>>);
-
-impl Notices {
-    /// Maximum number of groups with a message. Further groups only count in `groups_stopped`.
-    const MAX: usize = 100;
-
-    pub fn add(&self, group: GroupId, notice: String) {
-        let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if notices.len() < Self::MAX {
-            notices.insert(group, notice);
-        }
-    }
-
-    pub fn all(&self) -> Vec<(GroupId, String)> {
-        let notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        notices.iter().map(|(group, notice)| (*group, notice.clone())).collect()
-    }
 }
 
 /// The time at which the core's loop last turned.

@@ -96,6 +96,18 @@ impl Found {
         }
     }
 
+    /// Holds the memory of batches that were read from the disk. They are parts of larger buffers. While memory is
+    /// short, a copy lets these go.
+    fn hold_from_disk(&mut self, mut held: Held, is_short: bool) {
+        let bytes = self.bytes();
+        let is_copied = is_short && bytes <= READ_AHEAD;
+        if is_copied {
+            self.batches.iter_mut().for_each(|batch| *batch = Bytes::copy_from_slice(batch));
+        }
+        held.shrink_to(if is_copied { bytes } else { bytes + READ_AHEAD });
+        self.held = Some(held);
+    }
+
     fn new(range: (u64, u64), offset: u64, batches: Vec<Bytes>, is_hot: bool) -> Self {
         let (log_start, high_watermark) = range;
         let last = batches.last().and_then(|last| BatchHeader::read(last).ok());
@@ -390,7 +402,7 @@ async fn read_partition(
         FetchRead::Cold(read) => {
             // The read may take more from the disk than the client gets.
             let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
-            let Some(mut held) = room.hold(&core.memory.cold_answers, bytes).await else {
+            let Some(held) = room.hold(&core.memory.cold_answers, bytes).await else {
                 return Ok(Found::new(range, offset, Vec::new(), false));
             };
             let mut found = Found::new(range, offset, read.await?, false);
@@ -407,13 +419,7 @@ async fn read_partition(
             if limit.clip(&mut found.batches) {
                 found.end = offset;
             }
-            // Batches are parts of the buffers that were read. While memory is short, a copy lets these go.
-            let copied = core.memory.answers_are_short() && found.bytes() <= READ_AHEAD;
-            if copied {
-                found.batches.iter_mut().for_each(|batch| *batch = Bytes::copy_from_slice(batch));
-            }
-            held.shrink_to(found.bytes() + if copied { 0 } else { READ_AHEAD });
-            found.held = Some(held);
+            found.hold_from_disk(held, core.memory.answers_are_short());
             Ok(found)
         }
         FetchRead::Refused(code) => Err(code),

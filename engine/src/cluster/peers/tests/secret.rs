@@ -1,7 +1,7 @@
 //! Brokers and tools with the right secret, with a wrong one, and without one.
 
-use crate::cluster::peers::strangers::STRANGERS_MAX;
 use crate::cluster::peers::tests::*;
+use crate::cluster::peers::{strangers::STRANGERS_MAX, tools::TOOLS_MAX};
 use net::{
     codec::parts::Parts,
     peer::{
