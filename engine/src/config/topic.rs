@@ -47,79 +47,79 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
         "cleanup.policy",
         Kind::OneOf(&["delete"]),
         Broker(&["log.cleanup.policy"]),
-        "What becomes of old records. Compaction is not served yet.",
+        "How the broker removes old records. It does not serve compaction yet.",
     ),
     row(
         "compression.type",
         Kind::OneOf(&["producer"]),
         Broker(&["compression.type"]),
-        "How records are kept: as the producer compressed them. Nothing is recompressed.",
+        "How the broker stores records: as the producer compressed them.",
     ),
     row(
         "flush.messages",
         Kind::Int { min: 1, max: i64::MAX, unit: Unit::Count },
         Fixed(LONG_MAX),
-        "Records after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+        "Records after which Kafka syncs the log. It has no effect here: the broker syncs every record before it acknowledges it.",
     ),
     row(
         "flush.ms",
         Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
         Fixed(LONG_MAX),
-        "Time after which the log is synced. Any value is outdone: every record is synced before it is acknowledged.",
+        "Time after which Kafka syncs the log. It has no effect here: the broker syncs every record before it acknowledges it.",
     ),
     row(
         "index.interval.bytes",
         Kind::Int { min: 4 << 10, max: 64 << 20, unit: Unit::Bytes },
         Broker(&["log.index.interval.bytes"]),
-        "Bytes of a segment file per entry of its offset and time indexes.",
+        "Bytes of a segment file for each entry of its offset and time indexes.",
     ),
     row(
         "max.message.bytes",
         Kind::Int { min: 64, max: i32::MAX as i64, unit: Unit::Bytes },
         Broker(&["message.max.bytes"]),
-        "Largest batch that a producer may send, as it comes, compressed or not.",
+        "Largest batch that a producer may send, in its compressed form.",
     ),
     row(
         "message.timestamp.after.max.ms",
         Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
         Broker(&["log.message.timestamp.after.max.ms"]),
-        "How far ahead of the broker's clock a producer's timestamp may be; one that is later is refused.",
+        "How far a producer's timestamp may lie ahead of the broker's clock. The broker refuses a later one.",
     ),
     row(
         "message.timestamp.before.max.ms",
         Kind::Int { min: 0, max: i64::MAX, unit: Unit::Milliseconds },
         Broker(&["log.message.timestamp.before.max.ms"]),
-        "How far behind the broker's clock a producer's timestamp may be; one that is older is refused, but for -1, no timestamp.",
+        "How far a producer's timestamp may lie behind the broker's clock. The broker refuses an older one. It accepts -1, no timestamp.",
     ),
     row(
         "message.timestamp.type",
         Kind::OneOf(&["CreateTime", "LogAppendTime"]),
         Broker(&["log.message.timestamp.type"]),
-        "Whether records bear the producer's time or that of their arrival.",
+        "Timestamp of a record: the producer's time, or the time of arrival.",
     ),
     row(
         "min.insync.replicas",
         Kind::Int { min: 1, max: crate::config::REPLICAS_MAX, unit: Unit::Count },
         Broker(&["min.insync.replicas"]),
-        "Replicas that must have a record before acks=all is answered; never fewer than a majority.",
+        "Replicas that must have a record before the broker answers acks=all. A majority is always needed.",
     ),
     row(
         "preallocate",
         Kind::OneOf(&["false"]),
         Fixed("false"),
-        "Whether segment files are allocated whole. The write-ahead ring is; segments grow in large steps.",
+        "If true, Kafka allocates a segment file at its full size. Here a segment file grows with each flush.",
     ),
     row(
         "retention.bytes",
         Kind::IntOrUnlimited { min: 0, max: i64::MAX, unit: Unit::Bytes },
         Broker(&["log.retention.bytes"]),
-        "How large a partition may grow before its oldest segments go.",
+        "Size of a partition beyond which the broker removes its oldest segments.",
     ),
     row(
         "retention.ms",
         Kind::IntOrUnlimited { min: 0, max: MS_MAX, unit: Unit::Milliseconds },
         Broker(&["log.retention.ms", "log.retention.minutes", "log.retention.hours"]),
-        "How long records are kept.",
+        "Time for which the broker keeps records.",
     ),
     row(
         "segment.bytes",
@@ -131,7 +131,7 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
         "segment.jitter.ms",
         Kind::OneOf(&["0"]),
         Fixed("0"),
-        "Random part of segment.ms. Segments are flushed one after the other anyway, so none is needed.",
+        "Random part of segment.ms, in ms. The broker needs none, since it flushes segments one after the other.",
     ),
     row(
         "segment.ms",
@@ -143,7 +143,7 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
         "unclean.leader.election.enable",
         Kind::OneOf(&["false"]),
         Fixed("false"),
-        "Whether a replica that lacks acknowledged records may lead. Never: leaders come from Raft.",
+        "If true, a replica that lacks acknowledged records may lead. Raft elects no such leader.",
     ),
 ];
 
@@ -340,6 +340,13 @@ mod tests {
             if let Broker(names) = row.default {
                 assert!(names.iter().all(|name| setting(name).is_some()), "{}", row.name);
             }
+        }
+    }
+
+    #[test]
+    fn docs_are_sentences() {
+        for row in TOPIC_SETTINGS {
+            assert!(row.doc.ends_with('.') && !row.doc.contains("  "), "{}", row.name);
         }
     }
 
