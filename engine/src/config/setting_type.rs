@@ -41,6 +41,20 @@ pub fn of(name: &str, kind: Kind) -> i8 {
     }
 }
 
+/// Kafka's name for a type, as its documentation writes it.
+pub(crate) fn name(config_type: i8) -> &'static str {
+    match config_type {
+        BOOLEAN => "boolean",
+        STRING => "string",
+        INT => "int",
+        SHORT => "short",
+        LONG => "long",
+        DOUBLE => "double",
+        LIST => "list",
+        _ => unreachable!("there is no type {config_type}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

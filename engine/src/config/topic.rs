@@ -188,6 +188,19 @@ pub fn list(name: &str, configs: &BTreeMap<String, String>, config: &Config) -> 
 }
 
 impl TopicSetting {
+    /// The broker's settings that supply the default. The first one that is set counts. Empty: the default is fixed.
+    pub(crate) fn inherits(&self) -> &'static [&'static str] {
+        match self.default {
+            Broker(names) => names,
+            Fixed(_) => &[],
+        }
+    }
+
+    /// The value of a topic that does not set it, if the broker has its defaults.
+    pub(crate) fn default_value(&self) -> String {
+        self.inherited(&Config::default()).1
+    }
+
     /// The inherited setting's name, value and source, for topics without a value of their own.
     fn inherited(&self, config: &Config) -> (&'static str, String, ConfigSource) {
         let names = match self.default {

@@ -114,6 +114,16 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The unit of the setting's numbers. Empty: the values are counts, or no numbers.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Kind::Int { unit, .. } | Kind::IntOrUnlimited { unit, .. } => unit.name().trim_start(),
+            _ => "",
+        }
+    }
+}
+
 impl Unit {
     fn number(self, text: &str) -> Option<i64> {
         if self != Unit::Bytes {
@@ -415,6 +425,7 @@ mod tests {
         assert_eq!(LIMIT.normalise("-5"), Err(Unfit("must be 0 ms or more, or -1 (no limit)".to_owned())));
         assert_eq!(Kind::Int { min: 1, max: 1, unit: Unit::Count }.to_string(), "1");
         assert_eq!(SIZE.to_string(), "10 to 1099511627776 bytes");
+        assert_eq!([SIZE, LIMIT, COUNT, Kind::Bool].map(Kind::unit), ["bytes", "ms", "", ""]);
     }
 
     #[test]
