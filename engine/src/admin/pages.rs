@@ -243,6 +243,7 @@ impl Site {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     pub(crate) fn site(cores: usize) -> Site {
         let about = About {
@@ -329,6 +330,15 @@ pub(crate) mod tests {
         );
     }
 
+    /// The part of `deploy/docs/metrics.md` between two marks.
+    fn reference(begin: &str, end: &str) -> String {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/docs/metrics.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let (_, rest) = page.split_once(begin).expect("the page has the table's first mark");
+        let (table, _) = rest.split_once(end).expect("the page has the table's last mark");
+        table.to_owned()
+    }
+
     /// `deploy/docs/metrics.md` has a row for each metric of the page.
     #[test]
     fn the_reference_lists_the_metrics_as_they_are() {
@@ -342,11 +352,29 @@ pub(crate) mod tests {
         };
         let rows: String = help.zip(kinds).map(row).collect();
         let expected = format!("| Metric | Type | Meaning |\n|---|---|---|\n{rows}");
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/docs/metrics.md");
-        let reference = std::fs::read_to_string(path).expect("the page is there");
-        let (_, rest) = reference.split_once("a test compares -->\n").expect("the page has the table's first mark");
-        let (table, _) = rest.split_once("<!-- end of metrics -->").expect("the page has the table's last mark");
+        let table = reference("<!-- metrics: made by the code; a test compares -->\n", "<!-- end of metrics -->");
         assert!(table == expected, "deploy/docs/metrics.md differs; between its marks belongs:\n\n{expected}");
+    }
+
+    /// Each alert in `deploy/docs/metrics.md` has an expression, and all metrics that it names exist.
+    #[test]
+    fn the_alerts_name_metrics_that_exist() {
+        let page = site(1).metrics_page(Instant::now(), ProcessFigures::default());
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        // A histogram has no line under its own name, but under those of its buckets, its sum and its count.
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let names: BTreeSet<&str> = lines.filter_map(|line| line.split(|c: char| !is_part(c)).next()).collect();
+        let table = reference("<!-- alerts: a test checks the names -->\n", "<!-- end of alerts -->");
+        let alerts: Vec<&str> = table.lines().skip(2).collect();
+        assert!(alerts.len() > 10, "the table has rows: {table}");
+        for alert in alerts {
+            let expression = alert.split('|').nth(2).expect("an alert has an expression");
+            assert!(expression.contains(PREFIX), "the second cell has an expression: {alert}");
+            for (at, _) in alert.match_indices(PREFIX) {
+                let name = alert[at..].split(|c: char| !is_part(c)).next().expect("a name begins here");
+                assert!(names.contains(name), "no metric is named {name}: {alert}");
+            }
+        }
     }
 
     #[test]
