@@ -29,7 +29,7 @@ pub enum ClientError {
     Timeout { addr: String, timeout: Duration },
     #[error("{addr} closed the connection")]
     Closed { addr: String },
-    #[error("{addr} does not serve {api:?} in a version known here")]
+    #[error("{addr} and this program support no common version of {api:?}")]
     NoCommonVersion { addr: String, api: ApiKey },
     #[error("{addr} refused {api:?}: {error}")]
     Refused { addr: String, api: ApiKey, error: ErrorCode },

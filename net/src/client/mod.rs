@@ -23,11 +23,11 @@ use crate::codec::wire::{Malformed, Reader};
 /// Why a response can't be used. Requests and responses no longer match, so the connection must be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    #[error("an answer to correlation id {got}, where {awaited} was awaited")]
+    #[error("got an answer with correlation id {got}, expected {awaited}")]
     OutOfOrder { awaited: i32, got: i32 },
-    #[error("an answer that nothing was asked for")]
+    #[error("got an answer, but no request is pending")]
     Unasked,
-    #[error("an answer to {got:?}, decoded as one to {wanted:?}")]
+    #[error("an answer to {got:?} can't be decoded as one to {wanted:?}")]
     OtherApi { wanted: ApiKey, got: ApiKey },
     #[error("malformed answer to {api:?} version {version}: {source}")]
     Malformed { api: ApiKey, version: i16, source: Malformed },

@@ -105,7 +105,12 @@ table! {
 pub enum Unsupported {
     #[error("unknown API key {key}")]
     Key { key: i16 },
-    #[error("{} version {version} is outside the served {}..={}", api.api().name, api.api().lowest, api.api().highest)]
+    #[error(
+        "{} version {version} is not supported, only {} to {}",
+        api.api().name,
+        api.api().lowest,
+        api.api().highest
+    )]
     Version { api: ApiKey, version: i16 },
 }
 

@@ -305,7 +305,7 @@ impl Prefix {
 
 /// A value that is longer than its length field can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{what} of {length} is more than its length field holds")]
+#[error("{what} of length {length} is too long for its length field")]
 pub struct TooLong {
     pub what: &'static str,
     pub length: usize,

@@ -85,33 +85,36 @@ pub enum PeerError {
     #[error("a Kafka client's request on the port for brokers; clients are served at kafka.addr")]
     Kafka,
     #[error(
-        "a frame of {length} bytes; brokers send each other {FRAME_BYTES_MAX} at most, and fewer before they have proved who they are"
+        "a frame of {length} bytes is too large; the limit is {FRAME_BYTES_MAX} bytes, and less until the other side \
+         has authenticated"
     )]
     TooLarge { length: usize },
     #[error("the connection ended within a frame")]
     Cut,
-    #[error("whoever is there does not speak as brokers do among each other; is that another port?")]
+    #[error("the other side does not speak the protocol between brokers; check its address and port")]
     NoBroker,
-    #[error("frames of version {0}; this program knows {VERSION} only")]
+    #[error("the other side sends frames of version {0}; this program supports only version {VERSION}")]
     Version(u8),
     #[error("the connection was closed")]
     Closed,
     #[error(
-        "it does not prove that it knows the cluster's secret; give it this cluster's (cluster.secret.file, or a tool's --secret-file)"
+        "the other side has no proof of the cluster's secret; give it the same file (cluster.secret.file, or a tool's \
+         --secret-file)"
     )]
     NoProof,
     #[error(
-        "the broker there wants a proof of its cluster's secret; name the file that holds it (cluster.secret.file, or a tool's \
-         --secret-file FILE or --data-dir DIR)"
+        "the other broker wants a proof of the cluster's secret; name the secret's file (cluster.secret.file, or a \
+         tool's --secret-file FILE or --data-dir DIR)"
     )]
     SecretWanted,
     #[error(
-        "the secrets differ; give all brokers and tools of the cluster the same file (cluster.secret.file, or a tool's --secret-file)"
+        "the secrets differ; give all brokers and tools of the cluster the same file (cluster.secret.file, or a \
+         tool's --secret-file)"
     )]
     OtherSecret,
-    #[error("it has a secret, and this broker has none; give this one the same file (cluster.secret.file)")]
+    #[error("the other side has a secret, but this broker has none; give it the same file (cluster.secret.file)")]
     NoSecretHere,
-    #[error("the broker there has no secret, and this side has one; give it the same file (cluster.secret.file)")]
+    #[error("the other broker has no secret, but this side has one; give it the same file (cluster.secret.file)")]
     OtherHasNoSecret,
 }
 
@@ -131,7 +134,7 @@ impl From<ConnError> for PeerError {
 impl PeerFrame {
     /// `bytes`: at most [`CARRIED_BYTES_MAX`]. Panics if there are more.
     pub fn new(kind: Kind, lane: Lane, bytes: Bytes) -> PeerFrame {
-        assert!(bytes.len() <= CARRIED_BYTES_MAX, "{} bytes do not go into one frame", bytes.len());
+        assert!(bytes.len() <= CARRIED_BYTES_MAX, "{} bytes do not fit into one frame", bytes.len());
         PeerFrame { kind, lane, bytes }
     }
 
@@ -263,7 +266,7 @@ pub fn push(writer: &mut FrameWriter, frame: PeerFrame) {
 /// Like [`push`], for a frame whose bytes lie in several buffers.
 pub fn push_parts(writer: &mut FrameWriter, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
     let bytes = parts.iter().map(Bytes::len).sum();
-    assert!(bytes <= CARRIED_BYTES_MAX, "{bytes} bytes do not go into one frame");
+    assert!(bytes <= CARRIED_BYTES_MAX, "{bytes} bytes do not fit into one frame");
     writer.push(Parts::from(head(kind, lane, bytes)));
     parts.into_iter().for_each(|part| writer.push(Parts::from(part)));
 }

@@ -20,7 +20,7 @@ pub enum Codec {
 /// Why the records of a batch can't be decompressed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecompressError {
-    #[error("records unfold to more than {limit} bytes")]
+    #[error("the records decompress to more than {limit} bytes")]
     TooLarge { limit: usize },
     #[error("{codec:?}: {reason}")]
     Corrupt { codec: Codec, reason: String },
@@ -107,7 +107,7 @@ fn unsnap_block(block: &[u8], limit: usize, output: &mut Vec<u8>) -> io::Result<
     // A copy element yields at most 64 bytes from 3, so a block that claims more than 32 times its size is damaged.
     let claimed = snap::raw::decompress_len(block)?;
     if claimed > block.len().saturating_mul(32) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "block claims an impossible length"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "block claims an invalid length"));
     }
     let start = output.len();
     if claimed > limit - start {

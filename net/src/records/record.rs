@@ -21,13 +21,13 @@ use crate::turn::Share;
 pub enum RecordError {
     #[error("record {index} is cut off")]
     Cut { index: i32 },
-    #[error("record {index} has a number that is too long")]
+    #[error("record {index} has a variable-length number that is too long")]
     Varint { index: i32 },
-    #[error("record {index} has length {length}")]
+    #[error("record {index} has the invalid length or count {length}")]
     Length { index: i32, length: i64 },
-    #[error("record {index} has {bytes} bytes behind its fields")]
+    #[error("record {index} has {bytes} bytes after its fields")]
     Inside { index: i32, bytes: u64 },
-    #[error("record {index} has offset delta {offset_delta}")]
+    #[error("record {index} has offset delta {offset_delta} instead of {index}")]
     OffsetDelta { index: i32, offset_delta: i64 },
     #[error("{bytes} bytes after the last of {count} records")]
     Trailing { count: i32, bytes: usize },

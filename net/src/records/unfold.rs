@@ -51,7 +51,7 @@ impl Lz4 {
         let read = decoder.read(to)?;
         if read == 0 && !to.is_empty() {
             // The decoder does not tell a truncated frame from a complete one.
-            let (_, whole) = self.0.take().expect("it is there").finish();
+            let (_, whole) = self.0.take().expect("the decoder was just read from").finish();
             whole?;
         }
         Ok(read)
@@ -84,7 +84,7 @@ impl Zstd {
 
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         use raw::Operation;
-        let decoder = self.decoder.as_mut().expect("it is dropped with this");
+        let decoder = self.decoder.as_mut().expect("only dropping this takes the decoder");
         loop {
             if self.input.is_empty() && self.frame_ended {
                 return Ok(0);
@@ -235,9 +235,9 @@ impl Block {
             self.literal -= now;
         }
         self.left =
-            (self.left + self.given).checked_sub(self.output.len()).ok_or_else(|| damaged("more than it says"))?;
+            (self.left + self.given).checked_sub(self.output.len()).ok_or_else(|| damaged("a block is too large"))?;
         if self.left == 0 && !self.input.is_empty() {
-            return Err(damaged("there is more than the block says"));
+            return Err(damaged("a block has more input than it needs"));
         }
         Ok(())
     }
@@ -267,7 +267,7 @@ impl Block {
             _ => (high + 1, number),
         };
         let from = self.output.len().checked_sub(offset).filter(|_| offset > 0);
-        let from = from.ok_or_else(|| damaged("a copy reaches too far back"))?;
+        let from = from.ok_or_else(|| damaged("a copy reaches back before the output's start"))?;
         if offset >= length {
             self.output.extend_from_within(from..from + length);
         } else {

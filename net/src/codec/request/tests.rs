@@ -238,7 +238,7 @@ fn what_is_not_served_is_told_apart() {
     assert_eq!(error(18, -1), DecodeError::ApiVersionsVersion { version: -1, correlation_id: 9 });
     assert_eq!(error(99, 0), DecodeError::Unsupported(Unsupported::Key { key: 99 }));
     assert_eq!(error(1, 3), DecodeError::Unsupported(Unsupported::Version { api: ApiKey::Fetch, version: 3 }));
-    assert_eq!(error(1, 3).to_string(), "Fetch version 3 is outside the served 4..=18");
+    assert_eq!(error(1, 3).to_string(), "Fetch version 3 is not supported, only 4 to 18");
     let cut = decode(&Bytes::from_static(&[0, 18, 0])).unwrap_err();
     assert_eq!(cut.to_string(), "malformed request header: api version at byte 2: 2 bytes needed, 1 remain");
 }

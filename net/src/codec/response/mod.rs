@@ -20,9 +20,9 @@ use crate::codec::wire::TooLong;
 pub enum EncodeError {
     #[error(transparent)]
     TooLong(#[from] TooLong),
-    #[error("this version names topics by {wanted}")]
+    #[error("this API version identifies topics by {wanted}, but the message does not")]
     TopicByWrongKind { wanted: &'static str },
-    #[error("a {message:?} message under a {header:?} header")]
+    #[error("a {message:?} message has a {header:?} header")]
     OtherApi { header: ApiKey, message: ApiKey },
     #[error("{0}")]
     Codec(String),

@@ -62,7 +62,7 @@ impl fmt::Debug for Secret {
 pub enum SecretError {
     #[error("cannot read the cluster's secret in {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("cannot write a secret into {}: {source}", path.display())]
+    #[error("cannot write the secret to {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(
         "the cluster's secret in {} has {bytes} bytes; it must have {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}, such as 64 random hex digits",
@@ -96,7 +96,7 @@ impl Secret {
     }
 
     fn proof(&self, which: &'static str, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("a key of any length is taken");
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC accepts a key of any length");
         for part in [b"millrace peer", which.as_bytes()].iter().chain(parts) {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);

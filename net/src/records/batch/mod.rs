@@ -64,31 +64,31 @@ const ZSTD_FROM_VERSION: i16 = 7;
 pub enum BatchError {
     #[error("{have} bytes are too few for a record batch of {need}")]
     Short { have: usize, need: usize },
-    #[error("batch length {length} is impossible")]
+    #[error("batch length {length} is invalid")]
     Length { length: i32 },
     #[error("message format {magic} is not supported, only {MAGIC}")]
     Magic { magic: i8 },
     #[error("CRC-32C is {computed:08x}, the batch says {claimed:08x}")]
     Crc { claimed: u32, computed: u32 },
-    #[error("unknown compression codec {attributes:#x}")]
+    #[error("unknown compression codec in attributes {attributes:#x}")]
     Codec { attributes: i16 },
-    #[error("zstd needs Produce version {ZSTD_FROM_VERSION} or later, this is {version}")]
+    #[error("zstd needs Produce version {ZSTD_FROM_VERSION} or later, not {version}")]
     ZstdTooEarly { version: i16 },
-    #[error("no record batch where exactly one is required")]
+    #[error("no record batch for a partition; exactly one is required")]
     Empty,
-    #[error("more than one record batch for one partition")]
+    #[error("more than one record batch for a partition; exactly one is required")]
     Several,
-    #[error("{count} records with a last offset delta of {last_offset_delta}")]
+    #[error("record count {count} is invalid with last offset delta {last_offset_delta}")]
     Count { count: i32, last_offset_delta: i32 },
-    #[error("base offset {base_offset}, where a producer's is 0")]
+    #[error("base offset is {base_offset}; a producer must send 0")]
     BaseOffset { base_offset: i64 },
-    #[error("a producer's batch bears the append time, which the broker alone sets")]
+    #[error("the batch's timestamp type is append time, which only the broker may set")]
     AppendTime,
     #[error("clients may not write control batches")]
     Control,
-    #[error("producer id {producer_id} with epoch {producer_epoch} and base sequence {base_sequence}")]
+    #[error("producer id {producer_id} is invalid with epoch {producer_epoch} and base sequence {base_sequence}")]
     Producer { producer_id: i64, producer_epoch: i16, base_sequence: i32 },
-    #[error("attributes {attributes:#x} have bits that mean nothing, or nothing to a producer")]
+    #[error("attributes {attributes:#x} have bits that are unknown or that a producer may not set")]
     Attributes { attributes: i16 },
     #[error("records do not match the batch header: {0}")]
     Records(#[from] record::RecordError),

@@ -162,7 +162,7 @@ impl Scan {
                     self.field = if self.headers_left > 0 { Field::HeaderKey } else { Field::Length };
                     share.take_record();
                 }
-                Field::Attributes => unreachable!("they are no number"),
+                Field::Attributes => unreachable!("attributes are one byte, not a number of variable length"),
             }
         }
     }

@@ -305,7 +305,7 @@ impl FrameWriter {
         self.queued_bytes -= byte_count;
         moved.unsent.set(self.queued_bytes);
         while byte_count > 0 {
-            let front = self.queue.front_mut().expect("no more was sent than was queued");
+            let front = self.queue.front_mut().expect("the kernel sends no more than was queued");
             if front.len() > byte_count {
                 front.advance(byte_count);
                 return;
