@@ -92,8 +92,8 @@ impl Manifest {
             Ok(manifest) => Ok(Some(manifest)),
             Err(ParseError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
             Err(ParseError::Older(found)) => Err(OpenError::Damaged(format!(
-                "{what} has format {found}, which this version does not read (it reads {FORMAT_VERSION}); take its records \
-                 out with the version that wrote it, then set the directory up anew"
+                "{what} has format {found}, but this version reads only {FORMAT_VERSION}; copy its records elsewhere \
+                 with the version that wrote it, then set the directory up again"
             ))),
             Err(ParseError::Newer(found)) => Err(OpenError::Newer { path: what, found, newest: FORMAT_VERSION }),
         }
@@ -145,7 +145,7 @@ impl Manifest {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        const BAD: ParseError = ParseError::Damaged("it is no manifest of a data directory");
+        const BAD: ParseError = ParseError::Damaged("it is not a data directory's manifest");
         let text = std::str::from_utf8(bytes).map_err(|_| BAD)?;
         let mut lines = text.lines();
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
@@ -222,7 +222,7 @@ pub async fn change_cores<D: Disk>(
     config: &StoreConfig,
     place: impl Fn(GroupId) -> usize,
 ) -> Result<Manifest, OpenError> {
-    assert!(cores > 0, "a broker has a core");
+    assert!(cores > 0, "a broker has at least one core");
     remove_stale_epochs(disk, data, old).await?;
     let mut placed: Vec<Vec<Moving>> = (0..cores).map(|_| Vec::new()).collect();
     for core in 0..old.cores {
@@ -276,7 +276,7 @@ async fn flush_out<D: Disk>(
         Err(FlushError::Fatal(why)) => return Err(OpenError::Damaged(why)),
         Err(FlushError::Full(why)) => {
             let source = std::io::ErrorKind::StorageFull.into();
-            return Err(OpenError::Io { what: format!("to change the number of cores, {why}"), source });
+            return Err(OpenError::Io { what: format!("cannot change the number of cores: {why}"), source });
         }
     }
     let mut state = shared.state.borrow_mut();

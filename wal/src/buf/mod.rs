@@ -95,7 +95,7 @@ impl Chunk {
     /// Like [`Chunk::new`], but with every page faulted in. A thread that may block for it calls this. The thread
     /// that needs a chunk of this capacity next drops the result, which puts the memory into its pool.
     pub fn warm(capacity: usize) -> Self {
-        assert!(capacity >= POOLED_MIN && capacity.is_multiple_of(BLOCK), "{capacity} bytes are no pool's");
+        assert!(capacity >= POOLED_MIN && capacity.is_multiple_of(BLOCK), "no pool has chunks of {capacity} bytes");
         let memory = Memory { ptr: pool::warm(capacity), len: capacity };
         Self { memory: Arc::new(memory), start: 0, mark: 0, capacity }
     }

@@ -125,7 +125,7 @@ fn map(len: usize) -> NonNull<u8> {
 fn unmap(ptr: NonNull<u8>, len: usize) {
     // SAFETY: whole pages mapped by `map`, and nobody else refers to them any more.
     let done = unsafe { libc::munmap(ptr.as_ptr().cast(), len) };
-    debug_assert_eq!(done, 0, "a mapping of our own can be given back");
+    debug_assert_eq!(done, 0, "our own mapping can be unmapped");
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ impl Log {
             held.entry.index <= carried || held.end <= durable && bytes <= bytes_max
         };
         if let Some(last) = self.unflushed().take_while(fits).last() {
-            assert!(carried <= last.entry.index, "group {}: what was kept is in the log", self.id.0);
+            assert!(carried <= last.entry.index, "group {}: kept entries are in the log", self.id.0);
             self.kept_index = last.entry.index;
         }
     }
@@ -238,7 +238,7 @@ pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>
         let offset = entry.payload.as_ref().map_or(held.base_offset, |(span, _)| span.base_offset);
         let follows = entry.index == last.index + 1 && entry.term >= last.term;
         if !follows || held.base_offset != last.offset || offset != last.offset {
-            return Err("kept entries do not follow what is flushed");
+            return Err("kept entries do not follow the flushed entry");
         }
         if held.start < end || held.end < held.start {
             return Err("kept entries' positions do not ascend");
@@ -249,7 +249,7 @@ pub(crate) fn check<'a>(group: &GroupState, kept: impl Iterator<Item = &'a Held>
         end = held.end;
     }
     if end > group.replay_from {
-        return Err("a kept entry is read from the ring again");
+        return Err("a kept entry would also be replayed");
     }
     Ok(())
 }

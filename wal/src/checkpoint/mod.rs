@@ -40,8 +40,8 @@ const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
 
-const NOT_ASCENDING: &str = "its groups do not ascend";
-const THERE_AND_REMOVED: &str = "a group is there and removed";
+const NOT_ASCENDING: &str = "its groups are not in ascending order";
+const THERE_AND_REMOVED: &str = "a group is both present and removed";
 
 /// The contents of a core's checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -124,17 +124,17 @@ impl Checkpoint {
     pub fn decode(from: &[u8]) -> Result<Self, DecodeError> {
         use crate::segment::format::{u32_at, u64_at};
         if from.len() < 24 || u32_at(from, 0) != CHECKPOINT_MAGIC {
-            return Err(DecodeError::Damaged("it does not begin like a checkpoint"));
+            return Err(DecodeError::Damaged("it does not begin with a checkpoint's header"));
         }
         // The version comes first: a newer format may use a different check.
         let version = u32_at(from, 8);
         match version {
             VERSION_MIN..=CHECKPOINT_VERSION => {}
             newer if newer > CHECKPOINT_VERSION => return Err(DecodeError::Newer(newer)),
-            _ => return Err(DecodeError::Damaged("its version is none that ever was")),
+            _ => return Err(DecodeError::Damaged("its version never existed")),
         }
         let whole = usize::try_from(u64_at(from, 16)).ok().filter(|len| (24..=from.len()).contains(len));
-        let Some(len) = whole else { return Err(DecodeError::Damaged("it is shorter than it says")) };
+        let Some(len) = whole else { return Err(DecodeError::Damaged("it is shorter than its length field says")) };
         if crc32c::crc32c(&from[8..len]) != u32_at(from, 4) {
             return Err(DecodeError::Damaged("it fails its CRC"));
         }
@@ -155,7 +155,7 @@ impl Checkpoint {
             })?;
             Some(Self { epoch, number, cut: LogPos(cut), groups, removed, garbage })
         })();
-        let this = this.filter(|_| from.0.is_empty()).ok_or(DecodeError::Damaged("its parts do not add up"))?;
+        let this = this.filter(|_| from.0.is_empty()).ok_or(DecodeError::Damaged("its contents are malformed"))?;
         this.check().map_err(DecodeError::Damaged)?;
         Ok(this)
     }
@@ -262,7 +262,7 @@ impl GroupState {
             return Err("a log ends before it begins");
         }
         if self.by_snapshot && (!self.segments.is_empty() || self.before_first != self.flushed) {
-            return Err("a group by snapshot has segments");
+            return Err("a snapshot group has segments");
         }
         let mut next = (self.before_first.index + 1, self.before_first.offset);
         for segment in &self.segments {
@@ -284,7 +284,7 @@ impl GroupState {
         }
         let last_term = self.terms.last().map_or(self.before_first.term, |run| run.term);
         if last_term != self.flushed.term {
-            return Err("terms do not end with the flushed entry's");
+            return Err("the last term is not the flushed entry's");
         }
         kept::check(self, kept)
     }
@@ -556,7 +556,7 @@ mod tests {
         assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
         let mut twice = checkpoint();
         twice.removed[0].id = GroupId(7);
-        assert_eq!(twice.check(), Err("a group is there and removed"));
+        assert_eq!(twice.check(), Err("a group is both present and removed"));
     }
 
     #[test]
@@ -567,13 +567,13 @@ mod tests {
             group.check(group.kept.iter())
         };
         assert_eq!(wrong(|_| {}), Ok(()));
-        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow what is flushed"));
-        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow what is flushed"));
-        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow what is flushed"));
+        assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow the flushed entry"));
+        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow the flushed entry"));
+        assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow the flushed entry"));
         assert_eq!(wrong(|group| group.kept[1].start = LogPos(150)), Err("kept entries' positions do not ascend"));
-        assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry is read from the ring again"));
+        assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry would also be replayed"));
         let mut other = checkpoint();
         other.groups[1].kept = by_snapshot().kept;
-        assert_eq!(other.check(), Err("kept entries do not follow what is flushed"));
+        assert_eq!(other.check(), Err("kept entries do not follow the flushed entry"));
     }
 }

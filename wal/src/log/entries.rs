@@ -136,7 +136,7 @@ async fn cold<D: Disk>(
             Ahead::keep(&shared, id, Next::Index(from + entries.len() as u64), position, &scanner);
         }
         match entries.is_empty() {
-            true => Err(scanner.damaged("it does not hold an index that it is said to hold")),
+            true => Err(scanner.damaged("the segment does not hold an index that it should hold")),
             false => Ok(entries),
         }
     };

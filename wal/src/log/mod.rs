@@ -399,7 +399,7 @@ impl Log {
         if to.index <= self.before_first.index {
             return;
         }
-        assert!(to.index <= self.flushed.index, "only what is elsewhere is forgotten");
+        assert!(to.index <= self.flushed.index, "only flushed entries are forgotten");
         let keep = self.held.partition_point(|held| held.entry.index <= to.index);
         self.held.drain(..keep);
         self.terms.trim_below(to.index + 1, to.offset, self.end.index + 1);
@@ -436,7 +436,7 @@ impl Log {
     /// Adopts the state that is applied now.
     pub fn take_app(&mut self, app: AppState) {
         assert!(app.index >= self.app.index, "group {}: the applied index never goes back", self.id.0);
-        assert!(app.index <= self.end.index, "group {}: what is applied is in the log", self.id.0);
+        assert!(app.index <= self.end.index, "group {}: applied entries are in the log", self.id.0);
         self.app = app;
         self.app_has_changed = false;
         self.app_log_start = self.log_start;
@@ -528,7 +528,7 @@ impl Log {
         );
         assert!(self.before_first.index <= self.flushed.index && self.flushed.index <= self.end.index);
         assert!(self.pending_cut.is_some() || self.written_index >= self.flushed.index);
-        assert!(self.kept_index <= self.end.index, "group {name}: what is kept is in the log");
+        assert!(self.kept_index <= self.end.index, "group {name}: kept entries are in the log");
         self.terms.check();
         for segment in &self.segments {
             segment.check();
@@ -547,7 +547,7 @@ impl Log {
             assert!(first.entry.index <= self.flushed.index + 1, "group {name}: memory or segments hold every entry");
             assert_eq!(last.entry.index, self.end.index, "group {name}: memory reaches the end");
         } else {
-            assert_eq!(self.flushed, self.end, "group {name}: what is not in memory is flushed");
+            assert_eq!(self.flushed, self.end, "group {name}: entries outside memory are flushed");
         }
     }
 }

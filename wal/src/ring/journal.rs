@@ -260,7 +260,7 @@ impl<D: Disk> Journal<D> {
             return Err(poisoned.into());
         }
         if self.inner.closing.get() != Closing::No {
-            return Err(Poisoned("it is closed".to_owned()).into());
+            return Err(Poisoned("the ring is closed".to_owned()).into());
         }
         let mut ring = self.inner.ring.borrow_mut();
         let chunks = ring.chunks();
@@ -483,7 +483,7 @@ struct Unfinished<'a, D: Disk>(&'a Inner<D>);
 
 impl<D: Disk> Drop for Unfinished<'_, D> {
     fn drop(&mut self) {
-        self.0.poison("the ring's writer ended in the middle of a write");
+        self.0.poison("the ring's writer was stopped in the middle of a write");
     }
 }
 
@@ -510,7 +510,10 @@ async fn open_files<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<(D::File, u64)>
         let len = file.len().await.map_err(named(&path))?;
         let expected = files.first().map_or(len, |(_, first)| *first);
         if len != expected || len == 0 || !len.is_multiple_of(BLOCK as u64) {
-            return Err(OpenError::Damaged(format!("{} has {len} bytes instead of {expected}", path.display())));
+            return Err(OpenError::Damaged(format!(
+                "{} has {len} bytes; a ring's files have whole blocks and one length, {expected}",
+                path.display()
+            )));
         }
         // All blocks are allocated already. The kernel delays this call until pending direct writes to the file have
         // landed, such as those that a killed process had in flight. They must not overwrite anything written from

@@ -500,7 +500,7 @@ impl Ring {
     /// Asserts the invariants.
     pub fn check(&self) {
         assert!(self.freed() <= self.durable && self.durable <= self.staged(), "freed <= durable <= staged");
-        assert!(self.end <= self.next, "the next write begins behind the last");
+        assert!(self.end <= self.next, "the next write begins after the last");
         for (first, second) in self.live.iter().zip(self.live.iter().skip(1)) {
             assert_eq!(first.number + 1, second.number, "live segments are consecutive");
         }

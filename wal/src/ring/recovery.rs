@@ -143,7 +143,7 @@ pub enum RecoveryError {
     Io { slot: u32, source: io::Error },
     #[error("segment file {slot}, position {}: {what}", pos.0)]
     Damaged { slot: u32, pos: LogPos, what: String },
-    #[error("format version {found} in segment file {slot}")]
+    #[error("segment file {slot} has the newer format version {found}")]
     Newer { slot: u32, found: u16 },
 }
 
@@ -220,7 +220,7 @@ impl<F: File> Scan<'_, F> {
                         return Err(self.damaged(slot, header.pos, "the file belongs to another ring"));
                     }
                     if let Some((other, _)) = self.firsts.insert(header.segment, (slot, header)) {
-                        let what = format!("segment file {other} has the same number {}", header.segment);
+                        let what = format!("segment file {other} has the same segment number {}", header.segment);
                         return Err(self.damaged(slot, header.pos, what));
                     }
                 }
@@ -359,7 +359,7 @@ impl<F: File> Scan<'_, F> {
                 return Ok(Beyond::Durable);
             }
             if next.previous_end < at {
-                let what = format!("segment {} begins behind {}", number + 1, next.previous_end.0);
+                let what = format!("segment {} claims that the last one ends at {}", number + 1, next.previous_end.0);
                 return Err(self.damaged(slot, at, what));
             }
         }

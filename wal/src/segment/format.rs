@@ -136,7 +136,7 @@ impl FrameHeader {
 
     pub fn decode(from: &[u8; FRAME_HEADER], seed: u32) -> Result<Self, &'static str> {
         if u32_at(from, 0) != FRAME_MAGIC {
-            return Err("no frame where one should begin");
+            return Err("no frame begins here");
         }
         if u32_at(from, 4) != crc32c::crc32c_append(seed, &from[8..]) {
             return Err("the frame's header fails its CRC");
@@ -154,7 +154,7 @@ impl FrameHeader {
             has_payload: from[57] & FLAG_PAYLOAD != 0,
         };
         if header.data_len > BODY_PART_MAX || header.payload_len > BODY_PART_MAX {
-            return Err("the frame claims an absurd length");
+            return Err("the frame claims an invalid length");
         }
         Ok(header)
     }
@@ -309,7 +309,7 @@ mod tests {
     fn an_absurd_length_is_refused() {
         let header =
             FrameHeader { payload_len: BODY_PART_MAX + 1, ..FrameHeader::of(&entry(), entry().payload_crc(), 40, 1) };
-        assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims an absurd length"));
+        assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims an invalid length"));
     }
 
     #[test]

@@ -290,7 +290,7 @@ async fn write_indexes<D: Disk>(shared: &Rc<Shared<D>>, due: Vec<IndexDue>) {
         };
         let bytes = encode_index(index.covered, index.next_index, &index.entries, id.seed());
         if let Err(error) = write_hint(shared, id, base_offset, &bytes).await {
-            tracing::debug!(group = id.group.0, serial = id.serial, %error, "an index was not written");
+            tracing::debug!(group = id.group.0, serial = id.serial, %error, "cannot write a segment's index");
         }
     }
 }

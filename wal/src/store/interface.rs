@@ -165,7 +165,7 @@ pub enum OpenError {
     #[error("damaged: {0}")]
     Damaged(String),
     #[error(
-        "{path} has format version {found}, newer than {newest}, the newest that this version reads; run the newer version"
+        "{path} has format version {found}, but this program reads {newest} at most; run the newer version"
     )]
     Newer { path: String, found: u32, newest: u32 },
 }
@@ -196,7 +196,7 @@ pub enum AppendError {
     #[error("the ring is full")]
     Full,
     /// The entry does not fit into a segment of the ring. A larger ring has larger segments.
-    #[error("an entry of {bytes} bytes fits into no segment of the ring: {max} bytes fit")]
+    #[error("an entry of {bytes} bytes does not fit into a segment of the ring ({max} at most); raise wal.ring.bytes")]
     TooLarge { bytes: usize, max: usize },
     #[error(transparent)]
     Poisoned(#[from] Poisoned),

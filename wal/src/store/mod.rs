@@ -66,7 +66,7 @@ impl<D: Disk> Store<D> {
         let mut state = self.shared.state.borrow_mut();
         let by_snapshot = self.shared.config.snapshot_group == Some(group);
         let before = state.groups.insert(group, Box::new(Log::new(group, options, by_snapshot)));
-        assert!(before.is_none(), "group {} exists", group.0);
+        assert!(before.is_none(), "group {} exists already", group.0);
     }
 
     /// Sets the options of an existing group. Recovered groups have the default options until then.
@@ -119,7 +119,7 @@ impl<D: Disk> Store<D> {
         let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
         let crc = staged.payload.as_ref().map_or(0, |payload| payload.crc);
         let payload = entry.payload.as_ref().map(|(span, _)| {
-            (*span, staged.payload.clone().expect("a payload that was staged is in the ring's memory").bytes)
+            (*span, staged.payload.clone().expect("a staged payload is in the ring's memory").bytes)
         });
         log.hard_state = hard_state;
         log.append(Entry { payload, ..entry.clone() }, crc, start, staged.pos);
@@ -359,7 +359,7 @@ impl<D: Disk> Store<D> {
         if offset <= log.log_start {
             return;
         }
-        assert!(offset <= log.stable(durable).offset, "group {}: only what is durable is trimmed", group.0);
+        assert!(offset <= log.stable(durable).offset, "group {}: only durable entries are trimmed", group.0);
         log.log_start = offset;
         let trims = log.can_trim();
         drop(state);
@@ -460,7 +460,7 @@ impl<D: Disk> Store<D> {
         at: LogMark,
         app: AppState,
     ) -> Result<LogPos, AppendError> {
-        assert!(app.index == at.index, "the state is that of an empty log behind its entry");
+        assert!(app.index == at.index, "the state is as of the last entry before the empty log");
         let mut state = self.shared.state.borrow_mut();
         let log = state.log(group);
         assert!(!log.by_snapshot && at.index > log.app.index, "group {}: a log never goes back", group.0);

@@ -78,7 +78,7 @@ pub(crate) async fn open<D: Disk>(
     };
     if needs < ring.first || checkpoint.cut > journal.staged() {
         return Err(OpenError::Damaged(format!(
-            "{}: the checkpoint needs the ring from {} on and knows it up to {}, but it holds {} to {}",
+            "{}: the checkpoint needs the ring from position {} to {}, but the ring holds {} to {}",
             dirs.core.display(),
             needs.0,
             checkpoint.cut.0,
@@ -173,7 +173,7 @@ async fn load_checkpoint<D: Disk>(disk: &D, dirs: &StoreDirs, epoch: u64) -> Res
     let what = path.display().to_string();
     match Checkpoint::decode(&bytes) {
         Ok(checkpoint) if checkpoint.epoch == epoch => Ok((checkpoint, bytes.len())),
-        Ok(checkpoint) => Err(OpenError::Damaged(format!("{what} is of epoch {}, not {epoch}", checkpoint.epoch))),
+        Ok(checkpoint) => Err(OpenError::Damaged(format!("{what} has epoch {}, expected {epoch}", checkpoint.epoch))),
         Err(DecodeError::Damaged(why)) => Err(OpenError::Damaged(format!("{what}: {why}"))),
         Err(DecodeError::Newer(found)) => {
             Err(OpenError::Newer { path: what, found, newest: crate::checkpoint::CHECKPOINT_VERSION })
@@ -229,7 +229,7 @@ impl<'a> Replay<'a> {
                 let offset = entry.payload.as_ref().map_or(log.end.offset, |(span, _)| span.base_offset);
                 if entry.index != log.end.index + 1 || offset != log.end.offset || entry.term < log.end.term {
                     return Err(OpenError::Damaged(format!(
-                        "the ring has entry {} (offset {offset}) of group {} behind entry {} (end offset {})",
+                        "the ring has entry {} (offset {offset}) of group {} after entry {} (end offset {})",
                         entry.index, group.0, log.end.index, log.end.offset
                     )));
                 }
@@ -241,7 +241,7 @@ impl<'a> Replay<'a> {
                 // they were flushed.
                 if from_index <= log.before_first.index {
                     return Err(OpenError::Damaged(format!(
-                        "the ring truncates group {} from {from_index}, which is trimmed",
+                        "the ring truncates group {} from entry {from_index}, which is trimmed already",
                         group.0
                     )));
                 }
@@ -256,7 +256,10 @@ impl<'a> Replay<'a> {
                 log.app = AppState { index, blob, conf_state };
             }
             RingBody::Restart { .. } | RingBody::RestartAt { .. } => {
-                return Err(OpenError::Damaged(format!("the ring begins group {} anew, which has segments", group.0)));
+                return Err(OpenError::Damaged(format!(
+                    "the ring restarts group {} with a record for the other kind of group",
+                    group.0
+                )));
             }
             RingBody::HardState | RingBody::Removed => {}
         }

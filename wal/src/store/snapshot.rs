@@ -61,7 +61,7 @@ async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn
 /// Decodes the snapshot, or says why the bytes are not the snapshot of `group` at `index` and `term`.
 fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState, &'static str> {
     if from.len() < HEADER || u32_at(from, 0) != SNAPSHOT_MAGIC || u32_at(from, 8) != SNAPSHOT_VERSION {
-        return Err("it does not begin like a snapshot");
+        return Err("it does not begin with a snapshot's header");
     }
     let mut at = HEADER;
     let mut part = || {
@@ -71,12 +71,12 @@ fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState
         at = end;
         Some(part)
     };
-    let (Some(conf_state), Some(blob)) = (part(), part()) else { return Err("it is shorter than it says") };
+    let (Some(conf_state), Some(blob)) = (part(), part()) else { return Err("it is shorter than it claims") };
     if u32_at(from, 4) != crc32c::crc32c(&from[8..at]) {
         return Err("it fails its CRC");
     }
     if (u64_at(from, 16), u64_at(from, 24), u64_at(from, 32)) != (group.0, index, term) {
-        return Err("it is another snapshot");
+        return Err("it is the snapshot of another group, index or term");
     }
     Ok(AppState { index, blob, conf_state })
 }
@@ -94,13 +94,13 @@ pub(crate) async fn write<D: Disk>(
     let offset = {
         let state = shared.state.borrow();
         let log = state.groups.get(&group).filter(|log| log.by_snapshot);
-        let log = log.unwrap_or_else(|| panic!("group {} is none by snapshot", group.0));
+        let log = log.unwrap_or_else(|| panic!("group {} is not the snapshot group", group.0));
         if app.index <= log.flushed.index {
             return Ok(());
         }
-        assert!(app.index <= log.stable(shared.journal.durable()).index, "only what is durable is in a snapshot");
+        assert!(app.index <= log.stable(shared.journal.durable()).index, "a snapshot holds durable entries only");
         assert_eq!(log.term_of(app.index), Some(term), "the snapshot's term is its last entry's");
-        let last = log.held.iter().find(|held| held.entry.index == app.index).expect("it is not flushed yet");
+        let last = log.held.iter().find(|held| held.entry.index == app.index).expect("it is in memory until flushed");
         last.end_offset()
     };
     stage(shared, group, term, &app).await?;
@@ -198,7 +198,7 @@ mod tests {
         let [first, second] = crate::sim_exec::block_on(1, heads(GroupId(0), 3, &app, async || ())).expect("it ends");
         let bytes = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]].concat();
         assert_eq!(decode(&bytes, GroupId(0), 9, 3), Ok(app));
-        assert_eq!(decode(&bytes, GroupId(0), 9, 4), Err("it is another snapshot"));
+        assert_eq!(decode(&bytes, GroupId(0), 9, 4), Err("it is the snapshot of another group, index or term"));
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);

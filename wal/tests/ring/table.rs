@@ -188,7 +188,7 @@ fn segments_that_do_not_belong_together_are_damage() {
     let ring = Fixture::new();
     ring.write(0, 5, 0, 1, 39);
     ring.write(1, 5, 0, 1, 39);
-    assert!(refused(&ring).contains("segment file 0 has the same number 9"));
+    assert!(refused(&ring).contains("segment file 0 has the same segment number 9"));
 
     let ring = Fixture::new();
     ring.write(0, 1, 0, 1, 8);
@@ -203,7 +203,7 @@ fn segments_that_do_not_belong_together_are_damage() {
     let ring = Fixture::new();
     ring.write(0, 0, 0, 3, 0);
     ring.write(1, 1, 0, 1, 2);
-    assert!(refused(&ring).contains("segment 5 begins behind 139264"));
+    assert!(refused(&ring).contains("segment 5 claims that the last one ends at 139264"));
 
     let ring = Fixture::new();
     ring.write(0, 0, 0, 1, 0);

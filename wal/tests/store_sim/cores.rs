@@ -101,7 +101,7 @@ fn a_newer_format_and_a_checkpoint_of_another_epoch_are_refused_by_name() {
         disk.create_dir(&to.core).await.expect("created");
         disk.rename(&from.core.join("checkpoint"), &to.core.join("checkpoint")).await.expect("moved");
         let error = Store::open(disk.clone(), &to, 9, config()).await.err().expect("refused");
-        assert!(error.to_string().contains("checkpoint is of epoch 2, not 9"), "{error}");
+        assert!(error.to_string().contains("checkpoint has epoch 2, expected 9"), "{error}");
     });
 }
 

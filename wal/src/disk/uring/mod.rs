@@ -209,12 +209,12 @@ impl Ring {
                 }
                 for entry in [Some(first), linked.as_ref()].into_iter().flatten() {
                     // SAFETY: `ops` holds what the entry points to until the operation completes.
-                    unsafe { queue.push(entry) }.expect("there is room");
+                    unsafe { queue.push(entry) }.expect("the queue has room");
                 }
                 backlog.pop_front();
             }
         }
-        tolerate(uring.submit(), "takes no io_uring submissions");
+        tolerate(uring.submit(), "rejects io_uring submissions");
     }
 
     fn reap(&self) {
@@ -222,7 +222,7 @@ impl Ring {
         // With deferred task work, the kernel posts completions only when the ring's owner asks for events.
         // SAFETY: no argument is passed.
         let asked = unsafe { uring.submitter().enter::<()>(0, 0, IORING_ENTER_GETEVENTS, None) };
-        tolerate(asked, "gives no io_uring completions");
+        tolerate(asked, "does not report io_uring completions");
         let wakers = self.take_completions(&mut uring);
         let more = !self.backlog.borrow().is_empty() || !uring.submission().is_empty();
         drop(uring);
@@ -243,7 +243,7 @@ impl Ring {
             match ops.remove(key) {
                 Op::Waiting { held, waker } => {
                     let again = ops.insert(Op::Done { held, result: completion.result() });
-                    assert_eq!(again, key, "a slab fills the place that was vacated last");
+                    assert_eq!(again, key, "a slab reuses the slot that was freed last");
                     wakers.extend(waker);
                 }
                 Op::Abandoned { held } => held.let_go(completion.result()),
@@ -285,7 +285,7 @@ impl Drop for Ring {
         }
         while !self.ops.get_mut().is_empty() {
             let mut uring = self.uring.borrow_mut();
-            tolerate(uring.submit_and_wait(1), "does not end what is in flight");
+            tolerate(uring.submit_and_wait(1), "does not complete the operations in flight");
             self.take_completions(&mut uring);
         }
     }
@@ -311,7 +311,7 @@ impl Future for Running {
             *waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        let Op::Done { held, result } = ops.remove(key) else { unreachable!("only dropping the future abandons") };
+        let Op::Done { held, result } = ops.remove(key) else { unreachable!("only a dropped future abandons") };
         drop(ops);
         self.key = None;
         Poll::Ready((if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }, held))
@@ -325,7 +325,7 @@ impl Drop for Running {
         match ops.remove(key) {
             Op::Waiting { held, .. } => {
                 let again = ops.insert(Op::Abandoned { held });
-                assert_eq!(again, key, "a slab fills the place that was vacated last");
+                assert_eq!(again, key, "a slab reuses the slot that was freed last");
             }
             Op::Done { held, result } => held.let_go(result),
             Op::Abandoned { .. } => unreachable!("a future is dropped once"),
@@ -462,7 +462,7 @@ impl File for UringFile {
             let to = chunk.space(wanted as usize).as_mut_ptr();
             let entry = opcode::Read::new(self.fd(), to, wanted).offset(from).build();
             let (read, held) = self.ring.run((entry, None), Held::Space(self.fd.clone(), chunk)).await;
-            let Held::Space(_, back) = held else { unreachable!("an operation gives back what it held") };
+            let Held::Space(_, back) = held else { unreachable!("an operation returns its own buffer") };
             chunk = back;
             let read = read? as usize;
             chunk.advance(read);
