@@ -100,7 +100,7 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     assert_eq!(create_one(&mut client, "served", 100, 1).0, Ok(()));
     assert_eq!(errors::check(wire::produce(&mut client, "served", 99, wire::batch(&[b"before"])).error_code), Ok(()));
     let too_many = create_one(&mut client, "too-many", 100_000, 1);
-    assert_refused(&too_many, &["100000 more are asked for".to_owned()]);
+    assert_refused(&too_many, &["100000 more are requested".to_owned()]);
     let refused = ["broker 1 has 100 replicas".to_owned(), "2000 more".to_owned(), format!("takes {REPLICAS}")];
     assert_refused(&create_one(&mut client, "too-many", 2000, 1), &refused);
 
@@ -141,7 +141,7 @@ fn a_broker_takes_the_partitions_that_fit_its_budget_and_serves_them_with_a_smal
     broker.set("memory.budget.bytes", &(BUDGET / 2).to_string());
     broker.restart();
     let told = broker.wait_for_log("warning", |log| log.contains("replicas of partitions"));
-    let words = format!("holds {} replicas of partitions, and memory.budget.bytes is meant for 768", REPLICAS + 50);
+    let words = format!("holds {} replicas of partitions, but memory.budget.bytes is enough for 768", REPLICAS + 50);
     assert!(told.contains(&words), "{told}");
     let mut client = wire::connect(&broker);
     let answer = wire::produce(&mut client, "served", 99, wire::batch(&[b"after"]));

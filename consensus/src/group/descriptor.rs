@@ -109,15 +109,15 @@ pub fn check_entry(data: &[u8]) -> Result<(), String> {
     match EntryData::decode(data).map_err(|error| error.to_string())? {
         EntryData::Nothing => Ok(()),
         EntryData::Batch(Descriptor { count, .. }) if count == 0 || count > i32::MAX as u32 => {
-            Err(format!("a batch of {count} records; it has 1 to {}", i32::MAX))
+            Err(format!("a batch has {count} records, not 1 to {}", i32::MAX))
         }
         EntryData::Batch(Descriptor { base_offset, count, .. })
             if base_offset.checked_add(count.into()).is_none_or(|end| end > OFFSET_MAX) =>
         {
-            Err(format!("{count} records from offset {base_offset} on; offsets end at {OFFSET_MAX}"))
+            Err(format!("{count} records from offset {base_offset} exceed the last offset {OFFSET_MAX}"))
         }
         EntryData::LogStart { offset } if offset > OFFSET_MAX => {
-            Err(format!("a log's start at offset {offset}; offsets end at {OFFSET_MAX}"))
+            Err(format!("the log start {offset} exceeds the last offset {OFFSET_MAX}"))
         }
         EntryData::Batch(_) | EntryData::LogStart { .. } => Ok(()),
     }

@@ -128,7 +128,7 @@ pub struct Restored {
 pub enum ProposeError {
     #[error("this replica does not lead its group")]
     NotLeader,
-    #[error("too much of this group is not committed yet; try again")]
+    #[error("too much of this group's log is uncommitted; try again")]
     Full,
 }
 
@@ -146,7 +146,7 @@ pub struct Unreadable {
 pub enum MembersError {
     #[error("this replica does not lead its group")]
     NotLeader,
-    #[error("an earlier change of the members is not finished; try again")]
+    #[error("an earlier membership change is not finished; try again")]
     Busy,
 }
 

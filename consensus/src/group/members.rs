@@ -68,7 +68,7 @@ pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
             (CHANGES_FIELD, Value::Bytes(single)) if changes.len() < CHANGES_MAX => {
                 changes.push(decode_single(single)?)
             }
-            (field, _) => return Err(format!("a change of the members can't have field {field} there")),
+            (field, _) => return Err(format!("a membership change can't have field {field}")),
         }
     }
     change.set_changes(changes.into());
@@ -87,14 +87,14 @@ fn decode_single(mut rest: &[u8]) -> Result<ConfChangeSingle, String> {
                 0 => ConfChangeType::AddNode,
                 1 => ConfChangeType::RemoveNode,
                 2 => ConfChangeType::AddLearnerNode,
-                other => return Err(format!("a member can't be changed in way {other}")),
+                other => return Err(format!("a membership change has the unknown type {other}")),
             }),
             (NODE_FIELD, Value::Number(peer)) => single.node_id = peer,
-            (field, _) => return Err(format!("a member's change can't have field {field} there")),
+            (field, _) => return Err(format!("a single membership change can't have field {field}")),
         }
     }
     if single.node_id == 0 {
-        return Err("a member's change names no peer".to_owned());
+        return Err("a membership change names no peer".to_owned());
     }
     Ok(single)
 }
@@ -112,11 +112,11 @@ fn take_field<'b>(rest: &mut &'b [u8]) -> Result<(u64, Value<'b>), String> {
         2 => {
             let length = take_varint(rest)?;
             let length = usize::try_from(length).ok().filter(|length| *length <= rest.len());
-            let (bytes, behind) = rest.split_at(length.ok_or("a field is longer than what holds it")?);
+            let (bytes, behind) = rest.split_at(length.ok_or("a field is longer than its message")?);
             *rest = behind;
             Ok((tag >> 3, Value::Bytes(bytes)))
         }
-        other => Err(format!("a field of the unknown wire type {other}")),
+        other => Err(format!("a field has the unknown wire type {other}")),
     }
 }
 
@@ -194,21 +194,21 @@ pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, String> 
         rest = behind;
     }
     if all.is_empty() || !rest.is_empty() || !all.is_sorted_by(|one, next| one.0 < next.0) {
-        return Err(format!("{} configurations in {} bytes do not follow each other", all.len(), bytes.len()));
+        return Err(format!("{} configurations in {} bytes are not a list in ascending order", all.len(), bytes.len()));
     }
     Ok(all)
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<ConfState, String> {
     let Some((head, ids)) = bytes.split_at_checked(IDS_AT) else {
-        return Err(format!("{} bytes are fewer than its {IDS_AT} of counts", bytes.len()));
+        return Err(format!("{} bytes are too few for its {IDS_AT} bytes of counts", bytes.len()));
     };
     if head[0] != VERSION {
         return Err(format!("it has the unknown version {}", head[0]));
     }
     let counts = [4, 8, 12, 16].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
     if ids.len() as u64 != counts.iter().map(|count| u64::from(*count) * 8).sum() {
-        return Err(format!("{counts:?} members do not fit {} bytes", bytes.len()));
+        return Err(format!("{counts:?} members do not match its length of {} bytes", bytes.len()));
     }
     let mut ids = ids.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().expect("eight bytes")));
     let [voters, learners, outgoing, next] = counts.map(|count| ids.by_ref().take(count as usize).collect::<Vec<_>>());
@@ -256,9 +256,9 @@ mod tests {
         let many = vec![Member::Voter(1); CHANGES_MAX + 1];
         for (bytes, why) in [
             (&[8, 2][..], "can't have field 1"),
-            (&[18, 2, 8, 3], "in way 3"),
+            (&[18, 2, 8, 3], "unknown type 3"),
             (&[18, 2, 16, 0], "names no peer"),
-            (&[18, 9, 16, 1], "longer than what holds it"),
+            (&[18, 9, 16, 1], "longer than its message"),
             (&[18, 4, 16, 1, 26, 0], "can't have field 3"),
             (&[26, 1, 7], "can't have field 3"),
             (&[11], "wire type 3"),

@@ -90,7 +90,7 @@ impl Group {
         let before = restored.before.map_or(0, |before| before.index);
         if let Some(run) = restored.terms.last().filter(|run| run.term > restored.hard_state.term) {
             let (last, term) = (run.term, restored.hard_state.term);
-            return Err(refused(format!("the log ends in term {last}, but the hard state knows of none above {term}")));
+            return Err(refused(format!("the log ends in term {last}, but the hard state's term is only {term}")));
         }
         let configurations = if restored.conf_state.is_empty() {
             vec![(0, ConfState::from((config.voters.clone(), vec![])))]
@@ -275,12 +275,12 @@ impl Group {
 
     fn take(&mut self, message: Message) {
         if let Err(error) = self.raw.step(message) {
-            tracing::debug!(group = self.id.0, %error, "a message from a peer was dropped");
+            tracing::debug!(group = self.id.0, %error, "dropped a message from a peer");
         }
     }
 
     fn refuse(&self, message: &Message) {
-        tracing::debug!(group = self.id.0, kind = ?message.get_msg_type(), to = message.to, "a message was refused");
+        tracing::debug!(group = self.id.0, kind = ?message.get_msg_type(), to = message.to, "rejected a message");
     }
 
     /// Stands for election now. A lone voter leads when this returns, unless entries are still being written to its
@@ -353,7 +353,7 @@ impl Group {
     /// answer with this token. The answer may never come. Panics unless this leader has committed an entry in its
     /// term.
     pub fn read_index(&mut self, token: u64) {
-        assert!(self.epoch().is_some(), "only a leader that has committed in its term asks");
+        assert!(self.epoch().is_some(), "only a leader that has committed in its term asks its quorum");
         self.raw.read_index(token.to_le_bytes().to_vec());
     }
 
@@ -486,7 +486,7 @@ impl Group {
         for (at, entry) in committed.iter().enumerate().filter(|(_, entry)| entry.entry_type != ENTRY_NORMAL) {
             let read = match entry.entry_type {
                 ENTRY_MEMBERS => members::decode_change(&entry.data),
-                other => Err(format!("its type {other} is none that this version writes")),
+                other => Err(format!("this version does not know its type {other}")),
             };
             match read {
                 Ok(change) => self.changes.push_back((entry.index, change)),
@@ -516,7 +516,7 @@ impl Group {
     /// Reports that the Ready `number`, and every one before it, is durable.
     pub fn on_persisted(&mut self, number: u64) {
         assert!(number > self.persisted, "Ready {number} was reported after Ready {}", self.persisted);
-        assert!(number <= self.handed_out, "Ready {number} was reported, but only {} handed out", self.handed_out);
+        assert!(number <= self.handed_out, "Ready {number} was reported, but only {} were handed out", self.handed_out);
         self.persisted = number;
         self.raw.on_persist_ready(number);
         if let Some((_, index)) = self.restoring.take_if(|(since, _)| *since <= number) {
@@ -534,7 +534,7 @@ impl Group {
                 Ok(members) => self.configurations.push((at, members)),
                 Err(error) => {
                     self.raw.advance_apply_to(at - 1);
-                    return self.stop(at, format!("{change:?} is no change that these members allow: {error}"));
+                    return self.stop(at, format!("the members do not allow {change:?}: {error}"));
                 }
             }
             if self.is_leader() && !self.raw.raft.promotable() {

@@ -77,7 +77,7 @@ impl GroupStorage {
         storage.check();
         assert!(
             before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
-            "{before:?} is not what the terms {:?} say",
+            "{before:?} does not match the terms {:?}",
             storage.terms
         );
         storage
@@ -87,7 +87,7 @@ impl GroupStorage {
         let first = self.compacted + 1;
         for (offset, entry) in self.entries.iter().enumerate() {
             assert_eq!(entry.index, first + offset as u64, "entries have no holes");
-            assert_eq!(Some(entry.term), self.term_of(entry.index), "the runs of terms are those of the entries");
+            assert_eq!(Some(entry.term), self.term_of(entry.index), "the runs of terms match the entries");
         }
         for pair in self.terms.windows(2) {
             assert!(pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term, "runs of terms ascend");
@@ -170,7 +170,7 @@ impl GroupStorage {
     /// Notes that entries up to `to` are deleted, and drops the terms below `to`.
     pub(crate) fn trim(&mut self, to: u64) {
         assert!(to <= self.compacted, "entries that raft-rs may need are not trimmed");
-        let gone = self.gone.as_mut().expect("a log that only has what is in memory is compacted, not trimmed");
+        let gone = self.gone.as_mut().expect("a log that is in memory only is compacted, not trimmed");
         *gone = to.max(*gone);
         let to = *gone;
         let keep = self.terms.partition_point(|run| run.first_index <= to).saturating_sub(1);
@@ -211,7 +211,7 @@ impl Storage for GroupStorage {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
-        assert!(high <= self.last() + 1, "entries up to {high} were asked for, the last is {}", self.last());
+        assert!(high <= self.last() + 1, "entries below {high} were requested, the last is {}", self.last());
         if low > self.compacted {
             let from = (low - self.compacted - 1) as usize;
             let to = (high - self.compacted - 1) as usize;
@@ -220,7 +220,7 @@ impl Storage for GroupStorage {
         if self.gone.is_none_or(|gone| low <= gone) {
             return Err(Error::Store(StorageError::Compacted));
         }
-        assert!(context.can_async(), "entry {low} is only read to be sent, it is applied");
+        assert!(context.can_async(), "entry {low} is applied, so it is read only to be sent");
         let below = high.min(self.compacted + 1);
         if self.fetched.first().is_some_and(|first| first.index <= low && low < first.index + self.fetched.len() as u64)
         {

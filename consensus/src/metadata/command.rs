@@ -149,9 +149,9 @@ impl From<Command> for Request {
 pub enum DecodeError {
     #[error("not a list of commands: {0}")]
     Invalid(#[from] InvalidFlatbuffer),
-    #[error("a command of a kind unknown to this version (number {0}); run the newer version")]
+    #[error("this version does not know command kind {0}; run the newer version")]
     UnknownKind(u8),
-    #[error("{0} queries in one request; at most {max} are taken", max = super::QUERIES_MAX)]
+    #[error("{0} queries in one request; the limit is {max}", max = super::QUERIES_MAX)]
     TooManyQueries(usize),
 }
 

@@ -7,7 +7,7 @@ pub enum NameError {
     Length(usize),
     #[error("a topic can't be named '.' or '..'")]
     Dots,
-    #[error("'{0}' can't be in a topic's name; letters, digits, '.', '_' and '-' can")]
+    #[error("a topic's name can't contain '{0}', only letters, digits, '.', '_' and '-'")]
     Character(char),
 }
 

@@ -42,13 +42,15 @@ impl fmt::Display for NoRoom {
         match of_cluster {
             false => write!(
                 f,
-                "broker {node} has {has} replicas of partitions (those that are being made included), {wanted} more are asked for, \
-                 and its memory takes {takes}; raise memory.budget.bytes of broker {node}, add brokers, or delete topics"
+                "broker {node} has {has} replicas of partitions (including those being created), {wanted} more are \
+                 requested, and its memory takes {takes}; raise memory.budget.bytes of broker {node}, add brokers, or \
+                 delete topics"
             ),
             true => write!(
                 f,
-                "the cluster has {has} partitions (those that are being made included), {wanted} more are asked for, and the memory \
-                 of broker {node} takes the metadata of {takes}; raise memory.budget.bytes of broker {node}, or delete topics"
+                "the cluster has {has} partitions (including those being created), {wanted} more are requested, and \
+                 the memory of broker {node} takes the metadata of {takes}; raise memory.budget.bytes of broker \
+                 {node}, or delete topics"
             ),
         }
     }

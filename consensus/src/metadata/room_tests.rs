@@ -78,14 +78,13 @@ fn a_broker_takes_what_its_memory_takes() {
     let words = |refusal: Result<(), NoRoom>| refusal.unwrap_err().to_string();
     let replicas = words(check(&[vec![1], vec![1]]));
     assert!(
-        replicas
-            .contains("broker 1 has 3 replicas of partitions (those that are being made included), 2 more are asked"),
+        replicas.contains("broker 1 has 3 replicas of partitions (including those being created), 2 more are"),
         "{replicas}"
     );
     assert!(replicas.contains("takes 4; raise memory.budget.bytes of broker 1, add brokers, or delete"), "{replicas}");
     let partitions = words(check(&vec![vec![3]; 3]));
     assert!(
-        partitions.contains("the cluster has 4 partitions (those that are being made included), 3 more are"),
+        partitions.contains("the cluster has 4 partitions (including those being created), 3 more are"),
         "{partitions}"
     );
     let total = |nodes: &[i32], count, factor| placed.check_total(&brokers, nodes, count, factor);

@@ -59,28 +59,28 @@ pub enum Rejection {
     UnknownTopic(Arc<str>),
     #[error(transparent)]
     InvalidName(#[from] NameError),
-    #[error("the topic has {found} partitions, not {expected}: somebody else has added some; try again")]
+    #[error("the topic has {found} partitions, not {expected}: another request has added some; try again")]
     PartitionCount { expected: u32, found: u32 },
     #[error("a topic needs at least one partition")]
     NoPartitions,
     #[error("the topic has no partition {0}")]
     UnknownPartition(u32),
-    #[error("the partition's replicas are others by now: somebody else has assigned them; try again")]
+    #[error("the partition's replicas have changed: another request has assigned them; try again")]
     ReplicasChanged,
     #[error("a later process of broker {node} has registered (incarnation {incarnation})")]
     StaleBroker { node: i32, incarnation: u64 },
     #[error(
-        "the data directory of broker {node} (peer {peer:#x}) was unregistered or replaced by another and can't come back; \
-         empty it"
+        "the data directory of broker {node} (peer {peer:#x}) was unregistered or replaced by another and can't come \
+         back; empty it"
     )]
     PeerGone { node: i32, peer: u64 },
     #[error("there is no broker {0}")]
     UnknownBroker(i32),
-    #[error("the feature's level is {from} already; it is never lowered, not to {to} either")]
+    #[error("the feature's level is {from} and can't be lowered to {to}")]
     FeatureDowngrade { from: u16, to: u16 },
     #[error(
-        "broker {node} takes batches of at most {takes} bytes (0: its version does not say), not of {largest}; raise wal.ring.bytes \
-         there, or give it fewer cores"
+        "broker {node} accepts batches of at most {takes} bytes (0: its version does not say), not {largest}; \
+         raise wal.ring.bytes there, or give it fewer cores"
     )]
     LargestEntry { node: i32, takes: u64, largest: u64 },
     #[error(transparent)]
@@ -231,7 +231,7 @@ impl Slice {
     /// Applies a committed request. The request must belong to this slice. A retried request gets its first answer
     /// again and changes nothing.
     pub fn apply_request(&mut self, request: &Request) -> Result<Applied, AskedTooLate> {
-        assert!(self.undo.is_empty() || self.speculating.is_some(), "what is not committed is rolled back first");
+        assert!(self.undo.is_empty() || self.speculating.is_some(), "uncommitted entries are rolled back first");
         let apply = |slice: &mut Self| match request.no_room {
             None => slice.apply(&request.command),
             Some(no_room) => Applied { outcome: Err(no_room.into()), deltas: Vec::new() },
@@ -557,12 +557,12 @@ impl Slice {
             assert_eq!(slice_of_topic(name), self.id, "topic '{name}' lies in another slice");
             assert!(!topic.partitions.is_empty(), "topic '{name}' has no partitions");
             let highest = topic.partitions.iter().map(|partition| partition.group.0).max();
-            assert!(highest <= Some(self.group_high), "topic '{name}' has a group that was never given out");
+            assert!(highest <= Some(self.group_high), "topic '{name}' has a group that was never assigned");
         }
         let groups: BTreeSet<GroupId> =
             self.topics.values().flat_map(|topic| &topic.partitions).map(|partition| partition.group).collect();
         for group in self.leaders.keys().chain(self.watermarks.keys()) {
-            assert!(groups.contains(group), "group {group} is known, but no topic here has it");
+            assert!(groups.contains(group), "group {group} is known, but no topic of this slice has it");
         }
         for (group, Watermark { high_watermark, log_start, end_offset }) in &*self.watermarks {
             assert!(

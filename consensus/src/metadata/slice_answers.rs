@@ -21,7 +21,7 @@ pub const ANSWERS_MAX: usize = 1024;
 
 /// The request may have been applied before, but its answer is forgotten. The slice did nothing now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request is older than what is remembered of its origin; it may have been applied before")]
+#[error("the request is too old: its answer is no longer kept, and it may have been applied before")]
 pub struct AskedTooLate;
 
 type Answer = Result<Outcome, Rejection>;
@@ -85,7 +85,7 @@ impl Answers {
         let kept = asked.by_sequence.split_off(&lowest_open);
         removed.append(&mut std::mem::replace(&mut asked.by_sequence, kept));
         while asked.by_sequence.len() > ANSWERS_MAX {
-            let (oldest, answer) = asked.by_sequence.pop_first().expect("there are more than the most");
+            let (oldest, answer) = asked.by_sequence.pop_first().expect("there are more answers than the limit");
             removed.insert(oldest, answer);
             lowest_open = oldest + 1;
         }
@@ -100,7 +100,7 @@ impl Answers {
             self.by_node.remove(&node);
             return;
         };
-        let asked = self.by_node.get_mut(&node).expect("what was kept is there");
+        let asked = self.by_node.get_mut(&node).expect("the answer was just kept");
         if asked.incarnation == incarnation {
             asked.by_sequence.extend(removed);
             // This comes last: the answer may be among `removed`, if it was itself the oldest of too many and was
@@ -117,7 +117,7 @@ impl Answers {
             let lowest = asked.by_sequence.keys().next();
             assert!(
                 lowest.is_none_or(|lowest| *lowest >= asked.lowest_open),
-                "node {node} has answers it needs no more"
+                "node {node} has answers that it no longer needs"
             );
             assert!(asked.by_sequence.len() <= ANSWERS_MAX, "node {node} has more answers than are kept");
         }

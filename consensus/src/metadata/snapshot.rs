@@ -16,7 +16,7 @@ use types::GroupId;
 pub enum RestoreError {
     #[error("not a snapshot: {0}")]
     Invalid(#[from] InvalidFlatbuffer),
-    #[error("a snapshot has the slices 0 to {}, in order", SLICES - 1)]
+    #[error("the snapshot does not hold the slices 0 to {} in order", SLICES - 1)]
     Slices,
     #[error("the answer to request {sequence} of node {node} can't be read; it was written by a newer version")]
     Answer { node: i32, sequence: u64 },

@@ -102,7 +102,7 @@ impl Flow {
             let between = self.entry(self.end(), term, &mut [], Vec::new());
             self.entries.push_back(between);
         }
-        assert_eq!(self.end(), index, "an entry is proposed behind those before it");
+        assert_eq!(self.end(), index, "an entry is proposed after those before it");
         let entry = self.entry(index, term, &mut requests, owners);
         let generation = entry.generation;
         self.entries.push_back(entry);
@@ -229,7 +229,7 @@ fn decode(data: &[u8]) -> Result<Vec<Request>, String> {
     for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
         // Ids are assigned consecutively, from 1.
         if first.checked_add(count as u64).is_none_or(|end| end > GROUP_ID_MAX) {
-            return Err(format!("groups from {first} on; ids end at {GROUP_ID_MAX}"));
+            return Err(format!("group ids from {first} exceed the last id {GROUP_ID_MAX}"));
         }
     }
     Ok(requests)

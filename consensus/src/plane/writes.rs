@@ -42,7 +42,7 @@ pub struct Written {
 pub enum WriteError {
     #[error("the metadata group has no leader that this broker can reach; nothing was done")]
     NoLeader,
-    #[error("no answer came in time; it may still be done")]
+    #[error("no answer came in time; the write may still be applied")]
     TimedOut,
 }
 
@@ -84,7 +84,7 @@ impl Plane {
     /// Accepts a write. Its answer comes in a later [`super::Turn`].
     pub fn submit(&mut self, now: Duration, submission: Submission) -> Token {
         let Submission { commands, acks, until, deadline } = submission;
-        assert!(!commands.is_empty(), "a write writes something");
+        assert!(!commands.is_empty(), "a write has at least one command");
         let token = self.token();
         let asked = if commands.iter().any(Command::is_quorum_only) { Acks::Quorum } else { acks };
         let requests = commands.into_iter().map(|command| {
@@ -220,7 +220,7 @@ impl Plane {
         }
         match answer {
             Ok(Accepted { results, .. }) if results.len() != write.requests.len() => {
-                tracing::warn!(from, "an answer to a forwarded write has {} results", results.len());
+                tracing::warn!(from, "dropped an answer to a forwarded write with {} results", results.len());
             }
             Ok(Accepted { term, index, results }) => {
                 #[cfg(any(test, feature = "sim"))]

@@ -191,7 +191,7 @@ impl Cluster {
             self.summary.leased_reads += 1;
             let shows = node.shows();
             if shows < must_show && self.log_is_heard() {
-                let violation = format!("node {} shows {shows} under a lease, and {must_show} is old", node.id);
+                let violation = format!("node {} shows {shows} under a lease, but it must show {must_show}", node.id);
                 self.clients.fault = Some(Violation(violation));
             }
             for name in self.clients.topics_now() {
@@ -303,7 +303,7 @@ impl Cluster {
         if committed {
             self.summary.written += 1;
             if index <= above {
-                return Err(Violation(format!("a write at {index} was asked for when {above} was acknowledged")));
+                return Err(Violation(format!("a write at {index} was requested after {above} was acknowledged")));
             }
             let now = self.clock.time();
             self.clients.acked(now, index);
@@ -319,7 +319,7 @@ impl Cluster {
         let newest = history.newest_term();
         if newest > term {
             return Err(Violation(format!(
-                "node {number} acknowledged {index} of term {term} alone, when somebody led in term {newest}"
+                "node {number} acknowledged {index} of term {term} alone, when a node led in term {newest}"
             )));
         }
         self.summary.fast += 1;
@@ -332,7 +332,7 @@ impl Cluster {
         let history = &self.histories[META.0 as usize];
         for (index, term) in &self.clients.fast {
             if history.term_of(*index) != Some(*term) && history.newest_term() == *term {
-                return Err(Violation(format!("what the fast path acknowledged at {index} is lost in its own term")));
+                return Err(Violation(format!("the fast path acknowledged {index}, but its own term lost it")));
             }
         }
         Ok(())

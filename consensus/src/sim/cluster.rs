@@ -301,7 +301,7 @@ impl Cluster {
             let term = node.group(META).term();
             if term < newest {
                 return Err(Violation(format!(
-                    "node {} holds the lease of term {term} while somebody leads in term {newest}",
+                    "node {} holds the lease of term {term} while another node leads in term {newest}",
                     node.id
                 )));
             }
@@ -386,7 +386,7 @@ impl Cluster {
         for node in self.slots.iter().filter_map(Slot::node) {
             let (index, state) = node.metadata()?;
             if *metadata.entry(index).or_insert_with(|| state.clone()) != state {
-                return Err(Violation(format!("two states of the metadata at index {index}")));
+                return Err(Violation(format!("two nodes have different metadata at index {index}")));
             }
         }
         self.check_fast_writes()?;

@@ -253,7 +253,7 @@ impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
         let mut topics: Vec<_> = slices.iter().flat_map(Slice::topics).collect();
         topics.sort_unstable_by_key(|topic| &topic.name);
         if meta.view.index() != applied || !meta.view.topics().eq(topics) {
-            return Err(Violation(format!("the view of node {} is not what its slices say", self.id)));
+            return Err(Violation(format!("the view of node {} does not match its slices", self.id)));
         }
         Ok((applied, metadata::join(applied, &mut slices)))
     }

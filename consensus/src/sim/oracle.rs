@@ -194,7 +194,7 @@ impl History {
     pub fn check_acked(&self, group: GroupId) -> Result<(), Violation> {
         self.acked.iter().try_for_each(|(index, data)| {
             let kept = self.committed.get(*index as usize - 1).is_some_and(|kept| kept.entry.data == *data);
-            expect(kept, || format!("group {group}: what was acknowledged at {index} is lost"))
+            expect(kept, || format!("group {group}: the acknowledged entry {index} is lost"))
         })
     }
 }

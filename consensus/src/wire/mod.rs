@@ -135,17 +135,17 @@ pub struct SnapshotChunk {
 /// Why bytes can't be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    #[error("not a message of brokers: {0}")]
+    #[error("not a message between brokers: {0}")]
     Invalid(#[from] InvalidFlatbuffer),
     #[error("protocol version {0} is newer than this program's {VERSION}; run the newer program here too")]
     Newer(u16),
-    #[error("a message of a kind unknown to this version (number {0})")]
+    #[error("this version does not know message kind {0}")]
     UnknownKind(u8),
-    #[error("core {0}: cores are numbered from 0 to 65535")]
+    #[error("core {0} is outside 0 to 65535")]
     Core(i32),
-    #[error("the batches of a frame are not those that its messages name")]
+    #[error("the frame's batches are not those that its messages name")]
     Payloads,
-    #[error("a Raft message that can't be read: {0}")]
+    #[error("a Raft message can't be read: {0}")]
     Raft(String),
     #[error(transparent)]
     Metadata(#[from] DecodeError),
@@ -483,7 +483,7 @@ fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
     let after = |at: usize| raft.index().checked_add(at as u64 + 1);
     let follow = entries.iter().enumerate().all(|(at, entry)| after(at) == Some(entry.index));
     if kind == MessageType::MsgAppend && !follow {
-        return Err(WireError::Raft("its entries do not follow each other".to_owned()));
+        return Err(WireError::Raft("its entries are not consecutive".to_owned()));
     }
     message.set_entries(entries.into());
     if kind == MessageType::MsgSnapshot {
@@ -498,7 +498,7 @@ fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
 
 fn entry_in(entry: fb::Entry<'_>) -> Result<eraftpb::Entry, WireError> {
     if entry.kind() > Entry::KIND_MAX {
-        return Err(WireError::Raft(format!("an entry of kind {}", entry.kind())));
+        return Err(WireError::Raft(format!("it has an entry of the unknown kind {}", entry.kind())));
     }
     let data = entry.data().map_or_else(Bytes::new, |data| Bytes::copy_from_slice(data.bytes()));
     Ok(Entry { index: entry.index(), term: entry.term(), entry_type: entry.kind(), data }.into_raft())

@@ -287,11 +287,11 @@ fn what_raft_could_not_bear_is_refused() {
     let mut gap = raft(MessageType::MsgAppend);
     gap.mut_entries()[1].index = 9;
     let refused = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: gap }]));
-    assert_eq!(refused, Err(WireError::Raft("its entries do not follow each other".to_owned())));
+    assert_eq!(refused, Err(WireError::Raft("its entries are not consecutive".to_owned())));
     let local = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: raft(MessageType::MsgHup) }]));
     assert_eq!(local, Err(WireError::Raft("kind 0 is not sent between replicas".to_owned())));
     let mut last = raft(MessageType::MsgAppend);
     last.index = u64::MAX;
     let refused = decode(&encode(&[PeerMessage::Raft { group: GroupId(0), message: last }]));
-    assert_eq!(refused, Err(WireError::Raft("its entries do not follow each other".to_owned())));
+    assert_eq!(refused, Err(WireError::Raft("its entries are not consecutive".to_owned())));
 }

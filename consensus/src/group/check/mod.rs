@@ -32,24 +32,24 @@ const MEMBERS_MAX: usize = 255;
 pub enum Unfit {
     #[error("peer {0:#x} can't have sent it")]
     Sender(u64),
-    #[error("its term {term} is not from 1 to {TERM_MAX}, or too far above this replica's {own}")]
+    #[error("its term {term} is outside 1 to {TERM_MAX}, or too far above this replica's term {own}")]
     Term { term: u64, own: u64 },
-    #[error("{what} {value} is not what such a message can have")]
+    #[error("{what} {value} is invalid in a message of its kind")]
     Field { what: &'static str, value: u64 },
     #[error("its entry {index} can't be read: {why}")]
     Entry { index: u64, why: String },
-    #[error("the members in its snapshot are not those of a group: {0}")]
+    #[error("the members in its snapshot are invalid: {0}")]
     Members(&'static str),
-    #[error("peer {from:#x} says that it leads in term {term}, which another one does")]
+    #[error("peer {from:#x} claims to lead in term {term}, but another peer leads in that term")]
     SecondLeader { term: u64, from: u64 },
     #[error(
-        "it contradicts entry {committed}, which is committed here in term {term}: the sender, or this replica, has lost a part of \
-         its log"
+        "it contradicts entry {committed}, which is committed here in term {term}: the sender or this replica has lost \
+         a part of its log"
     )]
     Conflict { committed: u64, term: u64 },
     #[error(
-        "it counts on entry {claimed} of this replica, whose log ends at {last}: this replica may have lost a part of its log, such as \
-         by a disk that was replaced or restored"
+        "it relies on entry {claimed} of this replica, whose log ends at {last}: this replica may have lost a part of \
+         its log, such as by a disk that was replaced or restored"
     )]
     Lost { claimed: u64, last: u64 },
 }
@@ -150,7 +150,7 @@ impl Group {
         match entry.entry_type as u8 {
             ENTRY_NORMAL => (self.holds)(&entry.data),
             ENTRY_MEMBERS => members::decode_change(&entry.data).map(drop),
-            other => Err(format!("its type {other} is none that this version writes")),
+            other => Err(format!("this version does not know its type {other}")),
         }
     }
 }
@@ -218,7 +218,7 @@ fn check_members(state: &ConfState) -> Result<(), Unfit> {
     let refuse = |why| Err(Unfit::Members(why));
     let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];
     if lists.iter().map(|list| list.len()).sum::<usize>() > MEMBERS_MAX {
-        return refuse("there are too many");
+        return refuse("they are too many");
     }
     let [voters, learners, outgoing, next] = lists.map(|list| list.iter().copied().collect::<BTreeSet<u64>>());
     let sets = [&voters, &learners, &outgoing, &next];
@@ -226,16 +226,16 @@ fn check_members(state: &ConfState) -> Result<(), Unfit> {
         return refuse("one is named twice, or is 0");
     }
     if voters.is_empty() {
-        return refuse("nobody votes");
+        return refuse("there is no voter");
     }
     if !learners.is_disjoint(&voters) || !learners.is_disjoint(&outgoing) {
-        return refuse("a learner votes");
+        return refuse("a learner is also a voter");
     }
     if !next.is_subset(&outgoing) || !next.is_disjoint(&voters) {
         return refuse("the next learners are not former voters");
     }
     if outgoing.is_empty() && state.auto_leave {
-        return refuse("there is no change that could end");
+        return refuse("it ends a change that has not begun");
     }
     Ok(())
 }

@@ -224,7 +224,7 @@ impl<'a, M: Model> Search<'a, M> {
             let after = if after.is_empty() { String::new() } else { format!(" after {after:?}") };
             format!("\n  {call:>3} {} .. {until} µs {op:?} -> {reply}{after} [{mark}]", from.as_micros())
         });
-        format!("at most so many can be explained, up to {:?}:{}", furthest.state, lines.collect::<String>())
+        format!("at most these calls can be explained, up to {:?}:{}", furthest.state, lines.collect::<String>())
     }
 }
 
