@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
     if let Some(path) = named {
         let found = path.canonicalize();
-        return found.map_err(|e| format!("{}: {e}; --binary names the program millrace", path.display()).into());
+        return found.map_err(|e| format!("{}: {e}; --binary must name the program millrace", path.display()).into());
     }
     let own = std::env::current_exe()?;
     let beside = own.with_file_name("millrace");
@@ -24,15 +24,15 @@ pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
         match build.status() {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(format!("cargo build --release -p engine in {}: {status}", tree.display()).into()),
-            Err(e) if beside.exists() => eprintln!("cargo can't be run ({e}); taking {} as it is", beside.display()),
-            Err(e) => return Err(format!("cargo can't be run: {e}; name the broker's program by --binary").into()),
+            Err(e) if beside.exists() => eprintln!("cannot run cargo ({e}); using {} as it is", beside.display()),
+            Err(e) => return Err(format!("cannot run cargo: {e}; name the broker's program with --binary").into()),
         }
     }
     if beside.exists() {
         return Ok(beside);
     }
     let at = beside.display();
-    Err(format!("there is no {at}; build it by `cargo build --release -p engine`, or name it by --binary").into())
+    Err(format!("there is no {at}; build it with `cargo build --release -p engine`, or name it with --binary").into())
 }
 
 /// Whether `own` is a release build of `tree`: it lies in a `release` directory below the tree or below

@@ -68,7 +68,7 @@ impl Local {
     pub fn start(binary: &Path, parent: &Path, count: usize, cpus: &[usize]) -> Result<Local, Box<dyn Error>> {
         assert!(count > 0 && !cpus.is_empty(), "{count} brokers on CPUs {cpus:?}");
         let dir = Scratch::new(parent, "millrace-bench-cluster")
-            .map_err(|e| format!("cannot make a directory in {}: {e}; name another by --disk-dir", parent.display()))?;
+            .map_err(|e| format!("cannot create a directory in {}: {e}; choose a --disk-dir", parent.display()))?;
         let addrs = free_addrs(count * 3)?;
         let ports: Vec<&[SocketAddr]> = addrs.chunks(3).collect();
         let seed = |(n, ports): (usize, &&[SocketAddr])| format!("{}@{}", n + 1, ports[1]);

@@ -17,8 +17,8 @@ pub fn metrics(admin: SocketAddr) -> io::Result<String> {
     match answer.split_once("\r\n\r\n") {
         Some((head, page)) if head.split(' ').nth(1) == Some("200") => Ok(page.to_owned()),
         _ => Err(io::Error::other(match answer.lines().next() {
-            Some(first) => format!("GET /metrics is answered by {first:?}"),
-            None => "GET /metrics is not answered; is it a broker's admin address (--admin-addr)?".to_owned(),
+            Some(first) => format!("GET /metrics was answered with {first:?}"),
+            None => "GET /metrics got no answer; is it a broker's admin address (--admin-addr)?".to_owned(),
         })),
     }
 }

@@ -80,7 +80,7 @@ pub fn read(file: &Path) -> Result<Vec<Report>, Box<dyn Error>> {
     };
     let reports: Vec<Report> = objects.map(parse).collect::<Result<_, _>>()?;
     if reports.is_empty() {
-        return Err(format!("{}: there is no result; runs write them by --out FILE or --json", file.display()).into());
+        return Err(format!("{}: it has no result; runs write them with --out FILE or --json", file.display()).into());
     }
     Ok(reports)
 }
@@ -240,10 +240,10 @@ pub fn table(rows: &[Row]) -> String {
         );
     } else {
         text +=
-            &format!("noise is known from {REPEATS_MIN} runs of each on, and well from 12; give more by --repeat\n");
+            &format!("bounds need at least {REPEATS_MIN} runs of each, and 12 to be good; give more by --repeat\n");
     }
     if fewest >= REPEATS_MIN && rows.iter().any(|row| !row.interleaved) {
-        text += "runs were not made in turns: a machine that drifts looks like a difference; make them so by --run-a and --run-b\n";
+        text += "runs were not made in turns, so machine drift looks like a difference; use --run-a and --run-b\n";
     }
     text
 }

@@ -32,7 +32,7 @@ pub enum SetupError {
     NoLeader { topic: String },
     #[error("broker {host}:{port}: {source}")]
     Address { host: String, port: i32, source: std::io::Error },
-    #[error("{connections} connections for {leaders} leaders; give at least one each by --connections")]
+    #[error("{connections} connections for {leaders} leaders; give at least one each with --connections")]
     TooFewConnections { connections: usize, leaders: usize },
 }
 
@@ -239,6 +239,6 @@ mod tests {
     #[test]
     fn a_leader_without_a_connection_is_refused() {
         let refused = lanes(&[leader(1, 0..1), leader(2, 1..2)], Some(1)).unwrap_err();
-        assert_eq!(refused.to_string(), "1 connections for 2 leaders; give at least one each by --connections");
+        assert_eq!(refused.to_string(), "1 connections for 2 leaders; give at least one each with --connections");
     }
 }

@@ -60,7 +60,7 @@ impl FromStr for Sizes {
             for part in text.split(',') {
                 let (bytes, weight) = part
                     .split_once(':')
-                    .ok_or_else(|| format!("{part:?} is no size with a weight, such as 10KiB:1"))?;
+                    .ok_or_else(|| format!("{part:?} is not a size with a weight, such as 10KiB:1"))?;
                 let weight: u32 = weight.trim().parse().ok().filter(|weight| *weight > 0).ok_or_else(|| {
                     format!("weight {weight:?} of {part:?} is not a whole number from 1 to {}", u32::MAX)
                 })?;

@@ -147,7 +147,7 @@ async fn read(
                 flow.acked.load(Ordering::Relaxed).saturating_sub(flow.received.load(Ordering::Relaxed)).max(1);
             // Among several consumers, only the first that gives up counts the missing records.
             if !flow.lost.swap(true, Ordering::Relaxed) {
-                let why = || format!("acknowledged, and not consumed {} s after the end", DRAIN.as_secs());
+                let why = || format!("acknowledged, but not consumed {} s after the end", DRAIN.as_secs());
                 tail.borrow_mut().tally.fail(missing, why);
             }
             return Ok(());
@@ -181,7 +181,7 @@ impl Tail {
             let value = record.value.unwrap_or_default();
             let Some(stamp) = value.first_chunk::<STAMP_BYTES>() else {
                 return Err(
-                    "a record without a stamp: somebody else writes to this topic; choose another --topic".to_owned()
+                    "a record has no stamp: another program writes to this topic; choose another --topic".to_owned()
                 );
             };
             let intended_ns = u64::from_be_bytes(*stamp);

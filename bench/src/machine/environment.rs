@@ -110,7 +110,7 @@ fn numbers(list: &str) -> Vec<usize> {
 }
 
 fn disk(dir: &Path) -> String {
-    let Ok(dir) = dir.canonicalize() else { return format!("{} (not there)", dir.display()) };
+    let Ok(dir) = dir.canonicalize() else { return format!("{} (missing)", dir.display()) };
     let disks = Disks::new_with_refreshed_list();
     let holding = disks.list().iter().filter(|disk| dir.starts_with(disk.mount_point()));
     // The longest mount point that contains the directory is its file system.

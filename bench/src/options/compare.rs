@@ -7,7 +7,7 @@ use clap::Args;
 use crate::options::parse::count;
 
 const EXAMPLES: &str = "\
-Examples, two builds that run side by side, in turns; and files that are there already:
+Examples: two builds that run side by side, in turns; then two existing files:
   millrace-bench compare old.json new.json --repeat 12 \\
       --run-a 'produce --bootstrap 127.0.0.1:9092 --rate 10000' --run-b 'produce --bootstrap 127.0.0.1:9093 --rate 10000'
   millrace-bench compare old.json new.json";

@@ -38,7 +38,7 @@ pub struct Command {
 }
 
 const EXAMPLES: &str = "\
-Examples, as fast as it goes, at a fixed rate, the shape that hurts, a read, the ring alone:
+Examples, such as full speed, a fixed rate, many partitions, reads and the ring alone:
   millrace-bench produce --record-size 100 --duration 20s
   millrace-bench produce --rate 10000 --linger 0ms --json
   millrace-bench produce --rate 16000 --partitions 200 --linger 0ms
@@ -207,7 +207,7 @@ pub struct TargetOptions {
     /// Any broker of the cluster.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     pub bootstrap: String,
-    /// Created if it is missing.
+    /// The topic; it is created if it is missing.
     #[arg(long, default_value = "bench")]
     pub topic: String,
     /// Partitions of the topic [default: those that it has, or 1 if it is created]

@@ -12,7 +12,7 @@ fn split_unit(text: &str) -> Option<(f64, &str)> {
 
 /// 20s, 500ms, 200us, 2m; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 20s, 500ms or 2m, at most a year");
+    let wrong = || format!("{text:?} is not a duration such as 20s, 500ms or 2m, at most a year");
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let seconds = match unit {
         "us" => number / 1e6,
@@ -38,7 +38,7 @@ pub fn large_size(text: &str) -> Result<u64, String> {
 }
 
 fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no size such as 100, 4KiB or 1MB, at most {limit}");
+    let wrong = || format!("{text:?} is not a size such as 100, 4KiB or 1MB, at most {limit}");
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -57,7 +57,7 @@ fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
 
 /// 10000, 10k, 1.5M; per second, at most one billion.
 pub fn rate(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no rate such as 10000, 10k or 1.5M, at most 1000M");
+    let wrong = || format!("{text:?} is not a rate such as 10000, 10k or 1.5M, at most 1000M");
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let factor = match unit {
         "" => 1.0,

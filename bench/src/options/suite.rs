@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::options::parse::count;
 
 const EXAMPLES: &str = "\
-Examples, with nothing else at hand; the figures of a release; and beside others, in turns:
+Examples: a quick run; the figures of a release; other systems, in turns:
   millrace-bench suite quick
   millrace-bench suite full --markdown
   millrace-bench suite peers --peers kafka,kafka-flush,etcd --repeat 3";
@@ -25,7 +25,7 @@ pub struct SuiteOptions {
     /// The broker's program [default: the one that this source tree builds, or millrace beside this program]
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
-    /// Only the cases whose name contains this.
+    /// Run only the cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
     /// How often to run the whole set, one time after the other, so that repeats of a case are spread over time; for

@@ -108,7 +108,7 @@ pub struct SecretOptions {
 }
 
 const READY_LOOP_EXAMPLES: &str = "\
-Examples, one broker, and three of which any may lead the metadata:
+Examples: one broker; then three brokers, any of which may lead the metadata:
   millrace-bench ready-loop --in-flight 64 --duration 20s
   millrace-bench ready-loop --acks quorum --in-flight 64 --peer 127.0.0.1:9291 \\
       --admin 127.0.0.1:9644,127.0.0.1:9645,127.0.0.1:9646
@@ -166,10 +166,10 @@ impl ReadyLoopOptions {
 }
 
 const MESH_EXAMPLES: &str = "\
-Examples, to each other core of a broker on two CPUs or more; and many messages at a time to one of them:
+Examples: to each other core of a broker on two CPUs or more; then many messages at a time to one core:
   millrace-bench mesh --duration 20s
   millrace-bench mesh --core 1 --in-flight 64 --json
-Run it beside another workload to see what messages wait for when the cores are busy.";
+Run it beside another workload to see how long messages wait when the cores are busy.";
 
 #[derive(Debug, Clone, Args)]
 #[command(after_help = MESH_EXAMPLES)]
@@ -325,7 +325,7 @@ pub struct FailoverOptions {
     /// Number of kills, spread over the duration; each waits until all replicas have caught up.
     #[arg(long, default_value_t = 5, value_parser = count)]
     pub kills: usize,
-    /// Created if it is missing.
+    /// The topic; it is created if it is missing.
     #[arg(long, default_value = "bench-failover")]
     pub topic: String,
     /// Replication factor of the topic, if it is created.

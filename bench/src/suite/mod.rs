@@ -112,7 +112,7 @@ fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Res
     let cases: Vec<Case> = cases::cases(options.set).into_iter().filter(wanted).collect();
     if cases.is_empty() {
         let names: Vec<String> = cases::cases(options.set).into_iter().map(|case| case.name).collect();
-        return Err(format!("--only names none of these: {}", names.join("; ")).into());
+        return Err(format!("--only matches none of these cases: {}", names.join("; ")).into());
     }
     let mut reports = Vec::new();
     for _ in 0..options.repeat {

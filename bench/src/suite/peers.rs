@@ -95,7 +95,7 @@ pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) ->
         }
     }
     if systems.len() == 1 {
-        return Err("none of --peers can be had here; above is why".into());
+        return Err("none of --peers is available here; the reasons are above".into());
     }
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only));
     let mut reports = Vec::new();
@@ -202,7 +202,7 @@ fn start(system: System, against: Against, place: &Place) -> Result<Running, Box
     let address = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
     match &mut running {
         Running::Script { bootstrap, .. } if output.status.success() => *bootstrap = address,
-        _ => return Err(format!("{} could not be started; above is why", system.name()).into()),
+        _ => return Err(format!("cannot start {}; the reason is above", system.name()).into()),
     }
     Ok(running)
 }

@@ -67,7 +67,7 @@ mod with_mock {
         let output = mock.0.stdout.take().ok_or("it has no output")?;
         BufReader::new(output).read_line(&mut bootstrap)?;
         if bootstrap.trim().is_empty() {
-            return Err("it did not say where it listens".into());
+            return Err("it did not print its address".into());
         }
         let mut options = options.clone();
         options.run.duration = options.run.duration.min(DURATION);

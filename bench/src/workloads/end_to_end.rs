@@ -66,7 +66,7 @@ pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
 pub fn check_sizes(records: &RecordOptions) -> Result<(), String> {
     match records.record_size.min() {
         min if min < STAMP_BYTES => {
-            Err(format!("--record-size of {min}: each value bears a stamp, so give at least {STAMP_BYTES}"))
+            Err(format!("--record-size of {min}: each value holds a stamp, so give at least {STAMP_BYTES}"))
         }
         _ => Ok(()),
     }

@@ -164,7 +164,7 @@ async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64
     match trailers.get("grpc-status") {
         Some(status) if status == "0" => Ok(()),
         Some(status) => Err(refusal(status, &trailers)),
-        None => Err("an answer without a status".to_owned()),
+        None => Err("an answer has no status".to_owned()),
     }
 }
 

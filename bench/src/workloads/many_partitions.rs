@@ -33,7 +33,7 @@ pub fn run(options: &ManyPartitionsOptions) -> Result<Report, Box<dyn Error>> {
         };
         // All steps share the machine's limits, so only the first step measures them.
         let run = RunOptions { no_ceiling: options.run.no_ceiling || last.is_some(), ..options.run.clone() };
-        eprintln!("{partitions} partitions, {rate} records/s of all together");
+        eprintln!("{partitions} partitions, {rate} records/s in total");
         let mut report = produce::run(&ProduceOptions { run, target, records, client: options.client })?;
         eprintln!("  p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms", report.p50_ms, report.p99_ms, report.p999_ms);
         steps.push(json!({

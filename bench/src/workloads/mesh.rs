@@ -82,8 +82,8 @@ pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
 
 fn refused(peer: &str, error: &(dyn Error + 'static)) -> String {
     let is_older = matches!(error.downcast_ref(), Some(PeerError::Closed));
-    let older = if is_older { "; a broker of an older version does not know what is asked" } else { "" };
-    format!("{peer} makes no round trips between cores: {error}{older}")
+    let older = if is_older { "; a broker of an older version does not know this request" } else { "" };
+    format!("{peer} can't measure round trips between cores: {error}{older}")
 }
 
 struct Probe {
@@ -97,7 +97,7 @@ impl Probe {
         let MeshOptions { core: to, in_flight, .. } = self.options;
         match self.tool.ask(ToolAsk::ProbeMesh { to, rounds, in_flight })? {
             ToolAnswer::MeshProbed { from, times } => Ok((from, times)),
-            _ => Err("a question for round trips was answered otherwise".into()),
+            _ => Err("a request for round trips got another kind of answer".into()),
         }
     }
 

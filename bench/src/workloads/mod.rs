@@ -35,6 +35,6 @@ pub fn run_once(workload: &Workload) -> Result<Report, Box<dyn Error>> {
         Workload::Wal(options) => wal_ring::run(options),
         #[cfg(feature = "etcd")]
         Workload::Etcd(options) => etcd::run(options),
-        _ => Err("it is no single run".into()),
+        _ => Err("the command is not a single run".into()),
     }
 }

@@ -82,12 +82,12 @@ impl Ceiling {
         }
         if let Err(e) = ceiling.measure_disk(&options.disk_dir) {
             eprintln!(
-                "no raw writes in {}: {e}; name a directory on the broker's disk by --disk-dir",
+                "cannot measure raw writes in {}: {e}; name a directory on the broker's disk with --disk-dir",
                 options.disk_dir.display()
             );
         }
         if let Err(e) = ceiling.measure_loopback() {
-            eprintln!("no loopback round trips: {e}");
+            eprintln!("cannot measure loopback round trips: {e}");
         }
         ceiling
     }
@@ -102,11 +102,11 @@ impl Ceiling {
         }
         match cpus.map(|cpus| ceiling.measure_two_cpus(cpus)) {
             Some(Ok(())) => {}
-            Some(Err(e)) => eprintln!("no round trips between two CPUs: {e}"),
-            None => eprintln!("no round trips between two CPUs: this process may use one only"),
+            Some(Err(e)) => eprintln!("cannot measure round trips between two CPUs: {e}"),
+            None => eprintln!("cannot measure round trips between two CPUs: this process may use only one"),
         }
         if let Err(e) = ceiling.measure_loopback() {
-            eprintln!("no loopback round trips: {e}");
+            eprintln!("cannot measure loopback round trips: {e}");
         }
         Ok(ceiling)
     }
@@ -143,7 +143,7 @@ impl Ceiling {
                 self.raw_write_sync_loaded_p50_ms = Some(quantile_ms(&latency_ns, 0.5));
                 self.raw_write_sync_loaded_p99_ms = Some(quantile_ms(&latency_ns, 0.99));
             }
-            Err(e) => eprintln!("no raw writes beside the client in {}: {e}", dir.display()),
+            Err(e) => eprintln!("cannot measure raw writes beside the client in {}: {e}", dir.display()),
         }
         loaded
     }
@@ -215,10 +215,10 @@ fn two_cpus(allowed: &[usize], wanted: &[usize]) -> Result<Option<[usize; 2]>, S
     let wrong = |what: &str| format!("--ceiling-cpus: {what}; name two of {allowed:?}");
     match *wanted {
         [] => Ok(allowed.first_chunk().copied()),
-        [a, b] if a == b => Err(wrong("one CPU twice")),
+        [a, b] if a == b => Err(wrong("it names one CPU twice")),
         [a, b] if allowed.contains(&a) && allowed.contains(&b) => Ok(Some([a, b])),
-        [_, _] => Err(wrong("this process may not run on them")),
-        _ => Err(wrong("two are needed")),
+        [_, _] => Err(wrong("this process may not run on both")),
+        _ => Err(wrong("it must name two")),
     }
 }
 

@@ -170,7 +170,7 @@ pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<
         };
         if !patient {
             let seconds = READ_PATIENCE.as_secs();
-            return Err(format!("records cannot be read back (leaders are waited for up to {seconds} s): {why}").into());
+            return Err(format!("cannot read the records back (leaders had up to {seconds} s): {why}").into());
         }
         thread::sleep(ASK_AGAIN);
     }
@@ -200,7 +200,7 @@ fn read_from_leader(
         };
         let response = client.fetch(FetchRequest::of_consumer(500, 1, 16 << 20, vec![topic])).map_err(lost)?;
         let partition = response.responses.into_iter().flat_map(|topic| topic.partitions).next();
-        let partition = partition.ok_or_else(|| ReadFailed::Other("an answer without the partition".into()))?;
+        let partition = partition.ok_or_else(|| ReadFailed::Other("an answer lacks the partition".into()))?;
         errors::check(partition.error_code).map_err(|e| ReadFailed::Leader(e.into()))?;
         for batch in Batches::new(partition.records.unwrap_or_default()) {
             let Ok((header, bytes)) = batch else { break };

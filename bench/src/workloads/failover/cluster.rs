@@ -66,7 +66,7 @@ impl Cluster {
             let process = Process::of(pid).map_err(|e| format!("broker {node} does not run as process {pid}: {e}"))?;
             // The kernel may have given the pid to another process.
             if !process.arguments.iter().any(|argument| argument.ends_with(&format!("broker-{node}"))) {
-                return Err(format!("process {pid} of {} is no broker on that directory", path.display()).into());
+                return Err(format!("process {pid} of {} is not a broker on that directory", path.display()).into());
             }
             brokers.insert(node.parse()?, process);
         }
@@ -93,14 +93,14 @@ impl Cluster {
         match self {
             Cluster::Own(local) => Ok(local.kill(node as usize)?),
             Cluster::Given { brokers, .. } => {
-                let broker = brokers.get(&node).ok_or("it is not among those of --pid-dir")?;
+                let broker = brokers.get(&node).ok_or("it is not a broker of --pid-dir")?;
                 // SAFETY: kill takes two numbers. `given` checked that the process is the broker.
                 if unsafe { libc::kill(broker.pid, libc::SIGKILL) } != 0 {
                     return Err(io::Error::last_os_error().into());
                 }
                 Ok(())
             }
-            Cluster::Away => Err("the cluster is in other hands".into()),
+            Cluster::Away => Err("another thread uses the cluster".into()),
         }
     }
 
@@ -112,7 +112,7 @@ impl Cluster {
                 local.await_ready(node as usize)
             }
             Cluster::Given { dir, brokers } => {
-                let broker = brokers.get_mut(&node).ok_or("it is not among those of --pid-dir")?;
+                let broker = brokers.get_mut(&node).ok_or("it is not a broker of --pid-dir")?;
                 // Wait until the process is gone or a zombie: its ports are free only then.
                 while fs::read(format!("/proc/{}/cmdline", broker.pid)).is_ok_and(|line| !line.is_empty()) {
                     thread::sleep(GONE);
@@ -125,7 +125,7 @@ impl Cluster {
                     .stdout(log.try_clone()?)
                     .stderr(log)
                     .spawn()
-                    .map_err(|e| format!("cannot start broker {node} again: {e}"))?;
+                    .map_err(|e| format!("cannot restart broker {node}: {e}"))?;
                 broker.pid = child.id() as i32;
                 fs::write(dir.join(format!("broker-{node}.pid")), format!("{}\n", broker.pid))?;
                 // The broker outlives this program. While this program runs, the thread reaps the broker if it ends.
@@ -135,7 +135,7 @@ impl Cluster {
                 });
                 Ok(())
             }
-            Cluster::Away => Err("the cluster is in other hands".into()),
+            Cluster::Away => Err("another thread uses the cluster".into()),
         }
     }
 }
@@ -158,6 +158,6 @@ mod tests {
         let dir = Scratch::new(&std::env::current_dir().unwrap(), "bench-pids").unwrap();
         assert!(Cluster::given(dir.path()).unwrap_err().to_string().contains("no broker-N.pid"));
         fs::write(dir.path().join("broker-1.pid"), std::process::id().to_string()).unwrap();
-        assert!(Cluster::given(dir.path()).unwrap_err().to_string().contains("is no broker"));
+        assert!(Cluster::given(dir.path()).unwrap_err().to_string().contains("is not a broker"));
     }
 }

@@ -40,12 +40,12 @@ const PUBLISH_NS: u64 = 250_000_000;
 
 pub fn run(options: &FailoverOptions) -> Result<Report, Box<dyn Error>> {
     if options.rate == 0 {
-        return Err("--rate 0: a gap is seen by records that are due in it; give at least 1".into());
+        return Err("--rate 0: only records that are due in a gap show it; give at least 1".into());
     }
     if options.record_size < NUMBER_BYTES {
         let size = options.record_size;
         return Err(
-            format!("--record-size {size}: each record bears its number, so give at least {NUMBER_BYTES}").into()
+            format!("--record-size {size}: each record holds its number, so give at least {NUMBER_BYTES}").into()
         );
     }
     let cluster = match &options.pid_dir {
@@ -63,7 +63,7 @@ fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box
     let bootstrap = cluster.bootstrap().unwrap_or_else(|| options.bootstrap.clone());
     let threads = ThreadOptions { connections: None, threads: 1, cpus: Vec::new() };
     let target = TargetOptions {
-        bootstrap: bootstrap.first().cloned().ok_or("no broker is named by --bootstrap")?,
+        bootstrap: bootstrap.first().cloned().ok_or("--bootstrap names no broker")?,
         topic: options.topic.clone(),
         partitions: Some(1),
         replication_factor: options.replication_factor,
@@ -84,7 +84,7 @@ fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box
     let Found { mut tally, mut gaps_ms, acked } = found?;
     let present = read_back(&bootstrap, &options.topic)?;
     let lost = acked.difference(&present).count() as u64;
-    tally.fail(lost, || format!("{lost} records were acknowledged and are not there"));
+    tally.fail(lost, || format!("{lost} acknowledged records are lost"));
     let in_order = gaps_ms.clone();
     gaps_ms.sort_by(f64::total_cmp);
     let thread_cpu_share_max = tally.cpu_ns as f64 / tally.span_ns.max(1) as f64;
@@ -160,7 +160,7 @@ fn produce_through(
             && let Some(node) = producer.leader()
         {
             let at_ns = clock::now_ns();
-            cluster.kill(node).map_err(|e| format!("broker {node} could not be killed: {e}"))?;
+            cluster.kill(node).map_err(|e| format!("cannot kill broker {node}: {e}"))?;
             kills += 1;
             victim = Victim::Killed { node, at_ns };
         }
@@ -170,7 +170,7 @@ fn produce_through(
             && now_ns - at_ns > CATCH_UP.as_nanos() as u64
         {
             let seconds = CATCH_UP.as_secs();
-            return Err(format!("nothing is acknowledged {seconds} s after broker {node} was killed").into());
+            return Err(format!("no record was acknowledged within {seconds} s after broker {node} was killed").into());
         }
         if let (Victim::Killed { node, at_ns }, Some(batch)) = (&victim, &acked)
             && batch.sent_ns > *at_ns
@@ -178,14 +178,14 @@ fn produce_through(
             let gap_ms = (now_ns - at_ns) as f64 / 1e6;
             eprintln!("broker {node} killed, the next acknowledgement after {gap_ms:.1} ms");
             found.gaps_ms.push(gap_ms);
-            let cluster = owned.take().expect("it is here unless a broker is returning");
+            let cluster = owned.take().expect("no broker is returning");
             victim = bring_back(cluster, *node, bootstrap, &options.topic);
         }
         if let Victim::Returning { back, .. } = &victim
             && back.load(Ordering::Acquire)
             && let Victim::Returning { thread, .. } = std::mem::replace(&mut victim, Victim::None)
         {
-            owned = Some(thread.join().map_err(|_| "the thread that brings a broker back panicked")??);
+            owned = Some(thread.join().map_err(|_| "the thread that restarts a broker panicked")??);
         }
         if let Some(batch) = acked {
             live.count(batch.records.len() as u64, (batch.records.len() * options.record_size) as u64);
@@ -197,7 +197,7 @@ fn produce_through(
         }
     }
     found.tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-    *cluster = owned.expect("nobody is returning");
+    *cluster = owned.expect("no broker is returning");
     Ok(found)
 }
 

@@ -41,9 +41,9 @@ pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>
     let ToolAnswer::Answers(brokers) =
         tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] })?
     else {
-        return Err("a read was answered otherwise".into());
+        return Err("a read got another kind of answer".into());
     };
-    let Some(QueryAnswer::Brokers(brokers)) = brokers.first() else { return Err("no list of brokers".into()) };
+    let Some(QueryAnswer::Brokers(brokers)) = brokers.first() else { return Err("a read got no brokers".into()) };
     let nodes: Vec<i32> = brokers.iter().map(|broker| broker.node).collect();
     let names: Vec<Arc<str>> = (0..options.topics).map(|n| format!("bench-metadata-{n}").into()).collect();
     for (at, names) in names.chunks(SETUP_COMMANDS).enumerate() {
@@ -63,7 +63,7 @@ pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>
     let queries = names.iter().map(|name| Query::GetTopic { name: name.to_string() }).collect();
     let ToolAnswer::Answers(found) = tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries })?
     else {
-        return Err("a read was answered otherwise".into());
+        return Err("a read got another kind of answer".into());
     };
     let topics = found.into_iter().filter_map(|answer| match answer {
         QueryAnswer::Topic(topic) => Some((topic.name.clone(), topic.id)),
@@ -71,7 +71,7 @@ pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>
     });
     let topics: Vec<_> = topics.collect();
     if topics.len() < options.topics {
-        return Err(format!("{} of {} topics are there after they were created", topics.len(), options.topics).into());
+        return Err(format!("only {} of {} topics exist after their creation", topics.len(), options.topics).into());
     }
     Ok(topics)
 }
