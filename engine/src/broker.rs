@@ -148,7 +148,7 @@ impl Broker {
         let manifest = into_cluster(manifest, &config, secret.clone(), cpus, &stopped)?;
         let mut bound = bind(config.kafka_addr, cpus.len())?.into_iter();
         let kafka_addr = bound.as_slice()[0].addr();
-        let peer_bound = bind(config.peer_addr, 1)?.pop().expect("one was asked for");
+        let peer_bound = bind(config.peer_addr, 1)?.pop().expect("bind returns a listener per core");
         let peer_addr = peer_bound.addr();
         let mut peer_bound = Some(peer_bound);
         let (news, heard) = mpsc::channel();
@@ -324,7 +324,7 @@ fn into_cluster(
             bootstrap::run(&me, secret, seeds, config.peer_addr, stopped)?
         }
     };
-    tracing::info!(cluster = cluster.id, founders = ?cluster.founding, "this broker belongs to a cluster now");
+    tracing::info!(cluster = cluster.id, founders = ?cluster.founding, "this broker now belongs to a cluster");
     let manifest = Manifest { cluster_id: Some(cluster.id), founding: cluster.founding, ..manifest };
     let (written, data) = (manifest.clone(), config.data_dir.clone());
     beforehand(cpus[0], move || async move { written.write(&open_disk()?, &data).await })?;
@@ -395,7 +395,7 @@ async fn run_core(
         meta::start(&core, accept).await?;
     }
     if core.until_serving().await {
-        shared.news.send(News::Ready).map_err(|_| "the broker was given up while it started".to_owned())?;
+        shared.news.send(News::Ready).map_err(|_| "the broker's start was abandoned".to_owned())?;
         rt::spawn(connection::close_idle(core.clone()));
         rt::spawn(connection::close_stalled(core.clone()));
         rt::spawn(crate::core::turn_probe::run(core.clone()));
@@ -432,7 +432,7 @@ impl About {
         shares: Lasting,
     ) -> Self {
         Self {
-            cluster_id: manifest.cluster_id.clone().expect("it is in a cluster by now").into(),
+            cluster_id: manifest.cluster_id.clone().expect("the broker is in a cluster by now").into(),
             identity: Arc::new(Identity {
                 peer: manifest.peer,
                 incarnation: manifest.incarnation,
@@ -568,7 +568,7 @@ pub(crate) async fn drain(core: &Rc<Core>) {
         tracing::warn!(
             core = core.id().0,
             left = core.connections.len(),
-            "connections that did not end in time are cut"
+            "closing connections that did not end in time"
         );
     }
     if core.id() == META_CORE {
@@ -577,7 +577,7 @@ pub(crate) async fn drain(core: &Rc<Core>) {
     if core.id() == META_CORE
         && let Err(error) = meta::snapshot(core).await
     {
-        tracing::warn!(%error, "no metadata snapshot was written; the next start replays the ring instead");
+        tracing::warn!(%error, "cannot write a metadata snapshot; the next start replays the ring instead");
     }
     core.lifecycle.metadata_ended.set();
     // No core may stop serving its partitions while another core still answers requests.
@@ -587,7 +587,7 @@ pub(crate) async fn drain(core: &Rc<Core>) {
     let core_id = core.id().0;
     match race(core.store.close_clean(), rt::sleep(LAST_FLUSH_MAX)).await {
         Either::First(Ok(())) => tracing::info!(core = core_id, "stopped cleanly"),
-        Either::First(Err(poisoned)) => tracing::error!(core = core_id, %poisoned, "stopped without a clean mark"),
+        Either::First(Err(poisoned)) => tracing::error!(core = core_id, %poisoned, "stopped, but not marked as clean"),
         Either::Second(()) => tracing::info!(
             core = core_id,
             ring_bytes = core.store.stats().ring_used_bytes,

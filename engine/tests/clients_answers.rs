@@ -338,7 +338,7 @@ fn settings_are_taken_at_kafkas_defaults_and_described_with_types_and_units() {
     }
     let refused = create_topic(&mut client, "compacts", 1, 1, &[("min.compaction.lag.ms", "5")]);
     assert_eq!(code(refused.error_code), Some(ErrorCode::InvalidConfig));
-    assert!(refused.error_message.is_some_and(|why| why.contains("compaction, which is not served yet")));
+    assert!(refused.error_message.is_some_and(|why| why.contains("compaction, which is not supported yet")));
 
     assert_eq!(create_topic(&mut client, "plain", 1, 1, &[]).error_code, 0);
     let described = describe(&mut client, "plain");

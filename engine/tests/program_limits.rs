@@ -114,7 +114,7 @@ fn it_serves_with_little_and_warns() {
     for part in [
         "cores      1, on CPU ",
         "only 4096 files may be open",
-        "at most 1464 clients are connected",
+        "at most 1464 clients can connect",
         "at most 1463 segment files",
     ] {
         assert!(broker.banner.contains(part), "{}", broker.banner);

@@ -43,7 +43,7 @@ fn what_is_impossible_is_refused_before_anything_is_touched() {
         (&["--seeds", "1@0.0.0.0:9291"], 2, "no host 0.0.0.0 or [::]"),
         (&["--cores", "0,0"], 2, "it names CPU 0 twice"),
         (&["--kafka-adr", "127.0.0.1:0"], 2, "--kafka-addr"),
-        (&["--cores", "60000"], 1, "CPU 60000 may not be used here"),
+        (&["--cores", "60000"], 1, "this process may not use CPU 60000"),
         (&["--set", "wal.ring.bytes=1000TiB"], 2, "wal.ring.bytes = '1000TiB'"),
     ];
     for (args, status, part) in rows {

@@ -18,7 +18,7 @@ pub fn bootstrap() -> Arg {
         .value_name("HOST:PORT,…")
         .global(true)
         .default_value("127.0.0.1:9092")
-        .help("Brokers to ask; the first that answers is taken")
+        .help("Brokers to try in order; the first that answers is used")
 }
 
 /// Connects to the first address in `bootstrap` that answers.

@@ -31,24 +31,24 @@ const FENCED_FROM: i16 = 2;
 
 const COLUMNS: &str = "\
 Columns:
-  role      of the metadata's leader, its voters and its observers (who get the log without a vote)
-  lag       entries of the metadata's log that the leader does not know the broker to have
-  heard     how long ago the leader last heard of it
-  leads     partitions that it leads, and of these the under-replicated: those with a replica that is not in sync
-  replicas  partitions that it holds, and of these the ones it is not in sync of";
+  role              in the metadata quorum: leader, voter, or observer (gets the log but has no vote)
+  lag               entries of the metadata log that the leader has and the broker may lack
+  heard             time since the leader last heard from the broker
+  leads             partitions that the broker leads
+  under-replicated  partitions that it leads and that have a replica out of sync
+  replicas          partitions of which the broker has a replica
+  not in sync       partitions whose replica on the broker is out of sync";
 
 pub fn command() -> Command {
     let describe = Command::new("describe")
-        .about(
-            "Show brokers, who leads the metadata, its voters and observers with their lag, and partitions by broker",
-        )
-        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As one JSON object"))
+        .about("Show the brokers, the metadata quorum with each member's lag, and the partitions per broker")
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
         .after_help(format!(
             "{COLUMNS}\n\nExamples:\n  millrace cluster describe\n  \
              millrace cluster describe --bootstrap kafka.example:9092 --json"
         ));
     Command::new("cluster")
-        .about("Look at a running cluster")
+        .about("Inspect a running cluster")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
@@ -84,7 +84,7 @@ fn ask(client: &mut Client) -> Result<Cluster, Failure> {
     let metadata = client.call(request).map_err(failed)?;
     if let Some(topic) = metadata.topics.iter().find(|topic| topic.error_code != errors::NONE) {
         let name = topic.name.as_ref().map_or("", |name| name.0.as_str());
-        refusal(&format!("tell of topic '{name}'"), topic.error_code, None)?;
+        refusal(&format!("describe topic '{name}'"), topic.error_code, None)?;
     }
     Ok(Cluster::from(&described, &quorum, &metadata))
 }
@@ -299,7 +299,7 @@ fn quorum_of(response: &DescribeQuorumResponse) -> Result<&PartitionData, String
     };
     told(response.error_code, &response.error_message)?;
     let partition = response.topics.first().and_then(|topic| topic.partitions.first());
-    let partition = partition.ok_or("the broker tells of no quorum")?;
+    let partition = partition.ok_or("the broker's answer has no quorum")?;
     told(partition.error_code, &partition.error_message)?;
     Ok(partition)
 }

@@ -35,9 +35,9 @@ Examples:
   millrace serve --config millrace.toml --set num.partitions=8
   millrace topic create orders --partitions 12
   millrace topic list
-  millrace cluster describe                        brokers, who leads the metadata, what lags
+  millrace cluster describe                        brokers, metadata quorum and lag
   millrace wal dump millrace-data/epoch-0/core-0/ring-0000.seg
-  millrace config                                  every setting, its range and what is in force";
+  millrace config                                  every setting with its range and the value in force";
 
 const SERVE_EXAMPLES: &str = "\
 Settings come from defaults, the TOML file (--config), MILLRACE_… variables and flags; later ones win.
@@ -109,8 +109,8 @@ pub fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn command() -> Command {
-    let serve = Command::new("serve").about("Run the broker (what happens without a subcommand, too)");
-    let config = Command::new("config").about("List every setting: name, value in force, where from, range, meaning");
+    let serve = Command::new("serve").about("Run the broker (the default without a subcommand)");
+    let config = Command::new("config").about("List every setting: name, value in force, source, meaning, range");
     with_settings(Command::new("millrace"))
         .about(ABOUT)
         .version(env!("CARGO_PKG_VERSION"))
@@ -152,7 +152,7 @@ fn with_settings(command: Command) -> Command {
                 .long("config")
                 .value_name("FILE")
                 .value_parser(PathBufValueParser::new())
-                .help("TOML file with settings [or by MILLRACE_CONFIG]"),
+                .help("TOML file with settings [env: MILLRACE_CONFIG]"),
         )
         .arg(
             Arg::new("set")
@@ -160,7 +160,7 @@ fn with_settings(command: Command) -> Command {
                 .value_name("NAME=VALUE")
                 .action(ArgAction::Append)
                 .value_parser(name_and_value)
-                .help("Any setting by its name; may be repeated"),
+                .help("Set any setting by name; may be repeated"),
         )
 }
 

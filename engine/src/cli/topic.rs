@@ -57,7 +57,7 @@ pub fn command() -> Command {
                 .value_name("NAME=VALUE")
                 .action(ArgAction::Append)
                 .value_parser(name_and_value)
-                .help("A setting of the topic; may be repeated"),
+                .help("Override a setting for the topic; may be repeated"),
         )
         .after_help(
             "Examples:\n  millrace topic create orders --partitions 12\n  \

@@ -31,13 +31,13 @@ pub fn command() -> Command {
     let path = Arg::new("path").value_name("PATH").required(true).value_parser(PathBufValueParser::new());
     let dump = Command::new("dump")
         .about("Print a ring segment: every write and record, and a verdict on its tail")
-        .arg(path.help("A file ring-NNNN.seg, or a core's directory for all of its segments in order"))
+        .arg(path.help("A file ring-NNNN.seg, or a core's directory to print all its segments in order"))
         .after_help(
             "Examples:\n  millrace wal dump millrace-data/epoch-0/core-0/ring-0000.seg\n  \
              millrace wal dump millrace-data/epoch-0/core-0 | tail",
         );
     Command::new("wal")
-        .about("Look into the write-ahead rings")
+        .about("Inspect the write-ahead rings")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
@@ -195,7 +195,7 @@ fn dump(path: &Path) -> io::Result<(String, Verdict)> {
     let bytes = file.metadata()?.len();
     let mut out = String::new();
     if bytes == 0 || !bytes.is_multiple_of(BLOCK as u64) {
-        let what = format!("{bytes} bytes are no ring segment, which is a whole number of blocks of {BLOCK}");
+        let what = format!("{bytes} bytes are not a ring segment, which has one or more blocks of {BLOCK} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     let first = match WriteHeader::look(&read(&file, 0, BLOCK)?) {
@@ -205,12 +205,11 @@ fn dump(path: &Path) -> io::Result<(String, Verdict)> {
             return Ok((out, Verdict::End));
         }
         SeenHeader::Newer(version) => {
-            line(&mut out, format_args!("{name}: written in format {version} by a newer version; use that one"));
+            line(&mut out, format_args!("{name}: written in format {version} by a newer version; use that version"));
             return Ok((out, Verdict::Newer));
         }
         SeenHeader::Garbage => {
-            let what =
-                "its first block is not a ring's; either it is no ring segment, or its first write is torn or damaged";
+            let what = "the first block has no ring header: not a ring segment, or its first write is torn or damaged";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
     };
@@ -218,12 +217,12 @@ fn dump(path: &Path) -> io::Result<(String, Verdict)> {
     let WriteHeader { ring_id, epoch, segment: number, .. } = first;
     line(&mut out, format_args!("{name}: segment {number} of ring {ring_id:016x}, epoch {epoch}, {bytes} bytes"));
     if first.pos != segment.position(0) {
-        let what = format!("its first write claims position {}, which is not where it stands", first.pos.0);
+        let what = format!("the first write claims position {}, which is not the start of its segment", first.pos.0);
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     let freed = segment.others.iter().map(|other| other.freed).max().unwrap_or_default().max(first.freed);
     if freed >= segment.position(bytes) {
-        line(&mut out, format_args!("given back: everything here is in partition segments and checkpoints"));
+        line(&mut out, format_args!("freed: everything here is in partition segments and checkpoints"));
     }
     let (mut offset, mut writes, mut record_count) = (0, 0u64, 0);
     let row = loop {
@@ -261,13 +260,13 @@ fn others(path: &Path, first: &WriteHeader) -> io::Result<Vec<WriteHeader>> {
 fn meaning(row: &Row) -> &'static str {
     match row.verdict {
         Verdict::Take => "whole",
-        Verdict::NextSegment => "the ring goes on in the next segment",
+        Verdict::NextSegment => "the ring continues in the next segment",
         Verdict::End => "the ring ends here, nothing is lost",
-        Verdict::Torn => "an unfinished write, which was not acknowledged; the next start cuts it",
+        Verdict::Torn => "an unfinished write that was not acknowledged; the next start truncates it",
         Verdict::Damaged => {
-            "DAMAGED: what was written and synced here is not here any more; the broker will not start on it"
+            "DAMAGED: a write that was synced here is lost; the broker refuses to start with this ring"
         }
-        Verdict::Newer => "written by a newer version; use that one",
+        Verdict::Newer => "written by a newer version; use that version",
     }
 }
 
@@ -295,14 +294,11 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
             RingBody::RestartAt { index, term, offset, .. } => {
                 line(
                     out,
-                    format_args!("{front}: the log begins anew behind index {index}, term {term}, at offset {offset}"),
+                    format_args!("{front}: the log restarts after index {index}, term {term}, at offset {offset}"),
                 );
             }
             RingBody::Restart { index, term } => {
-                line(
-                    out,
-                    format_args!("{front}: the log begins anew behind the snapshot of index {index}, term {term}"),
-                );
+                line(out, format_args!("{front}: the log restarts after the snapshot of index {index}, term {term}"));
             }
             RingBody::Entry(entry) => {
                 let head = format!("{front}: entry {} of term {}, type {}", entry.index, entry.term, entry.entry_type);
@@ -478,7 +474,7 @@ verdict at 208896: end before unused space; the ring ends here, nothing is lost
         ring.put(0, &[]);
         assert_eq!(ring.dump(0), ("D/ring-0000.seg: 65536 bytes, never written\n".to_owned(), Verdict::End));
         for (bytes, part) in
-            [(vec![1; BLOCK], "not a ring's"), (vec![0; 100], "100 bytes are no ring segment"), (vec![], "0 bytes")]
+            [(vec![1; BLOCK], "no ring header"), (vec![0; 100], "100 bytes are not a ring"), (vec![], "0 bytes")]
         {
             fs::write(ring.path(1), bytes).unwrap();
             let refusal = dump(&ring.path(1)).unwrap_err().to_string();

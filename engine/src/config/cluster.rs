@@ -29,14 +29,14 @@ pub fn check_name(node: Option<i32>, name: &str) -> Result<(), ConfigError> {
     match DYNAMIC.iter().find(|(dynamic, _)| *dynamic == name) {
         Some((_, per_broker)) if node.is_none() || *per_broker => Ok(()),
         Some(_) => Err(ConfigError(format!(
-            "'{name}' is one for the whole cluster: change it for all brokers, by an empty name of the broker"
+            "'{name}' applies to the whole cluster: change it for all brokers, with an empty broker name"
         ))),
         None if setting(name).is_some() => Err(ConfigError(format!(
             "'{name}' is read-only: it is read at start; change it in the broker's file, environment or flags and restart it"
         ))),
         None => {
             let names: Vec<&str> = DYNAMIC.iter().map(|(name, _)| *name).collect();
-            Err(ConfigError(format!("there is no setting '{name}'; brokers take at run time: {}", names.join(", "))))
+            Err(ConfigError(format!("unknown setting '{name}'; brokers accept at run time: {}", names.join(", "))))
         }
     }
 }
@@ -190,12 +190,12 @@ mod tests {
         check_name(Some(3), METADATA_ACKS).unwrap();
         check_name(None, METADATA_VOTERS).unwrap();
         for (node, name, words) in [
-            (Some(3), METADATA_VOTERS, "'metadata.voters' is one for the whole cluster"),
+            (Some(3), METADATA_VOTERS, "'metadata.voters' applies to the whole cluster"),
             (None, "num.partitions", "'num.partitions' is read-only: it is read at start"),
             (
                 Some(1),
                 "no.such",
-                "there is no setting 'no.such'; brokers take at run time: metadata.acks, metadata.voters",
+                "unknown setting 'no.such'; brokers accept at run time: metadata.acks, metadata.voters",
             ),
         ] {
             let refusal = check_name(node, name).unwrap_err().to_string();

@@ -94,7 +94,7 @@ fn walk(config: &mut Config, prefix: &str, table: &toml::Table, place: &Place) -
                 find(&name, place)?;
                 let kind = other.type_str();
                 return Err(ConfigError(format!(
-                    "{name} ({place}): a value of TOML's type {kind}; give a string, an integer or a boolean"
+                    "{name} ({place}): the value is a TOML {kind}; give a string, an integer or a boolean"
                 )));
             }
         };
@@ -267,7 +267,7 @@ mod tests {
             (&[("group.min.session.timeout.ms", "1800001")], "no session would be allowed"),
             (&[("kafka.addr", "0.0.0.0:9092")], "set advertised.kafka.addr"),
             (&[("peer.addr", "0.0.0.0:9291")], "set advertised.peer.addr"),
-            (&[("seeds", "1@127.0.0.1:9999")], "name that address in seeds"),
+            (&[("seeds", "1@127.0.0.1:9999")], "list that address in seeds"),
             (&[("min.insync.replicas", "3")], "above default.replication.factor, 1"),
             (&[("admin.addr", "127.0.0.1:9092")], "that is kafka.addr already"),
         ];

@@ -324,7 +324,7 @@ impl Config {
                 "" => "leave it out".to_owned(),
                 default => format!("leave it out for the default, {default}"),
             };
-            ConfigError(format!("{} = '{text}' ({place}): it {why}; set it so, or {default}", setting.name))
+            ConfigError(format!("{} = '{text}' ({place}): it {why}; change it, or {default}", setting.name))
         };
         let normal = setting.kind.normalise(text).map_err(refuse)?;
         if self.source(setting.name) > place.source {
@@ -346,7 +346,7 @@ impl Config {
         let Config { message_max_bytes, socket_request_max_bytes, queued_max_request_bytes, .. } = self;
         if message_max_bytes > socket_request_max_bytes {
             return refuse(format!(
-                "message.max.bytes = {message_max_bytes}: such a batch can't arrive in requests of at most \
+                "message.max.bytes = {message_max_bytes}: such a batch does not fit into a request of at most \
                  {socket_request_max_bytes} bytes; lower it, or raise socket.request.max.bytes"
             ));
         }
@@ -381,7 +381,7 @@ impl Config {
         let ports = [("kafka.addr", self.kafka_addr), ("peer.addr", self.peer_addr), ("admin.addr", self.admin_addr)];
         for (at, (name, addr)) in ports.iter().enumerate() {
             if let Some((other, _)) = ports[..at].iter().find(|(_, taken)| taken == addr && addr.port() != 0) {
-                return refuse(format!("{name} = {addr}: that is {other} already; choose another port"));
+                return refuse(format!("{name} = {addr}: {other} uses that address already; choose another port"));
             }
         }
         Ok(())

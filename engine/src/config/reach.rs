@@ -24,7 +24,7 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     let own = config.seeds.iter().flat_map(Seeds::iter).find(|(node, _)| *node == config.node_id);
     match own {
         Some((node, seed)) if differ(seed, &told) => Err(ConfigError(format!(
-            "seeds names this broker, {node}, at {seed}, but it tells other brokers {told}; name that address in seeds, or \
+            "seeds lists this broker, {node}, at {seed}, but it advertises {told}; list that address in seeds, or \
              set advertised.peer.addr (--advertised-peer-addr) to the one in seeds"
         ))),
         _ => Ok(()),
@@ -70,9 +70,9 @@ mod tests {
             check(&with(values)).unwrap();
         }
         for (values, words) in [
-            (&[("seeds", "1@127.0.0.1:24999")][..], "at 127.0.0.1:24999, but it tells other brokers 127.0.0.1:9291"),
-            (&[("seeds", "1@10.0.0.1:9291,2@b:1")], "name that address in seeds, or set advertised.peer.addr"),
-            (&[("seeds", "1@me:7000"), ("advertised.peer.addr", "me:7001")], "tells other brokers me:7001"),
+            (&[("seeds", "1@127.0.0.1:24999")][..], "at 127.0.0.1:24999, but it advertises 127.0.0.1:9291"),
+            (&[("seeds", "1@10.0.0.1:9291,2@b:1")], "list that address in seeds, or set advertised.peer.addr"),
+            (&[("seeds", "1@me:7000"), ("advertised.peer.addr", "me:7001")], "advertises me:7001"),
             (&[("peer.addr", "0.0.0.0:9291")], "peer.addr = 0.0.0.0:9291: other brokers can't connect"),
             (&[("peer.addr", "[::]:9291")], "set advertised.peer.addr"),
         ] {

@@ -456,8 +456,8 @@ mod tests {
             ("min.insync.replicas", "8", "min.insync.replicas = '8': it must be 1 to 7"),
             ("unclean.leader.election.enable", "true", "must be false"),
             ("max.message.bytes", "-1", "must be 64 to"),
-            ("min.compaction.lag.ms", "1", "it is not obeyed by this broker (it concerns compaction"),
-            ("remote.storage.enable", "true", "tiered storage is not served"),
+            ("min.compaction.lag.ms", "1", "it is not supported by this broker (it concerns compaction"),
+            ("remote.storage.enable", "true", "tiered storage is not supported"),
             ("retention.m", "1", "topics have no setting 'retention.m'; did you mean 'retention.ms'?"),
             ("colour", "red", "topics have no setting 'colour'; leave it out"),
         ] {

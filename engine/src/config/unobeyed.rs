@@ -30,14 +30,14 @@ const fn removed(name: &'static str, value: &'static str, config_type: i8) -> Un
     Unobeyed { is_current: false, ..row(name, value, config_type, "Kafka 4 has removed it") }
 }
 
-const COMPACTION: &str = "it concerns compaction, which is not served yet";
-const TIERED: &str = "tiered storage is not served";
+const COMPACTION: &str = "it concerns compaction, which is not supported yet";
+const TIERED: &str = "tiered storage is not supported";
 const THROTTLE: &str = "replication is not throttled";
 
 /// Ordered by name.
 pub static UNOBEYED: &[Unobeyed] = &[
     row("delete.retention.ms", "86400000", LONG, COMPACTION),
-    row("file.delete.delay.ms", "60000", LONG, "files go as soon as nobody reads them"),
+    row("file.delete.delay.ms", "60000", LONG, "the broker deletes a file as soon as nobody reads it"),
     row("follower.replication.throttled.replicas", "", LIST, THROTTLE),
     row("leader.replication.throttled.replicas", "", LIST, THROTTLE),
     row("local.retention.bytes", "-2", LONG, TIERED),
@@ -56,7 +56,7 @@ pub static UNOBEYED: &[Unobeyed] = &[
         name: "write.caching",
         value: None,
         config_type: BOOLEAN,
-        why: "acknowledging before the sync is not served yet",
+        why: "acknowledging before the sync is not supported yet",
         is_current: false,
     },
 ];
@@ -70,11 +70,11 @@ impl Unobeyed {
     pub fn check(&self, value: Option<&str>) -> Result<(), ConfigError> {
         let Unobeyed { name, why, .. } = self;
         let Some(only) = self.value else {
-            return Err(ConfigError(format!("'{name}' is not obeyed by this broker ({why}); leave it out")));
+            return Err(ConfigError(format!("'{name}' is not supported by this broker ({why}); leave it out")));
         };
         match value {
             Some(value) if !self.is_same(only, value.trim()) => Err(ConfigError(format!(
-                "{name} = '{value}': it is not obeyed by this broker ({why}) and must be '{only}'; leave it out"
+                "{name} = '{value}': it is not supported by this broker ({why}) and must be '{only}'; leave it out"
             ))),
             _ => Ok(()),
         }
@@ -107,16 +107,16 @@ mod tests {
     #[test]
     fn other_values_are_refused_with_the_reason() {
         for (name, value, words) in [
-            ("min.compaction.lag.ms", "1", "(it concerns compaction, which is not served yet) and must be '0'"),
+            ("min.compaction.lag.ms", "1", "(it concerns compaction, which is not supported yet) and must be '0'"),
             (
                 "remote.storage.enable",
                 "true",
-                "remote.storage.enable = 'true': it is not obeyed by this broker (tiered",
+                "remote.storage.enable = 'true': it is not supported by this broker (tiered",
             ),
             ("leader.replication.throttled.replicas", "*", "(replication is not throttled) and must be ''"),
             ("message.format.version", "2.8", "(Kafka 4 has removed it) and must be '3.0-IV1'"),
             ("min.cleanable.dirty.ratio", "half", "must be '0.5'"),
-            ("write.caching", "false", "'write.caching' is not obeyed by this broker (acknowledging"),
+            ("write.caching", "false", "'write.caching' is not supported by this broker (acknowledging"),
         ] {
             let refusal = find(name).unwrap().check(Some(value)).unwrap_err().to_string();
             assert!(refusal.contains(words), "{refusal}");

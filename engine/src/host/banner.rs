@@ -63,8 +63,8 @@ fn warnings(config: &Config, found: &Found<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     if !found.o_direct {
         warnings.push(format!(
-            "the file system of {} takes no O_DIRECT; writes go through the page cache and are slower; use ext4 or xfs on \
-             a disk",
+            "the file system of {} does not support O_DIRECT; writes go through the page cache and are slower; use \
+             ext4 or xfs on a disk",
             found.data_dir.display()
         ));
     }
@@ -78,14 +78,15 @@ fn warnings(config: &Config, found: &Found<'_>) -> Vec<String> {
     }
     if found.open_files < OPEN_FILES_WARN {
         warnings.push(format!(
-            "only {} files may be open, {OPEN_FILES_WARN} are wanted, so that at most {} clients are connected; raise the hard limit \
-             (ulimit -Hn, LimitNOFILE=)",
+            "only {} files may be open, {OPEN_FILES_WARN} are wanted; at most {} clients can connect; raise the hard \
+             limit (ulimit -Hn, LimitNOFILE=)",
             found.open_files, found.connections
         ));
     }
     if found.segment_files < config.segment_files_max {
         warnings.push(format!(
-            "at most {} segment files are kept open instead of segment.files.max = {}, for the limit of open files",
+            "at most {} segment files are kept open instead of segment.files.max = {}: the limit of open files is too \
+             low",
             found.segment_files, config.segment_files_max
         ));
     }
@@ -160,7 +161,7 @@ mod tests {
     fn what_is_wrong_with_the_system_is_a_warning_with_its_remedy() {
         type Change = fn(&mut Found<'_>);
         let rows: [(&str, Change); 4] = [
-            ("takes no O_DIRECT", |found| found.o_direct = false),
+            ("does not support O_DIRECT", |found| found.o_direct = false),
             ("only 512 KiB may be locked in memory, 1.5 MiB are wanted", |found| found.memlock = Some(512 << 10)),
             ("only 1024 files may be open", |found| found.open_files = 1024),
             ("at most 100 segment files are kept open", |found| found.segment_files = 100),

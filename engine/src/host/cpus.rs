@@ -23,7 +23,7 @@ pub enum CpuListError {
     Backwards(String),
     #[error("CPU {0} is above {CPU_MAX}")]
     TooLarge(usize),
-    #[error("it names CPU {0} twice; each has one core")]
+    #[error("it names CPU {0} twice; name it once")]
     Twice(usize),
     #[error("it names no CPU")]
     Empty,
@@ -92,7 +92,7 @@ pub enum CpuError {
     #[error("cannot read the CPUs that this process may use: {0}")]
     Affinity(io::Error),
     #[error(
-        "cores = {wanted}: CPU {refused} may not be used here, only {allowed} ({why}); name some of those, or none"
+        "cores = {wanted}: this process may not use CPU {refused}, only {allowed} ({why}); name some of these, or none"
     )]
     NotAllowed { wanted: CpuList, refused: CpuList, allowed: CpuList, why: String },
     #[error(
@@ -215,7 +215,7 @@ mod tests {
                 Some("0-1"),
                 None,
                 Some("1-2"),
-                Err("CPU 2 may not be used here, only 0-1 (affinity 0-3, cgroup cpuset 0-1)"),
+                Err("this process may not use CPU 2, only 0-1 (affinity 0-3, cgroup cpuset 0-1)"),
             ),
             ("0-1", Some("2-3"), None, None, Err("affinity mask (0-1)")),
         ];

@@ -23,13 +23,13 @@ pub enum LimitError {
     #[error("cannot read the size of the memory from /proc/meminfo")]
     MemTotal,
     #[error(
-        "memory.budget.bytes = {wanted}: {source_of_limit} has {limit} bytes only; lower it, or leave it out for half of \
-         that"
+        "memory.budget.bytes = {wanted}: {source_of_limit} has only {limit} bytes; lower it, or leave it out to use \
+         half of that"
     )]
     Budget { wanted: u64, limit: u64, source_of_limit: &'static str },
     #[error(
-        "{cores} cores need {needed} bytes of memory, {total} are allowed ({why}); raise memory.budget.bytes or the limit, \
-         or name fewer cores (--cores)"
+        "{cores} cores need {needed} bytes of memory, but {total} are allowed ({why}); raise memory.budget.bytes or \
+         the limit, or name fewer cores (--cores)"
     )]
     TooSmall { cores: usize, needed: u64, total: u64, why: String },
     #[error("cannot read or raise the limit of open files: {0}")]
@@ -206,8 +206,8 @@ pub enum UringError {
     #[error("a security module refuses io_uring ({0}); see the kernel's log, and allow it for this program")]
     Denied(io::Error),
     #[error(
-        "io_uring has not enough locked memory ({limit} bytes allowed); raise it: ulimit -l, LimitMEMLOCK= of systemd, or \
-         --ulimit memlock= of docker"
+        "io_uring needs more locked memory ({limit} bytes allowed); raise the limit: ulimit -l, LimitMEMLOCK= of \
+         systemd, or --ulimit memlock= of docker"
     )]
     Memory { limit: u64 },
     #[error("this kernel's io_uring ({release}) lacks {missing}; run Linux 5.19 or newer")]
@@ -332,8 +332,8 @@ mod tests {
         assert_eq!(row(None, Some(2 * GIB), 2), Ok((GIB, GIB / 2)));
         assert_eq!(row(None, Some(64 * GIB), 1), Ok((4 * GIB, 4 * GIB)));
         assert_eq!(row(Some(6 * GIB), None, 2), Ok((6 * GIB, 3 * GIB)));
-        assert!(row(Some(9 * GIB), None, 2).unwrap_err().contains("this machine has 8589934592 bytes only"));
-        assert!(row(Some(3 * GIB), Some(2 * GIB), 2).unwrap_err().contains("the cgroup has 2147483648 bytes only"));
+        assert!(row(Some(9 * GIB), None, 2).unwrap_err().contains("this machine has only 8589934592 bytes"));
+        assert!(row(Some(3 * GIB), Some(2 * GIB), 2).unwrap_err().contains("the cgroup has only 2147483648 bytes"));
         let small = row(None, Some(64 << 20), 4).unwrap_err();
         assert!(small.contains("4 cores need 67108864 bytes") && small.contains("fewer cores"), "{small}");
     }
