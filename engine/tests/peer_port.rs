@@ -112,7 +112,7 @@ fn others_in_the_seeds_need_a_secret() {
     let seeds = format!("1@{},2@127.0.0.1:2", broker.peer());
     broker.add_flags(&["--seeds", &seeds]);
     let output = broker.begin_or_end().unwrap_err();
-    for part in ["seeds name broker 2", "cluster.secret.file", "peer.allow.insecure=true"] {
+    for part in ["seeds names broker 2", "cluster.secret.file", "peer.allow.insecure=true"] {
         assert!(output.contains(part), "{output}");
     }
 }

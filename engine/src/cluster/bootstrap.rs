@@ -53,7 +53,7 @@ pub enum BootstrapError {
     Listen { addr: SocketAddr, source: io::Error },
     #[error("{0}")]
     Refused(String),
-    #[error("stopped while it waited for its seeds")]
+    #[error("stopped while waiting for the seeds")]
     Stopped,
 }
 
@@ -112,7 +112,7 @@ pub fn run(
                 if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
                     told = Some(Instant::now());
                     tracing::info!(
-                        "waiting for seeds: {}; a new cluster is founded once all are there",
+                        "waiting for seeds: {}; a new cluster starts once all seeds have answered",
                         why.join(", ")
                     );
                 }
@@ -150,15 +150,13 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
         return Decision::Join(Cluster { id, founding });
     }
     if !me.seeds.contains(&me.node) {
-        return Decision::Wait(vec![
-            "none of them belongs to a cluster yet, and this broker is not one of them".to_owned(),
-        ]);
+        return Decision::Wait(vec!["no seed belongs to a cluster yet, and this broker is not a seed".to_owned()]);
     }
     let mut why = Vec::new();
     for Answer { node, address, hello } in answers {
         match hello {
             Err(error) => why.push(format!("{node}@{address} ({error})")),
-            Ok(hello) if hello.node != *node => why.push(format!("{node}@{address} (broker {} is there)", hello.node)),
+            Ok(hello) if hello.node != *node => why.push(format!("{node}@{address} (broker {} answers)", hello.node)),
             Ok(hello) if hello.seeds != me.seeds => {
                 why.push(format!("{node}@{address} (its --seeds are {:?}, here they are {:?})", hello.seeds, me.seeds));
             }
@@ -185,8 +183,8 @@ fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<Str
     let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
     (!is_secured).then(|| {
         format!(
-            "the seeds belong to the cluster {}, which broker {stranger} has founded; it is not among --seeds, here {:?}: name all founders \
-             there, or give all brokers of the cluster the same cluster.secret.file",
+            "the seeds belong to the cluster {}, but its founder broker {stranger} is not in --seeds, here {:?}; name \
+             all founders there, or give all brokers of the cluster the same cluster.secret.file",
             cluster.id, me.seeds
         )
     })
@@ -243,7 +241,7 @@ impl Answering {
                     if let Err(error) =
                         stream.map_err(AskError::from).and_then(|stream| answer_one(stream, &me, secret))
                     {
-                        tracing::debug!(%error, "somebody who asked got no answer");
+                        tracing::debug!(%error, "cannot answer a connection on the peer port");
                     }
                     done.fetch_sub(1, Ordering::AcqRel);
                 };
@@ -367,7 +365,7 @@ mod tests {
         assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 2, 3]), false), None);
         assert_eq!(refuse_cluster(&hello(9), &cluster(&[1]), false), None);
         let refused = refuse_cluster(&hello(2), &cluster(&[1, 4]), false).unwrap();
-        assert!(refused.contains("broker 4 has founded") && refused.contains("cluster.secret.file"), "{refused}");
+        assert!(refused.contains("its founder broker 4") && refused.contains("cluster.secret.file"), "{refused}");
         assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 4]), true), None, "it knows the secret");
     }
 

@@ -16,18 +16,20 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
         return Ok(());
     }
     let give = format!(
-        "set cluster.secret.file (--cluster-secret-file) to a file of {SECRET_BYTES_MIN} bytes or more that all brokers and tools of the \
-         cluster have ({HOW}), or peer.allow.insecure=true where nobody else reaches that port"
+        "set cluster.secret.file (--cluster-secret-file) to a file of {SECRET_BYTES_MIN} bytes or more that all \
+         brokers and tools of the cluster share ({HOW}), or set peer.allow.insecure=true if nobody else can reach \
+         that port"
     );
     let addr = config.peer_addr;
     if !addr.ip().is_loopback() {
         return Err(ConfigError(format!(
-            "peer.addr = {addr}: whoever reaches it could read and change everything, as this broker has no secret of its cluster; {give}"
+            "peer.addr = {addr}: anyone who reaches it could read and change everything, because this broker has no \
+             cluster secret; {give}"
         )));
     }
     if let Some(other) = others(config).next() {
         return Err(ConfigError(format!(
-            "seeds name broker {other}, and this broker has no secret that both know; {give}"
+            "seeds names broker {other}, but this broker has no secret to share with it; {give}"
         )));
     }
     Ok(())
@@ -51,7 +53,7 @@ pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
     if config.peer_allow_insecure {
         tracing::warn!(
             addr = %config.peer_addr,
-            "peer.allow.insecure: whoever reaches the peer port can read and change everything of this cluster"
+            "peer.allow.insecure: anyone who reaches the peer port can read and change everything in this cluster"
         );
         return Ok(None);
     }
@@ -84,7 +86,7 @@ mod tests {
             ("10.0.0.1:9291", None, Some("peer.addr = 10.0.0.1:9291")),
             ("0.0.0.0:9291", None, Some("peer.addr = 0.0.0.0:9291")),
             ("[::]:9291", Some("1@h:1"), Some("peer.addr = [::]:9291")),
-            ("127.0.0.1:9291", two, Some("seeds name broker 2")),
+            ("127.0.0.1:9291", two, Some("seeds names broker 2")),
             ("127.0.0.1:9291", None, None),
             ("[::1]:9291", Some("1@127.0.0.1:9291"), None),
         ] {

@@ -184,7 +184,7 @@ impl Groups {
             // The broker may have returned with fewer cores.
             self.heard.borrow_mut().retain(|(of, core), _| *of != node || *core < beat.cores);
             let concerned = concerned(core, node, beat.core, beat.cores);
-            tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is there");
+            tracing::info!(node, core = beat.core, partitions = concerned.len(), "a core of another broker is alive");
             concerned.iter().for_each(|partition| match before {
                 Some(before) if before.incarnation != beat.incarnation => partition.loses(core, node),
                 _ => partition.meets(core),
@@ -315,7 +315,7 @@ pub async fn hand_over(core: Rc<Core>) {
             left += usize::from(partition.hand_over(&core, None));
         }
         if left == 0 || clock::now() >= until {
-            tracing::info!(core = core.id().0, left, "leaderships of partitions are handed over");
+            tracing::info!(core = core.id().0, left, "handed over partition leaderships");
             return;
         }
         rt::sleep(Duration::from_millis(50)).await;

@@ -175,7 +175,7 @@ impl Partition {
                 Some(entries)
             }
             Err(error) => {
-                tracing::warn!(partition = %self.name, %error, "cannot read what another replica lacks; trying again");
+                tracing::warn!(partition = %self.name, %error, "cannot read entries that a replica lacks; retrying");
                 None
             }
         }

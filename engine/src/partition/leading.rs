@@ -331,7 +331,7 @@ impl Partition {
     /// Hands leadership to a broker that is better able to lead than this one is now.
     pub fn give_away(self: &Rc<Self>, core: &Rc<Core>) {
         if self.leads() && !self.replica.with(|raft| raft.is_handing_over()) && self.hand_over(core, None) {
-            tracing::info!(partition = %self.name, "giving a leadership away");
+            tracing::info!(partition = %self.name, "handing over leadership of a partition");
         }
     }
 

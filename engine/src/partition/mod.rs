@@ -537,10 +537,13 @@ impl Partition {
                         end = behind;
                         continue;
                     }
-                    format!("a batch up to offset {behind}, where {end} are committed and {} are here", state.end)
+                    format!(
+                        "a batch ends at offset {behind}, but the log is committed up to {end} and ends at {}",
+                        state.end
+                    )
                 }
                 Ok(Ok(EntryData::LogStart { offset })) if offset > end => {
-                    format!("the log's start is to move to offset {offset}, where {end} are committed")
+                    format!("it moves the log's start to offset {offset}, but the log is committed up to {end}")
                 }
                 Ok(_) => continue,
             };

@@ -77,7 +77,7 @@ impl Partition {
             payloads.retain(|(place, _)| *place < fitting);
             // Asking the store to admit a piece starts writing segments if there is no room.
             let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
-            tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all that came");
+            tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all received batches");
         }
         match checked(&message, payloads).and_then(|payloads| self.follows(&message).map(|()| payloads)) {
             Ok(payloads) => {
@@ -114,7 +114,7 @@ impl Partition {
                     end = batch.base_offset.checked_add(batch.count.into());
                 }
                 Ok(EntryData::LogStart { offset }) if end.is_some_and(|end| offset > end) => {
-                    return Err("the log's start is to move beyond its end");
+                    return Err("an entry moves the log's start beyond its end");
                 }
                 _ => {}
             }
@@ -177,7 +177,7 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
             (EntryData::Batch(_), None) if sim::planted(Bug::AppendWithoutPayload) => continue,
             (EntryData::Batch(_), None) => return Err("a batch is missing"),
             (_, None) => continue,
-            (_, Some(_)) => return Err("there is a batch beside an entry that has none"),
+            (_, Some(_)) => return Err("a batch came with an entry that needs none"),
         };
         let bytes = batch.expect("it was just seen");
         let header = batch::verify(&bytes).map_err(|_| "a batch is damaged")?;
@@ -187,7 +187,7 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
             && header.byte_count == bytes.len()
             && header.last_offset_delta >= 0;
         if !is_it {
-            return Err("a batch is not the one that its entry describes");
+            return Err("a batch does not match its entry");
         }
         let span = Span {
             base_offset: descriptor.base_offset,
@@ -198,7 +198,7 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
         staged.push((Position { index: entry.index, term: entry.term }, Payload { span, header, bytes }));
     }
     if payloads.next().is_some() {
-        return Err("there are batches of no entry");
+        return Err("a batch belongs to no entry");
     }
     Ok(staged)
 }

@@ -42,7 +42,7 @@ async fn look_at_files(core: &Rc<Core>, partition: &Rc<Partition>) {
     match core.store.learn_file_times(partition.group(), clock::wall_ms()).await {
         Ok(()) => look_at(core, partition),
         Err(error) => {
-            tracing::warn!(partition = %partition.name, %error, "cannot ask for the time of a segment's file")
+            tracing::warn!(partition = %partition.name, %error, "cannot read the modification time of a segment file")
         }
     }
 }

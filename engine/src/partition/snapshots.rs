@@ -64,7 +64,10 @@ impl Partition {
         let mut context = log.first_offset.to_le_bytes().to_vec();
         context.extend_from_slice(&self.state.borrow().producers.snapshot_at(index, PRODUCERS_BYTES_MAX));
         message.context = context.into();
-        tracing::info!(partition = %self.name, to, index, offset = log.first_offset, "a replica begins anew at the log's start");
+        tracing::info!(
+            partition = %self.name, to, index, offset = log.first_offset,
+            "sending a snapshot: a replica lacks entries before the log's start"
+        );
         core.metrics.replication_snapshots_total.add(1);
         core.peers().send_on(Lane::Data, to, PeerMessage::Raft { group: self.group(), message });
         self.replica.with(|raft| raft.report_snapshot(to, true));
@@ -105,7 +108,7 @@ impl Partition {
         let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
         let Coming { index, offset, mut producers, blob } = coming;
         assert_eq!(index, mark.at.index, "the snapshot is the one that came");
-        tracing::info!(partition = %self.name, index, offset, "the log begins anew where its leader's does");
+        tracing::info!(partition = %self.name, index, offset, "restarting the log where the leader's log begins");
         producers.commit_to(index);
         let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
         let state = self.replica.with(|raft| raft.hard_state_with(index));

@@ -27,10 +27,10 @@ const COMMANDS_MAX: usize = 512;
 pub enum SubmitError {
     #[error("the metadata group has no leader that this broker can reach; nothing was done; try again")]
     NoLeader,
-    #[error("the metadata group gave no answer in time; it may still be done")]
+    #[error("the metadata group did not answer in time; the request may still take effect")]
     TimedOut,
     #[error(
-        "the metadata of this broker has stopped, as its storage failed or it can't apply an entry; its log says why"
+        "this broker's metadata group has stopped: its storage failed, or it can't apply an entry; see the broker's log"
     )]
     Storage,
 }

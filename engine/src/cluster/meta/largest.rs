@@ -67,11 +67,11 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
         let how = Submitting { acks: Some(Acks::Quorum), ..Submitting::default() };
         match submit_as_is(core, vec![command], how).await?.into_iter().next() {
             Some(Err(rejection)) => {
-                tracing::info!(to, %rejection, "the largest batch of the cluster does not rise yet");
+                tracing::info!(to, %rejection, "cannot raise the cluster's largest batch yet");
                 linearize(core).await?;
             }
             _ => {
-                tracing::info!(from = present, to, "partitions take larger batches from now on ({LARGEST_ENTRY})");
+                tracing::info!(from = present, to, "partitions accept larger batches from now on ({LARGEST_ENTRY})");
                 break;
             }
         }

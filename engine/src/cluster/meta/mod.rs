@@ -414,7 +414,7 @@ pub async fn hand_over(core: &Rc<Core>) {
         rt::sleep(Duration::from_millis(10)).await;
     }
     let left = meta.with(|_, raft| raft.is_leader());
-    tracing::info!(handed_over = !left, "the lead of the metadata group");
+    tracing::info!(handed_over = !left, "tried to hand over leadership of the metadata group");
 }
 
 /// On core 0: hands leadership over to a healthy broker, if this one leads and there is one. Does not wait for it.
@@ -425,7 +425,7 @@ pub fn give_away(core: &Rc<Core>) {
     }
     let is_able = |peer: u64| core.groups.can_lead(core, META_GROUP, node_of(peer));
     if meta.happens(core, |plane, raft, _| plane.hand_over(raft, is_able)) {
-        tracing::info!("giving the lead of the metadata away");
+        tracing::info!("handing over leadership of the metadata group");
     }
 }
 

@@ -47,7 +47,7 @@ impl Meta {
                     self.replica.with(|raft| self.plane.borrow_mut().receive(raft, clock::now(), from, message));
                 }
                 PeerMessage::SnapshotChunk(chunk) => self.take_chunk(from, chunk),
-                other => tracing::debug!(from, ?other, "a message that is not for the metadata was dropped"),
+                other => tracing::debug!(from, ?other, "dropped a message that is not for the metadata group"),
             }
         }
         self.happens(core, |plane, raft, now| plane.observe(raft, now));

@@ -161,7 +161,7 @@ async fn report(core: &Rc<Core>, commands: Vec<Command>) -> bool {
     match submit_with(core, commands, how).await {
         Ok(_) => true,
         Err(error) => {
-            tracing::debug!(%error, "a report of partitions did not get through");
+            tracing::debug!(%error, "cannot report partitions to the metadata leader");
             false
         }
     }

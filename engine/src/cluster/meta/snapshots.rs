@@ -128,7 +128,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
         .collect();
     let mut slices = Vec::with_capacity(SLICES);
     for part in crate::sync::all(parts).await {
-        slices.extend(part.expect("a part that was asked for comes"));
+        slices.extend(part.expect("every requested part arrives"));
     }
     slices.sort_unstable_by_key(Slice::id);
     let before = meta.snapshots.len();
@@ -195,7 +195,7 @@ impl Meta {
         match arriving.as_mut().filter(fits) {
             Some(arriving) => arriving.bytes.extend_from_slice(&chunk.bytes),
             None => {
-                tracing::debug!(from, index = chunk.index, "a piece of a snapshot does not fit; it begins anew");
+                tracing::debug!(from, index = chunk.index, "discarding a snapshot: a piece does not fit");
                 *arriving = None;
             }
         }
@@ -209,7 +209,7 @@ impl Meta {
         let arrived = self.snapshots.arriving.take();
         let Some(arrived) = arrived.filter(|arrived| arrived.at == at && arrived.bytes.len() as u64 == arrived.total)
         else {
-            tracing::debug!(index = at.index, "a snapshot was announced that has not come whole");
+            tracing::debug!(index = at.index, "ignoring an announced snapshot that did not arrive whole");
             return;
         };
         if self.with(|_, raft| raft.commit() >= at.index) || self.snapshots.staging.replace(true) {
@@ -219,7 +219,7 @@ impl Meta {
         rt::spawn(async move {
             let meta = core.meta();
             if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await {
-                tracing::warn!(index = at.index, why, "cannot take the leader's metadata snapshot");
+                tracing::warn!(index = at.index, why, "cannot install the leader's metadata snapshot");
             }
             meta.snapshots.staging.set(false);
         });
@@ -244,7 +244,7 @@ async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, annou
 async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> Result<(), String> {
     let (index, slices) = metadata::restore(&blob).map_err(|error| error.to_string())?;
     if index != at.index {
-        return Err(format!("it is one of index {index}"));
+        return Err(format!("its content is of index {index}"));
     }
     let members = message.get_snapshot().get_metadata().get_conf_state();
     let conf_state = conf_state_bytes(members);
@@ -268,7 +268,7 @@ impl Meta {
         let index = mark.at.index;
         let app = AppState { index, blob: blob.clone(), conf_state: staged.conf_state.clone() };
         let position = core.store.install_snapshot(META_GROUP, state, mark.at.term, app)?;
-        tracing::info!(index, "a metadata snapshot of the leader takes the place of the log");
+        tracing::info!(index, "a metadata snapshot from the leader replaces the log");
         let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
         let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
         self.plane.borrow_mut().restored(index, group_high, &image[..]);

@@ -138,7 +138,7 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
         let now = clock::now();
         if told.is_none_or(|told| now >= told + JOIN_TOLD_EVERY) {
             told = Some(now);
-            tracing::warn!(why = failure, "cannot join the cluster yet; trying on");
+            tracing::warn!(why = failure, "cannot join the cluster yet; retrying");
         }
         rt::sleep(JOIN_RETRY).await;
     }
@@ -150,11 +150,11 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
         Ok(largest) if largest < wanted => tracing::warn!(
             largest,
-            "message.max.bytes = {wanted}: the rings of another broker do not take such batches; larger ones than {largest} bytes are \
-             refused; raise wal.ring.bytes there"
+            "message.max.bytes = {wanted}: the rings of another broker are too small for such batches; the cluster \
+             refuses batches above {largest} bytes; raise wal.ring.bytes there"
         ),
         Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot see to it that all brokers take message.max.bytes = {wanted}"),
+        Err(error) => tracing::warn!(%error, "cannot raise the largest batch to message.max.bytes = {wanted}"),
     }
     Ok(())
 }
@@ -172,7 +172,7 @@ async fn register_again(core: Rc<Core>, largest_entry: u64) {
             return;
         }
         if let Err(error) = submit_with(&core, vec![registration(&core, largest_entry)], Submitting::default()).await {
-            tracing::debug!(%error, "the cluster does not know what this broker takes yet; trying on");
+            tracing::debug!(%error, "cannot register this broker's limits yet; retrying");
         }
     }
 }
@@ -181,8 +181,9 @@ async fn register_again(core: Rc<Core>, largest_entry: u64) {
 fn too_small(core: &Core, takes: u64, largest: u64) -> String {
     let cores = core.cores();
     format!(
-        "wal.ring.bytes = {}: with {cores} cores, the ring of each takes batches of at most {takes} bytes, and partitions of this \
-         cluster may hold batches of {largest}; set wal.ring.bytes to at least {}, or use fewer cores",
+        "wal.ring.bytes = {}: with {cores} cores, each core's ring takes batches of at most {takes} bytes, but \
+         partitions of this cluster may hold batches of {largest} bytes; set wal.ring.bytes to at least {}, or use \
+         fewer cores",
         core.config.wal_ring_bytes,
         ring_bytes_for(largest as usize, cores)
     )
@@ -216,14 +217,16 @@ fn tell_if_over(core: &Core) {
     let Lasting { replicas_max, partitions_max, .. } = core.shares;
     if replicas > replicas_max {
         tracing::warn!(
-            "this broker holds {replicas} replicas of partitions, and memory.budget.bytes is meant for {replicas_max}: it serves them \
-             all, may take more memory, and refuses new ones; raise memory.budget.bytes, add brokers, or delete topics"
+            "this broker holds {replicas} replicas of partitions, but memory.budget.bytes is enough for \
+             {replicas_max}: the broker serves all of them, may use more memory, and refuses new ones; raise \
+             memory.budget.bytes, add brokers, or delete topics"
         );
     }
     if partitions > partitions_max {
         tracing::warn!(
-            "the cluster has {partitions} partitions, and memory.budget.bytes of this broker is meant for the metadata of \
-             {partitions_max}: it may take more memory, and new partitions are refused; raise memory.budget.bytes, or delete topics"
+            "the cluster has {partitions} partitions, but this broker's memory.budget.bytes is enough for the \
+             metadata of {partitions_max}: the broker may use more memory, and the cluster refuses new partitions; \
+             raise memory.budget.bytes, or delete topics"
         );
     }
 }

@@ -47,12 +47,12 @@ fn refused(message: impl Into<String>) -> ToolAnswer {
 
 fn not_for_tools(command: &str, instead: &str) -> ToolAnswer {
     let code = ErrorCode::ClusterAuthorizationFailed.code() as u16;
-    ToolAnswer::Failed { code, message: format!("a tool may not {command}: {instead}") }
+    ToolAnswer::Failed { code, message: format!("a tool may not send {command}: {instead}") }
 }
 
 async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> Result<ToolAnswer, ToolAnswer> {
     if commands.is_empty() || commands.len() > COMMANDS_MAX {
-        return Err(refused(format!("{} commands in one request; 1 to {COMMANDS_MAX} are taken", commands.len())));
+        return Err(refused(format!("{} commands in one request; 1 to {COMMANDS_MAX} are allowed", commands.len())));
     }
     commands.iter().try_for_each(|command| check(core, command))?;
     debug_assert_eq!(core.id(), META_CORE);
@@ -81,19 +81,19 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         }
         Command::UpdateBrokerStatus { node, .. } => Err(not_for_tools(
             "UpdateBrokerStatus",
-            &format!("the leader of the metadata fences broker {node} when it is silent"),
+            &format!("the metadata leader fences broker {node} when it is silent"),
         )),
         Command::SetPartitionLeader { name, .. } => {
             Err(not_for_tools("SetPartitionLeader", &format!("the leaders of '{name}' report themselves")))
         }
         Command::UpdateHighWatermark { name, .. } => {
-            Err(not_for_tools("UpdateHighWatermark", &format!("the leaders of '{name}' report how far they have come")))
+            Err(not_for_tools("UpdateHighWatermark", &format!("the leaders of '{name}' report their high watermarks")))
         }
         Command::SetFeatureLevel { name, .. } => {
             Err(not_for_tools("SetFeatureLevel", &format!("the level of '{name}' follows what all brokers can read")))
         }
         Command::AllocateProducerIds { .. } => {
-            Err(not_for_tools("AllocateProducerIds", "producers get their ids by InitProducerId of Kafka's protocol"))
+            Err(not_for_tools("AllocateProducerIds", "producers get their ids with Kafka's InitProducerId"))
         }
         Command::UnregisterBroker { node } => {
             let holds = core.view(|view| {

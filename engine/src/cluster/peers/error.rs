@@ -19,25 +19,26 @@ pub(crate) enum LinkError {
     #[error("'{address}' can't be resolved: {why}")]
     Unresolved { address: String, why: String },
     #[error(
-        "{caller} belongs to the cluster {theirs}, this broker to {ours}; check the addresses in --seeds, or empty the data \
-         directory of the one that is to change"
+        "{caller} belongs to the cluster {theirs}, this broker to {ours}; check the addresses in --seeds, or empty \
+         the data directory of the broker that is to move"
     )]
     OtherCluster { theirs: String, ours: String, caller: String },
     #[error("the broker at {address} has the node id {node}, too; give each broker a --node-id of its own")]
     SameNode { node: i32, address: String },
     #[error(
-        "peer {peer:#x}, a disk of broker {node}, was removed from the cluster; empty its data directory to have the broker join anew"
+        "peer {peer:#x}, a disk of broker {node}, was removed from the cluster; empty its data directory, and the \
+         broker joins again"
     )]
     Removed { node: i32, peer: u64 },
-    #[error("{TOOLS_MAX} tools are connected; try again when one has gone")]
+    #[error("{TOOLS_MAX} tools are connected; try again when one has disconnected")]
     TooManyTools,
-    #[error("a tool asked nothing for {} s; it may connect again", .0.as_secs())]
+    #[error("a tool was idle for {} s; it may connect again", .0.as_secs())]
     IdleTool(Duration),
-    #[error("it did not prove who it is before {STRANGERS_MAX} others had come")]
+    #[error("it did not authenticate before {STRANGERS_MAX} newer connections came")]
     GaveWay,
     #[error("it belongs to no cluster yet")]
     NoCluster,
-    #[error("broker {found} is there, not {expected}; check the addresses in --seeds")]
+    #[error("broker {found} answers there, not {expected}; check the addresses in --seeds")]
     OtherNode { found: i32, expected: i32 },
 }
 

@@ -50,7 +50,7 @@ impl Peers {
         rt::spawn(async move {
             match peers.serve(accepted, &host).await {
                 Ok(()) | Err(LinkError::Peer(PeerError::Closed)) => {}
-                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster has asked for ours"),
+                Err(LinkError::NoCluster) => tracing::debug!(%from, "a broker without a cluster asked about ours"),
                 Err(error) => {
                     let log = peers.log.borrow().clone();
                     match log.admit(from.ip(), &error.to_string()) {

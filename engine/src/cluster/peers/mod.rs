@@ -445,7 +445,7 @@ impl Peers {
                 Ok((connection, there)) => {
                     pause = RECONNECT_MIN;
                     if !std::mem::take(&mut told).is_empty() {
-                        tracing::info!(node = link.node, "there is a way to the broker now");
+                        tracing::info!(node = link.node, "connected to a broker");
                     }
                     count(&self.stats.connected, 1);
                     way.peer_is(Some(there));
@@ -463,9 +463,9 @@ impl Peers {
                     if why != told {
                         let address = link.address.borrow();
                         if error.needs_a_hand() {
-                            tracing::warn!(node = link.node, %address, why, "no way to a broker; trying on");
+                            tracing::warn!(node = link.node, %address, why, "cannot connect to a broker; retrying");
                         } else {
-                            tracing::info!(node = link.node, %address, why, "no way to a broker; trying on");
+                            tracing::info!(node = link.node, %address, why, "cannot connect to a broker; retrying");
                         }
                         told = why;
                     }

@@ -211,7 +211,7 @@ fn encoded(response: &ToolResponse) -> Bytes {
     if bytes.len() <= CARRIED_BYTES_MAX {
         return bytes;
     }
-    let message = format!("the answer's {} bytes do not go into one frame; ask for less", bytes.len());
+    let message = format!("the answer's {} bytes do not fit into one frame; ask for less", bytes.len());
     wire::encode_response(&ToolResponse {
         id: response.id,
         answer: ToolAnswer::Failed { code: ErrorCode::MessageTooLarge.code() as u16, message },
