@@ -153,7 +153,7 @@ fn partitions_are_assigned_by_hand_to_brokers_that_there_are() {
     let four = wire::create_topic(&mut client, "four", 1, 4, &[]);
     assert_eq!(errors::check(four.error_code), Err(ErrorCode::InvalidReplicationFactor));
     let message = four.error_message.unwrap();
-    assert!(message.contains("replication factor 4: 3 brokers are there; ask for 1 to 3"), "{message}");
+    assert!(message.contains("replication factor 4: the cluster has 3 brokers; ask for 1 to 3"), "{message}");
     assert_eq!(leaders(&mut client, "shared"), [2, 1]);
     assert_eq!(leaders(&mut client, "by-hand"), [3, 1, 3]);
 

@@ -229,7 +229,7 @@ fn a_tool_learns_how_long_messages_take_between_cores() {
 
     // A rejected probe leaves the connection usable.
     let refused = tool.probe_mesh(Some(u16::MAX), 1, 1).unwrap_err();
-    assert!(refused.contains("core 65535 can't be asked"), "{refused}");
+    assert!(refused.contains("core 65535 can't be probed"), "{refused}");
     let refused = tool.probe_mesh(None, 1_000_000, 1).unwrap_err();
     assert!(refused.contains("1000000 round trips"), "{refused}");
     assert_eq!(tool.probe_mesh(Some(1), 1, 1).unwrap().1.len(), 1);

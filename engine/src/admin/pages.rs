@@ -138,7 +138,7 @@ impl Site {
                 Answer { status: 200, content_type: "application/json", body: status }
             }
             "/" => Answer::text(200, "/metrics\n/health/live\n/health/ready\n/status\n"),
-            _ => Answer::text(404, "there are /metrics, /health/live, /health/ready and /status\n"),
+            _ => Answer::text(404, "not found; there are /metrics, /health/live, /health/ready and /status\n"),
         }
     }
 

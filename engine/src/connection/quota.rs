@@ -160,7 +160,8 @@ pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
         let Some(on) = spread.most_silent() else {
             leave_address(core, from);
             return Err(format!(
-                "{} connections are open (max.connections, or as many as the limit of open files allows); close some, or raise it",
+                "{} connections are open (max.connections, or fewer if the limit of open files is low); close some, or \
+                 raise it",
                 spread.max
             ));
         };

@@ -92,7 +92,7 @@ impl<T> Group<T> {
     fn add_pending(&mut self, env: &mut Env<'_, T>, member_id: StrBytes, session_timeout_ms: u64) {
         if self.pending.len() >= PENDING_MEMBERS_MAX {
             let oldest = self.pending.iter().min_by_key(|(_, session)| session.map(|(_, number)| number));
-            let oldest = oldest.expect("it is full").0.clone();
+            let oldest = oldest.expect("a full list has an oldest member").0.clone();
             self.remove(&oldest, env.timers);
         }
         let mut session = None;

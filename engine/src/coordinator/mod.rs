@@ -206,7 +206,7 @@ impl<T> Coordinator<T> {
                     group.keep_alive(member, env);
                 }
                 if members.len() > env.config.group_max_size {
-                    tracing::info!(group = %group.id, members = members.len(), "the group is over its maximum size");
+                    tracing::info!(group = %group.id, members = members.len(), "the group exceeds group.max.size");
                     group.prepare_rebalance(env);
                 }
             });

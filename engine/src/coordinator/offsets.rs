@@ -114,7 +114,7 @@ impl<T> Group<T> {
             response.topics.push(answered);
         }
         if has_read_another && self.state == State::Stable {
-            tracing::info!(group = %self.id, member = %request.member_id, "a topic that it reads was made again");
+            tracing::info!(group = %self.id, member = %request.member_id, "a topic of the member was recreated");
             self.prepare_rebalance(env);
         }
         if changes.is_empty() {

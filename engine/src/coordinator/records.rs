@@ -60,7 +60,7 @@ pub enum RecordError {
     Utf8(&'static str),
     #[error("{0} is null")]
     Null(&'static str),
-    #[error("{0} has a length that is impossible")]
+    #[error("{0} has an impossible length")]
     Length(&'static str),
     #[error("group metadata contradicts itself: {0}")]
     Contradiction(&'static str),
@@ -318,7 +318,7 @@ impl GroupMetadata {
             return contradiction("members without a protocol");
         }
         if self.members.iter().any(|member| member.session_timeout_ms <= 0) {
-            return contradiction("a session that does not last");
+            return contradiction("a session timeout below 1 ms");
         }
         let mut ids: Vec<_> = self.members.iter().map(|member| &member.member_id).collect();
         ids.sort_unstable();
@@ -328,7 +328,7 @@ impl GroupMetadata {
             return contradiction("one member twice");
         }
         if self.leader.as_ref().is_some_and(|leader| ids.binary_search(&leader).is_err()) {
-            return contradiction("a leader who is no member");
+            return contradiction("a leader that is not a member");
         }
         Ok(())
     }

@@ -161,7 +161,7 @@ impl<T> Coordinator<T> {
         self.sweep.next = next;
         if !victims.is_empty() {
             let offsets: usize = victims.iter().map(|victim| victim.offsets.len()).sum();
-            tracing::info!(offsets, groups = victims.len(), "committed offsets go with their topics");
+            tracing::info!(offsets, groups = victims.len(), "removed committed offsets of deleted topics");
             self.write_tombstones(now, victims, None);
         }
     }

@@ -141,8 +141,8 @@ impl Core {
                 self.ready_loop.wake(partition);
             }
             Err(why) => {
-                tracing::error!(partition = %name, why, "a partition can't be brought back; it stays without a leader");
-                let notice = format!("partition {name} can't be brought back, and stays without a leader here: {why}");
+                tracing::error!(partition = %name, why, "cannot recover a partition; it stays without a leader");
+                let notice = format!("partition {name} cannot be recovered, and stays without a leader here: {why}");
                 self.metrics.stopped.add(group, notice);
                 self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
             }

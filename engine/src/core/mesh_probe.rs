@@ -42,16 +42,16 @@ pub struct Probe {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     #[error(
-        "this broker has one core, so that no message goes from core to core; start it on two CPUs or more, such as by --cores 0,1"
+        "this broker has one core, so it sends no messages between cores; start it on two CPUs or more: --cores 0,1"
     )]
     OneCore,
-    #[error("core {to} can't be asked: the broker's cores are 0 to {last}, and core {me} is the one that asks")]
+    #[error("core {to} can't be probed: the broker's cores are 0 to {last}, and core {me} sends the probe")]
     NoSuchCore { to: u16, me: usize, last: usize },
-    #[error("{0} round trips to a core; 1 to {ROUNDS_MAX} are made")]
+    #[error("{0} round trips to a core; 1 to {ROUNDS_MAX} are allowed")]
     Rounds(u32),
-    #[error("{0} round trips at a time; 1 to {IN_FLIGHT_MAX} are made")]
+    #[error("{0} round trips at a time; 1 to {IN_FLIGHT_MAX} are allowed")]
     InFlight(u16),
-    #[error("this core makes round trips for another tool; ask again in a second")]
+    #[error("this core is probing for another tool; try again in a second")]
     Busy,
 }
 

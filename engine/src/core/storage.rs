@@ -33,7 +33,7 @@ impl Core {
         tracing::error!(
             core = self.id().0,
             why,
-            "storage failed: this core acks nothing more until the broker is restarted"
+            "storage failed: this core acknowledges nothing more until the broker is restarted"
         );
         *self.failed.borrow_mut() = Some(why.to_owned());
         self.partitions().iter().for_each(|partition| partition.storage_failed());
@@ -98,13 +98,13 @@ impl FlushHost for Core {
     fn flush_failed(&self, why: &str) {
         self.disk_full.set(true);
         self.metrics.disk_full.set(1);
-        tracing::warn!(core = self.id().0, why, "cannot flush to the segments; others are to lead; trying again");
+        tracing::warn!(core = self.id().0, why, "cannot flush to segment files; other brokers should lead; retrying");
     }
 
     fn flushed(&self) {
         if self.disk_full.replace(false) {
             self.metrics.disk_full.set(0);
-            tracing::info!(core = self.id().0, "there is room for the segments again");
+            tracing::info!(core = self.id().0, "the disk has room for segment files again");
         }
     }
 }

@@ -75,8 +75,7 @@ fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<De
                 Ok(core.view(|view| config_cluster::describe(node, view.cluster_config(), &core.config)))
             }
             Some(node) => {
-                let message =
-                    format!("this is broker {}; what broker {node} was started with only it can tell", core.node());
+                let message = format!("this is broker {}; ask broker {node} for its own settings", core.node());
                 Err(Refusal::new(ErrorCode::InvalidRequest, message))
             }
         },
@@ -101,7 +100,7 @@ fn broker(core: &Core, name: &str) -> Result<Option<i32>, Refusal> {
 
 fn other_resource(kind: i8) -> Refusal {
     let message =
-        format!("resource type {kind}; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) have settings here");
+        format!("resource type {kind} has no settings; topics ({RESOURCE_TOPIC}) and brokers ({RESOURCE_BROKER}) do");
     Refusal::new(ErrorCode::InvalidRequest, message)
 }
 
@@ -227,7 +226,7 @@ fn changes(
         let value = match (config.config_operation, &config.value) {
             (SET, Some(value)) => Some(check(name, Some(value.as_str()))?),
             (SET | APPEND | SUBTRACT, None) => {
-                let message = format!("'{name}' is to be changed, but no value is given; operation 1 deletes it");
+                let message = format!("the change of '{name}' has no value; operation 1 deletes the setting");
                 return Err(Refusal::new(ErrorCode::InvalidRequest, message));
             }
             (DELETE, _) => {
@@ -237,8 +236,7 @@ fn changes(
             (APPEND | SUBTRACT, Some(value)) => {
                 check(name, None)?;
                 let Some(list) = list(name) else {
-                    let message =
-                        format!("'{name}' is no list, and can't be appended to or subtracted from: set it whole");
+                    let message = format!("'{name}' is not a list: set the whole value, do not append or subtract");
                     return Err(invalid(message));
                 };
                 let changed = change_list(&list, value.as_str(), config.config_operation == APPEND);
@@ -321,11 +319,11 @@ mod tests {
                 "'delete,compact': it must be delete",
             ),
             ("cleanup.policy", SUBTRACT, Some("delete"), ErrorCode::InvalidConfig, "'': it must be delete"),
-            ("retention.ms", APPEND, Some("5"), ErrorCode::InvalidConfig, "'retention.ms' is no list"),
+            ("retention.ms", APPEND, Some("5"), ErrorCode::InvalidConfig, "'retention.ms' is not a list"),
             ("retention.mss", APPEND, Some("5"), ErrorCode::InvalidConfig, "no setting 'retention.mss'"),
             ("retention.ms", 9, Some("5"), ErrorCode::InvalidConfig, "operation 9"),
-            ("retention.ms", SET, None, ErrorCode::InvalidRequest, "no value is given"),
-            ("cleanup.policy", APPEND, None, ErrorCode::InvalidRequest, "no value is given"),
+            ("retention.ms", SET, None, ErrorCode::InvalidRequest, "has no value"),
+            ("cleanup.policy", APPEND, None, ErrorCode::InvalidRequest, "has no value"),
         ] {
             let refusal = change(name, operation, value).unwrap_err();
             assert!(refusal.code == code && refusal.message.contains(words), "{refusal:?}");

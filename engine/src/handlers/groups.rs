@@ -51,7 +51,7 @@ pub async fn find_coordinator(
     } else if request.key_type != KEY_GROUP {
         Err((ErrorCode::InvalidRequest, "only groups (key type 0) have a coordinator here"))
     } else if meta::may_read(core).await.is_err() {
-        Err((ErrorCode::CoordinatorNotAvailable, "this broker may not answer reads now; try again"))
+        Err((ErrorCode::CoordinatorNotAvailable, "this broker cannot confirm its metadata now; try again"))
     } else {
         ensure_offsets_topic(core).await.map_err(|why| (ErrorCode::CoordinatorNotAvailable, why))
     };

@@ -36,7 +36,7 @@ pub fn topic(core: &Core) -> Arc<Topic> {
 
 /// The error for requests to create, change or delete it.
 pub fn refusal() -> Refusal {
-    let message = format!("{METADATA_TOPIC} is the metadata's own log: it can be read, and nothing else");
+    let message = format!("{METADATA_TOPIC} is the metadata's own log: clients can only read it");
     Refusal::new(ErrorCode::InvalidTopicException, message)
 }
 

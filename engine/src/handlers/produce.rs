@@ -248,7 +248,7 @@ fn begin(
     }
     let group = core.find_group(topic, partition.index)?;
     if let Some(internal) = core.internal(topic) {
-        let message = format!("{internal} is written by the broker alone");
+        let message = format!("only the broker writes to {internal}");
         return Err(Refusal { code: ErrorCode::InvalidTopicException, message: Some(message) });
     }
     let batch = partition.records.ok_or(ErrorCode::InvalidRecord)?;
@@ -257,7 +257,7 @@ fn begin(
     if check.header().is_transactional() {
         let (code, why) = match is_transactional {
             false => (ErrorCode::TransactionalIdAuthorizationFailed, "the request names no transactional id"),
-            true => (ErrorCode::InvalidTxnState, "no transaction was begun: there are none here"),
+            true => (ErrorCode::InvalidTxnState, "this broker serves no transactions"),
         };
         return Err(Refusal { code, message: Some(format!("a transactional batch, but {why}")) });
     }
@@ -375,9 +375,9 @@ impl Answer {
         };
         let more = match refused.count() {
             0 => String::new(),
-            more => format!(", and {more} partitions more"),
+            more => format!(", and {more} more partitions"),
         };
-        Some(format!("a produce request with acks=0 met {code} at {topic}, partition {partition}{more}"))
+        Some(format!("a produce request with acks=0 failed with {code} at {topic}, partition {partition}{more}"))
     }
 
     fn response(self, core: &Rc<Core>, version: i16) -> ProduceResponse {
@@ -410,8 +410,8 @@ fn too_large(core: &Rc<Core>, topic: &TopicRef) -> String {
             format!("the topic takes batches of at most {own} bytes; raise its max.message.bytes")
         }
         _ => format!(
-            "the write-ahead rings of all brokers take batches of at most {largest} bytes (largest.entry.bytes); raise wal.ring.bytes, \
-             or give the brokers fewer cores, and then set the topic's max.message.bytes"
+            "the brokers' write-ahead rings take batches of at most {largest} bytes (largest.entry.bytes); raise \
+             wal.ring.bytes, or give the brokers fewer cores, and then set the topic's max.message.bytes"
         ),
     }
 }

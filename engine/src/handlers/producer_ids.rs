@@ -56,7 +56,7 @@ async fn next(core: &Rc<Core>) -> Result<i64, ErrorCode> {
                 }
             }
             other => {
-                tracing::error!(?other, "asked for producer ids");
+                tracing::error!(?other, "unexpected answer to a request for producer ids");
                 return Err(ErrorCode::CoordinatorNotAvailable);
             }
         }

@@ -67,8 +67,8 @@ async fn within(core: Rc<Core>, bytes: usize, answer: Pending) -> Reply {
     let Some(held) = core.memory.answers.hold(&core.metrics, bytes, PATIENCE).await else {
         let seconds = PATIENCE.as_secs();
         let why = format!(
-            "for {seconds} s there was no memory for its answer of about {bytes} bytes, since others do not take theirs; ask for less \
-             at once, or raise memory.budget.bytes"
+            "for {seconds} s there was no memory for its answer of about {bytes} bytes, because other clients do not \
+             read theirs; ask for less at once, or raise memory.budget.bytes"
         );
         return Reply::HangUp { why };
     };

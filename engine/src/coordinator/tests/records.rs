@@ -150,9 +150,9 @@ fn what_is_wrong_is_named() {
     };
     let contradiction = RecordError::Contradiction;
     assert_eq!(broken(&|g| g.protocol = None), contradiction("members without a protocol"));
-    assert_eq!(broken(&|g| g.leader = Some(text("m2"))), contradiction("a leader who is no member"));
+    assert_eq!(broken(&|g| g.leader = Some(text("m2"))), contradiction("a leader that is not a member"));
     assert_eq!(broken(&|g| g.members.push(g.members[0].clone())), contradiction("one member twice"));
-    assert_eq!(broken(&|g| g.members[0].session_timeout_ms = 0), contradiction("a session that does not last"));
+    assert_eq!(broken(&|g| g.members[0].session_timeout_ms = 0), contradiction("a session timeout below 1 ms"));
     let same_instance = |g: &mut GroupMetadata| {
         let other = MemberMetadata { member_id: text("m2"), ..g.members[0].clone() };
         g.members.push(other);

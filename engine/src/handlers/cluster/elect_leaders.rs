@@ -71,7 +71,7 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
     until_preferred(core, &mut open, deadline).await;
     let late = || {
         let message =
-            format!("not done within the request's timeout of {} ms; it may still come about", request.timeout_ms);
+            format!("not done within the request's timeout of {} ms; it may still take effect", request.timeout_ms);
         Refusal::new(ErrorCode::RequestTimedOut, message)
     };
     let results = results.into_iter().enumerate().map(|(at, result)| match result {
@@ -126,7 +126,7 @@ fn is_electable(core: &Core, partition: &Partition) -> Result<(), Refusal> {
         Err(Refusal::new(ErrorCode::PreferredLeaderNotAvailable, message))
     };
     if !(brokers::alive_ids(core).contains(&preferred) && brokers::is_well(core, preferred)) {
-        return refuse("is not there, or not well");
+        return refuse("is not alive or not healthy");
     }
     if core.view(|view| view.leader(partition.group).is_some_and(|known| !known.voters.contains(&preferred))) {
         return refuse("is not in sync");
@@ -144,7 +144,7 @@ fn refuse_kind(core: &Core, partition: &Partition, kind: i8) -> Refusal {
             "a replica that may lack acknowledged records never leads; start more of the partition's brokers",
         ),
         (other, _) => {
-            Refusal::new(ErrorCode::InvalidRequest, format!("election type {other}; 0 is preferred, 1 unclean"))
+            Refusal::new(ErrorCode::InvalidRequest, format!("unknown election type {other}; 0 is preferred, 1 unclean"))
         }
     }
 }

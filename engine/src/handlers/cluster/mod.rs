@@ -27,7 +27,7 @@ pub async fn describe(core: &Rc<Core>, request: DescribeClusterRequest) -> Descr
         response.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
     };
     if request.endpoint_type != ENDPOINT_BROKERS {
-        let message = format!("endpoint type {}; a broker tells of brokers only (1)", request.endpoint_type);
+        let message = format!("endpoint type {}; this broker describes only brokers (1)", request.endpoint_type);
         return refuse(response, ErrorCode::MismatchedEndpointType, message);
     }
     if let Err(error) = meta::may_read(core).await {

@@ -44,8 +44,8 @@ pub async fn undo(core: &Rc<Core>, results: Vec<Result<Outcome, Refusal>>) -> Ve
     if !deletions.is_empty() {
         let count = deletions.len();
         match meta::submit(core, deletions).await {
-            Ok(_) => tracing::info!(count, "topics that collide with others made at the same time were deleted"),
-            Err(error) => tracing::warn!(count, %error, "topics that collide with others made at the same time stay"),
+            Ok(_) => tracing::info!(count, "deleted colliding topics created at the same time"),
+            Err(error) => tracing::warn!(count, %error, "cannot delete colliding topics created at the same time"),
         }
     }
     results

@@ -14,8 +14,9 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 /// Why an internal topic can't be created yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{topic} waits for more of the brokers that founded the cluster: {registered} are registered, and each partition gets \
-     {wanted} replicas; try again, or set offsets.topic.replication.factor if there are fewer brokers for good"
+    "{topic} waits until more founders of the cluster register: {registered} brokers are registered, and each \
+     partition gets {wanted} replicas; try again, or lower offsets.topic.replication.factor if no more brokers will \
+     come"
 )]
 struct TooFewBrokers {
     topic: &'static str,
@@ -96,7 +97,7 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     if internal_topics::find(name).is_none() {
         return Ok(());
     }
-    let message = format!("{name} is an internal topic: every group would lose what it keeps there; it stays as it is");
+    let message = format!("{name} is an internal topic: deleting or growing it would lose the offsets of every group");
     Err(Refusal::new(ErrorCode::InvalidTopicException, message))
 }
 
@@ -104,6 +105,6 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
 pub fn check_reserved(name: &str) -> Result<(), Refusal> {
     let Some(what) = internal_topics::reserved_for(name) else { return Ok(()) };
     let message =
-        format!("'{name}' is the internal topic of {what}, which this broker does not serve yet; name it otherwise");
+        format!("'{name}' is the internal topic of {what}, which this broker does not serve yet; choose another name");
     Err(Refusal::new(ErrorCode::InvalidTopicException, message))
 }

@@ -85,9 +85,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     }
     let partitions = core.config.num_partitions;
     let Ok(factor) = check_replication(core, -1) else {
-        return tracing::warn!(
-            "topics that clients use could not be created: too few brokers for default.replication.factor"
-        );
+        return tracing::warn!("cannot create topics that clients use: too few brokers for default.replication.factor");
     };
     let (room, mut refused) = (Asked::default(), None);
     let create = |name: &&str| match room.place(core, name, partitions as usize, factor) {
@@ -99,7 +97,7 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     };
     let commands: Vec<Command> = missing.iter().filter_map(create).collect();
     if let Some(refusal) = refused.filter(|_| core.placement.may_tell(clock::now())) {
-        tracing::warn!(why = refusal.message, "topics that clients use could not be created");
+        tracing::warn!(why = refusal.message, "cannot create topics that clients use");
     }
     if !commands.is_empty() {
         create_unasked(core, commands, missing).await;
@@ -127,7 +125,7 @@ pub(super) async fn create_unasked<'a>(
                 collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
             }
             Err(error) => {
-                tracing::warn!(%error, "topics that clients use could not be created");
+                tracing::warn!(%error, "cannot create topics that clients use");
                 return;
             }
         }
@@ -138,7 +136,7 @@ pub(super) async fn create_unasked<'a>(
         until_led(core, partitions).await;
     };
     if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
-        tracing::warn!("topics that clients use could not serve within {} s", AUTO_CREATE_WAIT.as_secs());
+        tracing::warn!("topics that clients use have no leaders after {} s", AUTO_CREATE_WAIT.as_secs());
     }
 }
 
@@ -207,7 +205,7 @@ async fn submit(
     }
     let count = commands.len();
     let late = || {
-        let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still come about");
+        let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still take effect");
         Refusal::new(ErrorCode::RequestTimedOut, message)
     };
     let mut deadline = pin!(rt::sleep(deadline.saturating_sub(clock::now())));
@@ -260,7 +258,7 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked)
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
         let Some(value) = &config.value else {
-            let message = format!("'{}' is given no value; leave it out for the default", config.name);
+            let message = format!("'{}' has no value; leave it out for the default", config.name);
             return Err(Refusal::new(ErrorCode::InvalidConfig, message));
         };
         config_topic::validate(config.name.as_str(), value.as_str())
@@ -440,7 +438,7 @@ mod tests {
             (&[(0, 1), (0, 1)], -1, "partitions 0 to n-1 once each"),
             (&[(1, 1)], -1, "partitions 0 to n-1 once each"),
             (&[(0, 1)], 1, "with a partition count of -1"),
-            (&[(0, 1), (1, 7)], -1, "broker 7 is not registered, or not alive; these are: 1, 5"),
+            (&[(0, 1), (1, 7)], -1, "broker 7 is not registered or not alive; alive brokers: 1, 5"),
         ] {
             let refusal = assigned(&[1, 5], &by_hand(assignments, num_partitions)).unwrap_err();
             assert_eq!(refusal.code, ErrorCode::InvalidReplicaAssignment);

@@ -35,8 +35,8 @@ pub type Reference = (Option<TopicName>, Uuid);
 pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
     let why = match (name, id.is_nil()) {
         (Some(_), true) | (None, false) => return Ok(()),
-        (Some(_), false) => "a topic is named by its name or by its id, not by both",
-        (None, true) => "neither a topic's name nor its id is given",
+        (Some(_), false) => "give the topic's name or its id, not both",
+        (None, true) => "the request gives neither a topic's name nor its id",
     };
     Err(Refusal::new(ErrorCode::InvalidRequest, why))
 }

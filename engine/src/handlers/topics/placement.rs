@@ -26,11 +26,11 @@ pub struct Candidates {
 /// Why partitions can't have this many replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMany {
-    #[error("replication factor {factor}: {brokers} brokers are there; ask for 1 to {most}")]
+    #[error("replication factor {factor}: the cluster has {brokers} brokers; ask for 1 to {most}")]
     Brokers { factor: i16, brokers: usize, most: usize },
     #[error(
-        "replication factor {factor}: {live} of {brokers} brokers are alive, and a majority of each partition's replicas must be; \
-         ask for 1 to {most}, or start the others"
+        "replication factor {factor}: {live} of {brokers} brokers are alive, and a majority of each partition's \
+         replicas must be; ask for 1 to {most}, or start the other brokers"
     )]
     Away { factor: i16, live: usize, brokers: usize, most: usize },
 }
@@ -74,7 +74,7 @@ impl Placement {
     pub fn spread(&self, candidates: &Candidates, count: usize, factor: usize) -> Vec<Vec<i32>> {
         let Candidates { live, away } = candidates;
         let brokers = live.len() + away.len();
-        assert!((1..=brokers).contains(&factor) && !live.is_empty(), "{factor} replicas do not go on {candidates:?}");
+        assert!((1..=brokers).contains(&factor) && !live.is_empty(), "{factor} replicas do not fit on {candidates:?}");
         let on_live = factor.min(live.len());
         let start = self.next.get();
         self.next.set(start.wrapping_add(count));
@@ -98,7 +98,7 @@ pub fn assigned(live: &[i32], brokers: &[i32]) -> Result<Vec<i32>, String> {
     }
     if let Some(unknown) = brokers.iter().find(|broker| !live.contains(broker)) {
         let live: Vec<String> = live.iter().map(i32::to_string).collect();
-        return Err(format!("broker {unknown} is not registered, or not alive; these are: {}", live.join(", ")));
+        return Err(format!("broker {unknown} is not registered or not alive; alive brokers: {}", live.join(", ")));
     }
     let twice = (1..brokers.len()).find(|at| brokers[..*at].contains(&brokers[*at]));
     match twice {
@@ -133,7 +133,7 @@ mod tests {
             assert_eq!(of(live, away).check(factor), Ok(factor as usize), "{live} {away}");
         }
         for (live, away, factor, words) in [
-            (2, 0, 3, "replication factor 3: 2 brokers are there; ask for 1 to 2"),
+            (2, 0, 3, "replication factor 3: the cluster has 2 brokers; ask for 1 to 2"),
             (2, 0, 0, "ask for 1 to 2"),
             (2, 0, -2, "ask for 1 to 2"),
             (1, 2, 3, "1 of 3 brokers are alive, and a majority of each partition's replicas must be; ask for 1 to 1"),
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(assigned(&[1, 2], &[2]), Ok(vec![2]));
         assert_eq!(assigned(&[1, 2], &[2, 1]), Ok(vec![2, 1]));
         for (brokers, words) in [
-            (&[3][..], "broker 3 is not registered, or not alive; these are: 1, 2"),
+            (&[3][..], "broker 3 is not registered or not alive; alive brokers: 1, 2"),
             (&[], "names no broker"),
             (&[1, 1], "names broker 1 twice"),
         ] {
