@@ -60,10 +60,10 @@ impl Default for Config {
 impl Config {
     /// Asserts what the reader of the configuration must have checked.
     pub(crate) fn assert_possible(&self) {
-        assert!(self.group_min_session_timeout_ms > 0, "a session lasts");
-        assert!(self.group_min_session_timeout_ms <= self.group_max_session_timeout_ms, "some session is allowed");
+        assert!(self.group_min_session_timeout_ms > 0, "the minimum session timeout is above 0");
+        assert!(self.group_min_session_timeout_ms <= self.group_max_session_timeout_ms, "minimum is not above maximum");
         assert!(self.group_initial_rebalance_delay_ms >= 0 && self.group_new_member_join_timeout_ms > 0);
-        assert!(self.group_max_size > 0 && self.groups_max > 0 && self.state_bytes_max > 0, "there is room");
+        assert!(self.group_max_size > 0 && self.groups_max > 0 && self.state_bytes_max > 0, "the limits are above 0");
         assert!(self.offset_metadata_max_bytes * 3 <= STRING_BYTES_MAX, "metadata fits its length in the log");
         assert!(self.offsets_retention_ms > 0 && self.offsets_retention_check_interval_ms > 0);
     }

@@ -173,10 +173,10 @@ impl<T> Coordinator<T> {
             }
         }
         let Some(key) = deletion else { return };
-        let deletion = self.appends.deletions.get_mut(&key).expect("it is open");
+        let deletion = self.appends.deletions.get_mut(&key).expect("the deletion is open");
         deletion.open -= 1;
         if deletion.open == 0 {
-            let Deletion { token, response, .. } = self.appends.deletions.remove(&key).expect("it is open");
+            let Deletion { token, response, .. } = self.appends.deletions.remove(&key).expect("the deletion is open");
             self.reply(token, response);
         }
     }

@@ -197,7 +197,7 @@ impl<T> Coordinator<T> {
 
     /// Replay has reached the end of the log. Every member gets a full session timeout to show up.
     pub fn loaded(&mut self, now: Now) -> Vec<Output<T>> {
-        assert!(std::mem::take(&mut self.loading), "it is loaded once");
+        assert!(std::mem::take(&mut self.loading), "a coordinator is loaded once");
         let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
         for id in &ids {
             self.with_group(now, id, |group, env| {
@@ -533,10 +533,10 @@ impl<T> Coordinator<T> {
             let slots = [&group.join_timer, &group.sync_timer].into_iter();
             let slots = slots.chain(group.pending.values()).chain(group.members.values().map(|member| &member.session));
             timers += slots.filter(|slot| self.timers.is_set(slot)).count();
-            assert!(!group.is_vacant(), "{id} is kept for nothing");
+            assert!(!group.is_vacant(), "{id} is kept although vacant");
         }
         assert_eq!(self.bytes, self.groups.values().map(|group| group.bytes).sum::<usize>());
-        assert_eq!(timers, self.timers.len(), "every timer belongs to somebody");
+        assert_eq!(timers, self.timers.len(), "every timer belongs to a group");
         assert!(self.out.is_empty(), "outputs are handed out");
         let open = self.appends.open.values();
         let deletions =

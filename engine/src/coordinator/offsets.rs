@@ -159,7 +159,7 @@ impl<T> Group<T> {
     pub(crate) fn commit_stored(&mut self, changes: Vec<OffsetChange>, stored: bool) {
         for OffsetChange { topic, partition, value } in changes {
             let key = (topic, partition);
-            let count = self.uncommitted.get_mut(&key).expect("it was counted");
+            let count = self.uncommitted.get_mut(&key).expect("the commit was counted");
             *count -= 1;
             if *count == 0 {
                 self.uncommitted.remove(&key);

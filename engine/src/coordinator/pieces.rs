@@ -98,7 +98,7 @@ impl Pieces {
     fn take(&mut self) -> Piece {
         let mut left = ENTRIES_A_TURN;
         let (request, goes_on) = match &mut self.kind {
-            Kind::Whole(request) => (request.take().expect("it is taken once"), GoesOn::Nothing),
+            Kind::Whole(request) => (request.take().expect("a whole request is taken once"), GoesOn::Nothing),
             Kind::Commit(rest, topics) => {
                 let (topics, goes_on) = topics.take(&mut left);
                 (rest.clone().with_topics(topics).into(), goes_on)

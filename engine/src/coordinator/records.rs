@@ -119,7 +119,7 @@ const KEY_BYTES_BESIDE: usize = 10;
 const VALUE_BYTES_BESIDE: usize = 46;
 
 fn put_string(out: &mut BytesMut, string: &str) {
-    assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
+    assert!(string.len() <= STRING_BYTES_MAX, "the coordinator bounds strings on arrival");
     out.put_i16(string.len() as i16);
     out.put_slice(string.as_bytes());
 }
@@ -134,7 +134,7 @@ fn put_unsigned(out: &mut BytesMut, mut value: u32) {
 }
 
 fn put_compact_string(out: &mut BytesMut, string: &str) {
-    assert!(string.len() <= STRING_BYTES_MAX, "strings were bounded when they came in");
+    assert!(string.len() <= STRING_BYTES_MAX, "the coordinator bounds strings on arrival");
     put_unsigned(out, string.len() as u32 + 1);
     out.put_slice(string.as_bytes());
 }
@@ -147,7 +147,7 @@ fn put_nullable(out: &mut BytesMut, string: Option<&StrBytes>) {
 }
 
 fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
-    out.put_i32(i32::try_from(bytes.len()).expect("bytes came in a frame"));
+    out.put_i32(i32::try_from(bytes.len()).expect("a frame bounds the bytes"));
     out.put_slice(bytes);
 }
 

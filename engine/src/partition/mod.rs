@@ -422,9 +422,9 @@ impl Replicated for Partition {
     fn staged(&self, entry: &Entry, payload: Option<&Payload>) {
         let mut state = self.state.borrow_mut();
         if let Some(Payload { span, bytes, .. }) = payload {
-            assert_eq!(span.base_offset, state.end, "offsets come without holes");
+            assert_eq!(span.base_offset, state.end, "offsets have no gaps");
             state.end = span.base_offset + u64::from(span.count);
-            let header = BatchHeader::read(bytes).expect("it was validated when it came");
+            let header = BatchHeader::read(bytes).expect("the batch was validated on arrival");
             state.producers.append(entry.index, &header, span.base_offset, span.max_timestamp);
         }
         let bytes = payload.map_or(0, |payload| payload.bytes.len());

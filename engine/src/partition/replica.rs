@@ -113,7 +113,7 @@ impl Replica {
     /// which the caller must take at once.
     pub fn step_with(&self, core: &Core, message: Message, payloads: Vec<(Position, Payload)>) {
         let mut held = self.payloads.borrow_mut();
-        assert!(held.is_empty(), "group {}: a follower stages at once what it takes", self.id.0);
+        assert!(held.is_empty(), "group {}: a follower stages entries when it takes them", self.id.0);
         held.extend(payloads);
         drop(held);
         self.step(core, message);

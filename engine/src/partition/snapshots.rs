@@ -107,7 +107,7 @@ impl Partition {
     pub(super) fn begin_anew(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {
         let coming = self.coming.take().expect("a snapshot is stepped and taken in one step");
         let Coming { index, offset, mut producers, blob } = coming;
-        assert_eq!(index, mark.at.index, "the snapshot is the one that came");
+        assert_eq!(index, mark.at.index, "the stepped snapshot is the received one");
         tracing::info!(partition = %self.name, index, offset, "restarting the log where the leader's log begins");
         producers.commit_to(index);
         let app = AppState { index, blob, conf_state: mark.conf_state.clone() };
