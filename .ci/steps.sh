@@ -44,9 +44,9 @@ explain() { # LOG
     # What each failed test said itself: a fault that comes once in a hundred runs must be read from here.
     awk '
         /^---- .* stdout ----$/ { left = 80 }
-        /^--- the broker.s output/ { if (left) print "[its brokers said more: see the log]"; left = 0 }
+        /^--- the broker.s output/ { if (left) print "[the log has more output of its brokers]"; left = 0 }
         left > 0 { print; left-- }' "$1" | head -n 300
-    echo "--- its end:"
+    echo "--- the end of the log:"
     tail -n 60 "$1"
     echo "---"
 }

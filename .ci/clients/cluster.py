@@ -71,7 +71,7 @@ def administer(address, name, brokers):
     except Exception as e:
         assert "INVALID_REPLICATION_FACTOR" in str(e), e
     else:
-        raise AssertionError(f"replication factor {brokers + 1} was not refused")
+        raise AssertionError(f"replication factor {brokers + 1} was not rejected")
     cluster = client.describe_cluster().result(PATIENCE)
     assert len(cluster.nodes) == brokers and cluster.controller is not None, cluster
 

@@ -171,7 +171,7 @@ def alter():
     except KafkaException as e:
         same(e.args[0].code(), KafkaError.INVALID_CONFIG)
     else:
-        raise AssertionError("a setting that does not exist was taken")
+        raise AssertionError("a setting that does not exist was accepted")
 
 
 def configured():
@@ -291,10 +291,10 @@ else:
     checks.run("settings after a restart", configured)
     checks.run("partitions after a restart", lambda: same(partitions("confluent-grow"), 5))
     checks.run("a deleted topic stays deleted", lambda: same(partitions("confluent-deleted"), None))
-    checks.run("a topic born again after a restart", whole, "confluent-reborn", 5)
+    checks.run("a recreated topic after a restart", whole, "confluent-reborn", 5)
     checks.run("committed offset after a restart", still_committed)
-    checks.run("group goes on where it stood", group_takes, 50, 100)
+    checks.run("group continues at its committed offset", group_takes, 50, 100)
     for codec in CODECS:
-        checks.run(f"produce behind the old end: {codec}", produce, f"confluent-{codec}", codec, 5, len(LINES))
+        checks.run(f"produce after the old end: {codec}", produce, f"confluent-{codec}", codec, 5, len(LINES))
     checks.run("every client's topics, byte for byte", others)
 checks.finish()

@@ -31,7 +31,7 @@ expect() { # PATTERN COMMAND…: the command succeeds and prints the pattern.
 refuse() { # PATTERN COMMAND…: the command fails and says the pattern.
     local pattern=$1
     shift
-    "$@" >"$scratch/out" 2>&1 && { echo "was not refused"; return 1; }
+    "$@" >"$scratch/out" 2>&1 && { echo "the command was not rejected"; return 1; }
     grep -E -q -- "$pattern" "$scratch/out" || { echo "no '$pattern' in:"; cat "$scratch/out"; return 1; }
 }
 produce() {
@@ -99,6 +99,6 @@ else
     check "partitions and settings after a restart" expect 'PartitionCount: 5.*retention.ms=7200000' topic --describe --topic java-keep
     check "a deleted topic stays deleted" gone
     check "GetOffsetShell latest after a restart" offset_is latest "$lines"
-    check "group goes on where it stood" group_is 100 50
+    check "group continues at its committed offset" group_is 100 50
 fi
 exit $failed

@@ -177,7 +177,7 @@ async function verify() {
   await check('settings after a restart', async () => assert.equal(await setting('kafkajs-config', 'retention.ms'), '3600000'))
   await check('partitions after a restart', async () => assert.equal(await partitions('kafkajs-grow'), 5))
   await check('a deleted topic stays deleted', async () => assert.ok(!(await admin.listTopics()).includes('kafkajs-deleted')))
-  await check('group goes on where it stood', () => group(100, 50))
+  await check('group continues at its committed offset', () => group(100, 50))
   for (const codec of Object.keys(CODECS)) await check(`kcat's records: ${codec}`, () => foreign(`kcat-${codec}`))
 }
 

@@ -152,7 +152,7 @@ else:
     checks.run("settings after a restart", configured)
     checks.run("partitions after a restart", lambda: same(partitions("kafkapython-grow"), [5]))
     checks.run("a deleted topic stays deleted", gone)
-    checks.run("group goes on where it stood", group_takes, 50, 100)
+    checks.run("group continues at its committed offset", group_takes, 50, 100)
     for codec in CODECS:
         checks.run(f"kcat's records: {codec}", foreign, codec)
 checks.finish()

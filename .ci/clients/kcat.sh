@@ -58,6 +58,6 @@ else
     done
     check "keys, headers, null values after a restart" keys_back
     check "first and last offset after a restart" offsets
-    check "group goes on where it stood" group 100 50
+    check "group continues at its committed offset" group 100 50
 fi
 exit $failed

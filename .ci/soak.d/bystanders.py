@@ -35,7 +35,7 @@ def bystander(number, bootstrap, stop, out):
     one.run(stop)
     reader.end(one.next)
     thread.join()
-    out.put(("done", one.who, f"{one.acked} records acknowledged, {one.failed} refused; {reader.got} read back, the slowest {reader.slowest:.2f} s after it was sent"))
+    out.put(("done", one.who, f"{one.acked} records acknowledged, {one.failed} failed; {reader.got} read back, the slowest {reader.slowest:.2f} s after it was sent"))
 
 
 class Bystander:
@@ -78,7 +78,7 @@ class Bystander:
         self.unanswered[partition] -= 1
         if error is not None:
             self.failed += 1
-            self.out.put(("failure", self.who, f"a record was refused: {error.name()}", now, now))
+            self.out.put(("failure", self.who, f"a record failed: {error.name()}", now, now))
             return
         self.acked += 1
         if self.last is None:
@@ -131,8 +131,8 @@ class Reader:
         partition = message.partition()
         expected = self.next[partition]
         if number != expected:
-            what = "is missing" if number > expected else "came again or out of order"
-            self.fail(f"{self.topic}-{partition} at offset {message.offset()}: record {min(number, expected)} {what} ({number} came, {expected} was next)")
+            what = "is missing" if number > expected else "was duplicated or out of order"
+            self.fail(f"{self.topic}-{partition} at offset {message.offset()}: record {min(number, expected)} {what} (got {number}, expected {expected})")
         self.next[partition] = number + PARTITIONS
 
     def fail(self, text):
@@ -152,7 +152,7 @@ def group(bystanders, bootstrap, stop, out):
         group.member(lambda: stop.is_set() or time.monotonic() > until)
         stop.wait(2)
     first.join()
-    out.put(("done", "group", f"{group.got} records, {group.again} of them again; {group.commits} commits, longest silence between two {group.silence:.1f} s"))
+    out.put(("done", "group", f"{group.got} records, {group.again} of them duplicates; {group.commits} commits, longest silence between two {group.silence:.1f} s"))
 
 
 class Group:

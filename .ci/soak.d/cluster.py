@@ -34,7 +34,7 @@ class Cluster:
         command = [f"{ROOT}/deploy/cluster/start.sh", "--brokers", 3, "--data-dir", self.data_dir, "--wait", 60, *ports, "--", *settings]
         done = subprocess.run(list(map(str, command)), env=os.environ | {"MILLRACE": self.binary}, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"soak: the brokers do not start:\n{done.stdout}{done.stderr}")
+            raise SystemExit(f"soak: the brokers did not start:\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def stop(self):

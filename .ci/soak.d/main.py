@@ -16,22 +16,23 @@ KINDS = ("overload", "vanish", "remake", "slow", "full")
 HELP = """Soaks three brokers on loopback: events in random order, while bystanders must notice nothing.
 
 Events: overload (20 producers at full speed for 10 s, some with request timeouts of 1 ms), vanish (100 sockets that close in the middle of
-requests, half of them by RST), remake (a topic deleted and made again under producers and a group), slow (50 sockets that fetch and never
+requests, half of them by RST), remake (a topic deleted and recreated under producers and a group), slow (50 sockets that fetch and never
 read), full (one broker's disk is full for 15 s)."""
 RULES = """It fails if
   - a bystander (3 idempotent producers, 20 records/s each, acks=all) sees no acknowledgement for more than 1 s;
-  - a record of a bystander is refused, lost, doubled or out of order, or a group loses its place;
-  - a bulk producer has not 70 % of its former throughput 5 s after an event;
-  - replicas are not in sync, or connections of strangers still open, 30 s after an event;
+  - a record of a bystander is rejected, lost, duplicated or out of order, or a group loses its place;
+  - a bulk producer does not have 70 % of its former throughput 5 s after an event;
+  - replicas are not in sync, or connections of strangers are still open, 30 s after an event;
   - a broker ends or panics, or takes 256 MiB more memory than its budget of 512 MiB.
-The same second counts while a disk is full: its broker hands its leaderships over long before its ring is full. No broker is killed.
-Bystanders run at nice -10, overload at 10: strangers usually have a machine of their own. Each failure is printed with what the machine did meanwhile; other work on it makes gaps of its own.
+The limit of 1 s holds while a disk is full too: its broker hands over its leaderships long before its ring is full. No broker is killed.
+Bystanders run at nice -10 and overload at 10, because strangers usually run on other machines. Each failure is printed with the machine's load at that
+time; other work on the machine makes gaps too.
 
 Examples:
   .ci/soak                              an hour
   .ci/soak --minutes 5 --seed 42        the same order of events as another run with that seed
   .ci/soak --minutes 3 --events full    one kind of event only
-  sudo .ci/soak --disk loop             without root, or by --disk tmpfs, the disks are in memory"""
+  sudo .ci/soak --disk loop             without root, or with --disk tmpfs, the disks are in memory"""
 BYSTANDERS = 3
 GAP_MAX = 1.0
 BACK_MAX = 5.0
@@ -41,9 +42,9 @@ CALM = 30
 
 def options():
     parser = argparse.ArgumentParser(prog=".ci/soak", description=HELP, epilog=RULES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60, help="how long; the event under way is finished [default: 60]")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31), help="of the events' order [default: random, printed]")
-    parser.add_argument("--binary", default=f"{HERE}/../../target/release/millrace", help="the broker [default: target/release/millrace]")
+    parser.add_argument("--minutes", type=float, default=60, help="how long to run; an event that has begun is finished [default: 60]")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31), help="seed of the events' order [default: random, printed]")
+    parser.add_argument("--binary", default=f"{HERE}/../../target/release/millrace", help="the broker's program [default: target/release/millrace]")
     parser.add_argument("--data-dir", help="a new directory for disks and logs; 12 GiB [default: a temporary one]")
     parser.add_argument("--events", default=",".join(KINDS), help=f"kinds of events [default: {','.join(KINDS)}]")
     parser.add_argument("--disk", choices=["auto", "loop", "tmpfs", "plain"], default="auto", help="the brokers' disks [default: auto: loop-mounted ext4, else tmpfs, else plain directories, and full disks are skipped]")
@@ -51,10 +52,10 @@ def options():
     chosen.kinds = chosen.events.split(",")
     for kind in chosen.kinds:
         if kind not in KINDS:
-            parser.error(f"--events: there is no event {kind}; there are {', '.join(KINDS)}")
+            parser.error(f"--events: unknown event {kind}; the events are {', '.join(KINDS)}")
     chosen.binary = os.path.realpath(chosen.binary)
     if not os.access(chosen.binary, os.X_OK):
-        parser.error(f"--binary {chosen.binary}: no such program; build it by 'cargo build --release'")
+        parser.error(f"--binary {chosen.binary}: no such program; build it with 'cargo build --release'")
     if chosen.data_dir and os.path.exists(chosen.data_dir) and os.listdir(chosen.data_dir):
         parser.error(f"--data-dir {chosen.data_dir}: is not empty")
     return chosen
@@ -135,7 +136,7 @@ class Soak:
         give_up = time.monotonic() + patience
         while len(told) < BYSTANDERS + 1:
             if time.monotonic() > give_up or any(p.exitcode for p in self.ledgers):
-                self.report.fail(f"of the bystanders only {sorted(told)} have begun or ended within {patience} s")
+                self.report.fail(f"only the bystanders {sorted(told)} began or ended within {patience} s")
                 return
             time.sleep(0.1)
 
@@ -191,7 +192,7 @@ class Soak:
         if kind == "full":
             seconds = full.until_well(self.cluster, self.next_full)
             if seconds is None:
-                self.report.fail(f"broker {self.next_full} has not found the room on its disk after {full.RECOVERY} s")
+                self.report.fail(f"broker {self.next_full} has not noticed the free space on its disk after {full.RECOVERY} s")
         seconds, lagging = self.topics.until_in_sync(CALM)
         if lagging:
             self.report.fail(f"not in sync {CALM} s after the event: {', '.join(lagging[:10])}")
@@ -253,7 +254,7 @@ def main():
         soak.tear_down()
     soak.report.summary()
     soak.watch.summary()
-    print(f"seed {chosen.seed}, {(time.monotonic() - begun) / 60:.0f} min; 'worst back' is when throughput was back, counted from the event's end")
+    print(f"seed {chosen.seed}, {(time.monotonic() - begun) / 60:.0f} min; 'worst back s' is the time from an event's end until throughput was back")
     well = soak.report.failures == 0
     if well and not chosen.data_dir:
         shutil.rmtree(soak.data_dir, ignore_errors=True)

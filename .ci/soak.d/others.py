@@ -48,7 +48,7 @@ class Others:
         """The most in that time, a second more on both sides, as words."""
         seen = [sample for sample in self.samples if begin - 1 < sample[0] < end + 2]
         if not seen:
-            return "others: not looked at"
+            return "others: not measured"
         return f"others: {max(s[1] for s in seen):.1f} CPUs, host {max(s[3] for s in seen):.1f}, disk {max(s[2] for s in seen):.0f} MB/s"
 
 

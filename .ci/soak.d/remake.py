@@ -58,7 +58,7 @@ class Remake:
                 if one.offset >= 0:
                     self.failures.append(f"{NAME}-{one.partition}: the new topic has offset {one.offset}, which was committed for the former one")
         except KafkaException as e:
-            self.failures.append(f"the topic could not be made again: {e.args[0].name()} {e.args[0].str()}")
+            self.failures.append(f"the topic could not be recreated: {e.args[0].name()} {e.args[0].str()}")
 
     def produce(self):
         """A hundred a second; what is refused while there is no topic is no fault."""
@@ -117,14 +117,14 @@ class Remake:
         give_up = time.monotonic() + PATIENCE
         held = self.held()
         if not held:
-            self.failures.append("the last topic took no record")
+            self.failures.append("the last topic accepted no record")
         while (lacks := held - self.seen) and time.monotonic() < give_up:
             time.sleep(0.2)
         if lacks:
-            self.failures.append(f"the group skipped {len(lacks)} of {len(held)} records of the topic that was made last, first {min(lacks)}")
+            self.failures.append(f"the group skipped {len(lacks)} of {len(held)} records of the last topic, first {min(lacks)}")
         lost = {key for key in self.acked if key[0] == self.generation} - held
         if lost:
-            self.failures.append(f"{len(lost)} acknowledged records are not in the topic that was made last, first {min(lost)}")
+            self.failures.append(f"{len(lost)} acknowledged records are not in the last topic, first {min(lost)}")
 
     def held(self):
         """What the topic holds, read by a client of its own."""

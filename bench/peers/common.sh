@@ -33,7 +33,7 @@ parse() {
         esac
         shift 2
         ;;
-      *) fail "there is no option $1; see --help" ;;
+      *) fail "unknown option $1; see --help" ;;
     esac
   done
   [ -n "$dir" ] || fail "--dir is missing; see --help"
@@ -47,9 +47,9 @@ parse() {
     esac
     { [ "$port" -ge 1024 ] && [ "$port" -le 65500 ]; } || fail "--port = '$port': must be a port, 1024 to 65500"
     [ -z "$until" ] || kill -0 "$until" 2> /dev/null || fail "--until = '$until': there is no such process"
-    mkdir -p "$dir" || fail "cannot create $dir; name another directory by --dir"
+    mkdir -p "$dir" || fail "cannot create $dir; name another directory with --dir"
   fi
-  [ -d "$dir" ] || fail "there is no $dir; name the directory of start by --dir"
+  [ -d "$dir" ] || fail "there is no $dir; name the directory of start with --dir"
   dir=$(cd "$dir" && pwd)
 }
 

@@ -13,10 +13,10 @@ Usage: etcd.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST] [--until P
        etcd.sh stop --dir DIR
 
   --dir DIR        data, logs and pids
-  --port P         clients of member 1; member 2 is on the next, and so on; peers are 100 above
-  --brokers N      members, 1 or 3 [default: 1]
+  --port P         port for clients of member 1; member 2 uses the next, and so on; peers use the ports 100 above
+  --brokers N      number of members, 1 or 3 [default: 1]
   --cpus LIST      CPUs that each of them may use: 0 or 0,2 [default: all]
-  --until PID      stops all when that process ends
+  --until PID      stop all when this process ends
 
 The last line of output is the address of member 1.
 
@@ -31,7 +31,7 @@ if [ "$command" = stop ]; then
   exit
 fi
 command -v etcd > /dev/null || fail "there is no etcd; on Debian: apt-get install etcd-server"
-[ -z "$flush" ] || fail "--flush is Kafka's: etcd always syncs before it answers"
+[ -z "$flush" ] || fail "--flush is for Kafka only: etcd always syncs before it answers"
 
 members=
 for n in $(seq 1 "$count"); do

@@ -6,18 +6,18 @@ set -euo pipefail
 
 usage() {
   cat << END
-Starts one or three brokers of Apache Kafka in KRaft mode on loopback, each broker and controller in one, and waits until they
-serve. The jars come by Maven, once, into \${KAFKA_JARS:-~/.cache/millrace-bench/kafka}. Needs Java 17 and Maven.
+Starts one or three brokers of Apache Kafka in KRaft mode on loopback, and waits until they serve. Each process is a broker and a
+controller. Maven downloads the jars once into \${KAFKA_JARS:-~/.cache/millrace-bench/kafka}. Needs Java 17 and Maven.
 
 Usage: kafka.sh start --dir DIR --port P [--brokers 1|3] [--cpus LIST] [--until PID] [--flush]
        kafka.sh stop --dir DIR
 
   --dir DIR        data, logs and pids
-  --port P         clients of broker 1; broker 2 is on the next, and so on; controllers are 100 above
-  --brokers N      1 or 3 [default: 1]
+  --port P         port for clients of broker 1; broker 2 uses the next, and so on; controllers use the ports 100 above
+  --brokers N      number of brokers, 1 or 3 [default: 1]
   --cpus LIST      CPUs that each of them may use: 0 or 0,2 [default: all]
-  --until PID      stops all when that process ends
-  --flush          flush.messages=1: each batch is synced before it is acknowledged. As it comes, Kafka does not sync
+  --until PID      stop all when this process ends
+  --flush          flush.messages=1: Kafka syncs each batch before it acknowledges it; by default it does not
   HEAP=512m        in the environment: the heap of each [default: 1g]
 
 The last line of output is the address of broker 1.
@@ -41,7 +41,7 @@ if ! cmp -s "$here/pom.xml" "$jars/pom.xml"; then
   rm -rf "$jars"
   mkdir -p "$jars"
   mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$jars" >&2 ||
-    fail "Maven could not fetch Kafka's jars; above is why"
+    fail "Maven could not fetch Kafka's jars; the reason is above"
   cp "$here/pom.xml" "$jars/pom.xml"
 fi
 
@@ -70,7 +70,7 @@ group.initial.rebalance.delay.ms=0
 END
   [ -z "$flush" ] || echo log.flush.interval.messages=1 >> "$dir/$n/server.properties"
   java -cp "$jars/*" kafka.tools.StorageTool format --ignore-formatted -t "$cluster" -c "$dir/$n/server.properties" \
-    > "$dir/$n.log" 2>&1 || { tail -n 20 "$dir/$n.log" >&2 && fail "the storage of broker $n could not be formatted"; }
+    > "$dir/$n.log" 2>&1 || { tail -n 20 "$dir/$n.log" >&2 && fail "cannot format the storage of broker $n; the end of its log is above"; }
   heap=${HEAP:-1g}
   spawn "$n" java "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 \
     -Djava.awt.headless=true -cp "$jars/*" kafka.Kafka "$dir/$n/server.properties"

@@ -20,7 +20,7 @@ common_option() {
     --kafka-port) kafka_port=$(port "$1" "$2") || exit 1 ;;
     --peer-port) peer_port=$(port "$1" "$2") || exit 1 ;;
     --admin-port) admin_port=$(port "$1" "$2") || exit 1 ;;
-    *) fail "there is no option $1; see --help" ;;
+    *) fail "unknown option $1; see --help" ;;
   esac
 }
 

@@ -6,21 +6,21 @@ set -euo pipefail
 
 usage() {
   cat << END
-Starts brokers 1 to N on loopback as one cluster, and waits until all of them serve. Those that run already are left alone, and one
-that is stopping is started again, so starting again on the same directory starts what is down.
+Starts brokers 1 to N on loopback as one cluster, and waits until all of them serve. Running brokers stay as they are, and a broker
+that is stopping is restarted. So a second start on the same directory starts the brokers that are down.
 
 Usage: start.sh [--brokers N] [--data-dir DIR] [options] [-- BROKER OPTIONS]
 
-  --brokers N       how many, 1 to 15 [default: 3, or as many as were started on the directory before]
+  --brokers N       number of brokers, 1 to 15 [default: 3, or as many as were started on the directory before]
   --data-dir DIR    data, logs and pids: DIR/broker-N, DIR/broker-N.log, DIR/broker-N.pid [default: $data_dir];
-                    DIR/cluster.secret is the secret by which brokers and tools know each other, made if it is missing
-  --kafka-port P    Kafka clients of broker 1; broker 2 is on the next, and so on [default: $kafka_port]
-  --peer-port P     likewise for other brokers and tools [default: $peer_port]
-  --admin-port P    likewise for metrics and health [default: $admin_port]
-  --wait SECONDS    how long to wait for them [default: 30]
+                    DIR/cluster.secret authenticates brokers and tools; it is created if it is missing
+  --kafka-port P    port for Kafka clients of broker 1; broker 2 uses the next port, and so on [default: $kafka_port]
+  --peer-port P     the same for other brokers and tools [default: $peer_port]
+  --admin-port P    the same for metrics and health [default: $admin_port]
+  --wait SECONDS    how long to wait until all brokers serve [default: 30]
 
-The CPUs that this shell may use are split evenly; with fewer CPUs than brokers, brokers share them. The binary is MILLRACE if
-that is set, else target/release/millrace of this source tree, else millrace on the PATH.
+The brokers split the CPUs that this shell may use evenly; with fewer CPUs than brokers, they share them. The binary is MILLRACE
+if that is set, else target/release/millrace of this source tree, else millrace on the PATH.
 
 Examples:
   start.sh
@@ -54,10 +54,10 @@ esac
 binary=${MILLRACE:-}
 [ -n "$binary" ] || { [ -x "$here/../../target/release/millrace" ] && binary=$here/../../target/release/millrace; } \
   || binary=$(command -v millrace) \
-  || fail "there is no binary; run 'cargo build --release' in the source tree, or set MILLRACE to one"
+  || fail "there is no binary; run 'cargo build --release' in the source tree, or set MILLRACE to its path"
 [ -x "$binary" ] || fail "MILLRACE = '$binary': no such program"
 
-mkdir -p "$data_dir" || fail "cannot create $data_dir; name another directory by --data-dir"
+mkdir -p "$data_dir" || fail "cannot create $data_dir; name another directory with --data-dir"
 data_dir=$(cd "$data_dir" && pwd)
 
 # By what the brokers, and tools (--data-dir $data_dir), know each other.
@@ -102,7 +102,7 @@ check_ports() {
     port=${what}_port
     port=$((${!port} + $1 - 1))
     ! is_taken "$port" || fail "broker $1: the address 127.0.0.1:$port is taken by another program; stop that program, or choose" \
-      "other ports by --$what-port"
+      "other ports with --$what-port"
   done
 }
 
@@ -125,7 +125,7 @@ deadline=$((SECONDS + patience))
 
 # Waits for the end of a broker that has been told to stop.
 until_stopped() { # NUMBER PID
-  echo "broker $1 (process $2) is stopping; it is started again once it has ended"
+  echo "broker $1 (process $2) is stopping; it will be restarted once it has ended"
   while pid_of "$1" > /dev/null; do
     [ "$SECONDS" -lt "$deadline" ] || fail "broker $1 (process $2) has not stopped after $patience s; see $data_dir/broker-$1.log"
     sleep 0.1

@@ -6,11 +6,12 @@ set -euo pipefail
 
 usage() {
   cat << END
-Shows the brokers that start.sh started on a directory, and what they say of their cluster. Ends with 1 if one is down.
+Shows the brokers that start.sh started on a directory, and their roles in the cluster. The exit status is 1 if a broker does not
+serve.
 
 Usage: status.sh [--data-dir DIR] [--kafka-port P] [--peer-port P] [--admin-port P]
 
-  --data-dir DIR    as given to start.sh [default: $data_dir], and so are the ports
+  --data-dir DIR    the directory given to start.sh [default: $data_dir]; the ports must be the same too
 
 Example:
   status.sh --data-dir /tmp/cluster
@@ -23,7 +24,7 @@ while [ $# -gt 0 ]; do
     *) common_option "$1" "${2:-}" && shift 2 ;;
   esac
 done
-[ -d "$data_dir" ] || fail "there is no $data_dir; name the directory of start.sh by --data-dir"
+[ -d "$data_dir" ] || fail "there is no $data_dir; name the directory of start.sh with --data-dir"
 [ -n "$(known_brokers)" ] || fail "no broker was ever started on $data_dir"
 
 down=0

@@ -6,12 +6,12 @@ set -euo pipefail
 
 usage() {
   cat << END
-Stops the brokers that start.sh started on a directory: each drains, flushes and ends by itself.
+Stops the brokers that start.sh started on a directory. Each broker drains and flushes before it ends.
 
 Usage: stop.sh [--data-dir DIR] [--wait SECONDS]
 
-  --data-dir DIR    as given to start.sh [default: $data_dir]
-  --wait SECONDS    how long to wait for them to end [default: 30]
+  --data-dir DIR    the directory given to start.sh [default: $data_dir]
+  --wait SECONDS    how long to wait until all brokers have ended [default: 30]
 
 Example:
   stop.sh --data-dir /tmp/cluster
@@ -29,7 +29,7 @@ done
 case $patience in
   '' | *[!0-9]*) fail "--wait = '$patience': must be a number of seconds" ;;
 esac
-[ -d "$data_dir" ] || fail "there is no $data_dir; name the directory of start.sh by --data-dir"
+[ -d "$data_dir" ] || fail "there is no $data_dir; name the directory of start.sh with --data-dir"
 
 stopping=()
 for n in $(known_brokers); do
@@ -37,7 +37,7 @@ for n in $(known_brokers); do
     kill "$pid"
     stopping+=("$n:$pid")
   else
-    echo "broker $n does not run"
+    echo "broker $n is not running"
   fi
 done
 deadline=$((SECONDS + patience))
