@@ -240,7 +240,7 @@ pub fn table(rows: &[Row]) -> String {
         );
     } else {
         text +=
-            &format!("bounds need at least {REPEATS_MIN} runs of each, and 12 to be good; give more by --repeat\n");
+            &format!("bounds need at least {REPEATS_MIN} runs of each, and 12 for good ones; give more by --repeat\n");
     }
     if fewest >= REPEATS_MIN && rows.iter().any(|row| !row.interleaved) {
         text += "runs were not made in turns, so machine drift looks like a difference; use --run-a and --run-b\n";
