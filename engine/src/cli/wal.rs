@@ -263,9 +263,7 @@ fn meaning(row: &Row) -> &'static str {
         Verdict::NextSegment => "the ring continues in the next segment",
         Verdict::End => "the ring ends here, nothing is lost",
         Verdict::Torn => "an unfinished write that was not acknowledged; the next start truncates it",
-        Verdict::Damaged => {
-            "DAMAGED: a write that was synced here is lost; the broker refuses to start with this ring"
-        }
+        Verdict::Damaged => "DAMAGED: a write that was synced here is lost; the broker refuses to start with this ring",
         Verdict::Newer => "written by a newer version; use that version",
     }
 }

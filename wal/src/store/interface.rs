@@ -164,9 +164,7 @@ pub enum OpenError {
     /// Synced bytes are not what was written: restore the replica from its peers or from a copy.
     #[error("damaged: {0}")]
     Damaged(String),
-    #[error(
-        "{path} has format version {found}, but this program reads {newest} at most; run the newer version"
-    )]
+    #[error("{path} has format version {found}, but this program reads {newest} at most; run the newer version")]
     Newer { path: String, found: u32, newest: u32 },
 }
 

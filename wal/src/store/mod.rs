@@ -118,9 +118,10 @@ impl<D: Disk> Store<D> {
         let start = shared.journal.staged();
         let staged = shared.journal.append_with_head(group, hard_state, entry, head)?;
         let crc = staged.payload.as_ref().map_or(0, |payload| payload.crc);
-        let payload = entry.payload.as_ref().map(|(span, _)| {
-            (*span, staged.payload.clone().expect("a staged payload is in the ring's memory").bytes)
-        });
+        let payload = entry
+            .payload
+            .as_ref()
+            .map(|(span, _)| (*span, staged.payload.clone().expect("a staged payload is in the ring's memory").bytes));
         log.hard_state = hard_state;
         log.append(Entry { payload, ..entry.clone() }, crc, start, staged.pos);
         if !log.by_snapshot {

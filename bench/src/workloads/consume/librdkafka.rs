@@ -27,7 +27,7 @@ pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
     run::check_cpus(&options.target.threads)?;
     if options.target.threads.connections.is_some() {
         return Err(
-            "--connections: librdkafka chooses its connections; set the number of its instances with --threads".into()
+            "--connections: librdkafka chooses its connections; set the number of its instances with --threads".into(),
         );
     }
     let mut config = ClientConfig::new();

@@ -35,7 +35,7 @@ pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
     run::check_cpus(&options.target.threads)?;
     if options.target.threads.connections.is_some() {
         return Err(
-            "--connections: librdkafka chooses its connections; set the number of its instances with --threads".into()
+            "--connections: librdkafka chooses its connections; set the number of its instances with --threads".into(),
         );
     }
     let config = config(options);
