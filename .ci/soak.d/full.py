@@ -25,8 +25,10 @@ def full(disks, cluster, bulk, number):
     figures["ring used MiB"] = round(used / (1 << 20))
     if told is None:
         errors["disk_full stayed 0"] += 1
-    elif "disk: full" not in cluster.page(number, "/health/ready")[1]:
-        errors["/health/ready does not say disk: full"] += 1
+    else:
+        status, page = cluster.page(number, "/health/ready")
+        if status != 200 or "disk: full" not in page:
+            errors[f"/health/ready answers {status} and {page.strip()!r}, not 200 and disk: full"] += 1
     disks.release(number)
     return errors, figures
 

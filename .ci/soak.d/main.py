@@ -36,6 +36,8 @@ Examples:
 BYSTANDERS = 3
 GAP_MAX = 1.0
 BACK_MAX = 5.0
+# Of the throughput before the first event; less than that before a later one means that it never came back.
+LASTING = 0.4
 BACK_PATIENCE = 20
 CALM = 30
 
@@ -85,7 +87,7 @@ class Soak:
         self.cluster = Cluster(chosen.binary, self.data_dir)
         self.stop, self.out = multiprocessing.Event(), multiprocessing.Queue()
         self.up, self.done = set(), {}
-        self.watch, self.ledgers, self.next_full = None, [], 0
+        self.watch, self.ledgers, self.next_full, self.first_reference = None, [], 0, None
 
     def start(self):
         import bystanders
@@ -148,9 +150,11 @@ class Soak:
         self.report.begin(kind)
         self.report.kind(kind).count += 1
         reference = self.bulk.reference()
+        self.first_reference = self.first_reference or reference
+        if reference < LASTING * self.first_reference:
+            self.report.fail(f"throughput is {reference / 1e6:.0f} MB/s before the event, and was {self.first_reference / 1e6:.0f} MB/s before the first")
         begin = time.monotonic()
-        errors, failures, note = self.perform(kind, draw)
-        end = time.monotonic()
+        errors, failures, note, end = self.perform(kind, draw)
         seconds, rates = self.bulk.until_back(end, reference, BACK_PATIENCE)
         for name, count in errors.items():
             self.report.error(name, count)
@@ -165,24 +169,24 @@ class Soak:
         self.report.say(f"{kind}: {end - begin:.0f} s; {note}before {reference / 1e6:.0f} MB/s, back after {back}; errors: {dict(errors) or 'none'}")
 
     def perform(self, kind, draw):
-        """Errors by name, failures, and a note."""
+        """Errors by name, failures, a note, and when it ended."""
         import full
         import overload
         import remake
         import strangers
 
         if kind == "overload":
-            rate, errors = overload.overload(self.cluster.bootstrap, draw)
-            return errors, [], f"{rate / 1e6:.0f} MB/s acknowledged; "
+            rate, errors, end = overload.overload(self.cluster.bootstrap, draw)
+            return errors, [], f"{rate / 1e6:.0f} MB/s acknowledged; ", end
         if kind == "remake":
-            return *remake.Remake(self.cluster.bootstrap, self.topics, draw).run(), ""
+            return *remake.Remake(self.cluster.bootstrap, self.topics, draw).run(), "", time.monotonic()
         if kind == "full":
             self.next_full = self.next_full % 3 + 1
             errors, figures = full.full(self.disks, self.cluster, self.bulk, self.next_full)
             for name, value in figures.items():
                 self.report.note_max(kind, name, value)
-            return errors, [f"broker {self.next_full}: {name}" for name in errors], f"broker {self.next_full}; "
-        return {"vanish": strangers.vanish, "slow": strangers.slow}[kind](self.topics, draw), [], ""
+            return errors, [f"broker {self.next_full}: {name}" for name in errors], f"broker {self.next_full}; ", time.monotonic()
+        return {"vanish": strangers.vanish, "slow": strangers.slow}[kind](self.topics, draw), [], "", time.monotonic()
 
     def calm(self, kind):
         """After each event everything is as before: rooms on disks, replicas in sync, strangers forgotten."""

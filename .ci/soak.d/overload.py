@@ -60,7 +60,7 @@ def worker(bootstrap, seed, ready, go, stop, out):
 
 
 def overload(bootstrap, random):
-    """Returns bytes/s that were acknowledged, and errors by name."""
+    """Returns bytes/s that were acknowledged, errors by name, and when the last was sent."""
     ready, go, stop, out = multiprocessing.Semaphore(0), multiprocessing.Event(), multiprocessing.Event(), multiprocessing.Queue()
     processes = [
         multiprocessing.Process(target=worker, args=(bootstrap, random.randrange(3), ready, go, stop, out), daemon=True) for _ in range(PROCESSES)
@@ -72,6 +72,7 @@ def overload(bootstrap, random):
     go.set()
     time.sleep(SECONDS)
     stop.set()
+    end = time.monotonic()
     acked, errors = 0, Counter()
     for _ in processes:
         bytes_acked, found = out.get(timeout=30)
@@ -79,4 +80,4 @@ def overload(bootstrap, random):
         errors += found
     for process in processes:
         process.join(10)
-    return acked / SECONDS, errors
+    return acked / SECONDS, errors, end

@@ -55,7 +55,9 @@ class Remake:
             self.topics.create(NAME, PARTITIONS)
             self.generation += 1
             for one in self.idle.committed([TopicPartition(NAME, p) for p in range(PARTITIONS)], timeout=30):
-                if one.offset >= 0:
+                if one.error:
+                    self.failures.append(f"{NAME}-{one.partition}: the committed offset could not be read: {one.error.name()}")
+                elif one.offset >= 0:
                     self.failures.append(f"{NAME}-{one.partition}: the new topic has offset {one.offset}, which was committed for the former one")
         except KafkaException as e:
             self.failures.append(f"the topic could not be recreated: {e.args[0].name()} {e.args[0].str()}")

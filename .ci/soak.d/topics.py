@@ -35,8 +35,10 @@ class Topics:
             topics = self.admin.list_topics(timeout=10).topics
         except KafkaException as e:
             return [e.args[0].name()]
+        # An error comes without partitions, so nothing would seem to lag.
+        unknown = [f"{name}: {topic.error or 'no partitions'}" for name, topic in topics.items() if topic.error or not topic.partitions]
         parts = ((name, p) for name, topic in topics.items() for p in topic.partitions.values())
-        return [f"{name}-{p.id}" for name, p in parts if len(p.isrs) < len(p.replicas)]
+        return unknown + [f"{name}-{p.id}" for name, p in parts if p.error or len(p.isrs) < len(p.replicas)]
 
     def until_in_sync(self, patience):
         """Seconds until all replicas are in sync, or None, and those that are not."""
