@@ -161,6 +161,11 @@ fn partitions_are_assigned_by_hand_to_brokers_that_there_are() {
     assert_eq!(errors::check(refused.error_code), Err(ErrorCode::InvalidRequest));
     let message = refused.error_message.unwrap();
     assert!(message.contains("the only replica of 2 partitions (by-hand-0, by-hand-2)"), "{message}");
+    // Its disk could never join again.
+    let refused = client.call(UnregisterBrokerRequest::default().with_broker_id(BrokerId(2))).unwrap();
+    assert_eq!(errors::check(refused.error_code), Err(ErrorCode::InvalidRequest));
+    let message = refused.error_message.unwrap();
+    assert!(message.contains("broker 2 is alive"), "{message}");
 }
 
 #[test]

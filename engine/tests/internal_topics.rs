@@ -95,6 +95,21 @@ fn whoever_causes_the_offsets_topic_gets_the_same_one() {
 }
 
 #[test]
+fn a_name_like_an_internal_topics_is_taken_from_nobody() {
+    let broker = Broker::start();
+    let mut client = connect(&broker);
+    for like in ["__consumer.offsets", "_.consumer_offsets", "__transaction.state"] {
+        let told = metadata(&mut client, like, true);
+        assert_eq!(errors::check(told.error_code), Err(ErrorCode::InvalidTopicException), "{like}");
+        let created = create_topic(&mut client, like, 1, 1, &[]);
+        assert_eq!(errors::check(created.error_code), Err(ErrorCode::InvalidTopicException), "{like}");
+        assert!(created.error_message.is_some_and(|why| why.contains("collides with topic '__")), "{like}");
+    }
+    by_find_coordinator(&mut client);
+    assert_eq!(metadata(&mut client, OFFSETS, false).partitions.len(), 50);
+}
+
+#[test]
 fn no_client_makes_groups_lose_their_offsets() {
     let mut broker = Broker::start();
     let mut client = connect(&broker);

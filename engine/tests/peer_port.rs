@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
 use consensus::group::{Message, MessageType, RaftEntry};
-use consensus::metadata::{Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, Request};
+use consensus::metadata::{
+    Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, QueryAnswer, Request,
+};
 use consensus::plane::{Accepted, Acks, Ask, PlaneMessage, Refused, peer_id};
 use consensus::wire::{self, Beat, Caller, Consistency, Hello, PeerMessage, Rest, SnapshotChunk, ToolAsk, ToolRequest};
 use net::errors;
@@ -145,13 +147,69 @@ fn a_tool_may_not_act_in_a_brokers_place() {
         (Command::UpdateHighWatermark { name: name.into(), id, node: 1, watermarks: vec![] }, "UpdateHighWatermark"),
         (Command::SetFeatureLevel { name: "metadata.version".to_owned(), level: 9 }, "SetFeatureLevel"),
         (Command::AllocateProducerIds { count: 1000 }, "AllocateProducerIds"),
+        (Command::UnregisterBroker { node: 1 }, "UnregisterBroker"),
     ] {
         for acks in [Acks::Quorum, Acks::Leader] {
             let refused = tool.write(acks, command.clone()).unwrap_err();
-            assert!(refused.contains(&format!("a tool may not {called}")) && refused.contains("error 31"), "{refused}");
+            assert!(
+                refused.contains(&format!("a tool may not send {called}")) && refused.contains("error 31"),
+                "{refused}"
+            );
         }
     }
     tool.write(Acks::Quorum, support::tool::create_topic(name, 1)).unwrap();
+}
+
+#[test]
+fn a_tool_may_not_do_to_topics_what_clients_may_not() {
+    const OFFSETS: &str = "__consumer_offsets";
+    let broker = Broker::start();
+    let mut client = client::connect(&broker);
+    assert_eq!(client::create_topic(&mut client, OFFSETS, -1, -1, &[]).error_code, errors::NONE);
+    let mut tool = Tool::connect(&broker, PATIENCE).unwrap();
+    let read = |tool: &mut Tool| match tool
+        .read(Consistency::Linearizable, Query::GetTopic { name: OFFSETS.to_owned() })
+        .expect("a broker that serves answers")
+    {
+        QueryAnswer::Topic(topic) => topic,
+        other => panic!("{other:?}"),
+    };
+    let topic = read(&mut tool);
+    let (name, id, present) = (topic.name.clone(), topic.id, topic.partitions.len() as u32);
+    let with = |name: &str, value: Option<&str>| vec![(name.to_owned(), value.map(str::to_owned))];
+    let more = vec![vec![1]];
+    for (command, why) in [
+        (Command::DeleteTopic { name: name.clone(), id }, "is an internal topic"),
+        (
+            Command::CreatePartitions {
+                name: name.clone(),
+                id,
+                present,
+                first_group: 0,
+                replicas: more,
+                peers: Vec::new(),
+            },
+            "is an internal topic",
+        ),
+        (
+            Command::UpdateTopicConfig { name: name.clone(), id, changes: with("retention.ms", Some("1000")) },
+            "is always -1",
+        ),
+        (Command::UpdateTopicConfig { name, id, changes: with("no.such", None) }, "no.such"),
+        (support::tool::create_topic("__transaction_state", 1), "is the internal topic of the transaction coordinator"),
+        (support::tool::create_topic("__consumer.offsets", 1), "collides with topic '__consumer_offsets'"),
+        (support::tool::create_topic("__millrace_metadata", 1), "__millrace_metadata"),
+        (Command::UpdateClusterConfig { node: None, changes: with("node.id", Some("7")) }, "read-only"),
+        (
+            Command::UpdateClusterConfig { node: None, changes: with("largest.entry.bytes", Some("7")) },
+            "unknown setting",
+        ),
+        (Command::UpdateClusterConfig { node: None, changes: with("metadata.acks", Some("never")) }, "never"),
+    ] {
+        let refused = tool.write(Acks::Quorum, command.clone()).unwrap_err();
+        assert!(refused.contains(why), "{command:?}: {refused}");
+    }
+    assert_eq!(read(&mut tool), topic);
 }
 
 #[test]

@@ -58,6 +58,13 @@ static TOPICS: &[InternalTopic] = &[InternalTopic {
 const RESERVED: &[(&str, &str)] =
     &[("__share_group_state", "share groups"), ("__transaction_state", "the transaction coordinator")];
 
+/// The internal topic, present or future, from whose name this one differs only in '.' and '_'.
+pub fn like(name: &str) -> Option<&'static str> {
+    let known = TOPICS.iter().map(|topic| topic.name).chain(RESERVED.iter().map(|(reserved, _)| *reserved));
+    let mut others = known.filter(|known| *known != name);
+    others.find(|known| known.replace('.', "_") == name.replace('.', "_"))
+}
+
 pub fn find(name: &str) -> Option<&'static InternalTopic> {
     TOPICS.iter().find(|topic| topic.name == name)
 }
@@ -145,6 +152,9 @@ mod tests {
         }
         assert_eq!(find("orders").map(|topic| topic.name), None);
         assert_eq!(reserved_for("__transaction_state"), Some("the transaction coordinator"));
+        assert_eq!(like("__consumer.offsets"), Some(OFFSETS_TOPIC));
+        assert_eq!(like("_.transaction.state"), Some("__transaction_state"));
+        assert_eq!((like(OFFSETS_TOPIC), like("consumer.offsets")), (None, None));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod operations;
 mod owners;
 mod produce;
 mod producer_ids;
-mod refusal;
+pub(crate) mod refusal;
 mod sasl;
 pub mod topics;
 mod weight;

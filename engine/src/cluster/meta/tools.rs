@@ -8,7 +8,10 @@ use crate::{
         Core,
         mesh_probe::{self, Probe},
     },
-    handlers::{METADATA_TOPIC, topics::placement},
+    handlers::{
+        refusal::Refusal,
+        topics::{placement, raw},
+    },
 };
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
@@ -61,21 +64,20 @@ async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> R
     Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
 }
 
-/// Rejects commands that slices would accept but this version cannot carry out.
+/// Rejects commands that slices would accept, but that harm the cluster or that this version cannot carry out.
 fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
+    raw::check(core, command)
+        .map_err(|Refusal { code, message }| ToolAnswer::Failed { code: code.code() as u16, message })?;
     let check_replicas = |replicas: &[Vec<i32>]| {
         let registered: Vec<i32> = core.view(|view| view.brokers().map(|broker| broker.node).collect());
         replicas.iter().try_for_each(|replicas| placement::assigned(&registered, replicas).map(drop).map_err(refused))
     };
     match command {
-        Command::CreateTopic { name, .. } if &**name == METADATA_TOPIC => {
-            Err(refused(format!("'{METADATA_TOPIC}' is the metadata's own log")))
-        }
         Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => check_replicas(replicas),
         Command::AssignPartition { name, partition, .. } => Err(refused(format!(
             "partition {partition} of '{name}': partitions can't move between brokers in this version"
         ))),
-        // A tool that sent these in a broker's place could take that broker's place, or force another broker out.
+        // A tool that sent these could take a broker's place, or force a broker out for good.
         Command::RegisterBroker { broker } => {
             Err(not_for_tools("RegisterBroker", &format!("broker {} registers itself when it starts", broker.node)))
         }
@@ -95,18 +97,10 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         Command::AllocateProducerIds { .. } => {
             Err(not_for_tools("AllocateProducerIds", "producers get their ids with Kafka's InitProducerId"))
         }
-        Command::UnregisterBroker { node } => {
-            let holds = core.view(|view| {
-                let partitions = view.topics().flat_map(|topic| &topic.partitions);
-                partitions.filter(|partition| partition.replicas == [*node]).count()
-            });
-            if holds == 0 {
-                return Ok(());
-            }
-            Err(refused(format!(
-                "broker {node} holds the only replica of {holds} partitions; delete their topics first"
-            )))
-        }
+        Command::UnregisterBroker { node } => Err(not_for_tools(
+            "UnregisterBroker",
+            &format!("Kafka's request of this name removes broker {node} once it is fenced"),
+        )),
         _ => Ok(()),
     }
 }

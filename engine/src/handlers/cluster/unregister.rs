@@ -2,7 +2,7 @@
 
 use crate::handlers::refusal::Refusal;
 use crate::{cluster::meta, core::Core};
-use consensus::metadata::{Command, Topic};
+use consensus::metadata::{BrokerStatus, Command, Topic};
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -30,6 +30,12 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
         return Err(Refusal::new(ErrorCode::BrokerIdNotRegistered, format!("broker {node} is not registered")));
     }
     core.view(|view| holds_nothing_alone(node, view.topics()))?;
+    if core.view(|view| view.broker(node).is_some_and(|broker| broker.status == BrokerStatus::Alive)) {
+        let message = format!(
+            "broker {node} is alive, and its disk could never join again; stop the broker, and try again once it is fenced"
+        );
+        return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+    }
     let outcome = meta::submit(core, vec![Command::UnregisterBroker { node }]).await?.pop();
     outcome.expect("a command has an outcome").map(drop).map_err(Refusal::from)
 }

@@ -5,7 +5,10 @@
 
 use super::names;
 use crate::handlers::refusal::Refusal;
-use crate::{cluster::meta, core::Core};
+use crate::{
+    cluster::{internal_topics, meta},
+    core::Core,
+};
 use consensus::metadata::{Command, Outcome, Topic};
 use std::{ops::Bound, rc::Rc, sync::Arc};
 
@@ -21,23 +24,29 @@ fn colliding(core: &Core, name: &str) -> Vec<Arc<str>> {
     names::colliding(name, first_from)
 }
 
-/// Rejects a name that collides with an existing topic's.
+/// Rejects a name that collides with an existing topic's, or with an internal topic's, whether that exists or not.
 pub fn check(core: &Core, name: &str) -> Result<(), Refusal> {
+    if let Some(internal) = internal_topics::like(name) {
+        return Err(names::collision(name, internal));
+    }
     colliding(core, name).first().map_or(Ok(()), |other| Err(names::collision(name, other)))
 }
 
 /// Deletes new topics that come after a colliding one in the log, and rejects them. The view shows the entries that
-/// created them, and so all entries before those.
+/// created them, and so all entries before those. An internal topic stays: groups need it, and an earlier version may
+/// have let a client take a name like it.
 pub async fn undo(core: &Rc<Core>, results: Vec<Result<Outcome, Refusal>>) -> Vec<Result<Outcome, Refusal>> {
     let mut deletions = Vec::new();
     let results = results.into_iter().map(|result| match result {
-        Ok(Outcome::TopicCreated(topic)) => match behind(core, &topic) {
-            Some(other) => {
-                deletions.push(Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
-                Err(names::collision(&topic.name, &other))
+        Ok(Outcome::TopicCreated(topic)) if internal_topics::find(&topic.name).is_none() => {
+            match behind(core, &topic) {
+                Some(other) => {
+                    deletions.push(Command::DeleteTopic { name: topic.name.clone(), id: topic.id });
+                    Err(names::collision(&topic.name, &other))
+                }
+                None => Ok(Outcome::TopicCreated(topic)),
             }
-            None => Ok(Outcome::TopicCreated(topic)),
-        },
+        }
         result => result,
     });
     let results = results.collect();

@@ -38,7 +38,8 @@ pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
     }
     match command(core, internal, BTreeMap::new()) {
         Ok(command) => create_unasked(core, vec![command], [internal.name]).await,
-        Err(error) => tracing::warn!("{error}"),
+        Err(error) if core.placement.may_tell(crate::clock::now()) => tracing::warn!("{error}"),
+        Err(_) => {}
     }
 }
 
@@ -79,8 +80,7 @@ pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &Creatabl
     }
     let mut chosen = BTreeMap::new();
     for config in &asked.configs {
-        let Some(value) = &config.value else { continue };
-        let (name, value) = (config.name.as_str(), value.as_str());
+        let (name, value) = (config.name.as_str(), super::value_of(config)?);
         config_topic::validate(name, value)
             .and_then(|()| internal.check_change(name, Some(value), replicas(core, internal)))
             .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;

@@ -8,6 +8,7 @@ pub(crate) mod create;
 pub(crate) mod internal;
 pub(crate) mod names;
 pub mod placement;
+pub(crate) mod raw;
 pub(crate) mod room;
 
 use self::room::Asked;
@@ -37,7 +38,7 @@ use net::{
         TopicName,
         create_partitions_request::CreatePartitionsTopic,
         create_partitions_response::CreatePartitionsTopicResult,
-        create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
+        create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig},
         delete_topics_response::DeletableTopicResult,
     },
 };
@@ -85,7 +86,10 @@ pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
     }
     let partitions = core.config.num_partitions;
     let Ok(factor) = check_replication(core, -1) else {
-        return tracing::warn!("cannot create topics that clients use: too few brokers for default.replication.factor");
+        if core.placement.may_tell(clock::now()) {
+            tracing::warn!("cannot create topics that clients use: too few brokers for default.replication.factor");
+        }
+        return;
     };
     let (room, mut refused) = (Asked::default(), None);
     let create = |name: &&str| match room.place(core, name, partitions as usize, factor) {
@@ -125,7 +129,9 @@ pub(super) async fn create_unasked<'a>(
                 collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot create topics that clients use");
+                if core.placement.may_tell(clock::now()) {
+                    tracing::warn!(%error, "cannot create topics that clients use");
+                }
                 return;
             }
         }
@@ -135,9 +141,18 @@ pub(super) async fn create_unasked<'a>(
         });
         until_led(core, partitions).await;
     };
-    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await {
+    if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await
+        && core.placement.may_tell(clock::now())
+    {
         tracing::warn!("topics that clients use have no leaders after {} s", AUTO_CREATE_WAIT.as_secs());
     }
+}
+
+fn value_of(config: &CreatableTopicConfig) -> Result<&str, Refusal> {
+    config.value.as_deref().ok_or_else(|| {
+        let message = format!("'{}' has no value; leave it out for the default", config.name);
+        Refusal::new(ErrorCode::InvalidConfig, message)
+    })
 }
 
 pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
@@ -257,11 +272,8 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked)
     }
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
-        let Some(value) = &config.value else {
-            let message = format!("'{}' has no value; leave it out for the default", config.name);
-            return Err(Refusal::new(ErrorCode::InvalidConfig, message));
-        };
-        config_topic::validate(config.name.as_str(), value.as_str())
+        let value = value_of(config)?;
+        config_topic::validate(config.name.as_str(), value)
             .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
         configs.insert(config.name.to_string(), value.to_string());
     }
