@@ -89,6 +89,8 @@ fn metadata_is_asked_for_by_id_with_or_without_an_empty_name() {
 fn authorised_operations_are_all_that_a_resource_has_where_they_are_asked_for() {
     let broker = Broker::start();
     let mut client = connect(&broker);
+    let found = client.call(FindCoordinatorRequest::default().with_coordinator_keys(vec![text("nobody")])).unwrap();
+    assert_eq!(found.coordinators[0].error_code, errors::NONE);
     assert_eq!(create_topic(&mut client, "orders", 1, 1, &[]).error_code, 0);
     for asked in [true, false] {
         let told = |operations| if asked { operations } else { i32::MIN };
@@ -111,7 +113,12 @@ fn authorised_operations_are_all_that_a_resource_has_where_they_are_asked_for() 
                 .with_groups(vec![GroupId(text("nobody"))])
                 .with_include_authorized_operations(asked);
             let groups = ask(&mut client, version, request).groups;
-            assert_eq!(groups[0].authorized_operations, told(GROUP_OPERATIONS), "DescribeGroups {version}");
+            // From version 6 on, an unknown group is an error (KIP-1043), and then Kafka tells no operations.
+            let (code, operations) = match version {
+                6 => (ErrorCode::GroupIdNotFound.code(), i32::MIN),
+                _ => (errors::NONE, told(GROUP_OPERATIONS)),
+            };
+            assert_eq!((groups[0].error_code, groups[0].authorized_operations), (code, operations), "{version}");
         }
     }
     let request = DescribeTopicPartitionsRequest::default().with_response_partition_limit(10);
@@ -313,7 +320,8 @@ fn settings_are_taken_at_kafkas_defaults_and_described_with_types_and_units() {
     // Kafka's defaults. `message.timestamp.*` and `compression.type` have tests of their own.
     #[rustfmt::skip]
     let defaults = [
-        ("cleanup.policy", "delete"), ("delete.retention.ms", "86400000"), ("file.delete.delay.ms", "60000"),
+        ("cleanup.policy", "delete"), ("compression.gzip.level", "-1"), ("compression.lz4.level", "9"),
+        ("compression.zstd.level", "3"), ("delete.retention.ms", "86400000"), ("file.delete.delay.ms", "60000"),
         ("flush.messages", "9223372036854775807"), ("flush.ms", "9223372036854775807"),
         ("follower.replication.throttled.replicas", ""), ("index.interval.bytes", "4096"),
         ("leader.replication.throttled.replicas", ""), ("local.retention.bytes", "-2"), ("local.retention.ms", "-2"),

@@ -33,9 +33,13 @@ const fn removed(name: &'static str, value: &'static str, config_type: i8) -> Un
 const COMPACTION: &str = "it concerns compaction, which is not supported yet";
 const TIERED: &str = "tiered storage is not supported";
 const THROTTLE: &str = "replication is not throttled";
+const PRODUCER: &str = "the broker stores records as the producer compressed them";
 
 /// Ordered by name.
 pub static UNOBEYED: &[Unobeyed] = &[
+    row("compression.gzip.level", "-1", INT, PRODUCER),
+    row("compression.lz4.level", "9", INT, PRODUCER),
+    row("compression.zstd.level", "3", INT, PRODUCER),
     row("delete.retention.ms", "86400000", LONG, COMPACTION),
     row("file.delete.delay.ms", "60000", LONG, "the broker deletes a file as soon as nobody reads it"),
     row("follower.replication.throttled.replicas", "", LIST, THROTTLE),

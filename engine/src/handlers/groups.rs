@@ -121,7 +121,8 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
         work.resume();
         if let GroupResponse::DescribeGroups(described) = &mut response {
             let told = operations::told(tells_operations, operations::GROUP);
-            described.groups.iter_mut().for_each(|group| group.authorized_operations = told);
+            let found = described.groups.iter_mut().filter(|group| group.error_code == errors::NONE);
+            found.for_each(|group| group.authorized_operations = told);
         }
         match &mut whole {
             Some(whole) => whole.add_piece(goes_on, response),

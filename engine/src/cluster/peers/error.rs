@@ -30,6 +30,8 @@ pub(crate) enum LinkError {
          broker joins again"
     )]
     Removed { node: i32, peer: u64 },
+    #[error("broker {node} has to wait: {max} connections of brokers are open (peer.max.connections)")]
+    TooMany { node: i32, max: usize },
     #[error("{TOOLS_MAX} tools are connected; try again when one has disconnected")]
     TooManyTools,
     #[error("a tool was idle for {} s; it may connect again", .0.as_secs())]

@@ -37,7 +37,10 @@ impl Peers {
                 Either::First(()) => return Ok(()),
                 Either::Second(Ok(accepted)) => self.take(accepted, &host),
                 Either::Second(Err(error)) => {
-                    tracing::warn!(%error, "cannot accept a broker's connection; trying again in 100 ms");
+                    let log = self.log.borrow().clone();
+                    if let Some(Admitted { left_out }) = log.admit(listener.addr().ip(), &error.to_string()) {
+                        tracing::warn!(%error, left_out, "cannot accept a broker's connection; trying again in 100 ms");
+                    }
                     rt::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -80,8 +83,7 @@ impl Peers {
         // Besides the clones of the connections there is the one that is cloned.
         if Arc::strong_count(&served) - 1 > max {
             count(&self.stats.refused, 1);
-            tracing::warn!(node = there.node, "closing a broker's connection: {max} are open (peer.max.connections)");
-            return Ok(());
+            return Err(LinkError::TooMany { node: there.node, max });
         }
         let core = usize::from(there.core % self.me.cores);
         if core != usize::from(self.me.core) {
