@@ -10,13 +10,11 @@
 //! | [`metadata`] | commands, slices, snapshots and views |
 //! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
 //! | [`wire`] | the encoding of messages between brokers, and between brokers and tools |
-//! | [`seam`] | the traits for clock and transport |
-//! | `sim` | their fault-injecting twins, and a cluster of many nodes on them (feature `sim`, and in tests) |
+//! | `sim` | clocks, disks and a network with faults, and a cluster of many nodes on them (feature `sim`, and in tests) |
 
 pub mod group;
 pub mod metadata;
 pub mod plane;
-pub mod seam;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod wire;

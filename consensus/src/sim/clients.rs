@@ -7,9 +7,9 @@
 
 use super::{
     Bug,
-    cluster::{Cluster, SimNode},
+    cluster::Cluster,
     model::{FEATURE, RETENTION, SETTING},
-    node::META,
+    node::{META, Node},
     oracle::Violation,
     promises::{Promises, STALE_MAX, Told},
 };
@@ -206,7 +206,7 @@ impl Cluster {
     pub(super) fn check_histories(&mut self) -> Result<(), Violation> {
         let end = self.clock.time();
         let after = end + Duration::from_micros(1);
-        let shows = |at: usize| self.slots[at].node().map(SimNode::shows);
+        let shows = |at: usize| self.slots[at].node().map(Node::shows);
         let newest = (0..self.slots.len()).filter_map(shows).max();
         let nodes: Vec<usize> = (0..self.slots.len()).filter(|at| shows(*at) == newest).collect();
         let first = newest.and(nodes.first().copied());

@@ -1,6 +1,5 @@
 //! Virtual time, and the clocks that nodes read instead of it.
 
-use crate::seam::Clock;
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// One clock of a simulation. Clones are the same clock. [`SimClock::drifting`] makes another clock on the same
@@ -41,10 +40,9 @@ impl SimClock {
         let rate = u64::try_from(1_000_000 + i64::from(self.drift_ppm)).expect("a clock goes forward");
         Duration::from_micros((elapsed * 1_000_000).div_ceil(rate)).max(self.time())
     }
-}
 
-impl Clock for SimClock {
-    fn now(&self) -> Duration {
+    /// What this clock shows. It counts while its node is suspended, since a lease must not outlive a pause.
+    pub fn now(&self) -> Duration {
         let elapsed = self.time().as_micros() as i64;
         let shown = elapsed + elapsed * i64::from(self.drift_ppm) / 1_000_000;
         self.offset.get() + Duration::from_micros(shown as u64)

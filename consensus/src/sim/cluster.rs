@@ -27,10 +27,8 @@ pub(super) const GROUPS: u64 = 3;
 /// Also the most entries that a leader of the metadata keeps for peers that lag.
 pub(super) const KEPT_ENTRIES: u64 = 20;
 
-pub(super) type SimNode = Node<SimClock, SimTransport<Wire>>;
-
 pub(super) enum Power {
-    Up(Box<SimNode>),
+    Up(Box<Node>),
     Down(SimDisk),
 }
 
@@ -54,14 +52,14 @@ impl Slot {
         peer_id(self.number, self.disk_number)
     }
 
-    pub(super) fn node(&self) -> Option<&SimNode> {
+    pub(super) fn node(&self) -> Option<&Node> {
         match &self.power {
             Some(Power::Up(node)) => Some(node),
             _ => None,
         }
     }
 
-    pub(super) fn node_mut(&mut self) -> Option<&mut SimNode> {
+    pub(super) fn node_mut(&mut self) -> Option<&mut Node> {
         match &mut self.power {
             Some(Power::Up(node)) => Some(node),
             _ => None,
@@ -260,7 +258,7 @@ impl Cluster {
         self.look()
     }
 
-    pub(super) fn node(&mut self, at: usize) -> &mut SimNode {
+    pub(super) fn node(&mut self, at: usize) -> &mut Node {
         self.slots[at].node_mut().expect("the event is one of a node that is up")
     }
 
@@ -407,7 +405,7 @@ impl Cluster {
     /// Whether a group has a leader and all its voters have applied everything in the newest leader's log. For the
     /// metadata group, every node's view must also show everything that the node has applied.
     fn agrees(&self, group: GroupId) -> bool {
-        let shows_all = |node: &SimNode| node.shows() == node.group(META).applied();
+        let shows_all = |node: &Node| node.shows() == node.group(META).applied();
         if group == META && !self.slots.iter().filter_map(Slot::node).all(shows_all) {
             return false;
         }

@@ -1,7 +1,7 @@
 //! A network that drops, delays, duplicates and reorders messages, and can be cut in one direction.
 
 use super::SimClock;
-use crate::{plane::node_of, seam::Transport};
+use crate::plane::node_of;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -101,10 +101,9 @@ pub struct SimTransport<M> {
     pub net: Rc<RefCell<SimNet<M>>>,
 }
 
-impl<M: Clone> Transport for SimTransport<M> {
-    type Message = M;
-
-    fn send(&mut self, to: u64, message: M) {
+impl<M: Clone> SimTransport<M> {
+    /// Never blocks and guarantees nothing: a message may be lost, delayed, doubled or reordered.
+    pub fn send(&mut self, to: u64, message: M) {
         self.net.borrow_mut().send(self.clock.time(), Envelope { from: self.from, to, message });
     }
 }

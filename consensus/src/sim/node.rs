@@ -3,8 +3,9 @@
 //! slices and a view.
 
 use super::{
-    Bug,
+    Bug, SimClock,
     disk::{Checkpoint, Record, SimDisk},
+    net::SimTransport,
     node_meta::{Meta, mark},
     oracle::{Seen, Violation},
 };
@@ -14,7 +15,6 @@ use crate::{
         descriptor::{Descriptor, EntryData},
     },
     plane::{PlaneConfig, PlaneMessage, Token, WriteError, Written, node_of},
-    seam::{Clock, Transport},
 };
 use bytes::Bytes;
 use std::{
@@ -64,10 +64,10 @@ struct Persisting {
     messages: Vec<Message>,
 }
 
-pub struct Node<C, T> {
+pub struct Node {
     pub id: u64,
-    pub(super) clock: C,
-    transport: T,
+    pub(super) clock: SimClock,
+    transport: SimTransport<Wire>,
     pub disk: SimDisk,
     rng: fastrand::Rng,
     pub(super) replicas: BTreeMap<GroupId, Replica>,
@@ -85,14 +85,14 @@ pub struct Node<C, T> {
 /// The longest time, in µs, that a result takes from the core that owns a slice to the core that drives the group.
 const CORE_HOP_MAX_US: u64 = 3_000;
 
-impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
+impl Node {
     #[expect(clippy::too_many_arguments, reason = "one call, in the cluster")]
     pub fn start(
         configs: &[GroupConfig],
         plane: PlaneConfig,
         contacts: &[i32],
-        clock: C,
-        transport: T,
+        clock: SimClock,
+        transport: SimTransport<Wire>,
         disk: SimDisk,
         seed: u64,
         tick: Duration,

@@ -4,14 +4,13 @@ use super::{
     Bug,
     disk::Checkpoint,
     model::{self, SettingsReply, TopicReply},
-    node::{META, Machine, Node, Replica, Wire},
+    node::{META, Machine, Node, Replica},
     oracle::{Seen, Violation},
 };
 use crate::{
     group::{Entry, Group, Message, SnapshotMark},
     metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View, slice_of_topic},
     plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
-    seam::{Clock, Transport},
 };
 use bytes::Bytes;
 use std::{
@@ -129,7 +128,7 @@ impl Meta {
     }
 }
 
-impl<C: Clock, T: Transport<Message = Wire>> Node<C, T> {
+impl Node {
     /// Keeps the received state as the newest checkpoint before the group steps the message. The next Ready
     /// journals it.
     pub(super) fn take_snapshot(&mut self, message: Message, state: Bytes) {

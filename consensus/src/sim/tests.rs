@@ -200,7 +200,6 @@ fn a_bad_network_drops_doubles_and_reorders() {
 
 #[test]
 fn a_clock_drifts_jumps_and_knows_when() {
-    use crate::seam::Clock;
     let time = SimClock::default();
     let fast = time.drifting(10_000);
     time.advance_to(Duration::from_secs(100));
