@@ -14,6 +14,9 @@ const MB: usize = 1_000_000;
 /// Larger than any ring here accepts.
 const ANY_SIZE: (&str, &str) = ("max.message.bytes", "50000000");
 
+/// Segments of 32 MiB.
+const LARGE_RING: &str = "wal.ring.bytes=268435456";
+
 fn of_bytes(bytes: usize) -> bytes::Bytes {
     wire::batch(&[&vec![b'x'; bytes]])
 }
@@ -121,4 +124,41 @@ fn group_state_that_does_not_fit_is_answered_as_in_kafka() {
     wire::await_coordinator(&mut client, "large-group");
     let mut member = OnlyMember::new("large-group");
     assert_eq!(member.assign(&mut client, 6 * MB), Err(ErrorCode::UnknownServerError));
+}
+
+/// Sends `before` to the leader, which is more than its and its followers' memory for the newest records, then a batch
+/// of each size.
+fn send_behind_a_full_cache(leader: &Broker, before: usize, sizes: &[usize]) {
+    let mut client = wire::connect(leader);
+    for &size in sizes {
+        for bytes in std::iter::repeat_n(MB, before / MB).chain([size]) {
+            let answer = wire::produce(&mut client, TOPIC, 0, of_bytes(bytes));
+            assert_eq!(errors::check(answer.error_code), Ok(()), "{bytes} bytes, of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_the_ring_takes_gets_its_memory_from_the_cache() {
+    // 20 MiB of the budget are for the newest records, of which 16 MiB are for the cache.
+    let broker = Broker::start_with(&["--cores", "0", "--set", LARGE_RING, "--set", "memory.budget.bytes=67108864"]);
+    create(&broker, 1, &[ANY_SIZE]);
+    // The last one is larger than the whole share.
+    send_behind_a_full_cache(&broker, 30 * MB, &[12 * MB, 12 * MB, 30 * MB]);
+    assert_eq!(broker.metric("millrace_admission_timed_out_total"), 0.0);
+}
+
+#[test]
+fn a_followers_cache_makes_room_for_a_large_batch() {
+    // 80 MiB of a broker's budget are for the newest records, of which 64 MiB are for the cache.
+    let cluster = Cluster::start(3, &["--cores", "0", "--set", LARGE_RING]);
+    // A batch is acknowledged once both replicas have it.
+    create(cluster.broker(0), 2, &[ANY_SIZE]);
+    let mut leader = None;
+    wait_until("leader with a replica in sync", || {
+        let shown = &wire::partitions(&mut wire::connect(cluster.broker(0)), TOPIC)[0];
+        leader = usize::try_from(shown.leader_id.0 - 1).ok();
+        leader.is_some() && shown.isr_nodes.len() == 2
+    });
+    send_behind_a_full_cache(cluster.broker(leader.expect("it was seen")), 90 * MB, &[30 * MB]);
 }

@@ -4,7 +4,7 @@
 //! a copy. The receiver checks the batches, copies them once into its own ring, and steps the entries only if all
 //! batches are there and fit. Batches that are not in memory are read first, see `catch_up`.
 
-use super::{Partition, catch_up::PIECE_BYTES};
+use super::Partition;
 #[cfg(test)]
 use crate::sim::{self, Bug};
 use crate::{
@@ -22,7 +22,7 @@ use net::{
 };
 use std::rc::Rc;
 use types::Position;
-use wal::{record::Span, store::Admission};
+use wal::record::Span;
 
 /// Sending to the other replicas.
 impl Partition {
@@ -69,15 +69,16 @@ impl Partition {
     /// Takes a leader's entries, as many as the ring has room for, if every batch is there and intact. The leader
     /// resends dropped entries.
     fn take_entries(self: &Rc<Self>, core: &Rc<Core>, mut message: Message, mut payloads: Vec<(usize, Bytes)>) {
-        let room = core.store.room().saturating_sub(core.admission.claimed());
-        let fitting = fitting(&message, &payloads, room);
+        // Together with the claim, so that the store makes room for both.
+        let claimed = core.admission.claimed();
+        let wanted = record_bytes(&message, &payloads).sum::<usize>() + claimed;
+        let room = core.store.room(wanted).saturating_sub(claimed);
+        let fitting = fitting(record_bytes(&message, &payloads), room);
         if fitting < message.entries.len() {
             core.metrics.replication_refused_total.add(1);
             message.entries.truncate(fitting);
             payloads.retain(|(place, _)| *place < fitting);
-            // Asking the store to admit a piece starts writing segments if there is no room.
-            let waits = core.store.admit(PIECE_BYTES.min(core.store.entry_bytes_max())) == Admission::Wait;
-            tracing::debug!(partition = %self.name, fitting, waits, "the ring has no room for all received batches");
+            tracing::debug!(partition = %self.name, fitting, "the ring has no room for all received batches");
         }
         match checked(&message, payloads).and_then(|payloads| self.follows(&message).map(|()| payloads)) {
             Ok(payloads) => {
@@ -147,20 +148,20 @@ impl Partition {
     }
 }
 
-/// The number of leading entries of a message that fit into `room` bytes.
-fn fitting(message: &Message, payloads: &[(usize, Bytes)], room: usize) -> usize {
-    const RECORD: usize = 128;
+/// Bytes of each entry's record in the ring, at most.
+fn record_bytes<'a>(message: &'a Message, payloads: &'a [(usize, Bytes)]) -> impl Iterator<Item = usize> {
+    const BESIDES: usize = 128;
     let mut payloads = payloads.iter().peekable();
-    let mut left = room;
-    let goes = |(place, entry): &(usize, &consensus::group::RaftEntry)| {
-        let batch = payloads.next_if(|(of, _)| of == place).map_or(0, |(_, bytes)| bytes.len());
-        let bytes = RECORD + entry.data.len() + batch;
-        let goes = bytes <= left;
-        left = left.saturating_sub(bytes);
-        goes
-    };
-    let mut goes = goes;
-    message.entries.iter().enumerate().take_while(|entry| goes(entry)).count()
+    message.entries.iter().enumerate().map(move |(place, entry)| {
+        let batch = payloads.next_if(|(of, _)| *of == place).map_or(0, |(_, bytes)| bytes.len());
+        BESIDES + entry.data.len() + batch
+    })
+}
+
+/// The number of leading records that fit into `room` bytes.
+fn fitting(records: impl Iterator<Item = usize>, mut room: usize) -> usize {
+    let goes = |bytes: &usize| room.checked_sub(*bytes).map(|left| room = left).is_some();
+    records.take_while(goes).count()
 }
 
 /// Checks each batch against its entry, and returns the payloads to stage with the entries.

@@ -87,6 +87,9 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
             shared.wanted.past(seen).await;
             continue;
         }
+        if until_durable(shared).await.is_err() {
+            continue;
+        }
         match round(shared, host).await {
             Ok(()) => {
                 attempt = 0;
@@ -105,6 +108,16 @@ pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -
         }
         shared.rounds.notify();
     }
+}
+
+/// Waits until there is something to flush, if it is being written to the ring. Otherwise a flush that an append
+/// requested for lack of room would find nothing, and nobody would request the next one.
+async fn until_durable<D: Disk>(shared: &Shared<D>) -> Result<(), Poisoned> {
+    let cut = shared.state.borrow().cut;
+    if shared.journal.staged() > cut {
+        shared.journal.durable_past(cut).await?;
+    }
+    Ok(())
 }
 
 /// Runs one round, see the module's documentation.

@@ -24,9 +24,9 @@ pub struct StoreConfig {
     /// Memory for batches that are already in segments, kept for tailing consumers. It counts the ring memory that
     /// they pin. When it is full, the core's oldest batches are evicted, and reads of them become cold.
     pub cache_bytes: u64,
-    /// Memory for all batches that are not evicted, flushed or not. While they exceed it,
-    /// [`Store::admit`](crate::store::Store::admit) makes appends wait. Recovered batches count too, but are never
-    /// rejected.
+    /// Memory for all batches that are not evicted, flushed or not. [`Store::admit`](crate::store::Store::admit) evicts
+    /// flushed ones for a batch that would exceed it, and then makes the append wait. A batch of any size is admitted
+    /// while the others take no more than a quarter. Recovered batches count too, but are never rejected.
     pub memory_bytes: u64,
     /// Memory for read-ahead of cold reads. When it is full, the least recently used buffer is evicted.
     pub read_ahead_bytes: u64,

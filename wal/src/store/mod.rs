@@ -187,14 +187,16 @@ impl<D: Disk> Store<D> {
         self.shared.poisoned()
     }
 
-    /// Whether `bytes` more of payload may be proposed.
+    /// Whether `bytes` more of payload may be proposed. Flushed entries leave the memory if that makes room.
     pub fn admit(&self, bytes: usize) -> Admission {
         let admission = match self.shared.journal.admit(bytes) {
-            Admission::Ok if self.shared.memory_left() < bytes as u64 && self.poisoned().is_none() => Admission::Wait,
+            Admission::Ok if self.shared.memory_left(bytes) < bytes as u64 && self.poisoned().is_none() => {
+                Admission::Wait
+            }
             admission => admission,
         };
-        if admission == Admission::Wait && self.shared.flush_helps() {
-            self.shared.ask_flush();
+        if admission == Admission::Wait {
+            self.shared.flush_for_room();
         }
         admission
     }
@@ -204,23 +206,25 @@ impl<D: Disk> Store<D> {
     pub fn admits_to_reserve(&self, bytes: usize) -> bool {
         let space = self.shared.journal.space();
         let admits = space.free >= bytes as u64 + space.reserve / 2;
-        if !admits && self.shared.flush_helps() {
-            self.shared.ask_flush();
+        if !admits {
+            self.shared.flush_for_room();
         }
         admits
     }
 
-    /// How many bytes of entries of any size may be staged without touching the reserve. It is half of the free
-    /// space, since writes end at block boundaries and entries do not straddle the ring's segments. It is also
-    /// limited by the memory left.
-    pub fn room(&self) -> usize {
+    /// How many bytes of entries of any size may be staged without touching the reserve, if `wanted` bytes of them are
+    /// to come. It is half of the free space, since writes end at block boundaries and entries do not straddle the
+    /// ring's segments. It is also limited by the memory left. Flushed entries leave the memory if that makes room. If
+    /// less than `wanted` is left, a flush is requested.
+    pub fn room(&self, wanted: usize) -> usize {
         let space = self.shared.journal.space();
-        let in_ring = space.free.saturating_sub(space.reserve) / 2;
-        let in_memory = self.shared.memory_left();
-        if in_memory < in_ring && self.shared.flush_helps() {
-            self.shared.ask_flush();
+        let in_ring = usize::try_from(space.free.saturating_sub(space.reserve) / 2).unwrap_or(usize::MAX);
+        let in_memory = self.shared.memory_left(wanted.min(in_ring));
+        let room = in_ring.min(usize::try_from(in_memory).unwrap_or(usize::MAX));
+        if room < wanted {
+            self.shared.flush_for_room();
         }
-        usize::try_from(in_ring.min(in_memory)).unwrap_or(usize::MAX)
+        room
     }
 
     /// The largest sum of an entry's data and payload that the ring can hold.

@@ -133,8 +133,11 @@ impl State {
     }
 }
 
-/// How many entries are evicted at once to make room for appends.
+/// How many entries are evicted at once to make room for appends, besides those that an append needs.
 const EVICTED_AT_ONCE: usize = 1024;
+
+/// While no more than one part in this many of `memory_bytes` is in use, a batch of any size is admitted.
+const FREE_FOR_ANY: u64 = 4;
 
 /// The memory cost of an entry in addition to its bytes.
 const CACHED_ENTRY_COST: usize = size_of::<crate::log::Held>() + size_of::<(LogPos, GroupId)>();
@@ -251,24 +254,32 @@ impl<D: Disk> Shared<D> {
         self.stats.set(stats);
     }
 
-    /// How much memory more batches may take. If nothing is held, a batch larger than the whole bound is still
-    /// admitted.
-    pub fn memory_left(&self) -> u64 {
-        let (end, bytes_max) = (self.journal.staged(), self.config.memory_bytes);
+    /// How much memory more batches may take, if `wanted` bytes of them are to come. Flushed entries are evicted to
+    /// make room. [`u64::MAX`] while no more than a quarter of the memory is in use: a batch that is larger than all
+    /// of it must fit some time.
+    ///
+    /// Each entry frees at least its own cost, so one call frees `wanted` bytes, if that many are flushed.
+    pub fn memory_left(&self, wanted: usize) -> u64 {
+        let StoreConfig { cache_bytes, memory_bytes, .. } = self.config;
+        let (end, free_for_any) = (self.journal.staged(), memory_bytes / FREE_FOR_ANY);
+        let kept = memory_bytes.saturating_sub(wanted as u64).max(free_for_any);
         let mut state = self.state.borrow_mut();
-        if state.cache_cost(end) >= self.config.cache_bytes {
-            state.evict(end, self.config.cache_bytes, EVICTED_AT_ONCE);
-        }
+        state.evict(end, kept.min(cache_bytes), EVICTED_AT_ONCE + wanted / CACHED_ENTRY_COST);
         match state.cache_cost(end) {
-            0 => u64::MAX,
-            cost => bytes_max.saturating_sub(cost),
+            cost if cost <= free_for_any => u64::MAX,
+            cost => memory_bytes.saturating_sub(cost),
         }
     }
 
-    /// Whether no flush is pending and a new one would find entries to take.
-    pub fn flush_helps(&self) -> bool {
+    /// Requests a flush unless one is pending or there is nothing to flush. For callers that found no room: the flush
+    /// wakes those that wait.
+    pub fn flush_for_room(&self) {
         let state = self.state.borrow();
-        state.asked == state.done && self.journal.durable() > state.cut
+        let helps = state.asked == state.done && self.journal.staged() > state.cut;
+        drop(state);
+        if helps {
+            self.ask_flush();
+        }
     }
 
     /// Whether enough was staged since the last flush that another is due.

@@ -14,7 +14,7 @@ use wal::{
     log::read::Read,
     record::{Entry, Span},
     ring::RingConfig,
-    store::{Store, StoreConfig},
+    store::{LogPos, Store, StoreConfig},
 };
 
 /// The batches' timestamps.
@@ -22,6 +22,13 @@ const LONG_AGO: i64 = 1_000;
 
 /// Appends a batch of `bytes` bytes. Does nothing once the disk has stopped.
 pub async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) {
+    if let Some(at) = stage(store, model, group, bytes) {
+        durable(store, at).await;
+    }
+}
+
+/// Stages a batch of `bytes` bytes. `None` once the disk has stopped.
+pub fn stage(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) -> Option<LogPos> {
     let group = GroupId(group);
     let (entry, hard_state) = {
         let model = &model.borrow().groups[&group];
@@ -33,9 +40,9 @@ pub async fn append(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: u
         (Entry { index, term: hard_state.term, entry_type: 0, data, payload: Some((span, batch)) }, hard_state)
     };
     model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;
-    let Ok(staged) = store.append(group, hard_state, &entry) else { return };
+    let staged = store.append(group, hard_state, &entry).ok()?;
     model.borrow_mut().appended(group, entry, staged.pos);
-    durable(store, staged.pos).await;
+    Some(staged.pos)
 }
 
 /// Appends a batch to each of `logs` logs, then flushes.
