@@ -259,11 +259,7 @@ impl Seat {
     /// gets the request.
     fn wait_for_room(&self, core: &Core, request: &GroupRequest) -> Option<Turn> {
         let bytes = self.coordinator.borrow().as_ref()?.append_bytes(request)?;
-        // Most are small: one goes at once if there is room for it, whatever waits for more.
-        if core.store.admit(bytes) != Admission::Wait {
-            return None;
-        }
-        Some(core.admission.join(self.partition.group(), bytes))
+        core.admission.pass(&core.store, self.partition.group(), bytes)
     }
 
     fn append(&self, core: &Rc<Core>, id: AppendId, batch: Bytes) -> Result<(), ErrorCode> {

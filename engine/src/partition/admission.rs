@@ -10,6 +10,9 @@
 //! resends them. They leave the room that the first append in turn needs ([`Admission::claimed`]). Otherwise many
 //! small entries would take the room as it is freed, and a large batch would never fit.
 //!
+//! Group requests are small beside batches, and most need not wait for one that is large. They [pass](Admission::pass)
+//! the append whose turn it is, but all of them together take no more room than it needs. The others join the line.
+//!
 //! Bound: the connections admit at most `queued.max.request.bytes` per core, and each append here belongs to such a
 //! request.
 //! Deadline: the request's timeout.
@@ -25,23 +28,52 @@ use wal::store::Admission as Room;
 #[derive(Default)]
 pub struct Admission {
     lines: Lines<GroupId>,
-    /// Bytes of the append whose turn it is, while it waits for room.
-    claimed: Rc<Cell<usize>>,
+    claim: Rc<Claim>,
 }
 
 /// A place in the partition's line. While it is held, no later append to the partition goes first.
 pub struct Turn {
     spot: Spot<GroupId>,
     bytes: usize,
-    claimed: Rc<Cell<usize>>,
+    claim: Rc<Claim>,
 }
 
-/// Claims room while it lives. There is at most one, since only one append has its turn.
-struct Claim<'a>(&'a Cell<usize>);
+/// The room that the append in turn waits for. There is at most one claim, since only one append has its turn.
+#[derive(Default)]
+struct Claim {
+    /// 0: no append waits.
+    bytes: Cell<usize>,
+    /// Bytes of the appends that have passed it.
+    passed: Cell<usize>,
+}
 
-impl Drop for Claim<'_> {
+/// Claims room while it lives.
+struct Claiming<'a>(&'a Claim);
+
+impl Claim {
+    fn begin(&self, bytes: usize) -> Claiming<'_> {
+        self.bytes.set(bytes);
+        self.passed.set(0);
+        Claiming(self)
+    }
+
+    /// Lets an append of `bytes` pass, unless too much has passed. Returns whether it may.
+    fn let_pass(&self, bytes: usize) -> bool {
+        let (claimed, passed) = (self.bytes.get(), self.passed.get() + bytes);
+        if claimed == 0 {
+            return true;
+        }
+        let may = passed <= claimed;
+        if may {
+            self.passed.set(passed);
+        }
+        may
+    }
+}
+
+impl Drop for Claiming<'_> {
     fn drop(&mut self) {
-        self.0.set(0);
+        self.0.bytes.set(0);
     }
 }
 
@@ -51,8 +83,7 @@ impl Turn {
     /// anything else, and then drops the turn.
     pub async fn come(&mut self, store: &Store) {
         self.spot.turn().await;
-        let _claim = Claim(&self.claimed);
-        self.claimed.set(self.bytes);
+        let _claiming = self.claim.begin(self.bytes);
         while store.admit(self.bytes) == Room::Wait {
             store.space_freed().await;
         }
@@ -68,9 +99,17 @@ impl Admission {
         Some(self.join(group, bytes))
     }
 
-    /// A turn to await, whatever room there is.
-    pub fn join(&self, group: GroupId, bytes: usize) -> Turn {
-        Turn { spot: self.lines.join(group), bytes, claimed: self.claimed.clone() }
+    /// Like [`Admission::enter`], but for an append that is small beside those in the line. It goes before them if
+    /// there is room and not too much has passed the first of them.
+    pub fn pass(&self, store: &Store, group: GroupId, bytes: usize) -> Option<Turn> {
+        if store.admit(bytes) != Room::Wait && self.claim.let_pass(bytes) {
+            return None;
+        }
+        Some(self.join(group, bytes))
+    }
+
+    fn join(&self, group: GroupId, bytes: usize) -> Turn {
+        Turn { spot: self.lines.join(group), bytes, claim: self.claim.clone() }
     }
 
     /// The number of appends that wait.
@@ -80,6 +119,23 @@ impl Admission {
 
     /// Bytes of the ring's room to leave for the append whose turn it is. 0: none waits.
     pub fn claimed(&self) -> usize {
-        self.claimed.get()
+        self.claim.bytes.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_a_large_append_takes_no_more_room_than_it_needs() {
+        let claim = Claim::default();
+        let passes = |bytes: [usize; 4]| bytes.map(|bytes| claim.let_pass(bytes));
+        assert_eq!(passes([70, 70, 70, 1000]), [true; 4], "no append waits");
+        for _ in 0..2 {
+            let _claiming = claim.begin(100);
+            assert_eq!(passes([70, 70, 30, 1]), [true, false, true, false]);
+        }
+        assert_eq!(passes([70, 70, 70, 1000]), [true; 4], "no append waits any more");
     }
 }
