@@ -172,6 +172,8 @@ pub struct Core {
     failed: RefCell<Option<String>>,
     /// At its last try, a flush found no room on the disk.
     disk_full: Cell<bool>,
+    /// Notified at each such try.
+    disk_filled: Notify,
     pub connections: Connections,
     /// Also used for the peer port.
     pub connection_log: Rc<ConnectionLog>,
@@ -235,6 +237,7 @@ impl Core {
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
             disk_full: Cell::new(false),
+            disk_filled: Notify::default(),
             connections: Connections::new(parts.spread),
             connection_log: Rc::default(),
             lifecycle: Lifecycle::default(),

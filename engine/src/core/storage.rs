@@ -25,6 +25,13 @@ impl Core {
         self.disk_full.get()
     }
 
+    /// Waits until the last flush found no room on the disk.
+    pub async fn until_disk_is_full(&self) {
+        while !self.disk_full.get() {
+            self.disk_filled.next().await;
+        }
+    }
+
     /// The ring or a segment of this core can't be trusted any more, so the core acknowledges nothing more.
     pub fn storage_failed(&self, why: &str) {
         if self.failed.borrow().is_some() {
@@ -97,6 +104,7 @@ impl FlushHost for Core {
 
     fn flush_failed(&self, why: &str) {
         self.disk_full.set(true);
+        self.disk_filled.notify();
         self.metrics.disk_full.set(1);
         tracing::warn!(core = self.id().0, why, "cannot flush to segment files; other brokers should lead; retrying");
     }

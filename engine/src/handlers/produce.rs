@@ -286,12 +286,13 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
         })
         .collect();
     async move {
-        let deadline = clock::now() + timeout;
+        let began = clock::now();
+        let deadline = began + timeout;
         let mut started = Vec::with_capacity(begun.len());
         for (place, begun) in begun {
             let begun = match begun {
                 Begun::Appended(begun) => begun,
-                Begun::Waiting(mut turn, item) => match before(deadline, turn.come(&core.store)).await {
+                Begun::Waiting(mut turn, item) => match admitted(&core, &mut turn, began, timeout).await {
                     Some(()) => append(&core, item, clock::wall_ms()),
                     None => {
                         #[cfg(test)]
@@ -325,6 +326,20 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
     }
 }
 
+/// Waits for the append's turn and for room in the ring. Returns `None` when the request's time is up. While the disk
+/// is full, that is after half of its timeout. A client that waits no longer than the timeout which it names would
+/// otherwise never learn what is wrong.
+async fn admitted(core: &Core, turn: &mut Turn, began: Duration, timeout: Duration) -> Option<()> {
+    let time_is_up = async {
+        until(began + timeout / 2).await;
+        race(core.until_disk_is_full(), until(began + timeout)).await;
+    };
+    match race(turn.come(&core.store), time_is_up).await {
+        Either::First(()) => Some(()),
+        Either::Second(()) => None,
+    }
+}
+
 /// Least timeout for acks=1 and acks=0. In Kafka the request's timeout applies to acks=all only, so clients may
 /// send 0.
 const LEADER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
@@ -337,10 +352,14 @@ fn too_late(core: &Core) -> ErrorCode {
 
 /// The future's result, or `None` if the deadline comes first.
 async fn before<T>(deadline: Duration, what: impl Future<Output = T>) -> Option<T> {
-    match race(what, rt::sleep(deadline.saturating_sub(clock::now()))).await {
+    match race(what, until(deadline)).await {
         Either::First(done) => Some(done),
         Either::Second(()) => None,
     }
+}
+
+fn until(moment: Duration) -> rt::Sleep {
+    rt::sleep(moment.saturating_sub(clock::now()))
 }
 
 enum Begun {

@@ -16,6 +16,7 @@
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
 //! | `turns` | how much work large requests do between two yields |
+//! | `producing` | what producers are told when a leader can't take their batches |
 //! | `fenced` | what a broker that was cut off may still answer |
 //! | `stopped` | a committed entry that cannot be applied |
 //! | `summary`, `tests` | the counts of what runs did; the seeds |
@@ -35,12 +36,12 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
-mod handed_over;
 mod ledger;
 mod ledger_commits;
 mod logs;
 mod net;
 mod node;
+mod producing;
 mod remade;
 mod stopped;
 mod summary;
