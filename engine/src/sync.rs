@@ -176,6 +176,13 @@ impl<T> Promise<T> {
     }
 }
 
+impl<T> Answer<T> {
+    /// Whether the promise was kept or dropped.
+    pub fn is_settled(&self) -> bool {
+        self.0.borrow().sender_gone
+    }
+}
+
 impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
         let mut slot = self.0.borrow_mut();
@@ -311,7 +318,9 @@ mod tests {
     #[test]
     fn a_kept_promise_answers_its_value() {
         let (promise, answer) = promise();
+        assert!(!answer.is_settled());
         promise.keep(7);
+        assert!(answer.is_settled());
         assert!(matches!(poll_once(std::pin::pin!(answer)), Poll::Ready(Some(7))));
     }
 }

@@ -6,14 +6,20 @@ use net::{
     StrBytes,
     client::blocking::Client,
     codec::{
+        api::ApiKey,
         fetch::{FetchPartition, FetchRequest, FetchTopic},
         produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
     },
-    messages::{CreateTopicsRequest, MetadataRequest, TopicName, create_topics_request::CreatableTopic},
+    messages::{
+        CreateTopicsRequest, ListOffsetsRequest, MetadataRequest, TopicName,
+        create_topics_request::CreatableTopic,
+        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+    },
     records::{build::BatchBuilder, compression::Codec},
+    turn::BYTES_A_TURN,
 };
 use std::{ops::Range, time::Instant};
-use support::{PATIENCE, broker::Broker, tool::Tool};
+use support::{PATIENCE, broker::Broker, tool::Tool, wire};
 
 /// A figure of each core, in the order of the cores.
 fn per_core(broker: &Broker, name: &str) -> Vec<u64> {
@@ -241,4 +247,51 @@ fn a_broker_of_one_core_says_what_it_takes_to_have_a_mesh() {
     assert_eq!(per_core(&broker, "loop_beats_total").len(), 1);
     let refused = Tool::connect(&broker, PATIENCE).unwrap().probe_mesh(None, 1, 1).unwrap_err();
     assert!(refused.contains("has one core") && refused.contains("--cores"), "{refused}");
+}
+
+/// A lookup for which the broker must decompress all of these partitions' batches.
+fn lookup_of_the_last_record(topic: &'static str, partitions: i32) -> ListOffsetsRequest {
+    let last = |index| ListOffsetsPartition::default().with_partition_index(index).with_timestamp(2);
+    let topic = ListOffsetsTopic::default()
+        .with_name(TopicName(StrBytes::from_static_str(topic)))
+        .with_partitions((0..partitions).map(last).collect());
+    ListOffsetsRequest::default().with_topics(vec![topic])
+}
+
+#[test]
+fn what_a_client_asked_for_ends_on_all_cores_when_it_is_gone() {
+    const MUCH: usize = 40 << 20;
+    let broker = Broker::start();
+    let mut client = wire::connect(&broker);
+    let cores = per_core(&broker, "loop_beats_total").len();
+    let partitions = 8 * cores as i32;
+    topic_on_all_cores(&mut client, "unfolded", partitions);
+    let mut batch = BatchBuilder::new(Codec::Gzip);
+    batch.push(1, None, Some(&vec![0; MUCH]));
+    batch.push(2, None, Some(b"last"));
+    let batch = batch.finish();
+    for partition in 0..partitions {
+        assert_eq!(wire::produce(&mut client, "unfolded", partition, batch.clone()).error_code, 0);
+    }
+    let pauses = || per_core(&broker, "request_pauses_total").iter().sum::<u64>();
+    let before = pauses();
+    let mut gone = wire::connect(&broker);
+    let version = gone.version(ApiKey::ListOffsets).expect("it is served");
+    gone.send(version, &lookup_of_the_last_record("unfolded", partitions).into()).expect("sent");
+    drop(gone);
+    until(&broker, "connections_open", |open| open.iter().sum::<u64>() == 1);
+    let mut last = pauses();
+    loop {
+        published(&broker);
+        let now = pauses();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    let whole = (partitions as usize * MUCH / BYTES_A_TURN) as u64;
+    assert!(last - before < whole / 4, "{} turns, and {whole} for the whole answer", last - before);
+    // Nothing is left that the next lookup would wait for.
+    let answer = client.call(lookup_of_the_last_record("unfolded", 1)).expect("answered");
+    assert_eq!((answer.topics[0].partitions[0].error_code, answer.topics[0].partitions[0].offset), (0, 1));
 }

@@ -7,18 +7,22 @@
 //! Order: messages from one core to another in one lane arrive, and start, in the order of sending. A job starts
 //! synchronously on arrival; only its waits are asynchronous.
 //!
+//! End: a job ends with its caller, as it would on the caller's own core. If the caller drops a [`Called`], its request
+//! leaves the outbox, or a message follows it that drops the job. Until the reply, the token belongs to that request.
+//!
 //! Full queues: a message that does not fit waits in the sender's outbox. The outbox is bounded by what the sender
-//! admitted: requests by the connections' limits on requests in flight, replies by the requests they answer.
+//! admitted: requests by the connections' limits on requests in flight, replies by the requests they answer. Each
+//! request in the queue or on the other core adds one cancellation at most.
 
 use crate::{
     rt::{self, QueueReceiver, QueueSender},
-    sync::{Answer, Either, Notify, Promise, promise, race},
+    sync::{Answer, Either, Flag, Notify, Promise, promise, race},
 };
 use slab::Slab;
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::BTreeMap,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -39,6 +43,8 @@ type Post<C> = Box<dyn FnOnce(&Rc<C>) + Send>;
 enum Work<C> {
     /// Its result goes back.
     Ask { token: usize, job: Job<C> },
+    /// Nobody wants that result any more. A reply goes back all the same, unless it already has.
+    Cancel { token: usize },
     /// Nothing goes back.
     Tell(Post<C>),
 }
@@ -79,7 +85,9 @@ pub fn seeds<C: 'static>(cores: usize) -> Vec<MeshSeed<C>> {
 /// A queue's sending end, and the outbox in front of it.
 struct Lane<T: Send> {
     sender: rt::Sender<T>,
-    outbox: RefCell<VecDeque<T>>,
+    /// In the order of sending.
+    outbox: RefCell<BTreeMap<u64, T>>,
+    next_place: Cell<u64>,
     /// Whether the pump is at work. Then new messages must queue behind those in the outbox.
     stalled: Cell<bool>,
     stall: Notify,
@@ -87,8 +95,8 @@ struct Lane<T: Send> {
 
 impl<T: Send + 'static> Lane<T> {
     fn start(sender: rt::Sender<T>) -> Rc<Self> {
-        let lane =
-            Rc::new(Self { sender, outbox: RefCell::default(), stalled: Cell::new(false), stall: Notify::default() });
+        let (outbox, next_place) = (RefCell::default(), Cell::new(0));
+        let lane = Rc::new(Self { sender, outbox, next_place, stalled: Cell::new(false), stall: Notify::default() });
         let pump = lane.clone();
         rt::spawn(async move {
             loop {
@@ -105,19 +113,26 @@ impl<T: Send + 'static> Lane<T> {
     }
 
     fn take(&self) -> Option<T> {
-        let next = self.outbox.borrow_mut().pop_front();
+        let next = self.outbox.borrow_mut().pop_first();
         self.stalled.set(next.is_some());
-        next
+        next.map(|(_, value)| value)
     }
 
-    fn push(&self, value: T) {
-        if self.stalled.get() {
-            self.outbox.borrow_mut().push_back(value);
-        } else if let Some(value) = self.sender.try_send(value) {
-            self.stalled.set(true);
-            self.outbox.borrow_mut().push_back(value);
+    /// Sends a value, or puts it into the outbox. Returns its place there.
+    fn push(&self, value: T) -> Option<u64> {
+        let left = if self.stalled.get() { Some(value) } else { self.sender.try_send(value) };
+        let place = self.next_place.get();
+        self.outbox.borrow_mut().insert(place, left?);
+        self.next_place.set(place + 1);
+        if !self.stalled.replace(true) {
             self.stall.notify();
         }
+        Some(place)
+    }
+
+    /// Takes a value out of the outbox. `None`: it was sent.
+    fn withdraw(&self, place: u64) -> Option<T> {
+        self.outbox.borrow_mut().remove(&place)
     }
 }
 
@@ -131,6 +146,8 @@ pub struct Mesh<C: 'static> {
     me: CoreId,
     peers: Vec<Option<Peer<C>>>,
     open: RefCell<Slab<Promise<Erased>>>,
+    /// What ends the jobs of other cores that wait here, by the calling core and its token.
+    jobs: RefCell<BTreeMap<(CoreId, usize), Rc<Flag>>>,
     stats: MeshStats,
     /// A tool measures round trips; see [`crate::core::mesh_probe`].
     pub(crate) probing: Cell<bool>,
@@ -195,8 +212,8 @@ impl<C: 'static> MeshSeed<C> {
             peers.push(Some(Peer { work: Lane::start(work_out), control: Lane::start(control_out) }));
             queues.push(Inbox { from: CoreId(id), work: work_in, control: control_in });
         }
-        let (open, stats, probing) = (RefCell::default(), MeshStats::default(), Cell::new(false));
-        let mesh = Mesh { me: self.me, peers, open, stats, probing };
+        let (open, jobs, stats) = (RefCell::default(), RefCell::default(), MeshStats::default());
+        let mesh = Mesh { me: self.me, peers, open, jobs, stats, probing: Cell::new(false) };
         (mesh, MeshInbox { queues })
     }
 }
@@ -227,6 +244,7 @@ impl<C: HasMesh> MeshInbox<C> {
                     add_one(&at.mesh().stats.received);
                     match message {
                         Work::Ask { token, job } => start_job(&at, from, token, job),
+                        Work::Cancel { token } => at.mesh().end_job(from, token),
                         Work::Tell(job) => job(&at),
                     }
                     rt::yield_if_needed().await;
@@ -259,9 +277,14 @@ fn start_job<C: HasMesh>(core: &Rc<C>, from: CoreId, token: usize, job: Job<C>) 
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => core.mesh().reply(from, token, value),
         Poll::Pending => {
-            let core = core.clone();
+            let (core, cancelled) = (core.clone(), Rc::new(Flag::default()));
+            core.mesh().jobs.borrow_mut().insert((from, token), cancelled.clone());
             rt::spawn(async move {
-                let value = future.await;
+                let value = match race(future, cancelled.wait()).await {
+                    Either::First(value) => value,
+                    Either::Second(()) => Box::new(()) as Erased,
+                };
+                core.mesh().jobs.borrow_mut().remove(&(from, token));
                 core.mesh().reply(from, token, value);
             });
         }
@@ -294,21 +317,22 @@ impl<C: HasMesh> Mesh<C> {
         self.open.borrow_mut().remove(token).keep(value);
     }
 
-    /// Runs `job` on another core and brings its result back: one message each way. It is sent when this returns.
-    pub fn call<R, F>(&self, to: CoreId, job: impl FnOnce(Rc<C>) -> F + Send + 'static) -> Called<R>
-    where
-        R: Send + 'static,
-        F: Future<Output = R> + 'static,
-    {
-        let (promise, answer) = promise();
-        let token = self.open.borrow_mut().insert(promise);
-        let job: Job<C> = Box::new(move |core| {
-            let future = job(core);
-            Box::pin(async move { Box::new(future.await) as Erased })
-        });
+    /// Drops a job of another core, if it has not ended.
+    fn end_job(&self, from: CoreId, token: usize) {
+        if let Some(cancelled) = self.jobs.borrow().get(&(from, token)) {
+            cancelled.set();
+        }
+    }
+
+    /// The result of this request is not wanted any more.
+    fn cancel(&self, to: CoreId, token: usize, queued: Option<u64>) {
+        let lane = &self.peer(to).work;
+        if queued.and_then(|place| lane.withdraw(place)).is_some() {
+            self.open.borrow_mut().remove(token);
+            return;
+        }
         add_one(&self.stats.sent);
-        self.peer(to).work.push(Work::Ask { token, job });
-        Called { answer, result: std::marker::PhantomData }
+        lane.push(Work::Cancel { token });
     }
 
     /// Runs `job` on another core, in order with the calls from here: one message, no answer.
@@ -323,16 +347,41 @@ impl<C: HasMesh> Mesh<C> {
     }
 }
 
-/// The result of a job on another core.
-pub struct Called<R> {
+/// Runs `job` on another core and brings its result back: one message each way. It is sent when this returns. It ends
+/// early if the result is dropped.
+pub fn call<C, R, F>(core: &Rc<C>, to: CoreId, job: impl FnOnce(Rc<C>) -> F + Send + 'static) -> Called<C, R>
+where
+    C: HasMesh,
+    R: Send + 'static,
+    F: Future<Output = R> + 'static,
+{
+    let mesh = core.mesh();
+    let (promise, answer) = promise();
+    let token = mesh.open.borrow_mut().insert(promise);
+    let job: Job<C> = Box::new(move |core| {
+        let future = job(core);
+        Box::pin(async move { Box::new(future.await) as Erased })
+    });
+    add_one(&mesh.stats.sent);
+    let queued = mesh.peer(to).work.push(Work::Ask { token, job });
+    Called { core: core.clone(), to, token, queued, answer, result: std::marker::PhantomData }
+}
+
+/// The result of a job on another core. Dropping it ends the job.
+pub struct Called<C: HasMesh, R> {
+    core: Rc<C>,
+    to: CoreId,
+    token: usize,
+    /// The request's place in the outbox, if it was put there.
+    queued: Option<u64>,
     answer: Answer<Erased>,
     result: std::marker::PhantomData<R>,
 }
 
 // No field depends on its address.
-impl<R> Unpin for Called<R> {}
+impl<C: HasMesh, R> Unpin for Called<C, R> {}
 
-impl<R: 'static> Future for Called<R> {
+impl<C: HasMesh, R: 'static> Future for Called<C, R> {
     type Output = R;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
@@ -343,14 +392,57 @@ impl<R: 'static> Future for Called<R> {
     }
 }
 
+impl<C: HasMesh, R> Drop for Called<C, R> {
+    fn drop(&mut self) {
+        // After the reply, the token may belong to another request.
+        if !self.answer.is_settled() {
+            self.core.mesh().cancel(self.to, self.token, self.queued);
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use std::sync::mpsc;
 
+    #[derive(Default)]
+    struct Seen {
+        arrived: RefCell<Vec<u32>>,
+        opened: Flag,
+        ended: Flag,
+    }
+
     pub(crate) struct TestCore {
         mesh: Mesh<TestCore>,
-        arrived: RefCell<Vec<u32>>,
+        seen: Rc<Seen>,
+    }
+
+    impl TestCore {
+        fn new(mesh: Mesh<Self>) -> Rc<Self> {
+            Rc::new(Self { mesh, seen: Rc::default() })
+        }
+
+        /// The cancellations, and all other requests, that wait to be sent to the second core.
+        fn outbox(&self) -> (usize, usize) {
+            let outbox = self.mesh.peer(CoreId(1)).work.outbox.borrow();
+            let cancels = outbox.values().filter(|work| matches!(work, Work::Cancel { .. })).count();
+            (cancels, outbox.len() - cancels)
+        }
+    }
+
+    /// Tells its core when it is dropped.
+    struct Ends(Rc<Seen>);
+
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.ended.set();
+        }
+    }
+
+    /// What the second core has seen of other jobs so far.
+    async fn arrived(core: &Rc<TestCore>) -> Vec<u32> {
+        call(core, CoreId(1), |there| async move { there.seen.arrived.take() }).await
     }
 
     impl HasMesh for TestCore {
@@ -369,7 +461,7 @@ pub(crate) mod tests {
         let (stop, stopped) = mpsc::channel::<()>();
         let second = rt::spawn_core(cpu, "second", move || async move {
             let (mesh, inbox) = second.connect().await;
-            inbox.serve(&Rc::new(TestCore { mesh, arrived: RefCell::default() }));
+            inbox.serve(&TestCore::new(mesh));
             while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
                 rt::sleep(std::time::Duration::from_millis(1)).await;
             }
@@ -377,7 +469,7 @@ pub(crate) mod tests {
         .unwrap();
         let first = rt::spawn_core(cpu, "first", move || async move {
             let (mesh, inbox) = first.connect().await;
-            let core = Rc::new(TestCore { mesh, arrived: RefCell::default() });
+            let core = TestCore::new(mesh);
             inbox.serve(&core);
             main(core).await;
         })
@@ -391,20 +483,18 @@ pub(crate) mod tests {
     fn calls_start_in_the_order_they_were_made_even_when_the_queue_is_full() {
         on_two_cores(|core| async move {
             let calls = 3 * QUEUE_MESSAGES as u32;
-            let answers: Vec<_> = (0..calls)
-                .map(|n| {
-                    core.mesh.call(CoreId(1), move |there: Rc<TestCore>| {
-                        there.arrived.borrow_mut().push(n);
-                        let arrived = there.arrived.borrow().len() as u32;
-                        async move { arrived }
-                    })
-                })
-                .collect();
+            let arrive = |n: u32| {
+                move |there: Rc<TestCore>| {
+                    there.seen.arrived.borrow_mut().push(n);
+                    let arrived = there.seen.arrived.borrow().len() as u32;
+                    async move { arrived }
+                }
+            };
+            let answers: Vec<_> = (0..calls).map(|n| call(&core, CoreId(1), arrive(n))).collect();
             for (n, answer) in answers.into_iter().enumerate() {
                 assert!(answer.await > n as u32);
             }
-            let order = core.mesh.call(CoreId(1), |there: Rc<TestCore>| async move { there.arrived.take() }).await;
-            assert_eq!(order, (0..calls).collect::<Vec<_>>());
+            assert_eq!(arrived(&core).await, (0..calls).collect::<Vec<_>>());
             assert_eq!(core.mesh.stats().sent.get(), u64::from(calls) + 1);
         });
     }
@@ -412,17 +502,16 @@ pub(crate) mod tests {
     #[test]
     fn what_is_sent_comes_in_its_turn_among_the_calls_and_nothing_comes_back() {
         on_two_cores(|core| async move {
-            let arrive = |n: u32| move |there: &Rc<TestCore>| there.arrived.borrow_mut().push(n);
+            let arrive = |n: u32| move |there: &Rc<TestCore>| there.seen.arrived.borrow_mut().push(n);
+            let mut calls = Vec::new();
             for n in 0..4 {
                 core.mesh.send(CoreId(1), arrive(2 * n));
-                let calling = core.mesh.call(CoreId(1), move |there| {
+                calls.push(call(&core, CoreId(1), move |there| {
                     arrive(2 * n + 1)(&there);
                     async {}
-                });
-                drop(calling);
+                }));
             }
-            let order = core.mesh.call(CoreId(1), |there: Rc<TestCore>| async move { there.arrived.take() }).await;
-            assert_eq!(order, (0..8).collect::<Vec<_>>());
+            assert_eq!(arrived(&core).await, (0..8).collect::<Vec<_>>());
             assert_eq!((core.mesh.stats().sent.get(), core.mesh.stats().received.get()), (9, 5));
         });
     }
@@ -430,14 +519,76 @@ pub(crate) mod tests {
     #[test]
     fn a_job_that_waits_is_answered_when_it_ends() {
         on_two_cores(|core| async move {
-            let answer = core
-                .mesh
-                .call(CoreId(1), |_| async {
-                    rt::sleep(std::time::Duration::from_millis(5)).await;
-                    "done"
-                })
-                .await;
-            assert_eq!(answer, "done");
+            let answer = call(&core, CoreId(1), |there| async move {
+                there.seen.opened.wait().await;
+                "done"
+            });
+            core.mesh.send(CoreId(1), |there| there.seen.opened.set());
+            assert_eq!(answer.await, "done");
+        });
+    }
+
+    #[test]
+    fn a_job_ends_with_its_caller() {
+        on_two_cores(|core| async move {
+            let job = |there: Rc<TestCore>| async move {
+                there.seen.arrived.borrow_mut().push(7);
+                let _ends = Ends(there.seen.clone());
+                std::future::pending::<()>().await;
+            };
+            let called = call(&core, CoreId(1), job);
+            assert_eq!(arrived(&core).await, [7]);
+            drop(called);
+            let ended = async |there: Rc<TestCore>| there.seen.ended.wait().await;
+            call(&core, CoreId(1), move |there| async move { ended(there).await }).await;
+            let left = async |there: Rc<TestCore>| there.mesh.jobs.borrow().len();
+            assert_eq!(call(&core, CoreId(1), move |there| async move { left(there).await }).await, 0);
+            assert!(core.mesh.open.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_request_whose_caller_is_gone_leaves_the_outbox() {
+        on_two_cores(|core| async move {
+            let arrive = |n: u32| {
+                move |there: Rc<TestCore>| {
+                    there.seen.arrived.borrow_mut().push(n);
+                    std::future::ready(())
+                }
+            };
+            let mut called = Vec::new();
+            while core.outbox().1 < 100 {
+                called.push(call(&core, CoreId(1), arrive(called.len() as u32)));
+            }
+            let sent = called.len() - 100;
+            let last = called.pop();
+            drop(called);
+            assert_eq!(core.outbox(), (sent, 1));
+            drop(last);
+            assert_eq!(core.outbox(), (sent, 0));
+            assert_eq!(arrived(&core).await, (0..sent as u32).collect::<Vec<_>>());
+            assert!(core.mesh.open.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_result_that_is_dropped_late_ends_no_other_job() {
+        on_two_cores(|core| async move {
+            let unread = call(&core, CoreId(1), |_| std::future::ready(1));
+            assert!(arrived(&core).await.is_empty());
+            // Both replies have come, so their tokens are free.
+            let job = async |there: Rc<TestCore>| {
+                there.seen.opened.wait().await;
+                2
+            };
+            let next = [(); 2].map(|()| call(&core, CoreId(1), move |there| async move { job(there).await }));
+            assert!(next.iter().any(|next| next.token == unread.token));
+            drop(unread);
+            core.mesh.send(CoreId(1), |there| there.seen.opened.set());
+            for next in next {
+                assert_eq!(next.await, 2);
+            }
+            assert!(core.mesh.open.borrow().is_empty());
         });
     }
 }

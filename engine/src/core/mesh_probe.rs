@@ -6,7 +6,7 @@
 //! its own work.
 
 use crate::{
-    core::mesh::{HasMesh, QUEUE_MESSAGES},
+    core::mesh::{self, HasMesh, QUEUE_MESSAGES},
     rt,
     sync::{all, promise},
 };
@@ -121,7 +121,7 @@ impl Trips {
         while let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
             let sent = Instant::now();
-            core.mesh().call(to, |_| async {}).await;
+            mesh::call(core, to, |_| async {}).await;
             let answered = Instant::now();
             self.times.borrow_mut().record(answered - sent);
             if answered >= self.until {

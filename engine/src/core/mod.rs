@@ -262,13 +262,13 @@ impl Core {
     }
 
     /// Runs `job` on `to` and brings back its result. When this returns, the job has started (here) or is sent
-    /// (elsewhere).
+    /// (elsewhere). If the result is dropped, the job ends.
     pub fn call<R, F>(self: &Rc<Self>, to: CoreId, job: impl FnOnce(Rc<Core>) -> F + Send + 'static) -> Call<R, F>
     where
         R: Send + 'static,
         F: Future<Output = R> + 'static,
     {
-        if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(self.mesh.call(to, job)) }
+        if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(mesh::call(self, to, job)) }
     }
 
     /// Runs `job` on `to`, in order with the calls from here, without an answer.
@@ -362,7 +362,7 @@ impl Core {
 /// A job's result, whether it runs here or on another core.
 pub enum Call<R, F> {
     Here(F),
-    There(crate::core::mesh::Called<R>),
+    There(mesh::Called<Core, R>),
 }
 
 impl<R: 'static, F: Future<Output = R>> Call<R, F> {

@@ -30,7 +30,6 @@ use net::{
 use reading::{Brought, Found, Item, Wish, read_here};
 use std::{rc::Rc, time::Duration};
 use types::{CoreId, GroupId};
-use waits::FetchId;
 
 /// An answer without a session.
 const EMPTY: FetchResponse = FetchResponse {
@@ -122,11 +121,6 @@ async fn gather(
     parts: &mut [Answered],
 ) -> Option<usize> {
     let several = wish.owners > 1;
-    let mut waiting = Waiting { core, id: wish.id, owners: Vec::new() };
-    if !wish.wait.is_zero() {
-        let others = (0..by_owner.len()).map(CoreId).filter(|owner| *owner != core.id());
-        waiting.owners.extend(others.filter(|owner| !by_owner[owner.0].is_empty()));
-    }
     if several {
         wish.first = by_owner.iter().flatten().map(|item| item.place).min();
     }
@@ -152,25 +146,8 @@ async fn gather(
         blocked = [blocked, brought.blocked].into_iter().flatten().min();
         place_all(brought, parts);
     }
-    waiting.owners.clear();
     let served = parts.iter().position(|part| matches!(part, Some(Ok(found)) if found.bytes() > 0));
     blocked.filter(|blocked| several && served.is_none_or(|served| *blocked < served))
-}
-
-/// The owners on other cores that have not answered. If the client is gone, the drop ends their waits.
-struct Waiting<'a> {
-    core: &'a Rc<Core>,
-    id: FetchId,
-    owners: Vec<CoreId>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let id = self.id;
-        for owner in &self.owners {
-            self.core.send(*owner, move |there| there.fetches.call_back(id));
-        }
-    }
 }
 
 fn place_all(brought: Brought, parts: &mut [Answered]) {
