@@ -4,20 +4,26 @@ mod support;
 
 use bytes::Bytes;
 use net::{
-    client::blocking::{Client, ClientError},
+    client::{
+        ClientCodec,
+        blocking::{Client, ClientError},
+    },
     codec::{
         api::ApiKey,
         produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
         request::Request,
     },
-    messages::MetadataRequest,
+    messages::{
+        GroupId, JoinGroupRequest, JoinGroupResponse, MetadataRequest, SyncGroupRequest,
+        join_group_request::JoinGroupRequestProtocol, sync_group_request::SyncGroupRequestAssignment,
+    },
 };
 use std::{
     io::{ErrorKind, Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     time::{Duration, Instant},
 };
-use support::{PATIENCE, broker::Broker, tool::Tool, wire};
+use support::{PATIENCE, broker::Broker, small_disk::not_tested, tool::Tool, wire};
 
 fn is_closed(error: &ClientError) -> bool {
     matches!(error, ClientError::Closed { .. })
@@ -281,4 +287,145 @@ fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
     assert!(!broker.output().contains("Too many open files"), "{}", broker.output());
     drop((idle, more));
     broker.stop();
+}
+
+/// Longer than a test waits for anything.
+const FOR_GOOD_MS: i32 = 600_000;
+
+/// A request to join a group, with a member id that the coordinator has given.
+fn joining(client: &mut Client, group: &str) -> JoinGroupRequest {
+    let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("range"));
+    let mut join = JoinGroupRequest::default()
+        .with_group_id(GroupId(wire::text(group)))
+        .with_protocol_type(wire::text("consumer"))
+        .with_protocols(vec![protocol])
+        .with_session_timeout_ms(FOR_GOOD_MS)
+        .with_rebalance_timeout_ms(FOR_GOOD_MS);
+    let refused = client.call(join.clone()).expect("answered");
+    assert_eq!(refused.error_code, 79, "it needs a member id");
+    join.member_id = refused.member_id;
+    join
+}
+
+fn syncing(joined: &JoinGroupResponse, group: &str) -> SyncGroupRequest {
+    SyncGroupRequest::default()
+        .with_group_id(GroupId(wire::text(group)))
+        .with_generation_id(joined.generation_id)
+        .with_member_id(joined.member_id.clone())
+        .with_protocol_type(Some(wire::text("consumer")))
+        .with_protocol_name(Some(wire::text("range")))
+}
+
+#[test]
+fn consumers_that_are_killed_in_a_rebalance_leave_their_places_to_others_at_once() {
+    const CROWD: usize = 12;
+    let broker = Broker::start_with(&["--set", &format!("max.connections={}", CROWD + 1)]);
+    let mut client = wire::connect(&broker);
+    wire::await_coordinator(&mut client, "rebalanced");
+    let join = joining(&mut client, "rebalanced");
+    assert_eq!(client.call(join.clone()).expect("answered").error_code, 0);
+    // The group waits until its first member joins again.
+    let crowd = (0..CROWD).map(|_| {
+        let mut waiting = wire::connect(&broker);
+        let join = joining(&mut waiting, "rebalanced");
+        send(&mut waiting, ApiKey::JoinGroup, join.into());
+        waiting
+    });
+    let crowd: Vec<Client> = crowd.collect();
+    until(&broker, "millrace_connections_open", |open| open == CROWD as f64 + 1.0);
+    drop(crowd);
+    until(&broker, "millrace_connections_open", |open| open == 1.0);
+    let successors: Vec<Client> = (0..CROWD).map(|_| wire::connect(&broker)).collect();
+    drop(successors);
+    until(&broker, "millrace_connections_open", |open| open == 1.0);
+    // They have joined all the same, and are members until their sessions expire.
+    let joined = client.call(join).expect("answered");
+    assert_eq!((joined.error_code, joined.members.len()), (0, CROWD + 1));
+
+    // The same while a member waits for the leader's assignment.
+    let mut follower = wire::connect(&broker);
+    let (lead, follow) = (joining(&mut client, "assigned"), joining(&mut follower, "assigned"));
+    assert_eq!(client.call(lead.clone()).expect("answered").error_code, 0);
+    send(&mut follower, ApiKey::JoinGroup, follow.into());
+    let joined = loop {
+        // Until the follower's request has come, the leader joins alone.
+        let joined = client.call(lead.clone()).expect("answered");
+        assert_eq!(joined.error_code, 0);
+        if joined.members.len() == 2 {
+            break joined;
+        }
+    };
+    let followed = follower.receive().expect("answered").decode::<JoinGroupRequest>().expect("it decodes");
+    send(&mut follower, ApiKey::SyncGroup, syncing(&followed, "assigned").into());
+    drop(follower);
+    until(&broker, "millrace_connections_open", |open| open == 1.0);
+    let assignment = SyncGroupRequestAssignment::default().with_member_id(joined.member_id.clone());
+    let sync = syncing(&joined, "assigned").with_assignments(vec![assignment]);
+    assert_eq!(client.call(sync).expect("answered").error_code, 0);
+}
+
+/// Produce requests that wait for room on a full disk, for longer than their clients live.
+#[test]
+fn requests_that_write_go_on_without_their_connections() {
+    /// As many connections of a core may end before their requests.
+    const ENDED_EARLY_MAX: usize = 1024;
+    const MORE: usize = 16;
+    engine::host::limits::raise_open_files().expect("the limit can be raised");
+    let mut broker = Broker::new(&["--cores", "0", "--set", "wal.ring.bytes=33554432"]);
+    if let Err(why) = broker.put_on_small_disk(128 << 20) {
+        return not_tested(&why);
+    }
+    broker.begin();
+    let mut client = wire::connect(&broker);
+    assert_eq!(wire::create_topic(&mut client, "orphaned", 1, 1, &[]).error_code, 0);
+    broker.small_disk().expect("mounted").fill();
+    // Fills the ring, first with large batches, then with such as the crowd sends.
+    let mut stored = 0;
+    let [_, small] = [900_000, 20_000].map(|size| wire::batch(&[&vec![b'v'; size][..]])).map(|records| {
+        let mut request = wire::produce_request("orphaned", 0, -1, records);
+        request.timeout_ms = 1_000;
+        while client.produce(request.clone()).expect("answered").responses[0].partition_responses[0].error_code == 0 {
+            stored += 1;
+        }
+        ProduceRequest { timeout_ms: FOR_GOOD_MS, ..request }
+    });
+    let crowd = (0..ENDED_EARLY_MAX + MORE).map(|_| {
+        let mut waiting = wire::connect(&broker);
+        send(&mut waiting, ApiKey::Produce, small.clone().into());
+        waiting
+    });
+    let crowd: Vec<Client> = crowd.collect();
+    let count = crowd.len() as f64;
+    until(&broker, "millrace_admission_waiting", |waiting| waiting == count);
+    drop(crowd);
+    until(&broker, "millrace_connections_open", |open| open == MORE as f64 + 1.0);
+    assert_eq!(broker.metric("millrace_admission_waiting"), count);
+    broker.small_disk().expect("mounted").make_room();
+    until(&broker, "millrace_connections_open", |open| open == 1.0);
+    until(&broker, "millrace_admission_waiting", |waiting| waiting == 0.0);
+    assert_eq!(wire::produce(&mut client, "orphaned", 0, wire::batch(&[b"last"])).base_offset, stored + count as i64);
+    broker.stop();
+}
+
+#[test]
+fn a_client_that_has_closed_its_sending_side_still_gets_its_answers() {
+    let broker = Broker::start();
+    assert_eq!(wire::create_topic(&mut wire::connect(&broker), "half", 1, 1, &[]).error_code, 0);
+    let produce = wire::produce_request("half", 0, -1, wire::batch(&[b"value"]));
+    let (mut codec, mut stream) = (ClientCodec::new("half"), TcpStream::connect(broker.kafka()).unwrap());
+    for (version, request) in [(12, produce.into()), (12, MetadataRequest::default().into())] {
+        let (_, parts) = codec.encode(version, &request).expect("the request is valid");
+        stream.write_all(&parts.into_bytes()).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).expect("the broker closes the connection");
+    let mut rest = &answers[..];
+    let mut count = 0;
+    while let Some((length, frame)) = rest.split_first_chunk() {
+        rest = &frame[u32::from_be_bytes(*length) as usize..];
+        count += 1;
+    }
+    assert_eq!(count, 2);
 }

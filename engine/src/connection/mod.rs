@@ -9,9 +9,11 @@
 //! - [`IN_FLIGHT_MAX`] limits the requests of one connection. The share of requests limits those of a core
 //!   ([`crate::memory`]). A connection at either limit is not read until there is room.
 //!
-//! If a client has closed its sending side, its unanswered reads of records (fetches) are dropped. Once nothing can
-//! be sent any more, all other requests that only read are dropped too.
+//! If a client has closed its sending side, its reads of records (fetches) and its waits for the members of a group are
+//! dropped. The client may still read its other answers, for [`HALF_CLOSED_MAX`]. Then, or once nothing can be
+//! sent any more, the connection ends: requests that only read are dropped, and those that write go on without it.
 
+mod answering;
 pub mod log;
 mod quota;
 mod receiving;
@@ -21,23 +23,23 @@ pub use quota::Spread;
 pub use stalled::close_stalled;
 
 use crate::{
+    clock,
     connection::log::Admitted,
     core::Core,
     handlers::{self, Pending, Reply},
-    memory::{Held, Reservation},
+    memory::Reservation,
     rt,
     sync::{Either, Flag, Notify, race},
 };
+use answering::HALF_CLOSED_MAX;
 use net::{
     codec::{
         api::ApiKey,
         header::RequestHeader,
-        parts::Parts,
         request::{self, DecodeError, Undecoded},
-        response::{self, Response},
     },
     transport::{
-        conn::{self, ConnError, ConnHandle, FrameReader, FrameWriter},
+        conn::{self, ConnError, ConnHandle, FrameReader},
         listen::{Accepted, Bound, Listener},
     },
 };
@@ -51,15 +53,11 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
 const IN_FLIGHT_MAX: usize = 64;
-
-/// Answers that are ready are gathered up to this many bytes before they are sent.
-const UNSENT_BYTES_MAX: usize = 256 << 10;
 
 /// One core's connections.
 pub struct Connections {
@@ -72,6 +70,8 @@ pub struct Connections {
     small_bytes: Cell<usize>,
     /// Bytes of answers that clients have not taken yet.
     unsent_bytes: Cell<usize>,
+    /// Connections that have ended while requests of theirs go on.
+    ended_early: Cell<usize>,
     /// Notified when an answer or a connection is finished.
     changed: Notify,
 }
@@ -99,6 +99,8 @@ struct Connection {
     read_to_end: Cell<bool>,
     /// The client sends nothing any more. It is gone, or only reads its remaining answers.
     quit: Flag,
+    /// Until when it may read them.
+    half_closed_until: Cell<Duration>,
     /// Nothing can be sent any more.
     gone: Flag,
 }
@@ -115,6 +117,20 @@ impl Connection {
     fn receives(&self, reserved: Option<&Reservation>) {
         self.receiving.set(reserved.map_or(0, Reservation::bytes));
         self.receives_over.set(reserved.is_some_and(Reservation::is_over));
+    }
+
+    /// The client has closed its sending side, or sends what nobody can read.
+    fn half_closed(&self) {
+        self.half_closed_until.set(clock::now() + HALF_CLOSED_MAX);
+        self.quit.set();
+    }
+
+    /// Closes the socket. This also wakes the connection if it waits for its client to read an answer.
+    fn cut(&self) {
+        self.quit.set();
+        self.gone.set();
+        self.closing.notify();
+        self.handle.shutdown();
     }
 
     /// Whether requests are started or queued.
@@ -150,6 +166,7 @@ impl Connections {
             open: RefCell::default(),
             small_bytes: Cell::new(0),
             unsent_bytes: Cell::new(0),
+            ended_early: Cell::new(0),
             changed: Notify::default(),
         }
     }
@@ -167,9 +184,9 @@ impl Connections {
         self.open.borrow().iter().for_each(|(_, connection)| connection.closing.notify());
     }
 
-    /// Waits until no connection is left.
+    /// Waits until no connection is left, and no request.
     pub async fn drained(&self) {
-        while !self.is_empty() {
+        while !self.is_empty() || self.ended_early.get() > 0 {
             self.changed.next().await;
         }
     }
@@ -179,9 +196,7 @@ impl Connections {
         for (_, connection) in self.open.borrow().iter() {
             if connection.idle_time(now) >= idle {
                 tracing::debug!(peer = %connection.peer, "closing an idle connection (connections.max.idle.ms)");
-                connection.closing.notify();
-                // This also wakes a connection that waits for its client to read an answer.
-                connection.handle.shutdown();
+                connection.cut();
             }
         }
     }
@@ -262,20 +277,19 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         answered: Notify::default(),
         read_to_end: Cell::new(false),
         quit: Flag::default(),
+        half_closed_until: Cell::default(),
         gone: Flag::default(),
     });
     let key = core.connections.open.borrow_mut().insert(connection.clone());
     core.metrics.connections_open.set(core.connections.len() as u64);
     let silent = core.connections.silent.insert(core, &connection);
-    let answering = answer(core, &connection, writer);
+    let answering = answering::answer(core, &connection, writer);
     let reading = async {
         match read(core, &connection, &mut reader, silent).await {
             Ok(End::Ours) => {}
-            Ok(End::Clients) => connection.quit.set(),
+            Ok(End::Clients) => connection.half_closed(),
             Err(error) => {
-                if matches!(error, Refused::Conn(_)) {
-                    connection.quit.set();
-                }
+                connection.half_closed();
                 closed(core, peer, &error.to_string());
             }
         }
@@ -284,6 +298,8 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
     };
     crate::sync::both(reading, answering).await;
     reader.shutdown();
+    // Requests that go on hold the client, but not its socket.
+    connection.client.leave();
     core.connections.silent.remove(core, silent);
     core.connections.open.borrow_mut().remove(key);
     core.metrics.connections_open.set(core.connections.len() as u64);
@@ -394,126 +410,11 @@ fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     connection.started.notify();
 }
 
-/// Sends answers in the order of their requests, until the reader is done and all are sent, or the peer is gone.
-/// Answers that are ready together leave in one write.
-async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
-    loop {
-        let seen = connection.started.version();
-        let next = connection.answers.borrow_mut().pop_front();
-        let Some(InFlight { header, mut answer, bytes, _reserved }) = next else {
-            flush(core, connection, &mut writer).await;
-            if connection.answers.borrow().is_empty() {
-                if connection.read_to_end.get() {
-                    return;
-                }
-                connection.started.past(seen).await;
-            }
-            continue;
-        };
-        let given_up_by = match header.api {
-            api if handlers::reads_records(api) => Some(&connection.quit),
-            api if handlers::only_reads(api) => Some(&connection.gone),
-            // Requests that write run to their end, so that nothing is left half done.
-            _ => None,
-        };
-        let ready = match poll_once(&mut answer) {
-            None if given_up_by.is_some_and(Flag::is_set) => Some(Reply::Nothing),
-            ready => ready,
-        };
-        if ready.is_none() || writer.queued_bytes() > UNSENT_BYTES_MAX {
-            flush(core, connection, &mut writer).await;
-        }
-        let reply = match ready {
-            Some(reply) => reply,
-            None => {
-                connection.is_working.set(true);
-                let reply = unless(given_up_by, answer).await;
-                connection.is_working.set(false);
-                reply
-            }
-        };
-        match reply {
-            Reply::Nothing => {}
-            Reply::HangUp { why } => {
-                if !connection.gone.is_set() {
-                    closed(core, connection.peer, &why);
-                }
-                // Answers to earlier requests still leave.
-                flush(core, connection, &mut writer).await;
-                hang_up(connection, &writer);
-            }
-            Reply::Send(response) => send(core, connection, &mut writer, &header, response, None),
-            Reply::SendHeld(response, held) => send(core, connection, &mut writer, &header, response, Some(held)),
-        }
-        let small = &core.connections.small_bytes;
-        small.set(small.get() - bytes);
-        connection.answered.notify();
-        if bytes > 0 {
-            core.connections.changed.notify();
-        }
-    }
-}
-
-/// The answer, or [`Reply::Nothing`] if the request is abandoned first.
-async fn unless(given_up: Option<&Flag>, answer: Pending) -> Reply {
-    let Some(given_up) = given_up else { return answer.await };
-    match race(answer, given_up.wait()).await {
-        Either::First(reply) => reply,
-        Either::Second(()) => Reply::Nothing,
-    }
-}
-
-/// Queues an answer. Its held memory stays held until it is sent.
-fn send(
-    core: &Core,
-    connection: &Connection,
-    writer: &mut FrameWriter,
-    header: &RequestHeader,
-    response: Response,
-    held: Option<Held>,
-) {
-    match response::encode(header, response) {
-        Ok(parts) => {
-            core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
-            writer.push(match held {
-                Some(mut held) => {
-                    held.shrink_to(parts.byte_count());
-                    Parts::from(held.with(parts.into_bytes()))
-                }
-                None => parts,
-            });
-        }
-        Err(error) => {
-            let (api, version) = (header.api, header.version);
-            tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
-            hang_up(connection, writer);
-        }
-    }
-}
-
-async fn flush(core: &Core, connection: &Connection, writer: &mut FrameWriter) {
-    if connection.gone.is_set() {
-        return writer.clear();
-    }
-    let (unsent, queued) = (&core.connections.unsent_bytes, writer.queued_bytes());
-    unsent.set(unsent.get() + queued);
-    if writer.flush().await.is_err() {
-        hang_up(connection, writer);
-    }
-    unsent.set(unsent.get() - queued);
-}
-
-fn hang_up(connection: &Connection, writer: &FrameWriter) {
-    connection.quit.set();
-    connection.gone.set();
-    writer.shutdown();
-    connection.closing.notify();
-}
-
-/// The future's value if it is ready now. A later poll registers the real waker.
-fn poll_once(answer: &mut Pending) -> Option<Reply> {
-    match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(reply) => Some(reply),
-        Poll::Pending => None,
+/// A request with a frame of this length is finished.
+fn finished(core: &Core, bytes: usize) {
+    let small = &core.connections.small_bytes;
+    small.set(small.get() - bytes);
+    if bytes > 0 {
+        core.connections.changed.notify();
     }
 }

@@ -103,8 +103,7 @@ impl Silent {
         self.count(core);
         core.metrics.connections_displaced_total.add(1);
         let ended = oldest.ended.clone();
-        oldest.closing.notify();
-        oldest.handle.shutdown();
+        oldest.cut();
         drop(oldest);
         ended.wait().await;
     }

@@ -147,8 +147,7 @@ fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
                 PACE >> 10
             ),
         );
-        connection.closing.notify();
-        connection.handle.shutdown();
+        connection.cut();
     }
 }
 

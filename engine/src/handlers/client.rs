@@ -3,18 +3,23 @@
 
 use super::produce::Lane;
 use net::transport::conn::ConnHandle;
-use std::net::SocketAddr;
+use std::{cell::RefCell, net::SocketAddr};
 
 pub struct Client {
     peer: SocketAddr,
     lane: Lane,
-    connection: Option<ConnHandle>,
+    connection: RefCell<Option<ConnHandle>>,
 }
 
 impl Client {
     /// `connection`: `None` for a client without a socket, which takes every answer at once.
     pub fn new(peer: SocketAddr, connection: Option<ConnHandle>) -> Self {
-        Self { peer, lane: Lane::default(), connection }
+        Self { peer, lane: Lane::default(), connection: RefCell::new(connection) }
+    }
+
+    /// Its connection ends, although requests may go on.
+    pub fn leave(&self) {
+        self.connection.take();
     }
 
     pub fn peer(&self) -> SocketAddr {
@@ -29,7 +34,7 @@ impl Client {
     /// The largest answer to send while memory for answers is short: as much again as the client has already taken,
     /// and `least` more. So a client that reads nothing holds little, and one that reads soon gets full answers.
     pub(super) fn answer_max(&self, least: usize) -> usize {
-        let taken = self.connection.as_ref().map_or(u64::MAX, ConnHandle::acknowledged_bytes);
+        let taken = self.connection.borrow().as_ref().map_or(u64::MAX, ConnHandle::acknowledged_bytes);
         usize::try_from(taken).unwrap_or(usize::MAX).saturating_add(least)
     }
 }

@@ -122,6 +122,12 @@ pub fn reads_records(api: ApiKey) -> bool {
     matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
 }
 
+/// Whether a request waits for other members of its group, which may take minutes. The group's coordinator needs no
+/// client for it: dropping the wait only drops the answer.
+pub fn waits_for_members(api: ApiKey) -> bool {
+    matches!(api, ApiKey::JoinGroup | ApiKey::SyncGroup)
+}
+
 /// Whether a request changes nothing, so that it may be dropped when its client is gone.
 pub fn only_reads(api: ApiKey) -> bool {
     matches!(

@@ -1,0 +1,212 @@
+//! Sends a connection's answers, and decides what becomes of its requests when its client is gone.
+
+use super::{Connection, InFlight, closed, finished};
+use crate::{
+    clock,
+    core::Core,
+    handlers::{self, Pending, Reply},
+    memory::Held,
+    rt,
+    sync::{Either, race},
+};
+use net::{
+    codec::{
+        api::ApiKey,
+        header::RequestHeader,
+        parts::Parts,
+        response::{self, Response},
+    },
+    transport::conn::FrameWriter,
+};
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+/// Answers that are ready are gathered up to this many bytes before they are sent.
+const UNSENT_BYTES_MAX: usize = 256 << 10;
+
+/// How long a client that has closed its sending side may wait for its answers. Whether it still reads cannot be seen
+/// before something is sent. Kafka closes at once.
+pub const HALF_CLOSED_MAX: Duration = Duration::from_secs(5);
+
+/// Most connections of a core that end while their requests go on. Further ones stay open until their requests end.
+const ENDED_EARLY_MAX: usize = 1024;
+
+/// What becomes of a request that is not answered when its client has closed its sending side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Orphan {
+    /// It is dropped at once.
+    Dropped,
+    /// It is dropped when the connection ends.
+    DroppedAtEnd,
+    /// It runs to its end, so that nothing is left half done.
+    GoesOn,
+}
+
+impl Orphan {
+    fn of(api: ApiKey) -> Self {
+        match api {
+            api if handlers::reads_records(api) || handlers::waits_for_members(api) => Self::Dropped,
+            api if handlers::only_reads(api) => Self::DroppedAtEnd,
+            _ => Self::GoesOn,
+        }
+    }
+
+    /// Whether such a request is dropped by now.
+    fn is_dropped(self, connection: &Connection) -> bool {
+        match self {
+            Self::Dropped => connection.quit.is_set(),
+            Self::DroppedAtEnd => connection.gone.is_set(),
+            Self::GoesOn => false,
+        }
+    }
+}
+
+/// Sends answers in the order of their requests, until the reader is done and all are sent, or the peer is gone.
+/// Answers that are ready together leave in one write.
+pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
+    loop {
+        let seen = connection.started.version();
+        let next = connection.answers.borrow_mut().pop_front();
+        let Some(mut request) = next else {
+            flush(core, connection, &mut writer).await;
+            if connection.answers.borrow().is_empty() {
+                if connection.read_to_end.get() {
+                    return;
+                }
+                connection.started.past(seen).await;
+            }
+            continue;
+        };
+        let orphan = Orphan::of(request.header.api);
+        let ready = match poll_once(&mut request.answer) {
+            None if orphan.is_dropped(connection) => Some(Reply::Nothing),
+            ready => ready,
+        };
+        if ready.is_none() || writer.queued_bytes() > UNSENT_BYTES_MAX {
+            flush(core, connection, &mut writer).await;
+        }
+        let reply = match ready {
+            Some(reply) => reply,
+            None => {
+                connection.is_working.set(true);
+                let waited = race(&mut request.answer, is_over(core, connection, orphan)).await;
+                connection.is_working.set(false);
+                match waited {
+                    Either::First(reply) => reply,
+                    Either::Second(()) if orphan == Orphan::GoesOn => {
+                        end_early(core, connection, request);
+                        continue;
+                    }
+                    Either::Second(()) => Reply::Nothing,
+                }
+            }
+        };
+        match reply {
+            Reply::Nothing => {}
+            Reply::HangUp { why } => {
+                if !connection.gone.is_set() {
+                    closed(core, connection.peer, &why);
+                }
+                // Answers to earlier requests still leave.
+                flush(core, connection, &mut writer).await;
+                connection.cut();
+            }
+            Reply::Send(response) => send(core, connection, &mut writer, &request.header, response, None),
+            Reply::SendHeld(response, held) => {
+                send(core, connection, &mut writer, &request.header, response, Some(held));
+            }
+        }
+        connection.answered.notify();
+        finished(core, request.bytes);
+    }
+}
+
+/// Resolves once the client of a request is gone and the request is dropped or goes on alone. Then the connection has
+/// ended, unless the client may still read other answers.
+async fn is_over(core: &Core, connection: &Connection, orphan: Orphan) {
+    if orphan == Orphan::Dropped {
+        return connection.quit.wait().await;
+    }
+    let half_closed = async {
+        connection.quit.wait().await;
+        rt::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
+    };
+    race(connection.gone.wait(), half_closed).await;
+    connection.cut();
+    while orphan == Orphan::GoesOn && core.connections.ended_early.get() >= ENDED_EARLY_MAX {
+        core.connections.changed.next().await;
+    }
+}
+
+/// Lets the requests of a connection that has ended go on in a task of their own, from this one on, one after the
+/// other as on the connection.
+fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
+    let mut requests = VecDeque::from([request]);
+    requests.append(&mut connection.answers.borrow_mut());
+    connection.answered.notify();
+    core.connections.ended_early.update(|count| count + 1);
+    let core = core.clone();
+    rt::spawn(async move {
+        for InFlight { header, answer, bytes, _reserved } in requests {
+            match Orphan::of(header.api) {
+                Orphan::GoesOn => drop(answer.await),
+                Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),
+            }
+            finished(&core, bytes);
+        }
+        core.connections.ended_early.update(|count| count - 1);
+        core.connections.changed.notify();
+    });
+}
+
+/// Queues an answer. Its held memory stays held until it is sent.
+fn send(
+    core: &Core,
+    connection: &Connection,
+    writer: &mut FrameWriter,
+    header: &RequestHeader,
+    response: Response,
+    held: Option<Held>,
+) {
+    match response::encode(header, response) {
+        Ok(parts) => {
+            core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
+            writer.push(match held {
+                Some(mut held) => {
+                    held.shrink_to(parts.byte_count());
+                    Parts::from(held.with(parts.into_bytes()))
+                }
+                None => parts,
+            });
+        }
+        Err(error) => {
+            let (api, version) = (header.api, header.version);
+            tracing::error!(peer = %connection.peer, ?api, version, %error, "cannot encode an answer");
+            connection.cut();
+        }
+    }
+}
+
+async fn flush(core: &Core, connection: &Connection, writer: &mut FrameWriter) {
+    if connection.gone.is_set() {
+        return writer.clear();
+    }
+    let (unsent, queued) = (&core.connections.unsent_bytes, writer.queued_bytes());
+    unsent.set(unsent.get() + queued);
+    if writer.flush().await.is_err() {
+        connection.cut();
+    }
+    unsent.set(unsent.get() - queued);
+}
+
+/// The future's value if it is ready now. A later poll registers the real waker.
+fn poll_once(answer: &mut Pending) -> Option<Reply> {
+    match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(reply) => Some(reply),
+        Poll::Pending => None,
+    }
+}
