@@ -332,7 +332,7 @@ mod tests {
         for (third, why) in [
             (Err("connection refused"), "3@h3:1 (connection refused)"),
             (Ok(other_seeds), "its --seeds are [1, 2], here they are [1, 2, 3]"),
-            (Ok(hello(4)), "broker 4 is there"),
+            (Ok(hello(4)), "broker 4 answers"),
         ] {
             let Decision::Wait(found) = decide(&hello(1), &[answer(2, Ok(hello(2))), answer(3, third)]) else {
                 panic!("{why}")

@@ -214,7 +214,7 @@ mod tests {
     fn refusals_name_value_limit_and_remedy() {
         assert_eq!(
             refusal("", &[("MILLRACE_NUM_PARTITIONS", "0")], &[]),
-            "num.partitions = '0' (environment variable MILLRACE_NUM_PARTITIONS): it must be 1 to 100000; set it so, or \
+            "num.partitions = '0' (environment variable MILLRACE_NUM_PARTITIONS): it must be 1 to 100000; change it, or \
              leave it out for the default, 1"
         );
         assert_eq!(
@@ -242,8 +242,8 @@ mod tests {
     fn what_the_file_holds_wrong_is_refused_with_its_path() {
         for (toml, part) in [
             ("num.partitions = 0", "num.partitions = '0' (/"),
-            ("num.partitions = 1.5", "TOML's type float"),
-            ("num.partitions = [1]", "TOML's type array"),
+            ("num.partitions = 1.5", "a TOML float"),
+            ("num.partitions = [1]", "a TOML array"),
             ("nmu.partitions = 1", "did you mean 'num.partitions'?"),
             ("[num]\npartitionz = 1", "unknown setting 'num.partitionz'"),
             ("num.partitions = ", "is not TOML"),
@@ -269,7 +269,7 @@ mod tests {
             (&[("peer.addr", "0.0.0.0:9291")], "set advertised.peer.addr"),
             (&[("seeds", "1@127.0.0.1:9999")], "list that address in seeds"),
             (&[("min.insync.replicas", "3")], "above default.replication.factor, 1"),
-            (&[("admin.addr", "127.0.0.1:9092")], "that is kafka.addr already"),
+            (&[("admin.addr", "127.0.0.1:9092")], "kafka.addr uses that address already"),
         ];
         for (given, part) in rows {
             let refusal = refusal("", &[], given);
