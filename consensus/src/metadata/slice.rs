@@ -79,8 +79,8 @@ pub enum Rejection {
     #[error("the feature's level is {from} and can't be lowered to {to}")]
     FeatureDowngrade { from: u16, to: u16 },
     #[error(
-        "broker {node} accepts batches of at most {takes} bytes (0: its version does not say), not {largest}; \
-         raise wal.ring.bytes there, or give it fewer cores"
+        "broker {node} accepts entries (batches, metadata commands) of at most {takes} bytes (0: its version does not say), not \
+         {largest}; ask for less at once, raise wal.ring.bytes there, or give it fewer cores"
     )]
     LargestEntry { node: i32, takes: u64, largest: u64 },
     #[error(transparent)]

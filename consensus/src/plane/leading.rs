@@ -2,7 +2,7 @@
 //! commit, or takes the fast path while the lease holds.
 
 use super::{
-    Accepted, Acks, Ask, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written, flow::FlowEntry,
+    Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written, flow::FlowEntry,
     leases::LeaderLease, node_of,
 };
 use crate::{
@@ -45,6 +45,8 @@ struct Asked {
     ask: Ask,
     acks: Acks,
     requests: Vec<Request>,
+    /// The most bytes of the requests in an entry.
+    bytes: usize,
 }
 
 /// The submitter of some requests of an entry, who waits for their results.
@@ -79,27 +81,13 @@ impl Lead {
     }
 }
 
-/// The approximate number of bytes that a command takes in the log.
-fn weight(command: &Command) -> usize {
-    const BASE: usize = 192;
-    const PARTITION: usize = 32;
-    match command {
-        Command::CreateTopic { replicas, configs, .. } => BASE + PARTITION * replicas.len() + 64 * configs.len(),
-        Command::CreatePartitions { replicas, .. } => BASE + PARTITION * replicas.len(),
-        Command::SetPartitionLeader { leaders, .. } => BASE + PARTITION * leaders.len(),
-        Command::UpdateHighWatermark { watermarks, .. } => BASE + PARTITION * watermarks.len(),
-        _ => BASE,
-    }
-}
-
 /// An entry that is being filled.
 #[derive(Default)]
 struct Filling {
     requests: Vec<Request>,
     owners: Vec<Owner>,
+    /// At most as many bytes as this.
     bytes: usize,
-    /// Number of requests in the entries that were proposed before it.
-    proposed: usize,
 }
 
 impl Plane {
@@ -119,57 +107,65 @@ impl Plane {
         }
         let lead = self.lead.as_mut().expect("it was just looked at");
         if lead.open.insert((from, ask)) {
-            lead.asked.push_back(Asked { from, ask, acks, requests });
+            let bytes = requests.iter().map(|request| metadata::weight(&request.command)).sum();
+            lead.asked.push_back(Asked { from, ask, acks, requests, bytes });
         }
     }
 
-    /// Proposes entries with the pending writes: first those of this broker, then the forwarded ones. Once it has
-    /// proposed `turn_requests_max` requests, the rest waits for the next call.
-    pub(super) fn propose_all(&mut self, group: &mut Group, now: Duration) {
+    /// Proposes an entry with the pending writes: first those of this broker, then the forwarded ones. What does not
+    /// fit waits for the next call.
+    pub(super) fn propose_next(&mut self, group: &mut Group, now: Duration, mut has_room: impl FnMut(usize) -> bool) {
         if group.is_handing_over() {
             return;
         }
-        let (mut filling, much) = (Filling::default(), self.config.turn_requests_max);
-        // Writes that found no room do not count as proposed, so this loop defers the rest too.
-        while filling.proposed < much && self.take_next(group, now, &mut filling) {
-            if filling.requests.len() >= much {
-                self.propose_filled(group, now, &mut filling);
+        let mut filling = Filling::default();
+        while filling.requests.len() < self.config.entry_requests
+            && let Some((who, more)) = self.next_write(group)
+        {
+            let bytes = filling.bytes + more;
+            let is_full = bytes > ENTRY_BYTES || self.check_size(bytes).is_err();
+            if (is_full && !filling.requests.is_empty()) || !has_room(bytes) {
+                break;
             }
+            self.fill(&mut filling, who, more);
         }
-        self.propose_filled(group, now, &mut filling);
-    }
-
-    /// Adds the next write to `filling`, if there is one.
-    fn take_next(&mut self, group: &mut Group, now: Duration, filling: &mut Filling) -> bool {
-        if let Some(token) = self.next_to_try() {
-            let (requests, acks, retried) = self.sent(token);
-            self.is_proposed(token);
-            self.fill(group, now, filling, Who::Here(token), acks, retried, requests);
-            return true;
-        }
-        let Some(asked) = self.lead.as_mut().and_then(|lead| lead.asked.pop_front()) else { return false };
-        let Asked { from, ask, acks, requests } = asked;
-        self.fill(group, now, filling, Who::There(from, ask), acks, false, requests);
-        true
-    }
-
-    /// Adds a write to `filling`. If it does not fit, the entry so far is proposed first.
-    #[expect(clippy::too_many_arguments, reason = "one write's parts, taken apart by its two callers")]
-    fn fill(
-        &mut self,
-        group: &mut Group,
-        now: Duration,
-        filling: &mut Filling,
-        who: Who,
-        acks: Acks,
-        retried: bool,
-        requests: Vec<Request>,
-    ) {
-        let bytes: usize = requests.iter().map(|request| weight(&request.command)).sum();
-        let too_many = filling.requests.len() + requests.len() > self.config.entry_requests_max;
-        if !filling.requests.is_empty() && (too_many || filling.bytes + bytes > self.config.entry_bytes_max) {
+        if !filling.requests.is_empty() {
             self.propose_filled(group, now, filling);
         }
+    }
+
+    /// The submitter of the next write, and the most bytes of the write. Rejects writes that are too large.
+    fn next_write(&mut self, group: &Group) -> Option<(Who, usize)> {
+        if let Some((token, bytes)) = self.next_to_try(group) {
+            return Some((Who::Here(token), bytes));
+        }
+        loop {
+            let Asked { from, ask, bytes, requests, .. } = self.lead.as_ref()?.asked.front()?;
+            let (from, ask, bytes) = (*from, *ask, *bytes);
+            let Err(rejection) = self.check_size(bytes) else { return Some((Who::There(from, ask), bytes)) };
+            let rejected = self.rejected(group, requests.len(), &rejection);
+            self.take_asked();
+            self.answer(from, ask, Ok(rejected));
+        }
+    }
+
+    fn take_asked(&mut self) -> Asked {
+        self.lead.as_mut().and_then(|lead| lead.asked.pop_front()).expect("it was just looked at")
+    }
+
+    /// Adds the next write to `filling`.
+    fn fill(&mut self, filling: &mut Filling, who: Who, bytes: usize) {
+        let (requests, acks, retried) = match who {
+            Who::Here(token) => {
+                self.to_try.pop_front();
+                self.is_proposed(token);
+                self.sent(token)
+            }
+            Who::There(..) => {
+                let Asked { requests, acks, .. } = self.take_asked();
+                (requests, acks, false)
+            }
+        };
         let (first, count) = (filling.requests.len(), requests.len());
         let acks = if requests.iter().any(|request| request.command.is_quorum_only()) { Acks::Quorum } else { acks };
         filling.owners.push(Owner { who, first, count, acks, retried, acked: false });
@@ -177,22 +173,19 @@ impl Plane {
         filling.bytes += bytes;
     }
 
-    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: &mut Filling) {
-        let Filling { mut requests, owners, proposed, .. } = std::mem::take(filling);
-        filling.proposed = proposed;
-        if requests.is_empty() {
-            return;
-        }
+    fn propose_filled(&mut self, group: &mut Group, now: Duration, filling: Filling) {
+        let Filling { mut requests, owners, bytes } = filling;
         self.refuse_without_room(&mut requests);
         let mut next_group = self.next_group;
         for (groups, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
             *first = next_group;
             next_group += groups as u64;
         }
-        match group.propose(metadata::encode_requests(&requests)) {
+        let data = metadata::encode_requests(&requests);
+        assert!(data.len() <= bytes, "an entry of {} bytes, not of {bytes} at most", data.len());
+        match group.propose(data) {
             Ok(Position { index, term }) => {
                 self.next_group = next_group;
-                filling.proposed += requests.len();
                 self.flow.speculate(index, term, requests, owners, &mut self.out.slices);
             }
             Err(error) => owners.into_iter().for_each(|owner| self.not_proposed(group, now, owner, error)),
@@ -276,7 +269,7 @@ impl Plane {
         for entry in self.flow.roll_back(&mut self.out.slices) {
             for owner in entry.owners {
                 match owner.who {
-                    Who::Here(token) => self.try_again(token, now),
+                    Who::Here(token) => self.try_again(token),
                     Who::There(from, ask) if !owner.acked => {
                         let answer = Err(Refused::NotLeader { leader });
                         self.send(from, PlaneMessage::Forwarded { ask, answer });
@@ -365,7 +358,7 @@ fn accepted(entry: &FlowEntry, owner: &Owner) -> Accepted {
     Accepted { term: entry.term, index: entry.index, results: entry.results(owner) }
 }
 
-fn written(accepted: Accepted) -> Written {
+pub(super) fn written(accepted: Accepted) -> Written {
     let Accepted { term, index, results } = accepted;
     Written { term, index, results }
 }

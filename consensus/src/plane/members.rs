@@ -67,6 +67,12 @@ impl Cluster {
         self.brokers.values()
     }
 
+    /// The broker whose ring takes the smallest entries, and their size. Leaves out brokers that do not report it.
+    pub(super) fn least_ring(&self) -> Option<(i32, u64)> {
+        let reported = self.brokers.values().filter(|broker| broker.largest_entry > 0);
+        reported.map(|broker| (broker.node, broker.largest_entry)).min_by_key(|(_, takes)| *takes)
+    }
+
     /// The number of partitions and replicas in the published state.
     pub(super) fn placed(&self) -> &Placed {
         &self.placed
@@ -146,7 +152,7 @@ impl Plane {
         if !changed.is_empty() {
             let deadline = now + OWN_WRITE_MAX;
             let token =
-                self.submit(now, Submission { commands: changed, acks: Acks::Quorum, until: Until::Acked, deadline });
+                self.submit(Submission { commands: changed, acks: Acks::Quorum, until: Until::Acked, deadline });
             self.own_writes.insert(token);
         }
     }

@@ -17,6 +17,7 @@
 //! | `writes` | writes of this broker: proposed or forwarded until they are answered |
 //! | `leading` | the leader's work: entries, answers to forwarded writes, the fast path |
 //! | `room` | the leader's check that brokers have memory for new partitions |
+//! | `size` | the check that every broker can store an entry |
 //! | `members` | the group's members and the brokers' liveness, kept up to date by the leader |
 //! | `leases` | the leader's lease, the read lease, reads without a lease |
 //!
@@ -33,10 +34,12 @@ mod leases;
 mod members;
 mod message;
 mod room;
+mod size;
 mod writes;
 
 pub use flow::{SliceEntry, SliceOp, check_entry};
 pub use message::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused};
+pub use size::ENTRY_BYTES;
 pub use writes::{Submission, Until, WriteError, Written};
 
 use crate::{
@@ -79,12 +82,10 @@ pub struct PlaneConfig {
     pub read_lease: Duration,
     /// How often a read lease is renewed.
     pub probe_every: Duration,
-    /// The most requests in one entry; `entry_bytes_max` limits its bytes. A single larger write gets an entry of
-    /// its own.
-    pub entry_requests_max: usize,
-    /// Once a call of [`Plane::propose`] has proposed this many requests, it takes no further writes.
-    pub turn_requests_max: usize,
-    pub entry_bytes_max: usize,
+    /// Once an entry has this many requests, it takes no further writes. A write stays whole.
+    pub entry_requests: usize,
+    /// The largest entry, in bytes, that this broker's ring can store.
+    pub largest_entry: u64,
     /// The number of voters that the group should have, unless the setting `metadata.voters` differs.
     pub voters_wanted: usize,
     /// A broker that the leader has not heard from for this long is fenced.
@@ -103,9 +104,8 @@ impl PlaneConfig {
             leader_lease: Duration::from_millis(600),
             read_lease: Duration::from_secs(5),
             probe_every: Duration::from_secs(1),
-            entry_requests_max: 1024,
-            turn_requests_max: 16,
-            entry_bytes_max: 256 << 10,
+            entry_requests: 16,
+            largest_entry: u64::MAX,
             voters_wanted: 1,
             session_timeout: Duration::from_secs(3),
             always_made: |_| false,
@@ -180,8 +180,6 @@ pub struct Plane {
     /// Brokers to ask who leads.
     contacts: Vec<i32>,
     next_contact: usize,
-    /// The log has no room for now.
-    held_back: bool,
     /// A deliberate bug for the simulation to find.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) bug: Option<crate::sim::Bug>,
@@ -212,7 +210,6 @@ impl Plane {
             hinted_leader: None,
             contacts: Vec::new(),
             next_contact: 0,
-            held_back: false,
             #[cfg(any(test, feature = "sim"))]
             bug: None,
         }
@@ -232,12 +229,6 @@ impl Plane {
     pub fn begin_from<'a>(&mut self, image: impl IntoIterator<Item = &'a Delta>) {
         self.cluster = Cluster::default();
         image.into_iter().for_each(|delta| self.cluster.follow(delta));
-    }
-
-    /// Sets whether writes must wait because the log has no room. Only the leader's do; it proposes them once there
-    /// is room.
-    pub fn hold_back(&mut self, held_back: bool) {
-        self.held_back = held_back;
     }
 
     /// Takes the work to do now.
@@ -304,14 +295,17 @@ impl Plane {
     }
 
     /// Proposes new writes, or forwards them to the leader. Call it before the group's Ready is taken. A leader
-    /// proposes a limited number per call; the next call, before the next Ready, proposes more.
-    pub fn propose(&mut self, group: &mut Group, now: Duration) {
+    /// proposes one entry per call; the next call, before the next Ready, proposes more.
+    ///
+    /// `has_room` tells whether the log has room for an entry of this many bytes. A write without room waits, and so
+    /// do those after it.
+    pub fn propose(&mut self, group: &mut Group, now: Duration, has_room: impl FnMut(usize) -> bool) {
         self.observe(group, now);
         match &self.lead {
-            Some(lead) if lead.established && !self.held_back => self.propose_all(group, now),
-            // This leader will soon be established, or have room. Any other broker could only name this one.
+            Some(lead) if lead.established => self.propose_next(group, now, has_room),
+            // This leader will soon be established. Any other broker could only name this one.
             Some(_) => {}
-            None => self.forward_all(now),
+            None => self.forward_all(group, now),
         }
         self.ask_if_wanted(group, now);
     }
@@ -391,10 +385,10 @@ impl Plane {
     }
 
     /// Reports that every core's view shows everything up to `index`.
-    pub fn shown(&mut self, group: &Group, now: Duration, index: u64) {
+    pub fn shown(&mut self, group: &Group, index: u64) {
         self.shown = self.shown.max(index);
         self.read_lease.shown(self.shown, self.config.read_lease);
-        self.settle_writes(group, now);
+        self.settle_writes(group);
         self.settle_reads();
     }
 

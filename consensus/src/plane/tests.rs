@@ -37,6 +37,9 @@ struct World {
     cut: Vec<(i32, i32)>,
     /// Nothing becomes durable on this node.
     slow_disk: Option<i32>,
+    /// The largest entry for which logs have room now, and the largest that was ever in one.
+    room: usize,
+    largest: usize,
 }
 
 impl World {
@@ -62,8 +65,15 @@ impl World {
             }
         };
         let nodes = peers.iter().map(node).collect();
-        let mut world =
-            Self { nodes, now: Duration::from_secs(100), wire: VecDeque::new(), cut: Vec::new(), slow_disk: None };
+        let mut world = Self {
+            nodes,
+            now: Duration::from_secs(100),
+            wire: VecDeque::new(),
+            cut: Vec::new(),
+            slow_disk: None,
+            room: usize::MAX,
+            largest: 0,
+        };
         world.run(30);
         assert_eq!(world.leader(), 1);
         world
@@ -116,12 +126,13 @@ impl World {
         let slow = self.slow_disk == Some(node_of(self.nodes[at].peer));
         let node = &mut self.nodes[at];
         loop {
-            node.plane.propose(&mut node.group, now);
+            node.plane.propose(&mut node.group, now, |bytes| bytes <= self.room);
             node.carry_out(now, &mut self.wire);
             if slow {
                 return;
             }
             let Some(ready) = node.group.ready() else { return };
+            self.largest = ready.entries.iter().map(|entry| entry.data.len()).fold(self.largest, usize::max);
             self.wire.extend(ready.messages.into_iter().map(Wire::Raft));
             node.group.on_persisted(ready.number);
             self.wire.extend(ready.persisted_messages.into_iter().map(Wire::Raft));
@@ -145,7 +156,7 @@ impl Node {
                 self.work(now, op);
             }
             for (index, _) in turn.publish {
-                self.plane.shown(&self.group, now, index);
+                self.plane.shown(&self.group, index);
             }
             wire.extend(turn.sends.into_iter().map(|(to, message)| Wire::Plane(own, to, message)));
             self.written.extend(turn.written);
@@ -199,6 +210,14 @@ fn create(name: &str) -> Command {
     }
 }
 
+/// Each partition takes some 20 bytes in the log.
+fn create_with(name: &str, partitions: usize) -> Command {
+    let Command::CreateTopic { name, id, first_group, configs, created_ms, peers, .. } = create(name) else {
+        unreachable!()
+    };
+    Command::CreateTopic { name, id, first_group, replicas: vec![vec![1]; partitions], configs, created_ms, peers }
+}
+
 fn register(node: i32, peer: u64, replicas_max: u64) -> Command {
     let address = || HostPort { host: "h".to_owned(), port: 1 };
     let (kafka, peer_addr, version) = (address(), address(), String::new());
@@ -223,7 +242,14 @@ fn register(node: i32, peer: u64, replicas_max: u64) -> Command {
 fn submit(world: &mut World, node: i32, name: &str, acks: Acks, until: Until) -> Token {
     let now = world.now;
     let deadline = now + Duration::from_secs(5);
-    world.node(node).plane.submit(now, Submission { commands: vec![create(name)], acks, until, deadline })
+    world.node(node).plane.submit(Submission { commands: vec![create(name)], acks, until, deadline })
+}
+
+/// Submits a write that waits for its commit, until it is shown.
+fn submit_command(world: &mut World, node: i32, command: Command) -> Token {
+    let (now, acks, until) = (world.now, Acks::Quorum, Until::Shown);
+    let deadline = now + Duration::from_secs(5);
+    world.node(node).plane.submit(Submission { commands: vec![command], acks, until, deadline })
 }
 
 fn topics(node: &Node) -> Vec<Arc<str>> {
@@ -254,26 +280,84 @@ fn any_broker_takes_a_write_and_all_have_it() {
 fn large_writes_that_come_together_are_all_done() {
     let mut world = World::new();
     let deadline = world.now + Duration::from_secs(10);
-    let now = world.now;
-    // Each takes more than half of an entry, so each entry is proposed when the next write comes.
-    let large = |name: String| match create(&name) {
-        Command::CreateTopic { name, id, first_group, configs, created_ms, peers, .. } => {
-            let replicas = vec![vec![1]; 5000];
-            Command::CreateTopic { name, id, first_group, replicas, configs, created_ms, peers }
-        }
-        other => other,
-    };
+    // Two fit into an entry, and a third does not.
     let tokens: Vec<Token> = (0..40)
         .map(|n| {
-            let commands = vec![large(format!("large-{n}"))];
+            let commands = vec![create_with(&format!("large-{n}"), 5000)];
             let submission = Submission { commands, acks: Acks::Quorum, until: Until::Shown, deadline };
-            world.node(1).plane.submit(now, submission)
+            world.node(1).plane.submit(submission)
         })
         .collect();
     world.run(3);
     for token in tokens {
         assert!(matches!(world.node(1).written.get(&token), Some(Ok(_))), "{:?}", world.node(1).written.get(&token));
     }
+    assert!((ENTRY_BYTES / 2..=ENTRY_BYTES).contains(&world.largest), "an entry of {} bytes", world.largest);
+}
+
+/// The only result of a write.
+fn result(world: &mut World, node: i32, token: Token) -> Result<Outcome, Rejection> {
+    let written = world.node(node).written.remove(&token).expect("an answer").expect("a result");
+    let [Ok(result)] = &written.results[..] else { panic!("{written:?}") };
+    result.clone()
+}
+
+#[test]
+fn a_write_that_a_broker_cannot_store_is_rejected_by_name_and_others_go_on() {
+    let mut world = World::new();
+    for node in 1..=3 {
+        let Command::RegisterBroker { broker } = register(node, peer_id(node, 7), 0) else { unreachable!() };
+        let broker = Broker { largest_entry: if node == 3 { 300_000 } else { 1 << 20 }, ..broker };
+        submit_command(&mut world, 1, Command::RegisterBroker { broker });
+    }
+    world.run(3);
+    let end = world.node(1).group.last_index();
+    for node in 1..=3 {
+        let token = submit_command(&mut world, node, create_with("large", 20_000));
+        world.settle();
+        let Err(Rejection::LargestEntry { node: 3, takes: 300_000, largest }) = result(&mut world, node, token) else {
+            panic!("the ring of broker 3 does not take it")
+        };
+        assert!((400_000..401_000).contains(&largest), "{largest}");
+    }
+    // A broker whose view lags behind forwards a write that only the leader can reject.
+    world.node(1).plane.config.largest_entry = 200_000;
+    let token = submit_command(&mut world, 2, create_with("less", 12_000));
+    world.settle();
+    let rejected = result(&mut world, 2, token);
+    assert!(matches!(rejected, Err(Rejection::LargestEntry { node: 1, takes: 200_000, .. })), "{rejected:?}");
+    assert_eq!(world.node(1).group.last_index(), end, "the log has none of them");
+    for node in 1..=3 {
+        let token = submit_command(&mut world, node, create_with(&format!("small-{node}"), 9_000));
+        world.run(1);
+        assert!(result(&mut world, node, token).is_ok());
+    }
+    assert!(world.largest < 200_000, "an entry of {} bytes", world.largest);
+}
+
+#[test]
+fn a_write_without_room_in_the_log_waits_and_those_behind_it_do_not_pass() {
+    let mut world = World::new();
+    world.room = 100_000;
+    let end = world.node(1).group.last_index();
+    let large = submit_command(&mut world, 1, create_with("large", 10_000));
+    let small = submit_command(&mut world, 1, create("small"));
+    let forwarded = submit_command(&mut world, 2, create("forwarded"));
+    world.run(3);
+    assert_eq!(world.node(1).group.last_index(), end);
+    world.room = usize::MAX;
+    world.run(10);
+    let places = [(1, large), (1, small), (2, forwarded)].map(|(node, token)| {
+        let written = world.node(node).written.remove(&token).expect("an answer").expect("a result");
+        assert!(matches!(&written.results[..], [Ok(Ok(_))]), "{written:?}");
+        written.index
+    });
+    assert!(places.is_sorted(), "{places:?}");
+    // A write that finds no room at all has an answer by its deadline.
+    world.room = 0;
+    let late = submit_command(&mut world, 1, create("late"));
+    world.run(60);
+    assert!(world.node(1).written.remove(&late).expect("an answer").is_err());
 }
 
 #[test]
@@ -401,7 +485,7 @@ fn writes_that_come_together_get_no_more_replicas_than_a_broker_takes() {
     let deadline = now + Duration::from_secs(5);
     let write = |world: &mut World, node: i32, command: Command| {
         let submission = Submission { commands: vec![command], acks: Acks::Quorum, until: Until::Shown, deadline };
-        (node, world.node(node).plane.submit(now, submission))
+        (node, world.node(node).plane.submit(submission))
     };
     let results = |world: &mut World, tokens: Vec<(i32, Token)>| -> Vec<Result<Outcome, Rejection>> {
         world.run(3);
@@ -447,9 +531,9 @@ fn topics_that_brokers_need_are_made_without_room() {
     let mut commands: Vec<Command> = (1..=3).map(|node| register(node, peer_id(node, 7), 1)).collect();
     commands.truncate(1);
     let submission = |commands| Submission { commands, acks: Acks::Quorum, until: Until::Shown, deadline };
-    world.node(1).plane.submit(now, submission(commands));
+    world.node(1).plane.submit(submission(commands));
     world.run(3);
-    let token = world.node(1).plane.submit(now, submission(vec![create("needed"), create("others")]));
+    let token = world.node(1).plane.submit(submission(vec![create("needed"), create("others")]));
     world.run(3);
     let written = world.node(1).written.remove(&token).expect("an answer").expect("a result");
     assert!(matches!(&written.results[..], [Ok(Ok(_)), Ok(Err(Rejection::NoRoom(_)))]), "{written:?}");

@@ -1,10 +1,10 @@
 //! Writes of this broker's own clients, until they are answered. They are proposed here or forwarded to the leader,
 //! with retries. Retries keep their sequence numbers, so no write is applied twice.
 
-use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, node_of, pause};
+use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, leading::written, node_of, pause};
 use crate::{
     group::Group,
-    metadata::{Command, Origin, Request, RequestResult},
+    metadata::{self, Command, Origin, Rejection, Request, RequestResult},
 };
 use std::time::Duration;
 
@@ -37,6 +37,9 @@ pub struct Written {
     pub results: Vec<RequestResult>,
 }
 
+/// The `retry_at` of a write that is among the writes to try.
+const QUEUED: Duration = Duration::MAX;
+
 /// Why a write has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
@@ -48,6 +51,8 @@ pub enum WriteError {
 
 pub(super) struct Write {
     requests: Vec<Request>,
+    /// The most bytes of the requests in an entry.
+    bytes: usize,
     asked: Acks,
     until: Until,
     deadline: Duration,
@@ -60,7 +65,7 @@ pub(super) struct Write {
 }
 
 enum State {
-    /// Waits for a leader or for its turn; checked again at `retry_at`.
+    /// Waits for a leader or for its turn; is among the writes to try from `retry_at` on.
     Waiting { retry_at: Duration },
     /// In this leader's log.
     Proposed,
@@ -71,21 +76,26 @@ enum State {
 }
 
 impl Write {
-    /// Whether the cluster has rejected this broker's registration. The broker is then no member of the group, and
-    /// its views never show the entry. The answer is final, because the leader sent it after the entry was
-    /// committed.
+    /// Whether the answer is final, without a place in the log that the views must show.
+    ///
+    /// - The cluster has rejected this broker's registration. The broker is then no member of the group, and its views
+    ///   never show the entry. The leader answered after the entry was committed.
+    /// - The write is larger than brokers can store, so no entry has it.
     fn is_turned_away(&self, results: &[RequestResult]) -> bool {
         let registers = |request: &Request| matches!(request.command, Command::RegisterBroker { .. });
-        self.requests.iter().all(registers) && results.iter().all(|result| matches!(result, Ok(Err(_))))
+        let is_too_large = |result: &RequestResult| matches!(result, Ok(Err(Rejection::LargestEntry { .. })));
+        let is_rejected = |result: &RequestResult| matches!(result, Ok(Err(_)));
+        (self.requests.iter().all(registers) && results.iter().all(is_rejected)) || results.iter().all(is_too_large)
     }
 }
 
 impl Plane {
     /// Accepts a write. Its answer comes in a later [`super::Turn`].
-    pub fn submit(&mut self, now: Duration, submission: Submission) -> Token {
+    pub fn submit(&mut self, submission: Submission) -> Token {
         let Submission { commands, acks, until, deadline } = submission;
         assert!(!commands.is_empty(), "a write has at least one command");
         let token = self.token();
+        let bytes = commands.iter().map(metadata::weight).sum();
         let asked = if commands.iter().any(Command::is_quorum_only) { Acks::Quorum } else { acks };
         let requests = commands.into_iter().map(|command| {
             let sequence = self.next_sequence;
@@ -95,9 +105,9 @@ impl Plane {
             Request { origin: Some(Origin { node, incarnation, sequence, lowest_open: 0 }), command, no_room: None }
         });
         let requests = requests.collect();
-        let state = State::Waiting { retry_at: now };
-        self.writes
-            .insert(token, Write { requests, asked, until, deadline, attempt: 0, sent: false, retried: false, state });
+        let state = State::Waiting { retry_at: QUEUED };
+        let (attempt, sent, retried) = (0, false, false);
+        self.writes.insert(token, Write { requests, bytes, asked, until, deadline, attempt, sent, retried, state });
         self.to_try.push_back(token);
         token
     }
@@ -108,13 +118,18 @@ impl Plane {
         first.map_or(self.next_sequence, |origin| origin.sequence)
     }
 
-    /// Takes the next write to try, skipping those that no longer wait for that.
-    pub(super) fn next_to_try(&mut self) -> Option<Token> {
+    /// The next write to try, and the most bytes of it. Drops those that no longer wait for that, and rejects those
+    /// that are too large.
+    pub(super) fn next_to_try(&mut self, group: &Group) -> Option<(Token, usize)> {
         loop {
-            let token = self.to_try.pop_front()?;
-            if matches!(self.writes.get(&token), Some(Write { state: State::Waiting { .. }, .. })) {
-                return Some(token);
+            let token = *self.to_try.front()?;
+            if let Some(Write { state: State::Waiting { .. }, requests, bytes, .. }) = self.writes.get(&token) {
+                let Err(rejection) = self.check_size(*bytes) else { return Some((token, *bytes)) };
+                let rejected = self.rejected(group, requests.len(), &rejection);
+                self.writes.remove(&token);
+                self.out.written.push((token, Ok(written(rejected))));
             }
+            self.to_try.pop_front();
         }
     }
 
@@ -135,8 +150,9 @@ impl Plane {
     }
 
     /// Forwards every waiting write to the leader, or to a broker that may know the leader.
-    pub(super) fn forward_all(&mut self, now: Duration) {
-        while let Some(token) = self.next_to_try() {
+    pub(super) fn forward_all(&mut self, group: &Group, now: Duration) {
+        while let Some((token, _)) = self.next_to_try(group) {
+            self.to_try.pop_front();
             let attempt = self.writes[&token].attempt;
             let Some(to) = self.someone_to_ask(attempt) else {
                 self.try_later(token, now);
@@ -179,19 +195,20 @@ impl Plane {
     }
 
     /// Retries a write whose entry may have been truncated. From now on it waits for its commit.
-    pub(super) fn try_again(&mut self, token: Token, now: Duration) {
+    pub(super) fn try_again(&mut self, token: Token) {
         let Some(write) = self.writes.get_mut(&token) else { return };
         write.retried = true;
-        write.state = State::Waiting { retry_at: now };
+        write.state = State::Waiting { retry_at: QUEUED };
         self.to_try.push_back(token);
     }
 
     /// Retries everything that waits for a leader, because there is one now.
     pub(super) fn try_all(&mut self, now: Duration) {
+        self.to_try.clear();
         for (token, write) in &mut self.writes {
             if matches!(write.state, State::Waiting { .. } | State::Forwarded { .. }) {
                 write.attempt = 0;
-                write.state = State::Waiting { retry_at: now };
+                write.state = State::Waiting { retry_at: QUEUED };
                 self.to_try.push_back(*token);
             }
         }
@@ -235,10 +252,10 @@ impl Plane {
                 let retry_at = now + pause(write.attempt);
                 write.state = State::Settling { term, index, results, retry_at };
                 self.settling.insert((index, token));
-                self.settle_writes(group, now);
+                self.settle_writes(group);
             }
             Err(Refused::NotLeader { leader: Some(leader) }) if Some(node_of(leader)) != known => {
-                write.state = State::Waiting { retry_at: now };
+                write.state = State::Waiting { retry_at: QUEUED };
                 self.hinted_leader = Some(node_of(leader));
                 self.to_try.push_back(token);
             }
@@ -269,7 +286,7 @@ impl Plane {
 
     /// Answers writes whose place in the log is shown, if the log still has their term there. Else they are
     /// retried.
-    pub(super) fn settle_writes(&mut self, group: &Group, now: Duration) {
+    pub(super) fn settle_writes(&mut self, group: &Group) {
         while let Some((index, token)) = self.settling.first().copied().filter(|(index, _)| *index <= self.shown) {
             self.settling.pop_first();
             let Some(write) = self.writes.get_mut(&token) else { continue };
@@ -278,7 +295,7 @@ impl Plane {
                 continue;
             }
             if group.term_at(index) != Some(term) {
-                self.truncated(token, now);
+                self.truncated(token);
                 continue;
             }
             let write = self.writes.remove(&token).expect("it was just looked at");
@@ -288,12 +305,12 @@ impl Plane {
     }
 
     /// Retries a write that the leader had answered: its entry has been truncated, or this broker can't tell.
-    fn truncated(&mut self, token: Token, now: Duration) {
+    fn truncated(&mut self, token: Token) {
         let write = self.writes.get(&token).expect("it is open");
         if write.asked == Acks::Leader && !write.retried {
             self.stats.fallbacks += write.requests.len() as u64;
         }
-        self.try_again(token, now);
+        self.try_again(token);
     }
 
     pub(super) fn tick_writes(&mut self, group: &Group, now: Duration) {
@@ -306,7 +323,7 @@ impl Plane {
             }
             match write.state {
                 State::Waiting { retry_at } | State::Forwarded { retry_at } if retry_at <= now => {
-                    write.state = State::Waiting { retry_at };
+                    write.state = State::Waiting { retry_at: QUEUED };
                     self.to_try.push_back(*token);
                 }
                 // Its leader is deposed, and the log may never grow up to its place.
@@ -314,7 +331,7 @@ impl Plane {
                 _ => {}
             }
         }
-        again.into_iter().for_each(|token| self.truncated(token, now));
+        again.into_iter().for_each(|token| self.truncated(token));
         for token in late {
             let write = self.writes.remove(&token).expect("it was just there");
             let error = if write.sent { WriteError::TimedOut } else { WriteError::NoLeader };

@@ -241,7 +241,7 @@ impl Node {
             self.complete();
             let now = self.clock.now();
             let (group, meta) = self.meta_parts();
-            meta.plane.propose(group, now);
+            meta.plane.propose(group, now, |_| true);
             self.carry_out();
             let working = self.replicas.iter().find(|(_, replica)| replica.group.has_work()).map(|(group, _)| *group);
             match working {
@@ -405,7 +405,7 @@ impl Node {
                 assert_eq!(entry.index, index);
                 let result = meta.results.remove(&index).unwrap_or_default();
                 seen.push(Seen::Applied { node, group: META, term: group.term(), entry, result });
-                meta.plane.shown(group, now, index);
+                meta.plane.shown(group, index);
             }
             self.seen.extend(seen);
             self.written.extend(turn.written);

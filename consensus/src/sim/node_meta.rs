@@ -146,9 +146,8 @@ impl Node {
 
     /// Submits a write to the plane.
     pub fn submit(&mut self, submission: Submission) -> Token {
-        let now = self.clock.now();
         let (_, meta) = self.meta_parts();
-        let token = meta.plane.submit(now, submission);
+        let token = meta.plane.submit(submission);
         self.turn();
         token
     }

@@ -35,8 +35,8 @@ impl Refusal {
         )
     }
 
-    /// Whether a refusal from the log may no longer hold. Only the leader counts the brokers' room, so its refusal
-    /// for lack of room is final.
+    /// Whether a refusal from the log may no longer hold. Only the leader counts the brokers' room and compares their
+    /// rings, so its refusal for lack of room is final.
     fn may_have_been_early(&self) -> bool {
         self.may_be_outdated() && self.code != ErrorCode::PolicyViolation
     }
@@ -128,8 +128,8 @@ impl From<Rejection> for Refusal {
             Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
             Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
             Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
-            Rejection::LargestEntry { .. } => ErrorCode::InvalidConfig,
-            Rejection::NoRoom(_) => ErrorCode::PolicyViolation,
+            // As Kafka answers for too many partitions in one request.
+            Rejection::LargestEntry { .. } | Rejection::NoRoom(_) => ErrorCode::PolicyViolation,
         };
         Self::new(code, rejection.to_string())
     }

@@ -75,10 +75,17 @@ const ONE_RING_WRITE: Cost = Cost { ring_writes: 1, ring_syncs: 1, ..NOTHING };
 impl Calm {
     /// Starts brokers, creates a topic with a replica on each of them, and waits until they are idle.
     pub(super) fn new(seed: u64, brokers: i32) -> Self {
+        Self::with_rings(seed, &vec![RING_BYTES; brokers as usize])
+    }
+
+    /// The same, with a ring of this size for each broker.
+    pub(super) fn with_rings(seed: u64, rings: &[u64]) -> Self {
+        let brokers = rings.len() as i32;
         let running = Running::begin(seed, None);
         let world = exec::world();
         let founding = Founding::of((1..=brokers).collect());
-        let nodes = founding.nodes.iter().map(|id| Node::new(&world, *id, founding.clone(), RING_BYTES)).collect();
+        let nodes = founding.nodes.iter().zip(rings);
+        let nodes = nodes.map(|(id, ring)| Node::new(&world, *id, founding.clone(), *ring)).collect();
         let calm = Self { world, nodes, _running: running };
         calm.nodes.iter().for_each(|node| node.start_if_down(&calm.world));
         calm.pass(UNTIL_AT_REST);

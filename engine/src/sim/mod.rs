@@ -36,6 +36,7 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
+mod large_entries;
 mod ledger;
 mod ledger_commits;
 mod logs;

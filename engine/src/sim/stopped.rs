@@ -24,7 +24,7 @@ fn batch() -> Bytes {
 }
 
 /// The error codes of produce requests to the first two partitions.
-fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
+pub(super) fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
     let answers = calm.ask(node, vec![produce(0..2, &batch())]);
     let [Response::Produce(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions.iter().map(|partition| partition.error_code).collect()
@@ -41,7 +41,7 @@ fn commit_garbage(calm: &Calm, node: &Node, group: GroupId) {
     calm.pass(A_WHILE);
 }
 
-fn notices(node: &Node) -> Vec<(GroupId, String)> {
+pub(super) fn notices(node: &Node) -> Vec<(GroupId, String)> {
     let core = node.core().expect("it runs");
     assert_eq!(core.metrics.groups_stopped.get() as usize, core.metrics.stopped.all().len());
     core.metrics.stopped.all()

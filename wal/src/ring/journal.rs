@@ -312,17 +312,22 @@ impl<D: Disk> Journal<D> {
         self.inner.poison(why);
     }
 
-    /// Whether an entry with `bytes` of data and payload leaves the reserve untouched. A poisoned ring always admits,
-    /// so that nobody waits for space; the append then returns the reason.
-    pub fn admit(&self, bytes: usize) -> Admission {
+    /// Whether an entry with `bytes` of data and payload leaves the reserve and `claimed` bytes untouched. A poisoned
+    /// ring always admits, so that nobody waits for space; the append then returns the reason.
+    pub fn admit(&self, bytes: usize, claimed: usize) -> Admission {
         if self.inner.poison.borrow().is_some() {
             return Admission::Ok;
         }
-        match self.inner.ring.borrow().admits(bytes) {
+        match self.inner.ring.borrow().admits(bytes, claimed) {
             Some(true) => Admission::Ok,
             Some(false) => Admission::Wait,
             None => Admission::TooLarge,
         }
+    }
+
+    /// How many entries with these bytes of data, in this order, leave `spared` bytes free.
+    pub fn takes(&self, sizes: &[usize], spared: u64) -> usize {
+        self.inner.ring.borrow().takes(sizes, spared)
     }
 
     /// The largest sum of an entry's data and payload: it must fit into one segment.

@@ -130,6 +130,13 @@ fn segment_bytes_for(entry_bytes: usize) -> u64 {
     block_ceil(HEADER_BYTES + ENTRY_BYTES + entry_bytes + 16) as u64 + MARK_BYTES
 }
 
+/// The most that a record adds to the ring: its bytes, and its share of its write's header and padding. A write that
+/// small records share is more than half full, but for the last one.
+fn record_share(bytes: usize) -> u64 {
+    let record = ENTRY_BYTES + bytes + 8;
+    (2 * record).min(block_ceil(HEADER_BYTES + record)) as u64
+}
+
 impl From<&StoreConfig> for RingConfig {
     fn from(config: &StoreConfig) -> Self {
         config.ring.unwrap_or_else(|| Self::of_bytes_for(config.ring_bytes, config.entry_bytes))
@@ -468,9 +475,9 @@ impl Ring {
         self.segment_room() - open
     }
 
-    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve. `None`: it never
-    /// fits.
-    pub fn admits(&self, bytes: usize) -> Option<bool> {
+    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve and `claimed`
+    /// further bytes. `None`: it never fits.
+    pub fn admits(&self, bytes: usize, claimed: usize) -> Option<bool> {
         let need = block_ceil(HEADER_BYTES + ENTRY_BYTES + bytes + 8) as u64;
         if need > self.config.segment_bytes - MARK_BYTES {
             return None;
@@ -479,7 +486,26 @@ impl Ring {
         let room = self.room_behind();
         // The rest of the current segment is lost if the record does not fit there.
         let usable = if need <= room { room + free } else { free };
-        Some(usable >= need + self.config.reserve_bytes + MARK_BYTES)
+        Some(usable >= need + claimed as u64 + self.config.reserve_bytes + MARK_BYTES)
+    }
+
+    /// How many records with these bytes of data can be staged, in this order, and leave `spared` bytes free.
+    pub fn takes(&self, sizes: &[usize], spared: u64) -> usize {
+        let segment = self.config.segment_bytes;
+        let (mut room, mut free) = (self.room_behind(), self.free.len() as u64 * segment);
+        let fits = |bytes: &&usize| {
+            let need = record_share(**bytes);
+            if need > room {
+                // The rest of the current segment is lost.
+                if free == 0 || need > segment - MARK_BYTES {
+                    return false;
+                }
+                (room, free) = (segment, free - segment);
+            }
+            room -= need;
+            room + free >= spared + MARK_BYTES
+        };
+        sizes.iter().take_while(fits).count()
     }
 
     pub fn space(&self) -> Space {

@@ -189,7 +189,7 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed. Flushed entries leave the memory if that makes room.
     pub fn admit(&self, bytes: usize) -> Admission {
-        let admission = match self.shared.journal.admit(bytes) {
+        let admission = match self.shared.journal.admit(bytes, self.shared.claimed.get()) {
             Admission::Ok if self.shared.memory_left(bytes) < bytes as u64 && self.poisoned().is_none() => {
                 Admission::Wait
             }
@@ -201,15 +201,24 @@ impl<D: Disk> Store<D> {
         admission
     }
 
-    /// Whether the snapshot group may stage `bytes`: it may use half of the reserve that [`Store::admit`] keeps. The
-    /// other half is for hard states and truncations, which cannot be rejected.
-    pub fn admits_to_reserve(&self, bytes: usize) -> bool {
-        let space = self.shared.journal.space();
-        let admits = space.free >= bytes as u64 + space.reserve / 2;
-        if !admits {
+    /// How many entries of the snapshot group, with these bytes of data and in this order, may be staged now. They may
+    /// use half of the reserve that [`Store::admit`] keeps. The other half is for hard states and truncations, which
+    /// cannot be rejected.
+    pub fn takes_to_reserve(&self, sizes: &[usize]) -> usize {
+        let journal = &self.shared.journal;
+        let takes = journal.takes(sizes, journal.space().reserve / 2);
+        if takes < sizes.len() {
             self.shared.flush_for_room();
         }
-        admits
+        takes
+    }
+
+    /// Sets how much room, besides the reserve, is kept for an entry of the snapshot group that waits. Otherwise other
+    /// entries would take all room as it is freed. 0: none waits.
+    pub fn claim(&self, bytes: usize) {
+        if self.shared.claimed.replace(bytes) > bytes {
+            self.shared.journal.notify_freed();
+        }
     }
 
     /// How many bytes of entries of any size may be staged without touching the reserve, if `wanted` bytes of them are
@@ -218,7 +227,8 @@ impl<D: Disk> Store<D> {
     /// less than `wanted` is left, a flush is requested.
     pub fn room(&self, wanted: usize) -> usize {
         let space = self.shared.journal.space();
-        let in_ring = usize::try_from(space.free.saturating_sub(space.reserve) / 2).unwrap_or(usize::MAX);
+        let kept = space.reserve + self.shared.claimed.get() as u64;
+        let in_ring = usize::try_from(space.free.saturating_sub(kept) / 2).unwrap_or(usize::MAX);
         let in_memory = self.shared.memory_left(wanted.min(in_ring));
         let room = in_ring.min(usize::try_from(in_memory).unwrap_or(usize::MAX));
         if room < wanted {

@@ -4,6 +4,7 @@ mod faults;
 mod format;
 mod harness;
 mod model;
+mod room;
 mod sim;
 mod table;
 mod tail;

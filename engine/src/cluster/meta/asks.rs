@@ -9,8 +9,8 @@ use crate::{
 };
 use consensus::{
     group::Group,
-    metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
-    plane::{Acks, Plane, Quorum, Submission, Token, Until, WriteError, Written},
+    metadata::{self, Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
+    plane::{Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
@@ -19,7 +19,8 @@ pub type CommandResult = Result<Outcome, Rejection>;
 
 /// How long a question may take if the caller sets no time.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Most commands of one write. A longer list becomes several writes, submitted at the same time.
+/// Most commands of one write. A longer list becomes several writes, submitted at the same time. So does a list with
+/// more than [`ENTRY_BYTES`].
 const COMMANDS_MAX: usize = 512;
 
 /// Why a submission has no result.
@@ -80,15 +81,8 @@ pub(super) async fn submit_as_is(
     how: Submitting,
 ) -> Result<Vec<CommandResult>, SubmitError> {
     let call = core.call(META_CORE, move |there| async move {
-        let mut commands = commands.into_iter();
-        let mut writes = Vec::new();
-        loop {
-            let some: Vec<Command> = commands.by_ref().take(COMMANDS_MAX).collect();
-            if some.is_empty() {
-                break;
-            }
-            writes.push(there.meta().write(&there, some, how));
-        }
+        let writes = split(founded(&there, commands)).into_iter().map(|some| there.meta().write(&there, some, how));
+        let writes: Vec<_> = writes.collect();
         let mut results = Vec::new();
         for write in writes {
             results.extend(written(write.await)?.results);
@@ -97,6 +91,32 @@ pub(super) async fn submit_as_is(
         results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
     });
     call.result().await
+}
+
+/// Fills in the brokers' peer ids where commands create groups.
+pub(super) fn founded(core: &Core, mut commands: Vec<Command>) -> Vec<Command> {
+    for founders in commands.iter_mut().filter_map(Command::founding_peers) {
+        *founders = core.view(|view| view.brokers().map(|broker| broker.peer).collect());
+    }
+    commands
+}
+
+/// Splits commands into writes, in order. A command that is too large for that has a write of its own.
+fn split(commands: Vec<Command>) -> Vec<Vec<Command>> {
+    let mut writes: Vec<Vec<Command>> = Vec::new();
+    let mut bytes = 0;
+    for command in commands {
+        let more = metadata::weight(&command);
+        bytes += more;
+        match writes.last_mut() {
+            Some(last) if bytes <= ENTRY_BYTES && last.len() < COMMANDS_MAX => last.push(command),
+            _ => {
+                bytes = more;
+                writes.push(vec![command]);
+            }
+        }
+    }
+    writes
 }
 
 pub(super) fn written(answer: Option<Result<Written, WriteError>>) -> Result<Written, SubmitError> {
@@ -174,15 +194,42 @@ impl Meta {
     pub(super) fn write(
         self: &Rc<Self>,
         core: &Rc<Core>,
-        mut commands: Vec<Command>,
+        commands: Vec<Command>,
         how: Submitting,
     ) -> Answer<Result<Written, WriteError>> {
-        for founders in commands.iter_mut().filter_map(Command::founding_peers) {
-            *founders = core.view(|view| view.brokers().map(|broker| broker.peer).collect());
-        }
         let acks = how.acks.unwrap_or_else(|| core.metadata_acks());
         self.ask(core, &self.written, |plane, _, now| {
-            plane.submit(now, Submission { commands, acks, until: how.until, deadline: now + how.within })
+            plane.submit(Submission { commands, acks, until: how.until, deadline: now + how.within })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn delete(name: &str) -> Command {
+        Command::DeleteTopic { name: name.into(), id: Uuid::nil() }
+    }
+
+    fn create(partitions: usize) -> Command {
+        let (name, id, first_group, peers) = ("t".into(), Uuid::nil(), 0, Vec::new());
+        let replicas = vec![vec![1, 2, 3]; partitions];
+        Command::CreateTopic { name, id, first_group, replicas, configs: BTreeMap::new(), created_ms: 0, peers }
+    }
+
+    #[test]
+    fn long_lists_become_several_writes_in_order() {
+        let sizes = |commands: Vec<Command>| -> Vec<usize> {
+            let writes = split(commands.clone());
+            assert_eq!(writes.concat(), commands);
+            writes.iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(Vec::new()), [] as [usize; 0]);
+        assert_eq!(sizes((0..1025).map(|n| delete(&n.to_string())).collect()), [512, 512, 1]);
+        // Each takes some 140 KB, so that two are too large for one entry.
+        assert_eq!(sizes(vec![create(5_000); 3]), [1, 1, 1]);
+        assert_eq!(sizes(vec![create(4_000), create(4_000), create(50_000), delete("a"), delete("b")]), [2, 1, 2]);
     }
 }

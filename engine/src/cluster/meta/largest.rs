@@ -1,17 +1,19 @@
-//! The largest batch that any partition of the cluster takes: a setting in the metadata that only rises.
+//! The largest entry of any log of the cluster, a partition's batch or the metadata's commands: a setting in the
+//! metadata that only rises.
 //!
-//! A follower that cannot store a batch that its leader has acknowledged could never catch up again. So the setting
+//! A follower that cannot store an entry that its leader has acknowledged could never catch up again. So the setting
 //! rises only as far as the rings of all registered brokers allow, and a broker with smaller rings cannot join. It
 //! rises by itself: when a broker starts, to its `message.max.bytes` and to what topics allow; when a topic's
-//! `max.message.bytes` is set, to that value. Where it cannot rise that far, larger batches are rejected with
-//! MESSAGE_TOO_LARGE.
+//! `max.message.bytes` is set, to that value; before a command that is larger, to its size. Where it cannot rise that
+//! far, larger batches are rejected with MESSAGE_TOO_LARGE, and larger commands with POLICY_VIOLATION
+//! (`consensus::plane`).
 
 use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
 use crate::core::Core;
 use consensus::{
     group::descriptor::ENTRY_DATA_BYTES_MAX,
-    metadata::{Command, LARGEST_ENTRY, Topic, View},
-    plane::Acks,
+    metadata::{self, Command, LARGEST_ENTRY, Topic, View},
+    plane::{Acks, ENTRY_BYTES},
 };
 use net::peer::CARRIED_BYTES_MAX;
 use std::{rc::Rc, sync::Arc};
@@ -28,7 +30,7 @@ const TRIES: usize = 3;
 
 impl Core {
     /// The largest batch that this core's ring and the frames between brokers can take.
-    fn largest_taken(&self) -> u64 {
+    pub(super) fn largest_taken(&self) -> u64 {
         let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
         ring.min(CARRIED_BYTES_MAX - FRAME_BYTES) as u64
     }
@@ -67,11 +69,11 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
         let how = Submitting { acks: Some(Acks::Quorum), ..Submitting::default() };
         match submit_as_is(core, vec![command], how).await?.into_iter().next() {
             Some(Err(rejection)) => {
-                tracing::info!(to, %rejection, "cannot raise the cluster's largest batch yet");
+                tracing::info!(to, %rejection, "cannot raise the cluster's largest entry yet");
                 linearize(core).await?;
             }
             _ => {
-                tracing::info!(from = present, to, "partitions accept larger batches from now on ({LARGEST_ENTRY})");
+                tracing::info!(from = present, to, "brokers accept larger entries from now on ({LARGEST_ENTRY})");
                 break;
             }
         }
@@ -79,10 +81,15 @@ pub(super) async fn raise(core: &Rc<Core>, wanted: u64) -> Result<u64, SubmitErr
     Ok(core.view(range).0)
 }
 
-/// Called before commands are submitted: raises the setting to the topic limits that they set.
+/// Called before commands are submitted: raises the setting to the topic limits that they set, and to the size of
+/// larger commands.
 pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<(), SubmitError> {
-    let wanted = commands.iter().filter_map(allowed_by).max().unwrap_or(0);
     let (present, most) = core.view(range);
+    // The peer ids of founders are added later.
+    let founders = core.view(|view| view.brokers().count()) * size_of::<u64>();
+    let sizes = commands.iter().map(|command| metadata::weight(command) + founders);
+    let sizes = sizes.filter(|bytes| *bytes > ENTRY_BYTES).map(|bytes| bytes as u64).filter(|bytes| *bytes <= most);
+    let wanted = commands.iter().filter_map(allowed_by).chain(sizes).max().unwrap_or(0);
     if wanted > present && present < most {
         raise(core, wanted).await?;
     }

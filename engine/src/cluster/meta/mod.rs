@@ -80,9 +80,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// The other cores learn of a new read lease when it ends this much later than the one they know.
 const LEASE_TOLD_EVERY: Duration = Duration::from_millis(500);
 
-/// Ring space needed for the entries of one turn: 1 MiB.
-const PROPOSAL_BYTES: usize = 1 << 20;
-
 /// The requests of one entry for one core, each with its position in the entry.
 pub type Parts = Vec<(usize, Request)>;
 
@@ -122,6 +119,8 @@ pub struct Meta {
     snapshots: snapshots::Snapshots,
     told_lease: Cell<Duration>,
     told_controller: Cell<Option<i32>>,
+    /// The last entry of another broker that was dropped because this ring never takes it.
+    too_large: Cell<u64>,
     failed: Cell<bool>,
 }
 
@@ -141,6 +140,7 @@ impl Meta {
             snapshots: snapshots::Snapshots::default(),
             told_lease: Cell::new(Duration::ZERO),
             told_controller: Cell::new(None),
+            too_large: Cell::new(0),
             failed: Cell::new(false),
         }
     }
@@ -276,7 +276,7 @@ impl Meta {
         let everywhere = *shown.iter().min().expect("there is a core 0");
         drop(shown);
         core.metrics.metadata_shown_index.set(everywhere);
-        self.happens_in_turn(core, |plane, raft, now| plane.shown(raft, now, everywhere));
+        self.happens_in_turn(core, |plane, raft, _| plane.shown(raft, everywhere));
     }
 
     /// A snapshot has replaced the views. Each core reports the index once it has installed the snapshot.
@@ -330,12 +330,15 @@ impl Replicated for Meta {
     }
 
     fn before_ready(&self, core: &Rc<Core>) {
-        // A proposed entry can no longer be rejected, so the plane proposes nothing while the ring lacks room.
-        let held_back = !core.store.admits_to_reserve(PROPOSAL_BYTES.min(core.store.entry_bytes_max()));
-        self.happens_in_turn(core, |plane, raft, now| {
-            plane.hold_back(held_back);
-            plane.propose(raft, now);
-        });
+        // A proposed entry can no longer be rejected, so the plane proposes nothing for which the ring lacks room.
+        let mut claimed = 0;
+        let has_room = |bytes| {
+            let takes = core.store.takes_to_reserve(&[bytes]) == 1;
+            claimed = if takes { 0 } else { bytes };
+            takes
+        };
+        self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now, has_room));
+        core.store.claim(claimed);
     }
 
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {

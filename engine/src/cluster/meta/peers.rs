@@ -35,11 +35,7 @@ impl Meta {
                             self.take_snapshot(core, message);
                         }
                     } else {
-                        if !self.has_room(core, &message) {
-                            // The rest of the message may make room: it can commit entries that are here already, so
-                            // that a snapshot can cover them. The leader sends the dropped entries again.
-                            message.entries.clear();
-                        }
+                        self.drop_without_room(core, &mut message);
                         self.replica.step(core, message);
                     }
                 }
@@ -53,11 +49,27 @@ impl Meta {
         self.happens(core, |plane, raft, now| plane.observe(raft, now));
     }
 
-    /// Whether the ring has room for a message's entries.
-    fn has_room(&self, core: &Rc<Core>, message: &Message) -> bool {
-        const RECORD: usize = 256;
-        let bytes = message.entries.iter().map(|entry| RECORD + entry.data.len()).sum();
-        message.entries.is_empty() || core.store.admits_to_reserve(bytes)
+    /// Drops the entries for which the ring has no room. The rest of the message may make room: it can commit entries
+    /// that are here already, so that a snapshot can cover them. The leader sends the dropped entries again.
+    fn drop_without_room(&self, core: &Rc<Core>, message: &mut Message) {
+        if message.entries.is_empty() {
+            return;
+        }
+        let sizes: Vec<usize> = message.entries.iter().map(|entry| entry.data.len()).collect();
+        let takes = core.store.takes_to_reserve(&sizes);
+        if let Some(entry) = message.entries.get(takes) {
+            let (index, bytes, largest) = (entry.index, entry.data.len(), core.store.entry_bytes_max());
+            if bytes > largest && self.too_large.replace(index) != index {
+                tracing::error!(
+                    index,
+                    bytes,
+                    largest,
+                    "the ring is too small for this entry of the metadata; this broker lags until a snapshot covers it; raise \
+                     wal.ring.bytes, or start with fewer cores"
+                );
+            }
+        }
+        message.entries.truncate(takes);
     }
 
     /// Updates the brokers that the plane may ask, if published deltas change the brokers.

@@ -11,7 +11,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::{
-    metadata::{Command, LeaderReport, PartitionLeader, View, WatermarkReport},
+    metadata::{Command, LeaderReport, PartitionLeader, Topic, View, WatermarkReport},
     plane::{Acks, Until},
 };
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
@@ -19,6 +19,8 @@ use types::{CoreId, GroupId};
 
 /// How often watermarks are reported.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
+/// Most partitions in one command, so that an entry of any size takes it. A topic with more has several commands.
+const REPORTS_MAX: usize = 1024;
 /// Pause after a failed report.
 const RETRY: Duration = Duration::from_millis(200);
 /// Above this many unreported leaderships, or twice as many as were left the last time, those of deleted topics are
@@ -65,7 +67,7 @@ fn has_others(core: &Core) -> bool {
     core.view(|view| view.brokers().nth(1).is_some())
 }
 
-/// Builds one command per topic. Leaves out what the metadata shows already.
+/// Builds the commands, at least one per topic. Leaves out what the metadata shows already.
 pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
     for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
@@ -80,11 +82,16 @@ pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Le
             by_topic.entry(topic).or_default().push(report);
         }
     }
-    let commands = by_topic.into_iter().filter_map(|(name, leaders)| {
-        let topic = view.topic(name)?;
-        Some(Command::SetPartitionLeader { name: topic.name.clone(), id: topic.id, leaders })
-    });
-    commands.collect()
+    let mut commands = Vec::new();
+    for (name, reports) in by_topic {
+        let Some(Topic { name, id, .. }) = view.topic(name).map(|topic| &**topic) else { continue };
+        commands.extend(reports.chunks(REPORTS_MAX).map(|leaders| Command::SetPartitionLeader {
+            name: name.clone(),
+            id: *id,
+            leaders: leaders.to_vec(),
+        }));
+    }
+    commands
 }
 
 /// How far the log of one partition has come.
@@ -121,18 +128,27 @@ pub async fn watermarks(core: Rc<Core>) {
             by_topic.entry(name.topic).or_default().push(report);
         }
         let node = core.node();
-        let commands: Vec<Command> = core.view(|view| {
-            let with_id = |(name, watermarks): (Arc<str>, _)| {
-                let id = view.topic(&name)?.id;
-                Some(Command::UpdateHighWatermark { name, id, node, watermarks })
-            };
-            by_topic.into_iter().filter_map(with_id).collect()
-        });
+        let commands = core.view(|view| watermark_commands(view, node, by_topic));
         if !commands.is_empty() && report(&core, commands).await {
             told.extend(now_told);
         }
         told.retain(|group, _| core.view(|view| view.has_group(*group)));
     }
+}
+
+/// Builds the commands, at least one per topic.
+fn watermark_commands(view: &View, node: i32, by_topic: BTreeMap<Arc<str>, Vec<WatermarkReport>>) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for (name, reports) in by_topic {
+        let Some(id) = view.topic(&name).map(|topic| topic.id) else { continue };
+        commands.extend(reports.chunks(REPORTS_MAX).map(|watermarks| Command::UpdateHighWatermark {
+            name: name.clone(),
+            id,
+            node,
+            watermarks: watermarks.to_vec(),
+        }));
+    }
+    commands
 }
 
 /// The watermarks of the partitions that this core leads.

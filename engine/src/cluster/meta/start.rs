@@ -65,6 +65,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
         session_timeout: core.config.broker_session_timeout(),
         always_made: |name| internal_topics::find(name).is_some(),
+        largest_entry: core.largest_taken(),
         ..PlaneConfig::new(core.node(), identity.incarnation)
     };
     let mut plane = Plane::new(plane_config, applied, group_high);

@@ -2,7 +2,7 @@
 //! cores.
 //! Lives on: core 0.
 
-use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, may_read};
+use super::{META_CORE, SubmitError, Submitting, asks, describe_quorum, largest, may_read};
 use crate::{
     core::{
         Core,
@@ -59,6 +59,8 @@ async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> R
     }
     commands.iter().try_for_each(|command| check(core, command))?;
     debug_assert_eq!(core.id(), META_CORE);
+    largest::rise_for(core, &commands).await.map_err(failed)?;
+    let commands = asks::founded(core, commands);
     let how = Submitting { acks, until: Until::Acked, ..Submitting::default() };
     let written = asks::written(core.meta().write(core, commands, how).await).map_err(failed)?;
     Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
