@@ -228,6 +228,11 @@ impl TopicSetting {
     }
 }
 
+/// The most settings that [`describe`] returns.
+pub fn settings_max() -> usize {
+    TOPIC_SETTINGS.len() + UNOBEYED.len()
+}
+
 /// All settings of a topic with the values in force, for DescribeConfigs and CreateTopics.
 pub fn describe(configs: &BTreeMap<String, String>, config: &Config) -> Vec<Described> {
     let rows = TOPIC_SETTINGS.iter().map(|row| {

@@ -103,7 +103,7 @@ pub enum Route {
 }
 
 /// Groups items by the partition they belong to. Partitions come in the order of their first item.
-fn by_partition<T>(items: Vec<T>, partitions: i32, group: impl Fn(&T) -> &str) -> Vec<(i32, Vec<T>)> {
+pub fn by_partition<T>(items: Vec<T>, partitions: i32, group: impl Fn(&T) -> &str) -> Vec<(i32, Vec<T>)> {
     let mut parts: Vec<(i32, Vec<T>)> = Vec::new();
     for item in items {
         let partition = partition_of(group(&item), partitions);

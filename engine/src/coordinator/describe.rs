@@ -1,5 +1,7 @@
 //! DescribeGroups and ListGroups: groups as administrators see them.
 
+use std::{collections::BTreeMap, ops::Bound};
+
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -10,32 +12,57 @@ use net::{
     },
 };
 
-use super::group::{Group, State};
+use super::{
+    group::{Group, State},
+    reading::{Cursor, GROUP_BYTES, Load, MEMBER_BYTES, Part},
+};
 
 /// The first version that answers an unknown group with an error (KIP-1043).
 const NOT_FOUND_FROM: i16 = 6;
 /// The only kind of group here, by its name in KIP-848.
 const GROUP_TYPE: &str = "classic";
 
-pub(crate) fn describe<'a, T: 'a>(
-    find: impl Fn(&StrBytes) -> Option<&'a Group<T>>,
+pub(crate) fn describe<T>(
+    groups: &BTreeMap<StrBytes, Group<T>>,
     version: i16,
     request: &DescribeGroupsRequest,
-) -> DescribeGroupsResponse {
-    let groups = request.groups.iter().map(|id| match find(id) {
-        Some(group) => describe_group(group),
-        None => {
-            let dead = DescribedGroup::default()
-                .with_group_id(id.clone())
-                .with_group_state(StrBytes::from_static_str(State::Dead.name()));
-            if version < NOT_FOUND_FROM {
-                return dead;
-            }
-            let message = StrBytes::from_string(format!("Group {} not found.", id.as_str()));
-            dead.with_error_code(ErrorCode::GroupIdNotFound.code()).with_error_message(Some(message))
+    from: &Cursor,
+) -> Part {
+    let (mut described, mut load, mut next) = (Vec::new(), Load::default(), None);
+    for (at, id) in request.groups.iter().enumerate().skip(from.groups) {
+        let group = groups.get(&id.0);
+        let entries = 1 + group.map_or(0, |group| group.members.len());
+        if !load.has_room(entries) {
+            next = Some(Cursor { groups: at, ..Cursor::default() });
+            break;
         }
-    });
-    DescribeGroupsResponse::default().with_groups(groups.collect())
+        let answer = group.map_or_else(|| unknown(id, version), describe_group);
+        load.add(entries, bytes(&answer));
+        described.push(answer);
+    }
+    let response = DescribeGroupsResponse::default().with_groups(described).into();
+    Part { response, entries: load.entries, bytes: load.bytes, goes_on: false, next }
+}
+
+/// Approximate bytes of a description.
+fn bytes(group: &DescribedGroup) -> usize {
+    let member = |member: &DescribedGroupMember| {
+        let instance = member.group_instance_id.as_ref().map_or(0, |instance| instance.len());
+        let strings = member.member_id.len() + instance + member.client_id.len() + member.client_host.len();
+        MEMBER_BYTES + strings + member.member_metadata.len() + member.member_assignment.len()
+    };
+    GROUP_BYTES + 2 * group.group_id.len() + group.members.iter().map(member).sum::<usize>()
+}
+
+fn unknown(id: &GroupId, version: i16) -> DescribedGroup {
+    let dead = DescribedGroup::default()
+        .with_group_id(id.clone())
+        .with_group_state(StrBytes::from_static_str(State::Dead.name()));
+    if version < NOT_FOUND_FROM {
+        return dead;
+    }
+    let message = StrBytes::from_string(format!("Group {} not found.", id.as_str()));
+    dead.with_error_code(ErrorCode::GroupIdNotFound.code()).with_error_message(Some(message))
 }
 
 fn describe_group<T>(group: &Group<T>) -> DescribedGroup {
@@ -59,23 +86,42 @@ fn describe_group<T>(group: &Group<T>) -> DescribedGroup {
 }
 
 /// The groups of one coordinator, sorted by id. Filters ignore case, as in Kafka; an empty filter matches all groups.
-pub(crate) fn list<'a, T: 'a>(
-    groups: impl Iterator<Item = &'a Group<T>>,
-    request: &ListGroupsRequest,
-) -> ListGroupsResponse {
+pub(crate) fn list<T>(groups: &BTreeMap<StrBytes, Group<T>>, request: &ListGroupsRequest, from: &Cursor) -> Part {
     let passes = |filter: &[StrBytes], name: &str| {
         filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(name))
     };
-    let mut groups: Vec<ListedGroup> = groups
-        .filter(|group| passes(&request.states_filter, group.state.name()) && passes(&request.types_filter, GROUP_TYPE))
-        .map(|group| {
+    let after = from.listed.clone().map_or(Bound::Unbounded, Bound::Excluded);
+    let (mut listed, mut load, mut last, mut next) = (Vec::new(), Load::default(), None, None);
+    for (id, group) in groups.range((after, Bound::Unbounded)) {
+        if !load.has_room(1) {
+            next = Some(Cursor { listed: last, ..Cursor::default() });
+            break;
+        }
+        last = Some(id.clone());
+        load.add(1, 0);
+        if !passes(&request.states_filter, group.state.name()) || !passes(&request.types_filter, GROUP_TYPE) {
+            continue;
+        }
+        load.bytes += GROUP_BYTES + id.len();
+        listed.push(
             ListedGroup::default()
-                .with_group_id(GroupId(group.id.clone()))
+                .with_group_id(GroupId(id.clone()))
                 .with_protocol_type(group.protocol_type.clone().unwrap_or_default())
                 .with_group_state(StrBytes::from_static_str(group.state.name()))
-                .with_group_type(StrBytes::from_static_str(GROUP_TYPE))
-        })
-        .collect();
-    groups.sort_unstable_by(|a, b| a.group_id.cmp(&b.group_id));
-    ListGroupsResponse::default().with_groups(groups)
+                .with_group_type(StrBytes::from_static_str(GROUP_TYPE)),
+        );
+    }
+    let response = ListGroupsResponse::default().with_groups(listed).into();
+    Part { response, entries: load.entries, bytes: load.bytes, goes_on: false, next }
+}
+
+/// Adds a name to a filter of ListGroups unless it changes nothing. Of all names that no group has, it keeps one.
+pub fn shorten_filter(filter: &mut Vec<StrBytes>, more: StrBytes) {
+    let is_known = |name: &StrBytes| {
+        State::ALL.iter().map(|state| state.name()).chain([GROUP_TYPE]).any(|known| name.eq_ignore_ascii_case(known))
+    };
+    let is_same = |name: &StrBytes| name.eq_ignore_ascii_case(&more) || !(is_known(name) || is_known(&more));
+    if !filter.iter().any(is_same) {
+        filter.push(more);
+    }
 }

@@ -34,6 +34,9 @@ pub(crate) enum State {
 }
 
 impl State {
+    pub(crate) const ALL: [State; 5] =
+        [State::Empty, State::PreparingRebalance, State::CompletingRebalance, State::Stable, State::Dead];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             State::Empty => "Empty",

@@ -30,10 +30,12 @@ use crate::{
     cluster::meta,
     config::Config,
     coordinator::{
-        self, AppendId, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
+        self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
+        Wanted,
     },
-    core::Core,
+    core::{Core, long_work::Work},
     handlers::{METADATA_TOPIC, metadata_log},
+    memory::Budget,
     partition::{Acks, Committed, FetchRead, Partition, admission::Turn},
     rt,
     sync::{Either, Flag, Notify, Promise, promise, race},
@@ -149,24 +151,75 @@ pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {
     seat.loaded.is_set()
 }
 
-/// Passes a request to the coordinator of an offsets partition on this core.
-pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
+/// Approximate bytes of what the coordinator of an offsets partition will answer about these groups. 0 if this core
+/// has none, or if it does not load within [`LOAD_WAIT`].
+pub async fn weigh(core: Rc<Core>, group: GroupId, wanted: Vec<Wanted>) -> usize {
+    let Some(seat) = seat(&core, group) else { return 0 };
+    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    let (mut work, mut sum) = (Work::on(&core), 0);
+    for one in &wanted {
+        let Some((bytes, entries)) = seat.coordinator.borrow().as_ref().map(|here| here.weigh(one)) else { break };
+        sum += bytes;
+        work.entries(entries).await;
+    }
+    sum
+}
+
+/// The same for the list of its groups.
+pub fn weigh_list(core: Rc<Core>, group: GroupId) -> impl Future<Output = usize> {
+    let seat = core.coordinators.seats.borrow().get(&group).cloned();
+    let bytes = seat.and_then(|seat| seat.coordinator.borrow().as_ref().map(Coordinator::weigh_list));
+    std::future::ready(bytes.unwrap_or(0))
+}
+
+/// Passes a request that only reads to the coordinator of an offsets partition on this core. It is answered part by
+/// part, in turns. If the answer needs more than is left of the budget, it is refused with COORDINATOR_NOT_AVAILABLE.
+pub async fn read(
+    core: Rc<Core>,
+    group: GroupId,
+    context: Context,
+    request: GroupRequest,
+    budget: Budget,
+) -> GroupResponse {
     let refuse = |code| request.refuse(context.version, code);
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // A load usually takes milliseconds, and some clients handle COORDINATOR_LOAD_IN_PROGRESS badly.
     race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
-    let is_read = matches!(request, GroupRequest::OffsetFetch(_)) && seat.loaded.is_set();
-    let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
-    if is_read {
-        if !matches!(race(meta::linearize(&core), rt::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
-            return refuse(ErrorCode::CoordinatorLoadInProgress);
+    if matches!(request, GroupRequest::OffsetFetch(_))
+        && seat.loaded.is_set()
+        && let Err(code) = seat.is_current(&core).await
+    {
+        return refuse(code);
+    }
+    let (mut work, mut whole) = (Work::on(&core), None);
+    let mut next = Some(Cursor::default());
+    while let Some(from) = next {
+        let part = match &*seat.coordinator.borrow() {
+            Some(here) => core.view(|view| here.read(&Shown(view), context.version, &request, &from)),
+            None => return refuse(ErrorCode::NotCoordinator),
+        };
+        if !budget.take(part.bytes) {
+            return refuse(ErrorCode::CoordinatorNotAvailable);
         }
-        match race(seat.partition.still_leading(&core), rt::sleep(timeout)).await {
-            Either::First(Ok(())) => {}
-            Either::First(Err(_)) => return refuse(ErrorCode::NotCoordinator),
-            Either::Second(()) => return refuse(ErrorCode::CoordinatorNotAvailable),
+        match &mut whole {
+            None => whole = Some(part.response),
+            Some(whole) => whole.add_part(part.goes_on, part.response),
+        }
+        next = part.next;
+        if next.is_some() {
+            work.entries(part.entries).await;
         }
     }
+    whole.expect("there is a first part")
+}
+
+/// Passes a request that may change something to the coordinator of an offsets partition on this core.
+pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
+    let refuse = |code| request.refuse(context.version, code);
+    let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
+    // As for reads.
+    race(seat.loaded.wait(), rt::sleep(LOAD_WAIT)).await;
+    let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
     let deadline = clock::now() + timeout;
     let mut turn = seat.wait_for_room(&core, &request);
     if let Some(turn) = &mut turn {
@@ -229,6 +282,19 @@ fn settings(config: &Config) -> coordinator::Config {
 }
 
 impl Seat {
+    /// Makes sure that no other coordinator has acknowledged newer commits, and that the view shows all topics.
+    async fn is_current(&self, core: &Rc<Core>) -> Result<(), ErrorCode> {
+        if !matches!(race(meta::linearize(core), rt::sleep(LOAD_WAIT)).await, Either::First(Ok(()))) {
+            return Err(ErrorCode::CoordinatorLoadInProgress);
+        }
+        let timeout = Duration::from_millis(core.config.offsets_commit_timeout_ms);
+        match race(self.partition.still_leading(core), rt::sleep(timeout)).await {
+            Either::First(Ok(())) => Ok(()),
+            Either::First(Err(_)) => Err(ErrorCode::NotCoordinator),
+            Either::Second(()) => Err(ErrorCode::CoordinatorNotAvailable),
+        }
+    }
+
     /// Calls the coordinator once and performs all outputs that follow.
     fn call(
         &self,

@@ -17,7 +17,8 @@
 //!    UNKNOWN_TOPIC_OR_PARTITION; the coordinator checks only that the topic exists.
 //! 3. Call [`Coordinator::step`] for each request, with a token for its reply. Perform the outputs in order. `Reply`
 //!    answers a token, possibly that of an earlier request. `Append` proposes the batch to the partition like a
-//!    produced batch, at once and in this order.
+//!    produced batch, at once and in this order. Requests that only read go to [`Coordinator::read`] instead, part by
+//!    part.
 //! 4. Call [`Coordinator::appended`] when an append is committed or has failed. Successes must be reported in the
 //!    order of the appends. An append that cannot be proposed is reported the same way, with its error.
 //! 5. Call [`Coordinator::tick`] when [`Coordinator::next_deadline`] has passed. Ask for the deadline again after
@@ -40,6 +41,7 @@ pub mod host;
 mod join;
 mod offsets;
 mod pieces;
+mod reading;
 mod rebalance;
 mod records;
 mod session;
@@ -61,10 +63,12 @@ use net::{
 };
 
 pub use self::{
-    api::{Context, GroupRequest, GroupResponse, Route, partition_of},
+    api::{Context, GroupRequest, GroupResponse, Route, by_partition, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
+    describe::shorten_filter,
     env::{AppendId, Now, Output},
     pieces::{Piece, Pieces},
+    reading::{Cursor, Part, Wanted},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
     topics::{Incarnation, SWEEP_TURN_ENTRIES, Topics},
 };
@@ -217,7 +221,8 @@ impl<T> Coordinator<T> {
         self.finish(now)
     }
 
-    /// Handles a request. Its answer bears the token and comes now or from a later call.
+    /// Handles a request that may change something; [`Coordinator::read`] answers the others. Its answer bears the
+    /// token and comes now or from a later call.
     pub fn step(
         &mut self,
         now: Now,
@@ -259,17 +264,8 @@ impl<T> Coordinator<T> {
                 let response = self.with_group(now, &heartbeat.group_id, |group, env| group.heartbeat(env, &heartbeat));
                 self.reply(token, response.unwrap_or_else(unknown));
             }
-            GroupRequest::OffsetFetch(request) => {
-                let response = offsets::fetch(|id| self.groups.get(id), topics, version, &request);
-                self.reply(token, response);
-            }
-            GroupRequest::DescribeGroups(request) => {
-                let response = describe::describe(|id| self.groups.get(id), version, &request);
-                self.reply(token, response);
-            }
-            GroupRequest::ListGroups(request) => {
-                let response = describe::list(self.groups.values(), &request);
-                self.reply(token, response);
+            GroupRequest::OffsetFetch(_) | GroupRequest::DescribeGroups(_) | GroupRequest::ListGroups(_) => {
+                unreachable!("a request that only reads takes no step")
             }
         }
         self.finish(now)

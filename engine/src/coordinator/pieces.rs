@@ -8,7 +8,9 @@ use std::vec::IntoIter;
 use net::{
     errors::NONE,
     messages::{
-        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, OffsetCommitRequest, OffsetFetchRequest,
+        DeleteGroupsRequest, DescribeGroupsRequest, GroupId, LeaveGroupRequest, OffsetCommitRequest,
+        OffsetFetchRequest,
+        leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics},
     },
@@ -53,6 +55,8 @@ enum Kind {
     Fetch(OffsetFetchRequest, CutGroups),
     Describe(DescribeGroupsRequest, IntoIter<GroupId>),
     Delete(DeleteGroupsRequest, IntoIter<GroupId>),
+    /// LeaveGroup from version 3 on. Each piece may begin a rebalance.
+    Leave(LeaveGroupRequest, IntoIter<MemberIdentity>),
 }
 
 impl GroupRequest {
@@ -78,6 +82,10 @@ impl GroupRequest {
                 let groups = std::mem::take(&mut delete.groups_names);
                 Kind::Delete(delete, groups.into_iter())
             }
+            GroupRequest::LeaveGroup(mut leave) if !leave.members.is_empty() => {
+                let members = std::mem::take(&mut leave.members);
+                Kind::Leave(leave, members.into_iter())
+            }
             other => Kind::Whole(Some(other)),
         };
         Pieces { kind, begun: false }
@@ -92,6 +100,7 @@ impl Pieces {
             Kind::FetchOne(_, topics) => topics.is_over(),
             Kind::Fetch(_, groups) => groups.is_over(),
             Kind::Describe(_, groups) | Kind::Delete(_, groups) => groups.as_slice().is_empty(),
+            Kind::Leave(_, members) => members.as_slice().is_empty(),
         }
     }
 
@@ -117,6 +126,9 @@ impl Pieces {
             Kind::Delete(rest, groups) => {
                 let groups = groups.take(DELETED_A_TURN).collect();
                 (rest.clone().with_groups_names(groups).into(), GoesOn::Nothing)
+            }
+            Kind::Leave(rest, members) => {
+                (rest.clone().with_members(members.take(left).collect()).into(), GoesOn::Nothing)
             }
         };
         Piece { request, goes_on }
@@ -275,6 +287,10 @@ impl GroupResponse {
                         last.partitions.extend(first.partitions);
                     });
                 });
+            }
+            (GroupResponse::LeaveGroup(all), GroupResponse::LeaveGroup(more)) => {
+                all.error_code = or(all.error_code, more.error_code);
+                all.members.extend(more.members);
             }
             (all, answer) => all.merge(answer),
         }

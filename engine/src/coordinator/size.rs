@@ -66,7 +66,7 @@ impl<T> Group<T> {
     }
 
     /// Approximate bytes of the group's record in the log.
-    fn record_bytes(&self) -> usize {
+    pub(super) fn record_bytes(&self) -> usize {
         let member = |(id, member): (&StrBytes, &Member<T>)| {
             let instance = member.instance_id.as_ref().map_or(0, |instance| instance.len());
             let metadata = member.settings.protocols.iter().map(|(_, metadata)| metadata.len()).max().unwrap_or(0);

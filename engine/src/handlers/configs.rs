@@ -10,6 +10,7 @@ use crate::{
     config::{ConfigError, Described, cluster as config_cluster, topic as config_topic},
     core::{Core, long_work::Work},
 };
+use ahash::AHashSet;
 use consensus::metadata::{Command, Topic};
 use net::{
     StrBytes,
@@ -26,25 +27,24 @@ use net::{
 use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 
 /// Kinds of resources (`ConfigResource.Type`).
-const RESOURCE_TOPIC: i8 = 2;
-const RESOURCE_BROKER: i8 = 4;
+pub(super) const RESOURCE_TOPIC: i8 = 2;
+pub(super) const RESOURCE_BROKER: i8 = 4;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
     let fresh = meta::may_read(core).await.map_err(Refusal::from);
     let mut work = Work::on(core);
     let mut results = Vec::with_capacity(request.resources.len());
-    for resource in request.resources {
+    for mut resource in request.resources {
         work.entry().await;
+        let keys = distinct(&mut work, resource.configuration_keys.take()).await;
         let result = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone());
         results.push(match fresh.clone().and_then(|()| settings_of(core, &resource)) {
             Ok(settings) => {
                 work.share.take_entries(settings.len());
-                // No keys, or an empty list: all of them (Kafka's ConfigHelper).
-                let keys = resource.configuration_keys.unwrap_or_default();
                 let wanted =
-                    |setting: &Described| keys.is_empty() || keys.iter().any(|key| key.as_str() == setting.name);
+                    |setting: &Described| keys.as_ref().is_none_or(|keys| keys.contains(setting.name.as_bytes()));
                 let configs = settings
                     .into_iter()
                     .filter(wanted)
@@ -57,6 +57,18 @@ pub async fn describe(core: &Rc<Core>, request: DescribeConfigsRequest) -> Descr
         });
     }
     DescribeConfigsResponse::default().with_results(results)
+}
+
+/// The keys that a request names, as a set. `None`: all settings are wanted, since it names no keys, or an empty list
+/// of them (Kafka's ConfigHelper).
+async fn distinct(work: &mut Work<'_>, keys: Option<Vec<StrBytes>>) -> Option<AHashSet<StrBytes>> {
+    let keys = keys.filter(|keys| !keys.is_empty())?;
+    let mut distinct = AHashSet::new();
+    for key in keys {
+        work.entry().await;
+        distinct.insert(key);
+    }
+    Some(distinct)
 }
 
 fn settings_of(core: &Core, resource: &DescribeConfigsResource) -> Result<Vec<Described>, Refusal> {

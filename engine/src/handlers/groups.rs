@@ -2,15 +2,20 @@
 //! there.
 
 use super::{
+    Reply,
     cluster::brokers,
     operations,
     topics::{internal::ensure_offsets_topic, until_led},
+    weight,
 };
 use crate::{
     clock,
     cluster::{internal_topics::OFFSETS_TOPIC, meta},
-    coordinator::{Context, GroupRequest, GroupResponse, Piece, Route, host, partition_of},
+    coordinator::{
+        Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, host, partition_of, shorten_filter,
+    },
     core::{Core, long_work::Work},
+    memory::Budget,
     rt,
     sync::{self, race},
 };
@@ -25,9 +30,13 @@ use net::{
         find_coordinator_response::Coordinator,
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
+    turn::ENTRIES_A_TURN,
 };
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use types::GroupId;
+
+/// Approximate bytes of the answer for one entry of a request that changes something.
+const ENTRY_BYTES: usize = 200;
 
 /// How long FindCoordinator waits for a leader that is expected soon.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
@@ -96,10 +105,78 @@ pub async fn find_coordinator(
     FindCoordinatorResponse::default().with_coordinators(coordinators)
 }
 
-pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) -> GroupResponse {
+pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> Reply {
+    shorten(core, &mut request).await;
+    let bytes = weigh(core, &request, context.version).await;
+    match weight::allow(core, bytes, weight::PATIENCE).await {
+        Ok(allowance) => {
+            let answer = respond(core, request, context, allowance.budget()).await;
+            allowance.reply(answer)
+        }
+        Err(why) => Reply::HangUp { why },
+    }
+}
+
+/// Leaves out of a ListGroups what changes nothing, so that each group is compared with few names.
+async fn shorten(core: &Rc<Core>, request: &mut GroupRequest) {
+    let GroupRequest::ListGroups(list) = request else { return };
+    let mut work = Work::on(core);
+    for filter in [&mut list.states_filter, &mut list.types_filter] {
+        for name in std::mem::take(filter) {
+            shorten_filter(filter, name);
+            work.entry().await;
+        }
+    }
+}
+
+/// Approximate bytes of the answer. The coordinators know how large groups are.
+async fn weigh(core: &Rc<Core>, request: &GroupRequest, version: i16) -> usize {
+    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
+    else {
+        return request.entries() * ENTRY_BYTES;
+    };
+    if matches!(request, GroupRequest::ListGroups(_)) {
+        return weigh_list(core).await;
+    }
+    let (mut work, mut bytes) = (Work::on(core), request.entries() * ENTRY_BYTES);
+    let mut wanted = request.wanted(version).peekable();
+    while wanted.peek().is_some() {
+        let piece: Vec<Wanted> = wanted.by_ref().take(ENTRIES_A_TURN).collect();
+        let parts = by_partition(piece, partitions, |wanted| &wanted.group);
+        let asked = parts.into_iter().filter_map(|(partition, wanted)| {
+            let group = offsets_group(core, partition).ok()?;
+            Some(core.call(core.owner(group), move |there| host::weigh(there, group, wanted)).result())
+        });
+        bytes += sync::all(asked.collect()).await.into_iter().sum::<usize>();
+        if wanted.peek().is_some() {
+            work.pause().await;
+        }
+    }
+    bytes
+}
+
+/// The same for the list of all groups that are coordinated here. Their coordinators load now.
+async fn weigh_list(core: &Rc<Core>) -> usize {
+    let here = replicas_here(core);
+    sync::all(here.iter().map(|partition| load_soon(core, *partition)).collect()).await;
+    let mut bytes = 0;
+    for group in here.into_iter().filter_map(|partition| offsets_group(core, partition).ok()) {
+        bytes += core.call(core.owner(group), move |there| host::weigh_list(there, group)).result().await;
+    }
+    bytes
+}
+
+/// The partitions of the offsets topic with a replica on this broker.
+fn replicas_here(core: &Core) -> Vec<i32> {
+    let offsets = core.view(|view| view.topic(OFFSETS_TOPIC).cloned());
+    let partitions = offsets.iter().flat_map(|offsets| offsets.partitions.iter().zip(0..));
+    partitions.filter(|(partition, _)| partition.replicas.contains(&core.node())).map(|(_, at)| at).collect()
+}
+
+async fn respond(core: &Rc<Core>, request: GroupRequest, context: Context, budget: &Budget) -> GroupResponse {
     let tells_operations =
         matches!(&request, GroupRequest::DescribeGroups(describe) if describe.include_authorized_operations);
-    let only_reads = matches!(&request, GroupRequest::DescribeGroups(_) | GroupRequest::OffsetFetch(_));
+    let only_reads = request.only_reads();
     // Each piece waits for its coordinator. Those that have not begun by then are refused.
     let until = clock::now() + Duration::from_millis(core.config.offsets_commit_timeout_ms);
     let mut deleted = AHashSet::new();
@@ -114,7 +191,7 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
             delete.groups_names.retain(|name| deleted.insert(name.clone()));
         }
         let mut response = match clock::now() < until {
-            true => answer(core, request, context.clone(), &mut work).await,
+            true => answer(core, request, context.clone(), budget, &mut work).await,
             false => request.refuse(context.version, ErrorCode::CoordinatorNotAvailable),
         };
         // Other tasks ran during the call.
@@ -132,7 +209,13 @@ pub async fn handle(core: &Rc<Core>, request: GroupRequest, context: Context) ->
     whole.expect("there is at least one piece")
 }
 
-async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: &mut Work<'_>) -> GroupResponse {
+async fn answer(
+    core: &Rc<Core>,
+    request: GroupRequest,
+    context: Context,
+    budget: &Budget,
+    work: &mut Work<'_>,
+) -> GroupResponse {
     let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
         return match request {
             // No group was ever created here.
@@ -146,18 +229,17 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
     }
     let (mut response, named) = (request.empty_response(), request.named_groups());
     let parts = match request.route(context.version, partitions) {
-        Route::One(partition, request) => return ask(core, partition, request, context).await,
+        Route::One(partition, request) => return ask(core, partition, request, context, budget).await,
         Route::Parts(parts) => parts,
         // ListGroups returns the groups that are coordinated here; clients ask every broker. A replica that does
         // not lead answers NOT_COORDINATOR, which merging skips.
         Route::All(request) => {
-            let here = (0..partitions).filter(|at| offsets.partitions[*at as usize].replicas.contains(&core.node()));
             // All load at once. Then one partition after the other answers, since each may have many groups.
-            let here: Vec<i32> = here.collect();
+            let here = replicas_here(core);
             let loaded = sync::all(here.iter().map(|partition| load_soon(core, *partition)).collect()).await;
             for (partition, is_loaded) in here.into_iter().zip(loaded) {
                 let part = match is_loaded {
-                    true => ask(core, partition, request.clone(), context.clone()).await,
+                    true => ask(core, partition, request.clone(), context.clone(), budget).await,
                     false => request.refuse(context.version, ErrorCode::CoordinatorLoadInProgress),
                 };
                 let count = part.listed();
@@ -167,7 +249,7 @@ async fn answer(core: &Rc<Core>, request: GroupRequest, context: Context, work: 
             return response;
         }
     };
-    let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone()));
+    let asked = parts.into_iter().map(|(partition, request)| ask(core, partition, request, context.clone(), budget));
     sync::all(asked.collect()).await.into_iter().for_each(|answer| response.merge(answer));
     response.arrange(&named);
     response
@@ -185,13 +267,21 @@ async fn load_soon(core: &Rc<Core>, partition: i32) -> bool {
     }
 }
 
-async fn ask(core: &Rc<Core>, partition: i32, request: GroupRequest, context: Context) -> GroupResponse {
-    match offsets_group(core, partition) {
-        Ok(group) => {
-            core.call(core.owner(group), move |there| host::ask(there, group, context, request)).result().await
-        }
-        Err(_) => request.refuse(context.version, ErrorCode::NotCoordinator),
+async fn ask(
+    core: &Rc<Core>,
+    partition: i32,
+    request: GroupRequest,
+    context: Context,
+    budget: &Budget,
+) -> GroupResponse {
+    let Ok(group) = offsets_group(core, partition) else {
+        return request.refuse(context.version, ErrorCode::NotCoordinator);
+    };
+    let (owner, budget) = (core.owner(group), budget.clone());
+    if request.only_reads() {
+        return core.call(owner, move |there| host::read(there, group, context, request, budget)).result().await;
     }
+    core.call(owner, move |there| host::ask(there, group, context, request)).result().await
 }
 
 /// Commits to the partitions that exist. The others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.
@@ -207,7 +297,8 @@ async fn commit_known(
     };
     let (whole, known) = cut_unknown(commit, count);
     let partition = partition_of(&known.group_id, partitions);
-    match ask(core, partition, known.into(), context).await {
+    // Only what reads takes from a budget.
+    match ask(core, partition, known.into(), context, &Budget::new(0)).await {
         GroupResponse::OffsetCommit(answer) => fill_in(whole, answer),
         other => unreachable!("{other:?} answers no OffsetCommit"),
     }

@@ -70,51 +70,50 @@ pub type Pending = Pin<Box<dyn Future<Output = Reply>>>;
 pub fn start(core: &Rc<Core>, client: &Rc<Client>, header: &RequestHeader, request: Request) -> Pending {
     let (core, client) = (core.clone(), client.clone());
     let version = header.version;
-    let weighed = weight::weigh(&core, &request);
-    weighed(match request {
+    match request {
         Request::Produce(request) => produce::start(&core, client.lane(), request, version),
         Request::Fetch(request) => reply(async move { fetch::handle(&core, &client, request, version).await }),
-        Request::SaslHandshake(_) => reply(async { sasl::refuse_handshake() }),
-        Request::SaslAuthenticate(_) => reply(async { sasl::refuse_authentication() }),
-        Request::ApiVersions(request) => reply(async move { api_versions::handle(&request, version) }),
-        Request::Metadata(request) => reply(async move { metadata::metadata(&core, request, version).await }),
-        Request::CreateTopics(request) => reply(async move { topics::create::create(&core, request, version).await }),
-        Request::DeleteTopics(request) => reply(async move { topics::delete(&core, request, version).await }),
-        Request::CreatePartitions(request) => reply(async move { topics::add_partitions(&core, request).await }),
-        Request::ListOffsets(request) => reply(async move { list_offsets::list(&core, request, version).await }),
-        Request::OffsetForLeaderEpoch(request) => {
-            reply(async move { list_offsets::for_leader_epoch(&core, request).await })
-        }
-        Request::InitProducerId(request) => reply(async move { producer_ids::init(&core, request).await }),
-        Request::DescribeCluster(request) => reply(async move { cluster::describe(&core, request).await }),
-        Request::DescribeQuorum(request) => reply(async move { quorum::describe(&core, request).await }),
-        Request::ElectLeaders(request) => reply(async move { elect_leaders::elect(&core, request).await }),
-        Request::UnregisterBroker(request) => reply(async move { unregister::unregister(&core, request).await }),
-        Request::DescribeTopicPartitions(request) => {
-            reply(async move { metadata::describe_partitions(&core, request).await })
-        }
-        Request::DescribeConfigs(request) => reply(async move { configs::describe(&core, request).await }),
-        Request::IncrementalAlterConfigs(request) => reply(async move { configs::alter(&core, request).await }),
-        Request::FindCoordinator(request) => {
-            reply(async move { groups::find_coordinator(&core, request, version).await })
-        }
-        Request::JoinGroup(_)
-        | Request::SyncGroup(_)
-        | Request::Heartbeat(_)
-        | Request::LeaveGroup(_)
-        | Request::OffsetCommit(_)
-        | Request::OffsetFetch(_)
-        | Request::DescribeGroups(_)
-        | Request::ListGroups(_)
-        | Request::DeleteGroups(_) => {
-            let request = GroupRequest::try_from(request).expect("these are the coordinator's requests");
-            let client_id = header.client_id.clone().unwrap_or_default();
-            // The format in which Java prints an address.
-            let client_host = StrBytes::from_string(format!("/{}", client.peer().ip()));
-            let context = Context { version, client_id, client_host };
-            reply(async move { groups::handle(&core, request, context).await })
-        }
-    })
+        request => match GroupRequest::try_from(request) {
+            Ok(request) => {
+                let client_id = header.client_id.clone().unwrap_or_default();
+                // The format in which Java prints an address.
+                let client_host = StrBytes::from_string(format!("/{}", client.peer().ip()));
+                let context = Context { version, client_id, client_host };
+                Box::pin(async move { groups::handle(&core, request, context).await })
+            }
+            Err(request) => Box::pin(async move {
+                match weight::allow_for(&core, &request, version).await {
+                    Ok(allowance) => allowance.reply(respond(&core, request, version).await),
+                    Err(why) => Reply::HangUp { why },
+                }
+            }),
+        },
+    }
+}
+
+/// Answers a request that has nothing to do with records and groups.
+async fn respond(core: &Rc<Core>, request: Request, version: i16) -> Response {
+    match request {
+        Request::SaslHandshake(_) => sasl::refuse_handshake().into(),
+        Request::SaslAuthenticate(_) => sasl::refuse_authentication().into(),
+        Request::ApiVersions(request) => api_versions::handle(&request, version).into(),
+        Request::Metadata(request) => metadata::metadata(core, request, version).await.into(),
+        Request::CreateTopics(request) => topics::create::create(core, request, version).await.into(),
+        Request::DeleteTopics(request) => topics::delete(core, request, version).await.into(),
+        Request::CreatePartitions(request) => topics::add_partitions(core, request).await.into(),
+        Request::ListOffsets(request) => list_offsets::list(core, request, version).await.into(),
+        Request::OffsetForLeaderEpoch(request) => list_offsets::for_leader_epoch(core, request).await.into(),
+        Request::InitProducerId(request) => producer_ids::init(core, request).await.into(),
+        Request::DescribeCluster(request) => cluster::describe(core, request).await.into(),
+        Request::DescribeQuorum(request) => quorum::describe(core, request).await.into(),
+        Request::ElectLeaders(request) => elect_leaders::elect(core, request).await.into(),
+        Request::UnregisterBroker(request) => unregister::unregister(core, request).await.into(),
+        Request::DescribeTopicPartitions(request) => metadata::describe_partitions(core, request).await.into(),
+        Request::DescribeConfigs(request) => configs::describe(core, request).await.into(),
+        Request::IncrementalAlterConfigs(request) => configs::alter(core, request).await.into(),
+        Request::FindCoordinator(request) => groups::find_coordinator(core, request, version).await.into(),
+        other => unreachable!("{:?} is answered elsewhere", other.api()),
+    }
 }
 
 /// Whether a request reads records, which may take a long time and much memory.

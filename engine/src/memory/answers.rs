@@ -27,6 +27,10 @@ use types::CoreId;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(3);
 
+/// An answer larger than the share goes alone. It may have this many bytes at least: 64 MiB. What is larger is
+/// rejected before it is built (`handlers::weight`).
+pub const ALONE_BYTES_MAX: usize = 64 << 20;
+
 /// The accounts of all cores.
 pub struct Accounts(Vec<Account>);
 
@@ -49,6 +53,21 @@ pub struct Held {
     accounts: Arc<Accounts>,
     core: CoreId,
     bytes: usize,
+}
+
+/// What is left of the memory that an answer may take. The cores that work on the answer share it.
+#[derive(Clone)]
+pub struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    /// Takes a part. `false`: not so much is left.
+    pub fn take(&self, bytes: usize) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
 }
 
 /// A buffer that holds memory while any part of it is referenced.
@@ -210,6 +229,13 @@ mod tests {
         assert!(answers.try_hold(1).is_none());
         drop(large);
         assert_eq!((answers.held(), Answers::new(accounts, CoreId(0)).held()), (0, 0));
+    }
+
+    #[test]
+    fn a_budget_is_taken_once_whoever_takes_it() {
+        let budget = Budget::new(100);
+        let other = budget.clone();
+        assert!(budget.take(60) && !other.take(41) && other.take(40) && !budget.take(1) && budget.take(0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod lasting;
 mod requests;
 
 use answers::Accounts;
-pub use answers::{Answers, Held};
+pub use answers::{ALONE_BYTES_MAX, Answers, Budget, Held};
 pub use lasting::Lasting;
 pub use requests::{FREE_BYTES, Requests, Reservation};
 

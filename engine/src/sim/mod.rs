@@ -17,6 +17,7 @@
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
 //! | `turns` | how much work large requests do between two yields |
 //! | `producing` | what producers are told when a leader can't take their batches |
+//! | `large_answers` | small requests for much: what their answers may take |
 //! | `fenced` | what a broker that was cut off may still answer |
 //! | `stopped` | a committed entry that cannot be applied |
 //! | `summary`, `tests` | the counts of what runs did; the seeds |
@@ -36,6 +37,7 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
+mod large_answers;
 mod large_entries;
 mod ledger;
 mod ledger_commits;

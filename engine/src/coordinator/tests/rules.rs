@@ -6,18 +6,19 @@ use bytes::Bytes;
 use net::{
     errors::ErrorCode,
     messages::{
-        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
-        SyncGroupRequest, TopicName,
+        DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, ListGroupsRequest, OffsetCommitRequest,
+        OffsetFetchRequest, SyncGroupRequest, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::OffsetFetchRequestGroup,
         sync_group_request::SyncGroupRequestAssignment,
     },
 };
 
-use super::world::{AnyTopics, World, text};
+use super::world::{AnyTopics, World, read, text};
 use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, MEMBER_BYTES_MAX, Now, Output,
-    PENDING_MEMBERS_MAX, SWEEP_TURN_ENTRIES,
+    PENDING_MEMBERS_MAX, SWEEP_TURN_ENTRIES, shorten_filter,
 };
 
 fn context(version: i16) -> Context {
@@ -53,6 +54,73 @@ fn error(replies: &[(u64, GroupResponse)]) -> i16 {
     }
 }
 
+/// Topics of several sizes. Between them are topics that are gone, whose offsets count for nothing.
+#[test]
+fn all_offsets_of_a_group_are_read_in_parts_and_told_once() {
+    let mut world = World::new(Config::default());
+    let sizes = [("a", 1), ("b", 700), ("c", 1500), ("d", 1), ("e", 3000), ("f", 2), ("g", 5)];
+    let gone = ["a", "c", "g"];
+    for (token, (topic, partitions)) in (1..).zip(sizes) {
+        assert_eq!(world.step(token, &context(8), commit("g", topic, partitions)), []);
+    }
+    world.commit_all();
+    gone.iter().for_each(|topic| world.delete_topic(topic));
+    let left = sizes.iter().filter(|(topic, _)| !gone.contains(topic));
+    let left: Vec<(String, Vec<i32>)> =
+        left.map(|(topic, partitions)| (topic.to_string(), (0..*partitions).collect())).collect();
+    // From version 8 on, next to other groups.
+    let group = |name| OffsetFetchRequestGroup::default().with_group_id(GroupId(text(name))).with_topics(None);
+    let groups = ["g", "unknown", "g"].map(group).to_vec();
+    let replies = world.step(100, &context(8), OffsetFetchRequest::default().with_groups(groups));
+    let [(_, GroupResponse::OffsetFetch(fetched))] = &replies[..] else { panic!("{replies:?}") };
+    let told = fetched.groups.iter().map(|group| {
+        let topics = group.topics.iter().map(|topic| {
+            (topic.name.to_string(), topic.partitions.iter().map(|partition| partition.partition_index).collect())
+        });
+        (group.group_id.to_string(), topics.collect())
+    });
+    let whole = || ("g".to_owned(), left.clone());
+    assert_eq!(told.collect::<Vec<_>>(), [whole(), ("unknown".to_owned(), Vec::new()), whole()]);
+    // Before, for one group.
+    let one = OffsetFetchRequest::default().with_group_id(GroupId(text("g"))).with_topics(None);
+    let replies = world.step(101, &context(7), one);
+    let [(_, GroupResponse::OffsetFetch(fetched))] = &replies[..] else { panic!("{replies:?}") };
+    let told = fetched.topics.iter().map(|topic| {
+        (topic.name.to_string(), topic.partitions.iter().map(|partition| partition.partition_index).collect())
+    });
+    assert_eq!(told.collect::<Vec<_>>(), left);
+}
+
+#[test]
+fn groups_are_listed_in_parts_each_once() {
+    let mut world = World::new(Config::default());
+    let names: BTreeSet<String> = (0..2500).map(|number| format!("group-{number}")).collect();
+    for (token, name) in (1..).zip(&names) {
+        assert_eq!(world.step(token, &context(8), commit(name, "t", 1)), []);
+    }
+    world.commit_all();
+    let list = |filter: &[&str]| {
+        ListGroupsRequest::default().with_states_filter(filter.iter().map(|name| text(name)).collect())
+    };
+    let mut listed = |token, filter: &[&str]| {
+        let replies = world.step(token, &context(4), list(filter));
+        let [(_, GroupResponse::ListGroups(listed))] = &replies[..] else { panic!("{replies:?}") };
+        listed.groups.iter().map(|group| group.group_id.to_string()).collect::<Vec<_>>()
+    };
+    assert!(listed(10_000, &[]).iter().eq(&names));
+    assert!(listed(10_001, &["Stable", "empty"]).iter().eq(&names));
+    assert!(listed(10_002, &["Stable"]).is_empty());
+}
+
+#[test]
+fn a_filter_keeps_each_name_once_and_one_that_no_group_has() {
+    let mut filter = Vec::new();
+    for name in ["stable", "Nonsense", "Stable", "Empty", "more nonsense", "EMPTY", "classic"] {
+        shorten_filter(&mut filter, text(name));
+    }
+    assert_eq!(filter, ["stable", "Nonsense", "Empty", "classic"].map(text));
+}
+
 #[test]
 fn nothing_is_served_before_the_log_is_read() {
     let mut coordinator: Coordinator<u32> = Coordinator::new(Config::default(), 1);
@@ -66,15 +134,14 @@ fn nothing_is_served_before_the_log_is_read() {
     };
     let GroupResponse::JoinGroup(joined) = ask(join(Bytes::new()).into()) else { panic!("it is of its kind") };
     assert_eq!(joined.error_code, loading);
-    let GroupResponse::OffsetFetch(fetched) = ask(OffsetFetchRequest::default().into()) else {
-        panic!("it is of its kind")
-    };
-    assert_eq!(fetched.error_code, loading);
     let GroupResponse::OffsetCommit(committed) = ask(commit("g", "t", 1).into()) else { panic!("it is of its kind") };
     assert_eq!(committed.topics[0].partitions[0].error_code, loading);
     // A loading coordinator must not make a member believe that it was removed.
     let GroupResponse::Heartbeat(beat) = ask(HeartbeatRequest::default().into()) else { panic!("it is of its kind") };
     assert_eq!(beat.error_code, 0);
+    let fetched = read(&coordinator, &AnyTopics::default(), &context, &OffsetFetchRequest::default().into());
+    let GroupResponse::OffsetFetch(fetched) = fetched else { panic!("it is of its kind") };
+    assert_eq!(fetched.error_code, loading);
 }
 
 #[test]

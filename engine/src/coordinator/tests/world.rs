@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::protocol::Encodable;
-use net::{StrBytes, Uuid, errors::ErrorCode, records::batch::Assigned};
+use net::{StrBytes, Uuid, errors::ErrorCode, records::batch::Assigned, turn::ENTRIES_A_TURN};
 
 use crate::coordinator::{
-    AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics, Unusable,
+    AppendId, Config, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
+    Unusable,
 };
 
 /// The existing topics: every name exists until it is deleted or made again.
@@ -73,6 +74,27 @@ fn encode(response: &GroupResponse, version: i16) {
     encoded.unwrap_or_else(|error| panic!("version {version} of {response:?}: {error}"));
 }
 
+/// The whole answer to a request that only reads.
+pub(super) fn read<T>(
+    coordinator: &Coordinator<T>,
+    topics: &dyn Topics,
+    context: &Context,
+    request: &GroupRequest,
+) -> GroupResponse {
+    let mut whole = request.empty_response();
+    let mut next = Some(Cursor::default());
+    while let Some(from) = next {
+        let part = coordinator.read(topics, context.version, request, &from);
+        assert!(part.entries <= ENTRIES_A_TURN, "{} entries in one part", part.entries);
+        match from == Cursor::default() {
+            true => whole = part.response,
+            false => whole.add_part(part.goes_on, part.response),
+        }
+        next = part.next;
+    }
+    whole
+}
+
 impl World {
     pub(super) fn new(config: Config) -> World {
         let mut world = World {
@@ -120,7 +142,12 @@ impl World {
     ) -> Vec<(u64, GroupResponse)> {
         assert!(self.tokens.insert(token), "tokens are new");
         self.waiting.push((token, context.version));
-        let outputs = self.coordinator.step(self.now, &self.topics, context, request.into(), token);
+        let request = request.into();
+        let outputs = if request.only_reads() {
+            vec![Output::Reply { token, response: read(&self.coordinator, &self.topics, context, &request) }]
+        } else {
+            self.coordinator.step(self.now, &self.topics, context, request, token)
+        };
         self.take(outputs)
     }
 
@@ -206,13 +233,10 @@ impl World {
 
     /// The answer of a coordinator that replays the log now.
     pub(super) fn replayed(&self, context: &Context, request: impl Into<GroupRequest>) -> GroupResponse {
-        let mut coordinator = Coordinator::new(self.config.clone(), 0);
+        let mut coordinator: Coordinator<u64> = Coordinator::new(self.config.clone(), 0);
         assert!(self.log.iter().all(|batch| coordinator.replay(&self.topics, batch).is_empty()));
         assert_eq!(coordinator.loaded(self.now), []);
-        match coordinator.step(self.now, &self.topics, context, request.into(), 0).pop() {
-            Some(Output::Reply { response, .. }) => response,
-            other => panic!("it is answered at once: {other:?}"),
-        }
+        read(&coordinator, &self.topics, context, &request.into())
     }
 
     pub(super) fn resign(&mut self) -> Vec<(u64, GroupResponse)> {
