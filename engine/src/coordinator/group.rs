@@ -18,6 +18,7 @@ use net::{StrBytes, errors::ErrorCode, messages::JoinGroupRequest};
 use super::{
     config::{MEMBER_BYTES_MAX, STRING_BYTES_MAX},
     env::{Env, Now, Waiting},
+    protocols::{self, Supported},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
     size::{group_bytes, pending_bytes},
     timers::{Slot, Timer, Timers},
@@ -151,6 +152,8 @@ pub(crate) struct Group<T> {
     pub(crate) protocol: Option<StrBytes>,
     pub(crate) leader: Option<StrBytes>,
     pub(crate) members: BTreeMap<StrBytes, Member<T>>,
+    /// The protocols of all members.
+    supported: Supported,
     /// Instance id to member id (KIP-345).
     pub(crate) static_members: BTreeMap<StrBytes, StrBytes>,
     /// Issued member ids whose clients have not yet joined with them (KIP-394).
@@ -183,6 +186,7 @@ impl<T> Group<T> {
             protocol: None,
             leader: None,
             members: BTreeMap::new(),
+            supported: Supported::default(),
             static_members: BTreeMap::new(),
             pending: BTreeMap::new(),
             new_member_added: false,
@@ -233,6 +237,7 @@ impl<T> Group<T> {
                 owes_sync: false,
                 session: None,
             };
+            self.supported.add(&loaded.settings);
             self.members.insert(member.member_id, loaded);
         }
         self.bytes = self.count_bytes();
@@ -300,26 +305,13 @@ impl<T> Group<T> {
         if self.state == State::Empty {
             return !protocol_type.is_empty() && !protocols.is_empty();
         }
-        self.protocol_type.as_deref() == Some(protocol_type) && protocols.iter().any(|name| self.all_support(name))
+        let all_support = |name: &&StrBytes| self.supported.count(name) == self.members.len();
+        self.protocol_type.as_deref() == Some(protocol_type) && protocols.iter().any(all_support)
     }
 
-    fn all_support(&self, protocol: &StrBytes) -> bool {
-        self.members.values().all(|member| member.settings.protocols.iter().any(|(name, _)| name == protocol))
-    }
-
-    /// The protocol with the most votes. Each member votes for its first protocol that all members support. On a tie,
-    /// the protocol that got a vote first wins.
+    /// The protocol for the next generation.
     pub(crate) fn select_protocol(&self) -> Option<StrBytes> {
-        let mut votes: Vec<(&StrBytes, usize)> = Vec::new();
-        for member in self.members.values() {
-            let (vote, _) = member.settings.protocols.iter().find(|(name, _)| self.all_support(name))?;
-            match votes.iter_mut().find(|(name, _)| *name == vote) {
-                Some((_, count)) => *count += 1,
-                None => votes.push((vote, 1)),
-            }
-        }
-        let most = votes.iter().map(|&(_, count)| count).max()?;
-        votes.iter().find(|&&(_, count)| count == most).map(|&(name, _)| name.clone())
+        protocols::select(&self.supported, self.members.values())
     }
 
     pub(crate) fn rebalance_timeout_ms(&self) -> u64 {
@@ -346,6 +338,7 @@ impl<T> Group<T> {
             self.protocol_type = Some(own(protocol_type));
         }
         self.leader.get_or_insert_with(|| id.clone());
+        self.supported.add(&member.settings);
         assert!(self.members.insert(id, member).is_none(), "member ids are given out once");
     }
 
@@ -353,6 +346,7 @@ impl<T> Group<T> {
     pub(crate) fn remove(&mut self, id: &StrBytes, timers: &mut Timers) -> Option<Member<T>> {
         self.remove_pending(id, timers);
         let mut member = self.members.remove(id)?;
+        self.supported.remove(&member.settings);
         self.bytes -= member.bytes(id);
         timers.cancel(&mut member.session);
         if let Some(instance) = &member.instance_id {
@@ -375,6 +369,8 @@ impl<T> Group<T> {
     pub(crate) fn set_settings(&mut self, id: &StrBytes, settings: MemberSettings) {
         let member = self.members.get_mut(id).expect("the member is known");
         self.bytes = self.bytes - member.settings.bytes() + settings.bytes();
+        self.supported.remove(&member.settings);
+        self.supported.add(&settings);
         member.settings = settings;
     }
 
@@ -416,5 +412,7 @@ impl<T> Group<T> {
         assert!(self.uncommitted.values().all(|&count| count > 0));
         assert!(self.offsets.values().all(|partitions| !partitions.is_empty()));
         assert_eq!(self.bytes, self.count_bytes(), "{id}: bytes");
+        let supported = Supported::of(self.members.values().map(|member| &member.settings));
+        assert_eq!(self.supported, supported, "{id}: protocols");
     }
 }

@@ -41,6 +41,7 @@ pub mod host;
 mod join;
 mod offsets;
 mod pieces;
+mod protocols;
 mod reading;
 mod rebalance;
 mod records;

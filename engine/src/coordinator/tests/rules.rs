@@ -113,6 +113,24 @@ fn groups_are_listed_in_parts_each_once() {
 }
 
 #[test]
+fn members_with_many_protocols_agree_on_the_one_that_all_have() {
+    let mut world = World::new(Config::default());
+    let many = |first: usize| {
+        let named = |number| JoinGroupRequestProtocol::default().with_name(text(&format!("p{number}")));
+        join(Bytes::new()).with_protocols((first..first + 10_000).map(named).collect())
+    };
+    assert_eq!(world.step(1, &context(3), many(0)), []);
+    assert_eq!(world.step(2, &context(3), many(9_999)), []);
+    assert_eq!(error(&world.step(3, &context(3), many(10_000))), ErrorCode::InconsistentGroupProtocol.code());
+    let joined = world.pass(10_000);
+    let chosen = joined.iter().flat_map(|(_, replies)| replies).map(|(_, reply)| match reply {
+        GroupResponse::JoinGroup(joined) => joined.protocol_name.clone(),
+        other => panic!("{other:?} answers no JoinGroup"),
+    });
+    assert_eq!(chosen.collect::<Vec<_>>(), [Some(text("p9999")), Some(text("p9999"))]);
+}
+
+#[test]
 fn a_filter_keeps_each_name_once_and_one_that_no_group_has() {
     let mut filter = Vec::new();
     for name in ["stable", "Nonsense", "Stable", "Empty", "more nonsense", "EMPTY", "classic"] {
