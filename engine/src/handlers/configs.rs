@@ -11,7 +11,7 @@ use crate::{
     core::{Core, long_work::Work},
 };
 use ahash::AHashSet;
-use consensus::metadata::{Command, Topic};
+use consensus::metadata::{Command, Outcome, Topic};
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -134,20 +134,35 @@ fn row(setting: Described, synonyms: bool, documentation: bool) -> DescribeConfi
 }
 
 pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
-    let mut named = BTreeSet::new();
-    let mut responses = Vec::with_capacity(request.resources.len());
+    let (mut work, mut named) = (Work::on(core), BTreeSet::new());
+    let mut asked: Vec<(AlterConfigsResource, bool)> = Vec::new();
     for resource in request.resources {
-        let outcome = if named.insert((resource.resource_type, resource.resource_name.clone())) {
-            alter_one(core, &resource, request.validate_only).await
-        } else {
-            Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this resource more than once"))
-        };
+        work.entry().await;
+        let is_first = named.insert((resource.resource_type, resource.resource_name.clone()));
+        asked.push((resource, is_first));
+    }
+    let check = |core: &Core, (resource, is_first): &(AlterConfigsResource, bool)| match is_first {
+        true => check_change(core, resource),
+        false => Err(Refusal::new(ErrorCode::InvalidRequest, "the request names this resource more than once")),
+    };
+    let refusals: Vec<Option<Refusal>> = if request.validate_only {
+        refusal::check(&mut work, &asked, check).await.into_iter().map(Result::err).collect()
+    } else {
+        refusal::change(&mut work, &asked, check, async |commands| submit(core, commands).await)
+            .await
+            .into_iter()
+            .map(Result::err)
+            .collect()
+    };
+    let mut responses = Vec::with_capacity(asked.len());
+    for ((resource, _), refusal) in asked.into_iter().zip(refusals) {
+        work.entry().await;
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name);
-        responses.push(match outcome {
-            Ok(()) => response,
-            Err(refusal) => response
+        responses.push(match refusal {
+            None => response,
+            Some(refusal) => response
                 .with_error_code(refusal.code.code())
                 .with_error_message(Some(StrBytes::from_string(refusal.message))),
         });
@@ -155,19 +170,12 @@ pub async fn alter(core: &Rc<Core>, request: IncrementalAlterConfigsRequest) -> 
     IncrementalAlterConfigsResponse::default().with_responses(responses)
 }
 
-async fn alter_one(core: &Rc<Core>, resource: &AlterConfigsResource, validate_only: bool) -> Result<(), Refusal> {
-    let check = |core: &Core, resource: &&AlterConfigsResource| check_change(core, resource);
-    if validate_only {
-        return refusal::check(core, |core| vec![check(core, &resource).map(drop)]).await.remove(0);
+async fn submit(core: &Rc<Core>, commands: Vec<Command>) -> Vec<Result<Outcome, Refusal>> {
+    let count = commands.len();
+    match meta::submit(core, commands).await {
+        Ok(results) => results.into_iter().map(|result| result.map_err(Refusal::from)).collect(),
+        Err(error) => (0..count).map(|_| Err(error.into())).collect(),
     }
-    let submit = async |commands: Vec<Command>| {
-        let count = commands.len();
-        match meta::submit(core, commands).await {
-            Ok(results) => results.into_iter().map(|result| result.map_err(Refusal::from)).collect(),
-            Err(error) => (0..count).map(|_| Err(error.into())).collect(),
-        }
-    };
-    refusal::change(core, &[resource], check, submit).await.remove(0).map(drop)
 }
 
 fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command, Refusal> {
@@ -270,15 +278,13 @@ fn change_list(list: &str, items: &str, append: bool) -> String {
     fn split(text: &str) -> impl Iterator<Item = &str> {
         text.split(',').map(str::trim).filter(|item| !item.is_empty())
     }
-    let mut changed: Vec<&str> = split(list).collect();
-    for item in split(items) {
-        match append {
-            true if changed.contains(&item) => {}
-            true => changed.push(item),
-            false => changed.retain(|kept| *kept != item),
-        }
+    if append {
+        let mut kept: BTreeSet<&str> = split(list).collect();
+        let more = split(items).filter(|item| kept.insert(item)).collect::<Vec<_>>();
+        return split(list).chain(more).collect::<Vec<_>>().join(",");
     }
-    changed.join(",")
+    let removed: BTreeSet<&str> = split(items).collect();
+    split(list).filter(|item| !removed.contains(item)).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use net::{
 };
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
 use types::GroupId;
@@ -86,14 +86,21 @@ const NOWHERE: Place = Place { offset: -1, timestamp: -1, leader_epoch: -1 };
 
 pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
     let mut work = Work::on(core);
-    let refused = refused(&request, version);
-    let (mut questions, mut of_metadata) = (Vec::new(), Vec::new());
-    let mut refusals = refused.iter();
+    let mut named = Named::default();
+    for topic in &request.topics {
+        for partition in &topic.partitions {
+            work.entry().await;
+            named.add(topic.name.as_str(), partition.partition_index);
+        }
+    }
+    let (mut refused, mut questions, mut of_metadata) = (Vec::new(), Vec::new(), Vec::new());
     for topic in &request.topics {
         let name = TopicRef::Name(topic.name.0.clone());
         for partition in &topic.partitions {
             work.entry().await;
-            if refusals.next().expect("one for each partition").is_some() {
+            let refusal = named.refusal(topic.name.as_str(), partition, version);
+            refused.push(refusal);
+            if refusal.is_some() {
                 continue;
             }
             if core.find_group(&name, partition.partition_index) == Ok(META_GROUP) {
@@ -103,52 +110,58 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) ->
             questions.push(Question { topic: name.clone(), partition: partition.partition_index, what });
         }
     }
+    drop(named);
     let mut answers = ask(core, questions, find).await;
     for (place, timestamp) in of_metadata {
         let find = move |there: Rc<Core>| std::future::ready(find_in_metadata(&there, timestamp));
         answers[place] = core.call(META_CORE, find).result().await;
     }
-    let mut answers = answers.into_iter();
-    let mut answers = refused.into_iter().map(|refused| match refused {
-        Some(code) => Err(code),
-        None => answers.next().expect("each question has an answer"),
-    });
-    let topics = request.topics.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
-            let response = ListOffsetsPartitionResponse::default().with_partition_index(asked.partition_index);
-            match answer {
-                Ok(place) => response
-                    .with_offset(place.offset)
-                    .with_timestamp(place.timestamp)
-                    .with_leader_epoch(place.leader_epoch),
-                Err(code) => response.with_error_code(code.code()).with_offset(-1).with_timestamp(-1),
-            }
-        });
-        ListOffsetsTopicResponse::default().with_partitions(partitions.collect()).with_name(topic.name)
-    });
-    ListOffsetsResponse::default().with_topics(topics.collect())
+    work.resume();
+    let (mut refused, mut answers) = (refused.into_iter(), answers.into_iter());
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in topic.partitions {
+            work.entry().await;
+            let answer = match refused.next().expect("one for each partition") {
+                Some(code) => Err(code),
+                None => answers.next().expect("each question has an answer"),
+            };
+            partitions.push(row(asked.partition_index, answer));
+        }
+        topics.push(ListOffsetsTopicResponse::default().with_partitions(partitions).with_name(topic.name));
+    }
+    ListOffsetsResponse::default().with_topics(topics)
 }
 
-/// For each partition of the request, in order: the error that it gets without a look at the partition, if any. As
-/// in Kafka, these are partitions that the request names more than once, and positions that the version does not
-/// have.
-fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>> {
-    let asked = || {
-        let topics = request.topics.iter();
-        topics.flat_map(|topic| topic.partitions.iter().map(move |partition| (topic.name.as_str(), partition)))
-    };
-    let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
-    for (topic, partition) in asked() {
-        if !seen.insert((topic, partition.partition_index)) {
-            twice.insert((topic, partition.partition_index));
+fn row(partition: i32, answer: Result<Place, ErrorCode>) -> ListOffsetsPartitionResponse {
+    let response = ListOffsetsPartitionResponse::default().with_partition_index(partition);
+    match answer {
+        Ok(place) => {
+            response.with_offset(place.offset).with_timestamp(place.timestamp).with_leader_epoch(place.leader_epoch)
+        }
+        Err(code) => response.with_error_code(code.code()).with_offset(-1).with_timestamp(-1),
+    }
+}
+
+/// The partitions that a request names, and whether it names them more than once.
+#[derive(Default)]
+struct Named<'a>(BTreeMap<(&'a str, i32), bool>);
+
+impl<'a> Named<'a> {
+    fn add(&mut self, topic: &'a str, partition: i32) {
+        self.0.entry((topic, partition)).and_modify(|twice| *twice = true).or_insert(false);
+    }
+
+    /// The error that a partition gets without a look at it, if any. As in Kafka, these are partitions that the
+    /// request names more than once, and positions that the version does not have.
+    fn refusal(&self, topic: &str, partition: &ListOffsetsPartition, version: i16) -> Option<ErrorCode> {
+        match partition.timestamp {
+            _ if self.0.get(&(topic, partition.partition_index)) == Some(&true) => Some(ErrorCode::InvalidRequest),
+            unknown if !timestamp::is_known(unknown, version) => Some(ErrorCode::UnsupportedVersion),
+            _ => None,
         }
     }
-    let refuse = |(topic, partition): (&str, &ListOffsetsPartition)| match partition.timestamp {
-        _ if twice.contains(&(topic, partition.partition_index)) => Some(ErrorCode::InvalidRequest),
-        unknown if !timestamp::is_known(unknown, version) => Some(ErrorCode::UnsupportedVersion),
-        _ => None,
-    };
-    asked().map(refuse).collect()
 }
 
 async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
@@ -221,32 +234,38 @@ struct AskedEpoch {
 }
 
 pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse {
-    let questions = request.topics.iter().flat_map(|topic| {
-        topic.partitions.iter().map(|partition| Question {
-            topic: TopicRef::Name(topic.topic.0.clone()),
-            partition: partition.partition,
-            what: AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch },
-        })
-    });
+    let (mut work, mut questions) = (Work::on(core), Vec::new());
+    for topic in &request.topics {
+        let name = TopicRef::Name(topic.topic.0.clone());
+        for partition in &topic.partitions {
+            work.entry().await;
+            let what = AskedEpoch { current: partition.current_leader_epoch, wanted: partition.leader_epoch };
+            questions.push(Question { topic: name.clone(), partition: partition.partition, what });
+        }
+    }
     let answer = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
         partition.check_epoch(work.core(), asked.current)?;
         Ok(partition.end_of_epoch(asked.wanted))
     };
-    let mut answers = ask(core, questions.collect(), answer).await.into_iter();
-    let topics = request.topics.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().zip(&mut answers).map(|(asked, answer)| {
+    let mut answers = ask(core, questions, answer).await.into_iter();
+    work.resume();
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in topic.partitions {
+            work.entry().await;
             let response = EpochEndOffset::default().with_partition(asked.partition);
-            match answer {
+            partitions.push(match answers.next().expect("each question has an answer") {
                 Ok(Some((epoch, end))) => {
                     response.with_error_code(errors::NONE).with_leader_epoch(epoch).with_end_offset(end as i64)
                 }
                 Ok(None) => response.with_leader_epoch(-1).with_end_offset(-1),
                 Err(code) => response.with_error_code(code.code()).with_leader_epoch(-1).with_end_offset(-1),
-            }
-        });
-        OffsetForLeaderTopicResult::default().with_partitions(partitions.collect()).with_topic(topic.topic)
-    });
-    OffsetForLeaderEpochResponse::default().with_topics(topics.collect())
+            });
+        }
+        topics.push(OffsetForLeaderTopicResult::default().with_partitions(partitions).with_topic(topic.topic));
+    }
+    OffsetForLeaderEpochResponse::default().with_topics(topics)
 }
 
 #[cfg(test)]
@@ -268,6 +287,16 @@ mod tests {
                 .with_partitions(partitions.iter().map(partition).collect())
         });
         ListOffsetsRequest::default().with_topics(topics.collect())
+    }
+
+    fn refused(request: &ListOffsetsRequest, version: i16) -> Vec<Option<ErrorCode>> {
+        let asked = || {
+            let topics = request.topics.iter();
+            topics.flat_map(|topic| topic.partitions.iter().map(move |partition| (topic.name.as_str(), partition)))
+        };
+        let mut named = Named::default();
+        asked().for_each(|(topic, partition)| named.add(topic, partition.partition_index));
+        asked().map(|(topic, partition)| named.refusal(topic, partition, version)).collect()
     }
 
     #[test]

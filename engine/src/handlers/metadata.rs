@@ -4,7 +4,7 @@ use super::{
     cluster::brokers,
     metadata_log::METADATA_TOPIC,
     operations,
-    topics::{auto_create, check_auto_create, collisions},
+    topics::{auto_create, check_auto_create, collisions, next_topics},
 };
 use crate::{
     cluster::{
@@ -28,7 +28,12 @@ use net::{
         metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
 };
-use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::BTreeSet,
+    ops::{Bound, Range},
+    rc::Rc,
+};
 
 pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -> MetadataResponse {
     let mut look = Look::new(core).await;
@@ -38,30 +43,27 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
     let asked = request.topics.filter(|topics| version > 0 || !topics.is_empty());
     let topics = match asked {
         None => {
-            let all: Vec<Arc<Topic>> = core.view(|view| view.topics().cloned().collect());
-            let mut topics = Vec::with_capacity(all.len());
-            for topic in all {
-                topics.push(look.describe(&mut work, &topic).await);
+            let mut topics = Vec::new();
+            let mut page = next_topics(core, Bound::Unbounded);
+            while let Some(last) = page.last().map(|topic| topic.name.clone()) {
+                for topic in page {
+                    topics.push(look.describe(&mut work, &topic, 0..usize::MAX).await);
+                }
+                page = next_topics(core, Bound::Excluded(&last));
             }
             topics
         }
         Some(asked) => {
             let may_create =
                 core.config.auto_create_topics_enable && (version < 4 || request.allow_auto_topic_creation);
-            let asked = distinct(asked, version);
-            let names: Vec<&str> = asked
-                .iter()
-                .filter_map(|asked| match asked {
-                    Asked::Name(name) => Some(name.0.as_str()),
-                    Asked::Id(_) | Asked::IdTooEarly { .. } => None,
-                })
-                .collect();
+            let asked = distinct(&mut work, asked, version).await;
             if may_create && look.fresh {
-                auto_create(core, &names).await;
+                auto_create(&mut work, asked.iter().filter_map(Asked::name)).await;
             }
+            look.may_create = may_create;
             let mut topics = Vec::with_capacity(asked.len());
             for asked in asked {
-                topics.push(look.find(&mut work, asked, may_create).await);
+                topics.push(look.find(&mut work, asked, 0..usize::MAX).await);
             }
             topics
         }
@@ -99,18 +101,45 @@ enum Asked {
     },
 }
 
-/// The topics that a request names, each once, as in Kafka. An id takes precedence over a name: Java's clients send
-/// an empty name beside it.
-fn distinct(topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
-    let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
-    let asked = topics.into_iter().filter_map(|MetadataRequestTopic { topic_id: id, name, .. }| match name {
-        Some(name) if id.is_nil() => names.insert(name.clone()).then_some(Asked::Name(name)),
-        name => {
-            let asked = if version < BY_ID_FROM { Asked::IdTooEarly { id, name } } else { Asked::Id(id) };
-            ids.insert(id).then_some(asked)
+impl Asked {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Asked::Name(name) => Some(name.0.as_str()),
+            Asked::Id(_) | Asked::IdTooEarly { .. } => None,
         }
-    });
-    asked.collect()
+    }
+}
+
+/// The names and ids of a request so far.
+#[derive(Default)]
+struct Named {
+    names: BTreeSet<TopicName>,
+    ids: BTreeSet<Uuid>,
+}
+
+impl Named {
+    /// How the request names a topic; `None`: it has done so before. An id takes precedence over a name: Java's
+    /// clients send an empty name beside it.
+    fn take(&mut self, topic: MetadataRequestTopic, version: i16) -> Option<Asked> {
+        let MetadataRequestTopic { topic_id: id, name, .. } = topic;
+        match name {
+            Some(name) if id.is_nil() => self.names.insert(name.clone()).then_some(Asked::Name(name)),
+            name => {
+                let asked = if version < BY_ID_FROM { Asked::IdTooEarly { id, name } } else { Asked::Id(id) };
+                self.ids.insert(id).then_some(asked)
+            }
+        }
+    }
+}
+
+/// The topics that a request names, each once, as in Kafka.
+async fn distinct(work: &mut Work<'_>, topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
+    let (mut named, mut asked) = (Named::default(), Vec::new());
+    for topic in topics {
+        work.entry().await;
+        asked.extend(named.take(topic, version));
+    }
+    asked
 }
 
 /// The state from which one request is answered.
@@ -121,22 +150,32 @@ struct Look<'a> {
     fresh: bool,
     /// Whether topics carry their authorised operations.
     tells_operations: bool,
+    /// Whether the request creates the topics that it names.
+    may_create: bool,
+    /// Whether brokers have memory for another topic. Looked up once.
+    has_room: OnceCell<bool>,
 }
 
 impl<'a> Look<'a> {
     async fn new(core: &'a Rc<Core>) -> Self {
         let fresh = meta::may_read(core).await.is_ok();
-        Self { core, alive: brokers::alive_ids(core).into_iter().collect(), fresh, tells_operations: false }
+        let alive = brokers::alive_ids(core).into_iter().collect();
+        Self { core, alive, fresh, tells_operations: false, may_create: false, has_room: OnceCell::new() }
     }
 
-    async fn find(&self, work: &mut Work<'_>, asked: Asked, may_create: bool) -> MetadataResponseTopic {
+    fn has_room(&self) -> bool {
+        *self.has_room.get_or_init(|| check_auto_create(self.core).is_ok())
+    }
+
+    /// Finds a topic, and describes these partitions of it.
+    async fn find(&self, work: &mut Work<'_>, asked: Asked, partitions: Range<usize>) -> MetadataResponseTopic {
         let found = match &asked {
             Asked::Name(name) => self.core.find_topic(&TopicRef::Name(name.0.clone())),
             Asked::Id(id) => self.core.find_topic(&TopicRef::Id(*id)),
             Asked::IdTooEarly { .. } => None,
         };
         if let Some(topic) = found {
-            return self.describe(work, &topic).await;
+            return self.describe(work, &topic, partitions).await;
         }
         work.entry().await;
         let code = match &asked {
@@ -148,15 +187,13 @@ impl<'a> Look<'a> {
                 ErrorCode::InvalidTopicException
             }
             _ if !self.fresh => ErrorCode::LeaderNotAvailable,
-            Asked::Name(name) if may_create && collisions::check(self.core, name).is_err() => {
+            Asked::Name(name) if self.may_create && collisions::check(self.core, name).is_err() => {
                 ErrorCode::InvalidTopicException
             }
             Asked::Id(_) => ErrorCode::UnknownTopicId,
-            Asked::Name(name) if may_create && check_auto_create(self.core, name).is_err() => {
-                ErrorCode::PolicyViolation
-            }
+            Asked::Name(_) if self.may_create && !self.has_room() => ErrorCode::PolicyViolation,
             // It could not be created in time, so the client retries.
-            Asked::Name(_) if may_create => ErrorCode::LeaderNotAvailable,
+            Asked::Name(_) if self.may_create => ErrorCode::LeaderNotAvailable,
             Asked::Name(_) => ErrorCode::UnknownTopicOrPartition,
         };
         let response = MetadataResponseTopic::default().with_error_code(code.code());
@@ -167,7 +204,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    async fn describe(&self, work: &mut Work<'_>, topic: &Topic) -> MetadataResponseTopic {
+    async fn describe(&self, work: &mut Work<'_>, topic: &Topic, partitions: Range<usize>) -> MetadataResponseTopic {
         work.entry().await;
         let response = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_string(topic.name.to_string()))))
@@ -177,8 +214,9 @@ impl<'a> Look<'a> {
         if !self.fresh {
             return response.with_error_code(ErrorCode::LeaderNotAvailable.code());
         }
-        let mut partitions = Vec::with_capacity(topic.partitions.len());
-        for (number, partition) in topic.partitions.iter().enumerate() {
+        let (first, count) = (partitions.start, partitions.len());
+        let mut partitions = Vec::new();
+        for (number, partition) in topic.partitions.iter().enumerate().skip(first).take(count) {
             work.entry().await;
             let leader = self.core.leader_of(partition.group);
             let nodes: Vec<BrokerId> = partition.replicas.iter().copied().map(BrokerId).collect();
@@ -227,54 +265,37 @@ pub async fn describe_partitions(
     let mut work = Work::on(core);
     let mut left = request.response_partition_limit.clamp(1, DESCRIBED_PARTITIONS_MAX) as usize;
     let from = request.cursor.map(|cursor| (cursor.topic_name.0, cursor.partition_index.max(0) as usize));
-    let mut names: Vec<StrBytes> = if request.topics.is_empty() {
-        core.view(|view| view.topics().map(|topic| StrBytes::from_string(topic.name.to_string())).collect())
-    } else {
-        request.topics.into_iter().map(|topic| topic.name.0).collect()
-    };
-    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-    names.dedup();
+    let mut names = BTreeSet::new();
+    for topic in request.topics {
+        work.entry().await;
+        names.insert(topic.name.0);
+    }
+    if names.is_empty() {
+        // Each topic has a partition, so one more than the page may have is enough.
+        let first = from.as_ref().map_or(Bound::Unbounded, |(first, _)| Bound::Included(first.as_str()));
+        let page = core.view(|view| view.topics_from(first).take(left + 1).cloned().collect::<Vec<_>>());
+        names.extend(page.iter().map(|topic| StrBytes::from_string(topic.name.to_string())));
+    }
     let mut topics = Vec::new();
     let mut next_cursor = None;
-    for name in names.into_iter().filter(|name| from.as_ref().is_none_or(|(first, _)| name.as_str() >= first.as_str()))
-    {
+    for name in names {
+        work.entry().await;
+        if from.as_ref().is_some_and(|(first, _)| name.as_str() < first.as_str()) {
+            continue;
+        }
         let first = from.as_ref().filter(|(topic, _)| *topic == name).map_or(0, |(_, partition)| *partition);
         if left == 0 {
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)));
             break;
         }
-        let found = look.find(&mut work, Asked::Name(TopicName(name.clone())), false).await;
-        let total = found.partitions.len();
-        let page: Vec<_> = found
-            .partitions
-            .into_iter()
-            .skip(first)
-            .take(left)
-            .map(|partition| {
-                DescribeTopicPartitionsResponsePartition::default()
-                    .with_error_code(partition.error_code)
-                    .with_partition_index(partition.partition_index)
-                    .with_leader_id(partition.leader_id)
-                    .with_leader_epoch(partition.leader_epoch)
-                    .with_replica_nodes(partition.replica_nodes)
-                    .with_isr_nodes(partition.isr_nodes)
-                    .with_eligible_leader_replicas(Some(Vec::new()))
-                    .with_last_known_elr(Some(Vec::new()))
-                    .with_offline_replicas(partition.offline_replicas)
-            })
-            .collect();
-        left -= page.len();
-        let end = first + page.len();
-        topics.push(
-            DescribeTopicPartitionsResponseTopic::default()
-                .with_error_code(found.error_code)
-                .with_name(found.name)
-                .with_topic_id(found.topic_id)
-                .with_is_internal(found.is_internal)
-                .with_topic_authorized_operations(found.topic_authorized_operations)
-                .with_partitions(page),
-        );
-        if end < total {
+        let asked = Asked::Name(TopicName(name.clone()));
+        let total = core.find_topic(&TopicRef::Name(name.clone())).map_or(0, |topic| topic.partitions.len());
+        let found = look.find(&mut work, asked, first..first.saturating_add(left)).await;
+        let end = first + found.partitions.len();
+        // Without a view that may be used, each topic stands for one partition, so that the page has an end.
+        left -= found.partitions.len().max(usize::from(!look.fresh));
+        topics.push(in_page(found));
+        if look.fresh && end < total {
             next_cursor = Some(Cursor::default().with_topic_name(TopicName(name)).with_partition_index(end as i32));
             break;
         }
@@ -282,9 +303,37 @@ pub async fn describe_partitions(
     DescribeTopicPartitionsResponse::default().with_topics(topics).with_next_cursor(next_cursor)
 }
 
+/// A topic in the form of DescribeTopicPartitions.
+fn in_page(topic: MetadataResponseTopic) -> DescribeTopicPartitionsResponseTopic {
+    let partitions = topic.partitions.into_iter().map(|partition| {
+        DescribeTopicPartitionsResponsePartition::default()
+            .with_error_code(partition.error_code)
+            .with_partition_index(partition.partition_index)
+            .with_leader_id(partition.leader_id)
+            .with_leader_epoch(partition.leader_epoch)
+            .with_replica_nodes(partition.replica_nodes)
+            .with_isr_nodes(partition.isr_nodes)
+            .with_eligible_leader_replicas(Some(Vec::new()))
+            .with_last_known_elr(Some(Vec::new()))
+            .with_offline_replicas(partition.offline_replicas)
+    });
+    DescribeTopicPartitionsResponseTopic::default()
+        .with_error_code(topic.error_code)
+        .with_topic_id(topic.topic_id)
+        .with_is_internal(topic.is_internal)
+        .with_topic_authorized_operations(topic.topic_authorized_operations)
+        .with_partitions(partitions.collect())
+        .with_name(topic.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn distinct(topics: Vec<MetadataRequestTopic>, version: i16) -> Vec<Asked> {
+        let mut named = Named::default();
+        topics.into_iter().filter_map(|topic| named.take(topic, version)).collect()
+    }
 
     fn topic(name: Option<&'static str>, id: u128) -> MetadataRequestTopic {
         let name = name.map(|name| TopicName(StrBytes::from_static_str(name)));

@@ -2,11 +2,10 @@
 
 use crate::{
     cluster::meta::{self, SubmitError},
-    core::Core,
+    core::{Core, long_work::Work},
 };
 use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
 use net::errors::ErrorCode;
-use std::rc::Rc;
 
 /// An error code, and the message for the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,27 +41,61 @@ impl Refusal {
     }
 }
 
+/// Most changes that are submitted at once. The others of a request wait for them.
+pub const CHANGES_MAX: usize = 256;
+
+/// The check of a change is as much work as so many entries of a request that reads.
+const CHECK_ENTRIES: usize = 16;
+
 /// Checks changes against this core's view, which may lag behind what the client has seen on another broker. So
 /// before it refuses a change for that reason, the view must show every acknowledged write.
-pub async fn check<T>(core: &Rc<Core>, check: impl Fn(&Core) -> Vec<Result<T, Refusal>>) -> Vec<Result<T, Refusal>> {
-    let checked = check(core);
-    let outdated = |result: &Result<T, Refusal>| result.as_ref().is_err_and(Refusal::may_be_outdated);
-    if !checked.iter().any(outdated) {
-        return checked;
-    }
-    match meta::linearize(core).await {
-        Ok(()) => check(core),
-        Err(error) => {
-            let unsure = |refusal: Refusal| if refusal.may_be_outdated() { error.into() } else { refusal };
-            checked.into_iter().map(|result| result.map_err(unsure)).collect()
+pub async fn check<T, R>(
+    work: &mut Work<'_>,
+    items: &[T],
+    check_one: impl Fn(&Core, &T) -> Result<R, Refusal>,
+) -> Vec<Result<R, Refusal>> {
+    let core = work.core();
+    let mut checked = Vec::with_capacity(items.len());
+    let mut outdated = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        work.entries(CHECK_ENTRIES).await;
+        checked.push(check_one(core, item));
+        if checked[at].as_ref().is_err_and(Refusal::may_be_outdated) {
+            outdated.push(at);
         }
     }
+    if outdated.is_empty() {
+        return checked;
+    }
+    let newest = meta::linearize(core).await;
+    for at in outdated {
+        work.entries(CHECK_ENTRIES).await;
+        checked[at] = match newest {
+            Ok(()) => check_one(core, &items[at]),
+            Err(error) => Err(error.into()),
+        };
+    }
+    checked
 }
 
 /// Checks changes, one per item, and submits those that pass. The checks may have passed on an outdated view. So if
-/// the log rejects a change, it is checked again before the client gets the error.
+/// the log rejects a change, it is checked again before the client gets the error. Many changes are made piece by
+/// piece.
 pub async fn change<T>(
-    core: &Rc<Core>,
+    work: &mut Work<'_>,
+    items: &[T],
+    check_one: impl Fn(&Core, &T) -> Result<Command, Refusal>,
+    submit: impl AsyncFn(Vec<Command>) -> Vec<Result<Outcome, Refusal>>,
+) -> Vec<Result<(Command, Outcome), Refusal>> {
+    let mut results = Vec::with_capacity(items.len());
+    for piece in items.chunks(CHANGES_MAX) {
+        results.extend(change_piece(work, piece, &check_one, &submit).await);
+    }
+    results
+}
+
+async fn change_piece<T>(
+    work: &mut Work<'_>,
     items: &[T],
     check_one: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     submit: impl AsyncFn(Vec<Command>) -> Vec<Result<Outcome, Refusal>>,
@@ -70,7 +103,7 @@ pub async fn change<T>(
     let mut results: Vec<Option<Result<_, Refusal>>> = items.iter().map(|_| None).collect();
     loop {
         let open: Vec<usize> = (0..items.len()).filter(|at| results[*at].is_none()).collect();
-        let checked = check(core, |core| open.iter().map(|at| check_one(core, &items[*at])).collect()).await;
+        let checked = check(work, &open, |core, at| check_one(core, &items[*at])).await;
         let mut passed = Vec::with_capacity(open.len());
         for (at, checked) in open.into_iter().zip(checked) {
             match checked {
@@ -79,6 +112,7 @@ pub async fn change<T>(
             }
         }
         let outcomes = submit(passed.iter().map(|(_, command)| command.clone()).collect()).await;
+        work.resume();
         let mut outdated = Vec::new();
         for ((at, command), outcome) in passed.into_iter().zip(outcomes) {
             match outcome {
@@ -87,7 +121,7 @@ pub async fn change<T>(
             }
         }
         if !outdated.is_empty()
-            && let Err(error) = meta::linearize(core).await
+            && let Err(error) = meta::linearize(work.core()).await
         {
             outdated.iter().for_each(|at| results[*at] = Some(Err(error.into())));
             outdated.clear();

@@ -134,6 +134,9 @@ async fn answer_bytes(core: &Rc<Core>, request: &Request, version: i16) -> usize
         Request::OffsetForLeaderEpoch(request) => {
             request.topics.iter().map(|topic| TOPIC_BYTES + topic.partitions.len() * OFFSET_BYTES).sum()
         }
+        Request::DescribeQuorum(request) => {
+            request.topics.iter().map(|topic| TOPIC_BYTES + topic.partitions.len() * PARTITION_BYTES).sum()
+        }
         Request::FindCoordinator(request) => request.coordinator_keys.len() * COORDINATOR_BYTES,
         _ => 0,
     }

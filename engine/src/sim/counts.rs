@@ -119,7 +119,7 @@ impl Calm {
     }
 
     /// Starts all requests at once, as a connection does that pipelines them.
-    fn start(&self, node: &Node, requests: Vec<(Request, i16)>) -> Rc<RefCell<Option<Vec<Response>>>> {
+    pub(super) fn start(&self, node: &Node, requests: Vec<(Request, i16)>) -> Rc<RefCell<Option<Vec<Response>>>> {
         let answers = Rc::new(RefCell::new(None));
         let (core, given) = (node.core().expect("it runs"), answers.clone());
         self.world.spawn(node.process, async move {

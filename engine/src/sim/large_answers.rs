@@ -4,16 +4,19 @@
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
 use super::counts::{Calm, PARTITIONS, TOPIC};
+use crate::handlers::OFFSETS_TOPIC;
 use bytes::Bytes;
 use net::{
     StrBytes,
     codec::{request::Request, response::Response},
     errors::{ErrorCode, NONE},
     messages::{
-        CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
-        JoinGroupRequest, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
+        CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeTopicPartitionsRequest,
+        FindCoordinatorRequest, GroupId, JoinGroupRequest, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest,
+        TopicName,
         create_topics_request::CreatableTopic,
         describe_configs_request::DescribeConfigsResource,
+        describe_topic_partitions_request::{Cursor as RequestCursor, TopicRequest},
         join_group_request::JoinGroupRequestProtocol,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
@@ -22,6 +25,7 @@ use net::{
     },
     turn::ENTRIES_A_TURN,
 };
+use std::collections::BTreeMap;
 
 const GROUP: &str = "g";
 /// The length of the longest metadata of an offset, and of a large assignment.
@@ -173,6 +177,41 @@ fn settings_beyond_what_an_answer_may_take_are_not_described() {
     let keys = (0..50_000).map(|number| if number % 2 == 0 { text("node.id") } else { text(&number.to_string()) });
     let answer = ask(&calm, describe(1, Some(keys.collect())), 4);
     assert!(matches!(answer, Some(Response::DescribeConfigs(answer)) if answer.results[0].configs.len() == 1));
+}
+
+#[test]
+fn partitions_are_described_in_pages_each_once() {
+    let calm = calm(5);
+    let mut described: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    let mut cursor = None;
+    loop {
+        let request =
+            DescribeTopicPartitionsRequest::default().with_response_partition_limit(7).with_cursor(cursor.take());
+        let Some(Response::DescribeTopicPartitions(page)) = ask(&calm, request, 0) else { panic!("it is answered") };
+        assert!((1..=7).contains(&page.topics.iter().map(|topic| topic.partitions.len()).sum::<usize>()));
+        for topic in page.topics {
+            let name = topic.name.expect("it is known").to_string();
+            let partitions = topic.partitions.iter().map(|partition| partition.partition_index);
+            described.entry(name).or_default().extend(partitions);
+        }
+        let Some(next) = page.next_cursor else { break };
+        cursor =
+            Some(RequestCursor::default().with_topic_name(next.topic_name).with_partition_index(next.partition_index));
+    }
+    let count = |topic: &str| described[topic].len() as i32;
+    assert_eq!(described.keys().collect::<Vec<_>>(), [OFFSETS_TOPIC, TOPIC]);
+    assert!(described.values().all(|partitions| partitions.iter().copied().eq(0..partitions.len() as i32)));
+    assert_eq!(count(TOPIC), PARTITIONS);
+    // Unknown topics, repeats and a page that ends with its topic.
+    let topics = ["b", TOPIC, "b", "z"].map(|name| TopicRequest::default().with_name(TopicName(text(name)))).to_vec();
+    let request = DescribeTopicPartitionsRequest::default().with_topics(topics);
+    let request = request.with_response_partition_limit(PARTITIONS);
+    let Some(Response::DescribeTopicPartitions(page)) = ask(&calm, request, 0) else { panic!("it is answered") };
+    let rows = page.topics.iter().map(|topic| (topic.error_code, topic.partitions.len() as i32));
+    let unknown = ErrorCode::UnknownTopicOrPartition.code();
+    assert_eq!(rows.collect::<Vec<_>>(), [(unknown, 0), (NONE, PARTITIONS)]);
+    let next = page.next_cursor.expect("a topic is left");
+    assert_eq!((next.topic_name.as_str(), next.partition_index), ("z", 0));
 }
 
 #[test]

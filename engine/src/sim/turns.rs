@@ -4,10 +4,13 @@
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
 use super::{
+    allocations,
     counts::{Calm, PARTITIONS, TOPIC},
     exec,
 };
 use bytes::Bytes;
+use std::ops::Range;
+
 use net::{
     StrBytes,
     codec::{
@@ -17,13 +20,24 @@ use net::{
         response::Response,
     },
     messages::{
-        DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, ListOffsetsRequest,
-        MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest, TopicName,
+        CreatePartitionsRequest, CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest,
+        DescribeGroupsRequest, DescribeQuorumRequest, DescribeTopicPartitionsRequest, ElectLeadersRequest,
+        FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, LeaveGroupRequest, ListGroupsRequest,
+        ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
+        TopicName,
+        create_partitions_request::CreatePartitionsTopic,
+        create_topics_request::CreatableTopic,
+        delete_topics_request::DeleteTopicState,
         describe_configs_request::DescribeConfigsResource,
+        describe_quorum_request::{PartitionData as QuorumPartition, TopicData as QuorumTopic},
+        describe_topic_partitions_request::TopicRequest,
+        elect_leaders_request::TopicPartitions,
+        incremental_alter_configs_request::AlterConfigsResource,
+        leave_group_request::MemberIdentity,
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-        offset_fetch_request::OffsetFetchRequestTopic,
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopic},
         offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic},
     },
     records::{build::BatchBuilder, compression::Codec},
@@ -31,7 +45,12 @@ use net::{
 };
 
 /// Number of entries in a large request.
-const ENTRIES: usize = 20_000;
+const ENTRIES: usize = 40_000;
+/// Most allocations of one step of a task. A step handles at most [`ENTRIES_A_TURN`] entries, most of them with less
+/// than one allocation. Work on all entries in one step needs more, even if it only puts them into a set.
+const STEP_ALLOCATIONS_MAX: u64 = 4 * ENTRIES_A_TURN as u64;
+/// The same while topics are created, many at once, each with several allocations.
+const CREATION_ALLOCATIONS_MAX: u64 = 10 * ENTRIES_A_TURN as u64;
 /// The decompressed size of a large batch, in bytes.
 const MUCH: usize = 20 << 20;
 
@@ -57,10 +76,23 @@ fn produce(partition: i32, records: Bytes) -> (Request, i16) {
 
 /// Sends requests to the only broker. Returns the answers, and how often requests yielded meanwhile.
 fn ask(calm: &Calm, requests: Vec<(Request, i16)>) -> (Vec<Response>, usize) {
+    let (answers, pauses, _) = ask_counted(calm, requests);
+    (answers, pauses)
+}
+
+/// Returns in addition the most allocations of one step.
+fn ask_counted(calm: &Calm, requests: Vec<(Request, i16)>) -> (Vec<Response>, usize, u64) {
     let core = calm.nodes[0].core().expect("it runs");
     let before = core.metrics.request_pauses_total.get();
-    let answers = calm.ask(&calm.nodes[0], requests);
-    (answers, (core.metrics.request_pauses_total.get() - before) as usize)
+    let answers = calm.start(&calm.nodes[0], requests);
+    let (mut so_far, mut most) = (allocations::so_far(), 0);
+    calm.until(|| {
+        most = most.max(allocations::so_far() - so_far);
+        so_far = allocations::so_far();
+        answers.borrow().is_some()
+    });
+    let answers = answers.take().expect("they have come");
+    (answers, (core.metrics.request_pauses_total.get() - before) as usize, most)
 }
 
 fn stored_at(answer: &Response) -> i64 {
@@ -101,77 +133,125 @@ fn batches_are_appended_in_the_order_they_came_whoever_takes_longer_to_check() {
     }
 }
 
+fn numbers() -> Range<i32> {
+    0..ENTRIES as i32
+}
+
+fn unknown(number: i32) -> StrBytes {
+    StrBytes::from_string(format!("unknown-{number}"))
+}
+
+fn unknown_topic(number: i32) -> TopicName {
+    TopicName(unknown(number))
+}
+
+fn group(number: i32) -> GroupId {
+    GroupId(unknown(number))
+}
+
+/// Asserts that the broker answers the request in pieces, and in no more of them than needed. `rounds`: how often it
+/// goes through the entries.
+fn check_turns(calm: &Calm, rounds: usize, version: i16, request: impl Into<Request>) {
+    check_steps(calm, rounds, version, request.into(), STEP_ALLOCATIONS_MAX);
+}
+
+fn check_steps(calm: &Calm, rounds: usize, version: i16, request: Request, allocations_max: u64) {
+    let name = format!("{:?} version {version}", request.api());
+    let (answers, pauses, most) = ask_counted(calm, vec![(request, version)]);
+    assert_eq!(answers.len(), 1, "{name}");
+    let least = ENTRIES / ENTRIES_A_TURN;
+    assert!(
+        (least..=rounds * least + rounds).contains(&pauses),
+        "{name}: {pauses} pauses for {ENTRIES} entries, not {rounds} times {least}"
+    );
+    assert!(most <= allocations_max, "{name}: {most} allocations in one step");
+}
+
 #[test]
-fn a_request_of_many_entries_gives_way_behind_each_turns_share() {
+fn requests_about_many_partitions_give_way_behind_each_turns_share() {
     let calm = Calm::new(1, 1);
-    let entries = 0..ENTRIES as i32;
-    let unknown = |number: i32| StrBytes::from_string(format!("unknown-{number}"));
+    let fetched = numbers().map(|number| FetchPartition::of_consumer(number % PARTITIONS, 0, 1)).collect();
+    let fetched = vec![FetchTopic { topic: TopicRef::Name(topic()), partitions: fetched }];
+    check_turns(&calm, 4, 11, FetchRequest::of_consumer(0, 0, 1 << 20, fetched));
+    let produced = numbers().map(|index| ProducePartition { index, records: None }).collect();
+    let topics = vec![ProduceTopic { topic: TopicRef::Name(topic()), partitions: produced }];
+    check_turns(&calm, 4, 9, ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics });
+    let (listed, version) = list_offsets(numbers().map(|number| (number, -1)));
+    check_turns(&calm, 5, version, listed);
     let epoch = |number| OffsetForLeaderPartition::default().with_partition(number % PARTITIONS);
+    let epochs =
+        OffsetForLeaderTopic::default().with_topic(TopicName(topic())).with_partitions(numbers().map(epoch).collect());
+    check_turns(&calm, 4, 4, OffsetForLeaderEpochRequest::default().with_topics(vec![epochs]));
+    let asked = |number| QuorumPartition::default().with_partition_index(number);
+    let quorum =
+        QuorumTopic::default().with_topic_name(unknown_topic(0)).with_partitions(numbers().map(asked).collect());
+    check_turns(&calm, 4, 2, DescribeQuorumRequest::default().with_topics(vec![quorum]));
+    let elected = TopicPartitions::default()
+        .with_topic(TopicName(topic()))
+        .with_partitions(numbers().map(|number| number % PARTITIONS).collect());
+    let elect = ElectLeadersRequest::default().with_timeout_ms(5_000);
+    check_turns(&calm, 20, 2, elect.with_topic_partitions(Some(vec![elected])));
+}
+
+#[test]
+fn requests_about_many_topics_give_way_behind_each_turns_share() {
+    let calm = Calm::new(2, 1);
+    let named = |number| MetadataRequestTopic::default().with_name(Some(unknown_topic(number)));
+    let metadata = MetadataRequest::default().with_topics(Some(numbers().map(named).collect()));
+    check_turns(&calm, 4, 9, metadata.clone().with_allow_auto_topic_creation(false));
+    let described = numbers().map(|number| TopicRequest::default().with_name(unknown_topic(number))).collect();
+    check_turns(&calm, 4, 0, DescribeTopicPartitionsRequest::default().with_topics(described));
     let resource =
         |number| DescribeConfigsResource::default().with_resource_type(2).with_resource_name(unknown(number));
-    let named = |number| MetadataRequestTopic::default().with_name(Some(TopicName(unknown(number))));
-    let fetched = entries.clone().map(|number| FetchPartition::of_consumer(number % PARTITIONS, 0, 1)).collect();
-    let fetched = vec![FetchTopic { topic: TopicRef::Name(topic()), partitions: fetched }];
-    let produced = entries.clone().map(|index| ProducePartition { index, records: None }).collect();
-    let produced = vec![ProduceTopic { topic: TopicRef::Name(topic()), partitions: produced }];
-    let epochs = OffsetForLeaderTopic::default()
-        .with_topic(TopicName(topic()))
-        .with_partitions(entries.clone().map(epoch).collect());
-    let group = |number| GroupId(unknown(number));
+    check_turns(&calm, 4, 4, DescribeConfigsRequest::default().with_resources(numbers().map(resource).collect()));
+    let keys = DescribeConfigsResource::default()
+        .with_resource_type(4)
+        .with_resource_name(StrBytes::from_static_str("1"))
+        .with_configuration_keys(Some(numbers().map(unknown).collect()));
+    check_turns(&calm, 4, 4, DescribeConfigsRequest::default().with_resources(vec![keys]));
+    let altered = |number| AlterConfigsResource::default().with_resource_type(2).with_resource_name(unknown(number));
+    let altered = numbers().map(altered).collect();
+    check_turns(&calm, 40, 1, IncrementalAlterConfigsRequest::default().with_resources(altered));
+    let grown = |number| CreatePartitionsTopic::default().with_name(unknown_topic(number)).with_count(2);
+    let grow = CreatePartitionsRequest::default().with_timeout_ms(5_000);
+    check_turns(&calm, 40, 3, grow.with_topics(numbers().map(grown).collect()));
+    let deleted = |number| DeleteTopicState::default().with_name(Some(unknown_topic(number)));
+    let delete = DeleteTopicsRequest::default().with_timeout_ms(5_000);
+    check_turns(&calm, 40, 6, delete.with_topics(numbers().map(deleted).collect()));
+    let made = |number| {
+        CreatableTopic::default().with_name(unknown_topic(number)).with_num_partitions(1).with_replication_factor(1)
+    };
+    let create = CreateTopicsRequest::default().with_topics(numbers().map(made).collect()).with_timeout_ms(30_000);
+    check_turns(&calm, 40, 4, create.clone().with_validate_only(true));
+    // Those that the broker has memory for are made.
+    check_steps(&calm, 40, 4, create.into(), CREATION_ALLOCATIONS_MAX);
+    check_steps(&calm, 40, 9, metadata.into(), CREATION_ALLOCATIONS_MAX);
+}
+
+#[test]
+fn requests_about_many_groups_give_way_behind_each_turns_share() {
+    let calm = Calm::new(3, 1);
+    let find = FindCoordinatorRequest::default().with_coordinator_keys(numbers().map(unknown).collect());
+    check_turns(&calm, 4, 4, find);
     let committed = |number: i32| OffsetCommitRequestPartition::default().with_partition_index(number % PARTITIONS);
     let committed = OffsetCommitRequestTopic::default()
         .with_name(TopicName(topic()))
-        .with_partitions(entries.clone().map(committed).collect());
+        .with_partitions(numbers().map(committed).collect());
+    let commit = OffsetCommitRequest::default().with_group_id(group(0)).with_generation_id_or_member_epoch(-1);
+    check_turns(&calm, 4, 8, commit.with_topics(vec![committed]));
     let asked = OffsetFetchRequestTopic::default()
         .with_name(TopicName(topic()))
-        .with_partition_indexes(entries.clone().map(|number| number % PARTITIONS).collect());
-    let requests = [
-        (
-            Request::FindCoordinator(
-                FindCoordinatorRequest::default().with_coordinator_keys(entries.clone().map(unknown).collect()),
-            ),
-            4,
-        ),
-        (
-            Request::OffsetCommit(
-                OffsetCommitRequest::default()
-                    .with_group_id(group(0))
-                    .with_generation_id_or_member_epoch(-1)
-                    .with_topics(vec![committed]),
-            ),
-            8,
-        ),
-        (Request::OffsetFetch(OffsetFetchRequest::default().with_group_id(group(0)).with_topics(Some(vec![asked]))), 7),
-        (
-            Request::DescribeGroups(DescribeGroupsRequest::default().with_groups(entries.clone().map(group).collect())),
-            5,
-        ),
-        list_offsets(entries.clone().map(|number| (number, -1))),
-        (Request::OffsetForLeaderEpoch(OffsetForLeaderEpochRequest::default().with_topics(vec![epochs])), 4),
-        (
-            Request::Metadata(
-                MetadataRequest::default()
-                    .with_topics(Some(entries.clone().map(named).collect()))
-                    .with_allow_auto_topic_creation(false),
-            ),
-            9,
-        ),
-        (
-            Request::DescribeConfigs(
-                DescribeConfigsRequest::default().with_resources(entries.clone().map(resource).collect()),
-            ),
-            4,
-        ),
-        (Request::Fetch(FetchRequest::of_consumer(0, 0, 1 << 20, fetched)), 11),
-        (Request::Produce(ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics: produced }), 9),
-    ];
-    for (request, version) in requests {
-        let name = format!("{:?}", request.api());
-        let (answers, pauses) = ask(&calm, vec![(request, version)]);
-        assert_eq!(answers.len(), 1, "{name}");
-        let least = ENTRIES / ENTRIES_A_TURN;
-        assert!((least..4 * least).contains(&pauses), "{name}: {pauses} pauses for {ENTRIES} entries, not {least}");
-    }
+        .with_partition_indexes(numbers().map(|number| number % PARTITIONS).collect());
+    let fetch = OffsetFetchRequest::default();
+    check_turns(&calm, 4, 7, fetch.clone().with_group_id(group(0)).with_topics(Some(vec![asked])));
+    let all = |number| OffsetFetchRequestGroup::default().with_group_id(group(number)).with_topics(None);
+    check_turns(&calm, 4, 8, fetch.with_groups(numbers().map(all).collect()));
+    check_turns(&calm, 4, 5, DescribeGroupsRequest::default().with_groups(numbers().map(group).collect()));
+    let left = |number| MemberIdentity::default().with_member_id(unknown(number));
+    let leave = LeaveGroupRequest::default().with_group_id(group(0)).with_members(numbers().map(left).collect());
+    check_turns(&calm, 4, 5, leave);
+    let list = ListGroupsRequest::default().with_states_filter(numbers().map(unknown).collect());
+    check_turns(&calm, 4, 4, list);
 }
 
 /// One request with many batches for each partition. They are appended in order, and there is one answer for all.

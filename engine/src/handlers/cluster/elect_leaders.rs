@@ -3,18 +3,28 @@
 //! A replica that lacks acknowledged records never leads, so an unclean election is rejected.
 
 use super::brokers;
-use crate::handlers::refusal::{self, Refusal};
-use crate::{clock, cluster::meta, core::Core, rt, sync::race};
+use crate::handlers::{
+    refusal::{self, Refusal},
+    topics::next_topics,
+};
+use crate::{
+    clock,
+    cluster::meta,
+    core::{Core, long_work::Work},
+    rt,
+    sync::race,
+};
 use consensus::{metadata::Partition, wire::PeerMessage};
 use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{
         ElectLeadersRequest, ElectLeadersResponse, TopicName,
+        elect_leaders_request::TopicPartitions,
         elect_leaders_response::{PartitionResult, ReplicaElectionResult},
     },
 };
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, rc::Rc, time::Duration};
 use types::CoreId;
 
 /// Kinds of elections (`ElectionType`).
@@ -25,38 +35,29 @@ const UNCLEAN: i8 = 1;
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// A partition, by its topic's name and its number.
-type Named = (String, i32);
+type Named = (TopicName, i32);
 
 pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeadersResponse {
+    let mut work = Work::on(core);
     // Partitions that need no election are reported only if the request named them.
     let named = request.topic_partitions.is_some();
-    let asked: Vec<Named> = match &request.topic_partitions {
-        Some(topics) => {
-            let of_topic = |topic: &net::messages::elect_leaders_request::TopicPartitions| {
-                let name = topic.topic.0.to_string();
-                topic.partitions.iter().map(move |partition| (name.clone(), *partition)).collect::<Vec<_>>()
-            };
-            topics.iter().flat_map(of_topic).collect()
-        }
+    let asked = match &request.topic_partitions {
+        Some(topics) => named_partitions(&mut work, topics).await,
         None => {
             if let Err(error) = meta::may_read(core).await {
                 return ElectLeadersResponse::default().with_error_code(Refusal::from(error).code.code());
             }
-            core.view(|view| {
-                let topics = view.topics();
-                topics
-                    .flat_map(|topic| (0..topic.partitions.len()).map(|at| (topic.name.to_string(), at as i32)))
-                    .collect()
-            })
+            all_partitions(&mut work).await
         }
     };
-    let check = |core: &Core| asked.iter().map(|(topic, partition)| find(core, topic, *partition)).collect();
-    let found = refusal::check(core, check).await;
+    let found = refusal::check(&mut work, &asked, |core, (topic, partition)| find(core, topic, *partition)).await;
+    let alive = brokers::alive_ids(core);
     let mut results: Vec<Option<Result<(), Refusal>>> = Vec::with_capacity(found.len());
     let mut open = BTreeMap::new();
     for (at, found) in found.into_iter().enumerate() {
+        work.entry().await;
         let result = found.and_then(|partition| match request.election_type {
-            PREFERRED => is_electable(core, &partition).map(|()| partition),
+            PREFERRED => is_electable(core, &alive, &partition).map(|()| partition),
             other => Err(refuse_kind(core, &partition, other)),
         });
         results.push(match result {
@@ -68,20 +69,16 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
         });
     }
     let deadline = clock::now() + Duration::from_millis(request.timeout_ms.max(0) as u64);
-    until_preferred(core, &mut open, deadline).await;
-    let late = || {
-        let message =
-            format!("not done within the request's timeout of {} ms; it may still take effect", request.timeout_ms);
-        Refusal::new(ErrorCode::RequestTimedOut, message)
-    };
+    until_preferred(&mut work, &mut open, deadline).await;
     let results = results.into_iter().enumerate().map(|(at, result)| match result {
         Some(result) => result,
-        None if open.contains_key(&at) => Err(late()),
+        None if open.contains_key(&at) => Err(late(request.timeout_ms)),
         None => Ok(()),
     });
     // In the order of the request.
-    let mut topics: Vec<(String, Vec<PartitionResult>)> = Vec::new();
+    let mut topics: Vec<ReplicaElectionResult> = Vec::new();
     for ((topic, partition), result) in asked.into_iter().zip(results) {
+        work.entry().await;
         let row = PartitionResult::default().with_partition_id(partition);
         let row = match result {
             Err(refusal) if refusal.code == ErrorCode::ElectionNotNeeded && !named => continue,
@@ -91,15 +88,43 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
             Ok(()) => row,
         };
         match topics.last_mut() {
-            Some((last, rows)) if *last == topic => rows.push(row),
-            _ => topics.push((topic, vec![row])),
+            Some(last) if last.topic == topic => last.partition_result.push(row),
+            _ => topics.push(ReplicaElectionResult::default().with_topic(topic).with_partition_result(vec![row])),
         }
     }
-    let results = topics.into_iter().map(|(topic, rows)| {
-        let topic = TopicName(StrBytes::from_string(topic));
-        ReplicaElectionResult::default().with_topic(topic).with_partition_result(rows)
-    });
-    ElectLeadersResponse::default().with_replica_election_results(results.collect())
+    ElectLeadersResponse::default().with_replica_election_results(topics)
+}
+
+fn late(timeout_ms: i32) -> Refusal {
+    let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still take effect");
+    Refusal::new(ErrorCode::RequestTimedOut, message)
+}
+
+async fn named_partitions(work: &mut Work<'_>, topics: &[TopicPartitions]) -> Vec<Named> {
+    let mut named = Vec::new();
+    for topic in topics {
+        for partition in &topic.partitions {
+            work.entry().await;
+            named.push((topic.topic.clone(), *partition));
+        }
+    }
+    named
+}
+
+async fn all_partitions(work: &mut Work<'_>) -> Vec<Named> {
+    let mut all = Vec::new();
+    let mut page = next_topics(work.core(), Bound::Unbounded);
+    while let Some(last) = page.last().map(|topic| topic.name.clone()) {
+        for topic in page {
+            let name = TopicName(StrBytes::from_string(topic.name.to_string()));
+            for partition in 0..topic.partitions.len() as i32 {
+                work.entry().await;
+                all.push((name.clone(), partition));
+            }
+        }
+        page = next_topics(work.core(), Bound::Excluded(&last));
+    }
+    all
 }
 
 fn find(core: &Core, topic: &str, partition: i32) -> Result<Partition, Refusal> {
@@ -115,7 +140,7 @@ fn leader(core: &Core, partition: &Partition) -> Option<i32> {
 }
 
 /// Rejects if the preferred replica leads already, or can't lead.
-fn is_electable(core: &Core, partition: &Partition) -> Result<(), Refusal> {
+fn is_electable(core: &Core, alive: &[i32], partition: &Partition) -> Result<(), Refusal> {
     let preferred = partition.replicas[0];
     if leader(core, partition) == Some(preferred) {
         let message = format!("the preferred replica, on broker {preferred}, leads already");
@@ -125,7 +150,7 @@ fn is_electable(core: &Core, partition: &Partition) -> Result<(), Refusal> {
         let message = format!("the preferred replica, on broker {preferred}, {why}");
         Err(Refusal::new(ErrorCode::PreferredLeaderNotAvailable, message))
     };
-    if !(brokers::alive_ids(core).contains(&preferred) && brokers::is_well(core, preferred)) {
+    if !(alive.contains(&preferred) && brokers::is_well(core, preferred)) {
         return refuse("is not alive or not healthy");
     }
     if core.view(|view| view.leader(partition.group).is_some_and(|known| !known.voters.contains(&preferred))) {
@@ -151,23 +176,32 @@ fn refuse_kind(core: &Core, partition: &Partition, kind: i8) -> Refusal {
 
 /// Asks the leaders to hand over until the preferred replicas lead, or until the deadline. Removes a partition from
 /// `open` once that is done.
-async fn until_preferred(core: &Rc<Core>, open: &mut BTreeMap<usize, Partition>, deadline: Duration) {
+async fn until_preferred(work: &mut Work<'_>, open: &mut BTreeMap<usize, Partition>, deadline: Duration) {
+    let core = work.core();
     let mut ask_at = Duration::ZERO;
     loop {
         let seen = core.view_changed.version();
-        // A partition that was deleted meanwhile is skipped.
-        open.retain(|_, partition| {
-            leader(core, partition) != Some(partition.replicas[0]) && core.view(|view| view.has_group(partition.group))
-        });
+        for (at, partition) in std::mem::take(open) {
+            work.entry().await;
+            let is_elected = leader(core, &partition) == Some(partition.replicas[0]);
+            // A partition that was deleted meanwhile is skipped.
+            if !is_elected && core.view(|view| view.has_group(partition.group)) {
+                open.insert(at, partition);
+            }
+        }
         let now = clock::now();
         if open.is_empty() || now >= deadline {
             return;
         }
         if now >= ask_at {
-            open.values().for_each(|partition| ask(core, partition));
+            for partition in open.values() {
+                work.entry().await;
+                ask(core, partition);
+            }
             ask_at = now + ASK_EVERY;
         }
         race(core.view_changed.past(seen), rt::sleep(ask_at.min(deadline).saturating_sub(now))).await;
+        work.resume();
     }
 }
 

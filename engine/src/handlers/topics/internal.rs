@@ -37,7 +37,7 @@ pub async fn ensure(core: &Rc<Core>, internal: &'static InternalTopic) {
         return;
     }
     match command(core, internal, BTreeMap::new()) {
-        Ok(command) => create_unasked(core, vec![command], [internal.name]).await,
+        Ok(command) => create_unasked(core, vec![command]).await,
         Err(error) if core.placement.may_tell(crate::clock::now()) => tracing::warn!("{error}"),
         Err(_) => {}
     }

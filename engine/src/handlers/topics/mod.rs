@@ -24,11 +24,11 @@ use crate::{
         meta::{self, CommandResult},
     },
     config::topic as config_topic,
-    core::Core,
+    core::{Core, long_work::Work},
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Partition};
+use consensus::metadata::{Command, Outcome, Partition, Topic};
 use net::{
     StrBytes, Uuid,
     codec::produce::TopicRef,
@@ -41,11 +41,14 @@ use net::{
         create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig},
         delete_topics_response::DeletableTopicResult,
     },
+    turn::ENTRIES_A_TURN,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -56,90 +59,120 @@ const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
 /// is no limit of the design.
 pub const PARTITIONS_MAX: i32 = 100_000;
 
+/// The next topics in the order of their names, at most as many as fit a turn.
+pub fn next_topics(core: &Core, from: Bound<&str>) -> Vec<Arc<Topic>> {
+    core.view(|view| view.topics_from(from).take(ENTRIES_A_TURN).cloned().collect())
+}
+
 /// Creates the topics in `names` that do not exist, with default settings, and waits for their leaders.
-pub async fn auto_create(core: &Rc<Core>, names: &[&str]) {
+pub async fn auto_create<'a>(work: &mut Work<'_>, names: impl Iterator<Item = &'a str>) {
+    let core = work.core();
+    let (mut new, mut may_collide) = (BTreeSet::new(), false);
+    for name in names {
+        work.entry().await;
+        if core.view(|view| view.topic(name).is_none()) {
+            may_collide |= names::may_collide(name);
+            new.insert(name);
+        }
+    }
     // Only the newest view shows for certain which names are taken.
-    if names.iter().any(|name| collisions::is_new_and_possible(core, name)) && meta::linearize(core).await.is_err() {
+    if may_collide && meta::linearize(core).await.is_err() {
         return;
     }
-    let missing: BTreeSet<&str> = core.view(|view| {
-        names
-            .iter()
-            .copied()
-            .filter(|name| view.topic(name).is_none() && consensus::metadata::check_topic_name(name).is_ok())
-            .filter(|name| metadata_log::check_name(name).is_ok() && internal::check_reserved(name).is_ok())
-            .collect()
-    });
-    let (internals, missing): (BTreeSet<_>, BTreeSet<_>) =
-        missing.into_iter().partition(|name| internal_topics::find(name).is_some());
-    for internal in internals.into_iter().filter_map(internal_topics::find) {
-        internal::ensure(core, internal).await;
+    let (mut missing, mut alike) = (Vec::new(), names::Alike::default());
+    for name in new {
+        work.entry().await;
+        let may_be_created = consensus::metadata::check_topic_name(name).is_ok()
+            && metadata_log::check_name(name).is_ok()
+            && internal::check_reserved(name).is_ok();
+        if !may_be_created || core.view(|view| view.topic(name).is_some()) {
+            continue;
+        }
+        match internal_topics::find(name) {
+            Some(internal) => internal::ensure(core, internal).await,
+            None => {
+                alike.add(name);
+                missing.push(name);
+            }
+        }
     }
-    let alike = names::Alike::of(missing.iter().copied());
-    let missing: BTreeSet<&str> = missing
-        .iter()
-        .copied()
-        .filter(|name| alike.earlier(name).is_none() && collisions::check(core, name).is_ok())
-        .collect();
     if missing.is_empty() {
         return;
     }
-    let partitions = core.config.num_partitions;
+    let commands = commands_for(work, &alike, missing).await;
+    if !commands.is_empty() {
+        create_unasked(core, commands).await;
+    }
+}
+
+/// The commands that create topics without settings, as far as their names do not collide and there is room.
+async fn commands_for(work: &mut Work<'_>, alike: &names::Alike<'_>, missing: Vec<&str>) -> Vec<Command> {
+    let core = work.core();
+    let (mut commands, room, mut refused) = (Vec::new(), Asked::default(), None);
     let Ok(factor) = check_replication(core, -1) else {
         if core.placement.may_tell(clock::now()) {
             tracing::warn!("cannot create topics that clients use: too few brokers for default.replication.factor");
         }
-        return;
+        return commands;
     };
-    let (room, mut refused) = (Asked::default(), None);
-    let create = |name: &&str| match room.place(core, name, partitions as usize, factor) {
-        Ok(replicas) => Some(create_command(name, replicas, BTreeMap::new())),
-        Err(refusal) => {
-            refused = Some(refusal);
-            None
+    let partitions = core.config.num_partitions as usize;
+    for name in missing {
+        work.entries(partitions).await;
+        if alike.earlier(name).is_some() || collisions::check(core, name).is_err() {
+            continue;
         }
-    };
-    let commands: Vec<Command> = missing.iter().filter_map(create).collect();
+        match room.place(core, name, partitions, factor) {
+            Ok(replicas) => commands.push(create_command(name, replicas, BTreeMap::new())),
+            Err(refusal) => {
+                // There is no room for the others either.
+                refused = Some(refusal);
+                break;
+            }
+        }
+    }
     if let Some(refusal) = refused.filter(|_| core.placement.may_tell(clock::now())) {
         tracing::warn!(why = refusal.message, "cannot create topics that clients use");
     }
-    if !commands.is_empty() {
-        create_unasked(core, commands, missing).await;
-    }
+    commands
 }
 
-/// The error for a topic that a client uses and that is not created because the brokers lack memory for it.
-pub fn check_auto_create(core: &Core, name: &str) -> Result<(), Refusal> {
+/// The error for topics that a client uses and that are not created because the brokers lack memory for them.
+pub fn check_auto_create(core: &Core) -> Result<(), Refusal> {
     match check_replication(core, -1) {
-        Ok(factor) => Asked::default().place(core, name, core.config.num_partitions as usize, factor).map(drop),
+        Ok(factor) => Asked::default().place(core, "", core.config.num_partitions as usize, factor).map(drop),
         Err(_) => Ok(()),
     }
 }
 
 /// Creates topics that no client named in a CreateTopics. Waits until they can serve, even if another request
 /// created them.
-pub(super) async fn create_unasked<'a>(
-    core: &Rc<Core>,
-    commands: Vec<Command>,
-    names: impl IntoIterator<Item = &'a str>,
-) {
+pub(super) async fn create_unasked(core: &Rc<Core>, commands: Vec<Command>) {
     let created = async {
-        match meta::submit(core, commands).await {
-            Ok(results) => {
-                collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect()).await;
-            }
-            Err(error) => {
-                if core.placement.may_tell(clock::now()) {
-                    tracing::warn!(%error, "cannot create topics that clients use");
-                }
+        let mut commands = commands.into_iter();
+        loop {
+            let piece: Vec<Command> = commands.by_ref().take(refusal::CHANGES_MAX).collect();
+            if piece.is_empty() {
                 return;
             }
+            let names: Vec<Arc<str>> = piece.iter().filter_map(new_name).collect();
+            match meta::submit(core, piece).await {
+                Ok(results) => {
+                    collisions::undo(core, results.into_iter().map(|result| result.map_err(Refusal::from)).collect())
+                        .await;
+                }
+                Err(error) => {
+                    if core.placement.may_tell(clock::now()) {
+                        tracing::warn!(%error, "cannot create topics that clients use");
+                    }
+                    return;
+                }
+            }
+            let partitions = core.view(|view| {
+                let topics = names.iter().filter_map(|name| view.topic(name));
+                topics.flat_map(|topic| topic.partitions.clone()).collect()
+            });
+            until_led(core, partitions).await;
         }
-        let partitions = core.view(|view| {
-            let topics = names.into_iter().filter_map(|name| view.topic(name));
-            topics.flat_map(|topic| topic.partitions.clone()).collect()
-        });
-        until_led(core, partitions).await;
     };
     if let Either::Second(()) = race(created, rt::sleep(AUTO_CREATE_WAIT)).await
         && core.placement.may_tell(clock::now())
@@ -153,6 +186,13 @@ fn value_of(config: &CreatableTopicConfig) -> Result<&str, Refusal> {
         let message = format!("'{}' has no value; leave it out for the default", config.name);
         Refusal::new(ErrorCode::InvalidConfig, message)
     })
+}
+
+fn new_name(command: &Command) -> Option<Arc<str>> {
+    match command {
+        Command::CreateTopic { name, .. } => Some(name.clone()),
+        _ => None,
+    }
 }
 
 pub(super) fn create_command(name: &str, replicas: Vec<Vec<i32>>, configs: BTreeMap<String, String>) -> Command {
@@ -199,13 +239,34 @@ pub async fn until_led(core: &Core, mut partitions: Vec<Partition>) {
 
 /// Changes topics, and waits until new partitions can serve, at most until the request's timeout.
 pub(super) async fn change<T>(
-    core: &Rc<Core>,
+    work: &mut Work<'_>,
     items: &[T],
     check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     timeout_ms: i32,
 ) -> Vec<Result<(Command, Outcome), Refusal>> {
     let deadline = clock::now() + Duration::from_millis(timeout_ms.max(0) as u64);
-    refusal::change(core, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
+    let core = work.core();
+    refusal::change(work, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
+}
+
+/// Keeps the first of the items with the same key, and returns the keys that occur more than once.
+async fn take_repeats<T, K: Ord + Clone>(
+    work: &mut Work<'_>,
+    items: &mut Vec<T>,
+    key: impl Fn(&T) -> K,
+) -> BTreeSet<K> {
+    let mut named = names::Named::new();
+    for item in std::mem::take(items) {
+        work.entry().await;
+        if named.is_first(key(&item)) {
+            items.push(item);
+        }
+    }
+    named.repeats
+}
+
+fn error_message(refusal: Refusal) -> Option<StrBytes> {
+    Some(StrBytes::from_string(refusal.message))
 }
 
 /// Submits commands and waits until the new partitions can serve, but not beyond the deadline.
@@ -310,43 +371,47 @@ fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, String> {
 }
 
 pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
-    let mut asked: Vec<names::Reference> = if version >= 6 {
-        request.topics.into_iter().map(|topic| (topic.name, topic.topic_id)).collect()
-    } else {
-        request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
-    };
-    let repeats = names::take_repeats(&mut asked, names::Reference::clone);
-    let references: BTreeSet<names::Reference> = asked.iter().cloned().collect();
+    let mut work = Work::on(core);
+    let (mut asked, mut named) = (Vec::new(), names::Named::new());
+    let by_reference = request.topics.into_iter().map(|topic| (topic.name, topic.topic_id));
+    let by_name = request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil()));
+    // Before version 6, topics have names only.
+    for reference in by_reference.filter(|_| version >= 6).chain(by_name.filter(|_| version < 6)) {
+        work.entry().await;
+        if named.is_first(reference.clone()) {
+            asked.push(reference);
+        }
+    }
     let find = |core: &Core, reference: &names::Reference| {
         names::check_reference(reference)?;
-        if repeats.contains(reference) {
+        if named.repeats.contains(reference) {
             return Err(names::twice());
         }
         let command = find_to_delete(core, reference.0.as_ref(), reference.1)?;
         let Command::DeleteTopic { name, id } = &command else { unreachable!("{command:?} deletes nothing") };
-        match names::named_both_ways(&references, reference, name, *id) {
+        match named.named_both_ways(reference, name, *id) {
             true => Err(names::twice()),
             false => Ok(command),
         }
     };
-    let results = change(core, &asked, find, request.timeout_ms).await;
-    let responses = asked.into_iter().zip(results).map(|((name, id), result)| {
-        let (name, id, outcome) = match result {
+    let results = change(&mut work, &asked, find, request.timeout_ms).await;
+    let mut responses = Vec::with_capacity(results.len());
+    for ((name, id), result) in asked.into_iter().zip(results) {
+        work.entry().await;
+        let deleted = DeletableTopicResult::default();
+        responses.push(match result {
             Ok((Command::DeleteTopic { name, id }, _)) => {
-                (Some(TopicName(StrBytes::from_string(name.to_string()))), id, Ok(()))
+                deleted.with_name(Some(TopicName(StrBytes::from_string(name.to_string())))).with_topic_id(id)
             }
             Ok((other, _)) => unreachable!("{other:?} deletes nothing"),
-            Err(refusal) => (name, id, Err(refusal)),
-        };
-        let result = DeletableTopicResult::default().with_name(name).with_topic_id(id);
-        match outcome {
-            Ok(()) => result,
-            Err(Refusal { code, message }) => {
-                result.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
-            }
-        }
-    });
-    DeleteTopicsResponse::default().with_responses(responses.collect())
+            Err(refusal) => deleted
+                .with_name(name)
+                .with_topic_id(id)
+                .with_error_code(refusal.code.code())
+                .with_error_message(error_message(refusal)),
+        });
+    }
+    DeleteTopicsResponse::default().with_responses(responses)
 }
 
 fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Command, Refusal> {
@@ -361,29 +426,30 @@ fn find_to_delete(core: &Core, name: Option<&TopicName>, id: Uuid) -> Result<Com
 }
 
 pub async fn add_partitions(core: &Rc<Core>, mut request: CreatePartitionsRequest) -> CreatePartitionsResponse {
-    let repeats = names::take_repeats(&mut request.topics, |topic| topic.name.clone());
+    let mut work = Work::on(core);
+    let repeats = take_repeats(&mut work, &mut request.topics, |topic| topic.name.clone()).await;
     let room = Asked::default();
     let check_one = |core: &Core, topic: &CreatePartitionsTopic| match repeats.contains(&topic.name) {
         true => Err(names::twice()),
         false => check_more(core, topic, &room),
     };
-    let results: Vec<Result<(), Refusal>> = if request.validate_only {
-        let check = |core: &Core| request.topics.iter().map(|topic| check_one(core, topic)).collect();
-        refusal::check(core, check).await.into_iter().map(|checked| checked.map(drop)).collect()
+    let mut refusals: Vec<Option<Refusal>> = Vec::with_capacity(request.topics.len());
+    if request.validate_only {
+        refusals.extend(refusal::check(&mut work, &request.topics, check_one).await.into_iter().map(Result::err));
     } else {
-        let results = change(core, &request.topics, check_one, request.timeout_ms).await;
-        results.into_iter().map(|result| result.map(drop)).collect()
-    };
-    let results = request.topics.into_iter().zip(results).map(|(topic, outcome)| {
+        let results = change(&mut work, &request.topics, check_one, request.timeout_ms).await;
+        refusals.extend(results.into_iter().map(Result::err));
+    }
+    let mut results = Vec::with_capacity(refusals.len());
+    for (topic, refusal) in request.topics.into_iter().zip(refusals) {
+        work.entry().await;
         let result = CreatePartitionsTopicResult::default().with_name(topic.name);
-        match outcome {
-            Ok(()) => result,
-            Err(Refusal { code, message }) => {
-                result.with_error_code(code.code()).with_error_message(Some(StrBytes::from_string(message)))
-            }
-        }
-    });
-    CreatePartitionsResponse::default().with_results(results.collect())
+        results.push(match refusal {
+            None => result,
+            Some(refusal) => result.with_error_code(refusal.code.code()).with_error_message(error_message(refusal)),
+        });
+    }
+    CreatePartitionsResponse::default().with_results(results)
 }
 
 fn check_more(core: &Core, request: &CreatePartitionsTopic, room: &Asked) -> Result<Command, Refusal> {

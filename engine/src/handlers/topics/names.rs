@@ -9,19 +9,26 @@ use std::{
     sync::Arc,
 };
 
-/// Keeps the first of the items with the same key, and returns the keys that occur more than once. Kafka answers
-/// such a key once, with INVALID_REQUEST ([`twice`]).
-pub fn take_repeats<T, K: Ord + Clone>(items: &mut Vec<T>, key: impl Fn(&T) -> K) -> BTreeSet<K> {
-    let (mut seen, mut repeats) = (BTreeSet::new(), BTreeSet::new());
-    items.retain(|item| {
-        let key = key(item);
-        let is_first = seen.insert(key.clone());
+/// The topics that a request names so far, and those that it names more than once. Kafka answers such a topic once, with
+/// INVALID_REQUEST ([`twice`]).
+pub struct Named<K> {
+    seen: BTreeSet<K>,
+    pub repeats: BTreeSet<K>,
+}
+
+impl<K: Ord + Clone> Named<K> {
+    pub fn new() -> Self {
+        Self { seen: BTreeSet::new(), repeats: BTreeSet::new() }
+    }
+
+    /// Whether the request has not named this topic before.
+    pub fn is_first(&mut self, key: K) -> bool {
+        let is_first = self.seen.insert(key.clone());
         if !is_first {
-            repeats.insert(key);
+            self.repeats.insert(key);
         }
         is_first
-    });
-    repeats
+    }
 }
 
 pub fn twice() -> Refusal {
@@ -41,12 +48,15 @@ pub fn check_reference((name, id): &Reference) -> Result<(), Refusal> {
     Err(Refusal::new(ErrorCode::InvalidRequest, why))
 }
 
-/// Whether `asked` names one topic twice: `reference` names it by name or id, and another entry the other way.
-pub fn named_both_ways(asked: &BTreeSet<Reference>, reference: &Reference, name: &str, id: Uuid) -> bool {
-    asked.contains(&match reference.0 {
-        Some(_) => (None, id),
-        None => (Some(TopicName(StrBytes::from_string(name.to_owned()))), Uuid::nil()),
-    })
+impl Named<Reference> {
+    /// Whether the request names one topic twice: `reference` names it by name or id, and another entry the other
+    /// way.
+    pub fn named_both_ways(&self, reference: &Reference, name: &str, id: Uuid) -> bool {
+        self.seen.contains(&match reference.0 {
+            Some(_) => (None, id),
+            None => (Some(TopicName(StrBytes::from_string(name.to_owned()))), Uuid::nil()),
+        })
+    }
 }
 
 /// Whether a name can collide with others: Kafka maps '.' and '_' to the same character in names of metrics.
@@ -59,12 +69,10 @@ pub fn may_collide(name: &str) -> bool {
 pub struct Alike<'a>(BTreeMap<String, &'a str>);
 
 impl<'a> Alike<'a> {
-    pub fn of(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut alike = BTreeMap::new();
-        for name in names.into_iter().filter(|name| may_collide(name)) {
-            alike.entry(name.replace('.', "_")).or_insert(name);
+    pub fn add(&mut self, name: &'a str) {
+        if may_collide(name) {
+            self.0.entry(name.replace('.', "_")).or_insert(name);
         }
-        Self(alike)
     }
 
     /// The first name of the request that differs from this one only in '.' and '_', if it comes before it.
@@ -107,12 +115,20 @@ mod tests {
     use net::StrBytes;
     use std::ops::Bound;
 
+    fn alike<'a>(names: &[&'a str]) -> Alike<'a> {
+        let mut alike = Alike::default();
+        names.iter().for_each(|name| alike.add(name));
+        alike
+    }
+
     #[test]
     fn repeats_are_taken_out_and_told() {
+        let mut named = Named::new();
         let mut items = vec!["a", "b", "a", "c", "b", "a"];
-        assert_eq!(take_repeats(&mut items, |item| *item), BTreeSet::from(["a", "b"]));
-        assert_eq!(items, ["a", "b", "c"]);
-        assert_eq!(take_repeats(&mut items, |item| *item), BTreeSet::new());
+        items.retain(|item| named.is_first(*item));
+        assert_eq!((&named.repeats, &items[..]), (&BTreeSet::from(["a", "b"]), &["a", "b", "c"][..]));
+        let mut named = Named::new();
+        assert!(items.into_iter().all(|item| named.is_first(item)) && named.repeats.is_empty());
     }
 
     #[test]
@@ -131,8 +147,9 @@ mod tests {
                 (None, id) if *id == other => ("c", other),
                 _ => ("a", id),
             };
-            let asked = asked.iter().cloned().collect();
-            assert_eq!(named_both_ways(&asked, reference, name, id), expected, "{reference:?}");
+            let mut named = Named::new();
+            assert!(asked.iter().all(|reference| named.is_first(reference.clone())));
+            assert_eq!(named.named_both_ways(reference, name, id), expected, "{reference:?}");
         }
     }
 
@@ -159,7 +176,7 @@ mod tests {
             let found = colliding(name, first_from);
             assert_eq!(found.iter().map(|found| &**found).collect::<Vec<_>>(), Vec::from_iter(other), "{name}");
             if let Some(other) = other {
-                let alike = Alike::of([other, "ab", name]);
+                let alike = alike(&[other, "ab", name]);
                 assert_eq!((alike.earlier(name), alike.earlier(other)), (Some(other), None));
             }
         }
@@ -168,7 +185,7 @@ mod tests {
             topics.range::<str, _>((Bound::Included(from), Bound::Unbounded)).next().map(|found| Arc::from(*found))
         });
         assert_eq!(all.iter().map(|found| &**found).collect::<BTreeSet<_>>(), ["p.q_r", "p_q.r", "p_q_r"].into());
-        let alike = Alike::of(["a.b", "a-b", "a_b_", "a.b"]);
+        let alike = alike(&["a.b", "a-b", "a_b_", "a.b"]);
         assert!(["a.b", "a-b", "a_b_"].iter().all(|name| alike.earlier(name).is_none()));
         let refusal = collision("a_b", "a.b");
         assert_eq!(refusal.code, ErrorCode::InvalidTopicException);
