@@ -108,12 +108,17 @@ pub async fn find_coordinator(
 pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> Reply {
     shorten(core, &mut request).await;
     let bytes = weigh(core, &request, context.version).await;
-    match weight::allow(core, bytes, weight::PATIENCE).await {
+    let patience = match request.only_reads() {
+        true => weight::PATIENCE,
+        false => Duration::from_millis(core.config.offsets_commit_timeout_ms),
+    };
+    match weight::allow(core, bytes, patience).await {
         Ok(allowance) => {
             let answer = respond(core, request, context, allowance.budget()).await;
             allowance.reply(answer)
         }
-        Err(why) => Reply::HangUp { why },
+        Err(why) if request.only_reads() => Reply::HangUp { why },
+        Err(_) => Reply::Send(request.refuse(context.version, ErrorCode::CoordinatorNotAvailable).into()),
     }
 }
 

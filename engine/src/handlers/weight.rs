@@ -41,6 +41,8 @@ const COORDINATOR_BYTES: usize = 300;
 /// How long an answer waits for memory before the connection is closed. This is longer than clients wait: a
 /// connection that holds memory and stalls is closed much sooner.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for requests that change something.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The memory that an answer may take, held until it is sent.
 pub struct Allowance {
@@ -95,12 +97,21 @@ pub async fn allow(core: &Core, bytes: usize, within: Duration) -> Result<Allowa
 
 /// Holds memory for the answer to a request, if it may be large.
 pub async fn allow_for(core: &Rc<Core>, request: &Request, version: i16) -> Result<Allowance, String> {
-    let within = match request {
-        // A client that has given up learns nothing of a change that is made later.
-        Request::CreateTopics(request) => Duration::from_millis(request.timeout_ms.max(0) as u64).min(PATIENCE),
+    let bytes = answer_bytes(core, request, version).await;
+    allow(core, bytes, patience(request)).await
+}
+
+/// How long a request waits for memory. A change must not be made long after its client has given up.
+fn patience(request: &Request) -> Duration {
+    let of_change = |timeout_ms: i32| Duration::from_millis(timeout_ms.max(0) as u64).min(CHANGE_PATIENCE);
+    match request {
+        Request::CreateTopics(request) => of_change(request.timeout_ms),
+        Request::DeleteTopics(request) => of_change(request.timeout_ms),
+        Request::CreatePartitions(request) => of_change(request.timeout_ms),
+        Request::ElectLeaders(request) => of_change(request.timeout_ms),
+        Request::IncrementalAlterConfigs(_) => CHANGE_PATIENCE,
         _ => PATIENCE,
-    };
-    allow(core, answer_bytes(core, request, version).await, within).await
+    }
 }
 
 /// Approximate bytes of the answer to a request.
