@@ -18,7 +18,7 @@ use net::{StrBytes, errors::ErrorCode, messages::JoinGroupRequest};
 use super::{
     config::{MEMBER_BYTES_MAX, STRING_BYTES_MAX},
     env::{Env, Now, Waiting},
-    protocols::{self, Supported},
+    protocols::{self, Protocols, Supported},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
     size::{group_bytes, pending_bytes},
     timers::{Slot, Timer, Timers},
@@ -60,15 +60,12 @@ impl State {
     }
 }
 
-/// A member's protocols in order of preference: the assignor's name and the member's metadata for it.
-pub(crate) type Protocols = Vec<(StrBytes, Bytes)>;
-
 /// A member's own settings. A static member may return with different ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberSettings {
     pub(crate) rebalance_timeout_ms: u64,
     pub(crate) session_timeout_ms: u64,
-    pub(crate) protocols: Protocols,
+    pub(super) protocols: Protocols,
 }
 
 impl MemberSettings {
@@ -237,7 +234,7 @@ impl<T> Group<T> {
                 owes_sync: false,
                 session: None,
             };
-            self.supported.add(&loaded.settings);
+            self.supported.add(&loaded.settings.protocols);
             self.members.insert(member.member_id, loaded);
         }
         self.bytes = self.count_bytes();
@@ -311,7 +308,7 @@ impl<T> Group<T> {
 
     /// The protocol for the next generation.
     pub(crate) fn select_protocol(&self) -> Option<StrBytes> {
-        protocols::select(&self.supported, self.members.values())
+        protocols::select(&self.supported, self.members.values().map(|member| &member.settings.protocols))
     }
 
     pub(crate) fn rebalance_timeout_ms(&self) -> u64 {
@@ -338,7 +335,7 @@ impl<T> Group<T> {
             self.protocol_type = Some(own(protocol_type));
         }
         self.leader.get_or_insert_with(|| id.clone());
-        self.supported.add(&member.settings);
+        self.supported.add(&member.settings.protocols);
         assert!(self.members.insert(id, member).is_none(), "member ids are given out once");
     }
 
@@ -346,7 +343,7 @@ impl<T> Group<T> {
     pub(crate) fn remove(&mut self, id: &StrBytes, timers: &mut Timers) -> Option<Member<T>> {
         self.remove_pending(id, timers);
         let mut member = self.members.remove(id)?;
-        self.supported.remove(&member.settings);
+        self.supported.remove(&member.settings.protocols);
         self.bytes -= member.bytes(id);
         timers.cancel(&mut member.session);
         if let Some(instance) = &member.instance_id {
@@ -369,8 +366,8 @@ impl<T> Group<T> {
     pub(crate) fn set_settings(&mut self, id: &StrBytes, settings: MemberSettings) {
         let member = self.members.get_mut(id).expect("the member is known");
         self.bytes = self.bytes - member.settings.bytes() + settings.bytes();
-        self.supported.remove(&member.settings);
-        self.supported.add(&settings);
+        self.supported.remove(&member.settings.protocols);
+        self.supported.add(&settings.protocols);
         member.settings = settings;
     }
 
@@ -412,7 +409,7 @@ impl<T> Group<T> {
         assert!(self.uncommitted.values().all(|&count| count > 0));
         assert!(self.offsets.values().all(|partitions| !partitions.is_empty()));
         assert_eq!(self.bytes, self.count_bytes(), "{id}: bytes");
-        let supported = Supported::of(self.members.values().map(|member| &member.settings));
+        let supported = Supported::of(self.members.values().map(|member| &member.settings.protocols));
         assert_eq!(self.supported, supported, "{id}: protocols");
     }
 }

@@ -33,7 +33,6 @@
 
 mod api;
 mod config;
-mod describe;
 mod env;
 mod forget;
 mod group;
@@ -42,7 +41,7 @@ mod join;
 mod offsets;
 mod pieces;
 mod protocols;
-mod reading;
+mod reads;
 mod rebalance;
 mod records;
 mod session;
@@ -66,10 +65,9 @@ use net::{
 pub use self::{
     api::{Context, GroupRequest, GroupResponse, Route, by_partition, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
-    describe::shorten_filter,
     env::{AppendId, Now, Output},
     pieces::{Piece, Pieces},
-    reading::{Cursor, Part, Wanted},
+    reads::{Cursor, Part, Wanted, shorten_filter},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
     topics::{Incarnation, SWEEP_TURN_ENTRIES, Topics},
 };

@@ -211,7 +211,8 @@ impl<T: Topic> Cut<T> {
     }
 }
 
-/// Groups to split, between topics or partitions. A group that asks for all its offsets is one entry.
+/// Groups to split, between topics or partitions. A group that asks for all its offsets is one entry: its coordinator
+/// answers in parts (`reads`).
 struct CutGroups {
     rest: IntoIter<OffsetFetchRequestGroup>,
     /// A split group without its topics, and its remaining topics.

@@ -3,34 +3,36 @@
 use std::collections::{BTreeSet, HashMap};
 
 use ahash::RandomState;
+use bytes::Bytes;
 use net::StrBytes;
 
-use super::group::{Member, MemberSettings};
+/// A member's protocols in order of preference: the assignor's name and the member's metadata for it.
+pub(super) type Protocols = Vec<(StrBytes, Bytes)>;
 
 /// Number of members that support each protocol.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Supported(HashMap<StrBytes, usize, RandomState>);
 
 /// The names of a member's protocols, each once.
-fn names(settings: &MemberSettings) -> BTreeSet<&StrBytes> {
-    settings.protocols.iter().map(|(name, _)| name).collect()
+fn names(protocols: &Protocols) -> BTreeSet<&StrBytes> {
+    protocols.iter().map(|(name, _)| name).collect()
 }
 
 impl Supported {
-    pub(super) fn of<'a>(members: impl Iterator<Item = &'a MemberSettings>) -> Self {
+    pub(super) fn of<'a>(members: impl Iterator<Item = &'a Protocols>) -> Self {
         let mut supported = Self::default();
-        members.for_each(|settings| supported.add(settings));
+        members.for_each(|protocols| supported.add(protocols));
         supported
     }
 
-    pub(super) fn add(&mut self, settings: &MemberSettings) {
-        for name in names(settings) {
+    pub(super) fn add(&mut self, protocols: &Protocols) {
+        for name in names(protocols) {
             *self.0.entry(name.clone()).or_default() += 1;
         }
     }
 
-    pub(super) fn remove(&mut self, settings: &MemberSettings) {
-        for name in names(settings) {
+    pub(super) fn remove(&mut self, protocols: &Protocols) {
+        for name in names(protocols) {
             let count = self.0.get_mut(name).expect("it was counted");
             *count -= 1;
             if *count == 0 {
@@ -47,15 +49,14 @@ impl Supported {
 
 /// The protocol with the most votes. Each member votes for its first protocol that all members support. On a tie, the
 /// protocol that got a vote first wins.
-pub(super) fn select<'a, T: 'a>(
+pub(super) fn select<'a>(
     supported: &Supported,
-    members: impl ExactSizeIterator<Item = &'a Member<T>>,
+    members: impl ExactSizeIterator<Item = &'a Protocols>,
 ) -> Option<StrBytes> {
     let all = members.len();
     let mut votes: HashMap<&StrBytes, (usize, usize), RandomState> = HashMap::default();
-    for (at, member) in members.enumerate() {
-        let mut protocols = member.settings.protocols.iter();
-        let (vote, _) = protocols.find(|(name, _)| supported.count(name) == all)?;
+    for (at, protocols) in members.enumerate() {
+        let (vote, _) = protocols.iter().find(|(name, _)| supported.count(name) == all)?;
         votes.entry(vote).or_insert((0, all - at)).0 += 1;
     }
     votes.into_iter().max_by_key(|(_, votes_and_earliness)| *votes_and_earliness).map(|(name, _)| name.clone())

@@ -15,9 +15,8 @@
 //! | `ledger_commits` | the same for members of groups |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
-//! | `turns` | how much work large requests do between two yields |
+//! | `turns` | how much work large requests do between two yields, and what the answers to small ones may take |
 //! | `producing` | what producers are told when a leader can't take their batches |
-//! | `large_answers` | small requests for much: what their answers may take |
 //! | `fenced` | what a broker that was cut off may still answer |
 //! | `stopped` | a committed entry that cannot be applied |
 //! | `summary`, `tests` | the counts of what runs did; the seeds |
@@ -37,7 +36,6 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
-mod large_answers;
 mod large_entries;
 mod ledger;
 mod ledger_commits;

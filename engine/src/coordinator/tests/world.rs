@@ -74,7 +74,7 @@ fn encode(response: &GroupResponse, version: i16) {
     encoded.unwrap_or_else(|error| panic!("version {version} of {response:?}: {error}"));
 }
 
-/// The whole answer to a request that only reads.
+/// The whole answer to a request that only reads and names nothing twice.
 pub(super) fn read<T>(
     coordinator: &Coordinator<T>,
     topics: &dyn Topics,
@@ -82,10 +82,15 @@ pub(super) fn read<T>(
     request: &GroupRequest,
 ) -> GroupResponse {
     let mut whole = request.empty_response();
+    let mut weight: usize = request.wanted(context.version).map(|wanted| coordinator.weigh(&wanted).0).sum();
+    if matches!(request, GroupRequest::ListGroups(_)) {
+        weight = coordinator.weigh_list();
+    }
     let mut next = Some(Cursor::default());
     while let Some(from) = next {
         let part = coordinator.read(topics, context.version, request, &from);
         assert!(part.entries <= ENTRIES_A_TURN, "{} entries in one part", part.entries);
+        weight = weight.checked_sub(part.bytes).expect("an answer is no larger than it was weighed");
         match from == Cursor::default() {
             true => whole = part.response,
             false => whole.add_part(part.goes_on, part.response),

@@ -9,8 +9,8 @@ use std::{
     sync::Arc,
 };
 
-/// The topics that a request names so far, and those that it names more than once. Kafka answers such a topic once, with
-/// INVALID_REQUEST ([`twice`]).
+/// The topics that a request names so far, and those that it names more than once. Kafka answers such a topic once,
+/// with INVALID_REQUEST ([`twice`]).
 pub struct Named<K> {
     seen: BTreeSet<K>,
     pub repeats: BTreeSet<K>,

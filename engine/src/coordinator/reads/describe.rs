@@ -12,10 +12,8 @@ use net::{
     },
 };
 
-use super::{
-    group::{Group, State},
-    reading::{Cursor, GROUP_BYTES, Load, MEMBER_BYTES, Part},
-};
+use super::part::{Cursor, GROUP_BYTES, Load, MEMBER_BYTES, Part};
+use crate::coordinator::group::{Group, State};
 
 /// The first version that answers an unknown group with an error (KIP-1043).
 const NOT_FOUND_FROM: i16 = 6;

@@ -3,14 +3,14 @@
 //!
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
+mod answers;
+
 use super::{
     allocations,
     counts::{Calm, PARTITIONS, TOPIC},
     exec,
 };
 use bytes::Bytes;
-use std::ops::Range;
-
 use net::{
     StrBytes,
     codec::{
@@ -43,6 +43,7 @@ use net::{
     records::{build::BatchBuilder, compression::Codec},
     turn::{BYTES_A_TURN, ENTRIES_A_TURN},
 };
+use std::ops::Range;
 
 /// Number of entries in a large request.
 const ENTRIES: usize = 40_000;

@@ -4,72 +4,30 @@
 //! Each group is described as it is at one moment. All offsets of a group come from one moment only if they fit one
 //! part.
 
+mod describe;
+mod fetch;
+mod part;
+
 use net::{
     StrBytes,
     errors::ErrorCode,
     messages::{OffsetFetchRequest, offset_fetch_request::OffsetFetchRequestGroup},
-    turn::ENTRIES_A_TURN,
 };
 
+use self::part::{GROUP_BYTES, MEMBER_BYTES, OFFSET_BYTES, TOPIC_BYTES};
+pub use self::{
+    describe::shorten_filter,
+    part::{Cursor, Part},
+};
 use super::{
     Coordinator,
     api::{GroupRequest, GroupResponse},
-    describe, offsets,
     pieces::GoesOn,
     topics::Topics,
 };
 
-/// Approximate bytes of one thing in an answer, decoded and encoded, without its strings.
-pub(super) const GROUP_BYTES: usize = 300;
-pub(super) const MEMBER_BYTES: usize = 320;
-pub(super) const TOPIC_BYTES: usize = 160;
-pub(super) const OFFSET_BYTES: usize = 128;
 /// Approximate bytes of one listed group, with a name that is not very long.
 const LISTED_BYTES: usize = 512;
-
-/// The place at which the next part of an answer begins. The default is the beginning.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
-    /// Number of the request's groups that are answered.
-    pub(super) groups: usize,
-    /// The last answered offset of the next group, if the request asks for all its offsets.
-    pub(super) offset: Option<(StrBytes, i32)>,
-    /// The last group that ListGroups has looked at.
-    pub(super) listed: Option<StrBytes>,
-}
-
-/// A part of an answer.
-#[derive(Debug)]
-pub struct Part {
-    pub response: GroupResponse,
-    /// Entries that were looked at.
-    pub entries: usize,
-    /// Approximate bytes of the answer, decoded and encoded.
-    pub bytes: usize,
-    /// The first group of this part is the last one of the part before.
-    pub goes_on: bool,
-    /// Where the next part begins; `None`: this is the last part.
-    pub next: Option<Cursor>,
-}
-
-/// What a part holds so far.
-#[derive(Debug, Default)]
-pub(super) struct Load {
-    pub(super) entries: usize,
-    pub(super) bytes: usize,
-}
-
-impl Load {
-    /// Whether another item of so many entries fits. The first one always does.
-    pub(super) fn has_room(&self, entries: usize) -> bool {
-        self.entries == 0 || self.entries + entries <= ENTRIES_A_TURN
-    }
-
-    pub(super) fn add(&mut self, entries: usize, bytes: usize) {
-        self.entries += entries;
-        self.bytes += bytes;
-    }
-}
 
 /// A group of a request that reads.
 #[derive(Clone, Debug)]
@@ -83,8 +41,11 @@ enum What {
     /// Its members.
     Description,
     AllOffsets,
-    /// So many offsets, by their names.
-    Offsets(usize),
+    /// So many offsets, by their names. The topics take so many bytes.
+    Offsets {
+        count: usize,
+        topic_bytes: usize,
+    },
 }
 
 impl GroupRequest {
@@ -119,13 +80,29 @@ impl GroupRequest {
 }
 
 fn wanted_before_8(fetch: &OffsetFetchRequest) -> Wanted {
-    let count = fetch.topics.as_ref().map(|topics| topics.iter().map(|topic| topic.partition_indexes.len()).sum());
-    Wanted { group: fetch.group_id.0.clone(), what: count.map_or(What::AllOffsets, What::Offsets) }
+    let named = fetch
+        .topics
+        .as_ref()
+        .map(|topics| named(topics.iter().map(|topic| (topic.name.len(), topic.partition_indexes.len()))));
+    Wanted { group: fetch.group_id.0.clone(), what: named.unwrap_or(What::AllOffsets) }
 }
 
 fn wanted_offsets(group: &OffsetFetchRequestGroup) -> Wanted {
-    let count = group.topics.as_ref().map(|topics| topics.iter().map(|topic| topic.partition_indexes.len()).sum());
-    Wanted { group: group.group_id.0.clone(), what: count.map_or(What::AllOffsets, What::Offsets) }
+    let named = group
+        .topics
+        .as_ref()
+        .map(|topics| named(topics.iter().map(|topic| (topic.name.len(), topic.partition_indexes.len()))));
+    Wanted { group: group.group_id.0.clone(), what: named.unwrap_or(What::AllOffsets) }
+}
+
+/// The lengths of topics' names, and the numbers of their partitions.
+fn named(topics: impl Iterator<Item = (usize, usize)>) -> What {
+    let (mut count, mut topic_bytes) = (0, 0);
+    for (name_bytes, partitions) in topics {
+        count += partitions;
+        topic_bytes += TOPIC_BYTES + name_bytes;
+    }
+    What::Offsets { count, topic_bytes }
 }
 
 impl<T> Coordinator<T> {
@@ -136,8 +113,8 @@ impl<T> Coordinator<T> {
             return Part { response, entries: 0, bytes: 0, goes_on: false, next: None };
         }
         match request {
-            GroupRequest::OffsetFetch(fetch) if version < 8 => offsets::fetch_one(&self.groups, topics, fetch, from),
-            GroupRequest::OffsetFetch(fetch) => offsets::fetch(&self.groups, topics, fetch, from),
+            GroupRequest::OffsetFetch(one) if version < 8 => fetch::fetch_one(&self.groups, topics, one, from),
+            GroupRequest::OffsetFetch(several) => fetch::fetch(&self.groups, topics, several, from),
             GroupRequest::DescribeGroups(request) => describe::describe(&self.groups, version, request, from),
             GroupRequest::ListGroups(request) => describe::list(&self.groups, request, from),
             other => unreachable!("{other:?} does not only read"),
@@ -147,17 +124,17 @@ impl<T> Coordinator<T> {
     /// Approximate bytes of the answer about one group, and the number of entries that were counted for it.
     pub fn weigh(&self, wanted: &Wanted) -> (usize, usize) {
         let group = self.groups.get(&wanted.group);
-        let base = GROUP_BYTES + wanted.group.len();
+        let base = GROUP_BYTES + 2 * wanted.group.len();
         match wanted.what {
             What::Description => {
                 let members = group.map_or(0, |group| group.members.len());
                 (base + MEMBER_BYTES * members + group.map_or(0, |group| group.record_bytes()), 1 + members)
             }
-            What::AllOffsets => (base + group.map_or(0, |group| group.bytes), 1),
-            What::Offsets(count) => {
+            What::AllOffsets => (base + group.map_or(0, |group| group.bytes + group.offsets.len() * TOPIC_BYTES), 1),
+            What::Offsets { count, topic_bytes } => {
                 // Most clients name each partition once. Then all strings together are no larger than the group.
                 let strings = group.map_or(0, |group| group.bytes.min(count * self.config.offset_metadata_max_bytes));
-                (base + count * (OFFSET_BYTES + TOPIC_BYTES) + strings, 1)
+                (base + topic_bytes + count * OFFSET_BYTES + strings, 1)
             }
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
-use super::counts::{Calm, PARTITIONS, TOPIC};
 use crate::handlers::OFFSETS_TOPIC;
+use crate::sim::counts::{Calm, PARTITIONS, TOPIC};
 use bytes::Bytes;
 use net::{
     StrBytes,
