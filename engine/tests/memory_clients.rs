@@ -14,7 +14,7 @@ use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::codec::produce::TopicRef;
 use net::codec::request::Request;
 use net::errors;
-use net::messages::MetadataRequest;
+use net::messages::{FindCoordinatorRequest, MetadataRequest};
 use socket2::{Domain, Socket, Type};
 
 use support::broker::Broker;
@@ -72,13 +72,13 @@ fn fetch_all() -> FetchRequest {
 }
 
 /// Sends the same request again and again, and reads nothing. The kernel buffers little for this connection.
-fn ask_in_vain(broker: &Broker, version: i16, request: &Request) -> TcpStream {
+fn ask_in_vain(broker: &Broker, version: i16, request: &Request, times: usize) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a buffer's size can be set");
     socket.connect(&broker.kafka().into()).expect("the broker accepts");
     let mut stream = TcpStream::from(socket);
     let mut codec = ClientCodec::new("deaf");
-    for _ in 0..300 {
+    for _ in 0..times {
         let (_, parts) = codec.encode(version, request).expect("the request is valid");
         // The broker may have closed the connection already.
         if stream.write_all(&parts.into_bytes()).is_err() {
@@ -92,7 +92,7 @@ fn ask_in_vain(broker: &Broker, version: i16, request: &Request) -> TcpStream {
 fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
     let broker = start(&[]);
     fill(&broker);
-    let crowd: Vec<TcpStream> = (0..40).map(|_| ask_in_vain(&broker, 12, &fetch_all().into())).collect();
+    let crowd: Vec<TcpStream> = (0..40).map(|_| ask_in_vain(&broker, 12, &fetch_all().into(), 300)).collect();
     wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
     // Meanwhile a client that reads gets everything.
     let mut reader = wire::connect(&broker);
@@ -120,7 +120,7 @@ fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, 700, 1, &[]);
     assert_eq!(errors::check(created.error_code), Ok(()));
     let all = MetadataRequest::default().with_topics(None).into();
-    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 12, &all)).collect();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 12, &all, 300)).collect();
     // An answer is larger than 15 KB. One answer of each client waits, because the kernel takes no more.
     let held = || broker.metric("millrace_memory_answers_bytes") as usize;
     wait_until("answers that nobody takes", || held() > CROWD * 15_000);
@@ -128,6 +128,26 @@ fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
     drop(crowd);
     wait_until("memory that is given back", || held() == 0);
+}
+
+/// Small frames with many names: a request takes 100 times its frame when it is decoded and answered.
+#[test]
+fn requests_with_many_small_elements_are_counted_by_their_elements() {
+    const CROWD: usize = 300;
+    let broker = start(&[]);
+    let keys = vec![wire::text("g"); 8_000];
+    let find: Request = FindCoordinatorRequest::default().with_coordinator_keys(keys).into();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 4, &find, 2)).collect();
+    wait_until("requests that wait for memory", || broker.metric("millrace_memory_request_waits_total") > 10.0);
+    // A client that asks for little is answered at once.
+    wire::await_coordinator(&mut wire::connect(&broker), "g");
+    drop(crowd);
+    wait_until("connections that are gone", || broker.metric("millrace_connections_open") == 0.0);
+    wait_until("memory that is given back", || {
+        let held = |name: &str| broker.metric(&format!("millrace_memory_{name}_bytes"));
+        held("answers") == 0.0 && held("requests") == 0.0
+    });
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
 }
 
 /// Sends a large request except its end, as fast as the broker accepts it, and then nothing.

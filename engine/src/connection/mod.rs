@@ -27,7 +27,7 @@ use crate::{
     connection::log::Admitted,
     core::Core,
     handlers::{self, Pending, Reply},
-    memory::Reservation,
+    memory::{FREE_DECODED_BYTES, Reservation},
     rt,
     sync::{Either, Flag, Notify, race},
 };
@@ -58,6 +58,14 @@ use std::{
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
 const IN_FLIGHT_MAX: usize = 64;
+
+/// How long a request waits for memory to be decoded. Then its connection is closed: a change must not be made long
+/// after its client has given up.
+const DECODE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a request that waits, for example for the leaders of new topics, keeps the memory for its decoded form.
+/// After that, little of it is left.
+const DECODED_HELD_MAX: Duration = Duration::from_secs(10);
 
 /// One core's connections.
 pub struct Connections {
@@ -364,9 +372,11 @@ async fn read(
         };
         let header = undecoded.header.clone();
         // A request that begins after others is decoded only then, since its decoded form takes many times the
-        // memory of its frame.
-        let answer = if header.api != ApiKey::Produce && connection.is_busy() {
-            later(core.clone(), connection.client.clone(), undecoded)
+        // memory of its frame. If it is large, it waits for memory first.
+        let decoded_bytes = undecoded.decoded_bytes()?;
+        let is_large = decoded_bytes > FREE_DECODED_BYTES;
+        let answer = if is_large || (header.api != ApiKey::Produce && connection.is_busy()) {
+            later(core.clone(), connection.client.clone(), undecoded, decoded_bytes)
         } else {
             handlers::start(core, &connection.client, &header, undecoded.body()?)
         };
@@ -379,13 +389,32 @@ async fn read(
     }
 }
 
-/// Starts a request once its answer is polled.
-fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded) -> Pending {
+/// Starts a request once its answer is polled, and there is memory for its decoded form.
+fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, decoded_bytes: usize) -> Pending {
     Box::pin(async move {
-        match undecoded.body() {
-            Ok(request) => handlers::start(&core, &client, &undecoded.header, request).await,
-            Err(error) => Reply::HangUp { why: error.to_string() },
+        let mut reserved = core.memory.requests.decoded_reservation();
+        if decoded_bytes > FREE_DECODED_BYTES {
+            core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(decoded_bytes)));
+            if let Either::Second(()) = race(reserved.grow(decoded_bytes), rt::sleep(DECODE_PATIENCE)).await {
+                let seconds = DECODE_PATIENCE.as_secs();
+                let why = format!(
+                    "for {seconds} s there was no memory to decode its request, of about {decoded_bytes} bytes; name less \
+                     at once, or raise memory.budget.bytes"
+                );
+                return Reply::HangUp { why };
+            }
         }
+        let mut answer = match undecoded.body() {
+            Ok(request) => handlers::start(&core, &client, &undecoded.header, request),
+            Err(error) => return Reply::HangUp { why: error.to_string() },
+        };
+        if reserved.bytes() > 0
+            && let Either::First(reply) = race(&mut answer, rt::sleep(DECODED_HELD_MAX)).await
+        {
+            return reply;
+        }
+        drop(reserved);
+        answer.await
     })
 }
 

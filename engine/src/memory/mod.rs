@@ -17,7 +17,7 @@ mod requests;
 use answers::Accounts;
 pub use answers::{ALONE_BYTES_MAX, Answers, Budget, Held};
 pub use lasting::Lasting;
-pub use requests::{FREE_BYTES, Requests, Reservation};
+pub use requests::{FREE_BYTES, FREE_DECODED_BYTES, Requests, Reservation};
 
 use std::sync::Arc;
 use types::CoreId;

@@ -5,16 +5,24 @@
 //! bytes. There are two lanes, so that heavy frames (a thirty-second of the share or more) do not delay the others.
 //! The reservation stays until the request is answered.
 //!
+//! The decoded form of a request may take many times its frame. Beyond [`FREE_DECODED_BYTES`] it has a reservation of
+//! its own, in a third lane, from right before it is decoded until the request is answered, for at most 10 s. A request
+//! that holds one waits for no other.
+//!
 //! A frame that is partly received may need more than is free. The first in line gets it anyway, but only one at a
 //! time. So even if several frames are stuck, one always completes.
 //!
-//! Bound: the room of the lanes, and one more frame in each (`socket.request.max.bytes`).
+//! Bound: the room of the lanes, and one more frame in each of the first two (`socket.request.max.bytes`) and one more
+//! decoded form (40 MiB).
 
 use crate::{core::line::Line, sync::Notify};
 use std::{cell::Cell, rc::Rc};
 
 /// Bytes of a frame that each connection may receive without a reservation: one read.
 pub const FREE_BYTES: usize = 16 << 10;
+
+/// Bytes of a decoded request without a reservation.
+pub const FREE_DECODED_BYTES: usize = 64 << 10;
 
 /// One core's requests.
 pub struct Requests {
@@ -23,6 +31,7 @@ pub struct Requests {
     heavy_from: usize,
     light: Rc<Lane>,
     heavy: Rc<Lane>,
+    decoded: Rc<Lane>,
 }
 
 struct Lane {
@@ -53,12 +62,18 @@ impl Requests {
                 freed: Notify::default(),
             })
         };
-        Self { small_max: share / 4, heavy_from: share / 32, light: lane(share / 2), heavy: lane(share / 4) }
+        Self {
+            small_max: share / 8,
+            heavy_from: share / 32,
+            light: lane(share / 2),
+            heavy: lane(share / 4),
+            decoded: lane(share / 8),
+        }
     }
 
     /// Most bytes of all requests, not counting frames that exceed their lane's room.
     pub fn share(&self) -> usize {
-        self.small_max * 4
+        self.small_max * 8
     }
 
     /// Most bytes of requests in progress that have no reservation.
@@ -72,19 +87,28 @@ impl Requests {
         Reservation { lane: lane.clone(), bytes: 0, is_over: false }
     }
 
-    /// Frames that wait for room.
+    /// An empty reservation for a decoded request.
+    pub fn decoded_reservation(&self) -> Reservation {
+        Reservation { lane: self.decoded.clone(), bytes: 0, is_over: false }
+    }
+
+    fn lanes(&self) -> [&Rc<Lane>; 3] {
+        [&self.light, &self.heavy, &self.decoded]
+    }
+
+    /// Frames that wait for room. What is to be decoded does not count: no client can end its wait.
     pub fn waiting(&self) -> usize {
         self.light.line.len() + self.heavy.line.len()
     }
 
     /// Bytes that are reserved.
     pub fn held(&self) -> usize {
-        self.light.held.get() + self.heavy.held.get()
+        self.lanes().iter().map(|lane| lane.held.get()).sum()
     }
 
     /// Whether so much is reserved that requests may soon wait.
     pub fn is_half_full(&self) -> bool {
-        [&self.light, &self.heavy].iter().any(|lane| lane.held.get() > lane.max / 2)
+        self.lanes().iter().any(|lane| lane.held.get() > lane.max / 2)
     }
 }
 
@@ -160,6 +184,7 @@ mod tests {
     fn frames_that_are_partly_here_end_one_after_the_other() {
         let requests = Requests::new(320 << 10);
         assert_eq!((requests.light.max, requests.heavy.max, requests.heavy_from), (160 << 10, 80 << 10, 10 << 10));
+        assert_eq!((requests.decoded.max, requests.small_max, requests.share()), (40 << 10, 40 << 10, 320 << 10));
         let frame = || requests.reservation(1 << 20);
         let (mut one, mut two, mut three, mut four) = (frame(), frame(), frame(), frame());
         for frame in [&mut one, &mut two, &mut three, &mut four] {
@@ -180,6 +205,10 @@ mod tests {
         assert!(waiting.as_mut().poll(&mut context).is_ready(), "20 KiB have become free");
         drop(waiting);
         assert!(!one.is_over() && is_ready(two.grow(21 << 10)) && two.is_over());
+        // Nor does a request that is received and to be decoded.
+        let (mut first, mut second) = (requests.decoded_reservation(), requests.decoded_reservation());
+        assert!(is_ready(first.grow(30 << 10)) && is_ready(second.grow(1 << 20)) && second.is_over());
+        drop((first, second));
         drop((one, two, four));
         assert_eq!((requests.held(), requests.waiting()), (0, 0));
     }

@@ -222,7 +222,7 @@ metrics! {
     memory_answers_bytes: Gauge;
     /// Bytes of memory that answers from segment files hold until clients have taken them.
     memory_cold_answers_bytes: Gauge;
-    /// Times that the broker stopped reading a request until there was memory for it.
+    /// Times that a request waited for memory before the broker read more of it, or decoded it.
     memory_request_waits_total: Counter;
     /// Times that an answer had to wait for memory.
     memory_answer_waits_total: Counter;

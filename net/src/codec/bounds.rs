@@ -12,6 +12,21 @@ use crate::codec::schema::response as schema_response;
 use crate::codec::schema::{self, Field, Type};
 use crate::codec::wire::{Malformed, Reader};
 
+/// Most bytes of one decoded element of a request, without its strings, which are slices of the frame. For requests
+/// that [`count_elements`] counts.
+pub const ELEMENT_BYTES_MAX: usize = 160;
+
+/// Checks the body of a request, and counts all its elements. 0 for requests that are decoded without the codec, or
+/// whose decoded form is gone at once, as the coordinator copies it: Produce, Fetch, JoinGroup and SyncGroup.
+pub fn count_elements(api: ApiKey, version: i16, body: &Bytes) -> Result<usize, Malformed> {
+    if matches!(api, ApiKey::Produce | ApiKey::Fetch | ApiKey::JoinGroup | ApiKey::SyncGroup) {
+        return Ok(0);
+    }
+    let mut reader = Reader::new(body);
+    check(schema::request(api), api, version, &mut reader)?;
+    Ok(reader.elements())
+}
+
 /// Checks the body of a request. Bytes after the end of the message are allowed: librdkafka 2.16 pads Metadata, and
 /// Kafka ignores it. Not for Produce and Fetch, which are decoded without the codec.
 pub fn check_request(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {

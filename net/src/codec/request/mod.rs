@@ -112,6 +112,9 @@ control_apis! {
     DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
 }
 
+/// A body of this size has too few elements to count.
+const SMALL_BODY_BYTES: usize = 1 << 10;
+
 /// A request whose header only has been decoded. It takes little more memory than its frame.
 #[derive(Debug, Clone)]
 pub struct Undecoded {
@@ -127,6 +130,17 @@ pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
 }
 
 impl Undecoded {
+    /// About as many bytes as the decoded body takes in addition to the frame. Bodies of up to 1 KiB count as 0.
+    pub fn decoded_bytes(&self) -> Result<usize, DecodeError> {
+        if self.body.len() <= SMALL_BODY_BYTES {
+            return Ok(0);
+        }
+        let RequestHeader { api, version, .. } = self.header;
+        let malformed = |source| DecodeError::Malformed { api: Some(api), version, source };
+        let elements = bounds::count_elements(api, version, &self.body).map_err(malformed)?;
+        Ok(elements * bounds::ELEMENT_BYTES_MAX)
+    }
+
     /// Decodes the body.
     pub fn body(&self) -> Result<Request, DecodeError> {
         let RequestHeader { api, version, .. } = self.header;

@@ -3,10 +3,11 @@
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use kafka_protocol::messages as kafka;
-use kafka_protocol::protocol::{Decodable, Encodable};
+use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 
 use crate::codec::api::{ApiKey, Unsupported};
-use crate::codec::request::{DecodeError, Request, decode, encode};
+use crate::codec::header::RequestHeader;
+use crate::codec::request::{DecodeError, Request, decode, decode_header, encode};
 use crate::codec::wire::{ELEMENTS_MAX, Malformed};
 use crate::testing::{allocations, generate};
 
@@ -222,6 +223,34 @@ fn elements_are_bounded_over_the_whole_request() {
     let Err(DecodeError::Malformed { source, .. }) = result else { panic!("accepted") };
     assert_eq!(source, Malformed::Elements { field: "topics", at: 0 });
     assert!(allocated < 1024, "{allocated}");
+}
+
+/// A decoded element takes no more than it is counted for.
+#[test]
+fn the_decoded_form_of_a_request_is_bounded_by_its_elements() {
+    let keys = |count| vec![StrBytes::from_static_str("g"); count];
+    let group = || kafka::offset_fetch_request::OffsetFetchRequestGroup::default().with_topics(None);
+    let requests: [(Request, i16); 5] = [
+        (kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys(5_000)).into(), 4),
+        (kafka::OffsetFetchRequest::default().with_groups(vec![group(); 5_000]).into(), 8),
+        (kafka::LeaveGroupRequest::default().with_members(vec![Default::default(); 5_000]).into(), 5),
+        (kafka::CreateTopicsRequest::default().with_topics(vec![Default::default(); 5_000]).into(), 7),
+        (kafka::DescribeConfigsRequest::default().with_resources(vec![Default::default(); 5_000]).into(), 4),
+    ];
+    for (request, version) in requests {
+        let header = RequestHeader { api: request.api(), version, correlation_id: 1, client_id: None };
+        let frame = encode(&header, &request).expect("the request is valid").into_bytes().slice(4..);
+        let undecoded = decode_header(&frame).expect("the header is valid");
+        let bytes = undecoded.decoded_bytes().expect("the body is valid");
+        let (decoded, allocated) = allocations::during(|| undecoded.body());
+        assert_eq!(decoded.as_ref(), Ok(&request));
+        let is_near = (allocated..10 * allocated).contains(&bytes);
+        assert!(is_near, "{:?}: {allocated} bytes were estimated as {bytes}", request.api());
+    }
+    let small = kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys(100));
+    let header = RequestHeader { api: ApiKey::FindCoordinator, version: 4, correlation_id: 1, client_id: None };
+    let frame = encode(&header, &small.into()).expect("the request is valid").into_bytes().slice(4..);
+    assert_eq!(decode_header(&frame).expect("the header is valid").decoded_bytes(), Ok(0));
 }
 
 #[test]
