@@ -10,7 +10,7 @@
 //! | [`metadata`] | commands, slices, snapshots and views |
 //! | [`plane`] | the metadata group's leader or follower, forwarding, leases and the fast path |
 //! | [`wire`] | the encoding of messages between brokers, and between brokers and tools |
-//! | `sim` | clocks, disks and a network with faults, and a cluster of many nodes on them (feature `sim`, and in tests) |
+//! | `sim` | clocks, disks and a network with faults, and clusters of nodes on them (feature `sim`, and in tests) |
 
 pub mod group;
 pub mod metadata;

@@ -85,12 +85,4 @@ pub struct Topic {
 }
 
 #[cfg(test)]
-mod bounds_tests;
-#[cfg(test)]
-mod room_tests;
-#[cfg(test)]
-mod rules_tests;
-#[cfg(test)]
-mod speculation_tests;
-#[cfg(test)]
 mod tests;

@@ -81,7 +81,7 @@ pub async fn close_stalled(core: Rc<Core>) {
     while !core.is_stopping() {
         rt::sleep(LOOK_EVERY).await;
         let (memory, unsent) = (&core.memory, core.connections.unsent_bytes.get());
-        let is_due = memory.is_half_full() || unsent > memory.answers_max() / 2;
+        let is_due = memory.is_short() || unsent > memory.answers_max() / 2;
         if is_due {
             look(&core, !looked);
         }

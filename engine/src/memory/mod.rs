@@ -92,9 +92,10 @@ impl Memory {
         self.answers.waiting_anywhere() + self.cold_answers.waiting_anywhere()
     }
 
-    /// Whether answers on some core hold so much that others may soon wait.
+    /// Whether answers wait, or hold so much on some core that others may soon wait. An answer may wait although less
+    /// than half is held, since it needs up to a quarter, and what is read beyond it.
     pub fn answers_are_short(&self) -> bool {
-        self.answers.is_half_full() || self.cold_answers.is_half_full()
+        self.answers_waiting() > 0 || self.answers.is_half_full() || self.cold_answers.is_half_full()
     }
 
     /// Most bytes of all answers of one core.
@@ -102,9 +103,9 @@ impl Memory {
         self.answers.max() + self.cold_answers.max()
     }
 
-    /// Whether so much is held that requests or answers may soon wait.
-    pub fn is_half_full(&self) -> bool {
-        self.requests.is_half_full() || self.answers_are_short()
+    /// Whether requests or answers wait, or may soon.
+    pub fn is_short(&self) -> bool {
+        self.requests.waiting() > 0 || self.requests.is_half_full() || self.answers_are_short()
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     cluster::Cluster,
     exec::{self, OUTSIDE, World},
     ledger::Violation,
-    ledger_commits::{CommitId, GroupHistory, Moment, Place, Who},
+    ledger::commits::{CommitId, GroupHistory, Moment, Place, Who},
     node::Node,
 };
 use crate::{handlers::OFFSETS_TOPIC, rt};

@@ -12,7 +12,7 @@
 //! | `remade` | a topic that is deleted and created again, and its committed offsets |
 //! | `churn` | topics that are created and deleted again and again |
 //! | `ledger` | what clients know, and the invariants that must hold |
-//! | `ledger_commits` | the same for members of groups |
+//! | `ledger::commits` | the same for members of groups |
 //! | `cluster`, `logs` | faults, and the checks after every step and at the end |
 //! | `allocations`, `counts` | what requests cost brokers without faults: writes, syncs, copies, allocations |
 //! | `turns` | how much work large requests do between two yields, and what the answers to small ones may take |
@@ -38,7 +38,6 @@ mod exec;
 mod fenced;
 mod large_entries;
 mod ledger;
-mod ledger_commits;
 mod logs;
 mod net;
 mod node;

@@ -54,6 +54,17 @@ use std::{
     rc::Rc,
 };
 
+/// The entries that count towards the cache, in the order of their arrival.
+fn arrivals<'a>(logs: impl Iterator<Item = &'a Log>) -> Vec<(LogPos, GroupId)> {
+    let mut arrivals: Vec<(LogPos, GroupId)> = Vec::new();
+    for log in logs.filter(|log| !log.by_snapshot) {
+        let counted = log.held.iter().filter(|held| held.entry.index > log.kept_index);
+        arrivals.extend(counted.map(|held| (held.end, log.id)));
+    }
+    arrivals.sort_unstable();
+    arrivals
+}
+
 /// See [`Store::open`].
 pub(crate) async fn open<D: Disk>(
     disk: D,
@@ -103,13 +114,7 @@ pub(crate) async fn open<D: Disk>(
         cut: needs,
         ..State::default()
     };
-    let mut arrivals: Vec<(LogPos, GroupId)> = Vec::new();
-    for log in groups.values().filter(|log| !log.by_snapshot) {
-        let counted = log.held.iter().filter(|held| held.entry.index > log.kept_index);
-        arrivals.extend(counted.map(|held| (held.end, log.id)));
-    }
-    arrivals.sort_unstable();
-    state.cache = arrivals.into();
+    state.cache = arrivals(groups.values().map(AsRef::as_ref)).into();
     state.groups = groups;
     state.recount_carried();
     let besides = (checkpoint_bytes as u64).saturating_sub(state.carried_bytes);

@@ -48,27 +48,10 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         core.store.create_group(META_GROUP, LogOptions::default());
     }
     let found = recovered.as_ref().map_or_else(Restored::default, restored);
-    let identity = &core.identity;
-    let config = GroupConfig {
-        voters: identity.founding.clone(),
-        election_ticks: ELECTION_TICKS,
-        election_jitter: jitter(core.node()),
-        // Keeps the turns of the ready loop short.
-        committed_bytes_max: COMMITTED_BYTES_A_TURN,
-        holds: consensus::plane::check_entry,
-        ..GroupConfig::single(META_GROUP, identity.peer)
-    };
-    let raft = Group::new(config, found).map_err(|error| error.to_string())?;
+    let raft = Group::new(group_config(core), found).map_err(|error| error.to_string())?;
     let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
     let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
-    let plane_config = PlaneConfig {
-        voters_wanted: core.config.metadata_voters.unwrap_or(identity.founding.len()),
-        session_timeout: core.config.broker_session_timeout(),
-        always_made: |name| internal_topics::find(name).is_some(),
-        largest_entry: core.largest_taken(),
-        ..PlaneConfig::new(core.node(), identity.incarnation)
-    };
-    let mut plane = Plane::new(plane_config, applied, group_high);
+    let mut plane = Plane::new(plane_config(core), applied, group_high);
     plane.begin_from(&image[..]);
     let meta = Rc::new(Meta::new(raft, plane, applied, core.cores()));
     core.hold_meta(meta.clone());
@@ -102,6 +85,28 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         core.post(to, |there| there.lifecycle.metadata_complete.set());
     }
     Ok(())
+}
+
+fn group_config(core: &Core) -> GroupConfig {
+    GroupConfig {
+        voters: core.identity.founding.clone(),
+        election_ticks: ELECTION_TICKS,
+        election_jitter: jitter(core.node()),
+        // Keeps the turns of the ready loop short.
+        committed_bytes_max: COMMITTED_BYTES_A_TURN,
+        holds: consensus::plane::check_entry,
+        ..GroupConfig::single(META_GROUP, core.identity.peer)
+    }
+}
+
+fn plane_config(core: &Core) -> PlaneConfig {
+    PlaneConfig {
+        voters_wanted: core.config.metadata_voters.unwrap_or(core.identity.founding.len()),
+        session_timeout: core.config.broker_session_timeout(),
+        always_made: |name| internal_topics::find(name).is_some(),
+        largest_entry: core.largest_taken(),
+        ..PlaneConfig::new(core.node(), core.identity.incarnation)
+    }
 }
 
 /// Hands every core its slices and the whole view.

@@ -1,5 +1,10 @@
 //! Commands, slices, snapshots and views together.
 
+mod bounds;
+mod room;
+mod rules;
+mod speculation;
+
 use crate::metadata::*;
 
 fn create(name: &str, first_group: u64, partitions: usize) -> Command {

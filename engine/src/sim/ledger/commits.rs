@@ -15,32 +15,32 @@
 //! Commit B is later than commit A if A was known to count before B was sent, or if B belongs to a later generation. A
 //! commit is known to count once it is acknowledged or fetched. A generation is known once a member got its assignment.
 
-use super::ledger::{Violation, expect};
+use super::{Violation, expect};
 use std::collections::BTreeMap;
 
 /// A topic's partition.
-pub(super) type Place = (String, i32);
+pub(in crate::sim) type Place = (String, i32);
 /// The number of events so far.
-pub(super) type Moment = u64;
+pub(in crate::sim) type Moment = u64;
 
 /// The number of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CommitId(usize);
+pub(in crate::sim) struct CommitId(usize);
 
 impl CommitId {
-    pub(super) fn text(self) -> String {
+    pub(in crate::sim) fn text(self) -> String {
         format!("commit {}", self.0)
     }
 }
 
 /// A member, as its group knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Who {
-    pub(super) id: String,
+pub(in crate::sim) struct Who {
+    pub(in crate::sim) id: String,
     /// The instance id of a static member, which stays the same when it comes back (KIP-345).
-    pub(super) instance: Option<String>,
+    pub(in crate::sim) instance: Option<String>,
     /// When it sent its JoinGroup request.
-    pub(super) asked: Moment,
+    pub(in crate::sim) asked: Moment,
 }
 
 impl Who {
@@ -71,7 +71,7 @@ impl Commit {
 
 /// The history of one group.
 #[derive(Default)]
-pub(super) struct GroupHistory {
+pub(in crate::sim) struct GroupHistory {
     now: Moment,
     commits: Vec<Commit>,
     /// By generation, when it became known.
@@ -85,27 +85,27 @@ pub(super) struct GroupHistory {
 
 impl GroupHistory {
     /// Number of commits that are known to count.
-    pub(super) fn counted(&self) -> u64 {
+    pub(in crate::sim) fn counted(&self) -> u64 {
         self.commits.iter().filter(|commit| commit.counts.is_some()).count() as u64
     }
 
     /// Number of commits that were rejected.
-    pub(super) fn refused(&self) -> u64 {
+    pub(in crate::sim) fn refused(&self) -> u64 {
         self.commits.iter().filter(|commit| commit.refused).count() as u64
     }
 
     /// Number of known generations.
-    pub(super) fn generations(&self) -> u64 {
+    pub(in crate::sim) fn generations(&self) -> u64 {
         self.known.len() as u64
     }
 
     /// Number of fetched offsets.
-    pub(super) fn fetched(&self) -> u64 {
+    pub(in crate::sim) fn fetched(&self) -> u64 {
         self.fetched
     }
 
     /// A member got its partitions.
-    pub(super) fn assigned(&mut self, generation: i32, who: &Who, places: &[Place]) -> Result<(), Violation> {
+    pub(in crate::sim) fn assigned(&mut self, generation: i32, who: &Who, places: &[Place]) -> Result<(), Violation> {
         let now = self.now();
         self.known.entry(generation).or_insert(now);
         if who.instance.is_some() && self.since(who).is_none() {
@@ -132,7 +132,7 @@ impl GroupHistory {
     }
 
     /// A member sends a commit.
-    pub(super) fn asks(&mut self, who: &Who, generation: i32, place: Place, offset: u64) -> CommitId {
+    pub(in crate::sim) fn asks(&mut self, who: &Who, generation: i32, place: Place, offset: u64) -> CommitId {
         let asked = self.now();
         let who = who.clone();
         self.commits.push(Commit { who, place, generation, offset, asked, counts: None, refused: false });
@@ -140,14 +140,14 @@ impl GroupHistory {
     }
 
     /// A member learns that its commit will never count.
-    pub(super) fn is_refused(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
+    pub(in crate::sim) fn is_refused(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
         let commit = &mut self.commits[id];
         commit.refused = true;
         expect(commit.counts.is_none(), || format!("commit {id} was seen, and then refused: {commit:?}"))
     }
 
     /// A member learns that its commit is stored.
-    pub(super) fn is_acked(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
+    pub(in crate::sim) fn is_acked(&mut self, CommitId(id): CommitId) -> Result<(), Violation> {
         let now = self.now();
         self.commits[id].counts.get_or_insert(now);
         let commit = &self.commits[id];
@@ -163,13 +163,13 @@ impl GroupHistory {
     }
 
     /// Advances the clock of events, before a request for offsets or to join.
-    pub(super) fn now(&mut self) -> Moment {
+    pub(in crate::sim) fn now(&mut self) -> Moment {
         self.now += 1;
         self.now
     }
 
     /// Checks the offset of a partition that was fetched by a request sent at `asked`.
-    pub(super) fn is_fetched(
+    pub(in crate::sim) fn is_fetched(
         &mut self,
         place: &Place,
         asked: Moment,

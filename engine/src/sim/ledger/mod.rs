@@ -8,7 +8,9 @@
 //! | consumer | a record that was read at an offset is the one that everybody reads there, for ever |
 //! | any | while a leader serves, its high watermark is not below that of any leader before it |
 
-use super::ledger_commits::GroupHistory;
+pub mod commits;
+
+use commits::GroupHistory;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use types::GroupId;
 
