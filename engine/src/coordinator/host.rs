@@ -143,6 +143,15 @@ impl Coordinators {
     }
 }
 
+#[cfg(test)]
+impl Coordinators {
+    /// Requests and appends of all coordinators that are not answered.
+    pub(crate) fn unanswered(&self) -> usize {
+        let of = |seat: &Rc<Seat>| seat.coordinator.borrow().as_ref().map_or(0, Coordinator::unanswered);
+        self.seats.borrow().values().map(of).sum()
+    }
+}
+
 /// Begins to load the coordinator of an offsets partition on this core, if it has one, and waits for it for at most
 /// [`LOAD_WAIT`]. Returns whether requests to it need not wait for a load.
 pub async fn load_soon(core: Rc<Core>, group: GroupId) -> bool {

@@ -33,6 +33,14 @@ pub struct LongWork {
     next: Cell<Duration>,
 }
 
+#[cfg(test)]
+impl LongWork {
+    /// Requests that have a turn or wait for one: those that read, and those that write.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        (self.reads.len(), self.writes.len())
+    }
+}
+
 /// One request's work on one core.
 pub struct Work<'a> {
     core: &'a Rc<Core>,

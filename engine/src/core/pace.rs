@@ -39,6 +39,14 @@ impl Pace {
     }
 }
 
+#[cfg(test)]
+impl Pace {
+    /// Tasks that have a turn or wait for one.
+    pub(crate) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+}
+
 impl Turn<'_> {
     /// Counts `bytes` that were read in this turn.
     pub fn moved(&self, bytes: u64) {

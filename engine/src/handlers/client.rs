@@ -11,6 +11,14 @@ pub struct Client {
     connection: RefCell<Option<ConnHandle>>,
 }
 
+#[cfg(test)]
+impl Client {
+    /// Produce requests that are not handed over yet.
+    pub(crate) fn in_lane(&self) -> usize {
+        self.lane.len()
+    }
+}
+
 impl Client {
     /// `connection`: `None` for a client without a socket, which takes every answer at once.
     pub fn new(peer: SocketAddr, connection: Option<ConnHandle>) -> Self {

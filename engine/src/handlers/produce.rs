@@ -48,6 +48,13 @@ const TOPIC_CHARS_TOLD: usize = 249;
 #[derive(Default)]
 pub struct Lane(Line);
 
+#[cfg(test)]
+impl Lane {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// Checks the request, hands every batch to its partition, and returns the pending answer. If one turn is enough
 /// and no earlier request of the connection is in the lane, the batches are handed over when this returns.
 pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16) -> Pending {

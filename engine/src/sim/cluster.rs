@@ -11,7 +11,7 @@ use super::{
     node::{Ailment, Founding, Node},
     summary::Summary,
 };
-use crate::{partition::Partition, rt};
+use crate::{handlers::Client, partition::Partition, rt};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
@@ -57,6 +57,8 @@ pub(super) struct Cluster {
     /// Partitions that have lost their quorum with a disk. Either that was the only replica, or the other of two cannot
     /// know whether it has everything.
     lost: RefCell<BTreeSet<GroupId>>,
+    /// The crowd's clients that have sent produce requests, while these may wait for each other.
+    pub(super) lanes: RefCell<Vec<Rc<Client>>>,
     /// The healthy nodes, and since when they have been the same.
     calm: RefCell<(Vec<i32>, Duration)>,
 }
@@ -93,6 +95,7 @@ impl Cluster {
             disk_lost: Cell::new(false),
             creating: Cell::new(0),
             lost: RefCell::default(),
+            lanes: RefCell::default(),
             calm: RefCell::default(),
         })
     }
@@ -140,8 +143,9 @@ impl Cluster {
         self.go_on(world, LAST_ANSWERS, || self.producing.get() == 0)?;
         expect(self.producing.get() == 0, || format!("{} producers don't end", self.producing.get()))?;
         // Every wait must end: nothing may be left of clients that are gone.
-        self.go_on(world, LAST_ANSWERS, || self.left_waiting().is_none())?;
-        expect(self.left_waiting().is_none(), || format!("{:?} for {LAST_ANSWERS:?}", self.left_waiting()))?;
+        self.go_on(world, LAST_ANSWERS, || self.left_waiting().is_empty())?;
+        let left = self.left_waiting();
+        expect(left.is_empty(), || format!("after {LAST_ANSWERS:?} there still wait {left:?}"))?;
         self.check_counts()?;
         self.check_logs()?;
         for group in &groups {
@@ -513,9 +517,11 @@ impl Cluster {
             summary.commits_refused += history.refused();
             summary.offsets_fetched += history.fetched();
         }
+        summary.ring_full = self.nodes.iter().map(|node| node.ring_full()).sum();
         for core in self.nodes.iter().filter_map(|node| node.core()) {
             summary.snapshots += core.metrics.replication_snapshots_total.get();
             summary.memory_waits += core.metrics.memory_answer_waits_total.get();
+            summary.turns += core.metrics.request_pauses_total.get();
             summary.rested += u64::from(core.groups.awake() < core.partitions().len());
         }
     }

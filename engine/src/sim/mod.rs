@@ -68,6 +68,8 @@ pub(crate) enum Bug {
     BegunBehindRefused,
     /// A produce request that times out while it waits for room in the ring stays in the queue.
     AbandonedTurnStays,
+    /// Whatever a broker has begun for a client stays when the client's connection breaks.
+    AbandonedRequestStays,
     /// The coordinator acknowledges a commit of offsets before it is committed in the log.
     CommitAcknowledgedTooEarly,
     /// A static member can still commit after another member has taken over its instance.

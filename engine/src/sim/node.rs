@@ -85,6 +85,12 @@ pub(super) struct Node {
     /// Why the node could not start.
     pub(super) refused: RefCell<Option<String>>,
     ring_bytes: u64,
+    /// Appends of all its processes that have ended that timed out while the ring was full.
+    ring_full: Cell<u64>,
+}
+
+fn ring_full(core: &Core) -> u64 {
+    core.metrics.admission_timed_out_total.get()
 }
 
 fn new_disk(world: &World) -> SimDisk {
@@ -106,6 +112,7 @@ impl Node {
             stopping: Cell::new(false),
             refused: RefCell::default(),
             ring_bytes,
+            ring_full: Cell::new(0),
         })
     }
 
@@ -259,6 +266,7 @@ impl Node {
         self.disk.borrow().stop();
         world.net.end(world, self.id, silently);
         let core = self.core.take();
+        self.ring_full.update(|count| count + core.as_deref().map_or(0, ring_full));
         world.within(self.process, || drop(core));
         world.end(self.process);
     }
@@ -299,6 +307,11 @@ impl Node {
                 }
             });
         });
+    }
+
+    /// Appends that have timed out while the ring was full.
+    pub(super) fn ring_full(&self) -> u64 {
+        self.ring_full.get() + self.core.borrow().as_deref().map_or(0, ring_full)
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -16,6 +16,6 @@ macro_rules! summary {
 }
 
 summary! {
-    steps, topics, acked, seen, pipelined, retried, given_up, jostled, memory_waits, killed, power_lost, disks_lost, partitions_lost, stopped, paused, cut, disks_ailed, jumped, epochs,
+    steps, topics, acked, seen, pipelined, retried, given_up, jostled, ring_full, memory_waits, turns, lanes, frames_waited, killed, power_lost, disks_lost, partitions_lost, stopped, paused, cut, disks_ailed, jumped, epochs,
     trimmed, snapshots, rested, groups, generations, fenced, commits, commits_refused, offsets_fetched, topics_deleted, offsets_of_remade,
 }

@@ -97,6 +97,8 @@ fn partitions_keep_their_promises_under_every_fault() {
         assert!(acked > 300 * runs && seen > 100 * runs && pipelined > 100 * runs);
         assert!(retried > 10 * runs && epochs > 3 * runs);
         assert!(total.jostled > 5 * runs && total.memory_waits > runs);
+        let Summary { ring_full, turns, lanes, frames_waited, .. } = total;
+        assert!(ring_full > runs / 16 && turns > runs && lanes > runs / 2 && frames_waited > runs / 4);
         assert!(trimmed > runs / 8 && snapshots > runs / 8);
         let Summary { killed, power_lost, stopped, paused, cut, disks_ailed, disks_lost, jumped, rested, .. } = total;
         assert!(
@@ -151,6 +153,11 @@ fn a_commit_that_is_acknowledged_too_early_is_seen() {
 #[test]
 fn a_turn_that_is_given_up_and_stays_in_the_line_is_seen() {
     found(Bug::AbandonedTurnStays);
+}
+
+#[test]
+fn a_request_that_stays_when_its_connection_breaks_is_seen() {
+    found(Bug::AbandonedRequestStays);
 }
 
 #[test]

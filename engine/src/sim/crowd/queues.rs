@@ -1,0 +1,56 @@
+//! What must be empty once all clients are gone.
+
+use crate::{
+    core::Core,
+    sim::{
+        cluster::Cluster,
+        ledger::{Violation, expect},
+    },
+};
+
+/// The queues in which something of a client's request may wait (ARCHITECTURE.md, "Queues"), and their lengths.
+pub(super) fn queues(core: &Core) -> [(&'static str, usize); 13] {
+    let acks = core.partitions().iter().map(|partition| partition.waiters()).sum();
+    let (reads, writes) = core.long_work.waiting();
+    let (requests, answers, cold_answers) = (&core.memory.requests, &core.memory.answers, &core.memory.cold_answers);
+    [
+        ("room in the ring", core.admission.waiting()),
+        ("records", core.fetches.waiting()),
+        ("the metadata", core.meta().open_questions()),
+        ("acknowledgements", acks),
+        ("turns to read", reads),
+        ("turns to write", writes),
+        ("turns for laggards", core.pace.waiting()),
+        ("group coordinators", core.coordinators.unanswered()),
+        ("memory for frames", requests.waiting()),
+        ("requests that hold memory, in bytes", requests.held()),
+        ("memory for answers", answers.waiting()),
+        ("memory for answers from the disk", cold_answers.waiting()),
+        ("answers to be taken, in bytes", answers.held() + cold_answers.held()),
+    ]
+}
+
+impl Cluster {
+    /// Every wait that has not ended on some broker: the broker, the queue and its length.
+    pub(in crate::sim) fn left_waiting(&self) -> Vec<(i32, &'static str, usize)> {
+        let of_nodes = self.nodes.iter().filter_map(|node| Some((node.id, node.core()?)));
+        let queues = of_nodes.flat_map(|(id, core)| queues(&core).map(|(what, length)| (id, what, length)));
+        let lanes: usize = self.lanes.borrow().iter().map(|client| client.in_lane()).sum();
+        queues.chain([(0, "earlier requests of their connections", lanes)]).filter(|(.., length)| *length > 0).collect()
+    }
+
+    /// Checks that running counts equal a full recount: partitions, replicas, idempotent producers.
+    pub(in crate::sim) fn check_counts(&self) -> Result<(), Violation> {
+        for node in &self.nodes {
+            let Some(core) = node.core() else { continue };
+            core.view(|view| view.check_counts());
+            let partitions = core.partitions();
+            let remembered = partitions.iter().map(|partition| partition.with_producers(|known| known.remembered()));
+            let (recounted, counted) = (remembered.sum::<usize>(), core.producers_share.remembered());
+            expect(recounted == counted, || {
+                format!("broker {} counts {counted} idempotent producers, and remembers {recounted}", node.id)
+            })?;
+        }
+        Ok(())
+    }
+}
