@@ -162,7 +162,7 @@ async fn append_until<D: Disk>(
             last_index.borrow_mut()[lane] = index;
             return Ok(());
         }
-        while journal.admit(DESCRIPTOR_BYTES + size, 0) == Admission::Wait {
+        while journal.admit(DESCRIPTOR_BYTES + size) == Admission::Wait {
             journal.space_freed().await;
         }
         index += 1;

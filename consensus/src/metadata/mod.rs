@@ -10,7 +10,6 @@
 //! | `snapshot` | all slices at one index, as bytes |
 //! | `query` | queries that a view answers |
 //! | `view` | the view of all topics that each core builds from the slices' deltas |
-//! | `weight` | the most bytes that a command takes in the log |
 //!
 //! One core owns each slice. A topic's slice number is the CRC-32C of its name modulo [`SLICES`], a constant of the
 //! cluster's format.
@@ -25,7 +24,6 @@ mod slice;
 mod slice_answers;
 mod snapshot;
 mod view;
-mod weight;
 
 pub use cluster::{Broker, BrokerStatus, ClusterConfig, HostPort, LARGEST_ENTRY, PartitionLeader, Watermark};
 pub use command::{
@@ -42,7 +40,6 @@ pub use slice::{Applied, Delta, Outcome, Rejection, RequestResult, Slice};
 pub use slice_answers::{ANSWERS_MAX, AskedTooLate, decode_results, encode_results};
 pub use snapshot::{Joint, join, restore};
 pub use view::View;
-pub use weight::weight;
 
 use std::{collections::BTreeMap, sync::Arc};
 use types::{GroupId, SLICES, SliceId};

@@ -3,7 +3,7 @@
 
 use super::{
     Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written, flow::FlowEntry,
-    leases::LeaderLease, node_of,
+    leases::LeaderLease, node_of, weight,
 };
 use crate::{
     group::{Group, PeerProgress, ProposeError},
@@ -107,7 +107,7 @@ impl Plane {
         }
         let lead = self.lead.as_mut().expect("it was just looked at");
         if lead.open.insert((from, ask)) {
-            let bytes = requests.iter().map(|request| metadata::weight(&request.command)).sum();
+            let bytes = requests.iter().map(|request| weight(&request.command)).sum();
             lead.asked.push_back(Asked { from, ask, acks, requests, bytes });
         }
     }

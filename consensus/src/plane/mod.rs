@@ -18,6 +18,7 @@
 //! | `leading` | the leader's work: entries, answers to forwarded writes, the fast path |
 //! | `room` | the leader's check that brokers have memory for new partitions |
 //! | `size` | the check that every broker can store an entry |
+//! | `weight` | the most bytes that a command takes in an entry |
 //! | `members` | the group's members and the brokers' liveness, kept up to date by the leader |
 //! | `leases` | the leader's lease, the read lease, reads without a lease |
 //!
@@ -35,11 +36,13 @@ mod members;
 mod message;
 mod room;
 mod size;
+mod weight;
 mod writes;
 
 pub use flow::{SliceEntry, SliceOp, check_entry};
 pub use message::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused};
 pub use size::ENTRY_BYTES;
+pub use weight::weight;
 pub use writes::{Submission, Until, WriteError, Written};
 
 use crate::{

@@ -1,10 +1,10 @@
 //! Writes of this broker's own clients, until they are answered. They are proposed here or forwarded to the leader,
 //! with retries. Retries keep their sequence numbers, so no write is applied twice.
 
-use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, leading::written, node_of, pause};
+use super::{Accepted, Acks, Ask, Plane, PlaneMessage, Refused, Token, leading::written, node_of, pause, weight};
 use crate::{
     group::Group,
-    metadata::{self, Command, Origin, Rejection, Request, RequestResult},
+    metadata::{Command, Origin, Rejection, Request, RequestResult},
 };
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ impl Plane {
         let Submission { commands, acks, until, deadline } = submission;
         assert!(!commands.is_empty(), "a write has at least one command");
         let token = self.token();
-        let bytes = commands.iter().map(metadata::weight).sum();
+        let bytes = commands.iter().map(weight).sum();
         let asked = if commands.iter().any(Command::is_quorum_only) { Acks::Quorum } else { acks };
         let requests = commands.into_iter().map(|command| {
             let sequence = self.next_sequence;

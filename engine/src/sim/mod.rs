@@ -36,7 +36,6 @@ mod counts;
 mod crowd;
 mod exec;
 mod fenced;
-mod large_entries;
 mod ledger;
 mod logs;
 mod net;

@@ -1,5 +1,7 @@
 //! A committed entry that cannot be applied: it stops its group, at once and after every start, and nothing else.
 
+mod large_entries;
+
 use super::{
     counts::{Calm, produce},
     node::Node,
@@ -24,7 +26,7 @@ fn batch() -> Bytes {
 }
 
 /// The error codes of produce requests to the first two partitions.
-pub(super) fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
+fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
     let answers = calm.ask(node, vec![produce(0..2, &batch())]);
     let [Response::Produce(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions.iter().map(|partition| partition.error_code).collect()
@@ -41,7 +43,7 @@ fn commit_garbage(calm: &Calm, node: &Node, group: GroupId) {
     calm.pass(A_WHILE);
 }
 
-pub(super) fn notices(node: &Node) -> Vec<(GroupId, String)> {
+fn notices(node: &Node) -> Vec<(GroupId, String)> {
     let core = node.core().expect("it runs");
     assert_eq!(core.metrics.groups_stopped.get() as usize, core.metrics.stopped.all().len());
     core.metrics.stopped.all()

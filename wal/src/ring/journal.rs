@@ -312,16 +312,23 @@ impl<D: Disk> Journal<D> {
         self.inner.poison(why);
     }
 
-    /// Whether an entry with `bytes` of data and payload leaves the reserve and `claimed` bytes untouched. A poisoned
+    /// Whether an entry with `bytes` of data and payload leaves the reserve and what is claimed untouched. A poisoned
     /// ring always admits, so that nobody waits for space; the append then returns the reason.
-    pub fn admit(&self, bytes: usize, claimed: usize) -> Admission {
+    pub fn admit(&self, bytes: usize) -> Admission {
         if self.inner.poison.borrow().is_some() {
             return Admission::Ok;
         }
-        match self.inner.ring.borrow().admits(bytes, claimed) {
+        match self.inner.ring.borrow().admits(bytes) {
             Some(true) => Admission::Ok,
             Some(false) => Admission::Wait,
             None => Admission::TooLarge,
+        }
+    }
+
+    /// Sets how many bytes, besides the reserve, are kept for an entry that waits.
+    pub fn claim(&self, bytes: usize) {
+        if self.inner.ring.borrow_mut().claim(bytes) {
+            self.inner.freed.notify();
         }
     }
 

@@ -161,6 +161,8 @@ pub struct Space {
     /// Free bytes, including the reserve.
     pub free: u64,
     pub reserve: u64,
+    /// Bytes kept for a record that waits for room.
+    pub claimed: u64,
 }
 
 /// The place of a write.
@@ -254,6 +256,8 @@ pub struct Ring {
     /// How many chunks were begun, and how many of them found no memory in the thread's pool.
     chunks: u64,
     cold_chunks: u64,
+    /// Bytes kept for a record that waits for room.
+    claimed: u64,
     /// The end of the write that is handed out.
     in_flight: Option<LogPos>,
 }
@@ -278,6 +282,7 @@ impl Ring {
             spare: None,
             chunks: 0,
             cold_chunks: 0,
+            claimed: 0,
             in_flight: None,
         };
         ring.check();
@@ -475,9 +480,14 @@ impl Ring {
         self.segment_room() - open
     }
 
-    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve and `claimed`
-    /// further bytes. `None`: it never fits.
-    pub fn admits(&self, bytes: usize, claimed: usize) -> Option<bool> {
+    /// Sets how many bytes, besides the reserve, are kept for a record that waits. Returns whether they are fewer now.
+    pub fn claim(&mut self, bytes: usize) -> bool {
+        std::mem::replace(&mut self.claimed, bytes as u64) > self.claimed
+    }
+
+    /// Whether a record with `bytes` of payload and data can be staged without touching the reserve and what is
+    /// claimed. `None`: it never fits.
+    pub fn admits(&self, bytes: usize) -> Option<bool> {
         let need = block_ceil(HEADER_BYTES + ENTRY_BYTES + bytes + 8) as u64;
         if need > self.config.segment_bytes - MARK_BYTES {
             return None;
@@ -486,7 +496,7 @@ impl Ring {
         let room = self.room_behind();
         // The rest of the current segment is lost if the record does not fit there.
         let usable = if need <= room { room + free } else { free };
-        Some(usable >= need + claimed as u64 + self.config.reserve_bytes + MARK_BYTES)
+        Some(usable >= need + self.claimed + self.config.reserve_bytes + MARK_BYTES)
     }
 
     /// How many records with these bytes of data can be staged, in this order, and leave `spared` bytes free.
@@ -515,6 +525,7 @@ impl Ring {
             used: self.staged().0 - self.freed().0,
             free: self.room_behind() + self.free.len() as u64 * segment,
             reserve: self.config.reserve_bytes,
+            claimed: self.claimed,
         }
     }
 

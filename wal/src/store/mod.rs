@@ -189,7 +189,7 @@ impl<D: Disk> Store<D> {
 
     /// Whether `bytes` more of payload may be proposed. Flushed entries leave the memory if that makes room.
     pub fn admit(&self, bytes: usize) -> Admission {
-        let admission = match self.shared.journal.admit(bytes, self.shared.claimed.get()) {
+        let admission = match self.shared.journal.admit(bytes) {
             Admission::Ok if self.shared.memory_left(bytes) < bytes as u64 && self.poisoned().is_none() => {
                 Admission::Wait
             }
@@ -216,9 +216,7 @@ impl<D: Disk> Store<D> {
     /// Sets how much room, besides the reserve, is kept for an entry of the snapshot group that waits. Otherwise other
     /// entries would take all room as it is freed. 0: none waits.
     pub fn claim(&self, bytes: usize) {
-        if self.shared.claimed.replace(bytes) > bytes {
-            self.shared.journal.notify_freed();
-        }
+        self.shared.journal.claim(bytes);
     }
 
     /// How many bytes of entries of any size may be staged without touching the reserve, if `wanted` bytes of them are
@@ -227,7 +225,7 @@ impl<D: Disk> Store<D> {
     /// less than `wanted` is left, a flush is requested.
     pub fn room(&self, wanted: usize) -> usize {
         let space = self.shared.journal.space();
-        let kept = space.reserve + self.shared.claimed.get() as u64;
+        let kept = space.reserve + space.claimed;
         let in_ring = usize::try_from(space.free.saturating_sub(kept) / 2).unwrap_or(usize::MAX);
         let in_memory = self.shared.memory_left(wanted.min(in_ring));
         let room = in_ring.min(usize::try_from(in_memory).unwrap_or(usize::MAX));

@@ -137,7 +137,6 @@ pub(crate) async fn open<D: Disk>(
         rounds: Signal::default(),
         snapshot: Signal::default(),
         stats: Cell::new(StoreStats::default()),
-        claimed: Cell::new(0),
         host: RefCell::new(None),
         besides: Cell::new(besides),
         reserved: Cell::new(0),

@@ -44,8 +44,6 @@ pub(crate) struct Shared<D: Disk> {
     /// The snapshot group's entries changed, or the part that a snapshot covers.
     pub snapshot: Signal,
     pub stats: Cell<StoreStats>,
-    /// Room to keep for an entry of the snapshot group that waits.
-    pub claimed: Cell<usize>,
     /// The flusher's host, while the flusher runs.
     pub host: RefCell<Option<Weak<dyn FlushHost>>>,
     /// Bytes of the last checkpoint, without the batches that it carries.

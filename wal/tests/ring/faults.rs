@@ -35,7 +35,7 @@ fn poisoned_by(kind: Kind, fate: Fate, why: &str) {
     assert_eq!(*ended.borrow(), Some(Err(poisoned.clone())), "the writer ends and says why");
     assert_eq!(*waiting.borrow(), Some(Err(poisoned.clone())), "who waits learns it");
     assert_eq!(*space.borrow(), Some(()), "nobody waits for space");
-    assert_eq!(journal.admit(1 << 30, 0), Admission::Ok);
+    assert_eq!(journal.admit(1 << 30), Admission::Ok);
     assert_eq!(stage(&journal, &records[3]), Err(AppendError::Poisoned(poisoned)));
     drop(staged);
     drop(exec);

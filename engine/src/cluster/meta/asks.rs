@@ -9,8 +9,8 @@ use crate::{
 };
 use consensus::{
     group::Group,
-    metadata::{self, Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
-    plane::{Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
+    metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
+    plane::{self, Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
@@ -106,7 +106,7 @@ fn split(commands: Vec<Command>) -> Vec<Vec<Command>> {
     let mut writes: Vec<Vec<Command>> = Vec::new();
     let mut bytes = 0;
     for command in commands {
-        let more = metadata::weight(&command);
+        let more = plane::weight(&command);
         bytes += more;
         match writes.last_mut() {
             Some(last) if bytes <= ENTRY_BYTES && last.len() < COMMANDS_MAX => last.push(command),

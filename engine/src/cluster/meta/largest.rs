@@ -12,8 +12,8 @@ use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
 use crate::core::Core;
 use consensus::{
     group::descriptor::ENTRY_DATA_BYTES_MAX,
-    metadata::{self, Command, LARGEST_ENTRY, Topic, View},
-    plane::{Acks, ENTRY_BYTES},
+    metadata::{Command, LARGEST_ENTRY, Topic, View},
+    plane::{self, Acks, ENTRY_BYTES},
 };
 use net::peer::CARRIED_BYTES_MAX;
 use std::{rc::Rc, sync::Arc};
@@ -87,7 +87,7 @@ pub(super) async fn rise_for(core: &Rc<Core>, commands: &[Command]) -> Result<()
     let (present, most) = core.view(range);
     // The peer ids of founders are added later.
     let founders = core.view(|view| view.brokers().count()) * size_of::<u64>();
-    let sizes = commands.iter().map(|command| metadata::weight(command) + founders);
+    let sizes = commands.iter().map(|command| plane::weight(command) + founders);
     let sizes = sizes.filter(|bytes| *bytes > ENTRY_BYTES).map(|bytes| bytes as u64).filter(|bytes| *bytes <= most);
     let wanted = commands.iter().filter_map(allowed_by).chain(sizes).max().unwrap_or(0);
     if wanted > present && present < most {

@@ -1,7 +1,7 @@
 //! The most bytes that a command takes in the log, known before it is encoded. The sum over the commands of an entry
 //! is a bound for the entry.
 
-use super::{Broker, Command};
+use crate::metadata::{Broker, Command};
 
 /// A command without the parts that vary in length: its own table and its body's, origin, rejection and vtables, and
 /// the list that holds it.

@@ -1,11 +1,10 @@
 //! Metadata commands near and above what a segment of the ring takes. None of them may stop a broker.
 
-use super::{
-    counts::Calm,
-    node::Node,
-    stopped::{answers, notices},
+use super::{answers, notices};
+use crate::{
+    cluster::meta::{self, CommandResult, META_GROUP, SubmitError},
+    sim::{counts::Calm, node::Node},
 };
-use crate::cluster::meta::{self, CommandResult, META_GROUP, SubmitError};
 use consensus::metadata::{self, Command, Outcome, Rejection};
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
