@@ -17,12 +17,12 @@ use net::peer::{
     auth::{Handshake, Secret, nonce},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     io,
-    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -34,8 +34,11 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a whole handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
-/// Most callers answered at a time. Further connections are closed, and the caller retries.
+/// Most callers answered at a time. When full, the next one waits until one has gone, or until the oldest has had its
+/// time and gives way.
 const ASKING_MAX: usize = 64;
+/// Minimum time that each caller gets, however many come. Brokers need milliseconds for the handshake.
+const TIME_MIN: Duration = Duration::from_millis(100);
 /// How often the wait is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -225,28 +228,30 @@ impl Answering {
         let addr = listener.local_addr().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let asking = Arc::new(AtomicUsize::new(0));
+        let callers = Arc::new(Callers::default());
         let answer = move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                // Each caller gets its own thread, so that a silent one does not delay the others.
-                if asking.load(Ordering::Acquire) >= ASKING_MAX {
-                    continue;
-                }
-                asking.fetch_add(1, Ordering::AcqRel);
-                let (me, secret, done) = (me.clone(), secret.clone(), asking.clone());
-                let answer = move || {
-                    if let Err(error) =
-                        stream.map_err(AskError::from).and_then(|stream| answer_one(stream, &me, secret))
-                    {
-                        tracing::debug!(%error, "cannot answer a connection on the peer port");
+                let entered = stream.and_then(|stream| Ok((callers.enter(&stream)?, stream)));
+                let (number, stream) = match entered {
+                    Ok(entered) => entered,
+                    Err(error) => {
+                        tracing::debug!(%error, "somebody who asked got no answer");
+                        continue;
                     }
-                    done.fetch_sub(1, Ordering::AcqRel);
+                };
+                // Each caller gets its own thread, so that a silent one does not delay the others.
+                let (me, secret, inside) = (me.clone(), secret.clone(), callers.clone());
+                let answer = move || {
+                    if let Err(error) = answer_one(stream, &me, secret) {
+                        tracing::debug!(%error, "somebody who asked got no answer");
+                    }
+                    inside.leave(number);
                 };
                 if thread::Builder::new().name("answer".to_owned()).spawn(answer).is_err() {
-                    asking.fetch_sub(1, Ordering::AcqRel);
+                    callers.leave(number);
                 }
             }
         };
@@ -260,6 +265,52 @@ impl Answering {
         if TcpStream::connect_timeout(&self.addr, PATIENCE).is_ok() && self.thread.join().is_err() {
             tracing::error!("the thread that answers other brokers has panicked");
         }
+    }
+}
+
+/// The callers that are being answered. They are strangers, so none may keep the others out.
+#[derive(Default)]
+struct Callers {
+    /// Oldest first.
+    inside: Mutex<VecDeque<Inside>>,
+    gone: Condvar,
+    next: AtomicU64,
+}
+
+struct Inside {
+    number: u64,
+    came_at: Instant,
+    /// Another handle of its connection.
+    stream: TcpStream,
+}
+
+impl Callers {
+    /// Lets a caller in once there is room. Returns its number.
+    fn enter(&self, stream: &TcpStream) -> io::Result<u64> {
+        let stream = stream.try_clone()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut inside = self.inside();
+        while inside.len() >= ASKING_MAX {
+            let left = TIME_MIN.saturating_sub(inside[0].came_at.elapsed());
+            if left.is_zero() {
+                // Its thread then ends. The other side may have closed the connection before.
+                let _ = inside.pop_front().expect("it is full").stream.shutdown(Shutdown::Both);
+            } else {
+                let waited = self.gone.wait_timeout(inside, left);
+                inside = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        inside.push_back(Inside { number, came_at: Instant::now(), stream });
+        Ok(number)
+    }
+
+    fn leave(&self, number: u64) {
+        self.inside().retain(|inside| inside.number != number);
+        self.gone.notify_one();
+    }
+
+    fn inside(&self) -> MutexGuard<'_, VecDeque<Inside>> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -307,6 +358,42 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
         answering.stop();
+    }
+
+    /// More than are answered at a time, and no more than the kernel lets wait.
+    const STRANGERS: usize = 180;
+
+    #[test]
+    fn strangers_that_say_nothing_keep_no_founder_out() {
+        let addr = free_addrs(1)[0];
+        let answering = Answering::start(hello(1), secret(), addr).unwrap();
+        for _ in 0..3 {
+            let strangers: Vec<_> = (0..STRANGERS).map(|_| TcpStream::connect(addr).unwrap()).collect();
+            assert_eq!(ask(&hello(2), secret(), &addr.to_string()).unwrap(), hello(1));
+            drop(strangers);
+        }
+        answering.stop();
+    }
+
+    #[test]
+    fn the_oldest_caller_gives_way_when_all_places_are_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let callers = Callers::default();
+        let connect = || {
+            let there = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let here = listener.accept().unwrap().0;
+            (callers.enter(&here).unwrap(), there)
+        };
+        let mut first: Vec<_> = (0..ASKING_MAX).map(|_| connect()).collect();
+        let next = connect();
+        let numbers = || callers.inside().iter().map(|inside| inside.number).collect::<Vec<_>>();
+        assert_eq!(numbers(), (1..=ASKING_MAX as u64).collect::<Vec<_>>());
+        let mut oldest = first.remove(0).1;
+        oldest.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(io::Read::read(&mut oldest, &mut [0]).unwrap(), 0, "it was closed");
+        callers.leave(next.0);
+        callers.leave(0);
+        assert_eq!(numbers(), (1..ASKING_MAX as u64).collect::<Vec<_>>());
     }
 
     fn of_cluster(node: i32, id: &str) -> Hello {
