@@ -103,9 +103,11 @@ impl EntryData {
     }
 }
 
+/// The last offset. Clients know offsets as signed numbers.
+pub const OFFSET_MAX: u64 = i64::MAX as u64;
+
 /// Checks that the data of a partition's entry can be read and applied, or says why not.
 pub fn check_entry(data: &[u8]) -> Result<(), String> {
-    const OFFSET_MAX: u64 = i64::MAX as u64;
     match EntryData::decode(data).map_err(|error| error.to_string())? {
         EntryData::Nothing => Ok(()),
         EntryData::Batch(Descriptor { count, .. }) if count == 0 || count > i32::MAX as u32 => {

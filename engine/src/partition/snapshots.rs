@@ -8,11 +8,14 @@
 use super::{Partition, State};
 use crate::{
     core::Core,
-    partition::{producers::Producers, replica},
+    partition::{
+        producers::{Producers, RestoreError},
+        replica,
+    },
 };
 use bytes::Bytes;
 use consensus::{
-    group::{Message, SnapshotMark},
+    group::{Message, SnapshotMark, descriptor::OFFSET_MAX},
     wire::PeerMessage,
 };
 use net::peer::Lane;
@@ -22,6 +25,36 @@ use wal::store::{AppState, AppendError, LogMark, LogPos};
 
 /// Most bytes of idempotent producers in a snapshot. They are stored as one record of the ring.
 const PRODUCERS_BYTES_MAX: usize = 64 << 10;
+
+/// What a snapshot's message says besides its position and members.
+struct Begin {
+    /// The offset at which its log begins.
+    offset: u64,
+    producers: Producers,
+    /// The producers, encoded.
+    blob: Bytes,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum BeginError {
+    #[error("it does not say where its log begins")]
+    Short,
+    #[error("its log begins at offset {0}, beyond the last offset {OFFSET_MAX}")]
+    Offset(u64),
+    #[error(transparent)]
+    Producers(#[from] RestoreError),
+}
+
+impl Begin {
+    fn decode(context: &[u8]) -> Result<Self, BeginError> {
+        let (offset, producers) = context.split_first_chunk().ok_or(BeginError::Short)?;
+        let offset = u64::from_le_bytes(*offset);
+        if offset > OFFSET_MAX {
+            return Err(BeginError::Offset(offset));
+        }
+        Ok(Self { offset, producers: Producers::restore(producers)?, blob: Bytes::copy_from_slice(producers) })
+    }
+}
 
 /// A snapshot that is being stepped.
 pub(super) struct Coming {
@@ -74,18 +107,10 @@ impl Partition {
     }
 
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
-        let read = message.context.split_first_chunk().map(|(offset, producers)| {
-            let blob = Bytes::copy_from_slice(producers);
-            Producers::restore(&blob).map(|producers| (u64::from_le_bytes(*offset), producers, blob))
-        });
         let index = message.get_snapshot().get_metadata().index;
-        let (offset, producers, blob) = match read {
-            Some(Ok(read)) => read,
-            Some(Err(why)) => return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped"),
-            None => {
-                let why = "it does not say where its log begins";
-                return tracing::warn!(partition = %self.name, why, "a snapshot was dropped");
-            }
+        let Begin { offset, producers, blob } = match Begin::decode(&message.context) {
+            Ok(begin) => begin,
+            Err(why) => return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped"),
         };
         if !self.replica.is_fit(core, &message) {
             return;
@@ -118,5 +143,24 @@ impl Partition {
         self.count_producers(core);
         self.wake_fetches();
         Ok(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_whose_log_begins_beyond_the_last_offset_is_dropped() {
+        let context = |offset: u64| [&offset.to_le_bytes()[..], &Producers::default().snapshot_at(0, 1 << 10)].concat();
+        let decode = |context: &[u8]| Begin::decode(context).map(|begin| begin.offset);
+        for offset in [0, 7, OFFSET_MAX] {
+            assert_eq!(decode(&context(offset)), Ok(offset));
+        }
+        for offset in [OFFSET_MAX + 1, u64::MAX] {
+            assert_eq!(decode(&context(offset)), Err(BeginError::Offset(offset)));
+        }
+        assert_eq!(decode(&[0; 7]), Err(BeginError::Short));
+        assert!(matches!(decode(&[0; 9]), Err(BeginError::Producers(_))));
     }
 }

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 
 use ahash::RandomState;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::group::descriptor::OFFSET_MAX;
 
 use crate::partition::producers::{CACHED_BATCHES, Producer, WrittenBatch};
 
@@ -124,7 +125,7 @@ pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomS
         for _ in 0..batches {
             let (first_sequence, last_sequence) = (rest.get_i32_le(), rest.get_i32_le());
             let base_offset = rest.get_u64_le();
-            let last_offset = base_offset.checked_add(rest.get_u32_le().into()).ok_or(impossible)?;
+            let last_offset = base_offset.checked_add(rest.get_u32_le().into()).filter(|last| *last <= OFFSET_MAX);
             let (timestamp, at) = (rest.get_i64_le(), rest.get_u64_le());
             if first_sequence < 0 || last_sequence < 0 || at <= newest || at > index {
                 return Err(impossible);
@@ -134,7 +135,7 @@ pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomS
                 first_sequence,
                 last_sequence,
                 base_offset,
-                last_offset,
+                last_offset: last_offset.ok_or(impossible)?,
                 timestamp,
                 index: at,
             });
