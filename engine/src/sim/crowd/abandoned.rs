@@ -1,5 +1,5 @@
-//! A client that vanishes leaves nothing behind, whatever its request waits for. Each case first shows that the check at
-//! the end of a run would see the request.
+//! A client that vanishes leaves nothing behind, whatever its request waits for. Each case first shows that the check
+//! at the end of a run would see the request.
 
 use super::{
     queues::queues,
