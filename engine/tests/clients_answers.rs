@@ -26,10 +26,11 @@ use net::{
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
     },
 };
+use std::collections::BTreeSet;
 use support::{
     PATIENCE,
     broker::Broker,
-    wire::{await_coordinator, connect, create_topic, text, topic_name},
+    wire::{await_coordinator, commit, connect, create_topic, text, topic_name},
 };
 
 /// Authorized operations as bit fields, as a Kafka 4 broker without an authorizer returns them.
@@ -517,4 +518,19 @@ fn what_is_asked_of_many_groups_and_partitions_is_answered_in_the_order_asked() 
         (group.error_code, partition.error_code, partition.committed_offset) == (0, 0, -1)
     };
     assert!(fetched.iter().all(without_commit), "{fetched:?}");
+}
+
+#[test]
+fn groups_with_the_longest_ids_are_listed() {
+    let broker = Broker::start();
+    let mut client = connect(&broker);
+    assert_eq!(create_topic(&mut client, "work", 1, 1, &[]).error_code, errors::NONE);
+    let ids: BTreeSet<String> = ["a", "b", "c"].map(|id| id.repeat(32_000)).into();
+    for id in &ids {
+        await_coordinator(&mut client, id);
+        assert_eq!(commit(&mut client, id, "work", 1), Ok(()));
+    }
+    let listed = client.call(ListGroupsRequest::default()).unwrap();
+    assert_eq!(listed.error_code, errors::NONE);
+    assert_eq!(listed.groups.iter().map(|group| group.group_id.to_string()).collect::<BTreeSet<_>>(), ids);
 }

@@ -348,6 +348,14 @@ impl Fuzz {
             let voters =
                 (0..self.rng.usize(..3)).map(|_| [other.there.peer, other.me.peer][self.rng.usize(..2)]).collect();
             metadata.mut_conf_state().voters = voters;
+            if self.rng.bool() {
+                // Where a partition's log begins, and no idempotent producers.
+                let mut producers = [0u8; 20];
+                producers[4] = 1;
+                let crc = crc32c::crc32c(&producers[4..]);
+                producers[..4].copy_from_slice(&crc.to_le_bytes());
+                message.context = [&self.number().to_le_bytes()[..], &producers].concat().into();
+            }
         }
         let (mut entries, mut payloads) = (Vec::new(), Vec::new());
         for at in 0..self.rng.usize(..3) {

@@ -7,7 +7,7 @@ use crate::{
     handlers::{self, Pending, Reply},
     memory::Held,
     rt,
-    sync::{Either, race},
+    sync::{Either, both, race},
 };
 use net::{
     codec::{
@@ -82,28 +82,25 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
             continue;
         };
         let orphan = Orphan::of(request.header.api);
+        // Produce requests have begun. Others begin when they are first polled, and must not stop then: they may hold
+        // a place for which others wait.
+        if request.header.api != ApiKey::Produce || writer.queued_bytes() > UNSENT_BYTES_MAX {
+            flush(core, connection, &mut writer).await;
+        }
         let ready = match poll_once(&mut request.answer) {
             None if orphan.is_dropped(connection) => Some(Reply::Nothing),
             ready => ready,
         };
-        if ready.is_none() || writer.queued_bytes() > UNSENT_BYTES_MAX {
-            flush(core, connection, &mut writer).await;
-        }
         let reply = match ready {
             Some(reply) => reply,
-            None => {
-                connection.is_working.set(true);
-                let waited = race(&mut request.answer, is_over(core, connection, orphan)).await;
-                connection.is_working.set(false);
-                match waited {
-                    Either::First(reply) => reply,
-                    Either::Second(()) if orphan == Orphan::GoesOn => {
-                        end_early(core, connection, request);
-                        continue;
-                    }
-                    Either::Second(()) => Reply::Nothing,
+            None => match work(core, connection, &mut request, &mut writer).await {
+                Some(reply) => reply,
+                None if orphan == Orphan::GoesOn => {
+                    end_early(core, connection, request);
+                    continue;
                 }
-            }
+                None => Reply::Nothing,
+            },
         };
         match reply {
             Reply::Nothing => {}
@@ -125,21 +122,38 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
     }
 }
 
+/// Works on a request while the answers before its own are sent. `None`: its client is gone first.
+async fn work(core: &Core, connection: &Connection, request: &mut InFlight, writer: &mut FrameWriter) -> Option<Reply> {
+    let (mut reply, orphan) = (None, Orphan::of(request.header.api));
+    let working = async {
+        connection.is_working.set(true);
+        if let Either::First(ready) = race(&mut request.answer, is_over(core, connection, orphan)).await {
+            reply = Some(ready);
+        }
+        // A client that does not take the answers before is idle.
+        connection.is_working.set(false);
+    };
+    both(flush(core, connection, writer), working).await;
+    reply
+}
+
 /// Resolves once the client of a request is gone and the request is dropped or goes on alone. Then the connection has
 /// ended, unless the client may still read other answers.
 async fn is_over(core: &Core, connection: &Connection, orphan: Orphan) {
     if orphan == Orphan::Dropped {
         return connection.quit.wait().await;
     }
-    let half_closed = async {
-        connection.quit.wait().await;
-        rt::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
-    };
-    race(connection.gone.wait(), half_closed).await;
+    race(connection.gone.wait(), half_closed(connection)).await;
     connection.cut();
     while orphan == Orphan::GoesOn && core.connections.ended_early.get() >= ENDED_EARLY_MAX {
         core.connections.changed.next().await;
     }
+}
+
+/// Resolves when a client that has closed its sending side has had its time.
+async fn half_closed(connection: &Connection) {
+    connection.quit.wait().await;
+    rt::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
 }
 
 /// Lets the requests of a connection that has ended go on in a task of their own, from this one on, one after the
@@ -197,8 +211,9 @@ async fn flush(core: &Core, connection: &Connection, writer: &mut FrameWriter) {
     }
     let (unsent, queued) = (&core.connections.unsent_bytes, writer.queued_bytes());
     unsent.set(unsent.get() + queued);
-    if writer.flush().await.is_err() {
-        connection.cut();
+    match race(writer.flush(), half_closed(connection)).await {
+        Either::First(Ok(())) => {}
+        Either::First(Err(_)) | Either::Second(()) => connection.cut(),
     }
     unsent.set(unsent.get() - queued);
 }

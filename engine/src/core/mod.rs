@@ -430,7 +430,7 @@ impl Core {
         self.lifecycle.metadata_complete.wait().await;
         self.drop_unclaimed();
         // Replicated partitions elect once enough of their replicas are there, which may be much later.
-        let alone = self.partitions_that(|partition| !partition.is_shared());
+        let alone = self.partitions_that(Partition::is_alone);
         self.leaders_known(alone.iter().map(|partition| partition.group()).collect()).await;
     }
 

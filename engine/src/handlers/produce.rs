@@ -292,45 +292,71 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
             Some(turn) => (item.place, Begun::Waiting(turn, item)),
         })
         .collect();
+    let waits = begun.iter().any(|(_, begun)| matches!(begun, Begun::Waiting(..)));
+    let appending = finish(core, begun, clock::now(), timeout);
+    let appending = match waits {
+        // It holds places in lines, so it must go on and end in time, also while its connection sends other answers.
+        true => {
+            let (promise, answer) = promise();
+            rt::spawn(async move { promise.keep(appending.await) });
+            Either::Second(answer)
+        }
+        false => Either::First(appending),
+    };
     async move {
-        let began = clock::now();
-        let deadline = began + timeout;
-        let mut started = Vec::with_capacity(begun.len());
-        for (place, begun) in begun {
-            let begun = match begun {
-                Begun::Appended(begun) => begun,
-                Begun::Waiting(mut turn, item) => match admitted(&core, &mut turn, began, timeout).await {
-                    Some(()) => append(&core, item, clock::wall_ms()),
-                    None => {
-                        #[cfg(test)]
-                        if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
-                            std::mem::forget(turn);
-                        }
-                        core.metrics.admission_timed_out_total.add(1);
-                        if let Some(partition) = core.partition(item.group) {
-                            partition.was_not_appended(&core, &item.info);
-                        }
-                        Err(too_late(&core))
-                    }
-                },
-            };
-            started.push((place, begun));
+        match appending {
+            Either::First(appending) => appending.await,
+            Either::Second(answer) => match answer.await {
+                Some(outcomes) => outcomes,
+                None => unreachable!("the task keeps its promise"),
+            },
         }
-        let mut outcomes = Vec::with_capacity(started.len());
-        for (place, begun) in started {
-            let outcome = match begun {
-                Ok(committed) => match before(deadline, committed).await {
-                    // A promise dropped without an answer means that the partition was closed here: deleted or
-                    // moved.
-                    Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
-                    None => Err(too_late(&core)),
-                },
-                Err(code) => Err(code),
-            };
-            outcomes.push((place, outcome));
-        }
-        outcomes
     }
+}
+
+/// Appends what waits for room, and waits for the commits.
+async fn finish(
+    core: Rc<Core>,
+    begun: Vec<(usize, Begun)>,
+    began: Duration,
+    timeout: Duration,
+) -> Vec<(usize, Outcome)> {
+    let deadline = began + timeout;
+    let mut started = Vec::with_capacity(begun.len());
+    for (place, begun) in begun {
+        let begun = match begun {
+            Begun::Appended(begun) => begun,
+            Begun::Waiting(mut turn, item) => match admitted(&core, &mut turn, began, timeout).await {
+                Some(()) => append(&core, item, clock::wall_ms()),
+                None => {
+                    #[cfg(test)]
+                    if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
+                        std::mem::forget(turn);
+                    }
+                    core.metrics.admission_timed_out_total.add(1);
+                    if let Some(partition) = core.partition(item.group) {
+                        partition.was_not_appended(&core, &item.info);
+                    }
+                    Err(too_late(&core))
+                }
+            },
+        };
+        started.push((place, begun));
+    }
+    let mut outcomes = Vec::with_capacity(started.len());
+    for (place, begun) in started {
+        let outcome = match begun {
+            Ok(committed) => match before(deadline, committed).await {
+                // A promise dropped without an answer means that the partition was closed here: deleted or
+                // moved.
+                Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
+                None => Err(too_late(&core)),
+            },
+            Err(code) => Err(code),
+        };
+        outcomes.push((place, outcome));
+    }
+    outcomes
 }
 
 /// Waits for the append's turn and for room in the ring. Returns `None` when the request's time is up. While the disk

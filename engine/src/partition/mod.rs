@@ -236,6 +236,12 @@ impl Partition {
         self.replicas.borrow().len() > 1
     }
 
+    /// Whether this replica needs no other to be elected. The group's own members count: if they are not those of the
+    /// metadata, nobody may come that completes them.
+    pub fn is_alone(&self) -> bool {
+        !self.is_shared() && self.replica.with(|raft| raft.voters() == [raft.peer()])
+    }
+
     /// Whether this replica leads and knows everything that was committed before it led.
     pub fn leads(&self) -> bool {
         self.established.get() && !self.state.borrow().failed && self.replica.with(|raft| raft.is_leader())

@@ -121,6 +121,8 @@ pub struct Meta {
     told_controller: Cell<Option<i32>>,
     /// The last entry of another broker that was dropped because this ring never takes it.
     too_large: Cell<u64>,
+    /// Follower: bytes of the entry for which the ring lacked room when its leader sent it last. 0: none waits.
+    awaited_bytes: Cell<usize>,
     failed: Cell<bool>,
 }
 
@@ -141,6 +143,7 @@ impl Meta {
             told_lease: Cell::new(Duration::ZERO),
             told_controller: Cell::new(None),
             too_large: Cell::new(0),
+            awaited_bytes: Cell::new(0),
             failed: Cell::new(false),
         }
     }
@@ -338,7 +341,10 @@ impl Replicated for Meta {
             takes
         };
         self.happens_in_turn(core, |plane, raft, now| plane.propose(raft, now, has_room));
-        core.store.claim(claimed);
+        if self.replica.with(|raft| raft.is_leader()) {
+            self.awaited_bytes.set(0);
+        }
+        core.store.claim(claimed.max(self.awaited_bytes.get()));
     }
 
     fn restore(&self, core: &Rc<Core>, mark: &SnapshotMark) -> Result<LogPos, AppendError> {

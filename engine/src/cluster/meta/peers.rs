@@ -2,7 +2,7 @@
 //! Lives on: core 0.
 
 use super::{META_GROUP, Meta};
-use crate::{clock, core::Core};
+use crate::{clock, core::Core, partition::replica};
 use consensus::{
     group::{Message, MessageType},
     metadata::Delta,
@@ -36,7 +36,12 @@ impl Meta {
                         }
                     } else {
                         self.drop_without_room(core, &mut message);
+                        let has_entries = !message.entries.is_empty();
                         self.replica.step(core, message);
+                        if has_entries {
+                            // So that the next message sees how much room is left.
+                            replica::stage(core, &**self);
+                        }
                     }
                 }
                 PeerMessage::Plane(message) => {
@@ -57,8 +62,11 @@ impl Meta {
         }
         let sizes: Vec<usize> = message.entries.iter().map(|entry| entry.data.len()).collect();
         let takes = core.store.takes_to_reserve(&sizes);
+        let largest = core.store.entry_bytes_max();
+        // Until the leader sends the first dropped entry again, its room is kept.
+        self.awaited_bytes.set(sizes.get(takes).copied().filter(|bytes| *bytes <= largest).unwrap_or(0));
         if let Some(entry) = message.entries.get(takes) {
-            let (index, bytes, largest) = (entry.index, entry.data.len(), core.store.entry_bytes_max());
+            let (index, bytes) = (entry.index, entry.data.len());
             if bytes > largest && self.too_large.replace(index) != index {
                 tracing::error!(
                     index,

@@ -141,7 +141,7 @@ impl<T> Coordinator<T> {
 
     /// Approximate bytes of the list of all groups.
     pub fn weigh_list(&self) -> usize {
-        self.groups.len() * LISTED_BYTES
+        self.groups.keys().map(|id| LISTED_BYTES + id.len()).sum()
     }
 }
 
