@@ -41,7 +41,7 @@ impl SimClock {
         Duration::from_micros((elapsed * 1_000_000).div_ceil(rate)).max(self.time())
     }
 
-    /// What this clock shows. It counts while its node is suspended, since a lease must not outlive a pause.
+    /// The reading of this clock. The clock counts while its node is suspended, since a lease must not outlive a pause.
     pub fn now(&self) -> Duration {
         let elapsed = self.time().as_micros() as i64;
         let shown = elapsed + elapsed * i64::from(self.drift_ppm) / 1_000_000;

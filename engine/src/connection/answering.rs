@@ -35,7 +35,7 @@ pub const HALF_CLOSED_MAX: Duration = Duration::from_secs(5);
 /// Most connections of a core that end while their requests go on. Further ones stay open until their requests end.
 const ENDED_EARLY_MAX: usize = 1024;
 
-/// What becomes of a request that is not answered when its client has closed its sending side.
+/// The fate of a request that is not answered when its client has closed its sending side.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Orphan {
     /// It is dropped at once.
@@ -66,7 +66,7 @@ impl Orphan {
 }
 
 /// Sends answers in the order of their requests, until the reader is done and all are sent, or the peer is gone.
-/// Answers that are ready together leave in one write.
+/// Answers to produce requests that are ready together leave in one write.
 pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: FrameWriter) {
     loop {
         let seen = connection.started.version();

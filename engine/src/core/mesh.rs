@@ -146,7 +146,7 @@ pub struct Mesh<C: 'static> {
     me: CoreId,
     peers: Vec<Option<Peer<C>>>,
     open: RefCell<Slab<Promise<Erased>>>,
-    /// What ends the jobs of other cores that wait here, by the calling core and its token.
+    /// The flags that end the jobs of other cores that wait here, by the calling core and its token.
     jobs: RefCell<BTreeMap<(CoreId, usize), Rc<Flag>>>,
     stats: MeshStats,
     /// A tool measures round trips; see [`crate::core::mesh_probe`].
@@ -440,7 +440,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What the second core has seen of other jobs so far.
+    /// The jobs that have arrived at the second core so far.
     async fn arrived(core: &Rc<TestCore>) -> Vec<u32> {
         call(core, CoreId(1), |there| async move { there.seen.arrived.take() }).await
     }

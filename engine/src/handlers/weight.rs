@@ -51,7 +51,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// What is left of it, for cores that build the answer.
+    /// The rest of it, for cores that build the answer.
     pub fn budget(&self) -> &Budget {
         &self.budget
     }

@@ -55,7 +55,7 @@ pub struct Held {
     bytes: usize,
 }
 
-/// What is left of the memory that an answer may take. The cores that work on the answer share it.
+/// The rest of the memory that an answer may take. The cores that work on the answer share it.
 #[derive(Clone)]
 pub struct Budget(Arc<AtomicUsize>);
 

@@ -26,7 +26,7 @@ use wal::store::{AppState, AppendError, LogMark, LogPos};
 /// Most bytes of idempotent producers in a snapshot. They are stored as one record of the ring.
 const PRODUCERS_BYTES_MAX: usize = 64 << 10;
 
-/// What a snapshot's message says besides its position and members.
+/// The contents of a snapshot's message besides its position and members.
 struct Begin {
     /// The offset at which its log begins.
     offset: u64,

@@ -34,7 +34,7 @@ pub struct Part {
     pub next: Option<Cursor>,
 }
 
-/// What a part holds so far.
+/// The size of a part so far.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     pub(super) entries: usize,
