@@ -113,6 +113,28 @@ fn answers_that_nobody_reads_take_what_they_may_and_hold_up_nobody() {
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
 }
 
+/// Requests that wait behind an answer begin nothing for a client that is gone. Else each starts a read of the disk,
+/// and all their buffers are there together.
+#[test]
+fn clients_that_leave_many_requests_behind_cause_no_reads() {
+    const CROWD: usize = 4;
+    const LARGER: usize = 256 * MIB;
+    let broker = Broker::start_with(&["--cores", "0", "--set", &format!("memory.budget.bytes={LARGER}")]);
+    fill(&broker);
+    let partitions = vec![FetchPartition::of_consumer(0, 0, 500_000)];
+    let topic = FetchTopic { topic: TopicRef::Name(wire::text(TOPIC)), partitions };
+    let fetch: Request = FetchRequest::of_consumer(500, 1, 50 << 20, vec![topic]).into();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| ask_in_vain(&broker, 12, &fetch, 64)).collect();
+    let held = || broker.metric("millrace_memory_cold_answers_bytes") as usize;
+    wait_until("answers that nobody takes", || held() > CROWD * 900_000);
+    let before = peak(&broker);
+    drop(crowd);
+    wait_until("connections that are gone", || broker.metric("millrace_connections_open") == 0.0);
+    wait_until("memory that is given back", || held() == 0);
+    let more = peak(&broker).saturating_sub(before);
+    assert!(more < 64 * MIB, "{} MiB more", more / MIB);
+}
+
 #[test]
 fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     const CROWD: usize = 8;

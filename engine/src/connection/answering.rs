@@ -87,9 +87,11 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
         if request.header.api != ApiKey::Produce || writer.queued_bytes() > UNSENT_BYTES_MAX {
             flush(core, connection, &mut writer).await;
         }
-        let ready = match poll_once(&mut request.answer) {
-            None if orphan.is_dropped(connection) => Some(Reply::Nothing),
-            ready => ready,
+        // A request begins with its first poll, and must not begin for a client that is gone: many of one connection
+        // would each start a read of the disk, all at once.
+        let ready = match orphan.is_dropped(connection) {
+            true => Some(Reply::Nothing),
+            false => poll_once(&mut request.answer),
         };
         let reply = match ready {
             Some(reply) => reply,

@@ -30,7 +30,7 @@ pub mod retention;
 mod snapshots;
 
 pub use appending::{Acks, Appended, Committed};
-pub use reads::FetchRead;
+pub use reads::{ColdFetch, FetchRead};
 
 use appending::{Unsure, Waiting, refusal};
 use catch_up::CatchUp;

@@ -4,14 +4,18 @@ use super::Partition;
 use crate::core::Core;
 use bytes::Bytes;
 use net::errors::ErrorCode;
+use std::pin::Pin;
 use wal::log::read::{self as log_read, Read, ReadError};
+
+/// The rest of a read that needs the disk.
+pub type ColdFetch = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>;
 
 /// A fetch's result from one partition.
 pub enum FetchRead {
     /// From memory, without copying.
     Hot(Vec<Bytes>),
     /// From segments.
-    Cold(std::pin::Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>),
+    Cold(ColdFetch),
     Refused(ErrorCode),
 }
 

@@ -6,9 +6,9 @@ use crate::{
     cluster::meta::{self, LogWatch, META_GROUP},
     core::{Core, long_work::Work},
     memory::{Answers, Held},
-    partition::{FetchRead, Partition, Watch},
+    partition::{ColdFetch, FetchRead, Partition, Watch},
     rt,
-    sync::{Either, Marks, race},
+    sync::{self, Either, Marks, race},
 };
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
@@ -405,12 +405,15 @@ async fn read_partition(
             let Some(held) = room.hold(&core.memory.cold_answers, bytes).await else {
                 return Ok(Found::new(range, offset, Vec::new(), false));
             };
-            let mut found = Found::new(range, offset, read.await?, false);
+            let (mut held, batches) = to_its_end(held, read).await?;
+            let mut found = Found::new(range, offset, batches, false);
             let mut came = found.bytes();
             while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
                 let left = limit.bytes_max - found.bytes();
                 let FetchRead::Cold(read) = partition.read(core, found.end, high_watermark, left, false) else { break };
-                let next = Found::new(range, found.end, read.await?, false);
+                let (still, batches) = to_its_end(held, read).await?;
+                held = still;
+                let next = Found::new(range, found.end, batches, false);
                 came = next.bytes();
                 found.end = next.end;
                 found.batches.extend(next.batches);
@@ -424,6 +427,20 @@ async fn read_partition(
         }
         FetchRead::Refused(code) => Err(code),
     }
+}
+
+/// Runs a read to its end, even if the fetch is dropped meanwhile: the disk writes to its buffers until then, so their
+/// memory stays held.
+async fn to_its_end(held: Held, read: ColdFetch) -> Result<(Held, Vec<Bytes>), ErrorCode> {
+    let (promise, answer) = sync::promise();
+    rt::spawn(async move {
+        if !promise.is_abandoned() {
+            let batches = read.await;
+            promise.keep((held, batches));
+        }
+    });
+    let (held, batches) = answer.await.ok_or(ErrorCode::KafkaStorageError)?;
+    Ok((held, batches?))
 }
 
 /// Reads from the metadata's log; see [`crate::handlers::metadata_log`].
