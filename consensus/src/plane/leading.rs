@@ -2,15 +2,18 @@
 //! commit, or takes the fast path while the lease holds.
 
 use super::{
-    Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written, flow::FlowEntry,
-    leases::LeaderLease, node_of, weight,
+    Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written,
+    asked::{Asked, AskedQueue},
+    flow::FlowEntry,
+    leases::LeaderLease,
+    node_of,
 };
 use crate::{
     group::{Group, PeerProgress, ProposeError},
     metadata::{self, Broker, Command, Request},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 use types::Position;
@@ -22,7 +25,7 @@ pub(super) struct Lead {
     pub(super) established: bool,
     pub(super) lease: LeaderLease,
     /// Writes forwarded by other brokers that are not in the log yet.
-    asked: VecDeque<Asked>,
+    pub(super) asked: AskedQueue,
     /// All forwarded writes that have no answer yet.
     open: BTreeSet<(i32, Ask)>,
     /// It has started to hand over. In this term it never holds the lease again, because the candidate it named may
@@ -38,15 +41,6 @@ pub(super) struct Heard {
     pub(super) caught_up: Option<Duration>,
     /// Its new state is being written; that is retried after this time.
     pub(super) telling: Option<Duration>,
-}
-
-struct Asked {
-    from: i32,
-    ask: Ask,
-    acks: Acks,
-    requests: Vec<Request>,
-    /// The most bytes of the requests in an entry.
-    bytes: usize,
 }
 
 /// The submitter of some requests of an entry, who waits for their results.
@@ -73,7 +67,7 @@ impl Lead {
             term,
             established: false,
             lease: LeaderLease::default(),
-            asked: VecDeque::new(),
+            asked: AskedQueue::default(),
             open: BTreeSet::new(),
             handed_over: false,
             heard: BTreeMap::new(),
@@ -92,7 +86,15 @@ struct Filling {
 
 impl Plane {
     /// Handles a forwarded write of another broker. A repetition of a pending one is ignored.
-    pub(super) fn asked_to_write(&mut self, group: &Group, from: i32, ask: Ask, acks: Acks, requests: Vec<Request>) {
+    pub(super) fn asked_to_write(
+        &mut self,
+        group: &Group,
+        now: Duration,
+        from: i32,
+        ask: Ask,
+        acks: Acks,
+        requests: Vec<Request>,
+    ) {
         let may_lead = self.is_established() && !group.is_handing_over();
         // A request in another broker's name would be taken for that broker's own. A request without its number
         // could be applied twice; it is refused below.
@@ -106,9 +108,21 @@ impl Plane {
             return self.send(from, PlaneMessage::Forwarded { ask, answer });
         }
         let lead = self.lead.as_mut().expect("it was just looked at");
-        if lead.open.insert((from, ask)) {
-            let bytes = requests.iter().map(|request| weight(&request.command)).sum();
-            lead.asked.push_back(Asked { from, ask, acks, requests, bytes });
+        if lead.open.contains(&(from, ask)) {
+            return;
+        }
+        if lead.asked.is_full() {
+            return self.send(from, PlaneMessage::Forwarded { ask, answer: Err(Refused::Busy) });
+        }
+        lead.open.insert((from, ask));
+        lead.asked.push(Asked::new(from, ask, acks, requests, now));
+    }
+
+    /// Drops forwarded writes whose askers have given up. Without room in the log they would keep back those behind
+    /// them for ever.
+    pub(super) fn tick_asked(&mut self, now: Duration) {
+        while let Some(Asked { from, ask, .. }) = self.lead.as_mut().and_then(|lead| lead.asked.pop_late(now)) {
+            self.answer(from, ask, Err(Refused::Busy));
         }
     }
 
@@ -150,7 +164,7 @@ impl Plane {
     }
 
     fn take_asked(&mut self) -> Asked {
-        self.lead.as_mut().and_then(|lead| lead.asked.pop_front()).expect("it was just looked at")
+        self.lead.as_mut().and_then(|lead| lead.asked.pop()).expect("it was just looked at")
     }
 
     /// Adds the next write to `filling`.
@@ -278,7 +292,7 @@ impl Plane {
                 }
             }
         }
-        for Asked { from, ask, .. } in lead.asked.drain(..) {
+        while let Some(Asked { from, ask, .. }) = lead.asked.pop() {
             self.send(from, PlaneMessage::Forwarded { ask, answer: Err(Refused::NotLeader { leader }) });
         }
         self.refuse_reads(lead.lease, leader, now);

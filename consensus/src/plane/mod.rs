@@ -15,6 +15,7 @@
 //! | `message` | messages between planes |
 //! | `flow` | entries on their way through the slices, published in log order |
 //! | `writes` | writes of this broker: proposed or forwarded until they are answered |
+//! | `asked` | forwarded writes that wait at the leader for their entry |
 //! | `leading` | the leader's work: entries, answers to forwarded writes, the fast path |
 //! | `room` | the leader's check that brokers have memory for new partitions |
 //! | `size` | the check that every broker can store an entry |
@@ -29,6 +30,7 @@
 //! - A write that the fast path answers was durable here while the lease held.
 //! - Indices are published in order, each once.
 
+mod asked;
 mod flow;
 mod leading;
 mod leases;
@@ -39,6 +41,7 @@ mod size;
 mod weight;
 mod writes;
 
+pub use asked::ANSWER_MAX;
 pub use flow::{SliceEntry, SliceOp, check_entry};
 pub use message::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused};
 pub use size::ENTRY_BYTES;
@@ -278,6 +281,7 @@ impl Plane {
         self.tick_leases(group, now);
         self.tick_members(group, now);
         self.tick_writes(group, now);
+        self.tick_asked(now);
         self.tick_questions(group, now);
     }
 
@@ -301,7 +305,7 @@ impl Plane {
     /// proposes one entry per call; the next call, before the next Ready, proposes more.
     ///
     /// `has_room` tells whether the log has room for an entry of this many bytes. A write without room waits, and so
-    /// do those after it.
+    /// do those after it, until its deadline or, if it was forwarded, for [`ANSWER_MAX`].
     pub fn propose(&mut self, group: &mut Group, now: Duration, has_room: impl FnMut(usize) -> bool) {
         self.observe(group, now);
         match &self.lead {
@@ -409,7 +413,9 @@ impl Plane {
     pub fn receive(&mut self, group: &mut Group, now: Duration, from: i32, message: PlaneMessage) {
         self.observe(group, now);
         match message {
-            PlaneMessage::Forward { ask, acks, requests } => self.asked_to_write(group, from, ask, acks, requests),
+            PlaneMessage::Forward { ask, acks, requests } => {
+                self.asked_to_write(group, now, from, ask, acks, requests);
+            }
             PlaneMessage::Forwarded { ask, answer } => self.forwarded(group, now, from, ask, answer),
             PlaneMessage::ReadIndex { ask } => self.asked_for_index(group, now, from, ask),
             PlaneMessage::ReadIndexed { ask, answer } => self.indexed(now, from, ask, answer),

@@ -1,6 +1,8 @@
 //! Three planes in lockstep. Every message arrives at once unless its path is cut, and every disk is fast. (The
 //! simulation covers faults.)
 
+mod forwarded;
+
 use crate::plane::*;
 use crate::{
     group::{GroupConfig, Restored},

@@ -10,15 +10,13 @@ use crate::{
 use consensus::{
     group::Group,
     metadata::{Command, Outcome, QueryAnswer, Rejection, RequestResult, slice_of_topic},
-    plane::{self, Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
+    plane::{self, ANSWER_MAX, Acks, ENTRY_BYTES, Plane, Quorum, Submission, Token, Until, WriteError, Written},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 /// The outcome of one command.
 pub type CommandResult = Result<Outcome, Rejection>;
 
-/// How long a question may take if the caller sets no time.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Most commands of one write. A longer list becomes several writes, submitted at the same time. So does a list with
 /// more than [`ENTRY_BYTES`].
 const COMMANDS_MAX: usize = 512;
