@@ -4,7 +4,7 @@
 //! Invariants: the entries above the last published one have no holes. All committed ones lie below all uncommitted
 //! ones. Only a leader has uncommitted entries here, all of its own term.
 
-use super::leading::Owner;
+use super::{leading::Owner, members::returning};
 use crate::{
     group::Entry,
     metadata::{self, Applied, AskedTooLate, Delta, Placed, Request, RequestResult},
@@ -46,6 +46,8 @@ pub(super) struct FlowEntry {
     pub(super) owners: Vec<Owner>,
     /// Partitions and replicas that its requests create, unless a slice rejects them for another reason.
     placed: Placed,
+    /// Brokers that its requests make alive, and their incarnations.
+    returning: Vec<(i32, u64)>,
 }
 
 impl FlowEntry {
@@ -112,11 +114,18 @@ impl Flow {
 
     fn entry(&mut self, index: u64, term: u64, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
         let (outcomes, missing) = (requests.iter().map(|_| None).collect(), requests.len());
+        let returning = requests.iter().filter_map(returning).collect();
         let mut placed = Placed::default();
         for (_, replicas) in requests.iter_mut().filter_map(|request| request.command.new_replicas()) {
             placed.join(&Placed::of(&*replicas));
         }
-        FlowEntry { index, term, generation: self.generation, outcomes, missing, committed: false, owners, placed }
+        let (generation, committed) = (self.generation, false);
+        FlowEntry { index, term, generation, outcomes, missing, committed, owners, placed, returning }
+    }
+
+    /// Brokers that the unpublished entries make alive, and their incarnations.
+    pub(super) fn returning(&self) -> impl Iterator<Item = (i32, u64)> {
+        self.entries.iter().flat_map(|entry| entry.returning.iter().copied())
     }
 
     /// Partitions and replicas that the unpublished entries create.

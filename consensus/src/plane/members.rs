@@ -5,12 +5,13 @@
 //! - A learner that has caught up becomes a voter if there are fewer voters than wanted. It also becomes a voter if it
 //!   replaces its own node's former disk.
 //! - A peer is removed when its broker is unregistered, or when its node's new disk has taken its place.
+//! - A broker is unregistered only while it is fenced, since its disk can never join again.
 //! - The leader never removes a dead voter on its own. An operator has to.
 
 use super::{Acks, Plane, Submission, Until, node_of};
 use crate::{
     group::{Group, Member, PeerProgress},
-    metadata::{Broker, BrokerStatus, Command, Delta, Placed, Topic},
+    metadata::{Broker, BrokerStatus, Command, Delta, Placed, Rejection, Request, Topic},
 };
 use ahash::AHashMap;
 use std::{
@@ -120,10 +121,37 @@ impl Cluster {
     }
 }
 
+/// The broker that a request makes alive, and its incarnation.
+pub(super) fn returning(request: &Request) -> Option<(i32, u64)> {
+    match &request.command {
+        Command::RegisterBroker { broker } => Some((broker.node, broker.incarnation)),
+        Command::UpdateBrokerStatus { node, incarnation, status: BrokerStatus::Alive } => Some((*node, *incarnation)),
+        _ => None,
+    }
+}
+
 /// The setting for the number of voters.
 const VOTERS_SETTING: &str = "metadata.voters";
 
 impl Plane {
+    /// Rejects a write that unregisters a broker that is alive, or that the log before the write makes alive. The
+    /// broker that a client asks checks too, but the write may have waited since, and the broker has returned.
+    /// `filled`: the requests before it in its entry.
+    ///
+    /// The slices don't check, because those of older versions would not either. Older versions know the rejection.
+    pub(super) fn check_unregistered(&self, requests: &[Request], filled: &[Request]) -> Result<(), Rejection> {
+        for request in requests {
+            let Command::UnregisterBroker { node } = request.command else { continue };
+            let known = self.cluster.brokers.get(&node).filter(|broker| broker.status == BrokerStatus::Alive);
+            let alive = known.map(|broker| (node, broker.incarnation)).into_iter();
+            let mut alive = alive.chain(self.flow.returning()).chain(filled.iter().filter_map(returning));
+            if let Some((node, incarnation)) = alive.find(|(alive, _)| *alive == node) {
+                return Err(Rejection::StaleBroker { node, incarnation });
+            }
+        }
+        Ok(())
+    }
+
     /// Proposes the next membership change and fences or unfences brokers, if this broker leads.
     pub(super) fn tick_members(&mut self, group: &mut Group, now: Duration) {
         let Some(lead) = self.lead.as_mut().filter(|lead| lead.established && !group.is_handing_over()) else { return };

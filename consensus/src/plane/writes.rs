@@ -80,9 +80,12 @@ impl Write {
     ///
     /// - The cluster has rejected this broker's registration. The broker is then no member of the group, and its views
     ///   never show the entry. The leader answered after the entry was committed.
+    /// - It unregisters a broker, and the leader or the slice rejected that. No view has to show anything.
     /// - The write is larger than brokers can store, so no entry has it.
     fn is_turned_away(&self, results: &[RequestResult]) -> bool {
-        let registers = |request: &Request| matches!(request.command, Command::RegisterBroker { .. });
+        let registers = |request: &Request| {
+            matches!(request.command, Command::RegisterBroker { .. } | Command::UnregisterBroker { .. })
+        };
         let is_too_large = |result: &RequestResult| matches!(result, Ok(Err(Rejection::LargestEntry { .. })));
         let is_rejected = |result: &RequestResult| matches!(result, Ok(Err(_)));
         (self.requests.iter().all(registers) && results.iter().all(is_rejected)) || results.iter().all(is_too_large)
@@ -123,14 +126,24 @@ impl Plane {
     pub(super) fn next_to_try(&mut self, group: &Group) -> Option<(Token, usize)> {
         loop {
             let token = *self.to_try.front()?;
-            if let Some(Write { state: State::Waiting { .. }, requests, bytes, .. }) = self.writes.get(&token) {
+            if let Some(Write { state: State::Waiting { .. }, bytes, .. }) = self.writes.get(&token) {
                 let Err(rejection) = self.check_size(*bytes) else { return Some((token, *bytes)) };
-                let rejected = self.rejected(group, requests.len(), &rejection);
-                self.writes.remove(&token);
-                self.out.written.push((token, Ok(written(rejected))));
+                self.reject(group, token, &rejection);
             }
             self.to_try.pop_front();
         }
+    }
+
+    /// Answers an open write that no entry may have.
+    pub(super) fn reject(&mut self, group: &Group, token: Token, rejection: &Rejection) {
+        let rejected = self.rejected(group, self.requests(token).len(), rejection);
+        self.writes.remove(&token);
+        self.out.written.push((token, Ok(written(rejected))));
+    }
+
+    /// The requests of an open write.
+    pub(super) fn requests(&self, token: Token) -> &[Request] {
+        &self.writes[&token].requests
     }
 
     /// Returns a write's requests as they are sent now, the acknowledgement it asked for, and whether it was in a

@@ -14,7 +14,7 @@ use super::{
     promises::{Promises, STALE_MAX, Told},
 };
 use crate::{
-    metadata::{Broker, BrokerStatus, Command, HostPort, LeaderReport, Outcome, WatermarkReport},
+    metadata::{Broker, BrokerStatus, Command, HostPort, LeaderReport, Outcome, Rejection, WatermarkReport},
     plane::{Acks, Submission, Token, Until, WriteError, Written},
 };
 use std::{
@@ -245,6 +245,9 @@ impl Cluster {
                     let told = self.has_written(at, op.above, &write, &written)?;
                     self.clients.promises.written(at, op.begun, now, &write.commands, &written, told);
                 }
+                // The leader refuses it, without an entry, as long as the node is alive.
+                (Ok(Written { results, .. }), Kind::Unregister(_))
+                    if matches!(results[..], [Ok(Err(Rejection::StaleBroker { .. }))]) => {}
                 (Ok(written), Kind::Unregister(write)) => {
                     self.has_written(at, op.above, &write, &written)?;
                     if matches!(written.results[..], [Ok(Ok(Outcome::BrokerUnregistered))]) {

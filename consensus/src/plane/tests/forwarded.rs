@@ -41,6 +41,49 @@ fn forwarded_writes_wait_at_their_brokers_while_the_leader_has_enough() {
     assert_eq!(asked_bytes(&world), 0);
 }
 
+#[test]
+fn a_broker_that_returns_before_it_is_unregistered_stays() {
+    let mut world = World::new();
+    for node in 1..=3 {
+        submit_command(&mut world, 1, register(node, peer_id(node, 7), 0));
+    }
+    world.run(30);
+    let unregister = |world: &mut World, by| submit_command(world, by, Command::UnregisterBroker { node: 3 });
+    let is_fenced = |world: &World| {
+        let mut brokers = world.nodes[0].plane.cluster.brokers();
+        brokers.find(|broker| broker.node == 3).map(|broker| broker.status == BrokerStatus::Fenced)
+    };
+    let alive = Err(Rejection::StaleBroker { node: 3, incarnation: 1 });
+    assert_eq!(is_fenced(&world), Some(false));
+    for by in [1, 2] {
+        let token = unregister(&mut world, by);
+        world.run(1);
+        assert_eq!(result(&mut world, by, token), alive);
+    }
+    let cut = vec![(1, 3), (3, 1), (2, 3), (3, 2)];
+    world.cut.clone_from(&cut);
+    world.run(45);
+    assert_eq!(is_fenced(&world), Some(true));
+    // The log has no room until broker 3 is heard again. The same entry makes it alive.
+    world.room = 0;
+    let token = unregister(&mut world, 2);
+    world.run(1);
+    world.cut.clear();
+    world.run(20);
+    assert_eq!((world.leader(), is_fenced(&world)), (1, Some(true)));
+    world.room = usize::MAX;
+    world.run(5);
+    assert_eq!(result(&mut world, 2, token), alive);
+    assert_eq!(is_fenced(&world), Some(false));
+
+    world.cut = cut;
+    world.run(45);
+    let token = unregister(&mut world, 2);
+    world.run(3);
+    assert_eq!(result(&mut world, 2, token), Ok(Outcome::BrokerUnregistered));
+    assert_eq!(is_fenced(&world), None);
+}
+
 /// Bytes of forwarded writes that wait at the leader.
 fn asked_bytes(world: &World) -> usize {
     world.nodes[0].plane.lead.as_ref().expect("broker 1 leads").asked.bytes()

@@ -5,7 +5,7 @@ use crate::{
     cluster::meta,
     core::{Core, long_work::Work},
 };
-use consensus::metadata::{BrokerStatus, Command, Topic};
+use consensus::metadata::{BrokerStatus, Command, Rejection, Topic};
 use net::{
     StrBytes,
     errors::ErrorCode,
@@ -43,13 +43,21 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
     }
     alone.check(node)?;
     if core.view(|view| view.broker(node).is_some_and(|broker| broker.status == BrokerStatus::Alive)) {
-        let message = format!(
-            "broker {node} is alive, and its disk could never join again; stop the broker, and try again once it is fenced"
-        );
-        return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+        return Err(is_alive(node));
     }
     let outcome = meta::submit(core, vec![Command::UnregisterBroker { node }]).await?.pop();
-    outcome.expect("a command has an outcome").map(drop).map_err(Refusal::from)
+    outcome.expect("a command has an outcome").map(drop).map_err(|rejection| match rejection {
+        // It has returned since.
+        Rejection::StaleBroker { .. } => is_alive(node),
+        rejection => rejection.into(),
+    })
+}
+
+fn is_alive(node: i32) -> Refusal {
+    let message = format!(
+        "broker {node} is alive, and its disk could never join again; stop the broker, and try again once it is fenced"
+    );
+    Refusal::new(ErrorCode::InvalidRequest, message)
 }
 
 /// The partitions that would lose their only replica.
