@@ -1,6 +1,9 @@
 //! A tool's connection on the peer port. The tool sends requests one after another; each is answered as soon as it is
 //! done.
 //! Lives on: the core that accepted it.
+//!
+//! All tools share the memory of their requests and of their answers. A request counts before it is decoded, until its
+//! answer is encoded. An answer is encoded only while there is room, and counts until it is sent.
 
 use super::{Host, LinkError, Peers, within};
 use crate::{
@@ -27,38 +30,75 @@ const REQUESTS_MAX: usize = 1024;
 
 /// Most open connections of tools. Further ones are rejected.
 pub(super) const TOOLS_MAX: usize = 64;
-/// Most bytes of one request.
+/// Most bytes of one request. A connection holds one more request of that size while it waits for room.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Approximate limit of the bytes in all tools' requests and answers. When full, a connection with open requests is
-/// not read.
-const TOOL_BYTES_MAX: usize = 64 << 20;
+/// Bytes of all tools' unanswered requests. When full, further requests wait until others are answered. The sum exceeds
+/// it by less than one request.
+const REQUESTS_BYTES_MAX: usize = 16 << 20;
+/// Bytes of all tools' unsent answers. When full, further answers wait, not encoded, until others are sent; a tool that
+/// does not read them is disconnected. The sum exceeds it by less than one answer.
+const ANSWERS_BYTES_MAX: usize = 48 << 20;
 /// A tool that has all its answers and sends no request for this long is disconnected.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// The share of this core's resources that tools use.
 pub(super) struct ToolShare {
     pub(super) open: Cell<usize>,
-    /// Bytes of unanswered requests and of unsent answers.
-    bytes: Cell<usize>,
-    /// Notified when bytes are released.
-    room: Notify,
+    pub(super) requests: Room,
+    pub(super) answers: Room,
     pub(super) idle_max: Cell<Duration>,
+}
+
+/// Bytes that tools hold, with a limit.
+pub(super) struct Room {
+    pub(super) bytes: Cell<usize>,
+    pub(super) max: Cell<usize>,
+    /// Notified when bytes are released.
+    pub(super) freed: Notify,
 }
 
 impl Default for ToolShare {
     fn default() -> Self {
-        Self { open: Cell::new(0), bytes: Cell::new(0), room: Notify::default(), idle_max: Cell::new(IDLE_MAX) }
+        let (requests, answers) = (Room::new(REQUESTS_BYTES_MAX), Room::new(ANSWERS_BYTES_MAX));
+        Self { open: Cell::new(0), requests, answers, idle_max: Cell::new(IDLE_MAX) }
     }
 }
 
-impl ToolShare {
+impl Room {
+    fn new(max: usize) -> Self {
+        Self { bytes: Cell::new(0), max: Cell::new(max), freed: Notify::default() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.get() >= self.max.get()
+    }
+
     fn take(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
     }
 
     fn give(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() - bytes);
-        self.room.notify();
+        self.freed.notify();
+    }
+}
+
+/// A request's bytes, until it is answered or dropped.
+struct Held {
+    peers: Rc<Peers>,
+    bytes: usize,
+}
+
+impl Held {
+    fn new(peers: &Rc<Peers>, bytes: usize) -> Self {
+        peers.tools.requests.take(bytes);
+        Self { peers: peers.clone(), bytes }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.peers.tools.requests.give(self.bytes);
     }
 }
 
@@ -98,9 +138,9 @@ pub(super) async fn serve<H: Host + 'static>(
         answers.ended.set(true);
         answers.changed.notify();
     };
-    both(reading, answers.send_all(writer, share)).await;
+    both(reading, answers.send_all(writer, &share.answers)).await;
     share.open.set(share.open.get() - 1);
-    share.give(answers.ready.take().iter().map(Bytes::len).sum());
+    share.answers.give(answers.ready.take().iter().map(Bytes::len).sum());
     served
 }
 
@@ -110,22 +150,25 @@ async fn read<H: Host + 'static>(
     answers: &Rc<Answers>,
     host: &Rc<H>,
 ) -> Result<(), LinkError> {
-    while answers.has_room(&peers.tools).await {
+    while answers.may_start().await {
         let Some(frame) = next_request(peers, reader, answers).await? else { return Ok(()) };
         if frame.kind != Kind::Request {
             return Err(PeerError::NoBroker.into());
         }
+        if !answers.has_room(&peers.tools.requests).await {
+            break;
+        }
+        let held = Held::new(peers, frame.bytes.len());
         let request = wire::decode_request(&frame.bytes)?;
+        drop(frame);
         answers.open.set(answers.open.get() + 1);
-        let bytes = frame.bytes.len();
-        peers.tools.take(bytes);
         let mut answering = Box::pin(host.answer(request));
         // Most reads are answered at once, without a task of their own.
         match poll_fn(|context| Poll::Ready(answering.as_mut().poll(context))).await {
-            Poll::Ready(response) => answers.add(&peers.tools, bytes, &response),
+            Poll::Ready(response) => answers.add(&peers.tools.answers, held, &response).await,
             Poll::Pending => {
                 let (peers, answers) = (peers.clone(), answers.clone());
-                rt::spawn(async move { answers.add(&peers.tools, bytes, &answering.await) });
+                rt::spawn(async move { answers.add(&peers.tools.answers, held, &answering.await).await });
             }
         }
     }
@@ -156,29 +199,41 @@ async fn next_request(
 }
 
 impl Answers {
-    /// Queues a finished answer, which replaces its request in the tools' share.
-    fn add(&self, share: &ToolShare, request_bytes: usize, response: &ToolResponse) {
-        let bytes = encoded(response);
-        share.take(bytes.len());
-        share.give(request_bytes);
-        self.ready.borrow_mut().push(bytes);
+    /// Queues a finished answer once there is room for it, and releases its request. Drops it if the tool is gone.
+    async fn add(&self, room: &Room, held: Held, response: &ToolResponse) {
+        if self.has_room(room).await {
+            let bytes = encoded(response);
+            room.take(bytes.len());
+            self.ready.borrow_mut().push(bytes);
+        }
+        drop(held);
         self.changed.notify();
     }
 
     /// Waits until another request may start; `false` if the tool no longer takes answers.
-    async fn has_room(&self, share: &ToolShare) -> bool {
+    async fn may_start(&self) -> bool {
         loop {
-            let (seen, seen_room) = (self.changed.version(), share.room.version());
-            let is_full = share.bytes.get() > TOOL_BYTES_MAX && self.open.get() > 0;
-            if self.gone.get() || (self.open.get() < REQUESTS_MAX && !is_full) {
+            let seen = self.changed.version();
+            if self.gone.get() || self.open.get() < REQUESTS_MAX {
                 return !self.gone.get();
             }
-            race(self.changed.past(seen), share.room.past(seen_room)).await;
+            self.changed.past(seen).await;
+        }
+    }
+
+    /// Waits until all tools together hold less than they may; `false` if the tool no longer takes answers.
+    async fn has_room(&self, room: &Room) -> bool {
+        loop {
+            let (seen, freed) = (self.changed.version(), room.freed.version());
+            if self.gone.get() || !room.is_full() {
+                return !self.gone.get();
+            }
+            race(self.changed.past(seen), room.freed.past(freed)).await;
         }
     }
 
     /// Sends answers until no more will come. Answers that are ready together leave in one write.
-    async fn send_all(&self, mut writer: FrameWriter, share: &ToolShare) {
+    async fn send_all(&self, mut writer: FrameWriter, room: &Room) {
         loop {
             let seen = self.changed.version();
             let ready = self.ready.take();
@@ -193,7 +248,7 @@ impl Answers {
                 peer::push(&mut writer, PeerFrame::new(Kind::Response, Lane::Control, response.clone()));
             }
             let flushed = within(writer.flush()).await;
-            share.give(ready.iter().map(Bytes::len).sum());
+            room.give(ready.iter().map(Bytes::len).sum());
             if !matches!(flushed, Ok(Ok(()))) {
                 // Wakes the reader, too.
                 writer.shutdown();

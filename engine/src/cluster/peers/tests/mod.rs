@@ -1,6 +1,7 @@
 //! Two brokers, or one broker and a test that plays the other side, on one core and real sockets.
 
 mod secret;
+mod tools;
 
 use crate::cluster::peers::*;
 use crate::sync::{Answer, Promise, promise};

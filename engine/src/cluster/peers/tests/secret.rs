@@ -10,12 +10,12 @@ use net::{
     },
 };
 
-fn secret(byte: u8) -> Option<Secret> {
+pub(super) fn secret(byte: u8) -> Option<Secret> {
     Secret::new(&[byte; 32])
 }
 
 /// A broker that listens and requires a secret.
-fn guarded(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<Inbox>, SocketAddr) {
+pub(super) fn guarded(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<Inbox>, SocketAddr) {
     let (bound, addr) = bound();
     let peers = Peers::new(me, secret(7), seeds.iter().map(|(node, addr)| (*node, addr.to_string())));
     let inbox = Rc::new(Inbox::default());
@@ -24,19 +24,19 @@ fn guarded(me: Hello, seeds: &[(i32, SocketAddr)]) -> (Rc<Peers>, Rc<Inbox>, Soc
     (peers, inbox, addr)
 }
 
-fn tool() -> Hello {
+pub(super) fn tool() -> Hello {
     Hello { caller: Caller::Tool, cluster_id: None, ..hello(0) }
 }
 
 impl Other {
     /// Performs the handshake and returns the other side's hello.
-    async fn prove(&mut self, me: &Hello, secret: Option<Secret>) -> Result<Hello, PeerError> {
+    pub(super) async fn prove(&mut self, me: &Hello, secret: Option<Secret>) -> Result<Hello, PeerError> {
         let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(me), nonce());
         let there = peer::shake_hands(handshake, true, &mut self.reader, &mut self.writer).await?;
         Ok(wire::decode_hello(&there).unwrap())
     }
 
-    async fn ask(&mut self, id: u64) {
+    pub(super) async fn ask(&mut self, id: u64) {
         self.write(Kind::Request, wire::encode_request(&ToolRequest { id, ask: ToolAsk::Describe })).await;
     }
 }
