@@ -11,9 +11,9 @@ use bytes::Bytes;
 use consensus::group::descriptor::{Descriptor, EntryData};
 use consensus::group::{Message, MessageType, RaftEntry};
 use consensus::metadata::{
-    Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, QueryAnswer, Request,
+    Broker as Registered, BrokerStatus, Command, HostPort, LeaderReport, Query, QueryAnswer, Rejection, Request,
 };
-use consensus::plane::{Accepted, Acks, Ask, PlaneMessage, Refused, peer_id};
+use consensus::plane::{Accepted, Acks, Ask, ENTRY_BYTES, PlaneMessage, Refused, peer_id, weight};
 use consensus::wire::{self, Beat, Caller, Consistency, Hello, PeerMessage, Rest, SnapshotChunk, ToolAsk, ToolRequest};
 use net::errors;
 use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
@@ -158,6 +158,22 @@ fn a_tool_may_not_act_in_a_brokers_place() {
         }
     }
     tool.write(Acks::Quorum, support::tool::create_topic(name, 1)).unwrap();
+}
+
+#[test]
+fn a_tools_commands_become_as_many_entries_as_they_need() {
+    let broker = Broker::start();
+    let mut tool = Tool::connect(&broker, PATIENCE).unwrap();
+    // Together they take more than one entry that every broker can store.
+    let name = |n: usize| format!("{n:0>249}");
+    let deletes = (0..512).map(|n| Command::DeleteTopic { name: name(n).into(), id: Uuid::new_v4() });
+    let commands: Vec<Command> = deletes.collect();
+    assert!((ENTRY_BYTES..2 * ENTRY_BYTES).contains(&commands.iter().map(weight).sum()));
+    let written = tool.write_many(Acks::Quorum, commands).unwrap();
+    let expected = (0..512).map(|n| Ok(Err(Rejection::UnknownTopic(name(n).into()))));
+    assert!(written.results.iter().cloned().eq(expected), "{:?}", written.results);
+    let quorum = tool.describe().unwrap();
+    assert!(quorum.commit >= written.index, "{quorum:?}, {}", written.index);
 }
 
 #[test]

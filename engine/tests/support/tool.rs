@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use consensus::metadata::{Command, Query, QueryAnswer};
-use consensus::plane::{Acks, Quorum};
+use consensus::plane::{Accepted, Acks, Quorum};
 use consensus::wire::{self, Consistency, Hello, MeshTimes, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::auth::{Handshake, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
@@ -55,6 +55,14 @@ impl Tool {
                 Ok(Ok(_)) => Ok(()),
                 other => Err(format!("{other:?}")),
             }),
+            other => panic!("a write was answered {other:?}"),
+        }
+    }
+
+    /// Sends several commands in one request. Returns the answer with all results.
+    pub fn write_many(&mut self, acks: Acks, commands: Vec<Command>) -> Result<Accepted, Failure> {
+        match self.ask(ToolAsk::Write { acks: Some(acks), commands })? {
+            ToolAnswer::Written(written) => Ok(written),
             other => panic!("a write was answered {other:?}"),
         }
     }

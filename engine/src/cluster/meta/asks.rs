@@ -79,20 +79,37 @@ pub(super) async fn submit_as_is(
     how: Submitting,
 ) -> Result<Vec<CommandResult>, SubmitError> {
     let call = core.call(META_CORE, move |there| async move {
-        let writes = split(founded(&there, commands)).into_iter().map(|some| there.meta().write(&there, some, how));
-        let writes: Vec<_> = writes.collect();
-        let mut results = Vec::new();
-        for write in writes {
-            results.extend(written(write.await)?.results);
-        }
+        let results = write_all(&there, commands, how).await?.results;
         // The outcome of a request asked too late is forgotten: it may have been done now or before.
         results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
     });
     call.result().await
 }
 
+/// On the metadata's core: submits commands, as several writes at the same time if they are too many for one. Returns
+/// all results, with the place of the last write.
+pub(super) async fn write_all(
+    core: &Rc<Core>,
+    commands: Vec<Command>,
+    how: Submitting,
+) -> Result<Written, SubmitError> {
+    let writes = split(founded(core, commands)).into_iter().map(|some| core.meta().write(core, some, how));
+    let writes: Vec<_> = writes.collect();
+    let mut all = Written { term: 0, index: 0, results: Vec::new() };
+    for write in writes {
+        let Written { term, index, results } = written(write.await).map_err(|error| match error {
+            // An earlier write has been done.
+            SubmitError::NoLeader if !all.results.is_empty() => SubmitError::TimedOut,
+            error => error,
+        })?;
+        (all.term, all.index) = (all.term, all.index).max((term, index));
+        all.results.extend(results);
+    }
+    Ok(all)
+}
+
 /// Fills in the brokers' peer ids where commands create groups.
-pub(super) fn founded(core: &Core, mut commands: Vec<Command>) -> Vec<Command> {
+fn founded(core: &Core, mut commands: Vec<Command>) -> Vec<Command> {
     for founders in commands.iter_mut().filter_map(Command::founding_peers) {
         *founders = core.view(|view| view.brokers().map(|broker| broker.peer).collect());
     }
@@ -117,7 +134,7 @@ fn split(commands: Vec<Command>) -> Vec<Vec<Command>> {
     writes
 }
 
-pub(super) fn written(answer: Option<Result<Written, WriteError>>) -> Result<Written, SubmitError> {
+fn written(answer: Option<Result<Written, WriteError>>) -> Result<Written, SubmitError> {
     answer.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
 }
 

@@ -60,9 +60,9 @@ async fn write(core: &Rc<Core>, acks: Option<Acks>, commands: Vec<Command>) -> R
     commands.iter().try_for_each(|command| check(core, command))?;
     debug_assert_eq!(core.id(), META_CORE);
     largest::rise_for(core, &commands).await.map_err(failed)?;
-    let commands = asks::founded(core, commands);
     let how = Submitting { acks, until: Until::Acked, ..Submitting::default() };
-    let written = asks::written(core.meta().write(core, commands, how).await).map_err(failed)?;
+    // An entry for all of them could be larger than brokers take.
+    let written = asks::write_all(core, commands, how).await.map_err(failed)?;
     Ok(ToolAnswer::Written(Accepted { term: written.term, index: written.index, results: written.results }))
 }
 
