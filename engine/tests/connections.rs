@@ -4,12 +4,14 @@ mod support;
 
 use bytes::Bytes;
 use net::{
+    StrBytes,
     client::{
         ClientCodec,
         blocking::{Client, ClientError},
     },
     codec::{
         api::ApiKey,
+        fetch::{FetchRequest, ForgottenTopic},
         produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
         request::Request,
     },
@@ -428,4 +430,76 @@ fn a_client_that_has_closed_its_sending_side_still_gets_its_answers() {
         count += 1;
     }
     assert_eq!(count, 2);
+}
+
+/// A broker with one core. Its frames below 256 KiB have 4 MiB of memory, small requests in progress 1 MiB.
+fn with_little_memory(setting: &str) -> Broker {
+    Broker::start_with(&["--cores", "0", "--set", "memory.budget.bytes=67108864", "--set", setting])
+}
+
+/// A fetch of a partition without records, whose frame is a little larger than `bytes`.
+fn vain_fetch(topic: &str, max_wait_ms: i32, bytes: usize) -> FetchRequest {
+    /// No string may be much longer.
+    const NAME_MAX: usize = 25_000;
+    let name = |at| StrBytes::from_string("n".repeat(NAME_MAX.min(bytes - at)));
+    let topic_at = |at| ForgottenTopic { topic: TopicRef::Name(name(at)), partitions: Vec::new() };
+    let forgotten = (0..bytes).step_by(NAME_MAX).map(topic_at).collect();
+    FetchRequest { forgotten, ..wire::fetch_request(topic, 0, 0, max_wait_ms, 1) }
+}
+
+/// Takes all memory for frames below 256 KiB, for as long as the first of these fetches waits.
+fn hold_memory(broker: &Broker, topic: &str, max_wait_ms: i32) -> Client {
+    const BYTES: usize = 250_000;
+    const COUNT: usize = 17;
+    let mut holder = wire::connect(broker);
+    for n in 0..COUNT {
+        send(&mut holder, ApiKey::Fetch, vain_fetch(topic, if n == 0 { max_wait_ms } else { 0 }, BYTES).into());
+    }
+    until(broker, "millrace_memory_requests_bytes", |held| held >= (COUNT * BYTES) as f64);
+    holder
+}
+
+#[test]
+fn a_client_that_leaves_while_its_next_request_waits_for_room_is_noticed() {
+    const IN_FLIGHT_MAX: usize = 64;
+    let mut broker = with_little_memory("max.connections=8");
+    let mut client = wire::connect(&broker);
+    assert_eq!(wire::create_topic(&mut client, "vain", 1, 1, &[]).error_code, 0);
+    let fetch = |client: &mut Client, bytes| send(client, ApiKey::Fetch, vain_fetch("vain", FOR_GOOD_MS, bytes).into());
+    let (requests, open) = ("millrace_kafka_requests_total", "millrace_connections_open");
+
+    // One that waits for one of its requests to end.
+    let mut eager = wire::connect(&broker);
+    let before = broker.metric(requests);
+    // One more may start while the first is being worked on.
+    (0..IN_FLIGHT_MAX + 2).for_each(|_| fetch(&mut eager, 0));
+    until(&broker, requests, |count| count >= before + IN_FLIGHT_MAX as f64);
+    drop(eager);
+    until(&broker, open, |open| open == 1.0);
+
+    // One that waits for other clients' requests to end.
+    let mut crowd = [(); 2].map(|()| wire::connect(&broker));
+    let before = broker.metric(requests);
+    crowd.iter_mut().for_each(|client| (0..40).for_each(|_| fetch(client, 15_000)));
+    until(&broker, requests, |count| count >= before + 69.0);
+    let mut late = wire::connect(&broker);
+    (0..3).for_each(|_| fetch(&mut late, 15_000));
+    drop(late);
+    until(&broker, open, |open| open == 3.0);
+    drop(crowd);
+    until(&broker, open, |open| open == 1.0);
+
+    // One that waits for memory.
+    let holder = hold_memory(&broker, "vain", FOR_GOOD_MS);
+    let waits = "millrace_memory_request_waits_total";
+    let before = broker.metric(waits);
+    let mut waiting = wire::connect(&broker);
+    fetch(&mut waiting, 20_000);
+    until(&broker, waits, |count| count > before);
+    drop(waiting);
+    until(&broker, open, |open| open == 2.0);
+    drop(holder);
+    until(&broker, open, |open| open == 1.0);
+    until(&broker, "millrace_memory_requests_bytes", |held| held == 0.0);
+    broker.stop();
 }

@@ -153,7 +153,7 @@ async fn is_over(core: &Core, connection: &Connection, orphan: Orphan) {
 }
 
 /// Resolves when a client that has closed its sending side has had its time.
-async fn half_closed(connection: &Connection) {
+pub async fn half_closed(connection: &Connection) {
     connection.quit.wait().await;
     rt::sleep(connection.half_closed_until.get().saturating_sub(clock::now())).await;
 }

@@ -6,7 +6,7 @@
 //!
 //! Bounds:
 //! - `max.connections` and `max.connections.per.ip` limit the broker's connections (`quota`).
-//! - [`IN_FLIGHT_MAX`] limits the requests of one connection. The share of requests limits those of a core
+//! - [`receiving::IN_FLIGHT_MAX`] limits the requests of one connection. The share of requests limits those of a core
 //!   ([`crate::memory`]). A connection at either limit is not read until there is room.
 //!
 //! If a client has closed its sending side, its reads of records (fetches) and its waits for the members of a group are
@@ -55,9 +55,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-/// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
-const IN_FLIGHT_MAX: usize = 64;
 
 /// How long a request waits for memory to be decoded. Then its connection is closed: a change must not be made long
 /// after its client has given up.
@@ -129,8 +126,11 @@ impl Connection {
 
     /// The client has closed its sending side, or sends what nobody can read.
     fn half_closed(&self) {
-        self.half_closed_until.set(clock::now() + HALF_CLOSED_MAX);
-        self.quit.set();
+        // A reader that waited for room may have seen it before.
+        if !self.quit.is_set() {
+            self.half_closed_until.set(clock::now() + HALF_CLOSED_MAX);
+            self.quit.set();
+        }
     }
 
     /// Closes the socket. This also wakes the connection if it waits for its client to read an answer.
@@ -349,7 +349,6 @@ async fn read(
 ) -> Result<End, Refused> {
     let mut silent = Some(silent);
     loop {
-        room(core, connection).await;
         if core.is_stopping() {
             return Ok(End::Ours);
         }
@@ -416,20 +415,6 @@ fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, dec
         drop(reserved);
         answer.await
     })
-}
-
-/// Waits until this connection may start another request.
-async fn room(core: &Rc<Core>, connection: &Rc<Connection>) {
-    loop {
-        let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
-        let in_flight = connection.answers.borrow().len();
-        let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
-        // A connection without requests in flight may always start one. Otherwise none might ever progress.
-        if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
-            return;
-        }
-        race(connection.answered.past(seen), core.connections.changed.past(core_seen)).await;
-    }
 }
 
 fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {

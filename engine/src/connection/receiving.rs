@@ -1,12 +1,27 @@
-//! Receives a connection's frames, as far as there is memory for them.
+//! Receives a connection's frames, as far as the connection may have further requests and there is memory for them.
+//!
+//! While a connection waits for either, it is not read, so the end of its stream does not show. The kernel is asked
+//! for it every [`ASK_EVERY`]. The wait ends if the client is gone, or [`HALF_CLOSED_MAX`] after the client has closed
+//! its sending side.
+//!
+//! [`HALF_CLOSED_MAX`]: super::answering::HALF_CLOSED_MAX
 
-use super::Connection;
+use super::{Connection, answering::half_closed};
 use crate::{
     core::Core,
     memory::{FREE_BYTES, Reservation},
+    rt,
+    sync::{Either, race},
 };
 use bytes::Bytes;
-use net::transport::conn::{ConnError, FrameReader};
+use net::transport::conn::{ConnError, FrameReader, PeerEnd};
+use std::time::Duration;
+
+/// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
+pub const IN_FLIGHT_MAX: usize = 64;
+
+/// How often the kernel is asked whether the client of a waiting connection is still there.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// A whole request, and the memory for it.
 pub struct Frame {
@@ -15,22 +30,27 @@ pub struct Frame {
     pub reserved: Option<Reservation>,
 }
 
-/// The next frame. `None`: the client closed the connection. A large frame is received only as fast as memory is
-/// reserved for it.
+/// The next frame, once this connection may start another request. `None`: the client closed the connection. A large
+/// frame is received only as fast as memory is reserved for it.
 pub async fn next_frame(
     core: &Core,
     connection: &Connection,
     reader: &mut FrameReader,
 ) -> Result<Option<Frame>, ConnError> {
     let mut receiving = Receiving { connection, reserved: None };
+    if while_client_stays(connection, room(core, connection)).await.is_none() {
+        return Ok(None);
+    }
     loop {
         if let Some(bytes) = reader.buffered_frame().await? {
             // It may have arrived in one read with earlier frames.
-            receiving.reserve(core, bytes.len(), bytes.len()).await;
-            return Ok(Some(Frame { bytes, reserved: receiving.reserved.take() }));
+            let is_reserved = receiving.reserve(core, bytes.len(), bytes.len()).await.is_some();
+            return Ok(is_reserved.then(|| Frame { bytes, reserved: receiving.reserved.take() }));
         }
         let (expected, goal) = (reader.expected_bytes(), reader.next_goal());
-        receiving.reserve(core, expected, goal).await;
+        if receiving.reserve(core, expected, goal).await.is_none() {
+            return Ok(None);
+        }
         connection.receives(receiving.reserved.as_ref());
         let goal = if expected > FREE_BYTES { goal.max(FREE_BYTES) } else { usize::MAX };
         if !reader.receive(goal).await? {
@@ -47,14 +67,17 @@ struct Receiving<'a> {
 }
 
 impl Receiving<'_> {
-    async fn reserve(&mut self, core: &Core, frame_bytes: usize, goal: usize) {
-        if frame_bytes > FREE_BYTES {
-            let reserved = self.reserved.get_or_insert_with(|| core.memory.requests.reservation(frame_bytes));
-            if reserved.bytes() < goal {
-                core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(goal)));
-                reserved.grow(goal).await;
-            }
+    /// `None`: the client did not stay until there was memory.
+    async fn reserve(&mut self, core: &Core, frame_bytes: usize, goal: usize) -> Option<()> {
+        if frame_bytes <= FREE_BYTES {
+            return Some(());
         }
+        let reserved = self.reserved.get_or_insert_with(|| core.memory.requests.reservation(frame_bytes));
+        if reserved.bytes() >= goal {
+            return Some(());
+        }
+        core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(goal)));
+        while_client_stays(self.connection, reserved.grow(goal)).await
     }
 }
 
@@ -62,4 +85,40 @@ impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         self.connection.receives(None);
     }
+}
+
+/// Waits until this connection may start another request.
+async fn room(core: &Core, connection: &Connection) {
+    loop {
+        let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
+        let in_flight = connection.answers.borrow().len();
+        let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
+        // A connection without requests in flight may always start one. Otherwise none might ever progress.
+        if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
+            return;
+        }
+        race(connection.answered.past(seen), core.connections.changed.past(core_seen)).await;
+    }
+}
+
+/// The result of a wait during which the connection is not read. `None`: its client did not stay.
+async fn while_client_stays<T>(connection: &Connection, wait: impl Future<Output = T>) -> Option<T> {
+    match race(wait, client_leaves(connection)).await {
+        Either::First(done) => Some(done),
+        Either::Second(()) => None,
+    }
+}
+
+/// Resolves once the client is gone, or has closed its sending side and has had its time.
+async fn client_leaves(connection: &Connection) {
+    while !connection.quit.is_set() {
+        rt::sleep(ASK_EVERY).await;
+        match connection.handle.peer_end() {
+            PeerEnd::Open => {}
+            // What it asked for and need not go on is dropped now, which may make room.
+            PeerEnd::HalfClosed => connection.half_closed(),
+            PeerEnd::Gone => connection.cut(),
+        }
+    }
+    half_closed(connection).await;
 }

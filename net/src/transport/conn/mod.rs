@@ -87,6 +87,16 @@ impl Shared {
     }
 }
 
+/// What the kernel knows about the peer's end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerEnd {
+    Open,
+    /// The peer has closed its sending side. It may still read. What it sent before may not be received yet.
+    HalfClosed,
+    /// The connection was reset. Nothing can be sent.
+    Gone,
+}
+
 /// Lets another task watch a connection while its halves are in use.
 #[derive(Debug, Clone)]
 pub struct ConnHandle(Shared);
@@ -117,6 +127,21 @@ impl ConnHandle {
         match u64::try_from(in_flight) {
             Ok(in_flight) if done == 0 => self.sent_bytes().saturating_sub(in_flight),
             _ => self.sent_bytes(),
+        }
+    }
+
+    /// Asks the kernel about the peer's end. Unlike the reader, this also tells while received bytes are not read.
+    pub fn peer_end(&self) -> PeerEnd {
+        let fd = self.0.socket.get().as_raw_fd();
+        let mut asked = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: the socket is open while `self` lives. The call returns at once, and writes one live struct.
+        unsafe { libc::poll(&raw mut asked, 1, 0) };
+        if asked.revents & (libc::POLLHUP | libc::POLLERR) != 0 {
+            PeerEnd::Gone
+        } else if asked.revents & libc::POLLRDHUP != 0 {
+            PeerEnd::HalfClosed
+        } else {
+            PeerEnd::Open
         }
     }
 

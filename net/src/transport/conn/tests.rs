@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka_protocol::messages as kafka;
@@ -26,7 +26,7 @@ use crate::codec::response::{self, Response};
 use crate::errors::ErrorCode;
 use crate::records::build::BatchBuilder;
 use crate::rt;
-use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter};
+use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter, PeerEnd};
 use crate::transport::listen::{self, BindError, Bound, Listener};
 
 const LOCAL: &str = "127.0.0.1:0";
@@ -158,6 +158,32 @@ fn shutdown_wakes_a_waiting_reader() {
     });
     let _peer = TcpStream::connect(addr).unwrap();
     assert!(server.join().unwrap());
+}
+
+#[test]
+fn the_end_of_a_peer_shows_although_nothing_is_read() {
+    let (tell, told) = mpsc::channel();
+    let (addr, server) = serve(async move |reader, _writer| {
+        let handle = reader.handle();
+        for end in [PeerEnd::Open, PeerEnd::HalfClosed, PeerEnd::Gone] {
+            let asked = Instant::now();
+            while handle.peer_end() != end {
+                assert!(asked.elapsed() < TIMEOUT, "{end:?} is not seen");
+                thread::yield_now();
+            }
+            tell.send(()).unwrap();
+        }
+        assert_eq!(handle.received_bytes(), 0);
+    });
+    let mut peer = TcpStream::connect(addr).unwrap();
+    peer.write_all(&framed(b"unread")).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
+    // Without lingering, closing resets the connection.
+    socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(peer);
+    server.join().unwrap();
 }
 
 #[test]
