@@ -503,3 +503,20 @@ fn a_client_that_leaves_while_its_next_request_waits_for_room_is_noticed() {
     until(&broker, "millrace_memory_requests_bytes", |held| held == 0.0);
     broker.stop();
 }
+
+#[test]
+fn a_request_that_waits_for_memory_is_not_idleness_and_one_that_its_client_does_not_end_is() {
+    let mut broker = with_little_memory("connections.max.idle.ms=1000");
+    assert_eq!(wire::create_topic(&mut wire::connect(&broker), "vain", 1, 1, &[]).error_code, 0);
+    let mut unfinished = TcpStream::connect(broker.kafka()).unwrap();
+    unfinished.write_all(&[0, 0, 0, 100, 0]).unwrap();
+    let wait = Duration::from_secs(5);
+    let begun = Instant::now();
+    let _holder = hold_memory(&broker, "vain", wait.as_millis() as i32);
+    let mut waiting = wire::connect(&broker);
+    send(&mut waiting, ApiKey::Fetch, vain_fetch("vain", 0, 20_000).into());
+    waiting.receive().expect("it is answered however long it waits for memory");
+    assert!(begun.elapsed() >= wait, "it waited");
+    assert!(ends(&unfinished), "a client that sends nothing more is idle");
+    broker.stop();
+}

@@ -90,6 +90,8 @@ struct Connection {
     client: Rc<handlers::Client>,
     /// The next reply to send is still being worked on.
     is_working: Cell<bool>,
+    /// The next frame waits for memory.
+    awaits_memory: Cell<bool>,
     activity: Activity,
     /// Bytes reserved for a frame while the client has yet to send more of it. 0: no such frame.
     receiving: Cell<usize>,
@@ -146,11 +148,12 @@ impl Connection {
         self.is_working.get() || !self.answers.borrow().is_empty()
     }
 
-    /// How long nothing was received, sent or worked on. A client that waits for a fetch, or to join a group, is
-    /// not idle. A client that does not read its answers is.
+    /// How long the broker has waited for the client: nothing was received, sent or worked on. A client that waits for
+    /// a fetch, to join a group, or for memory for its request is not idle. A client that does not read its answers is.
     fn idle_time(&self, now: Instant) -> Duration {
         let moved_bytes = self.handle.moved_bytes();
-        if self.is_working.get() || self.activity.moved_bytes.replace(moved_bytes) != moved_bytes {
+        let waits_for_us = self.is_working.get() || (self.awaits_memory.get() && self.handle.unsent_bytes() == 0);
+        if waits_for_us || self.activity.moved_bytes.replace(moved_bytes) != moved_bytes {
             self.activity.at.set(now);
         }
         now.saturating_duration_since(self.activity.at.get())
@@ -275,6 +278,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         handle: reader.handle(),
         client: Rc::new(handlers::Client::new(peer, Some(reader.handle()))),
         is_working: Cell::new(false),
+        awaits_memory: Cell::new(false),
         activity: Activity { moved_bytes: Cell::new(0), at: Cell::new(now) },
         receiving: Cell::new(0),
         receives_over: Cell::new(false),

@@ -60,7 +60,7 @@ pub async fn next_frame(
     }
 }
 
-/// Keeps the connection's published reservation correct, even if receiving is cancelled.
+/// Keeps what the connection publishes about its reservation correct, even if receiving is cancelled.
 struct Receiving<'a> {
     connection: &'a Connection,
     reserved: Option<Reservation>,
@@ -77,13 +77,17 @@ impl Receiving<'_> {
             return Some(());
         }
         core.metrics.memory_request_waits_total.add(u64::from(!reserved.has_room(goal)));
-        while_client_stays(self.connection, reserved.grow(goal)).await
+        self.connection.awaits_memory.set(true);
+        let grown = while_client_stays(self.connection, reserved.grow(goal)).await;
+        self.connection.awaits_memory.set(false);
+        grown
     }
 }
 
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         self.connection.receives(None);
+        self.connection.awaits_memory.set(false);
     }
 }
 
