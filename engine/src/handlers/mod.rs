@@ -37,7 +37,12 @@ use net::{
     StrBytes,
     codec::{api::ApiKey, header::RequestHeader, request::Request, response::Response},
 };
-use std::{future::Future, pin::Pin, rc::Rc};
+use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+
+/// Longest time that a request waits because its client names a timeout. Until it is answered, a request holds memory
+/// of which others may be in need, and Kafka's type allows 24 days. Clients name 30 s by default and seldom more than
+/// 2 minutes.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
 /// How a request ends for its connection.
 pub enum Reply {
@@ -116,6 +121,11 @@ async fn respond(core: &Rc<Core>, request: Request, version: i16) -> Response {
     }
 }
 
+/// How long a request waits whose client names this timeout.
+fn timeout_of(timeout_ms: i32) -> Duration {
+    Duration::from_millis(timeout_ms.max(0) as u64).min(TIMEOUT_MAX)
+}
+
 /// Whether a request reads records, which may take a long time and much memory.
 pub fn reads_records(api: ApiKey) -> bool {
     matches!(api, ApiKey::Fetch | ApiKey::ListOffsets)
@@ -155,4 +165,15 @@ fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pendin
 pub fn unknown_api_versions(correlation_id: i32) -> (RequestHeader, Pending) {
     let header = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
     (header, reply(async { net::codec::api::api_versions_fallback() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_that_a_client_names_has_bounds() {
+        let bounded = [i32::MIN, -1, 0, 30_000, 299_999, 300_001, i32::MAX].map(|ms| timeout_of(ms).as_millis());
+        assert_eq!(bounded, [0, 0, 0, 30_000, 299_999, 300_000, 300_000]);
+    }
 }

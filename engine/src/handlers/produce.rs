@@ -3,7 +3,7 @@
 //! acks=all waits for the commit, and acks=1 for the leader's disk. acks=0 gets no answer, so an error closes the
 //! connection, as in Kafka. The producer then refreshes its metadata, instead of losing one record after the other.
 
-use super::{Pending, Reply, cluster::brokers};
+use super::{Pending, Reply, cluster::brokers, timeout_of};
 use crate::{
     clock,
     core::{Core, line::Line, long_work::Work},
@@ -115,7 +115,7 @@ impl Checking {
         Self {
             version,
             acks: request.acks,
-            timeout: Duration::from_millis(request.timeout_ms.max(0) as u64),
+            timeout: timeout_of(request.timeout_ms),
             is_transactional: request.transactional_id.is_some(),
             answer: Answer { topics: Vec::with_capacity(request.topics.len()), outcomes: Vec::new() },
             topics: request.topics.into_iter(),

@@ -6,6 +6,7 @@ use crate::{
 };
 use consensus::metadata::{Command, NoRoom, Outcome, Rejection};
 use net::errors::ErrorCode;
+use std::time::Duration;
 
 /// An error code, and the message for the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,13 @@ pub struct Refusal {
 impl Refusal {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// A change is not done within its request's timeout.
+    pub fn late(timeout: Duration) -> Self {
+        let ms = timeout.as_millis();
+        let message = format!("not done within the request's timeout of {ms} ms; it may still take effect");
+        Self::new(ErrorCode::RequestTimedOut, message)
     }
 
     /// Whether a newer view might allow what was refused.

@@ -7,6 +7,7 @@ use super::{
     Reply,
     configs::{RESOURCE_BROKER, RESOURCE_TOPIC},
     metadata::DESCRIBED_PARTITIONS_MAX,
+    timeout_of,
 };
 use crate::{
     config::{SETTINGS, topic},
@@ -103,7 +104,7 @@ pub async fn allow_for(core: &Rc<Core>, request: &Request, version: i16) -> Resu
 
 /// How long a request waits for memory. A change must not be made long after its client has given up.
 fn patience(request: &Request) -> Duration {
-    let of_change = |timeout_ms: i32| Duration::from_millis(timeout_ms.max(0) as u64).min(CHANGE_PATIENCE);
+    let of_change = |timeout_ms: i32| timeout_of(timeout_ms).min(CHANGE_PATIENCE);
     match request {
         Request::CreateTopics(request) => of_change(request.timeout_ms),
         Request::DeleteTopics(request) => of_change(request.timeout_ms),

@@ -5,6 +5,7 @@
 use super::brokers;
 use crate::handlers::{
     refusal::{self, Refusal},
+    timeout_of,
     topics::next_topics,
 };
 use crate::{
@@ -68,11 +69,11 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
             Err(refusal) => Some(Err(refusal)),
         });
     }
-    let deadline = clock::now() + Duration::from_millis(request.timeout_ms.max(0) as u64);
-    until_preferred(&mut work, &mut open, deadline).await;
+    let timeout = timeout_of(request.timeout_ms);
+    until_preferred(&mut work, &mut open, clock::now() + timeout).await;
     let results = results.into_iter().enumerate().map(|(at, result)| match result {
         Some(result) => result,
-        None if open.contains_key(&at) => Err(late(request.timeout_ms)),
+        None if open.contains_key(&at) => Err(Refusal::late(timeout)),
         None => Ok(()),
     });
     // In the order of the request.
@@ -93,11 +94,6 @@ pub async fn elect(core: &Rc<Core>, request: ElectLeadersRequest) -> ElectLeader
         }
     }
     ElectLeadersResponse::default().with_replica_election_results(topics)
-}
-
-fn late(timeout_ms: i32) -> Refusal {
-    let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still take effect");
-    Refusal::new(ErrorCode::RequestTimedOut, message)
 }
 
 async fn named_partitions(work: &mut Work<'_>, topics: &[TopicPartitions]) -> Vec<Named> {

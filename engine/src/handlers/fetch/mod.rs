@@ -18,7 +18,7 @@ mod waits;
 
 pub use waits::Fetches;
 
-use super::{Client, cluster::brokers};
+use super::{Client, cluster::brokers, timeout_of};
 use crate::{
     core::{Core, long_work::Work},
     sync,
@@ -81,7 +81,7 @@ pub async fn handle(core: &Rc<Core>, client: &Client, request: FetchRequest, ver
         share: bytes_max,
         owners: by_owner.iter().filter(|items| !items.is_empty()).count(),
         // An error is reported at once, without waiting.
-        wait: if refused_at_once { Duration::ZERO } else { Duration::from_millis(request.max_wait_ms.max(0) as u64) },
+        wait: if refused_at_once { Duration::ZERO } else { timeout_of(request.max_wait_ms) },
         id: core.fetches.next_id(core.id()),
         first: None,
     };

@@ -16,6 +16,7 @@ use super::{
     cluster::brokers,
     metadata_log,
     refusal::{self, Refusal},
+    timeout_of,
 };
 use crate::{
     clock,
@@ -244,9 +245,10 @@ pub(super) async fn change<T>(
     check: impl Fn(&Core, &T) -> Result<Command, Refusal>,
     timeout_ms: i32,
 ) -> Vec<Result<(Command, Outcome), Refusal>> {
-    let deadline = clock::now() + Duration::from_millis(timeout_ms.max(0) as u64);
+    let timeout = timeout_of(timeout_ms);
+    let deadline = clock::now() + timeout;
     let core = work.core();
-    refusal::change(work, items, check, async |commands| submit(core, commands, deadline, timeout_ms).await).await
+    refusal::change(work, items, check, async |commands| submit(core, commands, deadline, timeout).await).await
 }
 
 /// Keeps the first of the items with the same key, and returns the keys that occur more than once.
@@ -274,16 +276,13 @@ async fn submit(
     core: &Rc<Core>,
     commands: Vec<Command>,
     deadline: Duration,
-    timeout_ms: i32,
+    timeout: Duration,
 ) -> Vec<Result<Outcome, Refusal>> {
     if commands.is_empty() {
         return Vec::new();
     }
     let count = commands.len();
-    let late = || {
-        let message = format!("not done within the request's timeout of {timeout_ms} ms; it may still take effect");
-        Refusal::new(ErrorCode::RequestTimedOut, message)
-    };
+    let late = || Refusal::late(timeout);
     let mut deadline = pin!(rt::sleep(deadline.saturating_sub(clock::now())));
     let results: Vec<CommandResult> = match race(meta::submit(core, commands), deadline.as_mut()).await {
         Either::First(Ok(results)) => results,

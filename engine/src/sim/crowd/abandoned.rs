@@ -144,6 +144,34 @@ fn batches_that_wait_for_room_end_with_their_client() {
     vanishes(&calm, node, "room in the ring", &waits);
 }
 
+/// A timeout of 24 days holds memory and places no longer than any other.
+#[test]
+fn requests_end_however_long_their_clients_would_wait() {
+    let calm = Calm::new(6, 1);
+    let node = &calm.nodes[0];
+    let core = node.core().expect("it runs");
+    node.ail(Ailment { full: true, ..Ailment::default() });
+    let fetch = send(node, &client(), requests::fetch(&target(), i32::MAX, 1 << 30, 1 << 20));
+    let batch = || {
+        let mut sent = produce(200_000);
+        if let Request::Produce(produce) = &mut sent.requests[0] {
+            produce.timeout_ms = i32::MAX;
+        }
+        send(node, &client(), sent)
+    };
+    let produced = loop {
+        let begun = batch();
+        calm.until(|| begun.ended.get() || waiting(&core, "room in the ring") > 0);
+        if !begun.ended.get() {
+            break begun;
+        }
+    };
+    assert!(!fetch.ended.get() && !produced.ended.get());
+    calm.pass(handlers::TIMEOUT_MAX + Duration::from_secs(1));
+    assert!(fetch.ended.get() && produced.ended.get());
+    assert!(queues(&core).iter().all(|(_, length)| *length == 0), "{:?}", queues(&core));
+}
+
 #[test]
 fn batches_in_a_lane_go_on_and_leave_it() {
     let calm = Calm::new(4, 1);
