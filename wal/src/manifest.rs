@@ -29,7 +29,8 @@ use crate::{
     store::{
         AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs,
         checkpoint::settled_state,
-        flush::{FlushError, is_full, round},
+        flush::{FlushError, round},
+        interface::is_full,
         state::State,
     },
 };
@@ -180,7 +181,7 @@ impl Manifest {
 }
 
 fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
-    move |source| OpenError::Io { what: path.display().to_string(), source }
+    move |source| OpenError::of(path.display(), source)
 }
 
 /// The host while cores change. The broker does not serve then, so the groups' own state stays as the checkpoints
@@ -275,8 +276,7 @@ async fn flush_out<D: Disk>(
         Ok(()) => {}
         Err(FlushError::Fatal(why)) => return Err(OpenError::Damaged(why)),
         Err(FlushError::Full(why)) => {
-            let source = std::io::ErrorKind::StorageFull.into();
-            return Err(OpenError::Io { what: format!("cannot change the number of cores: {why}"), source });
+            return Err(OpenError::Full(format!("cannot change the number of cores: {why}")));
         }
     }
     let mut state = shared.state.borrow_mut();

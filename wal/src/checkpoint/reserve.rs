@@ -15,10 +15,7 @@ use crate::{
     checkpoint::kept,
     disk::{Disk, Durability, File, OpenMode},
     segment::files::remove_if_there,
-    store::{
-        flush::{FlushError, is_full},
-        state::Shared,
-    },
+    store::{flush::FlushError, interface::is_full, state::Shared},
 };
 use std::{io, path::PathBuf};
 

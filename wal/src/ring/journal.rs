@@ -125,7 +125,7 @@ fn is_unfinished(path: &Path) -> bool {
 }
 
 fn named(path: &Path) -> impl Fn(io::Error) -> OpenError + '_ {
-    move |source| OpenError::Io { what: path.display().to_string(), source }
+    move |source| OpenError::of(path.display(), source)
 }
 
 impl<D: Disk> Journal<D> {
@@ -586,7 +586,7 @@ async fn make_file<D: Disk>(disk: &D, dir: &Path, slot: u32, len: u64, zeros: &C
 fn describe(dir: &Path, error: RecoveryError) -> OpenError {
     let path = |slot| dir.join(segment_file(slot)).display().to_string();
     match error {
-        RecoveryError::Io { slot, source } => OpenError::Io { what: path(slot), source },
+        RecoveryError::Io { slot, source } => OpenError::of(path(slot), source),
         RecoveryError::Damaged { slot, pos, what } => {
             OpenError::Damaged(format!("{} at position {}: {what}", path(slot), pos.0))
         }

@@ -30,7 +30,8 @@ use crate::{
         format::{SegmentId, encode_index},
     },
     store::{
-        flush::{FlushError, cut_segments, is_full},
+        flush::{FlushError, cut_segments},
+        interface::is_full,
         interface::{FlushHost, LogPos},
         state::{Shared, State},
     },

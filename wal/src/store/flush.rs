@@ -19,7 +19,11 @@
 use crate::{
     checkpoint::reserve,
     disk::{Disk, Durability, File},
-    log::{Held, LogOptions, Mark, read::find_index, tells_age},
+    log::{
+        Held, LogOptions, Mark,
+        read::{ReadError, find_index},
+        tells_age,
+    },
     segment::{
         FrameWriter, Segment, entry_frame_len,
         format::{FrameHeader, SegmentId},
@@ -27,7 +31,7 @@ use crate::{
     signal::join_all,
     store::{
         checkpoint::{checkpoint, discard},
-        interface::{FlushHost, LogPos, Poisoned},
+        interface::{FlushHost, LogPos, Poisoned, lacks_room},
         state::{Shared, State},
     },
 };
@@ -53,18 +57,11 @@ pub(crate) enum FlushError {
 impl FlushError {
     pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
         let text = format!("{what}: {error}");
-        match is_full(&error) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        match lacks_room(&error) {
             true => Self::Full(text),
             false => Self::Fatal(text),
         }
     }
-}
-
-/// Whether the error says that the disk, or this user's quota, is full. A write that reaches the end of the space is
-/// cut short first (`WriteZero`). The next round writes its data again, from where the last checkpoint ends.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
-        || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Flushes on request, until the store closes or stops.
@@ -495,6 +492,9 @@ pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId
             true => 0,
             false => match find_index(shared, group, &segment, from.index + 1).await {
                 Ok(position) => position,
+                Err(ReadError::Io { what, source }) => {
+                    return Err(FlushError::of(format_args!("cannot truncate: {what}"), source));
+                }
                 Err(error) => return Err(FlushError::Fatal(format!("cannot truncate: {error}"))),
             },
         };

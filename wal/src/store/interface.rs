@@ -161,11 +161,35 @@ pub struct RecoveryReport {
 pub enum OpenError {
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    /// No space, or no free descriptor. Nothing is damaged.
+    #[error("no room on the disk, or no free descriptor: {0}; free space or raise `ulimit -n`, then start again")]
+    Full(String),
     /// Synced bytes are not what was written: restore the replica from its peers or from a copy.
     #[error("damaged: {0}")]
     Damaged(String),
     #[error("{path} has format version {found}, but this program reads {newest} at most; run the newer version")]
     Newer { path: String, found: u32, newest: u32 },
+}
+
+impl OpenError {
+    pub(crate) fn of(what: impl std::fmt::Display, source: io::Error) -> Self {
+        match lacks_room(&source) {
+            true => Self::Full(format!("{what}: {source}")),
+            false => Self::Io { what: what.to_string(), source },
+        }
+    }
+}
+
+/// Whether the error says that the disk, or this user's quota, is full. A write that reaches the end of the space is
+/// cut short first (`WriteZero`). The next round writes its data again, from where the last checkpoint ends.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
+        || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Whether the disk is full, or no descriptor is free.
+pub(crate) fn lacks_room(error: &io::Error) -> bool {
+    is_full(error) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// A position in the ring's history, in bytes. It only grows.

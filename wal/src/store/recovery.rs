@@ -154,7 +154,7 @@ pub(crate) async fn open<D: Disk>(
 }
 
 fn named(path: &Path) -> impl Fn(std::io::Error) -> OpenError + '_ {
-    move |source| OpenError::Io { what: path.display().to_string(), source }
+    move |source| OpenError::of(path.display(), source)
 }
 
 /// Creates the store's directories, durably.
@@ -308,7 +308,8 @@ async fn finish_truncations<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), OpenE
 
 fn of_flush(error: FlushError) -> OpenError {
     match error {
-        FlushError::Full(why) | FlushError::Fatal(why) => OpenError::Damaged(why),
+        FlushError::Full(why) => OpenError::Full(why),
+        FlushError::Fatal(why) => OpenError::Damaged(why),
     }
 }
 
@@ -433,7 +434,7 @@ fn recovered_group(log: &mut Log) -> Result<RecoveredGroup, OpenError> {
 
 fn of_read(error: ReadError) -> OpenError {
     match error {
-        ReadError::Io { what, source } => OpenError::Io { what, source },
+        ReadError::Io { what, source } => OpenError::of(what, source),
         other => OpenError::Damaged(other.to_string()),
     }
 }

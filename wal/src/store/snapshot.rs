@@ -17,7 +17,7 @@ use crate::{
         files::{read_file, remove_if_there, replace_file},
         format::{u32_at, u64_at},
     },
-    store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs, flush::is_full, state::Shared},
+    store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs, interface::is_full, state::Shared},
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
@@ -176,7 +176,7 @@ pub(crate) fn install<D: Disk>(
 pub(crate) async fn load<D: Disk>(disk: &D, dirs: &StoreDirs, group: GroupId, at: Mark) -> Result<AppState, OpenError> {
     let path = path(dirs, group, at.index, at.term);
     let what = path.display().to_string();
-    let bytes = read_file(disk, &path).await.map_err(|source| OpenError::Io { what: what.clone(), source })?;
+    let bytes = read_file(disk, &path).await.map_err(|source| OpenError::of(&what, source))?;
     let Some(bytes) = bytes else { return Err(OpenError::Damaged(format!("{what} is missing"))) };
     if bytes.len() >= HEADER && u32_at(&bytes, 0) == SNAPSHOT_MAGIC && u32_at(&bytes, 8) > SNAPSHOT_VERSION {
         return Err(OpenError::Newer { path: what, found: u32_at(&bytes, 8), newest: SNAPSHOT_VERSION });

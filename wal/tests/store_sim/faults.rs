@@ -7,11 +7,11 @@ use crate::{
     model::{Host, Model, Shared, app_of, append, blob_of, conf_of},
     verify::{only_segments, read_everything, recover},
 };
-use std::{cell::Cell, path::Path, pin::Pin, rc::Rc};
+use std::{cell::Cell, path::Path, pin::Pin, rc::Rc, task::Poll};
 use types::GroupId;
 use wal::{
     disk::sim::{Fate, Kind, Op, SimDisk},
-    store::{Admission, AppState, FlushHost, LogPos, SnapshotError, Store},
+    store::{Admission, AppState, FlushHost, LogPos, OpenError, SnapshotError, Store},
 };
 
 const GROUP: GroupId = GroupId(1);
@@ -220,6 +220,69 @@ fn what_is_removed_makes_room_on_a_disk_that_has_none() {
     });
     assert_eq!((given_up.get(), store.poisoned()), (1, None));
     store.check();
+}
+
+/// What recovery changes on a disk that holds the files of a removed group.
+#[test]
+fn a_full_disk_during_recovery_is_named_with_its_remedy() {
+    let disk = fresh_disk(10);
+    let (store, model) = filled(10, &disk);
+    let host = Rc::new(Patient { host: Host(model.clone()), disk: disk.clone(), retries: 99, failures: Cell::new(0) });
+    run(10, &store, host.clone(), async {
+        settle(&store, &model).await;
+        flush(&store, &model).await;
+        disk.fates(|op| match op.kind == Kind::Remove && op.path.starts_with("/data/logs") {
+            true => Fate::Fail(libc_enospc()),
+            false => Fate::Go,
+        });
+        store.remove_group(GROUP).expect("it is noted in the ring");
+        model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
+        let flushed = async { _ = store.flush_now().await };
+        let failed = async {
+            while host.failures.get() == 0 {
+                pause().await;
+            }
+        };
+        either(flushed, failed).await;
+    });
+    drop(store);
+    let mut refused = Vec::new();
+    for nth in 0.. {
+        let (disk, seen) = (disk.crash(), Rc::new(Cell::new(0)));
+        let (counted, hit) = (seen.clone(), Rc::new(Cell::new(None)));
+        let failed = hit.clone();
+        disk.fates(move |op| {
+            let changes = !matches!(op.kind, Kind::Open | Kind::List | Kind::Read);
+            counted.set(counted.get() + u32::from(changes));
+            if changes && counted.get() == nth + 1 {
+                failed.set(Some((op.kind, op.path.starts_with("/data/logs"))));
+                return Fate::Fail(libc_enospc());
+            }
+            Fate::Go
+        });
+        match block_on(Store::open(disk.clone(), &dirs(), 1, config())) {
+            Err(OpenError::Full(why)) => assert!(why.contains("/data"), "{why} names the file"),
+            Err(other) => panic!("{:?}: {other}", hit.get()),
+            Ok(_) => {}
+        }
+        refused.extend(hit.get());
+        if seen.get() <= nth {
+            break;
+        }
+    }
+    assert!(refused.contains(&(Kind::Remove, true)), "{refused:?}");
+    let text = OpenError::Full("/data/logs: no space".to_owned()).to_string();
+    assert!(text.contains("/data/logs") && text.contains("free space"), "{text}");
+}
+
+/// Ends when one of the two does.
+async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
+    std::future::poll_fn(|context| match one.as_mut().poll(context) {
+        Poll::Pending => other.as_mut().poll(context),
+        ready => ready,
+    })
+    .await;
 }
 
 #[test]
