@@ -132,7 +132,7 @@ impl Site {
                 body: self.metrics_page(now, process()),
             },
             "/health/live" => self.live(now),
-            "/health/ready" => self.is_ready(),
+            "/health/ready" => self.readiness(),
             "/status" => {
                 let status = format!("{:#}\n", self.status(now, process()));
                 Answer { status: 200, content_type: "application/json", body: status }
@@ -155,7 +155,8 @@ impl Site {
         figure("process_resident_memory_bytes", "gauge", "Memory of the process that is in RAM.", resident);
         let cpu = process.cpu_ms as f64 / 1e3;
         figure("process_cpu_seconds_total", "counter", "User and system time of the process.", cpu);
-        figure("ready", "gauge", "Whether clients are served.", f64::from(u8::from(self.phase() == Phase::Ready)));
+        let help = "Whether clients are served. 0 too if the metadata group has stopped on this broker.";
+        figure("ready", "gauge", help, f64::from(u8::from(self.is_ready())));
         line(&mut out, format_args!("# HELP {PREFIX}build_info The running version."));
         line(&mut out, format_args!("# TYPE {PREFIX}build_info gauge"));
         line(&mut out, format_args!("{PREFIX}build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
@@ -179,24 +180,33 @@ impl Site {
         if dead.is_empty() { Answer::text(200, "live\n") } else { Answer::text(503, dead.concat()) }
     }
 
-    fn is_ready(&self) -> Answer {
-        let (mut status, mut body) = match self.phase() {
-            Phase::Starting => (503, "starting\n".to_owned()),
-            // A broker with a full disk still serves reads and metadata, so it stays in rotation.
-            Phase::Ready if self.has_full_disk() => (200, "ready\ndisk: full\n".to_owned()),
-            Phase::Ready => (200, "ready\n".to_owned()),
-            Phase::Stopping => (503, "stopping\n".to_owned()),
-        };
-        for (group, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
-            // If a partition's group has stopped here, other brokers can serve it. Without its metadata, a broker knows
-            // nothing.
-            if group == META_GROUP {
-                status = 503;
+    /// Whether clients are served. If a partition's group has stopped here, other brokers can serve it. Without its
+    /// metadata, a broker knows nothing.
+    fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready && !self.has_stopped_metadata()
+    }
+
+    /// The metadata group runs on core 0.
+    fn has_stopped_metadata(&self) -> bool {
+        self.metrics.core(0).stopped.all().iter().any(|(group, _)| *group == META_GROUP)
+    }
+
+    fn readiness(&self) -> Answer {
+        let mut body = match self.phase() {
+            Phase::Starting => "starting\n".to_owned(),
+            Phase::Ready if self.has_stopped_metadata() => {
+                "not ready: the metadata group has stopped here\n".to_owned()
             }
+            // A broker with a full disk still serves reads and metadata, so it stays in rotation.
+            Phase::Ready if self.has_full_disk() => "ready\ndisk: full\n".to_owned(),
+            Phase::Ready => "ready\n".to_owned(),
+            Phase::Stopping => "stopping\n".to_owned(),
+        };
+        for (_, notice) in self.metrics.cores().flat_map(|metrics| metrics.stopped.all()) {
             body.push_str(&notice);
             body.push('\n');
         }
-        Answer::text(status, body)
+        Answer::text(if self.is_ready() { 200 } else { 503 }, body)
     }
 
     /// Whether a core found no room on the disk at its last attempt.
@@ -244,6 +254,7 @@ impl Site {
 pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use types::GroupId;
 
     pub(crate) fn site(cores: usize) -> Site {
         let about = About {
@@ -286,6 +297,24 @@ pub(crate) mod tests {
         assert_eq!(disk(), json!("full"));
         site.metrics.core(1).disk_full.set(0);
         assert_eq!(ask(&site, "/health/ready"), (200, "ready\n".to_owned()));
+    }
+
+    #[test]
+    fn a_broker_whose_metadata_group_has_stopped_is_not_ready() {
+        let site = site(2);
+        site.ready("127.0.0.1:9092".parse().unwrap(), "c");
+        let shows =
+            |value: &str| ask(&site, "/metrics").1.lines().any(|line| line == format!("millrace_ready {value}"));
+        for group in 1..=200 {
+            site.metrics.core(0).stopped.add(GroupId(group), format!("group {group} has stopped"));
+        }
+        assert!(ask(&site, "/health/ready").0 == 200 && shows("1"), "other brokers serve a stopped partition");
+        site.metrics.core(0).stopped.add(META_GROUP, "the metadata group has stopped: why".to_owned());
+        let (status, body) = ask(&site, "/health/ready");
+        let lines: Vec<&str> = body.lines().take(2).collect();
+        assert_eq!(status, 503);
+        assert_eq!(lines, ["not ready: the metadata group has stopped here", "the metadata group has stopped: why"]);
+        assert!(shows("0"));
     }
 
     #[test]

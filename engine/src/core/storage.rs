@@ -48,6 +48,7 @@ impl Core {
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
             self.metrics.metadata_leads.set(0);
+            self.metrics.stopped.add(META_GROUP, format!("the metadata: the storage of core 0 failed: {why}"));
         }
     }
 }

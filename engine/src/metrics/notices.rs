@@ -11,13 +11,15 @@ use types::GroupId;
 pub struct Notices(Mutex<BTreeMap<GroupId, String>>);
 
 impl Notices {
-    /// Maximum number of groups with a message. Further groups only count in `groups_stopped`.
+    /// Maximum number of groups with a message. The groups with the lowest numbers keep theirs, so the metadata's
+    /// group 0 always does. The others only count in `groups_stopped`.
     const MAX: usize = 100;
 
     pub fn add(&self, group: GroupId, notice: String) {
         let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if notices.len() < Self::MAX {
-            notices.insert(group, notice);
+        notices.insert(group, notice);
+        if notices.len() > Self::MAX {
+            notices.pop_last();
         }
     }
 
