@@ -70,3 +70,32 @@ fn a_cluster_is_described_through_any_broker_whole_and_with_one_broker_gone() {
     let row = text.lines().find(|line| line.starts_with(&format!("{} ", gone + 1))).expect("a row of its own");
     assert!(row.contains("fenced") && row.contains("voter") && text.contains("under-replicated 6"), "{text}");
 }
+
+/// The partitions that are under-replicated, and those that have no leader, by these brokers' metrics.
+fn health(cluster: &Cluster, brokers: &[usize]) -> (i32, i32) {
+    let sum = |name: &str| brokers.iter().map(|i| cluster.broker(*i).metric(name) as i32).sum();
+    (sum("millrace_partitions_under_replicated"), sum("millrace_partitions_leaderless"))
+}
+
+#[test]
+fn metrics_count_partitions_that_lack_replicas_or_a_leader() {
+    let mut cluster = Cluster::start(BROKERS, &[]);
+    let mut client = wire::connect(cluster.broker(0));
+    let created = wire::create_topic(&mut client, "counted", PARTITIONS, BROKERS as i16, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    wait_until("whole partitions", || health(&cluster, &[0, 1, 2]) == (0, 0));
+    cluster.kill9(2);
+    wait_until("partitions that lack a replica", || health(&cluster, &[0, 1]) == (PARTITIONS, 0));
+    cluster.kill9(1);
+    wait_until("partitions without a leader", || health(&cluster, &[0]) == (0, PARTITIONS));
+    cluster.begin(1);
+    wait_until("partitions with a leader again", || health(&cluster, &[0, 1]) == (PARTITIONS, 0));
+    cluster.begin(2);
+    wait_until("whole partitions again", || health(&cluster, &[0, 1, 2]) == (0, 0));
+    cluster.kill9(2);
+    wait_until("partitions that lack a replica again", || health(&cluster, &[0, 1]) == (PARTITIONS, 0));
+    let bootstrap = cluster.broker(0).bootstrap();
+    let (status, _, err) = output(&mut millrace(&["topic", "delete", "counted", "--bootstrap", &bootstrap]));
+    assert_eq!(status, Some(0), "{err}");
+    wait_until("nothing to count", || health(&cluster, &[0, 1]) == (0, 0));
+}

@@ -43,7 +43,10 @@ impl Core {
             "storage failed: this core acknowledges nothing more until the broker is restarted"
         );
         *self.failed.borrow_mut() = Some(why.to_owned());
-        self.partitions().iter().for_each(|partition| partition.storage_failed());
+        for partition in self.partitions() {
+            partition.storage_failed();
+            partition.stop_counting_health(self);
+        }
         self.coordinators.resign_all();
         if let Some(meta) = self.meta.get() {
             meta.storage_failed();
@@ -72,6 +75,9 @@ impl Core {
         self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);
         self.metrics.stopped.add(id, notice);
         group.storage_failed();
+        if let Some(partition) = self.partition(id) {
+            partition.stop_counting_health(self);
+        }
         self.view_changed.notify();
         self.groups.rests(id);
         self.coordinators.resign(id);

@@ -298,6 +298,10 @@ metrics! {
     groups_stopped: Gauge;
     /// Replicas that got a snapshot because the log no longer has the entries that they lack.
     replication_snapshots_total: Counter;
+    /// Partitions that this broker leads and that have a replica which is not in sync.
+    partitions_under_replicated: Gauge;
+    /// Partitions with a replica on this broker that know no leader.
+    partitions_leaderless: Gauge;
     /// Replicas of partitions on this broker. Core 0 reports all cores.
     replicas: Gauge;
     /// Replicas that this broker has memory for (`memory.budget.bytes`). It serves more if it has them, but takes no

@@ -52,6 +52,7 @@ impl Partition {
             drop(state);
             core.coordinators.resign(self.group());
             self.wake_fetches();
+            self.count_health(core);
         }
         if leader.is_some() {
             self.stands_in.set(None);
@@ -97,6 +98,7 @@ impl Partition {
     }
 
     fn announce(&self, core: &Rc<Core>, node: Option<i32>, epoch: i32) {
+        self.count_health(core);
         let in_sync = self.in_sync.borrow().clone();
         core.announce_leader(Led { group: self.group(), name: self.name.clone(), node, epoch, in_sync });
     }
@@ -232,6 +234,7 @@ impl Partition {
     /// other candidate.
     pub fn begin(self: &Rc<Self>, core: &Rc<Core>, is_new: bool) {
         let is_preferred = self.replicas.borrow()[0] == core.node();
+        self.count_health(core);
         if !self.is_shared() || (is_new && is_preferred) {
             self.replica.with(|raft| raft.campaign());
         }

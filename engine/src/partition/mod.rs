@@ -13,6 +13,7 @@
 //! | `peering` | messages from and to the group's other replicas |
 //! | `catch_up` | sends a lagging replica the entries that it lacks |
 //! | `snapshots` | for a replica that lacks entries which the log no longer holds |
+//! | `health` | the metrics of partitions without a leader, or with a replica that is not in sync |
 //! | `leading` | a leader's timed work: in-sync replicas, rest, members, handover |
 //!
 //! Invariants: start <= high watermark <= end; a high watermark never goes back; the state is derived from the log
@@ -21,6 +22,7 @@
 pub mod admission;
 mod appending;
 mod catch_up;
+mod health;
 mod leading;
 mod peering;
 pub mod producers;
@@ -34,6 +36,7 @@ pub use reads::{ColdFetch, FetchRead};
 
 use appending::{Unsure, Waiting, refusal};
 use catch_up::CatchUp;
+use health::Health;
 use snapshots::Coming;
 
 use crate::{
@@ -141,6 +144,8 @@ pub struct Partition {
     catch_up: CatchUp,
     /// The number of idempotent producers that the core's share counts for this partition.
     producers_counted: Cell<usize>,
+    /// What the core's metrics count of this partition.
+    health: Cell<Health>,
 }
 
 impl Partition {
@@ -211,6 +216,7 @@ impl Partition {
             coming: RefCell::default(),
             catch_up: CatchUp::default(),
             producers_counted: Cell::new(0),
+            health: Cell::default(),
         }
     }
 
@@ -382,6 +388,7 @@ impl Partition {
         self.replica.close();
         core.producers_share.changed(self.producers_counted.take(), 0);
         self.established.set(false);
+        self.stop_counting_health(core);
         let mut state = self.state.borrow_mut();
         state.waiting.clear();
         state.waiting_here.clear();

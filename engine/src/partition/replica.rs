@@ -68,6 +68,10 @@ impl Replica {
         self.id
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// The group is removed: from now on there is nothing to stage or apply.
     pub fn close(&self) {
         self.closed.set(true);
