@@ -314,9 +314,15 @@ pub async fn hand_over(core: Rc<Core>) {
         for partition in led {
             left += usize::from(partition.hand_over(&core, None));
         }
-        if left == 0 || clock::now() >= until {
-            tracing::info!(core = core.id().0, left, "handed over partition leaderships");
-            return;
+        if left == 0 {
+            return tracing::info!(core = core.id().0, "handed over the partition leaderships that others can take");
+        }
+        if clock::now() >= until {
+            return tracing::warn!(
+                core = core.id().0,
+                left,
+                "gave up handing over partition leaderships; others take them after an election"
+            );
         }
         rt::sleep(Duration::from_millis(50)).await;
     }
