@@ -6,6 +6,7 @@
 use super::{Pending, Reply, cluster::brokers, timeout_of};
 use crate::{
     clock,
+    cluster::meta,
     core::{Core, line::Line, long_work::Work},
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
@@ -461,10 +462,7 @@ fn too_large(core: &Rc<Core>, topic: &TopicRef) -> String {
         Some(own) if own <= largest => {
             format!("the topic takes batches of at most {own} bytes; raise its max.message.bytes")
         }
-        _ => format!(
-            "the brokers' write-ahead rings take batches of at most {largest} bytes (largest.entry.bytes); raise \
-             wal.ring.bytes, or give the brokers fewer cores, and then set the topic's max.message.bytes"
-        ),
+        _ => meta::why_largest(largest),
     }
 }
 

@@ -25,6 +25,9 @@ const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 /// Room in a frame to another broker for everything besides the batch.
 const FRAME_BYTES: usize = 64 << 10;
 
+/// The largest batch that a frame to another broker takes.
+const FRAMED_BYTES_MAX: usize = CARRIED_BYTES_MAX - FRAME_BYTES;
+
 /// Attempts to raise the setting, when other brokers register in between.
 const TRIES: usize = 3;
 
@@ -32,7 +35,7 @@ impl Core {
     /// The largest batch that this core's ring and the frames between brokers can take.
     pub(super) fn largest_taken(&self) -> u64 {
         let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
-        ring.min(CARRIED_BYTES_MAX - FRAME_BYTES) as u64
+        ring.min(FRAMED_BYTES_MAX) as u64
     }
 
     /// The largest batch that partitions take now. A topic's own limit may be lower.
@@ -40,6 +43,20 @@ impl Core {
         let cluster = self.view(|view| view.cluster_config().largest_entry());
         self.largest_taken().min(cluster.unwrap_or(u64::MAX)) as usize
     }
+}
+
+/// What limits batches to `largest` bytes, and the remedy.
+pub fn why_largest(largest: usize) -> String {
+    if largest >= FRAMED_BYTES_MAX {
+        return format!(
+            "frames between brokers take batches of at most {largest} bytes, and no setting raises this limit; \
+             send smaller batches"
+        );
+    }
+    format!(
+        "the brokers' write-ahead rings take batches of at most {largest} bytes (largest.entry.bytes); raise \
+         wal.ring.bytes, or give the brokers fewer cores, and then set the topic's max.message.bytes"
+    )
 }
 
 /// The largest batch that all cores of this broker can take.
@@ -112,4 +129,16 @@ fn allowed_by(command: &Command) -> Option<u64> {
         _ => None,
     };
     value?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_that_is_reached_is_named() {
+        assert!(why_largest(FRAMED_BYTES_MAX - 1).contains("raise wal.ring.bytes"));
+        let framed = why_largest(FRAMED_BYTES_MAX);
+        assert!(framed.starts_with("frames between brokers") && !framed.contains("wal.ring.bytes"), "{framed}");
+    }
 }

@@ -38,6 +38,7 @@ mod start;
 mod tools;
 
 pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
+pub use largest::why_largest;
 pub use log::{LogWatch, log_range, read_log, watch_log};
 #[cfg(test)]
 pub(crate) use reports::leader_commands;

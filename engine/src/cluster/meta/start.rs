@@ -154,11 +154,10 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
     }
     let wanted = core.config.message_max_bytes as u64;
     match largest::raise(core, wanted.max(largest::allowed_by_topics(core))).await {
-        Ok(largest) if largest < wanted => tracing::warn!(
-            largest,
-            "message.max.bytes = {wanted}: the rings of another broker are too small for such batches; the cluster \
-             refuses batches above {largest} bytes; raise wal.ring.bytes there"
-        ),
+        Ok(largest) if largest < wanted => {
+            let why = largest::why_largest(largest as usize);
+            tracing::warn!(largest, "message.max.bytes = {wanted} is more than the cluster takes: {why}");
+        }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the largest batch to message.max.bytes = {wanted}"),
     }
