@@ -223,8 +223,9 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
                 match quota::enter(&core, peer.ip()).await {
                     Ok(()) => hand_over(&core, accepted),
                     Err(why) => {
-                        drop(accepted);
+                        // Whoever sees the end finds it counted.
                         core.metrics.connections_refused_total.add(1);
+                        drop(accepted);
                         closed(&core, peer, &why);
                     }
                 }

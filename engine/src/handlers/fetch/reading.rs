@@ -400,33 +400,46 @@ async fn read_partition(
             Ok(found)
         }
         FetchRead::Cold(read) => {
-            // The read may take more from the disk than the client gets.
-            let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
-            let Some(held) = room.hold(&core.memory.cold_answers, bytes).await else {
-                return Ok(Found::new(range, offset, Vec::new(), false));
-            };
-            let (mut held, batches) = to_its_end(held, read).await?;
-            let mut found = Found::new(range, offset, batches, false);
-            let mut came = found.bytes();
-            while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
-                let left = limit.bytes_max - found.bytes();
-                let FetchRead::Cold(read) = partition.read(core, found.end, high_watermark, left, false) else { break };
-                let (still, batches) = to_its_end(held, read).await?;
-                held = still;
-                let next = Found::new(range, found.end, batches, false);
-                came = next.bytes();
-                found.end = next.end;
-                found.batches.extend(next.batches);
-            }
-            core.metrics.fetch_bytes_cold_total.add(found.bytes() as u64);
-            if limit.clip(&mut found.batches) {
-                found.end = offset;
-            }
-            found.hold_from_disk(held, core.memory.answers_are_short());
-            Ok(found)
+            let nothing = Found::new(range, offset, Vec::new(), false);
+            read_cold(core, partition, nothing, read, limit, wanted, room).await
         }
         FetchRead::Refused(code) => Err(code),
     }
+}
+
+/// Reads one partition from the disk, from where `nothing` ends.
+async fn read_cold(
+    core: &Rc<Core>,
+    partition: &Rc<Partition>,
+    nothing: Found,
+    read: ColdFetch,
+    limit: Limit,
+    wanted: usize,
+    room: &mut Room<'_>,
+) -> Result<Found, ErrorCode> {
+    // The read may take more from the disk than the client gets.
+    let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
+    let Some(held) = room.hold(&core.memory.cold_answers, bytes).await else { return Ok(nothing) };
+    let (range, offset) = ((nothing.log_start, nothing.high_watermark), nothing.end);
+    let (mut held, batches) = to_its_end(held, read).await?;
+    let mut found = Found::new(range, offset, batches, false);
+    let mut came = found.bytes();
+    while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
+        let left = limit.bytes_max - found.bytes();
+        let FetchRead::Cold(read) = partition.read(core, found.end, found.high_watermark, left, false) else { break };
+        let (still, batches) = to_its_end(held, read).await?;
+        held = still;
+        let next = Found::new(range, found.end, batches, false);
+        came = next.bytes();
+        found.end = next.end;
+        found.batches.extend(next.batches);
+    }
+    core.metrics.fetch_bytes_cold_total.add(found.bytes() as u64);
+    if limit.clip(&mut found.batches) {
+        found.end = offset;
+    }
+    found.hold_from_disk(held, core.memory.answers_are_short());
+    Ok(found)
 }
 
 /// Runs a read to its end, even if the fetch is dropped meanwhile: the disk writes to its buffers until then, so their
