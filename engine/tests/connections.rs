@@ -29,7 +29,8 @@ use support::{PATIENCE, broker::Broker, small_disk::not_tested, tool::Tool, wire
 
 fn is_closed(error: &ClientError) -> bool {
     matches!(error, ClientError::Closed { .. })
-        || matches!(error, ClientError::Io(error) if error.kind() == ErrorKind::ConnectionReset)
+        || matches!(error, ClientError::Io(error)
+            if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
 }
 
 /// A produce request with acks=0 and one batch for each of these partitions.

@@ -21,6 +21,7 @@ pub(crate) mod members;
 #[cfg(test)]
 mod peers_tests;
 mod rest;
+mod state;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ use raft::{
     eraftpb::{self, ConfChangeV2, ConfState},
 };
 use std::collections::VecDeque;
-use types::{GroupId, HardState, Position, TermRun};
+use types::{GroupId, Position};
 
 pub struct Group {
     id: GroupId,
@@ -555,148 +556,5 @@ impl Group {
         let peers = raft.prs().iter().map(|(_, peer)| peer.matched).min().filter(|_| self.is_leader());
         let wanted = peers.map_or(index, |matched| matched.max(index.saturating_sub(self.kept_entries_max)));
         self.raw.mut_store().compact(index.min(wanted))
-    }
-
-    /// The hard state to record on its own, behind everything handed out so far.
-    pub fn hard_state(&self) -> HardState {
-        self.hard_state_with(self.raw.store().last())
-    }
-
-    /// The hard state to record together with the entry at `index`, behind the records of earlier entries. It also
-    /// goes into a checkpoint once `index` is durable.
-    ///
-    /// Its commit index is never above `index`, so no crash between two records leaves a commit index above the
-    /// log's end. The commit index must not get lost either. A peer that acknowledged an entry proposed after a
-    /// membership change must not go back to the members before that change.
-    pub fn hard_state_with(&self, index: u64) -> HardState {
-        let raft = &self.raw.raft;
-        HardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed.min(index) }
-    }
-
-    /// The members as of [`Group::applied`], encoded for a checkpoint of that index.
-    pub fn conf_state(&self) -> Bytes {
-        members::encode(&self.raw.raft.prs().conf().to_conf_state())
-    }
-
-    /// Like [`Group::conf_state`], with all earlier configurations of the retained log. A group that sends
-    /// snapshots of its log's start needs these in its checkpoints.
-    pub fn conf_states(&self) -> Bytes {
-        members::encode_all(&self.configurations)
-    }
-
-    /// The members as of `index`, which the log retains, or which is right before the retained log.
-    pub fn conf_state_at(&self, index: u64) -> Bytes {
-        let after = self.configurations.partition_point(|(since, _)| *since <= index);
-        members::encode(&self.configurations[after.saturating_sub(1)].1)
-    }
-
-    /// The voters, ascending. During a joint configuration these are the incoming voters.
-    pub fn voters(&self) -> Vec<u64> {
-        let mut voters = self.raw.raft.prs().conf().to_conf_state().take_voters();
-        voters.sort_unstable();
-        voters
-    }
-
-    /// The learners, ascending: they get the log but have no vote.
-    pub fn learners(&self) -> Vec<u64> {
-        let mut learners = self.raw.raft.prs().conf().to_conf_state().take_learners();
-        learners.sort_unstable();
-        learners
-    }
-
-    /// The progress of each member as this leader knows it, in no particular order.
-    pub fn progress(&self) -> Vec<PeerProgress> {
-        let prs = self.raw.raft.prs();
-        let voters = prs.conf().voters().ids();
-        let own = self.raw.raft.id;
-        let progress = prs.iter().map(|(peer, progress)| PeerProgress {
-            peer: *peer,
-            voter: voters.contains(*peer),
-            matched: progress.matched,
-            active: *peer == own || progress.recent_active,
-        });
-        progress.collect()
-    }
-
-    /// For debugging: where the log begins, and how this leader sees its peers.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn describe_progress(&self) -> String {
-        let first = self.raw.raft.raft_log.first_index();
-        let prs = self.raw.raft.prs().iter().filter(|_| self.is_leader());
-        let peers = prs.map(|(peer, p)| {
-            let (next, full) = (p.next_idx, p.ins.full());
-            format!(
-                "{peer}: {:?} matched {} next {next} paused {} full {full} active {}",
-                p.state, p.matched, p.paused, p.recent_active
-            )
-        });
-        format!("first {first} {:?}", peers.collect::<Vec<_>>())
-    }
-
-    pub fn peer(&self) -> u64 {
-        self.raw.raft.id
-    }
-
-    pub fn is_leader(&self) -> bool {
-        self.raw.raft.state == StateRole::Leader
-    }
-
-    /// The leader's id, if this replica knows one.
-    pub fn leader(&self) -> Option<u64> {
-        Some(self.raw.raft.leader_id).filter(|leader| *leader != 0)
-    }
-
-    /// This leader's term, once it has committed an entry in it. This is the partition's leader epoch.
-    pub fn epoch(&self) -> Option<u64> {
-        (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.raw.raft.term)
-    }
-
-    pub fn term(&self) -> u64 {
-        self.raw.raft.term
-    }
-
-    pub fn commit(&self) -> u64 {
-        self.raw.raft.raft_log.committed
-    }
-
-    /// The last applied index. It includes a snapshot that has been handed out, although that may not be durable
-    /// yet.
-    pub fn applied(&self) -> u64 {
-        self.restoring.map_or(self.raw.raft.raft_log.applied, |(_, index)| index)
-    }
-
-    /// The last index that is durable here.
-    pub fn stable(&self) -> u64 {
-        self.raw.raft.raft_log.persisted
-    }
-
-    pub fn last_index(&self) -> u64 {
-        self.raw.raft.raft_log.last_index()
-    }
-
-    /// Whether this replica's current term is durable. Until then, nobody has seen it lead in that term.
-    pub fn has_durable_term(&self) -> bool {
-        let (term, since) = self.term_since;
-        term == self.term() && self.persisted >= since
-    }
-
-    /// The term of an index that the log retains.
-    pub fn term_at(&self, index: u64) -> Option<u64> {
-        self.raw.store().term_of(index)
-    }
-
-    /// The runs of terms over the retained log, ascending.
-    pub fn terms(&self) -> &[TermRun] {
-        self.raw.store().terms()
-    }
-
-    /// Panics if the group's own invariants do not hold.
-    pub fn check(&self) {
-        let log = &self.raw.raft.raft_log;
-        assert!(log.applied <= log.committed, "applied {} is above committed {}", log.applied, log.committed);
-        assert!(log.committed <= log.last_index(), "committed {} is above the end {}", log.committed, log.last_index());
-        assert!(log.persisted <= log.last_index(), "persisted {} is above the end {}", log.persisted, log.last_index());
-        assert!(log.applied <= log.persisted, "applied {} is above persisted {}", log.applied, log.persisted);
-        self.raw.store().check();
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::group::*;
 use std::collections::BTreeMap;
+use types::HardState;
 
 struct Peers(BTreeMap<u64, Group>);
 

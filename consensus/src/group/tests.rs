@@ -1,6 +1,7 @@
 //! A lone voter: what it hands out when, and how it restarts from the persisted state.
 
 use crate::group::*;
+use types::{HardState, TermRun};
 
 /// One group's disk: it holds only what was persisted before the crash.
 #[derive(Default)]

@@ -28,7 +28,7 @@ mod tests;
 mod tools;
 
 pub(crate) use error::LinkError;
-use outgoing::Outgoing;
+use outgoing::{Outgoing, frame_bytes, frames};
 use strangers::{STRANGERS_MAX, Strangers};
 use tools::ToolShare;
 
@@ -40,11 +40,11 @@ use crate::{
 use bytes::Bytes;
 use consensus::{
     plane::node_of,
-    wire::{self, Caller, Frame, Hello, PeerMessage, ToolRequest, ToolResponse},
+    wire::{self, Caller, Hello, PeerMessage, ToolRequest, ToolResponse},
 };
 use net::{
     peer::{
-        CARRIED_BYTES_MAX, Kind, Lane, PeerError,
+        Kind, Lane, PeerError,
         auth::{Handshake, Secret},
     },
     transport::listen::Accepted,
@@ -503,7 +503,7 @@ impl Peers {
             }
             let messages = way.take();
             if !messages.is_empty() {
-                let (frames, fitting) = frames(link, &messages);
+                let (frames, fitting) = frames(link.node, &messages);
                 count(&self.stats.dropped, messages.len() - fitting);
                 let bytes = frames.iter().map(frame_bytes).sum();
                 for frame in frames {
@@ -536,35 +536,6 @@ impl Peers {
             _ => Ok(()),
         }
     }
-}
-
-/// Packs the messages into one frame, or into one frame each if together they are too large. A message too large for
-/// any frame is dropped. Returns the frames and the number of messages in them.
-fn frames(link: &Link, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
-    let all = Frame::new(messages);
-    if frame_bytes(&all) <= CARRIED_BYTES_MAX {
-        return (vec![all], messages.len());
-    }
-    let mut frames: Vec<_> = messages.iter().map(|message| Frame::new(std::slice::from_ref(message))).collect();
-    frames.retain(|frame| {
-        let fits = frame_bytes(frame) <= CARRIED_BYTES_MAX;
-        if !fits {
-            tracing::error!(
-                to = link.node,
-                bytes = frame_bytes(frame),
-                "a message to a broker is too large and was dropped"
-            );
-        }
-        fits
-    });
-    let fitting = frames.len();
-    (frames, fitting)
-}
-
-/// Bytes of a frame's content. Messages with payloads have their length in front.
-fn frame_bytes(frame: &Frame) -> usize {
-    let length = if frame.payloads.is_empty() { 0 } else { 4 };
-    length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
 }
 
 fn named(there: &Hello) -> String {

@@ -3,10 +3,10 @@
 use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
 use crate::rt;
 use bytes::Bytes;
-use consensus::wire::{self, Hello};
+use consensus::wire::{self, Frame, Hello, PeerMessage};
 use net::{
     peer::{
-        self, Kind, Lane, PeerError,
+        self, CARRIED_BYTES_MAX, Kind, Lane, PeerError,
         auth::{Handshake, Secret},
     },
     transport::conn::{self, FrameReader, FrameWriter},
@@ -74,4 +74,29 @@ impl Outgoing {
             Self::Simulated(outgoing) => outgoing.ended().await,
         }
     }
+}
+
+/// Packs the messages into one frame, or into one frame each if together they are too large. A message too large for
+/// any frame is dropped. Returns the frames and the number of messages in them.
+pub(super) fn frames(to: i32, messages: &[PeerMessage]) -> (Vec<Frame>, usize) {
+    let all = Frame::new(messages);
+    if frame_bytes(&all) <= CARRIED_BYTES_MAX {
+        return (vec![all], messages.len());
+    }
+    let mut frames: Vec<_> = messages.iter().map(|message| Frame::new(std::slice::from_ref(message))).collect();
+    frames.retain(|frame| {
+        let fits = frame_bytes(frame) <= CARRIED_BYTES_MAX;
+        if !fits {
+            tracing::error!(to, bytes = frame_bytes(frame), "a message to a broker is too large and was dropped");
+        }
+        fits
+    });
+    let fitting = frames.len();
+    (frames, fitting)
+}
+
+/// Bytes of a frame's content. Messages with payloads have their length in front.
+pub(super) fn frame_bytes(frame: &Frame) -> usize {
+    let length = if frame.payloads.is_empty() { 0 } else { 4 };
+    length + frame.messages.len() + frame.payloads.iter().map(Bytes::len).sum::<usize>()
 }

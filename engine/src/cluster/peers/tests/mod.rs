@@ -12,7 +12,7 @@ use consensus::{
     wire::{SnapshotChunk, ToolAnswer, ToolAsk},
 };
 use net::{
-    peer::{self, PeerFrame},
+    peer::{self, CARRIED_BYTES_MAX, PeerFrame},
     transport::{
         conn::{self, FrameReader, FrameWriter},
         listen::{self, Bound, Listener},
