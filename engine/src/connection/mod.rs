@@ -223,7 +223,7 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
                 match quota::enter(&core, peer.ip()).await {
                     Ok(()) => hand_over(&core, accepted),
                     Err(why) => {
-                        // Whoever sees the end finds it counted.
+                        // The count comes first, so that a client that sees the end finds itself counted.
                         core.metrics.connections_refused_total.add(1);
                         drop(accepted);
                         closed(&core, peer, &why);

@@ -119,7 +119,7 @@ async fn client_leaves(connection: &Connection) {
         rt::sleep(ASK_EVERY).await;
         match connection.handle.peer_end() {
             PeerEnd::Open => {}
-            // What it asked for and need not go on is dropped now, which may make room.
+            // Its reads and its waits for members are dropped now, which may make room.
             PeerEnd::HalfClosed => connection.half_closed(),
             PeerEnd::Gone => connection.cut(),
         }

@@ -6,7 +6,7 @@
 use super::Partition;
 use crate::core::Core;
 
-/// What the core's metrics count of one partition.
+/// One partition's part in the core's metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Health {
     /// This replica knows no leader.

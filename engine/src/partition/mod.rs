@@ -144,7 +144,7 @@ pub struct Partition {
     catch_up: CatchUp,
     /// The number of idempotent producers that the core's share counts for this partition.
     producers_counted: Cell<usize>,
-    /// What the core's metrics count of this partition.
+    /// This partition's part in the core's metrics.
     health: Cell<Health>,
 }
 

@@ -45,7 +45,7 @@ impl Core {
     }
 }
 
-/// What limits batches to `largest` bytes, and the remedy.
+/// Names the limit that holds batches to `largest` bytes, and the remedy.
 pub fn why_largest(largest: usize) -> String {
     if largest >= FRAMED_BYTES_MAX {
         return format!(

@@ -87,7 +87,7 @@ impl Shared {
     }
 }
 
-/// What the kernel knows about the peer's end of a connection.
+/// The state of the peer's end of a connection, as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerEnd {
     Open,

@@ -1,4 +1,4 @@
-//! What tools may hold of a broker's memory.
+//! Limits on the broker's memory that tools hold.
 
 use crate::cluster::peers::tests::{
     secret::{guarded, secret, tool},
@@ -55,7 +55,7 @@ fn answers_that_nobody_reads_hold_no_more_than_the_share_and_leave_it() {
         assert!(reads.read().await.unwrap().bytes.len() > LARGE);
         let held = peers.tools.answers.bytes.get();
         assert!(held < LARGE + 1024, "{held} bytes");
-        // What the first tool has not taken is dropped, also what was not encoded yet.
+        // The first tool's remaining answers are dropped, encoded or not.
         while peers.tools.answers.bytes.get() > 0 {
             peers.tools.answers.freed.next().await;
         }
