@@ -199,8 +199,8 @@ settings! {
     offsets_topic_replication_factor: i16 = "offsets.topic.replication.factor", "3", count(1, REPLICAS_MAX);
     /// A replica that has lagged for this time is no longer in sync.
     replica_lag_time_max_ms: u64 = "replica.lag.time.max.ms", "30000", ms(100, MS_MAX);
-    /// Bytes a second that each core sends at most to replicas that lag. A higher rate brings them in sync sooner,
-    /// but slows clients if the disk or the CPUs are busy.
+    /// Bytes a second that each core sends at most to replicas that lag, unless a commit waits for them. A higher rate
+    /// brings them in sync sooner, but slows clients if the disk or the CPUs are busy.
     replica_catch_up_bytes_per_second: u64 = "replica.catch.up.bytes.per.second", "104857600", bytes(MIB, i64::MAX);
     /// If true, the first replica of a partition leads again after its return.
     auto_leader_rebalance_enable: bool = "auto.leader.rebalance.enable", "true", Kind::Bool;

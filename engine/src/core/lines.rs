@@ -42,8 +42,14 @@ impl<K: Copy + Ord> Lines<K> {
         Spot { lines: self.0.clone(), key, first: None, place: Some(place) }
     }
 
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.0.by_key.borrow().is_empty()
+    }
+
+    /// Whether no task waits for this key, and none is first of its key and waits for its turn among the keys.
+    pub fn is_free(&self, key: K) -> bool {
+        self.0.firsts.is_empty() && !self.0.by_key.borrow().contains_key(&key)
     }
 
     /// The number of spots held.
@@ -53,11 +59,16 @@ impl<K: Copy + Ord> Lines<K> {
 }
 
 impl<K: Copy + Ord> Spot<K> {
-    /// Resolves once it is this spot's turn. The turn lasts until the spot is dropped.
-    pub async fn turn(&mut self) {
+    /// Resolves once this spot is the first of its key. It then delays only this key, until it awaits its turn.
+    pub async fn first_of_key(&self) {
         if let Some(place) = &self.place {
             place.first().await;
         }
+    }
+
+    /// Resolves once it is this spot's turn. The turn lasts until the spot is dropped.
+    pub async fn turn(&mut self) {
+        self.first_of_key().await;
         self.first.get_or_insert_with(|| self.lines.firsts.join()).first().await;
     }
 }
@@ -111,6 +122,17 @@ mod tests {
         drop(other);
         assert!(has_turn(&mut many[0]));
         assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn the_first_of_a_key_delays_no_other_key_before_it_awaits_its_turn() {
+        let lines = Lines::default();
+        let mut slow = lines.join(1);
+        assert!(pin!(slow.first_of_key()).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(lines.is_free(2) && !lines.is_free(1));
+        assert!(has_turn(&mut lines.join(2)));
+        assert!(has_turn(&mut slow));
+        assert!(!lines.is_free(2));
     }
 
     #[test]

@@ -20,8 +20,7 @@ pub struct Pace {
 }
 
 /// A turn, which lasts until it is dropped.
-pub struct Turn<'a> {
-    pace: &'a Pace,
+pub struct Turn {
     _place: Place,
 }
 
@@ -31,11 +30,17 @@ impl Pace {
     }
 
     /// Waits until no other task has a turn, and the bytes moved so far are within the rate.
-    pub async fn turn(&self) -> Turn<'_> {
+    pub async fn turn(&self) -> Turn {
         let place = self.line.join();
         place.first().await;
         rt::sleep(self.next.get().saturating_sub(clock::now())).await;
-        Turn { pace: self, _place: place }
+        Turn { _place: place }
+    }
+
+    /// Counts `bytes` that were read, in a turn or without one.
+    pub fn moved(&self, bytes: u64) {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        self.next.set(self.next.get().max(clock::now()) + takes);
     }
 }
 
@@ -44,14 +49,6 @@ impl Pace {
     /// Tasks that have a turn or wait for one.
     pub(crate) fn waiting(&self) -> usize {
         self.line.len()
-    }
-}
-
-impl Turn<'_> {
-    /// Counts `bytes` that were read in this turn.
-    pub fn moved(&self, bytes: u64) {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.pace.bytes_per_second as f64);
-        self.pace.next.set(self.pace.next.get().max(clock::now()) + takes);
     }
 }
 
@@ -109,7 +106,8 @@ mod tests {
             let pace = Pace::new(1_000);
             let since = clock::now();
             for bytes in [10, 20, 0] {
-                pace.turn().await.moved(bytes);
+                let _turn = pace.turn().await;
+                pace.moved(bytes);
             }
             assert!(clock::now() - since >= Duration::from_millis(30), "30 bytes at 1,000 a second take 30 ms");
         });

@@ -277,76 +277,62 @@ fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option
     Some(Refusal { code: ErrorCode::InvalidTimestamp, message: Some(message) })
 }
 
-/// Appends on the owner. Batches that fit into the ring are in the logs when this returns. The rest waits for room,
-/// in order. If the wait for replicas or the disk exceeds the request's timeout, the answer is an error, as in
-/// Kafka. The record may still be committed.
+/// Appends on the owner. Batches that have room are in the logs when this returns. The others wait for room, in order.
+/// If the wait for replicas or the disk exceeds the request's timeout, the answer is an error, as in Kafka. The record
+/// may still be committed.
 fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
-    let now_ms = clock::wall_ms();
+    let (now_ms, began) = (clock::wall_ms(), clock::now());
     let timeout = match items.first().map(|item| item.acks) {
         Some(Acks::Leader) => timeout.max(LEADER_TIMEOUT_MIN),
         _ => timeout,
     };
     let begun: Vec<_> = items
         .into_iter()
-        .map(|item| match core.admission.enter(&core.store, item.group, item.batch.len()) {
-            None => (item.place, Begun::Appended(append(&core, item, now_ms))),
-            Some(turn) => (item.place, Begun::Waiting(turn, item)),
+        .map(|item| {
+            let (place, bytes) = (item.place, item.batch.len());
+            let has_room = core.partition(item.group).is_none_or(|partition| partition.has_room(bytes));
+            let begun = match core.admission.enter(&core.store, item.group, bytes, has_room) {
+                None => Begun::Appended(append(&core, item, now_ms)),
+                Some(turn) => {
+                    // It holds places in lines, so it must go on and end in time, also while its connection sends
+                    // other answers, and while other batches of its request wait.
+                    let (promise, answer) = promise();
+                    let core = core.clone();
+                    rt::spawn(async move { promise.keep(append_in_turn(core, turn, item, began, timeout).await) });
+                    Begun::Waiting(answer)
+                }
+            };
+            (place, begun)
         })
         .collect();
-    let waits = begun.iter().any(|(_, begun)| matches!(begun, Begun::Waiting(..)));
-    let appending = finish(core, begun, clock::now(), timeout);
-    let appending = match waits {
-        // It holds places in lines, so it must go on and end in time, also while its connection sends other answers.
-        true => {
-            let (promise, answer) = promise();
-            rt::spawn(async move { promise.keep(appending.await) });
-            Either::Second(answer)
-        }
-        false => Either::First(appending),
-    };
-    async move {
-        match appending {
-            Either::First(appending) => appending.await,
-            Either::Second(answer) => match answer.await {
-                Some(outcomes) => outcomes,
-                None => unreachable!("the task keeps its promise"),
-            },
-        }
-    }
+    finish(core, begun, began + timeout)
 }
 
-/// Appends what waits for room, and waits for the commits.
-async fn finish(
-    core: Rc<Core>,
-    begun: Vec<(usize, Begun)>,
-    began: Duration,
-    timeout: Duration,
-) -> Vec<(usize, Outcome)> {
-    let deadline = began + timeout;
-    let mut started = Vec::with_capacity(begun.len());
-    for (place, begun) in begun {
-        let begun = match begun {
-            Begun::Appended(begun) => begun,
-            Begun::Waiting(mut turn, item) => match admitted(&core, &mut turn, began, timeout).await {
-                Some(()) => append(&core, item, clock::wall_ms()),
-                None => {
-                    #[cfg(test)]
-                    if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
-                        std::mem::forget(turn);
-                    }
-                    core.metrics.admission_timed_out_total.add(1);
-                    if let Some(partition) = core.partition(item.group) {
-                        partition.was_not_appended(&core, &item.info);
-                    }
-                    Err(too_late(&core))
-                }
-            },
-        };
-        started.push((place, begun));
+/// Appends a batch once it has room. Returns its error at the deadline.
+async fn append_in_turn(core: Rc<Core>, mut turn: Turn, item: Item, began: Duration, timeout: Duration) -> Started {
+    if admitted(&core, &mut turn, &item, began, timeout).await.is_some() {
+        return append(&core, item, clock::wall_ms());
     }
-    let mut outcomes = Vec::with_capacity(started.len());
-    for (place, begun) in started {
-        let outcome = match begun {
+    #[cfg(test)]
+    if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
+        std::mem::forget(turn);
+    }
+    core.metrics.admission_timed_out_total.add(1);
+    if let Some(partition) = core.partition(item.group) {
+        partition.was_not_appended(&core, &item.info);
+    }
+    Err(too_late(&core))
+}
+
+/// Waits for the appends and their commits.
+async fn finish(core: Rc<Core>, begun: Vec<(usize, Begun)>, deadline: Duration) -> Vec<(usize, Outcome)> {
+    let mut outcomes = Vec::with_capacity(begun.len());
+    for (place, begun) in begun {
+        let started = match begun {
+            Begun::Appended(started) => started,
+            Begun::Waiting(started) => started.await.expect("the task keeps its promise"),
+        };
+        let outcome = match started {
             Ok(committed) => match before(deadline, committed).await {
                 // A promise dropped without an answer means that the partition was closed here: deleted or
                 // moved.
@@ -360,15 +346,22 @@ async fn finish(
     outcomes
 }
 
-/// Waits for the append's turn and for room in the ring. Returns `None` when the request's time is up. While the disk
-/// is full, that is after half of its timeout. A client that waits no longer than the timeout which it names would
-/// otherwise never learn what is wrong.
-async fn admitted(core: &Core, turn: &mut Turn, began: Duration, timeout: Duration) -> Option<()> {
+/// Waits for the append's turn, and for room in its partition and in the ring. Returns `None` when the request's time
+/// is up. While the disk is full, that is after half of its timeout. A client that waits no longer than the timeout
+/// which it names would otherwise never learn what is wrong.
+async fn admitted(core: &Core, turn: &mut Turn, item: &Item, began: Duration, timeout: Duration) -> Option<()> {
     let time_is_up = async {
         until(began + timeout / 2).await;
         race(core.until_disk_is_full(), until(began + timeout)).await;
     };
-    match race(turn.come(&core.store), time_is_up).await {
+    let come = async {
+        turn.first_of_partition().await;
+        if let Some(partition) = core.partition(item.group) {
+            partition.room(item.batch.len()).await;
+        }
+        turn.come(&core.store).await;
+    };
+    match race(come, time_is_up).await {
         Either::First(()) => Some(()),
         Either::Second(()) => None,
     }
@@ -398,7 +391,8 @@ fn until(moment: Duration) -> rt::Sleep {
 
 enum Begun {
     Appended(Started),
-    Waiting(Turn, Item),
+    /// It waits for room, in a task of its own.
+    Waiting(sync::Answer<Started>),
 }
 
 type Started = Result<Committed, ErrorCode>;

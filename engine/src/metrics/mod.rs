@@ -269,9 +269,10 @@ metrics! {
     mesh_received_total: Counter;
     /// Messages about metadata and leaders that the core received from other cores.
     mesh_posts_total: Counter;
-    /// Batches and group requests that wait for room in the write-ahead ring.
+    /// Batches and group requests that wait for room in the write-ahead ring, or for commits of their partition.
     admission_waiting: Gauge;
-    /// Batches and group requests that timed out while they waited for room in the write-ahead ring.
+    /// Batches and group requests that timed out while they waited for room in the write-ahead ring, or for commits of
+    /// their partition.
     admission_timed_out_total: Counter;
     /// Time from staging entries in the write-ahead ring to their being durable, for each turn of the Raft ready
     /// loop.

@@ -1,7 +1,9 @@
-//! Admission: appends wait here, before they are proposed, while the ring has only its reserve left.
+//! Admission: appends wait here, before they are proposed, while their partition has many uncommitted bytes
+//! (`Partition::room`) or the ring has only its reserve left.
 //! Lives on: every core, one each, before that core's ring.
 //!
-//! A proposal can't be rejected once it is taken, so the limit acts before it. Partitions take turns, so that one
+//! A proposal can't be rejected once it is taken, so the limits act before it. An append that waits for its
+//! partition's commits delays no other partition. For the ring's room, partitions take turns, so that one
 //! with a hundred megabytes waiting delays no other. Within a partition, the order is first come, first served.
 //! Otherwise pipelined batches of one producer would change places. An append that gives up leaves the line,
 //! wherever it stands.
@@ -78,6 +80,11 @@ impl Drop for Claiming<'_> {
 }
 
 impl Turn {
+    /// Waits until no earlier append to the partition waits here.
+    pub async fn first_of_partition(&self) {
+        self.spot.first_of_key().await;
+    }
+
     /// Waits until it is this append's turn and the ring has room for it. If the ring has failed, or the entry can
     /// never fit, it is admitted too, and the append then returns the error. The caller appends before it awaits
     /// anything else, and then drops the turn.
@@ -91,9 +98,9 @@ impl Turn {
 }
 
 impl Admission {
-    /// `None`: append now. Otherwise await the turn.
-    pub fn enter(&self, store: &Store, group: GroupId, bytes: usize) -> Option<Turn> {
-        if self.lines.is_empty() && store.admit(bytes) != Room::Wait {
+    /// `None`: append now. Otherwise await the turn. `has_room`: whether the partition takes more uncommitted bytes.
+    pub fn enter(&self, store: &Store, group: GroupId, bytes: usize, has_room: bool) -> Option<Turn> {
+        if has_room && self.lines.is_free(group) && store.admit(bytes) != Room::Wait {
             return None;
         }
         Some(self.join(group, bytes))

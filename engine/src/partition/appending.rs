@@ -93,6 +93,11 @@ impl Partition {
         let state = self.state.borrow();
         state.waiting.len() + state.waiting_here.len() + state.unsure.len() + self.held.borrow().len()
     }
+
+    /// Bytes of entries above the last applied.
+    pub(crate) fn unapplied_bytes(&self) -> usize {
+        self.state.borrow().tail_bytes
+    }
 }
 
 impl Partition {
@@ -150,6 +155,24 @@ impl Partition {
         self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
+    }
+
+    /// While one partition holds that many unapplied bytes, further appends wait for commits before they are
+    /// proposed. What followers lack then stays in memory, where the leader can send it from. A leader that ran
+    /// further ahead of them would have to read it from the disk, at the cost of everything else.
+    pub const ROOM_BYTES: usize = 8 << 20;
+
+    /// Whether an append of so many bytes need not wait for commits. It need not either where it will be rejected.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let held = self.state.borrow().tail_bytes;
+        held == 0 || held + bytes <= Self::ROOM_BYTES || !self.leads()
+    }
+
+    /// Waits until the partition takes an append of so many bytes.
+    pub async fn room(&self, bytes: usize) {
+        while !self.has_room(bytes) {
+            self.room_freed.next().await;
+        }
     }
 
     /// Rejects an append. During a handover the answer waits for its end. A client that is rejected at once finds no

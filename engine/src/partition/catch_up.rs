@@ -8,15 +8,19 @@
 //! - The group has dropped the entries: they are [wanted](Wanted). They are read and given to raft-rs, which makes
 //!   the message.
 //!
-//! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace).
+//! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace), unless a commit waits for it.
 
 use super::{Partition, peering::has_batch};
 #[cfg(test)]
 use crate::sim::{self, Bug};
-use crate::{core::Core, partition::replica, rt};
+use crate::{
+    core::{Core, pace::Turn},
+    partition::replica,
+    rt,
+};
 use bytes::Bytes;
 use consensus::{
-    group::{Entry, Message, RaftEntry, Wanted},
+    group::{Entry, Message, PeerProgress, RaftEntry, Wanted},
     wire::PeerMessage,
 };
 use net::peer::Lane;
@@ -124,11 +128,32 @@ impl Partition {
         core.peers().send_on(lane, to, PeerMessage::Append { group: self.group(), message, payloads });
     }
 
+    /// Waits until a read for these peers may begin. `None`: it needs no turn, since a commit waits for one of them.
+    /// Bound of the reads without a turn: two for each partition, as for those with one.
+    async fn turn(&self, core: &Core, is_for: impl Fn(&PeerProgress) -> bool) -> Option<Turn> {
+        if self.commit_waits_for(core, is_for) { None } else { Some(core.pace.turn().await) }
+    }
+
+    /// Whether a commit needs one of these peers: too few of the voters that are there have more of the log.
+    fn commit_waits_for(&self, core: &Core, is_one: impl Fn(&PeerProgress) -> bool) -> bool {
+        if self.state.borrow().tail.is_empty() {
+            return false;
+        }
+        let (progress, me) = self.replica.with(|raft| (raft.progress(), raft.peer()));
+        let majority = progress.iter().filter(|peer| peer.voter).count() / 2 + 1;
+        let is_there = |peer: &PeerProgress| peer.peer == me || self.is_there(core, peer.peer);
+        let there: Vec<_> = progress.iter().filter(|peer| peer.voter && is_there(peer)).collect();
+        let is_needed =
+            |peer: &PeerProgress| there.iter().filter(|other| other.matched > peer.matched).count() < majority;
+        there.iter().any(|peer| is_one(peer) && is_needed(peer))
+    }
+
     /// Sends the queue's messages one after the other.
     async fn send_queued(&self, core: &Rc<Core>) {
         while !self.catch_up.queue.borrow().is_empty() {
             core.peers().bulk_room().await;
-            let turn = core.pace.turn().await;
+            let Some(to) = self.catch_up.queue.borrow().front().map(|message| message.to) else { return };
+            let _turn = self.turn(core, |peer| peer.peer == to).await;
             let Some(message) = self.catch_up.queue.borrow_mut().pop_front() else { return };
             if !self.replica.with(|raft| raft.is_leader() && raft.term() == message.term) {
                 return self.catch_up.queue.borrow_mut().clear();
@@ -139,7 +164,7 @@ impl Partition {
                 let first = message.entries[0].index;
                 let below = first + message.entries.len() as u64;
                 let Some(entries) = self.read_entries(core, first, below).await else { continue };
-                turn.moved(bytes_of(&entries));
+                core.pace.moved(bytes_of(&entries));
                 self.send_read(core, message, entries);
             }
         }
@@ -215,9 +240,9 @@ impl Partition {
 
     async fn fetch(self: &Rc<Self>, core: &Rc<Core>, wanted: Wanted) {
         core.peers().bulk_room().await;
-        let turn = core.pace.turn().await;
+        let _turn = self.turn(core, |peer| peer.matched < wanted.from).await;
         let Some(entries) = self.read_entries(core, wanted.from, wanted.below).await else { return };
-        turn.moved(bytes_of(&entries));
+        core.pace.moved(bytes_of(&entries));
         let (mut small, mut batches) = (Vec::with_capacity(entries.len()), Vec::new());
         for record::Entry { index, term, entry_type, data, payload } in entries {
             batches.extend(payload.map(|(_, bytes)| (index, bytes)));

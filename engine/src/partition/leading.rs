@@ -51,6 +51,7 @@ impl Partition {
             state.gaps.clear();
             drop(state);
             core.coordinators.resign(self.group());
+            self.room_freed.notify();
             self.wake_fetches();
             self.count_health(core);
         }
@@ -178,7 +179,7 @@ impl Partition {
 
     /// Whether the broker's core is reachable as this peer. A broker on a new disk is a new peer, which becomes a
     /// voter once caught up.
-    fn is_there(&self, core: &Core, peer: u64) -> bool {
+    pub(super) fn is_there(&self, core: &Core, peer: u64) -> bool {
         core.groups.is_there(core, self.group(), node_of(peer)) && core.peers().has_peer(peer)
     }
 

@@ -46,7 +46,7 @@ use crate::{
         producers::{Producers, gaps::Gaps, share::Cut},
         replica::{Payload, Replica, Replicated},
     },
-    sync::{Marks, Promise},
+    sync::{Marks, Notify, Promise},
 };
 use ahash::AHashMap;
 use consensus::group::{
@@ -115,6 +115,8 @@ pub struct Partition {
     replica: Replica,
     config: RefCell<Rc<TopicConfig>>,
     state: RefCell<State>,
+    /// Uncommitted bytes became fewer, or this replica no longer leads.
+    room_freed: Notify,
     /// Fetches to wake when the high watermark moves.
     watchers: RefCell<Slab<(Rc<Marks>, usize)>>,
     /// Set once the first entry of our term is applied. Only then do we know every record that was acknowledged
@@ -214,6 +216,7 @@ impl Partition {
             held: RefCell::default(),
             stands_in: Cell::new(None),
             coming: RefCell::default(),
+            room_freed: Notify::default(),
             catch_up: CatchUp::default(),
             producers_counted: Cell::new(0),
             health: Cell::default(),
@@ -396,6 +399,7 @@ impl Partition {
         drop(state);
         self.handing_over_until.take();
         self.held.take();
+        self.room_freed.notify();
         self.wake_fetches();
     }
 
@@ -493,6 +497,7 @@ impl Replicated for Partition {
             raft.compact(last);
         });
         self.answer_committed();
+        self.room_freed.notify();
         self.wake_fetches();
     }
 
@@ -532,6 +537,7 @@ impl Replicated for Partition {
         state.refuse_all(ErrorCode::KafkaStorageError);
         drop(state);
         self.end_hand_over();
+        self.room_freed.notify();
         self.wake_fetches();
     }
 }

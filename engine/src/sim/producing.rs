@@ -1,12 +1,23 @@
-//! A producer sends a batch to a leader that can't take it: the leader hands its partition over, or its disk is full.
+//! A producer sends batches to a leader that can't take them: the leader hands its partition over, its disk is full, or
+//! its followers are away.
 
 use super::{
     counts::{Calm, TOPIC, batch, produce},
     node::Ailment,
 };
+use crate::partition::Partition;
 use net::{
-    codec::response::Response,
+    StrBytes,
+    codec::{
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+        response::Response,
+    },
     errors::{self, ErrorCode},
+    messages::{
+        BrokerId, CreateTopicsRequest, TopicName,
+        create_topics_request::{CreatableReplicaAssignment, CreatableTopic},
+    },
 };
 use std::{rc::Rc, time::Duration};
 
@@ -66,4 +77,75 @@ fn a_full_disk_is_reported_while_the_client_still_waits() {
     calm.nodes[0].ail(Ailment::default());
     calm.until(|| !core.has_full_disk());
     assert_eq!(answer(&calm, 900_000), Ok(()));
+}
+
+const ALONE: &str = "alone";
+
+/// Creates a topic with one replica, on this broker.
+fn create_alone(calm: &Calm, broker: i32) {
+    let replica = CreatableReplicaAssignment::default().with_broker_ids(vec![BrokerId(broker)]);
+    let topic = CreatableTopic::default()
+        .with_name(TopicName(StrBytes::from_static_str(ALONE)))
+        .with_num_partitions(-1)
+        .with_replication_factor(-1)
+        .with_assignments(vec![replica]);
+    let create = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(5_000);
+    let answers = calm.ask(calm.leader(), vec![(Request::CreateTopics(create), 7)]);
+    assert!(
+        matches!(&answers[..], [Response::CreateTopics(answer)] if answer.topics[0].error_code == 0),
+        "{answers:?}"
+    );
+    calm.pass(Duration::from_secs(5));
+}
+
+/// One batch for each of two topics: the one whose followers are away, and the one without followers.
+fn produce_to_both(bytes: usize) -> (Request, i16) {
+    let topics = [TOPIC, ALONE].map(|name| {
+        let partitions = vec![ProducePartition { index: 0, records: Some(batch(bytes)) }];
+        ProduceTopic { topic: TopicRef::Name(StrBytes::from_static_str(name)), partitions }
+    });
+    (Request::Produce(ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics: topics.into() }), 9)
+}
+
+/// What cannot be committed is not appended without end, and holds up nothing else: no other partition, and not the
+/// other batches of its own request.
+#[test]
+fn a_partition_without_followers_takes_a_bounded_amount_and_delays_no_other() {
+    for seed in 0..5 {
+        let calm = Calm::with_rings(seed, &[64 << 20; 3]);
+        let leader = calm.leader().clone();
+        let core = leader.core().expect("it runs");
+        create_alone(&calm, leader.id);
+        let group = |name| core.view(|view| view.topic(name).expect("it was created").partitions[0].group);
+        let shared = core.partition(group(TOPIC)).expect("the leader has it");
+        let alone = core.partition(group(ALONE)).expect("its only replica is here");
+        for other in calm.nodes.iter().filter(|other| other.id != leader.id) {
+            calm.world.net.cut(leader.id, other.id);
+            calm.world.net.cut(other.id, leader.id);
+        }
+        let before = alone.high_watermark();
+        let mut most = 0;
+        let many = calm.start(&leader, (0..20).map(|_| produce_to_both(900_000)).collect());
+        calm.until(|| {
+            most = most.max(shared.unapplied_bytes());
+            alone.high_watermark() == before + 20
+        });
+        assert!(shared.leads() && most > Partition::ROOM_BYTES - 1_000_000, "seed {seed}: {most} bytes");
+        assert!(core.admission.waiting() > 0, "seed {seed}: the rest waits");
+        // The leader notices that it is alone. What waits is answered at once.
+        calm.until(|| many.borrow().is_some());
+        assert!(most <= Partition::ROOM_BYTES, "seed {seed}: {most} bytes");
+        assert_eq!((core.admission.waiting(), shared.leads()), (0, false), "seed {seed}");
+        assert_eq!(core.metrics.admission_timed_out_total.get(), 0, "seed {seed}");
+        for answer in many.take().expect("they have come") {
+            let Response::Produce(answer) = answer else { panic!("{answer:?}") };
+            let codes = answer.topics.iter().map(|topic| errors::check(topic.partitions[0].error_code));
+            assert_eq!(codes.collect::<Vec<_>>(), [Err(ErrorCode::NotLeaderOrFollower), Ok(())], "seed {seed}");
+        }
+        calm.world.net.heal();
+        calm.pass(Duration::from_secs(20));
+        let answers = calm.ask(calm.leader(), vec![produce(0..1, &batch(900_000))]);
+        let [Response::Produce(answer)] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(errors::check(answer.topics[0].partitions[0].error_code), Ok(()), "seed {seed}");
+    }
 }
