@@ -332,7 +332,8 @@ impl<T> Group<T> {
             assert!(before.is_none(), "a known instance replaces its member");
         }
         if self.members.is_empty() {
-            self.protocol_type = Some(own(protocol_type));
+            let before = self.protocol_type.replace(own(protocol_type));
+            self.bytes = self.bytes + protocol_type.len() - before.map_or(0, |before| before.len());
         }
         self.leader.get_or_insert_with(|| id.clone());
         self.supported.add(&member.settings.protocols);
@@ -373,11 +374,12 @@ impl<T> Group<T> {
 
     /// Starts or restarts a member's session timeout.
     pub(crate) fn keep_alive(&mut self, id: &StrBytes, env: &mut Env<'_, T>) {
-        if let Some(member) = self.members.get_mut(id) {
-            let at = env.now.mono_ms + member.settings.session_timeout_ms;
-            let timer = Timer::Session { group: self.id.clone(), member: id.clone() };
-            env.timers.schedule(&mut member.session, at, timer);
-        }
+        // The id that the group knows: the one given may be a slice of a frame, and the timer would keep that.
+        let Some(id) = self.members.get_key_value(id).map(|(id, _)| id.clone()) else { return };
+        let member = self.members.get_mut(&id).expect("the member is known");
+        let at = env.now.mono_ms + member.settings.session_timeout_ms;
+        let timer = Timer::Session { group: self.id.clone(), member: id };
+        env.timers.schedule(&mut member.session, at, timer);
     }
 
     /// Asserts the invariants that hold between steps.

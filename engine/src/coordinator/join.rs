@@ -45,7 +45,9 @@ impl<T> Group<T> {
         let says = MemberSettings::from_request(request, context.version);
         let grows_by = match self.members.get(&request.member_id) {
             Some(member) => says.bytes().saturating_sub(member.settings.bytes()),
-            None => new_member_bytes(context, request.group_instance_id.as_deref(), &says),
+            None => {
+                request.protocol_type.len() + new_member_bytes(context, request.group_instance_id.as_deref(), &says)
+            }
         };
         if grows_by > env.room_bytes {
             return env.refuse_join(waiting, refused_id, ErrorCode::CoordinatorNotAvailable);

@@ -1,6 +1,6 @@
 //! The memory that groups take, updated with every change. `state_bytes_max` bounds the sum of one coordinator.
 //!
-//! Ids, member settings and offsets are counted. Assignments are not: together they are no larger than the group's
+//! Ids, protocol types, member settings and offsets are counted. Assignments are not: together they are no larger than the group's
 //! record.
 
 use net::{StrBytes, messages::OffsetCommitRequest};
@@ -62,7 +62,8 @@ impl<T> Group<T> {
         let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
         let offsets =
             self.offsets.iter().flat_map(|(topic, offsets)| offsets.values().map(move |o| offset_bytes(topic, o)));
-        group_bytes(&self.id) + members + pending + offsets.sum::<usize>()
+        let protocol_type = self.protocol_type.as_ref().map_or(0, |name| name.len());
+        group_bytes(&self.id) + protocol_type + members + pending + offsets.sum::<usize>()
     }
 
     /// Approximate bytes of the group's record in the log.

@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use net::{
+    codec::{
+        header::RequestHeader,
+        request::{self, Request},
+    },
     errors::ErrorCode,
     messages::{
         DeleteGroupsRequest, GroupId, HeartbeatRequest, JoinGroupRequest, ListGroupsRequest, OffsetCommitRequest,
@@ -49,6 +53,8 @@ fn commit(group: &str, topic: &str, partitions: i32) -> OffsetCommitRequest {
 fn error(replies: &[(u64, GroupResponse)]) -> i16 {
     match replies {
         [(_, GroupResponse::JoinGroup(response))] => response.error_code,
+        [(_, GroupResponse::SyncGroup(response))] => response.error_code,
+        [(_, GroupResponse::Heartbeat(response))] => response.error_code,
         [(_, GroupResponse::OffsetCommit(response))] => response.topics[0].partitions[0].error_code,
         other => panic!("one answer was expected: {other:?}"),
     }
@@ -223,6 +229,74 @@ fn what_is_stored_does_not_hold_on_to_frames() {
     assert_eq!(error(&replies), 0);
     drop(replies);
     assert!(frame.is_unique(), "nothing of the requests is held");
+}
+
+/// A request as a connection receives it, and its frame. The request's strings and bytes are slices of the frame.
+fn received(request: impl Into<Request>, version: i16) -> (Bytes, GroupRequest) {
+    let request = request.into();
+    let header = RequestHeader { api: request.api(), version, correlation_id: 1, client_id: None };
+    let frame = request::encode(&header, &request).expect("the request is valid").into_bytes().slice(4..);
+    let (_, request) = request::decode(&frame).expect("it was encoded");
+    (frame, GroupRequest::try_from(request).expect("it is for a group"))
+}
+
+#[test]
+fn a_member_that_waits_or_lives_does_not_hold_on_to_frames() {
+    let mut world = World::new(Config { group_initial_rebalance_delay_ms: 0, ..Config::default() });
+    let mut token = 0;
+    let mut send = |what: &str, version: i16, request: Request| {
+        let (frame, request) = received(request, version);
+        token += 1;
+        let mut replies = world.step(token, &context(version), request);
+        replies.extend(world.commit_all());
+        // An answer may have slices of its own request.
+        let answers: Vec<i16> = replies.iter().map(|reply| error(std::slice::from_ref(reply))).collect();
+        let ids = replies.into_iter().filter_map(|(_, reply)| match reply {
+            GroupResponse::JoinGroup(joined) => Some(text(&joined.member_id)),
+            _ => None,
+        });
+        let ids: Vec<net::StrBytes> = ids.collect();
+        assert!(frame.is_unique(), "{what} is in memory");
+        (answers, ids)
+    };
+    let metadata = || Bytes::from(vec![b'm'; 1000]);
+    let sync = |member: &net::StrBytes, generation| {
+        let sync = SyncGroupRequest::default().with_group_id(GroupId(text("g"))).with_generation_id(generation);
+        let assignment = SyncGroupRequestAssignment::default().with_member_id(member.clone());
+        sync.with_member_id(member.clone()).with_assignments(vec![assignment.with_assignment(metadata())])
+    };
+    let (_, ids) = send("the first join", 3, join(metadata()).into());
+    let leader = ids[0].clone();
+    assert_eq!(send("the assignment", 4, sync(&leader, 1).into()).0, [0]);
+    assert_eq!(send("a join that waits", 3, join(metadata()).into()).0, [0; 0]);
+    let heartbeat = HeartbeatRequest::default().with_group_id(GroupId(text("g"))).with_member_id(leader.clone());
+    let rebalances = ErrorCode::RebalanceInProgress.code();
+    assert_eq!(send("a heartbeat", 3, heartbeat.with_generation_id(1).into()).0, [rebalances]);
+    let commit = commit("g", "t", 1).with_member_id(leader.clone()).with_generation_id_or_member_epoch(1);
+    assert_eq!(send("a commit", 8, commit.into()).0, [0]);
+    let (answers, ids) = send("another join", 3, join(metadata()).with_member_id(leader.clone()).into());
+    assert_eq!(answers, [0, 0]);
+    let follower = ids.iter().find(|id| **id != leader).expect("there are two members");
+    assert_eq!(send("a sync that waits", 4, sync(follower, 2).into()).0, [0; 0]);
+}
+
+#[test]
+fn a_protocol_type_counts_as_memory_of_its_group() {
+    const LENGTH: usize = 30_000;
+    let mut world = World::new(Config { state_bytes_max: 10 * LENGTH, ..Config::default() });
+    let named = |group: u64| {
+        join(Bytes::new())
+            .with_group_id(GroupId(text(&group.to_string())))
+            .with_protocol_type(text(&"t".repeat(LENGTH)))
+    };
+    let refused = ErrorCode::CoordinatorNotAvailable.code();
+    let first = (1..100).find(|token| {
+        world
+            .step(*token, &context(3), named(*token))
+            .iter()
+            .any(|(_, reply)| matches!(reply, GroupResponse::JoinGroup(reply) if reply.error_code == refused))
+    });
+    assert!(first.is_some_and(|first| first <= 10), "{first:?}");
 }
 
 #[test]
