@@ -16,8 +16,8 @@ use net::{
         request::Request,
     },
     messages::{
-        GroupId, JoinGroupRequest, JoinGroupResponse, MetadataRequest, SyncGroupRequest,
-        join_group_request::JoinGroupRequestProtocol, sync_group_request::SyncGroupRequestAssignment,
+        JoinGroupRequest, JoinGroupResponse, MetadataRequest, SyncGroupRequest,
+        sync_group_request::SyncGroupRequestAssignment,
     },
 };
 use std::{
@@ -112,6 +112,28 @@ fn a_connection_with_a_request_in_flight_is_not_idle_and_one_without_is() {
     }
     let mut idle = idle;
     assert!(is_closed(&idle.receive().unwrap_err()), "an idle connection is closed");
+}
+
+#[test]
+fn a_member_that_waits_for_others_is_not_idle() {
+    let broker = impatient();
+    let (mut leader, mut follower) = (wire::connect(&broker), wire::connect(&broker));
+    assert_eq!(wire::create_topic(&mut leader, "patient", 1, 1, &[]).error_code, 0);
+    wire::await_coordinator(&mut leader, "members");
+    let wait = |leader: &mut Client| {
+        let begun = Instant::now();
+        leader.fetch(wire::fetch_request("patient", 0, 0, 4_000, 1)).expect("answered");
+        assert!(begun.elapsed() >= Duration::from_secs(4), "it waited");
+    };
+    let (joined, followed) = join_both("members", &mut leader, &mut follower, wait);
+    assert_eq!(followed.error_code, 0);
+    send(&mut follower, ApiKey::SyncGroup, wire::syncing(&followed, "members").into());
+    wait(&mut leader);
+    let assignment = SyncGroupRequestAssignment::default().with_member_id(joined.member_id.clone());
+    let sync = wire::syncing(&joined, "members").with_assignments(vec![assignment]);
+    assert_eq!(leader.call(sync).expect("answered").error_code, 0);
+    let synced = follower.receive().expect("answered").decode::<SyncGroupRequest>().expect("it decodes");
+    assert_eq!(synced.error_code, 0);
 }
 
 #[test]
@@ -295,28 +317,27 @@ fn clients_take_no_descriptors_from_storage_peers_and_the_admin_port() {
 /// Longer than a test waits for anything.
 const FOR_GOOD_MS: i32 = 600_000;
 
-/// A request to join a group, with a member id that the coordinator has given.
-fn joining(client: &mut Client, group: &str) -> JoinGroupRequest {
-    let protocol = JoinGroupRequestProtocol::default().with_name(wire::text("range"));
-    let mut join = JoinGroupRequest::default()
-        .with_group_id(GroupId(wire::text(group)))
-        .with_protocol_type(wire::text("consumer"))
-        .with_protocols(vec![protocol])
-        .with_session_timeout_ms(FOR_GOOD_MS)
-        .with_rebalance_timeout_ms(FOR_GOOD_MS);
-    let refused = client.call(join.clone()).expect("answered");
-    assert_eq!(refused.error_code, 79, "it needs a member id");
-    join.member_id = refused.member_id;
-    join
-}
-
-fn syncing(joined: &JoinGroupResponse, group: &str) -> SyncGroupRequest {
-    SyncGroupRequest::default()
-        .with_group_id(GroupId(wire::text(group)))
-        .with_generation_id(joined.generation_id)
-        .with_member_id(joined.member_id.clone())
-        .with_protocol_type(Some(wire::text("consumer")))
-        .with_protocol_name(Some(wire::text("range")))
+/// Two clients join a group. `meanwhile` runs on the leader's connection while the follower waits. Returns the answers
+/// to the leader and to the follower.
+fn join_both(
+    group: &str,
+    leader: &mut Client,
+    follower: &mut Client,
+    meanwhile: impl Fn(&mut Client),
+) -> (JoinGroupResponse, JoinGroupResponse) {
+    let [lead, follow] = [&mut *leader, &mut *follower].map(|client| wire::joining(client, group, Bytes::new()));
+    assert_eq!(leader.call(lead.clone()).expect("answered").error_code, 0);
+    send(follower, ApiKey::JoinGroup, follow.into());
+    meanwhile(leader);
+    let joined = loop {
+        // Until the follower's request has come, the leader joins alone.
+        let joined = leader.call(lead.clone()).expect("answered");
+        assert_eq!(joined.error_code, 0);
+        if joined.members.len() == 2 {
+            break joined;
+        }
+    };
+    (joined, follower.receive().expect("answered").decode::<JoinGroupRequest>().expect("it decodes"))
 }
 
 #[test]
@@ -325,12 +346,12 @@ fn consumers_that_are_killed_in_a_rebalance_leave_their_places_to_others_at_once
     let broker = Broker::start_with(&["--set", &format!("max.connections={}", CROWD + 1)]);
     let mut client = wire::connect(&broker);
     wire::await_coordinator(&mut client, "rebalanced");
-    let join = joining(&mut client, "rebalanced");
+    let join = wire::joining(&mut client, "rebalanced", Bytes::new());
     assert_eq!(client.call(join.clone()).expect("answered").error_code, 0);
     // The group waits until its first member joins again.
     let crowd = (0..CROWD).map(|_| {
         let mut waiting = wire::connect(&broker);
-        let join = joining(&mut waiting, "rebalanced");
+        let join = wire::joining(&mut waiting, "rebalanced", Bytes::new());
         send(&mut waiting, ApiKey::JoinGroup, join.into());
         waiting
     });
@@ -347,23 +368,12 @@ fn consumers_that_are_killed_in_a_rebalance_leave_their_places_to_others_at_once
 
     // The same while a member waits for the leader's assignment.
     let mut follower = wire::connect(&broker);
-    let (lead, follow) = (joining(&mut client, "assigned"), joining(&mut follower, "assigned"));
-    assert_eq!(client.call(lead.clone()).expect("answered").error_code, 0);
-    send(&mut follower, ApiKey::JoinGroup, follow.into());
-    let joined = loop {
-        // Until the follower's request has come, the leader joins alone.
-        let joined = client.call(lead.clone()).expect("answered");
-        assert_eq!(joined.error_code, 0);
-        if joined.members.len() == 2 {
-            break joined;
-        }
-    };
-    let followed = follower.receive().expect("answered").decode::<JoinGroupRequest>().expect("it decodes");
-    send(&mut follower, ApiKey::SyncGroup, syncing(&followed, "assigned").into());
+    let (joined, followed) = join_both("assigned", &mut client, &mut follower, |_| {});
+    send(&mut follower, ApiKey::SyncGroup, wire::syncing(&followed, "assigned").into());
     drop(follower);
     until(&broker, "millrace_connections_open", |open| open == 1.0);
     let assignment = SyncGroupRequestAssignment::default().with_member_id(joined.member_id.clone());
-    let sync = syncing(&joined, "assigned").with_assignments(vec![assignment]);
+    let sync = wire::syncing(&joined, "assigned").with_assignments(vec![assignment]);
     assert_eq!(client.call(sync).expect("answered").error_code, 0);
 }
 

@@ -18,7 +18,7 @@ use net::messages::produce_response::PartitionProduceResponse;
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
     CreateTopicsRequest, FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, JoinGroupRequest,
-    OffsetCommitRequest, SyncGroupRequest, TopicName,
+    JoinGroupResponse, OffsetCommitRequest, SyncGroupRequest, TopicName,
 };
 use net::records::build::BatchBuilder;
 
@@ -119,6 +119,34 @@ pub fn commit(client: &mut Client, group: &str, topic: &str, offset: i64) -> Res
         .with_topics(vec![topic]);
     let answer = client.call(request).expect("OffsetCommit is answered");
     errors::check(answer.topics[0].partitions[0].error_code)
+}
+
+/// Longer than a test waits for anything.
+const FOR_GOOD_MS: i32 = 600_000;
+
+/// A request to join a group, with a member id that the coordinator has given.
+pub fn joining(client: &mut Client, group: &str, metadata: Bytes) -> JoinGroupRequest {
+    let protocol = JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(metadata);
+    let mut join = JoinGroupRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol])
+        .with_session_timeout_ms(FOR_GOOD_MS)
+        .with_rebalance_timeout_ms(FOR_GOOD_MS);
+    let refused = client.call(join.clone()).expect("answered");
+    assert_eq!(errors::check(refused.error_code), Err(ErrorCode::MemberIdRequired));
+    join.member_id = refused.member_id;
+    join
+}
+
+/// A request of a member for its assignment.
+pub fn syncing(joined: &JoinGroupResponse, group: &str) -> SyncGroupRequest {
+    SyncGroupRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_generation_id(joined.generation_id)
+        .with_member_id(joined.member_id.clone())
+        .with_protocol_type(Some(text("consumer")))
+        .with_protocol_name(Some(text("range")))
 }
 
 /// The only member of a group of consumers.
