@@ -9,12 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use net::client::ClientCodec;
+use net::client::blocking::Client;
 use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::codec::produce::TopicRef;
 use net::codec::request::Request;
 use net::errors;
-use net::messages::{FindCoordinatorRequest, MetadataRequest};
+use net::messages::sync_group_request::SyncGroupRequestAssignment;
+use net::messages::{
+    DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest, SyncGroupRequest,
+};
 use socket2::{Domain, Socket, Type};
 
 use support::broker::Broker;
@@ -219,6 +224,68 @@ fn requests_that_never_end_take_what_they_may_and_hold_up_nobody() {
         assert!(peak(&broker) < BUDGET + BESIDES + FRAME, "{} MiB", peak(&broker) / MIB);
     });
     wait_until("memory that is given back", || broker.metric("millrace_memory_requests_bytes") == 0.0);
+}
+
+fn await_members(client: &mut Client, group: &str, count: usize) {
+    wait_until("members", || {
+        let describe = DescribeGroupsRequest::default().with_groups(vec![GroupId(wire::text(group))]);
+        client.call(describe).expect("answered").groups[0].members.len() == count
+    });
+}
+
+/// More frames than fit the memory for requests, each of a member that waits for another. That may take minutes.
+#[test]
+fn members_that_wait_for_others_hold_no_memory_of_requests() {
+    const CROWD: usize = 25;
+    const BYTES: usize = 200_000;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(errors::check(wire::create_topic(&mut client, TOPIC, 1, 1, &[]).error_code), Ok(()));
+    wire::await_coordinator(&mut client, "joined");
+    let crowd = || (0..CROWD).map(|_| wire::connect(&broker)).collect::<Vec<_>>();
+    let held = || broker.metric("millrace_memory_requests_bytes");
+    let send = |client: &mut Client, request: Request| {
+        let version = client.version(request.api()).expect("it is served");
+        client.send(version, &request).expect("sent");
+    };
+    // JoinGroups that wait until the first member joins again.
+    let first = wire::joining(&mut client, "joined", Bytes::new());
+    assert_eq!(errors::check(client.call(first).expect("answered").error_code), Ok(()));
+    let mut joining = crowd();
+    for member in &mut joining {
+        let join = wire::joining(member, "joined", vec![b'm'; BYTES].into());
+        send(member, join.into());
+    }
+    await_members(&mut client, "joined", CROWD + 1);
+    wait_until("memory that is given back", || held() == 0.0);
+    drop(joining);
+
+    // SyncGroups that wait for the leader's.
+    let lead = wire::joining(&mut client, "synced", Bytes::new());
+    assert_eq!(errors::check(client.call(lead.clone()).expect("answered").error_code), Ok(()));
+    let mut syncing = crowd();
+    for member in &mut syncing {
+        let join = wire::joining(member, "synced", Bytes::new());
+        send(member, join.into());
+    }
+    await_members(&mut client, "synced", CROWD + 1);
+    let joined = client.call(lead).expect("answered");
+    let before = broker.metric("millrace_kafka_requests_total");
+    for member in &mut syncing {
+        let joined = member.receive().expect("answered").decode::<JoinGroupRequest>().expect("it decodes");
+        let assignment = SyncGroupRequestAssignment::default().with_assignment(vec![b'a'; BYTES].into());
+        send(member, wire::syncing(&joined, "synced").with_assignments(vec![assignment]).into());
+    }
+    wait_until("requests", || broker.metric("millrace_kafka_requests_total") >= before + CROWD as f64);
+    wait_until("memory that is given back", || held() == 0.0);
+    let answer = wire::produce(&mut client, TOPIC, 0, wire::batch(&[&vec![b'x'; BYTES]]));
+    assert_eq!(errors::check(answer.error_code), Ok(()));
+    let sync = wire::syncing(&joined, "synced").with_assignments(vec![]);
+    assert_eq!(errors::check(client.call(sync).expect("answered").error_code), Ok(()));
+    for member in &mut syncing {
+        let synced = member.receive().expect("answered").decode::<SyncGroupRequest>().expect("it decodes");
+        assert_eq!(errors::check(synced.error_code), Ok(()));
+    }
 }
 
 #[test]

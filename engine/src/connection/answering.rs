@@ -1,6 +1,6 @@
 //! Sends a connection's answers, and decides what becomes of its requests when its client is gone.
 
-use super::{Connection, InFlight, closed, finished};
+use super::{Connection, InFlight, closed};
 use crate::{
     clock,
     core::Core,
@@ -119,8 +119,8 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
                 send(core, connection, &mut writer, &request.header, response, Some(held));
             }
         }
+        drop(request);
         connection.answered.notify();
-        finished(core, request.bytes);
     }
 }
 
@@ -167,12 +167,11 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     core.connections.ended_early.update(|count| count + 1);
     let core = core.clone();
     rt::spawn(async move {
-        for InFlight { header, answer, bytes, _reserved } in requests {
+        for InFlight { header, answer, _memory } in requests {
             match Orphan::of(header.api) {
                 Orphan::GoesOn => drop(answer.await),
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),
             }
-            finished(&core, bytes);
         }
         core.connections.ended_early.update(|count| count - 1);
         core.connections.changed.notify();

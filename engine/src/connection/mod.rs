@@ -44,7 +44,7 @@ use net::{
     },
 };
 use quota::{Addresses, Silent};
-use receiving::{Frame, next_frame};
+use receiving::{Frame, FrameMemory, next_frame};
 use slab::Slab;
 use stalled::Motion;
 use std::{
@@ -163,9 +163,21 @@ impl Connection {
 struct InFlight {
     header: RequestHeader,
     answer: Pending,
-    /// The length of its frame. 0: the frame has a reservation.
-    bytes: usize,
-    _reserved: Option<Reservation>,
+    /// `None`: the answer holds it.
+    _memory: Option<FrameMemory>,
+}
+
+impl InFlight {
+    /// A request that is started. It holds its frame's memory until it is answered. If it waits for the members of a
+    /// group, it gives the memory back as soon as the coordinator has its own copy.
+    fn new(client: &Rc<handlers::Client>, header: RequestHeader, answer: Pending, memory: FrameMemory) -> Self {
+        // The client's id is a slice of the frame, and no answer needs it.
+        let header = RequestHeader { client_id: None, ..header };
+        match handlers::waits_for_members(header.api) {
+            true => Self { header, answer: until_copied(client.clone(), answer, memory), _memory: None },
+            false => Self { header, answer, _memory: Some(memory) },
+        }
+    }
 }
 
 impl Connections {
@@ -362,14 +374,14 @@ async fn read(
             Either::First(()) => return Ok(End::Ours),
             Either::Second(frame) => frame?,
         };
-        let Some(Frame { bytes: frame, reserved }) = frame else { return Ok(End::Clients) };
+        let Some(Frame { bytes: frame, memory }) = frame else { return Ok(End::Clients) };
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let undecoded = match request::decode_header(&frame) {
             Ok(undecoded) => undecoded,
             // The client continues in a version that both support. Until then it counts as silent.
             Err(DecodeError::ApiVersionsVersion { correlation_id, .. }) => {
                 let (header, answer) = handlers::unknown_api_versions(correlation_id);
-                push(core, connection, InFlight { header, answer, bytes: 0, _reserved: None });
+                push(connection, InFlight::new(&connection.client, header, answer, memory));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -382,14 +394,13 @@ async fn read(
         let answer = if is_large || (header.api != ApiKey::Produce && connection.is_busy()) {
             later(core.clone(), connection.client.clone(), undecoded, decoded_bytes)
         } else {
-            handlers::start(core, &connection.client, &header, undecoded.body()?)
+            handlers::start(core, &connection.client, &header, undecoded.decode()?.1)
         };
         if let Some(silent) = silent.take() {
             core.connections.silent.remove(core, silent);
         }
         core.metrics.kafka_requests(header.api).add(1);
-        let bytes = if reserved.is_some() { 0 } else { frame.len() };
-        push(core, connection, InFlight { header, answer, bytes, _reserved: reserved });
+        push(connection, InFlight::new(&connection.client, header, answer, memory));
     }
 }
 
@@ -408,32 +419,37 @@ fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, dec
                 return Reply::HangUp { why };
             }
         }
-        let mut answer = match undecoded.body() {
-            Ok(request) => handlers::start(&core, &client, &undecoded.header, request),
+        let answer = match undecoded.decode() {
+            Ok((header, request)) => handlers::start(&core, &client, &header, request),
             Err(error) => return Reply::HangUp { why: error.to_string() },
         };
-        if reserved.bytes() > 0
-            && let Either::First(reply) = race(&mut answer, rt::sleep(DECODED_HELD_MAX)).await
-        {
-            return reply;
+        if reserved.bytes() == 0 {
+            return answer.await;
         }
-        drop(reserved);
-        answer.await
+        let seen = client.copied().version();
+        let spent = async { drop(race(client.copied().past(seen), rt::sleep(DECODED_HELD_MAX)).await) };
+        holding(answer, reserved, spent).await
     })
 }
 
-fn push(core: &Rc<Core>, connection: &Connection, request: InFlight) {
-    let bytes = &core.connections.small_bytes;
-    bytes.set(bytes.get() + request.bytes);
-    connection.answers.borrow_mut().push_back(request);
-    connection.started.notify();
+/// Holds a frame's memory until the request is answered, or until a group's coordinator has its own copy of it.
+fn until_copied(client: Rc<handlers::Client>, answer: Pending, memory: FrameMemory) -> Pending {
+    Box::pin(async move {
+        let seen = client.copied().version();
+        holding(answer, memory, client.copied().past(seen)).await
+    })
 }
 
-/// A request with a frame of this length is finished.
-fn finished(core: &Core, bytes: usize) {
-    let small = &core.connections.small_bytes;
-    small.set(small.get() - bytes);
-    if bytes > 0 {
-        core.connections.changed.notify();
+/// Holds memory until the request is answered or has no more need of it.
+async fn holding<M>(mut answer: Pending, memory: M, spent: impl Future<Output = ()>) -> Reply {
+    if let Either::First(reply) = race(&mut answer, spent).await {
+        return reply;
     }
+    drop(memory);
+    answer.await
+}
+
+fn push(connection: &Connection, request: InFlight) {
+    connection.answers.borrow_mut().push_back(request);
+    connection.started.notify();
 }

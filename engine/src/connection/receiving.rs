@@ -15,7 +15,7 @@ use crate::{
 };
 use bytes::Bytes;
 use net::transport::conn::{ConnError, FrameReader, PeerEnd};
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
 pub const IN_FLIGHT_MAX: usize = 64;
@@ -26,14 +26,42 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A whole request, and the memory for it.
 pub struct Frame {
     pub bytes: Bytes,
-    /// `None`: the frame is small enough to need no reservation.
-    pub reserved: Option<Reservation>,
+    pub memory: FrameMemory,
+}
+
+/// The memory of a request, given back when this is dropped.
+pub struct FrameMemory {
+    _reserved: Option<Reservation>,
+    /// The frame is small enough to need no reservation. All such frames of a core have a bound.
+    _small: Option<Small>,
+}
+
+/// Counts a small frame.
+struct Small {
+    core: Rc<Core>,
+    bytes: usize,
+}
+
+impl Small {
+    fn count(core: &Rc<Core>, bytes: usize) -> Self {
+        let sum = &core.connections.small_bytes;
+        sum.set(sum.get() + bytes);
+        Self { core: core.clone(), bytes }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let connections = &self.core.connections;
+        connections.small_bytes.set(connections.small_bytes.get() - self.bytes);
+        connections.changed.notify();
+    }
 }
 
 /// The next frame, once this connection may start another request. `None`: the client closed the connection. A large
 /// frame is received only as fast as memory is reserved for it.
 pub async fn next_frame(
-    core: &Core,
+    core: &Rc<Core>,
     connection: &Connection,
     reader: &mut FrameReader,
 ) -> Result<Option<Frame>, ConnError> {
@@ -44,8 +72,13 @@ pub async fn next_frame(
     loop {
         if let Some(bytes) = reader.buffered_frame().await? {
             // It may have arrived in one read with earlier frames.
-            let is_reserved = receiving.reserve(core, bytes.len(), bytes.len()).await.is_some();
-            return Ok(is_reserved.then(|| Frame { bytes, reserved: receiving.reserved.take() }));
+            if receiving.reserve(core, bytes.len(), bytes.len()).await.is_none() {
+                return Ok(None);
+            }
+            let reserved = receiving.reserved.take();
+            let small = reserved.is_none().then(|| Small::count(core, bytes.len()));
+            let memory = FrameMemory { _reserved: reserved, _small: small };
+            return Ok(Some(Frame { bytes, memory }));
         }
         let (expected, goal) = (reader.expected_bytes(), reader.next_goal());
         if receiving.reserve(core, expected, goal).await.is_none() {

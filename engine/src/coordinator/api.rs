@@ -19,6 +19,8 @@ use net::{
     },
 };
 
+use super::group::own;
+
 /// Where a request comes from, and its version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
@@ -174,7 +176,7 @@ impl GroupRequest {
     pub fn refuse(&self, version: i16, error: ErrorCode) -> GroupResponse {
         let code = error.code();
         match self {
-            GroupRequest::JoinGroup(request) => join_error(version, request.member_id.clone(), error).into(),
+            GroupRequest::JoinGroup(request) => join_error(version, own(&request.member_id), error).into(),
             GroupRequest::SyncGroup(_) => sync_error(error).into(),
             GroupRequest::Heartbeat(_) => HeartbeatResponse::default().with_error_code(code).into(),
             GroupRequest::LeaveGroup(_) => LeaveGroupResponse::default().with_error_code(code).into(),

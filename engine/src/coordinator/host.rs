@@ -33,7 +33,7 @@ use crate::{
         self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
         Wanted,
     },
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, receipts::ReceiptId},
     handlers::{METADATA_TOPIC, metadata_log},
     memory::Budget,
     partition::{Acks, Committed, FetchRead, Partition, admission::Turn},
@@ -222,8 +222,16 @@ pub async fn read(
     whole.expect("there is a first part")
 }
 
-/// Passes a request that may change something to the coordinator of an offsets partition on this core.
-pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: GroupRequest) -> GroupResponse {
+/// Passes a request that may change something to the coordinator of an offsets partition on this core. `receipt`: for a
+/// request that may wait for members. It is given when the wait begins. Then nothing here has slices of the request's
+/// frame any more.
+pub async fn ask(
+    core: Rc<Core>,
+    group: GroupId,
+    context: Context,
+    request: GroupRequest,
+    receipt: Option<ReceiptId>,
+) -> GroupResponse {
     let refuse = |code| request.refuse(context.version, code);
     let Some(seat) = seat(&core, group) else { return refuse(ErrorCode::NotCoordinator) };
     // As for reads.
@@ -243,11 +251,13 @@ pub async fn ask(core: Rc<Core>, group: GroupId, context: Context, request: Grou
         return refuse(ErrorCode::NotCoordinator);
     }
     let unanswered = refuse(ErrorCode::CoordinatorNotAvailable);
-    let waits_for_members = matches!(request, GroupRequest::JoinGroup(_) | GroupRequest::SyncGroup(_));
     let (token, answer) = promise();
     seat.call(&core, |coordinator, now, topics| coordinator.step(now, topics, &context, request, token));
     drop(turn);
-    if waits_for_members {
+    if let Some(receipt) = receipt {
+        if !answer.is_settled() {
+            receipt.give(&core);
+        }
         return answer.await.unwrap_or(unanswered);
     }
     match race(answer, rt::sleep(deadline.saturating_sub(clock::now()))).await {

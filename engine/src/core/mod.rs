@@ -21,6 +21,7 @@ mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
 pub mod pace;
+pub mod receipts;
 mod slices;
 mod storage;
 pub mod turn_probe;
@@ -40,6 +41,7 @@ use crate::{
         long_work::LongWork,
         mesh::{HasMesh, Mesh},
         pace::Pace,
+        receipts::Receipts,
     },
     handlers::{Fetches, Placement, ProducerIds, Unreadable},
     host::disk::Disk,
@@ -141,6 +143,7 @@ pub struct Core {
     /// Accounts for the memory that this core's clients make it hold.
     pub memory: Memory,
     pub fetches: Fetches,
+    pub receipts: Receipts,
     pub unreadable: Unreadable,
     pub producer_ids: ProducerIds,
     pub placement: Placement,
@@ -217,6 +220,7 @@ impl Core {
             admission: Admission::default(),
             long_work: LongWork::default(),
             fetches: Fetches::default(),
+            receipts: Receipts::default(),
             unreadable: Unreadable::default(),
             producer_ids: ProducerIds::default(),
             placement: Placement::default(),

@@ -2,13 +2,15 @@
 //! Lives on: the core of the connection.
 
 use super::produce::Lane;
+use crate::sync::Notify;
 use net::transport::conn::ConnHandle;
-use std::{cell::RefCell, net::SocketAddr};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 pub struct Client {
     peer: SocketAddr,
     lane: Lane,
     connection: RefCell<Option<ConnHandle>>,
+    copied: Rc<Notify>,
 }
 
 #[cfg(test)]
@@ -22,7 +24,7 @@ impl Client {
 impl Client {
     /// `connection`: `None` for a client without a socket, which takes every answer at once.
     pub fn new(peer: SocketAddr, connection: Option<ConnHandle>) -> Self {
-        Self { peer, lane: Lane::default(), connection: RefCell::new(connection) }
+        Self { peer, lane: Lane::default(), connection: RefCell::new(connection), copied: Rc::default() }
     }
 
     /// Its connection ends, although requests may go on.
@@ -32,6 +34,12 @@ impl Client {
 
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Notified once a group's coordinator has its own copy of a JoinGroup or SyncGroup, which then waits for other
+    /// members. A connection works on one such request at a time.
+    pub fn copied(&self) -> &Rc<Notify> {
+        &self.copied
     }
 
     /// The order of its produce requests.

@@ -2,7 +2,7 @@
 //! there.
 
 use super::{
-    Reply,
+    Client, Reply,
     cluster::brokers,
     operations,
     topics::{internal::ensure_offsets_topic, until_led},
@@ -105,6 +105,20 @@ pub async fn find_coordinator(
     FindCoordinatorResponse::default().with_coordinators(coordinators)
 }
 
+/// Passes on a JoinGroup or SyncGroup, which may wait for other members for minutes. The client's
+/// [`Client::copied`] is notified once the coordinator has its own copy.
+pub async fn wait(core: &Rc<Core>, client: &Client, request: GroupRequest, context: Context) -> GroupResponse {
+    let refused = |request: GroupRequest| request.refuse(context.version, ErrorCode::NotCoordinator);
+    let Some(partitions) = offsets_partitions(core) else { return refused(request) };
+    let Route::One(partition, request) = request.route(context.version, partitions) else {
+        unreachable!("a member belongs to one group")
+    };
+    let Ok(group) = offsets_group(core, partition) else { return refused(request) };
+    let receipt = core.receipts.wait(core.id(), client.copied().clone());
+    let id = receipt.id();
+    core.call(core.owner(group), move |there| host::ask(there, group, context, request, Some(id))).result().await
+}
+
 pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> Reply {
     shorten(core, &mut request).await;
     let bytes = weigh(core, &request, context.version).await;
@@ -136,10 +150,7 @@ async fn shorten(core: &Rc<Core>, request: &mut GroupRequest) {
 
 /// Approximate bytes of the answer. The coordinators know how large groups are.
 async fn weigh(core: &Rc<Core>, request: &GroupRequest, version: i16) -> usize {
-    let Some(partitions) = core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
-    else {
-        return request.entries() * ENTRY_BYTES;
-    };
+    let Some(partitions) = offsets_partitions(core) else { return request.entries() * ENTRY_BYTES };
     if matches!(request, GroupRequest::ListGroups(_)) {
         return weigh_list(core).await;
     }
@@ -221,14 +232,12 @@ async fn answer(
     budget: &Budget,
     work: &mut Work<'_>,
 ) -> GroupResponse {
-    let Some(offsets) = core.view(|view| view.topic(OFFSETS_TOPIC).cloned()) else {
+    let Some(partitions) = offsets_partitions(core) else {
         return match request {
-            // No group was ever created here.
             GroupRequest::ListGroups(_) => request.empty_response(),
             _ => request.refuse(context.version, ErrorCode::NotCoordinator),
         };
     };
-    let partitions = offsets.partitions.len() as i32;
     if let GroupRequest::OffsetCommit(commit) = request {
         return commit_known(core, commit, partitions, context).await.into();
     }
@@ -260,6 +269,11 @@ async fn answer(
     response
 }
 
+/// The number of partitions of the offsets topic. `None`: no group was ever created here.
+fn offsets_partitions(core: &Core) -> Option<i32> {
+    core.view(|view| view.topic(OFFSETS_TOPIC).map(|topic| topic.partitions.len() as i32))
+}
+
 /// The Raft group of a partition of the offsets topic.
 fn offsets_group(core: &Core, partition: i32) -> Result<GroupId, ErrorCode> {
     core.find_group(&TopicRef::Name(StrBytes::from_static_str(OFFSETS_TOPIC)), partition)
@@ -286,7 +300,7 @@ async fn ask(
     if request.only_reads() {
         return core.call(owner, move |there| host::read(there, group, context, request, budget)).result().await;
     }
-    core.call(owner, move |there| host::ask(there, group, context, request)).result().await
+    core.call(owner, move |there| host::ask(there, group, context, request, None)).result().await
 }
 
 /// Commits to the partitions that exist. The others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.

@@ -80,11 +80,15 @@ pub fn start(core: &Rc<Core>, client: &Rc<Client>, header: &RequestHeader, reque
         Request::Fetch(request) => reply(async move { fetch::handle(&core, &client, request, version).await }),
         request => match GroupRequest::try_from(request) {
             Ok(request) => {
-                let client_id = header.client_id.clone().unwrap_or_default();
+                // A copy, since a slice would keep the whole frame in memory while the request waits.
+                let client_id = header.client_id.as_deref().unwrap_or_default().to_owned();
                 // The format in which Java prints an address.
                 let client_host = StrBytes::from_string(format!("/{}", client.peer().ip()));
-                let context = Context { version, client_id, client_host };
-                Box::pin(async move { groups::handle(&core, request, context).await })
+                let context = Context { version, client_id: StrBytes::from_string(client_id), client_host };
+                match waits_for_members(header.api) {
+                    true => reply(async move { groups::wait(&core, &client, request, context).await }),
+                    false => Box::pin(async move { groups::handle(&core, request, context).await }),
+                }
             }
             Err(request) => Box::pin(async move {
                 match weight::allow_for(&core, &request, version).await {

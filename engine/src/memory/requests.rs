@@ -3,7 +3,8 @@
 //!
 //! Each connection may receive [`FREE_BYTES`] of a frame. Beyond that it reserves memory before it reads more
 //! bytes. There are two lanes, so that heavy frames (a thirty-second of the share or more) do not delay the others.
-//! The reservation stays until the request is answered.
+//! The reservation stays until the request is answered. A JoinGroup or SyncGroup that waits for other members gives
+//! it back as soon as the coordinator has its own copy, which counts as the group's state.
 //!
 //! The decoded form of a request may take many times its frame. Beyond [`FREE_DECODED_BYTES`] it has a reservation of
 //! its own, in a third lane, from right before it is decoded until the request is answered, for at most 10 s. A request

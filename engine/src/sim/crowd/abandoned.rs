@@ -17,7 +17,10 @@ use crate::{
     sync::{self, Either, Flag, race},
 };
 use net::{
-    codec::{header::RequestHeader, request::Request},
+    codec::{
+        header::RequestHeader,
+        request::{self, Request},
+    },
     messages::{CreateTopicsRequest, FindCoordinatorRequest, TopicName, create_topics_request::CreatableTopic},
     records::compression::Codec,
 };
@@ -182,6 +185,33 @@ fn batches_in_a_lane_go_on_and_leave_it() {
     calm.until(|| client.in_lane() == 2 && waiting(&core, "turns to write") == 1);
     begun.gone.set();
     calm.until(|| client.in_lane() == 0 && waiting(&core, "turns to write") == 0);
+}
+
+/// A request that waits for the members of its group has nothing of its frame, and its connection learns that.
+#[test]
+fn a_request_that_waits_for_members_lets_go_of_its_frame() {
+    let calm = Calm::new(7, 1);
+    let node = &calm.nodes[0];
+    let core = node.core().expect("it runs");
+    let find = FindCoordinatorRequest::default().with_coordinator_keys(vec![text("crowd")]);
+    calm.ask(node, vec![(find.into(), 4)]);
+    let Sent { mut requests, version, .. } = requests::join();
+    let client_id = Some(text("member"));
+    let header = RequestHeader { api: requests[0].api(), version, correlation_id: 0, client_id };
+    let frame = request::encode(&header, &requests.remove(0)).expect("it is valid").into_bytes().slice(4..);
+    let client = client();
+    let start = {
+        let (core, client, (header, request)) =
+            (core.clone(), client.clone(), request::decode(&frame).expect("it was encoded"));
+        move || handlers::start(&core, &client, &header, request)
+    };
+    let begun = begin(node, async move { drop(start().await) });
+    calm.until(|| waiting(&core, "group coordinators") > 0);
+    assert_eq!((waiting(&core, "receipts of group coordinators"), client.copied().version()), (1, 1));
+    assert!(frame.is_unique() && !begun.ended.get());
+    begun.gone.set();
+    calm.until(|| waiting(&core, "receipts of group coordinators") == 0);
+    calm.until(|| waiting(&core, "group coordinators") == 0);
 }
 
 /// What waits for other brokers, or for members, stays until that is decided.

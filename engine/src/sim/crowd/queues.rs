@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The queues in which something of a client's request may wait (ARCHITECTURE.md, "Queues"), and their lengths.
-pub(super) fn queues(core: &Core) -> [(&'static str, usize); 13] {
+pub(super) fn queues(core: &Core) -> [(&'static str, usize); 14] {
     let acks = core.partitions().iter().map(|partition| partition.waiters()).sum();
     let (reads, writes) = core.long_work.waiting();
     let (requests, answers, cold_answers) = (&core.memory.requests, &core.memory.answers, &core.memory.cold_answers);
@@ -22,6 +22,7 @@ pub(super) fn queues(core: &Core) -> [(&'static str, usize); 13] {
         ("turns to write", writes),
         ("turns for laggards", core.pace.waiting()),
         ("group coordinators", core.coordinators.unanswered()),
+        ("receipts of group coordinators", core.receipts.len()),
         ("memory for frames", requests.waiting()),
         ("requests that hold memory, in bytes", requests.held()),
         ("memory for answers", answers.waiting()),

@@ -124,9 +124,7 @@ pub struct Undecoded {
 
 /// Decodes a frame without its length prefix.
 pub fn decode(frame: &Bytes) -> Result<(RequestHeader, Request), DecodeError> {
-    let undecoded = decode_header(frame)?;
-    let request = undecoded.body()?;
-    Ok((undecoded.header, request))
+    decode_header(frame)?.decode()
 }
 
 impl Undecoded {
@@ -141,15 +139,12 @@ impl Undecoded {
         Ok(elements * bounds::ELEMENT_BYTES_MAX)
     }
 
-    /// Decodes the body.
-    pub fn body(&self) -> Result<Request, DecodeError> {
+    /// Decodes the body. The frame stays in memory only as far as the header or the request has slices of it.
+    pub fn decode(self) -> Result<(RequestHeader, Request), DecodeError> {
         let RequestHeader { api, version, .. } = self.header;
-        let mut reader = Reader::new(&self.body);
-        read_body(api, version, &mut reader).map_err(|source| DecodeError::Malformed {
-            api: Some(api),
-            version,
-            source,
-        })
+        let malformed = |source| DecodeError::Malformed { api: Some(api), version, source };
+        let request = read_body(api, version, &mut Reader::new(&self.body)).map_err(malformed)?;
+        Ok((self.header, request))
     }
 }
 
