@@ -13,12 +13,14 @@ use bytes::Bytes;
 use net::client::ClientCodec;
 use net::client::blocking::Client;
 use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
-use net::codec::produce::TopicRef;
+use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::codec::request::Request;
 use net::errors;
+use net::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest, SyncGroupRequest,
+    DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest, OffsetFetchRequest,
+    SyncGroupRequest,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -175,6 +177,62 @@ fn requests_with_many_small_elements_are_counted_by_their_elements() {
         held("answers") == 0.0 && held("requests") == 0.0
     });
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+}
+
+/// 30,000 elements in a frame of at most 180 KB.
+#[test]
+fn the_decoded_form_of_every_request_is_counted_and_numbers_count_little() {
+    const MANY: usize = 30_000;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    wire::await_coordinator(&mut client, "g");
+    let name = || TopicRef::Name(wire::text("t"));
+    let group = || GroupId(wire::text("g"));
+    let partitions = vec![ProducePartition { index: 0, records: None }; MANY];
+    let topics = vec![ProduceTopic { topic: name(), partitions }];
+    let produce = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 1_000, topics };
+    let topics = vec![FetchTopic { topic: name(), partitions: Vec::new() }; MANY];
+    let fetch = FetchRequest::of_consumer(500, 1, 50 << 20, topics);
+    let join = JoinGroupRequest::default().with_group_id(group()).with_protocols(vec![Default::default(); MANY]);
+    let sync = SyncGroupRequest::default().with_group_id(group()).with_assignments(vec![Default::default(); MANY]);
+    let topic = OffsetFetchRequestTopics::default().with_name(wire::topic_name("t"));
+    let asked = OffsetFetchRequestGroup::default()
+        .with_group_id(group())
+        .with_topics(Some(vec![topic.with_partition_indexes((0..MANY as i32).collect())]));
+    let offsets = OffsetFetchRequest::default().with_groups(vec![asked]);
+    let requests: [(Request, i16, bool); 5] = [
+        (produce.into(), 9, true),
+        (fetch.into(), 12, true),
+        (join.into(), 9, true),
+        (sync.into(), 5, true),
+        (offsets.into(), 8, false),
+    ];
+    for (request, version, exceeds_its_lane) in requests {
+        let waits = || broker.metric("millrace_memory_request_waits_total");
+        let before = waits();
+        client.ask(version, &request).unwrap_or_else(|error| panic!("{:?}: {error}", request.api()));
+        assert_eq!(waits() > before, exceeds_its_lane, "{:?}", request.api());
+    }
+    wait_until("memory that is given back", || broker.metric("millrace_memory_requests_bytes") == 0.0);
+}
+
+/// Small frames of produce requests, which begin before the answers ahead of them are taken.
+#[test]
+fn produce_requests_whose_answers_nobody_reads_hold_up_nobody() {
+    let broker = start(&[]);
+    let created = wire::create_topic(&mut wire::connect(&broker), TOPIC, 1, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let partitions = vec![ProducePartition { index: 0, records: None }; 2_600];
+    let topics = vec![ProduceTopic { topic: TopicRef::Name(wire::text("t")), partitions }];
+    let produce: Request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 1_000, topics }.into();
+    let crowd: Vec<TcpStream> = (0..40).map(|_| ask_in_vain(&broker, 9, &produce, 10)).collect();
+    wait_until("requests that wait for memory", || broker.metric("millrace_memory_request_waits_total") > 10.0);
+    wait_until("clients that are closed for others", || broker.metric("millrace_connections_stalled_total") > 3.0);
+    let answer = wire::produce(&mut wire::connect(&broker), TOPIC, 0, wire::batch(&[&vec![b'x'; 500_000]]));
+    assert_eq!(errors::check(answer.error_code), Ok(()));
+    assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+    drop(crowd);
+    wait_until("memory that is given back", || broker.metric("millrace_memory_requests_bytes") == 0.0);
 }
 
 /// Sends a large request except its end, as fast as the broker accepts it, and then nothing.

@@ -167,7 +167,7 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     core.connections.ended_early.update(|count| count + 1);
     let core = core.clone();
     rt::spawn(async move {
-        for InFlight { header, answer, _memory } in requests {
+        for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
                 Orphan::GoesOn => drop(answer.await),
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),

@@ -143,6 +143,12 @@ impl Connection {
         self.handle.shutdown();
     }
 
+    /// Bytes of memory reserved for requests whose answers have yet to be queued.
+    fn requests_bytes(&self) -> usize {
+        let answers = self.answers.borrow();
+        answers.iter().filter_map(|request| request.memory.as_ref()).map(FrameMemory::reserved).sum()
+    }
+
     /// Whether requests are started or queued.
     fn is_busy(&self) -> bool {
         self.is_working.get() || !self.answers.borrow().is_empty()
@@ -164,7 +170,7 @@ struct InFlight {
     header: RequestHeader,
     answer: Pending,
     /// `None`: the answer holds it.
-    _memory: Option<FrameMemory>,
+    memory: Option<FrameMemory>,
 }
 
 impl InFlight {
@@ -174,8 +180,8 @@ impl InFlight {
         // The client's id is a slice of the frame, and no answer needs it.
         let header = RequestHeader { client_id: None, ..header };
         match handlers::waits_for_members(header.api) {
-            true => Self { header, answer: until_copied(client.clone(), answer, memory), _memory: None },
-            false => Self { header, answer, _memory: Some(memory) },
+            true => Self { header, answer: until_copied(client.clone(), answer, memory), memory: None },
+            false => Self { header, answer, memory: Some(memory) },
         }
     }
 }
@@ -374,7 +380,7 @@ async fn read(
             Either::First(()) => return Ok(End::Ours),
             Either::Second(frame) => frame?,
         };
-        let Some(Frame { bytes: frame, memory }) = frame else { return Ok(End::Clients) };
+        let Some(Frame { bytes: frame, mut memory }) = frame else { return Ok(End::Clients) };
         core.metrics.kafka_request_bytes_total.add(frame.len() as u64);
         let undecoded = match request::decode_header(&frame) {
             Ok(undecoded) => undecoded,
@@ -387,21 +393,39 @@ async fn read(
             Err(error) => return Err(error.into()),
         };
         let header = undecoded.header.clone();
-        // A request that begins after others is decoded only then, since its decoded form takes many times the
-        // memory of its frame. If it is large, it waits for memory first.
         let decoded_bytes = undecoded.decoded_bytes()?;
-        let is_large = decoded_bytes > FREE_DECODED_BYTES;
-        let answer = if is_large || (header.api != ApiKey::Produce && connection.is_busy()) {
-            later(core.clone(), connection.client.clone(), undecoded, decoded_bytes)
-        } else {
-            handlers::start(core, &connection.client, &header, undecoded.decode()?.1)
-        };
+        // A produce request begins before the answers ahead of it leave, so its connection waits for it.
+        if header.api == ApiKey::Produce && decoded_bytes > FREE_DECODED_BYTES {
+            match race(connection.closing.past(0), memory.grow(core, connection, decoded_bytes)).await {
+                Either::First(()) => return Ok(End::Ours),
+                Either::Second(None) => return Ok(End::Clients),
+                Either::Second(Some(())) => {}
+            }
+        }
+        let answer = begin(core, connection, undecoded, decoded_bytes)?;
         if let Some(silent) = silent.take() {
             core.connections.silent.remove(core, silent);
         }
         core.metrics.kafka_requests(header.api).add(1);
         push(connection, InFlight::new(&connection.client, header, answer, memory));
     }
+}
+
+/// Begins a request now or, if others are ahead of it, in its turn.
+fn begin(
+    core: &Rc<Core>,
+    connection: &Connection,
+    undecoded: Undecoded,
+    decoded_bytes: usize,
+) -> Result<Pending, DecodeError> {
+    // A request that begins after others is decoded only then, since its decoded form takes many times the memory of
+    // its frame. If it is large, it waits for memory first.
+    let is_large = decoded_bytes > FREE_DECODED_BYTES;
+    if undecoded.header.api != ApiKey::Produce && (is_large || connection.is_busy()) {
+        return Ok(later(core.clone(), connection.client.clone(), undecoded, decoded_bytes));
+    }
+    let (header, request) = undecoded.decode()?;
+    Ok(handlers::start(core, &connection.client, &header, request))
 }
 
 /// Starts a request once its answer is polled, and there is memory for its decoded form.

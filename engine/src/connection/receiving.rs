@@ -31,9 +31,26 @@ pub struct Frame {
 
 /// The memory of a request, given back when this is dropped.
 pub struct FrameMemory {
-    _reserved: Option<Reservation>,
+    reserved: Option<Reservation>,
     /// The frame is small enough to need no reservation. All such frames of a core have a bound.
     _small: Option<Small>,
+}
+
+impl FrameMemory {
+    /// Bytes that are reserved.
+    pub fn reserved(&self) -> usize {
+        self.reserved.as_ref().map_or(0, Reservation::bytes)
+    }
+
+    /// Reserves `more` bytes, which are more than [`FREE_BYTES`]. `None`: the client did not stay until there was
+    /// memory.
+    pub async fn grow(&mut self, core: &Core, connection: &Connection, more: usize) -> Option<()> {
+        let goal = self.reserved() + more;
+        let mut receiving = Receiving { connection, reserved: self.reserved.take() };
+        let grown = receiving.reserve(core, goal, goal).await;
+        self.reserved = receiving.reserved.take();
+        grown
+    }
 }
 
 /// Counts a small frame.
@@ -77,7 +94,7 @@ pub async fn next_frame(
             }
             let reserved = receiving.reserved.take();
             let small = reserved.is_none().then(|| Small::count(core, bytes.len()));
-            let memory = FrameMemory { _reserved: reserved, _small: small };
+            let memory = FrameMemory { reserved, _small: small };
             return Ok(Some(Frame { bytes, memory }));
         }
         let (expected, goal) = (reader.expected_bytes(), reader.next_goal());

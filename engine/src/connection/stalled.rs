@@ -2,7 +2,7 @@
 //! Lives on: every core, for its own connections.
 //!
 //! While memory is short, a client must send the rest of a large request, and take its answer, at [`PACE`] or
-//! faster. Slower clients are closed, those that hold most memory first. No client is closed while there is enough
+//! faster. An answer that is not taken also keeps the memory of the requests behind it. Slower clients are closed, those that hold most memory first. No client is closed while there is enough
 //! memory for all.
 
 use super::{Connection, closed};
@@ -92,7 +92,7 @@ pub async fn close_stalled(core: Rc<Core>) {
 /// `anew`: the last observations of connections are too old to count.
 fn look(core: &Core, anew: bool) {
     let now = Instant::now();
-    let (mut senders, mut readers) = (Vec::new(), Vec::new());
+    let (mut of_requests, mut of_answers) = (Vec::new(), Vec::new());
     let memory = &core.memory;
     let (requests_wait, answers_wait) = (memory.requests.waiting(), memory.answers_waiting());
     for (_, connection) in core.connections.open.borrow().iter() {
@@ -107,24 +107,32 @@ fn look(core: &Core, anew: bool) {
                 let patience = if connection.receives_over.get() { PATIENCE_MIN } else { patience(requests_wait) };
                 if connection.received.is_stalled(received, now, patience) {
                     let why = "it does not send the rest of its request";
-                    senders.push(Stalled { connection: connection.clone(), bytes, why });
+                    of_requests.push(Stalled { connection: connection.clone(), bytes, why });
                 }
             }
         }
         match connection.handle.unsent_bytes() {
             0 => connection.sent.rest(sent, now),
-            bytes if connection.sent.is_stalled(sent, now, patience(answers_wait)) => {
-                let why = "it does not take its answer";
-                readers.push(Stalled { connection: connection.clone(), bytes, why });
+            bytes => {
+                // Its requests keep their memory until the answers before theirs have left.
+                let requests = connection.requests_bytes();
+                let waiting = if requests > 0 { answers_wait.max(requests_wait) } else { answers_wait };
+                if connection.sent.is_stalled(sent, now, patience(waiting)) {
+                    let (connection, why) = (connection.clone(), "it does not take its answer");
+                    if requests > 0 {
+                        let connection = connection.clone();
+                        of_requests.push(Stalled { connection, bytes: requests, why });
+                    }
+                    of_answers.push(Stalled { connection, bytes, why });
+                }
             }
-            _ => {}
         }
     }
     if requests_wait > 0 {
-        close(core, senders, wanted(memory.requests.share(), requests_wait));
+        close(core, of_requests, wanted(memory.requests.share(), requests_wait));
     }
     if answers_wait > 0 || core.connections.unsent_bytes.get() > memory.answers_max() {
-        close(core, readers, wanted(memory.answers_max(), answers_wait));
+        close(core, of_answers, wanted(memory.answers_max(), answers_wait));
     }
 }
 
@@ -135,6 +143,9 @@ fn close(core: &Core, mut stalled: Vec<Stalled>, mut wanted: usize) {
     for Stalled { connection, bytes, why } in stalled {
         if wanted == 0 {
             return;
+        }
+        if connection.gone.is_set() {
+            continue;
         }
         wanted = wanted.saturating_sub(bytes);
         core.metrics.connections_stalled_total.add(1);

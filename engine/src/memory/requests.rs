@@ -8,7 +8,8 @@
 //!
 //! The decoded form of a request may take many times its frame. Beyond [`FREE_DECODED_BYTES`] it has a reservation of
 //! its own, in a third lane, from right before it is decoded until the request is answered, for at most 10 s. A request
-//! that holds one waits for no other.
+//! that holds one waits for no other. A produce request begins before others are answered, so its decoded form counts
+//! with its frame, and its connection waits.
 //!
 //! A frame that is partly received may need more than is free. The first in line gets it anyway, but only one at a
 //! time. So even if several frames are stuck, one always completes.

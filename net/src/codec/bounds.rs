@@ -5,6 +5,8 @@
 //! [`crate::codec::wire::ELEMENTS_MAX`]. It allocates nothing. Decoding a message that passes takes memory
 //! proportional to the message's size.
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 
 use crate::codec::api::ApiKey;
@@ -12,25 +14,22 @@ use crate::codec::schema::response as schema_response;
 use crate::codec::schema::{self, Field, Type};
 use crate::codec::wire::{Malformed, Reader};
 
-/// Most bytes of one decoded element of a request, without its strings, which are slices of the frame. For requests
-/// that [`count_elements`] counts.
+/// Most bytes of one decoded element of a request, without its strings, which are slices of the frame. A number in an
+/// array takes its own width instead.
 pub const ELEMENT_BYTES_MAX: usize = 160;
 
-/// Checks the body of a request, and counts all its elements. 0 for requests that are decoded without the codec, or
-/// whose decoded form is gone at once, as the coordinator copies it: Produce, Fetch, JoinGroup and SyncGroup.
-pub fn count_elements(api: ApiKey, version: i16, body: &Bytes) -> Result<usize, Malformed> {
-    if matches!(api, ApiKey::Produce | ApiKey::Fetch | ApiKey::JoinGroup | ApiKey::SyncGroup) {
-        return Ok(0);
-    }
-    let mut reader = Reader::new(body);
-    check(schema::request(api), api, version, &mut reader)?;
-    Ok(reader.elements())
+/// Most bytes of an unknown tagged field that the codec keeps: the only one in a map.
+const TAG_BYTES_MAX: usize = 416;
+
+/// Checks the body of a request, and returns about as many bytes as its decoded elements take.
+pub fn decoded_bytes(api: ApiKey, version: i16, body: &Bytes) -> Result<usize, Malformed> {
+    check(schema::request(api), api, version, &mut Reader::new(body))
 }
 
 /// Checks the body of a request. Bytes after the end of the message are allowed: librdkafka 2.16 pads Metadata, and
-/// Kafka ignores it. Not for Produce and Fetch, which are decoded without the codec.
+/// Kafka ignores it.
 pub fn check_request(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
-    check(schema::request(api), api, version, &mut Reader::new(body))
+    decoded_bytes(api, version, body).map(drop)
 }
 
 /// Checks the whole body of a response. Responses are not limited to `ELEMENTS_MAX`: the metadata of a large cluster
@@ -41,17 +40,30 @@ pub fn check_response(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Mal
     reader.finish()
 }
 
-fn check(fields: &'static [Field], api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-    Walk { version, flexible: api.is_flexible(version) }.fields(fields, "message", reader)
+/// Returns the approximate bytes of the decoded elements.
+fn check(fields: &'static [Field], api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<usize, Malformed> {
+    let decoded = Cell::new(0);
+    let walk = Walk { version, flexible: api.is_flexible(version), decoded: &decoded };
+    walk.fields(fields, "message", reader)?;
+    Ok(decoded.get())
+}
+
+fn element_bytes(element: Type) -> usize {
+    match element {
+        Type::Bool | Type::Int8 | Type::Int16 | Type::Int32 | Type::Int64 | Type::Uuid => element.bytes_min(0, false),
+        Type::String | Type::Bytes | Type::Array(_) | Type::Struct(_) | Type::OptionalStruct(_) => ELEMENT_BYTES_MAX,
+    }
 }
 
 #[derive(Clone, Copy)]
-struct Walk {
+struct Walk<'a> {
     version: i16,
     flexible: bool,
+    /// Approximate bytes of the decoded elements so far.
+    decoded: &'a Cell<usize>,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn fields(self, fields: &'static [Field], name: &'static str, reader: &mut Reader<'_>) -> Result<(), Malformed> {
         let present = || fields.iter().filter(|field| field.exists_in(self.version));
         for field in present().filter(|field| field.tag.is_none()) {
@@ -59,8 +71,15 @@ impl Walk {
         }
         reader.tags(name, self.flexible, |tag, inner| match present().find(|field| field.tag == Some(tag)) {
             Some(field) => self.value(field.name, field.of, field.nullable, inner).map(|()| true),
-            None => Ok(false),
+            None => {
+                self.adds(TAG_BYTES_MAX);
+                Ok(false)
+            }
         })
+    }
+
+    fn adds(self, bytes: usize) {
+        self.decoded.set(self.decoded.get() + bytes);
     }
 
     fn value(self, name: &'static str, of: Type, nullable: bool, reader: &mut Reader<'_>) -> Result<(), Malformed> {
@@ -77,6 +96,7 @@ impl Walk {
                     None if !nullable => return Err(Malformed::Null { field: name, at }),
                     None => {}
                     Some(count) => {
+                        self.adds(count * element_bytes(*element));
                         for _ in 0..count {
                             self.value(name, *element, false, reader)?;
                         }

@@ -63,11 +63,6 @@ impl<'a> Reader<'a> {
         Reader { elements_left: usize::MAX, ..Reader::new(message) }
     }
 
-    /// The number of elements that were read so far. For readers with the bound [`ELEMENTS_MAX`].
-    pub fn elements(&self) -> usize {
-        ELEMENTS_MAX - self.elements_left
-    }
-
     /// Position within the message.
     pub fn at(&self) -> usize {
         self.at

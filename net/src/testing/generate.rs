@@ -24,7 +24,7 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
     let flexible = api.is_flexible(version);
     let mut generator = Generator { version, flexible, with_tags, rng, out };
     generator.tags(&[]);
-    generator.fields(fields_of(api));
+    generator.fields(schema::request(api));
     generator.out.freeze()
 }
 
@@ -40,92 +40,6 @@ fn text(rng: &mut Rng) -> String {
     let length = rng.usize(..9);
     (0..length).map(|_| if rng.u8(..8) == 0 { 'é' } else { rng.alphanumeric() }).collect()
 }
-
-fn fields_of(api: ApiKey) -> &'static [Field] {
-    match api {
-        ApiKey::Produce => PRODUCE,
-        ApiKey::Fetch => FETCH,
-        other => schema::request(other),
-    }
-}
-
-const fn f(name: &'static str, of: Type, from: i16, to: i16, nullable: bool) -> Field {
-    Field { name, of, from, to, nullable, tag: None }
-}
-
-const END: i16 = i16::MAX;
-
-const PRODUCE: &[Field] = &[
-    f("transactional id", Type::String, 3, END, true),
-    f("acks", Type::Int16, 0, END, false),
-    f("timeout", Type::Int32, 0, END, false),
-    f(
-        "topics",
-        Type::Array(&Type::Struct(&[
-            f("topic", Type::String, 0, 12, false),
-            f("topic id", Type::Uuid, 13, END, false),
-            f(
-                "partitions",
-                Type::Array(&Type::Struct(&[
-                    f("partition", Type::Int32, 0, END, false),
-                    f("records", Type::Bytes, 0, END, true),
-                ])),
-                0,
-                END,
-                false,
-            ),
-        ])),
-        0,
-        END,
-        false,
-    ),
-];
-
-const FETCH: &[Field] = &[
-    f("replica id", Type::Int32, 0, 14, false),
-    f("max wait", Type::Int32, 0, END, false),
-    f("min bytes", Type::Int32, 0, END, false),
-    f("max bytes", Type::Int32, 0, END, false),
-    f("isolation level", Type::Bool, 0, END, false),
-    f("session id", Type::Int32, 7, END, false),
-    f("session epoch", Type::Int32, 7, END, false),
-    f(
-        "topics",
-        Type::Array(&Type::Struct(&[
-            f("topic", Type::String, 0, 12, false),
-            f("topic id", Type::Uuid, 13, END, false),
-            f(
-                "partitions",
-                Type::Array(&Type::Struct(&[
-                    f("partition", Type::Int32, 0, END, false),
-                    f("current leader epoch", Type::Int32, 9, END, false),
-                    f("fetch offset", Type::Int64, 0, END, false),
-                    f("last fetched epoch", Type::Int32, 12, END, false),
-                    f("log start offset", Type::Int64, 5, END, false),
-                    f("partition max bytes", Type::Int32, 0, END, false),
-                ])),
-                0,
-                END,
-                false,
-            ),
-        ])),
-        0,
-        END,
-        false,
-    ),
-    f(
-        "forgotten topics",
-        Type::Array(&Type::Struct(&[
-            f("topic", Type::String, 0, 12, false),
-            f("topic id", Type::Uuid, 13, END, false),
-            f("partitions", Type::Array(&Type::Int32), 0, END, false),
-        ])),
-        7,
-        END,
-        false,
-    ),
-    f("rack", Type::String, 11, END, false),
-];
 
 struct Generator<'a> {
     version: i16,

@@ -18,13 +18,17 @@ mod waits;
 
 pub use waits::Fetches;
 
-use super::{Client, cluster::brokers, timeout_of};
+use super::{Client, TIMEOUT_MAX, cluster::brokers, timeout_of};
 use crate::{
     core::{Core, long_work::Work},
+    memory::FREE_DECODED_BYTES,
     sync,
 };
 use net::{
-    codec::fetch::{FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
+    codec::{
+        fetch::{FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
+        request::ELEMENT_BYTES_MAX,
+    },
     errors::{self, ErrorCode},
 };
 use reading::{Brought, Found, Item, Wish, read_here};
@@ -43,10 +47,23 @@ const EMPTY: FetchResponse = FetchResponse {
 /// The state of one partition of the request: not answered yet, records, or an error.
 type Answered = Option<Result<Found, ErrorCode>>;
 
+/// Longest wait of a fetch that names so much that its decoded form has a reservation. Others wait for that memory, for
+/// 10 s at most.
+const LARGE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long a fetch waits for records.
+fn wait_of(request: &FetchRequest) -> Duration {
+    let named: usize = request.topics.iter().map(|topic| 1 + topic.partitions.len()).sum();
+    let longest = if named * ELEMENT_BYTES_MAX > FREE_DECODED_BYTES { LARGE_WAIT_MAX } else { TIMEOUT_MAX };
+    timeout_of(request.max_wait_ms).min(longest)
+}
+
 /// The least that a fetch may read while memory for answers is short. A socket takes it at once.
 const SHORT_MEMORY_MIN: usize = 64 << 10;
 
-pub async fn handle(core: &Rc<Core>, client: &Client, request: FetchRequest, version: i16) -> FetchResponse {
+pub async fn handle(core: &Rc<Core>, client: &Client, mut request: FetchRequest, version: i16) -> FetchResponse {
+    // Without sessions there is nothing to forget, so their memory is not kept during a wait.
+    request.forgotten = Vec::new();
     if request.session_id != 0 && request.session_epoch > 0 {
         // The broker never gave out a session, so the client falls back to a full fetch.
         return FetchResponse { error_code: ErrorCode::FetchSessionIdNotFound.code(), ..EMPTY };
@@ -81,7 +98,7 @@ pub async fn handle(core: &Rc<Core>, client: &Client, request: FetchRequest, ver
         share: bytes_max,
         owners: by_owner.iter().filter(|items| !items.is_empty()).count(),
         // An error is reported at once, without waiting.
-        wait: if refused_at_once { Duration::ZERO } else { timeout_of(request.max_wait_ms) },
+        wait: if refused_at_once { Duration::ZERO } else { wait_of(&request) },
         id: core.fetches.next_id(core.id()),
         first: None,
     };
@@ -218,4 +235,24 @@ fn respond(
         })
         .collect();
     FetchResponse { topics, node_endpoints: brokers::endpoints(core, leaders), ..EMPTY }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::{
+        StrBytes,
+        codec::{fetch::FetchTopic, produce::TopicRef},
+    };
+
+    #[test]
+    fn a_fetch_whose_decoded_form_has_a_reservation_waits_for_a_few_seconds() {
+        let fetch = |partitions, wait_ms| {
+            let partitions = (0..partitions).map(|index| FetchPartition::of_consumer(index, 0, 1)).collect();
+            let topic = FetchTopic { topic: TopicRef::Name(StrBytes::from_static_str("t")), partitions };
+            wait_of(&FetchRequest::of_consumer(wait_ms, 1, 1, vec![topic])).as_millis()
+        };
+        assert_eq!([fetch(400, 60_000), fetch(400, i32::MAX)], [60_000, 300_000]);
+        assert_eq!([fetch(500, 500), fetch(500, 60_000)], [500, 5_000]);
+    }
 }

@@ -12,6 +12,7 @@ use kafka_protocol::protocol::Decodable;
 
 use crate::codec::api::{ApiKey, Unsupported};
 use crate::codec::bounds;
+pub use crate::codec::bounds::ELEMENT_BYTES_MAX;
 use crate::codec::fetch::FetchRequest;
 use crate::codec::header::{RequestHeader, RequestPrefix};
 use crate::codec::parts::{Parts, PartsBuilder};
@@ -135,8 +136,7 @@ impl Undecoded {
         }
         let RequestHeader { api, version, .. } = self.header;
         let malformed = |source| DecodeError::Malformed { api: Some(api), version, source };
-        let elements = bounds::count_elements(api, version, &self.body).map_err(malformed)?;
-        Ok(elements * bounds::ELEMENT_BYTES_MAX)
+        bounds::decoded_bytes(api, version, &self.body).map_err(malformed)
     }
 
     /// Decodes the body. The frame stays in memory only as far as the header or the request has slices of it.

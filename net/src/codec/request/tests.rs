@@ -6,7 +6,9 @@ use kafka_protocol::messages as kafka;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 
 use crate::codec::api::{ApiKey, Unsupported};
+use crate::codec::fetch::{FetchPartition, FetchRequest, FetchTopic, ForgottenTopic};
 use crate::codec::header::RequestHeader;
+use crate::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use crate::codec::request::{DecodeError, Request, decode, decode_header, encode};
 use crate::codec::wire::{ELEMENTS_MAX, Malformed};
 use crate::testing::{allocations, generate};
@@ -225,19 +227,45 @@ fn elements_are_bounded_over_the_whole_request() {
     assert!(allocated < 1024, "{allocated}");
 }
 
+/// Requests with many small elements, of each kind that a small frame can name most often.
+fn requests_with_many_elements() -> Vec<(Request, i16)> {
+    const MANY: usize = 5_000;
+    let keys = vec![StrBytes::from_static_str("g"); MANY];
+    let numbers = || vec![7; MANY];
+    let group = || kafka::offset_fetch_request::OffsetFetchRequestGroup::default().with_topics(None);
+    let topic = kafka::offset_fetch_request::OffsetFetchRequestTopics::default().with_partition_indexes(numbers());
+    let named = group().with_topics(Some(vec![topic]));
+    let tags = [(1_000, Bytes::new())].into();
+    let tagged = kafka::leave_group_request::MemberIdentity::default().with_unknown_tagged_fields(tags);
+    let name = || TopicRef::Name(StrBytes::new());
+    let produce = |topics| ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 1, topics };
+    let batches = vec![ProducePartition { index: 7, records: None }; MANY];
+    let fetch = |topics| FetchRequest::of_consumer(1, 1, 1, topics);
+    let fetched = vec![FetchPartition::of_consumer(7, 0, 1); MANY];
+    let forgotten = |partitions| ForgottenTopic { topic: name(), partitions };
+    vec![
+        (kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys).into(), 4),
+        (kafka::OffsetFetchRequest::default().with_groups(vec![group(); MANY]).into(), 8),
+        (kafka::OffsetFetchRequest::default().with_groups(vec![named]).into(), 8),
+        (kafka::LeaveGroupRequest::default().with_members(vec![Default::default(); MANY]).into(), 5),
+        (kafka::LeaveGroupRequest::default().with_members(vec![tagged; MANY]).into(), 5),
+        (kafka::CreateTopicsRequest::default().with_topics(vec![Default::default(); MANY]).into(), 7),
+        (kafka::DescribeConfigsRequest::default().with_resources(vec![Default::default(); MANY]).into(), 4),
+        (kafka::JoinGroupRequest::default().with_protocols(vec![Default::default(); MANY]).into(), 9),
+        (kafka::SyncGroupRequest::default().with_assignments(vec![Default::default(); MANY]).into(), 5),
+        (produce(vec![ProduceTopic { topic: name(), partitions: Vec::new() }; MANY]).into(), 9),
+        (produce(vec![ProduceTopic { topic: name(), partitions: batches }]).into(), 9),
+        (fetch(vec![FetchTopic { topic: name(), partitions: Vec::new() }; MANY]).into(), 12),
+        (fetch(vec![FetchTopic { topic: name(), partitions: fetched }]).into(), 12),
+        (FetchRequest { forgotten: vec![forgotten(Vec::new()); MANY], ..fetch(Vec::new()) }.into(), 12),
+        (FetchRequest { forgotten: vec![forgotten(numbers())], ..fetch(Vec::new()) }.into(), 12),
+    ]
+}
+
 /// A decoded element takes no more than it is counted for.
 #[test]
 fn the_decoded_form_of_a_request_is_bounded_by_its_elements() {
-    let keys = |count| vec![StrBytes::from_static_str("g"); count];
-    let group = || kafka::offset_fetch_request::OffsetFetchRequestGroup::default().with_topics(None);
-    let requests: [(Request, i16); 5] = [
-        (kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys(5_000)).into(), 4),
-        (kafka::OffsetFetchRequest::default().with_groups(vec![group(); 5_000]).into(), 8),
-        (kafka::LeaveGroupRequest::default().with_members(vec![Default::default(); 5_000]).into(), 5),
-        (kafka::CreateTopicsRequest::default().with_topics(vec![Default::default(); 5_000]).into(), 7),
-        (kafka::DescribeConfigsRequest::default().with_resources(vec![Default::default(); 5_000]).into(), 4),
-    ];
-    for (request, version) in requests {
+    for (request, version) in requests_with_many_elements() {
         let header = RequestHeader { api: request.api(), version, correlation_id: 1, client_id: None };
         let frame = encode(&header, &request).expect("the request is valid").into_bytes().slice(4..);
         let undecoded = decode_header(&frame).expect("the header is valid");
@@ -247,7 +275,8 @@ fn the_decoded_form_of_a_request_is_bounded_by_its_elements() {
         let is_near = (allocated..10 * allocated).contains(&bytes);
         assert!(is_near, "{:?}: {allocated} bytes were estimated as {bytes}", request.api());
     }
-    let small = kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys(100));
+    let keys = vec![StrBytes::from_static_str("g"); 100];
+    let small = kafka::FindCoordinatorRequest::default().with_coordinator_keys(keys);
     let header = RequestHeader { api: ApiKey::FindCoordinator, version: 4, correlation_id: 1, client_id: None };
     let frame = encode(&header, &small.into()).expect("the request is valid").into_bytes().slice(4..);
     assert_eq!(decode_header(&frame).expect("the header is valid").decoded_bytes(), Ok(0));

@@ -1,8 +1,8 @@
-//! The fields of the control requests, by version.
+//! The fields of requests, by version. Produce and Fetch are decoded without the codec, but weighed by their fields.
 //!
-//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Request.json`. None of these requests defines
-//! tagged fields. Unknown ones may stand at the end of every struct of a flexible version. A test compares each
-//! version with the `kafka-protocol` crate's decoder and encoder.
+//! Source: Kafka 4.x, `clients/src/main/resources/common/message/*Request.json`. The tagged fields of Fetch, which are
+//! few and small, are left out. No other of these requests defines any. Unknown ones may stand at the end of every
+//! struct of a flexible version. A test compares each version with the `kafka-protocol` crate's decoder and encoder.
 
 pub(crate) mod response;
 
@@ -85,10 +85,11 @@ impl Type {
 
 use Type::{Array, Bool, Bytes, Int8, Int16, Int32, Int64, OptionalStruct, String, Struct, Uuid};
 
-/// The fields of a request. Empty for Produce and Fetch, which are decoded without the codec.
+/// The fields of a request.
 pub fn request(api: ApiKey) -> &'static [Field] {
     match api {
-        ApiKey::Produce | ApiKey::Fetch => &[],
+        ApiKey::Produce => PRODUCE,
+        ApiKey::Fetch => FETCH,
         ApiKey::ListOffsets => LIST_OFFSETS,
         ApiKey::Metadata => METADATA,
         ApiKey::OffsetCommit => OFFSET_COMMIT,
@@ -118,6 +119,55 @@ pub fn request(api: ApiKey) -> &'static [Field] {
         ApiKey::DescribeTopicPartitions => DESCRIBE_TOPIC_PARTITIONS,
     }
 }
+
+const PRODUCE: &[Field] = &[
+    f("transactional id", String).from(3).nullable(),
+    f("acks", Int16),
+    f("timeout", Int32),
+    f(
+        "topics",
+        Array(&Struct(&[
+            f("topic", String).to(12),
+            f("topic id", Uuid).from(13),
+            f("partitions", Array(&Struct(&[f("partition", Int32), f("records", Bytes).nullable()]))),
+        ])),
+    ),
+];
+
+const FETCH: &[Field] = &[
+    f("replica id", Int32).to(14),
+    f("max wait", Int32),
+    f("min bytes", Int32),
+    f("max bytes", Int32),
+    // An INT8 that is 0 or 1.
+    f("isolation level", Bool),
+    f("session id", Int32).from(7),
+    f("session epoch", Int32).from(7),
+    f(
+        "topics",
+        Array(&Struct(&[
+            f("topic", String).to(12),
+            f("topic id", Uuid).from(13),
+            f(
+                "partitions",
+                Array(&Struct(&[
+                    f("partition", Int32),
+                    f("current leader epoch", Int32).from(9),
+                    f("fetch offset", Int64),
+                    f("last fetched epoch", Int32).from(12),
+                    f("log start offset", Int64).from(5),
+                    f("partition max bytes", Int32),
+                ])),
+            ),
+        ])),
+    ),
+    f(
+        "forgotten topics",
+        Array(&Struct(&[f("topic", String).to(12), f("topic id", Uuid).from(13), f("partitions", Array(&Int32))])),
+    )
+    .from(7),
+    f("rack", String).from(11),
+];
 
 const LIST_OFFSETS: &[Field] = &[
     f("replica id", Int32),
