@@ -2,8 +2,8 @@
 //! Lives on: every core, for its own connections.
 //!
 //! While memory is short, a client must send the rest of a large request, and take its answer, at [`PACE`] or
-//! faster. An answer that is not taken also keeps the memory of the requests behind it. Slower clients are closed, those that hold most memory first. No client is closed while there is enough
-//! memory for all.
+//! faster. An answer that is not taken also keeps the memory of the requests behind it. Slower clients are closed,
+//! those that hold most memory first. No client is closed while there is enough memory for all.
 
 use super::{Connection, closed};
 use crate::{core::Core, rt};

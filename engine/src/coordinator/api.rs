@@ -19,8 +19,6 @@ use net::{
     },
 };
 
-use super::group::own;
-
 /// Where a request comes from, and its version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
@@ -176,7 +174,10 @@ impl GroupRequest {
     pub fn refuse(&self, version: i16, error: ErrorCode) -> GroupResponse {
         let code = error.code();
         match self {
-            GroupRequest::JoinGroup(request) => join_error(version, own(&request.member_id), error).into(),
+            GroupRequest::JoinGroup(request) => {
+                // A copy, since this answer may be kept while the request waits for members.
+                join_error(version, StrBytes::from_string(request.member_id.to_string()), error).into()
+            }
             GroupRequest::SyncGroup(_) => sync_error(error).into(),
             GroupRequest::Heartbeat(_) => HeartbeatResponse::default().with_error_code(code).into(),
             GroupRequest::LeaveGroup(_) => LeaveGroupResponse::default().with_error_code(code).into(),

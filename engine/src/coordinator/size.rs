@@ -1,7 +1,7 @@
 //! The memory that groups take, updated with every change. `state_bytes_max` bounds the sum of one coordinator.
 //!
-//! Ids, protocol types, member settings and offsets are counted. Assignments are not: together they are no larger than the group's
-//! record.
+//! Ids, protocol types, member settings and offsets are counted. Assignments are not: together they are no larger than
+//! the group's record.
 
 use net::{StrBytes, messages::OffsetCommitRequest};
 
