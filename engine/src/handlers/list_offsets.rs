@@ -307,6 +307,16 @@ mod tests {
     }
 
     #[test]
+    fn unreadable_batches_are_remembered_up_to_a_bound() {
+        const BOUND: u64 = UNREADABLE_MAX as u64;
+        let (unreadable, batch) = (Unreadable::default(), |index| (GroupId(7), index, 1));
+        (0..3 * BOUND).for_each(|index| unreadable.note(batch(index)));
+        let known = (0..3 * BOUND).filter(|index| unreadable.knows(&batch(*index)));
+        assert!(known.eq(2 * BOUND..3 * BOUND), "the newest stay");
+        assert!(unreadable.0.borrow().capacity() <= 2 * UNREADABLE_MAX);
+    }
+
+    #[test]
     fn positions_are_known_from_the_version_that_brought_them() {
         for (timestamp, from) in [(-1, 1), (-2, 1), (0, 1), (i64::MAX, 1), (-3, 7), (-4, 8), (-5, 9)] {
             for version in 1..=10 {
