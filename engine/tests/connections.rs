@@ -482,9 +482,11 @@ fn a_client_that_leaves_while_its_next_request_waits_for_room_is_noticed() {
     // One that waits for one of its requests to end.
     let mut eager = wire::connect(&broker);
     let before = broker.metric(requests);
-    // One more may start while the first is being worked on.
-    (0..IN_FLIGHT_MAX + 2).for_each(|_| fetch(&mut eager, 0));
+    (0..IN_FLIGHT_MAX + 1).for_each(|_| fetch(&mut eager, 0));
     until(&broker, requests, |count| count >= before + IN_FLIGHT_MAX as f64);
+    // Another client is served meanwhile.
+    assert!(is_served(&mut client));
+    assert_eq!(broker.metric(requests), before + IN_FLIGHT_MAX as f64 + 1.0);
     drop(eager);
     until(&broker, open, |open| open == 1.0);
 

@@ -120,6 +120,7 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
             }
         }
         drop(request);
+        connection.in_flight.update(|count| count - 1);
         connection.answered.notify();
     }
 }
@@ -163,6 +164,7 @@ pub async fn half_closed(connection: &Connection) {
 fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     let mut requests = VecDeque::from([request]);
     requests.append(&mut connection.answers.borrow_mut());
+    connection.in_flight.set(0);
     connection.answered.notify();
     core.connections.ended_early.update(|count| count + 1);
     let core = core.clone();

@@ -98,6 +98,8 @@ struct Connection {
     receives_over: Cell<bool>,
     received: Motion,
     sent: Motion,
+    /// Requests that are started and not answered: those in `answers`, and the one whose turn it is.
+    in_flight: Cell<usize>,
     answers: RefCell<VecDeque<InFlight>>,
     /// Notified when a request was started, and when the reader is done.
     started: Notify,
@@ -151,7 +153,7 @@ impl Connection {
 
     /// Whether requests are started or queued.
     fn is_busy(&self) -> bool {
-        self.is_working.get() || !self.answers.borrow().is_empty()
+        self.in_flight.get() > 0
     }
 
     /// How long the broker has waited for the client: nothing was received, sent or worked on. A client that waits for
@@ -303,6 +305,7 @@ async fn serve(core: &Rc<Core>, accepted: Accepted, ended: &Rc<Flag>) {
         receives_over: Cell::new(false),
         received: Motion::new(now),
         sent: Motion::new(now),
+        in_flight: Cell::new(0),
         answers: RefCell::default(),
         started: Notify::default(),
         answered: Notify::default(),
@@ -474,6 +477,7 @@ async fn holding<M>(mut answer: Pending, memory: M, spent: impl Future<Output = 
 }
 
 fn push(connection: &Connection, request: InFlight) {
+    connection.in_flight.update(|count| count + 1);
     connection.answers.borrow_mut().push_back(request);
     connection.started.notify();
 }

@@ -145,7 +145,7 @@ impl Drop for Receiving<'_> {
 async fn room(core: &Core, connection: &Connection) {
     loop {
         let (seen, core_seen) = (connection.answered.version(), core.connections.changed.version());
-        let in_flight = connection.answers.borrow().len();
+        let in_flight = connection.in_flight.get();
         let crowded = core.connections.small_bytes.get() >= core.memory.requests.small_max();
         // A connection without requests in flight may always start one. Otherwise none might ever progress.
         if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && !crowded) {
