@@ -16,11 +16,12 @@ use net::codec::fetch::{FetchPartition, FetchRequest, FetchTopic};
 use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use net::codec::request::Request;
 use net::errors;
+use net::messages::describe_configs_request::DescribeConfigsResource;
 use net::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest, OffsetFetchRequest,
-    SyncGroupRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest,
+    OffsetFetchRequest, SyncGroupRequest,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -157,6 +158,42 @@ fn answers_about_metadata_that_nobody_reads_are_counted_and_given_back() {
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
     drop(crowd);
     wait_until("memory that is given back", || held() == 0);
+}
+
+/// While a connection sends an answer that nobody takes, only the next one is built.
+#[test]
+fn few_answers_of_one_connection_are_in_memory_however_many_it_asks_for() {
+    const REQUESTS: usize = 60;
+    const LARGE: usize = 130 << 10;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    assert_eq!(errors::check(wire::create_topic(&mut client, "t", 1, 1, &[]).error_code), Ok(()));
+    let describe = |times| {
+        const TOPIC_RESOURCE: i8 = 2;
+        let topic =
+            DescribeConfigsResource::default().with_resource_type(TOPIC_RESOURCE).with_resource_name(wire::text("t"));
+        let request = DescribeConfigsRequest::default().with_resources(vec![topic; times]);
+        Request::from(request.with_include_documentation(true).with_include_synonyms(true))
+    };
+    let sent = || broker.metric("millrace_kafka_response_bytes_total") as usize;
+    let before = sent();
+    client.ask(4, &describe(1)).expect("answered");
+    let times = LARGE / (sent() - before) + 1;
+    let before = broker.metric("millrace_kafka_requests_total");
+    let deaf = ask_in_vain(&broker, 4, &describe(times), REQUESTS);
+    let held = |name: &str| broker.metric(&format!("millrace_memory_{name}_bytes")) as usize;
+    let few = || {
+        let held = held("answers") + held("requests");
+        // The one being sent, and the next one, which is weighed as decoded and encoded.
+        assert!(held < 8 * LARGE, "{held} bytes");
+        held
+    };
+    let begun = || broker.metric("millrace_kafka_requests_total") >= before + REQUESTS as f64;
+    wait_until("requests", || few() < 8 * LARGE && begun());
+    wait_until("answers that nobody takes", || few() > LARGE);
+    drop(deaf);
+    wait_until("connections that are gone", || broker.metric("millrace_connections_open") == 1.0);
+    wait_until("memory that is given back", || few() == 0);
 }
 
 /// Small frames with many names: a request takes 100 times its frame when it is decoded and answered.
