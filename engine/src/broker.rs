@@ -321,7 +321,7 @@ fn into_cluster(
         None => bootstrap::alone(manifest.peer),
         Some(seeds) => {
             let me = hello(&manifest, config, config.peer_addr);
-            bootstrap::run(&me, secret, seeds, config.peer_addr, stopped)?
+            bootstrap::run(&me, secret, seeds, config.peer_addr, config.broker_session_timeout(), stopped)?
         }
     };
     tracing::info!(cluster = cluster.id, founders = ?cluster.founding, "this broker now belongs to a cluster");

@@ -74,6 +74,12 @@ pub enum Rejection {
          back; empty it"
     )]
     PeerGone { node: i32, peer: u64 },
+    /// Only the leader rejects with this, before anything is in the log. `address`: where clients reach the holder.
+    #[error(
+        "node id {node} belongs to the broker at {address}, which is alive; choose another node.id, or stop that \
+         broker first if this one is to take its place"
+    )]
+    NodeIdTaken { node: i32, incarnation: u64, address: Arc<str> },
     #[error("there is no broker {0}")]
     UnknownBroker(i32),
     #[error("the feature's level is {from} and can't be lowered to {to}")]

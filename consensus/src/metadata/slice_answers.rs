@@ -250,6 +250,12 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
             (to.first, to.second) = (i64::from(*node), *incarnation);
             STALE_BROKER
         }
+        // Versions that don't know this rejection read the one without the address.
+        Err(Rejection::NodeIdTaken { node, incarnation, address }) => {
+            (to.first, to.second) = (i64::from(*node), *incarnation);
+            to.name = Some(out.create_string(address));
+            STALE_BROKER
+        }
         Err(Rejection::PeerGone { node, peer }) => {
             (to.first, to.second) = (i64::from(*node), *peer);
             PEER_GONE
@@ -306,6 +312,9 @@ fn read(answer: fb::Answer<'_>) -> Option<Answer> {
         CLUSTER_CONFIG_UPDATED => Ok(Outcome::ClusterConfigUpdated),
         UNKNOWN_PARTITION => Err(Rejection::UnknownPartition(second()?)),
         REPLICAS_CHANGED => Err(Rejection::ReplicasChanged),
+        STALE_BROKER if answer.name().is_some() => {
+            Err(Rejection::NodeIdTaken { node: node()?, incarnation: answer.second(), address: name()? })
+        }
         STALE_BROKER => Err(Rejection::StaleBroker { node: node()?, incarnation: answer.second() }),
         PEER_GONE => Err(Rejection::PeerGone { node: node()?, peer: answer.second() }),
         UNKNOWN_BROKER => Err(Rejection::UnknownBroker(node()?)),

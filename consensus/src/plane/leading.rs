@@ -134,7 +134,7 @@ impl Plane {
         }
         let mut filling = Filling::default();
         while filling.requests.len() < self.config.entry_requests
-            && let Some((who, more)) = self.next_write(group, &filling.requests)
+            && let Some((who, more)) = self.next_write(group, now, &filling.requests)
         {
             let bytes = filling.bytes + more;
             let is_full = bytes > ENTRY_BYTES || self.check_size(bytes).is_err();
@@ -149,17 +149,17 @@ impl Plane {
     }
 
     /// The submitter of the next write, and the most bytes of the write. Rejects writes that are too large, and those
-    /// that unregister a broker that is alive. `filled`: the requests before it in its entry.
-    fn next_write(&mut self, group: &Group, filled: &[Request]) -> Option<(Who, usize)> {
+    /// that take the place of a broker that is alive. `filled`: the requests before it in its entry.
+    fn next_write(&mut self, group: &Group, now: Duration, filled: &[Request]) -> Option<(Who, usize)> {
         while let Some((token, bytes)) = self.next_to_try(group) {
-            let checked = self.check_unregistered(self.requests(token), filled);
+            let checked = self.check_living(now, self.requests(token), filled);
             let Err(rejection) = checked else { return Some((Who::Here(token), bytes)) };
             self.reject(group, token, &rejection);
         }
         loop {
             let Asked { from, ask, bytes, requests, .. } = self.lead.as_ref()?.asked.front()?;
             let (from, ask, bytes) = (*from, *ask, *bytes);
-            let checked = self.check_size(bytes).and_then(|()| self.check_unregistered(requests, filled));
+            let checked = self.check_size(bytes).and_then(|()| self.check_living(now, requests, filled));
             let Err(rejection) = checked else { return Some((Who::There(from, ask), bytes)) };
             let rejected = self.rejected(group, requests.len(), &rejection);
             self.take_asked();

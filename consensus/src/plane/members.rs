@@ -5,13 +5,14 @@
 //! - A learner that has caught up becomes a voter if there are fewer voters than wanted. It also becomes a voter if it
 //!   replaces its own node's former disk.
 //! - A peer is removed when its broker is unregistered, or when its node's new disk has taken its place.
-//! - A broker is unregistered only while it is fenced, since its disk can never join again.
+//! - A broker is unregistered, or replaced by another disk with its node id, only while it is fenced. Its disk can
+//!   never join again.
 //! - The leader never removes a dead voter on its own. An operator has to.
 
 use super::{Acks, Plane, Submission, Until, node_of};
 use crate::{
     group::{Group, Member, PeerProgress},
-    metadata::{Broker, BrokerStatus, Command, Delta, Placed, Rejection, Request, Topic},
+    metadata::{Broker, BrokerStatus, Command, Delta, HostPort, Placed, Rejection, Request, Topic},
 };
 use ahash::AHashMap;
 use std::{
@@ -134,22 +135,63 @@ pub(super) fn returning(request: &Request) -> Option<(i32, u64)> {
 const VOTERS_SETTING: &str = "metadata.voters";
 
 impl Plane {
-    /// Rejects a write that unregisters a broker that is alive, or that the log before the write makes alive. The
-    /// broker that a client asks checks too, but the write may have waited since, and the broker has returned.
-    /// `filled`: the requests before it in its entry.
+    /// Rejects a write that takes the place of a broker that is alive, or that the log before the write makes alive:
+    /// one that unregisters it, and one that registers another disk with its node id. `filled`: the requests before it
+    /// in its entry.
     ///
-    /// The slices don't check, because those of older versions would not either. Older versions know the rejection.
-    pub(super) fn check_unregistered(&self, requests: &[Request], filled: &[Request]) -> Result<(), Rejection> {
-        for request in requests {
-            let Command::UnregisterBroker { node } = request.command else { continue };
-            let known = self.cluster.brokers.get(&node).filter(|broker| broker.status == BrokerStatus::Alive);
-            let alive = known.map(|broker| (node, broker.incarnation)).into_iter();
-            let mut alive = alive.chain(self.flow.returning()).chain(filled.iter().filter_map(returning));
-            if let Some((node, incarnation)) = alive.find(|(alive, _)| *alive == node) {
-                return Err(Rejection::StaleBroker { node, incarnation });
-            }
+    /// The slices don't check, because those of older versions would not either. Older versions know the rejections.
+    pub(super) fn check_living(
+        &self,
+        now: Duration,
+        requests: &[Request],
+        filled: &[Request],
+    ) -> Result<(), Rejection> {
+        requests.iter().try_for_each(|request| match &request.command {
+            Command::UnregisterBroker { node } => self.check_unregistered(*node, filled),
+            Command::RegisterBroker { broker } => self.check_node_id(now, broker, filled),
+            _ => Ok(()),
+        })
+    }
+
+    /// The broker that a client asks checks too, but the write may have waited since, and the broker has returned.
+    fn check_unregistered(&self, node: i32, filled: &[Request]) -> Result<(), Rejection> {
+        let known = self.cluster.brokers.get(&node).filter(|broker| broker.status == BrokerStatus::Alive);
+        let alive = known.map(|broker| (node, broker.incarnation)).into_iter();
+        match alive.chain(self.returning(filled)).find(|(alive, _)| *alive == node) {
+            Some((node, incarnation)) => Err(Rejection::StaleBroker { node, incarnation }),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A broker with a new disk gets its node id once the session of the old disk's process has ended.
+    fn check_node_id(&self, now: Duration, broker: &Broker, filled: &[Request]) -> Result<(), Rejection> {
+        let Broker { node, peer, incarnation, .. } = *broker;
+        let holder = self.cluster.brokers.get(&node);
+        // The slice rejects a disk that is gone for good.
+        if holder.is_some_and(|holder| holder.peer == peer) || self.cluster.gone.contains(&peer) {
+            return Ok(());
+        }
+        if let Some(holder) = holder.filter(|holder| self.is_alive(now, holder)) {
+            let HostPort { host, port } = &holder.kafka;
+            let (incarnation, address) = (holder.incarnation, format!("{host}:{port}").into());
+            return Err(Rejection::NodeIdTaken { node, incarnation, address });
+        }
+        // The log has not been published that far.
+        match self.returning(filled).find(|(other, of)| *other == node && *of != incarnation) {
+            Some((node, incarnation)) => Err(Rejection::StaleBroker { node, incarnation }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a broker is alive, or has returned and is about to be.
+    fn is_alive(&self, now: Duration, broker: &Broker) -> bool {
+        let heard = self.lead.as_ref().and_then(|lead| lead.heard.get(&broker.node)?.at);
+        broker.status == BrokerStatus::Alive || heard.is_some_and(|at| now < at + self.config.session_timeout)
+    }
+
+    /// The brokers that the unpublished log makes alive, and their incarnations.
+    fn returning(&self, filled: &[Request]) -> impl Iterator<Item = (i32, u64)> {
+        self.flow.returning().chain(filled.iter().filter_map(returning))
     }
 
     /// Proposes the next membership change and fences or unfences brokers, if this broker leads.

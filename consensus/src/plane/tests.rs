@@ -2,6 +2,7 @@
 //! simulation covers faults.)
 
 mod forwarded;
+mod registrations;
 
 use crate::plane::*;
 use crate::{

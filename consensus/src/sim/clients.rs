@@ -256,6 +256,15 @@ impl Cluster {
                         self.empty(gone)?;
                     }
                 }
+                // The leader refuses it, without an entry, while it takes the node with its former disk for alive.
+                (Ok(Written { results, .. }), Kind::Register(_))
+                    if matches!(
+                        results[..],
+                        [Ok(Err(Rejection::NodeIdTaken { .. } | Rejection::StaleBroker { .. }))]
+                    ) =>
+                {
+                    self.register(at);
+                }
                 (Ok(written), Kind::Register(write)) => {
                     self.has_written(at, op.above, &write, &written)?;
                 }

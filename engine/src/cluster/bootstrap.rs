@@ -7,7 +7,8 @@
 //! other broker learns of it. If the decision is lost before that, nobody has acted on it. The other brokers take the
 //! cluster id and the founding peers from any member.
 
-use crate::config::value::Seeds;
+use super::node_id::{Claim, NodeId, ask_holder};
+use crate::config::value::{HostPort, Seeds};
 use consensus::{
     plane::node_of,
     wire::{self, Caller, Hello},
@@ -39,6 +40,9 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 const ASKING_MAX: usize = 64;
 /// Minimum time that each caller gets, however many come. Brokers need milliseconds for the handshake.
 const TIME_MIN: Duration = Duration::from_millis(100);
+/// After this many sessions in which another broker has this one's node id, this one gives up. One ends while a
+/// broker whose disk was replaced returns, and another if the metadata's leader changes meanwhile.
+const CLAIM_SESSIONS: u32 = 2;
 /// How often the wait is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -87,50 +91,69 @@ fn new_id() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// Waits until there is a cluster to belong to. `me` names none yet.
+/// Waits until there is a cluster to belong to. `me` names none yet. `session`: how long a silent broker counts as
+/// alive.
 pub fn run(
     me: &Hello,
     secret: Option<Secret>,
     seeds: &Seeds,
     listen_on: SocketAddr,
+    session: Duration,
     stopped: impl Fn() -> bool,
 ) -> Result<Cluster, BootstrapError> {
-    let is_secured = secret.is_some();
     let answering = Answering::start(me.clone(), secret.clone(), listen_on)?;
     let mut told: Option<Instant> = None;
+    let mut node_id = NodeId::new(me, CLAIM_SESSIONS * session);
     let decided = loop {
         if stopped() {
             break Err(BootstrapError::Stopped);
         }
-        let others = seeds.iter().filter(|(node, _)| *node != me.node);
-        let answers: Vec<Answer> = others
-            .map(|(node, address)| {
-                let address = address.to_string();
-                let hello = ask(me, secret.clone(), &address).map_err(|error| error.to_string());
-                Answer { node: *node, address, hello }
-            })
-            .collect();
-        match decide(me, &answers) {
+        let answers = ask_all(me, secret.as_ref(), seeds);
+        let waits = match decide(me, &answers) {
             Decision::Wait(why) => {
-                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
-                    told = Some(Instant::now());
-                    tracing::info!(
-                        "waiting for seeds: {}; a new cluster starts once all seeds have answered",
-                        why.join(", ")
-                    );
-                }
-                thread::sleep(ASK_EVERY);
+                format!("waiting for seeds: {}; a new cluster starts once all seeds have answered", why.join(", "))
             }
             Decision::Found(founding) => break Ok(Cluster { id: new_id(), founding }),
-            Decision::Join(cluster) => match refuse_cluster(me, &cluster, is_secured) {
-                None => break Ok(cluster),
-                Some(why) => break Err(BootstrapError::Refused(why)),
+            Decision::Join(cluster) => match may_join(me, &cluster, secret.as_ref(), &answers, &mut node_id) {
+                Claim::Free => break Ok(cluster),
+                Claim::Wait(why) => why,
+                Claim::Refused(why) => break Err(BootstrapError::Refused(why)),
             },
             Decision::Refuse(why) => break Err(BootstrapError::Refused(why)),
+        };
+        if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+            told = Some(Instant::now());
+            tracing::info!("{waits}");
         }
+        thread::sleep(ASK_EVERY);
     };
     answering.stop();
     decided
+}
+
+/// One round of questions to the other seeds.
+fn ask_all(me: &Hello, secret: Option<&Secret>, seeds: &Seeds) -> Vec<Answer> {
+    let others = seeds.iter().filter(|(node, _)| *node != me.node);
+    let ask_one = |(node, address): &(i32, HostPort)| {
+        let address = address.to_string();
+        let hello = ask(me, secret.cloned(), &address).map_err(|error| error.to_string());
+        Answer { node: *node, address, hello }
+    };
+    others.map(ask_one).collect()
+}
+
+/// Whether this broker may join the cluster now. Founders must: without them there may be nobody who can tell whose
+/// their node ids are.
+fn may_join(me: &Hello, cluster: &Cluster, secret: Option<&Secret>, answers: &[Answer], node_id: &mut NodeId) -> Claim {
+    if let Some(why) = refuse_cluster(me, cluster, secret.is_some()) {
+        return Claim::Refused(why);
+    }
+    if cluster.founding.contains(&me.peer) {
+        return Claim::Free;
+    }
+    let is_member = |answer: &&Answer| answer.hello.as_ref().is_ok_and(|hello| hello.cluster_id.is_some());
+    let members = answers.iter().filter(is_member);
+    node_id.claim(Instant::now(), members.map(|member| ask_holder(me.node, secret.cloned(), &member.address)))
 }
 
 /// Decides from one round of answers.
@@ -343,6 +366,8 @@ mod tests {
         }
     }
 
+    const SESSION: Duration = Duration::from_secs(3);
+
     fn secret() -> Option<Secret> {
         Secret::new(&[7; 32])
     }
@@ -471,11 +496,13 @@ mod tests {
         let waiting: Vec<_> = [2, 3]
             .map(|node| {
                 let (seeds, addr, founded) = (seeds.clone(), addrs[node as usize - 1], founded.clone());
-                thread::spawn(move || run(&hello(node), secret(), &seeds, addr, || founded.load(Ordering::Acquire)))
+                thread::spawn(move || {
+                    run(&hello(node), secret(), &seeds, addr, SESSION, || founded.load(Ordering::Acquire))
+                })
             })
             .into_iter()
             .collect();
-        let cluster = run(&hello(1), secret(), &seeds, addrs[0], || false).unwrap();
+        let cluster = run(&hello(1), secret(), &seeds, addrs[0], SESSION, || false).unwrap();
         assert_eq!(cluster.founding, [peer_id(1, 7), peer_id(2, 7), peer_id(3, 7)]);
         // The founder keeps running, now as a member of its cluster.
         let member = Hello { cluster_id: Some(cluster.id.clone()), founding: cluster.founding.clone(), ..hello(1) };
@@ -495,6 +522,6 @@ mod tests {
         let addrs = free_addrs(2);
         let seeds: Seeds = format!("1@{},2@{}", addrs[0], addrs[1]).parse().unwrap();
         let me = Hello { seeds: vec![1, 2], ..hello(1) };
-        assert!(matches!(run(&me, secret(), &seeds, addrs[0], || true), Err(BootstrapError::Stopped)));
+        assert!(matches!(run(&me, secret(), &seeds, addrs[0], SESSION, || true), Err(BootstrapError::Stopped)));
     }
 }

@@ -3,5 +3,6 @@
 pub mod bootstrap;
 pub mod internal_topics;
 pub mod meta;
+mod node_id;
 pub mod peers;
 pub mod secret;

@@ -167,7 +167,7 @@ impl From<Rejection> for Refusal {
             Rejection::UnknownPartition(_) => ErrorCode::UnknownTopicOrPartition,
             Rejection::ReplicasChanged => ErrorCode::InvalidReplicaAssignment,
             Rejection::StaleBroker { .. } => ErrorCode::StaleBrokerEpoch,
-            Rejection::PeerGone { .. } => ErrorCode::DuplicateBrokerRegistration,
+            Rejection::PeerGone { .. } | Rejection::NodeIdTaken { .. } => ErrorCode::DuplicateBrokerRegistration,
             Rejection::UnknownBroker(_) => ErrorCode::BrokerIdNotRegistered,
             Rejection::FeatureDowngrade { .. } => ErrorCode::InvalidRequest,
             // As Kafka answers for too many partitions in one request.

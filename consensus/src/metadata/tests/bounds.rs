@@ -26,6 +26,20 @@ fn more_queries_than_one_request_may_hold_are_refused() {
 }
 
 #[test]
+fn versions_that_do_not_know_that_a_node_id_is_taken_read_a_rejection_that_they_know() {
+    let (node, incarnation, address) = (2, 9, "host:9092".into());
+    let results = [
+        Ok(Err(Rejection::NodeIdTaken { node, incarnation, address })),
+        Ok(Err(Rejection::StaleBroker { node, incarnation })),
+    ];
+    let bytes = encode_results(&results);
+    assert_eq!(decode_results(&bytes).unwrap(), results);
+    let answers = flatbuffers::root::<fb::Results<'_>>(&bytes).unwrap().answers();
+    let known = |at: usize| (answers.get(at).kind(), answers.get(at).first(), answers.get(at).second());
+    assert_eq!(known(0), known(1));
+}
+
+#[test]
 fn answers_end_where_they_fill_what_one_request_gets() {
     let answer = QueryAnswer::Topic(topic(10_000));
     let alone = encode_query_answers(std::slice::from_ref(&answer)).len();

@@ -182,10 +182,18 @@ impl Peers {
     }
 
     /// Whether a Raft message comes from the peer at the other end and names this broker's present peer id. After a
-    /// change of disk, a broker has another peer id.
+    /// change of disk, a broker has another peer id. Beats count only from the registered peer, or a broker that
+    /// started with the node id of another would pass for it.
     fn is_between_us(&self, there: &Hello, message: &PeerMessage) -> bool {
-        let (PeerMessage::Raft { message, .. } | PeerMessage::Append { message, .. }) = message else { return true };
-        let is_so = message.from == there.peer && message.to == self.me.peer;
+        let is_so = match message {
+            PeerMessage::Raft { message, .. } | PeerMessage::Append { message, .. } => {
+                message.from == there.peer && message.to == self.me.peer
+            }
+            PeerMessage::Beat(_) => {
+                self.registered.borrow().get(&there.node).is_none_or(|registered| *registered == there.peer)
+            }
+            _ => true,
+        };
         count(&self.stats.dropped, usize::from(!is_so));
         is_so
     }

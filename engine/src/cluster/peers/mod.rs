@@ -133,6 +133,8 @@ pub struct Peers {
     tools: ToolShare,
     /// Peers that were removed from the cluster.
     gone: RefCell<Arc<BTreeSet<u64>>>,
+    /// The registered peer of each other broker.
+    registered: RefCell<BTreeMap<i32, u64>>,
     /// Decides which ends of incoming connections are logged. Replaced by the core's own once it exists.
     log: RefCell<Rc<ConnectionLog>>,
 }
@@ -229,6 +231,7 @@ impl Peers {
             strangers: Strangers::default(),
             tools: ToolShare::default(),
             gone: RefCell::default(),
+            registered: RefCell::default(),
             log: RefCell::default(),
         });
         for (node, address) in seeds {
@@ -325,6 +328,7 @@ impl Peers {
 
     /// The broker no longer belongs to this cluster.
     pub fn forget(&self, node: i32) {
+        self.registered.borrow_mut().remove(&node);
         let link = self.book.borrow_mut().remove(&node);
         if let Some(link) = link {
             link.forgotten.set(true);
@@ -338,6 +342,11 @@ impl Peers {
         for link in self.book.borrow().values() {
             link.lanes.iter().for_each(|way| way.work.notify());
         }
+    }
+
+    /// Sets the peer that is registered as a broker. Beats of others with its node id are dropped.
+    pub fn set_registered(&self, node: i32, peer: u64) {
+        self.registered.borrow_mut().insert(node, peer);
     }
 
     fn check_gone(&self, node: i32, peer: u64) -> Result<(), LinkError> {

@@ -2,6 +2,7 @@
 
 use crate::cluster::peers::tests::*;
 use crate::cluster::peers::{strangers::STRANGERS_MAX, tools::TOOLS_MAX};
+use consensus::wire::Beat;
 use net::{
     codec::parts::Parts,
     peer::{
@@ -289,6 +290,23 @@ fn connections_on_all_cores_count_towards_the_limit() {
                 break;
             }
         }
+    });
+}
+
+#[test]
+fn beats_count_only_from_the_registered_peer_of_a_broker() {
+    on_a_core(|| async {
+        let (one, one_inbox, one_addr) = guarded(hello(1), &[]);
+        let beat = || PeerMessage::Beat(Beat { incarnation: 1, core: 0, cores: 1, healthy: true });
+        one.set_registered(2, peer_id(2, 7));
+        let mut stranger = Other::connect(one_addr).await;
+        stranger.prove(&Hello { peer: peer_id(2, 8), ..hello(2) }, secret(7)).await.unwrap();
+        // It may register all the same.
+        stranger.write(Kind::Messages, wire::encode(&[beat(), probe(1)])).await;
+        assert_eq!(one_inbox.next().await, (2, vec![probe(1)]));
+        one.set_registered(2, peer_id(2, 8));
+        stranger.write(Kind::Messages, wire::encode(&[beat()])).await;
+        assert_eq!(one_inbox.next().await, (2, vec![beat()]));
     });
 }
 

@@ -1,0 +1,157 @@
+//! Whether the node id of a new broker is free in the cluster that it is to join.
+//! Lives on: the main thread, before the cores run.
+//!
+//! A broker whose disk was replaced gets its node id back once the session of its former process has ended. A broker
+//! that was given the node id of another by mistake must not disturb that one. So a broker without a cluster asks the
+//! members before it joins, and waits. The metadata leader checks again when the broker registers.
+
+use consensus::{
+    metadata::{Broker, BrokerStatus, Query, QueryAnswer, Rejection},
+    wire::{self, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest},
+};
+use net::peer::{
+    BlockingPeer, Kind, Lane, PeerFrame,
+    auth::{Handshake, Secret, nonce},
+};
+use std::{
+    error::Error,
+    net::ToSocketAddrs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long one connect, read or write may take, and how long all of one question may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+const QUESTION_MAX: Duration = Duration::from_secs(2);
+
+/// The registered broker with the node id, if there is one. `Err`: the member cannot tell.
+pub(super) type Holder = Result<Option<Arc<Broker>>, String>;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    Free,
+    /// Not yet, for this reason.
+    Wait(String),
+    Refused(String),
+}
+
+/// A new broker's claim to its node id.
+pub(super) struct NodeId {
+    node: i32,
+    peer: u64,
+    /// How long the holder may stay alive.
+    patience: Duration,
+    /// When the holder was first found alive.
+    taken_since: Option<Instant>,
+}
+
+impl NodeId {
+    pub(super) fn new(me: &Hello, patience: Duration) -> Self {
+        Self { node: me.node, peer: me.peer, patience, taken_since: None }
+    }
+
+    /// Decides by the first member that can tell. The others are not asked.
+    pub(super) fn claim(&mut self, now: Instant, holders: impl Iterator<Item = Holder>) -> Claim {
+        let mut why = Vec::new();
+        for holder in holders {
+            match holder {
+                Ok(Some(holder)) if holder.peer != self.peer && holder.status == BrokerStatus::Alive => {
+                    return self.wait_for(now, &holder);
+                }
+                Ok(_) => return Claim::Free,
+                Err(error) => why.push(error),
+            }
+        }
+        let (node, why) = (self.node, why.join(", "));
+        Claim::Wait(format!("waiting for a member of the cluster that can tell whether node id {node} is free: {why}"))
+    }
+
+    fn wait_for(&mut self, now: Instant, holder: &Broker) -> Claim {
+        let address = format!("{}:{}", holder.kafka.host, holder.kafka.port);
+        if now < *self.taken_since.get_or_insert(now) + self.patience {
+            return Claim::Wait(format!(
+                "waiting for the session of broker {} at {address} to end: it has the node id of this broker; if it \
+                 stays alive, this broker gives up after {} s",
+                self.node,
+                self.patience.as_secs()
+            ));
+        }
+        let (node, incarnation, address) = (self.node, holder.incarnation, address.into());
+        Claim::Refused(Rejection::NodeIdTaken { node, incarnation, address }.to_string())
+    }
+}
+
+/// Asks a member of the cluster which broker is registered with this node id.
+pub(super) fn ask_holder(node: i32, secret: Option<Secret>, address: &str) -> Holder {
+    ask(node, secret, address).map_err(|error| format!("{address} ({error})"))
+}
+
+fn ask(node: i32, secret: Option<Secret>, address: &str) -> Result<Option<Arc<Broker>>, Box<dyn Error>> {
+    let addr = address.to_socket_addrs()?.next().ok_or("the name has no address")?;
+    let mut peer = BlockingPeer::connect(addr, PATIENCE)?;
+    peer.set_deadline(Instant::now() + QUESTION_MAX);
+    let hello = wire::encode_hello(&Hello::of_tool(env!("CARGO_PKG_VERSION")));
+    wire::decode_hello(&peer.shake_hands(Handshake::caller(secret, Lane::Control, hello, nonce()), true)?)?;
+    // An older answer could name a broker that is long gone, or miss one that has just come.
+    let ask = ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::GetBroker { node }] };
+    let request = wire::encode_request(&ToolRequest { id: 1, ask });
+    peer.write(&PeerFrame::new(Kind::Request, Lane::Control, request))?;
+    match wire::decode_response(&peer.read()?.bytes)?.answer {
+        ToolAnswer::Answers(answers) => match &answers[..] {
+            [QueryAnswer::NotFound] => Ok(None),
+            [QueryAnswer::Brokers(found)] => Ok(found.first().cloned()),
+            other => Err(format!("an unexpected answer: {other:?}").into()),
+        },
+        ToolAnswer::Failed { message, .. } => Err(message.into()),
+        other => Err(format!("an unexpected answer: {other:?}").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consensus::{metadata::HostPort, plane::peer_id};
+
+    const PATIENCE: Duration = Duration::from_secs(6);
+
+    fn registered(peer: u64, status: BrokerStatus) -> Holder {
+        let address = HostPort { host: "host".to_owned(), port: 9092 };
+        Ok(Some(Arc::new(Broker {
+            node: 2,
+            peer,
+            incarnation: 1,
+            kafka: address.clone(),
+            peer_addr: address,
+            cores: 1,
+            rack: None,
+            version: String::new(),
+            status,
+            largest_entry: 0,
+            replicas_max: 0,
+            partitions_max: 0,
+        })))
+    }
+
+    #[test]
+    fn a_node_id_is_free_unless_another_disk_is_alive_with_it() {
+        use BrokerStatus::{Alive, Fenced};
+        let (ours, theirs) = (peer_id(2, 8), peer_id(2, 7));
+        let mut claim = NodeId { node: 2, peer: ours, patience: PATIENCE, taken_since: None };
+        let now = Instant::now();
+        let unknown = || Err("a:1 (why)".to_owned());
+        for free in [Ok(None), registered(theirs, Fenced), registered(ours, Alive)] {
+            assert_eq!(claim.claim(now, [unknown(), free].into_iter()), Claim::Free);
+        }
+        let Claim::Wait(why) = claim.claim(now, [unknown()].into_iter()) else { panic!("nobody can tell") };
+        assert!(why.ends_with("whether node id 2 is free: a:1 (why)"), "{why}");
+        let mut taken = |after| claim.claim(now + after, [registered(theirs, Alive), Ok(None)].into_iter());
+        for after in [Duration::ZERO, PATIENCE - Duration::from_millis(1)] {
+            let Claim::Wait(why) = taken(after) else { panic!("it waits for the session's end") };
+            assert!(why.contains("broker 2 at host:9092"), "{why}");
+        }
+        let Claim::Refused(why) = taken(PATIENCE) else { panic!("the holder stays alive") };
+        for part in ["node id 2 belongs to the broker at host:9092", "choose another node.id, or stop that broker"] {
+            assert!(why.contains(part), "{why}");
+        }
+    }
+}
