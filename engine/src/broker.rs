@@ -36,6 +36,7 @@ use crate::{
     metrics::{CoreMetrics, Metrics},
     partition::replica,
     rt,
+    start_error::StartError,
     sync::{self, Either, race},
 };
 use consensus::{
@@ -79,30 +80,28 @@ pub enum BrokerError {
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("core {core}: {why}")]
-    Core { core: usize, why: String },
+    Core { core: usize, why: StartError },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("data directory: {0}")]
-    DataDir(String),
+    DataDir(StartError),
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
-/// Why a data directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PrepareError {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
+impl BrokerError {
+    /// Whether the data directory is damaged, so that no restart helps.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Core { why, .. } | Self::DataDir(why) if why.is_damage())
+    }
 }
 
 /// Messages from the cores to the main thread.
 enum News {
     Ready,
-    Failed { core: usize, why: String },
+    Failed { core: usize, why: StartError },
     Stopped,
 }
 
@@ -245,13 +244,13 @@ fn prepare_data_dir(config: &Arc<Config>, cpus: &[usize], memory_per_core: u64) 
 fn beforehand<T, E, F>(cpu: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BrokerError>
 where
     T: Send + 'static,
-    E: std::fmt::Display,
+    E: Into<StartError> + 'static,
     F: Future<Output = Result<T, E>> + 'static,
 {
     let (told, heard) = mpsc::channel();
     let thread = rt::spawn_core(cpu, "prepare", move || async move {
         // The main thread waits for exactly this message.
-        let _ = told.send(work().await.map_err(|error| error.to_string()));
+        let _ = told.send(work().await.map_err(Into::into));
     })?;
     thread.join()?;
     heard.recv().expect("the answer is sent before the thread ends").map_err(BrokerError::DataDir)
@@ -261,13 +260,13 @@ fn open_disk() -> Result<Disk, OpenError> {
     disk::open().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
 }
 
-pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, PrepareError> {
+pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, StartError> {
     let data = &config.data_dir;
     let disk = open_disk()?;
     let manifest = match Manifest::read(&disk, data).await? {
         Some(manifest) if manifest.node != config.node_id => {
             let (owner, node) = (manifest.node, config.node_id);
-            return Err(DataDirError::OtherBroker { dir: data.clone(), owner, node }.into());
+            return Err(StartError::other(DataDirError::OtherBroker { dir: data.clone(), owner, node }));
         }
         Some(manifest) => manifest,
         None => Manifest {
@@ -379,7 +378,7 @@ async fn run_core(
     seed: MeshSeed<Core>,
     bound: Bound,
     peer_bound: Option<Bound>,
-) -> Result<(), String> {
+) -> Result<(), StartError> {
     let (mesh, inbox) = seed.connect().await;
     let id: CoreId = mesh.me();
     let cores = mesh.cores();
@@ -395,7 +394,7 @@ async fn run_core(
         meta::start(&core, accept).await?;
     }
     if core.until_serving().await {
-        shared.news.send(News::Ready).map_err(|_| "the broker's start was abandoned".to_owned())?;
+        shared.news.send(News::Ready).map_err(|_| StartError::other("the broker's start was abandoned"))?;
         rt::spawn(connection::close_idle(core.clone()));
         rt::spawn(connection::close_stalled(core.clone()));
         rt::spawn(crate::core::turn_probe::run(core.clone()));
@@ -457,12 +456,11 @@ pub(crate) async fn begin_core(
     store_config: StoreConfig,
     metrics: Arc<CoreMetrics>,
     (spread, memory): (Arc<Spread>, Arc<memory::Broker>),
-) -> Result<Rc<Core>, String> {
+) -> Result<Rc<Core>, StartError> {
     let id: CoreId = mesh.me();
-    let disk = open_disk().map_err(|error| error.to_string())?;
+    let disk = open_disk()?;
     let dirs = StoreDirs::new(&about.config.data_dir, about.epoch, id.0);
-    let opened = Store::open(disk, &dirs, about.epoch, store_config).await;
-    let (store, recovered, report) = opened.map_err(|error| error.to_string())?;
+    let (store, recovered, report) = Store::open(disk, &dirs, about.epoch, store_config).await?;
     tracing::info!(core = id.0, ?report, "store recovered");
     let core = Core::new(CoreParts {
         mesh,

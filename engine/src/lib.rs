@@ -19,4 +19,5 @@ pub mod rt;
 pub mod serve;
 #[cfg(test)]
 mod sim;
+pub mod start_error;
 pub mod sync;

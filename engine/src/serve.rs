@@ -26,7 +26,7 @@ use crate::{
         Admin,
         pages::{About, Site},
     },
-    broker::Broker,
+    broker::{Broker, BrokerError},
     cli::{self, Failure},
     cluster::secret,
     config::Config,
@@ -93,8 +93,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     config.data_dir = data_dir.path().to_owned();
     let config = Arc::new(config);
     let stopped = || signals.is_pending();
-    let broker =
-        Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(Failure::other)?;
+    let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(failure)?;
     if broker.serves() {
         site.ready(broker.kafka_addr(), broker.cluster_id());
         cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
@@ -106,6 +105,10 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     // Hold the lock until nothing writes to the directory any more.
     drop(data_dir);
     Ok(())
+}
+
+fn failure(error: BrokerError) -> Failure {
+    if error.is_damage() { Failure::Damaged(error.to_string()) } else { Failure::other(error) }
 }
 
 /// SIGTERM and SIGINT. The first one asks for a clean stop, even during the start. The second one ends the process.

@@ -145,6 +145,28 @@ fn it_serves_is_watched_and_stops() {
 }
 
 #[test]
+fn a_damaged_snapshot_of_the_metadata_ends_the_start_with_its_name_and_a_status_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    assert_eq!(broker.topic(&["create", "orders"]).0, Some(0));
+    assert_eq!(broker.stop().0, Some(0));
+    let snapshots = std::fs::read_dir(dir.path().join("snapshots")).unwrap();
+    let paths: Vec<_> = snapshots.map(|entry| entry.unwrap().path().canonicalize().unwrap()).collect();
+    let [path] = &paths[..] else { panic!("{paths:?}") };
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    let addrs = ["--kafka-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
+    let mut again = millrace(&addrs);
+    let (code, _, stderr) = output(again.args(["--set", "wal.ring.bytes=64MiB", "--data-dir"]).arg(dir.path()));
+    assert_eq!(code, Some(3), "{stderr}");
+    for part in [path.to_str().unwrap(), "it fails its CRC", "move it away and start with an empty one", "operating.md"]
+    {
+        assert!(stderr.contains(part), "no '{part}' in: {stderr}");
+    }
+}
+
+#[test]
 fn nobody_at_the_address_is_told() {
     let (code, _, stderr) = output(&mut millrace(&["topic", "list", "--bootstrap", "127.0.0.1:1"]));
     assert_eq!(code, Some(1));

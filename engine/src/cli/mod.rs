@@ -50,6 +50,8 @@ Examples:
 
 /// Exit status for an invalid command line or setting. `clap` uses the same.
 const REFUSED: u8 = 2;
+/// Exit status for a damaged data directory.
+const DAMAGED: u8 = 3;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,9 @@ pub enum Failure {
     /// An invalid setting. Exits with 2, as an invalid command line does.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The data directory is damaged, so that no restart helps. Exits with 3.
+    #[error("{0}")]
+    Damaged(String),
     /// Any other failure. Exits with 1.
     #[error("{0}")]
     Other(String),
@@ -94,6 +99,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             eprintln!("millrace: {failure}");
             match failure {
                 Failure::Config(_) => ExitCode::from(REFUSED),
+                Failure::Damaged(_) => ExitCode::from(DAMAGED),
                 Failure::Other(_) => ExitCode::FAILURE,
             }
         }

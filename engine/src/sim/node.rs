@@ -212,10 +212,12 @@ impl Node {
         let (mesh, inbox) = seed.connect().await;
         let metrics = Metrics::new(1).core(0);
         let shares = (Arc::new(Spread::new(1, usize::MAX)), memory::Broker::new(MEMORY, 1));
-        let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, shares).await?;
+        let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, shares).await;
+        let core = core.map_err(|error| error.to_string())?;
         *self.core.borrow_mut() = Some(core.clone());
         let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));
-        meta::start(&core, async move { exec::world().net.listen(node.id, node.process, peers, host) }).await?;
+        let accept = async move { exec::world().net.listen(node.id, node.process, peers, host) };
+        meta::start(&core, accept).await.map_err(|error| error.to_string())?;
         if core.until_serving().await {
             broker::serve_partitions(&core);
             self.serving.set(true);

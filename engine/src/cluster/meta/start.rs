@@ -8,6 +8,7 @@ use crate::{
     core::{Core, core_of_slice, restored},
     memory::Lasting,
     rt,
+    start_error::StartError,
     sync::{Either, race},
 };
 use consensus::{
@@ -17,7 +18,10 @@ use consensus::{
 };
 use std::{rc::Rc, sync::Arc, time::Duration};
 use types::{CoreId, Position};
-use wal::log::LogOptions;
+use wal::{
+    log::LogOptions,
+    store::{RecoveredGroup, StoreDirs, snapshot},
+};
 
 /// Bytes of the log applied at a time, but at least one entry: some ten to twenty commands.
 const COMMITTED_BYTES_A_TURN: u64 = 2 << 10;
@@ -34,11 +38,12 @@ const JOIN_RETRY: Duration = Duration::from_millis(200);
 /// Runs on core 0 before the broker serves anybody. Hands the newest snapshot's slices to their owners and the image
 /// of all topics to every core. Then joins the cluster; `accept` takes in connections from other brokers. Returns
 /// once every core shows everything committed until now, or once the broker is asked to stop.
-pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), String> {
+pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), StartError> {
     let recovered = core.take_recovered(META_GROUP);
     let (slices, applied) = match &recovered {
         Some(recovered) if !recovered.app.blob.is_empty() => {
-            let (index, slices) = metadata::restore(&recovered.app.blob).map_err(|error| error.to_string())?;
+            let restored = metadata::restore(&recovered.app.blob);
+            let (index, slices) = restored.map_err(|error| unreadable(core, recovered, &error.to_string()))?;
             assert_eq!(index, recovered.app.index, "a snapshot knows its index");
             (slices, index)
         }
@@ -48,7 +53,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         core.store.create_group(META_GROUP, LogOptions::default());
     }
     let found = recovered.as_ref().map_or_else(Restored::default, restored);
-    let raft = Group::new(group_config(core), found).map_err(|error| error.to_string())?;
+    let raft = Group::new(group_config(core), found).map_err(StartError::other)?;
     let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
     let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
     let mut plane = Plane::new(plane_config(core), applied, group_high);
@@ -75,7 +80,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     // Joining takes room in the ring, and perhaps only a snapshot can make it.
     rt::spawn(snapshot_when_wanted(core.clone()));
     match race(join(core), core.lifecycle.stopping.wait()).await {
-        Either::First(joined) => joined?,
+        Either::First(joined) => joined.map_err(StartError::Other)?,
         // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
     }
@@ -85,6 +90,14 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
         core.post(to, |there| there.lifecycle.metadata_complete.set());
     }
     Ok(())
+}
+
+/// The error for a snapshot whose content cannot be read. Nothing else holds what it covers, so this broker would know
+/// no topics.
+fn unreadable(core: &Core, found: &RecoveredGroup, why: &str) -> StartError {
+    let dirs = StoreDirs::new(&core.config.data_dir, 0, 0);
+    let path = snapshot::path(&dirs, META_GROUP, found.flushed_index, found.flushed_term);
+    StartError::Damaged(format!("the metadata's snapshot {}: {why}", path.display()))
 }
 
 fn group_config(core: &Core) -> GroupConfig {
