@@ -287,6 +287,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_status_names_the_core_whose_storage_has_failed() {
+        let site = site(2);
+        site.metrics.core(1).storage_failed.set(1);
+        let status: serde_json::Value = serde_json::from_str(&ask(&site, "/status").1).unwrap();
+        let told = |core: usize| status["cores"][core]["figures"]["storage_failed"].clone();
+        assert_eq!((told(0), told(1)), (json!(0), json!(1)));
+    }
+
+    #[test]
     fn a_full_disk_is_told_and_the_broker_stays_ready() {
         let site = site(2);
         let disk = || serde_json::from_str::<serde_json::Value>(&ask(&site, "/status").1).unwrap()["disk"].clone();

@@ -43,6 +43,7 @@ impl Core {
             "storage failed: this core acknowledges nothing more until the broker is restarted"
         );
         *self.failed.borrow_mut() = Some(why.to_owned());
+        self.metrics.storage_failed.set(1);
         for partition in self.partitions() {
             partition.storage_failed();
             partition.stop_counting_health(self);

@@ -334,6 +334,10 @@ metrics! {
     checkpoint_carried_bytes: Gauge;
     /// Flushes that failed and that the broker retried.
     flush_failures_total: Counter;
+    /// 1 if the core's storage has failed. The core acknowledges nothing more until the broker is restarted.
+    storage_failed: Gauge;
+    /// Files that are no longer needed and that the broker cannot remove. It tries again with each flush.
+    unremoved_files: Gauge;
     /// 1 while the flusher finds no room on the disk.
     disk_full: Gauge;
     /// Checkpoints written.
@@ -437,6 +441,7 @@ impl CoreMetrics {
         self.flushed_files_total.set(stats.flushed_files);
         self.checkpoint_carried_bytes.set(stats.carried_bytes);
         self.flush_failures_total.set(stats.flush_failures);
+        self.unremoved_files.set(stats.unremoved_files);
         self.checkpoints_total.set(stats.checkpoints);
         self.cold_reads_total.set(stats.cold_reads);
         self.cold_read_bytes_total.set(stats.cold_read_bytes);

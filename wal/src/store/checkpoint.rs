@@ -31,12 +31,16 @@ use crate::{
     },
     store::{
         flush::{FlushError, cut_segments},
-        interface::is_full,
-        interface::{FlushHost, LogPos},
+        interface::{FlushHost, LogPos, is_full, lacks_room},
         state::{Shared, State},
     },
 };
-use std::{collections::BTreeSet, io, rc::Rc};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 use types::GroupId;
 
 /// Writes a checkpoint of everything, then does what it allows: frees the ring and removes files.
@@ -206,50 +210,39 @@ fn group_state(log: &mut Log, durable: LogPos, kept_bytes: usize) -> GroupState 
 }
 
 /// Removes the files that a durable checkpoint lists as `garbage`, and those of groups that it lists as `removed`.
-/// The checkpoint needs the ring from `freed` on. Whatever cannot be removed now stays listed.
+/// The checkpoint needs the ring from `freed` on. Whatever cannot be removed now stays listed, so the next flush and
+/// the next start try again. Only a full disk is an error: nothing depends on a file that no checkpoint names.
 pub(crate) async fn collect<D: Disk>(
     shared: &Rc<Shared<D>>,
     garbage: &[Garbage],
     removed: &[RemovedGroup],
     freed: LogPos,
 ) -> Result<(), FlushError> {
-    let mut dirs = BTreeSet::new();
+    let mut removal = Removal::default();
+    let mut collected = BTreeSet::new();
     for listed in garbage {
-        let paths = match *listed {
-            Garbage::Segment { id, base_offset } => {
-                vec![shared.files.segment(id, base_offset), shared.files.index(id, base_offset)]
-            }
-            Garbage::Snapshot { group, index, term } => {
-                vec![crate::store::snapshot::path(&shared.dirs, group, index, term)]
-            }
-        };
-        for path in paths {
-            let removed = remove_if_there(&shared.disk, &path).await;
-            if removed.map_err(|error| FlushError::of(path.display(), error))? {
-                dirs.insert(path.parent().expect("a file has a directory").to_path_buf());
-            }
+        let mut is_gone = true;
+        for path in paths_of(shared, *listed) {
+            is_gone &= removal.remove(&shared.disk, &path).await?;
+        }
+        if is_gone {
+            collected.insert(*listed);
         }
     }
-    let gone: Vec<GroupId> = {
+    let listed: Vec<GroupId> = {
         let state = shared.state.borrow();
         let listed = removed.iter().map(|removed| removed.id);
         listed.filter(|id| state.removed.get(id).is_some_and(|now| !now.files_gone)).collect()
     };
-    for group in &gone {
-        if remove_dir(shared, *group).await? {
-            dirs.insert(shared.files.logs().to_path_buf());
-            dirs.remove(&shared.files.group_dir(*group));
+    let mut gone = Vec::new();
+    for group in listed {
+        if removal.remove_dir(&shared.disk, &shared.files.group_dir(group)).await? {
+            gone.push(group);
         }
     }
-    for dir in dirs {
-        match shared.disk.sync_dir(&dir).await {
-            // The group's directory was removed with its group.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            synced => synced.map_err(|error| FlushError::of(dir.display(), error))?,
-        }
-    }
+    removal.sync(&shared.disk).await?;
+    removal.tell(shared);
     let mut state = shared.state.borrow_mut();
-    let collected: BTreeSet<&Garbage> = garbage.iter().collect();
     state.garbage.retain(|listed| !collected.contains(listed));
     for group in &gone {
         if let Some(removed) = state.removed.get_mut(group) {
@@ -262,14 +255,91 @@ pub(crate) async fn collect<D: Disk>(
     Ok(())
 }
 
-/// Removes a group's directory and everything in it. Returns `false` if there was none.
-async fn remove_dir<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<bool, FlushError> {
-    let dir = shared.files.group_dir(group);
-    let named = |error| FlushError::of(dir.display(), error);
-    for path in shared.disk.list(&dir).await.map_err(named)? {
-        remove_if_there(&shared.disk, &path).await.map_err(named)?;
+fn paths_of<D: Disk>(shared: &Shared<D>, garbage: Garbage) -> Vec<PathBuf> {
+    match garbage {
+        Garbage::Segment { id, base_offset } => {
+            vec![shared.files.segment(id, base_offset), shared.files.index(id, base_offset)]
+        }
+        Garbage::Snapshot { group, index, term } => {
+            vec![crate::store::snapshot::path(&shared.dirs, group, index, term)]
+        }
     }
-    remove_if_there(&shared.disk, &dir).await.map_err(named)
+}
+
+/// What a collection has removed, and what it could not remove.
+#[derive(Default)]
+struct Removal {
+    /// Directories in which names are gone.
+    dirs: BTreeSet<PathBuf>,
+    left: u64,
+    /// Why the first of them is left.
+    why: Option<String>,
+}
+
+impl Removal {
+    /// Removes a file or an empty directory. Returns whether it is gone.
+    async fn remove<D: Disk>(&mut self, disk: &D, path: &Path) -> Result<bool, FlushError> {
+        match remove_if_there(disk, path).await {
+            Ok(was_there) => {
+                if was_there {
+                    self.dirs.insert(path.parent().expect("a file has a directory").to_path_buf());
+                }
+                Ok(true)
+            }
+            Err(error) => self.leave(path, error),
+        }
+    }
+
+    /// Removes a directory and everything in it. Returns whether it is gone.
+    async fn remove_dir<D: Disk>(&mut self, disk: &D, dir: &Path) -> Result<bool, FlushError> {
+        let paths = match disk.list(dir).await {
+            Ok(paths) => paths,
+            Err(error) => return self.leave(dir, error),
+        };
+        let mut is_empty = true;
+        for path in paths {
+            is_empty &= self.remove(disk, &path).await?;
+        }
+        if !is_empty || !self.remove(disk, dir).await? {
+            return Ok(false);
+        }
+        self.dirs.remove(dir);
+        Ok(true)
+    }
+
+    fn leave(&mut self, path: &Path, error: io::Error) -> Result<bool, FlushError> {
+        if lacks_room(&error) {
+            return Err(FlushError::of(path.display(), error));
+        }
+        self.left += 1;
+        self.why.get_or_insert_with(|| format!("{}: {error}", path.display()));
+        Ok(false)
+    }
+
+    /// Makes the removals durable.
+    async fn sync<D: Disk>(&self, disk: &D) -> Result<(), FlushError> {
+        for dir in &self.dirs {
+            match disk.sync_dir(dir).await {
+                // The group's directory was removed with its group.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced.map_err(|error| FlushError::of(dir.display(), error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what is left, and logs it when that has changed.
+    fn tell<D: Disk>(&self, shared: &Shared<D>) {
+        let mut before = 0;
+        shared.count(|stats| before = std::mem::replace(&mut stats.unremoved_files, self.left));
+        match &self.why {
+            Some(why) if self.left != before => {
+                tracing::warn!(files = self.left, why, "cannot remove files that are no longer needed; retrying");
+            }
+            None if before > 0 => tracing::info!("all files that were no longer needed are removed now"),
+            _ => {}
+        }
+    }
 }
 
 /// A segment whose sparse index is to be written out, its base offset and its length.

@@ -12,7 +12,8 @@
 //! 3. Release the ring's space, and remove the files that the checkpoint no longer names.
 //!
 //! A full disk ends step 1 early. Whatever was written is still checkpointed, since trims may free space, and the
-//! rest is retried. Any other error poisons the store: a failed sync is never retried.
+//! rest is retried. So is the removal of a file, whatever prevents it. Any other error poisons the store: a failed sync
+//! is never retried.
 //!
 //! Invariant: a file that a durable checkpoint names is never removed, or written below its checkpointed length.
 

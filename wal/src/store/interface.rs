@@ -285,6 +285,8 @@ pub struct StoreStats {
     /// Bytes of the groups' last batches that the next checkpoint carries.
     pub carried_bytes: u64,
     pub flush_failures: u64,
+    /// Files that are no longer needed and that could not be removed the last time.
+    pub unremoved_files: u64,
     pub checkpoints: u64,
     pub cold_reads: u64,
     pub cold_read_bytes: u64,

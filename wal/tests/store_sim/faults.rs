@@ -308,6 +308,50 @@ fn any_other_error_while_flushing_stops_the_store_and_loses_nothing() {
     }
 }
 
+/// A disk that removes nothing of this directory.
+fn keeps(disk: &SimDisk, dir: &'static str, errno: i32) {
+    disk.fates(move |op| match op.kind == Kind::Remove && op.path.starts_with(dir) {
+        true => Fate::Fail(errno),
+        false => Fate::Go,
+    });
+}
+
+#[test]
+fn files_that_cannot_be_removed_stop_nothing_and_go_once_they_can() {
+    const EACCES: i32 = 13;
+    const EIO: i32 = 5;
+    for (seed, errno) in [(11, EACCES), (12, EIO)] {
+        let disk = fresh_disk(seed);
+        let (store, model) = filled(seed, &disk);
+        run(seed, &store, Rc::new(Host(model.clone())), async {
+            settle(&store, &model).await;
+            flush(&store, &model).await;
+            keeps(&disk, "/data/logs", errno);
+            store.remove_group(GROUP).expect("it is noted in the ring");
+            model.borrow_mut().groups.get_mut(&GROUP).expect("it is there").removed = true;
+            // The flush goes on without them, and so does the ring.
+            store.flush_now().await.expect("flushed");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            append(&store, &model, &mut rng, META).expect("room");
+            settle(&store, &model).await;
+        });
+        let left = || disk.files().iter().filter(|path| path.starts_with("/data/logs")).count() as u64;
+        assert_eq!((store.poisoned(), store.stats().unremoved_files), (None, left()));
+        assert!(left() > 0);
+        drop(store);
+        // A start goes on without them too, …
+        let (store, ..) = block_on(Store::open(disk.clone(), &dirs(), 1, config())).expect("opened");
+        assert_eq!(store.stats().unremoved_files, left());
+        // … and a flush tries again.
+        disk.no_fates();
+        run(seed, &store, Rc::new(Host(model.clone())), async {
+            store.flush_now().await.expect("flushed");
+        });
+        assert_eq!((store.stats().unremoved_files, left()), (0, 0));
+        only_segments(&disk, &store).expect("exactly the segments");
+    }
+}
+
 #[test]
 fn a_snapshot_that_does_not_fit_leaves_the_one_before() {
     let disk = fresh_disk(1);
