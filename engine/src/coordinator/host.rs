@@ -387,6 +387,8 @@ async fn run(core: Rc<Core>, seat: Rc<Seat>) {
             let took = clock::now() - started;
             tracing::info!(partition = %seat.partition.name, batches, ?took, "group coordinator loaded");
         }
+        // Another coordinator of this partition may have begun since.
+        Err(_) if seat.has_resigned() => return,
         Err(error) => {
             tracing::error!(partition = %seat.partition.name, ?error, "cannot load a group coordinator; its groups are not served");
             return core.coordinators.resign(seat.partition.group());
@@ -418,6 +420,10 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let mut offset = seat.partition.log_start(core);
     let mut count = 0;
     while offset < end {
+        // Nobody waits for the load any more.
+        if seat.has_resigned() {
+            return Err(ErrorCode::NotCoordinator);
+        }
         let batches = match seat.partition.read(core, offset, end, LOAD_BYTES, true) {
             FetchRead::Hot(batches) => batches,
             FetchRead::Cold(read) => read.await?,

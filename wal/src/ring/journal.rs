@@ -15,7 +15,7 @@ use crate::{
         recovery::{RecoveryError, recover},
     },
     signal::Signal,
-    store::{Admission, AppendError, LogMark, LogPos, OpenError, Poisoned, Staged},
+    store::{Admission, AppendError, LogMark, LogPos, OpenError, Poisoned, Staged, interface::is_full},
 };
 use bytes::Bytes;
 use std::{
@@ -418,7 +418,10 @@ impl<D: Disk> Journal<D> {
                 std::mem::forget(unfinished);
                 if let Err(error) = written {
                     let path = inner.dir.join(segment_file(write.slot));
-                    inner.poison(&format!("writing {bytes} bytes at {} of {}: {error}", write.offset, path.display()));
+                    let remedy =
+                        if is_full(&error) { "; free space on the disk, then start the broker again" } else { "" };
+                    let at = write.offset;
+                    inner.poison(&format!("writing {bytes} bytes at {at} of {}: {error}{remedy}", path.display()));
                     continue;
                 }
                 // If the ring was poisoned meanwhile, the write is not acknowledged, even though it is durable.

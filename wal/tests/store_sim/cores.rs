@@ -6,10 +6,13 @@ use crate::{
     model::{GroupModel, Host, Shared, append, end_offset},
     verify::read_everything,
 };
-use std::{collections::BTreeMap, path::Path, rc::Rc};
+use std::{cell::Cell, collections::BTreeMap, path::Path, rc::Rc};
 use types::GroupId;
 use wal::{
-    disk::{Disk, sim::SimDisk},
+    disk::{
+        Disk,
+        sim::{Fate, Kind, SimDisk},
+    },
     manifest::{Manifest, change_cores, has_smaller_segments, remove_stale_epochs},
     record::Entry,
     ring::{Ring, RingConfig, RingStart},
@@ -65,6 +68,56 @@ fn rings_are_made_anew_for_larger_entries() {
         assert_eq!(store.admit(large.entry_bytes), Admission::Ok);
         assert_eq!(store.admit(store.entry_bytes_max() + 1), Admission::TooLarge);
     });
+}
+
+#[test]
+fn a_full_disk_during_a_change_of_cores_is_named_with_its_remedy_and_leaves_the_old_cores() {
+    const ENOSPC: i32 = 28;
+    let data = Path::new(DATA);
+    let disk = SimDisk::new(1);
+    let old = Manifest { epoch: 1, ..Manifest::new(1, 7, 1) };
+    block_on(old.write(&disk, data)).expect("written");
+    let (store, ..) = block_on(Store::open(disk.clone(), &StoreDirs::new(DATA, 1, 0), 1, config())).expect("opened");
+    let (groups, model) = ([GroupId(0), GroupId(1)], Shared::default());
+    for group in groups {
+        store.create_group(group, options());
+        model.borrow_mut().groups.insert(group, GroupModel::default());
+    }
+    let rng = fastrand::Rng::with_seed(1);
+    with_loops(1, &store, Rc::new(Host(model.clone())), fill(&store, &model, &groups, rng));
+    drop(store);
+    let mut in_new_ring = 0;
+    for nth in 0.. {
+        let (disk, seen) = (disk.crash(), Rc::new(Cell::new(0)));
+        let (counted, hit) = (seen.clone(), Rc::new(Cell::new(false)));
+        let (failed, is_ring) = (hit.clone(), Rc::new(Cell::new(false)));
+        let of_ring = is_ring.clone();
+        disk.fates(move |op| {
+            let takes_room = matches!(op.kind, Kind::Create | Kind::CreateDir | Kind::Write | Kind::Allocate);
+            counted.set(counted.get() + u32::from(takes_room));
+            if !takes_room || counted.get() != nth + 1 {
+                return Fate::Go;
+            }
+            failed.set(true);
+            of_ring.set(op.kind == Kind::Write && op.path.starts_with("/data/epoch-2"));
+            Fate::Fail(ENOSPC)
+        });
+        let changed = block_on(change_cores(&disk, data, &old, 2, &config(), |group| group.0 as usize % 2));
+        disk.no_fates();
+        match changed {
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("free space") && text.contains("/data"), "{text}");
+                assert_eq!(block_on(Manifest::read(&disk, data)).expect("readable"), Some(old.clone()), "{text}");
+                in_new_ring += u32::from(is_ring.get());
+            }
+            Ok(new) => assert!(!hit.get() || new.cores == 2),
+        }
+        if seen.get() <= nth {
+            break;
+        }
+    }
+    assert!(in_new_ring > 1, "the new rings had room");
 }
 
 #[test]
