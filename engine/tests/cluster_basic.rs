@@ -155,6 +155,20 @@ fn a_broker_without_a_quorum_stops_when_told_and_loses_nothing() {
 }
 
 #[test]
+fn two_signals_end_a_start_without_a_quorum() {
+    let mut brokers = Broker::cluster(BROKERS);
+    brokers.iter_mut().for_each(Broker::stop);
+    let alone = &mut brokers[0];
+    alone.spawn();
+    alone.wait_for_log("joining", |line| line.contains("cannot join the cluster yet"));
+    alone.signal(libc::SIGTERM);
+    alone.wait_for_log("the first signal", |line| line.contains("a second signal ends the drain at once"));
+    let (status, output) = alone.signal_and_wait(libc::SIGTERM);
+    // The clean stop that the first one asked for may have ended before.
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}:\n{output}");
+}
+
+#[test]
 fn heartbeats_run() {
     let cluster = Cluster::start(BROKERS, &[]);
     all_agree(&cluster);

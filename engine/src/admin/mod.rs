@@ -437,7 +437,7 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
-    /// Even if others hold their connections, the server answers health checks before any of these has timed out.
+    /// The server answers each health check while others hold their connections.
     #[test]
     fn many_slow_peers_do_not_silence_health() {
         let (addr, _site) = serve();
@@ -450,12 +450,14 @@ mod tests {
                 stream
             })
             .collect();
-        let begun = Instant::now();
         for _ in 0..10 {
             assert!(ask(addr, "GET /health/live HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+            // Only the oldest ones made room, and nobody waited until the newest one's time was over.
+            slow[199].set_nonblocking(true).unwrap();
+            let unanswered = slow[199].peek(&mut [0]).unwrap_err();
+            assert_eq!(unanswered.kind(), io::ErrorKind::WouldBlock);
+            slow[199].set_nonblocking(false).unwrap();
         }
-        assert!(begun.elapsed() < REQUEST_TIME_MAX, "it waited for the slow ones: {:?}", begun.elapsed());
-        // The newest of the slow connections is still open.
         let (mut newest, mut answer) = (&slow[199], String::new());
         newest.write_all(b"ve HTTP/1.1\r\n\r\n").unwrap();
         newest.read_to_string(&mut answer).unwrap();

@@ -26,7 +26,7 @@ fn batch() -> Bytes {
 }
 
 /// The error codes of produce requests to the first two partitions.
-fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
+pub(super) fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
     let answers = calm.ask(node, vec![produce(0..2, &batch())]);
     let [Response::Produce(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions.iter().map(|partition| partition.error_code).collect()
@@ -49,7 +49,7 @@ fn notices(node: &Node) -> Vec<(GroupId, String)> {
     core.metrics.stopped.all()
 }
 
-fn restart(calm: &Calm, node: &Rc<Node>) {
+pub(super) fn restart(calm: &Calm, node: &Rc<Node>) {
     node.kill(&calm.world);
     node.start_if_down(&calm.world);
     calm.pass(2 * A_WHILE);

@@ -423,8 +423,13 @@ pub async fn hand_over(core: &Rc<Core>) {
     while meta.with(|_, raft| raft.is_leader()) && clock::now() < until {
         rt::sleep(Duration::from_millis(10)).await;
     }
-    let left = meta.with(|_, raft| raft.is_leader());
-    tracing::info!(handed_over = !left, "tried to hand over leadership of the metadata group");
+    if meta.with(|_, raft| raft.is_leader()) {
+        tracing::warn!(
+            "gave up handing over leadership of the metadata group; another broker takes it after an election"
+        );
+    } else {
+        tracing::info!("handed over leadership of the metadata group");
+    }
 }
 
 /// On core 0: hands leadership over to a healthy broker, if this one leads and there is one. Does not wait for it.
