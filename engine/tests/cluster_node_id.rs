@@ -17,8 +17,10 @@ const TOPIC: &str = "orders";
 const ALL: i16 = -1;
 /// The broker whose node id another one wants.
 const HOLDER: usize = 1;
-/// Leaders stay where they are. Sessions are short, since a broker that is refused waits for two of them.
-const FLAGS: [&str; 4] = ["--set", "auto.leader.rebalance.enable=false", "--set", "broker.session.timeout.ms=1500"];
+/// Leaders stay where they are.
+const STAY: [&str; 2] = ["--set", "auto.leader.rebalance.enable=false"];
+/// Longer than an emptied broker needs to ask for its place.
+const SESSION: [&str; 2] = ["--set", "broker.session.timeout.ms=6000"];
 
 fn create(cluster: &Cluster) {
     let created = wire::create_topic(&mut wire::connect(cluster.broker(0)), TOPIC, 6, BROKERS as i16, &[]);
@@ -43,13 +45,13 @@ fn wait_until_whole(cluster: &Cluster) {
 
 #[test]
 fn a_broker_with_the_node_id_of_a_living_one_is_refused_and_that_one_serves_on() {
-    let cluster = Cluster::start(BROKERS, &FLAGS);
+    let cluster = Cluster::start(BROKERS, &STAY);
     create(&cluster);
     let before = leaders(&cluster, HOLDER);
     let node = HOLDER as i32 + 1;
     let led = before.iter().position(|(leader, _)| *leader == node).expect("each broker leads some partitions") as i32;
 
-    let mut other = Broker::new(&FLAGS);
+    let mut other = Broker::new(&STAY);
     let seeds: Vec<String> =
         [0, 2].map(|i: usize| format!("{}@{}", i + 1, cluster.broker(i).peer())).into_iter().collect();
     other.add_flags(&["--node-id", &node.to_string(), "--seeds", &seeds.join(",")]);
@@ -73,7 +75,7 @@ fn a_broker_with_the_node_id_of_a_living_one_is_refused_and_that_one_serves_on()
     let holder = cluster.broker(HOLDER).bootstrap();
     for part in [
         format!("waiting for the session of broker {node} at {holder} to end"),
-        format!("node id {node} belongs to the broker at {holder}, which is alive; choose another node.id, or stop"),
+        format!("node id {node} belongs to the broker at {holder}, which is alive; choose another, or stop it first"),
     ] {
         assert!(output.contains(&part), "no '{part}' in:\n{output}");
     }
@@ -84,7 +86,7 @@ fn a_broker_with_the_node_id_of_a_living_one_is_refused_and_that_one_serves_on()
 
 #[test]
 fn a_broker_whose_disk_was_emptied_takes_its_place_once_its_session_has_ended() {
-    let mut cluster = Cluster::start(BROKERS, &FLAGS);
+    let mut cluster = Cluster::start(BROKERS, &SESSION);
     create(&cluster);
     cluster.kill9(HOLDER);
     cluster.empty_disk(HOLDER);

@@ -74,11 +74,8 @@ pub enum Rejection {
          back; empty it"
     )]
     PeerGone { node: i32, peer: u64 },
-    /// Only the leader rejects with this, before anything is in the log. `address`: where clients reach the holder.
-    #[error(
-        "node id {node} belongs to the broker at {address}, which is alive; choose another node.id, or stop that \
-         broker first if this one is to take its place"
-    )]
+    /// Only the leader rejects with this, and nothing is in the log then. `address`: where clients reach the holder.
+    #[error("node id {node} belongs to the broker at {address}, which is alive; choose another, or stop it first")]
     NodeIdTaken { node: i32, incarnation: u64, address: Arc<str> },
     #[error("there is no broker {0}")]
     UnknownBroker(i32),

@@ -246,20 +246,13 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
             UNKNOWN_PARTITION
         }
         Err(Rejection::ReplicasChanged) => REPLICAS_CHANGED,
-        Err(Rejection::StaleBroker { node, incarnation }) => {
-            (to.first, to.second) = (i64::from(*node), *incarnation);
-            STALE_BROKER
-        }
+        Err(Rejection::StaleBroker { node, incarnation }) => of_broker(&mut to, *node, *incarnation, STALE_BROKER),
         // Versions that don't know this rejection read the one without the address.
         Err(Rejection::NodeIdTaken { node, incarnation, address }) => {
-            (to.first, to.second) = (i64::from(*node), *incarnation);
             to.name = Some(out.create_string(address));
-            STALE_BROKER
+            of_broker(&mut to, *node, *incarnation, STALE_BROKER)
         }
-        Err(Rejection::PeerGone { node, peer }) => {
-            (to.first, to.second) = (i64::from(*node), *peer);
-            PEER_GONE
-        }
+        Err(Rejection::PeerGone { node, peer }) => of_broker(&mut to, *node, *peer, PEER_GONE),
         Err(Rejection::UnknownBroker(node)) => {
             to.first = i64::from(*node);
             UNKNOWN_BROKER
@@ -279,6 +272,12 @@ fn write<'b>(out: &mut FlatBufferBuilder<'b>, sequence: u64, answer: &Answer) ->
         }
     };
     fb::Answer::create(out, &to)
+}
+
+/// Fills in a rejection that concerns a broker. Returns its kind.
+fn of_broker(to: &mut fb::AnswerArgs<'_>, node: i32, number: u64, kind: u8) -> u8 {
+    (to.first, to.second) = (i64::from(node), number);
+    kind
 }
 
 /// `None`: this version does not know the answer.

@@ -245,9 +245,9 @@ impl Cluster {
                     let told = self.has_written(at, op.above, &write, &written)?;
                     self.clients.promises.written(at, op.begun, now, &write.commands, &written, told);
                 }
-                // The leader refuses it, without an entry, as long as the node is alive.
-                (Ok(Written { results, .. }), Kind::Unregister(_))
-                    if matches!(results[..], [Ok(Err(Rejection::StaleBroker { .. }))]) => {}
+                // The leader refuses them, without an entry, as long as the node, or another disk of it, is alive.
+                (Ok(written), Kind::Unregister(_)) if is_refused(&written) => {}
+                (Ok(written), Kind::Register(_)) if is_refused(&written) => self.register(at),
                 (Ok(written), Kind::Unregister(write)) => {
                     self.has_written(at, op.above, &write, &written)?;
                     if matches!(written.results[..], [Ok(Ok(Outcome::BrokerUnregistered))]) {
@@ -255,15 +255,6 @@ impl Cluster {
                         let gone = self.may_be_emptied().expect("it was unregistered");
                         self.empty(gone)?;
                     }
-                }
-                // The leader refuses it, without an entry, while it takes the node with its former disk for alive.
-                (Ok(Written { results, .. }), Kind::Register(_))
-                    if matches!(
-                        results[..],
-                        [Ok(Err(Rejection::NodeIdTaken { .. } | Rejection::StaleBroker { .. }))]
-                    ) =>
-                {
-                    self.register(at);
                 }
                 (Ok(written), Kind::Register(write)) => {
                     self.has_written(at, op.above, &write, &written)?;
@@ -404,6 +395,10 @@ impl Cluster {
             }
         }
     }
+}
+
+fn is_refused(written: &Written) -> bool {
+    matches!(written.results[..], [Ok(Err(Rejection::StaleBroker { .. } | Rejection::NodeIdTaken { .. }))])
 }
 
 fn topic_name(number: u64) -> Arc<str> {

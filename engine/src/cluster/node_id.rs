@@ -150,7 +150,7 @@ mod tests {
             assert!(why.contains("broker 2 at host:9092"), "{why}");
         }
         let Claim::Refused(why) = taken(PATIENCE) else { panic!("the holder stays alive") };
-        for part in ["node id 2 belongs to the broker at host:9092", "choose another node.id, or stop that broker"] {
+        for part in ["node id 2 belongs to the broker at host:9092", "choose another, or stop it first"] {
             assert!(why.contains(part), "{why}");
         }
     }

@@ -18,8 +18,7 @@
 //! | `turns` | how much work large requests do between two yields, and what the answers to small ones may take |
 //! | `producing` | what producers are told when a leader can't take their batches |
 //! | `fenced` | what a broker that was cut off may still answer |
-//! | `stopped` | a committed entry that cannot be applied |
-//! | `told` | what producers and operators are told when something fails |
+//! | `stopped` | a committed entry that cannot be applied, and what is told when something fails |
 //! | `summary`, `tests` | the counts of what runs did; the seeds |
 //!
 //! The simulation runs the real ring, segments, checkpoints and recovery of `wal` on
@@ -46,7 +45,7 @@ mod remade;
 mod stopped;
 mod summary;
 mod tests;
-mod told;
+
 mod turns;
 
 pub(crate) use exec::{disk, is_running, now, planted, spawn};

@@ -1,6 +1,7 @@
 //! A committed entry that cannot be applied: it stops its group, at once and after every start, and nothing else.
 
 mod large_entries;
+mod told;
 
 use super::{
     counts::{Calm, produce},
@@ -26,7 +27,7 @@ fn batch() -> Bytes {
 }
 
 /// The error codes of produce requests to the first two partitions.
-pub(super) fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
+fn answers(calm: &Calm, node: &Node) -> Vec<i16> {
     let answers = calm.ask(node, vec![produce(0..2, &batch())]);
     let [Response::Produce(response)] = &answers[..] else { panic!("{answers:?}") };
     response.topics[0].partitions.iter().map(|partition| partition.error_code).collect()
@@ -49,7 +50,7 @@ fn notices(node: &Node) -> Vec<(GroupId, String)> {
     core.metrics.stopped.all()
 }
 
-pub(super) fn restart(calm: &Calm, node: &Rc<Node>) {
+fn restart(calm: &Calm, node: &Rc<Node>) {
     node.kill(&calm.world);
     node.start_if_down(&calm.world);
     calm.pass(2 * A_WHILE);

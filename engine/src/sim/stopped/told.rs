@@ -1,19 +1,14 @@
 //! What a broker tells producers and operators when something fails.
 
-use super::{
-    counts::Calm,
-    node::Ailment,
-    stopped::{answers, restart},
-};
+use super::{META, answers, restart};
+use crate::sim::{counts::Calm, node::Ailment};
 use net::errors::ErrorCode;
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
     time::Duration,
 };
-use types::GroupId;
 
-const META: GroupId = GroupId(0);
 /// Longer than a stop takes.
 const STOP: Duration = Duration::from_secs(30);
 /// So slow that nothing becomes durable any more.
