@@ -1,6 +1,6 @@
 //! The environment of a group's rules: time, timers, randomness and outputs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -99,13 +99,13 @@ pub(crate) struct Tombstones {
     pub(crate) deletion: Option<u64>,
 }
 
-/// A DeleteGroups request whose tombstones are being appended.
+/// A DeleteGroups request whose tombstones are being appended, one batch at a time.
 #[derive(Debug)]
 pub(crate) struct Deletion<T> {
     pub(crate) token: T,
     pub(crate) response: DeleteGroupsResponse,
-    /// Appends whose outcome is still pending.
-    pub(crate) open: usize,
+    /// The groups that no tombstone has been written for yet. The first one's offsets may have some already.
+    pub(crate) left: VecDeque<StrBytes>,
 }
 
 /// The appends in flight.

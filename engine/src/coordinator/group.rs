@@ -9,9 +9,8 @@
 //!     └─► Dead: its tombstone is being appended to the log
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use ahash::RandomState;
 use bytes::Bytes;
 use net::{StrBytes, errors::ErrorCode, messages::JoinGroupRequest};
 
@@ -161,7 +160,7 @@ pub(crate) struct Group<T> {
     pub(crate) sync_timer: Slot,
     pub(crate) offsets: BTreeMap<StrBytes, BTreeMap<i32, CommittedOffset>>,
     /// Number of commits in flight, by topic and partition.
-    pub(crate) uncommitted: HashMap<(StrBytes, i32), usize, RandomState>,
+    pub(crate) uncommitted: BTreeMap<(StrBytes, i32), usize>,
     /// This generation's assignment is being appended to the log.
     pub(crate) assigning: bool,
     /// The log has records of the group, so removing the group takes a tombstone.
@@ -190,7 +189,7 @@ impl<T> Group<T> {
             join_timer: None,
             sync_timer: None,
             offsets: BTreeMap::new(),
-            uncommitted: HashMap::default(),
+            uncommitted: BTreeMap::new(),
             assigning: false,
             logged: false,
         }
@@ -199,7 +198,7 @@ impl<T> Group<T> {
     /// Replaces the group with its state in the log, except for its offsets. Used in replay, when no request waits.
     /// `newest`: [`Topics::newest`](super::Topics::newest).
     pub(crate) fn replace_by(&mut self, value: GroupMetadata, newest: u64) {
-        let offsets = std::mem::take(&mut self.offsets);
+        let (offsets_bytes, offsets) = (self.offsets_bytes(), std::mem::take(&mut self.offsets));
         *self = Group::new(self.id.clone(), Some(value.state_timestamp).filter(|&at| at != -1));
         self.offsets = offsets;
         self.logged = true;
@@ -237,7 +236,7 @@ impl<T> Group<T> {
             self.supported.add(&loaded.settings.protocols);
             self.members.insert(member.member_id, loaded);
         }
-        self.bytes = self.count_bytes();
+        self.bytes = self.count_bytes_without_offsets() + offsets_bytes;
     }
 
     /// The group's record, with these assignments.

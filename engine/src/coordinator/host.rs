@@ -45,6 +45,7 @@ use consensus::metadata::View;
 use net::{
     errors::ErrorCode,
     records::batch::{BatchHeader, Batches},
+    turn::Share,
 };
 use std::{
     cell::RefCell,
@@ -55,7 +56,7 @@ use std::{
 use types::GroupId;
 use wal::store::Admission;
 
-/// Bytes of the log read at a time while a coordinator loads: 4 MiB.
+/// Bytes of the log read at a time while a coordinator loads: 4 MiB. They are replayed in turns.
 const LOAD_BYTES: usize = 4 << 20;
 
 /// How long a request waits for its coordinator to load before it is answered COORDINATOR_LOAD_IN_PROGRESS.
@@ -418,7 +419,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let end = seat.partition.high_watermark();
     until_all_topics_are_shown(core, seat).await?;
     let mut offset = seat.partition.log_start(core);
-    let mut count = 0;
+    let (mut count, mut share) = (0, Share::TURN);
     while offset < end {
         // Nobody waits for the load any more.
         if seat.has_resigned() {
@@ -436,6 +437,12 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
                 for unusable in core.view(|view| coordinator.replay(&Shown(view), &batch)) {
                     tracing::warn!(partition = %seat.partition.name, %unusable, "skipped while loading groups");
                 }
+            }
+            share.take_bytes(batch.len());
+            share.take_entries(header.record_count.max(0) as usize);
+            if share.is_spent() {
+                rt::give_way().await;
+                share = Share::TURN;
             }
         }
         rt::give_way().await;

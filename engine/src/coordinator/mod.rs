@@ -44,6 +44,7 @@ mod protocols;
 mod reads;
 mod rebalance;
 mod records;
+mod search;
 mod session;
 mod size;
 #[cfg(test)]
@@ -69,13 +70,15 @@ pub use self::{
     pieces::{Piece, Pieces},
     reads::{Cursor, Part, Wanted, shorten_filter},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
-    topics::{Incarnation, SWEEP_TURN_ENTRIES, Topics},
+    search::SEARCH_TURN_ENTRIES,
+    topics::{Incarnation, Topics},
 };
 use self::{
     api::{append_error, offset_commit_error, shape_leave},
     config::STRING_BYTES_MAX,
     env::{Appends, Env, Then, Tombstones},
     group::{Group, check_join_size, own},
+    search::Spot,
     timers::{Slot, Timer, Timers},
     topics::{Known, Sweep},
 };
@@ -105,8 +108,8 @@ pub struct Coordinator<T> {
     bytes: usize,
     timers: Timers,
     expiry: Slot,
-    /// The group at which the search for expired offsets continues; `None`: it starts with the first.
-    expiring: Option<StrBytes>,
+    /// Where the search for expired offsets continues; `None`: it starts with the first group.
+    expiring: Option<Spot>,
     sweep: Sweep,
     /// The topics that existed at the latest call.
     known: Known,
@@ -546,7 +549,7 @@ impl<T> Coordinator<T> {
         let open = self.appends.open.values();
         let deletions =
             open.filter(|then| matches!(then, Then::Tombstones(Tombstones { deletion: Some(_), .. }))).count();
-        assert_eq!(deletions, self.appends.deletions.values().map(|deletion| deletion.open).sum::<usize>());
+        assert_eq!(deletions, self.appends.deletions.len(), "each deletion waits for one append");
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     env::{Env, OffsetChange, Then},
     group::{Group, State, own},
     records::{CommittedOffset, GroupRecord},
+    search::{Turn, tombstone_bytes},
     size::offset_bytes,
     topics::{Topics, committed_to},
 };
@@ -197,41 +198,61 @@ impl<T> Group<T> {
         Some(topics)
     }
 
-    /// The expired offsets (`ClassicGroup.offsetExpirationCondition`), and whether no other offsets are left. An
-    /// offset with a newer commit in flight has not expired.
-    pub(crate) fn expired_offsets(&self, now_ms: i64, retention_ms: i64) -> (Vec<(StrBytes, i32)>, bool) {
+    /// Looks for expired offsets (`ClassicGroup.offsetExpirationCondition`), from the given one on, until the turn is
+    /// over. An offset with a newer commit in flight has not expired.
+    pub(crate) fn expired_offsets(
+        &self,
+        config: &Config,
+        now_ms: i64,
+        from: Option<&(StrBytes, i32)>,
+        turn: &mut Turn,
+    ) -> Expired {
+        let has_type = self.protocol_type.is_some();
         let consumers = self.protocol_type.as_deref() == Some(CONSUMER_PROTOCOL);
-        let subscribed = match (self.state, &self.protocol_type) {
-            (State::Empty, _) => BTreeSet::new(),
-            (State::Stable, Some(_)) if consumers => match self.subscribed_topics() {
-                Some(topics) => topics,
-                None => return (vec![], false),
-            },
-            _ => return (vec![], false),
-        };
         // Retention counts from when the group became empty, or else from the offset's commit.
-        let since = match (self.state, &self.protocol_type) {
-            (State::Empty, Some(_)) => self.state_timestamp,
-            _ => None,
+        let since = match self.state {
+            State::Empty => self.state_timestamp.filter(|_| has_type),
+            State::Stable if consumers => None,
+            _ => return Expired::default(),
         };
-        let mut expired = Vec::new();
-        let mut all = self.uncommitted.is_empty();
-        for (topic, partitions) in &self.offsets {
-            for (&partition, offset) in partitions {
-                let over = match offset.expire_timestamp {
-                    Some(at) => now_ms >= at,
-                    None => now_ms.saturating_sub(since.unwrap_or(offset.commit_timestamp)) >= retention_ms,
-                };
-                let wanted = subscribed.contains(&**topic);
-                if over && !wanted && !self.uncommitted.contains_key(&(topic.clone(), partition)) {
-                    expired.push((topic.clone(), partition));
-                } else {
-                    all = false;
-                }
+        let mut expired = Expired { all: self.uncommitted.is_empty(), ..Expired::default() };
+        for (topic, partition, offset) in self.offsets_from(from) {
+            if turn.is_over() {
+                (expired.next, expired.all) = (Some((topic.clone(), partition)), false);
+                break;
+            }
+            turn.look(1);
+            let is_over = match offset.expire_timestamp {
+                Some(at) => now_ms >= at,
+                None => now_ms.saturating_sub(since.unwrap_or(offset.commit_timestamp)) >= config.offsets_retention_ms,
+            };
+            let key = (topic.clone(), partition);
+            if is_over && !self.uncommitted.contains_key(&key) {
+                turn.write(tombstone_bytes(&self.id, topic));
+                expired.offsets.push(key);
+            } else {
+                expired.all = false;
             }
         }
-        (expired, all)
+        if self.state == State::Stable && !expired.offsets.is_empty() {
+            expired.all = false;
+            match self.subscribed_topics() {
+                Some(subscribed) => expired.offsets.retain(|(topic, _)| !subscribed.contains(&**topic)),
+                None => expired.offsets.clear(),
+            }
+        }
+        expired
     }
+}
+
+/// Expired offsets of one group.
+#[derive(Debug, Default)]
+pub(crate) struct Expired {
+    pub(crate) offsets: Vec<(StrBytes, i32)>,
+    /// The group was looked at to its end, and these were all that it has.
+    pub(crate) all: bool,
+    /// Where the turn ended within the group.
+    pub(crate) next: Option<(StrBytes, i32)>,
 }
 
 /// The topics in a consumer's subscription. Every version of it begins with an INT16 version and an ARRAY of STRING,

@@ -14,13 +14,17 @@ use net::{
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics},
     },
-    turn::ENTRIES_A_TURN,
+    turn::{BYTES_A_TURN, ENTRIES_A_TURN},
 };
 
 use super::api::{GroupRequest, GroupResponse};
 
 /// Groups in one piece of a DeleteGroups request. It is small because each of a group's offsets needs a tombstone.
 const DELETED_A_TURN: usize = 16;
+
+/// Bytes that the group's id may take in the records of one piece of a commit (1 MiB). Each record repeats the id, which
+/// may have 32 KiB.
+const COMMITTED_IDS_BYTES: usize = 4 * BYTES_A_TURN;
 
 /// The part of the previous piece that a piece's first entry continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +113,8 @@ impl Pieces {
         let (request, goes_on) = match &mut self.kind {
             Kind::Whole(request) => (request.take().expect("a whole request is taken once"), GoesOn::Nothing),
             Kind::Commit(rest, topics) => {
+                // A topic and a partition are the least that a piece can have.
+                left = left.min(COMMITTED_IDS_BYTES / rest.group_id.len().max(1)).max(2);
                 let (topics, goes_on) = topics.take(&mut left);
                 (rest.clone().with_topics(topics).into(), goes_on)
             }
@@ -388,6 +394,24 @@ mod tests {
                 (entries.div_ceil(ENTRIES_A_TURN)..=1 + entries / (ENTRIES_A_TURN - sizes.len())).contains(&pieces)
             );
         }
+    }
+
+    #[test]
+    fn a_commit_for_a_long_group_id_comes_in_smaller_pieces() {
+        const PARTITIONS: usize = 300;
+        let id = text(&"g".repeat(30_000), 0);
+        let partition = |index| OffsetCommitRequestPartition::default().with_partition_index(index);
+        let topic =
+            OffsetCommitRequestTopic::default().with_partitions((0..PARTITIONS as i32).map(partition).collect());
+        let request = OffsetCommitRequest::default().with_group_id(GroupId(id.clone())).with_topics(vec![topic]);
+        let mut told = 0;
+        for piece in GroupRequest::from(request).into_pieces() {
+            let GroupRequest::OffsetCommit(commit) = piece.request else { panic!("{:?}", piece.request) };
+            let partitions: usize = commit.topics.iter().map(|topic| topic.partitions.len()).sum();
+            assert!((1..=COMMITTED_IDS_BYTES / id.len()).contains(&partitions), "{partitions}");
+            told += partitions;
+        }
+        assert_eq!(told, PARTITIONS);
     }
 
     fn fetch(request: GroupRequest) -> GroupResponse {

@@ -56,14 +56,25 @@ pub(super) fn group_bytes(id: &str) -> usize {
 }
 
 impl<T> Group<T> {
-    /// Counts all bytes from scratch. [`Group::bytes`] is the same number, kept up to date.
+    /// Counts all bytes from scratch. [`Group::bytes`] is the same number, kept up to date. For checks: a group may
+    /// have several 100,000 offsets.
     pub(super) fn count_bytes(&self) -> usize {
-        let members: usize = self.members.iter().map(|(id, member)| member.bytes(id)).sum();
-        let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
         let offsets =
             self.offsets.iter().flat_map(|(topic, offsets)| offsets.values().map(move |o| offset_bytes(topic, o)));
+        self.count_bytes_without_offsets() + offsets.sum::<usize>()
+    }
+
+    /// Counts all bytes but those of offsets.
+    pub(super) fn count_bytes_without_offsets(&self) -> usize {
+        let members: usize = self.members.iter().map(|(id, member)| member.bytes(id)).sum();
+        let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
         let protocol_type = self.protocol_type.as_ref().map_or(0, |name| name.len());
-        group_bytes(&self.id) + protocol_type + members + pending + offsets.sum::<usize>()
+        group_bytes(&self.id) + protocol_type + members + pending
+    }
+
+    /// The bytes of all offsets, without a look at each of them.
+    pub(super) fn offsets_bytes(&self) -> usize {
+        self.bytes - self.count_bytes_without_offsets()
     }
 
     /// Approximate bytes of the group's record in the log.

@@ -16,12 +16,10 @@ use super::{
     Coordinator,
     env::{Now, Output, Then},
     forget::Victim,
-    group::State,
+    group::{Group, State},
     records::CommittedOffset,
+    search::{Spot, Turn, tombstone_bytes},
 };
-
-/// Groups, topics and offsets that one turn of a sweep looks at. A turn finishes the topic that it is in.
-pub const SWEEP_TURN_ENTRIES: usize = 4096;
 
 /// How long after a sweep the next one starts, if the sweep had to skip offsets.
 const SWEEP_AGAIN_MS: u64 = 1000;
@@ -107,8 +105,8 @@ impl CommittedOffset {
 pub(super) struct Sweep {
     /// When the next turn is due, in monotonic ms.
     due: Option<u64>,
-    /// The group and topic at which the next turn continues; `None` at the start.
-    next: Option<(StrBytes, StrBytes)>,
+    /// Where the next turn continues; `None` at the start.
+    next: Option<Spot>,
     /// Another sweep must follow this one.
     again: bool,
 }
@@ -176,43 +174,67 @@ impl<T> Coordinator<T> {
         })
     }
 
-    /// Looks for offsets whose topic is gone, from the sweep's position on. Returns them, the next position, and
-    /// whether any had to be skipped.
-    fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<(StrBytes, StrBytes)>, bool) {
-        let (first_group, first_topic) = self.sweep.next.clone().unwrap_or_default();
-        let (mut victims, mut left, mut looked) = (Vec::new(), false, 0);
-        for group in self.groups.range(first_group.clone()..).map(|(_, group)| group) {
-            looked += 1;
-            let from = if group.id == first_group { first_topic.clone() } else { StrBytes::new() };
-            let mut victim = Victim { group: group.id.clone(), offsets: Vec::new(), whole: false };
-            let mut next = (looked > SWEEP_TURN_ENTRIES).then(|| from.clone());
-            for (topic, partitions) in group.offsets.range(from..) {
-                if next.is_none() && looked > SWEEP_TURN_ENTRIES {
-                    next = Some(topic.clone());
-                }
-                if next.is_some() {
-                    break;
-                }
-                looked += 1 + partitions.len();
-                let found = topics.find(topic);
-                for (partition, _) in partitions.iter().filter(|(_, offset)| !offset.is_of(found)) {
-                    let key = (topic.clone(), *partition);
-                    // A tombstone after a commit in flight would remove that commit, too.
-                    if group.uncommitted.contains_key(&key) {
-                        left = true;
-                    } else {
-                        victim.offsets.push(key);
-                    }
-                }
+    /// One turn of a search for offsets whose topic is gone. Returns them, the next position, and whether any had to
+    /// be skipped.
+    fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<Spot>, bool) {
+        let first = self.sweep.next.clone().unwrap_or_default();
+        let (mut victims, mut left, mut turn) = (Vec::new(), false, Turn::default());
+        for (id, group) in self.groups.range(first.group.clone()..) {
+            if turn.is_over() {
+                return (victims, Some(Spot::new(id, None)), left);
             }
-            // A dead group's tombstones are already in flight.
-            if group.state != State::Dead && !victim.offsets.is_empty() {
-                victims.push(victim);
+            turn.look(1);
+            let stale = group.stale_offsets(topics, first.within(id), &mut turn);
+            left |= stale.left;
+            // A dead group's tombstones are being written.
+            if group.state != State::Dead && !stale.offsets.is_empty() {
+                victims.push(Victim { group: group.id.clone(), offsets: stale.offsets, whole: false });
             }
-            if let Some(topic) = next {
-                return (victims, Some((group.id.clone(), topic)), left);
+            if stale.next.is_some() {
+                return (victims, Some(Spot::new(id, stale.next)), left);
             }
         }
         (victims, None, left)
+    }
+}
+
+/// Offsets of one group whose topic is gone.
+#[derive(Default)]
+struct Stale {
+    offsets: Vec<(StrBytes, i32)>,
+    /// Where the turn ended within the group.
+    next: Option<(StrBytes, i32)>,
+    /// Some were skipped.
+    left: bool,
+}
+
+impl<T> Group<T> {
+    fn stale_offsets(&self, topics: &dyn Topics, from: Option<&(StrBytes, i32)>, turn: &mut Turn) -> Stale {
+        let mut stale = Stale::default();
+        let mut topic_and_found = None;
+        for (topic, partition, offset) in self.offsets_from(from) {
+            if turn.is_over() {
+                stale.next = Some((topic.clone(), partition));
+                break;
+            }
+            turn.look(1);
+            let found = match topic_and_found {
+                Some((known, found)) if known == topic => found,
+                _ => topics.find(topic),
+            };
+            topic_and_found = Some((topic, found));
+            if offset.is_of(found) {
+                continue;
+            }
+            let key = (topic.clone(), partition);
+            // A tombstone after a commit in flight would remove that commit, too.
+            if self.uncommitted.contains_key(&key) {
+                stale.left = true;
+            } else {
+                turn.write(tombstone_bytes(&self.id, topic));
+                stale.offsets.push(key);
+            }
+        }
+        stale
     }
 }

@@ -22,7 +22,7 @@ use net::{
 use super::world::{AnyTopics, World, read, text};
 use crate::coordinator::{
     AppendId, Config, Context, Coordinator, GroupRequest, GroupResponse, MEMBER_BYTES_MAX, Now, Output,
-    PENDING_MEMBERS_MAX, SWEEP_TURN_ENTRIES, shorten_filter,
+    PENDING_MEMBERS_MAX, SEARCH_TURN_ENTRIES, shorten_filter,
 };
 
 fn context(version: i16) -> Context {
@@ -305,23 +305,34 @@ fn tombstones_are_cut_in_batches() {
     let mut world = World::new(Config::default());
     world.step(1, &context(9), commit("g", &"t".repeat(200), PARTITIONS));
     assert_eq!(error(&world.commit()), 0);
-    let delete = || DeleteGroupsRequest::default().with_groups_names(vec![GroupId(text("g"))]);
-    assert_eq!(world.step(2, &context(2), delete()), []);
-    let batches = world.appending.len();
-    assert!((5..100).contains(&batches), "{batches} batches");
-    assert!(world.appending.iter().all(|(_, batch)| batch.len() < 300 << 10));
-    // One of the batches fails: the group stays, with the offsets that are left.
-    assert_eq!(world.fail(1, ErrorCode::NotEnoughReplicas), []);
-    let replies = world.commit_all();
-    let [(2, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
-    assert_eq!(deleted.results[0].error_code, ErrorCode::CoordinatorNotAvailable.code());
-    assert_eq!(world.coordinator.len(), 1);
+    let delete = || DeleteGroupsRequest::default().with_groups_names(["g", "h"].map(|id| GroupId(text(id))).to_vec());
+    world.step(2, &context(9), commit("h", "t", 1));
+    world.commit();
+    // A commit in flight is in the log before the tombstones.
+    world.step(3, &context(9), commit("g", "late", 1));
+    assert_eq!(world.step(4, &context(2), delete()), []);
+    assert_eq!(world.appending.len(), 2, "the commit, and one batch of tombstones");
+    world.commit();
+    // One of the batches fails: both groups stay, with the offsets that are left.
+    assert_eq!(world.commit(), []);
+    let replies = world.fail(0, ErrorCode::NotEnoughReplicas);
+    let [(4, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
+    let failed = ErrorCode::CoordinatorNotAvailable.code();
+    assert!(deleted.results.iter().all(|result| result.error_code == failed), "{deleted:?}");
+    assert_eq!((world.coordinator.len(), world.appending.len()), (2, 0));
     world.restart();
-    assert_eq!(world.coordinator.len(), 1, "the log says the same");
-    assert_eq!(world.step(3, &context(2), delete()), []);
-    let replies = world.commit_all();
-    let [(3, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
-    assert_eq!(deleted.results[0].error_code, 0);
+    assert_eq!(world.coordinator.len(), 2, "the log says the same");
+    assert_eq!(world.step(5, &context(2), delete()), []);
+    let (mut replies, mut batches) = (Vec::new(), 0);
+    while !world.appending.is_empty() {
+        assert_eq!(world.appending.len(), 1, "the next batch follows once this one is in the log");
+        assert!(world.appending[0].1.len() < 300 << 10);
+        replies.extend(world.commit());
+        batches += 1;
+    }
+    assert!((5..100).contains(&batches), "{batches} batches");
+    let [(5, GroupResponse::DeleteGroups(deleted))] = &replies[..] else { panic!("{replies:?}") };
+    assert!(deleted.results.iter().all(|result| result.error_code == 0), "{deleted:?}");
     assert!(world.coordinator.is_empty());
     world.restart();
     assert!(world.coordinator.is_empty());
@@ -349,13 +360,13 @@ fn a_sweep_looks_at_a_bounded_number_of_offsets_in_a_turn() {
     let mut turns = 0;
     while world.coordinator.next_deadline() <= Some(world.now.mono_ms + 1) {
         let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
-        world.pass(1);
+        let due = world.coordinator.next_deadline().expect("a turn is due");
+        world.pass(due - world.now.mono_ms);
         let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
-        // A turn finishes the topic that it is in.
-        assert!(after - before <= SWEEP_TURN_ENTRIES + PARTITIONS as usize, "{before} to {after} in one turn");
+        assert!(after - before <= SEARCH_TURN_ENTRIES, "{before} to {after} in one turn");
         turns += 1;
     }
-    assert!(turns >= 2 * GROUPS * PARTITIONS as usize / (SWEEP_TURN_ENTRIES + PARTITIONS as usize), "{turns} turns");
+    assert!(turns >= 2 * GROUPS * PARTITIONS as usize / SEARCH_TURN_ENTRIES, "{turns} turns");
     assert_eq!(forgotten(world.appending.iter().map(|(_, batch)| batch)), GROUPS * PARTITIONS as usize);
     world.commit_all();
     let appended = world.log.len();
@@ -384,15 +395,44 @@ fn what_has_expired_goes_in_turns() {
         let before = forgotten(world.appending.iter().map(|(_, batch)| batch));
         world.pass(1);
         let after = forgotten(world.appending.iter().map(|(_, batch)| batch));
-        // A turn finishes the group that it is in, and each group takes one more record.
-        let most = SWEEP_TURN_ENTRIES + PARTITIONS as usize + GROUPS;
-        assert!(after - before <= most, "{before} to {after} in one turn");
+        assert!(after - before <= SEARCH_TURN_ENTRIES, "{before} to {after} in one turn");
         turns += 1;
     }
-    assert!(turns >= GROUPS * PARTITIONS as usize / (SWEEP_TURN_ENTRIES + PARTITIONS as usize), "{turns} turns");
+    assert!(turns >= GROUPS * PARTITIONS as usize / SEARCH_TURN_ENTRIES, "{turns} turns");
     world.commit_all();
     assert!(world.coordinator.is_empty());
     assert!(world.coordinator.next_deadline() > Some(world.now.mono_ms + 1_000), "the next look is not due yet");
+}
+
+/// A group that fits no turn loses its offsets first.
+#[test]
+fn one_group_with_many_expired_offsets_goes_in_turns() {
+    const PARTITIONS: usize = 10 * SEARCH_TURN_ENTRIES;
+    const EVERY_MS: i64 = 5_000;
+    let config =
+        Config { offsets_retention_ms: 100, offsets_retention_check_interval_ms: EVERY_MS, ..Config::default() };
+    let mut world = World::new(config);
+    world.pass(1);
+    world.step(1, &context(9), commit("g", "old", PARTITIONS as i32));
+    world.step(2, &context(9), commit("h", "old", 1));
+    world.commit_all();
+    let due = world.coordinator.next_deadline().expect("a search is due");
+    world.pass(due - world.now.mono_ms - 1);
+    let (mut turns, mut found) = (0, 0);
+    while world.coordinator.next_deadline() <= Some(world.now.mono_ms + 1) {
+        world.pass(1);
+        let more = forgotten(world.appending.iter().map(|(_, batch)| batch));
+        assert!((1..=SEARCH_TURN_ENTRIES).contains(&more), "{more} in one turn");
+        world.commit_all();
+        (turns, found) = (turns + 1, found + more);
+    }
+    assert_eq!((world.coordinator.len(), found), (1, PARTITIONS + 2), "a tombstone more for the small group");
+    assert!((PARTITIONS / SEARCH_TURN_ENTRIES..20).contains(&turns), "{turns} turns");
+    world.pass(EVERY_MS as u64);
+    world.commit_all();
+    assert!(world.coordinator.is_empty());
+    world.restart();
+    assert!(world.coordinator.is_empty());
 }
 
 #[test]
