@@ -40,6 +40,9 @@ const VERSION_MIN: u32 = 1;
 /// The file's name in the core's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
 
+/// The last index and the last offset. Clients know offsets as signed numbers.
+const PLACE_MAX: u64 = i64::MAX as u64;
+
 const NOT_ASCENDING: &str = "its groups are not in ascending order";
 const THERE_AND_REMOVED: &str = "a group is both present and removed";
 
@@ -264,10 +267,16 @@ impl GroupState {
         if self.by_snapshot && (!self.segments.is_empty() || self.before_first != self.flushed) {
             return Err("a snapshot group has segments");
         }
+        if self.flushed.index > PLACE_MAX || self.flushed.offset > PLACE_MAX {
+            return Err("the flushed entry is beyond the last index or offset");
+        }
         let mut next = (self.before_first.index + 1, self.before_first.offset);
         for segment in &self.segments {
             if (segment.first_index, segment.base_offset) != next || segment.serial >= self.next_serial {
                 return Err("segments do not follow one another");
+            }
+            if segment.last_index > self.flushed.index {
+                return Err("segments go beyond the flushed entry");
             }
             next = (segment.last_index + 1, segment.end_offset);
         }
@@ -554,6 +563,11 @@ mod tests {
         let mut short = checkpoint();
         short.groups[1].flushed.index = 21;
         assert_eq!(short.check(), Err("segments do not reach the flushed entry"));
+        let mut endless = checkpoint();
+        endless.groups[1].segments[0].last_index = u64::MAX;
+        assert_eq!(endless.check(), Err("segments go beyond the flushed entry"));
+        endless.groups[1].flushed.index = u64::MAX;
+        assert_eq!(endless.check(), Err("the flushed entry is beyond the last index or offset"));
         let mut twice = checkpoint();
         twice.removed[0].id = GroupId(7);
         assert_eq!(twice.check(), Err("a group is both present and removed"));

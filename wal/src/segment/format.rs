@@ -156,6 +156,9 @@ impl FrameHeader {
         if header.data_len > BODY_PART_MAX || header.payload_len > BODY_PART_MAX {
             return Err("the frame claims an invalid length");
         }
+        if header.base_offset.checked_add(u64::from(header.count)).is_none() {
+            return Err("the frame claims offsets beyond the last");
+        }
         Ok(header)
     }
 
@@ -310,6 +313,12 @@ mod tests {
         let header =
             FrameHeader { payload_len: BODY_PART_MAX + 1, ..FrameHeader::of(&entry(), entry().payload_crc(), 40, 1) };
         assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims an invalid length"));
+    }
+
+    #[test]
+    fn offsets_beyond_the_last_are_refused() {
+        let header = FrameHeader { base_offset: u64::MAX, ..FrameHeader::of(&entry(), entry().payload_crc(), 40, 1) };
+        assert_eq!(FrameHeader::decode(&header.encode(1), 1), Err("the frame claims offsets beyond the last"));
     }
 
     #[test]
