@@ -1,4 +1,4 @@
-//! Counts the bytes that a thread allocates, so that tests can limit them.
+//! Counts the bytes that a thread allocates, so that tests can limit them. Linking this crate installs the allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

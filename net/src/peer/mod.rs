@@ -138,12 +138,13 @@ impl PeerFrame {
         PeerFrame { kind, lane, bytes }
     }
 
-    fn head(&self) -> Bytes {
+    /// The bytes before [`PeerFrame::bytes`] on a connection, with the length prefix.
+    pub fn head(&self) -> Bytes {
         head(self.kind, self.lane, self.bytes.len())
     }
 
     /// Decodes a frame without its length prefix.
-    fn decode(mut frame: Bytes) -> Result<PeerFrame, PeerError> {
+    pub fn decode(mut frame: Bytes) -> Result<PeerFrame, PeerError> {
         let head = frame.first_chunk::<HEADER>().ok_or(PeerError::NoBroker)?;
         let (kind, lane) = read_head(head)?;
         frame.advance(HEADER);

@@ -122,7 +122,7 @@ fn unsnap_block(block: &[u8], limit: usize, output: &mut Vec<u8>) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::allocations;
+    use testkit::allocations;
 
     fn compressed(codec: Codec, input: &[u8]) -> Bytes {
         let mut out = BytesMut::new();

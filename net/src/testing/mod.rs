@@ -1,4 +1,3 @@
-//! Shared by tests: an allocator that counts, and random valid messages made from the schemas.
+//! Shared by tests: random valid messages made from the schemas.
 
-pub mod allocations;
 pub mod generate;

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use kafka_protocol::messages as kafka;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use testkit::allocations;
 
 use crate::codec::api::{ApiKey, Unsupported};
 use crate::codec::fetch::{FetchPartition, FetchRequest, FetchTopic, ForgottenTopic};
@@ -11,7 +12,7 @@ use crate::codec::header::RequestHeader;
 use crate::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef};
 use crate::codec::request::{DecodeError, Request, decode, decode_header, encode};
 use crate::codec::wire::{ELEMENTS_MAX, Malformed};
-use crate::testing::{allocations, generate};
+use crate::testing::generate;
 
 /// The maximum bytes that decoding a frame may allocate. Decoded elements take many times their bytes on the wire,
 /// but in proportion.

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages as kafka;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use testkit::allocations;
 use uuid::Uuid;
 
 use crate::client::Answer;
@@ -18,7 +19,7 @@ use crate::codec::produce::{ProducePartitionResponse, ProduceResponse, ProduceTo
 use crate::codec::response::{EncodeError, Response, encode, encode_api_versions_fallback, write_control};
 use crate::codec::wire::Reader;
 use crate::errors::ErrorCode;
-use crate::testing::{allocations, generate};
+use crate::testing::generate;
 
 fn header(api: ApiKey, version: i16) -> RequestHeader {
     RequestHeader { api, version, correlation_id: 77, client_id: None }
