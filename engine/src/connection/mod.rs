@@ -454,7 +454,9 @@ fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, dec
             return answer.await;
         }
         let seen = client.copied().version();
-        let spent = async { drop(race(client.copied().past(seen), rt::sleep(DECODED_HELD_MAX)).await) };
+        let spent = async {
+            race(client.copied().past(seen), rt::sleep(DECODED_HELD_MAX)).await;
+        };
         holding(answer, reserved, spent).await
     })
 }

@@ -53,7 +53,7 @@ impl<K: Copy + Ord> Lines<K> {
     }
 
     /// The number of spots held.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.0.by_key.borrow().values().map(Line::len).sum()
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         assert!(has_turn(&mut other));
         drop(other);
         assert!(has_turn(&mut many[0]));
-        assert_eq!(lines.len(), 2);
+        assert_eq!(lines.waiting(), 2);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Admission {
 
     /// The number of appends that wait.
     pub fn waiting(&self) -> usize {
-        self.lines.len()
+        self.lines.waiting()
     }
 
     /// Bytes of the ring's room to leave for the append whose turn it is. 0: none waits.
