@@ -19,7 +19,7 @@ use net::errors;
 use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerError, PeerFrame};
 use net::{Uuid, records::batch};
-use types::{GroupId, Position};
+use types::{GroupId, Position, Term};
 
 use support::PATIENCE;
 use support::broker::Broker;
@@ -74,8 +74,8 @@ impl Other {
         self.peer.write(&PeerFrame::new(kind, Lane::Control, parts.concat().into())).is_ok()
     }
 
-    fn message(&self, kind: MessageType, term: u64) -> Message {
-        let mut message = Message { from: self.me.peer, to: self.there.peer, term, ..Message::default() };
+    fn message(&self, kind: MessageType, term: Term) -> Message {
+        let mut message = Message { from: self.me.peer, to: self.there.peer, term: term.0, ..Message::default() };
         message.set_msg_type(kind);
         message
     }
@@ -139,7 +139,7 @@ fn a_tool_may_not_act_in_a_brokers_place() {
         partitions_max: 0,
     };
     let (name, id) = ("t", Uuid::new_v4());
-    let report = LeaderReport { partition: 0, term: 1 << 20, leader: 9, voters: vec![9] };
+    let report = LeaderReport { partition: 0, term: Term(1 << 20), leader: 9, voters: vec![9] };
     for (command, called) in [
         (Command::RegisterBroker { broker: stranger }, "RegisterBroker"),
         (Command::UpdateBrokerStatus { node: 1, incarnation: 1, status: BrokerStatus::Fenced }, "UpdateBrokerStatus"),
@@ -236,11 +236,15 @@ fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
     let mut other = as_broker(&broker);
     let quorum = Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap();
     let (term, last) = (quorum.term, quorum.commit);
-    let entry =
-        |data: &'static [u8]| RaftEntry { index: last + 1, term: term + 1, data: data.into(), ..RaftEntry::default() };
+    let entry = |data: &'static [u8]| RaftEntry {
+        index: last + 1,
+        term: (term + 1).0,
+        data: data.into(),
+        ..RaftEntry::default()
+    };
     let append = |other: &Other, entries: Vec<RaftEntry>| {
         let mut append = other.message(MessageType::MsgAppend, term + 1);
-        (append.index, append.log_term, append.commit) = (last, term, last + 1);
+        (append.index, append.log_term, append.commit) = (last, term.0, last + 1);
         append.set_entries(entries.into());
         raft(append)
     };
@@ -252,12 +256,12 @@ fn what_no_replica_can_have_sent_ends_nothing_and_is_counted() {
     let sent = [
         heartbeat(&other, term + 1, last + 1_000_000),
         heartbeat(&other, term, 0),
-        heartbeat(&other, u64::MAX - 1, 0),
-        heartbeat(&other, 0, 0),
+        heartbeat(&other, Term(u64::MAX - 1), 0),
+        heartbeat(&other, Term(0), 0),
         append(&other, vec![entry(b"no command")]),
-        append(&other, vec![RaftEntry { term: term + 2, ..entry(b"") }]),
+        append(&other, vec![RaftEntry { term: (term + 2).0, ..entry(b"") }]),
         raft(Message { index: 1, log_term: u64::MAX, ..other.message(MessageType::MsgRequestVote, term + 1) }),
-        raft(Message { reject: true, ..other.message(MessageType::MsgRequestPreVoteResponse, u64::MAX) }),
+        raft(Message { reject: true, ..other.message(MessageType::MsgRequestPreVoteResponse, Term(u64::MAX)) }),
         raft(other.message(MessageType::MsgSnapshot, term + 1)),
     ];
     assert!(other.send(&sent));
@@ -277,7 +281,7 @@ struct Fuzz {
     rng: fastrand::Rng,
     seed: u64,
     /// Roughly the term of the broker's metadata.
-    term: u64,
+    term: Term,
     last: u64,
 }
 
@@ -294,7 +298,7 @@ impl Fuzz {
         match self.rng.u8(..8) {
             0 => [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 60, i32::MAX as u64, 1 << 32][self.rng.usize(..6)],
             1 => self.rng.u64(..100),
-            2 | 3 => self.term + self.rng.u64(..3),
+            2 | 3 => (self.term + self.rng.u64(..3)).0,
             _ => (self.last + self.rng.u64(..6)).saturating_sub(3),
         }
     }
@@ -327,7 +331,7 @@ impl Fuzz {
             },
             3 => Command::AllocateProducerIds { count: self.rng.u32(..) },
             4 => {
-                let leaders = vec![LeaderReport { partition, term: number, leader: node, voters: vec![node] }];
+                let leaders = vec![LeaderReport { partition, term: Term(number), leader: node, voters: vec![node] }];
                 Command::SetPartitionLeader { name, id, leaders }
             }
             5 => Command::UpdateBrokerStatus { node, incarnation: number, status: BrokerStatus::Fenced },
@@ -353,7 +357,7 @@ impl Fuzz {
         ];
         let kind = KINDS[self.rng.usize(..KINDS.len())];
         let term = self.number();
-        let mut message = other.message(kind, term);
+        let mut message = other.message(kind, Term(term));
         (message.index, message.log_term, message.commit) = (self.number(), self.number(), self.number());
         (message.commit_term, message.reject, message.reject_hint) = (self.number(), self.rng.bool(), self.number());
         message.context = self.bytes(12);
@@ -423,14 +427,17 @@ impl Fuzz {
                     requests: vec![Request { origin: None, command, no_room: None }],
                 }
             }
-            1 => PlaneMessage::Forwarded { ask, answer: Ok(Accepted { term: number, index: number, results: vec![] }) },
+            1 => PlaneMessage::Forwarded {
+                ask,
+                answer: Ok(Accepted { term: Term(number), index: number, results: vec![] }),
+            },
             2 => PlaneMessage::ReadIndex { ask },
             3 => PlaneMessage::ReadIndexed {
                 ask,
                 answer: if self.rng.bool() { Ok(number) } else { refused.map(|()| 0) },
             },
             4 => PlaneMessage::Probe { incarnation: number, sent_at: time },
-            5 => PlaneMessage::Heartbeat { incarnation: number, sent_at: time, term: number, commit: number },
+            5 => PlaneMessage::Heartbeat { incarnation: number, sent_at: time, term: Term(number), commit: number },
             6 => PlaneMessage::Describe { ask },
             _ => PlaneMessage::Described { ask, answer: refused.map(|()| Default::default()) },
         }
@@ -441,7 +448,7 @@ impl Fuzz {
         match self.rng.u8(..10) {
             0 => PeerMessage::Rest(Rest {
                 group: GroupId(self.rng.u64(..3)),
-                at: Position { index: number, term: self.number() },
+                at: Position { index: number, term: Term(self.number()) },
             }),
             1 => PeerMessage::Beat(Beat {
                 incarnation: number,
@@ -460,7 +467,7 @@ impl Fuzz {
                 PeerMessage::SnapshotChunk(SnapshotChunk {
                     group: GroupId(0),
                     index: number,
-                    term,
+                    term: Term(term),
                     offset,
                     total,
                     crc,
@@ -484,7 +491,7 @@ fn wrong_fields_in_valid_frames_end_nothing() {
     let quorum = Tool::connect(&broker, PATIENCE).unwrap().describe().unwrap();
     let mut fuzz = Fuzz { rng: fastrand::Rng::with_seed(seed), seed, term: quorum.term, last: quorum.commit };
     for round in 0..rounds {
-        fuzz.term = broker.metric("millrace_metadata_term") as u64;
+        fuzz.term = Term(broker.metric("millrace_metadata_term") as u64);
         fuzz.last = broker.metric("millrace_metadata_shown_index") as u64;
         let mut other = as_broker(&broker);
         for _ in 0..30 {

@@ -2,6 +2,7 @@
 //! Lives on: the owning core. These are numbers only; the caller knows what they mean.
 
 use bytes::Bytes;
+use types::Term;
 
 /// The offsets that a payload covers: `base .. base + count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Span {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub index: u64,
-    pub term: u64,
+    pub term: Term,
     /// The Raft entry's type, as its number in raft-proto (normal, conf change, …).
     pub entry_type: u8,
     /// The Raft entry's own data, opaque here.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 use wal::disk::Disk;
 use wal::disk::glommio::GlommioDisk;
 use wal::disk::uring::UringDisk;
@@ -168,8 +168,8 @@ async fn append_until<D: Disk>(
         index += 1;
         let span = Span { base_offset: index - 1, count: 1, max_timestamp: -1 };
         let payload = Some((span, payload.clone()));
-        let entry = Entry { index, term: 1, entry_type: 0, data: data.clone(), payload };
-        let staged = journal.append(group, HardState { term: 1, vote: 1, commit: index - 1 }, &entry)?;
+        let entry = Entry { index, term: Term(1), entry_type: 0, data: data.clone(), payload };
+        let staged = journal.append(group, HardState { term: Term(1), vote: 1, commit: index - 1 }, &entry)?;
         while journal.durable() < staged.pos {
             journal.durable_past(journal.durable()).await?;
         }

@@ -14,7 +14,7 @@ use consensus::wire::{
     Beat, Caller, Consistency, Frame, Hello, MeshTimes, PeerMessage, Rest, SnapshotChunk, ToolAnswer, ToolAsk,
     ToolRequest, ToolResponse, encode_hello, encode_request, encode_response,
 };
-use types::{GroupId, Position};
+use types::{GroupId, Position, Term};
 use uuid::Uuid;
 
 const GROUP: GroupId = GroupId(4);
@@ -27,13 +27,13 @@ pub fn messages() -> Vec<Vec<u8>> {
         PeerMessage::Raft { group: GROUP, message: append() },
         PeerMessage::Raft { group: GROUP, message: snapshot() },
         PeerMessage::Append { group: GROUP, message: append(), payloads: vec![(1, Bytes::from_static(b"a batch"))] },
-        PeerMessage::Rest(Rest { group: GROUP, at: Position { index: 7, term: 3 } }),
+        PeerMessage::Rest(Rest { group: GROUP, at: Position { index: 7, term: Term(3) } }),
         PeerMessage::Beat(Beat { incarnation: 1, core: 0, cores: 2, healthy: true }),
         PeerMessage::Elect { group: GROUP },
         PeerMessage::SnapshotChunk(SnapshotChunk {
             group: GROUP,
             index: 1,
-            term: 2,
+            term: Term(2),
             offset: 3,
             total: 9,
             crc: 4,
@@ -69,12 +69,16 @@ fn snapshot() -> Message {
 
 fn accepted() -> Accepted {
     let produced = Outcome::ProducerIds { first: 0, count: 5 };
-    Accepted { term: 1, index: 2, results: vec![Ok(Ok(produced)), Ok(Ok(Outcome::LeadersSet)), Err(AskedTooLate)] }
+    Accepted {
+        term: Term(1),
+        index: 2,
+        results: vec![Ok(Ok(produced)), Ok(Ok(Outcome::LeadersSet)), Err(AskedTooLate)],
+    }
 }
 
 fn quorum() -> Quorum {
     let voter = Progress { peer: 1, matched: 3, heard_ms_ago: Some(0), caught_up_ms_ago: None };
-    Quorum { leader: 1, term: 2, commit: 3, voters: vec![voter], learners: vec![voter] }
+    Quorum { leader: 1, term: Term(2), commit: 3, voters: vec![voter], learners: vec![voter] }
 }
 
 fn plane() -> Vec<PlaneMessage> {
@@ -85,7 +89,7 @@ fn plane() -> Vec<PlaneMessage> {
         PlaneMessage::ReadIndex { ask: ASK },
         PlaneMessage::ReadIndexed { ask: ASK, answer: Err(Refused::Busy) },
         PlaneMessage::Probe { incarnation: 1, sent_at },
-        PlaneMessage::Heartbeat { incarnation: 1, sent_at, term: 2, commit: 3 },
+        PlaneMessage::Heartbeat { incarnation: 1, sent_at, term: Term(2), commit: 3 },
         PlaneMessage::Describe { ask: ASK },
         PlaneMessage::Described { ask: ASK, answer: Ok(quorum()) },
         PlaneMessage::Described { ask: ASK, answer: Err(Refused::NotLeader { leader: Some(5) }) },
@@ -166,7 +170,7 @@ fn broker() -> Broker {
 fn commands() -> Vec<Command> {
     let (name, id) = ("topic", Uuid::from_u128(9));
     let watermark = WatermarkReport { partition: 0, high_watermark: 5, log_start: 1, end_offset: 6 };
-    let leader = LeaderReport { partition: 0, term: 3, leader: 1, voters: vec![1, 2] };
+    let leader = LeaderReport { partition: 0, term: Term(3), leader: 1, voters: vec![1, 2] };
     let setting = |value: &str| ("retention.ms".to_owned(), value.to_owned());
     vec![
         Command::CreateTopic {

@@ -4,13 +4,13 @@
 use crate::group::Group;
 use bytes::Bytes;
 use raft::eraftpb::{self, EntryType, Message};
-use types::{GroupId, HardState, Position, TermRun};
+use types::{GroupId, HardState, Position, Term, TermRun};
 
 /// One log entry. `data` is small; a payload, if it has one, travels beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub index: u64,
-    pub term: u64,
+    pub term: Term,
     /// raft-proto's number: 0 normal, 1 and 2 configuration changes.
     pub entry_type: u8,
     pub data: Bytes,
@@ -31,12 +31,12 @@ impl Entry {
     pub(crate) const KIND_MAX: u8 = ENTRY_MEMBERS;
 
     pub(crate) fn from_raft(entry: eraftpb::Entry) -> Self {
-        Self { index: entry.index, term: entry.term, entry_type: entry.entry_type as u8, data: entry.data }
+        Self { index: entry.index, term: Term(entry.term), entry_type: entry.entry_type as u8, data: entry.data }
     }
 
     pub(crate) fn into_raft(self) -> eraftpb::Entry {
         let mut entry =
-            eraftpb::Entry { index: self.index, term: self.term, data: self.data, ..eraftpb::Entry::default() };
+            eraftpb::Entry { index: self.index, term: self.term.0, data: self.data, ..eraftpb::Entry::default() };
         entry.set_entry_type(match self.entry_type {
             0 => EntryType::EntryNormal,
             1 => EntryType::EntryConfChange,

@@ -46,7 +46,7 @@ use raft::{
     eraftpb::{self, ConfChangeV2, ConfState},
 };
 use std::collections::VecDeque;
-use types::{GroupId, Position};
+use types::{GroupId, Position, Term};
 
 pub struct Group {
     id: GroupId,
@@ -55,7 +55,7 @@ pub struct Group {
     handed_out: u64,
     persisted: u64,
     /// The current term, and the number of the first Ready that had it.
-    term_since: (u64, u64),
+    term_since: (Term, u64),
     /// Membership changes that were handed out and are not applied yet, with their indices.
     changes: VecDeque<(u64, ConfChangeV2)>,
     /// The number of the Ready that brought a snapshot, and the snapshot's index, until that Ready is durable.
@@ -101,7 +101,7 @@ impl Group {
         };
         let conf_state = configurations.last().expect("there is one").1.clone();
         let hard_state = eraftpb::HardState {
-            term: restored.hard_state.term,
+            term: restored.hard_state.term.0,
             vote: restored.hard_state.vote,
             // The recorded commit index lags, because it is written only with the next record. Applied or compacted
             // entries were committed.
@@ -142,7 +142,7 @@ impl Group {
         // Before a restart the replica may have promised its leader not to elect another. A new replica has
         // promised nothing.
         let promised_ticks = if config.has_leases { config.election_ticks } else { 0 };
-        let vow_ticks = if restored.hard_state.term > 0 { promised_ticks } else { 0 };
+        let vow_ticks = if restored.hard_state.term > Term(0) { promised_ticks } else { 0 };
         let raw = RawNode::new(&raft_config, storage, logger()).map_err(|error| refused(error.to_string()))?;
         Ok(Self {
             id: config.group,
@@ -203,14 +203,14 @@ impl Group {
             }
             // Skip whole terms in one step. raft-rs would probe entry by entry, however many there are.
             MessageType::MsgAppendResponse if message.reject && message.log_term > 0 => {
-                message.reject_hint = self.raw.store().last_of_term(message.reject_hint, message.log_term);
+                message.reject_hint = self.raw.store().last_of_term(message.reject_hint, Term(message.log_term));
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.vow_ticks > 0 && message.context[..] != *CAMPAIGN_TRANSFER =>
             {
                 return self.refuse(&message);
             }
-            MessageType::MsgAppend | MessageType::MsgHeartbeat if message.term >= self.term() => {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat if message.term >= self.term().0 => {
                 self.vow_ticks = self.promised_ticks;
             }
             _ => {}
@@ -233,7 +233,7 @@ impl Group {
         if !self.is_fit(&message) {
             return;
         }
-        if message.term >= self.term() {
+        if message.term >= self.term().0 {
             self.vow_ticks = self.promised_ticks;
         }
         self.take(message);
@@ -265,7 +265,7 @@ impl Group {
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
         if self.is_leader() {
             let term = self.term();
-            self.raw.raft.become_follower(term, 0);
+            self.raw.raft.become_follower(term.0, 0);
         }
     }
 
@@ -291,7 +291,7 @@ impl Group {
             return;
         }
         // A new group has no leader that an election could disturb, so it skips the pre-vote.
-        let is_new = self.term() == 0 && self.raw.raft.state == StateRole::Follower;
+        let is_new = self.term() == Term(0) && self.raw.raft.state == StateRole::Follower;
         let stood = if is_new {
             self.raw.raft.step(Message { msg_type: MessageType::MsgTimeoutNow, ..Message::default() })
         } else {
@@ -401,7 +401,7 @@ impl Group {
     /// read. The next Ready sends them.
     pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
         let is_it = |(at, entry): (u64, &Entry)| {
-            entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
+            entry.index == wanted.from + at && self.term_at(entry.index) == Some(Term(entry.term.0))
         };
         if !(0..).zip(&entries).all(is_it) {
             return;
@@ -425,7 +425,7 @@ impl Group {
     pub fn lose_leader(&mut self) {
         if !self.is_leader() && self.leader().is_some() {
             let term = self.term();
-            self.raw.raft.become_follower(term, 0);
+            self.raw.raft.become_follower(term.0, 0);
         }
     }
 
@@ -506,7 +506,7 @@ impl Group {
             return None;
         }
         let metadata = ready.snapshot().get_metadata();
-        let at = Position { index: metadata.index, term: metadata.term };
+        let at = Position { index: metadata.index, term: Term(metadata.term) };
         let conf_state = metadata.get_conf_state().clone();
         let mark = SnapshotMark { at, conf_state: members::encode(&conf_state) };
         self.configurations = vec![(at.index, conf_state.clone())];
@@ -541,7 +541,7 @@ impl Group {
             if self.is_leader() && !self.raw.raft.promotable() {
                 // raft-rs would let a removed leader go on leading, refusing every proposal.
                 let term = self.term();
-                self.raw.raft.become_follower(term, 0);
+                self.raw.raft.become_follower(term.0, 0);
             }
         }
         self.raw.advance_apply_to(index);

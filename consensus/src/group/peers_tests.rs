@@ -2,7 +2,7 @@
 
 use crate::group::*;
 use std::collections::BTreeMap;
-use types::HardState;
+use types::{HardState, Term};
 
 struct Peers(BTreeMap<u64, Group>);
 
@@ -98,7 +98,7 @@ fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
     peers.tick(1, |_| true);
     let term = peers.get(1).term();
     // A late answer of another term makes raft-rs forget its leader. It would then vote for any candidate.
-    let mut late = Message { from: 3, to: 2, term: term + 1, reject: true, ..Message::default() };
+    let mut late = Message { from: 3, to: 2, term: (term + 1).0, reject: true, ..Message::default() };
     late.set_msg_type(MessageType::MsgRequestPreVoteResponse);
     peers.get(2).step(late);
     assert_eq!((peers.get(2).term(), peers.get(2).leader()), (term + 1, None));
@@ -117,28 +117,28 @@ fn who_hears_a_leader_elects_nobody_else_though_its_term_is_taken_from_it() {
         }
         answers.iter().any(|answer| !answer.reject)
     };
-    assert!(!asked(peers.get(2), ask(pre_vote, term + 2)));
-    assert!(!asked(peers.get(2), ask(vote, term + 2)));
+    assert!(!asked(peers.get(2), ask(pre_vote, (term + 2).0)));
+    assert!(!asked(peers.get(2), ask(vote, (term + 2).0)));
     for _ in 0..8 {
         peers.get(2).tick();
     }
-    assert!(asked(peers.get(2), ask(vote, term + 3)), "the promise ends with the least election timeout");
+    assert!(asked(peers.get(2), ask(vote, (term + 3).0)), "the promise ends with the least election timeout");
 }
 
 #[test]
 fn nobody_is_elected_right_after_a_start() {
-    let restored = Restored { hard_state: HardState { term: 3, vote: 1, commit: 0 }, ..Restored::default() };
+    let restored = Restored { hard_state: HardState { term: Term(3), vote: 1, commit: 0 }, ..Restored::default() };
     let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(GroupId(9), 2) };
     let mut group = Group::new(config, restored).unwrap();
     let mut vote = Message { from: 3, to: 2, term: 4, ..Message::default() };
     vote.set_msg_type(MessageType::MsgRequestVote);
     group.step(vote.clone());
-    assert_eq!(group.term(), 3);
+    assert_eq!(group.term(), Term(3));
     for _ in 0..8 {
         group.tick();
     }
     group.step(vote);
-    assert_eq!(group.term(), 4);
+    assert_eq!(group.term(), Term(4));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Group, interface::PeerProgress, members};
 use bytes::Bytes;
 use raft::StateRole;
-use types::{HardState, TermRun};
+use types::{HardState, Term, TermRun};
 
 impl Group {
     /// The hard state to record on its own, behind everything handed out so far.
@@ -19,7 +19,7 @@ impl Group {
     /// membership change must not go back to the members before that change.
     pub fn hard_state_with(&self, index: u64) -> HardState {
         let raft = &self.raw.raft;
-        HardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed.min(index) }
+        HardState { term: Term(raft.term), vote: raft.vote, commit: raft.raft_log.committed.min(index) }
     }
 
     /// The members as of [`Group::applied`], encoded for a checkpoint of that index.
@@ -100,8 +100,8 @@ impl Group {
         (self.is_leader() && self.raw.raft.commit_to_current_term()).then_some(self.raw.raft.term)
     }
 
-    pub fn term(&self) -> u64 {
-        self.raw.raft.term
+    pub fn term(&self) -> Term {
+        Term(self.raw.raft.term)
     }
 
     pub fn commit(&self) -> u64 {
@@ -126,11 +126,11 @@ impl Group {
     /// Whether this replica's current term is durable. Until then, nobody has seen it lead in that term.
     pub fn has_durable_term(&self) -> bool {
         let (term, since) = self.term_since;
-        term == self.term() && self.persisted >= since
+        term == Term(self.term().0) && self.persisted >= since
     }
 
     /// The term of an index that the log retains.
-    pub fn term_at(&self, index: u64) -> Option<u64> {
+    pub fn term_at(&self, index: u64) -> Option<Term> {
         self.raw.store().term_of(index)
     }
 

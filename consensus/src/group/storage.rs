@@ -12,7 +12,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
 };
-use types::{Position, TermRun};
+use types::{Position, Term, TermRun};
 
 /// Entries that a peer needs and that are not in memory.
 pub(crate) struct Lacking {
@@ -76,7 +76,7 @@ impl GroupStorage {
         };
         storage.check();
         assert!(
-            before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
+            before.is_none_or(|before| storage.term_of(before.index) == Some(Term(before.term.0))),
             "{before:?} does not match the terms {:?}",
             storage.terms
         );
@@ -87,7 +87,7 @@ impl GroupStorage {
         let first = self.compacted + 1;
         for (offset, entry) in self.entries.iter().enumerate() {
             assert_eq!(entry.index, first + offset as u64, "entries have no holes");
-            assert_eq!(Some(entry.term), self.term_of(entry.index), "the runs of terms match the entries");
+            assert_eq!(Some(Term(entry.term)), self.term_of(entry.index), "the runs of terms match the entries");
         }
         for pair in self.terms.windows(2) {
             assert!(pair[0].first_index < pair[1].first_index && pair[0].term < pair[1].term, "runs of terms ascend");
@@ -103,9 +103,9 @@ impl GroupStorage {
     }
 
     /// The term of any index that the log retains.
-    pub(crate) fn term_of(&self, index: u64) -> Option<u64> {
+    pub(crate) fn term_of(&self, index: u64) -> Option<Term> {
         if index == 0 {
-            return Some(0);
+            return Some(Term(0));
         }
         if index > self.last() || self.gone.is_some_and(|gone| index < gone) {
             return None;
@@ -116,7 +116,7 @@ impl GroupStorage {
 
     /// The last retained index, at most `from`, whose term is at most `term`. Returns `from` if that is not
     /// retained.
-    pub(crate) fn last_of_term(&self, from: u64, term: u64) -> u64 {
+    pub(crate) fn last_of_term(&self, from: u64, term: Term) -> u64 {
         if self.term_of(from).is_none_or(|found| found <= term) {
             return from;
         }
@@ -138,8 +138,8 @@ impl GroupStorage {
             self.entries.reserve_exact(entries.len());
         }
         for entry in entries {
-            if self.terms.last().is_none_or(|run| run.term != entry.term) {
-                self.terms.push(TermRun { first_index: entry.index, term: entry.term, base_offset: 0 });
+            if self.terms.last().is_none_or(|run| run.term != Term(entry.term)) {
+                self.terms.push(TermRun { first_index: entry.index, term: Term(entry.term), base_offset: 0 });
             }
             self.entries.push_back(entry.clone());
         }
@@ -233,7 +233,7 @@ impl Storage for GroupStorage {
     }
 
     fn term(&self, index: u64) -> Result<u64> {
-        self.term_of(index).ok_or(Error::Store(if index > self.last() {
+        self.term_of(index).map(|term| term.0).ok_or(Error::Store(if index > self.last() {
             StorageError::Unavailable
         } else {
             StorageError::Compacted
@@ -263,7 +263,7 @@ impl Storage for GroupStorage {
         let mut snapshot = Snapshot::default();
         let metadata = snapshot.mut_metadata();
         metadata.index = at.index;
-        metadata.term = at.term;
+        metadata.term = at.term.0;
         // A peer refuses a snapshot whose configuration does not contain it. If the peer joined after the snapshot,
         // add it as a learner now. The entry that makes it a learner follows, and then changes nothing.
         if !is_member(&conf_state) {

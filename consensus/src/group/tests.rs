@@ -1,7 +1,7 @@
 //! A lone voter: what it hands out when, and how it restarts from the persisted state.
 
 use crate::group::*;
-use types::{HardState, TermRun};
+use types::{HardState, Term, TermRun};
 
 /// One group's disk: it holds only what was persisted before the crash.
 #[derive(Default)]
@@ -137,7 +137,7 @@ fn a_restart_at_any_point_keeps_what_was_committed_and_moves_the_term() {
         drop(group);
         let mut group = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(applied)).unwrap();
         group.campaign();
-        assert!(disk.hard_state.term == 0 || group.term() > disk.hard_state.term);
+        assert!(disk.hard_state.term == Term(0) || group.term() > disk.hard_state.term);
         let kept = settle(&mut group, &mut disk);
         assert!(kept.starts_with(&acked), "crash after {crash_after} steps in term {term}");
     }
@@ -158,10 +158,13 @@ fn compaction_keeps_the_terms() {
     let end = group.last_index();
     group.compact(end);
     group.check();
-    assert_eq!((group.term_at(1), group.term_at(end), group.term_at(end + 1)), (Some(1), Some(2), None));
+    assert_eq!((group.term_at(1), group.term_at(end), group.term_at(end + 1)), (Some(Term(1)), Some(Term(2)), None));
     assert_eq!(
         group.terms(),
-        [TermRun { first_index: 1, term: 1, base_offset: 0 }, TermRun { first_index: end, term: 2, base_offset: 0 }]
+        [
+            TermRun { first_index: 1, term: Term(1), base_offset: 0 },
+            TermRun { first_index: end, term: Term(2), base_offset: 0 }
+        ]
     );
     group.propose(Bytes::from_static(b"b")).unwrap();
     assert_eq!(settle(&mut group, &mut disk).len(), 1);
@@ -192,18 +195,21 @@ fn a_leaders_epoch_begins_with_its_first_commit() {
 #[test]
 fn a_log_whose_terms_begin_above_the_cut_is_restored() {
     // The whole log is deleted: only the position before its start is known.
-    let hard_state = HardState { term: 4, vote: 1, commit: 9 };
-    let before = Some(Position { index: 9, term: 3 });
+    let hard_state = HardState { term: Term(4), vote: 1, commit: 9 };
+    let before = Some(Position { index: 9, term: Term(3) });
     let restored = Restored { hard_state, before, applied: 9, ..Restored::default() };
     let mut group = Group::new(GroupConfig::single(GroupId(7), 1), restored).unwrap();
     group.check();
-    assert_eq!((group.term_at(8), group.term_at(9)), (None, Some(3)));
+    assert_eq!((group.term_at(8), group.term_at(9)), (None, Some(Term(3))));
     group.campaign();
-    assert_eq!((group.term(), group.last_index(), group.term_at(10)), (5, 10, None), "not handed out yet");
+    assert_eq!((group.term(), group.last_index(), group.term_at(10)), (Term(5), 10, None), "not handed out yet");
     settle(&mut group, &mut Disk::default());
     assert_eq!(
         group.terms(),
-        [TermRun { first_index: 9, term: 3, base_offset: 0 }, TermRun { first_index: 10, term: 5, base_offset: 0 }]
+        [
+            TermRun { first_index: 9, term: Term(3), base_offset: 0 },
+            TermRun { first_index: 10, term: Term(5), base_offset: 0 }
+        ]
     );
 }
 
@@ -211,23 +217,23 @@ fn a_log_whose_terms_begin_above_the_cut_is_restored() {
 fn a_log_of_a_term_that_the_hard_state_does_not_know_is_refused() {
     let mut disk = Disk::default();
     settle(&mut leader(), &mut disk);
-    disk.hard_state.term = 0;
+    disk.hard_state.term = Term(0);
     let refused = Group::new(GroupConfig::single(GroupId(7), 1), disk.restore(0)).err().unwrap();
     assert!(refused.to_string().contains("the log ends in term 1"), "{refused}");
 }
 
 /// A message to peer 1.
-fn message(kind: MessageType, from: u64, term: u64) -> Message {
-    let mut message = Message { to: 1, from, term, ..Message::default() };
+fn message(kind: MessageType, from: u64, term: Term) -> Message {
+    let mut message = Message { to: 1, from, term: term.0, ..Message::default() };
     message.set_msg_type(kind);
     message
 }
 
 /// A leader's append of entries of its own term after `index`.
-fn append(term: u64, index: u64, log_term: u64, count: u64, commit: u64) -> Message {
-    let entries = (1..=count).map(|n| eraftpb::Entry { index: index + n, term, ..Default::default() });
+fn append(term: Term, index: u64, log_term: Term, count: u64, commit: u64) -> Message {
+    let entries = (1..=count).map(|n| eraftpb::Entry { index: index + n, term: term.0, ..Default::default() });
     let mut message = message(MessageType::MsgAppend, 2, term);
-    (message.index, message.log_term, message.commit) = (index, log_term, commit);
+    (message.index, message.log_term, message.commit) = (index, log_term.0, commit);
     message.set_entries(entries.collect::<Vec<_>>().into());
     message
 }
@@ -239,26 +245,26 @@ fn a_lone_voter_does_not_win_while_its_log_is_on_its_way_to_the_disk() {
     group.propose(Bytes::from_static(b"a")).unwrap();
     let in_flight = group.ready().unwrap().number;
     // A former member knows of a higher term.
-    group.step(message(MessageType::MsgHeartbeat, 2, 5));
+    group.step(message(MessageType::MsgHeartbeat, 2, Term(5)));
     assert!(!group.is_leader());
     group.campaign();
     (0..100).for_each(|_| group.tick());
     assert!(!group.is_leader());
     group.on_persisted(in_flight);
     group.campaign();
-    assert_eq!((group.is_leader(), group.term()), (true, 6));
+    assert_eq!((group.is_leader(), group.term()), (true, Term(6)));
 }
 
 #[test]
 fn a_recorded_commit_is_never_above_the_record_it_comes_with() {
     let config = GroupConfig { voters: vec![1, 2, 3], ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
-    group.step(append(3, 0, 0, 4, 4));
+    group.step(append(Term(3), 0, Term(0), 4, 4));
     let ready = group.ready().unwrap();
     assert_eq!((ready.entries.len(), ready.committed.len(), group.commit()), (4, 0, 4));
     assert!(ready.messages.is_empty() && !ready.persisted_messages.is_empty(), "an acknowledgement waits for the disk");
     for entry in &ready.entries {
-        let expected = HardState { term: 3, vote: 0, commit: entry.index };
+        let expected = HardState { term: Term(3), vote: 0, commit: entry.index };
         assert_eq!(group.hard_state_with(entry.index), expected);
     }
     assert_eq!((group.hard_state().commit, group.stable()), (4, 0));
@@ -271,13 +277,13 @@ fn what_a_peer_may_not_send_changes_nothing() {
     let mut group = leader();
     settle(&mut group, &mut Disk::default());
     let end = group.last_index();
-    let mut proposal = message(MessageType::MsgPropose, 2, 0);
+    let mut proposal = message(MessageType::MsgPropose, 2, Term(0));
     proposal.set_entries(vec![eraftpb::Entry::default()].into());
     group.step(proposal);
-    group.step(message(MessageType::MsgSnapshot, 2, 9));
-    group.step(message(MessageType::MsgHup, 2, 0));
-    group.step(Message { to: 3, ..message(MessageType::MsgHeartbeat, 2, 9) });
-    assert_eq!((group.last_index(), group.term(), group.is_leader()), (end, 1, true));
+    group.step(message(MessageType::MsgSnapshot, 2, Term(9)));
+    group.step(message(MessageType::MsgHup, 2, Term(0)));
+    group.step(Message { to: 3, ..message(MessageType::MsgHeartbeat, 2, Term(9)) });
+    assert_eq!((group.last_index(), group.term(), group.is_leader()), (end, Term(1), true));
     assert!(!group.has_work());
 }
 
@@ -304,7 +310,7 @@ fn members_are_added_to_a_lone_voter_one_change_at_a_time() {
     assert!(!restarted.is_leader(), "it needs another vote now");
 
     for peer in [2, 3] {
-        let mut ack = message(MessageType::MsgAppendResponse, peer, 1);
+        let mut ack = message(MessageType::MsgAppendResponse, peer, Term(1));
         ack.index = group.last_index();
         group.step(ack);
     }
@@ -330,7 +336,7 @@ fn a_lone_voters_learners_hear_of_its_term_only_when_that_is_durable() {
     group.on_persisted(ready.number);
     assert!(group.has_durable_term());
     // From now on the learners get entries at once.
-    let mut ack = message(MessageType::MsgAppendResponse, 2, 2);
+    let mut ack = message(MessageType::MsgAppendResponse, 2, Term(2));
     ack.index = group.last_index();
     group.step(ack);
     group.propose(Bytes::from_static(b"b")).unwrap();

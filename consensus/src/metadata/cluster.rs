@@ -2,6 +2,7 @@
 //! their topic.
 
 use std::collections::BTreeMap;
+use types::Term;
 
 /// An address that something listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub enum BrokerStatus {
 /// The leader and voters of a partition, as its leader reported them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionLeader {
-    pub term: u64,
+    pub term: Term,
     pub leader: i32,
     pub voters: Vec<i32>,
 }

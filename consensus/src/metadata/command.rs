@@ -12,6 +12,7 @@ use flatbuffers::{
     FlatBufferBuilder, Follow, ForwardsUOffset, InvalidFlatbuffer, Vector, Verifiable, VerifierOptions, WIPOffset,
 };
 use std::{collections::BTreeMap, sync::Arc};
+use types::Term;
 use uuid::Uuid;
 
 /// A change of the metadata. It contains every choice (ids, placement, time), so applying it is deterministic.
@@ -101,7 +102,7 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderReport {
     pub partition: u32,
-    pub term: u64,
+    pub term: Term,
     pub leader: i32,
     pub voters: Vec<i32>,
 }
@@ -342,7 +343,7 @@ fn write<'b>(
                 .map(|report| {
                     let LeaderReport { partition, term, leader, ref voters } = *report;
                     let voters = Some(out.create_vector(voters));
-                    fb::LeaderReport::create(out, &fb::LeaderReportArgs { partition, term, leader, voters })
+                    fb::LeaderReport::create(out, &fb::LeaderReportArgs { partition, term: term.0, leader, voters })
                 })
                 .collect();
             let args = fb::SetPartitionLeaderArgs {
@@ -464,7 +465,7 @@ fn read(command: fb::Command<'_>) -> Result<Command, DecodeError> {
             let body = command.body_as_set_partition_leader().expect(VERIFIED);
             let leaders = body.leaders().iter().map(|report| LeaderReport {
                 partition: report.partition(),
-                term: report.term(),
+                term: Term(report.term()),
                 leader: report.leader(),
                 voters: report.voters().iter().collect(),
             });

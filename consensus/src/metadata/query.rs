@@ -10,7 +10,7 @@ use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use std::{ops::Bound, sync::Arc};
-use types::GroupId;
+use types::{GroupId, Term};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
@@ -228,7 +228,7 @@ fn answer_out(out: &mut FlatBufferBuilder<'_>, answer: &QueryAnswer) -> (fb::Que
             let voters = leader.as_ref().map(|leader| &leader.voters[..]).unwrap_or_default();
             let args = fb::AssignmentArgs {
                 replicas: Some(out.create_vector(replicas)),
-                term: leader.as_ref().map_or(0, |leader| leader.term),
+                term: leader.as_ref().map_or(0, |leader| leader.term.0),
                 leader: leader.as_ref().map_or(-1, |leader| leader.leader),
                 voters: Some(out.create_vector(voters)),
             };
@@ -269,7 +269,7 @@ fn answer_in(answer: fb::QueryAnswer<'_>) -> Result<QueryAnswer, DecodeError> {
             let (term, leader, voters) = (body.term(), body.leader(), body.voters().iter().collect());
             QueryAnswer::Assignment(Assignment {
                 replicas: body.replicas().iter().collect(),
-                leader: (term > 0).then_some(PartitionLeader { term, leader, voters }),
+                leader: (term > 0).then_some(PartitionLeader { term: Term(term), leader, voters }),
             })
         }
         fb::QueryAnswerBody::Watermark => {

@@ -9,7 +9,7 @@ use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
 use std::sync::Arc;
-use types::GroupId;
+use types::{GroupId, Term};
 
 /// The reason why bytes are not a snapshot of all slices.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,7 +112,7 @@ fn leader_out<'b>(
 ) -> WIPOffset<fb::PartitionLeader<'b>> {
     let PartitionLeader { term, leader, ref voters } = *leader;
     let voters = Some(out.create_vector(voters));
-    fb::PartitionLeader::create(out, &fb::PartitionLeaderArgs { group: group.0, term, leader, voters })
+    fb::PartitionLeader::create(out, &fb::PartitionLeaderArgs { group: group.0, term: term.0, leader, voters })
 }
 
 pub(super) fn watermark_out<'b>(
@@ -194,7 +194,7 @@ fn slice_in(from: fb::Slice<'_>) -> Result<Slice, RestoreError> {
     let leaders = leaders
         .map(|known| {
             let voters = known.voters().iter().collect();
-            (GroupId(known.group()), PartitionLeader { term: known.term(), leader: known.leader(), voters })
+            (GroupId(known.group()), PartitionLeader { term: Term(known.term()), leader: known.leader(), voters })
         })
         .collect();
     slice.leaders = Arc::new(leaders);

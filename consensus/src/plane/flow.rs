@@ -10,6 +10,7 @@ use crate::{
     metadata::{self, Applied, AskedTooLate, Delta, Placed, Request, RequestResult},
 };
 use std::collections::VecDeque;
+use types::Term;
 
 /// Work for the slices. Every owner of slices gets its part, in this order.
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ type Outcome = Result<Applied, AskedTooLate>;
 
 pub(super) struct FlowEntry {
     pub(super) index: u64,
-    pub(super) term: u64,
+    pub(super) term: Term,
     generation: u64,
     outcomes: Vec<Option<Outcome>>,
     missing: usize,
@@ -94,7 +95,7 @@ impl Flow {
     pub(super) fn speculate(
         &mut self,
         index: u64,
-        term: u64,
+        term: Term,
         mut requests: Vec<Request>,
         owners: Vec<Owner>,
         slices: &mut Vec<SliceOp>,
@@ -112,7 +113,7 @@ impl Flow {
         slices.push(SliceOp::Speculate(SliceEntry { generation, index, requests }));
     }
 
-    fn entry(&mut self, index: u64, term: u64, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
+    fn entry(&mut self, index: u64, term: Term, requests: &mut [Request], owners: Vec<Owner>) -> FlowEntry {
         let (outcomes, missing) = (requests.iter().map(|_| None).collect(), requests.len());
         let returning = requests.iter().filter_map(returning).collect();
         let mut placed = Placed::default();

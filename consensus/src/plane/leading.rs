@@ -16,11 +16,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use types::Position;
+use types::{Position, Term};
 
 /// One term in which this broker leads.
 pub(super) struct Lead {
-    pub(super) term: u64,
+    pub(super) term: Term,
     /// Its first entry is applied, and therefore everything that was committed before.
     pub(super) established: bool,
     pub(super) lease: LeaderLease,
@@ -62,7 +62,7 @@ enum Who {
 }
 
 impl Lead {
-    pub(super) fn new(term: u64) -> Self {
+    pub(super) fn new(term: Term) -> Self {
         Self {
             term,
             established: false,

@@ -5,6 +5,7 @@
 
 use crate::metadata::{Request, RequestResult};
 use std::time::Duration;
+use types::Term;
 
 /// When a write is acknowledged (`metadata.acks`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub enum PlaneMessage {
     Heartbeat {
         incarnation: u64,
         sent_at: Duration,
-        term: u64,
+        term: Term,
         commit: u64,
     },
     /// To the leader: asks for the state of the quorum.
@@ -71,7 +72,7 @@ pub struct Ask {
 /// The leader's answer to a write: its place in the log, and the result of each request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accepted {
-    pub term: u64,
+    pub term: Term,
     pub index: u64,
     pub results: Vec<RequestResult>,
 }
@@ -89,7 +90,7 @@ pub enum Refused {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quorum {
     pub leader: u64,
-    pub term: u64,
+    pub term: Term,
     pub commit: u64,
     pub voters: Vec<Progress>,
     pub learners: Vec<Progress>,

@@ -9,6 +9,7 @@ use crate::{
     group::Group,
     metadata::{Rejection, RequestResult},
 };
+use types::Term;
 
 /// Bytes of an entry that every ring takes. A larger entry holds one write only.
 pub const ENTRY_BYTES: usize = 256 << 10;
@@ -26,6 +27,6 @@ impl Plane {
     pub(super) fn rejected(&self, group: &Group, requests: usize, rejection: &Rejection) -> Accepted {
         let index = self.flow.published();
         let result: RequestResult = Ok(Err(rejection.clone()));
-        Accepted { term: group.term_at(index).unwrap_or(0), index, results: vec![result; requests] }
+        Accepted { term: Term(group.term_at(index).unwrap_or(Term(0)).0), index, results: vec![result; requests] }
     }
 }

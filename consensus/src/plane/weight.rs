@@ -73,6 +73,7 @@ mod tests {
     use crate::metadata::{
         BrokerStatus, HostPort, LeaderReport, NoRoom, Origin, Request, WatermarkReport, encode_requests,
     };
+    use types::Term;
     use uuid::Uuid;
 
     struct Draw(fastrand::Rng);
@@ -154,7 +155,7 @@ mod tests {
                 6 => {
                     let leaders = self.many(|draw| LeaderReport {
                         partition: draw.number() as u32,
-                        term: draw.number(),
+                        term: Term(draw.number()),
                         leader: draw.number() as i32,
                         voters: draw.nodes(),
                     });

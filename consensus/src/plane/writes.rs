@@ -7,6 +7,7 @@ use crate::{
     metadata::{Command, Origin, Rejection, Request, RequestResult},
 };
 use std::time::Duration;
+use types::Term;
 
 /// A client's write.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ pub enum Until {
 /// The answer to a write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
-    pub term: u64,
+    pub term: Term,
     pub index: u64,
     /// The result of each command, in order.
     pub results: Vec<RequestResult>,
@@ -72,7 +73,7 @@ enum State {
     /// Forwarded to the leader; retried at `retry_at`.
     Forwarded { retry_at: Duration },
     /// The leader has answered for this place in the log, which is not shown here yet.
-    Settling { term: u64, index: u64, results: Vec<RequestResult>, retry_at: Duration },
+    Settling { term: Term, index: u64, results: Vec<RequestResult>, retry_at: Duration },
 }
 
 impl Write {
@@ -307,7 +308,7 @@ impl Plane {
             if at != index {
                 continue;
             }
-            if group.term_at(index) != Some(term) {
+            if group.term_at(index) != Some(Term(term.0)) {
                 self.truncated(token);
                 continue;
             }

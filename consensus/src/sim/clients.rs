@@ -22,6 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use types::Term;
 use uuid::Uuid;
 
 /// The range, in ms, of an operation's time limit. After that, the node answers with an error.
@@ -302,7 +303,7 @@ impl Cluster {
     fn has_written(&mut self, at: usize, above: u64, write: &Submission, written: &Written) -> Result<Told, Violation> {
         let Written { term, index, .. } = *written;
         let history = &self.histories[META.0 as usize];
-        let committed = history.term_of(index) == Some(term);
+        let committed = history.term_of(index) == Some(term.0);
         if committed {
             self.summary.written += 1;
             if index <= above {
@@ -326,7 +327,7 @@ impl Cluster {
             )));
         }
         self.summary.fast += 1;
-        self.clients.fast.push((index, term));
+        self.clients.fast.push((index, term.0));
         Ok(Told::Alone { index, term })
     }
 
@@ -334,7 +335,7 @@ impl Cluster {
     pub(super) fn check_fast_writes(&self) -> Result<(), Violation> {
         let history = &self.histories[META.0 as usize];
         for (index, term) in &self.clients.fast {
-            if history.term_of(*index) != Some(*term) && history.newest_term() == *term {
+            if history.term_of(*index) != Some(*term) && history.newest_term() == Term(*term) {
                 return Err(Violation(format!("the fast path acknowledged {index}, but its own term lost it")));
             }
         }
@@ -362,7 +363,7 @@ impl Cluster {
             }
             3 => Command::AllocateProducerIds { count: ID_COUNTS[self.rng.usize(..ID_COUNTS.len())] },
             4 => {
-                let report = LeaderReport { partition, term: self.rng.u64(1..9), leader: 1, voters: vec![1] };
+                let report = LeaderReport { partition, term: Term(self.rng.u64(1..9)), leader: 1, voters: vec![1] };
                 Command::SetPartitionLeader { name, id, leaders: vec![report] }
             }
             5 => {

@@ -313,7 +313,7 @@ impl Cluster {
             self.answered(entry, result)?;
         }
         if let Some((term, data)) = self.open.remove(&(node, group, entry.index))
-            && term == entry.term
+            && term == entry.term.0
         {
             self.histories[group.0 as usize].ack(entry.index, data);
         }
@@ -343,7 +343,7 @@ impl Cluster {
         let Some(node) = self.slots[at].node_mut() else { return };
         if let Some((position, data)) = node.propose_batch(group, count) {
             // In time: even if the proposal was applied in this turn, `look` reads that only after this insertion.
-            self.open.insert((node.id, group, position.index), (position.term, data));
+            self.open.insert((node.id, group, position.index), (position.term.0, data));
         }
     }
 

@@ -171,7 +171,7 @@ impl SimDisk {
     /// The last index up to which a group's durable log has the terms that `term_of` gives.
     pub fn agrees_up_to(&self, group: GroupId, term_of: impl Fn(u64) -> Option<u64>) -> u64 {
         let Some(image) = self.images.get(&group) else { return 0 };
-        let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term)).last();
+        let agreeing = image.entries.iter().take_while(|entry| term_of(entry.index) == Some(entry.term.0)).last();
         agreeing.map_or(image.before.map_or(0, |before| before.index), |entry| entry.index)
     }
 

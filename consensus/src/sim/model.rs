@@ -5,6 +5,7 @@
 use super::linear::Model;
 use crate::metadata::{self, AskedTooLate, Command, Outcome, Rejection, RequestResult, View};
 use std::sync::Arc;
+use types::Term;
 use uuid::Uuid;
 
 /// The visible state of a topic; `None` if it does not exist.
@@ -22,7 +23,7 @@ pub(super) struct Seen {
 /// The reports of a partition's leader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Reported {
-    term: u64,
+    term: Term,
     watermark: u64,
 }
 
@@ -48,7 +49,7 @@ pub(super) enum TopicOp {
     Leads {
         id: u128,
         partition: usize,
-        term: u64,
+        term: Term,
     },
     Reaches {
         id: u128,
@@ -310,7 +311,7 @@ pub(super) fn producer_ids_reply(result: &RequestResult) -> Option<i64> {
 /// A topic as a view shows it.
 pub(super) fn read(view: &View, name: &str) -> TopicReply {
     let partition = |partition: &metadata::Partition| Reported {
-        term: view.leader(partition.group).map_or(0, |leader| leader.term),
+        term: view.leader(partition.group).map_or(Term(0), |leader| leader.term),
         watermark: view.watermark(partition.group).map_or(0, |watermark| watermark.high_watermark),
     };
     TopicReply::Read(view.topic(name).map(|topic| Seen {

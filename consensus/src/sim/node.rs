@@ -21,7 +21,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use types::{GroupId, HardState, Position};
+use types::{GroupId, HardState, Position, Term};
 
 /// The metadata group. The other groups stand for partitions.
 pub const META: GroupId = GroupId(0);
@@ -51,8 +51,8 @@ pub(super) struct Replica {
     /// The offset after each batch in the log, committed or not, by index. The next batch begins at the last one.
     ends: BTreeMap<u64, u64>,
     /// The term and vote that were last handed to the journal.
-    staged: (u64, u64),
-    led: Option<u64>,
+    staged: (Term, u64),
+    led: Option<Term>,
 }
 
 /// A Ready whose records are being written.
@@ -322,11 +322,11 @@ impl Node {
             self.disk.append(Record { group, hard_state, entry: Some(entry.clone()), restart: None });
         }
         let hard_state = recorded(replica.group.hard_state());
-        alone &= replica.staged != (hard_state.term, hard_state.vote);
+        alone &= replica.staged != (Term(hard_state.term.0), hard_state.vote);
         if alone {
             self.disk.append(Record { group, hard_state, entry: None, restart: None });
         }
-        replica.staged = (hard_state.term, hard_state.vote);
+        replica.staged = (Term(hard_state.term.0), hard_state.vote);
         let mut late = ready.persisted_messages;
         let mut now = ready.messages;
         if self.bug == Some(Bug::AnsweredBeforeSync) {
@@ -422,7 +422,7 @@ impl Node {
             if granted || message.get_msg_type() == MessageType::MsgRequestVote {
                 // A candidate that requests votes has voted for itself.
                 let to = if granted { message.to } else { self.id };
-                self.seen.push(Seen::Voted { node: self.id, group, term: message.term, to });
+                self.seen.push(Seen::Voted { node: self.id, group, term: Term(message.term), to });
             }
             if message.get_msg_type() != MessageType::MsgSnapshot {
                 self.transport.send(message.to, Wire::Raft(group, message));

@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use types::Position;
+use types::{Position, Term};
 
 pub(super) struct Meta {
     pub(super) plane: Plane,
@@ -259,6 +259,6 @@ impl Node {
 
 /// The position of a checkpoint. `None` if the log no longer knows its term.
 pub(super) fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
-    let at = Position { index: checkpoint.index, term: group.term_at(checkpoint.index)? };
+    let at = Position { index: checkpoint.index, term: Term((group.term_at(checkpoint.index)?).0) };
     Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })
 }

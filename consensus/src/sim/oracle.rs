@@ -3,7 +3,7 @@
 use crate::group::Entry;
 use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
-use types::{GroupId, TermRun};
+use types::{GroupId, Term, TermRun};
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,13 +16,13 @@ pub enum Seen {
     Voted {
         node: u64,
         group: GroupId,
-        term: u64,
+        term: Term,
         to: u64,
     },
     Leads {
         node: u64,
         group: GroupId,
-        term: u64,
+        term: Term,
         log: Vec<TermRun>,
     },
     /// A durable append. Appends that are not durable are not reported. A lone voter may lose one together with its
@@ -35,7 +35,7 @@ pub enum Seen {
     Applied {
         node: u64,
         group: GroupId,
-        term: u64,
+        term: Term,
         entry: Entry,
         result: String,
     },
@@ -103,13 +103,13 @@ impl History {
     }
 
     /// The newest term in which a node was seen to lead.
-    pub fn newest_term(&self) -> u64 {
-        self.leaders.last_key_value().map_or(0, |(term, _)| *term)
+    pub fn newest_term(&self) -> Term {
+        self.leaders.last_key_value().map_or(Term(0), |(term, _)| Term(*term))
     }
 
     /// The term of a committed entry.
     pub fn term_of(&self, index: u64) -> Option<u64> {
-        Some(self.committed.get(index.checked_sub(1)? as usize)?.entry.term)
+        Some((self.committed.get(index.checked_sub(1)? as usize)?.entry.term).0)
     }
 
     /// Records that a node has started from a checkpoint at index `applied`.
@@ -125,15 +125,15 @@ impl History {
     pub fn see(&mut self, seen: Seen) -> Result<(), Violation> {
         match seen {
             Seen::Voted { node, term, to, group } => {
-                let first = *self.votes.entry((term, node)).or_insert(to);
+                let first = *self.votes.entry((term.0, node)).or_insert(to);
                 expect(first == to, || format!("group {group}: node {node} voted for {first} and {to} in term {term}"))
             }
             Seen::Leads { node, term, log, group } => {
-                let first = *self.leaders.entry(term).or_insert(node);
+                let first = *self.leaders.entry(term.0).or_insert(node);
                 expect(first == node, || format!("group {group}: {first} and {node} both lead in term {term}"))?;
                 self.leader_is_complete(group, node, term, &log)
             }
-            Seen::Appended { entry, group } => match self.appended.entry((entry.index, entry.term)) {
+            Seen::Appended { entry, group } => match self.appended.entry((entry.index, entry.term.0)) {
                 btree_map::Entry::Vacant(place) => {
                     place.insert(entry);
                     Ok(())
@@ -143,7 +143,7 @@ impl History {
                 }),
             },
             Seen::Applied { node, term, entry, result, group } => {
-                self.applied(group, node, Committed { entry, result, known_in: term })
+                self.applied(group, node, Committed { entry, result, known_in: term.0 })
             }
             Seen::Restored { node, index, group } => {
                 let before = self.applied.insert(node, index).unwrap_or(0);
@@ -157,8 +157,8 @@ impl History {
     }
 
     /// A leader has every entry that was committed in earlier terms (Raft paper, 5.4: leader completeness).
-    fn leader_is_complete(&self, group: GroupId, node: u64, term: u64, log: &[TermRun]) -> Result<(), Violation> {
-        for committed in self.committed.iter().filter(|committed| committed.known_in < term) {
+    fn leader_is_complete(&self, group: GroupId, node: u64, term: Term, log: &[TermRun]) -> Result<(), Violation> {
+        for committed in self.committed.iter().filter(|committed| committed.known_in < term.0) {
             let entry = &committed.entry;
             let after = log.partition_point(|run| run.first_index <= entry.index);
             // An entry below the first run was compacted, so the node has applied it.

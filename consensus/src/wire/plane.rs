@@ -8,6 +8,7 @@ use crate::{
 };
 use flatbuffers::WIPOffset;
 use std::time::Duration;
+use types::Term;
 
 pub(super) fn ask_out(ask: Ask) -> fb::Ask {
     fb::Ask::new(ask.incarnation, ask.number)
@@ -66,7 +67,7 @@ pub(super) fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::B
                 ask: Some(&ask_out(*ask)),
                 refusal,
                 leader,
-                term: accepted.map_or(0, |accepted| accepted.term),
+                term: accepted.map_or(0, |accepted| accepted.term.0),
                 index: accepted.map_or(0, |accepted| accepted.index),
                 results: accepted.map(|accepted| out.create_vector::<u8>(&metadata::encode_results(&accepted.results))),
             };
@@ -88,7 +89,7 @@ pub(super) fn plane_out<'b>(out: &mut Out<'b>, message: &PlaneMessage) -> (fb::B
         }
         PlaneMessage::Heartbeat { incarnation, sent_at, term, commit } => {
             let sent_at = sent_at.as_nanos() as u64;
-            let args = fb::HeartbeatArgs { incarnation: *incarnation, sent_at, term: *term, commit: *commit };
+            let args = fb::HeartbeatArgs { incarnation: *incarnation, sent_at, term: term.0, commit: *commit };
             (fb::Body::Heartbeat, fb::Heartbeat::create(out, &args).as_union_value())
         }
         PlaneMessage::Describe { ask } => {
@@ -116,7 +117,7 @@ pub(super) fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireErr
             let answer = match refusal_in(body.refusal(), body.leader())? {
                 Some(refused) => Err(refused),
                 None => Ok(Accepted {
-                    term: body.term(),
+                    term: Term(body.term()),
                     index: body.index(),
                     results: results_in(body.results().map(|results| results.bytes()))?,
                 }),
@@ -140,7 +141,7 @@ pub(super) fn plane_in(message: fb::Message<'_>) -> Result<PlaneMessage, WireErr
             PlaneMessage::Heartbeat {
                 incarnation: body.incarnation(),
                 sent_at: Duration::from_nanos(body.sent_at()),
-                term: body.term(),
+                term: Term(body.term()),
                 commit: body.commit(),
             }
         }
@@ -182,7 +183,7 @@ pub(super) fn quorum_out<'b>(out: &mut Out<'b>, quorum: &Quorum) -> WIPOffset<fb
     let (voters, learners) = (peers(&quorum.voters), peers(&quorum.learners));
     let args = fb::QuorumArgs {
         leader: quorum.leader,
-        term: quorum.term,
+        term: quorum.term.0,
         commit: quorum.commit,
         voters: Some(voters),
         learners: Some(learners),
@@ -199,7 +200,7 @@ pub(super) fn quorum_in(quorum: fb::Quorum<'_>) -> Quorum {
     };
     Quorum {
         leader: quorum.leader(),
-        term: quorum.term(),
+        term: Term(quorum.term()),
         commit: quorum.commit(),
         voters: quorum.voters().iter().map(peer).collect(),
         learners: quorum.learners().iter().map(peer).collect(),

@@ -9,4 +9,4 @@ mod ids;
 mod log;
 
 pub use ids::{CoreId, GroupId, SLICES, SliceId};
-pub use log::{HardState, Position, TermRun};
+pub use log::{HardState, Position, Term, TermRun};

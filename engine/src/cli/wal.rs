@@ -321,6 +321,7 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::Term;
     use types::{GroupId, HardState};
     use wal::{
         record::{Entry, Span},
@@ -328,13 +329,13 @@ mod tests {
     };
 
     const SEGMENT_BYTES: u64 = 16 * BLOCK as u64;
-    const STATE: HardState = HardState { term: 2, vote: 1, commit: 4 };
+    const STATE: HardState = HardState { term: Term(2), vote: 1, commit: 4 };
 
     fn entry(index: u64) -> Entry {
         let span = Span { base_offset: 10, count: 3, max_timestamp: 77 };
         Entry {
             index,
-            term: 2,
+            term: Term(2),
             entry_type: 0,
             data: Bytes::from_static(b"dd"),
             payload: Some((span, Bytes::from(vec![7; 5000]))),

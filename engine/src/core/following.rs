@@ -16,7 +16,7 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use types::{GroupId, Position};
+use types::{GroupId, Position, Term};
 use wal::store::RecoveredGroup;
 
 /// Ticks without a leader before a replica of a partition stands for election, and ticks between two replicas'
@@ -116,7 +116,7 @@ impl Core {
         let opened = match &recovered {
             None => {
                 self.store.create_group(group, config.log_options());
-                let empty = Restored { gone: Some(Position { index: 0, term: 0 }), ..Restored::default() };
+                let empty = Restored { gone: Some(Position { index: 0, term: Term(0) }), ..Restored::default() };
                 let raft = Group::new(identity, empty).expect("a new group needs nothing from storage");
                 Ok(Partition::new(name.clone(), group, raft, config, replicas))
             }

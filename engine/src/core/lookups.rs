@@ -111,5 +111,6 @@ impl Core {
 fn led_elsewhere(view: &View, group: GroupId, own: i32) -> Option<Leadership> {
     let reported = view.leader(group)?;
     let alive = view.broker(reported.leader).is_some_and(|broker| broker.status == BrokerStatus::Alive);
-    (alive && reported.leader != own).then_some(Leadership { node: reported.leader, epoch: reported.term as i32 })
+    (alive && reported.leader != own)
+        .then_some(Leadership { node: reported.leader, epoch: reported.term.leader_epoch() })
 }

@@ -29,6 +29,7 @@ use std::{
     collections::VecDeque,
     rc::Rc,
 };
+use types::Term;
 use wal::{record, store::Entries};
 
 /// Most bytes of data and batches in one piece that is read, and in one message to a lagging replica.
@@ -155,7 +156,7 @@ impl Partition {
             let Some(to) = self.catch_up.queue.borrow().front().map(|message| message.to) else { return };
             let _turn = self.turn(core, |peer| peer.peer == to).await;
             let Some(message) = self.catch_up.queue.borrow_mut().pop_front() else { return };
-            if !self.replica.with(|raft| raft.is_leader() && raft.term() == message.term) {
+            if !self.replica.with(|raft| raft.is_leader() && raft.term() == Term(message.term)) {
                 return self.catch_up.queue.borrow_mut().clear();
             }
             if let Some((payloads, _)) = self.payloads_at_hand(core, &message) {
@@ -173,7 +174,7 @@ impl Partition {
     /// Sends the part of a message for which batches were read.
     fn send_read(&self, core: &Core, mut message: Message, entries: Vec<record::Entry>) {
         let same =
-            |(small, whole): &(&RaftEntry, &record::Entry)| (small.index, small.term) == (whole.index, whole.term);
+            |(small, whole): &(&RaftEntry, &record::Entry)| (small.index, small.term) == (whole.index, whole.term.0);
         let there = message.entries.iter().zip(&entries).take_while(same).count();
         message.entries.truncate(there);
         let batches = entries.into_iter().take(there).enumerate();

@@ -17,7 +17,7 @@ use consensus::{
 };
 use net::errors::ErrorCode;
 use std::{rc::Rc, time::Duration};
-use types::Position;
+use types::{Position, Term};
 
 /// Ticks without a new entry before a group may rest.
 const RESTS_AFTER: u32 = 5;
@@ -68,14 +68,14 @@ impl Partition {
             // The leader was only out of sight: the first entry of its term is applied already.
             let epoch = self.state.borrow().epochs.last().map(|(epoch, _)| *epoch);
             if let Some(epoch) = epoch {
-                self.is_led(core, epoch as u64);
+                self.is_led(core, Term::of_leader_epoch(epoch));
             }
         }
     }
 
     /// The first entry of a leader's term is applied. The leader now has everything that was committed before, and
     /// may serve.
-    pub(super) fn is_led(&self, core: &Rc<Core>, term: u64) {
+    pub(super) fn is_led(&self, core: &Rc<Core>, term: Term) {
         let (leader, current, is_me) = self.replica.with(|raft| (raft.leader(), raft.term(), raft.is_leader()));
         let Some(node) = leader.filter(|_| current == term).map(node_of) else { return };
         if is_me {
@@ -86,8 +86,8 @@ impl Partition {
             *self.excused_until.borrow_mut() = peers.iter().map(|peer| (peer.peer, until)).collect();
             *self.in_sync.borrow_mut() = self.now_in_sync(core, now);
         }
-        self.told.set(Some((node, term as i32)));
-        self.announce(core, Some(node), term as i32);
+        self.told.set(Some((node, term.leader_epoch())));
+        self.announce(core, Some(node), term.leader_epoch());
         self.end_hand_over();
     }
 

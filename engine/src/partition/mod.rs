@@ -62,7 +62,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::GroupId;
+use types::{GroupId, Term};
 use wal::store::{AppState, AppendError, LogPos, RecoveredGroup};
 
 #[derive(Default)]
@@ -125,7 +125,7 @@ pub struct Partition {
     /// The nodes that hold a replica, the preferred leader first.
     replicas: RefCell<Vec<i32>>,
     /// The term in which this replica was seen to lead.
-    led_term: Cell<Option<u64>>,
+    led_term: Cell<Option<Term>>,
     /// The leader (node and epoch) that was last announced to the other cores.
     told: Cell<Option<(i32, i32)>>,
     /// On a leader: the nodes in sync. They have all committed entries, or had them within the allowed lag.
@@ -182,7 +182,7 @@ impl Partition {
             high_watermark,
             // A term that begins above the applied index is added when its first entry is applied.
             epochs: (recovered.terms.iter().filter(|run| run.first_index <= recovered.app.index))
-                .map(|run| (run.term as i32, run.base_offset))
+                .map(|run| (run.term.leader_epoch(), run.base_offset))
                 .collect(),
             tail_bytes: tail.iter().map(|entry| entry.bytes).sum(),
             tail,
@@ -269,7 +269,7 @@ impl Partition {
     /// The current Raft term. While this replica [leads](Self::leads), it is the term in which it committed its
     /// first entry.
     pub fn leader_epoch(&self) -> i32 {
-        self.replica.with(|raft| raft.term()) as i32
+        self.replica.with(|raft| raft.term()).leader_epoch()
     }
 
     /// The epoch of the record at `offset`.
@@ -466,7 +466,7 @@ impl Replicated for Partition {
         for entry in entries.iter().filter(|entry| entry.entry_type == ENTRY_NORMAL) {
             match EntryData::decode(&entry.data).expect("it was just read") {
                 EntryData::Nothing => {
-                    let epoch = entry.term as i32;
+                    let epoch = entry.term.leader_epoch();
                     if state.epochs.last().is_none_or(|(last, _)| *last < epoch) {
                         let first = state.high_watermark;
                         state.epochs.push((epoch, first));

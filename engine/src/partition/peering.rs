@@ -21,7 +21,7 @@ use net::{
     records::batch::{self, HEADER_BYTES},
 };
 use std::rc::Rc;
-use types::Position;
+use types::{Position, Term};
 use wal::record::Span;
 
 /// Sending to the other replicas.
@@ -96,7 +96,7 @@ impl Partition {
     /// Whether the batches' offsets continue the local log and each other.
     fn follows(&self, message: &Message) -> Result<(), &'static str> {
         let (applied, term) = self.replica.with(|raft| (raft.applied(), raft.term_at(message.index)));
-        if message.index > applied && term != Some(message.log_term) {
+        if message.index > applied && term != Some(Term(message.log_term)) {
             // The group rejects it, and its leader searches for the point where the logs diverge.
             return Ok(());
         }
@@ -196,7 +196,7 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
             max_timestamp: descriptor.max_timestamp,
         };
         let header = *bytes.first_chunk::<HEADER_BYTES>().expect("a whole batch has its header");
-        staged.push((Position { index: entry.index, term: entry.term }, Payload { span, header, bytes }));
+        staged.push((Position { index: entry.index, term: Term(entry.term) }, Payload { span, header, bytes }));
     }
     if payloads.next().is_some() {
         return Err("a batch belongs to no entry");

@@ -33,7 +33,7 @@ fn one(data: &Bytes) {
     let Ok(checked) = checked else {
         // A replica may hold it all the same: other brokers' batches are not checked record by record.
         if let Ok(records) = Records::open(data, unfolded_bytes_max(data.len())) {
-            records.iter().for_each(|record| drop(record));
+            records.iter().for_each(drop);
         }
         return drop(find_timestamp(data, 0, unfolded_bytes_max(data.len())));
     };

@@ -1,7 +1,7 @@
 //! Valid inputs, as the crate's own encoders make them.
 
 use bytes::Bytes;
-use types::{GroupId, HardState, TermRun};
+use types::{GroupId, HardState, Term, TermRun};
 use wal::checkpoint::{Checkpoint, Garbage, GroupState, RemovedGroup};
 use wal::log::{Held, Mark};
 use wal::record::{Entry, Span};
@@ -12,12 +12,12 @@ use wal::store::{AppState, LogPos};
 
 use crate::segments::SEGMENT;
 
-const HARD_STATE: HardState = HardState { term: 3, vote: 2, commit: 6 };
+const HARD_STATE: HardState = HardState { term: Term(3), vote: 2, commit: 6 };
 
 fn entry(index: u64, data: &'static [u8], batch: Option<&'static [u8]>) -> Entry {
     let span = Span { base_offset: 40, count: 2, max_timestamp: 1_000 };
     let payload = batch.map(|batch| (span, Bytes::from_static(batch)));
-    Entry { index, term: 3, entry_type: 1, data: Bytes::from_static(data), payload }
+    Entry { index, term: Term(3), entry_type: 1, data: Bytes::from_static(data), payload }
 }
 
 /// A write with a record of every kind.
@@ -29,8 +29,8 @@ pub fn writes() -> Vec<Vec<u8>> {
         Record::Entry { entry: &whole },
         Record::HardState,
         Record::Truncate { from_index: 7, from_offset: 40 },
-        Record::Restart { index: 9, term: 3 },
-        Record::RestartAt { index: 9, term: 3, offset: 42, conf_state: &conf_state, blob: &blob },
+        Record::Restart { index: 9, term: Term(3) },
+        Record::RestartAt { index: 9, term: Term(3), offset: 42, conf_state: &conf_state, blob: &blob },
         Record::Removed,
     ];
     vec![write(&records), write(&records[1..2]), write(&records[4..6]), write(&[])]
@@ -82,7 +82,7 @@ pub fn checkpoints() -> Vec<Vec<u8>> {
         removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
         garbage: vec![
             Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
-            Garbage::Snapshot { group: GroupId(0), index: 4, term: 1 },
+            Garbage::Snapshot { group: GroupId(0), index: 4, term: Term(1) },
         ],
     };
     let checkpoints = [checkpoint(vec![]), checkpoint(vec![by_snapshot(), with_segments()])];
@@ -90,7 +90,7 @@ pub fn checkpoints() -> Vec<Vec<u8>> {
 }
 
 fn by_snapshot() -> GroupState {
-    let at = Mark { index: 4, term: 2, offset: 0 };
+    let at = Mark { index: 4, term: Term(2), offset: 0 };
     GroupState {
         id: GroupId(0),
         by_snapshot: true,
@@ -131,13 +131,13 @@ fn with_segments() -> GroupState {
         dir_made: true,
         log_start: 25,
         next_serial: 4,
-        before_first: Mark { index: 10, term: 2, offset: 20 },
-        flushed: Mark { index: 20, term: 3, offset: 40 },
+        before_first: Mark { index: 10, term: Term(2), offset: 20 },
+        flushed: Mark { index: 20, term: Term(3), offset: 40 },
         app: AppState { index: 19, blob: Bytes::from_static(b"state"), conf_state: Bytes::from_static(b"members") },
         segments: vec![segment(2, 11, 20), segment(3, 16, 30)],
         terms: vec![
-            TermRun { first_index: 11, term: 2, base_offset: 20 },
-            TermRun { first_index: 15, term: 3, base_offset: 28 },
+            TermRun { first_index: 11, term: Term(2), base_offset: 20 },
+            TermRun { first_index: 15, term: Term(3), base_offset: 28 },
         ],
         kept: vec![held(entry(21, b"", Some(b"carried batch")), 100, 40)],
         ..by_snapshot()

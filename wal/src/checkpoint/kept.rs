@@ -35,7 +35,7 @@ use crate::{
     store::{interface::LogPos, state::State},
 };
 use bytes::Bytes;
-use types::GroupId;
+use types::{GroupId, Term};
 
 /// The most bytes that are carried of a group's entries without a batch, as long as no batch follows.
 const BARE_BYTES: u64 = 1 << 10;
@@ -199,7 +199,7 @@ impl GroupState {
 pub(crate) fn encode<'a>(kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
     to.words(&[kept.clone().count() as u64]);
     for Held { start, end, base_offset, entry, .. } in kept {
-        to.words(&[start.0, end.0, entry.index, entry.term, u64::from(entry.entry_type), *base_offset]);
+        to.words(&[start.0, end.0, entry.index, entry.term.0, u64::from(entry.entry_type), *base_offset]);
         to.bytes(&entry.data);
         match &entry.payload {
             Some((span, batch)) => {
@@ -224,7 +224,7 @@ pub(crate) fn decode(from: &mut Reader) -> Option<Vec<Held>> {
             }
             _ => return None,
         };
-        let entry = Entry { index, term, entry_type: entry_type.try_into().ok()?, data, payload };
+        let entry = Entry { index, term: Term(term), entry_type: entry_type.try_into().ok()?, data, payload };
         let payload_crc = entry.payload_crc();
         Some(Held { start: LogPos(start), end: LogPos(end), base_offset, entry, payload_crc })
     })

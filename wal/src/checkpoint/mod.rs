@@ -31,7 +31,7 @@ use crate::{
     store::{AppState, LogPos},
 };
 use bytes::Bytes;
-use types::{GroupId, HardState, TermRun};
+use types::{GroupId, HardState, Term, TermRun};
 
 pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"MLC1");
 pub const CHECKPOINT_VERSION: u32 = 3;
@@ -94,7 +94,7 @@ pub struct RemovedGroup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Garbage {
     Segment { id: SegmentId, base_offset: u64 },
-    Snapshot { group: GroupId, index: u64, term: u64 },
+    Snapshot { group: GroupId, index: u64, term: Term },
 }
 
 impl Garbage {
@@ -153,7 +153,7 @@ impl Checkpoint {
                 [0, group, serial, base_offset] => {
                     Some(Garbage::Segment { id: SegmentId { group: GroupId(group), serial }, base_offset })
                 }
-                [1, group, index, term] => Some(Garbage::Snapshot { group: GroupId(group), index, term }),
+                [1, group, index, term] => Some(Garbage::Snapshot { group: GroupId(group), index, term: Term(term) }),
                 _ => None,
             })?;
             Some(Self { epoch, number, cut: LogPos(cut), groups, removed, garbage })
@@ -245,7 +245,7 @@ impl Encoder {
         for garbage in garbage {
             to.words(&match *garbage {
                 Garbage::Segment { id, base_offset } => [0, id.group.0, id.serial, base_offset],
-                Garbage::Snapshot { group, index, term } => [1, group.0, index, term],
+                Garbage::Snapshot { group, index, term } => [1, group.0, index, term.0],
             });
         }
         let mut to = to.0;
@@ -300,10 +300,10 @@ impl GroupState {
 
     fn encode<'a>(&self, kept: impl Iterator<Item = &'a Held> + Clone, to: &mut Writer) {
         let flags = u64::from(self.by_snapshot) | u64::from(self.dir_made) << 1;
-        to.words(&[self.id.0, flags, self.hard_state.term, self.hard_state.vote, self.hard_state.commit]);
+        to.words(&[self.id.0, flags, self.hard_state.term.0, self.hard_state.vote, self.hard_state.commit]);
         to.words(&[self.log_start, self.replay_from.0, self.next_serial]);
-        to.words(&[self.before_first.index, self.before_first.term, self.before_first.offset]);
-        to.words(&[self.flushed.index, self.flushed.term, self.flushed.offset, self.app.index]);
+        to.words(&[self.before_first.index, self.before_first.term.0, self.before_first.offset]);
+        to.words(&[self.flushed.index, self.flushed.term.0, self.flushed.offset, self.app.index]);
         to.bytes(&self.app.conf_state);
         to.bytes(if self.by_snapshot { &[] } else { &self.app.blob });
         to.words(&[self.segments.len() as u64]);
@@ -314,7 +314,7 @@ impl GroupState {
         }
         to.words(&[self.terms.len() as u64]);
         for run in &self.terms {
-            to.words(&[run.first_index, run.term, run.base_offset]);
+            to.words(&[run.first_index, run.term.0, run.base_offset]);
         }
         kept::encode(kept, to);
     }
@@ -324,7 +324,7 @@ impl GroupState {
         let [log_start, replay_from, next_serial] = from.words()?;
         let mut mark = || {
             let [index, term, offset] = from.words()?;
-            Some(Mark { index, term, offset })
+            Some(Mark { index, term: Term(term), offset })
         };
         let (before_first, flushed) = (mark()?, mark()?);
         let [applied] = from.words()?;
@@ -345,7 +345,7 @@ impl GroupState {
         })?;
         let terms = from.each(|from| {
             let [first_index, term, base_offset] = from.words()?;
-            Some(TermRun { first_index, term, base_offset })
+            Some(TermRun { first_index, term: Term(term), base_offset })
         })?;
         let by_snapshot = flags & 1 != 0;
         let has_kept = version >= if by_snapshot { 2 } else { 3 };
@@ -354,7 +354,7 @@ impl GroupState {
             id: GroupId(id),
             by_snapshot,
             dir_made: flags & 2 != 0,
-            hard_state: HardState { term, vote, commit },
+            hard_state: HardState { term: Term(term), vote, commit },
             log_start,
             replay_from: LogPos(replay_from),
             next_serial,
@@ -419,11 +419,13 @@ mod tests {
 
     /// A group with a snapshot at 4, two kept entries, and others in the ring.
     fn by_snapshot() -> GroupState {
-        let at = Mark { index: 4, term: 2, offset: 0 };
+        let at = Mark { index: 4, term: Term(2), offset: 0 };
         let entry = |index, term, data| Entry { index, term, entry_type: 1, data, payload: None };
         let span = Span { base_offset: 0, count: 3, max_timestamp: -1 };
-        let second =
-            Entry { payload: Some((span, Bytes::from_static(b"batch"))), ..entry(6, 3, Bytes::from_static(b"second")) };
+        let second = Entry {
+            payload: Some((span, Bytes::from_static(b"batch"))),
+            ..entry(6, Term(3), Bytes::from_static(b"second"))
+        };
         let held = |start, end, entry: Entry| {
             let payload_crc = entry.payload_crc();
             Held { start: LogPos(start), end: LogPos(end), base_offset: 0, entry, payload_crc }
@@ -432,7 +434,7 @@ mod tests {
             id: GroupId(0),
             by_snapshot: true,
             dir_made: false,
-            hard_state: HardState { term: 5, vote: 2, commit: 4 },
+            hard_state: HardState { term: Term(5), vote: 2, commit: 4 },
             log_start: 0,
             replay_from: LogPos(940),
             next_serial: 0,
@@ -441,7 +443,7 @@ mod tests {
             app: AppState { index: 4, blob: Bytes::new(), conf_state: Bytes::from_static(b"conf") },
             segments: Vec::new(),
             terms: Vec::new(),
-            kept: vec![held(100, 160, entry(5, 2, Bytes::new())), held(160, 240, second)],
+            kept: vec![held(100, 160, entry(5, Term(2), Bytes::new())), held(160, 240, second)],
         }
     }
 
@@ -461,17 +463,17 @@ mod tests {
             id: GroupId(7),
             by_snapshot: false,
             dir_made: true,
-            hard_state: HardState { term: 4, vote: 1, commit: 20 },
+            hard_state: HardState { term: Term(4), vote: 1, commit: 20 },
             log_start: 105,
             replay_from: LogPos(900),
             next_serial: 4,
-            before_first: Mark { index: 10, term: 2, offset: 100 },
-            flushed: Mark { index: 20, term: 4, offset: 120 },
+            before_first: Mark { index: 10, term: Term(2), offset: 100 },
+            flushed: Mark { index: 20, term: Term(4), offset: 120 },
             app: AppState { index: 19, blob: Bytes::from_static(b"blob"), conf_state: Bytes::from_static(b"conf") },
             segments: vec![segment],
             terms: vec![
-                TermRun { first_index: 11, term: 2, base_offset: 100 },
-                TermRun { first_index: 15, term: 4, base_offset: 110 },
+                TermRun { first_index: 11, term: Term(2), base_offset: 100 },
+                TermRun { first_index: 15, term: Term(4), base_offset: 110 },
             ],
             kept: Vec::new(),
         };
@@ -483,7 +485,7 @@ mod tests {
             removed: vec![RemovedGroup { id: GroupId(8), at: LogPos(950) }],
             garbage: vec![
                 Garbage::Segment { id: SegmentId { group: GroupId(7), serial: 1 }, base_offset: 50 },
-                Garbage::Snapshot { group: GroupId(0), index: 4, term: 1 },
+                Garbage::Snapshot { group: GroupId(0), index: 4, term: Term(1) },
             ],
         }
     }
@@ -582,7 +584,10 @@ mod tests {
         };
         assert_eq!(wrong(|_| {}), Ok(()));
         assert_eq!(wrong(|group| group.kept[1].entry.index = 7), Err("kept entries do not follow the flushed entry"));
-        assert_eq!(wrong(|group| group.kept[1].entry.term = 1), Err("kept entries do not follow the flushed entry"));
+        assert_eq!(
+            wrong(|group| group.kept[1].entry.term = Term(1)),
+            Err("kept entries do not follow the flushed entry")
+        );
         assert_eq!(wrong(|group| group.kept[1].base_offset = 1), Err("kept entries do not follow the flushed entry"));
         assert_eq!(wrong(|group| group.kept[1].start = LogPos(150)), Err("kept entries' positions do not ascend"));
         assert_eq!(wrong(|group| group.replay_from = LogPos(200)), Err("a kept entry would also be replayed"));

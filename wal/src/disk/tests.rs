@@ -20,7 +20,7 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -78,7 +78,7 @@ async fn keeps_the_contract(disk: impl Disk, dir: &Path) {
 fn entry(index: u64, len: usize) -> Entry {
     let span = Span { base_offset: index, count: 1, max_timestamp: -1 };
     let payload = Bytes::from(vec![index as u8; len]);
-    Entry { index, term: 1, entry_type: 0, data: Bytes::from_static(b"data"), payload: Some((span, payload)) }
+    Entry { index, term: Term(1), entry_type: 0, data: Bytes::from_static(b"data"), payload: Some((span, payload)) }
 }
 
 async fn carries_the_ring(disk: impl Disk, dir: &Path) {

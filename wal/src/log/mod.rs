@@ -15,7 +15,7 @@ use crate::{
     store::{AppState, LogPos},
 };
 use std::collections::VecDeque;
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 /// How one log is cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct LogView {
     pub first_offset: u64,
     pub stable_index: u64,
     pub last_index: u64,
-    pub last_term: u64,
+    pub last_term: Term,
     /// Bytes in segments.
     pub segment_bytes: u64,
 }
@@ -275,7 +275,7 @@ impl Log {
     }
 
     /// The term of `index`, from the entry before the first to the last.
-    pub fn term_of(&self, index: u64) -> Option<u64> {
+    pub fn term_of(&self, index: u64) -> Option<Term> {
         if index == self.before_first.index {
             return Some(self.before_first.term);
         }
@@ -582,8 +582,8 @@ mod tests {
     fn a_log_that_begins_anew_twice_before_its_segments_are_cut_keeps_none_of_them() {
         let options = LogOptions { segment_bytes: 4096, segment_ms: None, index_interval_bytes: 4096 };
         let mut log = Log::new(GroupId(1), options, false);
-        log.restart(Mark { index: 5, term: 1, offset: 50 }, LogPos(1));
-        log.restart(Mark { index: 9, term: 2, offset: 90 }, LogPos(2));
+        log.restart(Mark { index: 5, term: Term(1), offset: 50 }, LogPos(1));
+        log.restart(Mark { index: 9, term: Term(2), offset: 90 }, LogPos(2));
         assert_eq!(log.pending_cut.map(|pending| (pending.from, pending.after)), Some((Mark::default(), LogPos(2))));
         assert!(log.has_old_segments());
     }

@@ -25,7 +25,7 @@ use std::{
     rc::Rc,
     task::Poll,
 };
-use types::GroupId;
+use types::{GroupId, Term};
 
 /// Bytes per read for a consumer that continues where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;
@@ -39,7 +39,7 @@ pub struct Batch {
     pub count: u32,
     pub max_timestamp: i64,
     pub index: u64,
-    pub term: u64,
+    pub term: Term,
     pub bytes: Bytes,
 }
 

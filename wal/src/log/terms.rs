@@ -3,7 +3,7 @@
 //!
 //! Invariants: runs begin at ascending indices with ascending terms; the first begins where the log does.
 
-use types::TermRun;
+use types::{Term, TermRun};
 
 /// All runs of one log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,13 +21,13 @@ impl TermRuns {
     }
 
     /// The term of `index`, if a run covers it. The caller knows where the log ends.
-    pub fn term_of(&self, index: u64) -> Option<u64> {
+    pub fn term_of(&self, index: u64) -> Option<Term> {
         let after = self.0.partition_point(|run| run.first_index <= index);
         after.checked_sub(1).map(|at| self.0[at].term)
     }
 
     /// Adds the entry behind the last.
-    pub fn push(&mut self, index: u64, term: u64, base_offset: u64) {
+    pub fn push(&mut self, index: u64, term: Term, base_offset: u64) {
         match self.0.last() {
             Some(last) if last.term == term => {}
             last => {
@@ -80,7 +80,7 @@ impl TermRuns {
 mod tests {
     use super::*;
 
-    fn run(first_index: u64, term: u64, base_offset: u64) -> TermRun {
+    fn run(first_index: u64, term: Term, base_offset: u64) -> TermRun {
         TermRun { first_index, term, base_offset }
     }
 
@@ -88,7 +88,7 @@ mod tests {
     fn six() -> TermRuns {
         let mut terms = TermRuns::default();
         for (at, term) in [1, 1, 2, 2, 2, 5].into_iter().enumerate() {
-            terms.push(at as u64 + 1, term, at as u64 * 10);
+            terms.push(at as u64 + 1, Term(term), at as u64 * 10);
         }
         terms
     }
@@ -96,10 +96,10 @@ mod tests {
     #[test]
     fn runs_are_maximal_and_answer_for_each_index() {
         let terms = six();
-        assert_eq!(terms.runs(), [run(1, 1, 0), run(3, 2, 20), run(6, 5, 50)]);
+        assert_eq!(terms.runs(), [run(1, Term(1), 0), run(3, Term(2), 20), run(6, Term(5), 50)]);
         let each: Vec<_> = (0..8).map(|index| terms.term_of(index)).collect();
-        assert_eq!(each, [None, Some(1), Some(1), Some(2), Some(2), Some(2), Some(5), Some(5)]);
-        assert_eq!(terms.up_to(5), [run(1, 1, 0), run(3, 2, 20)]);
+        assert_eq!(each, [0, 1, 1, 2, 2, 2, 5, 5].map(|term| (term > 0).then_some(Term(term))));
+        assert_eq!(terms.up_to(5), [run(1, Term(1), 0), run(3, Term(2), 20)]);
     }
 
     #[test]
@@ -111,9 +111,9 @@ mod tests {
         }
         let mut terms = six();
         terms.trim_below(4, 30, 7);
-        assert_eq!(terms.runs(), [run(4, 2, 30), run(6, 5, 50)]);
+        assert_eq!(terms.runs(), [run(4, Term(2), 30), run(6, Term(5), 50)]);
         terms.trim_below(6, 50, 7);
-        assert_eq!(terms.runs(), [run(6, 5, 50)]);
+        assert_eq!(terms.runs(), [run(6, Term(5), 50)]);
         terms.trim_below(7, 60, 7);
         assert_eq!(terms.runs(), []);
     }

@@ -33,7 +33,7 @@ use crate::{
     store::LogPos,
 };
 use bytes::Bytes;
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 /// The first bytes of every write.
 pub const MAGIC: [u8; 8] = *b"mr-ring\n";
@@ -211,12 +211,12 @@ pub enum Record<'a> {
     /// Restarts the group's log behind this entry, whose snapshot is durable.
     Restart {
         index: u64,
-        term: u64,
+        term: Term,
     },
     /// Like `Restart`, for a group without snapshots: also gives the offset, the members and the state.
     RestartAt {
         index: u64,
-        term: u64,
+        term: Term,
         offset: u64,
         conf_state: &'a Bytes,
         blob: &'a Bytes,
@@ -230,8 +230,8 @@ pub enum RingBody {
     HardState,
     Truncate { from_index: u64, from_offset: u64 },
     Removed,
-    Restart { index: u64, term: u64 },
-    RestartAt { index: u64, term: u64, offset: u64, conf_state: Bytes, blob: Bytes },
+    Restart { index: u64, term: Term },
+    RestartAt { index: u64, term: Term, offset: u64, conf_state: Bytes, blob: Bytes },
 }
 
 /// A record that was read back.
@@ -287,7 +287,7 @@ impl Record<'_> {
         put(to, 0, u32::try_from(length).expect("bounded by the segment's size").to_le_bytes());
         put(to, 4, [kind, entry_type, flags, 0]);
         put(to, 8, group.0.to_le_bytes());
-        put(to, 16, hard_state.term.to_le_bytes());
+        put(to, 16, hard_state.term.0.to_le_bytes());
         put(to, 24, hard_state.vote.to_le_bytes());
         put(to, 32, hard_state.commit.to_le_bytes());
         match self {
@@ -297,7 +297,7 @@ impl Record<'_> {
                     entry.payload.as_ref().map_or((none, &[][..]), |(span, bytes)| (*span, &bytes[..]));
                 let data_end = ENTRY_BYTES + entry.data.len();
                 put(to, 40, entry.index.to_le_bytes());
-                put(to, 48, entry.term.to_le_bytes());
+                put(to, 48, entry.term.0.to_le_bytes());
                 put(to, 56, (entry.data.len() as u32).to_le_bytes());
                 put(to, 60, (payload.len() as u32).to_le_bytes());
                 put(to, 64, span.base_offset.to_le_bytes());
@@ -314,13 +314,13 @@ impl Record<'_> {
             }
             Record::Restart { index, term } => {
                 put(to, 40, index.to_le_bytes());
-                put(to, 48, term.to_le_bytes());
+                put(to, 48, term.0.to_le_bytes());
             }
             Record::RestartAt { index, term, offset, conf_state, blob } => {
                 let blob_begin = RESTART_AT_BYTES + conf_state.len();
                 let end = blob_begin + blob.len();
                 put(to, 40, index.to_le_bytes());
-                put(to, 48, term.to_le_bytes());
+                put(to, 48, term.0.to_le_bytes());
                 put(to, 56, offset.to_le_bytes());
                 put(to, 64, (conf_state.len() as u32).to_le_bytes());
                 put(to, 68, (blob.len() as u32).to_le_bytes());
@@ -370,7 +370,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
             };
             RingBody::Entry(Entry {
                 index: get_u64(from, 40),
-                term: get_u64(from, 48),
+                term: Term(get_u64(from, 48)),
                 entry_type,
                 data: from.slice(ENTRY_BYTES..data_end),
                 payload: (flags & HAS_PAYLOAD != 0).then(|| (span, from.slice(data_end..end))),
@@ -382,7 +382,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
         }
         KIND_REMOVED if from.len() == RECORD_BYTES => RingBody::Removed,
         KIND_RESTART if from.len() == TRUNCATE_BYTES => {
-            RingBody::Restart { index: get_u64(from, 40), term: get_u64(from, 48) }
+            RingBody::Restart { index: get_u64(from, 40), term: Term(get_u64(from, 48)) }
         }
         KIND_RESTART_AT if from.len() >= RESTART_AT_BYTES => {
             let blob_begin = RESTART_AT_BYTES.checked_add(get_u32(from, 64) as usize)?;
@@ -392,7 +392,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
             }
             RingBody::RestartAt {
                 index: get_u64(from, 40),
-                term: get_u64(from, 48),
+                term: Term(get_u64(from, 48)),
                 offset: get_u64(from, 56),
                 conf_state: from.slice(RESTART_AT_BYTES..blob_begin),
                 blob: from.slice(blob_begin..end),
@@ -404,7 +404,7 @@ fn decode_record(from: &Bytes, start: LogPos) -> Option<RingRecord> {
         start,
         end: LogPos(start.0 + from.len() as u64),
         group: GroupId(get_u64(from, 8)),
-        hard_state: HardState { term: get_u64(from, 16), vote: get_u64(from, 24), commit: get_u64(from, 32) },
+        hard_state: HardState { term: Term(get_u64(from, 16)), vote: get_u64(from, 24), commit: get_u64(from, 32) },
         body,
     })
 }

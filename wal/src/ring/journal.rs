@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 pub use crate::ring::format::{RingBody, RingRecord};
 
@@ -227,7 +227,13 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Stages that the group's log restarts behind an entry.
-    pub fn restart(&self, group: GroupId, hard_state: HardState, index: u64, term: u64) -> Result<Staged, AppendError> {
+    pub fn restart(
+        &self,
+        group: GroupId,
+        hard_state: HardState,
+        index: u64,
+        term: Term,
+    ) -> Result<Staged, AppendError> {
         self.stage(group, hard_state, Record::Restart { index, term }, &[])
     }
 

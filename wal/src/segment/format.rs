@@ -40,7 +40,7 @@ use crate::{
     record::{Entry, Span},
 };
 use bytes::Bytes;
-use types::GroupId;
+use types::{GroupId, Term};
 
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"MLF1");
 pub const INDEX_MAGIC: u32 = u32::from_le_bytes(*b"MLX1");
@@ -75,7 +75,7 @@ impl SegmentId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     pub index: u64,
-    pub term: u64,
+    pub term: Term,
     pub base_offset: u64,
     pub max_timestamp: i64,
     pub count: u32,
@@ -120,7 +120,7 @@ impl FrameHeader {
         let mut to = [0; FRAME_HEADER];
         to[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
         to[8..16].copy_from_slice(&self.index.to_le_bytes());
-        to[16..24].copy_from_slice(&self.term.to_le_bytes());
+        to[16..24].copy_from_slice(&self.term.0.to_le_bytes());
         to[24..32].copy_from_slice(&self.base_offset.to_le_bytes());
         to[32..40].copy_from_slice(&self.max_timestamp.to_le_bytes());
         to[40..44].copy_from_slice(&self.count.to_le_bytes());
@@ -143,7 +143,7 @@ impl FrameHeader {
         }
         let header = Self {
             index: u64_at(from, 8),
-            term: u64_at(from, 16),
+            term: Term(u64_at(from, 16)),
             base_offset: u64_at(from, 24),
             max_timestamp: u64_at(from, 32) as i64,
             count: u32_at(from, 40),
@@ -250,7 +250,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             index: 7,
-            term: 3,
+            term: Term(3),
             entry_type: 1,
             data: Bytes::from_static(b"abc"),
             payload: Some((

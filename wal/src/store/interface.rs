@@ -7,7 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{io, path::PathBuf, pin::Pin};
-use types::{GroupId, HardState, TermRun};
+use types::{GroupId, HardState, Term, TermRun};
 
 /// Sizes and bounds of one core's store.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ impl StoreDirs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogMark {
     pub index: u64,
-    pub term: u64,
+    pub term: Term,
     pub offset: u64,
 }
 
@@ -127,10 +127,10 @@ pub struct RecoveredGroup {
     pub hard_state: HardState,
     /// Entries up to here are in segments (or in the snapshot, for the snapshot group).
     pub flushed_index: u64,
-    pub flushed_term: u64,
+    pub flushed_term: Term,
     /// The first index that is still in the log, or one past the last if the log is empty; and the term before it.
     pub first_index: u64,
-    pub first_prev_term: u64,
+    pub first_prev_term: Term,
     /// Covers `first_index ..= last index`, ascending.
     pub terms: Vec<TermRun>,
     /// The entries above min(`flushed_index`, `app.index`), in order, without gaps. They include all entries to be

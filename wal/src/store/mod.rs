@@ -31,7 +31,7 @@ use crate::{
 pub use crate::{log::entries::Entries, store::interface::*};
 use bytes::Bytes;
 use std::{io, path::PathBuf, rc::Rc};
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 /// One core's store. Clones are handles to the same store.
 pub struct Store<D: Disk> {
@@ -440,13 +440,13 @@ impl<D: Disk> Store<D> {
 
     /// Makes a snapshot of the snapshot group durable. Its entries up to `app.index` count as flushed from then on. A
     /// snapshot that is not newer than the last is ignored. A full disk is an error here; the old snapshot stays.
-    pub async fn write_snapshot(&self, group: GroupId, term: u64, app: AppState) -> Result<(), SnapshotError> {
+    pub async fn write_snapshot(&self, group: GroupId, term: Term, app: AppState) -> Result<(), SnapshotError> {
         crate::store::snapshot::write(&self.shared, group, term, app).await
     }
 
     /// Makes a snapshot from elsewhere durable, beside the group's own data. It counts once it is installed; until
     /// then, a restart removes it.
-    pub async fn stage_snapshot(&self, group: GroupId, term: u64, app: &AppState) -> Result<(), SnapshotError> {
+    pub async fn stage_snapshot(&self, group: GroupId, term: Term, app: &AppState) -> Result<(), SnapshotError> {
         crate::store::snapshot::stage(&self.shared, group, term, app).await
     }
 
@@ -457,7 +457,7 @@ impl<D: Disk> Store<D> {
         &self,
         group: GroupId,
         hard_state: HardState,
-        term: u64,
+        term: Term,
         app: AppState,
     ) -> Result<LogPos, AppendError> {
         crate::store::snapshot::install(&self.shared, group, hard_state, term, app)

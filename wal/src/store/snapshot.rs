@@ -21,13 +21,13 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 
 pub const SNAPSHOT_MAGIC: u32 = u32::from_le_bytes(*b"MLS1");
 pub const SNAPSHOT_VERSION: u32 = 1;
 const HEADER: usize = 40;
 
-pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: u64) -> PathBuf {
+pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: Term) -> PathBuf {
     dirs.snapshots.join(format!("{}-{index}-{term}.snap", group.0))
 }
 
@@ -35,13 +35,13 @@ pub fn path(dirs: &StoreDirs, group: GroupId, index: u64, term: u64) -> PathBuf 
 const SUMMED_A_TURN: usize = 1 << 20;
 
 /// The headers of a snapshot's file: the bytes before the configuration and the bytes before the state.
-async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn()) -> [Vec<u8>; 2] {
+async fn heads(group: GroupId, term: Term, app: &AppState, give_way: impl AsyncFn()) -> [Vec<u8>; 2] {
     let mut first = Vec::with_capacity(HEADER + 8);
     first.extend_from_slice(&SNAPSHOT_MAGIC.to_le_bytes());
     first.extend_from_slice(&[0; 4]);
     first.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
     first.extend_from_slice(&[0; 4]);
-    for word in [group.0, app.index, term, app.conf_state.len() as u64] {
+    for word in [group.0, app.index, term.0, app.conf_state.len() as u64] {
         first.extend_from_slice(&word.to_le_bytes());
     }
     let second = (app.blob.len() as u64).to_le_bytes().to_vec();
@@ -59,7 +59,7 @@ async fn heads(group: GroupId, term: u64, app: &AppState, give_way: impl AsyncFn
 }
 
 /// Decodes the snapshot, or says why the bytes are not the snapshot of `group` at `index` and `term`.
-fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState, &'static str> {
+fn decode(from: &[u8], group: GroupId, index: u64, term: Term) -> Result<AppState, &'static str> {
     if from.len() < HEADER || u32_at(from, 0) != SNAPSHOT_MAGIC || u32_at(from, 8) != SNAPSHOT_VERSION {
         return Err("it does not begin with a snapshot's header");
     }
@@ -75,7 +75,7 @@ fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState
     if u32_at(from, 4) != crc32c::crc32c(&from[8..at]) {
         return Err("it fails its CRC");
     }
-    if (u64_at(from, 16), u64_at(from, 24), u64_at(from, 32)) != (group.0, index, term) {
+    if (u64_at(from, 16), u64_at(from, 24), u64_at(from, 32)) != (group.0, index, term.0) {
         return Err("it is the snapshot of another group, index or term");
     }
     Ok(AppState { index, blob, conf_state })
@@ -85,7 +85,7 @@ fn decode(from: &[u8], group: GroupId, index: u64, term: u64) -> Result<AppState
 pub(crate) async fn write<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
-    term: u64,
+    term: Term,
     app: AppState,
 ) -> Result<(), SnapshotError> {
     if let Some(poisoned) = shared.poisoned() {
@@ -126,7 +126,7 @@ pub(crate) async fn write<D: Disk>(
 pub(crate) async fn stage<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
-    term: u64,
+    term: Term,
     app: &AppState,
 ) -> Result<(), SnapshotError> {
     if let Some(poisoned) = shared.poisoned() {
@@ -152,7 +152,7 @@ pub(crate) fn install<D: Disk>(
     shared: &Rc<Shared<D>>,
     group: GroupId,
     hard_state: HardState,
-    term: u64,
+    term: Term,
     app: AppState,
 ) -> Result<LogPos, AppendError> {
     let mut state = shared.state.borrow_mut();
@@ -195,17 +195,18 @@ mod tests {
             blob: Bytes::from_static(b"state of all slices"),
             conf_state: Bytes::from_static(b"voters"),
         };
-        let [first, second] = crate::sim_exec::block_on(1, heads(GroupId(0), 3, &app, async || ())).expect("it ends");
+        let [first, second] =
+            crate::sim_exec::block_on(1, heads(GroupId(0), Term(3), &app, async || ())).expect("it ends");
         let bytes = [&first[..], &app.conf_state[..], &second[..], &app.blob[..]].concat();
-        assert_eq!(decode(&bytes, GroupId(0), 9, 3), Ok(app));
-        assert_eq!(decode(&bytes, GroupId(0), 9, 4), Err("it is the snapshot of another group, index or term"));
+        assert_eq!(decode(&bytes, GroupId(0), 9, Term(3)), Ok(app));
+        assert_eq!(decode(&bytes, GroupId(0), 9, Term(4)), Err("it is the snapshot of another group, index or term"));
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&flipped, GroupId(0), 9, 3).is_err(), "bit {bit} was flipped unseen");
+            assert!(decode(&flipped, GroupId(0), 9, Term(3)).is_err(), "bit {bit} was flipped unseen");
         }
         for len in 0..bytes.len() {
-            assert!(decode(&bytes[..len], GroupId(0), 9, 3).is_err());
+            assert!(decode(&bytes[..len], GroupId(0), 9, Term(3)).is_err());
         }
         assert_eq!(&bytes[..4], b"MLS1");
         assert_eq!(

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::rc::Rc;
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     log::read::Read,
@@ -33,7 +33,7 @@ pub fn stage(store: &Store<SimDisk>, model: &Shared, group: u64, bytes: usize) -
     let (entry, hard_state) = {
         let model = &model.borrow().groups[&group];
         let index = model.entries.len() as u64 + 1;
-        let hard_state = HardState { term: model.hard_state.term.max(1), ..model.hard_state };
+        let hard_state = HardState { term: model.hard_state.term.max(Term(1)), ..model.hard_state };
         let span = Span { base_offset: model.next_offset(), count: 1, max_timestamp: LONG_AGO };
         let batch: Bytes = vec![index as u8 ^ group.0 as u8; bytes].into();
         let data = vec![index as u8; 20].into();

@@ -7,7 +7,7 @@ use crate::{
     verify::read_everything,
 };
 use std::{cell::Cell, collections::BTreeMap, path::Path, rc::Rc};
-use types::GroupId;
+use types::{GroupId, Term};
 use wal::{
     disk::{
         Disk,
@@ -215,8 +215,8 @@ pub fn cores_life(seed: u64, prepare: &dyn Fn(&SimDisk)) -> Result<(), String> {
             }
             let entries = expected.remove(&group.id).ok_or("a group came from nowhere")?;
             let from = group.flushed_index.min(group.app.index) as usize;
-            let last = group.hard_state.term.min(entries.last().map_or(0, |last| last.term));
-            if group.next_offset != end_offset(&entries) || group.tail != entries[from..] || last == 0 {
+            let last = group.hard_state.term.min(entries.last().map_or(Term(0), |last| last.term));
+            if group.next_offset != end_offset(&entries) || group.tail != entries[from..] || last == Term(0) {
                 return Err(format!("group {} ends at {}", group.id.0, group.next_offset));
             }
             let model: Shared = Rc::default();

@@ -7,7 +7,7 @@ use crate::{
     verify::{read_everything, recover},
 };
 use std::{cell::Cell, rc::Rc};
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
     record::Entry,
@@ -266,12 +266,13 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
         store.flush_now().await.expect("flushed");
         // The entries 1 to 3 that were decided are not ours.
         let term = model.borrow().groups[&META].hard_state.term + 1;
-        let hard_state = HardState { term, vote: 0, commit: 3 };
-        store.stage_snapshot(META, term, &app).await.expect("staged");
-        let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
+        let hard_state = HardState { term: Term(term.0), vote: 0, commit: 3 };
+        store.stage_snapshot(META, Term(term.0), &app).await.expect("staged");
+        let at = store.install_snapshot(META, hard_state, Term(term.0), app.clone()).expect("room");
         durable(&store, at).await;
         // In the ring only: no checkpoint carries any of these entries.
-        let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
+        let entry =
+            Entry { index: 4, term: Term(term.0), entry_type: 0, data: b"after it".as_slice().into(), payload: None };
         let staged = store.append(META, hard_state, &entry).expect("room");
         store.check();
         durable(&store, staged.pos).await;
@@ -345,7 +346,7 @@ async fn append_bare(store: &Store<SimDisk>, model: &Shared, group: GroupId, byt
         let model = &model.borrow().groups[&group];
         (model.entries.len() as u64 + 1, model.hard_state)
     };
-    let term = hard_state.term.max(1);
+    let term = hard_state.term.max(Term(1));
     let entry = Entry { index, term, entry_type: 0, data: vec![index as u8; bytes].into(), payload: None };
     let hard_state = HardState { term, ..hard_state };
     model.borrow_mut().groups.get_mut(&group).expect("a group").hard_state = hard_state;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use std::{cell::RefCell, collections::BTreeMap, pin::Pin, rc::Rc};
-use types::{GroupId, HardState};
+use types::{GroupId, HardState, Term};
 use wal::{
     disk::sim::SimDisk,
     record::{Entry, Span},
@@ -143,7 +143,7 @@ impl Model {
             model.hard_state.term += 1;
             model.hard_state.vote = 1;
         }
-        model.hard_state.term = model.hard_state.term.max(1);
+        model.hard_state.term = model.hard_state.term.max(Term(1));
         let index = model.entries.len() as u64 + 1;
         let term = model.hard_state.term;
         let data: Bytes = vec![index as u8; rng.usize(..40)].into();
@@ -153,7 +153,7 @@ impl Model {
                 _ => rng.usize(1..2_000),
             };
             let span = Span { base_offset: model.next_offset(), count: rng.u32(1..5), max_timestamp: timestamp };
-            (span, payload(group, index, term << 32 ^ rng.u64(..1 << 20), len))
+            (span, payload(group, index, term.0 << 32 ^ rng.u64(..1 << 20), len))
         });
         Entry { index, term, entry_type: rng.u8(..3), data, payload }
     }

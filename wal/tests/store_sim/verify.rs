@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
 };
-use types::{GroupId, HardState, TermRun};
+use types::{GroupId, HardState, Term, TermRun};
 use wal::{
     disk::sim::SimDisk,
     log::read::{Batch, Read, ReadError},
@@ -178,7 +178,7 @@ fn matching_image(group: &GroupModel, acked: usize, recovered: &RecoveredGroup) 
     let last = recovered.terms.last().map_or((0, recovered.first_prev_term), |run| (run.first_index, run.term));
     for at in (acked..=group.events.len()).rev() {
         let Some(image) = group.image(at) else { continue };
-        let ends = (end_offset(&image), image.last().map_or(0, |entry| entry.term));
+        let ends = (end_offset(&image), image.last().map_or(Term(0), |entry| entry.term));
         if ends != (recovered.next_offset, last.1) || terms_of(&image, recovered.first_index) != recovered.terms {
             continue;
         }

@@ -49,7 +49,7 @@ impl Fuzz {
     /// Numbers near the group's own state, and numbers that break arithmetic.
     fn number(&mut self) -> u64 {
         let group = &self.group;
-        let near = [group.last_index(), group.commit(), group.applied(), group.stable(), group.term(), 0];
+        let near = [group.last_index(), group.commit(), group.applied(), group.stable(), group.term().0, 0];
         match self.rng.u8(..8) {
             0 => [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 60, (1 << 60) + 1, TERM_MAX, TERM_MAX + 1][self.rng.usize(..7)],
             1 => self.rng.u64(..50),
@@ -98,17 +98,17 @@ impl Fuzz {
     fn message(&mut self) -> Message {
         let kind = wire::KINDS[self.rng.usize(..wire::KINDS.len())];
         let is_near = self.rng.u8(..4) > 0;
-        let term = if is_near { self.group.term() + self.rng.u64(..2) } else { self.number() };
-        let mut message = Message { to: 1, from: self.peer(), term, ..Message::default() };
+        let term = if is_near { self.group.term() + self.rng.u64(..2) } else { Term(self.number()) };
+        let mut message = Message { to: 1, from: self.peer(), term: term.0, ..Message::default() };
         message.set_msg_type(kind);
         message.index = self.number();
         message.log_term = match self.rng.u8(..4) {
             0 => self.number(),
-            _ => self.group.term_at(message.index).unwrap_or(0),
+            _ => self.group.term_at(message.index).unwrap_or(Term(0)).0,
         };
         message.commit = self.number();
         message.commit_term =
-            if self.rng.bool() { self.number() } else { self.group.term_at(message.commit).unwrap_or(0) };
+            if self.rng.bool() { self.number() } else { self.group.term_at(message.commit).unwrap_or(Term(0)).0 };
         message.reject = self.rng.bool();
         message.reject_hint = self.number();
         if self.rng.u8(..16) == 0 {

@@ -14,6 +14,7 @@ use raft::{
     eraftpb::{self, ConfState},
 };
 use std::collections::BTreeSet;
+use types::Term;
 
 /// The largest term. A partition's term is the leader epoch that Kafka's clients see, an int32.
 pub const TERM_MAX: u64 = i32::MAX as u64;
@@ -33,7 +34,7 @@ pub enum Unfit {
     #[error("peer {0:#x} can't have sent it")]
     Sender(u64),
     #[error("its term {term} is outside 1 to {TERM_MAX}, or too far above this replica's term {own}")]
-    Term { term: u64, own: u64 },
+    Term { term: Term, own: u64 },
     #[error("{what} {value} is invalid in a message of its kind")]
     Field { what: &'static str, value: u64 },
     #[error("its entry {index} can't be read: {why}")]
@@ -41,12 +42,12 @@ pub enum Unfit {
     #[error("the members in its snapshot are invalid: {0}")]
     Members(&'static str),
     #[error("peer {from:#x} claims to lead in term {term}, but another peer leads in that term")]
-    SecondLeader { term: u64, from: u64 },
+    SecondLeader { term: Term, from: u64 },
     #[error(
         "it contradicts entry {committed}, which is committed here in term {term}: the sender or this replica has lost \
          a part of its log"
     )]
-    Conflict { committed: u64, term: u64 },
+    Conflict { committed: u64, term: Term },
     #[error(
         "it relies on entry {claimed} of this replica, whose log ends at {last}: this replica may have lost a part of \
          its log, such as by a disk that was replaced or restored"
@@ -72,7 +73,7 @@ impl Group {
         // raft-rs treats a message of term 0 as its own. A replica without a term accepts any other term.
         let leaps = own > 0 && message.term > own.saturating_add(TERM_LEAP_MAX);
         if message.term == 0 || message.term > TERM_MAX || leaps {
-            return Err(Unfit::Term { term: message.term, own });
+            return Err(Unfit::Term { term: Term(message.term), own });
         }
         check_fields(message)?;
         if matches!(kind, MessageType::MsgAppend) {
@@ -86,7 +87,7 @@ impl Group {
         match kind {
             MessageType::MsgAppend => {
                 self.check_leader(message)?;
-                self.check_against_committed(message.index, message.log_term)
+                self.check_against_committed(message.index, Term(message.log_term))
             }
             MessageType::MsgHeartbeat => {
                 self.check_leader(message)?;
@@ -96,11 +97,11 @@ impl Group {
             MessageType::MsgSnapshot => {
                 self.check_leader(message)?;
                 let metadata = message.get_snapshot().get_metadata();
-                self.check_against_committed(metadata.index, metadata.term)
+                self.check_against_committed(metadata.index, Term(metadata.term))
             }
             MessageType::MsgTimeoutNow => {
                 if message.term > own {
-                    return Err(Unfit::Term { term: message.term, own });
+                    return Err(Unfit::Term { term: Term(message.term), own });
                 }
                 self.check_leader(message)
             }
@@ -115,17 +116,17 @@ impl Group {
         let raft = &self.raw.raft;
         let (from, term) = (message.from, message.term);
         let is_another = raft.state == StateRole::Leader || (raft.leader_id != 0 && raft.leader_id != from);
-        if term == raft.term && is_another { Err(Unfit::SecondLeader { term, from }) } else { Ok(()) }
+        if term == raft.term && is_another { Err(Unfit::SecondLeader { term: Term(term), from }) } else { Ok(()) }
     }
 
     /// Every leader's log contains all committed entries.
-    fn check_against_committed(&self, index: u64, term: u64) -> Result<(), Unfit> {
+    fn check_against_committed(&self, index: u64, term: Term) -> Result<(), Unfit> {
         let log = &self.raw.raft.raft_log;
         let committed = log.committed;
         let committed_term = log.term(committed).unwrap_or(0);
-        let contradicts = if index == committed { term != committed_term } else { term < committed_term };
+        let contradicts = if index == committed { term != Term(committed_term) } else { term < Term(committed_term) };
         if index >= committed && contradicts {
-            return Err(Unfit::Conflict { committed, term: committed_term });
+            return Err(Unfit::Conflict { committed, term: Term(committed_term) });
         }
         Ok(())
     }

@@ -3,20 +3,20 @@
 use crate::group::check::*;
 use crate::group::{Group, GroupConfig, Member, ProposeError, Restored, Unreadable};
 use bytes::Bytes;
-use types::GroupId;
 use types::Position;
+use types::{GroupId, Term};
 
-fn message(kind: MessageType, from: u64, term: u64) -> Message {
-    let mut message = Message { to: 1, from, term, ..Message::default() };
+fn message(kind: MessageType, from: u64, term: Term) -> Message {
+    let mut message = Message { to: 1, from, term: term.0, ..Message::default() };
     message.set_msg_type(kind);
     message
 }
 
-fn entry(index: u64, term: u64, data: &'static [u8]) -> eraftpb::Entry {
-    eraftpb::Entry { index, term, data: Bytes::from_static(data), ..eraftpb::Entry::default() }
+fn entry(index: u64, term: Term, data: &'static [u8]) -> eraftpb::Entry {
+    eraftpb::Entry { index, term: term.0, data: Bytes::from_static(data), ..eraftpb::Entry::default() }
 }
 
-fn append(term: u64, (index, log_term): (u64, u64), commit: u64, entries: Vec<eraftpb::Entry>) -> Message {
+fn append(term: Term, (index, log_term): (u64, u64), commit: u64, entries: Vec<eraftpb::Entry>) -> Message {
     let mut append = Message { index, log_term, commit, ..message(MessageType::MsgAppend, 2, term) };
     append.set_entries(entries.into());
     append
@@ -42,8 +42,9 @@ fn settle(group: &mut Group) {
 fn follower() -> Group {
     let config = GroupConfig { voters: vec![1, 2, 3], holds, has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
-    let entries = vec![entry(1, 3, b""), entry(2, 3, b"a"), entry(3, 5, b""), entry(4, 5, b"b")];
-    group.step(append(5, (0, 0), 3, entries));
+    let entries =
+        vec![entry(1, Term(3), b""), entry(2, Term(3), b"a"), entry(3, Term(5), b""), entry(4, Term(5), b"b")];
+    group.step(append(Term(5), (0, 0), 3, entries));
     settle(&mut group);
     assert_eq!((group.take_unfit(), group.last_index(), group.commit(), group.applied()), (None, 4, 3, 3));
     group
@@ -55,16 +56,16 @@ fn leader() -> Group {
     let mut group = Group::new(config, Restored::default()).unwrap();
     group.campaign();
     settle(&mut group);
-    group.step(message(MessageType::MsgRequestVoteResponse, 2, 1));
+    group.step(message(MessageType::MsgRequestVoteResponse, 2, Term(1)));
     settle(&mut group);
-    group.step(Message { index: 1, ..message(MessageType::MsgAppendResponse, 2, 1) });
+    group.step(Message { index: 1, ..message(MessageType::MsgAppendResponse, 2, Term(1)) });
     settle(&mut group);
     assert_eq!((group.take_unfit(), group.epoch(), group.commit()), (None, Some(1), 1));
     group
 }
 
 fn state(group: &Group) -> (u64, u64, u64, bool, Option<u64>) {
-    (group.term(), group.last_index(), group.commit(), group.is_leader(), group.leader())
+    (group.term().0, group.last_index(), group.commit(), group.is_leader(), group.leader())
 }
 
 /// Asserts that the group drops a message and stays unchanged, and returns the reason.
@@ -83,24 +84,24 @@ fn is_refused(group: &mut Group, message: Message) -> Unfit {
 #[test]
 fn a_commit_beyond_the_log_is_dropped_and_named_as_possible_loss() {
     let mut group = follower();
-    let heartbeat = Message { commit: 5, ..message(MessageType::MsgHeartbeat, 2, 5) };
+    let heartbeat = Message { commit: 5, ..message(MessageType::MsgHeartbeat, 2, Term(5)) };
     let unfit = is_refused(&mut group, heartbeat.clone());
     assert_eq!(unfit, Unfit::Lost { claimed: 5, last: 4 });
     assert!(unfit.is_possible_loss() && unfit.to_string().contains("may have lost a part of its log"));
-    is_refused(&mut group, Message { commit: 5, ..message(MessageType::MsgHeartbeat, 3, 6) });
+    is_refused(&mut group, Message { commit: 5, ..message(MessageType::MsgHeartbeat, 3, Term(6)) });
     // The group still accepts a leader's valid messages.
     group.step(Message { commit: 4, ..heartbeat });
     assert_eq!((group.take_unfit(), group.commit()), (None, 4));
     // With entries, the leader sends its whole commit index, however much of it this replica has.
-    group.step(append(5, (4, 5), 1000, vec![entry(5, 5, b"c")]));
+    group.step(append(Term(5), (4, 5), 1000, vec![entry(5, Term(5), b"c")]));
     assert_eq!((group.take_unfit(), group.commit(), group.last_index()), (None, 5, 5));
 
     let mut group = leader();
     for kind in [MessageType::MsgAppendResponse, MessageType::MsgHeartbeatResponse] {
-        let unfit = is_refused(&mut group, Message { commit: 2, ..message(kind, 2, 1) });
+        let unfit = is_refused(&mut group, Message { commit: 2, ..message(kind, 2, Term(1)) });
         assert_eq!(unfit, Unfit::Lost { claimed: 2, last: 1 });
     }
-    is_refused(&mut group, Message { index: 2, ..message(MessageType::MsgAppendResponse, 3, 1) });
+    is_refused(&mut group, Message { index: 2, ..message(MessageType::MsgAppendResponse, 3, Term(1)) });
 }
 
 #[test]
@@ -117,15 +118,15 @@ fn terms_and_indices_that_no_election_or_log_leads_to_are_refused() {
     ];
     for mut group in [follower(), leader()] {
         for kind in KINDS {
-            for term in [0, TERM_MAX + 1, u64::MAX - 1, u64::MAX, group.term() + TERM_LEAP_MAX + 1] {
-                let refused = Message { reject: true, ..message(kind, 2, term) };
+            for term in [0, TERM_MAX + 1, u64::MAX - 1, u64::MAX, group.term().0 + TERM_LEAP_MAX + 1] {
+                let refused = Message { reject: true, ..message(kind, 2, Term(term)) };
                 assert!(matches!(is_refused(&mut group, refused), Unfit::Term { .. }), "{kind:?} {term}");
             }
             for from in [0, 1] {
-                assert_eq!(is_refused(&mut group, message(kind, from, 9)), Unfit::Sender(from));
+                assert_eq!(is_refused(&mut group, message(kind, from, Term(9))), Unfit::Sender(from));
             }
             for index in [INDEX_MAX + 1, u64::MAX] {
-                let good = message(kind, 2, 9);
+                let good = message(kind, 2, Term(9));
                 for bad in [
                     Message { index, log_term: 1, ..good.clone() },
                     Message { commit: index, ..good.clone() },
@@ -135,10 +136,10 @@ fn terms_and_indices_that_no_election_or_log_leads_to_are_refused() {
                 }
             }
             for bad in [
-                Message { log_term: 10, index: 1, ..message(kind, 2, 9) },
-                Message { commit_term: 10, ..message(kind, 2, 9) },
-                Message { priority: -1, ..message(kind, 2, 9) },
-                Message { request_snapshot: 1, ..message(kind, 2, 9) },
+                Message { log_term: 10, index: 1, ..message(kind, 2, Term(9)) },
+                Message { commit_term: 10, ..message(kind, 2, Term(9)) },
+                Message { priority: -1, ..message(kind, 2, Term(9)) },
+                Message { request_snapshot: 1, ..message(kind, 2, Term(9)) },
             ] {
                 is_refused(&mut group, bad);
             }
@@ -147,35 +148,35 @@ fn terms_and_indices_that_no_election_or_log_leads_to_are_refused() {
     // A replica without a term joins a group of any term.
     let config = GroupConfig { voters: vec![2], has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
-    group.step(message(MessageType::MsgHeartbeat, 2, TERM_MAX));
-    assert_eq!((group.take_unfit(), group.term()), (None, TERM_MAX));
+    group.step(message(MessageType::MsgHeartbeat, 2, Term(TERM_MAX)));
+    assert_eq!((group.take_unfit(), group.term()), (None, Term(TERM_MAX)));
 }
 
 #[test]
 fn entries_that_do_not_follow_or_that_the_group_does_not_hold_are_refused() {
     let mut group = follower();
-    let mut old_form = entry(5, 5, b"");
+    let mut old_form = entry(5, Term(5), b"");
     old_form.set_entry_type(eraftpb::EntryType::EntryConfChange);
-    let mut members = entry(5, 5, b"\x12\x02\x08\x07");
+    let mut members = entry(5, Term(5), b"\x12\x02\x08\x07");
     members.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
     for entries in [
-        vec![entry(5, 5, b"x")],
-        vec![entry(5, 5, b"a"), entry(6, 5, b"x")],
-        vec![entry(6, 5, b"a")],
-        vec![entry(5, 5, b"a"), entry(7, 5, b"a")],
-        vec![entry(5, 4, b"a")],
-        vec![entry(5, 0, b"a")],
-        vec![entry(5, 6, b"a")],
+        vec![entry(5, Term(5), b"x")],
+        vec![entry(5, Term(5), b"a"), entry(6, Term(5), b"x")],
+        vec![entry(6, Term(5), b"a")],
+        vec![entry(5, Term(5), b"a"), entry(7, Term(5), b"a")],
+        vec![entry(5, Term(4), b"a")],
+        vec![entry(5, Term(0), b"a")],
+        vec![entry(5, Term(6), b"a")],
         vec![old_form],
         vec![members],
     ] {
-        is_refused(&mut group, append(5, (4, 5), 4, entries));
+        is_refused(&mut group, append(Term(5), (4, 5), 4, entries));
     }
-    let mut vote = message(MessageType::MsgRequestVote, 3, 6);
-    vote.set_entries(vec![entry(1, 1, b"")].into());
+    let mut vote = message(MessageType::MsgRequestVote, 3, Term(6));
+    vote.set_entries(vec![entry(1, Term(1), b"")].into());
     is_refused(&mut group, vote);
-    is_refused(&mut group, append(5, (4, 0), 4, Vec::new()));
-    is_refused(&mut group, append(5, (0, 5), 4, Vec::new()));
+    is_refused(&mut group, append(Term(5), (4, 0), 4, Vec::new()));
+    is_refused(&mut group, append(Term(5), (0, 5), 4, Vec::new()));
 }
 
 #[test]
@@ -184,33 +185,33 @@ fn what_contradicts_what_is_committed_is_refused() {
     // Appends after an entry whose term contradicts the last committed entry: at its index, or above with a lower
     // term.
     for at in [(3, 3), (3, 4), (9, 3), (4, 4)] {
-        let unfit = is_refused(&mut group, append(6, at, 9, Vec::new()));
-        assert_eq!(unfit, Unfit::Conflict { committed: 3, term: 5 }, "{at:?}");
+        let unfit = is_refused(&mut group, append(Term(6), at, 9, Vec::new()));
+        assert_eq!(unfit, Unfit::Conflict { committed: 3, term: Term(5) }, "{at:?}");
     }
     // An uncommitted entry is truncated.
-    group.step(append(6, (3, 5), 3, vec![entry(4, 6, b"c")]));
+    group.step(append(Term(6), (3, 5), 3, vec![entry(4, Term(6), b"c")]));
     settle(&mut group);
-    assert_eq!((group.take_unfit(), group.term_at(4)), (None, Some(6)));
+    assert_eq!((group.take_unfit(), group.term_at(4)), (None, Some(Term(6))));
 }
 
 #[test]
 fn a_term_has_one_leader() {
     let mut group = follower();
     for kind in [MessageType::MsgHeartbeat, MessageType::MsgAppend, MessageType::MsgTimeoutNow] {
-        assert_eq!(is_refused(&mut group, message(kind, 3, 5)), Unfit::SecondLeader { term: 5, from: 3 });
+        assert_eq!(is_refused(&mut group, message(kind, 3, Term(5))), Unfit::SecondLeader { term: Term(5), from: 3 });
     }
-    is_refused(&mut group, message(MessageType::MsgTimeoutNow, 2, 6));
+    is_refused(&mut group, message(MessageType::MsgTimeoutNow, 2, Term(6)));
     let mut group = leader();
     assert_eq!(
-        is_refused(&mut group, message(MessageType::MsgHeartbeat, 2, 1)),
-        Unfit::SecondLeader { term: 1, from: 2 }
+        is_refused(&mut group, message(MessageType::MsgHeartbeat, 2, Term(1))),
+        Unfit::SecondLeader { term: Term(1), from: 2 }
     );
 }
 
-fn snapshot(index: u64, term: u64, members: ConfState) -> Message {
-    let mut message = message(MessageType::MsgSnapshot, 2, 6);
+fn snapshot(index: u64, term: Term, members: ConfState) -> Message {
+    let mut message = message(MessageType::MsgSnapshot, 2, Term(6));
     let metadata = message.mut_snapshot().mut_metadata();
-    (metadata.index, metadata.term) = (index, term);
+    (metadata.index, metadata.term) = (index, term.0);
     metadata.set_conf_state(members);
     message
 }
@@ -234,17 +235,17 @@ fn a_snapshot_of_no_possible_group_is_refused() {
         with(|members| members.set_auto_leave(true)),
         with(|members| members.set_voters_outgoing(vec![4])),
     ] {
-        let unfit = is_refused(&mut group, snapshot(9, 5, members.clone()));
+        let unfit = is_refused(&mut group, snapshot(9, Term(5), members.clone()));
         assert!(matches!(unfit, Unfit::Members(_)), "{members:?}");
     }
     for (index, term) in [(0, 1), (INDEX_MAX + 1, 5), (9, 0), (9, 7), (9, 4), (3, 4)] {
-        is_refused(&mut group, snapshot(index, term, good()));
+        is_refused(&mut group, snapshot(index, Term(term), good()));
     }
     let mut joint = good();
     joint.set_voters_outgoing(vec![1, 5]);
     joint.set_learners_next(vec![5]);
     joint.set_auto_leave(true);
-    group.step_snapshot(snapshot(9, 6, joint));
+    group.step_snapshot(snapshot(9, Term(6), joint));
     settle(&mut group);
     assert_eq!((group.take_unfit(), group.applied(), group.voters()), (None, 9, vec![1, 2, 3]));
 }
@@ -252,8 +253,8 @@ fn a_snapshot_of_no_possible_group_is_refused() {
 #[test]
 fn an_answer_that_nobody_asked_for_is_dropped() {
     let mut group = follower();
-    let mut answer = message(MessageType::MsgReadIndexResp, 2, 5);
-    answer.set_entries(vec![entry(0, 0, b"abc")].into());
+    let mut answer = message(MessageType::MsgReadIndexResp, 2, Term(5));
+    answer.set_entries(vec![entry(0, Term(0), b"abc")].into());
     group.step(answer);
     assert!(!group.has_work());
 }
@@ -271,7 +272,7 @@ fn a_leader_finds_a_laggards_place_by_terms() {
         reject: true,
         reject_hint: 0,
         log_term: 0,
-        ..message(MessageType::MsgAppendResponse, 3, 1)
+        ..message(MessageType::MsgAppendResponse, 3, Term(1))
     });
     assert_eq!(group.take_unfit(), None);
     settle(&mut group);
@@ -283,12 +284,12 @@ fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
     // A leader of an older version may have accepted such an entry. Here the entry is in the log already.
     let config = GroupConfig { voters: vec![1, 2, 3], has_leases: false, ..GroupConfig::single(GroupId(7), 1) };
     let mut group = Group::new(config, Restored::default()).unwrap();
-    let mut bad = entry(2, 1, b"\xff\xff");
+    let mut bad = entry(2, Term(1), b"\xff\xff");
     bad.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
-    group.step(append(1, (0, 0), 0, vec![entry(1, 1, b"")]));
+    group.step(append(Term(1), (0, 0), 0, vec![entry(1, Term(1), b"")]));
     settle(&mut group);
     // Bypass the check.
-    let mut message = append(1, (1, 1), 3, vec![bad, entry(3, 1, b"a")]);
+    let mut message = append(Term(1), (1, 1), 3, vec![bad, entry(3, Term(1), b"a")]);
     message.to = 1;
     group.raw.step(message).unwrap();
     let mut handed_out = Vec::new();
@@ -305,7 +306,7 @@ fn a_committed_entry_that_cannot_be_read_stops_the_group_and_nothing_else() {
     };
     assert!(why.contains("more than 64 bits") || why.contains("too early"), "{why}");
     assert_eq!((group.has_work(), group.applied()), (false, 1));
-    group.step(append(1, (3, 1), 4, vec![entry(4, 1, b"b")]));
+    group.step(append(Term(1), (3, 1), 4, vec![entry(4, Term(1), b"b")]));
     (0..100).for_each(|_| group.tick());
     group.campaign();
     assert_eq!((group.last_index(), group.is_leader(), group.ready().is_none()), (3, false, true));

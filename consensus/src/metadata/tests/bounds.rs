@@ -4,6 +4,7 @@
 use crate::generated::metadata::millrace::metadata as fb;
 use crate::metadata::*;
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
+use types::Term;
 
 /// A topic whose partitions have one replica each.
 fn topic(partitions: u64) -> Arc<Topic> {
@@ -74,7 +75,7 @@ fn what_is_small_and_many_is_not_taken_for_forged() {
     const MANY: usize = 20_000;
     let (name, id): (Arc<str>, _) = ("".into(), Uuid::nil());
     let watermark = WatermarkReport { partition: 0, high_watermark: 0, log_start: 0, end_offset: 0 };
-    let leader = LeaderReport { partition: 0, term: 0, leader: 0, voters: Vec::new() };
+    let leader = LeaderReport { partition: 0, term: Term(0), leader: 0, voters: Vec::new() };
     for command in [
         Command::AllocateProducerIds { count: 0 },
         Command::UnregisterBroker { node: 0 },

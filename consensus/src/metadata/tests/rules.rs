@@ -1,6 +1,7 @@
 //! The effect and the rejections of each command about brokers, the cluster and partitions. Views follow.
 
 use crate::metadata::*;
+use types::Term;
 
 /// One topic "t" with two partitions (groups 5 and 6), the slice of the cluster, and a view of both.
 struct Model {
@@ -38,7 +39,7 @@ impl Model {
         applied.outcome
     }
 
-    fn leads(&mut self, partition: u32, term: u64, leader: i32) -> Option<(u64, i32)> {
+    fn leads(&mut self, partition: u32, term: Term, leader: i32) -> Option<(Term, i32)> {
         let voters = vec![leader];
         let leaders = vec![LeaderReport { partition, term, leader, voters }];
         let outcome = self.run(Command::SetPartitionLeader { name: name(), id: ID, leaders });
@@ -106,18 +107,18 @@ fn broker(node: i32, peer: u64, incarnation: u64) -> Broker {
 #[test]
 fn a_leader_counts_if_its_term_is_newer_and_it_holds_a_replica() {
     let mut model = Model::new();
-    assert_eq!(model.leads(0, 3, 1), Some((3, 1)));
-    assert_eq!(model.leads(0, 3, 2), Some((3, 1)), "one leader a term");
-    assert_eq!(model.leads(0, 2, 2), Some((3, 1)), "an older term");
-    assert_eq!(model.leads(0, 4, 7), Some((3, 1)), "node 7 has no replica");
-    assert_eq!(model.leads(0, 4, 2), Some((4, 2)));
-    assert_eq!(model.leads(1, 9, 1), None, "node 1 has no replica of this one");
+    assert_eq!(model.leads(0, Term(3), 1), Some((Term(3), 1)));
+    assert_eq!(model.leads(0, Term(3), 2), Some((Term(3), 1)), "one leader a term");
+    assert_eq!(model.leads(0, Term(2), 2), Some((Term(3), 1)), "an older term");
+    assert_eq!(model.leads(0, Term(4), 7), Some((Term(3), 1)), "node 7 has no replica");
+    assert_eq!(model.leads(0, Term(4), 2), Some((Term(4), 2)));
+    assert_eq!(model.leads(1, Term(9), 1), None, "node 1 has no replica of this one");
     // An invalid row affects neither the other rows nor the batch.
-    let row = |partition, leader| LeaderReport { partition, term: 5, leader, voters: vec![leader] };
+    let row = |partition, leader| LeaderReport { partition, term: Term(5), leader, voters: vec![leader] };
     let leaders = vec![row(9, 1), row(1, 1), row(0, 1)];
     let outcome = model.run(Command::SetPartitionLeader { name: name(), id: ID, leaders });
     assert_eq!(outcome, Ok(Outcome::LeadersSet));
-    assert_eq!(model.view.leader(GroupId(5)), Some(&PartitionLeader { term: 5, leader: 1, voters: vec![1] }));
+    assert_eq!(model.view.leader(GroupId(5)), Some(&PartitionLeader { term: Term(5), leader: 1, voters: vec![1] }));
     assert_eq!(model.view.leader(GroupId(6)), None);
     let of_another = Command::SetPartitionLeader { name: name(), id: Uuid::nil(), leaders: Vec::new() };
     assert_eq!(model.run(of_another), Err(Rejection::UnknownTopic(name())));
@@ -136,7 +137,7 @@ fn watermarks_never_go_back_and_stay_in_order() {
 #[test]
 fn what_is_known_of_partitions_goes_with_their_topic() {
     let mut model = Model::new();
-    model.leads(0, 1, 1);
+    model.leads(0, Term(1), 1);
     model.marks(1, 0, 1);
     model.run(Command::DeleteTopic { name: name(), id: ID }).unwrap();
     assert_eq!((model.view.leader(GroupId(5)), model.view.watermark(GroupId(6))), (None, None));
@@ -260,7 +261,7 @@ fn the_largest_entry_rises_as_far_as_every_broker_takes_it_and_never_falls() {
 
 /// One of each of the commands about brokers, the cluster and partitions.
 fn one_of_each() -> Vec<Command> {
-    let leaders = vec![LeaderReport { partition: 1, term: 2, leader: 2, voters: vec![2, 3] }];
+    let leaders = vec![LeaderReport { partition: 1, term: Term(2), leader: 2, voters: vec![2, 3] }];
     let watermarks = vec![WatermarkReport { partition: 0, high_watermark: 3, log_start: 1, end_offset: 4 }];
     let changes = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
     vec![

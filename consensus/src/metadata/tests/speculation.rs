@@ -2,6 +2,7 @@
 
 use crate::metadata::*;
 use std::collections::BTreeSet;
+use types::Term;
 
 /// The number of topics that commands concern. Few, so that commands collide.
 const TOPICS: u128 = 4;
@@ -56,7 +57,7 @@ impl Luck {
             3 => Command::AllocateProducerIds { count: self.rng.u32(1..100) },
             4 => Command::AssignPartition { name, id, partition, present: vec![1], replicas: vec![2] },
             5 => {
-                let report = LeaderReport { partition, term: self.rng.u64(1..5), leader: 1, voters: vec![1] };
+                let report = LeaderReport { partition, term: Term(self.rng.u64(1..5)), leader: 1, voters: vec![1] };
                 Command::SetPartitionLeader { name, id, leaders: vec![report] }
             }
             6 => {

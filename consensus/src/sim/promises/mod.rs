@@ -38,6 +38,7 @@ use crate::{
     plane::Written,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use types::Term;
 
 /// The length of a read lease, plus the most that clocks may drift apart in that time.
 pub(super) const STALE_MAX: Duration = Duration::from_millis(5_300);
@@ -48,7 +49,7 @@ pub(super) enum Told {
     /// By the commit, once this broker showed it.
     Committed,
     /// By a leader alone, for this place in its log.
-    Alone { index: u64, term: u64 },
+    Alone { index: u64, term: Term },
 }
 
 /// The calls on one key.
@@ -173,7 +174,7 @@ impl<M: Model> Calls<M> {
             None => self.calls.push(Call { op, from: begun, until: NEVER, reply: None, after: Vec::new() }),
             Some((at, now, reply, Told::Committed)) => self.answered(at, begun, now, op, reply),
             Some((_, now, reply, Told::Alone { index, term })) => {
-                self.alone.push((self.calls.len(), index, term));
+                self.alone.push((self.calls.len(), index, term.0));
                 self.calls.push(Call { op, from: begun, until: now, reply: Some(reply), after: Vec::new() });
             }
         }

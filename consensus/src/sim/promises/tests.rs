@@ -5,10 +5,10 @@ use crate::{
     group::Entry,
     metadata::{AskedTooLate, Outcome, Rejection},
 };
-use types::GroupId;
+use types::{GroupId, Term};
 use uuid::Uuid;
 
-const ALONE: Told = Told::Alone { index: 1, term: 1 };
+const ALONE: Told = Told::Alone { index: 1, term: Term(1) };
 const NAME: &str = "t";
 
 fn at(ms: u64) -> Duration {
@@ -16,7 +16,7 @@ fn at(ms: u64) -> Duration {
 }
 
 /// A log whose first entry is of this term.
-fn log(term: u64) -> History {
+fn log(term: Term) -> History {
     let mut log = History::default();
     let entry = Entry { index: 1, term, entry_type: 0, data: bytes::Bytes::new() };
     log.see(Seen::Applied { node: 1, group: GroupId(0), term, entry, result: String::new() }).expect("it is the first");
@@ -28,7 +28,7 @@ struct Run(Promises);
 
 impl Run {
     fn write(mut self, broker: usize, from: u64, to: u64, command: Command, result: RequestResult, told: Told) -> Self {
-        let answer = Written { term: 1, index: 1, results: vec![result] };
+        let answer = Written { term: Term(1), index: 1, results: vec![result] };
         self.0.written(broker, at(from), at(to), &[command], &answer, told);
         self
     }
@@ -91,12 +91,12 @@ fn gone() -> Topic {
 #[test]
 fn what_is_committed_is_shown_to_all_that_ask_later() {
     let deleted = || asked_for().delete(1, 10, 20, Told::Committed);
-    assert!(deleted().read(2, 15, 30, &there()).read(2, 31, 40, &gone()).holds(&log(1)));
-    assert!(!deleted().read(2, 21, 30, &there()).holds(&log(1)));
+    assert!(deleted().read(2, 15, 30, &there()).read(2, 31, 40, &gone()).holds(&log(Term(1))));
+    assert!(!deleted().read(2, 21, 30, &there()).holds(&log(Term(1))));
     // A write whose answer is forgotten may take effect at any time, or never.
     let late = || asked_for().write(1, 10, 20, delete(), Err(AskedTooLate), Told::Committed);
-    assert!(late().read(2, 21, 30, &there()).read(2, 31, 40, &gone()).holds(&log(1)));
-    assert!(late().read(2, 21, 30, &there()).holds(&log(1)));
+    assert!(late().read(2, 21, 30, &there()).read(2, 31, 40, &gone()).holds(&log(Term(1))));
+    assert!(late().read(2, 21, 30, &there()).holds(&log(Term(1))));
 }
 
 #[test]
@@ -104,15 +104,15 @@ fn what_a_leader_acknowledged_alone_is_in_the_way_of_writes_at_once_and_of_reads
     let deleted = || asked_for().delete(1, 10, 20, ALONE);
     let again =
         |run: Run| run.write(2, 30, 40, delete(), Ok(Err(Rejection::UnknownTopic(NAME.into()))), Told::Committed);
-    assert!(again(deleted().read(2, 21, 25, &there())).holds(&log(1)), "a read before the commit");
-    assert!(again(deleted()).read(2, 100_001, 100_001, &gone()).holds(&log(1)));
-    assert!(!deleted().read(2, 100_001, 100_001, &there()).holds(&log(1)), "it is in the log");
+    assert!(again(deleted().read(2, 21, 25, &there())).holds(&log(Term(1))), "a read before the commit");
+    assert!(again(deleted()).read(2, 100_001, 100_001, &gone()).holds(&log(Term(1))));
+    assert!(!deleted().read(2, 100_001, 100_001, &there()).holds(&log(Term(1))), "it is in the log");
     let twice = || deleted().delete(2, 30, 40, Told::Committed);
-    assert!(!twice().holds(&log(1)), "the later one must have seen it");
+    assert!(!twice().holds(&log(Term(1))), "the later one must have seen it");
     // The entry of another leader is in its place. So the write is lost, or it took effect when it was retried.
-    assert!(twice().holds(&log(2)));
-    assert!(deleted().read(2, 100_001, 100_001, &there()).holds(&log(2)));
-    assert!(deleted().read(2, 100_001, 100_001, &gone()).holds(&log(2)));
+    assert!(twice().holds(&log(Term(2))));
+    assert!(deleted().read(2, 100_001, 100_001, &there()).holds(&log(Term(2))));
+    assert!(deleted().read(2, 100_001, 100_001, &gone()).holds(&log(Term(2))));
 }
 
 #[test]
@@ -121,16 +121,16 @@ fn a_leased_read_is_no_staler_than_the_lease_and_one_broker_never_goes_back() {
     let was_there = || asked_for().read(3, 1, 2, &there());
     let deleted = || was_there().delete(1, 10_010, 10_020, Told::Committed);
     let stale_max = STALE_MAX.as_millis() as u64;
-    assert!(deleted().leased(2, 10_020 + stale_max, &there()).holds(&log(1)));
-    assert!(!deleted().leased(2, 10_021 + stale_max, &there()).holds(&log(1)));
-    assert!(!deleted().leased(1, 10_021, &there()).holds(&log(1)), "this broker has told it");
+    assert!(deleted().leased(2, 10_020 + stale_max, &there()).holds(&log(Term(1))));
+    assert!(!deleted().leased(2, 10_021 + stale_max, &there()).holds(&log(Term(1))));
+    assert!(!deleted().leased(1, 10_021, &there()).holds(&log(Term(1))), "this broker has told it");
     let seen = || deleted().leased(2, 10_021, &gone());
-    assert!(seen().leased(3, 10_022, &there()).holds(&log(1)), "two brokers");
-    assert!(!seen().leased(2, 10_022, &there()).holds(&log(1)), "one that goes back");
+    assert!(seen().leased(3, 10_022, &there()).holds(&log(Term(1))), "two brokers");
+    assert!(!seen().leased(2, 10_022, &there()).holds(&log(Term(1))), "one that goes back");
     let read = deleted().read(2, 10_012, 10_021, &gone());
-    assert!(!read.leased(2, 10_022, &there()).holds(&log(1)), "after a read of another kind");
+    assert!(!read.leased(2, 10_022, &there()).holds(&log(Term(1))), "after a read of another kind");
     let alone = was_there().delete(1, 10_010, 10_020, ALONE).leased(1, 10_021, &there());
-    assert!(alone.holds(&log(1)), "what is acknowledged alone is not shown until it is committed");
+    assert!(alone.holds(&log(Term(1))), "what is acknowledged alone is not shown until it is committed");
 }
 
 #[test]
@@ -140,11 +140,11 @@ fn producer_ids_are_given_to_one_only() {
         run.write(1, from, from + 5, Command::AllocateProducerIds { count: 10 }, result, Told::Committed)
     };
     let two = |first, second| allocate(allocate(Run::default(), 0, first), 10, second);
-    assert!(two(0, 10).holds(&log(1)));
-    assert!(!two(0, 0).holds(&log(1)));
-    assert!(!two(10, 0).holds(&log(1)), "nobody took the first");
-    assert!(!two(0, 20).holds(&log(1)), "a gap that nobody asked for");
+    assert!(two(0, 10).holds(&log(Term(1))));
+    assert!(!two(0, 0).holds(&log(Term(1))));
+    assert!(!two(10, 0).holds(&log(Term(1))), "nobody took the first");
+    assert!(!two(0, 20).holds(&log(Term(1))), "a gap that nobody asked for");
     let mut with_a_gap = two(0, 20);
     with_a_gap.0.unanswered(at(2), &[Command::AllocateProducerIds { count: 10 }]);
-    assert!(with_a_gap.holds(&log(1)));
+    assert!(with_a_gap.holds(&log(Term(1))));
 }

@@ -19,7 +19,7 @@ pub(super) fn render(entry: &Entry) -> Value {
         },
         _ => ("members", group::member_changes(&entry.data).iter().map(member).collect()),
     };
-    let mut record = json!({ "index": entry.index, "term": entry.term, "kind": kind });
+    let mut record = json!({ "index": entry.index, "term": entry.term.0, "kind": kind });
     if !what.is_null() {
         record[if kind == "unknown" { "why" } else { kind }] = what;
     }
@@ -100,7 +100,7 @@ fn settings(changes: &[(String, Option<String>)]) -> Value {
 }
 
 fn leader(LeaderReport { partition, term, leader, voters }: &LeaderReport) -> Value {
-    json!({ "partition": partition, "term": term, "leader": leader, "in_sync": voters })
+    json!({ "partition": partition, "term": term.0, "leader": leader, "in_sync": voters })
 }
 
 fn watermark(WatermarkReport { partition, high_watermark, log_start, end_offset }: &WatermarkReport) -> Value {
@@ -132,10 +132,11 @@ mod tests {
     use bytes::Bytes;
     use consensus::metadata::{NoRoom, encode_requests};
     use std::collections::BTreeMap;
+    use types::Term;
     use uuid::Uuid;
 
     fn entry(entry_type: u8, data: Bytes) -> Entry {
-        Entry { index: 7, term: 2, entry_type, data, payload: None }
+        Entry { index: 7, term: Term(2), entry_type, data, payload: None }
     }
 
     #[test]

@@ -452,7 +452,7 @@ impl Meta {
         let (established, term) = self.with(|plane, raft| (plane.is_established(), raft.term()));
         let leads = established && !self.failed.get();
         metrics.metadata_leads.set(u64::from(leads));
-        metrics.metadata_term.set(term);
+        metrics.metadata_term.set(term.0);
         metrics.metadata_wal_writes_total.set(stats.wal_writes);
         metrics.metadata_raft_fallback_total.set(stats.fallbacks);
         metrics.metadata_quorum_writes_total.set(stats.quorum_writes);

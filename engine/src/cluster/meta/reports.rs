@@ -15,7 +15,7 @@ use consensus::{
     plane::{Acks, Until},
 };
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
-use types::{CoreId, GroupId};
+use types::{CoreId, GroupId, Term};
 
 /// How often watermarks are reported.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
@@ -76,9 +76,11 @@ pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Le
         if !is_of(view, *group, topic, *partition) {
             continue;
         }
-        let is_news = |known: &PartitionLeader| known.term < term || (known.term == term && known.voters != *in_sync);
+        let is_news =
+            |known: &PartitionLeader| known.term < Term(term) || (known.term == Term(term) && known.voters != *in_sync);
         if view.leader(*group).is_none_or(is_news) {
-            let report = LeaderReport { partition: *partition as u32, term, leader: node, voters: in_sync.clone() };
+            let report =
+                LeaderReport { partition: *partition as u32, term: Term(term), leader: node, voters: in_sync.clone() };
             by_topic.entry(topic).or_default().push(report);
         }
     }

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use types::{CoreId, Position, SLICES};
+use types::{CoreId, Position, SLICES, Term};
 use wal::store::{AppState, AppendError, LogPos, Poisoned, SnapshotError};
 
 /// Entries after which a snapshot is written even if the ring has room, so that a restart has little to replay. A
@@ -205,7 +205,7 @@ impl Meta {
     /// learns of it.
     pub(super) fn take_snapshot(self: &Rc<Self>, core: &Rc<Core>, message: Message) {
         let metadata = message.get_snapshot().get_metadata();
-        let at = Position { index: metadata.index, term: metadata.term };
+        let at = Position { index: metadata.index, term: Term(metadata.term) };
         let arrived = self.snapshots.arriving.take();
         let Some(arrived) = arrived.filter(|arrived| arrived.at == at && arrived.bytes.len() as u64 == arrived.total)
         else {

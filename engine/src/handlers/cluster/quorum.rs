@@ -105,7 +105,7 @@ fn tell(quorum: &Quorum, peers: Vec<PeerAddr>, now_ms: i64) -> DescribeQuorumRes
     let partition = PartitionData::default()
         .with_partition_index(METADATA_PARTITION)
         .with_leader_id(BrokerId(node_of(quorum.leader)))
-        .with_leader_epoch(quorum.term as i32)
+        .with_leader_epoch(quorum.term.leader_epoch())
         .with_high_watermark(quorum.commit as i64)
         .with_current_voters(quorum.voters.iter().map(replica).collect())
         .with_observers(quorum.learners.iter().map(replica).collect());
@@ -130,6 +130,7 @@ mod tests {
     use super::*;
     use consensus::plane::peer_id;
     use net::messages::describe_quorum_request;
+    use types::Term;
 
     fn request(topic: &'static str, partitions: &[i32]) -> DescribeQuorumRequest {
         let partitions = partitions
@@ -159,7 +160,7 @@ mod tests {
         let [leader, behind, silent] = [(1, 7), (2, 8), (9, 3)].map(|(node, disk)| peer_id(node, disk));
         let quorum = Quorum {
             leader,
-            term: 4,
+            term: Term(4),
             commit: 120,
             voters: vec![
                 Progress { peer: leader, matched: 122, heard_ms_ago: None, caught_up_ms_ago: None },

@@ -19,7 +19,7 @@ use net::{
     },
 };
 use std::collections::BTreeSet;
-use types::GroupId;
+use types::{GroupId, Term};
 
 /// Longer than any of these tests should take. Reaching it is a failure, never a pass.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -190,7 +190,7 @@ fn chunk(bytes: usize) -> PeerMessage {
     PeerMessage::SnapshotChunk(SnapshotChunk {
         group: GroupId(0),
         index: 1,
-        term: 1,
+        term: Term(1),
         offset: 0,
         total: 1,
         crc: 0,
