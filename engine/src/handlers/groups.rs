@@ -157,7 +157,7 @@ async fn weigh(core: &Rc<Core>, request: &GroupRequest, version: i16) -> usize {
     let (mut work, mut bytes) = (Work::on(core), request.entries() * ENTRY_BYTES);
     let mut wanted = request.wanted(version).peekable();
     while wanted.peek().is_some() {
-        let piece: Vec<Wanted> = wanted.by_ref().take(ENTRIES_A_TURN).collect();
+        let piece = take_turn(&mut wanted);
         let parts = by_partition(piece, partitions, |wanted| &wanted.group);
         let asked = parts.into_iter().filter_map(|(partition, wanted)| {
             let group = offsets_group(core, partition).ok()?;
@@ -169,6 +169,18 @@ async fn weigh(core: &Rc<Core>, request: &GroupRequest, version: i16) -> usize {
         }
     }
     bytes
+}
+
+/// As much as may be weighed in one turn.
+fn take_turn(wanted: &mut impl Iterator<Item = Wanted>) -> Vec<Wanted> {
+    let (mut piece, mut entries) = (Vec::new(), 0);
+    while entries < ENTRIES_A_TURN
+        && let Some(next) = wanted.next()
+    {
+        entries += next.entries();
+        piece.push(next);
+    }
+    piece
 }
 
 /// The same for the list of all groups that are coordinated here. Their coordinators load now.

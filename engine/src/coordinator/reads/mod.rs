@@ -8,11 +8,7 @@ mod describe;
 mod fetch;
 mod part;
 
-use net::{
-    StrBytes,
-    errors::ErrorCode,
-    messages::{OffsetFetchRequest, offset_fetch_request::OffsetFetchRequestGroup},
-};
+use net::{StrBytes, errors::ErrorCode, turn::ENTRIES_A_TURN};
 
 use self::part::{GROUP_BYTES, MEMBER_BYTES, OFFSET_BYTES, TOPIC_BYTES};
 pub use self::{
@@ -29,23 +25,35 @@ use super::{
 /// Approximate bytes of one listed group, with a name that is not very long.
 const LISTED_BYTES: usize = 512;
 
-/// A group of a request that reads.
+/// A group, or a part of it, of a request that reads.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub group: StrBytes,
     what: What,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum What {
     /// Its members.
     Description,
     AllOffsets,
-    /// So many offsets, by their names. The topics take so many bytes.
+    /// Nothing but its name. Parts with its offsets follow.
+    Name,
+    /// Offsets of one topic, by their names: at most a turn's.
     Offsets {
-        count: usize,
-        topic_bytes: usize,
+        topic: StrBytes,
+        partitions: Vec<i32>,
     },
+}
+
+impl Wanted {
+    /// Entries of the request that it has.
+    pub fn entries(&self) -> usize {
+        match &self.what {
+            What::Description | What::AllOffsets | What::Name => 1,
+            What::Offsets { partitions, .. } => 1 + partitions.len(),
+        }
+    }
 }
 
 impl GroupRequest {
@@ -66,11 +74,22 @@ impl GroupRequest {
         }
     }
 
-    /// The groups that an OffsetFetch or a DescribeGroups asks about, with repeats.
+    /// The groups that an OffsetFetch or a DescribeGroups asks about, with repeats. Offsets that are named come in
+    /// parts.
     pub fn wanted(&self, version: i16) -> Box<dyn Iterator<Item = Wanted> + '_> {
         match self {
-            GroupRequest::OffsetFetch(fetch) if version < 8 => Box::new(std::iter::once(wanted_before_8(fetch))),
-            GroupRequest::OffsetFetch(fetch) => Box::new(fetch.groups.iter().map(wanted_offsets)),
+            GroupRequest::OffsetFetch(fetch) if version < 8 => {
+                let topics = fetch.topics.as_ref();
+                let topics =
+                    topics.map(|topics| topics.iter().map(|topic| (&topic.name.0, &topic.partition_indexes[..])));
+                wanted_offsets(&fetch.group_id.0, topics)
+            }
+            GroupRequest::OffsetFetch(fetch) => Box::new(fetch.groups.iter().flat_map(|group| {
+                let topics = group.topics.as_ref();
+                let topics =
+                    topics.map(|topics| topics.iter().map(|topic| (&topic.name.0, &topic.partition_indexes[..])));
+                wanted_offsets(&group.group_id.0, topics)
+            })),
             GroupRequest::DescribeGroups(describe) => {
                 Box::new(describe.groups.iter().map(|id| Wanted { group: id.0.clone(), what: What::Description }))
             }
@@ -79,30 +98,20 @@ impl GroupRequest {
     }
 }
 
-fn wanted_before_8(fetch: &OffsetFetchRequest) -> Wanted {
-    let named = fetch
-        .topics
-        .as_ref()
-        .map(|topics| named(topics.iter().map(|topic| (topic.name.len(), topic.partition_indexes.len()))));
-    Wanted { group: fetch.group_id.0.clone(), what: named.unwrap_or(What::AllOffsets) }
-}
-
-fn wanted_offsets(group: &OffsetFetchRequestGroup) -> Wanted {
-    let named = group
-        .topics
-        .as_ref()
-        .map(|topics| named(topics.iter().map(|topic| (topic.name.len(), topic.partition_indexes.len()))));
-    Wanted { group: group.group_id.0.clone(), what: named.unwrap_or(What::AllOffsets) }
-}
-
-/// The lengths of topics' names, and the numbers of their partitions.
-fn named(topics: impl Iterator<Item = (usize, usize)>) -> What {
-    let (mut count, mut topic_bytes) = (0, 0);
-    for (name_bytes, partitions) in topics {
-        count += partitions;
-        topic_bytes += TOPIC_BYTES + name_bytes;
-    }
-    What::Offsets { count, topic_bytes }
+/// The parts of one group. `topics`: the names of topics with their partitions; `None`: all offsets.
+fn wanted_offsets<'a>(
+    group: &'a StrBytes,
+    topics: Option<impl Iterator<Item = (&'a StrBytes, &'a [i32])> + 'a>,
+) -> Box<dyn Iterator<Item = Wanted> + 'a> {
+    let wanted = move |what| Wanted { group: group.clone(), what };
+    let Some(topics) = topics else { return Box::new(std::iter::once(wanted(What::AllOffsets))) };
+    let parts = topics.flat_map(|(topic, partitions)| {
+        // A topic without partitions is answered, too.
+        let empty = partitions.is_empty().then_some(partitions);
+        let parts = empty.into_iter().chain(partitions.chunks(ENTRIES_A_TURN));
+        parts.map(move |part| What::Offsets { topic: topic.clone(), partitions: part.to_vec() })
+    });
+    Box::new(std::iter::once(What::Name).chain(parts).map(wanted))
 }
 
 impl<T> Coordinator<T> {
@@ -121,20 +130,23 @@ impl<T> Coordinator<T> {
         }
     }
 
-    /// Approximate bytes of the answer about one group, and the number of entries that were counted for it.
+    /// Approximate bytes of the answer about one group or a part of it, and the number of entries that were counted for
+    /// it.
     pub fn weigh(&self, wanted: &Wanted) -> (usize, usize) {
         let group = self.groups.get(&wanted.group);
         let base = GROUP_BYTES + 2 * wanted.group.len();
-        match wanted.what {
+        match &wanted.what {
             What::Description => {
                 let members = group.map_or(0, |group| group.members.len());
                 (base + MEMBER_BYTES * members + group.map_or(0, |group| group.record_bytes()), 1 + members)
             }
             What::AllOffsets => (base + group.map_or(0, |group| group.bytes + group.offsets.len() * TOPIC_BYTES), 1),
-            What::Offsets { count, topic_bytes } => {
-                // Most clients name each partition once. Then all strings together are no larger than the group.
-                let strings = group.map_or(0, |group| group.bytes.min(count * self.config.offset_metadata_max_bytes));
-                (base + topic_bytes + count * OFFSET_BYTES + strings, 1)
+            What::Name => (base, 1),
+            What::Offsets { topic, partitions } => {
+                let offsets = group.and_then(|group| group.offsets.get(topic));
+                let metadata = |index: &i32| Some(offsets?.get(index)?.metadata.len());
+                let strings: usize = partitions.iter().filter_map(metadata).sum();
+                (TOPIC_BYTES + topic.len() + partitions.len() * OFFSET_BYTES + strings, wanted.entries())
             }
         }
     }

@@ -14,7 +14,7 @@ use net::{
         OffsetFetchRequest, SyncGroupRequest, TopicName,
         join_group_request::JoinGroupRequestProtocol,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-        offset_fetch_request::OffsetFetchRequestGroup,
+        offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
         sync_group_request::SyncGroupRequestAssignment,
     },
 };
@@ -95,6 +95,31 @@ fn all_offsets_of_a_group_are_read_in_parts_and_told_once() {
         (topic.name.to_string(), topic.partitions.iter().map(|partition| partition.partition_index).collect())
     });
     assert_eq!(told.collect::<Vec<_>>(), left);
+}
+
+#[test]
+fn named_offsets_are_weighed_by_themselves_however_many_their_group_has() {
+    let mut world = World::new(Config::default());
+    let mut large = commit("g", "large", 100);
+    large.topics[0].partitions.iter_mut().for_each(|p| p.committed_metadata = Some(text(&"m".repeat(4096))));
+    for (token, commit) in (1..).zip([large, commit("g", "small", 1000)]) {
+        assert_eq!(world.step(token, &context(8), commit), []);
+    }
+    world.commit_all();
+    let weigh = |topic: &str, partitions: Vec<i32>| {
+        let topic = OffsetFetchRequestTopics::default().with_name(TopicName(text(topic)));
+        let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text("g")));
+        let group = group.with_topics(Some(vec![topic.with_partition_indexes(partitions)]));
+        let request = GroupRequest::from(OffsetFetchRequest::default().with_groups(vec![group]));
+        // The answer is no larger than that.
+        read(&world.coordinator, &world.topics, &context(8), &request);
+        request.wanted(8).map(|wanted| world.coordinator.weigh(&wanted).0).sum::<usize>()
+    };
+    let small = weigh("small", (0..300).collect());
+    assert!(small < 300 * 200, "{small}");
+    let large = weigh("large", vec![7; 10]);
+    assert!((10 * 4096..10 * 4096 + 3000).contains(&large), "{large}");
+    assert!(weigh("unknown", (0..300).collect()) <= small + 10);
 }
 
 #[test]
