@@ -24,6 +24,7 @@ use crate::{
     core::{
         Core, CoreParts, Identity, core_of,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
+        opening,
     },
     host::{
         bind::bind,
@@ -481,6 +482,7 @@ pub(crate) async fn begin_core(
     rt::spawn(storage_loop(core.clone(), async move { flusher.run_flusher(host).await }));
     rt::spawn(warm_memory(core.clone()));
     rt::spawn(replica::run(core.clone()));
+    rt::spawn(opening::run(core.clone()));
     let seeds = about.config.seeds.iter().flat_map(Seeds::iter);
     let seeds = seeds.map(|(node, address)| (*node, address.to_string()));
     let me = Hello { core: id.0 as u16, ..about.hello.clone() };

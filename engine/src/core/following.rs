@@ -1,4 +1,4 @@
-//! Follows the view: opens and drops this core's partitions, and announces their leaders to the other cores.
+//! Follows the view: queues this core's partitions to be opened and dropped, and announces their leaders to the other cores.
 
 use super::{Core, CoreId, Leadership, Led};
 use crate::{
@@ -58,8 +58,11 @@ impl Core {
             Delta::BrokerGone(node) => self.peers().forget(*node),
             Delta::GonePeers(peers) => self.peers().set_gone(peers.clone()),
             Delta::TopicDeleted(topic) => {
-                for partition in &topic.partitions {
-                    self.drop_group(partition.group);
+                for group in topic.partitions.iter().map(|partition| partition.group) {
+                    match self.owner(group) == self.id() {
+                        true => self.opening.drop_soon(group),
+                        false => self.drop_group(group),
+                    }
                 }
                 self.coordinators.topic_deleted(self);
             }
@@ -101,7 +104,7 @@ impl Core {
                 }
                 None => {
                     let name = TopicPartition { topic: topic.name.clone(), partition: number as i32 };
-                    self.open_partition(name, meta, Rc::clone(&config));
+                    self.opening.add(group, name);
                 }
             }
         }
@@ -109,7 +112,12 @@ impl Core {
 
     /// Starts a partition's replica, from what the store recovered or empty. If recovery fails, the partition stays
     /// without a leader and reports why. The other partitions serve.
-    fn open_partition(self: &Rc<Self>, name: TopicPartition, meta: &metadata::Partition, config: Rc<TopicConfig>) {
+    pub(super) fn open_partition(
+        self: &Rc<Self>,
+        name: TopicPartition,
+        meta: &metadata::Partition,
+        config: Rc<TopicConfig>,
+    ) {
         let group = meta.group;
         let recovered = self.unclaimed.borrow_mut().remove(&group);
         let (identity, replicas) = (self.group_config(meta), meta.replicas.clone());
@@ -175,7 +183,7 @@ impl Core {
     }
 
     /// Removes a group that the metadata no longer names, including its files.
-    fn drop_group(self: &Rc<Self>, group: GroupId) {
+    pub(super) fn drop_group(self: &Rc<Self>, group: GroupId) {
         self.leaders.borrow_mut().remove(&group);
         if self.owner(group) != self.id() {
             return;
@@ -194,11 +202,11 @@ impl Core {
         }
     }
 
-    /// Called once the metadata is complete. Unclaimed logs belong to topics that were deleted before their logs
-    /// were removed here.
+    /// Called once the metadata is complete and its partitions are open. Unclaimed logs belong to topics that were
+    /// deleted before their logs were removed here.
     pub fn drop_unclaimed(self: &Rc<Self>) {
-        let unclaimed = self.unclaimed.borrow().keys().copied().filter(|group| *group != META_GROUP).collect();
-        let orphans: BTreeSet<GroupId> = unclaimed;
+        let is_orphan = |group: &GroupId| *group != META_GROUP && !self.opening.has(*group);
+        let orphans: BTreeSet<GroupId> = self.unclaimed.borrow().keys().copied().filter(is_orphan).collect();
         for group in orphans {
             tracing::info!(group = group.0, "removing a log that no topic names");
             self.drop_group(group);

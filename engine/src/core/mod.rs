@@ -8,7 +8,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `following` | follows the view: opens and drops partitions, announces their leaders |
+//! | `following` | follows the view: says which partitions to open and to drop, announces their leaders |
+//! | `opening` | opens and drops partitions in turns |
 //! | `lookups` | requests' queries of the view |
 //! | `slices` | the metadata slices of this core |
 //! | `storage` | the store's callbacks to its core, and storage failures |
@@ -20,6 +21,7 @@ pub mod long_work;
 mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
+pub mod opening;
 pub mod pace;
 pub mod receipts;
 mod slices;
@@ -40,6 +42,7 @@ use crate::{
     core::{
         long_work::LongWork,
         mesh::{HasMesh, Mesh},
+        opening::Opening,
         pace::Pace,
         receipts::Receipts,
     },
@@ -170,6 +173,7 @@ pub struct Core {
     away: RefCell<Arc<[i32]>>,
     /// Notified whenever the view or a leader changes.
     pub view_changed: Notify,
+    pub opening: Opening,
     /// Logs that the store recovered and no topic has claimed yet.
     unclaimed: RefCell<AHashMap<GroupId, RecoveredGroup>>,
     failed: RefCell<Option<String>>,
@@ -238,6 +242,7 @@ impl Core {
             controller: Cell::new(None),
             away: RefCell::new(Arc::from([])),
             view_changed: Notify::default(),
+            opening: Opening::default(),
             unclaimed: RefCell::new(unclaimed),
             failed: RefCell::default(),
             disk_full: Cell::new(false),
@@ -432,6 +437,7 @@ impl Core {
 
     async fn serves(self: &Rc<Self>) {
         self.lifecycle.metadata_complete.wait().await;
+        self.opening.done().await;
         self.drop_unclaimed();
         // Replicated partitions elect once enough of their replicas are there, which may be much later.
         let alone = self.partitions_that(Partition::is_alone);

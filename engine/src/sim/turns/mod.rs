@@ -4,6 +4,7 @@
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
 mod answers;
+mod opening;
 
 use super::{
     allocations,
