@@ -1,6 +1,6 @@
 //! Sends a connection's answers, and decides what becomes of its requests when its client is gone.
 
-use super::{Connection, InFlight, closed};
+use super::{Connection, InFlight, aside, closed};
 use crate::{
     clock,
     core::Core,
@@ -10,12 +10,7 @@ use crate::{
     sync::{Either, both, race},
 };
 use net::{
-    codec::{
-        api::ApiKey,
-        header::RequestHeader,
-        parts::Parts,
-        response::{self, Response},
-    },
+    codec::{api::ApiKey, header::RequestHeader, parts::Parts, response::Response},
     transport::conn::FrameWriter,
 };
 use std::{
@@ -114,9 +109,9 @@ pub async fn answer(core: &Rc<Core>, connection: &Rc<Connection>, mut writer: Fr
                 flush(core, connection, &mut writer).await;
                 connection.cut();
             }
-            Reply::Send(response) => send(core, connection, &mut writer, &request.header, response, None),
+            Reply::Send(response) => send(core, connection, &mut writer, &request.header, response, None).await,
             Reply::SendHeld(response, held) => {
-                send(core, connection, &mut writer, &request.header, response, Some(held));
+                send(core, connection, &mut writer, &request.header, response, Some(held)).await;
             }
         }
         drop(request);
@@ -181,7 +176,7 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
 }
 
 /// Queues an answer. Its held memory stays held until it is sent.
-fn send(
+async fn send(
     core: &Core,
     connection: &Connection,
     writer: &mut FrameWriter,
@@ -189,7 +184,9 @@ fn send(
     response: Response,
     held: Option<Held>,
 ) {
-    match response::encode(header, response) {
+    let weight = held.as_ref().map_or(0, Held::bytes);
+    let (held, encoded) = aside::encode(&core.beside, header, response, held, weight).await;
+    match encoded {
         Ok(parts) => {
             core.metrics.kafka_response_bytes_total.add(parts.byte_count() as u64);
             writer.push(match held {

@@ -14,6 +14,7 @@
 //! sent any more, the connection ends: requests that only read are dropped, and those that write go on without it.
 
 mod answering;
+mod aside;
 pub mod log;
 mod quota;
 mod receiving;
@@ -423,7 +424,7 @@ fn begin(
 ) -> Result<Pending, DecodeError> {
     // A request that begins after others is decoded only then, since its decoded form takes many times the memory of
     // its frame. If it is large, it waits for memory first.
-    let is_large = decoded_bytes > FREE_DECODED_BYTES;
+    let is_large = decoded_bytes > FREE_DECODED_BYTES || aside::is_large(&undecoded);
     if undecoded.header.api != ApiKey::Produce && (is_large || connection.is_busy()) {
         return Ok(later(core.clone(), connection.client.clone(), undecoded, decoded_bytes));
     }
@@ -446,7 +447,8 @@ fn later(core: Rc<Core>, client: Rc<handlers::Client>, undecoded: Undecoded, dec
                 return Reply::HangUp { why };
             }
         }
-        let answer = match undecoded.decode() {
+        let (reserved, decoded) = aside::decode(&core.beside, undecoded, reserved).await;
+        let answer = match decoded {
             Ok((header, request)) => handlers::start(&core, &client, &header, request),
             Err(error) => return Reply::HangUp { why: error.to_string() },
         };

@@ -40,6 +40,7 @@ use crate::{
     connection::{Connections, Spread, log::ConnectionLog},
     coordinator::host::Coordinators,
     core::{
+        line::Line,
         long_work::LongWork,
         mesh::{HasMesh, Mesh},
         opening::Opening,
@@ -139,6 +140,8 @@ pub struct Core {
     pub store: Store,
     pub metrics: Arc<CoreMetrics>,
     pub ready_loop: ReadyLoop,
+    /// Work for the thread beside this core, see `connection::aside`.
+    pub beside: Line,
     /// Grants turns to read for lagging replicas.
     pub pace: Pace,
     pub admission: Admission,
@@ -210,6 +213,7 @@ impl Core {
         Rc::new(Self {
             memory: Memory::new(&parts.memory, parts.mesh.me(), queued_max),
             mesh: parts.mesh,
+            beside: Line::default(),
             pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
             inherited: Inherited::new(&parts.config),
             config: parts.config,

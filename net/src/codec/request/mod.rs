@@ -139,6 +139,11 @@ impl Undecoded {
         bounds::decoded_bytes(api, version, &self.body).map_err(malformed)
     }
 
+    /// The body's length on the wire.
+    pub fn body_bytes(&self) -> usize {
+        self.body.len()
+    }
+
     /// Decodes the body. The frame stays in memory only as far as the header or the request has slices of it.
     pub fn decode(self) -> Result<(RequestHeader, Request), DecodeError> {
         let RequestHeader { api, version, .. } = self.header;
