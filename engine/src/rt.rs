@@ -28,6 +28,10 @@ use uuid::Uuid;
 /// brings its own buffers.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 
+/// How long tasks run, one after the other, before the executor looks for the kernel's completions and for due timers.
+/// A task that has begun goes on until it waits.
+const TURN_MAX: Duration = Duration::from_millis(10);
+
 /// A core's thread.
 pub struct CoreThread(ExecutorJoinHandle<()>);
 
@@ -46,6 +50,7 @@ where
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(name)
         .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(TURN_MAX)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(main)
         .map(CoreThread)
@@ -219,7 +224,7 @@ impl Drop for Sleep {
 /// kernel has completions by then.
 ///
 /// [`yield_if_needed`] only lets ready tasks run. The executor then looks for the kernel's completions only once no
-/// task is ready, or after 100 ms. A short [`sleep`] does not help either if it ends before the executor looks.
+/// task is ready, or after [`TURN_MAX`]. A short [`sleep`] does not help either if it ends before the executor looks.
 pub async fn give_way() {
     #[cfg(test)]
     if crate::sim::is_running() {

@@ -1,7 +1,9 @@
 //! The runtime as this crate sees it: waiting until a socket is ready. Only this file names glommio.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::task::Poll;
 
 use glommio::io::PollableFd;
 
@@ -28,6 +30,19 @@ impl<T: AsRawFd> Watched<T> {
     pub fn get(&self) -> &T {
         self.0.get_ref()
     }
+}
+
+/// Lets all tasks that are ready run first.
+pub async fn yield_now() {
+    let mut has_yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Yields to other tasks if this one has used up its time slice.

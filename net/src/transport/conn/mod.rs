@@ -20,6 +20,11 @@ use crate::codec::frame::{FrameDecoder, FrameError};
 use crate::codec::parts::Parts;
 use crate::rt::{self, Watched};
 use crate::transport::listen::Accepted;
+use crate::turn::BYTES_A_TURN;
+
+/// The maximum bytes of one system call. The kernel copies them, and may have to clear as much memory first. After each
+/// full call other connections go first: there may be hundreds with as much to send.
+const MOVED_BYTES_MAX: usize = BYTES_A_TURN;
 
 /// The maximum buffers per system call. The kernel accepts at most 1024 (IOV_MAX).
 const IOV_MAX: usize = 1024;
@@ -194,14 +199,14 @@ impl FrameReader {
         Ok(frame)
     }
 
-    /// Waits for more bytes of the next frame and reads once, up to `goal` bytes in the buffer. Returns `false` when
+    /// Waits for more bytes of the next frame and reads once, up to `goal` bytes in the buffer, and at most 256 KiB. Returns `false` when
     /// the peer has closed the connection between two frames. Call only after [`FrameReader::buffered_frame`]
     /// returned `None`.
     pub async fn receive(&mut self, goal: usize) -> Result<bool, ConnError> {
         let most = goal.saturating_sub(self.decoder.received()).max(1);
         loop {
             let spare = self.decoder.spare();
-            let most = spare.len().min(most);
+            let most = spare.len().min(most).min(MOVED_BYTES_MAX);
             match SockRef::from(self.shared.socket.get()).recv(&mut spare[..most]) {
                 Ok(0) => {
                     self.decoder.end()?;
@@ -212,6 +217,9 @@ impl FrameReader {
                     moved.set(moved.get().wrapping_add(byte_count as u64));
                     // SAFETY: recv wrote that many bytes to the start of the spare room.
                     unsafe { self.decoder.advance(byte_count) }
+                    if byte_count == MOVED_BYTES_MAX {
+                        rt::yield_now().await;
+                    }
                     return Ok(true);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -303,7 +311,12 @@ impl FrameWriter {
     pub async fn flush(&mut self) -> io::Result<()> {
         while !self.queue.is_empty() {
             match self.send() {
-                Ok(byte_count) => self.consume(byte_count),
+                Ok(byte_count) => {
+                    self.consume(byte_count);
+                    if byte_count == MOVED_BYTES_MAX {
+                        rt::yield_now().await;
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.shared.socket.writable().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -320,7 +333,15 @@ impl FrameWriter {
 
     /// Makes one vectored write. If the peer is gone, it returns an error and raises no signal (MSG_NOSIGNAL).
     fn send(&self) -> io::Result<usize> {
-        let slices: Vec<IoSlice<'_>> = self.queue.iter().take(IOV_MAX).map(|part| IoSlice::new(part)).collect();
+        let mut left = MOVED_BYTES_MAX;
+        let slice = |part: &'_ Bytes| {
+            let taken = part.len().min(left);
+            left -= taken;
+            taken
+        };
+        let lengths = self.queue.iter().take(IOV_MAX).map(slice).take_while(|taken| *taken > 0);
+        let slices: Vec<IoSlice<'_>> =
+            lengths.zip(&self.queue).map(|(taken, part)| IoSlice::new(&part[..taken])).collect();
         SockRef::from(self.shared.socket.get()).send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL)
     }
 

@@ -26,7 +26,7 @@ use crate::codec::response::{self, Response};
 use crate::errors::ErrorCode;
 use crate::records::build::BatchBuilder;
 use crate::rt;
-use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter, PeerEnd};
+use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter, MOVED_BYTES_MAX, PeerEnd};
 use crate::transport::listen::{self, BindError, Bound, Listener};
 
 const LOCAL: &str = "127.0.0.1:0";
@@ -91,6 +91,45 @@ fn frames_pass_both_ways() {
     writer.join().unwrap();
     assert!(echoed == expected);
     assert_eq!(server.join().unwrap(), bodies.len());
+}
+
+/// The most bytes that `moved` grew by while another task of the core ran, until it is `total`.
+async fn most_between_two_turns(total: u64, moved: impl Fn() -> u64) -> u64 {
+    let (mut before, mut most) = (0, 0);
+    while before < total {
+        let now = moved();
+        most = most.max(now - before);
+        before = now;
+        rt::yield_now().await;
+    }
+    most
+}
+
+#[test]
+fn a_large_frame_leaves_other_tasks_their_turns() {
+    const LARGE: usize = 6 << 20;
+    let body = vec![7; LARGE];
+    let total = framed(&body).len() as u64;
+    let (addr, server) = serve(async move |mut reader, mut writer| {
+        let handle = reader.handle();
+        let received = rt::spawn(most_between_two_turns(total, move || handle.received_bytes()));
+        let frame = reader.read_frame().await.unwrap().unwrap();
+        let handle = reader.handle();
+        let sent = rt::spawn(most_between_two_turns(total, move || handle.sent_bytes()));
+        writer.write(Parts::from(Bytes::from(framed(&frame)))).await.unwrap();
+        (received.await, sent.await)
+    });
+    let mut peer = TcpStream::connect(addr).unwrap();
+    peer.set_read_timeout(Some(TIMEOUT)).unwrap();
+    peer.write_all(&framed(&body)).unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut echoed = Vec::new();
+    peer.read_to_end(&mut echoed).unwrap();
+    assert!(echoed == framed(&body));
+    let (received, sent) = server.join().unwrap();
+    let most = MOVED_BYTES_MAX as u64;
+    // The first reads of a frame are small. Together they take no more than one full read.
+    assert!(received <= 2 * most && sent <= most, "{received} and {sent} bytes in one turn");
 }
 
 /// More buffers than one system call accepts, more bytes than the socket holds, and a reader that starts late.
