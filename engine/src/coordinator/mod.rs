@@ -44,7 +44,6 @@ mod protocols;
 mod reads;
 mod rebalance;
 mod records;
-mod search;
 mod session;
 mod size;
 #[cfg(test)]
@@ -67,18 +66,18 @@ pub use self::{
     api::{Context, GroupRequest, GroupResponse, Route, by_partition, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
     env::{AppendId, Now, Output},
+    forget::SEARCH_TURN_ENTRIES,
     pieces::{Piece, Pieces},
     reads::{Cursor, Part, Wanted, shorten_filter},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
-    search::SEARCH_TURN_ENTRIES,
     topics::{Incarnation, Topics},
 };
 use self::{
     api::{append_error, offset_commit_error, shape_leave},
     config::STRING_BYTES_MAX,
     env::{Appends, Env, Then, Tombstones},
+    forget::SearchSpot,
     group::{Group, check_join_size, own},
-    search::Spot,
     timers::{Slot, Timer, Timers},
     topics::{Known, Sweep},
 };
@@ -109,7 +108,7 @@ pub struct Coordinator<T> {
     timers: Timers,
     expiry: Slot,
     /// Where the search for expired offsets continues; `None`: it starts with the first group.
-    expiring: Option<Spot>,
+    expiring: Option<SearchSpot>,
     sweep: Sweep,
     /// The topics that existed at the latest call.
     known: Known,

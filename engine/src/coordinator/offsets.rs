@@ -17,9 +17,9 @@ use crate::sim::{self, Bug};
 use super::{
     config::{Config, STRING_BYTES_MAX},
     env::{Env, OffsetChange, Then},
+    forget::{SearchTurn, tombstone_bytes},
     group::{Group, State, own},
     records::{CommittedOffset, GroupRecord},
-    search::{Turn, tombstone_bytes},
     size::offset_bytes,
     topics::{Topics, committed_to},
 };
@@ -205,7 +205,7 @@ impl<T> Group<T> {
         config: &Config,
         now_ms: i64,
         from: Option<&(StrBytes, i32)>,
-        turn: &mut Turn,
+        turn: &mut SearchTurn,
     ) -> Expired {
         let has_type = self.protocol_type.is_some();
         let consumers = self.protocol_type.as_deref() == Some(CONSUMER_PROTOCOL);

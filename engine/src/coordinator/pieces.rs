@@ -22,8 +22,8 @@ use super::api::{GroupRequest, GroupResponse};
 /// Groups in one piece of a DeleteGroups request. It is small because each of a group's offsets needs a tombstone.
 const DELETED_A_TURN: usize = 16;
 
-/// Bytes that the group's id may take in the records of one piece of a commit (1 MiB). Each record repeats the id, which
-/// may have 32 KiB.
+/// Bytes that the group's id may take in the records of one piece of a commit (1 MiB). Each record repeats the id,
+/// which may have 32 KiB.
 const COMMITTED_IDS_BYTES: usize = 4 * BYTES_A_TURN;
 
 /// The part of the previous piece that a piece's first entry continues.

@@ -15,10 +15,9 @@ use net::{StrBytes, Uuid, errors::ErrorCode};
 use super::{
     Coordinator,
     env::{Now, Output, Then},
-    forget::Victim,
+    forget::{SearchSpot, SearchTurn, Victim, tombstone_bytes},
     group::{Group, State},
     records::CommittedOffset,
-    search::{Spot, Turn, tombstone_bytes},
 };
 
 /// How long after a sweep the next one starts, if the sweep had to skip offsets.
@@ -106,7 +105,7 @@ pub(super) struct Sweep {
     /// When the next turn is due, in monotonic ms.
     due: Option<u64>,
     /// Where the next turn continues; `None` at the start.
-    next: Option<Spot>,
+    next: Option<SearchSpot>,
     /// Another sweep must follow this one.
     again: bool,
 }
@@ -176,12 +175,12 @@ impl<T> Coordinator<T> {
 
     /// One turn of a search for offsets whose topic is gone. Returns them, the next position, and whether any had to
     /// be skipped.
-    fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<Spot>, bool) {
+    fn stale_offsets(&self, topics: &dyn Topics) -> (Vec<Victim>, Option<SearchSpot>, bool) {
         let first = self.sweep.next.clone().unwrap_or_default();
-        let (mut victims, mut left, mut turn) = (Vec::new(), false, Turn::default());
+        let (mut victims, mut left, mut turn) = (Vec::new(), false, SearchTurn::default());
         for (id, group) in self.groups.range(first.group.clone()..) {
             if turn.is_over() {
-                return (victims, Some(Spot::new(id, None)), left);
+                return (victims, Some(SearchSpot::new(id, None)), left);
             }
             turn.look(1);
             let stale = group.stale_offsets(topics, first.within(id), &mut turn);
@@ -191,7 +190,7 @@ impl<T> Coordinator<T> {
                 victims.push(Victim { group: group.id.clone(), offsets: stale.offsets, whole: false });
             }
             if stale.next.is_some() {
-                return (victims, Some(Spot::new(id, stale.next)), left);
+                return (victims, Some(SearchSpot::new(id, stale.next)), left);
             }
         }
         (victims, None, left)
@@ -209,7 +208,7 @@ struct Stale {
 }
 
 impl<T> Group<T> {
-    fn stale_offsets(&self, topics: &dyn Topics, from: Option<&(StrBytes, i32)>, turn: &mut Turn) -> Stale {
+    fn stale_offsets(&self, topics: &dyn Topics, from: Option<&(StrBytes, i32)>, turn: &mut SearchTurn) -> Stale {
         let mut stale = Stale::default();
         let mut topic_and_found = None;
         for (topic, partition, offset) in self.offsets_from(from) {

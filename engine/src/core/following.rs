@@ -1,4 +1,5 @@
-//! Follows the view: queues this core's partitions to be opened and dropped, and announces their leaders to the other cores.
+//! Follows the view: queues this core's partitions to be opened and dropped, and announces their leaders to the other
+//! cores.
 
 use super::{Core, CoreId, Leadership, Led};
 use crate::{

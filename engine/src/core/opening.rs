@@ -1,4 +1,5 @@
-//! Opens and drops this core's partitions in turns: a topic may have 10,000 of them, and a start opens all that there are.
+//! Opens and drops this core's partitions in turns: a topic may have 10,000 of them, and a start opens all that there
+//! are.
 //! Lives on: every core.
 //!
 //! Until it is open, a partition answers as one without a known leader. Nobody finds a partition that is to be dropped,

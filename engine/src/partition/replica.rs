@@ -277,8 +277,8 @@ async fn follow_durable(core: Rc<Core>) {
     }
 }
 
-/// One turn: takes completions, stages entries and applies committed entries, for the groups queued at its start, as many
-/// as a turn takes.
+/// One turn: takes completions, stages entries and applies committed entries, for the groups queued at its start, as
+/// many as a turn takes.
 fn turn(core: &Rc<Core>) -> Result<(), AppendError> {
     let ready_loop = &core.ready_loop;
     let durable = core.store.durable();

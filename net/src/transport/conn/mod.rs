@@ -22,8 +22,8 @@ use crate::rt::{self, Watched};
 use crate::transport::listen::Accepted;
 use crate::turn::BYTES_A_TURN;
 
-/// The maximum bytes of one system call. The kernel copies them, and may have to clear as much memory first. After each
-/// full call other connections go first: there may be hundreds with as much to send.
+/// The maximum bytes of one system call. The kernel copies them, and may have to clear as much memory first. After
+/// each full call other connections go first: there may be hundreds with as much to send.
 const MOVED_BYTES_MAX: usize = BYTES_A_TURN;
 
 /// The maximum buffers per system call. The kernel accepts at most 1024 (IOV_MAX).
@@ -199,9 +199,9 @@ impl FrameReader {
         Ok(frame)
     }
 
-    /// Waits for more bytes of the next frame and reads once, up to `goal` bytes in the buffer, and at most 256 KiB. Returns `false` when
-    /// the peer has closed the connection between two frames. Call only after [`FrameReader::buffered_frame`]
-    /// returned `None`.
+    /// Waits for more bytes of the next frame and reads once, up to `goal` bytes in the buffer, and at most 256 KiB.
+    /// Returns `false` when the peer has closed the connection between two frames. Call only after
+    /// [`FrameReader::buffered_frame`] returned `None`.
     pub async fn receive(&mut self, goal: usize) -> Result<bool, ConnError> {
         let most = goal.saturating_sub(self.decoder.received()).max(1);
         loop {

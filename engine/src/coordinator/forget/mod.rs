@@ -4,6 +4,8 @@
 //! would. A group may have several 100,000 offsets, so tombstones are written in turns: those of a DeleteGroups request
 //! batch by batch, each once the one before is in the log, and those of expired offsets in the turns of a search.
 
+mod search;
+
 use std::collections::{BTreeSet, VecDeque};
 
 use net::{
@@ -12,13 +14,15 @@ use net::{
     messages::{DeleteGroupsRequest, DeleteGroupsResponse, delete_groups_response::DeletableGroupResult},
 };
 
+pub use search::SEARCH_TURN_ENTRIES;
+pub(crate) use search::{SearchSpot, SearchTurn, tombstone_bytes};
+
 use super::{
     Coordinator,
     config::TOMBSTONE_BATCH_BYTES,
     env::{Deletion, Now, Then, Tombstones},
     group::{Group, State},
     records::GroupRecord,
-    search::{Spot, Turn, tombstone_bytes},
 };
 
 /// The parts of a group to remove.
@@ -95,11 +99,11 @@ impl<T> Coordinator<T> {
     /// search that then finds it without any.
     pub(super) fn expire(&mut self, now: Now) -> bool {
         let first = self.expiring.take().unwrap_or_default();
-        let (mut victims, mut turn) = (Vec::new(), Turn::default());
+        let (mut victims, mut turn) = (Vec::new(), SearchTurn::default());
         for (id, group) in self.groups.range(first.group.clone()..) {
             let from = first.within(id);
             if from.is_none() && !turn.has_room(1 + group.entries()) {
-                self.expiring = Some(Spot::new(id, None));
+                self.expiring = Some(SearchSpot::new(id, None));
                 break;
             }
             turn.look(1 + group.members.len());
@@ -109,7 +113,7 @@ impl<T> Coordinator<T> {
                 victims.push(Victim { group: group.id.clone(), offsets: expired.offsets, whole });
             }
             if expired.next.is_some() {
-                self.expiring = Some(Spot::new(id, expired.next));
+                self.expiring = Some(SearchSpot::new(id, expired.next));
                 break;
             }
         }

@@ -1,73 +1,73 @@
 //! A search through all groups and their offsets, in turns: for offsets of deleted topics (`topics`), and for expired
-//! ones (`forget`).
+//! ones.
 
 use net::StrBytes;
 
-use super::{group::Group, records::CommittedOffset};
+use crate::coordinator::{group::Group, records::CommittedOffset};
 
 /// Groups, members and offsets that one turn of a search looks at.
 pub const SEARCH_TURN_ENTRIES: usize = 4096;
 
 /// A turn ends once the tombstones that it writes have this many bytes (1 MiB). The names of a group and of a topic
 /// can make a single tombstone as large as 64 KiB.
-pub(super) const SEARCH_TURN_BYTES: usize = 1 << 20;
+pub(crate) const SEARCH_TURN_BYTES: usize = 1 << 20;
 
 /// Approximate bytes of a tombstone in the log besides the group's and the topic's name.
 const TOMBSTONE_BYTES: usize = 80;
 
 /// Approximate bytes of a tombstone, for an offset or, with an empty topic, for a group.
-pub(super) fn tombstone_bytes(group: &str, topic: &str) -> usize {
+pub(crate) fn tombstone_bytes(group: &str, topic: &str) -> usize {
     TOMBSTONE_BYTES + group.len() + topic.len()
 }
 
 /// The place at which a search continues.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Spot {
-    pub(super) group: StrBytes,
+pub(crate) struct SearchSpot {
+    pub(crate) group: StrBytes,
     /// The group's first offset to look at; `None`: the group is looked at from its beginning.
     offset: Option<(StrBytes, i32)>,
 }
 
-impl Spot {
-    pub(super) fn new(group: &StrBytes, offset: Option<(StrBytes, i32)>) -> Spot {
-        Spot { group: group.clone(), offset }
+impl SearchSpot {
+    pub(crate) fn new(group: &StrBytes, offset: Option<(StrBytes, i32)>) -> SearchSpot {
+        SearchSpot { group: group.clone(), offset }
     }
 
     /// Where to begin in a group that the search meets.
-    pub(super) fn within(&self, group: &StrBytes) -> Option<&(StrBytes, i32)> {
+    pub(crate) fn within(&self, group: &StrBytes) -> Option<&(StrBytes, i32)> {
         self.offset.as_ref().filter(|_| self.group == *group)
     }
 }
 
 /// The work of a turn so far.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(crate) struct SearchTurn {
     entries: usize,
     tombstone_bytes: usize,
 }
 
-impl Turn {
-    pub(super) fn is_over(&self) -> bool {
+impl SearchTurn {
+    pub(crate) fn is_over(&self) -> bool {
         self.entries >= SEARCH_TURN_ENTRIES || self.tombstone_bytes >= SEARCH_TURN_BYTES
     }
 
     /// Whether so many entries more fit this turn. The first ones of a turn always do.
-    pub(super) fn has_room(&self, entries: usize) -> bool {
+    pub(crate) fn has_room(&self, entries: usize) -> bool {
         self.entries == 0 || (!self.is_over() && self.entries + entries <= SEARCH_TURN_ENTRIES)
     }
 
-    pub(super) fn look(&mut self, entries: usize) {
+    pub(crate) fn look(&mut self, entries: usize) {
         self.entries += entries;
     }
 
-    pub(super) fn write(&mut self, tombstone_bytes: usize) {
+    pub(crate) fn write(&mut self, tombstone_bytes: usize) {
         self.tombstone_bytes += tombstone_bytes;
     }
 }
 
 impl<T> Group<T> {
     /// The group's offsets in order, from the given one on.
-    pub(super) fn offsets_from(
+    pub(crate) fn offsets_from(
         &self,
         from: Option<&(StrBytes, i32)>,
     ) -> impl Iterator<Item = (&StrBytes, i32, &CommittedOffset)> {
@@ -79,7 +79,7 @@ impl<T> Group<T> {
     }
 
     /// Members and offsets.
-    pub(super) fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.members.len() + self.offsets.values().map(|partitions| partitions.len()).sum::<usize>()
     }
 }
