@@ -271,8 +271,7 @@ metrics! {
     mesh_posts_total: Counter;
     /// Batches and group requests that wait for room in the write-ahead ring, or for commits of their partition.
     admission_waiting: Gauge;
-    /// Batches and group requests that timed out while they waited for room in the write-ahead ring, or for commits of
-    /// their partition.
+    /// Batches and group requests that timed out while they waited for room in the write-ahead ring, or for commits.
     admission_timed_out_total: Counter;
     /// Time from staging entries in the write-ahead ring to their being durable, for each turn of the Raft ready
     /// loop.

@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, Position};
 
 pub use crate::ring::format::{RingBody, RingRecord};
 
@@ -227,14 +227,8 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Stages that the group's log restarts behind an entry.
-    pub fn restart(
-        &self,
-        group: GroupId,
-        hard_state: HardState,
-        index: u64,
-        term: Term,
-    ) -> Result<Staged, AppendError> {
-        self.stage(group, hard_state, Record::Restart { index, term }, &[])
+    pub fn restart(&self, group: GroupId, hard_state: HardState, at: Position) -> Result<Staged, AppendError> {
+        self.stage(group, hard_state, Record::Restart { index: at.index, term: at.term }, &[])
     }
 
     /// Like [`Journal::restart`], for a group without snapshots.

@@ -21,7 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, Position, Term};
 
 pub const SNAPSHOT_MAGIC: u32 = u32::from_le_bytes(*b"MLS1");
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -158,7 +158,7 @@ pub(crate) fn install<D: Disk>(
     let mut state = shared.state.borrow_mut();
     let log = state.log(group);
     assert!(app.index > log.app.index, "group {}: a snapshot never goes back", group.0);
-    let staged = shared.journal.restart(group, hard_state, app.index, term)?;
+    let staged = shared.journal.restart(group, hard_state, Position { index: app.index, term })?;
     let (before, offset) = (log.flushed, log.end.offset);
     log.hard_state = hard_state;
     log.restart(Mark { index: app.index, term, offset }, staged.pos);

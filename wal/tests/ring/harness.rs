@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
 };
-use types::{GroupId, HardState, Term};
+use types::{GroupId, HardState, Position, Term};
 use wal::{
     buf::BLOCK,
     disk::{Disk, sim::SimDisk},
@@ -145,7 +145,9 @@ pub fn stage(journal: &Journal<SimDisk>, (group, hard_state, body): &Said) -> Re
             journal.truncate(group, hard_state, *from_index, *from_offset)?.pos
         }
         RingBody::Removed => journal.remove_group(group)?,
-        RingBody::Restart { index, term } => journal.restart(group, hard_state, *index, *term)?.pos,
+        RingBody::Restart { index, term } => {
+            journal.restart(group, hard_state, Position { index: *index, term: *term })?.pos
+        }
         RingBody::RestartAt { index, term, offset, conf_state, blob } => {
             let at = LogMark { index: *index, term: *term, offset: *offset };
             journal.restart_at(group, hard_state, at, conf_state, blob)?.pos
