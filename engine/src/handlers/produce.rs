@@ -290,7 +290,7 @@ fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Futur
         .into_iter()
         .map(|item| {
             let (place, bytes) = (item.place, item.batch.len());
-            let has_room = core.partition(item.group).is_none_or(|partition| partition.has_room(bytes));
+            let has_room = core.partition(item.group).is_none_or(|partition| partition.has_room(&core, bytes));
             let begun = match core.admission.enter(&core.store, item.group, bytes, has_room) {
                 None => Begun::Appended(append(&core, item, now_ms)),
                 Some(turn) => {
@@ -357,7 +357,7 @@ async fn admitted(core: &Core, turn: &mut Turn, item: &Item, began: Duration, ti
     let come = async {
         turn.first_of_partition().await;
         if let Some(partition) = core.partition(item.group) {
-            partition.room(item.batch.len()).await;
+            partition.room(core, item.batch.len()).await;
         }
         turn.come(&core.store).await;
     };

@@ -19,6 +19,7 @@
 //! request.
 //! Deadline: the request's timeout.
 
+use super::Partition;
 use crate::core::{
     Store,
     lines::{Lines, Spot},
@@ -27,10 +28,13 @@ use std::{cell::Cell, rc::Rc};
 use types::GroupId;
 use wal::store::Admission as Room;
 
-#[derive(Default)]
 pub struct Admission {
     lines: Lines<GroupId>,
     claim: Rc<Claim>,
+    /// The partitions that this core leads and that are ahead of their replicas. See `partition::pacing`.
+    ahead: Cell<usize>,
+    /// Bytes that they may be ahead together.
+    ahead_bytes: usize,
 }
 
 /// A place in the partition's line. While it is held, no later append to the partition goes first.
@@ -97,7 +101,29 @@ impl Turn {
     }
 }
 
+/// The part of the cache of newest records that replicas may lack. What this core stores for other leaders pushes
+/// it out as well.
+const AHEAD_PART: usize = 8;
+/// What one partition may be ahead of its replicas, however many others are. Two of the largest default batches.
+const AHEAD_LEAST: usize = 2 << 20;
+
 impl Admission {
+    /// `cache_bytes`: the newest records that this core keeps in memory.
+    pub fn new(cache_bytes: u64) -> Self {
+        let ahead_bytes = cache_bytes as usize / AHEAD_PART;
+        Self { lines: Lines::default(), claim: Rc::default(), ahead: Cell::new(0), ahead_bytes }
+    }
+
+    /// A partition was ahead of its replicas before or not, and is now or not.
+    pub(super) fn is_ahead(&self, before: bool, now: bool) {
+        self.ahead.set(self.ahead.get() - usize::from(before) + usize::from(now));
+    }
+
+    /// Bytes that one partition may be ahead of its replicas now.
+    pub(super) fn ahead_max(&self) -> usize {
+        (self.ahead_bytes / self.ahead.get().max(1)).clamp(AHEAD_LEAST, Partition::ROOM_BYTES)
+    }
+
     /// `None`: append now. Otherwise await the turn. `has_room`: whether the partition takes more uncommitted bytes.
     pub fn enter(&self, store: &Store, group: GroupId, bytes: usize, has_room: bool) -> Option<Turn> {
         if has_room && self.lines.is_free(group) && store.admit(bytes) != Room::Wait {

@@ -148,6 +148,7 @@ impl Partition {
                 return self.refuse(refusal(error));
             }
         };
+        self.runs_ahead(core, position.index, descriptor.bytes as usize);
         let (promise, answer) = promise();
         let appended = Appended { base_offset, log_append_time: log_append_time_ms, log_start };
         state.waiters(acks).push_back(Waiting { index: position.index, appended, promise });
@@ -155,24 +156,6 @@ impl Partition {
         self.stir(core);
         replica::stage(core, &**self);
         Ok(answer)
-    }
-
-    /// While one partition holds that many unapplied bytes, further appends wait for commits before they are
-    /// proposed. What followers lack then stays in memory, where the leader can send it from. A leader that ran
-    /// further ahead of them would have to read it from the disk, at the cost of everything else.
-    pub const ROOM_BYTES: usize = 8 << 20;
-
-    /// Whether an append of so many bytes need not wait for commits. It need not either where it will be rejected.
-    pub fn has_room(&self, bytes: usize) -> bool {
-        let held = self.state.borrow().tail_bytes;
-        held == 0 || held + bytes <= Self::ROOM_BYTES || !self.leads()
-    }
-
-    /// Waits until the partition takes an append of so many bytes.
-    pub async fn room(&self, bytes: usize) {
-        while !self.has_room(bytes) {
-            self.room_freed.next().await;
-        }
     }
 
     /// Rejects an append. During a handover the answer waits for its end. A client that is rejected at once finds no

@@ -51,7 +51,7 @@ impl Partition {
             state.gaps.clear();
             drop(state);
             core.coordinators.resign(self.group());
-            self.room_freed.notify();
+            self.ends_pacing(core);
             self.wake_fetches();
             self.count_health(core);
         }

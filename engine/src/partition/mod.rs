@@ -9,6 +9,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `appending` | producers' batches: rejected, recognised as duplicates, or proposed |
+//! | `pacing` | how far a leader runs ahead of its replicas |
 //! | `reads` | consumers' reads |
 //! | `peering` | messages from and to the group's other replicas |
 //! | `catch_up` | sends a lagging replica the entries that it lacks |
@@ -24,6 +25,7 @@ mod appending;
 mod catch_up;
 mod health;
 mod leading;
+mod pacing;
 mod peering;
 pub mod producers;
 mod reads;
@@ -37,6 +39,7 @@ pub use reads::{ColdFetch, FetchRead};
 use appending::{Unsure, Waiting, refusal};
 use catch_up::CatchUp;
 use health::Health;
+use pacing::Pacing;
 use snapshots::Coming;
 
 use crate::{
@@ -46,7 +49,7 @@ use crate::{
         producers::{Producers, gaps::Gaps, share::Cut},
         replica::{Payload, Replica, Replicated},
     },
-    sync::{Marks, Notify, Promise},
+    sync::{Marks, Promise},
 };
 use ahash::AHashMap;
 use consensus::group::{
@@ -115,12 +118,10 @@ pub struct Partition {
     replica: Replica,
     config: RefCell<Rc<TopicConfig>>,
     state: RefCell<State>,
-    /// Uncommitted bytes became fewer, or this replica no longer leads.
-    room_freed: Notify,
+    pacing: Pacing,
     /// Fetches to wake when the high watermark moves.
     watchers: RefCell<Slab<(Rc<Marks>, usize)>>,
-    /// Set once the first entry of our term is applied. Only then do we know every record that was acknowledged
-    /// before.
+    /// The first entry of our term is applied: we know every record that was acknowledged before.
     established: Cell<bool>,
     /// The nodes that hold a replica, the preferred leader first.
     replicas: RefCell<Vec<i32>>,
@@ -216,7 +217,7 @@ impl Partition {
             held: RefCell::default(),
             stands_in: Cell::new(None),
             coming: RefCell::default(),
-            room_freed: Notify::default(),
+            pacing: Pacing::default(),
             catch_up: CatchUp::default(),
             producers_counted: Cell::new(0),
             health: Cell::default(),
@@ -399,7 +400,7 @@ impl Partition {
         drop(state);
         self.handing_over_until.take();
         self.held.take();
-        self.room_freed.notify();
+        self.ends_pacing(core);
         self.wake_fetches();
     }
 
@@ -497,7 +498,7 @@ impl Replicated for Partition {
             raft.compact(last);
         });
         self.answer_committed();
-        self.room_freed.notify();
+        self.pacing.freed.notify();
         self.wake_fetches();
     }
 
@@ -537,7 +538,7 @@ impl Replicated for Partition {
         state.refuse_all(ErrorCode::KafkaStorageError);
         drop(state);
         self.end_hand_over();
-        self.room_freed.notify();
+        self.pacing.freed.notify();
         self.wake_fetches();
     }
 }

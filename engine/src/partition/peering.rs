@@ -60,6 +60,7 @@ impl Partition {
                 self.replica.step(core, message);
                 if kind == MessageType::MsgAppendResponse {
                     self.answer_committed();
+                    self.pacing.freed.notify();
                 }
                 core.ready_loop.wake(self.clone());
             }

@@ -348,6 +348,11 @@ impl<D: Disk> Store<D> {
         crate::log::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
     }
 
+    /// Bytes of the newest batches that are kept in memory once they are flushed.
+    pub fn cache_bytes(&self) -> u64 {
+        self.shared.config.cache_bytes
+    }
+
     /// The batch of an entry, if it is in memory.
     pub fn payload(&self, group: GroupId, index: u64) -> Option<Bytes> {
         self.shared.state.borrow().groups.get(&group)?.payload(index)
