@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use testkit::allocations;
-use wal::ring::format::{HEADER_BYTES, MAGIC, Record, RingBody, RingRecord, SeenHeader, WriteHeader, decode_body};
+use wal::ring::format::{HEADER_BYTES, MAGIC, RingRecord, SeenHeader, WriteHeader, decode_body};
 use wal::store::LogPos;
 
 const CRC_AT: usize = 12;
@@ -50,18 +50,7 @@ fn body(body: &Bytes, count: u32) {
 }
 
 fn written(record: &RingRecord) -> Bytes {
-    let to_write = match &record.body {
-        RingBody::Entry(entry) => Record::Entry { entry },
-        RingBody::HardState => Record::HardState,
-        RingBody::Truncate { from_index, from_offset } => {
-            Record::Truncate { from_index: *from_index, from_offset: *from_offset }
-        }
-        RingBody::Removed => Record::Removed,
-        RingBody::Restart { index, term } => Record::Restart { index: *index, term: *term },
-        RingBody::RestartAt { index, term, offset, conf_state, blob } => {
-            Record::RestartAt { index: *index, term: *term, offset: *offset, conf_state, blob }
-        }
-    };
+    let to_write = record.body.record();
     let mut bytes = vec![0; to_write.bytes()];
     to_write.encode(&mut bytes, record.group, record.hard_state);
     bytes.into()

@@ -234,6 +234,24 @@ pub enum RingBody {
     RestartAt { index: u64, term: Term, offset: u64, conf_state: Bytes, blob: Bytes },
 }
 
+impl RingBody {
+    /// The record that these are the contents of.
+    pub fn record(&self) -> Record<'_> {
+        match self {
+            Self::Entry(entry) => Record::Entry { entry },
+            Self::HardState => Record::HardState,
+            Self::Truncate { from_index, from_offset } => {
+                Record::Truncate { from_index: *from_index, from_offset: *from_offset }
+            }
+            Self::Removed => Record::Removed,
+            Self::Restart { index, term } => Record::Restart { index: *index, term: *term },
+            Self::RestartAt { index, term, offset, conf_state, blob } => {
+                Record::RestartAt { index: *index, term: *term, offset: *offset, conf_state, blob }
+            }
+        }
+    }
+}
+
 /// A record that was read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingRecord {

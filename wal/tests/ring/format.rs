@@ -4,7 +4,7 @@ use crate::harness::{any, entry, said};
 use bytes::Bytes;
 use types::{GroupId, HardState, Term};
 use wal::{
-    ring::format::{Record, RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
+    ring::format::{RingBody, SeenHeader, WriteHeader, body_crc, decode_body},
     store::LogPos,
 };
 
@@ -14,18 +14,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn encoded(group: GroupId, hard_state: HardState, body: &RingBody) -> Vec<u8> {
-    let record = match body {
-        RingBody::Entry(entry) => Record::Entry { entry },
-        RingBody::HardState => Record::HardState,
-        RingBody::Truncate { from_index, from_offset } => {
-            Record::Truncate { from_index: *from_index, from_offset: *from_offset }
-        }
-        RingBody::Removed => Record::Removed,
-        RingBody::Restart { index, term } => Record::Restart { index: *index, term: *term },
-        RingBody::RestartAt { index, term, offset, conf_state, blob } => {
-            Record::RestartAt { index: *index, term: *term, offset: *offset, conf_state, blob }
-        }
-    };
+    let record = body.record();
     let mut bytes = vec![0xff; record.bytes()];
     record.encode(&mut bytes, group, hard_state);
     bytes
