@@ -7,20 +7,23 @@
 //! other broker learns of it. If the decision is lost before that, nobody has acted on it. The other brokers take the
 //! cluster id and the founding peers from any member.
 
-use super::node_id::{Claim, NodeId, ask_holder};
+use super::{
+    calling::{CALL_MAX, CallError, PATIENCE, call},
+    node_id::{Claim, NodeId, ask_holder},
+};
 use crate::config::value::{HostPort, Seeds};
 use consensus::{
     plane::node_of,
     wire::{self, Caller, Hello},
 };
 use net::peer::{
-    BlockingPeer, Lane, PeerError,
+    BlockingPeer,
     auth::{Handshake, Secret, nonce},
 };
 use std::{
     collections::{BTreeSet, VecDeque},
     io,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,11 +33,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How often the seeds are asked, and how long one connect, read or write may take.
+/// How often the seeds are asked.
 const ASK_EVERY: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a whole handshake may take.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 /// Most callers answered at a time. When full, the next one waits until one has gone, or until the oldest has had its
 /// time and gives way.
 const ASKING_MAX: usize = 64;
@@ -216,24 +216,10 @@ fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<Str
     })
 }
 
-fn ask(me: &Hello, secret: Option<Secret>, address: &str) -> Result<Hello, AskError> {
-    let addr = address.to_socket_addrs()?.next().ok_or(AskError::NoAddress)?;
-    let mut peer = BlockingPeer::connect(addr, PATIENCE)?;
-    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
-    let handshake = Handshake::caller(secret, Lane::Control, wire::encode_hello(me), nonce());
-    Ok(wire::decode_hello(&peer.shake_hands(handshake, true)?)?)
-}
-
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error(transparent)]
-    Peer(#[from] PeerError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Wire(#[from] wire::WireError),
-    #[error("the name has no address")]
-    NoAddress,
+/// The hello of the broker at this address.
+fn ask(me: &Hello, secret: Option<Secret>, address: &str) -> Result<Hello, CallError> {
+    let (_, hello) = call(me, secret, address)?;
+    Ok(hello)
 }
 
 /// Tells callers that this broker belongs to no cluster yet.
@@ -337,9 +323,9 @@ impl Callers {
     }
 }
 
-fn answer_one(stream: TcpStream, me: &Hello, secret: Option<Secret>) -> Result<(), AskError> {
+fn answer_one(stream: TcpStream, me: &Hello, secret: Option<Secret>) -> Result<(), CallError> {
     let mut peer = BlockingPeer::new(stream, PATIENCE)?;
-    peer.set_deadline(Instant::now() + HANDSHAKE_MAX);
+    peer.set_deadline(Instant::now() + CALL_MAX);
     let handshake = Handshake::answerer(secret, wire::encode_hello(me), nonce());
     wire::decode_hello(&peer.shake_hands(handshake, false)?)?;
     Ok(())

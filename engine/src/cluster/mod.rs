@@ -1,6 +1,7 @@
 //! The cluster: how brokers found or join one, its metadata, and the connections between brokers.
 
 pub mod bootstrap;
+mod calling;
 pub mod internal_topics;
 pub mod meta;
 mod node_id;

@@ -5,24 +5,17 @@
 //! that was given the node id of another by mistake must not disturb that one. So a broker without a cluster asks the
 //! members before it joins, and waits. The metadata leader checks again when the broker registers.
 
+use super::calling::call;
 use consensus::{
     metadata::{Broker, BrokerStatus, Query, QueryAnswer, Rejection},
     wire::{self, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest},
 };
-use net::peer::{
-    BlockingPeer, Kind, Lane, PeerFrame,
-    auth::{Handshake, Secret, nonce},
-};
+use net::peer::{Kind, Lane, PeerFrame, auth::Secret};
 use std::{
     error::Error,
-    net::ToSocketAddrs,
     sync::Arc,
     time::{Duration, Instant},
 };
-
-/// How long one connect, read or write may take, and how long all of one question may take.
-const PATIENCE: Duration = Duration::from_secs(1);
-const QUESTION_MAX: Duration = Duration::from_secs(2);
 
 /// The registered broker with the node id, if there is one. `Err`: the member cannot tell.
 pub(super) type Holder = Result<Option<Arc<Broker>>, String>;
@@ -87,11 +80,7 @@ pub(super) fn ask_holder(node: i32, secret: Option<Secret>, address: &str) -> Ho
 }
 
 fn ask(node: i32, secret: Option<Secret>, address: &str) -> Result<Option<Arc<Broker>>, Box<dyn Error>> {
-    let addr = address.to_socket_addrs()?.next().ok_or("the name has no address")?;
-    let mut peer = BlockingPeer::connect(addr, PATIENCE)?;
-    peer.set_deadline(Instant::now() + QUESTION_MAX);
-    let hello = wire::encode_hello(&Hello::of_tool(env!("CARGO_PKG_VERSION")));
-    wire::decode_hello(&peer.shake_hands(Handshake::caller(secret, Lane::Control, hello, nonce()), true)?)?;
+    let (mut peer, _) = call(&Hello::of_tool(env!("CARGO_PKG_VERSION")), secret, address)?;
     // An older answer could name a broker that is long gone, or miss one that has just come.
     let ask = ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::GetBroker { node }] };
     let request = wire::encode_request(&ToolRequest { id: 1, ask });
