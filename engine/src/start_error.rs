@@ -2,7 +2,7 @@
 
 use wal::store::OpenError;
 
-/// What an operator can do about a damaged data directory.
+/// Tells an operator what to do about a damaged data directory.
 const REMEDY: &str = "the broker does not start with this data directory, now or later; if other brokers hold what it \
                       holds, move it away and start with an empty one; see \"A data directory is damaged\" in \
                       deploy/docs/operating.md";

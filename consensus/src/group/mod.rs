@@ -210,7 +210,7 @@ impl Group {
             {
                 return self.refuse(&message);
             }
-            MessageType::MsgAppend | MessageType::MsgHeartbeat if message.term >= self.term().0 => {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat if Term(message.term) >= self.term() => {
                 self.vow_ticks = self.promised_ticks;
             }
             _ => {}
@@ -233,7 +233,7 @@ impl Group {
         if !self.is_fit(&message) {
             return;
         }
-        if message.term >= self.term().0 {
+        if Term(message.term) >= self.term() {
             self.vow_ticks = self.promised_ticks;
         }
         self.take(message);
@@ -401,7 +401,7 @@ impl Group {
     /// read. The next Ready sends them.
     pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
         let is_it = |(at, entry): (u64, &Entry)| {
-            entry.index == wanted.from + at && self.term_at(entry.index) == Some(Term(entry.term.0))
+            entry.index == wanted.from + at && self.term_at(entry.index) == Some(entry.term)
         };
         if !(0..).zip(&entries).all(is_it) {
             return;

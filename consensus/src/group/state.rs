@@ -126,7 +126,7 @@ impl Group {
     /// Whether this replica's current term is durable. Until then, nobody has seen it lead in that term.
     pub fn has_durable_term(&self) -> bool {
         let (term, since) = self.term_since;
-        term == Term(self.term().0) && self.persisted >= since
+        term == self.term() && self.persisted >= since
     }
 
     /// The term of an index that the log retains.

@@ -76,7 +76,7 @@ impl GroupStorage {
         };
         storage.check();
         assert!(
-            before.is_none_or(|before| storage.term_of(before.index) == Some(Term(before.term.0))),
+            before.is_none_or(|before| storage.term_of(before.index) == Some(before.term)),
             "{before:?} does not match the terms {:?}",
             storage.terms
         );

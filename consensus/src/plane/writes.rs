@@ -308,7 +308,7 @@ impl Plane {
             if at != index {
                 continue;
             }
-            if group.term_at(index) != Some(Term(term.0)) {
+            if group.term_at(index) != Some(term) {
                 self.truncated(token);
                 continue;
             }

@@ -322,11 +322,11 @@ impl Node {
             self.disk.append(Record { group, hard_state, entry: Some(entry.clone()), restart: None });
         }
         let hard_state = recorded(replica.group.hard_state());
-        alone &= replica.staged != (Term(hard_state.term.0), hard_state.vote);
+        alone &= replica.staged != (hard_state.term, hard_state.vote);
         if alone {
             self.disk.append(Record { group, hard_state, entry: None, restart: None });
         }
-        replica.staged = (Term(hard_state.term.0), hard_state.vote);
+        replica.staged = (hard_state.term, hard_state.vote);
         let mut late = ready.persisted_messages;
         let mut now = ready.messages;
         if self.bug == Some(Bug::AnsweredBeforeSync) {

@@ -321,8 +321,7 @@ fn write(out: &mut String, header: &WriteHeader, records: &[RingRecord]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::Term;
-    use types::{GroupId, HardState};
+    use types::{GroupId, HardState, Term};
     use wal::{
         record::{Entry, Span},
         ring::format::Record,

@@ -101,10 +101,10 @@ impl Turn {
     }
 }
 
-/// The part of the cache of newest records that replicas may lack. What this core stores for other leaders pushes
-/// it out as well.
+/// The part of the cache of newest records that replicas may lack. Records that this core stores for other leaders
+/// push them out as well.
 const AHEAD_PART: usize = 8;
-/// What one partition may be ahead of its replicas, however many others are. Two of the largest default batches.
+/// Bytes that one partition may be ahead of its replicas, however many others are: two of the largest default batches.
 const AHEAD_LEAST: usize = 2 << 20;
 
 impl Admission {

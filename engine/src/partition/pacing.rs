@@ -2,8 +2,8 @@
 //! [`admission`](super::admission).
 //! Lives on: the partition's core.
 //!
-//! What replicas lack should stay in memory, where the leader sends it from. What has left memory must be read from the
-//! disk, at the cost of everything else: a busy cluster then does half as much, for as long as a replica lags.
+//! The leader sends entries from memory. Entries that have left memory it must read from the disk, at the cost of
+//! everything else: a busy cluster then does half as much, for as long as a replica lags.
 //!
 //! - An append waits for commits while [`Partition::ROOM_BYTES`] are not applied.
 //! - It waits for the slower replicas too, while one of them lacks the partition's share of what this core keeps in
@@ -26,7 +26,7 @@ const HELD_FOR_BYTES: u32 = 1 << 20;
 /// Entries are counted in pieces of about this size, so that many small ones take little memory.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// What holds appends of one partition up.
+/// The waits of one partition's appends.
 #[derive(Default)]
 pub(super) struct Pacing {
     /// Notified when fewer bytes are uncommitted, when a replica has taken entries, and when this one no longer leads.
@@ -74,20 +74,23 @@ impl Ahead {
         }
     }
 
+    /// The index of the last entry.
+    fn last(&self) -> u64 {
+        self.pieces.back().map_or(self.before, |(last, _)| *last)
+    }
+
     /// Takes what the replicas have. Those that lack what came before do not count.
     fn take(&mut self, matched: &[u64]) {
-        let last = self.pieces.back().map_or(self.before, |(last, _)| *last);
         let least = matched.iter().copied().filter(|matched| *matched >= self.before).min();
-        self.all_have(least.unwrap_or(last));
+        self.all_have(least.unwrap_or(self.last()));
     }
 
     /// Leaves the slowest replica behind that counts.
     fn leave_behind(&mut self, matched: &[u64]) {
         self.take(matched);
-        let last = self.pieces.back().map_or(self.before, |(last, _)| *last);
         // The slowest has exactly the entries before.
         let next = matched.iter().copied().filter(|matched| *matched > self.before).min();
-        self.all_have(next.unwrap_or(last));
+        self.all_have(next.unwrap_or(self.last()));
         self.held = Duration::ZERO;
     }
 

@@ -107,8 +107,8 @@ fn produce_to_both(bytes: usize) -> (Request, i16) {
     (Request::Produce(ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics: topics.into() }), 9)
 }
 
-/// What cannot be committed is not appended without end, and holds up nothing else: no other partition, and not the
-/// other batches of its own request.
+/// A leader appends only so much that it cannot commit. The rest waits, and holds up no other partition, nor the other
+/// batches of its own request.
 #[test]
 fn a_partition_without_followers_takes_a_bounded_amount_and_delays_no_other() {
     for seed in 0..5 {

@@ -46,7 +46,7 @@ pub fn batches() -> Vec<Vec<u8>> {
     batches
 }
 
-/// What each side of a whole handshake sends, with and without a secret, and frames that are no part of one.
+/// The bytes that each side of a whole handshake sends, with and without a secret, and frames that are no part of one.
 pub fn handshakes() -> Vec<Vec<u8>> {
     let secrets = [Secret::new(SECRET), None];
     let mut streams: Vec<Vec<u8>> = secrets.into_iter().flat_map(recorded).collect();

@@ -8,7 +8,7 @@ use net::peer::{Lane, PeerFrame};
 /// The secret of the recorded handshakes, too.
 pub const SECRET: &[u8; 32] = b"a secret that the stranger lacks";
 
-/// What a stranger sends to either side of the handshake. Nobody who does not know the secret is let in, not even with
+/// Takes the bytes that a stranger sends to either side of the handshake. Nobody who does not know the secret is let in, not even with
 /// a recorded handshake. Frames that were decoded are encoded to the same bytes.
 pub fn peer(data: &[u8]) {
     let frames = frames(data);

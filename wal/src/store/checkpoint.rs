@@ -266,7 +266,7 @@ fn paths_of<D: Disk>(shared: &Shared<D>, garbage: Garbage) -> Vec<PathBuf> {
     }
 }
 
-/// What a collection has removed, and what it could not remove.
+/// The outcome of one collection: removed files, and files that could not be removed.
 #[derive(Default)]
 struct Removal {
     /// Directories in which names are gone.

@@ -266,13 +266,12 @@ fn a_snapshot_from_elsewhere_takes_the_place_of_what_was_kept() {
         store.flush_now().await.expect("flushed");
         // The entries 1 to 3 that were decided are not ours.
         let term = model.borrow().groups[&META].hard_state.term + 1;
-        let hard_state = HardState { term: Term(term.0), vote: 0, commit: 3 };
-        store.stage_snapshot(META, Term(term.0), &app).await.expect("staged");
-        let at = store.install_snapshot(META, hard_state, Term(term.0), app.clone()).expect("room");
+        let hard_state = HardState { term, vote: 0, commit: 3 };
+        store.stage_snapshot(META, term, &app).await.expect("staged");
+        let at = store.install_snapshot(META, hard_state, term, app.clone()).expect("room");
         durable(&store, at).await;
         // In the ring only: no checkpoint carries any of these entries.
-        let entry =
-            Entry { index: 4, term: Term(term.0), entry_type: 0, data: b"after it".as_slice().into(), payload: None };
+        let entry = Entry { index: 4, term, entry_type: 0, data: b"after it".as_slice().into(), payload: None };
         let staged = store.append(META, hard_state, &entry).expect("room");
         store.check();
         durable(&store, staged.pos).await;

@@ -34,7 +34,7 @@ pub enum Unfit {
     #[error("peer {0:#x} can't have sent it")]
     Sender(u64),
     #[error("its term {term} is outside 1 to {TERM_MAX}, or too far above this replica's term {own}")]
-    Term { term: Term, own: u64 },
+    Term { term: Term, own: Term },
     #[error("{what} {value} is invalid in a message of its kind")]
     Field { what: &'static str, value: u64 },
     #[error("its entry {index} can't be read: {why}")]
@@ -73,7 +73,7 @@ impl Group {
         // raft-rs treats a message of term 0 as its own. A replica without a term accepts any other term.
         let leaps = own > 0 && message.term > own.saturating_add(TERM_LEAP_MAX);
         if message.term == 0 || message.term > TERM_MAX || leaps {
-            return Err(Unfit::Term { term: Term(message.term), own });
+            return Err(Unfit::Term { term: Term(message.term), own: Term(own) });
         }
         check_fields(message)?;
         if matches!(kind, MessageType::MsgAppend) {
@@ -101,7 +101,7 @@ impl Group {
             }
             MessageType::MsgTimeoutNow => {
                 if message.term > own {
-                    return Err(Unfit::Term { term: Term(message.term), own });
+                    return Err(Unfit::Term { term: Term(message.term), own: Term(own) });
                 }
                 self.check_leader(message)
             }

@@ -1,4 +1,4 @@
-//! What a broker tells producers and operators when something fails.
+//! A broker tells producers and operators when something fails.
 
 use super::{META, answers, restart};
 use crate::sim::{counts::Calm, node::Ailment};
@@ -29,7 +29,7 @@ impl Write for Lines {
     }
 }
 
-/// What this thread logs during `work`.
+/// Returns the lines that this thread logs during `work`.
 fn logged(work: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();
