@@ -22,8 +22,8 @@ use crate::rt::{self, Watched};
 use crate::transport::listen::Accepted;
 use crate::turn::BYTES_A_TURN;
 
-/// The maximum bytes of one system call. The kernel copies them, and may have to clear as much memory first. After
-/// each full call other connections go first: there may be hundreds with as much to send.
+/// The maximum bytes that one half moves before it lets other tasks run. The kernel copies them, and may have to clear
+/// as much memory first. There may be hundreds of connections with as much to send.
 const MOVED_BYTES_MAX: usize = BYTES_A_TURN;
 
 /// The maximum buffers per system call. The kernel accepts at most 1024 (IOV_MAX).
@@ -44,8 +44,9 @@ pub fn open(accepted: Accepted, frame_bytes_max: usize) -> io::Result<(FrameRead
     let peer = accepted.peer;
     let socket = Rc::new(Watched::new(accepted.stream)?);
     let shared = Shared { socket, peer, moved: Rc::default() };
-    let reader = FrameReader { shared: shared.clone(), decoder: FrameDecoder::new(frame_bytes_max) };
-    Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0 }))
+    let decoder = FrameDecoder::new(frame_bytes_max);
+    let reader = FrameReader { shared: shared.clone(), decoder, turn: Turn::default() };
+    Ok((reader, FrameWriter { shared, queue: VecDeque::new(), queued_bytes: 0, turn: Turn::default() }))
 }
 
 /// Connects without blocking the core. There is no timeout here: the caller races it against a timer and drops it.
@@ -74,6 +75,31 @@ struct Shared {
     socket: Rc<Watched<TcpStream>>,
     peer: SocketAddr,
     moved: Rc<Moved>,
+}
+
+/// The bytes that one half may still move before it lets other tasks run. Calls that move few bytes add up: a peer that
+/// sends as fast as it is read never lets a read find the socket empty.
+#[derive(Debug)]
+struct Turn {
+    left: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Turn {
+        Turn { left: MOVED_BYTES_MAX }
+    }
+}
+
+impl Turn {
+    /// Counts the bytes of one call. Lets other tasks run at the end of the turn.
+    async fn moved(&mut self, byte_count: usize) {
+        self.left = self.left.saturating_sub(byte_count);
+        if self.left == 0 {
+            // First, because the caller may be dropped while it waits.
+            *self = Turn::default();
+            rt::yield_now().await;
+        }
+    }
 }
 
 /// Counts the bytes of a connection: received, sent, and queued.
@@ -166,6 +192,7 @@ impl ConnHandle {
 pub struct FrameReader {
     shared: Shared,
     decoder: FrameDecoder,
+    turn: Turn,
 }
 
 impl FrameReader {
@@ -206,7 +233,7 @@ impl FrameReader {
         let most = goal.saturating_sub(self.decoder.received()).max(1);
         loop {
             let spare = self.decoder.spare();
-            let most = spare.len().min(most).min(MOVED_BYTES_MAX);
+            let most = spare.len().min(most).min(self.turn.left);
             match SockRef::from(self.shared.socket.get()).recv(&mut spare[..most]) {
                 Ok(0) => {
                     self.decoder.end()?;
@@ -217,9 +244,7 @@ impl FrameReader {
                     moved.set(moved.get().wrapping_add(byte_count as u64));
                     // SAFETY: recv wrote that many bytes to the start of the spare room.
                     unsafe { self.decoder.advance(byte_count) }
-                    if byte_count == MOVED_BYTES_MAX {
-                        rt::yield_now().await;
-                    }
+                    self.turn.moved(byte_count).await;
                     return Ok(true);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -279,6 +304,7 @@ pub struct FrameWriter {
     shared: Shared,
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
+    turn: Turn,
 }
 
 impl FrameWriter {
@@ -313,9 +339,7 @@ impl FrameWriter {
             match self.send() {
                 Ok(byte_count) => {
                     self.consume(byte_count);
-                    if byte_count == MOVED_BYTES_MAX {
-                        rt::yield_now().await;
-                    }
+                    self.turn.moved(byte_count).await;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.shared.socket.writable().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -333,7 +357,7 @@ impl FrameWriter {
 
     /// Makes one vectored write. If the peer is gone, it returns an error and raises no signal (MSG_NOSIGNAL).
     fn send(&self) -> io::Result<usize> {
-        let mut left = MOVED_BYTES_MAX;
+        let mut left = self.turn.left;
         let slice = |part: &'_ Bytes| {
             let taken = part.len().min(left);
             left -= taken;
