@@ -10,7 +10,7 @@ use crate::wire::bounded;
 pub fn entry(data: &[u8]) {
     match EntryData::decode(data) {
         Ok(entry) => assert_eq!(EntryData::decode(&entry.encode()), Ok(entry)),
-        Err(error) => assert_eq!((check_entry(data), bytes_beside(data)), (Err(error.to_string()), 0)),
+        Err(error) => assert_eq!((check_entry(data), bytes_beside(data)), (Err(error.into()), 0)),
     }
     if let Ok(requests) = bounded(data, || decode_requests(data)) {
         assert_eq!(decode_requests(&encode_requests(&requests)).as_ref(), Ok(&requests));

@@ -13,6 +13,8 @@
 //!
 //! A leader's first entry of its term has no bytes at all. A kind's number is never reused.
 
+pub use crate::group::errors::EntryDataError;
+use crate::group::errors::EntryError;
 use bytes::{BufMut, Bytes, BytesMut};
 
 const KIND_BATCH: u8 = 1;
@@ -46,15 +48,6 @@ pub enum EntryData {
     LogStart {
         offset: u64,
     },
-}
-
-/// Why bytes can't be decoded as an entry's data.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EntryDataError {
-    #[error("unknown kind {0}; it was written by a newer version")]
-    UnknownKind(u8),
-    #[error("kind {kind} is {expected} bytes, not {found}")]
-    Length { kind: u8, expected: usize, found: usize },
 }
 
 impl EntryData {
@@ -107,20 +100,18 @@ impl EntryData {
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
 
 /// Checks that the data of a partition's entry can be read and applied, or says why not.
-pub fn check_entry(data: &[u8]) -> Result<(), String> {
-    match EntryData::decode(data).map_err(|error| error.to_string())? {
+pub fn check_entry(data: &[u8]) -> Result<(), EntryError> {
+    match EntryData::decode(data)? {
         EntryData::Nothing => Ok(()),
         EntryData::Batch(Descriptor { count, .. }) if count == 0 || count > i32::MAX as u32 => {
-            Err(format!("a batch has {count} records, not 1 to {}", i32::MAX))
+            Err(EntryError::Count(count))
         }
         EntryData::Batch(Descriptor { base_offset, count, .. })
             if base_offset.checked_add(count.into()).is_none_or(|end| end > OFFSET_MAX) =>
         {
-            Err(format!("{count} records from offset {base_offset} exceed the last offset {OFFSET_MAX}"))
+            Err(EntryError::Offsets { base_offset, count })
         }
-        EntryData::LogStart { offset } if offset > OFFSET_MAX => {
-            Err(format!("the log start {offset} exceeds the last offset {OFFSET_MAX}"))
-        }
+        EntryData::LogStart { offset } if offset > OFFSET_MAX => Err(EntryError::LogStart(offset)),
         EntryData::Batch(_) | EntryData::LogStart { .. } => Ok(()),
     }
 }

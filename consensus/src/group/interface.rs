@@ -2,6 +2,7 @@
 
 #[cfg(doc)]
 use crate::group::Group;
+use crate::group::errors::{ConfigurationError, EntryError};
 use bytes::Bytes;
 use raft::eraftpb::{self, EntryType, Message};
 use types::{GroupId, HardState, Position, Term, TermRun};
@@ -74,7 +75,7 @@ pub struct GroupConfig {
     pub beside: fn(&[u8]) -> u64,
     /// Checks that data is valid for an entry of this group, or says why not. It is used to reject a peer's
     /// entries.
-    pub holds: fn(&[u8]) -> Result<(), String>,
+    pub holds: fn(&[u8]) -> Result<(), EntryError>,
     /// Whether a leader's lease relies on this group's members to refuse their votes: see [`Group::step`].
     pub has_leases: bool,
 }
@@ -138,7 +139,7 @@ pub enum ProposeError {
 pub struct Unreadable {
     pub group: GroupId,
     pub index: u64,
-    pub why: String,
+    pub why: EntryError,
 }
 
 /// Why a membership change was not proposed.
@@ -154,7 +155,7 @@ pub enum MembersError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     #[error("group {group}: the checkpointed configuration can't be read: {why}")]
-    ConfState { group: GroupId, why: String },
+    ConfState { group: GroupId, why: ConfigurationError },
     #[error("group {group}: {why}")]
     Raft { group: GroupId, why: String },
 }

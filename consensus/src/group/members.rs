@@ -20,6 +20,7 @@
 //! └───────────┴──────┴─────────┴───────────────┴────────┴───────────────────────┴───┘
 //! ```
 
+use crate::group::errors::ConfigurationError;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
@@ -59,7 +60,7 @@ const CHANGES_MAX: usize = 64;
 /// Reads a change that a leader wrote: that of [`conf_change`], or the one by which raft-rs ends a joint
 /// configuration. The bytes are Protocol Buffers' wire format, and only `ConfChangeV2` is accepted. (protobuf 2
 /// itself can overflow the stack on bytes that were made for that.)
-pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
+pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, ConfigurationError> {
     let mut change = ConfChangeV2::default();
     let mut changes = Vec::new();
     let mut rest = data;
@@ -68,7 +69,7 @@ pub(crate) fn decode_change(data: &[u8]) -> Result<ConfChangeV2, String> {
             (CHANGES_FIELD, Value::Bytes(single)) if changes.len() < CHANGES_MAX => {
                 changes.push(decode_single(single)?)
             }
-            (field, _) => return Err(format!("a membership change can't have field {field}")),
+            (field, _) => return Err(ConfigurationError::Field(field)),
         }
     }
     change.set_changes(changes.into());
@@ -79,7 +80,7 @@ const CHANGES_FIELD: u64 = 2;
 const TYPE_FIELD: u64 = 1;
 const NODE_FIELD: u64 = 2;
 
-fn decode_single(mut rest: &[u8]) -> Result<ConfChangeSingle, String> {
+fn decode_single(mut rest: &[u8]) -> Result<ConfChangeSingle, ConfigurationError> {
     let mut single = ConfChangeSingle::default();
     while !rest.is_empty() {
         match take_field(&mut rest)? {
@@ -87,14 +88,14 @@ fn decode_single(mut rest: &[u8]) -> Result<ConfChangeSingle, String> {
                 0 => ConfChangeType::AddNode,
                 1 => ConfChangeType::RemoveNode,
                 2 => ConfChangeType::AddLearnerNode,
-                other => return Err(format!("a membership change has the unknown type {other}")),
+                other => return Err(ConfigurationError::ChangeType(other)),
             }),
             (NODE_FIELD, Value::Number(peer)) => single.node_id = peer,
-            (field, _) => return Err(format!("a single membership change can't have field {field}")),
+            (field, _) => return Err(ConfigurationError::SingleField(field)),
         }
     }
     if single.node_id == 0 {
-        return Err("a membership change names no peer".to_owned());
+        return Err(ConfigurationError::NoPeer);
     }
     Ok(single)
 }
@@ -105,25 +106,25 @@ enum Value<'b> {
 }
 
 /// Takes the next field of a Protocol Buffers message: its number and its value.
-fn take_field<'b>(rest: &mut &'b [u8]) -> Result<(u64, Value<'b>), String> {
+fn take_field<'b>(rest: &mut &'b [u8]) -> Result<(u64, Value<'b>), ConfigurationError> {
     let tag = take_varint(rest)?;
     match tag & 7 {
         0 => Ok((tag >> 3, Value::Number(take_varint(rest)?))),
         2 => {
             let length = take_varint(rest)?;
             let length = usize::try_from(length).ok().filter(|length| *length <= rest.len());
-            let (bytes, behind) = rest.split_at(length.ok_or("a field is longer than its message")?);
+            let (bytes, behind) = rest.split_at(length.ok_or(ConfigurationError::FieldLength)?);
             *rest = behind;
             Ok((tag >> 3, Value::Bytes(bytes)))
         }
-        other => Err(format!("a field has the unknown wire type {other}")),
+        other => Err(ConfigurationError::WireType(other)),
     }
 }
 
-fn take_varint(rest: &mut &[u8]) -> Result<u64, String> {
+fn take_varint(rest: &mut &[u8]) -> Result<u64, ConfigurationError> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
-        let (byte, behind) = rest.split_first().ok_or("a number ends too early")?;
+        let (byte, behind) = rest.split_first().ok_or(ConfigurationError::NumberEnds)?;
         *rest = behind;
         let bits = u64::from(byte & 0x7f);
         if shift == 63 && bits > 1 {
@@ -134,7 +135,7 @@ fn take_varint(rest: &mut &[u8]) -> Result<u64, String> {
             return Ok(value);
         }
     }
-    Err("a number has more than 64 bits".to_owned())
+    Err(ConfigurationError::NumberBits)
 }
 
 /// The membership changes in an entry's data; none if the data can't be read as a membership change.
@@ -177,38 +178,37 @@ pub(crate) fn encode_all(all: &[(u64, ConfState)]) -> Bytes {
 }
 
 /// Decodes the bytes of [`encode_all`], or those of [`encode`] as one configuration that was always in force.
-pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, String> {
+pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<(u64, ConfState)>, ConfigurationError> {
     if bytes.first() != Some(&VERSION_ALL) {
         return Ok(vec![(0, decode(bytes)?)]);
     }
-    let short = || "it ends too early".to_owned();
-    let (head, mut rest) = bytes.split_at_checked(8).ok_or_else(short)?;
+    let (head, mut rest) = bytes.split_at_checked(8).ok_or(ConfigurationError::Ends)?;
     let count = u32::from_le_bytes(head[4..].try_into().expect("four bytes"));
     let mut all = Vec::new();
     for _ in 0..count {
-        let (head, behind) = rest.split_at_checked(12).ok_or_else(short)?;
+        let (head, behind) = rest.split_at_checked(12).ok_or(ConfigurationError::Ends)?;
         let index = u64::from_le_bytes(head[..8].try_into().expect("eight bytes"));
         let length = u32::from_le_bytes(head[8..].try_into().expect("four bytes")) as usize;
-        let (state, behind) = behind.split_at_checked(length).ok_or_else(short)?;
+        let (state, behind) = behind.split_at_checked(length).ok_or(ConfigurationError::Ends)?;
         all.push((index, decode(state)?));
         rest = behind;
     }
     if all.is_empty() || !rest.is_empty() || !all.is_sorted_by(|one, next| one.0 < next.0) {
-        return Err(format!("{} configurations in {} bytes are not a list in ascending order", all.len(), bytes.len()));
+        return Err(ConfigurationError::Order { count: all.len(), bytes: bytes.len() });
     }
     Ok(all)
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<ConfState, String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<ConfState, ConfigurationError> {
     let Some((head, ids)) = bytes.split_at_checked(IDS_AT) else {
-        return Err(format!("{} bytes are too few for its {IDS_AT} bytes of counts", bytes.len()));
+        return Err(ConfigurationError::Counts { bytes: bytes.len(), least: IDS_AT });
     };
     if head[0] != VERSION {
-        return Err(format!("it has the unknown version {}", head[0]));
+        return Err(ConfigurationError::Version(head[0]));
     }
     let counts = [4, 8, 12, 16].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
     if ids.len() as u64 != counts.iter().map(|count| u64::from(*count) * 8).sum() {
-        return Err(format!("{counts:?} members do not match its length of {} bytes", bytes.len()));
+        return Err(ConfigurationError::Length { counts, bytes: bytes.len() });
     }
     let mut ids = ids.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().expect("eight bytes")));
     let [voters, learners, outgoing, next] = counts.map(|count| ids.by_ref().take(count as usize).collect::<Vec<_>>());
@@ -265,7 +265,7 @@ mod tests {
             (&[18, 12, 16, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0], "more than 64 bits"),
             (&conf_change(&many).write_to_bytes().unwrap()[..], "can't have field 2"),
         ] {
-            let error = decode_change(bytes).unwrap_err();
+            let error = decode_change(bytes).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");
         }
     }
@@ -290,7 +290,7 @@ mod tests {
         }
         let mut newer = good.to_vec();
         newer[0] = 2;
-        assert_eq!(decode(&newer), Err("it has the unknown version 2".to_owned()));
+        assert_eq!(decode(&newer), Err(ConfigurationError::Version(2)));
         let mut absurd = good.to_vec();
         absurd[4..8].fill(255);
         assert!(decode(&absurd).is_err());

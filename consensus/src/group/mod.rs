@@ -15,6 +15,7 @@
 
 mod check;
 pub mod descriptor;
+mod errors;
 mod interface;
 mod log;
 pub(crate) mod members;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use crate::group::{
     check::{INDEX_MAX, TERM_MAX, Unfit},
+    errors::{ConfigurationError, EntryError},
     interface::{
         ENTRY_NORMAL, Entry, GroupConfig, MembersError, PeerProgress, ProposeError, ReadIndex, Ready, RestoreError,
         Restored, SnapshotMark, Unreadable, Wanted, election_jitter,
@@ -69,7 +71,7 @@ pub struct Group {
     /// [`Group::step`]).
     vow_ticks: usize,
     /// Checks that data is valid for an entry of this group.
-    pub(crate) holds: fn(&[u8]) -> Result<(), String>,
+    pub(crate) holds: fn(&[u8]) -> Result<(), EntryError>,
     /// Why the last message was dropped, if no replica of this group can have sent it.
     unfit: Option<Unfit>,
     /// The committed entry that can't be applied; this replica has stopped for good before it.
@@ -79,10 +81,51 @@ pub struct Group {
 /// The context of a vote request whose candidate was chosen by the leader's hand-over. raft-rs sets it.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// Whether replicas send messages of this kind to each other. The other kinds are internal to raft-rs, or answer
-/// requests that are never sent.
+/// The kinds of messages that replicas send to each other. The others are internal to raft-rs, or answer requests
+/// that are never sent.
+pub(crate) const KINDS: [MessageType; 10] = [
+    MessageType::MsgAppend,
+    MessageType::MsgAppendResponse,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestVoteResponse,
+    MessageType::MsgSnapshot,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgHeartbeatResponse,
+    MessageType::MsgTimeoutNow,
+    MessageType::MsgRequestPreVote,
+    MessageType::MsgRequestPreVoteResponse,
+];
+
 fn is_of_peers(message: &Message) -> bool {
-    crate::wire::KINDS.contains(&message.get_msg_type())
+    KINDS.contains(&message.get_msg_type())
+}
+
+/// The configurations that a checkpoint holds, or the one with which the group begins.
+fn configurations(config: &GroupConfig, checkpointed: &[u8]) -> Result<Vec<(u64, ConfState)>, RestoreError> {
+    if checkpointed.is_empty() {
+        return Ok(vec![(0, ConfState::from((config.voters.clone(), vec![])))]);
+    }
+    members::decode_all(checkpointed).map_err(|why| RestoreError::ConfState { group: config.group, why })
+}
+
+/// raft-rs's settings for a group that has applied the entries up to `applied`.
+fn raft_config(config: &GroupConfig, applied: u64) -> Config {
+    Config {
+        id: config.peer,
+        election_tick: config.election_ticks,
+        heartbeat_tick: config.heartbeat_ticks,
+        min_election_tick: config.election_ticks + config.election_jitter,
+        max_election_tick: config.election_ticks + config.election_jitter + 1,
+        applied,
+        max_size_per_msg: config.uncommitted_bytes_max.min(1 << 20),
+        // Each peer's progress reserves 8 bytes for each of these messages.
+        max_inflight_msgs: 64,
+        check_quorum: true,
+        pre_vote: true,
+        max_uncommitted_size: config.uncommitted_bytes_max,
+        max_committed_size_per_ready: config.committed_bytes_max,
+        ..Config::default()
+    }
 }
 
 impl Group {
@@ -93,12 +136,7 @@ impl Group {
             let (last, term) = (run.term, restored.hard_state.term);
             return Err(refused(format!("the log ends in term {last}, but the hard state's term is only {term}")));
         }
-        let configurations = if restored.conf_state.is_empty() {
-            vec![(0, ConfState::from((config.voters.clone(), vec![])))]
-        } else {
-            members::decode_all(&restored.conf_state)
-                .map_err(|why| RestoreError::ConfState { group: config.group, why })?
-        };
+        let configurations = configurations(&config, &restored.conf_state)?;
         let conf_state = configurations.last().expect("there is one").1.clone();
         let hard_state = eraftpb::HardState {
             term: restored.hard_state.term.0,
@@ -122,22 +160,7 @@ impl Group {
             let (commit, last) = (hard_state.commit, storage.last());
             return Err(refused(format!("entries up to {commit} were committed, but the log ends at {last}")));
         }
-        let raft_config = Config {
-            id: config.peer,
-            election_tick: config.election_ticks,
-            heartbeat_tick: config.heartbeat_ticks,
-            min_election_tick: config.election_ticks + config.election_jitter,
-            max_election_tick: config.election_ticks + config.election_jitter + 1,
-            applied: restored.applied.max(before),
-            max_size_per_msg: config.uncommitted_bytes_max.min(1 << 20),
-            // Each peer's progress reserves 8 bytes for each of these messages.
-            max_inflight_msgs: 64,
-            check_quorum: true,
-            pre_vote: true,
-            max_uncommitted_size: config.uncommitted_bytes_max,
-            max_committed_size_per_ready: config.committed_bytes_max,
-            ..Config::default()
-        };
+        let raft_config = raft_config(&config, restored.applied.max(before));
         let term_since = (restored.hard_state.term, 0);
         // Before a restart the replica may have promised its leader not to elect another. A new replica has
         // promised nothing.
@@ -260,8 +283,8 @@ impl Group {
 
     /// Stops the group: the committed entry at `index` can't be applied, and it must not be skipped. All entries
     /// before it are applied. The replica stops leading, accepts no more messages and hands out no more Readys.
-    pub fn stop(&mut self, index: u64, why: String) {
-        tracing::debug!(group = self.id.0, index, why, "the group stops");
+    pub fn stop(&mut self, index: u64, why: EntryError) {
+        tracing::debug!(group = self.id.0, index, %why, "the group stops");
         self.unreadable.get_or_insert(Unreadable { group: self.id, index, why });
         if self.is_leader() {
             let term = self.term();
@@ -486,8 +509,8 @@ impl Group {
     fn note_changes(&mut self, committed: &mut Vec<Entry>) {
         for (at, entry) in committed.iter().enumerate().filter(|(_, entry)| entry.entry_type != ENTRY_NORMAL) {
             let read = match entry.entry_type {
-                ENTRY_MEMBERS => members::decode_change(&entry.data),
-                other => Err(format!("this version does not know its type {other}")),
+                ENTRY_MEMBERS => members::decode_change(&entry.data).map_err(EntryError::from),
+                other => Err(EntryError::Type(other)),
             };
             match read {
                 Ok(change) => self.changes.push_back((entry.index, change)),
@@ -535,7 +558,8 @@ impl Group {
                 Ok(members) => self.configurations.push((at, members)),
                 Err(error) => {
                     self.raw.advance_apply_to(at - 1);
-                    return self.stop(at, format!("the members do not allow {change:?}: {error}"));
+                    let why = error.to_string();
+                    return self.stop(at, EntryError::MembersRefused { change: format!("{change:?}"), why });
                 }
             }
             if self.is_leader() && !self.raw.raft.promotable() {

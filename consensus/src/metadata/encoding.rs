@@ -1,9 +1,21 @@
 //! Encodings that commands, snapshots and answers to queries share.
 
-use super::{Broker, BrokerStatus, HostPort};
+use super::{Broker, BrokerStatus, HostPort, Partition, SLICES, Topic};
 use crate::generated::metadata::millrace::metadata as fb;
-use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, InvalidFlatbuffer, Vector, WIPOffset};
+use types::GroupId;
 use uuid::Uuid;
+
+/// The reason why bytes are not a snapshot of all slices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error("not a snapshot: {0}")]
+    Invalid(#[from] InvalidFlatbuffer),
+    #[error("the snapshot does not hold the slices 0 to {} in order", SLICES - 1)]
+    Slices,
+    #[error("the answer to request {sequence} of node {node} can't be read; it was written by a newer version")]
+    Answer { node: i32, sequence: u64 },
+}
 
 pub(super) type Out<'b> = FlatBufferBuilder<'b>;
 
@@ -81,4 +93,43 @@ pub(super) fn configs_out<'b, 's>(
 
 pub(super) fn configs_in(configs: Vector<'_, ForwardsUOffset<fb::Config<'_>>>) -> Vec<(String, Option<String>)> {
     configs.iter().map(|config| (config.name().to_owned(), config.value().map(str::to_owned))).collect()
+}
+
+pub(super) fn topic_out<'b>(out: &mut FlatBufferBuilder<'b>, topic: &Topic) -> WIPOffset<fb::Topic<'b>> {
+    let partitions: Vec<_> = topic
+        .partitions
+        .iter()
+        .map(|partition| {
+            let replicas = Some(out.create_vector(&partition.replicas));
+            let founders = (!partition.founders.is_empty()).then(|| out.create_vector(&partition.founders));
+            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group.0, replicas, founders })
+        })
+        .collect();
+    let configs = topic.configs.iter().map(|(name, value)| (name, Some(value)));
+    let args = fb::TopicArgs {
+        name: Some(out.create_string(&topic.name)),
+        id: Some(&uuid_out(topic.id)),
+        partitions: Some(out.create_vector(&partitions)),
+        configs: Some(configs_out(out, configs)),
+        created_ms: topic.created_ms,
+    };
+    fb::Topic::create(out, &args)
+}
+
+pub(super) fn topic_in(topic: fb::Topic<'_>) -> Topic {
+    let partitions = topic.partitions().iter();
+    let configs = configs_in(topic.configs()).into_iter();
+    Topic {
+        name: topic.name().into(),
+        id: uuid_in(topic.id()),
+        partitions: partitions
+            .map(|partition| Partition {
+                group: GroupId(partition.group()),
+                replicas: partition.replicas().iter().collect(),
+                founders: partition.founders().into_iter().flatten().collect(),
+            })
+            .collect(),
+        configs: configs.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
+        created_ms: topic.created_ms(),
+    }
 }

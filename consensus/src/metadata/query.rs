@@ -3,8 +3,8 @@
 use super::{
     Broker, DecodeError, PartitionLeader, Topic, View, Watermark,
     command::verified,
-    encoding::{broker_in, broker_out},
-    snapshot::{topic_in, topic_out, watermark_in, watermark_out},
+    encoding::{broker_in, broker_out, topic_in, topic_out},
+    snapshot::{watermark_in, watermark_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;

@@ -15,12 +15,11 @@ use super::{
     slice_answers::{Answers, AskedTooLate, Before, Kept},
     slice_of_cluster, slice_of_topic,
 };
-use crate::plane::node_of;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
-use types::GroupId;
+use types::{GroupId, node_of};
 use uuid::Uuid;
 
 /// The result of a command that was applied.

@@ -7,8 +7,8 @@
 use super::{
     DecodeError, NameError, Origin, Outcome, Rejection, RequestResult,
     command::verified,
+    encoding::{RestoreError, topic_in, topic_out},
     room::{no_room_in, no_room_out},
-    snapshot::{RestoreError, topic_in, topic_out},
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;

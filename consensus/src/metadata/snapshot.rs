@@ -1,26 +1,15 @@
 //! All slices at one index, as bytes. Equal slices give equal bytes.
 
 use super::{
-    Partition, PartitionLeader, SLICES, Slice, SliceId, Topic, Watermark,
-    encoding::{broker_in, broker_out, configs_in, configs_out, uuid_in, uuid_out},
+    PartitionLeader, SLICES, Slice, SliceId, Watermark,
+    encoding::{RestoreError, broker_in, broker_out, topic_in, topic_out},
     slice_answers::Answers,
 };
 use crate::generated::metadata::millrace::metadata as fb;
 use bytes::Bytes;
-use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, VerifierOptions, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, VerifierOptions, WIPOffset};
 use std::sync::Arc;
 use types::{GroupId, Term};
-
-/// The reason why bytes are not a snapshot of all slices.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreError {
-    #[error("not a snapshot: {0}")]
-    Invalid(#[from] InvalidFlatbuffer),
-    #[error("the snapshot does not hold the slices 0 to {} in order", SLICES - 1)]
-    Slices,
-    #[error("the answer to request {sequence} of node {node} can't be read; it was written by a newer version")]
-    Answer { node: i32, sequence: u64 },
-}
 
 /// Encodes the slices as of `index`. All slices must be there, in any order.
 pub fn join(index: u64, slices: &mut [Slice]) -> Bytes {
@@ -129,45 +118,6 @@ pub(super) fn watermark_in(watermark: fb::Watermark<'_>) -> Watermark {
         high_watermark: watermark.high_watermark(),
         log_start: watermark.log_start(),
         end_offset: watermark.end_offset(),
-    }
-}
-
-pub(super) fn topic_out<'b>(out: &mut FlatBufferBuilder<'b>, topic: &Topic) -> WIPOffset<fb::Topic<'b>> {
-    let partitions: Vec<_> = topic
-        .partitions
-        .iter()
-        .map(|partition| {
-            let replicas = Some(out.create_vector(&partition.replicas));
-            let founders = (!partition.founders.is_empty()).then(|| out.create_vector(&partition.founders));
-            fb::Partition::create(out, &fb::PartitionArgs { group: partition.group.0, replicas, founders })
-        })
-        .collect();
-    let configs = topic.configs.iter().map(|(name, value)| (name, Some(value)));
-    let args = fb::TopicArgs {
-        name: Some(out.create_string(&topic.name)),
-        id: Some(&uuid_out(topic.id)),
-        partitions: Some(out.create_vector(&partitions)),
-        configs: Some(configs_out(out, configs)),
-        created_ms: topic.created_ms,
-    };
-    fb::Topic::create(out, &args)
-}
-
-pub(super) fn topic_in(topic: fb::Topic<'_>) -> Topic {
-    let partitions = topic.partitions().iter();
-    let configs = configs_in(topic.configs()).into_iter();
-    Topic {
-        name: topic.name().into(),
-        id: uuid_in(topic.id()),
-        partitions: partitions
-            .map(|partition| Partition {
-                group: GroupId(partition.group()),
-                replicas: partition.replicas().iter().collect(),
-                founders: partition.founders().into_iter().flatten().collect(),
-            })
-            .collect(),
-        configs: configs.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
-        created_ms: topic.created_ms(),
     }
 }
 

@@ -4,9 +4,9 @@
 //! Invariants: the entries above the last published one have no holes. All committed ones lie below all uncommitted
 //! ones. Only a leader has uncommitted entries here, all of its own term.
 
-use super::{leading::Owner, members::returning};
+use super::{Acks, Ask, Token, members::returning};
 use crate::{
-    group::Entry,
+    group::{Entry, EntryError},
     metadata::{self, Applied, AskedTooLate, Delta, Placed, Request, RequestResult},
 };
 use std::collections::VecDeque;
@@ -35,6 +35,30 @@ pub struct SliceEntry {
 }
 
 type Outcome = Result<Applied, AskedTooLate>;
+
+/// The submitter of some requests of an entry, who waits for their results.
+pub(super) struct Owner {
+    pub(super) who: Who,
+    /// The place of its first request in the entry.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// The acknowledgement it asked for. A retried write waits for its commit all the same.
+    pub(super) acks: Acks,
+    pub(super) retried: bool,
+    pub(super) acked: bool,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Who {
+    Here(Token),
+    There(i32, Ask),
+}
+
+impl Owner {
+    pub(super) fn may_be_fast(&self) -> bool {
+        self.acks == Acks::Leader && !self.retried && !self.acked
+    }
+}
 
 pub(super) struct FlowEntry {
     pub(super) index: u64,
@@ -143,7 +167,7 @@ impl Flow {
 
     /// Marks an entry as committed. Returns the first group id above all those that it assigns, or 0. If the entry
     /// can't be read, returns the reason and changes nothing.
-    pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, String> {
+    pub(super) fn commit(&mut self, entry: &Entry, slices: &mut Vec<SliceOp>) -> Result<u64, EntryError> {
         assert_eq!(entry.index, self.committed + 1, "entries are committed in order");
         let at = (entry.index - self.published - 1) as usize;
         if let Some(speculated) = self.entries.get_mut(at) {
@@ -229,17 +253,17 @@ impl Flow {
 }
 
 /// Checks that the data of an entry of the metadata log can be read and applied, or says why not.
-pub fn check_entry(data: &[u8]) -> Result<(), String> {
+pub fn check_entry(data: &[u8]) -> Result<(), EntryError> {
     if data.is_empty() { Ok(()) } else { decode(data).map(drop) }
 }
 
 /// Decodes an entry's requests: all of them, or none. The slices would diverge from the log if one were left out.
-fn decode(data: &[u8]) -> Result<Vec<Request>, String> {
-    let mut requests = metadata::decode_requests(data).map_err(|error| error.to_string())?;
+fn decode(data: &[u8]) -> Result<Vec<Request>, EntryError> {
+    let mut requests = metadata::decode_requests(data)?;
     for (count, first) in requests.iter_mut().filter_map(|request| request.command.new_groups()) {
         // Ids are assigned consecutively, from 1.
         if first.checked_add(count as u64).is_none_or(|end| end > GROUP_ID_MAX) {
-            return Err(format!("group ids from {first} exceed the last id {GROUP_ID_MAX}"));
+            return Err(EntryError::GroupIds { first: *first, last: GROUP_ID_MAX });
         }
     }
     Ok(requests)

@@ -2,9 +2,9 @@
 //! commit, or takes the fast path while the lease holds.
 
 use super::{
-    Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Token, Written,
+    Accepted, Acks, Ask, ENTRY_BYTES, Plane, PlaneMessage, Progress, Quorum, Refused, Written,
     asked::{Asked, AskedQueue},
-    flow::FlowEntry,
+    flow::{FlowEntry, Owner, Who},
     leases::LeaderLease,
     node_of,
 };
@@ -41,24 +41,6 @@ pub(super) struct Heard {
     pub(super) caught_up: Option<Duration>,
     /// Its new state is being written; that is retried after this time.
     pub(super) telling: Option<Duration>,
-}
-
-/// The submitter of some requests of an entry, who waits for their results.
-pub(super) struct Owner {
-    who: Who,
-    /// The place of its first request in the entry.
-    pub(super) first: usize,
-    pub(super) count: usize,
-    /// The acknowledgement it asked for. A retried write waits for its commit all the same.
-    acks: Acks,
-    retried: bool,
-    acked: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Who {
-    Here(Token),
-    There(i32, Ask),
 }
 
 impl Lead {
@@ -311,7 +293,7 @@ impl Plane {
         let Some(best) = candidates.max_by_key(|peer| peer.matched) else { return false };
         let Some(lead) = &mut self.lead else { return false };
         #[cfg(any(test, feature = "sim"))]
-        if self.bug == Some(crate::sim::Bug::LeaseKeptAtHandover) {
+        if self.bug == Some(crate::bug::Bug::LeaseKeptAtHandover) {
             group.hand_over(best.peer);
             return true;
         }
@@ -352,12 +334,6 @@ fn is_of(from: i32, request: &Request) -> bool {
         _ => true,
     };
     is_own && request.origin.is_none_or(|origin| origin.node == from)
-}
-
-impl Owner {
-    fn may_be_fast(&self) -> bool {
-        self.acks == Acks::Leader && !self.retried && !self.acked
-    }
 }
 
 /// Marks some owners of a complete entry as acknowledged, and returns their answers.

@@ -125,7 +125,7 @@ impl Plane {
     fn question(&mut self, group: &mut Group, now: Duration, deadline: Duration, kind: Kind) -> Token {
         let token = self.token();
         #[cfg(any(test, feature = "sim"))]
-        if matches!(kind, Kind::Read) && self.bug == Some(crate::sim::Bug::ReadUnasked) {
+        if matches!(kind, Kind::Read) && self.bug == Some(crate::bug::Bug::ReadUnasked) {
             self.out.reads.push((token, Ok(())));
             return token;
         }
@@ -170,7 +170,7 @@ impl Plane {
     /// Lets a read of this broker wait until this index is shown.
     fn read_from(&mut self, token: Token, index: u64) {
         #[cfg(any(test, feature = "sim"))]
-        let index = if self.bug == Some(crate::sim::Bug::ReadBeforeShown) { 0 } else { index };
+        let index = if self.bug == Some(crate::bug::Bug::ReadBeforeShown) { 0 } else { index };
         if let Some(question) = self.questions.get_mut(&token) {
             question.kind = Kind::ReadFrom(index);
             self.settle_reads();
@@ -220,7 +220,7 @@ impl Plane {
         let Some(at) = lead.lease.sent.iter().position(|(token, _)| *token == read.token) else { return };
         let (_, sent_at) = lead.lease.sent[at];
         #[cfg(any(test, feature = "sim"))]
-        let sent_at = if self.bug == Some(crate::sim::Bug::LeaseFromReceipt) { now } else { sent_at };
+        let sent_at = if self.bug == Some(crate::bug::Bug::LeaseFromReceipt) { now } else { sent_at };
         lead.lease.sent.drain(..=at);
         if !lead.handed_over {
             lead.lease.until = lead.lease.until.max(Some(sent_at + leader_lease));
@@ -377,7 +377,7 @@ impl Plane {
         }
         self.stats.heartbeats_received += 1;
         #[cfg(any(test, feature = "sim"))]
-        let commit = if self.bug == Some(crate::sim::Bug::LeaseBeforeShown) { 0 } else { commit };
+        let commit = if self.bug == Some(crate::bug::Bug::LeaseBeforeShown) { 0 } else { commit };
         self.read_lease.renew(commit, sent_at);
         self.read_lease.shown(self.shown, self.config.read_lease);
     }

@@ -45,11 +45,12 @@ pub use asked::ANSWER_MAX;
 pub use flow::{SliceEntry, SliceOp, check_entry};
 pub use message::{Accepted, Acks, Ask, PlaneMessage, Progress, Quorum, Refused};
 pub use size::ENTRY_BYTES;
+pub use types::{node_of, peer_id};
 pub use weight::weight;
 pub use writes::{Submission, Until, WriteError, Written};
 
 use crate::{
-    group::{ENTRY_NORMAL, Entry, Group, ReadIndex},
+    group::{ENTRY_NORMAL, Entry, EntryError, Group, ReadIndex},
     metadata::{Applied, AskedTooLate, Delta},
 };
 use flow::Flow;
@@ -61,17 +62,6 @@ use std::{
     time::Duration,
 };
 use writes::Write;
-
-/// A peer's id in every Raft group: the broker's node id, and a number that its disk drew when it was set up. A
-/// broker that returns with an empty disk is another peer. An id is never reused.
-pub fn peer_id(node: i32, disk: u32) -> u64 {
-    (u64::from(node as u32) << 32) | u64::from(disk.max(1))
-}
-
-/// The broker that a peer belongs to.
-pub fn node_of(peer: u64) -> i32 {
-    (peer >> 32) as i32
-}
 
 /// Identifies a write or a question until its answer.
 pub type Token = u64;
@@ -188,7 +178,7 @@ pub struct Plane {
     next_contact: usize,
     /// A deliberate bug for the simulation to find.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) bug: Option<crate::sim::Bug>,
+    pub(crate) bug: Option<crate::bug::Bug>,
 }
 
 impl Plane {
@@ -429,7 +419,7 @@ impl Plane {
     }
 }
 
-fn stop(group: &mut Group, unreadable: Option<(u64, String)>) {
+fn stop(group: &mut Group, unreadable: Option<(u64, EntryError)>) {
     if let Some((index, why)) = unreadable {
         group.stop(index, why);
     }

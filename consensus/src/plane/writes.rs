@@ -255,7 +255,7 @@ impl Plane {
             }
             Ok(Accepted { term, index, results }) => {
                 #[cfg(any(test, feature = "sim"))]
-                if self.bug == Some(crate::sim::Bug::WrittenBeforeShown) && write.asked == Acks::Quorum {
+                if self.bug == Some(crate::bug::Bug::WrittenBeforeShown) && write.asked == Acks::Quorum {
                     self.writes.remove(&token);
                     return self.out.written.push((token, Ok(Written { term, index, results })));
                 }

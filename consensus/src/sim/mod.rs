@@ -6,18 +6,15 @@
 //! | `clock` | [`SimClock`]: clocks that drift and jump, on one virtual time |
 //! | `net` | [`SimNet`]: drops, delays, duplicates and reorders messages, and can be cut in one direction |
 //! | `disk` | [`SimDisk`]: a journal that loses unsynced records in a crash, and is torn only between records |
-//! | `node`, `node_meta` | the groups of one broker, driven as a core drives them |
+//! | `node` | the groups of one broker, driven as a core drives them |
 //! | `oracle` | invariants that must always hold, checked after every event |
-//! | `clients` | clients that read and write metadata, and checks of their answers against the log |
 //! | `promises` | the answers of clients, by key, and what each consistency level promises |
 //! | `linear` | whether a single copy of a key could have given these answers |
 //! | `model` | that single copy: a topic, the producer ids, the cluster's settings |
-//! | `cluster` | nodes, clients and faults, one event after the other |
+//! | `cluster` | nodes, faults, and clients that read and write metadata, one event after the other |
 //! | `faults` | the faults of a run, and healing at its end |
-//! | `summary`, `bug` | counts of what a run did; planted bugs that a run must detect |
+//! | `summary` | counts of what a run did |
 
-mod bug;
-mod clients;
 mod clock;
 mod cluster;
 mod disk;
@@ -26,12 +23,11 @@ mod linear;
 mod model;
 mod net;
 mod node;
-mod node_meta;
 mod oracle;
 mod promises;
 mod summary;
 
-pub use bug::Bug;
+pub use crate::bug::Bug;
 pub use clock::SimClock;
 pub use cluster::run;
 pub use disk::{Checkpoint, Image, Record, SimDisk};

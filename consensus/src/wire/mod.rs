@@ -16,7 +16,7 @@ pub use tools::{
 
 use crate::{
     generated::peer::millrace::peer as fb,
-    group::{Entry, Message, members as group_members},
+    group::{ConfigurationError, Entry, KINDS, Message, members as group_members},
     metadata::DecodeError,
     plane::PlaneMessage,
 };
@@ -147,6 +147,8 @@ pub enum WireError {
     Payloads,
     #[error("a Raft message can't be read: {0}")]
     Raft(String),
+    #[error("the members in a Raft message's snapshot can't be read: {0}")]
+    Members(#[from] ConfigurationError),
     #[error(transparent)]
     Metadata(#[from] DecodeError),
 }
@@ -442,21 +444,6 @@ fn raft_out<'b>(
     fb::Raft::create(out, &args)
 }
 
-/// The kinds of messages that replicas send to each other. The others are internal to raft-rs, or answer requests
-/// that are never sent.
-pub(crate) const KINDS: [MessageType; 10] = [
-    MessageType::MsgAppend,
-    MessageType::MsgAppendResponse,
-    MessageType::MsgRequestVote,
-    MessageType::MsgRequestVoteResponse,
-    MessageType::MsgSnapshot,
-    MessageType::MsgHeartbeat,
-    MessageType::MsgHeartbeatResponse,
-    MessageType::MsgTimeoutNow,
-    MessageType::MsgRequestPreVote,
-    MessageType::MsgRequestPreVoteResponse,
-];
-
 fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
     let kind = KINDS.into_iter().find(|kind| *kind as u8 == raft.kind());
     let kind = kind.ok_or_else(|| WireError::Raft(format!("kind {} is not sent between replicas", raft.kind())))?;
@@ -491,7 +478,7 @@ fn raft_in(raft: fb::Raft<'_>) -> Result<Message, WireError> {
         let metadata = message.mut_snapshot().mut_metadata();
         metadata.index = raft.snapshot_index();
         metadata.term = raft.snapshot_term();
-        metadata.set_conf_state(group_members::decode(members).map_err(WireError::Raft)?);
+        metadata.set_conf_state(group_members::decode(members)?);
     }
     Ok(message)
 }

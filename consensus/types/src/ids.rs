@@ -29,3 +29,14 @@ impl SliceId {
         (0..SLICES as u16).map(Self)
     }
 }
+
+/// A peer's id in every Raft group: the broker's node id, and a number that its disk drew when it was set up. A
+/// broker that returns with an empty disk is another peer. An id is never reused.
+pub fn peer_id(node: i32, disk: u32) -> u64 {
+    (u64::from(node as u32) << 32) | u64::from(disk.max(1))
+}
+
+/// The broker that a peer belongs to.
+pub fn node_of(peer: u64) -> i32 {
+    (peer >> 32) as i32
+}

@@ -8,5 +8,5 @@
 mod ids;
 mod log;
 
-pub use ids::{CoreId, GroupId, SLICES, SliceId};
+pub use ids::{CoreId, GroupId, SLICES, SliceId, node_of, peer_id};
 pub use log::{HardState, Position, Term, TermRun};

@@ -53,7 +53,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use consensus::group::{
-    ENTRY_NORMAL, Entry, Group, Message, ReadIndex, SnapshotMark,
+    ENTRY_NORMAL, Entry, EntryError, Group, Message, ReadIndex, SnapshotMark,
     descriptor::{self, EntryData},
 };
 use net::{errors::ErrorCode, records::batch::BatchHeader};
@@ -545,7 +545,7 @@ impl Replicated for Partition {
 
 impl Partition {
     /// The first of these committed entries that can't be applied: its position in the slice, and the reason.
-    fn first_unreadable(&self, entries: &[Entry]) -> Option<(usize, String)> {
+    fn first_unreadable(&self, entries: &[Entry]) -> Option<(usize, EntryError)> {
         let state = self.state.borrow();
         let mut end = state.high_watermark;
         for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.entry_type == ENTRY_NORMAL) {
@@ -557,13 +557,10 @@ impl Partition {
                         end = behind;
                         continue;
                     }
-                    format!(
-                        "a batch ends at offset {behind}, but the log is committed up to {end} and ends at {}",
-                        state.end
-                    )
+                    EntryError::Batch { end: behind, committed: end, log_end: state.end }
                 }
                 Ok(Ok(EntryData::LogStart { offset })) if offset > end => {
-                    format!("it moves the log's start to offset {offset}, but the log is committed up to {end}")
+                    EntryError::LogStartUncommitted { to: offset, committed: end }
                 }
                 Ok(_) => continue,
             };

@@ -4,7 +4,7 @@
 
 use crate::group::check::*;
 use crate::{
-    group::{Group, GroupConfig, Restored},
+    group::{EntryError, Group, GroupConfig, KINDS, Restored},
     wire::{self, PeerMessage},
 };
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use types::GroupId;
 const SEEDS: u64 = 300;
 const MESSAGES: usize = 300;
 
-fn holds(data: &[u8]) -> Result<(), String> {
+fn holds(data: &[u8]) -> Result<(), EntryError> {
     crate::plane::check_entry(data)
 }
 
@@ -96,7 +96,7 @@ impl Fuzz {
     }
 
     fn message(&mut self) -> Message {
-        let kind = wire::KINDS[self.rng.usize(..wire::KINDS.len())];
+        let kind = KINDS[self.rng.usize(..KINDS.len())];
         let is_near = self.rng.u8(..4) > 0;
         let term = if is_near { self.group.term() + self.rng.u64(..2) } else { Term(self.number()) };
         let mut message = Message { to: 1, from: self.peer(), term: term.0, ..Message::default() };

@@ -5,7 +5,7 @@
 //! learner would be locked out.
 
 use crate::group::{
-    Group, Message, MessageType,
+    EntryError, Group, Message, MessageType,
     interface::{ENTRY_MEMBERS, ENTRY_NORMAL},
     members,
 };
@@ -38,7 +38,7 @@ pub enum Unfit {
     #[error("{what} {value} is invalid in a message of its kind")]
     Field { what: &'static str, value: u64 },
     #[error("its entry {index} can't be read: {why}")]
-    Entry { index: u64, why: String },
+    Entry { index: u64, why: EntryError },
     #[error("the members in its snapshot are invalid: {0}")]
     Members(&'static str),
     #[error("peer {from:#x} claims to lead in term {term}, but another peer leads in that term")]
@@ -147,11 +147,11 @@ impl Group {
     }
 
     /// Checks that this group can apply an entry.
-    pub(crate) fn check_entry(&self, entry: &eraftpb::Entry) -> Result<(), String> {
+    pub(crate) fn check_entry(&self, entry: &eraftpb::Entry) -> Result<(), EntryError> {
         match entry.entry_type as u8 {
             ENTRY_NORMAL => (self.holds)(&entry.data),
-            ENTRY_MEMBERS => members::decode_change(&entry.data).map(drop),
-            other => Err(format!("this version does not know its type {other}")),
+            ENTRY_MEMBERS => Ok(members::decode_change(&entry.data).map(drop)?),
+            other => Err(EntryError::Type(other)),
         }
     }
 }

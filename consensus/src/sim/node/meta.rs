@@ -1,16 +1,16 @@
 //! The metadata state of a node: the plane, the slices, a view.
 
-use super::{
-    Bug,
-    disk::Checkpoint,
-    model::{self, SettingsReply, TopicReply},
-    node::{META, Machine, Node, Replica},
-    oracle::{Seen, Violation},
-};
+use super::{META, Machine, Node, Replica};
 use crate::{
+    bug::Bug,
     group::{Entry, Group, Message, SnapshotMark},
     metadata::{self, Applied, AskedTooLate, Delta, Request, Slice, View, slice_of_topic},
     plane::{Plane, PlaneConfig, SliceEntry, SliceOp, Submission, Token},
+    sim::{
+        disk::Checkpoint,
+        model::{self, SettingsReply, TopicReply},
+        oracle::{Seen, Violation},
+    },
 };
 use bytes::Bytes;
 use std::{
@@ -19,30 +19,35 @@ use std::{
 };
 use types::{Position, Term};
 
-pub(super) struct Meta {
-    pub(super) plane: Plane,
-    pub(super) slices: Vec<Slice>,
-    pub(super) view: View,
+pub(in crate::sim) struct Meta {
+    pub(in crate::sim) plane: Plane,
+    pub(in crate::sim) slices: Vec<Slice>,
+    pub(in crate::sim) view: View,
     /// Committed entries that are not published yet.
-    pub(super) unpublished: VecDeque<Entry>,
+    pub(in crate::sim) unpublished: VecDeque<Entry>,
     /// The results of entries that are not published yet, by index.
-    pub(super) results: BTreeMap<u64, String>,
+    pub(in crate::sim) results: BTreeMap<u64, String>,
     /// Results in flight from the cores that own the slices, with their arrival times.
-    pub(super) coming: VecDeque<(Duration, Coming)>,
+    pub(in crate::sim) coming: VecDeque<(Duration, Coming)>,
     /// The newest checkpoint, for nodes that lag behind the log.
-    pub(super) newest: Option<Checkpoint>,
+    pub(in crate::sim) newest: Option<Checkpoint>,
 }
 
-pub(super) struct Coming {
-    pub(super) generation: u64,
-    pub(super) index: u64,
-    pub(super) results: Results,
+pub(in crate::sim) struct Coming {
+    pub(in crate::sim) generation: u64,
+    pub(in crate::sim) index: u64,
+    pub(in crate::sim) results: Results,
 }
 
-pub(super) type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
+pub(in crate::sim) type Results = Vec<(usize, Result<Applied, AskedTooLate>)>;
 
 impl Meta {
-    pub(super) fn start(checkpoint: &Checkpoint, config: &PlaneConfig, contacts: &[i32], bug: Option<Bug>) -> Self {
+    pub(in crate::sim) fn start(
+        checkpoint: &Checkpoint,
+        config: &PlaneConfig,
+        contacts: &[i32],
+        bug: Option<Bug>,
+    ) -> Self {
         let (index, slices) = if checkpoint.state.is_empty() {
             (0, Slice::all())
         } else {
@@ -67,7 +72,7 @@ impl Meta {
     }
 
     /// Performs one operation on the slices. Its results, one line per request, must be the same on every node.
-    pub(super) fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
+    pub(in crate::sim) fn work(&mut self, op: SliceOp, bug: Option<Bug>) -> Option<Coming> {
         match op {
             SliceOp::Speculate(entry) => {
                 Some(self.work_on(entry, bug, |slice, index, request| slice.speculate(index, request)))
@@ -115,7 +120,7 @@ impl Meta {
     }
 
     /// Installs a snapshot.
-    pub(super) fn install(&mut self, snapshot: &Checkpoint) {
+    pub(in crate::sim) fn install(&mut self, snapshot: &Checkpoint) {
         let (index, slices) = metadata::restore(&snapshot.state).expect("a snapshot is whole");
         let image: Vec<Delta> = slices.iter().flat_map(Slice::image).collect();
         let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(0);
@@ -131,7 +136,7 @@ impl Meta {
 impl Node {
     /// Keeps the received state as the newest checkpoint before the group steps the message. The next Ready
     /// journals it.
-    pub(super) fn take_snapshot(&mut self, message: Message, state: Bytes) {
+    pub(in crate::sim) fn take_snapshot(&mut self, message: Message, state: Bytes) {
         let now = self.clock.now();
         let (group, meta) = self.meta_parts();
         let metadata = message.get_snapshot().get_metadata();
@@ -182,7 +187,7 @@ impl Node {
     }
 
     /// The answer of this node to a client that reads a topic.
-    pub(super) fn read_topic(&self, name: &str) -> TopicReply {
+    pub(in crate::sim) fn read_topic(&self, name: &str) -> TopicReply {
         if self.bug == Some(Bug::OverlayShown) {
             let slice = &self.meta().slices[usize::from(slice_of_topic(name).0)];
             let image: Vec<Delta> = slice.image().collect();
@@ -192,7 +197,7 @@ impl Node {
     }
 
     /// The answer of this node to a client that reads the cluster's settings.
-    pub(super) fn read_settings(&self) -> SettingsReply {
+    pub(in crate::sim) fn read_settings(&self) -> SettingsReply {
         model::read_settings(self.view())
     }
 
@@ -229,14 +234,14 @@ impl Node {
         self.disk.checkpoint(META, newest, forget);
     }
 
-    pub(super) fn meta(&self) -> &Meta {
+    pub(in crate::sim) fn meta(&self) -> &Meta {
         match &self.replicas[&META].machine {
             Machine::Meta(meta) => meta,
             Machine::Partition { .. } => unreachable!("the metadata group is no partition"),
         }
     }
 
-    pub(super) fn meta_parts(&mut self) -> (&mut Group, &mut Meta) {
+    pub(in crate::sim) fn meta_parts(&mut self) -> (&mut Group, &mut Meta) {
         match self.replicas.get_mut(&META) {
             Some(Replica { group, machine: Machine::Meta(meta), .. }) => (group, meta),
             _ => unreachable!("the metadata group is there from the start"),
@@ -258,7 +263,7 @@ impl Node {
 }
 
 /// The position of a checkpoint. `None` if the log no longer knows its term.
-pub(super) fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
+pub(in crate::sim) fn mark(group: &Group, checkpoint: &Checkpoint) -> Option<SnapshotMark> {
     let at = Position { index: checkpoint.index, term: Term((group.term_at(checkpoint.index)?).0) };
     Some(SnapshotMark { at, conf_state: checkpoint.conf_state.clone() })
 }

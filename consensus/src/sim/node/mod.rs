@@ -2,11 +2,12 @@
 //! journal, sends what may be sent, and applies committed entries. The metadata group also has its plane, its
 //! slices and a view.
 
+mod meta;
+
 use super::{
     Bug, SimClock,
     disk::{Checkpoint, Record, SimDisk},
     net::SimTransport,
-    node_meta::{Meta, mark},
     oracle::{Seen, Violation},
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     plane::{PlaneConfig, PlaneMessage, Token, WriteError, Written, node_of},
 };
 use bytes::Bytes;
+use meta::{Meta, mark};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,

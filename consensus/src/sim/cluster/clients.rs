@@ -5,17 +5,17 @@
 //! writes that were acknowledged before the write began. A linearizable read must show all writes that were
 //! acknowledged before the read began. The oracle checks that an index means the same on every node.
 
-use super::{
-    Bug,
-    cluster::Cluster,
-    model::{FEATURE, RETENTION, SETTING},
-    node::{META, Node},
-    oracle::Violation,
-    promises::{Promises, STALE_MAX, Told},
-};
+use super::Cluster;
 use crate::{
+    bug::Bug,
     metadata::{Broker, BrokerStatus, Command, HostPort, LeaderReport, Outcome, Rejection, WatermarkReport},
     plane::{Acks, Submission, Token, Until, WriteError, Written},
+    sim::{
+        model::{FEATURE, RETENTION, SETTING},
+        node::{META, Node},
+        oracle::Violation,
+        promises::{Promises, STALE_MAX, Told},
+    },
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -36,7 +36,7 @@ const ID_COUNTS: [u32; 3] = [1, 10, 1000];
 const PARTITIONS_MAX: usize = 8;
 
 /// An operation that a client asked of a node.
-pub(super) struct Op {
+pub(in crate::sim) struct Op {
     kind: Kind,
     /// The largest index that was acknowledged when the operation began.
     above: u64,
@@ -52,7 +52,7 @@ enum Kind {
 }
 
 #[derive(Default)]
-pub(super) struct Clients {
+pub(in crate::sim) struct Clients {
     open: BTreeMap<(usize, Token), Op>,
     /// The largest index of a write that is acknowledged and committed.
     acked: u64,
@@ -64,7 +64,7 @@ pub(super) struct Clients {
     /// Each creation gets an id of its own.
     next_id: u128,
     next_level: u16,
-    pub(super) promises: Promises,
+    pub(in crate::sim) promises: Promises,
     /// A violation that a leased read found. The next `hear` returns it.
     fault: Option<Violation>,
 }
@@ -74,7 +74,7 @@ impl Op {
         Self { kind, above: 0, begun: Duration::ZERO }
     }
 
-    pub(super) fn registration(node: i32, peer: u64, incarnation: u64) -> Self {
+    pub(in crate::sim) fn registration(node: i32, peer: u64, incarnation: u64) -> Self {
         let address = HostPort { host: format!("n{node}"), port: 1 };
         let broker = Broker {
             node,
@@ -99,7 +99,7 @@ fn submission(commands: Vec<Command>) -> Submission {
 }
 
 impl Clients {
-    pub(super) fn node_is_gone(&mut self, at: usize) {
+    pub(in crate::sim) fn node_is_gone(&mut self, at: usize) {
         for (_, op) in self.open.extract_if(.., |(node, _), _| *node == at) {
             if let Kind::Write(write) = op.kind {
                 self.promises.unanswered(op.begun, &write.commands);
@@ -108,7 +108,7 @@ impl Clients {
     }
 
     /// Whether only registrations of nodes still wait for an answer.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(in crate::sim) fn is_quiet(&self) -> bool {
         self.open.values().all(|op| matches!(op.kind, Kind::Register(_)))
     }
 
@@ -136,7 +136,7 @@ impl Clients {
 
 impl Cluster {
     /// Submits an operation to a node.
-    pub(super) fn submit(&mut self, at: usize, mut op: Op) {
+    pub(in crate::sim) fn submit(&mut self, at: usize, mut op: Op) {
         (op.above, op.begun) = (self.clients.acked, self.clock.time());
         let within = Duration::from_millis(self.rng.u64(WITHIN_MS));
         let node = self.node(at);
@@ -151,7 +151,7 @@ impl Cluster {
     }
 
     /// A client asks a random node to read or write metadata. Nothing happens if the node is down or paused.
-    pub(super) fn ask_metadata(&mut self) {
+    pub(in crate::sim) fn ask_metadata(&mut self) {
         let at = self.rng.usize(..self.slots.len());
         if !self.is_paused(at) && self.slots[at].node().is_some() {
             self.ask_metadata_at(at);
@@ -159,7 +159,7 @@ impl Cluster {
     }
 
     /// A client asks this node, which must be up.
-    pub(super) fn ask_metadata_at(&mut self, at: usize) {
+    pub(in crate::sim) fn ask_metadata_at(&mut self, at: usize) {
         let kind = match self.rng.u8(..8) {
             0 => return self.read_by_lease(at),
             1 | 2 => Kind::Read,
@@ -174,7 +174,7 @@ impl Cluster {
     }
 
     /// Unregisters the node whose disk may be emptied, through another node.
-    pub(super) fn unregister(&mut self) {
+    pub(in crate::sim) fn unregister(&mut self) {
         let Some(gone) = self.may_be_emptied() else { return };
         let others = (0..self.slots.len()).filter(|at| *at != gone);
         let at = others.into_iter().find(|at| self.slots[*at].node().is_some() && !self.is_paused(*at));
@@ -204,7 +204,7 @@ impl Cluster {
 
     /// Once all voters agree, nodes with the newest view read every topic that a client ever named, and the
     /// settings. This completes the histories, which are then checked.
-    pub(super) fn check_histories(&mut self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_histories(&mut self) -> Result<(), Violation> {
         let end = self.clock.time();
         let after = end + Duration::from_micros(1);
         let shows = |at: usize| self.slots[at].node().map(Node::shows);
@@ -229,7 +229,7 @@ impl Cluster {
     }
 
     /// Handles a node's answers to its clients.
-    pub(super) fn hear(
+    pub(in crate::sim) fn hear(
         &mut self,
         at: usize,
         written: Vec<(Token, Result<Written, WriteError>)>,
@@ -332,7 +332,7 @@ impl Cluster {
     }
 
     /// A write that the fast path acknowledged may be lost only if its leader was deposed.
-    pub(super) fn check_fast_writes(&self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_fast_writes(&self) -> Result<(), Violation> {
         let history = &self.histories[META.0 as usize];
         for (index, term) in &self.clients.fast {
             if history.term_of(*index) != Some(*term) && history.newest_term() == Term(*term) {

@@ -1,8 +1,9 @@
 //! Nodes, clients and faults: one event after the other. All invariants are checked after each event.
 
+mod clients;
+
 use super::{
     Bug, SimClock, SimDisk, Summary,
-    clients::{Clients, Op},
     net::{NetFaults, SimNet, SimTransport},
     node::{META, Node, Wire},
     oracle::{History, Seen, Violation},
@@ -13,6 +14,7 @@ use crate::{
     plane::{PlaneConfig, node_of, peer_id},
 };
 use bytes::Bytes;
+use clients::{Clients, Op};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 use types::GroupId;
 
