@@ -20,18 +20,16 @@
 //! Invariant: the manifest is replaced atomically, and only once everything that it names is durable.
 
 use crate::{
-    checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState, reserve::RESERVE_FILE},
+    checkpoint::{CHECKPOINT_FILE, Checkpoint, GroupState},
     disk::{Disk, File, OpenMode},
-    log::Held,
+    errors::{FlushError, is_full},
+    record::Held,
     ring::{RingConfig, journal::slot_of},
     segment::files::{read_file, remove_if_there, replace_file},
     signal::beside,
     store::{
-        AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs,
-        checkpoint::settled_state,
-        flush::{FlushError, round},
-        interface::is_full,
-        state::State,
+        AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs, checkpoint::settled_state, flush::round,
+        reserve::RESERVE_FILE, state::State,
     },
 };
 use std::{

@@ -32,3 +32,75 @@ impl Entry {
         self.payload.as_ref().map_or(0, |(_, payload)| crc32c::crc32c(payload))
     }
 }
+
+/// A position in the ring's history, in bytes. It only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPos(pub u64);
+
+/// An entry's place in its log, and the offset behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogMark {
+    pub index: u64,
+    pub term: Term,
+    pub offset: u64,
+}
+
+/// An entry that is in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Where its record begins and ends in the ring's history.
+    pub start: LogPos,
+    pub end: LogPos,
+    /// Its place among the offsets, also if it has no batch.
+    pub base_offset: u64,
+    pub entry: Entry,
+    /// The payload's CRC-32C, 0 without one.
+    pub payload_crc: u32,
+}
+
+impl Held {
+    pub fn end_offset(&self) -> u64 {
+        self.entry.payload.as_ref().map_or(self.base_offset, |(span, _)| span.base_offset + u64::from(span.count))
+    }
+
+    pub(crate) fn batch(&self) -> Option<Batch> {
+        let (span, bytes) = self.entry.payload.as_ref()?;
+        Some(Batch {
+            base_offset: span.base_offset,
+            count: span.count,
+            max_timestamp: span.max_timestamp,
+            index: self.entry.index,
+            term: self.entry.term,
+            bytes: bytes.clone(),
+        })
+    }
+}
+
+/// One batch as it was appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub base_offset: u64,
+    pub count: u32,
+    pub max_timestamp: i64,
+    pub index: u64,
+    pub term: Term,
+    pub bytes: Bytes,
+}
+
+impl Batch {
+    pub fn end_offset(&self) -> u64 {
+        self.base_offset + u64::from(self.count)
+    }
+
+    pub(crate) fn of(entry: &Entry) -> Option<Self> {
+        let (span, bytes) = entry.payload.as_ref()?;
+        Some(Self {
+            base_offset: span.base_offset,
+            count: span.count,
+            max_timestamp: span.max_timestamp,
+            index: entry.index,
+            term: entry.term,
+            bytes: bytes.clone(),
+        })
+    }
+}

@@ -5,7 +5,7 @@ use crate::core::Core;
 use bytes::Bytes;
 use net::errors::ErrorCode;
 use std::pin::Pin;
-use wal::log::read::{self as log_read, Read, ReadError};
+use wal::store::read::{self as log_read, Read, ReadError};
 
 /// The rest of a read that needs the disk.
 pub type ColdFetch = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>;

@@ -22,13 +22,12 @@
 //! as version 3. Invariant: a checkpoint is checked before it is written and after it is read.
 
 pub(crate) mod kept;
-pub(crate) mod reserve;
 
 use crate::{
     crc::combine,
-    log::{Held, Mark, terms::TermRuns},
+    log::{AppState, terms::TermRuns},
+    record::{Held, LogMark as Mark, LogPos},
     segment::{Segment, format::SegmentId},
-    store::{AppState, LogPos},
 };
 use bytes::Bytes;
 use types::{GroupId, HardState, Term, TermRun};

@@ -4,16 +4,18 @@
 //! Invariants: in a [`LogView`], start <= flushed <= stable <= end. Indices and offsets have no gaps. Positions in
 //! the ring ascend.
 
-pub(crate) mod entries;
-pub mod read;
 pub(crate) mod terms;
 
 use crate::{
-    log::{read::Batch, terms::TermRuns},
-    record::Entry,
+    log::terms::TermRuns,
+    record::{Batch, Entry, LogPos},
     segment::Segment,
-    store::{AppState, LogPos},
 };
+pub use crate::{
+    record::{Held, LogMark as Mark},
+    segment::{AHEAD_MAX_MS, tells_age},
+};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use types::{GroupId, HardState, Term};
 
@@ -34,14 +36,13 @@ impl Default for LogOptions {
     }
 }
 
-/// How far ahead of the clock a timestamp may be and still give a batch's age, in ms: Kafka's default of
-/// `message.timestamp.after.max.ms`.
-pub const AHEAD_MAX_MS: i64 = 3_600_000;
-
-/// Whether a timestamp gives a batch's age. -1 does not, nor does a value far ahead of the clock, such as
-/// microseconds.
-pub fn tells_age(timestamp: i64, now_ms: i64) -> bool {
-    (0..=now_ms.saturating_add(AHEAD_MAX_MS)).contains(&timestamp)
+/// The caller's own state of a group as of an applied index; opaque here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppState {
+    /// `blob` (and the log start) include all entries up to this index.
+    pub index: u64,
+    pub blob: Bytes,
+    pub conf_state: Bytes,
 }
 
 /// A log's marks.
@@ -63,40 +64,6 @@ pub struct LogView {
     /// Bytes in segments.
     pub segment_bytes: u64,
 }
-
-/// An entry that is in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Where its record begins and ends in the ring's history.
-    pub start: LogPos,
-    pub end: LogPos,
-    /// Its place among the offsets, also if it has no batch.
-    pub base_offset: u64,
-    pub entry: Entry,
-    /// The payload's CRC-32C, 0 without one.
-    pub payload_crc: u32,
-}
-
-impl Held {
-    pub fn end_offset(&self) -> u64 {
-        self.entry.payload.as_ref().map_or(self.base_offset, |(span, _)| span.base_offset + u64::from(span.count))
-    }
-
-    fn batch(&self) -> Option<Batch> {
-        let (span, bytes) = self.entry.payload.as_ref()?;
-        Some(Batch {
-            base_offset: span.base_offset,
-            count: span.count,
-            max_timestamp: span.max_timestamp,
-            index: self.entry.index,
-            term: self.entry.term,
-            bytes: bytes.clone(),
-        })
-    }
-}
-
-/// An end position: the last entry's index and term, and the offset behind it.
-pub use crate::store::interface::LogMark as Mark;
 
 /// Segments that reach above a truncation. They are cut once the truncation's record is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +97,7 @@ pub struct Log {
     pub before_first: Mark,
     /// The end of what segments (or the snapshot) hold, up to a pending cut.
     pub flushed: Mark,
-    /// Checkpoints carry the entries up to this index that no segment or snapshot holds, see `checkpoint::kept`. The
+    /// Checkpoints carry the entries up to this index that no segment or snapshot holds, see `store::kept`. The
     /// ring need not have them.
     pub kept_index: u64,
     /// The last index that segments hold, or will hold once the current write is done. Cuts are based on it.

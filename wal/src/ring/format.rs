@@ -29,8 +29,7 @@
 
 use crate::{
     buf::BLOCK,
-    record::{Entry, Span},
-    store::LogPos,
+    record::{Entry, LogPos, Span},
 };
 use bytes::Bytes;
 use types::{GroupId, HardState, Term};

@@ -8,14 +8,14 @@
 use crate::{
     buf::{BLOCK, Chunk, pool},
     disk::{Disk, Durability, File, OpenMode},
-    record::Entry,
+    errors::{AppendError, OpenError, Poisoned, is_full},
+    record::{Entry, LogMark, LogPos},
     ring::{
-        Refused, Ring, RingConfig, RingStart, Space,
+        Admission, Refused, Ring, RingConfig, RingStart, Space, Staged,
         format::{RING_VERSION, Record},
         recovery::{RecoveryError, recover},
     },
     signal::Signal,
-    store::{Admission, AppendError, LogMark, LogPos, OpenError, Poisoned, Staged, interface::is_full},
 };
 use bytes::Bytes;
 use std::{

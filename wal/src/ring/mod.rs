@@ -17,8 +17,8 @@ pub mod recovery;
 use crate::{
     buf::{BLOCK, Chunk, block_ceil, pool},
     crc,
+    record::LogPos,
     ring::format::{ENTRY_BYTES, HEADER_BYTES, Record, WriteHeader, body_crc_seed},
-    store::{LogPos, StoreConfig},
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -137,12 +137,6 @@ fn record_share(bytes: usize) -> u64 {
     (2 * record).min(block_ceil(HEADER_BYTES + record)) as u64
 }
 
-impl From<&StoreConfig> for RingConfig {
-    fn from(config: &StoreConfig) -> Self {
-        config.ring.unwrap_or_else(|| Self::of_bytes_for(config.ring_bytes, config.entry_bytes))
-    }
-}
-
 /// Why a record cannot be staged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -206,6 +200,27 @@ impl Open {
 pub struct Payload {
     pub bytes: Bytes,
     pub crc: u32,
+}
+
+/// A record that is staged for the ring.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The record is durable once [`Store::durable`](crate::store::Store::durable) has reached this position.
+    pub pos: LogPos,
+    /// The payload in the ring's memory.
+    pub payload: Option<Payload>,
+}
+
+/// Whether there is room for more. Callers ask before they propose an entry, since a staged entry cannot be rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Ok,
+    /// The ring is down to its reserve, or memory is full. Await
+    /// [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
+    Wait,
+    /// The entry is larger than [`Store::entry_bytes_max`](crate::store::Store::entry_bytes_max), so it never fits
+    /// this ring.
+    TooLarge,
 }
 
 /// A write for the disk.

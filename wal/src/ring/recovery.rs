@@ -12,11 +12,11 @@ use crate::{
     buf::BLOCK,
     disk::File,
     planted::{self, Mistake},
+    record::LogPos,
     ring::{
         RingStart,
         format::{HEADER_BYTES, RING_VERSION, RingRecord, SeenHeader, WriteHeader, body_crc, decode_body},
     },
-    store::LogPos,
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, io};

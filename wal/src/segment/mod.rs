@@ -11,12 +11,22 @@ pub(crate) mod lru;
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
     disk::File,
-    log::{Held, read::ReadError, tells_age},
-    record::Entry,
+    errors::ReadError,
+    record::{Entry, Held},
     segment::format::{FRAME_ALIGN, FRAME_HEADER, FrameHeader, IndexEntry, SegmentId, frame_len},
 };
 use bytes::Bytes;
 use std::rc::Rc;
+
+/// How far ahead of the clock a timestamp may be and still give a batch's age, in ms: Kafka's default of
+/// `message.timestamp.after.max.ms`.
+pub const AHEAD_MAX_MS: i64 = 3_600_000;
+
+/// Whether a timestamp gives a batch's age. -1 does not, nor does a value far ahead of the clock, such as
+/// microseconds.
+pub fn tells_age(timestamp: i64, now_ms: i64) -> bool {
+    (0..=now_ms.saturating_add(AHEAD_MAX_MS)).contains(&timestamp)
+}
 
 /// The state of a segment in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,18 +20,20 @@
 
 use crate::{
     buf::{BLOCK, Chunk},
-    checkpoint::{CHECKPOINT_FILE, Encoder, Garbage, GroupState, RemovedGroup, reserve},
+    checkpoint::{CHECKPOINT_FILE, Encoder, Garbage, GroupState, RemovedGroup},
     disk::{Disk, Durability, File, OpenMode},
+    errors::{FlushError, is_full, lacks_room},
     log::Log,
     planted::{self, Mistake},
     segment::{
-        Segment, SparseIndex,
+        SparseIndex,
         files::{remove_if_there, replace_file},
         format::{SegmentId, encode_index},
     },
     store::{
-        flush::{FlushError, cut_segments},
-        interface::{FlushHost, LogPos, is_full, lacks_room},
+        cuts::{cut_segments, discard},
+        interface::{FlushHost, LogPos},
+        reserve,
         state::{Shared, State},
     },
 };
@@ -373,15 +375,4 @@ async fn write_hint<D: Disk>(shared: &Shared<D>, id: SegmentId, base_offset: u64
     let mut chunk = Chunk::of(bytes);
     chunk.pad_to_block();
     file.write(0, chunk.frozen(0, chunk.len()), Durability::Cached).await
-}
-
-/// Lists segments as garbage for the next checkpoint.
-pub(crate) fn discard<D: Disk>(shared: &Shared<D>, group: GroupId, garbage: &mut Vec<Garbage>, segments: Vec<Segment>) {
-    for segment in segments {
-        let id = SegmentId { group, serial: segment.serial };
-        shared.files.forget(id);
-        shared.indexes.borrow_mut().remove(&id);
-        shared.file_times.borrow_mut().remove(&id);
-        garbage.push(Garbage::Segment { id, base_offset: segment.base_offset });
-    }
 }

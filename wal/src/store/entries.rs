@@ -4,13 +4,15 @@
 
 use crate::{
     disk::Disk,
-    log::{
-        Log,
-        read::{Ahead, Next, READ_AHEAD, ReadError, Until, index_until},
-    },
+    errors::ReadError,
+    log::Log,
     record::Entry,
     segment::{Scanner, format::SegmentId},
-    store::state::Shared,
+    store::{
+        ahead::Next,
+        read::{READ_AHEAD, Until, index_until},
+        state::Shared,
+    },
 };
 use bytes::Bytes;
 use std::{pin::Pin, rc::Rc};
@@ -104,7 +106,7 @@ async fn cold<D: Disk>(
     let read = async {
         let id = SegmentId { group, serial: segment.serial };
         let file = shared.open_segment(id, &segment).await?;
-        let mut scanner = match Ahead::find(&shared, id, Next::Index(from)) {
+        let mut scanner = match shared.ahead_of(id, Next::Index(from)) {
             Some(ahead) => ahead.scanner(file, segment.len, READ_BYTES),
             None => {
                 let index = index_until(&shared, id, &segment, Until::Index(from)).await?;
@@ -133,7 +135,7 @@ async fn cold<D: Disk>(
         }
         shared.count_cold(scanner.bytes_read);
         if !entries.is_empty() && position < segment.len {
-            Ahead::keep(&shared, id, Next::Index(from + entries.len() as u64), position, &scanner);
+            shared.keep_ahead(id, Next::Index(from + entries.len() as u64), position, &scanner);
         }
         match entries.is_empty() {
             true => Err(scanner.damaged("the segment does not hold an index that it should hold")),

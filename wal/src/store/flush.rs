@@ -18,22 +18,22 @@
 //! Invariant: a file that a durable checkpoint names is never removed, or written below its checkpointed length.
 
 use crate::{
-    checkpoint::reserve,
     disk::{Disk, Durability, File},
-    log::{
-        Held, LogOptions, Mark,
-        read::{ReadError, find_index},
-        tells_age,
-    },
+    errors::FlushError,
+    log::LogOptions,
+    record::{Held, LogMark as Mark},
     segment::{
         FrameWriter, Segment, entry_frame_len,
         format::{FrameHeader, SegmentId},
+        tells_age,
     },
     signal::join_all,
     store::{
-        checkpoint::{checkpoint, discard},
-        interface::{FlushHost, LogPos, Poisoned, lacks_room},
-        state::{Shared, State},
+        checkpoint::checkpoint,
+        cuts::cut_segments,
+        interface::{FlushHost, LogPos, Poisoned},
+        reserve,
+        state::Shared,
     },
 };
 use bytes::Bytes;
@@ -45,25 +45,6 @@ const INDEX_EVERY: u64 = 64 << 20;
 
 /// How many groups each worker examines without writing anything before it yields to other tasks of the core.
 const UNTOUCHED_A_TURN: usize = 8;
-
-/// Why a round did not complete.
-#[derive(Debug)]
-pub(crate) enum FlushError {
-    /// No space, or no descriptor. Retried after a pause.
-    Full(String),
-    /// The store must stop.
-    Fatal(String),
-}
-
-impl FlushError {
-    pub fn of(what: impl std::fmt::Display, error: io::Error) -> Self {
-        let text = format!("{what}: {error}");
-        match lacks_room(&error) {
-            true => Self::Full(text),
-            false => Self::Fatal(text),
-        }
-    }
-}
 
 /// Flushes on request, until the store closes or stops.
 pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), Poisoned> {
@@ -470,55 +451,4 @@ async fn sync_logs_dir<D: Disk>(shared: &Rc<Shared<D>>) -> Result<(), FlushError
         shared.state.borrow_mut().logs_dir_changed = true;
         FlushError::of(shared.files.logs().display(), error)
     })
-}
-
-/// Cuts a log's segments at its durable truncation, until no cut is pending. The cut segment is sealed, so that no
-/// synced block is written again.
-pub(crate) async fn cut_segments<D: Disk>(shared: &Rc<Shared<D>>, group: GroupId) -> Result<(), FlushError> {
-    loop {
-        let (pending, segment) = {
-            let mut state = shared.state.borrow_mut();
-            let Some(log) = state.groups.get_mut(&group) else { return Ok(()) };
-            let Some(pending) = log.pending_cut else { return Ok(()) };
-            match log.segments.iter().find(|segment| segment.last_index > pending.from.index) {
-                Some(segment) => (pending, *segment),
-                None => {
-                    log.cut_done();
-                    return Ok(());
-                }
-            }
-        };
-        let from = pending.from;
-        let position = match segment.first_index > from.index {
-            true => 0,
-            false => match find_index(shared, group, &segment, from.index + 1).await {
-                Ok(position) => position,
-                Err(ReadError::Io { what, source }) => {
-                    return Err(FlushError::of(format_args!("cannot truncate: {what}"), source));
-                }
-                Err(error) => return Err(FlushError::Fatal(format!("cannot truncate: {error}"))),
-            },
-        };
-        let mut state = shared.state.borrow_mut();
-        let State { groups, garbage, .. } = &mut *state;
-        let Some(log) = groups.get_mut(&group) else { return Ok(()) };
-        if log.pending_cut != Some(pending) {
-            continue;
-        }
-        let at = log.segments.iter().position(|listed| listed.serial == segment.serial);
-        let mut keep = at.expect("only the flusher changes the list");
-        if position > 0 {
-            let cut = &mut log.segments[keep];
-            cut.len = position;
-            cut.end_offset = from.offset;
-            cut.last_index = from.index;
-            cut.sealed = true;
-            keep += 1;
-            shared.indexes.borrow_mut().remove(&SegmentId { group, serial: cut.serial });
-        }
-        discard(shared, group, garbage, log.segments.split_off(keep));
-        shared.ahead.borrow_mut().remove_where(|(of, _)| *of == group);
-        log.cut_done();
-        return Ok(());
-    }
 }

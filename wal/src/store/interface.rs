@@ -1,11 +1,13 @@
 //! The public values of the store: sizes, directories, states, errors.
 //! Lives on: the owning core; plain values.
 
-use crate::{
-    record::Entry,
-    ring::{Payload, RingConfig},
+pub use crate::{
+    errors::{AppendError, OpenError, Poisoned},
+    log::AppState,
+    record::{LogMark, LogPos},
+    ring::{Admission, Staged},
 };
-use bytes::Bytes;
+use crate::{record::Entry, ring::RingConfig};
 use std::{io, path::PathBuf, pin::Pin};
 use types::{GroupId, HardState, Term, TermRun};
 
@@ -77,6 +79,12 @@ impl Default for StoreConfig {
     }
 }
 
+impl From<&StoreConfig> for RingConfig {
+    fn from(config: &StoreConfig) -> Self {
+        config.ring.unwrap_or_else(|| RingConfig::of_bytes_for(config.ring_bytes, config.entry_bytes))
+    }
+}
+
 /// The directories of one core's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreDirs {
@@ -100,23 +108,6 @@ impl StoreDirs {
             data,
         }
     }
-}
-
-/// An entry's place in its log, and the offset behind it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogMark {
-    pub index: u64,
-    pub term: Term,
-    pub offset: u64,
-}
-
-/// The caller's own state of a group as of an applied index; opaque here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AppState {
-    /// `blob` (and the log start) include all entries up to this index.
-    pub index: u64,
-    pub blob: Bytes,
-    pub conf_state: Bytes,
 }
 
 /// The state of one group that [`Store::open`](crate::store::Store::open) found.
@@ -154,86 +145,6 @@ pub struct RecoveryReport {
     pub torn_bytes: u64,
     /// Files removed because no checkpoint names them.
     pub orphans: usize,
-}
-
-/// Why a store cannot be opened. Every variant names the file or the group.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("{what}: {source}")]
-    Io { what: String, source: io::Error },
-    /// No space, or no free descriptor. Nothing is damaged.
-    #[error("no room on the disk, or no free descriptor: {0}; free space or raise `ulimit -n`, then start again")]
-    Full(String),
-    /// Synced bytes are not what was written: restore the replica from its peers or from a copy.
-    #[error("damaged: {0}")]
-    Damaged(String),
-    #[error("{path} has format version {found}, but this program reads {newest} at most; run the newer version")]
-    Newer { path: String, found: u32, newest: u32 },
-}
-
-impl OpenError {
-    pub(crate) fn of(what: impl std::fmt::Display, source: io::Error) -> Self {
-        match lacks_room(&source) {
-            true => Self::Full(format!("{what}: {source}")),
-            false => Self::Io { what: what.to_string(), source },
-        }
-    }
-}
-
-/// Whether the error says that the disk, or this user's quota, is full. A write that reaches the end of the space is
-/// cut short first (`WriteZero`). The next round writes its data again, from where the last checkpoint ends.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
-        || matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-}
-
-/// Whether the disk is full, or no descriptor is free.
-pub(crate) fn lacks_room(error: &io::Error) -> bool {
-    is_full(error) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// A position in the ring's history, in bytes. It only grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LogPos(pub u64);
-
-/// A record that is staged for the ring.
-#[derive(Clone, Debug)]
-pub struct Staged {
-    /// The record is durable once [`Store::durable`](crate::store::Store::durable) has reached this position.
-    pub pos: LogPos,
-    /// The payload in the ring's memory.
-    pub payload: Option<Payload>,
-}
-
-/// The store stopped: nothing is acknowledged on this core any more, and a restart recovers. The text says what
-/// failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the store stopped: {0}")]
-pub struct Poisoned(pub String);
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AppendError {
-    /// The ring has no room, not even in its reserve. The caller did not ask
-    /// [`Store::admit`](crate::store::Store::admit).
-    #[error("the ring is full")]
-    Full,
-    /// The entry does not fit into a segment of the ring. A larger ring has larger segments.
-    #[error("an entry of {bytes} bytes does not fit into a segment of the ring ({max} at most); raise wal.ring.bytes")]
-    TooLarge { bytes: usize, max: usize },
-    #[error(transparent)]
-    Poisoned(#[from] Poisoned),
-}
-
-/// Whether there is room for more. Callers ask before they propose an entry, since a staged entry cannot be rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    Ok,
-    /// The ring is down to its reserve, or memory is full. Await
-    /// [`Store::space_freed`](crate::store::Store::space_freed), or answer with a retriable error.
-    Wait,
-    /// The entry is larger than [`Store::entry_bytes_max`](crate::store::Store::entry_bytes_max), so it never fits
-    /// this ring.
-    TooLarge,
 }
 
 /// The services that the flusher needs from the engine.

@@ -9,26 +9,32 @@
 //! Invariants: in each partition's [`LogView`], start <= flushed <= stable <= end. Everything that the ring has
 //! released is in a synced segment (or snapshot) that a durable checkpoint names, or in the checkpoint itself.
 
+mod ahead;
 pub(crate) mod app_state;
 pub(crate) mod checkpoint;
+mod cuts;
+pub(crate) mod entries;
 pub(crate) mod flush;
 pub(crate) mod interface;
+mod kept;
+pub mod read;
 pub(crate) mod recovery;
+pub(crate) mod reserve;
 pub mod snapshot;
 pub(crate) mod state;
 
+pub use crate::store::{entries::Entries, interface::*};
 use crate::{
     checkpoint::RemovedGroup,
     disk::{Disk, File},
-    log::{
-        FromMemory, Log, LogOptions, LogView,
-        read::{Batch, Read, ReadError, find_timestamp, read_cold},
-    },
+    log::{FromMemory, Log, LogOptions, LogView},
     record::Entry,
     segment::{Segment, format::SegmentId},
-    store::state::{Removed, Shared},
+    store::{
+        read::{Batch, Read, ReadError, find_timestamp, read_cold},
+        state::{Removed, Shared},
+    },
 };
-pub use crate::{log::entries::Entries, store::interface::*};
 use bytes::Bytes;
 use std::{io, path::PathBuf, rc::Rc};
 use types::{GroupId, HardState, Term};
@@ -345,7 +351,7 @@ impl<D: Disk> Store<D> {
     /// `bytes_max` of data and batches allow, but at least one. Segments may return fewer than fit, so the caller
     /// asks again.
     pub fn entries(&self, group: GroupId, from_index: u64, below_index: u64, bytes_max: usize) -> Entries {
-        crate::log::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
+        crate::store::entries::entries(&self.shared, group, from_index, below_index, bytes_max)
     }
 
     /// Bytes of the newest batches that are kept in memory once they are flushed.

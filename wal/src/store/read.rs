@@ -7,59 +7,27 @@
 
 use crate::{
     buf::{BLOCK, block_ceil},
-    disk::{Disk, File},
+    disk::Disk,
     log::{FromMemory, ReadLimit},
     record::Entry,
     segment::{
         Scanner, Segment, SparseIndex,
         format::{SegmentId, decode_index},
     },
-    store::state::Shared,
+    store::{
+        ahead::{Ahead, Next, begin},
+        state::Shared,
+    },
 };
+pub use crate::{errors::ReadError, record::Batch};
 use bytes::Bytes;
-use std::{
-    cell::Cell,
-    future::{poll_fn, ready},
-    io,
-    pin::Pin,
-    rc::Rc,
-    task::Poll,
-};
-use types::{GroupId, Term};
+use std::{cell::Cell, pin::Pin, rc::Rc};
+use types::GroupId;
 
 /// Bytes per read for a consumer that continues where it stopped.
 pub const READ_AHEAD: usize = 1 << 20;
 /// The least number of bytes per read for a consumer that does not.
 const READ_LEAST: usize = 64 << 10;
-
-/// One batch as it was appended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    pub base_offset: u64,
-    pub count: u32,
-    pub max_timestamp: i64,
-    pub index: u64,
-    pub term: Term,
-    pub bytes: Bytes,
-}
-
-impl Batch {
-    pub fn end_offset(&self) -> u64 {
-        self.base_offset + u64::from(self.count)
-    }
-
-    fn of(entry: &Entry) -> Option<Self> {
-        let (span, bytes) = entry.payload.as_ref()?;
-        Some(Self {
-            base_offset: span.base_offset,
-            count: span.count,
-            max_timestamp: span.max_timestamp,
-            index: entry.index,
-            term: entry.term,
-            bytes: bytes.clone(),
-        })
-    }
-}
 
 /// The rest of a read that needs the disk.
 pub type ColdRead = Pin<Box<dyn Future<Output = Result<Vec<Batch>, ReadError>>>>;
@@ -75,72 +43,6 @@ pub enum Read {
         end: u64,
     },
     UnknownGroup,
-}
-
-/// Why a cold read failed. None of these errors poisons the store.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("{what}: {source}")]
-    Io { what: String, source: io::Error },
-    /// The segment's bytes are not what was written.
-    #[error("damaged: {0}")]
-    Damaged(String),
-    /// The range was trimmed, truncated or removed during the read. The caller looks at the log again.
-    #[error("the log changed during the read")]
-    Changed,
-}
-
-/// Where a reader continues: a consumer at an offset, a leader at an index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Next {
-    Offset(u64),
-    Index(u64),
-}
-
-/// Where a reader stopped, and the bytes that were read beyond it.
-#[derive(Clone)]
-pub(crate) struct Ahead {
-    id: SegmentId,
-    /// Where the frame behind the last one served begins, or padding before it.
-    position: u64,
-    buffer: Bytes,
-    buffer_start: u64,
-    /// A read from the block of `position` on, in flight in place of the buffer. The reader that continues takes it.
-    coming: Option<Rc<Cell<Option<Coming>>>>,
-}
-
-type Coming = Pin<Box<dyn Future<Output = io::Result<Bytes>>>>;
-
-impl Ahead {
-    /// Keeps the bytes that a scan has read beyond `position`, for the reader that continues there.
-    pub(crate) fn keep<D: Disk>(
-        shared: &Shared<D>,
-        id: SegmentId,
-        next: Next,
-        position: u64,
-        scanner: &Scanner<D::File>,
-    ) {
-        let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
-        let cost = buffer.len() as u64;
-        // The buffer begins at the next frame, whose header was read already. Only padding lies before it, and
-        // continuing there would read the buffer's bytes again.
-        let position = position.max(buffer_start);
-        let ahead = Self { id, position, buffer, buffer_start, coming: None };
-        shared.ahead.borrow_mut().insert((id.group, next), ahead, cost);
-    }
-
-    /// The bytes kept for the reader that continues at `next`, if they are from this segment.
-    pub(crate) fn find<D: Disk>(shared: &Shared<D>, id: SegmentId, next: Next) -> Option<Self> {
-        shared.ahead.borrow_mut().get(&(id.group, next)).filter(|ahead| ahead.id == id)
-    }
-
-    /// A scan that continues with the kept bytes.
-    pub(crate) fn scanner<F: File>(&self, file: Rc<F>, len: u64, read_bytes: usize) -> Scanner<F> {
-        let mut scanner = Scanner::behind(file, self.id, len, self.position, read_bytes);
-        scanner.buffer = self.buffer.clone();
-        scanner.buffer_start = self.buffer_start;
-        scanner
-    }
 }
 
 /// How far an index must reach.
@@ -201,7 +103,7 @@ async fn read_segment<D: Disk>(
 ) -> Result<bool, ReadError> {
     let id = SegmentId { group, serial: segment.serial };
     let file = shared.open_segment(id, segment).await?;
-    let ahead = Ahead::find(shared, id, Next::Offset(from));
+    let ahead = shared.ahead_of(id, Next::Offset(from));
     let goes_on = ahead.is_some();
     let mut scanner = match ahead {
         Some(ahead) => {
@@ -255,20 +157,10 @@ async fn read_segment<D: Disk>(
             let ahead = Ahead { id, position, buffer: Bytes::new(), buffer_start, coming };
             shared.ahead.borrow_mut().insert((group, Next::Offset(next)), ahead, len as u64);
         } else {
-            Ahead::keep(shared, id, Next::Offset(next), position, &scanner);
+            shared.keep_ahead(id, Next::Offset(next), position, &scanner);
         }
     }
     Ok(stopped)
-}
-
-/// Submits a read, which proceeds without being awaited.
-async fn begin<F: File>(file: Rc<F>, position: u64, len: usize) -> Coming {
-    let mut read: Coming = Box::pin(async move { file.read(position, len).await });
-    // The first poll submits the read.
-    match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
-        Poll::Pending => read,
-        Poll::Ready(done) => Box::pin(ready(done)),
-    }
 }
 
 /// The first batch at or above the log start whose largest timestamp is at least `timestamp`.

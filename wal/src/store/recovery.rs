@@ -23,11 +23,9 @@
 use crate::{
     checkpoint::{CHECKPOINT_FILE, Checkpoint, DecodeError, Garbage, GroupState, RemovedGroup},
     disk::Disk,
-    log::{
-        Held, Log, LogOptions, Mark,
-        read::{ReadError, read_entries},
-    },
-    record::Entry,
+    errors::{FlushError, ReadError},
+    log::{Log, LogOptions},
+    record::{Entry, Held, LogMark as Mark},
     ring::{
         RingConfig,
         journal::{Journal, RingBody, RingRecord},
@@ -40,7 +38,8 @@ use crate::{
     store::{
         AppState, LogPos, OpenError, RecoveredGroup, RecoveryReport, Store, StoreConfig, StoreDirs, StoreStats,
         checkpoint::collect,
-        flush::{FlushError, cut_segments},
+        cuts::cut_segments,
+        read::read_entries,
         state::{Removed, Shared, State},
     },
 };

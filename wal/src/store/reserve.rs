@@ -12,10 +12,10 @@
 
 use crate::{
     buf::Chunk,
-    checkpoint::kept,
     disk::{Disk, Durability, File, OpenMode},
+    errors::{FlushError, is_full},
     segment::files::remove_if_there,
-    store::{flush::FlushError, interface::is_full, state::Shared},
+    store::{kept, state::Shared},
 };
 use std::{io, path::PathBuf};
 

@@ -12,12 +12,13 @@
 use crate::{
     checkpoint::Garbage,
     disk::Disk,
-    log::Mark,
+    errors::is_full,
+    record::LogMark as Mark,
     segment::{
         files::{read_file, remove_if_there, replace_file},
         format::{u32_at, u64_at},
     },
-    store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs, interface::is_full, state::Shared},
+    store::{AppState, AppendError, LogPos, OpenError, SnapshotError, StoreDirs, state::Shared},
 };
 use bytes::Bytes;
 use std::{path::PathBuf, rc::Rc};

@@ -7,14 +7,15 @@
 use crate::{
     checkpoint::{Garbage, RemovedGroup},
     disk::Disk,
-    log::{
-        Log,
-        read::{Ahead, Next, ReadError},
-    },
+    errors::ReadError,
+    log::Log,
     ring::journal::Journal,
-    segment::{Segment, SparseIndex, files::Files, format::SegmentId, lru::Lru},
+    segment::{Scanner, Segment, SparseIndex, files::Files, format::SegmentId, lru::Lru},
     signal::{Signal, yield_now},
-    store::interface::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
+    store::{
+        ahead::{Ahead, Next},
+        interface::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
+    },
 };
 use std::{
     cell::{Cell, RefCell},
@@ -60,7 +61,7 @@ pub(crate) struct State {
     /// Groups with entries that no flush has taken, each listed once.
     pub dirty: Vec<GroupId>,
     /// Groups whose batches checkpoints carry, the longest carried first; and the total of these bytes. See
-    /// `checkpoint::kept`.
+    /// `store::kept`.
     pub carriers: VecDeque<GroupId>,
     pub carried_bytes: u64,
     /// Entries in memory in the order of their arrival, by the end of their record.
@@ -140,7 +141,7 @@ const EVICTED_AT_ONCE: usize = 1024;
 const FREE_FOR_ANY: u64 = 4;
 
 /// The memory cost of an entry in addition to its bytes.
-const CACHED_ENTRY_COST: usize = size_of::<crate::log::Held>() + size_of::<(LogPos, GroupId)>();
+const CACHED_ENTRY_COST: usize = size_of::<crate::record::Held>() + size_of::<(LogPos, GroupId)>();
 
 impl<D: Disk> Shared<D> {
     pub fn poisoned(&self) -> Option<Poisoned> {
@@ -210,6 +211,22 @@ impl<D: Disk> Shared<D> {
         if indexes.get(&id).is_none_or(|known| known.covered <= index.covered) {
             indexes.insert(id, index.clone(), index.cost());
         }
+    }
+
+    /// Keeps the bytes that a scan has read beyond `position`, for the reader that continues there.
+    pub fn keep_ahead(&self, id: SegmentId, next: Next, position: u64, scanner: &Scanner<D::File>) {
+        let (buffer, buffer_start) = (scanner.buffer.clone(), scanner.buffer_start);
+        let cost = buffer.len() as u64;
+        // The buffer begins at the next frame, whose header was read already. Only padding lies before it, and
+        // continuing there would read the buffer's bytes again.
+        let position = position.max(buffer_start);
+        let ahead = Ahead { id, position, buffer, buffer_start, coming: None };
+        self.ahead.borrow_mut().insert((id.group, next), ahead, cost);
+    }
+
+    /// The bytes kept for the reader that continues at `next`, if they are from this segment.
+    pub fn ahead_of(&self, id: SegmentId, next: Next) -> Option<Ahead> {
+        self.ahead.borrow_mut().get(&(id.group, next)).filter(|ahead| ahead.id == id)
     }
 
     pub fn count_cold(&self, bytes: u64) {

@@ -11,9 +11,9 @@ use std::rc::Rc;
 use types::{GroupId, HardState, Term};
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
-    log::read::Read,
     record::{Entry, Span},
     ring::RingConfig,
+    store::read::Read,
     store::{LogPos, Store, StoreConfig},
 };
 

@@ -12,8 +12,8 @@ use types::GroupId;
 use wal::{
     buf::BLOCK,
     disk::sim::{Kind, SimDisk},
-    log::read::Read,
     ring::RingConfig,
+    store::read::Read,
     store::{LogPos, Store, StoreConfig, StoreDirs},
 };
 

@@ -10,11 +10,11 @@ use std::rc::Rc;
 use types::GroupId;
 use wal::{
     disk::sim::{Fate, Kind, SimDisk},
-    log::{
-        LogOptions,
+    log::LogOptions,
+    store::{
+        Entries, Store, StoreConfig, StoreDirs,
         read::{Read, ReadError},
     },
-    store::{Entries, Store, StoreConfig, StoreDirs},
 };
 
 const GROUP: GroupId = GroupId(1);

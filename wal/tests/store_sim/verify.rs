@@ -11,8 +11,8 @@ use std::{
 use types::{GroupId, HardState, Term, TermRun};
 use wal::{
     disk::sim::SimDisk,
-    log::read::{Batch, Read, ReadError},
     record::Entry,
+    store::read::{Batch, Read, ReadError},
     store::{LogPos, OpenError, RecoveredGroup, Store},
 };
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
 use std::{rc::Rc, time::Duration};
 use types::{CoreId, GroupId};
-use wal::log::read::READ_AHEAD;
+use wal::store::read::READ_AHEAD;
 
 /// Interval at which an owner reports a small increase of its bytes to the gathering core.
 const TELL_EVERY: Duration = Duration::from_millis(5);
