@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     io,
+    marker::PhantomData,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     pin::Pin,
     rc::Rc,
@@ -294,30 +295,50 @@ struct Moved<T>(T);
 unsafe impl<T: Send> Sync for Moved<T> {}
 
 /// The sending half of a bounded single-producer, single-consumer queue between two cores, not yet connected.
-pub struct QueueSender<T: Send>(SharedSender<Moved<T>>);
+pub struct QueueSender<T: Send>(Way<SharedSender<Moved<T>>, T>);
 /// The receiving half, not yet connected.
-pub struct QueueReceiver<T: Send>(SharedReceiver<Moved<T>>);
+pub struct QueueReceiver<T: Send>(Way<SharedReceiver<Moved<T>>, T>);
 /// The sending half, on its core.
-pub struct Sender<T: Send>(ConnectedSender<Moved<T>>);
+pub struct Sender<T: Send>(Way<ConnectedSender<Moved<T>>, T>);
 /// The receiving half, on its core.
-pub struct Receiver<T: Send>(ConnectedReceiver<Moved<T>>);
+pub struct Receiver<T: Send>(Way<ConnectedReceiver<Moved<T>>, T>);
+
+/// One end of a queue: the runtime's, or in a simulation the simulation's.
+enum Way<E, T> {
+    Real(E, PhantomData<T>),
+    #[cfg(test)]
+    Simulated(crate::sim::End<T>),
+}
 
 /// A queue for `capacity` values from one core to another.
 pub fn queue<T: Send>(capacity: usize) -> (QueueSender<T>, QueueReceiver<T>) {
+    #[cfg(test)]
+    if crate::sim::is_running() {
+        let (sender, receiver) = crate::sim::End::pair(capacity);
+        return (QueueSender(Way::Simulated(sender)), QueueReceiver(Way::Simulated(receiver)));
+    }
     let (sender, receiver) = shared_channel::new_bounded(capacity);
-    (QueueSender(sender), QueueReceiver(receiver))
+    (QueueSender(Way::Real(sender, PhantomData)), QueueReceiver(Way::Real(receiver, PhantomData)))
 }
 
 impl<T: Send + 'static> QueueSender<T> {
     /// Binds this end to the calling core, and waits for the other end.
     pub async fn connect(self) -> Sender<T> {
-        Sender(self.0.connect().await)
+        Sender(match self.0 {
+            Way::Real(sender, _) => Way::Real(sender.connect().await, PhantomData),
+            #[cfg(test)]
+            Way::Simulated(end) => Way::Simulated(end.connect().await),
+        })
     }
 }
 
 impl<T: Send + 'static> QueueReceiver<T> {
     pub async fn connect(self) -> Receiver<T> {
-        Receiver(self.0.connect().await)
+        Receiver(match self.0 {
+            Way::Real(receiver, _) => Way::Real(receiver.connect().await, PhantomData),
+            #[cfg(test)]
+            Way::Simulated(end) => Way::Simulated(end.connect().await),
+        })
     }
 }
 
@@ -325,22 +346,34 @@ impl<T: Send> Sender<T> {
     /// Returns the value if the queue is full. `None`: the value was sent, or the other core is gone.
     pub fn try_send(&self, value: T) -> Option<T> {
         use glommio::{GlommioError, ResourceType};
-        match self.0.try_send(Moved(value)) {
-            Err(GlommioError::WouldBlock(ResourceType::Channel(value))) => Some(value.0),
-            _ => None,
+        match &self.0 {
+            Way::Real(sender, _) => match sender.try_send(Moved(value)) {
+                Err(GlommioError::WouldBlock(ResourceType::Channel(value))) => Some(value.0),
+                _ => None,
+            },
+            #[cfg(test)]
+            Way::Simulated(end) => end.try_send(value),
         }
     }
 
     /// Waits for room. `false`: the other core is gone. Only one task at a time may wait.
     pub async fn send(&self, value: T) -> bool {
-        self.0.send(Moved(value)).await.is_ok()
+        match &self.0 {
+            Way::Real(sender, _) => sender.send(Moved(value)).await.is_ok(),
+            #[cfg(test)]
+            Way::Simulated(end) => end.send(value).await,
+        }
     }
 }
 
 impl<T: Send> Receiver<T> {
     /// `None`: the other core is gone, and everything that it sent has been received.
     pub async fn recv(&self) -> Option<T> {
-        self.0.recv().await.map(|moved| moved.0)
+        match &self.0 {
+            Way::Real(receiver, _) => receiver.recv().await.map(|moved| moved.0),
+            #[cfg(test)]
+            Way::Simulated(end) => end.recv().await,
+        }
     }
 }
 

@@ -80,7 +80,8 @@ impl Cluster {
         world.net.latency_max.set(world.draw(ms(1)..ms(15)));
         // Small enough for faults to fill the rings.
         let ring_bytes = [512 << 10, 1 << 20][world.place(2)];
-        let nodes = nodes.into_iter().map(|id| Node::new(world, id, founding.clone(), ring_bytes)).collect();
+        let cores = [1, 1, 2, 4][world.place(4)];
+        let nodes = nodes.into_iter().map(|id| Node::new(world, id, founding.clone(), ring_bytes, cores)).collect();
         Rc::new(Self {
             nodes,
             ledger: RefCell::default(),
@@ -190,9 +191,9 @@ impl Cluster {
         if let Some(why) = &*node.refused.borrow() {
             return Err(Violation(format!("broker {} can't start: {why}", node.id)));
         }
-        let Some(core) = node.core() else { return Ok(()) };
         let mut watermarks = self.watermarks.borrow_mut();
         for target in self.targets.borrow().iter().filter(|target| !self.is_lost(target)) {
+            let Some(core) = node.owner(target.group) else { continue };
             let Some(partition) = core.partition(target.group) else { continue };
             let (start, watermark, end) = (partition.log_start(&core), partition.high_watermark(), partition.end());
             expect(watermark <= end && start <= end, || {
@@ -439,7 +440,7 @@ impl Cluster {
     }
 
     pub(super) fn holders<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = (&'a Rc<Node>, Rc<Partition>)> {
-        self.nodes.iter().filter_map(|node| Some((node, node.core()?.partition(target.group)?)))
+        self.nodes.iter().filter_map(|node| Some((node, node.owner(target.group)?.partition(target.group)?)))
     }
 
     fn leader(&self, target: &Target) -> Option<(Rc<Node>, Rc<Partition>)> {
@@ -518,7 +519,7 @@ impl Cluster {
             summary.offsets_fetched += history.fetched();
         }
         summary.ring_full = self.nodes.iter().map(|node| node.ring_full()).sum();
-        for core in self.nodes.iter().filter_map(|node| node.core()) {
+        for core in self.nodes.iter().flat_map(|node| node.cores()) {
             summary.snapshots += core.metrics.replication_snapshots_total.get();
             summary.memory_waits += core.metrics.memory_answer_waits_total.get();
             summary.turns += core.metrics.request_pauses_total.get();

@@ -85,7 +85,7 @@ impl Calm {
         let world = exec::world();
         let founding = Founding::of((1..=brokers).collect());
         let nodes = founding.nodes.iter().zip(rings);
-        let nodes = nodes.map(|(id, ring)| Node::new(&world, *id, founding.clone(), *ring)).collect();
+        let nodes = nodes.map(|(id, ring)| Node::new(&world, *id, founding.clone(), *ring, 1)).collect();
         let calm = Self { world, nodes, _running: running };
         calm.nodes.iter().for_each(|node| node.start_if_down(&calm.world));
         calm.pass(UNTIL_AT_REST);

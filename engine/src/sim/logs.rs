@@ -27,7 +27,7 @@ impl Cluster {
             for (node, partition) in self.holders(target).collect::<Vec<_>>() {
                 let read = Rc::new(RefCell::new(None));
                 let (cluster, into, of) = (self.clone(), read.clone(), target.clone());
-                let core = node.core().expect("it is up");
+                let core = node.owner(target.group).expect("it is up");
                 world.spawn(node.process, async move {
                     let log = cluster.read_log(&core, &partition, &of).await;
                     let start = log.first().map_or(partition.high_watermark(), |(offset, _)| *offset);

@@ -5,9 +5,9 @@
 //! |---|---|
 //! | `exec` | virtual time; processes and their tasks, which [`crate::rt`] and [`crate::clock`] use |
 //! | `net` | connections between brokers: late, stalled, broken |
+//! | `queue` | queues between the cores of a broker: late |
 //! | `node` | one broker: start, stop, kill, power cut, lost disk |
-//! | `clients` | producers, consumers, operators |
-//! | `clients_group` | members of consumer groups |
+//! | `clients` | producers, consumers, operators, members of consumer groups |
 //! | `crowd` | clients that overload brokers, give up and vanish |
 //! | `remade` | a topic that is deleted and created again, and its committed offsets |
 //! | `churn` | topics that are created and deleted again and again |
@@ -23,14 +23,13 @@
 //!
 //! The simulation runs the real ring, segments, checkpoints and recovery of `wal` on
 //! [`SimDisk`](wal::disk::sim::SimDisk), and the real Raft groups and metadata plane of `consensus`. Of this crate it
-//! runs everything except sockets, the mesh between cores (each broker has one core here) and the admin pages.
+//! runs everything except sockets and the admin pages. A broker has one to four cores, which take turns in one thread.
 //! `consensus` has a simulation of its own: the metadata plane on a network that also drops, duplicates and reorders
 //! messages.
 
 mod allocations;
 mod churn;
 mod clients;
-mod clients_group;
 mod cluster;
 mod counts;
 mod crowd;
@@ -41,6 +40,7 @@ mod logs;
 mod net;
 mod node;
 mod producing;
+mod queue;
 mod remade;
 mod stopped;
 mod summary;
@@ -50,6 +50,7 @@ mod turns;
 
 pub(crate) use exec::{disk, is_running, now, planted, spawn};
 pub(crate) use net::Outgoing;
+pub(crate) use queue::End;
 
 /// A bug that can be planted, to show that the simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,10 @@ pub(crate) enum Bug {
     CommitAcknowledgedTooEarly,
     /// A static member can still commit after another member has taken over its instance.
     FencedMemberCommits,
+    /// A message between two cores is lost.
+    MeshMessageLost,
+    /// Two messages of one lane between two cores change places.
+    MeshMessagesSwapped,
     /// A bug of `wal`.
     RingRecycledTooEarly,
     /// A bug of `wal`.

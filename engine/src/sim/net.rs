@@ -4,9 +4,11 @@
 //! and nobody gets an error: messages wait until the cut has healed, or until the connection has been silent for too
 //! long.
 
-use super::exec::{ProcessId, World, world};
+use super::{
+    exec::{World, world},
+    node::Node,
+};
 use crate::{
-    cluster::peers::Peers,
     liveness::GroupHost,
     rt,
     sync::{Notify, Promise, promise},
@@ -39,16 +41,10 @@ pub(super) fn address(node: i32) -> String {
     format!("127.0.0.1:{}", i32::from(PORT) + node)
 }
 
-/// A broker that accepts connections.
-struct Listening {
-    process: ProcessId,
-    peers: Rc<Peers>,
-    host: Rc<GroupHost>,
-}
-
 #[derive(Default)]
 pub(super) struct Net {
-    listening: RefCell<BTreeMap<i32, Rc<Listening>>>,
+    /// Brokers that accept connections.
+    listening: RefCell<BTreeMap<i32, Rc<Node>>>,
     /// Pairs of nodes between which nothing passes, in this direction: from, to.
     cuts: RefCell<BTreeSet<(i32, i32)>>,
     open: RefCell<Vec<Rc<Connection>>>,
@@ -121,8 +117,8 @@ impl Net {
         self.open.take();
     }
 
-    pub(super) fn listen(&self, node: i32, process: ProcessId, peers: Rc<Peers>, host: Rc<GroupHost>) {
-        self.listening.borrow_mut().insert(node, Rc::new(Listening { process, peers, host }));
+    pub(super) fn listen(&self, node: Rc<Node>) {
+        self.listening.borrow_mut().insert(node.id, node);
     }
 
     pub(super) fn cut(&self, from: i32, to: i32) {
@@ -271,26 +267,30 @@ pub(super) fn secret() -> Option<Secret> {
 
 /// The accepting side: performs the handshake, then receives messages.
 async fn take_in(
-    listening: Rc<Listening>,
+    listening: Rc<Node>,
     caller: Handshake,
     connection: Rc<Connection>,
     met: Promise<Result<Bytes, PeerError>>,
 ) {
-    let (theirs, ours) = match shake_hands(caller, listening.peers.answering()) {
+    let first = listening.core().expect("a broker listens once its first core has begun");
+    let (theirs, ours) = match shake_hands(caller, first.peers().answering()) {
         Ok(hellos) => hellos,
         Err(error) => return met.keep(Err(error)),
     };
     let there = wire::decode_hello(&theirs).expect("brokers write hellos that can be read");
-    if listening.peers.meet(&there).is_err() {
+    if first.peers().meet(&there).is_err() {
         return;
     }
     met.keep(Ok(ours));
+    drop(first);
+    let core = listening.core_for(usize::from(there.core)).await;
+    let (peers, host) = (core.peers().clone(), GroupHost(core));
     loop {
         let seen = connection.arrived.version();
         let frame = connection.inbox.borrow_mut().pop_front();
         match frame {
             Some(frame) => {
-                if listening.peers.take_frame(&frame, &there, &*listening.host).is_err() {
+                if peers.take_frame(&frame, &there, &host).is_err() {
                     return connection.close();
                 }
             }

@@ -3,7 +3,7 @@
 
 use super::{
     allocations,
-    clients_group::SESSION,
+    clients::group::SESSION,
     exec::{self, ProcessId, World},
 };
 use crate::{
@@ -11,11 +11,14 @@ use crate::{
     cluster::meta,
     config::Config,
     connection::Spread,
-    core::{Core, mesh},
-    liveness::GroupHost,
+    core::{
+        Core, core_of,
+        mesh::{self, MeshSeed},
+    },
     memory::{self, Lasting},
-    metrics::Metrics,
+    metrics::{CoreMetrics, Metrics},
     rt,
+    start_error::StartError,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -24,6 +27,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use types::GroupId;
 use wal::{
     disk::{
         Disk as _,
@@ -76,8 +80,16 @@ pub(super) struct Node {
     founding: Rc<Founding>,
     disk: RefCell<SimDisk>,
     ailment: Rc<Cell<Ailment>>,
-    core: RefCell<Option<Rc<Core>>>,
-    serving: Cell<bool>,
+    /// How many cores the process has, or had.
+    count: Cell<usize>,
+    /// The most cores that a process may have.
+    count_max: usize,
+    /// By number, once their stores are open.
+    cores: RefCell<BTreeMap<usize, Rc<Core>>>,
+    /// How many cores serve.
+    serving: Cell<usize>,
+    /// How often the process was started.
+    starts: Cell<u64>,
     /// The process does not run, or is ending.
     pub(super) down: Cell<bool>,
     /// The node was asked to stop, and is not down yet.
@@ -98,7 +110,8 @@ fn new_disk(world: &World) -> SimDisk {
 }
 
 impl Node {
-    pub(super) fn new(world: &World, id: i32, founding: Rc<Founding>, ring_bytes: u64) -> Rc<Self> {
+    /// `ring_bytes`: of each core. `count_max`: the most cores; each start draws their number.
+    pub(super) fn new(world: &World, id: i32, founding: Rc<Founding>, ring_bytes: u64, count_max: usize) -> Rc<Self> {
         let process = world.add_process();
         Rc::new(Self {
             id,
@@ -106,8 +119,11 @@ impl Node {
             founding,
             disk: RefCell::new(new_disk(world)),
             ailment: Rc::default(),
-            core: RefCell::default(),
-            serving: Cell::new(false),
+            count: Cell::new(1),
+            count_max,
+            cores: RefCell::default(),
+            serving: Cell::new(0),
+            starts: Cell::new(0),
             down: Cell::new(true),
             stopping: Cell::new(false),
             refused: RefCell::default(),
@@ -116,9 +132,35 @@ impl Node {
         })
     }
 
-    /// The core, once its store is open.
+    /// Core 0, once its store is open.
     pub(super) fn core(&self) -> Option<Rc<Core>> {
-        self.core.borrow().clone()
+        self.cores.borrow().get(&0).cloned()
+    }
+
+    /// The cores whose stores are open.
+    pub(super) fn cores(&self) -> Vec<Rc<Core>> {
+        self.cores.borrow().values().cloned().collect()
+    }
+
+    /// The core that a new connection gets, once all serve.
+    pub(super) fn any_core(&self, world: &World) -> Option<Rc<Core>> {
+        let at = if self.count.get() > 1 { world.place(self.count.get()) } else { 0 };
+        self.cores.borrow().get(&at).cloned()
+    }
+
+    /// The core that owns a group, once its store is open.
+    pub(super) fn owner(&self, group: GroupId) -> Option<Rc<Core>> {
+        self.cores.borrow().get(&core_of(group, self.count.get()).0).cloned()
+    }
+
+    /// The core that takes connections from this core of another broker. It may have to start first.
+    pub(super) async fn core_for(&self, theirs: usize) -> Rc<Core> {
+        loop {
+            if let Some(core) = self.cores.borrow().get(&(theirs % self.count.get())) {
+                return core.clone();
+            }
+            rt::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub(super) fn disk(&self) -> SimDisk {
@@ -127,7 +169,7 @@ impl Node {
 
     /// Whether the node serves clients.
     pub(super) fn serves(&self) -> bool {
-        self.serving.get() && !self.down.get()
+        self.serving.get() == self.count.get() && !self.down.get()
     }
 
     fn config(&self) -> Config {
@@ -139,7 +181,7 @@ impl Node {
         config.kafka_addr = format!("127.0.0.1:{}", 9091 + self.id).parse().expect("this is an address");
         config.peer_addr = super::net::address(self.id).parse().expect("this is an address");
         // The largest batch that fits rings of this size. Their segments are eighths of the ring.
-        config.wal_ring_bytes = self.ring_bytes;
+        config.wal_ring_bytes = self.ring_bytes * self.count.get() as u64;
         config.message_max_bytes = config.message_max_bytes.min((self.ring_bytes / 8) as usize - (16 << 10));
         config.replica_lag_time_max_ms = 2_000;
         config.log_segment_bytes = 16 << 10;
@@ -153,10 +195,11 @@ impl Node {
         config
     }
 
-    fn store_config(&self) -> StoreConfig {
+    fn store_config(&self, core: usize) -> StoreConfig {
+        let ring_id = self.id as u64 | (core as u64) << 8;
         StoreConfig {
             ring_bytes: self.ring_bytes,
-            ring: Some(RingConfig { ring_id: Some(self.id as u64), ..RingConfig::of_bytes(self.ring_bytes) }),
+            ring: Some(RingConfig { ring_id: Some(ring_id), ..RingConfig::of_bytes(self.ring_bytes) }),
             carried_bytes: self.ring_bytes / 16,
             cache_bytes: 64 << 10,
             memory_bytes: self.ring_bytes / 2,
@@ -176,6 +219,11 @@ impl Node {
             return;
         }
         self.ailment.set(Ailment { broken: false, ..self.ailment.get() });
+        // An operator changes the number of cores now and then.
+        if self.count_max > 1 && (self.starts.get() == 0 || world.chance(0.1)) {
+            self.count.set(1 + world.place(self.count_max));
+        }
+        self.starts.set(self.starts.get() + 1);
         let disk = self.disk.borrow().clone();
         self.afflict(&disk);
         world.give_disk(self.process, disk);
@@ -194,33 +242,53 @@ impl Node {
         disk.create_dir(DATA.as_ref()).await.map_err(refused)?;
         disk.sync_dir("/".as_ref()).await.map_err(refused)?;
         let config = Arc::new(self.config());
-        let mut manifest = broker::prepare(&config, 1, MEMORY).await.map_err(|error| error.to_string())?;
+        let count = self.count.get();
+        let mut manifest = broker::prepare(&config, count, MEMORY).await.map_err(|error| error.to_string())?;
         if manifest.cluster_id.is_none() {
             manifest.founding = self.founding.peers(self.id, manifest.peer).await;
             manifest.cluster_id = Some("simulated".to_owned());
             manifest.write(&disk, DATA.as_ref()).await.map_err(|error| error.to_string())?;
         }
-        let about = About::new(
+        let about = Rc::new(About::new(
             &manifest,
             config.clone(),
             super::net::secret(),
             config.kafka_addr,
             config.peer_addr,
-            Lasting::of(BUDGET, 1),
-        );
-        let seed = mesh::seeds::<Core>(1).pop().expect("one was asked for");
+            Lasting::of(BUDGET, count),
+        ));
+        let metrics = Metrics::new(count);
+        let shares = (Arc::new(Spread::new(count, usize::MAX)), memory::Broker::new(MEMORY, count));
+        for (number, seed) in mesh::seeds::<Core>(count).into_iter().enumerate() {
+            let (node, about, metrics, shares) = (self.clone(), about.clone(), metrics.core(number), shares.clone());
+            rt::spawn(async move {
+                if let Err(why) = node.run_core(seed, &about, metrics, shares).await {
+                    *node.refused.borrow_mut() = Some(format!("core {number}: {why}"));
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn run_core(
+        self: &Rc<Self>,
+        seed: MeshSeed<Core>,
+        about: &About,
+        metrics: Arc<CoreMetrics>,
+        shares: (Arc<Spread>, Arc<memory::Broker>),
+    ) -> Result<(), StartError> {
         let (mesh, inbox) = seed.connect().await;
-        let metrics = Metrics::new(1).core(0);
-        let shares = (Arc::new(Spread::new(1, usize::MAX)), memory::Broker::new(MEMORY, 1));
-        let core = broker::begin_core(&about, mesh, inbox, self.store_config(), metrics, shares).await;
-        let core = core.map_err(|error| error.to_string())?;
-        *self.core.borrow_mut() = Some(core.clone());
-        let (node, peers, host) = (self.clone(), core.peers().clone(), Rc::new(GroupHost(core.clone())));
-        let accept = async move { exec::world().net.listen(node.id, node.process, peers, host) };
-        meta::start(&core, accept).await.map_err(|error| error.to_string())?;
+        let number = mesh.me().0;
+        let core = broker::begin_core(about, mesh, inbox, self.store_config(number), metrics, shares).await?;
+        self.cores.borrow_mut().insert(number, core.clone());
+        if number == 0 {
+            let node = self.clone();
+            let accept = async move { exec::world().net.listen(node) };
+            meta::start(&core, accept).await?;
+        }
         if core.until_serving().await {
             broker::serve_partitions(&core);
-            self.serving.set(true);
+            self.serving.set(self.serving.get() + 1);
         }
         Ok(())
     }
@@ -263,13 +331,13 @@ impl Node {
 
     fn end(&self, world: &World, silently: bool) {
         self.down.set(true);
-        self.serving.set(false);
+        self.serving.set(0);
         self.stopping.set(false);
         self.disk.borrow().stop();
         world.net.end(world, self.id, silently);
-        let core = self.core.take();
-        self.ring_full.update(|count| count + core.as_deref().map_or(0, ring_full));
-        world.within(self.process, || drop(core));
+        let cores = self.cores.take();
+        self.ring_full.update(|count| count + cores.values().map(|core| ring_full(core)).sum::<u64>());
+        world.within(self.process, || drop(cores));
         world.end(self.process);
     }
 
@@ -295,28 +363,38 @@ impl Node {
 
     /// Stops the node as SIGTERM does. Then the process is down.
     pub(super) fn stop(self: &Rc<Self>, world: &World) {
-        let Some(core) = self.core().filter(|_| self.serves()) else { return self.kill(world) };
+        if !self.serves() {
+            return self.kill(world);
+        }
         self.stopping.set(true);
-        let node = self.clone();
-        world.spawn(self.process, async move {
-            broker::begin_stop(&core).await;
-            broker::drain(&core).await;
-            drop(core);
-            let world = exec::world();
-            world.after(Duration::ZERO, move || {
-                if !node.down.get() {
-                    node.kill(&exec::world());
+        let cores = self.cores();
+        let left = Rc::new(Cell::new(cores.len()));
+        let first = cores[0].clone();
+        for core in cores {
+            let (node, left) = (self.clone(), left.clone());
+            world.spawn(self.process, async move {
+                core.lifecycle.stopping.wait().await;
+                broker::drain(&core).await;
+                drop(core);
+                left.set(left.get() - 1);
+                if left.get() == 0 {
+                    exec::world().after(Duration::ZERO, move || {
+                        if !node.down.get() {
+                            node.kill(&exec::world());
+                        }
+                    });
                 }
             });
-        });
+        }
+        world.spawn(self.process, async move { broker::begin_stop(&first).await });
     }
 
     /// Appends that have timed out while the ring was full.
     pub(super) fn ring_full(&self) -> u64 {
-        self.ring_full.get() + self.core.borrow().as_deref().map_or(0, ring_full)
+        self.ring_full.get() + self.cores.borrow().values().map(|core| ring_full(core)).sum::<u64>()
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        self.core.borrow().as_ref().is_some_and(|core| core.has_failed())
+        self.cores.borrow().values().any(|core| core.has_failed())
     }
 }

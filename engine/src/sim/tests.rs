@@ -161,6 +161,16 @@ fn a_request_that_stays_when_its_connection_breaks_is_seen() {
 }
 
 #[test]
+fn a_message_between_cores_that_is_lost_is_seen() {
+    found(Bug::MeshMessageLost);
+}
+
+#[test]
+fn messages_between_cores_that_change_places_are_seen() {
+    found(Bug::MeshMessagesSwapped);
+}
+
+#[test]
 fn a_ring_that_is_recycled_too_early_is_seen() {
     found(Bug::RingRecycledTooEarly);
 }

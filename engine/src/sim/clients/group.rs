@@ -7,15 +7,20 @@
 //! its group, a member still commits. The coordinator must not acknowledge that commit once there is a later
 //! generation.
 
-use super::{
-    clients::{Target, ask_within, text},
-    cluster::Cluster,
-    exec::{self, OUTSIDE, World},
-    ledger::Violation,
-    ledger::commits::{CommitId, GroupHistory, Moment, Place, Who},
-    node::Node,
+use super::{Target, ask_within, text};
+use crate::{
+    handlers::OFFSETS_TOPIC,
+    rt,
+    sim::{
+        cluster::Cluster,
+        exec::{self, OUTSIDE, World},
+        ledger::{
+            Violation,
+            commits::{CommitId, GroupHistory, Moment, Place, Who},
+        },
+        node::Node,
+    },
 };
-use crate::{handlers::OFFSETS_TOPIC, rt};
 use bytes::Bytes;
 use net::{
     StrBytes,
@@ -35,7 +40,7 @@ use net::{
 use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
 
 /// The coordinator removes a member that is silent for this time.
-pub(super) const SESSION: Duration = Duration::from_millis(1_500);
+pub(in crate::sim) const SESSION: Duration = Duration::from_millis(1_500);
 /// Members must join again within this time.
 const REBALANCE: Duration = Duration::from_millis(2_000);
 /// JoinGroup waits for other members.
@@ -115,7 +120,7 @@ struct Member {
 
 impl Cluster {
     /// Starts members that share the topics.
-    pub(super) fn begin_group(self: &Rc<Self>, world: &World, group: &str, members: u64) {
+    pub(in crate::sim) fn begin_group(self: &Rc<Self>, world: &World, group: &str, members: u64) {
         for _ in 0..members {
             let instance = world.chance(0.4).then(|| text(&format!("instance-{}", world.place(2))));
             world.spawn(OUTSIDE, self.clone().belong(group.to_owned(), instance));
@@ -177,7 +182,7 @@ impl Cluster {
     }
 
     /// Checks that the committed offsets at the end are those of the last commits.
-    pub(super) fn check_offsets(self: &Rc<Self>, group: &str) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_offsets(self: &Rc<Self>, group: &str) -> Result<(), Violation> {
         let world = exec::world();
         let done = Rc::new(Cell::new(false));
         let mut tool = Member::new(self, group);
@@ -191,7 +196,7 @@ impl Cluster {
             ended.set(true);
         });
         self.go_on(&world, FETCHING, || done.get())?;
-        super::ledger::expect(done.get(), || format!("the offsets of {group} can't be fetched"))
+        crate::sim::ledger::expect(done.get(), || format!("the offsets of {group} can't be fetched"))
     }
 }
 

@@ -3,6 +3,8 @@
 //! Clients live in the outside world and never fail. A request may stay without an answer. Then nobody knows its
 //! outcome, and idempotent clients retry it.
 
+pub(super) mod group;
+
 use super::{
     cluster::Cluster,
     exec::{self, OUTSIDE, World},
@@ -71,7 +73,7 @@ pub(super) async fn ask_within(
 async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, patience: Duration) -> Vec<Response> {
     let world = exec::world();
     rt::sleep(world.draw(Duration::from_micros(20)..Duration::from_millis(1))).await;
-    let Some(core) = node.core().filter(|_| node.serves()) else { return Vec::new() };
+    let Some(core) = node.any_core(&world).filter(|_| node.serves()) else { return Vec::new() };
     let (promises, answers): (Vec<_>, Vec<_>) = requests.iter().map(|_| promise()).unzip();
     let apart = [Duration::from_micros(50), Duration::from_millis(3), Duration::from_millis(300)][world.place(3)];
     let process = node.process;
@@ -128,7 +130,7 @@ impl Cluster {
         }
         let world = exec::world();
         let any = |world: &exec::World| up[world.place(up.len())];
-        let told = any(&world).core()?.leader_of(target.group).map(|leader| leader.node);
+        let told = any(&world).any_core(&world)?.leader_of(target.group).map(|leader| leader.node);
         let leader = self.nodes.iter().find(|node| Some(node.id) == told && node.serves());
         Some(leader.filter(|_| !world.chance(0.05)).unwrap_or_else(|| any(&world)).clone())
     }
@@ -340,7 +342,7 @@ impl Cluster {
 
     /// The log's start at its leader, as ListOffsets would return it.
     fn start_of(&self, target: &Target) -> Option<u64> {
-        let core = self.leader_of(target)?.core()?;
+        let core = self.leader_of(target)?.owner(target.group)?;
         Some(core.partition(target.group)?.log_start(&core))
     }
 

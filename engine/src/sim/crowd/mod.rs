@@ -111,7 +111,7 @@ impl Cluster {
 
     /// Sends requests on a connection that breaks soon. Everything that the broker has started for them then ends.
     fn vanish(self: &Rc<Self>, node: &Rc<Node>, sent: Sent) {
-        let Some(core) = node.core().filter(|_| node.serves()) else { return };
+        let Some(core) = node.any_core(&exec::world()).filter(|_| node.serves()) else { return };
         let breaks_in = exec::world().draw(Duration::ZERO..ms(40));
         let client = Rc::new(Client::new(([127, 0, 0, 1], 1).into(), None));
         if sent.requests.len() > 1 {

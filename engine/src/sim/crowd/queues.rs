@@ -34,7 +34,7 @@ pub(super) fn queues(core: &Core) -> [(&'static str, usize); 14] {
 impl Cluster {
     /// Every wait that has not ended on some broker: the broker, the queue and its length.
     pub(in crate::sim) fn left_waiting(&self) -> Vec<(i32, &'static str, usize)> {
-        let of_nodes = self.nodes.iter().filter_map(|node| Some((node.id, node.core()?)));
+        let of_nodes = self.nodes.iter().flat_map(|node| node.cores().into_iter().map(|core| (node.id, core)));
         let queues = of_nodes.flat_map(|(id, core)| queues(&core).map(|(what, length)| (id, what, length)));
         let lanes: usize = self.lanes.borrow().iter().map(|client| client.in_lane()).sum();
         queues.chain([(0, "earlier requests of their connections", lanes)]).filter(|(.., length)| *length > 0).collect()
@@ -42,8 +42,8 @@ impl Cluster {
 
     /// Checks that running counts equal a full recount: partitions, replicas, idempotent producers.
     pub(in crate::sim) fn check_counts(&self) -> Result<(), Violation> {
-        for node in &self.nodes {
-            let Some(core) = node.core() else { continue };
+        let cores = self.nodes.iter().flat_map(|node| node.cores().into_iter().map(move |core| (node, core)));
+        for (node, core) in cores {
             core.view(|view| view.check_counts());
             let partitions = core.partitions();
             let remembered = partitions.iter().map(|partition| partition.with_producers(|known| known.remembered()));

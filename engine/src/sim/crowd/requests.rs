@@ -2,8 +2,8 @@
 
 use super::{GROUP, TOPIC};
 use crate::sim::{
+    clients::group::SESSION,
     clients::{Target, text},
-    clients_group::SESSION,
     exec::World,
 };
 use net::{
