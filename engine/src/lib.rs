@@ -9,6 +9,7 @@ pub mod config;
 pub mod connection;
 pub mod coordinator;
 pub mod core;
+pub mod failure;
 pub mod handlers;
 pub mod host;
 pub mod liveness;

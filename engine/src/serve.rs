@@ -23,13 +23,13 @@ use signal_hook::{
 
 use crate::{
     admin::{
-        Admin,
+        self, Admin,
         pages::{About, Site},
     },
     broker::{Broker, BrokerError},
-    cli::{self, Failure},
     cluster::secret,
     config::Config,
+    failure::{Failure, print},
     host::{
         banner,
         cgroup::Cgroups,
@@ -53,7 +53,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     secret::check(&config)?;
     let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
     let open_files = limits::raise_open_files().map_err(Failure::other)?;
-    let descriptors = limits::descriptors(&config, open_files, cores).map_err(Failure::other)?;
+    let descriptors = limits::descriptors(&config, open_files, cores, admin::DESCRIPTORS).map_err(Failure::other)?;
     let memlock = limits::raise_memlock().map_err(Failure::other)?;
     limits::check_io_uring().map_err(Failure::other)?;
     let data_dir = DataDir::open(&config.data_dir).map_err(Failure::other)?;
@@ -72,7 +72,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         memlock,
         o_direct,
     };
-    cli::print(&banner::beginning(&config, &found))?;
+    print(&banner::beginning(&config, &found))?;
     let signals = Signals::new().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
 
     let metrics = Arc::new(Metrics::new(cores));
@@ -96,7 +96,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(failure)?;
     if broker.serves() {
         site.ready(broker.kafka_addr(), broker.cluster_id());
-        cli::print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
+        print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
     }
 
     signals.wait();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Arg;
 use net::client::blocking::{Client, ClientError};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// Maximum time for connecting, and for each answer.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

@@ -19,9 +19,9 @@ use net::{
 };
 use serde_json::{Value, json};
 
-use crate::cli::{
-    Failure,
-    client::{self, connect, failed},
+use crate::{
+    cli::client::{self, connect, failed},
+    failure::Failure,
 };
 
 /// Kafka's name for the metadata log.

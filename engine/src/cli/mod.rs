@@ -7,12 +7,7 @@ pub mod config;
 pub mod topic;
 pub mod wal;
 
-use std::{
-    ffi::OsString,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::PathBufValueParser};
 
@@ -23,6 +18,7 @@ use crate::{
         setting,
         value::Kind,
     },
+    failure::{Failure, print},
     serve,
 };
 
@@ -52,26 +48,6 @@ Examples:
 const REFUSED: u8 = 2;
 /// Exit status for a damaged data directory.
 const DAMAGED: u8 = 3;
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// An invalid setting. Exits with 2, as an invalid command line does.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The data directory is damaged, so that no restart helps. Exits with 3.
-    #[error("{0}")]
-    Damaged(String),
-    /// Any other failure. Exits with 1.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl Failure {
-    pub fn other(error: impl ToString) -> Failure {
-        Failure::Other(error.to_string())
-    }
-}
 
 /// Runs the program.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -103,14 +79,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 Failure::Other(_) => ExitCode::FAILURE,
             }
         }
-    }
-}
-
-/// Prints to stdout. A closed pipe (`| head`) is no error.
-pub fn print(text: &str) -> Result<(), Failure> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::other(format!("cannot write to stdout: {e}"))),
-        _ => Ok(()),
     }
 }
 

@@ -20,10 +20,12 @@ use net::{
     },
 };
 
-use crate::cli::{
-    Failure,
-    client::{self, TIMEOUT, connect, failed},
-    name_and_value,
+use crate::{
+    cli::{
+        client::{self, TIMEOUT, connect, failed},
+        name_and_value,
+    },
+    failure::Failure,
 };
 
 /// From this version on, DeleteTopics names topics by name or id.
@@ -125,7 +127,7 @@ fn outcome(lines: Vec<Result<String, String>>) -> Result<String, Failure> {
     if refused.is_empty() {
         return Ok(done);
     }
-    crate::cli::print(&done)?;
+    crate::failure::print(&done)?;
     Err(Failure::Other(refused.join("\nmillrace: ")))
 }
 

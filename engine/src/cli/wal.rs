@@ -23,7 +23,7 @@ use wal::{
 };
 
 use crate::{
-    cli::{self, Failure},
+    failure::{self, Failure},
     metrics::line,
 };
 
@@ -61,7 +61,7 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let mut bad = Vec::new();
     for file in files {
         let (text, verdict) = dump(&file).map_err(|e| cannot(&file, e))?;
-        cli::print(&text)?;
+        failure::print(&text)?;
         if matches!(verdict, Verdict::Damaged | Verdict::Newer) {
             bad.push(file.display().to_string());
         }

@@ -5,6 +5,7 @@
 //! too bear Kafka's names. The broker does not start with an unknown name or an impossible value.
 
 pub mod cluster;
+pub mod cpu_list;
 pub mod layers;
 pub mod reach;
 pub mod setting_type;
@@ -20,9 +21,9 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc,
 use consensus::group::descriptor::ENTRY_DATA_BYTES_MAX;
 use wal::ring::RingConfig;
 
-use crate::{
-    config::value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
-    host::cpus::CpuList,
+use crate::config::{
+    cpu_list::CpuList,
+    value::{HostPort, Kind, Seeds, Unfit, Unit, Value},
 };
 
 /// One setting.

@@ -9,7 +9,7 @@ use std::{
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use crate::host::cpus::CpuList;
+use crate::config::cpu_list::CpuList;
 
 /// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

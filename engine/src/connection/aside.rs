@@ -9,7 +9,10 @@
 //! Bound: one request and one answer of each connection. The memory of both is reserved before. A connection that
 //! ends leaves the line.
 
-use crate::{core::line::Line, rt, sync};
+use crate::{
+    rt,
+    sync::{self, line::Line},
+};
 use net::{
     codec::{
         api::ApiKey,

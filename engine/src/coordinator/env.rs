@@ -14,10 +14,10 @@ use net::{
 use super::{
     api::{GroupResponse, join_error, shape_join, sync_error},
     config::Config,
-    group::MemberSettings,
+    incarnation::Known,
+    protocols::MemberSettings,
     records::{CommittedOffset, GroupRecord},
     timers::Timers,
-    topics::Known,
 };
 
 /// Two clocks, so that a change of the wall clock ends no session.

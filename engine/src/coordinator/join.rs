@@ -12,10 +12,13 @@ use super::{
     api::Context,
     config::PENDING_MEMBERS_MAX,
     env::{Env, Then, Waiting},
-    group::{Group, Member, MemberSettings, State, own},
-    size::{new_member_bytes, pending_bytes},
+    group::{
+        Group, Member, State,
+        size::{new_member_bytes, pending_bytes},
+    },
+    incarnation::Known,
+    protocols::{MemberSettings, own},
     timers::Timer,
-    topics::Known,
 };
 
 /// The first version whose clients join again with the member id that they were given (KIP-394).

@@ -37,6 +37,7 @@ mod env;
 mod forget;
 mod group;
 pub mod host;
+mod incarnation;
 mod join;
 mod offsets;
 mod pieces;
@@ -45,7 +46,6 @@ mod reads;
 mod rebalance;
 mod records;
 mod session;
-mod size;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -67,19 +67,21 @@ pub use self::{
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
     env::{AppendId, Now, Output},
     forget::SEARCH_TURN_ENTRIES,
+    incarnation::{Incarnation, Topics},
     pieces::{Piece, Pieces},
     reads::{Cursor, Part, Wanted, shorten_filter},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata, RecordError},
-    topics::{Incarnation, Topics},
 };
 use self::{
     api::{append_error, offset_commit_error, shape_leave},
     config::STRING_BYTES_MAX,
     env::{Appends, Env, Then, Tombstones},
     forget::SearchSpot,
-    group::{Group, check_join_size, own},
+    group::{Group, check_join_size},
+    incarnation::Known,
+    protocols::own,
     timers::{Slot, Timer, Timers},
-    topics::{Known, Sweep},
+    topics::Sweep,
 };
 
 /// Most bytes that one replayed batch may decompress to: 64 MiB. The coordinator writes its own batches uncompressed.

@@ -18,10 +18,10 @@ use super::{
     config::{Config, STRING_BYTES_MAX},
     env::{Env, OffsetChange, Then},
     forget::{SearchTurn, tombstone_bytes},
-    group::{Group, State, own},
+    group::{Group, State, size::offset_bytes},
+    incarnation::{Topics, committed_to},
+    protocols::own,
     records::{CommittedOffset, GroupRecord},
-    size::offset_bytes,
-    topics::{Topics, committed_to},
 };
 
 /// The protocol type whose subscriptions this broker can read.

@@ -4,10 +4,50 @@ use std::collections::{BTreeSet, HashMap};
 
 use ahash::RandomState;
 use bytes::Bytes;
-use net::StrBytes;
+use net::{StrBytes, messages::JoinGroupRequest};
 
 /// A member's protocols in order of preference: the assignor's name and the member's metadata for it.
 pub(super) type Protocols = Vec<(StrBytes, Bytes)>;
+
+/// A member's own settings. A static member may return with different ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberSettings {
+    pub(crate) rebalance_timeout_ms: u64,
+    pub(crate) session_timeout_ms: u64,
+    pub(super) protocols: Protocols,
+}
+
+impl MemberSettings {
+    /// Copies the settings from a request, because the request's strings borrow from a whole frame.
+    pub(crate) fn from_request(request: &JoinGroupRequest, version: i16) -> MemberSettings {
+        let session_timeout_ms = request.session_timeout_ms.max(0) as u64;
+        let own_timeout = version == 0 || request.rebalance_timeout_ms < 0;
+        MemberSettings {
+            rebalance_timeout_ms: if own_timeout { session_timeout_ms } else { request.rebalance_timeout_ms as u64 },
+            session_timeout_ms,
+            protocols: request.protocols.iter().map(|p| (own(&p.name), Bytes::copy_from_slice(&p.metadata))).collect(),
+        }
+    }
+
+    /// Whether the request has the same protocols and metadata.
+    pub(crate) fn matches(&self, request: &JoinGroupRequest) -> bool {
+        let theirs = request.protocols.iter().map(|protocol| (&protocol.name, &protocol.metadata));
+        self.protocols.iter().map(|(name, metadata)| (name, metadata)).eq(theirs)
+    }
+
+    /// The member's metadata for a protocol; empty if it has none.
+    pub(crate) fn metadata(&self, protocol: &str) -> Bytes {
+        self.protocols
+            .iter()
+            .find(|(name, _)| **name == *protocol)
+            .map_or_else(Bytes::new, |(_, metadata)| metadata.clone())
+    }
+}
+
+/// An owned copy. A request's strings are slices of a whole frame, which would stay in memory with them.
+pub(crate) fn own(string: &str) -> StrBytes {
+    StrBytes::from_string(string.to_owned())
+}
 
 /// Number of members that support each protocol.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use net::{StrBytes, errors::ErrorCode, messages::SyncGroupResponse};
 use super::{
     env::{Env, Then},
     group::{Group, State},
+    incarnation::Known,
     timers::Timer,
-    topics::Known,
 };
 
 impl<T> Group<T> {

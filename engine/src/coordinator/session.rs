@@ -15,8 +15,9 @@ use net::{
 use super::{
     api::shape_leave,
     env::{Env, Then, Waiting},
-    group::{Group, State, own},
-    topics::Known,
+    group::{Group, State},
+    incarnation::Known,
+    protocols::own,
 };
 
 /// The first version in which SyncGroup names the protocol that the client expects (KIP-559).

@@ -11,11 +11,9 @@
 
 use crate::{
     clock,
-    core::{
-        Core,
-        line::{Line, Place},
-    },
+    core::Core,
     rt,
+    sync::line::{Line, Place},
 };
 use net::turn::Share;
 use std::{cell::Cell, rc::Rc, time::Duration};

@@ -10,8 +10,9 @@ use consensus::metadata::{BrokerStatus, Topic, View};
 use net::{
     codec::produce::{LeaderHint, TopicRef},
     errors::ErrorCode,
+    turn::ENTRIES_A_TURN,
 };
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 use types::GroupId;
 
 impl Core {
@@ -27,6 +28,11 @@ impl Core {
             TopicRef::Name(name) => self.view(|view| view.topic(name.as_str()).cloned()),
             TopicRef::Id(id) => self.view(|view| view.topic_by_id(*id).cloned()),
         }
+    }
+
+    /// The next topics in the order of their names, at most as many as fit a turn.
+    pub fn next_topics(&self, from: Bound<&str>) -> Vec<Arc<Topic>> {
+        self.view(|view| view.topics_from(from).take(ENTRIES_A_TURN).cloned().collect())
     }
 
     /// The group of a partition, by its topic's name or id.

@@ -15,8 +15,6 @@
 //! | `storage` | the store's callbacks to its core, and storage failures |
 
 mod following;
-pub mod line;
-pub mod lines;
 pub mod long_work;
 mod lookups;
 pub mod mesh;
@@ -40,7 +38,6 @@ use crate::{
     connection::{Connections, Spread, log::ConnectionLog},
     coordinator::host::Coordinators,
     core::{
-        line::Line,
         long_work::LongWork,
         mesh::{HasMesh, Mesh},
         opening::Opening,
@@ -59,7 +56,7 @@ use crate::{
         replica::{ReadyLoop, Replicated},
     },
     rt,
-    sync::{Either, Flag, Notify, race},
+    sync::{Either, Flag, Notify, line::Line, race},
 };
 use ahash::AHashMap;
 use consensus::{

@@ -5,9 +5,8 @@
 //! receiving replica, if it shares the disk.
 
 use crate::{
-    clock,
-    core::line::{Line, Place},
-    rt,
+    clock, rt,
+    sync::line::{Line, Place},
 };
 use std::{cell::Cell, time::Duration};
 

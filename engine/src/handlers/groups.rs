@@ -131,7 +131,7 @@ pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context
             let answer = respond(core, request, context, allowance.budget()).await;
             allowance.reply(answer)
         }
-        Err(why) if request.only_reads() => Reply::HangUp { why },
+        Err(why) if request.only_reads() => Reply::HangUp { why: why.to_string() },
         Err(_) => Reply::Send(request.refuse(context.version, ErrorCode::CoordinatorNotAvailable).into()),
     }
 }

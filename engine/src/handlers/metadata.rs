@@ -4,7 +4,7 @@ use super::{
     cluster::brokers,
     metadata_log::METADATA_TOPIC,
     operations,
-    topics::{auto_create, check_auto_create, collisions, next_topics},
+    topics::{auto_create, check_auto_create, collisions},
 };
 use crate::{
     cluster::{
@@ -44,12 +44,12 @@ pub async fn metadata(core: &Rc<Core>, request: MetadataRequest, version: i16) -
     let topics = match asked {
         None => {
             let mut topics = Vec::new();
-            let mut page = next_topics(core, Bound::Unbounded);
+            let mut page = core.next_topics(Bound::Unbounded);
             while let Some(last) = page.last().map(|topic| topic.name.clone()) {
                 for topic in page {
                     topics.push(look.describe(&mut work, &topic, 0..usize::MAX).await);
                 }
-                page = next_topics(core, Bound::Excluded(&last));
+                page = core.next_topics(Bound::Excluded(&last));
             }
             topics
         }

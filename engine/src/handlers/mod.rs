@@ -3,7 +3,7 @@
 
 mod api_versions;
 mod client;
-mod cluster;
+pub mod cluster;
 mod configs;
 mod fetch;
 mod groups;
@@ -19,13 +19,13 @@ mod sasl;
 pub mod topics;
 mod weight;
 
+pub use self::cluster::placement::Placement;
 pub use crate::cluster::internal_topics::OFFSETS_TOPIC;
 pub use client::Client;
 pub use fetch::Fetches;
 pub use list_offsets::Unreadable;
 pub use metadata_log::METADATA_TOPIC;
 pub use producer_ids::ProducerIds;
-pub use topics::placement::Placement;
 
 use self::cluster::{elect_leaders, quorum, unregister};
 use crate::{
@@ -93,7 +93,7 @@ pub fn start(core: &Rc<Core>, client: &Rc<Client>, header: &RequestHeader, reque
             Err(request) => Box::pin(async move {
                 match weight::allow_for(&core, &request, version).await {
                     Ok(allowance) => allowance.reply(respond(&core, request, version).await),
-                    Err(why) => Reply::HangUp { why },
+                    Err(why) => Reply::HangUp { why: why.to_string() },
                 }
             }),
         },

@@ -7,10 +7,10 @@ use super::{Pending, Reply, cluster::brokers, timeout_of};
 use crate::{
     clock,
     cluster::meta,
-    core::{Core, line::Line, long_work::Work},
+    core::{Core, long_work::Work},
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
-    sync::{self, Either, promise, race},
+    sync::{self, Either, line::Line, promise, race},
 };
 use bytes::Bytes;
 use net::{

@@ -73,31 +73,40 @@ fn largest(core: &Core) -> usize {
     core.memory.answers.max().max(ALONE_BYTES_MAX).max(everything)
 }
 
-/// Waits until there is memory for an answer of so many bytes. `Err`: why there will be none.
-pub async fn allow(core: &Core, bytes: usize, within: Duration) -> Result<Allowance, String> {
+/// Why there is no memory for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMemory {
+    #[error(
+        "its answer would take about {bytes} bytes, and one may take {largest}; ask for less at once, or raise \
+         memory.budget.bytes"
+    )]
+    TooLarge { bytes: usize, largest: usize },
+    #[error(
+        "for {} ms there was no memory for its answer of about {bytes} bytes, because other clients do not read theirs; \
+         ask for less at once, or raise memory.budget.bytes",
+        within.as_millis()
+    )]
+    TimedOut { bytes: usize, within: Duration },
+}
+
+/// Waits until there is memory for an answer of so many bytes.
+pub async fn allow(core: &Core, bytes: usize, within: Duration) -> Result<Allowance, NoMemory> {
     let budget = Budget::new(bytes + LIGHT_BYTES);
     if bytes <= LIGHT_BYTES {
         return Ok(Allowance { held: None, budget });
     }
     let largest = largest(core);
     if bytes > largest {
-        return Err(format!(
-            "its answer would take about {bytes} bytes, and one may take {largest}; ask for less at once, or raise \
-             memory.budget.bytes"
-        ));
+        return Err(NoMemory::TooLarge { bytes, largest });
     }
     match core.memory.answers.hold(&core.metrics, bytes, within).await {
         Some(held) => Ok(Allowance { held: Some(held), budget }),
-        None => Err(format!(
-            "for {} ms there was no memory for its answer of about {bytes} bytes, because other clients do not read theirs; ask \
-             for less at once, or raise memory.budget.bytes",
-            within.as_millis()
-        )),
+        None => Err(NoMemory::TimedOut { bytes, within }),
     }
 }
 
 /// Holds memory for the answer to a request, if it may be large.
-pub async fn allow_for(core: &Rc<Core>, request: &Request, version: i16) -> Result<Allowance, String> {
+pub async fn allow_for(core: &Rc<Core>, request: &Request, version: i16) -> Result<Allowance, NoMemory> {
     let bytes = answer_bytes(core, request, version).await;
     allow(core, bytes, patience(request)).await
 }

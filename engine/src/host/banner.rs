@@ -6,9 +6,9 @@
 use std::{fmt, fmt::Write as _, net::SocketAddr, path::Path};
 
 use crate::{
-    config::{Config, Source},
+    config::{Config, Source, cpu_list::CpuList},
     host::{
-        cpus::{CorePlan, CpuList},
+        cpus::CorePlan,
         limits::{Budget, Bytes},
     },
 };

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::host::cpus::CpuList;
+use crate::config::cpu_list::CpuList;
 
 /// CPU time per period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

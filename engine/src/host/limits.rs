@@ -6,7 +6,7 @@ use std::{fmt, fs, io};
 
 use io_uring::{IoUring, Probe, opcode};
 
-use crate::{admin, config::Config, host::cgroup::Cgroups};
+use crate::{config::Config, host::cgroup::Cgroups};
 
 /// The memory that the broker may use for caches and buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,10 +137,10 @@ pub struct Descriptors {
     pub peer_connections: usize,
 }
 
-/// Divides the descriptors that this process may have.
-pub fn descriptors(config: &Config, open_files: u64, cores: usize) -> Result<Descriptors, LimitError> {
+/// Divides the descriptors that this process may have. The admin port needs `admin` of them.
+pub fn descriptors(config: &Config, open_files: u64, cores: usize, admin: u64) -> Result<Descriptors, LimitError> {
     let per_core = cores as u64;
-    let fixed = FILES_BESIDE + FILES_PER_CORE * per_core + admin::DESCRIPTORS;
+    let fixed = FILES_BESIDE + FILES_PER_CORE * per_core + admin;
     let needed = fixed + FILES_SHARED_MIN + FILES_SHARED_PER_CORE_MIN * per_core;
     if open_files < needed {
         return Err(LimitError::FewFiles { limit: open_files, needed });
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn descriptors_are_divided_so_that_nobody_takes_anothers() {
         let config = Config::default();
-        let of = |open_files, cores| descriptors(&config, open_files, cores).map_err(|error| error.to_string());
+        let of = |open_files, cores| descriptors(&config, open_files, cores, 66).map_err(|error| error.to_string());
         let ample = of(1 << 20, 2).unwrap();
         assert_eq!((ample.segment_files, ample.peer_connections), (8192, 1024));
         assert!(ample.connections > 1_000_000, "{ample:?}");
@@ -368,7 +368,7 @@ mod tests {
         let mut few = Config::default();
         (few.max_connections, few.segment_files_max, few.peer_max_connections) = (10, 256, 16);
         let wanted = Descriptors { segment_files: 256, connections: 10, peer_connections: 16 };
-        assert_eq!(descriptors(&few, 1 << 20, 2).unwrap(), wanted);
+        assert_eq!(descriptors(&few, 1 << 20, 2, 66).unwrap(), wanted);
         let refusal = of(256, 2).unwrap_err();
         assert!(refusal.contains("256 open files are allowed and at least 450 needed"), "{refusal}");
     }

@@ -10,10 +10,9 @@
 
 use crate::{
     clock,
-    core::line::Line,
     metrics::CoreMetrics,
     rt,
-    sync::{Either, race},
+    sync::{Either, line::Line, race},
 };
 use bytes::Bytes;
 use std::{

@@ -17,7 +17,7 @@
 //! Bound: the room of the lanes, and one more frame in each of the first two (`socket.request.max.bytes`) and one more
 //! decoded form (40 MiB).
 
-use crate::{core::line::Line, sync::Notify};
+use crate::sync::{Notify, line::Line};
 use std::{cell::Cell, rc::Rc};
 
 /// Bytes of a frame that each connection may receive without a reservation: one read.

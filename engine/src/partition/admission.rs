@@ -20,9 +20,9 @@
 //! Deadline: the request's timeout.
 
 use super::Partition;
-use crate::core::{
-    Store,
-    lines::{Lines, Spot},
+use crate::{
+    core::Store,
+    sync::lines::{Lines, Spot},
 };
 use std::{cell::Cell, rc::Rc};
 use types::GroupId;

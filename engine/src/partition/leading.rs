@@ -26,7 +26,8 @@ const RESTS_AFTER: u32 = 5;
 const STAND_APART: u32 = 3;
 /// How long a new leader counts its peers as in sync before they have reported their position.
 const SHOW_WITHIN: Duration = Duration::from_secs(1);
-/// How long appends wait at most for the end of a handover. It is an election timeout, after which the leader aborts it.
+/// How long appends wait at most for the end of a handover. It is an election timeout, after which the leader aborts
+/// it.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// A learner that lacks at most this many entries may become a voter. A handover prefers peers within the same
 /// bound.

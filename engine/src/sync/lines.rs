@@ -6,7 +6,7 @@
 //!
 //! Bound: one entry per living [`Spot`]. Each user states what bounds those.
 
-use crate::core::line::{Line, Place};
+use crate::sync::line::{Line, Place};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 /// The lines of all keys.

@@ -2,6 +2,9 @@
 //! nothing that crosses cores.
 //! Lives on: one core.
 
+pub mod line;
+pub mod lines;
+
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},

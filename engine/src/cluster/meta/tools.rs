@@ -8,10 +8,7 @@ use crate::{
         Core,
         mesh_probe::{self, Probe},
     },
-    handlers::{
-        refusal::Refusal,
-        topics::{placement, raw},
-    },
+    handlers::{cluster::placement, refusal::Refusal, topics::raw},
 };
 use consensus::{
     metadata::{Command, Query, QueryAnswer},
@@ -72,7 +69,9 @@ fn check(core: &Core, command: &Command) -> Result<(), ToolAnswer> {
         .map_err(|Refusal { code, message }| ToolAnswer::Failed { code: code.code() as u16, message })?;
     let check_replicas = |replicas: &[Vec<i32>]| {
         let registered: Vec<i32> = core.view(|view| view.brokers().map(|broker| broker.node).collect());
-        replicas.iter().try_for_each(|replicas| placement::assigned(&registered, replicas).map(drop).map_err(refused))
+        replicas.iter().try_for_each(|replicas| {
+            placement::assigned(&registered, replicas).map(drop).map_err(|error| refused(error.to_string()))
+        })
     };
     match command {
         Command::CreateTopic { replicas, .. } | Command::CreatePartitions { replicas, .. } => check_replicas(replicas),

@@ -9,6 +9,8 @@
 //!     └─► Dead: its tombstone is being appended to the log
 //! ```
 
+pub(super) mod size;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -17,12 +19,12 @@ use net::{StrBytes, errors::ErrorCode, messages::JoinGroupRequest};
 use super::{
     config::{MEMBER_BYTES_MAX, STRING_BYTES_MAX},
     env::{Env, Now, Waiting},
-    protocols::{self, Protocols, Supported},
+    incarnation::Known,
+    protocols::{self, MemberSettings, Supported, own},
     records::{CommittedOffset, GroupMetadata, GroupRecord, MemberMetadata},
-    size::{group_bytes, pending_bytes},
     timers::{Slot, Timer, Timers},
-    topics::Known,
 };
+use size::{group_bytes, pending_bytes};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -56,41 +58,6 @@ impl State {
             Stable => before == CompletingRebalance,
             Dead => before == Empty,
         }
-    }
-}
-
-/// A member's own settings. A static member may return with different ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct MemberSettings {
-    pub(crate) rebalance_timeout_ms: u64,
-    pub(crate) session_timeout_ms: u64,
-    pub(super) protocols: Protocols,
-}
-
-impl MemberSettings {
-    /// Copies the settings from a request, because the request's strings borrow from a whole frame.
-    pub(crate) fn from_request(request: &JoinGroupRequest, version: i16) -> MemberSettings {
-        let session_timeout_ms = request.session_timeout_ms.max(0) as u64;
-        let own_timeout = version == 0 || request.rebalance_timeout_ms < 0;
-        MemberSettings {
-            rebalance_timeout_ms: if own_timeout { session_timeout_ms } else { request.rebalance_timeout_ms as u64 },
-            session_timeout_ms,
-            protocols: request.protocols.iter().map(|p| (own(&p.name), Bytes::copy_from_slice(&p.metadata))).collect(),
-        }
-    }
-
-    /// Whether the request has the same protocols and metadata.
-    pub(crate) fn matches(&self, request: &JoinGroupRequest) -> bool {
-        let theirs = request.protocols.iter().map(|protocol| (&protocol.name, &protocol.metadata));
-        self.protocols.iter().map(|(name, metadata)| (name, metadata)).eq(theirs)
-    }
-
-    /// The member's metadata for a protocol; empty if it has none.
-    pub(crate) fn metadata(&self, protocol: &str) -> Bytes {
-        self.protocols
-            .iter()
-            .find(|(name, _)| **name == *protocol)
-            .map_or_else(Bytes::new, |(_, metadata)| metadata.clone())
     }
 }
 
@@ -128,11 +95,6 @@ pub(crate) struct Member<T> {
     /// It has not yet sent SyncGroup in this generation.
     pub(crate) owes_sync: bool,
     pub(crate) session: Slot,
-}
-
-/// An owned copy. A request's strings are slices of a whole frame, which would stay in memory with them.
-pub(crate) fn own(string: &str) -> StrBytes {
-    StrBytes::from_string(string.to_owned())
 }
 
 #[derive(Debug)]

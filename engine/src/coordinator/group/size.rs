@@ -5,11 +5,12 @@
 
 use net::{StrBytes, messages::OffsetCommitRequest};
 
-use super::{
+use super::{Group, Member};
+use crate::coordinator::{
     Coordinator,
     api::{Context, GroupRequest},
     config::TOMBSTONE_BATCH_BYTES,
-    group::{Group, Member, MemberSettings},
+    protocols::MemberSettings,
     records::CommittedOffset,
 };
 
@@ -22,50 +23,54 @@ const OFFSET_BYTES: usize = 192;
 /// Approximate bytes of a record in the log besides its strings, with its share of the batch header.
 const RECORD_BYTES: usize = 128;
 
-pub(super) fn pending_bytes(id: &str) -> usize {
+pub(in crate::coordinator) fn pending_bytes(id: &str) -> usize {
     PENDING_BYTES + 2 * id.len()
 }
 
 /// Approximate bytes of a new member that has no id yet.
-pub(super) fn new_member_bytes(context: &Context, instance: Option<&str>, says: &MemberSettings) -> usize {
+pub(in crate::coordinator) fn new_member_bytes(
+    context: &Context,
+    instance: Option<&str>,
+    says: &MemberSettings,
+) -> usize {
     const GENERATED_BYTES: usize = 3 * 37;
     let prefix = instance.map_or(context.client_id.len(), |instance| 2 * instance.len());
     MEMBER_BYTES + GENERATED_BYTES + 3 * prefix + context.client_id.len() + context.client_host.len() + says.bytes()
 }
 
-pub(super) fn offset_bytes(topic: &str, value: &CommittedOffset) -> usize {
+pub(in crate::coordinator) fn offset_bytes(topic: &str, value: &CommittedOffset) -> usize {
     OFFSET_BYTES + topic.len() + value.metadata.len()
 }
 
 impl MemberSettings {
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::coordinator) fn bytes(&self) -> usize {
         self.protocols.iter().map(|(name, metadata)| PROTOCOL_BYTES + name.len() + metadata.len()).sum()
     }
 }
 
 impl<T> Member<T> {
-    pub(super) fn bytes(&self, id: &StrBytes) -> usize {
+    pub(in crate::coordinator) fn bytes(&self, id: &StrBytes) -> usize {
         let instance = self.instance_id.as_ref().map_or(0, |instance| instance.len());
         let strings = 3 * id.len() + 2 * instance + self.client_id.len() + self.client_host.len();
         MEMBER_BYTES + strings + self.settings.bytes()
     }
 }
 
-pub(super) fn group_bytes(id: &str) -> usize {
+pub(in crate::coordinator) fn group_bytes(id: &str) -> usize {
     GROUP_BYTES + 2 * id.len()
 }
 
 impl<T> Group<T> {
     /// Counts all bytes from scratch. [`Group::bytes`] is the same number, kept up to date. For checks: a group may
     /// have several 100,000 offsets.
-    pub(super) fn count_bytes(&self) -> usize {
+    pub(in crate::coordinator) fn count_bytes(&self) -> usize {
         let offsets =
             self.offsets.iter().flat_map(|(topic, offsets)| offsets.values().map(move |o| offset_bytes(topic, o)));
         self.count_bytes_without_offsets() + offsets.sum::<usize>()
     }
 
     /// Counts all bytes but those of offsets.
-    pub(super) fn count_bytes_without_offsets(&self) -> usize {
+    pub(in crate::coordinator) fn count_bytes_without_offsets(&self) -> usize {
         let members: usize = self.members.iter().map(|(id, member)| member.bytes(id)).sum();
         let pending: usize = self.pending.keys().map(|id| pending_bytes(id)).sum();
         let protocol_type = self.protocol_type.as_ref().map_or(0, |name| name.len());
@@ -73,12 +78,12 @@ impl<T> Group<T> {
     }
 
     /// The bytes of all offsets, without a look at each of them.
-    pub(super) fn offsets_bytes(&self) -> usize {
+    pub(in crate::coordinator) fn offsets_bytes(&self) -> usize {
         self.bytes - self.count_bytes_without_offsets()
     }
 
     /// Approximate bytes of the group's record in the log.
-    pub(super) fn record_bytes(&self) -> usize {
+    pub(in crate::coordinator) fn record_bytes(&self) -> usize {
         let member = |(id, member): (&StrBytes, &Member<T>)| {
             let instance = member.instance_id.as_ref().map_or(0, |instance| instance.len());
             let metadata = member.settings.protocols.iter().map(|(_, metadata)| metadata.len()).max().unwrap_or(0);

@@ -14,7 +14,7 @@ use net::{
 };
 
 use super::part::{Cursor, GROUP_BYTES, Load, OFFSET_BYTES, Part, TOPIC_BYTES};
-use crate::coordinator::{group::Group, records::CommittedOffset, topics::Topics};
+use crate::coordinator::{group::Group, incarnation::Topics, records::CommittedOffset};
 
 /// The offset in the answer for a partition without a committed offset.
 const NO_OFFSET: i64 = -1;

@@ -18,8 +18,8 @@ pub use self::{
 use super::{
     Coordinator,
     api::{GroupRequest, GroupResponse},
+    incarnation::Topics,
     pieces::GoesOn,
-    topics::Topics,
 };
 
 /// Approximate bytes of one listed group, with a name that is not very long.

@@ -3,7 +3,7 @@
 //! Every broker gives the same answer, with one exception. A broker always lists itself, under its configured
 //! address, since the client has just reached it.
 
-use crate::handlers::topics::placement::Candidates;
+use crate::handlers::cluster::placement::Candidates;
 use crate::{core::Core, liveness};
 use consensus::metadata::{Broker, BrokerStatus};
 use net::{StrBytes, codec::produce::NodeEndpoint, messages::BrokerId};

@@ -6,7 +6,6 @@ use super::brokers;
 use crate::handlers::{
     refusal::{self, Refusal},
     timeout_of,
-    topics::next_topics,
 };
 use crate::{
     clock,
@@ -109,7 +108,7 @@ async fn named_partitions(work: &mut Work<'_>, topics: &[TopicPartitions]) -> Ve
 
 async fn all_partitions(work: &mut Work<'_>) -> Vec<Named> {
     let mut all = Vec::new();
-    let mut page = next_topics(work.core(), Bound::Unbounded);
+    let mut page = work.core().next_topics(Bound::Unbounded);
     while let Some(last) = page.last().map(|topic| topic.name.clone()) {
         for topic in page {
             let name = TopicName(StrBytes::from_string(topic.name.to_string()));
@@ -118,7 +117,7 @@ async fn all_partitions(work: &mut Work<'_>) -> Vec<Named> {
                 all.push((name.clone(), partition));
             }
         }
-        page = next_topics(work.core(), Bound::Excluded(&last));
+        page = work.core().next_topics(Bound::Excluded(&last));
     }
     all
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod brokers;
 pub(crate) mod elect_leaders;
+pub mod placement;
 pub(crate) mod quorum;
 pub(crate) mod unregister;
 

@@ -91,18 +91,31 @@ impl Placement {
     }
 }
 
-/// Checks the replicas of a partition that a client assigned. The error is text for the client.
-pub fn assigned(live: &[i32], brokers: &[i32]) -> Result<Vec<i32>, String> {
+/// Why a client's assignment of replicas is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssignmentError {
+    #[error("an assignment names no broker; name one or more for each partition")]
+    Empty,
+    #[error("broker {unknown} is not registered or not alive; alive brokers: {}", list(live))]
+    Unknown { unknown: i32, live: Vec<i32> },
+    #[error("an assignment names broker {0} twice")]
+    Twice(i32),
+}
+
+fn list(brokers: &[i32]) -> String {
+    brokers.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Checks the replicas of a partition that a client assigned.
+pub fn assigned(live: &[i32], brokers: &[i32]) -> Result<Vec<i32>, AssignmentError> {
     if brokers.is_empty() {
-        return Err("an assignment names no broker; name one or more for each partition".to_owned());
+        return Err(AssignmentError::Empty);
     }
     if let Some(unknown) = brokers.iter().find(|broker| !live.contains(broker)) {
-        let live: Vec<String> = live.iter().map(i32::to_string).collect();
-        return Err(format!("broker {unknown} is not registered or not alive; alive brokers: {}", live.join(", ")));
+        return Err(AssignmentError::Unknown { unknown: *unknown, live: live.to_vec() });
     }
-    let twice = (1..brokers.len()).find(|at| brokers[..*at].contains(&brokers[*at]));
-    match twice {
-        Some(at) => Err(format!("an assignment names broker {} twice", brokers[at])),
+    match (1..brokers.len()).find(|at| brokers[..*at].contains(&brokers[*at])) {
+        Some(at) => Err(AssignmentError::Twice(brokers[at])),
         None => Ok(brokers.to_vec()),
     }
 }
@@ -184,7 +197,7 @@ mod tests {
             (&[], "names no broker"),
             (&[1, 1], "names broker 1 twice"),
         ] {
-            let refusal = assigned(&[1, 2], brokers).unwrap_err();
+            let refusal = assigned(&[1, 2], brokers).unwrap_err().to_string();
             assert!(refusal.contains(words), "{refusal}");
         }
     }

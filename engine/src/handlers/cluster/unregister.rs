@@ -1,6 +1,6 @@
 //! UnregisterBroker (KIP-631): removes a broker that is gone for good.
 
-use crate::handlers::{refusal::Refusal, topics::next_topics};
+use crate::handlers::refusal::Refusal;
 use crate::{
     cluster::meta,
     core::{Core, long_work::Work},
@@ -33,13 +33,13 @@ async fn forget(core: &Rc<Core>, node: i32) -> Result<(), Refusal> {
         return Err(Refusal::new(ErrorCode::BrokerIdNotRegistered, format!("broker {node} is not registered")));
     }
     let (mut work, mut alone) = (Work::on(core), Alone::default());
-    let mut page = next_topics(core, Bound::Unbounded);
+    let mut page = core.next_topics(Bound::Unbounded);
     while let Some(last) = page.last().map(|topic| topic.name.clone()) {
         for topic in page {
             work.entries(topic.partitions.len()).await;
             alone.add(node, &topic);
         }
-        page = next_topics(core, Bound::Excluded(&last));
+        page = core.next_topics(Bound::Excluded(&last));
     }
     alone.check(node)?;
     if core.view(|view| view.broker(node).is_some_and(|broker| broker.status == BrokerStatus::Alive)) {

@@ -7,13 +7,15 @@ pub(crate) mod collisions;
 pub(crate) mod create;
 pub(crate) mod internal;
 pub(crate) mod names;
-pub mod placement;
 pub(crate) mod raw;
 pub(crate) mod room;
 
 use self::room::Asked;
 use super::{
-    cluster::brokers,
+    cluster::{
+        brokers,
+        placement::{self, AssignmentError},
+    },
     metadata_log,
     refusal::{self, Refusal},
     timeout_of,
@@ -29,7 +31,7 @@ use crate::{
     rt,
     sync::{Either, race},
 };
-use consensus::metadata::{Command, Outcome, Partition, Topic};
+use consensus::metadata::{Command, Outcome, Partition};
 use net::{
     StrBytes, Uuid,
     codec::produce::TopicRef,
@@ -42,11 +44,9 @@ use net::{
         create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig},
         delete_topics_response::DeletableTopicResult,
     },
-    turn::ENTRIES_A_TURN,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -59,11 +59,6 @@ const AUTO_CREATE_WAIT: Duration = Duration::from_secs(5);
 /// Most partitions that one request may create, and that one topic may have. It guards against typing errors, and
 /// is no limit of the design.
 pub const PARTITIONS_MAX: i32 = 100_000;
-
-/// The next topics in the order of their names, at most as many as fit a turn.
-pub fn next_topics(core: &Core, from: Bound<&str>) -> Vec<Arc<Topic>> {
-    core.view(|view| view.topics_from(from).take(ENTRIES_A_TURN).cloned().collect())
-}
 
 /// Creates the topics in `names` that do not exist, with default settings, and waits for their leaders.
 pub async fn auto_create<'a>(work: &mut Work<'_>, names: impl Iterator<Item = &'a str>) {
@@ -352,21 +347,21 @@ fn check_replication(core: &Core, factor: i16) -> Result<usize, Refusal> {
 
 /// Replicas assigned by the client: partitions 0 to n-1 once each, all on live brokers.
 fn assigned(live: &[i32], topic: &CreatableTopic) -> Result<Vec<Vec<i32>>, Refusal> {
-    let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
     let by_number: BTreeMap<i32, &CreatableReplicaAssignment> =
         topic.assignments.iter().map(|assignment| (assignment.partition_index, assignment)).collect();
     let consecutive =
         by_number.len() == topic.assignments.len() && by_number.keys().copied().eq(0..by_number.len() as i32);
     if !consecutive || topic.num_partitions != -1 {
         let message = "an assignment names partitions 0 to n-1 once each, with a partition count of -1";
-        return Err(refuse(message.to_owned()));
+        return Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message.to_owned()));
     }
-    by_number.values().map(|assignment| on_live(live, &assignment.broker_ids).map_err(refuse)).collect()
+    by_number.values().map(|assignment| on_live(live, &assignment.broker_ids)).collect()
 }
 
-fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, String> {
+fn on_live(live: &[i32], brokers: &[BrokerId]) -> Result<Vec<i32>, Refusal> {
     let brokers: Vec<i32> = brokers.iter().map(|broker| broker.0).collect();
-    placement::assigned(live, &brokers)
+    let refuse = |error: AssignmentError| Refusal::new(ErrorCode::InvalidReplicaAssignment, error.to_string());
+    placement::assigned(live, &brokers).map_err(refuse)
 }
 
 pub async fn delete(core: &Rc<Core>, request: DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
@@ -475,11 +470,11 @@ fn check_more(core: &Core, request: &CreatePartitionsTopic, room: &Asked) -> Res
         }
         Some(assignments) => {
             let live = brokers::alive_ids(core);
-            let refuse = |message: String| Refusal::new(ErrorCode::InvalidReplicaAssignment, message);
             if assignments.len() as i32 != more {
-                return Err(refuse(format!("{} assignments for {more} new partitions", assignments.len())));
+                let message = format!("{} assignments for {more} new partitions", assignments.len());
+                return Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message));
             }
-            let replicas = assignments.iter().map(|assignment| on_live(&live, &assignment.broker_ids).map_err(refuse));
+            let replicas = assignments.iter().map(|assignment| on_live(&live, &assignment.broker_ids));
             room.assigned(core, name, replicas.collect::<Result<_, _>>()?)?
         }
     };
