@@ -3,7 +3,9 @@
 //! It talks to brokers like any client, through `net`'s client codec, and does not depend on the broker's crate.
 
 pub mod brokers;
+mod clock;
 mod compare;
+mod figures;
 pub mod load;
 pub mod machine;
 mod options;
@@ -35,7 +37,7 @@ fn perform(mut workload: Workload) -> Result<(), Box<dyn Error>> {
         Workload::Suite(options) => return suite::run(options),
         Workload::Compare(options) => return compare::run(options),
         #[cfg(feature = "librdkafka")]
-        Workload::MockCluster(options) => return workloads::client_cap::serve(options),
+        Workload::MockCluster(options) => return workloads::produce::client_cap::serve(options),
         _ => {}
     }
     let options = workload.run_options().expect("all others are runs").clone();

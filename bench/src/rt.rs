@@ -11,7 +11,7 @@ use std::time::Duration;
 use glommio::timer::Timer;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 
-use crate::machine::clock;
+use crate::clock;
 
 /// Registered I/O memory per thread, in bytes. It is small: locked memory is scarce by default, and the sockets here
 /// need none.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::load::setup::Lane;
-use crate::load::stats::{Live, Tally, histogram, quantile_ms};
-use crate::machine::clock;
 use crate::machine::cpu_load::CpuTimes;
 use crate::machine::environment;
 use crate::options::ThreadOptions;

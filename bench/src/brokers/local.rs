@@ -46,7 +46,7 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new(parent: &Path, name: &str) -> io::Result<Scratch> {
-        let dir = parent.join(format!("{name}-{}-{}", std::process::id(), crate::machine::clock::now_ns()));
+        let dir = parent.join(format!("{name}-{}-{}", std::process::id(), crate::clock::now_ns()));
         fs::create_dir_all(&dir)?;
         Ok(Scratch(dir))
     }

@@ -84,7 +84,7 @@ pub fn are_interleaved(a: &[f64], b: &[f64]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::sizes::Numbers;
+    use crate::options::sizes::Numbers;
 
     const CONFIDENCE: f64 = 0.99;
 

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::load::sizes::{Numbers, Sizes};
+use crate::options::sizes::{Numbers, Sizes};
 
 /// Bytes that a record adds to its value in a batch: lengths, attributes and deltas at their usual widths.
 pub const RECORD_OVERHEAD_BYTES: usize = 9;

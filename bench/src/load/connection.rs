@@ -12,7 +12,7 @@ use net::client::{Answer, ClientCodec};
 use net::codec::request::Request;
 use net::transport::conn::{self, FrameReader, FrameWriter};
 
-use crate::machine::clock;
+use crate::clock;
 use crate::rt::{self, Signal};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);

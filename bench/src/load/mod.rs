@@ -1,4 +1,4 @@
-//! The parts of a load: the schedule, record sizes, batches, connections and statistics.
+//! The parts of a load: the schedule, batches and connections.
 
 pub(crate) mod batcher;
 pub(crate) mod connection;
@@ -6,6 +6,3 @@ pub(crate) mod fetcher;
 pub(crate) mod ops;
 pub(crate) mod schedule;
 pub(crate) mod setup;
-pub(crate) mod sizes;
-pub(crate) mod stats;
-pub(crate) mod tail;

@@ -14,10 +14,10 @@ use hdrhistogram::Histogram;
 use net::client::Answer;
 use net::codec::request::Request;
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::schedule::Schedule;
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
 use crate::rt;
 use crate::run::Window;
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod parse;
+pub(crate) mod sizes;
 pub(crate) mod suite;
 pub(crate) mod workloads;
 
@@ -12,9 +13,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use net::records::compression::Codec;
 
-use crate::load::sizes::Sizes;
 use crate::options::compare::CompareOptions;
 use crate::options::parse::{count, duration, rate, size};
+use crate::options::sizes::Sizes;
 use crate::options::suite::SuiteOptions;
 #[cfg(feature = "etcd")]
 use crate::options::workloads::EtcdOptions;

@@ -11,9 +11,9 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::load::stats::{Tally, quantile_ms};
+use crate::clock;
+use crate::figures::stats::{Tally, quantile_ms};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::machine::environment::Environment;
 use crate::report::shares::Share;
 use crate::run::{Outcome, Sample};

@@ -14,12 +14,11 @@ use std::time::Duration;
 use net::StrBytes;
 use net::codec::api::ApiKey;
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::load::fetcher::{self, At, Offsets};
 use crate::load::setup::{self, Lane, Target};
-use crate::load::stats::{Live, Tally, histogram, quantile_ms};
-use crate::load::tail::{self, Flow};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::options::RecordOptions;
 use crate::options::workloads::BacklogOptions;
 use crate::report::shares::Share;
@@ -29,6 +28,7 @@ use crate::workloads::consume;
 use crate::workloads::end_to_end;
 use crate::workloads::produce;
 use crate::workloads::produce::lane as produce_lane;
+use crate::workloads::tail::{self, Flow};
 
 /// The topic is filled in runs of this length until it holds enough.
 const FILL: Duration = Duration::from_secs(1);

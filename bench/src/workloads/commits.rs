@@ -15,9 +15,9 @@ use net::errors::{self, ErrorCode};
 use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use net::messages::{FindCoordinatorRequest, GroupId, OffsetCommitRequest, TopicName};
 
+use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
-use crate::load::stats::Live;
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::CommitsOptions;
 use crate::options::{TargetOptions, ThreadOptions};

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use net::StrBytes;
 use net::codec::api::ApiKey;
 
+use crate::figures::stats::{Live, quantile_ms};
 use crate::load::fetcher::{self, At};
 use crate::load::setup::{self, Lane};
-use crate::load::stats::{Live, quantile_ms};
-use crate::load::tail::{self, Flow};
 use crate::machine::ceiling::Ceiling;
 use crate::options::RecordOptions;
 use crate::options::workloads::EndToEndOptions;
@@ -18,6 +17,7 @@ use crate::report::shares::Share;
 use crate::report::{Report, Unit};
 use crate::run::{self, Window};
 use crate::workloads::produce::{self, STAMP_BYTES};
+use crate::workloads::tail::{self, Flow};
 
 /// Default rate in records per second. Without a rate, the latency would be that of a full queue.
 pub const RATE: u64 = 10_000;

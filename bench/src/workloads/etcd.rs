@@ -16,10 +16,10 @@ use h2::client::SendRequest;
 use hdrhistogram::Histogram;
 use http::{Method, Request};
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
-use crate::load::stats::{Live, Tally, histogram};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::options::workloads::{EtcdOperation, EtcdOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};

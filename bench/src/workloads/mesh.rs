@@ -12,9 +12,9 @@ use net::peer::PeerError;
 use serde::Serialize;
 
 use crate::brokers::tool::{self, Tool, resolve};
-use crate::load::stats::{Live, Tally, histogram, quantile_ms};
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::options::workloads::MeshOptions;
 use crate::report::shares::Share;
 use crate::report::{Report, Unit, with_commas};

@@ -1,7 +1,6 @@
 //! The workloads. `run_once` performs one run of any of them.
 
 pub(crate) mod backlog;
-pub(crate) mod client_cap;
 pub(crate) mod commits;
 pub(crate) mod consume;
 pub(crate) mod end_to_end;
@@ -13,6 +12,7 @@ pub(crate) mod mesh;
 pub(crate) mod metadata;
 pub(crate) mod produce;
 pub(crate) mod ready_loop;
+pub(crate) mod tail;
 pub(crate) mod wal_ring;
 
 use std::error::Error;

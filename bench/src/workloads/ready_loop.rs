@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::brokers::scrape::{self, Buckets};
 use crate::brokers::tool::resolve;
-use crate::machine::clock;
+use crate::clock;
 use crate::options::workloads::ReadyLoopOptions;
 use crate::report::shares::Share;
 use crate::report::{Report, Unit, with_commas};

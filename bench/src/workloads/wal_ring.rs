@@ -19,9 +19,9 @@ use wal::ring::RingConfig;
 use wal::ring::journal::Journal;
 use wal::store::Admission;
 
-use crate::load::stats::{Tally, histogram, quantile_ms};
+use crate::clock;
+use crate::figures::stats::{Tally, histogram, quantile_ms};
 use crate::machine::ceiling::{Ceiling, RawDisk};
-use crate::machine::clock;
 use crate::options::workloads::WalOptions;
 use crate::report::shares::Share;
 use crate::report::{Report, Unit, with_commas};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::load::stats::histogram;
-use crate::machine::clock;
+use crate::clock;
+use crate::figures::stats::histogram;
 
 /// The number that ends the echo thread.
 const END: u64 = u64::MAX;

@@ -17,8 +17,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use wal::buf::{BLOCK, Chunk, block_ceil};
 
-use crate::load::stats::{histogram, quantile_ms};
-use crate::machine::clock;
+use crate::clock;
+use crate::figures::stats::{histogram, quantile_ms};
 use crate::machine::environment;
 use crate::options::RunOptions;
 use crate::report::with_commas;

@@ -13,8 +13,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::options::workloads::ConsumeOptions;
 use crate::run::{self, Outcome};
 use crate::workloads::consume::Plan;

@@ -12,12 +12,12 @@ use hdrhistogram::Histogram;
 use net::StrBytes;
 use net::codec::api::ApiKey;
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::fetcher::{self, At, Fetched, Fetcher, Offsets};
 use crate::load::setup::{self, Lane};
-use crate::load::stats::{Live, Tally, histogram};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::options::Client;
 use crate::options::workloads::{ConsumeOptions, From};
 use crate::report::shares::Share;

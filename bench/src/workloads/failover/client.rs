@@ -19,8 +19,8 @@ use net::records::build::BatchBuilder;
 use net::records::compression::Codec;
 use net::records::record::Records;
 
+use crate::clock;
 use crate::load::schedule::Schedule;
-use crate::machine::clock;
 use crate::run::Window;
 
 /// A broker that does not answer within this time counts as lost.

@@ -18,10 +18,10 @@ use hdrhistogram::Histogram;
 
 use crate::brokers::binary;
 use crate::brokers::local::Local;
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::setup;
-use crate::load::stats::{Live, Tally, histogram};
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::machine::environment;
 use crate::options::workloads::FailoverOptions;
 use crate::options::{TargetOptions, ThreadOptions};

@@ -16,11 +16,11 @@ use net::messages::create_topics_request::CreatableTopic;
 use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, TopicName};
 
 use crate::brokers::tool::{self, resolve};
+use crate::clock;
+use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
-use crate::load::stats::Live;
 use crate::machine::ceiling::Ceiling;
-use crate::machine::clock;
 use crate::options::workloads::{MetadataOptions, Operation};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};

@@ -21,9 +21,9 @@ use net::transport::conn::{self, FrameReader, FrameWriter};
 use uuid::Uuid;
 
 use crate::brokers::tool::{self, PATIENCE, Tool, request};
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::ops::Pace;
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
 use crate::options::workloads::{Freshness, MetadataAcks, MetadataOptions, Operation};
 use crate::rt::{self, Signal};
 use crate::run::Window;

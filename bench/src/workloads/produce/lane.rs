@@ -17,14 +17,14 @@ use net::errors;
 use net::messages;
 use net::records::build::BatchBuilder;
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::batcher::{Batch, Batcher};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::schedule::Schedule;
 use crate::load::setup::Lane;
-use crate::load::sizes::Numbers;
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
 use crate::options::Acks;
+use crate::options::sizes::Numbers;
 use crate::rt;
 use crate::workloads::produce::{Plan, STAMP_BYTES, key};
 

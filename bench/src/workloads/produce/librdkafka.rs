@@ -14,11 +14,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
-use crate::load::sizes::Numbers;
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
 use crate::options::Acks;
+use crate::options::sizes::Numbers;
 use crate::options::workloads::ProduceOptions;
 use crate::run::{self, Outcome, Window};
 use crate::workloads::produce::{Plan, key};

@@ -1,6 +1,7 @@
 //! Workload `produce`: sends records by an open-loop schedule. The latency runs from a record's intended time to its
 //! acknowledgement.
 
+pub(crate) mod client_cap;
 pub(crate) mod lane;
 #[cfg(feature = "librdkafka")]
 pub(crate) mod librdkafka;
@@ -13,17 +14,16 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 use net::records::compression::Codec;
 
+use crate::figures::stats::Live;
 use crate::load::batcher::BatchLimits;
 use crate::load::setup::{self, Lane, Target};
-use crate::load::sizes::Sizes;
-use crate::load::stats::Live;
 use crate::machine::ceiling::Ceiling;
+use crate::options::sizes::Sizes;
 use crate::options::workloads::ProduceOptions;
 use crate::options::{Acks, Client, RecordOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
 use crate::run::{self, Outcome, Window};
-use crate::workloads::client_cap;
 
 /// Bytes of a key: a letter and ten digits.
 pub const KEY_BYTES: usize = 11;

@@ -25,8 +25,8 @@ mod with_mock {
     use rdkafka::mocking::MockCluster;
 
     use super::{Ceiling, ProduceOptions};
+    use crate::figures::stats::quantile_ms;
     use crate::load::setup::{self, Lane, Target};
-    use crate::load::stats::quantile_ms;
     use crate::options::{MockClusterOptions, TargetOptions};
     use crate::workloads::produce;
 

@@ -13,11 +13,11 @@ use hdrhistogram::Histogram;
 use net::StrBytes;
 use net::records::record::Records;
 
+use crate::clock;
+use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::fetcher::{Fetcher, Offsets};
 use crate::load::setup::Lane;
-use crate::load::stats::{Live, Tally, histogram};
-use crate::machine::clock;
 use crate::rt;
 use crate::run::Window;
 use crate::workloads::produce::lane as produce_lane;

@@ -1,0 +1,3 @@
+//! The figures of a run: counts, latencies, and samples over time.
+
+pub(crate) mod stats;
