@@ -7,69 +7,23 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::clock;
+use crate::figures::outcome::{Outcome, Sample};
 use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
+use crate::figures::with_commas;
 use crate::load::setup::Lane;
+use crate::load::window::Window;
 use crate::machine::cpu_load::CpuTimes;
 use crate::machine::environment;
 use crate::options::ThreadOptions;
-use crate::report::with_commas;
 use crate::rt;
 
-/// Time between the start of the threads and the first record, in which they connect.
-const LEAD: Duration = Duration::from_millis(200);
 /// Bounds of the sample interval, which is a fortieth of the run.
 const SAMPLE_MIN: Duration = Duration::from_millis(250);
 const SAMPLE_MAX: Duration = Duration::from_secs(1);
 /// Interval between two live lines, on a terminal and elsewhere.
 const LINE_ON_TERMINAL_NS: u64 = 1_000_000_000;
 const LINE_NS: u64 = 5_000_000_000;
-
-/// When a run begins, when its measurement begins, and when it ends.
-#[derive(Debug, Clone, Copy)]
-pub struct Window {
-    pub start_ns: u64,
-    pub measured_from_ns: u64,
-    pub end_ns: u64,
-}
-
-impl Window {
-    pub fn new(warm_up: Duration, duration: Duration) -> Window {
-        let start_ns = clock::now_ns() + LEAD.as_nanos() as u64;
-        let measured_from_ns = start_ns + warm_up.as_nanos() as u64;
-        Window { start_ns, measured_from_ns, end_ns: measured_from_ns + duration.as_nanos() as u64 }
-    }
-
-    pub fn duration_ns(&self) -> u64 {
-        self.end_ns - self.start_ns
-    }
-}
-
-/// Figures of the interval between two moments of a run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
-    /// End of the interval, counted from the start of the run, warm-up included.
-    pub seconds: f64,
-    pub per_s: f64,
-    pub mb_per_s: f64,
-    pub p50_ms: f64,
-    pub p99_ms: f64,
-    pub max_ms: f64,
-    /// Errors since the start of the run.
-    pub errors: u64,
-    /// The busy share of each CPU of the machine, 0 to 1.
-    pub cpus: Vec<f64>,
-}
-
-/// The results of a run, the CPU share of its busiest thread, and its samples over time.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    pub tally: Tally,
-    pub thread_cpu_share_max: f64,
-    pub series: Vec<Sample>,
-}
 
 /// Distributes the lanes over the threads and runs one future per lane. Shows progress until all threads have ended.
 pub fn drive<F>(

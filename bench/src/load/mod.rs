@@ -6,3 +6,4 @@ pub(crate) mod fetcher;
 pub(crate) mod ops;
 pub(crate) mod schedule;
 pub(crate) mod setup;
+pub(crate) mod window;

@@ -18,8 +18,8 @@ use crate::clock;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::schedule::Schedule;
+use crate::load::window::Window;
 use crate::rt;
-use crate::run::Window;
 
 /// How long to wait after the end for outstanding answers. Operations without an answer then count as errors.
 const DRAIN: Duration = Duration::from_secs(30);

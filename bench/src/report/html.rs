@@ -4,9 +4,11 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
+use crate::figures::outcome::Sample;
+use crate::figures::with_commas;
+use crate::report::Report;
 use crate::report::chart::{self, Line, Scale};
 use crate::report::shares;
-use crate::report::{Report, with_commas};
 
 const STYLE: &str = "\
 body{font:14px/1.45 system-ui,sans-serif;color:#222;background:#fafafa;margin:2em auto;max-width:1320px;padding:0 1em}
@@ -128,7 +130,7 @@ fn section(name: &str, repeats: &[&Report]) -> Result<String, Box<dyn Error>> {
     let curve = lines("", &|report| report.quantiles.clone());
     text += &chart::svg("latency by quantile", "quantile", "ms", Scale::Quantile, Scale::Log, &curve)?;
     if repeats.iter().any(|report| !report.series.is_empty()) {
-        let over_time = |of: fn(&crate::run::Sample) -> f64| {
+        let over_time = |of: fn(&Sample) -> f64| {
             move |report: &Report| report.series.iter().map(|sample| (sample.seconds, of(sample))).collect::<Vec<_>>()
         };
         let throughput = lines("", &over_time(|sample| sample.per_s));
@@ -146,7 +148,7 @@ fn section(name: &str, repeats: &[&Report]) -> Result<String, Box<dyn Error>> {
 fn cpus(report: &Report) -> Vec<Line> {
     let count = report.series.iter().map(|sample| sample.cpus.len()).max().unwrap_or(0);
     let points = |cpu: usize| {
-        let point = |sample: &crate::run::Sample| Some((sample.seconds, sample.cpus.get(cpu)? * 100.0));
+        let point = |sample: &Sample| Some((sample.seconds, sample.cpus.get(cpu)? * 100.0));
         report.series.iter().filter_map(point).collect()
     };
     (0..count).map(|cpu| Line { name: format!("CPU {cpu}"), points: points(cpu) }).collect()
@@ -180,7 +182,6 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::Sample;
 
     #[test]
     fn a_page_holds_every_run_and_nothing_from_elsewhere() {

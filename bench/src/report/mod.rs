@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock;
+use crate::figures::outcome::{Outcome, Sample};
 use crate::figures::stats::{Tally, quantile_ms};
+use crate::figures::with_commas;
 use crate::machine::ceiling::Ceiling;
 use crate::machine::environment::Environment;
 use crate::report::shares::Share;
-use crate::run::{Outcome, Sample};
 
 /// Above these limits, the client rather than the broker may have determined the figures.
 const CPU_SHARE_MAX: f64 = 0.9;
@@ -188,23 +189,9 @@ fn curve(latency_ns: &Histogram<u64>) -> Vec<(f64, f64)> {
     points.map(|point| (point.quantile(), point.value_iterated_to() as f64 / 1e6)).collect()
 }
 
-/// Formats 1234567 as 1,234,567.
-pub fn with_commas(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits")).collect();
-    groups.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digits_are_grouped() {
-        let groups: Vec<String> = [0, 999, 1000, 1_234_567].into_iter().map(with_commas).collect();
-        assert_eq!(groups, ["0", "999", "1,000", "1,234,567"]);
-    }
 
     fn outcome(tally: Tally, thread_cpu_share_max: f64) -> Outcome {
         Outcome { tally, thread_cpu_share_max, series: Vec::new() }

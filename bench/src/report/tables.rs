@@ -1,8 +1,9 @@
 //! Formats results as tables: for a terminal, and as Markdown for bench/RESULTS.md. Pure.
 
+use crate::figures::with_commas;
 use crate::options::suite::Set;
+use crate::report::Report;
 use crate::report::shares;
-use crate::report::{Report, with_commas};
 
 /// A result as one line of text.
 pub fn one_line(report: &Report) -> String {

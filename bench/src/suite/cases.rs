@@ -1,6 +1,7 @@
 //! The cases of the suites. Each case is a command line, so that anybody can run it by hand. Pure.
 
 use crate::options::suite::Set;
+use crate::suite::system::System;
 
 /// The brokers that a case runs against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,7 +110,7 @@ pub fn cases(set: Set) -> Vec<Case> {
 }
 
 /// The cases of `suite peers` for one system. Systems that share a case run it in turns.
-pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
+pub fn peer_cases(system: System) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, against: Against, line: &str| {
         let line = format!("{line} --bootstrap {{bootstrap}} --disk-dir {{disk}}");
@@ -125,11 +126,11 @@ pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
         add("end-to-end 10,000/s, no linger", Against::One, &line);
     }
     // Metadata writes come before any case that creates topics here, because etcd holds no topics either.
-    if system == crate::suite::peers::System::Millrace {
+    if system == System::Millrace {
         let line = "metadata --peer {peer} --acks quorum --in-flight 64 --duration 5s";
         add("metadata writes", Against::Three, line);
     }
-    if system == crate::suite::peers::System::Etcd {
+    if system == System::Etcd {
         add("metadata writes", Against::Three, "etcd --in-flight 64 --duration 5s");
     }
     if system.is_kafka_compatible() {
@@ -144,7 +145,6 @@ pub fn peer_cases(system: crate::suite::peers::System) -> Vec<Case> {
 mod tests {
     use super::*;
     use crate::options::Command;
-    use crate::suite::peers::System;
 
     #[test]
     fn every_case_is_a_command_line() {

@@ -2,6 +2,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod peers;
+pub(crate) mod system;
 
 use std::error::Error;
 use std::fs;

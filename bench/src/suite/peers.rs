@@ -12,6 +12,7 @@ use crate::compare;
 use crate::options::suite::{Peer, SuiteOptions};
 use crate::report::Report;
 use crate::suite::cases::{self, Against, Case};
+use crate::suite::system::System;
 use crate::suite::{self, Place};
 
 /// Heap of each broker in a cluster of three Kafka brokers. For a single broker the script sets it.
@@ -20,37 +21,6 @@ const HEAP_OF_THREE: &str = "512m";
 const PORTS: std::ops::Range<u16> = 21_000..29_000;
 
 const ALL: [Peer; 3] = [Peer::Kafka, Peer::KafkaFlush, Peer::Etcd];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum System {
-    Millrace,
-    Kafka,
-    KafkaFlush,
-    Etcd,
-}
-
-impl System {
-    fn name(self) -> &'static str {
-        match self {
-            System::Millrace => "Millrace",
-            System::Kafka => "Kafka as it comes",
-            System::KafkaFlush => "Kafka, flush.messages=1",
-            System::Etcd => "etcd",
-        }
-    }
-
-    pub fn is_kafka_compatible(self) -> bool {
-        self != System::Etcd
-    }
-
-    fn of(peer: Peer) -> System {
-        match peer {
-            Peer::Kafka => System::Kafka,
-            Peer::KafkaFlush => System::KafkaFlush,
-            Peer::Etcd => System::Etcd,
-        }
-    }
-}
 
 /// A running system. Dropping this stops it.
 enum Running {

@@ -15,15 +15,17 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::load::fetcher::{self, At, Offsets};
 use crate::load::setup::{self, Lane, Target};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::RecordOptions;
 use crate::options::workloads::BacklogOptions;
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Outcome, Window};
+use crate::run;
 use crate::workloads::consume;
 use crate::workloads::end_to_end;
 use crate::workloads::produce;

@@ -18,12 +18,13 @@ use net::messages::{FindCoordinatorRequest, GroupId, OffsetCommitRequest, TopicN
 use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::CommitsOptions;
 use crate::options::{TargetOptions, ThreadOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Window};
+use crate::run;
 
 /// The last version of OffsetCommit that identifies topics by name.
 const COMMIT_TOPIC_NAME_TO: i16 = 9;

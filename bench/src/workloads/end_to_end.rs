@@ -10,12 +10,13 @@ use net::codec::api::ApiKey;
 use crate::figures::stats::{Live, quantile_ms};
 use crate::load::fetcher::{self, At};
 use crate::load::setup::{self, Lane};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::RecordOptions;
 use crate::options::workloads::EndToEndOptions;
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Window};
+use crate::run;
 use crate::workloads::produce::{self, STAMP_BYTES};
 use crate::workloads::tail::{self, Flow};
 

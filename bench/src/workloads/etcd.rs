@@ -17,13 +17,15 @@ use hdrhistogram::Histogram;
 use http::{Method, Request};
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::{EtcdOperation, EtcdOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Outcome, Window};
+use crate::run;
 
 const PUBLISH_NS: u64 = 250_000_000;
 /// How long to wait for an answer.

@@ -13,12 +13,15 @@ use serde::Serialize;
 
 use crate::brokers::tool::{self, Tool, resolve};
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
+use crate::figures::with_commas;
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::MeshOptions;
 use crate::report::shares::Share;
-use crate::report::{Report, Unit, with_commas};
-use crate::run::{self, Outcome, Window};
+use crate::report::{Report, Unit};
+use crate::run;
 
 /// Round trips per core in one request. The broker allows at most 100,000 and stops after one second.
 const ROUNDS: u32 = 2_000;

@@ -15,10 +15,11 @@ use serde::Serialize;
 use crate::brokers::scrape::{self, Buckets};
 use crate::brokers::tool::resolve;
 use crate::clock;
+use crate::figures::with_commas;
+use crate::load::window::Window;
 use crate::options::workloads::ReadyLoopOptions;
 use crate::report::shares::Share;
-use crate::report::{Report, Unit, with_commas};
-use crate::run::Window;
+use crate::report::{Report, Unit};
 use crate::workloads::metadata;
 
 const WALL: &str = "millrace_raft_ready_loop_latency_seconds";

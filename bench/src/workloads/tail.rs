@@ -18,8 +18,8 @@ use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::fetcher::{Fetcher, Offsets};
 use crate::load::setup::Lane;
+use crate::load::window::Window;
 use crate::rt;
-use crate::run::Window;
 use crate::workloads::produce::lane as produce_lane;
 use crate::workloads::produce::{self, STAMP_BYTES};
 

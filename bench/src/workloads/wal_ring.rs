@@ -20,13 +20,14 @@ use wal::ring::journal::Journal;
 use wal::store::Admission;
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Tally, histogram, quantile_ms};
+use crate::figures::with_commas;
 use crate::machine::ceiling::{Ceiling, RawDisk};
 use crate::options::workloads::WalOptions;
 use crate::report::shares::Share;
-use crate::report::{Report, Unit, with_commas};
+use crate::report::{Report, Unit};
 use crate::rt;
-use crate::run::Outcome;
 
 const RING_BYTES: u64 = 256 << 20;
 /// Stands for the descriptor that accompanies each batch.

@@ -19,9 +19,9 @@ use wal::buf::{BLOCK, Chunk, block_ceil};
 
 use crate::clock;
 use crate::figures::stats::{histogram, quantile_ms};
+use crate::figures::with_commas;
 use crate::machine::environment;
 use crate::options::RunOptions;
-use crate::report::with_commas;
 
 /// How long each measurement before a run takes.
 const BRIEF: Duration = Duration::from_millis(250);

@@ -14,9 +14,10 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::options::workloads::ConsumeOptions;
-use crate::run::{self, Outcome};
+use crate::run;
 use crate::workloads::consume::Plan;
 use crate::workloads::produce::librdkafka::pin;
 

@@ -13,17 +13,19 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
 use crate::load::fetcher::{self, At, Fetched, Fetcher, Offsets};
 use crate::load::setup::{self, Lane};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::Client;
 use crate::options::workloads::{ConsumeOptions, From};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
 use crate::rt;
-use crate::run::{self, Outcome, Window};
+use crate::run;
 
 const PUBLISH_NS: u64 = 250_000_000;
 /// A drain ends by itself; this is only its upper bound.

@@ -21,7 +21,7 @@ use net::records::record::Records;
 
 use crate::clock;
 use crate::load::schedule::Schedule;
-use crate::run::Window;
+use crate::load::window::Window;
 
 /// A broker that does not answer within this time counts as lost.
 const PATIENCE: Duration = Duration::from_millis(1_000);

@@ -19,15 +19,17 @@ use hdrhistogram::Histogram;
 use crate::brokers::binary;
 use crate::brokers::local::Local;
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::setup;
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::machine::environment;
 use crate::options::workloads::FailoverOptions;
 use crate::options::{TargetOptions, ThreadOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Outcome, Window};
+use crate::run;
 use crate::workloads::failover::client::{Acked, NUMBER_BYTES, Producer, describe, read_back};
 use crate::workloads::failover::cluster::Cluster;
 

@@ -17,14 +17,16 @@ use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, TopicName};
 
 use crate::brokers::tool::{self, resolve};
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::workloads::{MetadataOptions, Operation};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Outcome, Window};
+use crate::run;
 use crate::workloads::metadata::peer::Named;
 
 /// How long the broker may take for one request.

@@ -24,9 +24,9 @@ use crate::brokers::tool::{self, PATIENCE, Tool, request};
 use crate::clock;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::ops::Pace;
+use crate::load::window::Window;
 use crate::options::workloads::{Freshness, MetadataAcks, MetadataOptions, Operation};
 use crate::rt::{self, Signal};
-use crate::run::Window;
 
 const PUBLISH_NS: u64 = 250_000_000;
 /// Commands per request during set-up.

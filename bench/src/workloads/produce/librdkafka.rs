@@ -15,12 +15,14 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
 use crate::clock;
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
+use crate::load::window::Window;
 use crate::options::Acks;
 use crate::options::sizes::Numbers;
 use crate::options::workloads::ProduceOptions;
-use crate::run::{self, Outcome, Window};
+use crate::run;
 use crate::workloads::produce::{Plan, key};
 
 /// How long to wait after the end for outstanding deliveries. librdkafka then reports them as failed.

@@ -14,16 +14,18 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 use net::records::compression::Codec;
 
+use crate::figures::outcome::Outcome;
 use crate::figures::stats::Live;
 use crate::load::batcher::BatchLimits;
 use crate::load::setup::{self, Lane, Target};
+use crate::load::window::Window;
 use crate::machine::ceiling::Ceiling;
 use crate::options::sizes::Sizes;
 use crate::options::workloads::ProduceOptions;
 use crate::options::{Acks, Client, RecordOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
-use crate::run::{self, Outcome, Window};
+use crate::run;
 
 /// Bytes of a key: a letter and ten digits.
 pub const KEY_BYTES: usize = 11;
