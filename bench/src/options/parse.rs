@@ -2,6 +2,25 @@
 
 use std::time::Duration;
 
+/// Why a value of the command line can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    #[error("{text:?} is not a duration such as 20s, 500ms or 2m, at most a year")]
+    Duration { text: String },
+    #[error("{text:?} is not a size such as 100, 4KiB or 1MB, at most {limit}")]
+    Size { text: String, limit: &'static str },
+    #[error("{text:?} is not a rate such as 10000, 10k or 1.5M, at most 1000M")]
+    Rate { text: String },
+    #[error("{text:?} is not a number from 1 to 100000")]
+    Count { text: String },
+    #[error("{text:?} is not a size with a weight, such as 10KiB:1")]
+    Weighted { text: String },
+    #[error("weight {weight:?} of {text:?} is not a whole number from 1 to {}", u32::MAX)]
+    Weight { text: String, weight: String },
+    #[error("{text:?} begins with the larger size; write {last}-{first}")]
+    Descending { text: String, first: usize, last: usize },
+}
+
 /// Splits a number from its unit, which may be empty. `None` if there is no number or if it is not finite.
 fn split_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
@@ -11,8 +30,8 @@ fn split_unit(text: &str) -> Option<(f64, &str)> {
 }
 
 /// 20s, 500ms, 200us, 2m; a bare number is seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration such as 20s, 500ms or 2m, at most a year");
+pub fn duration(text: &str) -> Result<Duration, ValueError> {
+    let wrong = || ValueError::Duration { text: text.to_owned() };
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let seconds = match unit {
         "us" => number / 1e6,
@@ -28,17 +47,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// 100, 4KiB, 1MB; at most 1 GiB. In bytes.
-pub fn size(text: &str) -> Result<usize, String> {
+pub fn size(text: &str) -> Result<usize, ValueError> {
     bytes(text, 1 << 30, "1GiB").map(|bytes| bytes as usize)
 }
 
 /// A size for a whole topic; at most 1 TiB. In bytes.
-pub fn large_size(text: &str) -> Result<u64, String> {
+pub fn large_size(text: &str) -> Result<u64, ValueError> {
     bytes(text, 1 << 40, "1TiB")
 }
 
-fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a size such as 100, 4KiB or 1MB, at most {limit}");
+fn bytes(text: &str, at_most: u64, limit: &'static str) -> Result<u64, ValueError> {
+    let wrong = || ValueError::Size { text: text.to_owned(), limit };
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -56,8 +75,8 @@ fn bytes(text: &str, at_most: u64, limit: &str) -> Result<u64, String> {
 }
 
 /// 10000, 10k, 1.5M; per second, at most one billion.
-pub fn rate(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a rate such as 10000, 10k or 1.5M, at most 1000M");
+pub fn rate(text: &str) -> Result<u64, ValueError> {
+    let wrong = || ValueError::Rate { text: text.to_owned() };
     let (number, unit) = split_unit(text).ok_or_else(wrong)?;
     let factor = match unit {
         "" => 1.0,
@@ -69,10 +88,10 @@ pub fn rate(text: &str) -> Result<u64, String> {
     if rate.fract() == 0.0 && rate <= 1e9 { Ok(rate as u64) } else { Err(wrong()) }
 }
 
-pub fn count(text: &str) -> Result<usize, String> {
+pub fn count(text: &str) -> Result<usize, ValueError> {
     match text.parse() {
         Ok(count @ 1..=100_000) => Ok(count),
-        _ => Err(format!("{text:?} is not a number from 1 to 100000")),
+        _ => Err(ValueError::Count { text: text.to_owned() }),
     }
 }
 

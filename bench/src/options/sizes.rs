@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::options::parse::size;
+use crate::options::parse::{ValueError, size};
 
 /// A distribution of sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,33 +51,35 @@ impl Sizes {
 }
 
 impl FromStr for Sizes {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Sizes, String> {
+    fn from_str(text: &str) -> Result<Sizes, ValueError> {
         if text.contains(':') {
-            let mut sum = 0;
-            let mut mix = Vec::new();
-            for part in text.split(',') {
-                let (bytes, weight) = part
-                    .split_once(':')
-                    .ok_or_else(|| format!("{part:?} is not a size with a weight, such as 10KiB:1"))?;
-                let weight: u32 = weight.trim().parse().ok().filter(|weight| *weight > 0).ok_or_else(|| {
-                    format!("weight {weight:?} of {part:?} is not a whole number from 1 to {}", u32::MAX)
-                })?;
-                sum += u64::from(weight);
-                mix.push((size(bytes)?, sum));
-            }
-            return Ok(Sizes::Mix(mix));
+            return mix(text);
         }
         if let Some((first, last)) = text.split_once('-') {
             let (first, last) = (size(first)?, size(last)?);
             if first > last {
-                return Err(format!("{text:?} begins with the larger size; write {last}-{first}"));
+                return Err(ValueError::Descending { text: text.to_owned(), first, last });
             }
             return Ok(Sizes::Range(first, last));
         }
         size(text).map(Sizes::Fixed)
     }
+}
+
+/// Reads sizes with weights: 100:9,10KiB:1.
+fn mix(text: &str) -> Result<Sizes, ValueError> {
+    let mut sum = 0;
+    let mut mix = Vec::new();
+    for part in text.split(',') {
+        let (bytes, weight) = part.split_once(':').ok_or_else(|| ValueError::Weighted { text: part.to_owned() })?;
+        let number: Option<u32> = weight.trim().parse().ok().filter(|number| *number > 0);
+        let wrong = || ValueError::Weight { text: part.to_owned(), weight: weight.to_owned() };
+        sum += u64::from(number.ok_or_else(wrong)?);
+        mix.push((size(bytes)?, sum));
+    }
+    Ok(Sizes::Mix(mix))
 }
 
 /// Random numbers by xorshift64*: fast, and the same in every run.
