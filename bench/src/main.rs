@@ -5,6 +5,7 @@
 pub mod brokers;
 mod clock;
 mod compare;
+mod error;
 mod figures;
 pub mod load;
 pub mod machine;
@@ -19,6 +20,7 @@ mod workloads;
 use std::error::Error;
 use std::process::ExitCode;
 
+use error::AnyError;
 use options::{Command, Workload};
 
 fn main() -> ExitCode {
@@ -26,13 +28,13 @@ fn main() -> ExitCode {
     match perform(command.workload) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("millrace-bench: {}", in_full(e.as_ref()));
+            eprintln!("millrace-bench: {}", in_full(&*e));
             ExitCode::FAILURE
         }
     }
 }
 
-fn perform(mut workload: Workload) -> Result<(), Box<dyn Error>> {
+fn perform(mut workload: Workload) -> Result<(), AnyError> {
     match &workload {
         Workload::Suite(options) => return suite::run(options),
         Workload::Compare(options) => return compare::run(options),

@@ -1,20 +1,17 @@
 //! One invocation of a workload: its repeats, and the output of its results.
 
-use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 
+use crate::error::AnyError;
 use crate::machine::environment::Environment;
 use crate::options::RunOptions;
 use crate::report::Report;
 use crate::report::html;
 
 /// Runs a workload as often as the options say. Prints and stores its results.
-pub fn run(
-    options: &RunOptions,
-    mut once: impl FnMut() -> Result<Report, Box<dyn Error>>,
-) -> Result<(), Box<dyn Error>> {
+pub fn run(options: &RunOptions, mut once: impl FnMut() -> Result<Report, AnyError>) -> Result<(), AnyError> {
     let environment = Environment::of_this_machine(&options.disk_dir);
     environment.print();
     let mut reports = Vec::with_capacity(options.repeat);
@@ -49,10 +46,11 @@ pub fn run(
 }
 
 /// Appends the report's JSON object to the file as one line.
-pub fn append(file: &Path, report: &Report) -> Result<(), String> {
+pub fn append(file: &Path, report: &Report) -> Result<(), AnyError> {
     let failed = |e: std::io::Error| format!("cannot write results to {}: {e}", file.display());
     let mut out = OpenOptions::new().create(true).append(true).open(file).map_err(failed)?;
-    out.write_all(format!("{}\n", report.to_json()).as_bytes()).map_err(failed)
+    out.write_all(format!("{}\n", report.to_json()).as_bytes()).map_err(failed)?;
+    Ok(())
 }
 
 /// The run with the median throughput. For an even number of runs, the lower of the two middle ones.

@@ -1,12 +1,13 @@
 //! Finds the broker's program: the named one, the one built from this source tree, or the one beside the harness.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::error::AnyError;
+
 /// Finds the program `millrace`. A harness that runs from its own source tree first rebuilds the broker, so that it
 /// measures the current source.
-pub fn millrace(named: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
+pub fn millrace(named: Option<&Path>) -> Result<PathBuf, AnyError> {
     if let Some(path) = named {
         let found = path.canonicalize();
         return found.map_err(|e| format!("{}: {e}; --binary must name the program millrace", path.display()).into());

@@ -1,7 +1,6 @@
 //! Brokers that the harness itself starts on this machine and stops at the end. They get free ports and data
 //! directories of their own.
 
-use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use net::peer::auth::{SECRET_FILE, Secret};
 
 use crate::brokers::orphans;
+use crate::error::AnyError;
 use crate::machine::environment;
 
 /// How long a broker may take to become ready.
@@ -65,7 +65,7 @@ impl Drop for Scratch {
 
 impl Local {
     /// Starts `count` brokers and waits until all of them are ready. The brokers share `cpus` evenly.
-    pub fn start(binary: &Path, parent: &Path, count: usize, cpus: &[usize]) -> Result<Local, Box<dyn Error>> {
+    pub fn start(binary: &Path, parent: &Path, count: usize, cpus: &[usize]) -> Result<Local, AnyError> {
         assert!(count > 0 && !cpus.is_empty(), "{count} brokers on CPUs {cpus:?}");
         let dir = Scratch::new(parent, "millrace-bench-cluster")
             .map_err(|e| format!("cannot create a directory in {}: {e}; choose a --disk-dir", parent.display()))?;
@@ -139,7 +139,7 @@ impl Local {
     }
 
     /// Starts a broker on its own data, for the first time or after it was killed.
-    pub fn spawn(&mut self, node: usize) -> Result<(), Box<dyn Error>> {
+    pub fn spawn(&mut self, node: usize) -> Result<(), AnyError> {
         let broker = &mut self.brokers[node - 1];
         // Wait until the killed process is gone: its ports are free only then.
         broker.child.take().map(|mut killed| killed.wait()).transpose()?;
@@ -155,7 +155,7 @@ impl Local {
         Ok(())
     }
 
-    pub fn await_ready(&mut self, node: usize) -> Result<(), Box<dyn Error>> {
+    pub fn await_ready(&mut self, node: usize) -> Result<(), AnyError> {
         let give_up = Instant::now() + PATIENCE;
         let broker = &mut self.brokers[node - 1];
         loop {

@@ -1,6 +1,5 @@
 //! A blocking connection of a tool to a broker's peer port.
 
-use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use consensus::wire::{self, Hello, ToolAnswer, ToolAsk, ToolRequest};
 use net::peer::auth::{Handshake, SECRET_FILE, Secret, nonce};
 use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
 
+use crate::error::AnyError;
 use crate::options::workloads::SecretOptions;
 
 /// How long an answer may take.
@@ -20,7 +20,7 @@ pub fn handshake(secret: Option<Secret>) -> Handshake {
 
 /// The cluster's secret that tools authenticate with. `None` if no option names one and the usual file is missing:
 /// brokers may run without a secret.
-pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, Box<dyn Error>> {
+pub fn secret(options: &SecretOptions) -> Result<Option<Secret>, AnyError> {
     if let Some(file) = &options.secret_file {
         return Ok(Some(Secret::read(file)?));
     }
@@ -37,7 +37,7 @@ pub fn request(id: u64, ask: ToolAsk) -> PeerFrame {
 }
 
 /// The first address that a HOST:PORT resolves to.
-pub fn resolve(address: &str) -> Result<SocketAddr, Box<dyn Error>> {
+pub fn resolve(address: &str) -> Result<SocketAddr, AnyError> {
     let found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?.next();
     found.ok_or_else(|| format!("{address}: the name has no address").into())
 }
@@ -48,9 +48,9 @@ pub struct Tool {
 }
 
 impl Tool {
-    pub fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<Tool, Box<dyn Error>> {
+    pub fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<Tool, AnyError> {
         let mut peer = BlockingPeer::connect(addr, PATIENCE).map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-        let greet = || -> Result<(), Box<dyn Error>> {
+        let greet = || -> Result<(), AnyError> {
             wire::decode_hello(&peer.shake_hands(handshake(secret), true)?)?;
             Ok(())
         };
@@ -60,7 +60,7 @@ impl Tool {
     }
 
     /// Sends one request and waits for its answer. A rejection by the broker is an `Err` too.
-    pub fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, Box<dyn Error>> {
+    pub fn ask(&mut self, ask: ToolAsk) -> Result<ToolAnswer, AnyError> {
         self.peer.write(&request(self.next_id, ask))?;
         self.next_id += 1;
         match wire::decode_response(&self.peer.read()?.bytes)?.answer {

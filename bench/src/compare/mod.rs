@@ -3,7 +3,6 @@
 pub(crate) mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,6 +10,7 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 
 use crate::compare::stats::{REPEATS_MIN, Ratio};
+use crate::error::AnyError;
 use crate::options::compare::CompareOptions;
 use crate::report::Report;
 
@@ -32,7 +32,7 @@ const NO_PART_OF_THE_CASE: [&str; 12] = [
     "binary",
 ];
 
-pub fn run(options: &CompareOptions) -> Result<(), Box<dyn Error>> {
+pub fn run(options: &CompareOptions) -> Result<(), AnyError> {
     if let (Some(a), Some(b)) = (&options.run_a, &options.run_b) {
         run_in_turns(options, a, b)?;
     }
@@ -52,7 +52,7 @@ pub fn run(options: &CompareOptions) -> Result<(), Box<dyn Error>> {
 }
 
 /// Runs both command lines `repeat` times each, in the order A B B A A B B A. Each run appends to its own file.
-fn run_in_turns(options: &CompareOptions, a: &str, b: &str) -> Result<(), Box<dyn Error>> {
+fn run_in_turns(options: &CompareOptions, a: &str, b: &str) -> Result<(), AnyError> {
     for number in 0..options.repeat {
         let mut turn = [(a, &options.a), (b, &options.b)];
         if number % 2 == 1 {
@@ -72,7 +72,7 @@ fn run_in_turns(options: &CompareOptions, a: &str, b: &str) -> Result<(), Box<dy
 }
 
 /// Reads the results of a file: one JSON object per line. Other lines are terminal output and are skipped.
-pub fn read(file: &Path) -> Result<Vec<Report>, Box<dyn Error>> {
+pub fn read(file: &Path) -> Result<Vec<Report>, AnyError> {
     let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let objects = text.lines().enumerate().filter(|(_, line)| line.starts_with('{'));
     let parse = |(at, line): (usize, &str)| {

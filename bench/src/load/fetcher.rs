@@ -12,6 +12,7 @@ use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic
 use net::messages::{self, BrokerId, ListOffsetsRequest, TopicName};
 use net::records::batch::{BatchHeader, Batches};
 
+use crate::error::AnyError;
 use crate::load::connection::{Answers, Requests};
 use crate::load::setup::{self, Lane};
 
@@ -31,7 +32,7 @@ pub enum At {
 }
 
 /// Asks the leaders for one offset of each partition. Blocking.
-pub fn offsets(topic: &str, lanes: &[Lane], at: At) -> Result<Offsets, Box<dyn std::error::Error>> {
+pub fn offsets(topic: &str, lanes: &[Lane], at: At) -> Result<Offsets, AnyError> {
     let timestamp = match at {
         At::Start => -2,
         At::End => -1,

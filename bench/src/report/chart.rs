@@ -1,9 +1,9 @@
 //! Line charts as SVG text.
 
-use std::error::Error;
-
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
+
+use crate::error::AnyError;
 
 const WIDTH: u32 = 620;
 const HEIGHT: u32 = 300;
@@ -142,14 +142,7 @@ fn short(value: f64) -> String {
 }
 
 /// One chart. Points without a place on a scale are left out.
-pub fn svg(
-    title: &str,
-    x_name: &str,
-    y_name: &str,
-    x: Scale,
-    y: Scale,
-    lines: &[Line],
-) -> Result<String, Box<dyn Error>> {
+pub fn svg(title: &str, x_name: &str, y_name: &str, x: Scale, y: Scale, lines: &[Line]) -> Result<String, AnyError> {
     let placed: Vec<(&str, Vec<(f64, f64)>)> = lines
         .iter()
         .map(|line| {
@@ -163,8 +156,7 @@ pub fn svg(
     let mut out = String::new();
     {
         let root = SVGBackend::with_string(&mut out, (WIDTH, HEIGHT)).into_drawing_area();
-        let failed =
-            |e: DrawingAreaErrorKind<_>| -> Box<dyn Error> { format!("a chart could not be drawn: {e}").into() };
+        let failed = |e: DrawingAreaErrorKind<_>| -> AnyError { format!("a chart could not be drawn: {e}").into() };
         let text = |size: i32| ("sans-serif", size).into_font().color(&TEXT);
         let mut chart = ChartBuilder::on(&root)
             .caption(title, text(17))

@@ -1,9 +1,9 @@
 //! The report: one HTML page with tables and charts that needs no other file.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 
+use crate::error::AnyError;
 use crate::figures::outcome::Sample;
 use crate::figures::with_commas;
 use crate::report::Report;
@@ -19,12 +19,12 @@ th{background:#f0f0f0;font-weight:600}td:first-child,th:first-child{text-align:l
 .warn{color:#b00020;font-weight:600}.note{color:#666}code{font-size:12px;overflow-wrap:anywhere}details{margin:.4em 0}";
 
 /// Writes the page.
-pub fn write(file: &Path, title: &str, reports: &[Report]) -> Result<(), Box<dyn Error>> {
+pub fn write(file: &Path, title: &str, reports: &[Report]) -> Result<(), AnyError> {
     let page = page(title, reports)?;
     fs::write(file, page).map_err(|e| format!("cannot write the report to {}: {e}", file.display()).into())
 }
 
-fn page(title: &str, reports: &[Report]) -> Result<String, Box<dyn Error>> {
+fn page(title: &str, reports: &[Report]) -> Result<String, AnyError> {
     let title = escaped(title);
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -109,7 +109,7 @@ fn summary(reports: &[Report]) -> String {
             Latency counts from when a record was meant to be sent.</p>\n"
 }
 
-fn section(name: &str, repeats: &[&Report]) -> Result<String, Box<dyn Error>> {
+fn section(name: &str, repeats: &[&Report]) -> Result<String, AnyError> {
     let mut text = format!("<h2>{}</h2>\n", escaped(name));
     let last = repeats[repeats.len() - 1];
     if let Some(error) = &last.first_error {

@@ -4,7 +4,6 @@ pub(crate) mod cases;
 pub(crate) mod peers;
 pub(crate) mod system;
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
@@ -14,6 +13,7 @@ use serde_json::json;
 
 use crate::brokers::binary;
 use crate::brokers::local::Local;
+use crate::error::AnyError;
 use crate::load::setup;
 use crate::machine::environment::{self, Environment};
 use crate::options::Command;
@@ -37,7 +37,7 @@ pub struct Place {
     pub all_cpus: Vec<usize>,
 }
 
-pub fn run(options: &SuiteOptions) -> Result<(), Box<dyn Error>> {
+pub fn run(options: &SuiteOptions) -> Result<(), AnyError> {
     let begin = Instant::now();
     if options.set != Set::Peers && !options.peers.is_empty() {
         return Err(format!("--peers is for the set peers, not {}", options.set.name()).into());
@@ -84,7 +84,7 @@ pub fn run(options: &SuiteOptions) -> Result<(), Box<dyn Error>> {
     if failures.is_empty() { Ok(()) } else { Err(format!("{} cases failed", failures.len()).into()) }
 }
 
-fn place(options: &SuiteOptions) -> Result<Place, Box<dyn Error>> {
+fn place(options: &SuiteOptions) -> Result<Place, AnyError> {
     let tree = Path::new("target");
     let default = if tree.is_dir() { tree.join("bench") } else { PathBuf::from(".") };
     let dir = options.dir.clone().unwrap_or(default);
@@ -108,7 +108,7 @@ fn version(binary: &Path) -> Option<String> {
 
 /// Quick and full: Millrace alone. Each kind of brokers is started once and runs all of its cases: one broker first,
 /// then three, and so on.
-fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, Box<dyn Error>> {
+fn own(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, AnyError> {
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|only| case.name.contains(only));
     let cases: Vec<Case> = cases::cases(options.set).into_iter().filter(wanted).collect();
     if cases.is_empty() {
@@ -184,7 +184,7 @@ pub fn perform(
     let line = fill(&case.line);
     eprintln!("--- {name}\n    millrace-bench {line}");
     let words = std::iter::once("millrace-bench").chain(line.split_whitespace()).map(str::to_owned);
-    let once = || -> Result<Report, Box<dyn Error>> {
+    let once = || -> Result<Report, AnyError> {
         let mut command = Command::parse_all(words.clone())?;
         let config = command.workload.run_options().map(|run| run.config.clone()).unwrap_or_default();
         let mut report = workloads::run_once(&command.workload)?;

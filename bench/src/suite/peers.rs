@@ -2,13 +2,13 @@
 //! comparison.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::brokers::local::{Local, Scratch};
 use crate::compare;
+use crate::error::AnyError;
 use crate::options::suite::{Peer, SuiteOptions};
 use crate::report::Report;
 use crate::suite::cases::{self, Against, Case};
@@ -55,7 +55,7 @@ impl Running {
     }
 }
 
-pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, Box<dyn Error>> {
+pub fn run(options: &SuiteOptions, place: &Place, failures: &mut Vec<String>) -> Result<Vec<Report>, AnyError> {
     let mut systems = vec![System::Millrace];
     let named = if options.peers.is_empty() { &ALL } else { &options.peers[..] };
     for peer in named.iter().map(|peer| System::of(*peer)) {
@@ -145,7 +145,7 @@ fn missing(system: System) -> Option<String> {
     needs.iter().find(has).map(|tool| format!("there is no program {tool}"))
 }
 
-fn start(system: System, against: Against, place: &Place) -> Result<Running, Box<dyn Error>> {
+fn start(system: System, against: Against, place: &Place) -> Result<Running, AnyError> {
     let count = if against == Against::Three { 3 } else { 1 };
     let cpus = if count == 3 { &place.all_cpus } else { &place.broker_cpus };
     let (script, flush) = match system {
@@ -178,7 +178,7 @@ fn start(system: System, against: Against, place: &Place) -> Result<Running, Box
 }
 
 /// The first of `count` consecutive ports that are free now, with the ports 100 above them free too.
-fn free_port(count: usize) -> Result<u16, Box<dyn Error>> {
+fn free_port(count: usize) -> Result<u16, AnyError> {
     let begin = PORTS.start + (std::process::id() as u16 % 4000);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let all = |port: &u16| (0..count as u16).all(|n| free(port + n) && free(port + 100 + n));

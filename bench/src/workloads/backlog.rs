@@ -3,7 +3,6 @@
 //! Fills the topic first. Then measures the tail alone for half the duration, and finally the drain beside the tail.
 //! The report holds the drain's throughput, and the tail's end-to-end latency during the drain.
 
-use std::error::Error;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -15,6 +14,7 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::load::fetcher::{self, At, Offsets};
@@ -35,7 +35,7 @@ use crate::workloads::tail::{self, Flow};
 /// The topic is filled in runs of this length until it holds enough.
 const FILL: Duration = Duration::from_secs(1);
 
-pub fn run(options: &BacklogOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &BacklogOptions) -> Result<Report, AnyError> {
     end_to_end::check_sizes(&options.records)?;
     let produce = setup::prepare(&options.target, ApiKey::Produce)?;
     let fetch_version = setup::prepare(&options.target, ApiKey::Fetch)?.version;
@@ -71,7 +71,7 @@ pub fn run(options: &BacklogOptions) -> Result<Report, Box<dyn Error>> {
 }
 
 /// Produces as fast as possible until `--backlog` bytes have been written.
-fn fill(options: &BacklogOptions, target: &Target) -> Result<(), Box<dyn Error>> {
+fn fill(options: &BacklogOptions, target: &Target) -> Result<(), AnyError> {
     let records = RecordOptions { rate: Some(0), ..options.records.clone() };
     let mut bytes = 0;
     while bytes < options.backlog {
@@ -94,7 +94,7 @@ fn tail_plan(
     target: &Target,
     fetch_version: i16,
     window: Window,
-) -> Result<tail::Plan, Box<dyn Error>> {
+) -> Result<tail::Plan, AnyError> {
     let topic = &options.target.topic;
     let rate = options.records.rate.unwrap_or(end_to_end::RATE);
     Ok(tail::Plan {
@@ -108,7 +108,7 @@ fn tail_plan(
     })
 }
 
-fn tail_alone(options: &BacklogOptions, target: &Target, fetch_version: i16) -> Result<Tally, Box<dyn Error>> {
+fn tail_alone(options: &BacklogOptions, target: &Target, fetch_version: i16) -> Result<Tally, AnyError> {
     let window = Window::new(options.run.warm_up, options.run.duration / 2);
     let plan = tail_plan(options, target, fetch_version, window)?;
     let producers = target.lanes.len();
@@ -140,7 +140,7 @@ fn drain_beside_tail(
     fetch_version: i16,
     begin: Offsets,
     cold_to: Offsets,
-) -> Result<Drained, Box<dyn Error>> {
+) -> Result<Drained, AnyError> {
     let window = Window::new(options.run.warm_up, options.run.duration);
     let apart = tail::Apart {
         from_ns: window.measured_from_ns,

@@ -1,7 +1,6 @@
 //! Workload `commits`: offset commits of consumer groups, each sent to the group's coordinator.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
@@ -15,6 +14,7 @@ use net::errors::{self, ErrorCode};
 use net::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use net::messages::{FindCoordinatorRequest, GroupId, OffsetCommitRequest, TopicName};
 
+use crate::error::AnyError;
 use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
@@ -33,7 +33,7 @@ const SEVERAL_KEYS_FROM: i16 = 4;
 const PATIENCE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-pub fn run(options: &CommitsOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &CommitsOptions) -> Result<Report, AnyError> {
     // The harness connects only to the coordinators, so --connections does not apply to the topic's leaders.
     let any_connections = ThreadOptions { connections: None, ..options.target.threads.clone() };
     let target =
@@ -78,7 +78,7 @@ fn name(group: i32) -> String {
 }
 
 /// The groups, by the broker that coordinates them.
-fn coordinators(client: &mut Client, groups: usize) -> Result<Vec<Lane>, Box<dyn Error>> {
+fn coordinators(client: &mut Client, groups: usize) -> Result<Vec<Lane>, AnyError> {
     let mut by_addr: BTreeMap<SocketAddr, Vec<i32>> = BTreeMap::new();
     let several = client.version(ApiKey::FindCoordinator)? >= SEVERAL_KEYS_FROM;
     let give_up = Instant::now() + PATIENCE;

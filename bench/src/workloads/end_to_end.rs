@@ -1,12 +1,12 @@
 //! Workload `end-to-end`: sends records by an open-loop schedule. The latency runs from a record's intended time
 //! until a consumer has it.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use net::StrBytes;
 use net::codec::api::ApiKey;
 
+use crate::error::AnyError;
 use crate::figures::stats::{Live, quantile_ms};
 use crate::load::fetcher::{self, At};
 use crate::load::setup::{self, Lane};
@@ -23,7 +23,7 @@ use crate::workloads::tail::{self, Flow};
 /// Default rate in records per second. Without a rate, the latency would be that of a full queue.
 pub const RATE: u64 = 10_000;
 
-pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &EndToEndOptions) -> Result<Report, AnyError> {
     check_sizes(&options.records)?;
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
     let fetch_version = setup::prepare(&options.target, ApiKey::Fetch)?.version;
@@ -64,10 +64,10 @@ pub fn run(options: &EndToEndOptions) -> Result<Report, Box<dyn Error>> {
 }
 
 /// Checks that every value has room for its stamp.
-pub fn check_sizes(records: &RecordOptions) -> Result<(), String> {
+pub fn check_sizes(records: &RecordOptions) -> Result<(), AnyError> {
     match records.record_size.min() {
         min if min < STAMP_BYTES => {
-            Err(format!("--record-size of {min}: each value holds a stamp, so give at least {STAMP_BYTES}"))
+            Err(format!("--record-size of {min}: each value holds a stamp, so give at least {STAMP_BYTES}").into())
         }
         _ => Ok(()),
     }

@@ -4,7 +4,6 @@
 //!
 //! Source: etcd's rpc.proto (KV.Put, KV.Range) and the protocol of gRPC over HTTP/2.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, mpsc};
@@ -17,6 +16,7 @@ use hdrhistogram::Histogram;
 use http::{Method, Request};
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
@@ -31,20 +31,20 @@ const PUBLISH_NS: u64 = 250_000_000;
 /// How long to wait for an answer.
 const DRAIN: Duration = Duration::from_secs(10);
 
-pub fn run(options: &EtcdOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &EtcdOptions) -> Result<Report, AnyError> {
     let ceiling = Ceiling::measure(&options.run);
     let window = Window::new(options.run.warm_up, options.run.duration);
     let live: Arc<Live> = Arc::default();
     let (ended, all_ended) = mpsc::channel::<()>();
     let (shown, work) = (live.clone(), options.clone());
-    let thread = thread::Builder::new().name("load-0".to_owned()).spawn(move || {
+    let thread = thread::Builder::new().name("load-0".to_owned()).spawn(move || -> Result<Tally, AnyError> {
         // Dropped when the thread's work ends or panics; this ends `watch`.
         let _ended = ended;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let cpu_ns = clock::thread_cpu_ns();
         let mut tally = runtime.block_on(load(work, window, live))?;
         tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-        Ok::<Tally, String>(tally)
+        Ok(tally)
     })?;
     let series = run::watch(&all_ended, &[shown], window);
     let tally = thread.join().map_err(|_| "the load thread panicked")??;
@@ -65,7 +65,7 @@ struct Shared {
     results: Mutex<(Tally, Histogram<u64>, u64)>,
 }
 
-async fn load(options: EtcdOptions, window: Window, live: Arc<Live>) -> Result<Tally, String> {
+async fn load(options: EtcdOptions, window: Window, live: Arc<Live>) -> Result<Tally, AnyError> {
     let lanes = options.connections * options.in_flight;
     let results = Mutex::new((Tally::default(), histogram(), 0));
     let shared = Arc::new(Shared { options, window, live, results });
@@ -105,7 +105,7 @@ async fn lane_work(mut sender: SendRequest<Bytes>, lane: usize, lanes: usize, sh
         let asked = ask(&mut sender, &shared.options, number);
         let answer = match tokio::time::timeout(DRAIN, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} s", DRAIN.as_secs())),
+            Err(_) => Err(format!("no answer within {} s", DRAIN.as_secs()).into()),
         };
         number += lanes as u64;
         let now_ns = clock::now_ns();
@@ -125,7 +125,7 @@ async fn lane_work(mut sender: SendRequest<Bytes>, lane: usize, lanes: usize, sh
             }
             Err(why) => {
                 shared.live.errors.fetch_add(1, Ordering::Relaxed);
-                tally.fail(1, || why);
+                tally.fail(1, || why.to_string());
                 return;
             }
         }
@@ -136,7 +136,7 @@ async fn lane_work(mut sender: SendRequest<Bytes>, lane: usize, lanes: usize, sh
     }
 }
 
-async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64) -> Result<(), String> {
+async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64) -> Result<(), AnyError> {
     let key = format!("bench-{}", number % options.keys.max(1) as u64);
     let (path, message) = match options.operation {
         EtcdOperation::Write => ("/etcdserverpb.KV/Put", put(key.as_bytes(), number.to_string().as_bytes())),
@@ -147,26 +147,25 @@ async fn ask(sender: &mut SendRequest<Bytes>, options: &EtcdOptions, number: u64
         .uri(format!("http://{}{path}", options.bootstrap))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .body(())
-        .map_err(|e| e.to_string())?;
-    std::future::poll_fn(|context| sender.poll_ready(context)).await.map_err(|e| e.to_string())?;
-    let (response, mut body) = sender.send_request(request, false).map_err(|e| e.to_string())?;
-    body.send_data(framed(&message), true).map_err(|e| e.to_string())?;
-    let response = response.await.map_err(|e| e.to_string())?;
+        .body(())?;
+    std::future::poll_fn(|context| sender.poll_ready(context)).await?;
+    let (response, mut body) = sender.send_request(request, false)?;
+    body.send_data(framed(&message), true)?;
+    let response = response.await?;
     if let Some(status) = response.headers().get("grpc-status").filter(|status| *status != "0") {
-        return Err(refusal(status, response.headers()));
+        return Err(refusal(status, response.headers()).into());
     }
     let mut answer = response.into_body();
     while let Some(data) = answer.data().await {
-        let data = data.map_err(|e| e.to_string())?;
+        let data = data?;
         // Open the flow-control window again for the bytes that were read.
-        answer.flow_control().release_capacity(data.len()).map_err(|e| e.to_string())?;
+        answer.flow_control().release_capacity(data.len())?;
     }
-    let trailers = answer.trailers().await.map_err(|e| e.to_string())?.unwrap_or_default();
+    let trailers = answer.trailers().await?.unwrap_or_default();
     match trailers.get("grpc-status") {
         Some(status) if status == "0" => Ok(()),
-        Some(status) => Err(refusal(status, &trailers)),
-        None => Err("an answer has no status".to_owned()),
+        Some(status) => Err(refusal(status, &trailers).into()),
+        None => Err("an answer has no status".into()),
     }
 }
 

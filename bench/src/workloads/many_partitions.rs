@@ -1,9 +1,8 @@
 //! Workload `many-partitions`: runs the same producer against topics with more and more partitions.
 
-use std::error::Error;
-
 use serde_json::json;
 
+use crate::error::AnyError;
 use crate::options::workloads::{ManyPartitionsOptions, ProduceOptions};
 use crate::options::{RunOptions, TargetOptions};
 use crate::report::Report;
@@ -13,7 +12,7 @@ use crate::workloads::produce;
 const RATE: u64 = 10_000;
 
 /// Runs one step per number of partitions. The report is that of the last step, with all steps as extra figures.
-pub fn run(options: &ManyPartitionsOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &ManyPartitionsOptions) -> Result<Report, AnyError> {
     let mut steps = Vec::new();
     let mut last: Option<Report> = None;
     let (mut p99_first_ms, mut errors) = (0.0, 0);

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::brokers::tool::{self, Tool, resolve};
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram, quantile_ms};
 use crate::figures::with_commas;
@@ -49,13 +50,13 @@ struct Figures {
     mean_ms: f64,
 }
 
-pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &MeshOptions) -> Result<Report, AnyError> {
     let mut probe = Probe {
         tool: Tool::connect(resolve(&options.peer)?, tool::secret(&options.secret)?)?,
         options: options.clone(),
     };
     // A broker that does not support the request reports that here.
-    let (from, _) = probe.ask(1).map_err(|e| refused(&options.peer, e.as_ref()))?;
+    let (from, _) = probe.ask(1).map_err(|e| refused(&options.peer, &*e))?;
     let ceiling = Ceiling::measure_cores(&options.run, &options.ceiling_cpus)?;
     let window = Window::new(options.run.warm_up, options.run.duration);
     let (ended, all_ended) = mpsc::channel::<()>();
@@ -65,11 +66,12 @@ pub fn run(options: &MeshOptions) -> Result<Report, Box<dyn Error>> {
         move || {
             // Dropped when the work ends or panics; this ends `watch`.
             let _ended = ended;
-            probe.ask_for(window, &live).map_err(|e| format!("{}: {e}", probe.options.peer))
+            probe.ask_for(window, &live)
         }
     });
     let series = run::watch(&all_ended, &[live], window);
-    let (targets, mut tally) = asking.join().map_err(|_| "the thread that asks panicked")??;
+    let asked = asking.join().map_err(|_| "the thread that asks panicked")?;
+    let (targets, mut tally) = asked.map_err(|e| format!("{}: {e}", options.peer))?;
     for target in &targets {
         tally.latency_ns.add(&target.took_ns)?;
     }
@@ -96,7 +98,7 @@ struct Probe {
 
 impl Probe {
     /// Returns the core that handled the request, and the measured times.
-    fn ask(&mut self, rounds: u32) -> Result<(u16, Vec<MeshTimes>), Box<dyn Error>> {
+    fn ask(&mut self, rounds: u32) -> Result<(u16, Vec<MeshTimes>), AnyError> {
         let MeshOptions { core: to, in_flight, .. } = self.options;
         match self.tool.ask(ToolAsk::ProbeMesh { to, rounds, in_flight })? {
             ToolAnswer::MeshProbed { from, times } => Ok((from, times)),
@@ -105,7 +107,7 @@ impl Probe {
     }
 
     /// Sends one request after the other until the window ends. Requests of the warm-up do not count.
-    fn ask_for(&mut self, window: Window, live: &Live) -> Result<(Vec<Target>, Tally), Box<dyn Error>> {
+    fn ask_for(&mut self, window: Window, live: &Live) -> Result<(Vec<Target>, Tally), AnyError> {
         let mut tally = Tally::default();
         let mut targets: Vec<Target> = Vec::new();
         let cpu_ns = clock::thread_cpu_ns();

@@ -15,12 +15,11 @@ pub(crate) mod ready_loop;
 pub(crate) mod tail;
 pub(crate) mod wal_ring;
 
-use std::error::Error;
-
+use crate::error::AnyError;
 use crate::options::Workload;
 use crate::report::Report;
 
-pub fn run_once(workload: &Workload) -> Result<Report, Box<dyn Error>> {
+pub fn run_once(workload: &Workload) -> Result<Report, AnyError> {
     match workload {
         Workload::Produce(options) => produce::run(options),
         Workload::Consume(options) => consume::run(options),

@@ -4,7 +4,6 @@
 //! The histograms have fixed buckets, four per power of two. A quantile is the upper bound of its bucket, so it is at
 //! most a quarter too high.
 
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
@@ -15,6 +14,7 @@ use serde::Serialize;
 use crate::brokers::scrape::{self, Buckets};
 use crate::brokers::tool::resolve;
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::with_commas;
 use crate::load::window::Window;
 use crate::options::workloads::ReadyLoopOptions;
@@ -53,7 +53,7 @@ struct Turns {
     cpu_share: f64,
 }
 
-pub fn run(options: &ReadyLoopOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &ReadyLoopOptions) -> Result<Report, AnyError> {
     let admins: Vec<SocketAddr> = options.admin.iter().map(|admin| resolve(admin)).collect::<Result<_, _>>()?;
     // Fail before the load, not after it, if a page can't be read.
     for (name, addr) in options.admin.iter().zip(&admins) {

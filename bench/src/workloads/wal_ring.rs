@@ -2,7 +2,6 @@
 //! plain system calls. All use the same directory, one after the other. Needs no broker.
 
 use std::cell::RefCell;
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use wal::ring::journal::Journal;
 use wal::store::Admission;
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Tally, histogram, quantile_ms};
 use crate::figures::with_commas;
@@ -48,7 +48,7 @@ struct Figures {
     writes: u64,
 }
 
-pub fn run(options: &WalOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &WalOptions) -> Result<Report, AnyError> {
     let ceiling = Ceiling::measure(&options.run);
     // Measure raw writes half before and half after the rings: a disk's performance changes within a minute.
     let mut raw_disk = RawDisk::create(&options.run.disk_dir)?;
@@ -96,11 +96,11 @@ fn measure<D: Disk>(
     backend: &'static str,
     options: &WalOptions,
     disk: impl FnOnce() -> io::Result<D> + Send + 'static,
-) -> Result<Measured, Box<dyn Error>> {
+) -> Result<Measured, AnyError> {
     let dir = Scratch::new(&options.run.disk_dir, backend)?;
     let (path, options) = (dir.0.clone(), options.clone());
-    let work = move || async move { load(backend, disk, &path, &options).await.map_err(|e| e.to_string()) };
-    Ok(rt::spawn_thread(backend, None, work)?.join()??)
+    let work = move || async move { load(backend, disk, &path, &options).await };
+    rt::spawn_thread(backend, None, work)?.join()?
 }
 
 /// Keeps `in_flight` appends outstanding during the warm-up and the duration. Only the duration counts.
@@ -109,7 +109,7 @@ async fn load<D: Disk>(
     disk: impl FnOnce() -> io::Result<D>,
     dir: &Path,
     options: &WalOptions,
-) -> Result<Measured, Box<dyn Error>> {
+) -> Result<Measured, AnyError> {
     let disk = disk()?;
     disk.create_dir(dir).await?;
     let (journal, _) = Journal::open(disk, dir, 0, RingConfig::of_bytes(RING_BYTES)).await?;
@@ -152,7 +152,7 @@ async fn append_until<D: Disk>(
     end_ns: u64,
     last_index: Rc<RefCell<Vec<u64>>>,
     latency_ns: Rc<RefCell<Histogram<u64>>>,
-) -> Result<(), Box<dyn Error>> {
+) -> Result<(), AnyError> {
     let data = Bytes::from(vec![0x5a; DESCRIPTOR_BYTES]);
     let payload = Bytes::from(vec![0xa5; size]);
     let group = GroupId(lane as u64 + 1);

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use wal::buf::{BLOCK, Chunk, block_ceil};
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::stats::{histogram, quantile_ms};
 use crate::figures::with_commas;
 use crate::machine::environment;
@@ -94,7 +95,7 @@ impl Ceiling {
 
     /// Measures what limits messages between cores: round trips of two threads on two CPUs, and loopback. Does not
     /// measure the disk. If `cpus` is empty, the first two CPUs that this process may use are taken.
-    pub fn measure_cores(options: &RunOptions, cpus: &[usize]) -> Result<Ceiling, String> {
+    pub fn measure_cores(options: &RunOptions, cpus: &[usize]) -> Result<Ceiling, AnyError> {
         let cpus = two_cpus(&environment::allowed_cpu_numbers(), cpus)?;
         let mut ceiling = Ceiling::default();
         if options.no_ceiling {
@@ -211,8 +212,8 @@ impl Ceiling {
 }
 
 /// The CPUs of the two threads; `None` if this process may use only one.
-fn two_cpus(allowed: &[usize], wanted: &[usize]) -> Result<Option<[usize; 2]>, String> {
-    let wrong = |what: &str| format!("--ceiling-cpus: {what}; name two of {allowed:?}");
+fn two_cpus(allowed: &[usize], wanted: &[usize]) -> Result<Option<[usize; 2]>, AnyError> {
+    let wrong = |what: &str| AnyError::from(format!("--ceiling-cpus: {what}; name two of {allowed:?}"));
     match *wanted {
         [] => Ok(allowed.first_chunk().copied()),
         [a, b] if a == b => Err(wrong("it names one CPU twice")),
@@ -402,10 +403,10 @@ mod tests {
             (&[0, 1, 2], &[2, 0], Some([2, 0])),
             (&[3], &[], None),
         ] {
-            assert_eq!(two_cpus(allowed, wanted), Ok(found));
+            assert_eq!(two_cpus(allowed, wanted).unwrap(), found);
         }
         for wanted in [[1].as_slice(), &[1, 1], &[0, 3], &[0, 1, 2]] {
-            let refused = two_cpus(&[0, 1, 2], wanted).unwrap_err();
+            let refused = two_cpus(&[0, 1, 2], wanted).unwrap_err().to_string();
             assert!(refused.contains("--ceiling-cpus") && refused.contains("[0, 1, 2]"), "{refused}");
         }
     }

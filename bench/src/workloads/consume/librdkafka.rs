@@ -1,7 +1,6 @@
 //! Workload `consume` through librdkafka: partitions are assigned by hand, one instance per load thread. librdkafka
 //! prefetches as it likes, so the latency is the wait for each record.
 
-use std::error::Error;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -14,6 +13,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::options::workloads::ConsumeOptions;
@@ -24,7 +24,7 @@ use crate::workloads::produce::librdkafka::pin;
 const POLL: Duration = Duration::from_millis(100);
 const PUBLISH_NS: u64 = 250_000_000;
 
-pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, AnyError> {
     run::check_cpus(&options.target.threads)?;
     if options.target.threads.connections.is_some() {
         return Err(
@@ -51,12 +51,14 @@ pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
         let own: Vec<i32> = partitions.iter().copied().skip(index).step_by(threads).collect();
         let cpus = &options.target.threads.cpus;
         let cpu = cpus.get(index % cpus.len().max(1)).copied();
-        running.push(thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-            // Dropped when the thread's work ends or panics; the last drop ends `watch`.
-            let _ended = ended;
-            cpu.map_or(Ok(()), pin).map_err(|e| e.to_string())?;
-            consume(&config, &plan, &own, &live).map_err(|e| e.to_string())
-        })?);
+        running.push(thread::Builder::new().name(format!("load-{index}")).spawn(
+            move || -> Result<Tally, AnyError> {
+                // Dropped when the thread's work ends or panics; the last drop ends `watch`.
+                let _ended = ended;
+                cpu.map_or(Ok(()), pin)?;
+                consume(&config, &plan, &own, &live)
+            },
+        )?);
     }
     drop(ended);
     let mut outcome = Outcome { series: run::watch(&all_ended, &lives, plan.window), ..Outcome::default() };
@@ -70,7 +72,7 @@ pub fn load(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
     Ok(outcome)
 }
 
-fn consume(config: &ClientConfig, plan: &Plan, partitions: &[i32], live: &Live) -> Result<Tally, Box<dyn Error>> {
+fn consume(config: &ClientConfig, plan: &Plan, partitions: &[i32], live: &Live) -> Result<Tally, AnyError> {
     let consumer: BaseConsumer = config.create()?;
     let mut places = TopicPartitionList::new();
     for partition in partitions {

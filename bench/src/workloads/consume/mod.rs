@@ -3,7 +3,6 @@
 #[cfg(feature = "librdkafka")]
 pub(crate) mod librdkafka;
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
@@ -31,7 +31,7 @@ const PUBLISH_NS: u64 = 250_000_000;
 /// A drain ends by itself; this is only its upper bound.
 const DRAIN_AT_MOST: Duration = Duration::from_secs(86_400);
 
-pub fn run(options: &ConsumeOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &ConsumeOptions) -> Result<Report, AnyError> {
     let target = setup::prepare(&options.target, ApiKey::Fetch)?;
     let topic = &options.target.topic;
     let from = if options.from == From::Start { At::Start } else { At::End };
@@ -63,12 +63,12 @@ pub fn run(options: &ConsumeOptions) -> Result<Report, Box<dyn Error>> {
 }
 
 #[cfg(feature = "librdkafka")]
-fn librdkafka(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+fn librdkafka(options: &ConsumeOptions, plan: Plan) -> Result<Outcome, AnyError> {
     crate::workloads::consume::librdkafka::load(options, plan)
 }
 
 #[cfg(not(feature = "librdkafka"))]
-fn librdkafka(_: &ConsumeOptions, _: Plan) -> Result<Outcome, Box<dyn Error>> {
+fn librdkafka(_: &ConsumeOptions, _: Plan) -> Result<Outcome, AnyError> {
     Err("--client librdkafka: this build does not have it; build with --features librdkafka".into())
 }
 

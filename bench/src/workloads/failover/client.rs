@@ -2,7 +2,6 @@
 //! request at a time, and each produce request carries the records that are due, up to a limit.
 
 use std::collections::{HashSet, VecDeque};
-use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use net::records::compression::Codec;
 use net::records::record::Records;
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::load::schedule::Schedule;
 use crate::load::window::Window;
 
@@ -105,7 +105,7 @@ impl Producer {
 
     /// Sends the records that are due, or waits until one is. Returns the acknowledged records, if any. Records that
     /// were not acknowledged stay pending.
-    pub fn send_due(&mut self) -> Result<Option<Acked>, Box<dyn Error>> {
+    pub fn send_due(&mut self) -> Result<Option<Acked>, AnyError> {
         let now_ns = clock::now_ns();
         while let Some(intended_ns) = self.schedule.take(now_ns) {
             self.pending.push_back((self.next_number, intended_ns));
@@ -159,7 +159,7 @@ impl Producer {
 ///
 /// The leader may change during the read, for example when the preferred leader returns. The reader then continues
 /// with the new leader, like a consumer.
-pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<dyn Error>> {
+pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, AnyError> {
     let give_up_ns = clock::now_ns() + READ_PATIENCE.as_nanos() as u64;
     let (mut numbers, mut next_offset) = (HashSet::new(), 0);
     loop {
@@ -179,8 +179,8 @@ pub fn read_back(bootstrap: &[String], topic: &str) -> Result<HashSet<u64>, Box<
 /// Why reading back failed.
 enum ReadFailed {
     /// There is no leader, or the broker does not answer as the leader. A retry may succeed.
-    Leader(Box<dyn Error>),
-    Other(Box<dyn Error>),
+    Leader(AnyError),
+    Other(AnyError),
 }
 
 fn read_from_leader(
@@ -213,7 +213,7 @@ fn read_from_leader(
     }
 }
 
-fn read_numbers(batch: &Bytes, numbers: &mut HashSet<u64>) -> Result<(), Box<dyn Error>> {
+fn read_numbers(batch: &Bytes, numbers: &mut HashSet<u64>) -> Result<(), AnyError> {
     for record in Records::open(batch, BATCH_BYTES_MAX)?.iter() {
         let value = record?.value.and_then(|value| value.first_chunk::<NUMBER_BYTES>().copied());
         numbers.extend(value.map(u64::from_be_bytes));

@@ -1,7 +1,6 @@
 //! The brokers that workload `failover` kills and restarts: its own, or brokers that deploy/cluster/start.sh started.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::brokers::local::Local;
+use crate::error::AnyError;
 
 /// Pause between two checks whether a killed process is gone.
 const GONE: Duration = Duration::from_millis(5);
@@ -54,7 +54,7 @@ impl Process {
 
 impl Cluster {
     /// Finds the brokers of the files DIR/broker-N.pid.
-    pub fn given(dir: &Path) -> Result<Cluster, Box<dyn Error>> {
+    pub fn given(dir: &Path) -> Result<Cluster, AnyError> {
         let failed = |e: io::Error| format!("--pid-dir {}: {e}", dir.display());
         let mut brokers = BTreeMap::new();
         for entry in fs::read_dir(dir).map_err(failed)? {
@@ -89,7 +89,7 @@ impl Cluster {
     }
 
     /// Sends SIGKILL.
-    pub fn kill(&mut self, node: i32) -> Result<(), Box<dyn Error>> {
+    pub fn kill(&mut self, node: i32) -> Result<(), AnyError> {
         match self {
             Cluster::Own(local) => Ok(local.kill(node as usize)?),
             Cluster::Given { brokers, .. } => {
@@ -105,7 +105,7 @@ impl Cluster {
     }
 
     /// Restarts a broker with its former program, arguments and directory.
-    pub fn restart(&mut self, node: i32) -> Result<(), Box<dyn Error>> {
+    pub fn restart(&mut self, node: i32) -> Result<(), AnyError> {
         match self {
             Cluster::Own(local) => {
                 local.spawn(node as usize)?;

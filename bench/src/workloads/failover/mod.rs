@@ -7,7 +7,6 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -19,6 +18,7 @@ use hdrhistogram::Histogram;
 use crate::brokers::binary;
 use crate::brokers::local::Local;
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::setup;
@@ -40,7 +40,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const AWAY: Duration = Duration::from_millis(500);
 const PUBLISH_NS: u64 = 250_000_000;
 
-pub fn run(options: &FailoverOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &FailoverOptions) -> Result<Report, AnyError> {
     if options.rate == 0 {
         return Err("--rate 0: only records that are due in a gap show it; give at least 1".into());
     }
@@ -61,7 +61,7 @@ pub fn run(options: &FailoverOptions) -> Result<Report, Box<dyn Error>> {
     run_on(options, cluster)
 }
 
-fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Box<dyn Error>> {
+fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, AnyError> {
     let bootstrap = cluster.bootstrap().unwrap_or_else(|| options.bootstrap.clone());
     let threads = ThreadOptions { connections: None, threads: 1, cpus: Vec::new() };
     let target = TargetOptions {
@@ -132,7 +132,7 @@ enum Victim {
     Killed { node: i32, at_ns: u64 },
     /// The other brokers have taken over. Another thread restarts the broker and sets `back` when all replicas are in
     /// sync, or when it fails.
-    Returning { back: Arc<AtomicBool>, thread: thread::JoinHandle<Result<Cluster, String>> },
+    Returning { back: Arc<AtomicBool>, thread: thread::JoinHandle<Result<Cluster, AnyError>> },
 }
 
 fn produce_through(
@@ -141,7 +141,7 @@ fn produce_through(
     bootstrap: &[String],
     window: Window,
     live: &Live,
-) -> Result<Found, Box<dyn Error>> {
+) -> Result<Found, AnyError> {
     let mut producer = Producer::new(bootstrap, &options.topic, options.rate, options.record_size, window);
     let mut found = Found { tally: Tally::default(), gaps_ms: Vec::new(), acked: HashSet::new() };
     let (mut recent_ns, mut published_ns) = (histogram(), 0);
@@ -210,14 +210,14 @@ fn bring_back(mut cluster: Cluster, node: i32, bootstrap: &[String], topic: &str
     let (done, bootstrap, topic) = (back.clone(), bootstrap.to_vec(), topic.to_owned());
     let thread = thread::spawn(move || {
         thread::sleep(AWAY);
-        let result = cluster.restart(node).map_err(|e| e.to_string()).and_then(|()| await_in_sync(&bootstrap, &topic));
+        let result = cluster.restart(node).and_then(|()| await_in_sync(&bootstrap, &topic));
         done.store(true, Ordering::Release);
         result.map(|()| cluster)
     });
     Victim::Returning { back, thread }
 }
 
-fn await_in_sync(bootstrap: &[String], topic: &str) -> Result<(), String> {
+fn await_in_sync(bootstrap: &[String], topic: &str) -> Result<(), AnyError> {
     let give_up_ns = clock::now_ns() + CATCH_UP.as_nanos() as u64;
     while clock::now_ns() < give_up_ns {
         if describe(bootstrap, topic).is_some_and(|partition| partition.in_sync == partition.replicas) {
@@ -225,5 +225,6 @@ fn await_in_sync(bootstrap: &[String], topic: &str) -> Result<(), String> {
         }
         thread::sleep(ASK_AGAIN);
     }
-    Err(format!("not all replicas of {topic} are in sync {} s after a broker came back", CATCH_UP.as_secs()))
+    let seconds = CATCH_UP.as_secs();
+    Err(format!("not all replicas of {topic} are in sync {seconds} s after a broker came back").into())
 }

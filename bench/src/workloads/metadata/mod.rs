@@ -3,7 +3,6 @@
 
 pub(crate) mod peer;
 
-use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use net::messages::{CreateTopicsRequest, DeleteTopicsRequest, TopicName};
 
 use crate::brokers::tool::{self, resolve};
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::Live;
 use crate::load::ops::{self, Pace};
@@ -32,7 +32,7 @@ use crate::workloads::metadata::peer::Named;
 /// How long the broker may take for one request.
 const REQUEST_TIMEOUT_MS: i32 = 30_000;
 
-pub fn run(options: &MetadataOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &MetadataOptions) -> Result<Report, AnyError> {
     let (name, shares) = match options.operation {
         Operation::Write => ("metadata-write", [Share::WriteSync, Share::LoopbackRoundTrip].as_slice()),
         Operation::Read => ("metadata-read", [Share::LoopbackRoundTrip].as_slice()),
@@ -54,7 +54,7 @@ fn pace(options: &MetadataOptions) -> Pace {
 }
 
 /// Writes or reads over the peer port. Calls `begins` with the run's window just before the load begins.
-pub fn by_peer(options: &MetadataOptions, begins: impl FnOnce(Window)) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
+pub fn by_peer(options: &MetadataOptions, begins: impl FnOnce(Window)) -> Result<(Outcome, Ceiling), AnyError> {
     let addr = resolve(&options.peer)?;
     let topics: Arc<[Named]> = peer::prepare(options, addr)?.into();
     let ceiling = Ceiling::measure(&options.run);
@@ -72,7 +72,7 @@ fn lanes(addr: SocketAddr, options: &MetadataOptions) -> Vec<Lane> {
 
 /// Creates topics whose names are unique to this run. The operation delete-topics leaves a few topics: the newest, and
 /// those created before there was one to delete. The operation create-topics leaves all topics.
-fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), Box<dyn Error>> {
+fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), AnyError> {
     let client = setup::connect(&options.bootstrap)?;
     let (create, delete) = (client.version(ApiKey::CreateTopics)?, client.version(ApiKey::DeleteTopics)?);
     // DeleteTopics identifies topics by name up to version 5.

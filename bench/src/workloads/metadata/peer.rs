@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use uuid::Uuid;
 
 use crate::brokers::tool::{self, PATIENCE, Tool, request};
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::ops::Pace;
 use crate::load::window::Window;
@@ -36,7 +36,7 @@ const SETUP_COMMANDS: usize = 256;
 pub type Named = (Arc<str>, Uuid);
 
 /// Makes sure that the topics exist, and learns their ids.
-pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, Box<dyn Error>> {
+pub fn prepare(options: &MetadataOptions, addr: SocketAddr) -> Result<Vec<Named>, AnyError> {
     let mut tool = Tool::connect(addr, tool::secret(&options.secret)?)?;
     let ToolAnswer::Answers(brokers) =
         tool.ask(ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::ListBrokers] })?

@@ -17,7 +17,6 @@ pub use with_mock::{measure, serve};
 
 #[cfg(feature = "librdkafka")]
 mod with_mock {
-    use std::error::Error;
     use std::io::{self, BufRead, BufReader, Read};
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
@@ -25,6 +24,7 @@ mod with_mock {
     use rdkafka::mocking::MockCluster;
 
     use super::{Ceiling, ProduceOptions};
+    use crate::error::AnyError;
     use crate::figures::stats::quantile_ms;
     use crate::load::setup::{self, Lane, Target};
     use crate::options::{MockClusterOptions, TargetOptions};
@@ -59,7 +59,7 @@ mod with_mock {
         }
     }
 
-    fn against_mock(options: &ProduceOptions, partitions: i32, ceiling: &mut Ceiling) -> Result<(), Box<dyn Error>> {
+    fn against_mock(options: &ProduceOptions, partitions: i32, ceiling: &mut Ceiling) -> Result<(), AnyError> {
         let mut mock = Command::new(std::env::current_exe()?);
         mock.args(["mock-cluster", "--topic", TOPIC, "--partitions", &partitions.to_string()]);
         let mut mock = Mock(mock.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
@@ -106,7 +106,7 @@ mod with_mock {
     }
 
     /// Runs in the child process. Serves until its standard input ends, so that it never outlives its parent.
-    pub fn serve(options: &MockClusterOptions) -> Result<(), Box<dyn Error>> {
+    pub fn serve(options: &MockClusterOptions) -> Result<(), AnyError> {
         let cluster = MockCluster::new(1)?;
         cluster.create_topic(&options.topic, options.partitions, 1)?;
         println!("{}", cluster.bootstrap_servers());

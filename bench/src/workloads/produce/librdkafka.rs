@@ -1,7 +1,6 @@
 //! Workload `produce` through librdkafka: the same schedule, one instance per load thread. librdkafka decides how to
 //! batch, connect and pipeline, within the options.
 
-use std::error::Error;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -15,6 +14,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
 use crate::clock;
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::schedule::Schedule;
@@ -33,7 +33,7 @@ const FULL_PAUSE: Duration = Duration::from_micros(200);
 /// Smallest and largest `batch.size` of librdkafka.
 const BATCH_BYTES: std::ops::RangeInclusive<usize> = 1..=2_147_483_647;
 
-pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, AnyError> {
     run::check_cpus(&options.target.threads)?;
     if options.target.threads.connections.is_some() {
         return Err(
@@ -49,13 +49,15 @@ pub fn load(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Err
         let (config, plan, live, ended) = (config.clone(), plan.clone(), live.clone(), ended.clone());
         let cpus = &options.target.threads.cpus;
         let cpu = cpus.get(index % cpus.len().max(1)).copied();
-        running.push(thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-            // Dropped when the thread's work ends or panics; the last drop ends `watch`.
-            let _ended = ended;
-            // librdkafka's threads inherit the CPU of the thread that creates them.
-            cpu.map_or(Ok(()), pin).map_err(|e| e.to_string())?;
-            produce(&config, &plan, index, threads, live).map_err(|e| e.to_string())
-        })?);
+        running.push(thread::Builder::new().name(format!("load-{index}")).spawn(
+            move || -> Result<Tally, AnyError> {
+                // Dropped when the thread's work ends or panics; the last drop ends `watch`.
+                let _ended = ended;
+                // librdkafka's threads inherit the CPU of the thread that creates them.
+                cpu.map_or(Ok(()), pin)?;
+                produce(&config, &plan, index, threads, live)
+            },
+        )?);
     }
     drop(ended);
     let mut outcome = Outcome { series: run::watch(&all_ended, &lives, plan.window), ..Outcome::default() };
@@ -152,7 +154,7 @@ fn produce(
     index: usize,
     threads: usize,
     live: Arc<Live>,
-) -> Result<Tally, Box<dyn Error>> {
+) -> Result<Tally, AnyError> {
     let results = Arc::new(Mutex::new((Tally::default(), histogram(), 0)));
     let context = Deliveries { window: plan.window, live, results: results.clone() };
     let producer: ThreadedProducer<Deliveries> = config.create_with_context(context)?;

@@ -6,7 +6,6 @@ pub(crate) mod lane;
 #[cfg(feature = "librdkafka")]
 pub(crate) mod librdkafka;
 
-use std::error::Error;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +13,7 @@ use net::StrBytes;
 use net::codec::api::ApiKey;
 use net::records::compression::Codec;
 
+use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::Live;
 use crate::load::batcher::BatchLimits;
@@ -35,7 +35,7 @@ pub const STAMP_BYTES: usize = 8;
 pub const SHARES: [Share; 5] =
     [Share::ClientCap, Share::DiskWrite, Share::LoopbackBytes, Share::WriteSync, Share::PacedWrite];
 
-pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
+pub fn run(options: &ProduceOptions) -> Result<Report, AnyError> {
     let target = setup::prepare(&options.target, ApiKey::Produce)?;
     let mut ceiling = Ceiling::measure(&options.run);
     client_cap::measure(options, target.partitions, &mut ceiling);
@@ -44,7 +44,7 @@ pub fn run(options: &ProduceOptions) -> Result<Report, Box<dyn Error>> {
 }
 
 /// Runs the load with the client that the options name.
-pub fn load(options: &ProduceOptions, target: Target) -> Result<Outcome, Box<dyn Error>> {
+pub fn load(options: &ProduceOptions, target: Target) -> Result<Outcome, AnyError> {
     let window = Window::new(options.run.warm_up, options.run.duration);
     let rate = options.records.rate.unwrap_or(0);
     let plan = Plan::new(&options.target.topic, &target, &options.records, rate, window);
@@ -56,12 +56,12 @@ pub fn load(options: &ProduceOptions, target: Target) -> Result<Outcome, Box<dyn
 }
 
 #[cfg(feature = "librdkafka")]
-fn librdkafka(options: &ProduceOptions, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
+fn librdkafka(options: &ProduceOptions, plan: Plan) -> Result<Outcome, AnyError> {
     crate::workloads::produce::librdkafka::load(options, plan)
 }
 
 #[cfg(not(feature = "librdkafka"))]
-fn librdkafka(_: &ProduceOptions, _: Plan) -> Result<Outcome, Box<dyn Error>> {
+fn librdkafka(_: &ProduceOptions, _: Plan) -> Result<Outcome, AnyError> {
     Err("--client librdkafka: this build does not have it; build with --features librdkafka".into())
 }
 
