@@ -13,6 +13,7 @@ use net::codec::request::Request;
 use net::transport::conn::{self, FrameReader, FrameWriter};
 
 use crate::clock;
+use crate::load::error::LoadError;
 use crate::rt::{self, Signal};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -36,13 +37,13 @@ struct State {
     /// Signalled when an answer has been counted, and when the connection has ended.
     room: Signal,
     answered_ns: Cell<u64>,
-    broken: RefCell<Option<String>>,
+    broken: RefCell<Option<LoadError>>,
 }
 
-pub async fn open(addr: SocketAddr) -> Result<(Requests, Answers), String> {
-    let failed = |e: std::io::Error| format!("cannot connect to {addr}: {e}");
+pub async fn open(addr: SocketAddr) -> Result<(Requests, Answers), LoadError> {
+    let failed = |source| LoadError::Connect { addr, source };
     let connected = rt::timeout(CONNECT_PATIENCE, conn::connect(addr)).await;
-    let stream = connected.ok_or_else(|| format!("cannot connect to {addr} within {CONNECT_PATIENCE:?}"))?;
+    let stream = connected.ok_or(LoadError::ConnectTimeout { addr, patience: CONNECT_PATIENCE })?;
     let (reader, writer) = conn::open(stream.map_err(failed)?, ANSWER_BYTES_MAX).map_err(failed)?;
     let state = Rc::new(State {
         codec: RefCell::new(ClientCodec::new("millrace-bench")),
@@ -55,16 +56,15 @@ pub async fn open(addr: SocketAddr) -> Result<(Requests, Answers), String> {
 
 impl Requests {
     /// Encodes and queues a request.
-    pub fn push(&mut self, version: i16, request: &Request) -> Result<(), String> {
-        let encoded = self.state.codec.borrow_mut().encode(version, request);
-        let (_, parts) = encoded.map_err(|e| e.to_string())?;
+    pub fn push(&mut self, version: i16, request: &Request) -> Result<(), LoadError> {
+        let (_, parts) = self.state.codec.borrow_mut().encode(version, request)?;
         self.writer.push(parts);
         Ok(())
     }
 
     /// Sends all queued requests.
-    pub async fn flush(&mut self) -> Result<(), String> {
-        self.writer.flush().await.map_err(|e| e.to_string())
+    pub async fn flush(&mut self) -> Result<(), LoadError> {
+        Ok(self.writer.flush().await?)
     }
 
     pub fn in_flight(&self) -> usize {
@@ -76,9 +76,9 @@ impl Requests {
         self.state.answered_ns.get()
     }
 
-    /// Why the connection ended; `None` while it works.
-    pub fn broken(&self) -> Option<String> {
-        self.state.broken.borrow().clone()
+    /// Takes the reason why the connection ended; `None` while it works.
+    pub fn take_broken(&self) -> Option<LoadError> {
+        self.state.broken.take()
     }
 
     /// Waits until an answer has been counted or the connection ends, at most until `until_ns`.
@@ -94,17 +94,20 @@ impl Requests {
 }
 
 impl Answers {
-    /// The next answer. `None` once the connection has ended; [`Requests::broken`] says why.
+    /// The next answer, or why the connection ended.
+    pub async fn receive(&mut self) -> Result<Answer, LoadError> {
+        let frame = self.reader.read_frame().await?.ok_or(LoadError::Closed)?;
+        Ok(self.state.codec.borrow_mut().answer(&frame)?)
+    }
+
+    /// The next answer. `None` once the connection has ended; [`Requests::take_broken`] says why.
     pub async fn next(&mut self) -> Option<Answer> {
-        let frame = match self.reader.read_frame().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return self.end("the broker closed the connection".to_owned()),
-            Err(e) => return self.end(e.to_string()),
-        };
-        let answer = self.state.codec.borrow_mut().answer(&frame);
-        match answer {
+        match self.receive().await {
             Ok(answer) => Some(answer),
-            Err(e) => self.end(e.to_string()),
+            Err(why) => {
+                self.end(why);
+                None
+            }
         }
     }
 
@@ -114,10 +117,10 @@ impl Answers {
         self.state.room.give();
     }
 
-    pub fn end(&mut self, why: String) -> Option<Answer> {
+    /// Ends the connection and tells the sender why.
+    pub fn end(&mut self, why: LoadError) {
         self.reader.shutdown();
         self.state.broken.borrow_mut().get_or_insert(why);
         self.state.room.give();
-        None
     }
 }

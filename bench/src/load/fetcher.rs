@@ -14,6 +14,7 @@ use net::records::batch::{BatchHeader, Batches};
 
 use crate::error::AnyError;
 use crate::load::connection::{Answers, Requests};
+use crate::load::error::LoadError;
 use crate::load::setup::{self, Lane};
 
 /// How long the broker may wait for the first byte of data.
@@ -114,19 +115,16 @@ impl Fetcher {
         &mut self,
         requests: &mut Requests,
         answers: &mut Answers,
-        mut batch: impl FnMut(&BatchHeader, Bytes, i64) -> Result<(), String>,
-    ) -> Result<Fetched, String> {
+        mut batch: impl FnMut(&BatchHeader, Bytes, i64) -> Result<(), LoadError>,
+    ) -> Result<Fetched, LoadError> {
         requests.push(self.version, &self.request().into())?;
         requests.flush().await?;
-        let Some(answer) = answers.next().await else {
-            return Err(requests.broken().unwrap_or_else(|| "the connection ended".to_owned()));
-        };
-        let response = answer.decode::<messages::FetchRequest>().map_err(|e| e.to_string())?;
-        errors::check(response.error_code).map_err(|e| e.to_string())?;
+        let response = answers.receive().await?.decode::<messages::FetchRequest>()?;
+        errors::check(response.error_code)?;
         let mut fetched = Fetched::default();
         for partition in response.responses.into_iter().flat_map(|topic| topic.partitions) {
             let index = partition.partition_index;
-            errors::check(partition.error_code).map_err(|e| format!("partition {index}: {e}"))?;
+            errors::check(partition.error_code).map_err(|error| LoadError::Partition { index, error })?;
             let Some(place) = self.places.iter_mut().find(|place| place.partition == index) else { continue };
             let Some(batches) = partition.records else { continue };
             fetched.bytes += batches.len() as u64;

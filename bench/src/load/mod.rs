@@ -2,6 +2,7 @@
 
 pub(crate) mod batcher;
 pub(crate) mod connection;
+pub(crate) mod error;
 pub(crate) mod fetcher;
 pub(crate) mod ops;
 pub(crate) mod schedule;

@@ -17,6 +17,7 @@ use net::codec::request::Request;
 use crate::clock;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
+use crate::load::error::LoadError;
 use crate::load::schedule::Schedule;
 use crate::load::window::Window;
 use crate::rt;
@@ -44,7 +45,7 @@ impl Pace {
 }
 
 /// Checks an answer; an `Err` says why the operation failed.
-pub type Check = fn(Answer) -> Result<(), String>;
+pub type Check = fn(Answer) -> Result<(), LoadError>;
 
 struct Shared {
     window: Window,
@@ -97,7 +98,7 @@ pub async fn lane_work(
             send(requests, &shared, pace, index, request).await;
             receiver.join().await;
         }
-        Err(why) => shared.failed(1, || why),
+        Err(why) => shared.failed(1, || why.to_string()),
     }
     let unanswered = shared.sent.borrow().len() as u64;
     shared.failed(unanswered, || "no answer".to_owned());
@@ -140,7 +141,7 @@ async fn send(
         if let Err(why) = flushed {
             break Some(why);
         }
-        if let Some(why) = requests.broken() {
+        if let Some(why) = requests.take_broken() {
             break Some(why);
         }
         let after_ns = clock::now_ns();
@@ -149,7 +150,7 @@ async fn send(
             break None;
         }
         if after_ns >= give_up_ns {
-            break Some(format!("not answered {} s after the end", DRAIN.as_secs()));
+            break Some(LoadError::Unanswered { patience: DRAIN });
         }
         if requests.in_flight() >= pace.in_flight {
             requests.wait(Some(give_up_ns)).await;
@@ -162,7 +163,7 @@ async fn send(
     };
     if let Some(why) = broken {
         let unsent = schedule.total().map_or(0, |total| total - schedule.taken());
-        shared.failed(unsent.max(1), || why);
+        shared.failed(unsent.max(1), || why.to_string());
     }
     requests.shutdown();
 }
@@ -173,7 +174,7 @@ async fn receive(mut answers: Answers, shared: Rc<Shared>, check: Check) {
         let intended_ns = shared.sent.borrow_mut().pop_front().expect("the codec matches answers to requests");
         match check(answer) {
             Ok(()) => shared.answered(intended_ns, now_ns),
-            Err(why) => shared.failed(1, || why),
+            Err(why) => shared.failed(1, || why.to_string()),
         }
         answers.done(now_ns);
     }

@@ -16,6 +16,7 @@ use net::messages::{FindCoordinatorRequest, GroupId, OffsetCommitRequest, TopicN
 
 use crate::error::AnyError;
 use crate::figures::stats::Live;
+use crate::load::error::LoadError;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
 use crate::load::window::Window;
@@ -113,13 +114,13 @@ fn coordinators(client: &mut Client, groups: usize) -> Result<Vec<Lane>, AnyErro
     Ok(by_addr.into_iter().map(|(addr, partitions)| Lane { addr, partitions }).collect())
 }
 
-fn check(answer: Answer) -> Result<(), String> {
-    let response = answer.decode::<OffsetCommitRequest>().map_err(|e| e.to_string())?;
+fn check(answer: Answer) -> Result<(), LoadError> {
+    let response = answer.decode::<OffsetCommitRequest>()?;
     let mut partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
     let refused = partitions.find_map(|partition| errors::check(partition.error_code).err().map(|e| (partition, e)));
     match refused {
-        Some((partition, error)) => Err(format!("partition {}: {error}", partition.partition_index)),
-        None if response.topics.is_empty() => Err("the answer names no topic".to_owned()),
+        Some((partition, error)) => Err(LoadError::Partition { index: partition.partition_index, error }),
+        None if response.topics.is_empty() => Err(LoadError::NoTopic),
         None => Ok(()),
     }
 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use net::StrBytes;
-use net::records::record::Records;
+use net::records::record::{ReadError, Records};
 
 use crate::clock;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
+use crate::load::error::LoadError;
 use crate::load::fetcher::{Fetcher, Offsets};
 use crate::load::setup::Lane;
 use crate::load::window::Window;
@@ -115,7 +116,7 @@ pub async fn consume_work(plan: Plan, lane: Lane, live: Arc<Live>) -> Tally {
     let mut tail = tail.borrow_mut();
     if let Err(why) = result {
         tail.live.errors.fetch_add(1, Ordering::Relaxed);
-        tail.tally.fail(1, || why);
+        tail.tally.fail(1, || why.to_string());
     }
     std::mem::take(&mut tail.tally)
 }
@@ -134,7 +135,7 @@ async fn read(
     window: Window,
     mut requests: Requests,
     mut answers: Answers,
-) -> Result<(), String> {
+) -> Result<(), LoadError> {
     rt::sleep_until(window.start_ns).await;
     let flow = tail.borrow().plan.flow.clone();
     let give_up_ns = window.end_ns + DRAIN.as_nanos() as u64;
@@ -164,25 +165,23 @@ impl Tail {
         _: &net::records::batch::BatchHeader,
         batch: bytes::Bytes,
         from_offset: i64,
-    ) -> Result<(), String> {
+    ) -> Result<(), LoadError> {
         let now_ns = clock::now_ns();
         let window = self.plan.produce.window;
-        let records = Records::open(&batch, BATCH_BYTES_MAX).map_err(|e| e.to_string())?;
+        let records = Records::open(&batch, BATCH_BYTES_MAX)?;
         let mut apart = self.plan.apart.as_ref().map(|apart| {
             let latency_ns = apart.latency_ns.lock().expect("nothing panics while it holds this");
             (apart.from_ns..apart.until_ns.load(Ordering::Relaxed), latency_ns)
         });
         let (mut count, mut bytes) = (0, 0);
         for record in records.iter() {
-            let record = record.map_err(|e| e.to_string())?;
+            let record = record.map_err(ReadError::from)?;
             if record.offset < from_offset {
                 continue;
             }
             let value = record.value.unwrap_or_default();
             let Some(stamp) = value.first_chunk::<STAMP_BYTES>() else {
-                return Err(
-                    "a record has no stamp: another program writes to this topic; choose another --topic".to_owned()
-                );
+                return Err(LoadError::NoStamp);
             };
             let intended_ns = u64::from_be_bytes(*stamp);
             let latency_ns = now_ns.saturating_sub(intended_ns).max(1);

@@ -16,6 +16,7 @@ use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::connection::{self, Answers, Requests};
+use crate::load::error::LoadError;
 use crate::load::fetcher::{self, At, Fetched, Fetcher, Offsets};
 use crate::load::setup::{self, Lane};
 use crate::load::window::Window;
@@ -100,7 +101,7 @@ pub async fn lane_work(plan: Plan, lane: Lane, live: Arc<Live>) -> Tally {
     };
     if let Err(why) = result {
         reading.live.errors.fetch_add(1, Ordering::Relaxed);
-        reading.tally.fail(1, || why);
+        reading.tally.fail(1, || why.to_string());
     }
     reading.tally
 }
@@ -115,7 +116,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn read(&mut self, mut requests: Requests, mut answers: Answers) -> Result<(), String> {
+    async fn read(&mut self, mut requests: Requests, mut answers: Answers) -> Result<(), LoadError> {
         rt::sleep_until(self.window.start_ns).await;
         loop {
             let begin_ns = clock::now_ns();

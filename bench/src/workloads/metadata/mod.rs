@@ -19,6 +19,7 @@ use crate::clock;
 use crate::error::AnyError;
 use crate::figures::outcome::Outcome;
 use crate::figures::stats::Live;
+use crate::load::error::LoadError;
 use crate::load::ops::{self, Pace};
 use crate::load::setup::{self, Lane};
 use crate::load::window::Window;
@@ -117,18 +118,17 @@ fn by_kafka(options: &MetadataOptions) -> Result<(Outcome, Ceiling), AnyError> {
     Ok((outcome, ceiling))
 }
 
-fn check(answer: Answer) -> Result<(), String> {
+fn check(answer: Answer) -> Result<(), LoadError> {
     let mut codes = Vec::new();
     if answer.api == ApiKey::DeleteTopics {
-        let response = answer.decode::<DeleteTopicsRequest>().map_err(|e| e.to_string())?;
+        let response = answer.decode::<DeleteTopicsRequest>()?;
         codes.extend(response.responses.iter().map(|topic| topic.error_code));
     } else {
-        let response = answer.decode::<CreateTopicsRequest>().map_err(|e| e.to_string())?;
+        let response = answer.decode::<CreateTopicsRequest>()?;
         codes.extend(response.topics.iter().map(|topic| topic.error_code));
     }
-    match codes.first().map(|code| errors::check(*code)) {
-        Some(Ok(())) => Ok(()),
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err(ErrorCode::UnknownServerError.to_string()),
+    match codes.first() {
+        Some(code) => Ok(errors::check(*code)?),
+        None => Err(ErrorCode::UnknownServerError.into()),
     }
 }

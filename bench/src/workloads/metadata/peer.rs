@@ -23,6 +23,7 @@ use crate::brokers::tool::{self, PATIENCE, Tool, request};
 use crate::clock;
 use crate::error::AnyError;
 use crate::figures::stats::{Live, Tally, histogram};
+use crate::load::error::LoadError;
 use crate::load::ops::Pace;
 use crate::load::window::Window;
 use crate::options::workloads::{Freshness, MetadataAcks, MetadataOptions, Operation};
@@ -119,23 +120,39 @@ struct State {
     /// Intended time of each unanswered request, by its number.
     open: RefCell<HashMap<u64, u64>>,
     room: Signal,
-    broken: RefCell<Option<String>>,
+    broken: RefCell<Option<LoadError>>,
     ended: Cell<bool>,
 }
 
 pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>) -> Tally {
-    let mut tally = Tally::default();
     let (reader, mut writer) = match connect(addr, plan.secret.clone()).await {
         Ok(halves) => halves,
         Err(why) => {
             live.errors.fetch_add(1, Ordering::Relaxed);
-            tally.fail(1, || why);
+            let mut tally = Tally::default();
+            tally.fail(1, || why.to_string());
             return tally;
         }
     };
     let state = Rc::new(State::default());
+    let receiving = rt::spawn(receive(reader, state.clone(), plan.pace.window, live));
+    let mut tally = send(&mut writer, &state, &plan, at).await;
+    state.ended.set(true);
+    // Outstanding requests still wait for their answers, or for the end of the connection.
+    if state.open.borrow().is_empty() {
+        writer.shutdown();
+    }
+    tally.add(rt::timeout(PATIENCE, receiving.join()).await.unwrap_or_default());
+    let left = state.open.borrow().len() as u64;
+    tally.fail(left, || state.broken.borrow().as_ref().map_or_else(|| "no answer".to_owned(), LoadError::to_string));
+    tally
+}
+
+/// Sends requests by the schedule until it is over or the connection ends. Counts how late they left, and those that
+/// were not sent.
+async fn send(writer: &mut FrameWriter, state: &State, plan: &Plan, at: usize) -> Tally {
+    let mut tally = Tally::default();
     let Pace { rate, in_flight, window, .. } = plan.pace;
-    let receiving = rt::spawn(receive(reader, state.clone(), window, live));
     let mut schedule = plan.pace.schedule(at);
     // Each connection begins at a different topic.
     let mut n = at as u64 * 1_000_003;
@@ -150,11 +167,11 @@ pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>)
                 tally.client_late_ns.saturating_record(late_ns);
             }
             state.open.borrow_mut().insert(n, intended_ns);
-            peer::push(&mut writer, request(n, (plan.asks)(n)));
+            peer::push(writer, request(n, (plan.asks)(n)));
             n += 1;
         }
         if let Err(e) = writer.flush().await {
-            state.broken.borrow_mut().get_or_insert(e.to_string());
+            state.broken.borrow_mut().get_or_insert(e.into());
             break;
         }
         let Some(next_ns) = schedule.next_ns(clock::now_ns()) else { break };
@@ -174,27 +191,17 @@ pub async fn lane_work(plan: Plan, at: usize, addr: SocketAddr, live: Arc<Live>)
         let unsent = schedule.total().map_or(0, |total| total - schedule.taken());
         tally.fail(unsent, || "not sent".to_owned());
     }
-    state.ended.set(true);
-    // Outstanding requests still wait for their answers, or for the end of the connection.
-    if state.open.borrow().is_empty() {
-        writer.shutdown();
-    }
-    tally.add(rt::timeout(PATIENCE, receiving.join()).await.unwrap_or_default());
-    let left = state.open.borrow().len() as u64;
-    tally.fail(left, || state.broken.borrow().clone().unwrap_or_else(|| "no answer".to_owned()));
     tally
 }
 
-async fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<(FrameReader, FrameWriter), String> {
-    let connected = rt::timeout(PATIENCE, conn::connect(addr)).await;
-    let stream = connected.ok_or_else(|| format!("cannot connect to {addr} within {PATIENCE:?}"))?;
-    let stream = stream.map_err(|e| format!("cannot connect to {addr}: {e}"))?;
-    let (mut reader, mut writer) = peer::open(stream).map_err(|e| e.to_string())?;
+async fn connect(addr: SocketAddr, secret: Option<Secret>) -> Result<(FrameReader, FrameWriter), LoadError> {
+    let patience = PATIENCE;
+    let connected = rt::timeout(patience, conn::connect(addr)).await;
+    let stream = connected.ok_or(LoadError::ConnectTimeout { addr, patience })?;
+    let (mut reader, mut writer) = peer::open(stream.map_err(|source| LoadError::Connect { addr, source })?)?;
     let shaking = peer::shake_hands(tool::handshake(secret), true, &mut reader, &mut writer);
-    let there =
-        rt::timeout(PATIENCE, shaking).await.ok_or_else(|| format!("no answer of {addr} within {PATIENCE:?}"))?;
-    let there = there.map_err(|e| format!("{addr}: {e}"))?;
-    wire::decode_hello(&there).map_err(|e| e.to_string())?;
+    let there = rt::timeout(patience, shaking).await.ok_or(LoadError::HandshakeTimeout { addr, patience })?;
+    wire::decode_hello(&there.map_err(|source| LoadError::Handshake { addr, source })?)?;
     peer::trust(&mut reader, FRAME_BYTES_MAX);
     Ok((reader, writer))
 }
@@ -207,21 +214,10 @@ async fn receive(mut reader: FrameReader, state: Rc<State>, window: Window, live
         if state.ended.get() && state.open.borrow().is_empty() {
             break;
         }
-        let frame = match peer::read(&mut reader).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => {
-                state.broken.borrow_mut().get_or_insert_with(|| "the broker closed the connection".to_owned());
-                break;
-            }
-            Err(e) => {
-                state.broken.borrow_mut().get_or_insert(e.to_string());
-                break;
-            }
-        };
-        let ToolResponse { id, answer } = match wire::decode_response(&frame.bytes) {
+        let ToolResponse { id, answer } = match response(&mut reader).await {
             Ok(response) => response,
-            Err(e) => {
-                state.broken.borrow_mut().get_or_insert(e.to_string());
+            Err(why) => {
+                state.broken.borrow_mut().get_or_insert(why);
                 break;
             }
         };
@@ -253,6 +249,12 @@ async fn receive(mut reader: FrameReader, state: Rc<State>, window: Window, live
     }
     state.room.give();
     tally
+}
+
+/// The next response.
+async fn response(reader: &mut FrameReader) -> Result<ToolResponse, LoadError> {
+    let frame = peer::read(reader).await?.ok_or(LoadError::Closed)?;
+    Ok(wire::decode_response(&frame.bytes)?)
 }
 
 /// Why an answer is a failure; `None` if it is a success.

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::figures::stats::{Live, Tally, histogram};
 use crate::load::batcher::{Batch, Batcher};
 use crate::load::connection::{self, Answers, Requests};
+use crate::load::error::LoadError;
 use crate::load::schedule::Schedule;
 use crate::load::setup::Lane;
 use crate::options::Acks;
@@ -136,7 +137,7 @@ pub async fn lane_work(plan: Plan, index: usize, lane: Lane, live: Arc<Live>) ->
         Ok(open) => open,
         Err(why) => {
             let mut tally = Tally::default();
-            tally.fail(1, || why);
+            tally.fail(1, || why.to_string());
             return tally;
         }
     };
@@ -180,14 +181,14 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
         if sent && after_ns - now_ns > FLUSH_HELD_NS {
             held_until_ns = after_ns;
         }
-        if requests.broken().is_some() {
-            break requests.broken();
+        if let Some(why) = requests.take_broken() {
+            break Some(why);
         }
         if over && batcher.is_empty() && requests.in_flight() == 0 {
             break None;
         }
         if after_ns >= give_up_ns {
-            break Some(format!("not answered {} s after the end", DRAIN.as_secs()));
+            break Some(LoadError::Unanswered { patience: DRAIN });
         }
         if requests.in_flight() >= plan.in_flight {
             requests.wait(Some(give_up_ns)).await;
@@ -204,7 +205,7 @@ async fn send(mut requests: Requests, shared: &Shared, index: usize) {
     if let Some(why) = broken {
         // Records that the schedule required and that were not sent count as errors.
         let unsent = schedule.total().map_or(0, |total| total - schedule.taken()) + batcher.len() as u64;
-        shared.failed(unsent.max(1), || why);
+        shared.failed(unsent.max(1), || why.to_string());
     }
     requests.shutdown();
 }
@@ -228,7 +229,7 @@ async fn send_ready(
     batcher: &mut Batcher,
     shared: &Shared,
     now_ns: u64,
-) -> Result<bool, String> {
+) -> Result<bool, LoadError> {
     let plan = &shared.plan;
     let request_bytes_max = REQUEST_BYTES.max(plan.limits.batch_bytes);
     let mut any = false;
@@ -273,8 +274,8 @@ async fn receive(mut answers: Answers, shared: Rc<Shared>) {
     }
 }
 
-fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Result<(), String> {
-    let response = answer.decode::<messages::ProduceRequest>().map_err(|e| e.to_string())?;
+fn count(shared: &Shared, answer: Answer, batches: &[Batch], now_ns: u64) -> Result<(), LoadError> {
+    let response = answer.decode::<messages::ProduceRequest>()?;
     let partitions: Vec<_> = response.responses.iter().flat_map(|topic| &topic.partition_responses).collect();
     for batch in batches {
         let index = shared.partitions[batch.partition];
