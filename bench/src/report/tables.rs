@@ -1,6 +1,7 @@
 //! Formats results as tables: for a terminal, and as Markdown for bench/RESULTS.md. Pure.
 
 use crate::figures::with_commas;
+use crate::machine::environment::Environment;
 use crate::options::suite::Set;
 use crate::report::Report;
 use crate::report::shares;
@@ -116,7 +117,11 @@ pub fn text(reports: &[Report]) -> String {
 /// The Markdown tables, with the commands that reproduce the figures.
 pub fn markdown(set: Set, reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
-    let at = &first.environment;
+    [made_on(set, &first.environment), results(reports), ceilings(reports)].concat()
+}
+
+/// The command and the machine that the figures come from.
+fn made_on(set: Set, at: &Environment) -> String {
     let mut text = format!(
         "\nBy `cargo run --release -p bench -- suite {} --markdown` on {} ({} CPUs, {} allowed, {} GB), Linux {}, {}; commit {}{}.\n\n",
         set.name(),
@@ -135,7 +140,13 @@ pub fn markdown(set: Set, reports: &[Report]) -> String {
             at.load_average
         );
     }
-    text += "| case | per second | MB/s | p50 ms | p99 ms | p99.9 ms | beside the ceiling | found |\n";
+    text
+}
+
+/// The Markdown table of the results.
+fn results(reports: &[Report]) -> String {
+    let mut text =
+        "| case | per second | MB/s | p50 ms | p99 ms | p99.9 ms | beside the ceiling | found |\n".to_owned();
     text += "|---|---:|---:|---:|---:|---:|---|---|\n";
     for report in reports {
         let mut notes = found(report);
@@ -158,7 +169,12 @@ pub fn markdown(set: Set, reports: &[Report]) -> String {
             notes.join("; ")
         );
     }
-    text += "\n| ceiling, each time measured just before the case | write + fdatasync p50 / p99 ms | write / read MB/s | loopback p50 ms | client's cap |\n|---|---:|---:|---:|---:|\n";
+    text
+}
+
+/// The Markdown table of the machine's limits, which were measured before each case.
+fn ceilings(reports: &[Report]) -> String {
+    let mut text = "\n| ceiling, each time measured just before the case | write + fdatasync p50 / p99 ms | write / read MB/s | loopback p50 ms | client's cap |\n|---|---:|---:|---:|---:|\n".to_owned();
     for report in reports {
         let ceiling = &report.ceiling;
         let number =

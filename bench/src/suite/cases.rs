@@ -30,83 +30,127 @@ impl Case {
     }
 }
 
+/// The CPUs of the client.
+const PINNED: &str = "--cpus {cpus}";
+
 pub fn cases(set: Set) -> Vec<Case> {
-    let quick = set != Set::Full;
-    let (brief, long) = if quick { ("3s", "3s") } else { ("20s", "20s") };
-    let mut cases = Vec::new();
-    let mut add = |name: &str, against: Against, line: String| {
+    let mut own = Own { is_quick: set != Set::Full, cases: Vec::new() };
+    own.full_speed();
+    own.at_a_rate();
+    own.reads();
+    own.groups_partitions_and_metadata();
+    own.on_three();
+    if !own.is_quick {
+        own.inside_a_broker();
+    }
+    own.without_brokers();
+    own.cases
+}
+
+/// Gathers the cases of Millrace alone.
+struct Own {
+    is_quick: bool,
+    cases: Vec<Case>,
+}
+
+impl Own {
+    fn add(&mut self, name: &str, against: Against, line: String) {
         let line = match against {
             Against::One | Against::Three if !line.contains("{peer}") => format!("{line} --bootstrap {{bootstrap}}"),
             _ => line,
         };
-        let warm_up = if quick { "500ms" } else { "2s" };
+        let warm_up = if self.is_quick { "500ms" } else { "2s" };
         let line = format!("{line} --warm-up {warm_up} --disk-dir {{disk}}");
-        cases.push(Case { name: name.to_owned(), against, line });
-    };
-    let pinned = "--cpus {cpus}";
-    let partitions: &[u32] = if quick { &[1, 16] } else { &[1, 16, 256] };
-    for size in ["100", "1KiB"] {
-        for count in partitions {
-            if quick && size == "1KiB" && *count > 1 {
-                continue;
+        self.cases.push(Case { name: name.to_owned(), against, line });
+    }
+
+    fn duration(&self) -> &'static str {
+        if self.is_quick { "3s" } else { "20s" }
+    }
+
+    /// Adds a case of the set's duration.
+    fn timed(&mut self, name: &str, against: Against, line: &str) {
+        self.add(name, against, format!("{line} --duration {}", self.duration()));
+    }
+
+    /// The same against one broker, by a client that has CPUs of its own.
+    fn on_one(&mut self, name: &str, line: &str) {
+        self.add(name, Against::One, format!("{line} --duration {} {PINNED}", self.duration()));
+    }
+
+    fn full_speed(&mut self) {
+        let partitions: &[u32] = if self.is_quick { &[1, 16] } else { &[1, 16, 256] };
+        for size in ["100", "1KiB"] {
+            for count in partitions {
+                if self.is_quick && size == "1KiB" && *count > 1 {
+                    continue;
+                }
+                let name = format!("produce {size} B x {count}").replace("KiB B", "KiB");
+                let line = format!("produce --topic full-{size}-{count} --partitions {count} --record-size {size}");
+                self.on_one(&name, &line);
             }
-            let line = format!("produce --topic full-{size}-{count} --partitions {count} --record-size {size}");
-            add(
-                &format!("produce {size} B x {count}").replace("KiB B", "KiB"),
-                Against::One,
-                format!("{line} --duration {brief} {pinned}"),
-            );
+        }
+        if cfg!(feature = "librdkafka") {
+            let line = "produce --client librdkafka --topic rdkafka --record-size 100";
+            self.on_one("produce 100 B by librdkafka", line);
         }
     }
-    if cfg!(feature = "librdkafka") {
-        let line = format!("produce --client librdkafka --topic rdkafka --record-size 100 --duration {brief} {pinned}");
-        add("produce 100 B by librdkafka", Against::One, line);
+
+    fn at_a_rate(&mut self) {
+        self.on_one("produce 10,000/s, no linger", "produce --topic paced --rate 10000 --linger 0ms");
+        let line = "produce --topic many --partitions 200 --rate 16000 --linger 0ms --in-flight 64";
+        self.on_one("produce 200 partitions x 80/s, no linger", line);
+        self.on_one("end-to-end 10,000/s, no linger", "end-to-end --topic tail --rate 10000 --linger 0ms");
     }
-    let line = format!("produce --topic paced --rate 10000 --linger 0ms --duration {long} {pinned}");
-    add("produce 10,000/s, no linger", Against::One, line);
-    let line = format!(
-        "produce --topic many --partitions 200 --rate 16000 --linger 0ms --in-flight 64 --duration {long} {pinned}"
-    );
-    add("produce 200 partitions x 80/s, no linger", Against::One, line);
-    let line = format!("end-to-end --topic tail --rate 10000 --linger 0ms --duration {long} {pinned}");
-    add("end-to-end 10,000/s, no linger", Against::One, line);
-    // These records fit into the broker's memory for recent records. Topics written long before are only on the disk.
-    let line = format!("produce --topic memory --record-size 1KiB --rate 150000 --duration 2s {pinned}");
-    add("produce 150,000/s of 1 KiB", Against::One, line);
-    add("consume from memory", Against::One, format!("consume --topic memory --to-end {pinned}"));
-    add("consume from disk", Against::One, format!("consume --topic full-1KiB-1 --to-end {pinned}"));
-    // More than the broker keeps in memory.
-    let backlog = if quick { "1536MiB" } else { "4GiB" };
-    let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}} --duration {long} {pinned}");
-    add("backlog beside the tail", Against::One, format!("{line} --record-size 1KiB"));
-    let line = format!("commits --topic commits --connections 16 --in-flight 1 --duration {brief} {pinned}");
-    add("commits", Against::One, line);
-    let counts = if quick { "10,1000" } else { "10,100,1000,10000" };
-    let line = format!("many-partitions --partitions {counts} --linger 0ms --in-flight 64 --duration {brief} {pinned}");
-    add("many partitions", Against::One, line);
-    let line = format!("metadata --operation read --peer {{peer}} --in-flight 64 --duration {brief} {pinned}");
-    add("metadata leased reads", Against::One, line);
-    let line = "produce --topic rf3 --partitions 6 --replication-factor 3 --in-flight 5";
-    add("3 brokers, produce 100 B", Against::Three, format!("{line} --duration {brief}"));
-    let line = "produce --topic rf3-paced --partitions 1 --replication-factor 3 --rate 10000 --linger 0ms";
-    add("3 brokers, produce 10,000/s, no linger", Against::Three, format!("{line} --duration {long}"));
-    let line = format!("metadata --peer {{peer}} --acks quorum --in-flight 64 --duration {brief}");
-    add("3 brokers, metadata writes", Against::Three, line);
-    let line = format!("metadata --operation create-topics --replication-factor 3 --in-flight 16 --duration {brief}");
-    add("3 brokers, topics created", Against::Three, line);
-    if !quick {
+
+    fn reads(&mut self) {
+        // These records fit into the broker's memory for recent records. Topics written long before are only on the
+        // disk.
+        let line = format!("produce --topic memory --record-size 1KiB --rate 150000 --duration 2s {PINNED}");
+        self.add("produce 150,000/s of 1 KiB", Against::One, line);
+        self.add("consume from memory", Against::One, format!("consume --topic memory --to-end {PINNED}"));
+        self.add("consume from disk", Against::One, format!("consume --topic full-1KiB-1 --to-end {PINNED}"));
+        // More than the broker keeps in memory.
+        let backlog = if self.is_quick { "1536MiB" } else { "4GiB" };
+        let line = format!("backlog --topic backlog --backlog {backlog} --data-dir {{data}}");
+        let line = format!("{line} --duration {} {PINNED} --record-size 1KiB", self.duration());
+        self.add("backlog beside the tail", Against::One, line);
+    }
+
+    fn groups_partitions_and_metadata(&mut self) {
+        self.on_one("commits", "commits --topic commits --connections 16 --in-flight 1");
+        let counts = if self.is_quick { "10,1000" } else { "10,100,1000,10000" };
+        let line = format!("many-partitions --partitions {counts} --linger 0ms --in-flight 64");
+        self.on_one("many partitions", &line);
+        self.on_one("metadata leased reads", "metadata --operation read --peer {peer} --in-flight 64");
+    }
+
+    fn on_three(&mut self) {
+        let line = "produce --topic rf3 --partitions 6 --replication-factor 3 --in-flight 5";
+        self.timed("3 brokers, produce 100 B", Against::Three, line);
+        let line = "produce --topic rf3-paced --partitions 1 --replication-factor 3 --rate 10000 --linger 0ms";
+        self.timed("3 brokers, produce 10,000/s, no linger", Against::Three, line);
+        let line = "metadata --peer {peer} --acks quorum --in-flight 64";
+        self.timed("3 brokers, metadata writes", Against::Three, line);
+        let line = "metadata --operation create-topics --replication-factor 3 --in-flight 16";
+        self.timed("3 brokers, topics created", Against::Three, line);
+    }
+
+    fn inside_a_broker(&mut self) {
         let line = "ready-loop --peer {peer} --admin {admin} --acks quorum --in-flight 64";
-        add("ready loop", Against::One, format!("{line} --duration {brief} {pinned}"));
-        add("3 brokers, ready loops", Against::Three, format!("{line} --duration {brief}"));
-        add("mesh", Against::OneOnAll, format!("mesh --peer {{peer}} --duration {brief}"));
-        add("mesh, 64 in flight", Against::OneOnAll, format!("mesh --peer {{peer}} --in-flight 64 --duration {brief}"));
+        self.on_one("ready loop", line);
+        self.timed("3 brokers, ready loops", Against::Three, line);
+        self.timed("mesh", Against::OneOnAll, "mesh --peer {peer}");
+        self.timed("mesh, 64 in flight", Against::OneOnAll, "mesh --peer {peer} --in-flight 64");
     }
-    let kills = if quick { 3 } else { 10 };
-    let line = format!("failover --kills {kills} --duration {long} --binary {{binary}}");
-    add("3 brokers, failover", Against::Nothing, line);
-    let line = format!("wal --record-size 4KiB --duration {}", if quick { "2s" } else { "20s" });
-    add("wal ring", Against::Nothing, line);
-    cases
+
+    fn without_brokers(&mut self) {
+        let kills = if self.is_quick { 3 } else { 10 };
+        let line = format!("failover --kills {kills} --duration {} --binary {{binary}}", self.duration());
+        self.add("3 brokers, failover", Against::Nothing, line);
+        let duration = if self.is_quick { "2s" } else { "20s" };
+        self.add("wal ring", Against::Nothing, format!("wal --record-size 4KiB --duration {duration}"));
+    }
 }
 
 /// The cases of `suite peers` for one system. Systems that share a case run it in turns.

@@ -17,12 +17,7 @@ const GONE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub enum Cluster {
     Own(Local),
-    Given {
-        dir: PathBuf,
-        brokers: BTreeMap<i32, Process>,
-    },
-    /// The thread that restarts a broker has the cluster.
-    Away,
+    Given { dir: PathBuf, brokers: BTreeMap<i32, Process> },
 }
 
 /// How a process was started.
@@ -84,7 +79,7 @@ impl Cluster {
     pub fn bootstrap(&self) -> Option<Vec<String>> {
         match self {
             Cluster::Own(local) => Some(local.bootstrap()),
-            Cluster::Given { .. } | Cluster::Away => None,
+            Cluster::Given { .. } => None,
         }
     }
 
@@ -100,7 +95,6 @@ impl Cluster {
                 }
                 Ok(())
             }
-            Cluster::Away => Err("another thread uses the cluster".into()),
         }
     }
 
@@ -135,7 +129,6 @@ impl Cluster {
                 });
                 Ok(())
             }
-            Cluster::Away => Err("another thread uses the cluster".into()),
         }
     }
 }

@@ -5,13 +5,12 @@
 
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod kills;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -30,14 +29,10 @@ use crate::options::{TargetOptions, ThreadOptions};
 use crate::report::shares::Share;
 use crate::report::{Report, Unit};
 use crate::run;
-use crate::workloads::failover::client::{Acked, NUMBER_BYTES, Producer, describe, read_back};
+use crate::workloads::failover::client::{Acked, NUMBER_BYTES, Producer, read_back};
 use crate::workloads::failover::cluster::Cluster;
+use crate::workloads::failover::kills::Kills;
 
-/// How long the brokers may take to acknowledge records after a kill, and replicas to be in sync after a restart.
-const CATCH_UP: Duration = Duration::from_secs(120);
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// A killed broker stays away for this time after the others have taken over.
-const AWAY: Duration = Duration::from_millis(500);
 const PUBLISH_NS: u64 = 250_000_000;
 
 pub fn run(options: &FailoverOptions) -> Result<Report, AnyError> {
@@ -61,7 +56,7 @@ pub fn run(options: &FailoverOptions) -> Result<Report, AnyError> {
     run_on(options, cluster)
 }
 
-fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, AnyError> {
+fn run_on(options: &FailoverOptions, cluster: Cluster) -> Result<Report, AnyError> {
     let bootstrap = cluster.bootstrap().unwrap_or_else(|| options.bootstrap.clone());
     let threads = ThreadOptions { connections: None, threads: 1, cpus: Vec::new() };
     let target = TargetOptions {
@@ -80,14 +75,15 @@ fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Any
     // The live line continues for as long as the kills take.
     let shown_window = Window { end_ns: u64::MAX, ..window };
     let watcher = thread::spawn(move || run::watch(&all_ended, &[shown], shown_window));
-    let found = produce_through(options, &mut cluster, &bootstrap, window, &live);
+    let found = produce_through(options, cluster, &bootstrap, window, &live);
     drop(ended);
     let series = watcher.join().map_err(|_| "the thread that shows progress panicked")?;
-    let Found { mut tally, mut gaps_ms, acked } = found?;
+    let (Found { mut tally, acked }, kills) = found?;
     let present = read_back(&bootstrap, &options.topic)?;
     let lost = acked.difference(&present).count() as u64;
     tally.fail(lost, || format!("{lost} acknowledged records are lost"));
-    let in_order = gaps_ms.clone();
+    let in_order = kills.gaps_ms.clone();
+    let mut gaps_ms = kills.gaps_ms;
     gaps_ms.sort_by(f64::total_cmp);
     let thread_cpu_share_max = tally.cpu_ns as f64 / tally.span_ns.max(1) as f64;
     let report = Report::new("failover", Unit::Records, Outcome { tally, thread_cpu_share_max, series }, ceiling);
@@ -102,7 +98,6 @@ fn run_on(options: &FailoverOptions, mut cluster: Cluster) -> Result<Report, Any
 
 struct Found {
     tally: Tally,
-    gaps_ms: Vec<f64>,
     /// The numbers of all records that were acknowledged.
     acked: HashSet<u64>,
 }
@@ -124,71 +119,29 @@ impl Found {
     }
 }
 
-/// State of the broker that was killed last.
-enum Victim {
-    /// No broker was killed yet, or the last one is back.
-    None,
-    /// No record that was sent after `at_ns` is acknowledged yet.
-    Killed { node: i32, at_ns: u64 },
-    /// The other brokers have taken over. Another thread restarts the broker and sets `back` when all replicas are in
-    /// sync, or when it fails.
-    Returning { back: Arc<AtomicBool>, thread: thread::JoinHandle<Result<Cluster, AnyError>> },
-}
-
-fn produce_through(
-    options: &FailoverOptions,
-    cluster: &mut Cluster,
-    bootstrap: &[String],
+/// Produces at the rate until the duration and all kills are over. The kills still hold the brokers afterwards, which
+/// serve until they are dropped.
+fn produce_through<'a>(
+    options: &'a FailoverOptions,
+    cluster: Cluster,
+    bootstrap: &'a [String],
     window: Window,
     live: &Live,
-) -> Result<Found, AnyError> {
+) -> Result<(Found, Kills<'a>), AnyError> {
     let mut producer = Producer::new(bootstrap, &options.topic, options.rate, options.record_size, window);
-    let mut found = Found { tally: Tally::default(), gaps_ms: Vec::new(), acked: HashSet::new() };
+    let mut kills = Kills::new(options, cluster, bootstrap, window);
+    let mut found = Found { tally: Tally::default(), acked: HashSet::new() };
     let (mut recent_ns, mut published_ns) = (histogram(), 0);
-    let (mut victim, mut kills) = (Victim::None, 0);
-    let mut owned = Some(std::mem::replace(cluster, Cluster::Away));
     let cpu_ns = clock::thread_cpu_ns();
     loop {
         let now_ns = clock::now_ns();
-        let finished = kills == options.kills && matches!(victim, Victim::None);
-        if finished && now_ns >= window.end_ns {
+        if kills.are_over() && now_ns >= window.end_ns {
             break;
         }
-        if let (Victim::None, Some(cluster)) = (&victim, owned.as_mut())
-            && kills < options.kills
-            && now_ns
-                >= window.measured_from_ns
-                    + options.run.duration.as_nanos() as u64 / options.kills as u64 * kills as u64
-            && let Some(node) = producer.leader()
-        {
-            let at_ns = clock::now_ns();
-            cluster.kill(node).map_err(|e| format!("cannot kill broker {node}: {e}"))?;
-            kills += 1;
-            victim = Victim::Killed { node, at_ns };
-        }
+        kills.kill_if_due(producer.leader(), now_ns)?;
         let acked = producer.send_due()?;
         let now_ns = clock::now_ns();
-        if let Victim::Killed { node, at_ns } = &victim
-            && now_ns - at_ns > CATCH_UP.as_nanos() as u64
-        {
-            let seconds = CATCH_UP.as_secs();
-            return Err(format!("no record was acknowledged within {seconds} s after broker {node} was killed").into());
-        }
-        if let (Victim::Killed { node, at_ns }, Some(batch)) = (&victim, &acked)
-            && batch.sent_ns > *at_ns
-        {
-            let gap_ms = (now_ns - at_ns) as f64 / 1e6;
-            eprintln!("broker {node} killed, the next acknowledgement after {gap_ms:.1} ms");
-            found.gaps_ms.push(gap_ms);
-            let cluster = owned.take().expect("no broker is returning");
-            victim = bring_back(cluster, *node, bootstrap, &options.topic);
-        }
-        if let Victim::Returning { back, .. } = &victim
-            && back.load(Ordering::Acquire)
-            && let Victim::Returning { thread, .. } = std::mem::replace(&mut victim, Victim::None)
-        {
-            owned = Some(thread.join().map_err(|_| "the thread that restarts a broker panicked")??);
-        }
+        kills.follow(acked.as_ref(), now_ns)?;
         if let Some(batch) = acked {
             live.count(batch.records.len() as u64, (batch.records.len() * options.record_size) as u64);
             found.count(&batch, now_ns, options.record_size, window, &mut recent_ns);
@@ -199,32 +152,5 @@ fn produce_through(
         }
     }
     found.tally.cpu_ns = clock::thread_cpu_ns() - cpu_ns;
-    *cluster = owned.expect("no broker is returning");
-    Ok(found)
-}
-
-/// Restarts a broker on another thread and waits there until all replicas are in sync. The producer continues
-/// meanwhile.
-fn bring_back(mut cluster: Cluster, node: i32, bootstrap: &[String], topic: &str) -> Victim {
-    let back = Arc::new(AtomicBool::new(false));
-    let (done, bootstrap, topic) = (back.clone(), bootstrap.to_vec(), topic.to_owned());
-    let thread = thread::spawn(move || {
-        thread::sleep(AWAY);
-        let result = cluster.restart(node).and_then(|()| await_in_sync(&bootstrap, &topic));
-        done.store(true, Ordering::Release);
-        result.map(|()| cluster)
-    });
-    Victim::Returning { back, thread }
-}
-
-fn await_in_sync(bootstrap: &[String], topic: &str) -> Result<(), AnyError> {
-    let give_up_ns = clock::now_ns() + CATCH_UP.as_nanos() as u64;
-    while clock::now_ns() < give_up_ns {
-        if describe(bootstrap, topic).is_some_and(|partition| partition.in_sync == partition.replicas) {
-            return Ok(());
-        }
-        thread::sleep(ASK_AGAIN);
-    }
-    let seconds = CATCH_UP.as_secs();
-    Err(format!("not all replicas of {topic} are in sync {seconds} s after a broker came back").into())
+    Ok((found, kills))
 }
