@@ -124,3 +124,33 @@ impl Answers {
         self.state.room.give();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread;
+
+    #[test]
+    fn the_sender_learns_once_why_the_connection_ended() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let broker = thread::spawn(move || drop(listener.accept().unwrap()));
+        let work = move || async move {
+            let (requests, mut answers) = open(addr).await.unwrap();
+            assert!(answers.next().await.is_none());
+            [requests.take_broken(), requests.take_broken()].map(|why| why.map(|why| why.to_string()))
+        };
+        let broken = rt::spawn_thread("load-test", None, work).unwrap().join().unwrap();
+        broker.join().unwrap();
+        assert_eq!(broken, [Some("the broker closed the connection".to_owned()), None]);
+    }
+
+    #[test]
+    fn a_broker_that_is_not_there_is_named() {
+        let addr = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        let work = move || async move { open(addr).await.err().map(|why| why.to_string()) };
+        let why = rt::spawn_thread("load-test", None, work).unwrap().join().unwrap();
+        assert!(why.as_ref().is_some_and(|why| why.starts_with(&format!("cannot connect to {addr}: "))), "{why:?}");
+    }
+}

@@ -120,6 +120,18 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_size_says_what_is_wrong() {
+        for (text, why) in [
+            ("100:0", "weight \"0\" of \"100:0\" is not a whole number from 1 to 4294967295"),
+            ("100:9,10KiB", "\"10KiB\" is not a size with a weight, such as 10KiB:1"),
+            ("2KiB-100", "\"2KiB-100\" begins with the larger size; write 100-2048"),
+            ("x", "\"x\" is not a size such as 100, 4KiB or 1MB, at most 1GiB"),
+        ] {
+            assert_eq!(text.parse::<Sizes>().unwrap_err().to_string(), why);
+        }
+    }
+
+    #[test]
     fn a_mix_comes_in_its_proportions() {
         let sizes: Sizes = "100:9,10KiB:1".parse().unwrap();
         let mut numbers = Numbers::new(7);
