@@ -24,6 +24,7 @@ use crate::{
     core::{
         Core, CoreParts, Identity, core_of,
         mesh::{self, HasMesh, Mesh, MeshInbox, MeshSeed},
+        messages::{HandOver, Notice},
         opening,
     },
     host::{
@@ -531,6 +532,7 @@ async fn beat(core: Rc<Core>) {
         core.metrics.mesh_sent_total.set(mesh.sent.get());
         core.metrics.mesh_received_total.set(mesh.received.get());
         core.metrics.mesh_posts_total.set(mesh.posted.get());
+        core.metrics.mesh_messages_total.set(core.mesh().sent_by_kind());
         let peers = core.peers();
         core.metrics.peer_refused_total.set(peers.stats().refused.get() + peers.strangers_evicted());
         core.metrics.peer_tools_open.set(peers.tools_open() as u64);
@@ -552,9 +554,9 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
 /// On core 0: asks every core to hand over its leaderships and to take no more requests.
 pub(crate) async fn begin_stop(core: &Rc<Core>) {
     let cores = (0..core.cores()).map(CoreId);
-    sync::all(cores.clone().map(|to| core.call(to, liveness::hand_over).result()).collect()).await;
+    sync::all(cores.clone().map(|to| core.ask(to, HandOver {})).collect()).await;
     for to in cores {
-        core.post(to, |there| there.begin_stop());
+        core.tell(to, Notice::BeginStop);
     }
 }
 

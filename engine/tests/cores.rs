@@ -177,6 +177,33 @@ fn a_request_for_many_partitions_crosses_once_to_each_core_that_owns_some_and_ba
 }
 
 #[test]
+fn messages_between_cores_are_counted_by_kind() {
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker.bootstrap(), "kinds", PATIENCE).unwrap();
+    let cores = per_core(&broker, "loop_beats_total").len();
+    topic_on_all_cores(&mut client, "kinds", cores as i32);
+    let sent = || {
+        published(&broker);
+        let (_, page) = broker.admin_get("/metrics");
+        ["Append", "Read", "Reply", "Cancel"].map(|kind| -> u64 {
+            let is_of_kind = |line: &&str| {
+                line.starts_with("millrace_mesh_messages_total{") && line.contains(&format!("kind=\"{kind}\""))
+            };
+            let lines: Vec<&str> = page.lines().filter(is_of_kind).collect();
+            assert_eq!(lines.len(), cores, "{kind}");
+            lines.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+        })
+    };
+    let before = sent();
+    (0..REQUESTS).for_each(|_| produce(&mut client, "kinds", 0..cores as i32));
+    (0..2 * REQUESTS).for_each(|_| fetch(&mut client, "kinds", 0..cores as i32, 0));
+    let after = sent();
+    let others = (cores - 1) as u64;
+    let spent: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    assert_eq!(spent, [1, 2, 3, 0].map(|each| each * others * REQUESTS));
+}
+
+#[test]
 fn a_produce_request_of_many_partitions_costs_each_core_one_sync_and_a_broker_at_rest_makes_none() {
     let broker = Broker::start();
     let mut client = Client::connect(&broker.bootstrap(), "syncs", PATIENCE).unwrap();

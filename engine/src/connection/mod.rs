@@ -26,7 +26,7 @@ pub use stalled::close_stalled;
 use crate::{
     clock,
     connection::log::Admitted,
-    core::Core,
+    core::{Core, messages::Notice},
     handlers::{self, Pending, Reply},
     memory::{FREE_DECODED_BYTES, Reservation},
     rt,
@@ -68,8 +68,8 @@ const DECODED_HELD_MAX: Duration = Duration::from_secs(10);
 /// One core's connections.
 pub struct Connections {
     spread: Arc<Spread>,
-    silent: Silent,
-    addresses: Addresses,
+    pub(crate) silent: Silent,
+    pub(crate) addresses: Addresses,
     open: RefCell<Slab<Rc<Connection>>>,
     /// Bytes of requests that are started and not answered, over all connections of this core. Excludes requests
     /// with a reservation.
@@ -242,7 +242,7 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
             Either::First(Ok(accepted)) => {
                 let peer = accepted.peer();
                 match quota::enter(&core, peer.ip()).await {
-                    Ok(()) => hand_over(&core, accepted),
+                    Ok(()) => core.tell(core.connections.spread.place(), Notice::Connection { accepted }),
                     Err(why) => {
                         // The count comes first, so that a client that sees the end finds itself counted.
                         core.metrics.connections_refused_total.add(1);
@@ -263,17 +263,15 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
     }
 }
 
-fn hand_over(core: &Rc<Core>, accepted: Accepted) {
-    let to = core.connections.spread.place();
-    core.post(to, move |there| {
-        let core = there.clone();
-        rt::spawn(async move {
-            let (from, ended) = (accepted.peer().ip(), Rc::new(Flag::default()));
-            serve(&core, accepted, &ended).await;
-            quota::leave(&core, from);
-            ended.set();
-            core.connections.changed.notify();
-        });
+/// Serves a connection that a core has accepted and counted for this one.
+pub fn take_over(core: &Rc<Core>, accepted: Accepted) {
+    let core = core.clone();
+    rt::spawn(async move {
+        let (from, ended) = (accepted.peer().ip(), Rc::new(Flag::default()));
+        serve(&core, accepted, &ended).await;
+        quota::leave(&core, from);
+        ended.set();
+        core.connections.changed.notify();
     });
 }
 

@@ -7,7 +7,10 @@
 //! queue without an error.
 
 use super::Connection;
-use crate::core::Core;
+use crate::core::{
+    Core,
+    messages::{CloseOldest, EnterAddress, Notice},
+};
 use ahash::AHashMap;
 use std::{
     cell::{Cell, RefCell},
@@ -79,7 +82,7 @@ pub struct Silent {
 }
 
 impl Silent {
-    pub fn insert(&self, core: &Core, connection: &Rc<Connection>) -> u64 {
+    pub(super) fn insert(&self, core: &Core, connection: &Rc<Connection>) -> u64 {
         let number = self.next.replace(self.next.get() + 1);
         self.waiting.borrow_mut().insert(number, connection.clone());
         self.count(core);
@@ -98,7 +101,7 @@ impl Silent {
     }
 
     /// Closes the oldest one, and waits until it and its descriptor are gone.
-    async fn close_oldest(&self, core: &Core) {
+    pub async fn close_oldest(&self, core: &Core) {
         let Some((_, oldest)) = self.waiting.borrow_mut().pop_first() else { return };
         self.count(core);
         core.metrics.connections_displaced_total.add(1);
@@ -114,7 +117,8 @@ impl Silent {
 pub struct Addresses(RefCell<AHashMap<IpAddr, usize>>);
 
 impl Addresses {
-    fn enter(&self, from: IpAddr, max: usize) -> bool {
+    /// Counts one more connection from an address, unless the maximum is reached.
+    pub fn enter(&self, from: IpAddr, max: usize) -> bool {
         let mut counts = self.0.borrow_mut();
         let count = counts.entry(from).or_default();
         let enters = *count < max;
@@ -122,7 +126,7 @@ impl Addresses {
         enters
     }
 
-    fn leave(&self, from: IpAddr) {
+    pub fn leave(&self, from: IpAddr) {
         let mut counts = self.0.borrow_mut();
         if let Some(count) = counts.get_mut(&from) {
             *count -= 1;
@@ -148,7 +152,7 @@ pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
     let from = from.to_canonical();
     if let Some(max) = core.config.max_connections_per_ip() {
         let to = core_of(from, core.cores());
-        if !core.call(to, move |there| async move { there.connections.addresses.enter(from, max) }).result().await {
+        if !core.ask(to, EnterAddress { from, max }).await {
             return Err(format!(
                 "{max} connections from {from} are open (max.connections.per.ip); close some, or raise it"
             ));
@@ -164,8 +168,7 @@ pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
                 spread.max
             ));
         };
-        let close = async |there: Rc<Core>| there.connections.silent.close_oldest(&there).await;
-        core.call(on, move |there| async move { close(there).await }).result().await;
+        core.ask(on, CloseOldest {}).await;
     }
     Ok(())
 }
@@ -178,7 +181,7 @@ pub fn leave(core: &Rc<Core>, from: IpAddr) {
 
 fn leave_address(core: &Rc<Core>, from: IpAddr) {
     if core.config.max_connections_per_ip().is_some() {
-        core.send(core_of(from, core.cores()), move |there| there.connections.addresses.leave(from));
+        core.tell(core_of(from, core.cores()), Notice::LeaveAddress { from });
     }
 }
 

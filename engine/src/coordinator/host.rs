@@ -33,7 +33,7 @@ use crate::{
         self, AppendId, Context, Coordinator, Cursor, GroupRequest, GroupResponse, Incarnation, Now, Output, Topics,
         Wanted,
     },
-    core::{Core, long_work::Work, receipts::ReceiptId},
+    core::{Core, long_work::Work, messages::Notice, receipts::ReceiptId},
     handlers::{METADATA_TOPIC, metadata_log},
     memory::Budget,
     partition::{Acks, Committed, FetchRead, Partition, admission::Turn},
@@ -257,7 +257,7 @@ pub async fn ask(
     drop(turn);
     if let Some(receipt) = receipt {
         if !answer.is_settled() {
-            receipt.give(&core);
+            core.tell(receipt.awaited_by(), Notice::Receipt { receipt });
         }
         return answer.await.unwrap_or(unanswered);
     }

@@ -1,7 +1,7 @@
 //! Follows the view: queues this core's partitions to be opened and dropped, and announces their leaders to the other
 //! cores.
 
-use super::{Core, CoreId, Leadership, Led};
+use super::{Core, CoreId, Leadership, Led, messages::Notice};
 use crate::{
     cluster::meta::{META_CORE, META_GROUP},
     config::{topic::TopicConfig, value::HostPort},
@@ -225,14 +225,14 @@ impl Core {
         if told.is_empty() {
             return;
         }
-        let told: Arc<[_]> = told.into();
+        let led: Arc<[_]> = told.into();
         for to in (0..self.cores()).map(CoreId) {
-            let told = told.clone();
-            self.post(to, move |there| there.are_led(&told));
+            self.tell(to, Notice::Led { led: led.clone() });
         }
     }
 
-    fn are_led(&self, led: &[Led]) {
+    /// Takes changes that the owner of their partitions announced.
+    pub(super) fn are_led(&self, led: &[Led]) {
         let mut leaders = self.leaders.borrow_mut();
         for led in led {
             let known = leaders.get(&led.group).map_or(-1, |known| known.epoch);

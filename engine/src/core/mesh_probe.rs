@@ -121,7 +121,7 @@ impl Trips {
         while let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
             let sent = Instant::now();
-            mesh::call(core, to, |_| async {}).await;
+            mesh::ask(core, to, C::ping()).await;
             let answered = Instant::now();
             self.times.borrow_mut().record(answered - sent);
             if answered >= self.until {

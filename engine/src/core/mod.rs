@@ -1,6 +1,6 @@
 //! One core of the broker: everything it owns, and how other cores reach it.
-//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores send it jobs and posts through the
-//! [`crate::core::mesh`].
+//! Lives on: its own pinned thread; `Rc`, never `Send`. Other cores ask it and tell it things ([`messages`]) over the
+//! [`mesh`].
 //!
 //! A core owns a WAL ring with the logs on it ([`Store`]), and its client connections. It also owns the partitions
 //! whose group id modulo the number of cores is its own number, and likewise the metadata slices. It holds a view
@@ -11,6 +11,8 @@
 //! | `following` | follows the view: says which partitions to open and to drop, announces their leaders |
 //! | `opening` | opens and drops partitions in turns |
 //! | `lookups` | requests' queries of the view |
+//! | `messages` | everything that one core says to another |
+//! | `mesh` | how it gets there |
 //! | `slices` | the metadata slices of this core |
 //! | `storage` | the store's callbacks to its core, and storage failures |
 
@@ -19,6 +21,7 @@ pub mod long_work;
 mod lookups;
 pub mod mesh;
 pub mod mesh_probe;
+pub mod messages;
 pub mod opening;
 pub mod pace;
 pub mod receipts;
@@ -39,7 +42,11 @@ use crate::{
     coordinator::host::Coordinators,
     core::{
         long_work::LongWork,
-        mesh::{HasMesh, Mesh},
+        mesh::{
+            Mesh,
+            list::{AskKind, NoticeList},
+        },
+        messages::Notice,
         opening::Opening,
         pace::Pace,
         receipts::Receipts,
@@ -187,12 +194,6 @@ pub struct Core {
     pub lifecycle: Lifecycle,
 }
 
-impl HasMesh for Core {
-    fn mesh(&self) -> &Mesh<Self> {
-        &self.mesh
-    }
-}
-
 /// The core that owns a group, and so its partition. Groups are spread evenly, and the id alone decides.
 pub fn core_of(group: GroupId, cores: usize) -> CoreId {
     CoreId((group.0 % cores as u64) as usize)
@@ -266,24 +267,24 @@ impl Core {
         self.config.node_id
     }
 
-    /// Runs `post` on `to`, in order with all other posts from here. If `to` is this core, it runs at once.
-    pub fn post(self: &Rc<Self>, to: CoreId, post: impl FnOnce(&Rc<Core>) + Send + 'static) {
-        if to == self.id() { post(self) } else { self.mesh.post(to, post) }
+    /// Asks a core, and brings its reply. When this returns, the work has started (here) or the ask is sent
+    /// (elsewhere). If the future is dropped, the work ends.
+    pub fn ask<K: AskKind<Core>>(self: &Rc<Self>, to: CoreId, ask: K) -> impl Future<Output = K::Reply> + use<K> {
+        let asked = match to == self.id() {
+            true => Either::First(ask.work(self.clone())),
+            false => Either::Second(mesh::ask(self, to, ask)),
+        };
+        async move {
+            match asked {
+                Either::First(work) => work.await,
+                Either::Second(called) => called.await,
+            }
+        }
     }
 
-    /// Runs `job` on `to` and brings back its result. When this returns, the job has started (here) or is sent
-    /// (elsewhere). If the result is dropped, the job ends.
-    pub fn call<R, F>(self: &Rc<Self>, to: CoreId, job: impl FnOnce(Rc<Core>) -> F + Send + 'static) -> Call<R, F>
-    where
-        R: Send + 'static,
-        F: Future<Output = R> + 'static,
-    {
-        if to == self.id() { Call::Here(job(self.clone())) } else { Call::There(mesh::call(self, to, job)) }
-    }
-
-    /// Runs `job` on `to`, in order with the calls from here, without an answer.
-    pub fn send(self: &Rc<Self>, to: CoreId, job: impl FnOnce(&Rc<Core>) + Send + 'static) {
-        if to == self.id() { job(self) } else { self.mesh.send(to, job) }
+    /// Tells a core. This core takes its own notices at once.
+    pub fn tell(self: &Rc<Self>, to: CoreId, notice: Notice) {
+        if to == self.id() { notice.take(self) } else { self.mesh.tell(to, notice) }
     }
 
     pub fn meta(&self) -> &Rc<Meta> {
@@ -369,29 +370,14 @@ impl Core {
     }
 }
 
-/// A job's result, whether it runs here or on another core.
-pub enum Call<R, F> {
-    Here(F),
-    There(mesh::Called<Core, R>),
-}
-
-impl<R: 'static, F: Future<Output = R>> Call<R, F> {
-    pub async fn result(self) -> R {
-        match self {
-            Call::Here(future) => future.await,
-            Call::There(called) => called.await,
-        }
-    }
-}
-
 /// State of the metadata group, as core 0 passes it on.
 impl Core {
-    pub fn is_told(&self, read_until: Duration, controller: Option<i32>) {
+    pub fn set_lease(&self, read_until: Duration, controller: Option<i32>) {
         self.read_until.set(read_until);
         self.controller.set(controller);
     }
 
-    pub fn are_away(&self, nodes: Arc<[i32]>) {
+    pub fn set_away(&self, nodes: Arc<[i32]>) {
         *self.away.borrow_mut() = nodes;
     }
 
@@ -455,18 +441,20 @@ impl Core {
         self.lifecycle.stopping.is_set()
     }
 
-    /// Waits until every core has drained. Each core posts to all, and each counts the posts.
+    /// Waits until every core has drained. Each core tells all, and each counts.
     pub async fn all_drained(self: &Rc<Self>) {
         for to in (0..self.cores()).map(CoreId) {
-            self.post(to, |there| {
-                let lifecycle = &there.lifecycle;
-                lifecycle.drained_cores.set(lifecycle.drained_cores.get() + 1);
-                if lifecycle.drained_cores.get() == there.cores() {
-                    lifecycle.drained.set();
-                }
-            });
+            self.tell(to, Notice::Drained);
         }
         self.lifecycle.drained.wait().await;
+    }
+
+    fn count_drained(&self) {
+        let lifecycle = &self.lifecycle;
+        lifecycle.drained_cores.set(lifecycle.drained_cores.get() + 1);
+        if lifecycle.drained_cores.get() == self.cores() {
+            lifecycle.drained.set();
+        }
     }
 }
 

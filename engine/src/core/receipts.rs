@@ -3,7 +3,7 @@
 //!
 //! Bound: one for each request that is passed on, until it is answered or dropped.
 
-use crate::{core::Core, sync::Notify};
+use crate::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -37,8 +37,8 @@ impl Receipts {
         Awaited { receipts: self, id: ReceiptId(me, number) }
     }
 
-    /// Ignored if nobody waits for it any more.
-    fn receive(&self, number: u64) {
+    /// Takes a receipt. Ignored if nobody waits for it any more.
+    pub fn receive(&self, ReceiptId(_, number): ReceiptId) {
         if let Some(on_receipt) = self.awaited.borrow().get(&number) {
             on_receipt.notify();
         }
@@ -66,10 +66,9 @@ impl Drop for Awaited<'_> {
 }
 
 impl ReceiptId {
-    /// Gives the receipt, from any core.
-    pub fn give(self, core: &Rc<Core>) {
-        let ReceiptId(to, number) = self;
-        core.post(to, move |there| there.receipts.receive(number));
+    /// The core that waits for the receipt.
+    pub fn awaited_by(self) -> CoreId {
+        self.0
     }
 }
 
@@ -82,10 +81,10 @@ mod tests {
         let receipts = Receipts::default();
         let notified = [(); 3].map(|()| Rc::new(Notify::default()));
         let [first, second, third] = [0, 1, 2].map(|at: usize| receipts.wait(CoreId(0), notified[at].clone()));
-        let third_number = third.id().1;
+        let third_id = third.id();
         drop(third);
-        receipts.receive(second.id().1);
-        receipts.receive(third_number);
+        receipts.receive(second.id());
+        receipts.receive(third_id);
         assert_eq!(notified.each_ref().map(|notify| notify.version()), [0, 1, 0]);
         drop((first, second));
         assert_eq!(receipts.len(), 0);

@@ -1,6 +1,6 @@
 //! The slices of the metadata that a core owns.
 
-use super::Core;
+use super::{Core, messages::Notice};
 use crate::cluster::meta::{META_CORE, Parts, SliceResults, SliceWork};
 use consensus::metadata::{Applied, AskedTooLate, Request, Slice, Topic, slice_of_topic};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
@@ -27,7 +27,7 @@ impl Core {
         }
         drop(slices);
         if !results.is_empty() {
-            self.post(META_CORE, move |here| here.meta().slices_did(here, results));
+            self.tell(META_CORE, Notice::SlicesDid { results });
         }
     }
 

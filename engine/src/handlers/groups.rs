@@ -12,9 +12,13 @@ use crate::{
     clock,
     cluster::{internal_topics::OFFSETS_TOPIC, meta},
     coordinator::{
-        Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, host, partition_of, shorten_filter,
+        Context, GroupRequest, GroupResponse, Piece, Route, Wanted, by_partition, partition_of, shorten_filter,
     },
-    core::{Core, long_work::Work},
+    core::{
+        Core,
+        long_work::Work,
+        messages::{ChangeGroups, LoadGroups, ReadGroups, WeighGroupList, WeighGroups},
+    },
     memory::Budget,
     rt,
     sync::{self, race},
@@ -115,8 +119,8 @@ pub async fn wait(core: &Rc<Core>, client: &Client, request: GroupRequest, conte
     };
     let Ok(group) = offsets_group(core, partition) else { return refused(request) };
     let receipt = core.receipts.wait(core.id(), client.copied().clone());
-    let id = receipt.id();
-    core.call(core.owner(group), move |there| host::ask(there, group, context, request, Some(id))).result().await
+    let ask = ChangeGroups { group, context, request, receipt: Some(receipt.id()) };
+    core.ask(core.owner(group), ask).await
 }
 
 pub async fn handle(core: &Rc<Core>, mut request: GroupRequest, context: Context) -> Reply {
@@ -161,7 +165,7 @@ async fn weigh(core: &Rc<Core>, request: &GroupRequest, version: i16) -> usize {
         let parts = by_partition(piece, partitions, |wanted| &wanted.group);
         let asked = parts.into_iter().filter_map(|(partition, wanted)| {
             let group = offsets_group(core, partition).ok()?;
-            Some(core.call(core.owner(group), move |there| host::weigh(there, group, wanted)).result())
+            Some(core.ask(core.owner(group), WeighGroups { group, wanted }))
         });
         bytes += sync::all(asked.collect()).await.into_iter().sum::<usize>();
         if wanted.peek().is_some() {
@@ -189,7 +193,7 @@ async fn weigh_list(core: &Rc<Core>) -> usize {
     sync::all(here.iter().map(|partition| load_soon(core, *partition)).collect()).await;
     let mut bytes = 0;
     for group in here.into_iter().filter_map(|partition| offsets_group(core, partition).ok()) {
-        bytes += core.call(core.owner(group), move |there| host::weigh_list(there, group)).result().await;
+        bytes += core.ask(core.owner(group), WeighGroupList { group }).await;
     }
     bytes
 }
@@ -293,7 +297,7 @@ fn offsets_group(core: &Core, partition: i32) -> Result<GroupId, ErrorCode> {
 
 async fn load_soon(core: &Rc<Core>, partition: i32) -> bool {
     match offsets_group(core, partition) {
-        Ok(group) => core.call(core.owner(group), move |there| host::load_soon(there, group)).result().await,
+        Ok(group) => core.ask(core.owner(group), LoadGroups { group }).await,
         Err(_) => true,
     }
 }
@@ -310,9 +314,9 @@ async fn ask(
     };
     let (owner, budget) = (core.owner(group), budget.clone());
     if request.only_reads() {
-        return core.call(owner, move |there| host::read(there, group, context, request, budget)).result().await;
+        return core.ask(owner, ReadGroups { group, context, request, budget }).await;
     }
-    core.call(owner, move |there| host::ask(there, group, context, request, None)).result().await
+    core.ask(owner, ChangeGroups { group, context, request, receipt: None }).await
 }
 
 /// Commits to the partitions that exist. The others are answered UNKNOWN_TOPIC_OR_PARTITION, each in its place.

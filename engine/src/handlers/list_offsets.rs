@@ -1,9 +1,13 @@
 //! ListOffsets (earliest, latest, by timestamp) and OffsetForLeaderEpoch (KIP-101, KIP-320).
 
-use super::owners::{Question, ask};
+use super::owners::{Found, Placed, Question, answer_all, ask_owners};
 use crate::{
     cluster::meta::{self, META_CORE, META_GROUP},
-    core::{Core, long_work::Work},
+    core::{
+        Core,
+        long_work::Work,
+        messages::{FindEpochEnds, FindInMetadata, FindOffsets},
+    },
     partition::Partition,
 };
 use bytes::Bytes;
@@ -71,12 +75,14 @@ impl Unreadable {
     }
 }
 
-struct Where {
+/// What ListOffsets asks of a partition.
+pub struct Where {
     timestamp: i64,
     leader_epoch: i32,
 }
 
-struct Place {
+/// A position in a log.
+pub struct Place {
     offset: i64,
     timestamp: i64,
     leader_epoch: i32,
@@ -111,10 +117,9 @@ pub async fn list(core: &Rc<Core>, request: ListOffsetsRequest, version: i16) ->
         }
     }
     drop(named);
-    let mut answers = ask(core, questions, find).await;
+    let mut answers = ask_owners(core, questions, |questions| FindOffsets { questions }).await;
     for (place, timestamp) in of_metadata {
-        let find = move |there: Rc<Core>| std::future::ready(find_in_metadata(&there, timestamp));
-        answers[place] = core.call(META_CORE, find).result().await;
+        answers[place] = core.ask(META_CORE, FindInMetadata { timestamp }).await;
     }
     work.resume();
     let (mut refused, mut answers) = (refused.into_iter(), answers.into_iter());
@@ -164,6 +169,11 @@ impl<'a> Named<'a> {
     }
 }
 
+/// On the owner of the partitions: finds the positions.
+pub async fn find_all(core: Rc<Core>, questions: Placed<Where>) -> Found<Place> {
+    answer_all(core, questions, find).await
+}
+
 async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
     let core = work.core();
     partition.check_epoch(core, asked.leader_epoch)?;
@@ -180,8 +190,8 @@ async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Re
     }
 }
 
-/// Finds a position in the metadata's log, whose records have no timestamps.
-fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
+/// On core 0: finds a position in the metadata's log, whose records have no timestamps.
+pub fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode> {
     let (start, end) = meta::log_range(core)?;
     let at = |offset: u64| Place { offset: offset as i64, ..NOWHERE };
     match timestamp {
@@ -228,9 +238,22 @@ async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Optio
     }
 }
 
-struct AskedEpoch {
+/// What OffsetForLeaderEpoch asks of a partition.
+pub struct AskedEpoch {
     current: i32,
     wanted: i32,
+}
+
+/// The last leader epoch up to the wanted one, and the offset at which it ends. `None`: the log has no such epoch.
+pub type EpochEnd = Option<(i32, u64)>;
+
+/// On the owner of the partitions: finds where leader epochs end.
+pub async fn find_epoch_ends(core: Rc<Core>, questions: Placed<AskedEpoch>) -> Found<EpochEnd> {
+    let find = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
+        partition.check_epoch(work.core(), asked.current)?;
+        Ok(partition.end_of_epoch(asked.wanted))
+    };
+    answer_all(core, questions, find).await
 }
 
 pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse {
@@ -243,11 +266,8 @@ pub async fn for_leader_epoch(core: &Rc<Core>, request: OffsetForLeaderEpochRequ
             questions.push(Question { topic: name.clone(), partition: partition.partition, what });
         }
     }
-    let answer = async |work: &mut Work<'_>, partition: Rc<Partition>, asked: AskedEpoch| {
-        partition.check_epoch(work.core(), asked.current)?;
-        Ok(partition.end_of_epoch(asked.wanted))
-    };
-    let mut answers = ask(core, questions, answer).await.into_iter();
+    let answers = ask_owners(core, questions, |questions| FindEpochEnds { questions }).await;
+    let mut answers = answers.into_iter();
     work.resume();
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {

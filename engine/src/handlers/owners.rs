@@ -1,8 +1,8 @@
-//! Asks the owners of partitions: one call per core, with answers in the order of the questions. With many
+//! Questions to the owners of partitions: one ask per core, with answers in the order of the questions. With many
 //! questions, the work is done in turns.
 
 use crate::{
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, mesh::list::AskKind},
     partition::Partition,
     sync,
 };
@@ -17,20 +17,22 @@ pub struct Question<T> {
     pub what: T,
 }
 
+/// Questions to partitions of one core, each with its place among all questions.
+pub type Placed<T> = Vec<(usize, GroupId, T)>;
+
+/// The answers, each with the place of its question.
+pub type Found<R> = Vec<(usize, Result<R, ErrorCode>)>;
+
 /// Puts every question to its partition on its owning core. Partitions that are unknown or led elsewhere get their
-/// error here.
-pub async fn ask<T, R>(
+/// error here. `to_ask` makes the ask with a core's questions, which [`answer_all`] answers there.
+pub async fn ask_owners<T, R, K: AskKind<Core, Reply = Found<R>>>(
     core: &Rc<Core>,
     questions: Vec<Question<T>>,
-    answer: impl AsyncFn(&mut Work<'_>, Rc<Partition>, T) -> Result<R, ErrorCode> + Copy + Send + 'static,
-) -> Vec<Result<R, ErrorCode>>
-where
-    T: Send + 'static,
-    R: Send + 'static,
-{
+    to_ask: impl Fn(Placed<T>) -> K,
+) -> Vec<Result<R, ErrorCode>> {
     let mut work = Work::on(core);
     let mut answers: Vec<Result<R, ErrorCode>> = Vec::with_capacity(questions.len());
-    let mut by_owner: Vec<Vec<(usize, GroupId, T)>> = (0..core.cores()).map(|_| Vec::new()).collect();
+    let mut by_owner: Vec<Placed<T>> = (0..core.cores()).map(|_| Vec::new()).collect();
     for (place, question) in questions.into_iter().enumerate() {
         work.entry().await;
         let group = core.find_group(&question.topic, question.partition);
@@ -39,26 +41,30 @@ where
             by_owner[core.owner(group).0].push((place, group, question.what));
         }
     }
-    let calls =
-        by_owner.into_iter().enumerate().filter(|(_, questions)| !questions.is_empty()).map(|(owner, questions)| {
-            core.call(CoreId(owner), move |there| async move {
-                let mut answers = Vec::with_capacity(questions.len());
-                let mut work = Work::on(&there);
-                for (place, group, what) in questions {
-                    work.entry().await;
-                    let found = match there.partition(group) {
-                        Some(partition) if partition.leads() => answer(&mut work, partition, what).await,
-                        Some(partition) => Err(partition.why_not_led_here(&there)),
-                        None => Err(ErrorCode::NotLeaderOrFollower),
-                    };
-                    answers.push((place, found));
-                }
-                answers
-            })
-            .result()
-        });
-    for (place, found) in sync::all(calls.collect()).await.into_iter().flatten() {
+    let asked = by_owner.into_iter().enumerate().filter(|(_, questions)| !questions.is_empty());
+    let asked = asked.map(|(owner, questions)| core.ask(CoreId(owner), to_ask(questions)));
+    for (place, found) in sync::all(asked.collect()).await.into_iter().flatten() {
         answers[place] = found;
+    }
+    answers
+}
+
+/// On the owner: answers the questions one after the other.
+pub async fn answer_all<T, R>(
+    core: Rc<Core>,
+    questions: Placed<T>,
+    answer: impl AsyncFn(&mut Work<'_>, Rc<Partition>, T) -> Result<R, ErrorCode>,
+) -> Found<R> {
+    let mut answers = Vec::with_capacity(questions.len());
+    let mut work = Work::on(&core);
+    for (place, group, what) in questions {
+        work.entry().await;
+        let found = match core.partition(group) {
+            Some(partition) if partition.leads() => answer(&mut work, partition, what).await,
+            Some(partition) => Err(partition.why_not_led_here(&core)),
+            None => Err(ErrorCode::NotLeaderOrFollower),
+        };
+        answers.push((place, found));
     }
     answers
 }

@@ -7,7 +7,7 @@ use super::{Pending, Reply, cluster::brokers, timeout_of};
 use crate::{
     clock,
     cluster::meta,
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, messages::Append},
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
     sync::{self, Either, line::Line, promise, race},
@@ -31,7 +31,7 @@ use std::{
 use types::{CoreId, GroupId};
 
 /// One batch on its way to the partition's owner.
-struct Item {
+pub struct Item {
     /// The index of its outcome in the answer.
     place: usize,
     group: GroupId,
@@ -40,7 +40,7 @@ struct Item {
     acks: Acks,
 }
 
-type Outcome = Result<Appended, ErrorCode>;
+pub type Outcome = Result<Appended, ErrorCode>;
 
 /// Most characters of a topic's name in a log line. No valid name is longer.
 const TOPIC_CHARS_TOLD: usize = 249;
@@ -185,8 +185,7 @@ impl Checking {
         self.gathered = 0;
         for (owner, items) in self.by_owner.iter_mut().enumerate().filter(|(_, items)| !items.is_empty()) {
             let items = std::mem::take(items);
-            let call = core.call(CoreId(owner), move |there| append_all(there, items, timeout));
-            self.parts.push(Box::pin(call.result()));
+            self.parts.push(Box::pin(core.ask(CoreId(owner), Append { items, timeout })));
         }
     }
 
@@ -196,7 +195,7 @@ impl Checking {
             .into_iter()
             .enumerate()
             .filter(|(_, items)| !items.is_empty())
-            .map(|(owner, items)| core.call(CoreId(owner), move |there| append_all(there, items, timeout)).result())
+            .map(|(owner, items)| core.ask(CoreId(owner), Append { items, timeout }))
             .collect();
         let core = core.clone();
         Box::pin(async move {
@@ -280,7 +279,7 @@ fn timestamp_refusal(core: &Core, topic: &TopicRef, checked: &Checked) -> Option
 /// Appends on the owner. Batches that have room are in the logs when this returns. The others wait for room, in order.
 /// If the wait for replicas or the disk exceeds the request's timeout, the answer is an error, as in Kafka. The record
 /// may still be committed.
-fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
+pub fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl Future<Output = Vec<(usize, Outcome)>> {
     let (now_ms, began) = (clock::wall_ms(), clock::now());
     let timeout = match items.first().map(|item| item.acks) {
         Some(Acks::Leader) => timeout.max(LEADER_TIMEOUT_MIN),

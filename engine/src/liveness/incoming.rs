@@ -5,7 +5,7 @@ use crate::{
         meta::{META_CORE, META_GROUP, tool_answer},
         peers::{Answering, Begun, Host},
     },
-    core::Core,
+    core::{Core, messages::Notice},
 };
 use bytes::Bytes;
 use consensus::{
@@ -28,15 +28,18 @@ impl Host for GroupHost {
     }
 
     fn hand_on(&self, core: usize, connection: Begun) {
-        self.0.post(CoreId(core), move |there| {
-            there.peers().take_over(connection, Rc::new(GroupHost(there.clone())));
-        });
+        self.0.tell(CoreId(core), Notice::PeerConnection { connection: Box::new(connection) });
     }
+}
+
+/// Serves another broker's connection, which another core has accepted.
+pub fn take_over(core: &Rc<Core>, connection: Begun) {
+    core.peers().take_over(connection, Rc::new(GroupHost(core.clone())));
 }
 
 /// Passes each message to its core. Most messages are for the core on which they arrive, because brokers with the
 /// same number of cores talk core to core.
-fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
+pub fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
     let mut elsewhere: Vec<Vec<PeerMessage>> = Vec::new();
     let mut of_meta = Vec::new();
     let is_here = |group: GroupId| group != META_GROUP && core.owner(group) == core.id();
@@ -66,7 +69,7 @@ fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
                 core.groups.note(core, from, beat);
                 if usize::from(beat.cores) != core.cores() {
                     for other in (0..core.cores()).map(CoreId).filter(|other| *other != core.id()) {
-                        core.post(other, move |there| there.groups.note(there, from, beat));
+                        core.tell(other, Notice::Beat { from, beat });
                     }
                 }
                 continue;
@@ -90,7 +93,7 @@ fn receive(core: &Rc<Core>, from: i32, messages: Vec<PeerMessage>) {
         core.meta().receive(core, from, of_meta);
     }
     for (to, messages) in elsewhere.into_iter().enumerate().filter(|(_, messages)| !messages.is_empty()) {
-        core.send(CoreId(to), move |there| receive(there, from, messages));
+        core.tell(CoreId(to), Notice::PeerMessages { from, messages });
     }
 }
 

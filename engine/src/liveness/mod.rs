@@ -8,7 +8,7 @@
 
 mod incoming;
 
-pub use incoming::GroupHost;
+pub use incoming::{GroupHost, receive, take_over};
 
 use crate::{
     clock,
@@ -173,7 +173,7 @@ impl Groups {
     }
 
     /// Records a beat from a core of another broker.
-    fn note(&self, core: &Rc<Core>, node: i32, beat: Beat) {
+    pub fn note(&self, core: &Rc<Core>, node: i32, beat: Beat) {
         let now = clock::now();
         let before = self.heard.borrow().get(&(node, beat.core)).copied();
         let is_same = before.is_some_and(|before| before.incarnation == beat.incarnation && before.there);

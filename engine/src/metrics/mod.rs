@@ -6,6 +6,7 @@
 //! cells in any order.
 
 pub mod histogram;
+mod labelled;
 mod notices;
 
 use std::{
@@ -17,10 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use net::codec::api::{ApiKey, TABLE};
+use net::codec::api::ApiKey;
 use wal::store::StoreStats;
 
-use crate::metrics::{histogram::Histogram, notices::Notices};
+use crate::metrics::{
+    histogram::Histogram,
+    labelled::{PerApi, PerKind},
+    notices::Notices,
+};
 
 /// The prefix of all names.
 pub const PREFIX: &str = "millrace_";
@@ -58,33 +63,6 @@ impl Gauge {
     }
 }
 
-/// One counter for each API in the table that [`net::codec::api`] serves.
-#[derive(Debug)]
-pub struct PerApi([Counter; TABLE.len()]);
-
-impl Default for PerApi {
-    fn default() -> PerApi {
-        PerApi(std::array::from_fn(|_| Counter::default()))
-    }
-}
-
-/// The position of each API key in the table.
-const API_POSITIONS: [u8; 128] = {
-    let mut positions = [u8::MAX; 128];
-    let mut at = 0;
-    while at < TABLE.len() {
-        positions[TABLE[at].key as usize] = at as u8;
-        at += 1;
-    }
-    positions
-};
-
-impl PerApi {
-    fn of(&self, api: ApiKey) -> &Counter {
-        &self.0[usize::from(API_POSITIONS[api as usize])]
-    }
-}
-
 /// How Prometheus' text format writes a kind of metric.
 trait Figure {
     const TYPE: &'static str;
@@ -114,20 +92,6 @@ impl Figure for Gauge {
 
     fn number(&self) -> Option<u64> {
         Some(self.get())
-    }
-}
-
-impl Figure for PerApi {
-    const TYPE: &'static str = "counter";
-
-    fn write(&self, out: &mut String, name: &str, core: usize) {
-        for (api, counter) in TABLE.iter().zip(&self.0) {
-            line(out, format_args!("{PREFIX}{name}{{core=\"{core}\",api=\"{}\"}} {}", api.name, counter.get()));
-        }
-    }
-
-    fn number(&self) -> Option<u64> {
-        Some(self.0.iter().map(Counter::get).sum())
     }
 }
 
@@ -269,6 +233,9 @@ metrics! {
     mesh_received_total: Counter;
     /// Messages about metadata and leaders that the core received from other cores.
     mesh_posts_total: Counter;
+    /// Messages to other cores, by kind: what a core asks (such as `Append`) or tells (such as `Show`), and `Reply` and
+    /// `Cancel`.
+    mesh_messages_total: PerKind;
     /// Batches and group requests that wait for room in the write-ahead ring, or for commits of their partition.
     admission_waiting: Gauge;
     /// Batches and group requests that timed out while they waited for room in the write-ahead ring, or for commits.
@@ -498,6 +465,22 @@ mod tests {
             assert!(page.lines().any(|line| line == expected), "{expected}\n{page}");
         }
         assert!(core.numbers().contains(&("kafka_requests_total", 3)));
+    }
+
+    #[test]
+    fn messages_are_counted_by_kind() {
+        let metrics = Metrics::new(2);
+        let core = metrics.core(1);
+        core.mesh_messages_total.set([("Append", 1), ("Show", 2)].into_iter());
+        core.mesh_messages_total.set([("Append", 4), ("Show", 2)].into_iter());
+        let page = metrics.page();
+        let lines: Vec<_> = page.lines().filter(|line| line.starts_with("millrace_mesh_messages_total")).collect();
+        let expected = [
+            "millrace_mesh_messages_total{core=\"1\",kind=\"Append\"} 4",
+            "millrace_mesh_messages_total{core=\"1\",kind=\"Show\"} 2",
+        ];
+        assert_eq!(lines, expected);
+        assert!(core.numbers().contains(&("mesh_messages_total", 6)));
     }
 
     #[test]

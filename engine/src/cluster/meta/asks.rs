@@ -4,7 +4,10 @@
 use super::{META_CORE, Meta, largest};
 use crate::{
     clock,
-    core::{Core, core_of_slice},
+    core::{
+        Core, core_of_slice,
+        messages::{DescribeQuorum, FindInSlice, Linearize, Submit},
+    },
     sync::{Answer, Promise, promise},
 };
 use consensus::{
@@ -79,12 +82,18 @@ pub(super) async fn submit_as_is(
     commands: Vec<Command>,
     how: Submitting,
 ) -> Result<Vec<CommandResult>, SubmitError> {
-    let call = core.call(META_CORE, move |there| async move {
-        let results = write_all(&there, commands, how).await?.results;
-        // The outcome of a request asked too late is forgotten: it may have been done now or before.
-        results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
-    });
-    call.result().await
+    core.ask(META_CORE, Submit { commands, how }).await
+}
+
+/// On core 0: submits commands.
+pub async fn submit_here(
+    core: Rc<Core>,
+    commands: Vec<Command>,
+    how: Submitting,
+) -> Result<Vec<CommandResult>, SubmitError> {
+    let results = write_all(&core, commands, how).await?.results;
+    // The outcome of a request asked too late is forgotten: it may have been done now or before.
+    results.into_iter().map(|result: RequestResult| result.map_err(|_late| SubmitError::TimedOut)).collect()
 }
 
 /// On the metadata's core: submits commands, as several writes at the same time if they are too many for one. Returns
@@ -152,35 +161,38 @@ pub async fn may_read(core: &Rc<Core>) -> Result<(), SubmitError> {
 
 /// Returns once this core's view shows every write that was acknowledged before the call.
 pub async fn linearize(core: &Rc<Core>) -> Result<(), SubmitError> {
-    let call = core.call(META_CORE, |there| async move {
-        let meta = there.meta();
-        if meta.failed.get() {
-            return Err(SubmitError::Storage);
-        }
-        let answer = meta.ask(&there, &meta.read, |plane, raft, now| plane.read(raft, now, now + ANSWER_MAX));
-        answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
-    });
-    call.result().await
+    core.ask(META_CORE, Linearize {}).await
+}
+
+/// On core 0: waits until every core's view shows every write that was acknowledged before the call.
+pub async fn linearize_here(core: Rc<Core>) -> Result<(), SubmitError> {
+    let meta = core.meta();
+    if meta.failed.get() {
+        return Err(SubmitError::Storage);
+    }
+    let answer = meta.ask(&core, &meta.read, |plane, raft, now| plane.read(raft, now, now + ANSWER_MAX));
+    answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
 }
 
 /// The metadata group as its leader sees it, on whichever broker that is.
 pub async fn describe_quorum(core: &Rc<Core>) -> Result<Quorum, SubmitError> {
-    let call = core.call(META_CORE, |there| async move {
-        let meta = there.meta();
-        if meta.failed.get() {
-            return Err(SubmitError::Storage);
-        }
-        let answer = meta.ask(&there, &meta.described, |plane, raft, now| plane.describe(raft, now, now + ANSWER_MAX));
-        answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
-    });
-    call.result().await
+    core.ask(META_CORE, DescribeQuorum {}).await
+}
+
+/// On core 0: the same.
+pub async fn describe_quorum_here(core: Rc<Core>) -> Result<Quorum, SubmitError> {
+    let meta = core.meta();
+    if meta.failed.get() {
+        return Err(SubmitError::Storage);
+    }
+    let answer = meta.ask(&core, &meta.described, |plane, raft, now| plane.describe(raft, now, now + ANSWER_MAX));
+    answer.await.unwrap_or(Err(WriteError::TimedOut)).map_err(SubmitError::from)
 }
 
 /// A topic in the leader's slice, committed or not.
 pub(super) async fn overlay_topic(core: &Rc<Core>, name: String) -> QueryAnswer {
     let owner = core_of_slice(slice_of_topic(&name), core.cores());
-    let call = core.call(owner, move |there| std::future::ready(there.topic_in_slice(&name)));
-    call.result().await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
+    core.ask(owner, FindInSlice { name }).await.map_or(QueryAnswer::NotFound, QueryAnswer::Topic)
 }
 
 type Waiting<T> = RefCell<BTreeMap<Token, Promise<Result<T, WriteError>>>>;

@@ -9,7 +9,7 @@
 //! (`consensus::plane`).
 
 use super::{SubmitError, Submitting, asks::submit_as_is, linearize};
-use crate::core::Core;
+use crate::core::{Core, messages::LargestTaken};
 use consensus::{
     group::descriptor::ENTRY_DATA_BYTES_MAX,
     metadata::{Command, LARGEST_ENTRY, Topic, View},
@@ -33,7 +33,7 @@ const TRIES: usize = 3;
 
 impl Core {
     /// The largest batch that this core's ring and the frames between brokers can take.
-    pub(super) fn largest_taken(&self) -> u64 {
+    pub fn largest_taken(&self) -> u64 {
         let ring = self.store.entry_bytes_max() - ENTRY_DATA_BYTES_MAX;
         ring.min(FRAMED_BYTES_MAX) as u64
     }
@@ -61,9 +61,8 @@ pub fn why_largest(largest: usize) -> String {
 
 /// The largest batch that all cores of this broker can take.
 pub(super) async fn taken_here(core: &Rc<Core>) -> u64 {
-    let calls = (0..core.cores()).map(CoreId);
-    let calls = calls.map(|to| core.call(to, |there| std::future::ready(there.largest_taken())).result()).collect();
-    let taken: Vec<u64> = crate::sync::all(calls).await;
+    let asked = (0..core.cores()).map(|to| core.ask(CoreId(to), LargestTaken {}));
+    let taken: Vec<u64> = crate::sync::all(asked.collect()).await;
     taken.into_iter().min().expect("there is a core")
 }
 

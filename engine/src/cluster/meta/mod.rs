@@ -37,11 +37,15 @@ mod snapshots;
 mod start;
 mod tools;
 
-pub use asks::{CommandResult, SubmitError, Submitting, describe_quorum, linearize, may_read, submit, submit_with};
+pub use asks::{
+    CommandResult, SubmitError, Submitting, describe_quorum, describe_quorum_here, linearize, linearize_here, may_read,
+    submit, submit_here, submit_with,
+};
 pub use largest::why_largest;
 pub use log::{LogWatch, log_range, read_log, watch_log};
 #[cfg(test)]
 pub(crate) use reports::leader_commands;
+pub use reports::{Mark, watermarks_here};
 pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;
@@ -49,7 +53,7 @@ pub use tools::answer as tool_answer;
 
 use crate::{
     clock,
-    core::{Core, core_of_slice},
+    core::{Core, core_of_slice, messages::Notice},
     partition::replica::{Replica, Replicated},
     rt,
     sync::{Notify, Promise},
@@ -234,7 +238,7 @@ impl Meta {
             }
         }
         for (owner, work) in by_owner.into_iter().enumerate().filter(|(_, work)| !work.is_empty()) {
-            core.post(CoreId(owner), move |there| there.work_on_slices(work));
+            core.tell(CoreId(owner), Notice::WorkOnSlices { work });
         }
     }
 
@@ -253,12 +257,7 @@ impl Meta {
         let last = *last;
         let deltas: Arc<[_]> = deltas.into();
         for to in (1..core.cores()).map(CoreId) {
-            let deltas = deltas.clone();
-            core.post(to, move |there| {
-                there.show(&deltas);
-                let shown_by = there.id();
-                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, last));
-            });
+            core.tell(to, Notice::Show { deltas: deltas.clone(), last });
         }
         core.show(&deltas);
         self.follow_brokers(core, &deltas);
@@ -267,8 +266,13 @@ impl Meta {
         self.watchers.wake();
     }
 
+    /// The copy of a core's slices for a snapshot has come.
+    pub fn slices_cut(&self, token: usize, slices: Vec<Slice>) {
+        self.parts.borrow_mut().remove(token).keep(slices);
+    }
+
     /// A core's view shows everything up to `index`.
-    fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: u64) {
+    pub fn is_shown(self: &Rc<Self>, core: &Rc<Core>, by: CoreId, index: u64) {
         self.note_shown(core, by, index);
         core.ready_loop.wake(self.clone());
     }
@@ -287,10 +291,7 @@ impl Meta {
     fn restore_shown(&self, core: &Rc<Core>, index: u64, image: &Arc<[Delta]>) {
         self.follow_brokers(core, &[(index, image.to_vec())]);
         for by in (0..core.cores()).map(CoreId) {
-            core.post(by, move |there| {
-                let shown_by = there.id();
-                there.post(META_CORE, move |here| here.meta().is_shown(here, shown_by, index));
-            });
+            core.tell(by, Notice::ReportShown { index });
         }
         self.published.notify();
     }
@@ -306,7 +307,7 @@ impl Meta {
             self.told_lease.set(lease);
             self.told_controller.set(controller);
             for to in (0..core.cores()).map(CoreId) {
-                core.post(to, move |there| there.is_told(lease, controller));
+                core.tell(to, Notice::Lease { until: lease, controller });
             }
         }
     }
@@ -401,10 +402,9 @@ pub async fn follow_peers(core: Rc<Core>) {
     while !core.lifecycle.metadata_ended.is_set() {
         let seen = core.peers().comings.version();
         core.meta().tell(&core);
-        let away: Arc<[i32]> = core.peers().away().into();
+        let nodes: Arc<[i32]> = core.peers().away().into();
         for to in (0..core.cores()).map(CoreId) {
-            let away = away.clone();
-            core.post(to, move |there| there.are_away(away));
+            core.tell(to, Notice::Away { nodes: nodes.clone() });
         }
         core.peers().comings.past(seen).await;
     }

@@ -5,7 +5,7 @@
 
 use super::{Submitting, submit_with};
 use crate::{
-    core::{Core, Led},
+    core::{Core, Led, messages::Watermarks},
     partition::{Partition, TopicPartition},
     rt, sync,
 };
@@ -97,7 +97,7 @@ pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Le
 }
 
 /// How far the log of one partition has come.
-struct Mark {
+pub struct Mark {
     name: TopicPartition,
     high_watermark: u64,
     log_start: u64,
@@ -112,7 +112,7 @@ pub async fn watermarks(core: Rc<Core>) {
         if !has_others(&core) {
             continue;
         }
-        let marks = (0..core.cores()).map(|to| core.call(CoreId(to), marks).result());
+        let marks = (0..core.cores()).map(|to| core.ask(CoreId(to), Watermarks {}));
         let marks: Vec<(GroupId, Mark)> = sync::all(marks.collect()).await.into_iter().flatten().collect();
         let mut by_topic: BTreeMap<Arc<str>, Vec<WatermarkReport>> = BTreeMap::new();
         let mut now_told = Vec::new();
@@ -154,7 +154,7 @@ fn watermark_commands(view: &View, node: i32, by_topic: BTreeMap<Arc<str>, Vec<W
 }
 
 /// The watermarks of the partitions that this core leads.
-async fn marks(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
+pub async fn watermarks_here(core: Rc<Core>) -> Vec<(GroupId, Mark)> {
     let mut marks = Vec::new();
     let mark = |partition: &Rc<Partition>| {
         // An empty partition needs no report.

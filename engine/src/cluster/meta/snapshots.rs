@@ -1,8 +1,8 @@
 //! Snapshots of the metadata: cut from all slices at one index, and kept for brokers that lag behind the log.
 
-use super::{META_CORE, META_GROUP, Meta};
+use super::{META_GROUP, Meta};
 use crate::{
-    core::Core,
+    core::{Core, messages::Notice},
     rt,
     sync::{Either, Notify, promise, race},
 };
@@ -119,10 +119,7 @@ pub async fn snapshot(core: &Rc<Core>) -> Result<u64, SnapshotError> {
         .map(|owner| {
             let (part, answer) = promise();
             let token = meta.parts.borrow_mut().insert(part);
-            core.post(CoreId(owner), move |there| {
-                let slices = there.cut_slices();
-                there.post(META_CORE, move |here| here.meta().parts.borrow_mut().remove(token).keep(slices));
-            });
+            core.tell(CoreId(owner), Notice::CutSlices { token });
             answer
         })
         .collect();

@@ -5,7 +5,7 @@ use crate::{
     clock,
     cluster::internal_topics,
     config::ring_bytes_for,
-    core::{Core, core_of_slice, restored},
+    core::{Core, core_of_slice, messages::Notice, restored},
     memory::Lasting,
     rt,
     start_error::StartError,
@@ -87,7 +87,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     rt::spawn(reports::leaders(core.clone()));
     rt::spawn(reports::watermarks(core.clone()));
     for to in (0..core.cores()).map(CoreId) {
-        core.post(to, |there| there.lifecycle.metadata_complete.set());
+        core.tell(to, Notice::MetadataComplete);
     }
     Ok(())
 }
@@ -129,8 +129,7 @@ pub(super) fn install(core: &Rc<Core>, index: u64, slices: Vec<Slice>, image: &A
         by_owner[core_of_slice(slice.id(), core.cores()).0].push(slice);
     }
     for (owner, slices) in by_owner.into_iter().enumerate() {
-        let image = image.clone();
-        core.post(CoreId(owner), move |there| there.install(index, slices, &image));
+        core.tell(CoreId(owner), Notice::Install { index, slices, image: image.clone() });
     }
 }
 

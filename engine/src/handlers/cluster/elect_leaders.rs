@@ -10,7 +10,7 @@ use crate::handlers::{
 use crate::{
     clock,
     cluster::meta,
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, messages::Notice},
     rt,
     sync::race,
 };
@@ -25,7 +25,6 @@ use net::{
     },
 };
 use std::{collections::BTreeMap, ops::Bound, rc::Rc, time::Duration};
-use types::CoreId;
 
 /// Kinds of elections (`ElectionType`).
 const PREFERRED: i8 = 0;
@@ -203,14 +202,7 @@ async fn until_preferred(work: &mut Work<'_>, open: &mut BTreeMap<usize, Partiti
 fn ask(core: &Rc<Core>, partition: &Partition) {
     let group = partition.group;
     match leader(core, partition) {
-        Some(here) if here == core.node() => {
-            let CoreId(owner) = core.owner(group);
-            core.post(CoreId(owner), move |there| {
-                if let Some(partition) = there.partition(group) {
-                    partition.prefer(there);
-                }
-            });
-        }
+        Some(here) if here == core.node() => core.tell(core.owner(group), Notice::Prefer { group }),
         Some(other) => core.peers().send_to_node(other, PeerMessage::Elect { group }),
         None => {}
     }

@@ -16,11 +16,12 @@
 mod reading;
 mod waits;
 
-pub use waits::Fetches;
+pub use reading::{Brought, Item, Wish, read_here};
+pub use waits::{FetchId, Fetches};
 
 use super::{Client, TIMEOUT_MAX, cluster::brokers, timeout_of};
 use crate::{
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, messages::Read},
     memory::FREE_DECODED_BYTES,
     sync,
 };
@@ -31,7 +32,7 @@ use net::{
     },
     errors::{self, ErrorCode},
 };
-use reading::{Brought, Found, Item, Wish, read_here};
+use reading::Found;
 use std::{rc::Rc, time::Duration};
 use types::{CoreId, GroupId};
 
@@ -112,8 +113,7 @@ pub async fn handle(core: &Rc<Core>, client: &Client, mut request: FetchRequest,
         {
             let items = vec![item(first, group, partition)];
             let wish = Wish { wait: Duration::ZERO, owners: 1, first: None, ..wish };
-            let call = core.call(core.owner(group), move |there| async move { read_here(&there, items, wish).await });
-            place_all(call.result().await, &mut parts);
+            place_all(core.ask(core.owner(group), Read { items, wish }).await, &mut parts);
         }
     }
     respond(core, request, parts, bytes_max, version)
@@ -148,9 +148,9 @@ async fn gather(
         let items = std::mem::take(items);
         let wish = if several { Wish { share: share(&items, asked_for, wish.bytes_max), ..wish } } else { wish };
         let sum = &sum;
-        let call = core.call(CoreId(owner), move |there| async move { read_here(&there, items, wish).await });
+        let asked = core.ask(CoreId(owner), Read { items, wish });
         async move {
-            let brought = call.result().await;
+            let brought = asked.await;
             if sum.is_some() {
                 let bytes = brought.parts.iter().filter_map(|part| part.found.as_ref().ok()).map(Found::bytes).sum();
                 core.fetches.has_answered(core, wish.id, CoreId(owner), bytes, brought.ends);

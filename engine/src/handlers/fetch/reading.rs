@@ -4,7 +4,7 @@ use super::waits::FetchId;
 use crate::{
     clock,
     cluster::meta::{self, LogWatch, META_GROUP},
-    core::{Core, long_work::Work},
+    core::{Core, long_work::Work, messages::Notice},
     memory::{Answers, Held},
     partition::{ColdFetch, FetchRead, Partition, Watch},
     rt,
@@ -13,7 +13,7 @@ use crate::{
 use bytes::Bytes;
 use net::{errors::ErrorCode, records::batch::BatchHeader};
 use std::{rc::Rc, time::Duration};
-use types::{CoreId, GroupId};
+use types::GroupId;
 use wal::store::read::READ_AHEAD;
 
 /// Interval at which an owner reports a small increase of its bytes to the gathering core.
@@ -245,8 +245,7 @@ impl<'a> Growth<'a> {
             return Some(wait);
         }
         (self.told, self.told_at) = (self.total, Some(now));
-        let (id, owner, total): (_, CoreId, _) = (self.wish.id, self.core.id(), self.total);
-        self.core.send(origin, move |there| there.fetches.has(there, id, owner, total));
+        self.core.tell(origin, Notice::FetchHas { id: self.wish.id, owner: self.core.id(), bytes: self.total });
         None
     }
 }

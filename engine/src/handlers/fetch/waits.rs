@@ -3,7 +3,10 @@
 //! `min_bytes` counts over the whole request. An owner that has some bytes, but not enough alone, reports its count
 //! to the gathering core. That core calls all owners back once the sum is enough.
 
-use crate::{core::Core, sync::Marks};
+use crate::{
+    core::{Core, messages::Notice},
+    sync::Marks,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -101,7 +104,7 @@ impl Fetches {
         };
         for owner in owing {
             // This follows the request itself in the same lane, so the request is there before the call.
-            core.send(owner, move |there| there.fetches.call_back(id));
+            core.tell(owner, Notice::CallBackFetch { id });
         }
     }
 
