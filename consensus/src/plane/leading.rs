@@ -37,6 +37,8 @@ pub(super) struct Lead {
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Heard {
+    /// The process that was heard. Another one of the broker begins a session of its own.
+    pub(super) incarnation: u64,
     pub(super) at: Option<Duration>,
     pub(super) caught_up: Option<Duration>,
     /// Its new state is being written; that is retried after this time.

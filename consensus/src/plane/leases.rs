@@ -364,7 +364,8 @@ impl Plane {
         if let Some(lead) = &mut self.lead
             && self.cluster.is_present(from, incarnation)
         {
-            lead.heard.entry(from).or_default().at = Some(now);
+            let heard = lead.heard.entry(from).or_default();
+            (heard.incarnation, heard.at) = (incarnation, Some(now));
         }
         if self.is_established() {
             self.index_for(group, now, Reader::Probe(from, incarnation, sent_at));

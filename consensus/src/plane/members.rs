@@ -207,9 +207,16 @@ impl Plane {
         for broker in self.cluster.brokers.values() {
             let own = broker.node == self.config.node;
             let heard = lead.heard.entry(broker.node).or_default();
-            // A new leader gives every broker one session to be heard in.
-            let at = *heard.at.get_or_insert(now);
-            let alive = own || now < at + session;
+            if heard.incarnation != broker.incarnation {
+                (heard.incarnation, heard.at) = (broker.incarnation, None);
+            }
+            let at = match broker.status {
+                // A new leader gives every broker that is alive one session to be heard in. So does any leader to a
+                // broker that has just registered.
+                BrokerStatus::Alive => Some(*heard.at.get_or_insert(now)),
+                BrokerStatus::Fenced => heard.at,
+            };
+            let alive = own || at.is_some_and(|at| now < at + session);
             let status = if alive { BrokerStatus::Alive } else { BrokerStatus::Fenced };
             if status != broker.status && heard.telling.is_none_or(|until| until <= now) {
                 heard.telling = Some(now + OWN_WRITE_MAX);

@@ -68,3 +68,50 @@ fn of_two_new_disks_with_one_node_id_the_second_waits() {
     assert_eq!(result(&mut world, 1, second), Err(Rejection::StaleBroker { node: 3, incarnation: 5 }));
     assert_eq!(peer_of_three(&world), Some(peer_id(3, 8)));
 }
+
+fn status_of_three(world: &World) -> Option<BrokerStatus> {
+    world.nodes[0].plane.cluster.brokers().find(|broker| broker.node == 3).map(|broker| broker.status)
+}
+
+/// Three registered brokers, of which the third is cut off and fenced.
+fn with_three_fenced() -> World {
+    let mut world = World::new();
+    for node in 1..=3 {
+        submit_command(&mut world, 1, register(node, peer_id(node, 7), 0));
+    }
+    world.run(5);
+    world.cut.extend(CUT);
+    world.run(45);
+    assert_eq!(status_of_three(&world), Some(BrokerStatus::Fenced));
+    world
+}
+
+#[test]
+fn a_fenced_broker_stays_fenced_under_a_new_leader_until_that_one_hears_it() {
+    let mut world = with_three_fenced();
+    let node = world.node(1);
+    assert!(node.plane.hand_over(&mut node.group, |peer| node_of(peer) == 2));
+    world.settle();
+    for _ in 0..60 {
+        world.run(1);
+        assert_eq!(status_of_three(&world), Some(BrokerStatus::Fenced));
+    }
+    assert_eq!(world.leader(), 2);
+    world.cut.clear();
+    world.run(20);
+    assert_eq!(status_of_three(&world), Some(BrokerStatus::Alive));
+}
+
+#[test]
+fn a_broker_that_registers_again_has_one_session_for_its_first_beat() {
+    let mut world = with_three_fenced();
+    let token = submit_command(&mut world, 1, of_three(7, 2));
+    world.settle();
+    assert_eq!(result(&mut world, 1, token), Ok(Outcome::BrokerRegistered));
+    for _ in 0..29 {
+        assert_eq!(status_of_three(&world), Some(BrokerStatus::Alive));
+        world.run(1);
+    }
+    world.run(5);
+    assert_eq!(status_of_three(&world), Some(BrokerStatus::Fenced), "nobody has heard it");
+}
