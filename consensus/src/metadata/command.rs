@@ -248,7 +248,7 @@ const TABLES_MAX: usize = 1 << 20;
 /// How many times larger than its bytes a list may appear when shared parts count once per reference. A builder
 /// shares little more than the layout of tables, whereas forged bytes could reference their largest part a million
 /// times.
-const SHARED_MAX: usize = 8;
+pub(super) const SHARED_MAX: usize = 8;
 
 /// Verifies bytes that may come from untrusted senders and returns their root.
 pub(super) fn verified<'b, T: Follow<'b> + Verifiable + 'b>(bytes: &'b [u8]) -> Result<T::Inner, InvalidFlatbuffer> {

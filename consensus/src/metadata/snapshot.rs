@@ -2,6 +2,7 @@
 
 use super::{
     PartitionLeader, SLICES, Slice, SliceId, Watermark,
+    command::SHARED_MAX,
     encoding::{RestoreError, broker_in, broker_out, topic_in, topic_out},
     slice_answers::Answers,
 };
@@ -121,12 +122,18 @@ pub(super) fn watermark_in(watermark: fb::Watermark<'_>) -> Watermark {
     }
 }
 
-/// Decodes a snapshot: its index and every slice, in order. The bytes are verified first.
+/// Least bytes of a table and of the reference to it. A builder writes each table once.
+const TABLE_BYTES_MIN: usize = 8;
+
+/// Decodes a snapshot: its index and every slice, in order. The bytes are verified first, with limits in proportion to
+/// them: a snapshot has one table per partition, however many there are, but forged bytes could refer to the same part
+/// a million times.
 pub fn restore(bytes: &[u8]) -> Result<(u64, Vec<Slice>), RestoreError> {
-    // The verifier's default limit on tables is meant for untrusted messages. A snapshot has one table per
-    // partition.
-    let options =
-        VerifierOptions { max_tables: usize::MAX, max_apparent_size: usize::MAX, ..VerifierOptions::default() };
+    let options = VerifierOptions {
+        max_tables: bytes.len() / TABLE_BYTES_MIN,
+        max_apparent_size: bytes.len().saturating_mul(SHARED_MAX),
+        ..VerifierOptions::default()
+    };
     let snapshot = flatbuffers::root_with_opts::<fb::Snapshot<'_>>(&options, bytes)?;
     let slices: Vec<Slice> = snapshot.slices().iter().map(slice_in).collect::<Result<_, _>>()?;
     if !slices.iter().map(Slice::id).eq(SliceId::all()) {

@@ -2,7 +2,7 @@
 //! the bounds.
 
 use crate::generated::metadata::millrace::metadata as fb;
-use crate::metadata::*;
+use crate::metadata::{encoding::RestoreError, *};
 use flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer};
 use types::Term;
 
@@ -124,4 +124,46 @@ fn what_is_small_and_many_is_not_taken_for_forged() {
     assert_eq!(decode_results(&encode_results(&[])), Ok(Vec::new()));
     assert_eq!(decode_queries(&encode_queries(&[])), Ok(Vec::new()));
     assert_eq!(decode_query_answers(&encode_query_answers(&[])), Ok(Vec::new()));
+}
+
+/// A snapshot whose slices are all the same one, with one topic of this name and so many references to one partition.
+fn forged(name: &str, partitions: usize) -> Vec<u8> {
+    let mut out = FlatBufferBuilder::new();
+    let replicas = Some(out.create_vector(&[1]));
+    let partition = fb::Partition::create(&mut out, &fb::PartitionArgs { group: 7, replicas, founders: None });
+    let partitions = Some(out.create_vector(&vec![partition; partitions]));
+    let configs = Some(out.create_vector::<flatbuffers::WIPOffset<fb::Config<'_>>>(&[]));
+    let (name, id) = (Some(out.create_string(name)), fb::Uuid::new(1, 2));
+    let topic = fb::TopicArgs { name, id: Some(&id), partitions, configs, created_ms: 0 };
+    let topic = fb::Topic::create(&mut out, &topic);
+    let topics = Some(out.create_vector(&[topic]));
+    let slice = fb::Slice::create(&mut out, &fb::SliceArgs { topics, ..fb::SliceArgs::default() });
+    let slices = Some(out.create_vector(&[slice; types::SLICES]));
+    let root = fb::Snapshot::create(&mut out, &fb::SnapshotArgs { index: 1, slices });
+    out.finish(root, None);
+    out.finished_data().to_vec()
+}
+
+#[test]
+fn snapshots_that_refer_to_one_part_many_times_are_refused() {
+    use InvalidFlatbuffer::{ApparentSizeTooLarge, TooManyTables};
+    let long = restore(&forged(&"x".repeat(1 << 16), 1));
+    assert!(matches!(long, Err(RestoreError::Invalid(ApparentSizeTooLarge))), "{long:?}");
+    let many = restore(&forged("x", 100_000));
+    assert!(matches!(many, Err(RestoreError::Invalid(ApparentSizeTooLarge | TooManyTables))), "{many:?}");
+}
+
+#[test]
+fn a_snapshot_of_any_size_is_read_back() {
+    let watermark = Watermark { high_watermark: 0, log_start: 0, end_offset: 0 };
+    let leader = PartitionLeader { term: Term(1), leader: 1, voters: Vec::new() };
+    for partitions in [0, 1, 200_000] {
+        let mut slices = Slice::all();
+        let slice = &mut slices[usize::from(slice_of_topic("t").0)];
+        slice.topics = Arc::new(BTreeMap::from([("t".into(), topic(partitions))]));
+        slice.leaders = Arc::new((0..partitions).map(|group| (GroupId(group), leader.clone())).collect());
+        slice.watermarks = Arc::new((0..partitions).map(|group| (GroupId(group), watermark)).collect());
+        let snapshot = join(1, &mut slices);
+        assert_eq!(restore(&snapshot), Ok((1, slices)), "{partitions} partitions");
+    }
 }
