@@ -62,12 +62,10 @@ fn agree(batch: &Bytes, times: Option<Times>) {
     assert!(records.iter().map(|record| record.offset).eq(0..records.len() as i64));
     assert_eq!(records.iter().fold(None, |times, record| Times::with(times, record.timestamp)), times);
     let first = |wanted: i64| {
-        let found = records.iter().find(|record| record.timestamp >= wanted);
+        let found = records.iter().find(|record| record.timestamp >= wanted.max(0));
         found.map(|record| (record.offset, record.timestamp))
     };
-    // Before 1970, a record without a timestamp (-1) would count as a late one.
-    let wanted = [opened.header().base_timestamp, opened.header().max_timestamp].map(|wanted| wanted.max(0));
-    for wanted in wanted {
+    for wanted in [opened.header().base_timestamp, opened.header().max_timestamp] {
         assert_eq!(find_timestamp(batch, wanted, bytes_max), Ok(first(wanted)));
     }
 }

@@ -158,7 +158,9 @@ impl Records {
     }
 }
 
-/// A search for the first record whose timestamp is `wanted` or later, one turn at a time.
+/// A search for the first record whose timestamp is `wanted` or later, one turn at a time. Only times from 0 on are
+/// searched for, as in Kafka, where all timestamps below 0 mean something else. A record without a timestamp (-1) is
+/// never found.
 pub struct TimestampSearch {
     header: BatchHeader,
     wanted: i64,
@@ -179,7 +181,7 @@ impl TimestampSearch {
     /// Begins a search in the batch at the start of `batch`. `bytes_max`: the maximum bytes of its decompressed
     /// records.
     pub fn new(batch: &Bytes, wanted: i64, bytes_max: usize) -> Result<TimestampSearch, ReadError> {
-        let header = BatchHeader::read(batch)?;
+        let (header, wanted) = (BatchHeader::read(batch)?, wanted.max(0));
         let by_header = header.max_timestamp < wanted || header.is_log_append_time();
         let scan = if by_header { None } else { Some(Scan::new(batch, &header, bytes_max)?) };
         Ok(TimestampSearch { header, wanted, scan })
@@ -227,7 +229,7 @@ pub fn find_timestamp(batch: &Bytes, timestamp: i64, bytes_max: usize) -> Result
 }
 
 /// The offset and timestamp of the first record with the batch's largest timestamp. This is what ListOffsets asks for
-/// with timestamp -3 (KIP-734).
+/// with timestamp -3 (KIP-734). `None` if no record has a timestamp.
 pub fn find_max_timestamp(batch: &Bytes, bytes_max: usize) -> Result<Option<(i64, i64)>, ReadError> {
     let header = BatchHeader::read(batch)?;
     find_timestamp(batch, header.max_timestamp, bytes_max)

@@ -364,7 +364,7 @@ impl<D: Disk> Store<D> {
         self.shared.state.borrow().groups.get(&group)?.payload(index)
     }
 
-    /// The first batch below `below_offset` whose largest timestamp is at least `timestamp`.
+    /// The first batch below `below_offset` whose largest timestamp is at least `timestamp`, from 0 on.
     pub async fn find_timestamp(
         &self,
         group: GroupId,

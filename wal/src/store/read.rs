@@ -163,13 +163,15 @@ async fn read_segment<D: Disk>(
     Ok(stopped)
 }
 
-/// The first batch at or above the log start whose largest timestamp is at least `timestamp`.
+/// The first batch at or above the log start whose largest timestamp is at least `timestamp`, from 0 on. A batch
+/// without timestamps (-1) is never found.
 pub(crate) async fn find_timestamp<D: Disk>(
     shared: Rc<Shared<D>>,
     group: GroupId,
     timestamp: i64,
     below: u64,
 ) -> Result<Option<Batch>, ReadError> {
+    let timestamp = timestamp.max(0);
     let bounded = |batch: Option<Batch>| batch.filter(|batch| batch.end_offset() <= below);
     let mut from = 0;
     loop {

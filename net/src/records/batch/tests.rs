@@ -323,6 +323,25 @@ fn timestamps_are_found() {
 }
 
 #[test]
+fn records_without_a_timestamp_are_later_than_none() {
+    for codec in Codec::ALL {
+        let batch = |timestamps: &[i64]| {
+            let mut builder = BatchBuilder::new(codec);
+            timestamps.iter().for_each(|timestamp| builder.push(*timestamp, None, None));
+            builder.finish()
+        };
+        let some = batch(&[-1, -7, 5, -1]);
+        let none = batch(&[-1, -1]);
+        for wanted in [i64::MIN, -8, -7, -1, 0, 5] {
+            assert_eq!(find_timestamp(&some, wanted, BYTES_MAX), Ok(Some((2, 5))), "{wanted}");
+            assert_eq!(find_timestamp(&none, wanted, BYTES_MAX), Ok(None), "{wanted}");
+        }
+        assert_eq!(find_max_timestamp(&some, BYTES_MAX), Ok(Some((2, 5))));
+        assert_eq!(find_max_timestamp(&none, BYTES_MAX), Ok(None));
+    }
+}
+
+#[test]
 fn a_batchs_timestamps_are_seen() {
     let times = |timestamps: &[i64]| {
         let mut builder = BatchBuilder::default();
