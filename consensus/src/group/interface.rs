@@ -105,6 +105,19 @@ pub fn election_jitter(seed: u64, group: GroupId, election_ticks: usize) -> usiz
     fastrand::Rng::with_seed(seed ^ group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
 }
 
+/// What has become of a leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// This replica still leads, or leads again.
+    Leads,
+    /// This leader heard from no majority and stepped down. It knows of no other leader.
+    SteppedDown,
+    /// Another replica stands for election. This one does not know yet who wins.
+    Open,
+    /// This peer leads.
+    Passed(u64),
+}
+
 /// A group as storage found it at startup. The default is a group that has no log yet.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {

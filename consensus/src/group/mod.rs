@@ -32,7 +32,7 @@ pub use crate::group::{
     errors::{ConfigurationError, EntryError},
     interface::{
         ENTRY_NORMAL, Entry, GroupConfig, MembersError, PeerProgress, ProposeError, ReadIndex, Ready, RestoreError,
-        Restored, SnapshotMark, Unreadable, Wanted, election_jitter,
+        Restored, SnapshotMark, Succession, Unreadable, Wanted, election_jitter,
     },
     members::{Member, encode as conf_state_bytes, member_changes},
 };

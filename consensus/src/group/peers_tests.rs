@@ -180,3 +180,23 @@ fn a_leader_that_is_heard_knows_up_to_where_it_has_committed() {
     let index = peers.get(1).commit();
     assert_eq!(reads, [ReadIndex { token: 77, index }]);
 }
+
+#[test]
+fn a_leader_that_hands_over_knows_what_becomes_of_it() {
+    let mut peers = Peers::new(3);
+    let term = peers.get(1).term();
+    assert_eq!(peers.get(1).succession(term), Succession::Leads);
+    peers.get(1).hand_over(2);
+    let of_new_leader = |message: &Message| message.to == 1 && message.get_msg_type() == MessageType::MsgAppend;
+    let kept = peers.settle(|message| !of_new_leader(message));
+    assert_eq!(peers.get(1).succession(term), Succession::Open, "it has voted, and knows no more");
+    kept.into_iter().for_each(|message| peers.get(1).step(message));
+    peers.settle(|_| true);
+    assert_eq!(peers.get(1).succession(term), Succession::Passed(2));
+
+    let mut peers = Peers::new(3);
+    let term = peers.get(1).term();
+    peers.get(1).hand_over(2);
+    peers.tick(20, |_| false);
+    assert_eq!(peers.get(1).succession(term), Succession::SteppedDown);
+}

@@ -1,6 +1,10 @@
 //! The state of a group: what is to be recorded of it, its members, its leader, and how far its log is.
 
-use super::{Group, interface::PeerProgress, members};
+use super::{
+    Group,
+    interface::{PeerProgress, Succession},
+    members,
+};
 use bytes::Bytes;
 use raft::StateRole;
 use types::{HardState, Term, TermRun};
@@ -93,6 +97,16 @@ impl Group {
     /// The leader's id, if this replica knows one.
     pub fn leader(&self) -> Option<u64> {
         Some(self.raw.raft.leader_id).filter(|leader| *leader != 0)
+    }
+
+    /// What has become of the leadership that this replica had in `term`.
+    pub fn succession(&self, term: Term) -> Succession {
+        match self.leader() {
+            _ if self.is_leader() => Succession::Leads,
+            Some(peer) => Succession::Passed(peer),
+            None if self.term() == term => Succession::SteppedDown,
+            None => Succession::Open,
+        }
     }
 
     /// This leader's term, once it has committed an entry in it. This is the partition's leader epoch.

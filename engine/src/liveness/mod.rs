@@ -19,7 +19,7 @@ use crate::{
 };
 use bytes::Bytes;
 use consensus::{
-    group::{Message, Unfit},
+    group::{Message, Succession, Unfit},
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
@@ -29,7 +29,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use types::GroupId;
+use types::{GroupId, Term};
 
 /// One unit of the groups' timers, and the interval between beats.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -308,22 +308,45 @@ pub async fn rebalance(core: Rc<Core>) {
 pub async fn hand_over(core: Rc<Core>) {
     core.groups.leaving.set(true);
     let until = clock::now() + HAND_OVER_MAX;
+    let mut begun = BTreeMap::new();
     loop {
-        let led = core.partitions_that(|partition| partition.is_shared() && partition.leads());
-        let mut left = 0;
-        for partition in led {
-            left += usize::from(partition.hand_over(&core, None));
+        let mut is_over = true;
+        for partition in core.partitions_that(|partition| partition.is_shared() && partition.leads()) {
+            if partition.hand_over(&core, None) {
+                begun.insert(partition.group(), partition.term());
+                is_over = false;
+            }
         }
-        if left == 0 {
-            return tracing::info!(core = core.id().0, "handed over the partition leaderships that others can take");
-        }
-        if clock::now() >= until {
-            return tracing::warn!(
-                core = core.id().0,
-                left,
-                "gave up handing over partition leaderships; others take them after an election"
-            );
+        if is_over || clock::now() >= until {
+            return tell_of_hand_over(&core, &begun);
         }
         rt::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Logs what has become of the leaderships, by group and term, that were to be handed over.
+fn tell_of_hand_over(core: &Core, begun: &BTreeMap<GroupId, Term>) {
+    let (mut left, mut lost) = (0, 0);
+    for (group, term) in begun {
+        match core.partition(*group).map(|partition| partition.succession(*term)) {
+            Some(Succession::Leads) => left += 1,
+            Some(Succession::SteppedDown) => lost += 1,
+            Some(Succession::Open | Succession::Passed(_)) | None => {}
+        }
+    }
+    let core = core.id().0;
+    if left > 0 {
+        tracing::warn!(core, left, "gave up handing over partition leaderships; others take them after an election");
+    }
+    if lost > 0 {
+        tracing::warn!(
+            core,
+            lost,
+            "lost partition leaderships while handing them over, because no majority of their replicas answered; \
+             others take them after an election"
+        );
+    }
+    if left + lost == 0 {
+        tracing::info!(core, "handed over the partition leaderships that others can take");
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     liveness,
 };
 use consensus::{
-    group::Member,
+    group::{Member, Succession},
     plane::node_of,
     wire::{PeerMessage, Rest},
 };
@@ -331,6 +331,16 @@ impl Partition {
         self.handing_over_until.set(Some(crate::clock::now() + HAND_OVER_MAX));
         core.ready_loop.wake(self.clone());
         true
+    }
+
+    /// The current Raft term.
+    pub fn term(&self) -> Term {
+        self.replica.with(|raft| raft.term())
+    }
+
+    /// What has become of the leadership that this replica had in `term`.
+    pub fn succession(&self, term: Term) -> Succession {
+        self.replica.with(|raft| raft.succession(term))
     }
 
     /// Hands leadership to a broker that is better able to lead than this one is now.

@@ -59,7 +59,7 @@ use crate::{
     sync::{Notify, Promise},
 };
 use consensus::{
-    group::{Entry, Group, Message, ReadIndex, SnapshotMark},
+    group::{Entry, Group, Message, ReadIndex, SnapshotMark, Succession},
     metadata::{Applied, AskedTooLate, Delta, Request, Slice},
     plane::{Plane, Quorum, SliceEntry, SliceOp, Token, Turn, WriteError, Written, node_of},
     wire::PeerMessage,
@@ -416,19 +416,29 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// On core 0: hands leadership over before the broker stops, if this broker leads and another one can.
 pub async fn hand_over(core: &Rc<Core>) {
     let meta = core.meta();
+    let term = meta.with(|_, raft| raft.term());
     if !meta.happens(core, |plane, raft, _| plane.hand_over(raft, |_| true)) {
         return;
     }
     let until = clock::now() + HAND_OVER_MAX;
-    while meta.with(|_, raft| raft.is_leader()) && clock::now() < until {
+    let is_under_way = |now: Succession| matches!(now, Succession::Leads | Succession::Open);
+    while is_under_way(meta.with(|_, raft| raft.succession(term))) && clock::now() < until {
         rt::sleep(Duration::from_millis(10)).await;
     }
-    if meta.with(|_, raft| raft.is_leader()) {
-        tracing::warn!(
+    match meta.with(|_, raft| raft.succession(term)) {
+        Succession::Passed(peer) => {
+            tracing::info!(to = node_of(peer), "handed over leadership of the metadata group");
+        }
+        Succession::Open => {
+            tracing::info!("gave up leadership of the metadata group; another broker stands for election");
+        }
+        Succession::SteppedDown => tracing::warn!(
+            "lost leadership of the metadata group while handing it over, because no majority of its voters answered; \
+             another broker takes it after an election"
+        ),
+        Succession::Leads => tracing::warn!(
             "gave up handing over leadership of the metadata group; another broker takes it after an election"
-        );
-    } else {
-        tracing::info!("handed over leadership of the metadata group");
+        ),
     }
 }
 

@@ -1,10 +1,19 @@
 //! A broker tells producers and operators when something fails.
 
 use super::{META, answers, restart};
-use crate::sim::{counts::Calm, node::Ailment};
+use crate::{
+    cluster::meta,
+    sim::{
+        counts::Calm,
+        node::{Ailment, Node},
+    },
+};
+use consensus::plane::node_of;
 use net::errors::ErrorCode;
 use std::{
+    cell::Cell,
     io::{self, Write},
+    rc::Rc,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -30,7 +39,7 @@ impl Write for Lines {
 }
 
 /// Returns the lines that this thread logs during `work`.
-fn logged(work: impl FnOnce()) -> String {
+pub(super) fn logged(work: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
@@ -78,4 +87,100 @@ fn a_hand_over_that_does_not_end_in_time_is_told() {
     });
     assert!(lines.contains("WARN") && lines.contains("gave up handing over partition leaderships"), "{lines}");
     assert!(leader.down.get(), "it has stopped all the same");
+}
+
+#[test]
+fn partition_leaderships_that_are_lost_while_they_are_handed_over_are_told() {
+    let calm = Calm::new(7, 3);
+    let leader = calm.leader().clone();
+    // They can be reached, and answer no leader once they have something to write.
+    for other in calm.nodes.iter().filter(|node| node.id != leader.id) {
+        other.ail(Ailment { slow: STUCK, ..Ailment::default() });
+    }
+    let lines = logged(|| {
+        leader.stop(&calm.world);
+        calm.pass(STOP);
+    });
+    assert!(lines.contains("WARN") && lines.contains("lost partition leaderships while handing them over"), "{lines}");
+    assert!(!lines.contains("handed over the partition leaderships"), "{lines}");
+    assert!(leader.down.get(), "it has stopped all the same");
+}
+
+fn metadata_leader(calm: &Calm) -> Rc<Node> {
+    let leads = |node: &&Rc<Node>| {
+        let core = node.core().expect("it runs");
+        core.meta().with(|plane, _| plane.is_established())
+    };
+    calm.nodes.iter().find(leads).expect("somebody leads it").clone()
+}
+
+/// The broker that the metadata's leader hands over to if all have the same log.
+fn metadata_heir(calm: &Calm, leader: &Node) -> Rc<Node> {
+    let heir = leader.core().expect("it runs").meta().with(|_, raft| {
+        let others = raft.progress().into_iter().filter(|peer| peer.peer != raft.peer());
+        others.max_by_key(|peer| peer.matched).expect("there are others").peer
+    });
+    calm.nodes.iter().find(|node| node.id == node_of(heir)).expect("it is one of them").clone()
+}
+
+/// Hands the metadata over, as a stop does. Returns what is logged meanwhile.
+fn hand_metadata_over(calm: &Calm, leader: &Node) -> String {
+    logged(|| {
+        let (core, is_over) = (leader.core().expect("it runs"), Rc::new(Cell::new(false)));
+        let told = is_over.clone();
+        calm.world.spawn(leader.process, async move {
+            meta::hand_over(&core).await;
+            told.set(true);
+        });
+        calm.until(|| is_over.get());
+    })
+}
+
+#[test]
+fn a_hand_over_of_the_metadata_is_told_with_its_heir() {
+    let calm = Calm::new(8, 3);
+    let leader = metadata_leader(&calm);
+    let heir = metadata_heir(&calm, &leader).id;
+    let lines = hand_metadata_over(&calm, &leader);
+    assert!(
+        lines.contains("handed over leadership of the metadata group") && lines.contains(&format!("to={heir}")),
+        "{lines}"
+    );
+}
+
+#[test]
+fn a_hand_over_of_the_metadata_that_does_not_end_in_time_is_told() {
+    let calm = Calm::new(9, 3);
+    let leader = metadata_leader(&calm);
+    // It can be reached, and cannot vote for itself. The third broker still answers the leader.
+    metadata_heir(&calm, &leader).ail(Ailment { slow: STUCK, ..Ailment::default() });
+    let lines = hand_metadata_over(&calm, &leader);
+    assert!(
+        lines.contains("WARN") && lines.contains("gave up handing over leadership of the metadata group"),
+        "{lines}"
+    );
+    assert_eq!(metadata_leader(&calm).id, leader.id);
+}
+
+#[test]
+fn a_leader_of_the_metadata_that_steps_down_while_it_hands_over_says_so() {
+    // Every 800 ms the leader counts who has answered since. At one of these moments the heir has answered, and the
+    // others no more.
+    for wait in (100..1000).step_by(100) {
+        let calm = Calm::new(10, 5);
+        let leader = metadata_leader(&calm);
+        let heir = metadata_heir(&calm, &leader);
+        for other in calm.nodes.iter().filter(|node| node.id != leader.id && node.id != heir.id) {
+            calm.world.net.cut(leader.id, other.id);
+            calm.world.net.cut(other.id, leader.id);
+        }
+        calm.pass(Duration::from_millis(wait));
+        heir.ail(Ailment { slow: STUCK, ..Ailment::default() });
+        let lines = hand_metadata_over(&calm, &leader);
+        assert!(!lines.contains("handed over leadership of the metadata group"), "{wait} ms: {lines}");
+        if lines.contains("lost leadership of the metadata group while handing it over") {
+            return;
+        }
+    }
+    panic!("it never steps down");
 }
