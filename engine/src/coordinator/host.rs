@@ -366,10 +366,15 @@ impl Seat {
     fn resign(&self) {
         let Some(coordinator) = self.coordinator.borrow_mut().take() else { return };
         self.ended.set();
-        for output in coordinator.resign() {
-            if let Output::Reply { token, response } = output {
-                token.keep(response);
-            }
+        let mut resigned = coordinator.resign();
+        reply_all(resigned.turn());
+        if !resigned.is_empty() {
+            rt::spawn(async move {
+                while !resigned.is_empty() {
+                    rt::give_way().await;
+                    reply_all(resigned.turn());
+                }
+            });
         }
         self.called.notify();
         self.appended.notify();
@@ -377,6 +382,14 @@ impl Seat {
 
     fn has_resigned(&self) -> bool {
         self.coordinator.borrow().is_none()
+    }
+}
+
+fn reply_all(outputs: Vec<Output<Token>>) {
+    for output in outputs {
+        if let Output::Reply { token, response } = output {
+            token.keep(response);
+        }
     }
 }
 

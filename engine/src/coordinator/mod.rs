@@ -23,8 +23,8 @@
 //!    order of the appends. An append that cannot be proposed is reported the same way, with its error.
 //! 5. Call [`Coordinator::tick`] when [`Coordinator::next_deadline`] has passed. Ask for the deadline again after
 //!    every call. Call [`Coordinator::topic_deleted`] when the view has applied a deletion.
-//! 6. Call [`Coordinator::resign`] when this core stops leading the partition, or when its log has failed. All
-//!    waiting requests are then answered NOT_COORDINATOR.
+//! 6. Call [`Coordinator::resign`] when this core stops leading the partition, or when its log has failed, and then
+//!    [`Resigned::turn`] until nothing is left. All waiting requests are answered NOT_COORDINATOR.
 //!
 //! Every token is answered exactly once.
 //!
@@ -66,7 +66,7 @@ pub use self::{
     api::{Context, GroupRequest, GroupResponse, Route, by_partition, partition_of},
     config::{Config, MEMBER_BYTES_MAX, PENDING_MEMBERS_MAX},
     env::{AppendId, Now, Output},
-    forget::SEARCH_TURN_ENTRIES,
+    forget::{Resigned, SEARCH_TURN_ENTRIES},
     incarnation::{Incarnation, Topics},
     pieces::{Piece, Pieces},
     reads::{Cursor, Part, Wanted, shorten_filter},
@@ -348,28 +348,6 @@ impl<T> Coordinator<T> {
             }
             Then::Tombstones(tombstones) => self.tombstones_stored(now, tombstones, outcome),
         }
-    }
-
-    /// The partition is no longer led here. All waiting requests are answered NOT_COORDINATOR, so that clients look
-    /// for the new coordinator.
-    pub fn resign(mut self) -> Vec<Output<T>> {
-        let now = Now::default();
-        for (_, mut group) in std::mem::take(&mut self.groups) {
-            let mut env = self.env(now);
-            for (id, member) in std::mem::take(&mut group.members) {
-                if let Some(joining) = member.joining {
-                    env.refuse_join(joining, id, ErrorCode::NotCoordinator);
-                }
-                if let Some(syncing) = member.syncing {
-                    env.refuse_sync(syncing, ErrorCode::NotCoordinator);
-                }
-            }
-        }
-        for (_, then) in std::mem::take(&mut self.appends.open) {
-            self.follow_up(now, then, Err(ErrorCode::NotCoordinator));
-        }
-        self.timers.clear();
-        self.out
     }
 
     fn reply(&mut self, token: T, response: impl Into<GroupResponse>) {

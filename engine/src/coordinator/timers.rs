@@ -63,7 +63,7 @@ impl Timers {
         self.queue.len()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.queue.clear();
+    pub(crate) fn pop_first(&mut self) {
+        self.queue.pop_first();
     }
 }

@@ -3,7 +3,9 @@
 //! The coordinator first appends tombstones. Once they are in the log, it removes the state, just as replaying them
 //! would. A group may have several 100,000 offsets, so tombstones are written in turns: those of a DeleteGroups request
 //! batch by batch, each once the one before is in the log, and those of expired offsets in the turns of a search.
+//! A coordinator that resigns frees everything in turns (`resigned`).
 
+mod resigned;
 mod search;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +16,7 @@ use net::{
     messages::{DeleteGroupsRequest, DeleteGroupsResponse, delete_groups_response::DeletableGroupResult},
 };
 
+pub use resigned::Resigned;
 pub use search::SEARCH_TURN_ENTRIES;
 pub(crate) use search::{SearchSpot, SearchTurn, tombstone_bytes};
 

@@ -514,3 +514,24 @@ fn the_wall_clock_may_jump() {
     let replies = world.step(3, &context(4), beat());
     assert!(matches!(&replies[..], [(3, GroupResponse::Heartbeat(response))] if response.error_code == 25));
 }
+
+#[test]
+fn a_coordinator_that_resigns_answers_everybody_and_frees_its_groups_in_turns() {
+    const OFFSETS: i32 = 5 * SEARCH_TURN_ENTRIES as i32;
+    let mut world = World::new(Config::default());
+    for (token, (group, topic)) in (1..).zip([("a", "t"), ("a", "u"), ("z", "t")]) {
+        assert_eq!(world.step(token, &context(8), commit(group, topic, OFFSETS)), []);
+    }
+    world.commit_all();
+    // A member waits for others, and a commit for the log.
+    assert_eq!(world.step(4, &context(3), join(Bytes::new())), []);
+    assert_eq!(world.step(5, &context(8), commit("a", "v", OFFSETS)), []);
+    let turns = world.resign_in_turns();
+    let least = 4 * OFFSETS as usize / SEARCH_TURN_ENTRIES;
+    assert!((least..=least + 2).contains(&turns.len()), "{} turns, not {least}", turns.len());
+    let replies: Vec<_> = turns.into_iter().flatten().collect();
+    assert_eq!(replies.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [4, 5]);
+    for reply in replies {
+        assert_eq!(error(&[reply]), ErrorCode::NotCoordinator.code());
+    }
+}

@@ -245,11 +245,18 @@ impl World {
     }
 
     pub(super) fn resign(&mut self) -> Vec<(u64, GroupResponse)> {
+        self.resign_in_turns().into_iter().flatten().collect()
+    }
+
+    /// The replies of each turn.
+    pub(super) fn resign_in_turns(&mut self) -> Vec<Vec<(u64, GroupResponse)>> {
         let old = std::mem::replace(&mut self.coordinator, Coordinator::new(self.config.clone(), 0));
         self.appending.clear();
-        let outputs = old.resign();
-        let replies = self.take(outputs);
+        let (mut resigned, mut turns) = (old.resign(), Vec::new());
+        while !resigned.is_empty() {
+            turns.push(self.take(resigned.turn()));
+        }
         assert!(self.waiting.is_empty(), "everybody is answered");
-        replies
+        turns
     }
 }
