@@ -29,9 +29,10 @@ use net::{
     codec::produce::TopicRef,
     errors::{self, ErrorCode},
     messages::{
-        BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, OffsetCommitRequest, OffsetCommitResponse,
-        TopicName,
+        BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, JoinGroupRequest, OffsetCommitRequest,
+        OffsetCommitResponse, SyncGroupRequest, TopicName,
         find_coordinator_response::Coordinator,
+        join_group_response::JoinGroupResponseMember,
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
     turn::ENTRIES_A_TURN,
@@ -39,7 +40,8 @@ use net::{
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 use types::GroupId;
 
-/// Approximate bytes of the answer for one entry of a request that changes something.
+/// Approximate bytes of the answer for one entry of a request that changes something, and for a member that the leader
+/// of its group is told of.
 const ENTRY_BYTES: usize = 200;
 
 /// How long FindCoordinator waits for a leader that is expected soon.
@@ -109,9 +111,40 @@ pub async fn find_coordinator(
     FindCoordinatorResponse::default().with_coordinators(coordinators)
 }
 
-/// Passes on a JoinGroup or SyncGroup, which may wait for other members for minutes. The client's
-/// [`Client::copied`] is notified once the coordinator has its own copy.
-pub async fn wait(core: &Rc<Core>, client: &Client, request: GroupRequest, context: Context) -> GroupResponse {
+/// Answers a JoinGroup or SyncGroup, which may wait for other members for minutes. How large the answer is shows only
+/// then. Without memory for it, the member is refused and asks again: its group still has it.
+pub async fn wait(core: &Rc<Core>, client: &Client, request: GroupRequest, context: Context) -> Reply {
+    let version = context.version;
+    let answer = pass_on(core, client, request, context).await;
+    let refused = match &answer {
+        GroupResponse::JoinGroup(join) => JoinGroupRequest::default().with_member_id(join.member_id.clone()).into(),
+        _ => GroupRequest::from(SyncGroupRequest::default()),
+    };
+    let within = Duration::from_millis(core.config.offsets_commit_timeout_ms);
+    match weight::send(core, member_bytes(&answer), within, || answer.into()).await {
+        Ok(reply) => reply,
+        Err(_) => Reply::Send(refused.refuse(version, ErrorCode::CoordinatorNotAvailable).into()),
+    }
+}
+
+/// Approximate bytes of what a member is told. Only its group's leader is told of all members.
+fn member_bytes(answer: &GroupResponse) -> usize {
+    match answer {
+        GroupResponse::JoinGroup(join) => {
+            let of = |member: &JoinGroupResponseMember| {
+                let instance = member.group_instance_id.as_ref().map_or(0, |instance| instance.len());
+                ENTRY_BYTES + member.member_id.len() + instance + member.metadata.len()
+            };
+            join.members.iter().map(of).sum()
+        }
+        GroupResponse::SyncGroup(sync) => sync.assignment.len(),
+        _ => 0,
+    }
+}
+
+/// Passes on the request of a member. The client's [`Client::copied`] is notified once the coordinator has its own
+/// copy.
+async fn pass_on(core: &Rc<Core>, client: &Client, request: GroupRequest, context: Context) -> GroupResponse {
     let refused = |request: GroupRequest| request.refuse(context.version, ErrorCode::NotCoordinator);
     let Some(partitions) = offsets_partitions(core) else { return refused(request) };
     let Route::One(partition, request) = request.route(context.version, partitions) else {

@@ -86,7 +86,7 @@ pub fn start(core: &Rc<Core>, client: &Rc<Client>, header: &RequestHeader, reque
                 let client_host = StrBytes::from_string(format!("/{}", client.peer().ip()));
                 let context = Context { version, client_id: StrBytes::from_string(client_id), client_host };
                 match waits_for_members(header.api) {
-                    true => reply(async move { groups::wait(&core, &client, request, context).await }),
+                    true => Box::pin(async move { groups::wait(&core, &client, request, context).await }),
                     false => Box::pin(async move { groups::handle(&core, request, context).await }),
                 }
             }

@@ -3,7 +3,7 @@
 //! acks=all waits for the commit, and acks=1 for the leader's disk. acks=0 gets no answer, so an error closes the
 //! connection, as in Kafka. The producer then refreshes its metadata, instead of losing one record after the other.
 
-use super::{Pending, Reply, cluster::brokers, timeout_of};
+use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
 use crate::{
     clock,
     cluster::meta,
@@ -41,6 +41,9 @@ pub struct Item {
 }
 
 pub type Outcome = Result<Appended, ErrorCode>;
+
+/// Approximate bytes of a partition, or of a topic, in an answer, besides its message or name.
+const PARTITION_BYTES: usize = 200;
 
 /// Most characters of a topic's name in a log line. No valid name is longer.
 const TOPIC_CHARS_TOLD: usize = 249;
@@ -207,13 +210,18 @@ impl Checking {
                 answer.outcomes[place] = outcome.map_err(Refusal::from);
             }
             core.metrics.produce_latency_seconds.record(started.elapsed());
+            let answer_bytes = answer.bytes();
             match (acks, answer.first_refusal()) {
                 (0, None) => Reply::Nothing,
                 (0, Some(why)) => {
                     core.metrics.produce_unacked_closed_total.add(1);
                     Reply::HangUp { why }
                 }
-                _ => Reply::Send(answer.response(&core, version).into()),
+                _ => {
+                    let build = || answer.response(&core, version).into();
+                    let sent = weight::send(&core, answer_bytes, weight::PATIENCE, build).await;
+                    sent.unwrap_or_else(|why| Reply::HangUp { why })
+                }
             }
         })
     }
@@ -408,6 +416,17 @@ struct Answer {
 }
 
 impl Answer {
+    /// Approximate bytes of the answer, decoded and encoded.
+    fn bytes(&self) -> usize {
+        let topics = self.topics.iter().map(|(topic, _)| match topic {
+            TopicRef::Name(name) => PARTITION_BYTES + 2 * name.len(),
+            TopicRef::Id(_) => PARTITION_BYTES,
+        });
+        let message = |refusal: &Refusal| refusal.message.as_ref().map_or(0, |message| 2 * message.len());
+        let outcomes = self.outcomes.iter().map(|outcome| outcome.as_ref().err().map_or(0, message) + PARTITION_BYTES);
+        topics.sum::<usize>() + outcomes.sum::<usize>()
+    }
+
     /// The first error in words, for the log, since a producer with acks=0 gets no answer.
     fn first_refusal(&self) -> Option<String> {
         let partitions = self.topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |p| (topic, p)));

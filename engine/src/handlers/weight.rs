@@ -105,6 +105,20 @@ pub async fn allow(core: &Core, bytes: usize, within: Duration) -> Result<Allowa
     }
 }
 
+/// Builds an answer of so many bytes once there is memory for it. `Err`: why there will be none.
+pub async fn send(
+    core: &Core,
+    bytes: usize,
+    within: Duration,
+    build: impl FnOnce() -> Response,
+) -> Result<Reply, String> {
+    if bytes <= LIGHT_BYTES {
+        return Ok(Reply::Send(build()));
+    }
+    let allowance = allow(core, bytes, within).await?;
+    Ok(allowance.reply(build()))
+}
+
 /// Holds memory for the answer to a request, if it may be large.
 pub async fn allow_for(core: &Rc<Core>, request: &Request, version: i16) -> Result<Allowance, NoMemory> {
     let bytes = answer_bytes(core, request, version).await;

@@ -3,12 +3,17 @@
 //!
 //! The requests go through the handlers of Kafka's APIs, on a broker of one core, without faults.
 
-use crate::handlers::OFFSETS_TOPIC;
+use crate::handlers::{self, OFFSETS_TOPIC, Reply};
 use crate::sim::counts::{Calm, PARTITIONS, TOPIC};
 use bytes::Bytes;
 use net::{
     StrBytes,
-    codec::{request::Request, response::Response},
+    codec::{
+        header::RequestHeader,
+        produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicRef},
+        request::Request,
+        response::Response,
+    },
     errors::{ErrorCode, NONE},
     messages::{
         CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeTopicPartitionsRequest,
@@ -25,7 +30,7 @@ use net::{
     },
     turn::ENTRIES_A_TURN,
 };
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 const GROUP: &str = "g";
 /// The length of the longest metadata of an offset, and of a large assignment.
@@ -151,6 +156,49 @@ fn groups_are_weighed_with_their_members_before_they_are_described() {
     assert_eq!(answer.groups.len(), 20);
     assert!(answer.groups.iter().all(|group| group.members[0].member_assignment.len() == ASSIGNMENT));
     assert_eq!(ask(&calm, describe(5_000), 5), None);
+}
+
+/// The memory that is held for the answer to one request, until it is sent.
+fn held_for(calm: &Calm, request: impl Into<Request>, version: i16) -> usize {
+    let (core, held) = (calm.nodes[0].core().expect("it runs"), Rc::new(Cell::new(None)));
+    let request: Request = request.into();
+    let told = held.clone();
+    calm.world.spawn(calm.nodes[0].process, async move {
+        let client = Rc::new(handlers::Client::new(([127, 0, 0, 1], 1).into(), None));
+        let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+        let reply = handlers::start(&core, &client, &header, request).await;
+        assert!(matches!(reply, Reply::Send(_) | Reply::SendHeld(..)), "it is answered");
+        told.set(Some(core.memory.answers.held()));
+    });
+    calm.until(|| held.get().is_some());
+    held.get().expect("it was just looked at")
+}
+
+#[test]
+fn the_answers_to_a_groups_leader_and_to_producers_are_held() {
+    const METADATA: usize = 300 << 10;
+    let calm = calm(7);
+    let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+    let join = |bytes| {
+        JoinGroupRequest::default()
+            .with_group_id(group())
+            .with_protocol_type(text("consumer"))
+            .with_protocols(vec![protocol.clone().with_metadata(Bytes::from(vec![0; bytes]))])
+            .with_session_timeout_ms(60_000)
+            .with_rebalance_timeout_ms(60_000)
+    };
+    let held = held_for(&calm, join(METADATA), 3);
+    assert!((METADATA..METADATA + 1000).contains(&held), "{held} bytes");
+    let other = GroupId(text("another group"));
+    assert_eq!(held_for(&calm, join(1000).with_group_id(other), 3), 0, "a small answer counts once it is queued");
+    let produced = |partitions: i32| {
+        let partitions = (0..partitions).map(|index| ProducePartition { index, records: None }).collect();
+        let topics = vec![ProduceTopic { topic: TopicRef::Name(text(TOPIC)), partitions }];
+        ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 5_000, topics }
+    };
+    let held = held_for(&calm, produced(40_000), 9);
+    assert!((40_000 * 100..40_000 * 300).contains(&held), "{held} bytes");
+    assert_eq!(held_for(&calm, produced(100), 9), 0);
 }
 
 #[test]
