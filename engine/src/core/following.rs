@@ -112,7 +112,7 @@ impl Core {
     }
 
     /// Starts a partition's replica, from what the store recovered or empty. If recovery fails, the partition stays
-    /// without a leader and reports why. The other partitions serve.
+    /// without a leader and reports why, and its log stays as it is. The other partitions serve.
     pub(super) fn open_partition(
         self: &Rc<Self>,
         name: TopicPartition,
@@ -152,6 +152,7 @@ impl Core {
             }
             Err(why) => {
                 tracing::error!(partition = %name, why, "cannot recover a partition; it stays without a leader");
+                self.opening.give_up(group);
                 let notice = format!("partition {name} cannot be recovered, and stays without a leader here: {why}");
                 self.metrics.stopped.add(group, notice);
                 self.metrics.groups_stopped.set(self.metrics.groups_stopped.get() + 1);

@@ -12,7 +12,7 @@ use crate::{config::topic::TopicConfig, partition::TopicPartition, rt, sync::Not
 use consensus::metadata::Topic;
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     sync::Arc,
 };
@@ -26,12 +26,18 @@ pub const PARTITIONS_A_TURN: usize = 256;
 pub struct Opening {
     queue: RefCell<BTreeMap<GroupId, TopicPartition>>,
     dropped: RefCell<VecDeque<GroupId>>,
+    /// Partitions that could not be recovered. Until the next start they are not opened: without what the store
+    /// recovered of them, they would pass for new ones.
+    unrecovered: RefCell<BTreeSet<GroupId>>,
     /// Notified when a partition is added, and after each turn.
     changed: Notify,
 }
 
 impl Opening {
     pub fn add(&self, group: GroupId, name: TopicPartition) {
+        if self.unrecovered.borrow().contains(&group) {
+            return;
+        }
         if self.queue.borrow_mut().insert(group, name).is_none() {
             self.changed.notify();
         }
@@ -40,8 +46,14 @@ impl Opening {
     /// The partition's topic was deleted.
     pub fn drop_soon(&self, group: GroupId) {
         self.queue.borrow_mut().remove(&group);
+        self.unrecovered.borrow_mut().remove(&group);
         self.dropped.borrow_mut().push_back(group);
         self.changed.notify();
+    }
+
+    /// The partition cannot be recovered.
+    pub fn give_up(&self, group: GroupId) {
+        self.unrecovered.borrow_mut().insert(group);
     }
 
     pub fn has(&self, group: GroupId) -> bool {

@@ -3,6 +3,7 @@
 mod large_entries;
 mod told;
 
+mod unrecovered;
 use super::{
     counts::{Calm, produce},
     node::Node,
