@@ -434,10 +434,6 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
     let mut offset = seat.partition.log_start(core);
     let (mut count, mut share) = (0, Share::TURN);
     while offset < end {
-        // Nobody waits for the load any more.
-        if seat.has_resigned() {
-            return Err(ErrorCode::NotCoordinator);
-        }
         let batches = match seat.partition.read(core, offset, end, LOAD_BYTES, true) {
             FetchRead::Hot(batches) => batches,
             FetchRead::Cold(read) => read.await?,
@@ -454,13 +450,19 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
             share.take_bytes(batch.len());
             share.take_entries(header.record_count.max(0) as usize);
             if share.is_spent() {
-                rt::give_way().await;
+                give_way(seat).await?;
                 share = Share::TURN;
             }
         }
-        rt::give_way().await;
+        give_way(seat).await?;
     }
     Ok(count)
+}
+
+/// Yields within a load. `Err`: the coordinator has resigned meanwhile, so nobody waits for the load any more.
+async fn give_way(seat: &Seat) -> Result<(), ErrorCode> {
+    rt::give_way().await;
+    if seat.has_resigned() { Err(ErrorCode::NotCoordinator) } else { Ok(()) }
 }
 
 /// Waits until the view shows every topic that was ever committed to. A topic that is then missing has been deleted.

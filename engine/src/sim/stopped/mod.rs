@@ -1,9 +1,10 @@
 //! A committed entry that cannot be applied: it stops its group, at once and after every start, and nothing else.
 
 mod large_entries;
+mod loading;
 mod told;
-
 mod unrecovered;
+
 use super::{
     counts::{Calm, produce},
     node::Node,
