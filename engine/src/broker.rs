@@ -16,6 +16,7 @@ use crate::{
     cluster::{
         bootstrap::{self, BootstrapError},
         meta::{self, META_CORE},
+        node_id::Members,
         peers::Peers,
         secret,
     },
@@ -393,7 +394,8 @@ async fn run_core(
         let accept = async move { peers.accept(peer_bound, host).await.expect("a bound socket can be listened on") };
         // A broker without a quorum may wait in `start` for ever. This task can stop it there.
         rt::spawn(stop_when_told(core.clone(), shared.stop.clone()));
-        meta::start(&core, accept).await?;
+        let members = Members::of(&shared.config, shared.about.secret.clone());
+        meta::start(&core, accept, &members).await?;
     }
     if core.until_serving().await {
         shared.news.send(News::Ready).map_err(|_| StartError::other("the broker's start was abandoned"))?;

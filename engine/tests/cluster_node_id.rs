@@ -3,11 +3,18 @@
 
 mod support;
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use consensus::metadata::QueryAnswer;
+use consensus::plane::peer_id;
+use consensus::wire::{self as peer_wire, Caller, Hello, ToolAnswer, ToolResponse};
 use net::errors;
+use net::peer::auth::{Handshake, Secret, nonce};
+use net::peer::{BlockingPeer, Kind, Lane, PeerFrame};
 
+use support::PATIENCE;
 use support::broker::{Broker, secret_file};
 use support::cluster::{Cluster, wait_until};
 use support::wire;
@@ -94,4 +101,57 @@ fn a_broker_whose_disk_was_emptied_takes_its_place_once_its_session_has_ended() 
     let output = cluster.broker(HOLDER).output();
     assert!(output.contains("waiting for the session of broker 2"), "it did not wait:\n{output}");
     wait_until_whole(&cluster);
+}
+
+/// What a member of the cluster says of itself.
+fn hello_of(broker: &Broker) -> Hello {
+    let mut peer = BlockingPeer::connect(broker.peer(), PATIENCE).expect("the broker accepts");
+    let me = peer_wire::encode_hello(&Hello::of_tool("test"));
+    let hello = peer.shake_hands(Handshake::caller(Some(broker.secret()), Lane::Control, me, nonce()), true);
+    peer_wire::decode_hello(&hello.expect("it knows the secret")).expect("a broker's hello")
+}
+
+/// Answers one new broker as a member does that finds its node id free, and is gone then.
+fn say_that_it_is_free(listener: &TcpListener, me: &Hello, secret: &Secret) {
+    let meet = || {
+        let (stream, _) = listener.accept().expect("the new broker calls");
+        let mut peer = BlockingPeer::new(stream, PATIENCE).expect("a socket");
+        let handshake = Handshake::answerer(Some(secret.clone()), peer_wire::encode_hello(me), nonce());
+        let caller = peer.shake_hands(handshake, false).expect("it knows the secret");
+        (peer, peer_wire::decode_hello(&caller).expect("a hello").caller)
+    };
+    assert_eq!(meet().1, Caller::Broker);
+    let (mut peer, caller) = meet();
+    assert_eq!(caller, Caller::Tool);
+    let request = peer.read().expect("it asks who has its node id");
+    let id = peer_wire::decode_request(&request.bytes).expect("a request").id;
+    let answer = ToolResponse { id, answer: ToolAnswer::Answers(vec![QueryAnswer::NotFound]) };
+    peer.write(&PeerFrame::new(Kind::Response, Lane::Control, peer_wire::encode_response(&answer))).expect("it waits");
+}
+
+#[test]
+fn a_broker_whose_node_id_is_taken_between_its_question_and_its_registration_ends_with_the_same_error() {
+    let cluster = Cluster::start(BROKERS, &STAY);
+    let mut other = Broker::new(&[]);
+    // The first of its seeds tells what was true a moment ago.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("a bound port");
+    let member = Hello { node: 0, peer: peer_id(0, 7), peer_addr: addr.to_string(), ..hello_of(cluster.broker(0)) };
+    let secret = cluster.broker(0).secret();
+    let answering = thread::spawn(move || say_that_it_is_free(&listener, &member, &secret));
+    let node = HOLDER + 1;
+    let seeds = format!("0@{addr},1@{},3@{}", cluster.broker(0).peer(), cluster.broker(2).peer());
+    other.add_flags(&["--node-id", &node.to_string(), "--seeds", &seeds, "--cluster-secret-file", &secret_file()]);
+    other.spawn();
+    let (status, output) = other.wait_for_end();
+    answering.join().expect("it was asked");
+    assert_eq!(status.code(), Some(1), "{output}");
+    let holder = cluster.broker(HOLDER).bootstrap();
+    for part in [
+        "this broker now belongs to a cluster".to_owned(),
+        format!("waiting for the session of broker {node} at {holder} to end"),
+        format!("node id {node} belongs to the broker at {holder}, which is alive; choose another, or stop it first"),
+    ] {
+        assert!(output.contains(&part), "no '{part}' in:\n{output}");
+    }
 }

@@ -40,9 +40,6 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const ASKING_MAX: usize = 64;
 /// Minimum time that each caller gets, however many come. Brokers need milliseconds for the handshake.
 const TIME_MIN: Duration = Duration::from_millis(100);
-/// After this many sessions in which another broker has this one's node id, this one gives up. One ends while a
-/// broker whose disk was replaced returns, and another if the metadata's leader changes meanwhile.
-const CLAIM_SESSIONS: u32 = 2;
 /// How often the wait is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -103,7 +100,7 @@ pub fn run(
 ) -> Result<Cluster, BootstrapError> {
     let answering = Answering::start(me.clone(), secret.clone(), listen_on)?;
     let mut told: Option<Instant> = None;
-    let mut node_id = NodeId::new(me, CLAIM_SESSIONS * session);
+    let mut node_id = NodeId::new(me.node, me.peer, session);
     let decided = loop {
         if stopped() {
             break Err(BootstrapError::Stopped);

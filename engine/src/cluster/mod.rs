@@ -4,6 +4,6 @@ pub mod bootstrap;
 mod calling;
 pub mod internal_topics;
 pub mod meta;
-mod node_id;
+pub mod node_id;
 pub mod peers;
 pub mod secret;

@@ -1,11 +1,17 @@
 //! Whether the node id of a new broker is free in the cluster that it is to join.
-//! Lives on: the main thread, before the cores run.
+//! Lives on: the main thread, before the cores run; then core 0, until this broker has registered.
 //!
 //! A broker whose disk was replaced gets its node id back once the session of its former process has ended. A broker
 //! that was given the node id of another by mistake must not disturb that one. So a broker without a cluster asks the
-//! members before it joins, and waits. The metadata leader checks again when the broker registers.
+//! members before it joins, and waits. The metadata leader checks again when the broker registers. If the holder has
+//! returned in between, the leader's answer goes to the holder, since brokers reach each other by node id. So a broker
+//! that hears nothing of its registration asks the members again.
 
 use super::calling::call;
+use crate::{
+    config::{Config, value::Seeds},
+    rt,
+};
 use consensus::{
     metadata::{Broker, BrokerStatus, Query, QueryAnswer, Rejection},
     wire::{self, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest},
@@ -28,6 +34,45 @@ pub(super) enum Claim {
     Refused(String),
 }
 
+/// After this many sessions in which another broker has this one's node id, this one gives up. One ends while a
+/// broker whose disk was replaced returns, and another if the metadata's leader changes meanwhile.
+const CLAIM_SESSIONS: u32 = 2;
+
+/// The brokers to ask once the cores run: the seeds, except this broker.
+#[derive(Clone, Default)]
+pub struct Members {
+    node: i32,
+    secret: Option<Secret>,
+    addresses: Vec<String>,
+}
+
+impl Members {
+    pub fn of(config: &Config, secret: Option<Secret>) -> Self {
+        let node = config.node_id;
+        let others = config.seeds.iter().flat_map(Seeds::iter).filter(|(other, _)| *other != node);
+        Self { node, secret, addresses: others.map(|(_, address)| address.to_string()).collect() }
+    }
+
+    /// Asks beside the core until one can tell.
+    pub(super) async fn holders(&self) -> Vec<Holder> {
+        if self.addresses.is_empty() {
+            return Vec::new();
+        }
+        let members = self.clone();
+        rt::blocking(move || {
+            let mut holders = Vec::new();
+            for address in &members.addresses {
+                holders.push(ask_holder(members.node, members.secret.clone(), address));
+                if holders.last().is_some_and(Result::is_ok) {
+                    break;
+                }
+            }
+            holders
+        })
+        .await
+    }
+}
+
 /// A new broker's claim to its node id.
 pub(super) struct NodeId {
     node: i32,
@@ -39,8 +84,14 @@ pub(super) struct NodeId {
 }
 
 impl NodeId {
-    pub(super) fn new(me: &Hello, patience: Duration) -> Self {
-        Self { node: me.node, peer: me.peer, patience, taken_since: None }
+    /// `session`: how long a silent broker counts as alive.
+    pub(super) fn new(node: i32, peer: u64, session: Duration) -> Self {
+        Self { node, peer, patience: CLAIM_SESSIONS * session, taken_since: None }
+    }
+
+    /// Whether another broker was alive with the node id when a member was last able to tell.
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken_since.is_some()
     }
 
     /// Decides by the first member that can tell. The others are not asked.
@@ -51,7 +102,10 @@ impl NodeId {
                 Ok(Some(holder)) if holder.peer != self.peer && holder.status == BrokerStatus::Alive => {
                     return self.wait_for(now, &holder);
                 }
-                Ok(_) => return Claim::Free,
+                Ok(_) => {
+                    self.taken_since = None;
+                    return Claim::Free;
+                }
                 Err(error) => why.push(error),
             }
         }
@@ -139,6 +193,7 @@ mod tests {
             assert!(why.contains("broker 2 at host:9092"), "{why}");
         }
         let Claim::Refused(why) = taken(PATIENCE) else { panic!("the holder stays alive") };
+        assert!(claim.is_taken());
         for part in ["node id 2 belongs to the broker at host:9092", "choose another, or stop it first"] {
             assert!(why.contains(part), "{why}");
         }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     broker::{self, About},
-    cluster::meta,
+    cluster::{meta, node_id::Members},
     config::Config,
     connection::Spread,
     core::{
@@ -284,7 +284,7 @@ impl Node {
         if number == 0 {
             let node = self.clone();
             let accept = async move { exec::world().net.listen(node) };
-            meta::start(&core, accept).await?;
+            meta::start(&core, accept, &Members::default()).await?;
         }
         if core.until_serving().await {
             broker::serve_partitions(&core);

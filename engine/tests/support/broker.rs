@@ -269,13 +269,18 @@ impl Broker {
     /// Sends a signal and waits for the end. Returns the status and the whole output.
     pub fn signal_and_wait(&mut self, signal: i32) -> (ExitStatus, String) {
         self.signal(signal);
+        self.wait_for_end()
+    }
+
+    /// Waits for a process that ends by itself. Returns the status and the whole output.
+    pub fn wait_for_end(&mut self) -> (ExitStatus, String) {
         let (mut child, output) = self.life.take().expect("the broker runs");
         let give_up = Instant::now() + PATIENCE;
         // Both streams end with the process.
         output.wait_for(|_| false);
         if Instant::now() >= give_up {
             let _ = child.kill();
-            panic!("the broker does not end on signal {signal}:\n{}", output.text());
+            panic!("the broker does not end:\n{}", output.text());
         }
         (child.wait().expect("the child ends"), output.text())
     }

@@ -3,7 +3,10 @@
 use super::{META_GROUP, Meta, Submitting, follow_peers, largest, reports, snapshot_when_wanted, submit_with, tick};
 use crate::{
     clock,
-    cluster::internal_topics,
+    cluster::{
+        internal_topics,
+        node_id::{Claim, Members, NodeId},
+    },
     config::ring_bytes_for,
     core::{Core, core_of_slice, messages::Notice, restored},
     memory::Lasting,
@@ -16,7 +19,11 @@ use consensus::{
     metadata::{self, Broker, BrokerStatus, Command, Delta, HostPort, Rejection, Slice},
     plane::{Plane, PlaneConfig},
 };
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use types::{CoreId, Position};
 use wal::{
     log::LogOptions,
@@ -36,9 +43,14 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(5);
 const JOIN_RETRY: Duration = Duration::from_millis(200);
 
 /// Runs on core 0 before the broker serves anybody. Hands the newest snapshot's slices to their owners and the image
-/// of all topics to every core. Then joins the cluster; `accept` takes in connections from other brokers. Returns
-/// once every core shows everything committed until now, or once the broker is asked to stop.
-pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) -> Result<(), StartError> {
+/// of all topics to every core. Then joins the cluster; `accept` takes in connections from other brokers, and `members`
+/// can tell who has this broker's node id. Returns once every core shows everything committed until now, or once the
+/// broker is asked to stop.
+pub async fn start(
+    core: &Rc<Core>,
+    accept: impl Future<Output = ()> + 'static,
+    members: &Members,
+) -> Result<(), StartError> {
     let recovered = core.take_recovered(META_GROUP);
     let (slices, applied) = match &recovered {
         Some(recovered) if !recovered.app.blob.is_empty() => {
@@ -79,7 +91,7 @@ pub async fn start(core: &Rc<Core>, accept: impl Future<Output = ()> + 'static) 
     rt::spawn(follow_peers(core.clone()));
     // Joining takes room in the ring, and perhaps only a snapshot can make it.
     rt::spawn(snapshot_when_wanted(core.clone()));
-    match race(join(core), core.lifecycle.stopping.wait()).await {
+    match race(join(core, members), core.lifecycle.stopping.wait()).await {
         Either::First(joined) => joined.map_err(StartError::Other)?,
         // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
@@ -141,8 +153,9 @@ fn jitter(node: i32) -> usize {
 
 /// Registers this broker with the cluster. When this returns, this broker's view shows the registration and
 /// everything before it. `Err`: the cluster rejects this broker for good.
-async fn join(core: &Rc<Core>) -> Result<(), String> {
+async fn join(core: &Rc<Core>, members: &Members) -> Result<(), String> {
     let mut told = None;
+    let mut node_id = NodeId::new(core.node(), core.identity.peer, core.config.broker_session_timeout());
     let takes = largest::taken_here(core).await;
     loop {
         let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
@@ -152,6 +165,12 @@ async fn join(core: &Rc<Core>) -> Result<(), String> {
                 Err(rejection) => rejection.to_string(),
             },
             Err(error) => error.to_string(),
+        };
+        // If another broker has the node id, the answer went to that one.
+        let failure = match node_id.claim(Instant::now(), members.holders().await.into_iter()) {
+            Claim::Refused(why) => return Err(why),
+            Claim::Wait(why) if node_id.is_taken() => why,
+            Claim::Wait(_) | Claim::Free => failure,
         };
         let now = clock::now();
         if told.is_none_or(|told| now >= told + JOIN_TOLD_EVERY) {
