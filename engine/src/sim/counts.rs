@@ -7,7 +7,7 @@
 use super::{
     allocations,
     exec::{self, Running, World},
-    node::{Founding, Node},
+    node::{self, Founding, Node},
 };
 use crate::{
     handlers::{self, Reply},
@@ -80,6 +80,11 @@ impl Calm {
 
     /// The same, with a ring of this size for each broker.
     pub(super) fn with_rings(seed: u64, rings: &[u64]) -> Self {
+        Self::with_budget(seed, rings, node::BUDGET)
+    }
+
+    /// The same, with this memory budget.
+    pub(super) fn with_budget(seed: u64, rings: &[u64], budget: u64) -> Self {
         let brokers = rings.len() as i32;
         let running = Running::begin(seed, None);
         let world = exec::world();
@@ -87,6 +92,7 @@ impl Calm {
         let nodes = founding.nodes.iter().zip(rings);
         let nodes = nodes.map(|(id, ring)| Node::new(&world, *id, founding.clone(), *ring, 1)).collect();
         let calm = Self { world, nodes, _running: running };
+        calm.nodes.iter().for_each(|node| node.budget.set(budget));
         calm.nodes.iter().for_each(|node| node.start_if_down(&calm.world));
         calm.pass(UNTIL_AT_REST);
         assert!(calm.nodes.iter().all(|node| node.serves()), "the brokers start");

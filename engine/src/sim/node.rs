@@ -39,8 +39,8 @@ use wal::{
 
 const DATA: &str = "/data";
 const MEMORY: u64 = 4 << 20;
-/// The memory budget. Partitions and producers have shares of it.
-const BUDGET: u64 = 64 << 20;
+/// The memory budget, unless a test sets another. Partitions and producers have shares of it.
+pub(super) const BUDGET: u64 = 64 << 20;
 
 /// The founders of a cluster, and their peer ids.
 pub(super) struct Founding {
@@ -97,6 +97,8 @@ pub(super) struct Node {
     /// Why the node could not start.
     pub(super) refused: RefCell<Option<String>>,
     ring_bytes: u64,
+    /// Memory for partitions and producers, from the next start on.
+    pub(super) budget: Cell<u64>,
     /// Appends of all its processes that have ended that timed out while the ring was full.
     ring_full: Cell<u64>,
 }
@@ -128,6 +130,7 @@ impl Node {
             stopping: Cell::new(false),
             refused: RefCell::default(),
             ring_bytes,
+            budget: Cell::new(BUDGET),
             ring_full: Cell::new(0),
         })
     }
@@ -255,7 +258,7 @@ impl Node {
             super::net::secret(),
             config.kafka_addr,
             config.peer_addr,
-            Lasting::of(BUDGET, count),
+            Lasting::of(self.budget.get(), count),
         ));
         let metrics = Metrics::new(count);
         let shares = (Arc::new(Spread::new(count, usize::MAX)), memory::Broker::new(MEMORY, count));
