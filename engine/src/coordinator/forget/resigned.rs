@@ -47,8 +47,8 @@ impl<T> Resigned<T> {
         std::mem::take(&mut self.0.out)
     }
 
-    /// Frees one entry of a group; after the last group, an append in flight with all its entries; then a timer. Returns
-    /// the number of entries.
+    /// Frees one entry of a group; after the last group, an append in flight with all its entries; then a timer.
+    /// Returns the number of entries.
     fn free_one(&mut self) -> usize {
         let Some((_, group)) = self.0.groups.iter_mut().next() else { return self.free_append() };
         match group.members.pop_first() {

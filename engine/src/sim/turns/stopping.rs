@@ -21,7 +21,8 @@ const MANY: i32 = 2_000;
 const RING_BYTES: u64 = 32 << 20;
 /// Memory for more partitions than that.
 const BUDGET: u64 = 256 << 20;
-/// A flush writes a sixteenth of the partitions whose records checkpoints carry. Each has a file, an index and a folder.
+/// A flush writes a sixteenth at most of the partitions whose records checkpoints carry. Each has a file, an index and
+/// a folder.
 const SYNCS_MAX: usize = 3 * MANY as usize / 16 + 50;
 /// Longer than a start or a stop takes.
 const A_WHILE: Duration = Duration::from_secs(60);
