@@ -14,7 +14,7 @@ use net::messages::metadata_response::MetadataResponsePartition;
 use rdkafka::config::ClientConfig;
 
 use support::PATIENCE;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, wait_until};
 use support::faults::{FAULTS, Fault, env, happen};
 use support::ledger::{Ledger, TOPIC, judge};
 use support::wire;
@@ -45,10 +45,19 @@ fn producing(cluster: &Cluster) -> ClientConfig {
     config
 }
 
+/// A leader notices a fault of another broker within 8 ticks of its own running time.
+const NOTICED_IN_TICKS: f64 = 10.0;
+
+/// Waits until every broker has had the time to notice what has happened before.
+fn wait_until_noticed(cluster: &Cluster) {
+    let ticks = |i: usize| cluster.broker(i).metric("millrace_metadata_ticks_total");
+    let before: Vec<f64> = (0..BROKERS).map(ticks).collect();
+    wait_until("broker that goes on", || (0..BROKERS).all(|i| ticks(i) >= before[i] + NOTICED_IN_TICKS));
+}
+
 /// Waits until all replicas of all partitions are in sync again.
 fn wait_until_whole(cluster: &Cluster) {
-    // Leaders need a moment to notice the fault.
-    thread::sleep(Duration::from_secs(1));
+    wait_until_noticed(cluster);
     let give_up = Instant::now() + PATIENCE;
     loop {
         let looks: Vec<_> =
