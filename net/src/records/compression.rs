@@ -6,6 +6,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::compression as theirs;
 use kafka_protocol::compression::Compressor;
 
+/// The first Produce version that may carry zstd (KIP-110).
+pub(super) const ZSTD_FROM_VERSION: i16 = 7;
+
 /// The codec in a batch's attributes, bits 0–2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Codec {

@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod build;
 pub mod compression;
+mod error;
+mod header;
 pub mod record;
 pub mod scan;
 pub(crate) mod unfold;

@@ -12,37 +12,10 @@
 
 use bytes::Bytes;
 
-use crate::records::batch::{BatchError, BatchHeader, HEADER_BYTES};
-use crate::records::compression::DecompressError;
+pub use crate::records::error::{ReadError, RecordError};
+use crate::records::header::{BatchHeader, HEADER_BYTES};
 use crate::records::scan::{Scan, Step};
 use crate::turn::Share;
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    #[error("record {index} is cut off")]
-    Cut { index: i32 },
-    #[error("record {index} has a variable-length number that is too long")]
-    Varint { index: i32 },
-    #[error("record {index} has the invalid length or count {length}")]
-    Length { index: i32, length: i64 },
-    #[error("record {index} has {bytes} bytes after its fields")]
-    Inside { index: i32, bytes: u64 },
-    #[error("record {index} has offset delta {offset_delta} instead of {index}")]
-    OffsetDelta { index: i32, offset_delta: i64 },
-    #[error("{bytes} bytes after the last of {count} records")]
-    Trailing { count: i32, bytes: usize },
-}
-
-/// Why records can't be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    #[error(transparent)]
-    Batch(#[from] BatchError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    #[error(transparent)]
-    Decompress(#[from] DecompressError),
-}
 
 /// Reads the variable-length numbers of one record.
 struct Cursor<'a> {

@@ -1,207 +1,25 @@
-//! Record batches of message format 2 as a whole: the header, the checks, and the fields that a broker assigns.
-//!
-//! Source: <https://kafka.apache.org/documentation/#recordbatch> (KIP-98).
-//!
-//! ```text
-//!  0        8       12       16 17       21   23        27               35               43
-//!  ├────────┼────────┼────────┼──┼────────┼────┼─────────┼────────────────┼────────────────┤
-//!  │base    │length  │leader  │2 │CRC-32C │attr│last     │base            │max             │
-//!  │offset  │of rest │epoch   │  │of rest │    │off.delta│timestamp       │timestamp       │
-//!  └────────┴────────┴────────┴──┴────────┴────┴─────────┴────────────────┴────────────────┘
-//! 43               51   53        57        61
-//!  ├────────────────┼────┼─────────┼─────────┼──────────────
-//!  │producer id     │p.  │base     │record   │records, perhaps
-//!  │                │epo.│sequence │count    │compressed
-//!  └────────────────┴────┴─────────┴─────────┴──────────────
-//! ```
-//!
-//! All numbers are big-endian. The CRC does not cover the base offset and the leader epoch, so a broker can assign
-//! them without changing the rest.
+//! Record batches of message format 2 as a whole: the checks, and the fields that a broker assigns. [`BatchHeader`] has
+//! the layout.
 
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 
-use crate::records::compression::{Codec, DecompressError};
-use crate::records::record;
+use crate::records::compression::{Codec, ZSTD_FROM_VERSION};
+pub use crate::records::error::BatchError;
+use crate::records::error::RecordError;
+use crate::records::header::{
+    ATTRIBUTES_AT, CONTROL_BIT, CRC_AT, EPOCH_AT, LAST_OFFSET_DELTA_AT, MAGIC_AT, MAX_TIMESTAMP_AT, PRODUCER_ID_AT,
+    TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, field,
+};
+pub use crate::records::header::{BatchHeader, HEADER_BYTES, MAGIC};
 use crate::records::scan::{self, Scan, Step};
 use crate::turn::{SUMMED_BYTES_PER_BYTE, Share};
 
-/// The size of the header before the records, in bytes.
-pub const HEADER_BYTES: usize = 61;
-/// Where the length field ends. It counts the bytes from here on.
-const LENGTH_END: usize = 12;
-const EPOCH_AT: usize = 12;
-const MAGIC_AT: usize = 16;
-const CRC_AT: usize = 17;
-const ATTRIBUTES_AT: usize = 21;
-const LAST_OFFSET_DELTA_AT: usize = 23;
-const BASE_TIMESTAMP_AT: usize = 27;
-const MAX_TIMESTAMP_AT: usize = 35;
-const PRODUCER_ID_AT: usize = 43;
-const PRODUCER_EPOCH_AT: usize = 51;
-const BASE_SEQUENCE_AT: usize = 53;
-const COUNT_AT: usize = 57;
-
-const _: () = assert!(COUNT_AT + 4 == HEADER_BYTES && ATTRIBUTES_AT == CRC_AT + 4 && CRC_AT == MAGIC_AT + 1);
-
-/// The magic byte of message format 2.
-pub const MAGIC: i8 = 2;
-
-const TIMESTAMP_TYPE_BIT: i16 = 1 << 3;
-const TRANSACTIONAL_BIT: i16 = 1 << 4;
-const CONTROL_BIT: i16 = 1 << 5;
 /// The attribute bits that the check for unknown bits lets pass. Append time and control have checks of their own.
 /// Brokers set more bits, for example bit 6 for compacted batches (KIP-534).
 const PRODUCERS_BITS: i16 = 0b111 | TIMESTAMP_TYPE_BIT | TRANSACTIONAL_BIT | CONTROL_BIT;
-
-/// The first Produce version that may carry zstd (KIP-110).
-const ZSTD_FROM_VERSION: i16 = 7;
-
-/// Why bytes are not a batch that may be stored.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BatchError {
-    #[error("{have} bytes are too few for a record batch of {need}")]
-    Short { have: usize, need: usize },
-    #[error("batch length {length} is invalid")]
-    Length { length: i32 },
-    #[error("message format {magic} is not supported, only {MAGIC}")]
-    Magic { magic: i8 },
-    #[error("CRC-32C is {computed:08x}, the batch says {claimed:08x}")]
-    Crc { claimed: u32, computed: u32 },
-    #[error("unknown compression codec in attributes {attributes:#x}")]
-    Codec { attributes: i16 },
-    #[error("zstd needs Produce version {ZSTD_FROM_VERSION} or later, not {version}")]
-    ZstdTooEarly { version: i16 },
-    #[error("no record batch for a partition; exactly one is required")]
-    Empty,
-    #[error("more than one record batch for a partition; exactly one is required")]
-    Several,
-    #[error("record count {count} is invalid with last offset delta {last_offset_delta}")]
-    Count { count: i32, last_offset_delta: i32 },
-    #[error("base offset is {base_offset}; a producer must send 0")]
-    BaseOffset { base_offset: i64 },
-    #[error("the batch's timestamp type is append time, which only the broker may set")]
-    AppendTime,
-    #[error("clients may not write control batches")]
-    Control,
-    #[error("producer id {producer_id} is invalid with epoch {producer_epoch} and base sequence {base_sequence}")]
-    Producer { producer_id: i64, producer_epoch: i16, base_sequence: i32 },
-    #[error("attributes {attributes:#x} have bits that are unknown or that a producer may not set")]
-    Attributes { attributes: i16 },
-    #[error("records do not match the batch header: {0}")]
-    Records(#[from] record::RecordError),
-    #[error("the records can't be decompressed: {0}")]
-    Unfold(#[from] DecompressError),
-}
-
-impl From<record::ReadError> for BatchError {
-    fn from(error: record::ReadError) -> BatchError {
-        match error {
-            record::ReadError::Batch(error) => error,
-            record::ReadError::Record(error) => BatchError::Records(error),
-            record::ReadError::Decompress(error) => BatchError::Unfold(error),
-        }
-    }
-}
-
-/// The fields of a batch's header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchHeader {
-    pub base_offset: i64,
-    /// The size of the whole batch, from the base offset on.
-    pub byte_count: usize,
-    pub partition_leader_epoch: i32,
-    pub crc: u32,
-    pub attributes: i16,
-    pub last_offset_delta: i32,
-    pub base_timestamp: i64,
-    pub max_timestamp: i64,
-    /// -1 if the producer is not idempotent.
-    pub producer_id: i64,
-    pub producer_epoch: i16,
-    pub base_sequence: i32,
-    pub record_count: i32,
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("N bytes")
-}
-
-impl BatchHeader {
-    /// Reads the header of the batch at the start of `bytes`; more bytes may follow the batch. Checks the magic byte,
-    /// the length, and that the whole batch is present. Does not check the CRC.
-    pub fn read(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
-        let have = bytes.len();
-        // Formats 0 and 1 have their magic byte at the same position, but their headers are shorter.
-        if have <= MAGIC_AT {
-            return Err(BatchError::Short { have, need: HEADER_BYTES });
-        }
-        let magic = bytes[MAGIC_AT] as i8;
-        if magic != MAGIC {
-            return Err(BatchError::Magic { magic });
-        }
-        let length = i32::from_be_bytes(field(bytes, LENGTH_END - 4));
-        if length < (HEADER_BYTES - LENGTH_END) as i32 {
-            return Err(BatchError::Length { length });
-        }
-        let byte_count = LENGTH_END + length as usize;
-        if have < byte_count {
-            return Err(BatchError::Short { have, need: byte_count });
-        }
-        Ok(BatchHeader {
-            base_offset: i64::from_be_bytes(field(bytes, 0)),
-            byte_count,
-            partition_leader_epoch: i32::from_be_bytes(field(bytes, EPOCH_AT)),
-            crc: u32::from_be_bytes(field(bytes, CRC_AT)),
-            attributes: i16::from_be_bytes(field(bytes, ATTRIBUTES_AT)),
-            last_offset_delta: i32::from_be_bytes(field(bytes, LAST_OFFSET_DELTA_AT)),
-            base_timestamp: i64::from_be_bytes(field(bytes, BASE_TIMESTAMP_AT)),
-            max_timestamp: i64::from_be_bytes(field(bytes, MAX_TIMESTAMP_AT)),
-            producer_id: i64::from_be_bytes(field(bytes, PRODUCER_ID_AT)),
-            producer_epoch: i16::from_be_bytes(field(bytes, PRODUCER_EPOCH_AT)),
-            base_sequence: i32::from_be_bytes(field(bytes, BASE_SEQUENCE_AT)),
-            record_count: i32::from_be_bytes(field(bytes, COUNT_AT)),
-        })
-    }
-
-    /// The offset of the last record. Wraps for absurd base offsets, which [`validate`] rejects.
-    pub fn last_offset(&self) -> i64 {
-        self.base_offset.wrapping_add(self.last_offset_delta.into())
-    }
-
-    /// The offset after the last one.
-    pub fn next_offset(&self) -> i64 {
-        self.last_offset().wrapping_add(1)
-    }
-
-    pub fn codec(&self) -> Result<Codec, BatchError> {
-        Codec::from_attributes(self.attributes).ok_or(BatchError::Codec { attributes: self.attributes })
-    }
-
-    /// Whether the records have the broker's time (the batch's max timestamp) instead of their own.
-    pub fn is_log_append_time(&self) -> bool {
-        self.attributes & TIMESTAMP_TYPE_BIT != 0
-    }
-
-    pub fn is_transactional(&self) -> bool {
-        self.attributes & TRANSACTIONAL_BIT != 0
-    }
-
-    pub fn is_control(&self) -> bool {
-        self.attributes & CONTROL_BIT != 0
-    }
-
-    pub fn is_idempotent(&self) -> bool {
-        self.producer_id >= 0
-    }
-
-    /// The sequence number of the last record. Sequence numbers wrap from `i32::MAX` to 0 (KIP-98).
-    pub fn last_sequence(&self) -> i32 {
-        self.base_sequence.wrapping_add(self.last_offset_delta) & i32::MAX
-    }
-}
 
 /// The CRC-32C of everything after the CRC field.
 pub fn crc(batch: &[u8]) -> u32 {
@@ -336,7 +154,7 @@ impl Check {
                 Step::End => return Ok(Some(self.checked())),
                 Step::Record { index, timestamp_delta, offset_delta } => {
                     if offset_delta != i64::from(index) {
-                        return Err(record::RecordError::OffsetDelta { index, offset_delta }.into());
+                        return Err(RecordError::OffsetDelta { index, offset_delta }.into());
                     }
                     self.times = Times::with(self.times, header.base_timestamp.wrapping_add(timestamp_delta));
                 }

@@ -11,9 +11,9 @@ use std::io;
 
 use bytes::{Buf, Bytes};
 
-use crate::records::batch::{BatchHeader, HEADER_BYTES};
 use crate::records::compression::{Codec, DecompressError};
-use crate::records::record::{ReadError, RecordError};
+use crate::records::error::{ReadError, RecordError};
+use crate::records::header::{BatchHeader, HEADER_BYTES};
 use crate::records::unfold::Unfold;
 use crate::turn::Share;
 
