@@ -10,10 +10,10 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use crate::codec::api::ApiKey;
+use crate::codec::encode::EncodeError;
 use crate::codec::parts::PartsBuilder;
 pub use crate::codec::produce::{LeaderHint, NodeEndpoint, TopicRef};
 use crate::codec::produce::{TOPIC_NAME_TO, write_endpoint_tags};
-use crate::codec::response::EncodeError;
 use crate::codec::wire::{Malformed, Reader, Write};
 use crate::errors::{ErrorCode, NONE};
 

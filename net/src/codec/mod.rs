@@ -2,6 +2,7 @@
 
 pub mod api;
 pub(crate) mod bounds;
+pub(crate) mod encode;
 pub mod fetch;
 pub mod frame;
 #[cfg(test)]
@@ -12,5 +13,4 @@ pub mod produce;
 pub mod request;
 pub mod response;
 pub(crate) mod schema;
-pub mod shape;
 pub mod wire;

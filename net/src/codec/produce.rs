@@ -9,8 +9,8 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use crate::codec::api::ApiKey;
+use crate::codec::encode::EncodeError;
 use crate::codec::parts::PartsBuilder;
-use crate::codec::response::EncodeError;
 use crate::codec::wire::{Malformed, Reader, Write};
 
 /// How a request names a topic: by name in older versions, by id in newer ones. The response uses the same form.

@@ -13,11 +13,11 @@ use kafka_protocol::protocol::Decodable;
 use crate::codec::api::{ApiKey, Unsupported};
 use crate::codec::bounds;
 pub use crate::codec::bounds::ELEMENT_BYTES_MAX;
+use crate::codec::encode::{EncodeError, frame, write_control};
 use crate::codec::fetch::FetchRequest;
 use crate::codec::header::{RequestHeader, RequestPrefix};
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::ProduceRequest;
-use crate::codec::response::{EncodeError, frame, write_control};
 use crate::codec::wire::{Malformed, Reader};
 
 /// Why a frame is not a request that can be handled. Each variant says how to react.

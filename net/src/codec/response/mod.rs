@@ -1,32 +1,18 @@
 //! Responses: from a message to the parts of a frame, length prefix included.
 
+mod shape;
 #[cfg(test)]
 mod tests;
 
-use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages as kafka;
-use kafka_protocol::protocol::Encodable;
 
 use crate::codec::api::{ApiKey, api_versions_fallback};
+pub use crate::codec::encode::EncodeError;
+use crate::codec::encode::{frame, write_control};
 use crate::codec::fetch::FetchResponse;
 use crate::codec::header::RequestHeader;
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::ProduceResponse;
-use crate::codec::shape;
-use crate::codec::wire::TooLong;
-
-/// Why a message can't be encoded. It is a bug in the code that made the message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EncodeError {
-    #[error(transparent)]
-    TooLong(#[from] TooLong),
-    #[error("this API version identifies topics by {wanted}, but the message does not")]
-    TopicByWrongKind { wanted: &'static str },
-    #[error("a {message:?} message has a {header:?} header")]
-    OtherApi { header: ApiKey, message: ApiKey },
-    #[error("{0}")]
-    Codec(String),
-}
 
 macro_rules! responses {
     ($($name:ident($type:ty)),* $(,)?) => {
@@ -105,7 +91,7 @@ impl From<FetchResponse> for Response {
 }
 
 /// Encodes the response to a request, in the request's version. Converts it from the API's newest shape first (see
-/// [`crate::codec::shape`]).
+/// [`shape`]).
 pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, EncodeError> {
     if response.api() != request.api {
         return Err(EncodeError::OtherApi { header: request.api, message: response.api() });
@@ -122,19 +108,4 @@ pub fn encode(request: &RequestHeader, mut response: Response) -> Result<Parts, 
 pub fn encode_api_versions_fallback(correlation_id: i32) -> Parts {
     let request = RequestHeader { api: ApiKey::ApiVersions, version: 0, correlation_id, client_id: None };
     encode(&request, api_versions_fallback().into()).expect("the table fits version 0")
-}
-
-/// Runs `write` and puts the length before what it appends.
-pub(crate) fn frame(write: impl FnOnce(&mut PartsBuilder) -> Result<(), EncodeError>) -> Result<Parts, EncodeError> {
-    let mut parts = PartsBuilder::with_capacity(256);
-    parts.fields().put_i32(0);
-    write(&mut parts)?;
-    let length = parts.byte_count() - 4;
-    let prefix = i32::try_from(length).map_err(|_| TooLong { what: "frame", length })?;
-    parts.fields()[..4].copy_from_slice(&prefix.to_be_bytes());
-    Ok(parts.finish())
-}
-
-pub(crate) fn write_control<T: Encodable>(message: &T, out: &mut BytesMut, version: i16) -> Result<(), EncodeError> {
-    message.encode(out, version).map_err(|e| EncodeError::Codec(e.to_string()))
 }

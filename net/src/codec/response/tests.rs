@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::client::Answer;
 use crate::codec::api::{ApiKey, TABLE};
 use crate::codec::bounds;
+use crate::codec::encode::write_control;
 use crate::codec::fetch::{
     AbortedTransaction, EpochEnd, FetchPartitionResponse, FetchResponse, FetchTopicResponse, LeaderHint, NodeEndpoint,
     TopicRef,
@@ -16,7 +17,7 @@ use crate::codec::fetch::{
 use crate::codec::header::RequestHeader;
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::{ProducePartitionResponse, ProduceResponse, ProduceTopicResponse, RecordError};
-use crate::codec::response::{EncodeError, Response, encode, encode_api_versions_fallback, write_control};
+use crate::codec::response::{EncodeError, Response, encode, encode_api_versions_fallback};
 use crate::codec::wire::Reader;
 use crate::errors::ErrorCode;
 use crate::testing::generate;
