@@ -1,13 +1,13 @@
-//! The single table of served APIs: key, lowest and highest version, first flexible version.
+//! The served APIs: their keys, versions and fields, from the rows of [`crate::codec::table`].
 //!
-//! ApiVersions is answered from it, requests are checked against it, and header versions derive from it (KIP-482).
-//! Version ranges are those of Kafka 4.x unless a row gives a reason. Some versions that Kafka once defined are
-//! absent (Fetch 0–3, ListOffsets 0, OffsetCommit 0–1 …). KIP-896 removed them; clients have not needed them since
-//! Kafka 0.11.
+//! ApiVersions is answered from them, requests are checked against them, and header versions derive from them
+//! (KIP-482).
 
 use kafka_protocol::messages::ApiVersionsResponse;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 
+use crate::codec::schema::{Field, fields};
+use crate::codec::table::each_api;
 use crate::errors::{ErrorCode, NONE};
 
 /// One served API.
@@ -19,23 +19,25 @@ pub struct Api {
     pub highest: i16,
     /// The first version with compact lengths and tagged fields (KIP-482).
     pub flexible: i16,
+    pub(crate) request: &'static [Field],
+    /// For the versions served. For Produce only from version 3 on.
+    pub(crate) response: &'static [Field],
 }
 
-macro_rules! table {
-    ($($(#[$doc:meta])* $name:ident = $key:literal: $lowest:literal ..= $highest:literal, flexible $flexible:literal;)*) => {
+macro_rules! keys {
+    ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) {
+        key: $key:literal, versions: $lowest:literal..=$highest:literal, flexible: $flexible:literal,
+        only_reads: $only_reads:literal,
+        request: { $($asked:tt)* },
+        response: { $($answered:tt)* },
+    })*) => {
         /// The key of a served API, as sent in a request's header.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(i16)]
         pub enum ApiKey { $($(#[$doc])* $name = $key,)* }
 
         /// Every served API, in ascending order of key.
-        pub const TABLE: &[Api] = &[$(Api {
-            key: ApiKey::$name,
-            name: stringify!($name),
-            lowest: $lowest,
-            highest: $highest,
-            flexible: $flexible,
-        },)*];
+        pub const TABLE: &[Api] = &[$(*ApiKey::$name.api(),)*];
 
         impl ApiKey {
             /// The served API with this key.
@@ -45,60 +47,30 @@ macro_rules! table {
 
             /// This API's row of the table.
             pub const fn api(self) -> &'static Api {
-                match self { $(ApiKey::$name => &const { Api {
-                    key: ApiKey::$name,
-                    name: stringify!($name),
-                    lowest: $lowest,
-                    highest: $highest,
-                    flexible: $flexible,
-                } },)* }
+                match self { $(ApiKey::$name => {
+                    const ROW: Api = Api {
+                        key: ApiKey::$name,
+                        name: stringify!($name),
+                        lowest: $lowest,
+                        highest: $highest,
+                        flexible: $flexible,
+                        request: fields!($($asked)*),
+                        response: fields!($($answered)*),
+                    };
+                    &ROW
+                })* }
+            }
+
+            /// Whether a request changes nothing, so that it may be dropped when its client is gone.
+            #[inline]
+            pub const fn only_reads(self) -> bool {
+                match self { $(ApiKey::$name => $only_reads,)* }
             }
         }
     };
 }
 
-table! {
-    /// Versions 0–2 carry message formats 0 and 1, which the broker does not store. It answers them with an error in
-    /// their own layout. It advertises them because librdkafka assumes that a broker without Produce 0 supports no
-    /// compression (KAFKA-18659).
-    Produce = 0: 0..=13, flexible 9;
-    Fetch = 1: 4..=18, flexible 12;
-    // The broker answers the query for the largest timestamp (-3, version 7, KIP-734) with UNSUPPORTED_VERSION: it
-    // keeps no index for it.
-    ListOffsets = 2: 1..=10, flexible 6;
-    Metadata = 3: 0..=13, flexible 9;
-    /// The codec can't encode version 10 (topic ids).
-    OffsetCommit = 8: 2..=9, flexible 8;
-    /// The codec can't encode version 10 (topic ids).
-    OffsetFetch = 9: 1..=9, flexible 6;
-    FindCoordinator = 10: 0..=6, flexible 3;
-    JoinGroup = 11: 0..=9, flexible 6;
-    Heartbeat = 12: 0..=4, flexible 4;
-    LeaveGroup = 13: 0..=5, flexible 4;
-    SyncGroup = 14: 0..=5, flexible 4;
-    DescribeGroups = 15: 0..=6, flexible 5;
-    ListGroups = 16: 0..=5, flexible 3;
-    /// Millrace has no SASL. It lists this API and rejects it, as Kafka does on a listener without SASL. The client
-    /// then reports that, and not a closed connection.
-    SaslHandshake = 17: 0..=1, flexible 32767;
-    ApiVersions = 18: 0..=4, flexible 3;
-    CreateTopics = 19: 2..=7, flexible 5;
-    DeleteTopics = 20: 1..=6, flexible 4;
-    /// Version 6 (two-phase commit, KIP-939) is unstable in Kafka.
-    InitProducerId = 22: 0..=5, flexible 2;
-    OffsetForLeaderEpoch = 23: 2..=4, flexible 4;
-    DescribeConfigs = 32: 1..=4, flexible 4;
-    /// Listed and rejected, like SaslHandshake.
-    SaslAuthenticate = 36: 0..=2, flexible 2;
-    CreatePartitions = 37: 0..=3, flexible 2;
-    DeleteGroups = 42: 0..=2, flexible 2;
-    ElectLeaders = 43: 0..=2, flexible 2;
-    IncrementalAlterConfigs = 44: 0..=1, flexible 1;
-    DescribeQuorum = 55: 0..=2, flexible 0;
-    DescribeCluster = 60: 0..=2, flexible 0;
-    UnregisterBroker = 64: 0..=0, flexible 0;
-    DescribeTopicPartitions = 75: 0..=0, flexible 0;
-}
+each_api!(keys);
 
 /// Why a request's key and version are not served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -184,26 +156,17 @@ mod tests {
         }
     }
 
-    /// The versions that the codec decodes. (Its `ApiKey::valid_versions` includes versions that Kafka still calls
-    /// unstable.)
-    fn request_versions(api: ApiKey) -> VersionRange {
+    /// The messages that a row names, and the versions of the request that the codec decodes. (Its
+    /// `ApiKey::valid_versions` includes versions that Kafka still calls unstable.)
+    fn messages_of(api: ApiKey) -> (&'static str, &'static str, VersionRange) {
         macro_rules! of {
-            ($($name:ident $request:ident),*) => {
-                match api { $(ApiKey::$name => messages::$request::VERSIONS,)* }
+            ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) $row:tt)*) => {
+                match api {
+                    $(ApiKey::$name => (stringify!($request), stringify!($response), messages::$request::VERSIONS),)*
+                }
             };
         }
-        of!(
-            Produce ProduceRequest, Fetch FetchRequest, ListOffsets ListOffsetsRequest, Metadata MetadataRequest,
-            OffsetCommit OffsetCommitRequest, OffsetFetch OffsetFetchRequest, FindCoordinator FindCoordinatorRequest,
-            JoinGroup JoinGroupRequest, Heartbeat HeartbeatRequest, LeaveGroup LeaveGroupRequest,
-            SyncGroup SyncGroupRequest, DescribeGroups DescribeGroupsRequest, ListGroups ListGroupsRequest,
-            SaslHandshake SaslHandshakeRequest, ApiVersions ApiVersionsRequest, CreateTopics CreateTopicsRequest, DeleteTopics DeleteTopicsRequest,
-            InitProducerId InitProducerIdRequest, OffsetForLeaderEpoch OffsetForLeaderEpochRequest,
-            DescribeConfigs DescribeConfigsRequest, SaslAuthenticate SaslAuthenticateRequest, CreatePartitions CreatePartitionsRequest,
-            DeleteGroups DeleteGroupsRequest, ElectLeaders ElectLeadersRequest, IncrementalAlterConfigs IncrementalAlterConfigsRequest,
-            DescribeQuorum DescribeQuorumRequest, DescribeCluster DescribeClusterRequest,
-            UnregisterBroker UnregisterBrokerRequest, DescribeTopicPartitions DescribeTopicPartitionsRequest
-        )
+        each_api!(of)
     }
 
     /// The codec's tables are generated from Kafka's: names, ranges and header versions must agree with them.
@@ -212,7 +175,8 @@ mod tests {
         for api in TABLE {
             let theirs = TheirKey::try_from(api.key as i16).unwrap();
             assert_eq!(format!("{theirs:?}"), api.name);
-            let range = request_versions(api.key);
+            let (request, response, range) = messages_of(api.key);
+            assert_eq!((request, response), (&*format!("{theirs:?}Request"), &*format!("{theirs:?}Response")));
             let lowest = if api.key == ApiKey::Produce { 0 } else { range.min };
             assert_eq!((api.lowest, api.highest), (lowest, range.max), "{}", api.name);
             for version in api.lowest..=api.highest {

@@ -10,8 +10,7 @@ use std::cell::Cell;
 use bytes::Bytes;
 
 use crate::codec::api::ApiKey;
-use crate::codec::schema::response as schema_response;
-use crate::codec::schema::{self, Field, Type};
+use crate::codec::schema::{Field, Type};
 use crate::codec::wire::{Malformed, Reader};
 
 /// Most bytes of one decoded element of a request, without its strings, which are slices of the frame. A number in an
@@ -23,7 +22,7 @@ const TAG_BYTES_MAX: usize = 416;
 
 /// Checks the body of a request, and returns about as many bytes as its decoded elements take.
 pub fn decoded_bytes(api: ApiKey, version: i16, body: &Bytes) -> Result<usize, Malformed> {
-    check(schema::request(api), api, version, &mut Reader::new(body))
+    check(api.api().request, api, version, &mut Reader::new(body))
 }
 
 /// Checks the body of a request. Bytes after the end of the message are allowed: librdkafka 2.16 pads Metadata, and
@@ -36,7 +35,7 @@ pub fn check_request(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malf
 /// may exceed it.
 pub fn check_response(api: ApiKey, version: i16, body: &Bytes) -> Result<(), Malformed> {
     let mut reader = Reader::without_element_bound(body);
-    check(schema_response::response(api), api, version, &mut reader)?;
+    check(api.api().response, api, version, &mut reader)?;
     reader.finish()
 }
 

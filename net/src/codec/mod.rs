@@ -13,4 +13,5 @@ pub mod produce;
 pub mod request;
 pub mod response;
 pub(crate) mod schema;
+pub(crate) mod table;
 pub mod wire;

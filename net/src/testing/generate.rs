@@ -4,8 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
 
 use crate::codec::api::{ApiKey, TABLE};
-use crate::codec::schema::response as schema_response;
-use crate::codec::schema::{self, Field, Type};
+use crate::codec::schema::{Field, Type};
 use crate::codec::wire::Write;
 
 /// Every API and version that is served.
@@ -24,7 +23,7 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
     let flexible = api.is_flexible(version);
     let mut generator = Generator { version, flexible, with_tags, rng, out };
     generator.tags(&[]);
-    generator.fields(schema::request(api));
+    generator.fields(api.api().request);
     generator.out.freeze()
 }
 
@@ -32,7 +31,7 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
 pub fn response(api: ApiKey, version: i16, tags: bool, rng: &mut Rng) -> Bytes {
     let flexible = api.is_flexible(version);
     let mut generator = Generator { version, flexible, with_tags: tags, rng, out: BytesMut::new() };
-    generator.fields(schema_response::response(api));
+    generator.fields(api.api().response);
     generator.out.freeze()
 }
 

@@ -1,14 +1,14 @@
 //! Requests: from a frame to a header and a decoded message.
 //!
-//! This module decodes Produce and Fetch itself, without copying. The `kafka-protocol` crate decodes the control
-//! APIs.
+//! Produce and Fetch decode themselves, without copying. The `kafka-protocol` crate decodes the control APIs.
 
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
-use kafka_protocol::messages as kafka;
-use kafka_protocol::protocol::Decodable;
+// The messages of the control APIs.
+use kafka_protocol::messages::*;
+use kafka_protocol::protocol::{Decodable, Encodable};
 
 use crate::codec::api::{ApiKey, Unsupported};
 use crate::codec::bounds;
@@ -18,6 +18,7 @@ use crate::codec::fetch::FetchRequest;
 use crate::codec::header::{RequestHeader, RequestPrefix};
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::ProduceRequest;
+use crate::codec::table::each_api;
 use crate::codec::wire::{Malformed, Reader};
 
 /// Why a frame is not a request that can be handled. Each variant says how to react.
@@ -41,77 +42,75 @@ fn of_api(api: Option<ApiKey>, version: i16) -> String {
     }
 }
 
-macro_rules! control_apis {
-    ($($name:ident($type:ty)),* $(,)?) => {
+/// How a request's message is decoded and encoded.
+trait Body: Sized {
+    fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Self, Malformed>;
+    fn write_body(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError>;
+}
+
+impl Body for ProduceRequest {
+    fn read_body(_: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<ProduceRequest, Malformed> {
+        ProduceRequest::read(reader, version)
+    }
+
+    fn write_body(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        self.write(parts, version)
+    }
+}
+
+impl Body for FetchRequest {
+    fn read_body(_: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<FetchRequest, Malformed> {
+        FetchRequest::read(reader, version)
+    }
+
+    fn write_body(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        self.write(parts.fields(), version)
+    }
+}
+
+/// The codec decodes a control API's message after [`bounds::check_request`] has accepted it.
+impl<T: Decodable + Encodable> Body for T {
+    fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
+        let mut body = reader.rest();
+        bounds::check_request(api, version, &body)?;
+        let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
+        let used = reader.remaining() - body.len();
+        reader.skip("message", used)?;
+        Ok(message)
+    }
+
+    fn write_body(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        write_control(self, parts.fields(), version)
+    }
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) $row:tt)*) => {
         /// A decoded request. Its strings and bytes are slices of the frame: copy what is kept for long.
         #[derive(Debug, Clone, PartialEq)]
-        pub enum Request {
-            Produce(ProduceRequest),
-            Fetch(FetchRequest),
-            $($name($type),)*
-        }
+        pub enum Request { $($name($request),)* }
 
         impl Request {
             pub fn api(&self) -> ApiKey {
-                match self {
-                    Request::Produce(_) => ApiKey::Produce,
-                    Request::Fetch(_) => ApiKey::Fetch,
-                    $(Request::$name(_) => ApiKey::$name,)*
-                }
+                match self { $(Request::$name(_) => ApiKey::$name,)* }
+            }
+
+            fn read(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
+                Ok(match api { $(ApiKey::$name => Request::$name(Body::read_body(api, version, reader)?),)* })
             }
 
             fn write(&self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
-                match self {
-                    Request::Produce(request) => request.write(parts, version),
-                    Request::Fetch(request) => request.write(parts.fields(), version),
-                    $(Request::$name(request) => write_control(request, parts.fields(), version),)*
-                }
+                match self { $(Request::$name(request) => request.write_body(parts, version),)* }
             }
         }
 
-        $(impl From<$type> for Request {
-            fn from(request: $type) -> Request { Request::$name(request) }
+        $(impl From<$request> for Request {
+            fn from(request: $request) -> Request { Request::$name(request) }
         })*
-
-        fn read_body(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
-            Ok(match api {
-                ApiKey::Produce => Request::Produce(ProduceRequest::read(reader, version)?),
-                ApiKey::Fetch => Request::Fetch(FetchRequest::read(reader, version)?),
-                $(ApiKey::$name => Request::$name(read_control(api, version, reader)?),)*
-            })
-        }
     };
 }
 
-control_apis! {
-    ListOffsets(kafka::ListOffsetsRequest),
-    Metadata(kafka::MetadataRequest),
-    OffsetCommit(kafka::OffsetCommitRequest),
-    OffsetFetch(kafka::OffsetFetchRequest),
-    FindCoordinator(kafka::FindCoordinatorRequest),
-    JoinGroup(kafka::JoinGroupRequest),
-    Heartbeat(kafka::HeartbeatRequest),
-    LeaveGroup(kafka::LeaveGroupRequest),
-    SyncGroup(kafka::SyncGroupRequest),
-    DescribeGroups(kafka::DescribeGroupsRequest),
-    ListGroups(kafka::ListGroupsRequest),
-    SaslHandshake(kafka::SaslHandshakeRequest),
-    ApiVersions(kafka::ApiVersionsRequest),
-    CreateTopics(kafka::CreateTopicsRequest),
-    DeleteTopics(kafka::DeleteTopicsRequest),
-    InitProducerId(kafka::InitProducerIdRequest),
-    OffsetForLeaderEpoch(kafka::OffsetForLeaderEpochRequest),
-    DescribeConfigs(kafka::DescribeConfigsRequest),
-    SaslAuthenticate(kafka::SaslAuthenticateRequest),
-    CreatePartitions(kafka::CreatePartitionsRequest),
-    DeleteGroups(kafka::DeleteGroupsRequest),
-    ElectLeaders(kafka::ElectLeadersRequest),
-    IncrementalAlterConfigs(kafka::IncrementalAlterConfigsRequest),
-    DescribeQuorum(kafka::DescribeQuorumRequest),
-    DescribeCluster(kafka::DescribeClusterRequest),
-    UnregisterBroker(kafka::UnregisterBrokerRequest),
-    DescribeTopicPartitions(kafka::DescribeTopicPartitionsRequest),
-}
+each_api!(requests);
 
 /// A body of this size has too few elements to count.
 const SMALL_BODY_BYTES: usize = 1 << 10;
@@ -148,7 +147,7 @@ impl Undecoded {
     pub fn decode(self) -> Result<(RequestHeader, Request), DecodeError> {
         let RequestHeader { api, version, .. } = self.header;
         let malformed = |source| DecodeError::Malformed { api: Some(api), version, source };
-        let request = read_body(api, version, &mut Reader::new(&self.body)).map_err(malformed)?;
+        let request = Request::read(api, version, &mut Reader::new(&self.body)).map_err(malformed)?;
         Ok((self.header, request))
     }
 }
@@ -169,18 +168,6 @@ pub fn decode_header(frame: &Bytes) -> Result<Undecoded, DecodeError> {
     Ok(Undecoded { header, body: reader.rest() })
 }
 
-impl From<ProduceRequest> for Request {
-    fn from(request: ProduceRequest) -> Request {
-        Request::Produce(request)
-    }
-}
-
-impl From<FetchRequest> for Request {
-    fn from(request: FetchRequest) -> Request {
-        Request::Fetch(request)
-    }
-}
-
 /// For clients: encodes a request with its length prefix. Records are shared, not copied.
 pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, EncodeError> {
     if request.api() != header.api {
@@ -190,14 +177,4 @@ pub fn encode(header: &RequestHeader, request: &Request) -> Result<Parts, Encode
         header.write(parts.fields())?;
         request.write(parts, header.version)
     })
-}
-
-/// Decodes the body with the codec, after [`bounds::check_request`] has accepted it.
-fn read_control<T: Decodable>(api: ApiKey, version: i16, reader: &mut Reader<'_>) -> Result<T, Malformed> {
-    let mut body = reader.rest();
-    bounds::check_request(api, version, &body)?;
-    let message = T::decode(&mut body, version).map_err(|e| Malformed::Codec(e.to_string()))?;
-    let used = reader.remaining() - body.len();
-    reader.skip("message", used)?;
-    Ok(message)
 }

@@ -4,7 +4,9 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
-use kafka_protocol::messages as kafka;
+// The messages of the control APIs.
+use kafka_protocol::messages::*;
+use kafka_protocol::protocol::Encodable;
 
 use crate::codec::api::{ApiKey, api_versions_fallback};
 pub use crate::codec::encode::EncodeError;
@@ -13,82 +15,54 @@ use crate::codec::fetch::FetchResponse;
 use crate::codec::header::RequestHeader;
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::ProduceResponse;
+use crate::codec::table::each_api;
+
+/// How a response's message is encoded.
+trait Body {
+    fn write_body(self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError>;
+}
+
+impl Body for ProduceResponse {
+    fn write_body(self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        self.write(parts.fields(), version)
+    }
+}
+
+impl Body for FetchResponse {
+    fn write_body(self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        self.write(parts, version)
+    }
+}
+
+impl<T: Encodable> Body for T {
+    fn write_body(self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
+        write_control(&self, parts.fields(), version)
+    }
+}
 
 macro_rules! responses {
-    ($($name:ident($type:ty)),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) $row:tt)*) => {
         /// A response of the API that the variant names.
         #[derive(Debug, Clone, PartialEq)]
-        pub enum Response {
-            Produce(ProduceResponse),
-            Fetch(FetchResponse),
-            $($name($type),)*
-        }
-
-        $(impl From<$type> for Response {
-            fn from(response: $type) -> Response { Response::$name(response) }
-        })*
+        pub enum Response { $($name($response),)* }
 
         impl Response {
             pub fn api(&self) -> ApiKey {
-                match self {
-                    Response::Produce(_) => ApiKey::Produce,
-                    Response::Fetch(_) => ApiKey::Fetch,
-                    $(Response::$name(_) => ApiKey::$name,)*
-                }
+                match self { $(Response::$name(_) => ApiKey::$name,)* }
             }
 
             fn write(self, parts: &mut PartsBuilder, version: i16) -> Result<(), EncodeError> {
-                match self {
-                    Response::Produce(response) => response.write(parts.fields(), version),
-                    Response::Fetch(response) => response.write(parts, version),
-                    $(Response::$name(response) => write_control(&response, parts.fields(), version),)*
-                }
+                match self { $(Response::$name(response) => response.write_body(parts, version),)* }
             }
         }
+
+        $(impl From<$response> for Response {
+            fn from(response: $response) -> Response { Response::$name(response) }
+        })*
     };
 }
 
-responses! {
-    ListOffsets(kafka::ListOffsetsResponse),
-    Metadata(kafka::MetadataResponse),
-    OffsetCommit(kafka::OffsetCommitResponse),
-    OffsetFetch(kafka::OffsetFetchResponse),
-    FindCoordinator(kafka::FindCoordinatorResponse),
-    JoinGroup(kafka::JoinGroupResponse),
-    Heartbeat(kafka::HeartbeatResponse),
-    LeaveGroup(kafka::LeaveGroupResponse),
-    SyncGroup(kafka::SyncGroupResponse),
-    DescribeGroups(kafka::DescribeGroupsResponse),
-    ListGroups(kafka::ListGroupsResponse),
-    SaslHandshake(kafka::SaslHandshakeResponse),
-    ApiVersions(kafka::ApiVersionsResponse),
-    CreateTopics(kafka::CreateTopicsResponse),
-    DeleteTopics(kafka::DeleteTopicsResponse),
-    InitProducerId(kafka::InitProducerIdResponse),
-    OffsetForLeaderEpoch(kafka::OffsetForLeaderEpochResponse),
-    DescribeConfigs(kafka::DescribeConfigsResponse),
-    SaslAuthenticate(kafka::SaslAuthenticateResponse),
-    CreatePartitions(kafka::CreatePartitionsResponse),
-    DeleteGroups(kafka::DeleteGroupsResponse),
-    ElectLeaders(kafka::ElectLeadersResponse),
-    IncrementalAlterConfigs(kafka::IncrementalAlterConfigsResponse),
-    DescribeQuorum(kafka::DescribeQuorumResponse),
-    DescribeCluster(kafka::DescribeClusterResponse),
-    UnregisterBroker(kafka::UnregisterBrokerResponse),
-    DescribeTopicPartitions(kafka::DescribeTopicPartitionsResponse),
-}
-
-impl From<ProduceResponse> for Response {
-    fn from(response: ProduceResponse) -> Response {
-        Response::Produce(response)
-    }
-}
-
-impl From<FetchResponse> for Response {
-    fn from(response: FetchResponse) -> Response {
-        Response::Fetch(response)
-    }
-}
+each_api!(responses);
 
 /// Encodes the response to a request, in the request's version. Converts it from the API's newest shape first (see
 /// [`shape`]).

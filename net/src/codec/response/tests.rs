@@ -18,6 +18,7 @@ use crate::codec::header::RequestHeader;
 use crate::codec::parts::{Parts, PartsBuilder};
 use crate::codec::produce::{ProducePartitionResponse, ProduceResponse, ProduceTopicResponse, RecordError};
 use crate::codec::response::{EncodeError, Response, encode, encode_api_versions_fallback};
+use crate::codec::table::each_api;
 use crate::codec::wire::Reader;
 use crate::errors::ErrorCode;
 use crate::testing::generate;
@@ -167,47 +168,11 @@ fn fetch_answers_read_back_in_every_version_and_share_their_records() {
     }
 }
 
-/// Calls a function with each API's request type and asserts that none is left out.
-macro_rules! each_api {
-    ($visit:ident) => {{
-        macro_rules! visit_all {
-            ($name:ident) => {
-                $visit::<kafka::$name>()
-            };
-        }
-        let seen = [
-            visit_all!(ProduceRequest),
-            visit_all!(FetchRequest),
-            visit_all!(ListOffsetsRequest),
-            visit_all!(MetadataRequest),
-            visit_all!(OffsetCommitRequest),
-            visit_all!(OffsetFetchRequest),
-            visit_all!(FindCoordinatorRequest),
-            visit_all!(JoinGroupRequest),
-            visit_all!(HeartbeatRequest),
-            visit_all!(LeaveGroupRequest),
-            visit_all!(SyncGroupRequest),
-            visit_all!(DescribeGroupsRequest),
-            visit_all!(ListGroupsRequest),
-            visit_all!(SaslHandshakeRequest),
-            visit_all!(ApiVersionsRequest),
-            visit_all!(CreateTopicsRequest),
-            visit_all!(DeleteTopicsRequest),
-            visit_all!(InitProducerIdRequest),
-            visit_all!(OffsetForLeaderEpochRequest),
-            visit_all!(DescribeConfigsRequest),
-            visit_all!(SaslAuthenticateRequest),
-            visit_all!(CreatePartitionsRequest),
-            visit_all!(DeleteGroupsRequest),
-            visit_all!(ElectLeadersRequest),
-            visit_all!(IncrementalAlterConfigsRequest),
-            visit_all!(DescribeQuorumRequest),
-            visit_all!(DescribeClusterRequest),
-            visit_all!(UnregisterBrokerRequest),
-            visit_all!(DescribeTopicPartitionsRequest),
-        ];
-        assert_eq!(seen, TABLE.iter().map(|api| api.key).collect::<Vec<_>>()[..]);
-    }};
+/// With [`each_api`]: calls `visit` with each API's request type.
+macro_rules! visit_all {
+    ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) $row:tt)*) => {
+        $(visit::<kafka::$request>();)*
+    };
 }
 
 /// The versions whose responses the codec crate supports.
@@ -219,7 +184,7 @@ fn versions_of(api: ApiKey) -> std::ops::RangeInclusive<i16> {
 /// The default response of every API can be encoded in every version.
 #[test]
 fn every_api_answers_in_every_version() {
-    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey
+    fn visit<R: kafka_protocol::protocol::Request>()
     where
         R::Response: Default,
     {
@@ -230,15 +195,14 @@ fn every_api_answers_in_every_version() {
             let body = parts.finish().into_bytes();
             bounds::check_response(api, version, &body).unwrap();
         }
-        api
     }
-    each_api!(visit);
+    each_api!(visit_all);
 }
 
 /// The response schemas agree with the codec crate's decoder and encoder in every version.
 #[test]
 fn response_schemas_agree_with_the_codec() {
-    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey {
+    fn visit<R: kafka_protocol::protocol::Request>() {
         let api = ApiKey::from_i16(R::KEY).unwrap();
         let mut rng = fastrand::Rng::with_seed(R::KEY as u64);
         for version in versions_of(api) {
@@ -258,15 +222,14 @@ fn response_schemas_agree_with_the_codec() {
                 assert!(with_tags || again == body, "{api:?} version {version}");
             }
         }
-        api
     }
-    each_api!(visit);
+    each_api!(visit_all);
 }
 
 /// A damaged response does not crash a client.
 #[test]
 fn damaged_answers_are_refused_cheaply() {
-    fn visit<R: kafka_protocol::protocol::Request>() -> ApiKey {
+    fn visit<R: kafka_protocol::protocol::Request>() {
         let api = ApiKey::from_i16(R::KEY).unwrap();
         let mut rng = fastrand::Rng::with_seed(R::KEY as u64);
         for version in versions_of(api) {
@@ -282,9 +245,8 @@ fn damaged_answers_are_refused_cheaply() {
                 assert!(cut.decode::<R>().is_err(), "{api:?} version {version} cut at {at}");
             }
         }
-        api
     }
-    each_api!(visit);
+    each_api!(visit_all);
 }
 
 /// KIP-511: error 35 in version 0, whatever version the client asked for, so that any client can read it.
