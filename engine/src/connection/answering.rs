@@ -45,7 +45,7 @@ impl Orphan {
     fn of(api: ApiKey) -> Self {
         match api {
             api if handlers::reads_records(api) || handlers::waits_for_members(api) => Self::Dropped,
-            api if handlers::only_reads(api) => Self::DroppedAtEnd,
+            api if api.only_reads() => Self::DroppedAtEnd,
             _ => Self::GoesOn,
         }
     }

@@ -121,7 +121,17 @@ async fn respond(core: &Rc<Core>, request: Request, version: i16) -> Response {
         Request::DescribeConfigs(request) => configs::describe(core, request).await.into(),
         Request::IncrementalAlterConfigs(request) => configs::alter(core, request).await.into(),
         Request::FindCoordinator(request) => groups::find_coordinator(core, request, version).await.into(),
-        other => unreachable!("{:?} is answered elsewhere", other.api()),
+        elsewhere @ (Request::Produce(_)
+        | Request::Fetch(_)
+        | Request::OffsetCommit(_)
+        | Request::OffsetFetch(_)
+        | Request::JoinGroup(_)
+        | Request::Heartbeat(_)
+        | Request::LeaveGroup(_)
+        | Request::SyncGroup(_)
+        | Request::DescribeGroups(_)
+        | Request::ListGroups(_)
+        | Request::DeleteGroups(_)) => unreachable!("{:?} is answered by `start`", elsewhere.api()),
     }
 }
 
@@ -139,26 +149,6 @@ pub fn reads_records(api: ApiKey) -> bool {
 /// client for it: dropping the wait only drops the answer.
 pub fn waits_for_members(api: ApiKey) -> bool {
     matches!(api, ApiKey::JoinGroup | ApiKey::SyncGroup)
-}
-
-/// Whether a request changes nothing, so that it may be dropped when its client is gone.
-pub fn only_reads(api: ApiKey) -> bool {
-    matches!(
-        api,
-        ApiKey::Fetch
-            | ApiKey::ListOffsets
-            | ApiKey::OffsetForLeaderEpoch
-            | ApiKey::Metadata
-            | ApiKey::ApiVersions
-            | ApiKey::DescribeCluster
-            | ApiKey::DescribeQuorum
-            | ApiKey::DescribeTopicPartitions
-            | ApiKey::DescribeConfigs
-            | ApiKey::FindCoordinator
-            | ApiKey::OffsetFetch
-            | ApiKey::DescribeGroups
-            | ApiKey::ListGroups
-    )
 }
 
 fn reply<R: Into<Response>>(answer: impl Future<Output = R> + 'static) -> Pending {
