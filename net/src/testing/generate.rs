@@ -21,7 +21,7 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
     let client_id = (!rng.bool()).then(|| text(rng));
     out.put_nullable_string(client_id.as_deref(), false).unwrap();
     let flexible = api.is_flexible(version);
-    let mut generator = Generator { version, flexible, with_tags, rng, out };
+    let mut generator = Generator { version, flexible, with_tags, messages: None, rng, out };
     generator.tags(&[]);
     generator.fields(api.api().request);
     generator.out.freeze()
@@ -30,7 +30,16 @@ pub fn request(api: ApiKey, version: i16, with_tags: bool, rng: &mut Rng) -> Byt
 /// The body of a response, with random tagged fields or none at all.
 pub fn response(api: ApiKey, version: i16, tags: bool, rng: &mut Rng) -> Bytes {
     let flexible = api.is_flexible(version);
-    let mut generator = Generator { version, flexible, with_tags: tags, rng, out: BytesMut::new() };
+    let out = BytesMut::new();
+    let mut generator = Generator { version, flexible, with_tags: tags, messages: None, rng, out };
+    generator.fields(api.api().response);
+    generator.out.freeze()
+}
+
+/// The body of a response without tagged fields, whose error messages are all this one.
+pub fn response_with_messages(api: ApiKey, version: i16, message: Option<&'static str>, rng: &mut Rng) -> Bytes {
+    let (flexible, out) = (api.is_flexible(version), BytesMut::new());
+    let mut generator = Generator { version, flexible, with_tags: false, messages: Some(message), rng, out };
     generator.fields(api.api().response);
     generator.out.freeze()
 }
@@ -44,6 +53,8 @@ struct Generator<'a> {
     version: i16,
     flexible: bool,
     with_tags: bool,
+    /// What the error messages are, unless they are random.
+    messages: Option<Option<&'static str>>,
     rng: &'a mut Rng,
     out: BytesMut,
 }
@@ -52,7 +63,12 @@ impl Generator<'_> {
     fn fields(&mut self, fields: &[Field]) {
         let version = self.version;
         for field in fields.iter().filter(|field| field.exists_in(version) && field.tag.is_none()) {
-            self.value(field.of, field.nullable);
+            match self.messages {
+                Some(message) if field.name == "error message" => {
+                    self.out.put_nullable_string(message, self.flexible).unwrap();
+                }
+                _ => self.value(field.of, field.nullable),
+            }
         }
         self.tags(fields);
     }

@@ -68,24 +68,8 @@ fn for_each_message(response: &mut Response, mut visit: impl FnMut(&mut Option<S
         }
         Response::DescribeCluster(r) => visit(&mut r.error_message),
         Response::UnregisterBroker(r) => visit(&mut r.error_message),
-        // These have no nullable error messages, except Produce, which writes its own.
-        Response::Produce(_)
-        | Response::Fetch(_)
-        | Response::ListOffsets(_)
-        | Response::Metadata(_)
-        | Response::OffsetCommit(_)
-        | Response::OffsetFetch(_)
-        | Response::JoinGroup(_)
-        | Response::Heartbeat(_)
-        | Response::LeaveGroup(_)
-        | Response::SyncGroup(_)
-        | Response::ListGroups(_)
-        | Response::SaslHandshake(_)
-        | Response::ApiVersions(_)
-        | Response::InitProducerId(_)
-        | Response::OffsetForLeaderEpoch(_)
-        | Response::DeleteGroups(_)
-        | Response::DescribeTopicPartitions(_) => {}
+        // Produce writes its own messages. The other answers have none, as a test makes sure.
+        _ => {}
     }
 }
 

@@ -1,6 +1,9 @@
 //! Answers in the shapes of old and new versions.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
+use fastrand::Rng;
 use kafka_protocol::messages as kafka;
 use kafka_protocol::messages::{GroupId, TopicName};
 use kafka_protocol::protocol::{Decodable, StrBytes};
@@ -9,21 +12,27 @@ use uuid::Uuid;
 use crate::codec::api::ApiKey;
 use crate::codec::header::RequestHeader;
 use crate::codec::response::{self, Response};
+use crate::codec::table::each_api;
 use crate::codec::wire::Reader;
+use crate::testing::generate;
 
 fn header(api: ApiKey, version: i16) -> RequestHeader {
     RequestHeader { api, version, correlation_id: 1, client_id: None }
 }
 
-/// Encodes a response in the newest shape and returns what a client of this version reads.
-fn answered<T: Decodable>(response: impl Into<Response>, version: i16) -> T {
-    let response = response.into();
+/// Encodes a response in the newest shape and returns its body in this version.
+fn encoded(response: Response, version: i16) -> Bytes {
     let api = response.api();
     let frame = response::encode(&header(api, version), response).unwrap().into_bytes();
     let message: Bytes = frame.slice(4..);
     let mut reader = Reader::new(&message);
     RequestHeader::read_response_header(api, version, &mut reader).unwrap();
-    let mut body = reader.rest();
+    reader.rest()
+}
+
+/// Encodes a response in the newest shape and returns what a client of this version reads.
+fn answered<T: Decodable>(response: impl Into<Response>, version: i16) -> T {
+    let mut body = encoded(response.into(), version);
     let decoded = T::decode(&mut body, version).unwrap();
     assert!(body.is_empty());
     decoded
@@ -264,4 +273,46 @@ fn an_answer_of_the_cluster_without_words_carries_null_and_no_empty_text() {
         let response = kafka::SaslAuthenticateResponse::default().with_error_message(words());
         assert_eq!(answered::<kafka::SaslAuthenticateResponse>(response, 2).error_message, expected);
     }
+}
+
+/// The response with this body. `None` for Produce and Fetch, which only clients decode.
+fn decoded(api: ApiKey, version: i16, mut body: Bytes) -> Option<Response> {
+    macro_rules! one {
+        (Produce $response:ident) => {
+            None
+        };
+        (Fetch $response:ident) => {
+            None
+        };
+        ($name:ident $response:ident) => {
+            Some(kafka::$response::decode(&mut body, version).unwrap().into())
+        };
+    }
+    macro_rules! all {
+        ($($(#[$doc:meta])* $name:ident($request:ident => $response:ident) $row:tt)*) => {
+            match api { $(ApiKey::$name => one!($name $response),)* }
+        };
+    }
+    each_api!(all)
+}
+
+/// An API whose answers have messages that this module does not visit fails here.
+#[test]
+fn every_message_in_the_fields_of_an_answer_becomes_null_if_it_is_empty() {
+    let mut with_messages = BTreeSet::new();
+    for (api, version) in generate::versions() {
+        for seed in 0..20 {
+            let body = |message| generate::response_with_messages(api, version, message, &mut Rng::with_seed(seed));
+            let (empty, null, other) = (body(Some("")), body(None), body(Some("why")));
+            if empty == null {
+                continue;
+            }
+            for (given, expected) in [(&empty, &null), (&null, &null), (&other, &other)] {
+                let Some(response) = decoded(api, version, given.clone()) else { continue };
+                assert_eq!(encoded(response, version), expected, "{api:?} version {version}");
+                with_messages.insert(api.api().name);
+            }
+        }
+    }
+    assert!(with_messages.len() >= 12, "{with_messages:?}");
 }
