@@ -220,7 +220,7 @@ impl Checking {
                 _ => {
                     let build = || answer.response(&core, version).into();
                     let sent = weight::send(&core, answer_bytes, weight::PATIENCE, build).await;
-                    sent.unwrap_or_else(|why| Reply::HangUp { why })
+                    sent.unwrap_or_else(|why| Reply::HangUp { why: why.to_string() })
                 }
             }
         })

@@ -111,7 +111,7 @@ pub async fn send(
     bytes: usize,
     within: Duration,
     build: impl FnOnce() -> Response,
-) -> Result<Reply, String> {
+) -> Result<Reply, NoMemory> {
     if bytes <= LIGHT_BYTES {
         return Ok(Reply::Send(build()));
     }
