@@ -17,11 +17,12 @@ use net::codec::produce::{ProducePartition, ProduceRequest, ProduceTopic, TopicR
 use net::codec::request::Request;
 use net::errors;
 use net::messages::describe_configs_request::DescribeConfigsResource;
+use net::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use net::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use net::messages::sync_group_request::SyncGroupRequestAssignment;
 use net::messages::{
-    DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest, MetadataRequest,
-    OffsetFetchRequest, SyncGroupRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId, JoinGroupRequest,
+    ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -403,4 +404,95 @@ fn what_is_written_faster_than_the_disk_takes_it_waits_outside_of_memory() {
         }
     });
     assert!(peak(&broker) < BUDGET + BESIDES, "{} MiB", peak(&broker) / MIB);
+}
+
+const TIME: i64 = 1_000_000;
+
+/// A batch of some 2 KB with a record of `bytes` zeros at [`TIME`] and an empty one a millisecond later, as zstd with a
+/// window as large as all of it.
+fn with_wide_window(bytes: usize) -> Bytes {
+    const BLOCK: usize = 128 << 10;
+    const RAW: u32 = 0;
+    const RUN: u32 = 1;
+    let varint = |value: i64| {
+        let (mut left, mut out) = (((value << 1) ^ (value >> 63)) as u64, Vec::new());
+        while left >= 0x80 {
+            out.push(left as u8 | 0x80);
+            left >>= 7;
+        }
+        out.push(left as u8);
+        out
+    };
+    // No attributes, no deltas, no key. The value and the number of headers are zeros.
+    let fields = [vec![0, 0, 0], varint(-1), varint(bytes as i64)].concat();
+    let head = [varint((fields.len() + bytes + 1) as i64), fields].concat();
+    let second = [12, 0, 2, 2, 1, 1, 0];
+    let zeros = bytes + 1;
+    let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0xA0];
+    frame.extend_from_slice(&((head.len() + zeros + second.len()) as u32).to_le_bytes());
+    let mut block = |kind: u32, size: usize, is_last: bool, content: &[u8]| {
+        let header = (size as u32) << 3 | kind << 1 | u32::from(is_last);
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.extend_from_slice(content);
+    };
+    block(RAW, head.len(), false, &head);
+    for at in (0..zeros).step_by(BLOCK) {
+        let size = BLOCK.min(zeros - at);
+        block(RUN, size, false, &[0]);
+    }
+    block(RAW, second.len(), true, &second);
+    let mut sealed = Vec::new();
+    sealed.extend_from_slice(&4i16.to_be_bytes());
+    sealed.extend_from_slice(&1i32.to_be_bytes());
+    sealed.extend_from_slice(&TIME.to_be_bytes());
+    sealed.extend_from_slice(&(TIME + 1).to_be_bytes());
+    sealed.extend_from_slice(&(-1i64).to_be_bytes());
+    sealed.extend_from_slice(&(-1i16).to_be_bytes());
+    sealed.extend_from_slice(&(-1i32).to_be_bytes());
+    sealed.extend_from_slice(&2i32.to_be_bytes());
+    sealed.extend_from_slice(&frame);
+    let mut batch = 0u64.to_be_bytes().to_vec();
+    batch.extend_from_slice(&(9 + sealed.len() as i32).to_be_bytes());
+    batch.extend_from_slice(&0i32.to_be_bytes());
+    batch.push(2);
+    batch.extend_from_slice(&crc32c::crc32c(&sealed).to_be_bytes());
+    batch.extend_from_slice(&sealed);
+    batch.into()
+}
+
+/// Sends a request on many connections at once, and waits for all answers.
+fn ask_all(broker: &Broker, crowd: usize, version: i16, request: &Request) {
+    let mut codec = ClientCodec::new("crowd");
+    let (_, parts) = codec.encode(version, request).expect("the request is valid");
+    let frame = parts.into_bytes();
+    let mut crowd: Vec<TcpStream> =
+        (0..crowd).map(|_| TcpStream::connect(broker.kafka()).expect("it accepts")).collect();
+    crowd.iter_mut().for_each(|client| client.write_all(&frame).expect("the broker reads"));
+    for client in &mut crowd {
+        client.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+        std::io::Read::read_exact(client, &mut [0; 8]).expect("an answer");
+    }
+}
+
+/// A batch of 2 KB may ask its decoder to keep 48 MiB.
+#[test]
+fn batches_with_large_windows_are_unfolded_one_at_a_time() {
+    const WINDOW: usize = 48 * MIB;
+    let broker = start(&[]);
+    let mut client = wire::connect(&broker);
+    let created = wire::create_topic(&mut client, TOPIC, 1, 1, &[]);
+    assert_eq!(errors::check(created.error_code), Ok(()));
+    let batch = with_wide_window(WINDOW);
+    assert!(batch.len() < 4096, "{} bytes", batch.len());
+    let partitions = vec![ProducePartition { index: 0, records: Some(batch.clone()) }];
+    let topics = vec![ProduceTopic { topic: TopicRef::Name(wire::text(TOPIC)), partitions }];
+    let request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 60_000, topics };
+    ask_all(&broker, 12, 9, &request.into());
+    let answer = wire::produce(&mut client, TOPIC, 0, batch);
+    assert_eq!((errors::check(answer.error_code), answer.base_offset), (Ok(()), 24));
+    let partition = ListOffsetsPartition::default().with_timestamp(TIME + 1);
+    let topic = ListOffsetsTopic::default().with_name(TopicName(wire::text(TOPIC))).with_partitions(vec![partition]);
+    let lookup = ListOffsetsRequest::default().with_replica_id((-1).into()).with_topics(vec![topic]);
+    ask_all(&broker, 12, 4, &lookup.into());
+    assert!(peak(&broker) < BUDGET + BESIDES + WINDOW, "{} MiB", peak(&broker) / MIB);
 }

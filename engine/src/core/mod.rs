@@ -16,6 +16,7 @@
 //! | `slices` | the metadata slices of this core |
 //! | `storage` | the store's callbacks to its core, and storage failures |
 
+pub mod decoders;
 mod following;
 pub mod long_work;
 mod lookups;
@@ -41,6 +42,7 @@ use crate::{
     connection::{Connections, Spread, log::ConnectionLog},
     coordinator::host::Coordinators,
     core::{
+        decoders::Decoders,
         long_work::LongWork,
         mesh::{
             Mesh,
@@ -63,7 +65,11 @@ use crate::{
         replica::{ReadyLoop, Replicated},
     },
     rt,
-    sync::{Either, Flag, Notify, line::Line, race},
+    sync::{
+        Either, Flag, Notify,
+        line::{Line, Places},
+        race,
+    },
 };
 use ahash::AHashMap;
 use consensus::{
@@ -146,6 +152,10 @@ pub struct Core {
     pub ready_loop: ReadyLoop,
     /// Work for the thread beside this core, see `connection::aside`.
     pub beside: Line,
+    /// Decoders of batches that are unfolded over several turns.
+    pub decoders: Decoders,
+    /// Lookups of timestamps that may read from the disk.
+    pub lookups: Places<LOOKUPS>,
     /// Grants turns to read for lagging replicas.
     pub pace: Pace,
     pub admission: Admission,
@@ -212,6 +222,8 @@ impl Core {
             memory: Memory::new(&parts.memory, parts.mesh.me(), queued_max),
             mesh: parts.mesh,
             beside: Line::default(),
+            decoders: Decoders::default(),
+            lookups: Places::default(),
             pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
             inherited: Inherited::new(&parts.config),
             config: parts.config,
@@ -457,6 +469,9 @@ impl Core {
         }
     }
 }
+
+/// Lookups of timestamps at a time. Each may read a batch from the disk.
+const LOOKUPS: usize = 8;
 
 /// Partitions to look at before the task yields.
 const PARTITIONS_A_TURN: usize = 64;

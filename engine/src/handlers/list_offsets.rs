@@ -4,10 +4,11 @@ use super::owners::{Found, Placed, Question, answer_all, ask_owners};
 use crate::{
     cluster::meta::{self, META_CORE, META_GROUP},
     core::{
-        Core,
+        Core, decoders,
         long_work::Work,
         messages::{FindEpochEnds, FindInMetadata, FindOffsets},
     },
+    memory::Held,
     partition::Partition,
 };
 use bytes::Bytes;
@@ -21,16 +22,19 @@ use net::{
         offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
     },
     records::{
+        batch::BatchHeader,
         record::{ReadError, Searched, TimestampSearch},
-        scan::unfolded_bytes_max,
+        scan::{self, unfolded_bytes_max},
     },
 };
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
     rc::Rc,
+    time::Duration,
 };
 use types::{GroupId, Term};
+use wal::store::read::Batch;
 
 /// Timestamps with a special meaning, as ListOffsetsRequest defines them.
 mod timestamp {
@@ -206,11 +210,7 @@ pub fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode>
 /// The first record whose timestamp is at least `wanted`.
 async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, end: u64) -> Result<Place, ErrorCode> {
     let core = work.core();
-    let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
-        tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
-        ErrorCode::KafkaStorageError
-    })?;
-    let Some(found) = found else { return Ok(NOWHERE) };
+    let Some((found, _held)) = look_up(core, partition, wanted, end).await? else { return Ok(NOWHERE) };
     let batch = (partition.group(), found.index, found.term);
     if core.unreadable.knows(&batch) {
         return Err(ErrorCode::CorruptMessage);
@@ -227,14 +227,68 @@ async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, e
     }))
 }
 
+/// A batch up to this size is not counted: the smallest read from the disk is as large.
+const LIGHT_BYTES: usize = 64 << 10;
+/// How long a lookup waits for memory for its batch.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The batch that has the record, and memory for it. Few lookups at a time may read from the disk. One whose batch finds
+/// no memory lets the batch go and reads it again once there is some.
+async fn look_up(
+    core: &Core,
+    partition: &Partition,
+    wanted: i64,
+    end: u64,
+) -> Result<Option<(Batch, Option<Held>)>, ErrorCode> {
+    let mut held = None;
+    loop {
+        let place = core.lookups.join();
+        place.first().await;
+        let found = core.store.find_timestamp(partition.group(), wanted, end).await.map_err(|error| {
+            tracing::error!(partition = %partition.name, wanted, %error, "cannot look up a timestamp");
+            ErrorCode::KafkaStorageError
+        })?;
+        let Some(found) = found else { return Ok(None) };
+        let bytes = found.bytes.len();
+        if bytes > LIGHT_BYTES && held.is_none() {
+            held = core.memory.cold_answers.try_hold(bytes);
+        }
+        if bytes <= LIGHT_BYTES || held.is_some() {
+            return Ok(Some((found, held)));
+        }
+        drop((found, place));
+        let waited = core.memory.cold_answers.hold(&core.metrics, bytes, PATIENCE).await;
+        // Clients look up again.
+        held = Some(waited.ok_or(ErrorCode::LeaderNotAvailable)?);
+    }
+}
+
 /// Searches a batch in turns. Decompresses no more than needed to find the record.
 async fn search(work: &mut Work<'_>, batch: &Bytes, wanted: i64) -> Result<Option<(i64, i64)>, ReadError> {
-    let mut search = TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()))?;
+    let window = scan::window(batch, &BatchHeader::read(batch)?);
+    let begin = || TimestampSearch::new(batch, wanted, unfolded_bytes_max(batch.len()));
+    let mut place = None;
+    if decoders::is_wide(window) {
+        let wide = work.core().decoders.join(window);
+        wide.first().await;
+        place = Some(wide);
+        work.resume();
+    }
+    let mut search = begin()?;
     loop {
-        match search.step(&mut work.share)? {
-            Searched::Found(found) => return Ok(found),
-            Searched::Pause => work.pause().await,
+        if let Searched::Found(found) = search.step(&mut work.share)? {
+            return Ok(found);
         }
+        if window > 0 && place.is_none() {
+            let joined = work.core().decoders.join(window);
+            if !joined.is_first() {
+                drop(search);
+                joined.first().await;
+                search = begin()?;
+            }
+            place = Some(joined);
+        }
+        work.pause().await;
     }
 }
 

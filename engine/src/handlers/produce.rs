@@ -7,10 +7,14 @@ use super::{Pending, Reply, cluster::brokers, timeout_of, weight};
 use crate::{
     clock,
     cluster::meta,
-    core::{Core, long_work::Work, messages::Append},
+    core::{Core, decoders, long_work::Work, messages::Append},
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
-    sync::{self, Either, line::Line, promise, race},
+    sync::{
+        self, Either,
+        line::{Line, Place},
+        promise, race,
+    },
 };
 use bytes::Bytes;
 use net::{
@@ -66,6 +70,7 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
     if lane.0.is_empty() && checking.step(core, &mut { Share::TURN }) {
         return checking.hand_over(core, version);
     }
+    checking.rest(core, !lane.0.is_empty());
     let place = lane.0.join();
     let (promise, answer) = promise();
     let core = core.clone();
@@ -74,6 +79,7 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
         place.first().await;
         let mut work = Work::on(&core);
         loop {
+            checking.decoder(&core).await;
             work.give_way().await;
             if checking.step(&core, &mut work.share) {
                 break;
@@ -100,6 +106,8 @@ struct Checking {
     partitions: std::vec::IntoIter<ProducePartition>,
     /// The batch being checked.
     batch: Option<(GroupId, Check)>,
+    /// Its place among the core's decoders, if it needs more than one turn.
+    decoder: Option<Place>,
     by_owner: Vec<Vec<Item>>,
     /// The number of batches in `by_owner`.
     gathered: usize,
@@ -125,6 +133,7 @@ impl Checking {
             topics: request.topics.into_iter(),
             partitions: Vec::new().into_iter(),
             batch: None,
+            decoder: None,
             by_owner: (0..core.cores()).map(|_| Vec::new()).collect(),
             gathered: 0,
             parts: Vec::new(),
@@ -132,16 +141,46 @@ impl Checking {
         }
     }
 
+    /// Before a wait: a batch that is not done keeps its decoder only if it gets a place for it at once. While the
+    /// request `waits` for earlier ones of its connection, it holds no place.
+    fn rest(&mut self, core: &Core, waits: bool) {
+        let Some((_, check)) = &mut self.batch else { return };
+        let place = core.decoders.join(check.window());
+        if waits || !place.is_first() {
+            check.rewind();
+        } else {
+            self.decoder = Some(place);
+        }
+    }
+
+    /// Waits for a place for the decoder of the batch that is being checked.
+    async fn decoder(&mut self, core: &Core) {
+        let Some((_, check)) = self.batch.as_mut().filter(|_| self.decoder.is_none()) else { return };
+        let window = check.window();
+        if window == 0 {
+            return;
+        }
+        let place = core.decoders.join(window);
+        if !place.is_first() {
+            check.rewind();
+            place.first().await;
+        }
+        self.decoder = Some(place);
+    }
+
     /// Continues until the share is spent. Returns whether all batches are checked.
     fn step(&mut self, core: &Rc<Core>, share: &mut Share) -> bool {
         loop {
             if let Some((group, check)) = &mut self.batch {
+                if self.decoder.is_none() && decoders::is_wide(check.window()) {
+                    return false;
+                }
                 let (group, checked) = match check.step(share) {
                     Ok(None) => return false,
                     Ok(Some(checked)) => (*group, Ok(checked)),
                     Err(error) => (*group, Err(Refusal::from(error))),
                 };
-                self.batch = None;
+                (self.batch, self.decoder) = (None, None);
                 self.place(core, group, checked);
             }
             let Some(partition) = self.partitions.next() else {

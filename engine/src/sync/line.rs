@@ -50,6 +50,31 @@ impl Line {
     }
 }
 
+/// As many tasks at a time as there are lines.
+pub struct Places<const N: usize>([Line; N]);
+
+impl<const N: usize> Default for Places<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Line::default()))
+    }
+}
+
+impl<const N: usize> Places<N> {
+    /// Joins the shortest line.
+    pub fn join(&self) -> Place {
+        self.0.iter().min_by_key(|line| line.len()).expect("there is a line").join()
+    }
+
+    /// The number of places held.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Line::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl Place {
     /// Whether this place is the first of its line now.
     pub fn is_first(&self) -> bool {

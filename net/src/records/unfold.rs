@@ -8,6 +8,7 @@ use bytes::buf::Reader;
 use bytes::{Buf, Bytes};
 use flate2::bufread::MultiGzDecoder;
 use zstd::stream::raw;
+use zstd::zstd_safe::DParameter;
 
 use crate::records::compression::{Codec, XERIAL_HEADER};
 
@@ -58,8 +59,66 @@ impl Lz4 {
     }
 }
 
-/// The maximum number of idle zstd decoders that each thread keeps for reuse. A decoder takes about 100 KB.
+/// The largest window of a decoder with usual settings: zstd up to level 9 asks for up to 2 MiB where the content's
+/// size is unknown, librdkafka and Java ask lz4 for blocks of 64 KiB.
+pub const WINDOW_USUAL_MAX: usize = 2 << 20;
+
+/// Approximate bytes of output that a decoder of these records keeps, since the rest of the input refers to them. 0: the
+/// records are not compressed.
+pub(crate) fn window_bytes(codec: Codec, input: &[u8]) -> usize {
+    match codec {
+        Codec::None => 0,
+        Codec::Gzip => GZIP_WINDOW,
+        Codec::Snappy => 2 * SNAPPY_WINDOW,
+        Codec::Lz4 => 2 * lz4_block_bytes(input),
+        Codec::Zstd => zstd_window_bytes(input).max(ZSTD_WINDOW_MIN),
+    }
+}
+
+const GZIP_WINDOW: usize = 32 << 10;
+const ZSTD_WINDOW_MIN: usize = 1 << 10;
+
+/// The block size in an lz4 frame's header: the bits 4 to 6 of its byte BD. The magic number and the byte FLG precede it.
+/// Source: <https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md>.
+fn lz4_block_bytes(input: &[u8]) -> usize {
+    match input.get(5).map(|descriptor| descriptor >> 4 & 0b111) {
+        Some(4) => 64 << 10,
+        Some(5) => 256 << 10,
+        Some(6) => 1 << 20,
+        Some(7) => 4 << 20,
+        _ => 0,
+    }
+}
+
+/// The window in the header of the first zstd frame; 0 if there is none. Source: RFC 8878, section 3.1.1.1.
+fn zstd_window_bytes(input: &[u8]) -> usize {
+    const MAGIC: &[u8] = &0xFD2F_B528_u32.to_le_bytes();
+    const DICTIONARY_ID_BYTES: [usize; 4] = [0, 1, 2, 4];
+    let Some(header) = input.strip_prefix(MAGIC) else { return 0 };
+    let Some((descriptor, rest)) = header.split_first() else { return 0 };
+    let is_single_segment = descriptor & 0x20 != 0;
+    if !is_single_segment {
+        let window = rest.first().copied().unwrap_or_default();
+        let base = 1_u64 << (10 + (window >> 3));
+        return usize::try_from(base + base / 8 * u64::from(window & 0b111)).unwrap_or(usize::MAX);
+    }
+    // A frame without a window is one segment, whose window is its whole content.
+    let size_bytes = 1 << (descriptor >> 6);
+    let at = DICTIONARY_ID_BYTES[usize::from(descriptor & 0b11)];
+    let size = rest.get(at..at + size_bytes).unwrap_or_default();
+    let size = size.iter().rev().fold(0_u64, |size, byte| size << 8 | u64::from(*byte));
+    // A size in two bytes is written minus 256.
+    usize::try_from(size + if size_bytes == 2 { 256 } else { 0 }).unwrap_or(usize::MAX)
+}
+
+/// The largest window that a zstd decoder accepts by default, as the power of two.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// The maximum number of idle zstd decoders that each thread keeps for reuse. A decoder takes about 100 KB, and its
+/// window.
 const SPARE_DECODERS_MAX: usize = 4;
+/// Decoders with larger windows are not kept.
+const SPARE_WINDOW_MAX: usize = 1 << 20;
 
 thread_local! {
     static SPARE: RefCell<Vec<raw::Decoder<'static>>> = const { RefCell::new(Vec::new()) };
@@ -69,17 +128,22 @@ pub(crate) struct Zstd {
     input: Bytes,
     /// `None` only while `self` is being dropped.
     decoder: Option<raw::Decoder<'static>>,
+    window: usize,
     frame_ended: bool,
 }
 
 impl Zstd {
+    /// Frames behind the first one may not have larger windows, or at most usual ones.
     fn new(input: Bytes) -> io::Result<Zstd> {
         let spare = SPARE.with_borrow_mut(Vec::pop);
-        let decoder = match spare {
+        let mut decoder = match spare {
             Some(spare) => spare,
             None => raw::Decoder::new()?,
         };
-        Ok(Zstd { input, decoder: Some(decoder), frame_ended: false })
+        let window = zstd_window_bytes(&input);
+        let most = window.clamp(WINDOW_USUAL_MAX, 1 << ZSTD_WINDOW_LOG_MAX);
+        decoder.set_parameter(DParameter::WindowLogMax(most.next_power_of_two().trailing_zeros()))?;
+        Ok(Zstd { input, decoder: Some(decoder), window, frame_ended: false })
     }
 
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
@@ -106,7 +170,8 @@ impl Drop for Zstd {
     fn drop(&mut self) {
         use raw::Operation;
         let Some(mut decoder) = self.decoder.take() else { return };
-        if decoder.reinit().is_ok() {
+        // A later frame may have had a usual window too.
+        if self.window <= SPARE_WINDOW_MAX && decoder.reinit().is_ok() {
             // A thread that is exiting keeps no decoders.
             let _ = SPARE.try_with(|spare| {
                 let mut spare = spare.borrow_mut();
@@ -353,6 +418,53 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_window_is_what_the_frames_header_says() {
+        let packed = |level: i32, content: usize, is_told: bool| {
+            let mut encoder = zstd::stream::raw::Encoder::new(level).unwrap();
+            if is_told {
+                encoder.set_pledged_src_size(Some(content as u64)).unwrap();
+            }
+            let mut writer = zstd::stream::zio::Writer::new(Vec::new(), encoder);
+            io::Write::write_all(&mut writer, &vec![7; content]).unwrap();
+            writer.finish().unwrap();
+            writer.into_inner().0
+        };
+        for (level, content, is_told, window) in [
+            (3, 10_000_000, false, 2 << 20),
+            (19, 10_000_000, false, 8 << 20),
+            (19, 1_000_000, true, 1_000_000),
+            (1, 300, true, 300),
+            (1, 10, true, 10),
+        ] {
+            assert_eq!(zstd_window_bytes(&packed(level, content, is_told)), window, "level {level}, {content} bytes");
+        }
+        assert_eq!(zstd_window_bytes(b"no frame"), 0);
+        assert_eq!(zstd_window_bytes(&[0x28, 0xB5, 0x2F, 0xFD, 0x00]), 1 << 10, "cut off");
+        for (size, bytes) in [(lz4::BlockSize::Max64KB, 64 << 10), (lz4::BlockSize::Max4MB, 4 << 20)] {
+            let mut encoder = lz4::EncoderBuilder::new().block_size(size).build(Vec::new()).unwrap();
+            io::Write::write_all(&mut encoder, &[7; 1_000]).unwrap();
+            assert_eq!(lz4_block_bytes(&encoder.finish().0), bytes);
+        }
+    }
+
+    #[test]
+    fn a_later_frame_may_not_have_a_larger_window_than_the_first() {
+        let frame = |level: i32, content: &[u8]| {
+            let mut writer = zstd::stream::write::Encoder::new(Vec::new(), level).unwrap();
+            io::Write::write_all(&mut writer, content).unwrap();
+            writer.finish().unwrap()
+        };
+        let noise: Vec<u8> = (0..9_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let usual = [frame(1, &noise), frame(3, &noise)].concat();
+        assert!(unfolded(Codec::Zstd, usual.into(), 1 << 16).is_ok());
+        let wide = frame(19, &noise);
+        assert_eq!(zstd_window_bytes(&wide), 8 << 20);
+        assert!(unfolded(Codec::Zstd, wide.clone().into(), 1 << 16).is_ok());
+        let behind = [frame(1, &noise), wide].concat();
+        assert!(unfolded(Codec::Zstd, behind.into(), 1 << 16).is_err());
     }
 
     #[test]

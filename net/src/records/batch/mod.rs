@@ -109,6 +109,19 @@ impl Check {
         &self.header
     }
 
+    /// Approximate bytes of the decoder that the check keeps between its turns. 0: it needs none.
+    pub fn window(&self) -> usize {
+        match self.compressed {
+            Compressed::Check => scan::window(&self.batch, &self.header),
+            Compressed::Trust => 0,
+        }
+    }
+
+    /// Drops the decoder. The check then goes through the records from the first one on again.
+    pub fn rewind(&mut self) {
+        (self.scan, self.times) = (None, None);
+    }
+
     fn header_error(&self, produce_version: i16) -> Option<BatchError> {
         let header = &self.header;
         let codec = match header.codec() {

@@ -14,7 +14,8 @@ use bytes::{Buf, Bytes};
 use crate::records::compression::{Codec, DecompressError};
 use crate::records::error::{ReadError, RecordError};
 use crate::records::header::{BatchHeader, HEADER_BYTES};
-use crate::records::unfold::Unfold;
+pub use crate::records::unfold::WINDOW_USUAL_MAX;
+use crate::records::unfold::{Unfold, window_bytes};
 use crate::turn::Share;
 
 /// The bytes to decompress at once, at most.
@@ -28,6 +29,12 @@ const UNFOLDED_TIMES_MAX: usize = 16;
 /// The maximum bytes to which a batch may decompress.
 pub fn unfolded_bytes_max(batch_bytes: usize) -> usize {
     UNFOLDED_BYTES_MAX.max(batch_bytes.saturating_mul(UNFOLDED_TIMES_MAX))
+}
+
+/// Approximate bytes that a walk over the batch at the start of `batch` keeps between its turns. 0: it is not compressed.
+pub fn window(batch: &Bytes, header: &BatchHeader) -> usize {
+    let records = batch.get(HEADER_BYTES..header.byte_count).unwrap_or_default();
+    header.codec().map_or(0, |codec| window_bytes(codec, records))
 }
 
 /// The next event in a batch.
