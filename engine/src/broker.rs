@@ -577,11 +577,9 @@ pub(crate) async fn drain(core: &Rc<Core>) {
     }
     if core.id() == META_CORE {
         meta::hand_over(core).await;
-    }
-    if core.id() == META_CORE
-        && let Err(error) = meta::snapshot(core).await
-    {
-        tracing::warn!(%error, "cannot write a metadata snapshot; the next start replays the ring instead");
+        if let Err(error) = meta::snapshot(core).await {
+            tracing::warn!(%error, "cannot write a metadata snapshot; the next start replays the ring instead");
+        }
     }
     core.lifecycle.metadata_ended.set();
     // No core may stop serving its partitions while another core still answers requests.

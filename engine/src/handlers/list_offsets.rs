@@ -232,8 +232,8 @@ const LIGHT_BYTES: usize = 64 << 10;
 /// How long a lookup waits for memory for its batch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The batch that has the record, and memory for it. Few lookups at a time may read from the disk. One whose batch finds
-/// no memory lets the batch go and reads it again once there is some.
+/// The batch that has the record, and memory for it. Few lookups at a time may read from the disk. One that finds no
+/// memory for its batch lets the batch go, and reads it again once there is some.
 async fn look_up(
     core: &Core,
     partition: &Partition,

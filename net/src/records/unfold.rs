@@ -63,8 +63,8 @@ impl Lz4 {
 /// size is unknown, librdkafka and Java ask lz4 for blocks of 64 KiB.
 pub const WINDOW_USUAL_MAX: usize = 2 << 20;
 
-/// Approximate bytes of output that a decoder of these records keeps, since the rest of the input refers to them. 0: the
-/// records are not compressed.
+/// Approximate bytes of output that a decoder of these records keeps, since the rest of the input refers to them.
+/// 0: the records are not compressed.
 pub(crate) fn window_bytes(codec: Codec, input: &[u8]) -> usize {
     match codec {
         Codec::None => 0,
@@ -78,7 +78,7 @@ pub(crate) fn window_bytes(codec: Codec, input: &[u8]) -> usize {
 const GZIP_WINDOW: usize = 32 << 10;
 const ZSTD_WINDOW_MIN: usize = 1 << 10;
 
-/// The block size in an lz4 frame's header: the bits 4 to 6 of its byte BD. The magic number and the byte FLG precede it.
+/// The block size in an lz4 frame's header: the bits 4 to 6 of its byte BD, behind the magic number and the byte FLG.
 /// Source: <https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md>.
 fn lz4_block_bytes(input: &[u8]) -> usize {
     match input.get(5).map(|descriptor| descriptor >> 4 & 0b111) {

@@ -103,26 +103,7 @@ async fn read_segment<D: Disk>(
 ) -> Result<bool, ReadError> {
     let id = SegmentId { group, serial: segment.serial };
     let file = shared.open_segment(id, segment).await?;
-    let ahead = shared.ahead_of(id, Next::Offset(from));
-    let goes_on = ahead.is_some();
-    let mut scanner = match ahead {
-        Some(ahead) => {
-            let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
-            let mut scanner = ahead.scanner(file.clone(), segment.len, read_bytes);
-            if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
-                // A read that fails here fails again below, and is reported there.
-                && let Ok(buffer) = coming.await
-            {
-                scanner.bytes_read += buffer.len() as u64;
-                scanner.buffer = buffer;
-            }
-            scanner
-        }
-        None => {
-            let index = index_until(shared, id, segment, Until::Offset(from)).await?;
-            Scanner::new(file.clone(), id, segment.len, index.at_offset(from), max_bytes.clamp(READ_LEAST, READ_AHEAD))
-        }
-    };
+    let (mut scanner, goes_on) = scanner_at(shared, id, segment, file.clone(), from, max_bytes).await?;
     let (mut stopped, mut next, mut position) = (false, from, scanner.position());
     while let Some(frame) = scanner.next().await? {
         if frame.header.index > segment.last_index {
@@ -161,6 +142,38 @@ async fn read_segment<D: Disk>(
         }
     }
     Ok(stopped)
+}
+
+/// A scan of the segment from `from` on, and whether a reader goes on where it stopped.
+async fn scanner_at<D: Disk>(
+    shared: &Rc<Shared<D>>,
+    id: SegmentId,
+    segment: &Segment,
+    file: Rc<D::File>,
+    from: u64,
+    max_bytes: usize,
+) -> Result<(Scanner<D::File>, bool), ReadError> {
+    let ahead = shared.ahead_of(id, Next::Offset(from));
+    let goes_on = ahead.is_some();
+    let scanner = match ahead {
+        Some(ahead) => {
+            let read_bytes = READ_AHEAD.max(max_bytes.min(4 << 20));
+            let mut scanner = ahead.scanner(file, segment.len, read_bytes);
+            if let Some(coming) = ahead.coming.and_then(|coming| coming.take())
+                // A read that fails here fails again below, and is reported there.
+                && let Ok(buffer) = coming.await
+            {
+                scanner.bytes_read += buffer.len() as u64;
+                scanner.buffer = buffer;
+            }
+            scanner
+        }
+        None => {
+            let index = index_until(shared, id, segment, Until::Offset(from)).await?;
+            Scanner::new(file, id, segment.len, index.at_offset(from), max_bytes.clamp(READ_LEAST, READ_AHEAD))
+        }
+    };
+    Ok((scanner, goes_on))
 }
 
 /// The first batch at or above the log start whose largest timestamp is at least `timestamp`, from 0 on. A batch

@@ -31,7 +31,8 @@ pub fn unfolded_bytes_max(batch_bytes: usize) -> usize {
     UNFOLDED_BYTES_MAX.max(batch_bytes.saturating_mul(UNFOLDED_TIMES_MAX))
 }
 
-/// Approximate bytes that a walk over the batch at the start of `batch` keeps between its turns. 0: it is not compressed.
+/// Approximate bytes that a walk over the batch at the start of `batch` keeps between its turns. 0: the batch is not
+/// compressed.
 pub fn window(batch: &Bytes, header: &BatchHeader) -> usize {
     let records = batch.get(HEADER_BYTES..header.byte_count).unwrap_or_default();
     header.codec().map_or(0, |codec| window_bytes(codec, records))
