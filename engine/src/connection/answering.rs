@@ -27,6 +27,10 @@ const UNSENT_BYTES_MAX: usize = 256 << 10;
 /// before something is sent. Kafka closes at once.
 pub const HALF_CLOSED_MAX: Duration = Duration::from_secs(5);
 
+/// How long a produce request goes on whose connection has ended. Its batches are appended by then, unless they wait
+/// for room. Nobody learns what becomes of them, and they hold memory that others need.
+const UNREAD_PRODUCE_MAX: Duration = Duration::from_secs(5);
+
 /// Most connections of a core that end while their requests go on. Further ones stay open until their requests end.
 const ENDED_EARLY_MAX: usize = 1024;
 
@@ -162,10 +166,13 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     connection.in_flight.set(0);
     connection.answered.notify();
     core.connections.ended_early.update(|count| count + 1);
-    let core = core.clone();
+    let (core, until) = (core.clone(), clock::now() + UNREAD_PRODUCE_MAX);
     rt::spawn(async move {
         for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
+                Orphan::GoesOn if header.api == ApiKey::Produce => {
+                    drop(race(answer, rt::sleep(until.saturating_sub(clock::now()))).await);
+                }
                 Orphan::GoesOn => drop(answer.await),
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),
             }

@@ -14,7 +14,10 @@ use crate::{
     sync::{Either, race},
 };
 use bytes::Bytes;
-use net::transport::conn::{ConnError, FrameReader, PeerEnd};
+use net::{
+    codec::api::ApiKey,
+    transport::conn::{ConnError, FrameReader, PeerEnd},
+};
 use std::{rc::Rc, time::Duration};
 
 /// Requests of one connection that are started and not answered. librdkafka's idempotent producers keep 5.
@@ -89,7 +92,8 @@ pub async fn next_frame(
     loop {
         if let Some(bytes) = reader.buffered_frame().await? {
             // It may have arrived in one read with earlier frames.
-            if receiving.reserve(core, bytes.len(), bytes.len()).await.is_none() {
+            let key = bytes.first_chunk::<2>().map(|key| i16::from_be_bytes(*key));
+            if receiving.reserve(core, key, bytes.len(), bytes.len()).await.is_none() {
                 return Ok(None);
             }
             let reserved = receiving.reserved.take();
@@ -98,7 +102,7 @@ pub async fn next_frame(
             return Ok(Some(Frame { bytes, memory }));
         }
         let (expected, goal) = (reader.expected_bytes(), reader.next_goal());
-        if receiving.reserve(core, expected, goal).await.is_none() {
+        if receiving.reserve(core, reader.key(), expected, goal).await.is_none() {
             return Ok(None);
         }
         connection.receives(receiving.reserved.as_ref());
@@ -117,12 +121,14 @@ struct Receiving<'a> {
 }
 
 impl Receiving<'_> {
-    /// `None`: the client did not stay until there was memory.
-    async fn reserve(&mut self, core: &Core, frame_bytes: usize, goal: usize) -> Option<()> {
+    /// `key`: the request's, if it is known. `None`: the client did not stay until there was memory.
+    async fn reserve(&mut self, core: &Core, key: Option<i16>, frame_bytes: usize, goal: usize) -> Option<()> {
         if frame_bytes <= FREE_BYTES {
             return Some(());
         }
-        let reserved = self.reserved.get_or_insert_with(|| core.memory.requests.reservation(frame_bytes));
+        let may_be_produce = key.is_none_or(|key| key == ApiKey::Produce as i16);
+        let reserve = || core.memory.requests.reservation(frame_bytes, may_be_produce);
+        let reserved = self.reserved.get_or_insert_with(reserve);
         if reserved.bytes() >= goal {
             return Some(());
         }

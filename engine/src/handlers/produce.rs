@@ -11,7 +11,7 @@ use crate::{
     partition::{Acks, Appended, Committed, admission::Turn},
     rt,
     sync::{
-        self, Either,
+        self, Either, Promise,
         line::{Line, Place},
         promise, race,
     },
@@ -81,6 +81,9 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
         loop {
             checking.decoder(&core).await;
             work.give_way().await;
+            if promise.is_abandoned() {
+                return;
+            }
             if checking.step(&core, &mut work.share) {
                 break;
             }
@@ -90,7 +93,9 @@ pub fn start(core: &Rc<Core>, lane: &Lane, request: ProduceRequest, version: i16
         }
         let pending = checking.hand_over(&core, version);
         drop(place);
-        promise.keep(pending.await);
+        if let Either::First(reply) = race(pending, promise.abandoned()).await {
+            promise.keep(reply);
+        }
     });
     Box::pin(async move { answer.await.unwrap_or(Reply::Nothing) })
 }
@@ -341,10 +346,13 @@ pub fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl F
                 None => Begun::Appended(append(&core, item, now_ms)),
                 Some(turn) => {
                     // It holds places in lines, so it must go on and end in time, also while its connection sends
-                    // other answers, and while other batches of its request wait.
+                    // other answers, and while other batches of its request wait. It ends with its request.
                     let (promise, answer) = promise();
                     let core = core.clone();
-                    rt::spawn(async move { promise.keep(append_in_turn(core, turn, item, began, timeout).await) });
+                    rt::spawn(async move {
+                        let appended = append_in_turn(core, turn, item, began, timeout, &promise).await;
+                        promise.keep(appended);
+                    });
                     Begun::Waiting(answer)
                 }
             };
@@ -354,16 +362,26 @@ pub fn append_all(core: Rc<Core>, items: Vec<Item>, timeout: Duration) -> impl F
     finish(core, begun, began + timeout)
 }
 
-/// Appends a batch once it has room. Returns its error at the deadline.
-async fn append_in_turn(core: Rc<Core>, mut turn: Turn, item: Item, began: Duration, timeout: Duration) -> Started {
-    if admitted(&core, &mut turn, &item, began, timeout).await.is_some() {
+/// Appends a batch once it has room. Returns its error at the deadline, or when nobody waits for the result any more.
+async fn append_in_turn(
+    core: Rc<Core>,
+    mut turn: Turn,
+    item: Item,
+    began: Duration,
+    timeout: Duration,
+    result: &Promise<Started>,
+) -> Started {
+    let admitted = race(admitted(&core, &mut turn, &item, began, timeout), result.abandoned()).await;
+    if let Either::First(Some(())) = admitted {
         return append(&core, item, clock::wall_ms());
     }
     #[cfg(test)]
     if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
         std::mem::forget(turn);
     }
-    core.metrics.admission_timed_out_total.add(1);
+    if let Either::First(None) = admitted {
+        core.metrics.admission_timed_out_total.add(1);
+    }
     if let Some(partition) = core.partition(item.group) {
         partition.was_not_appended(&core, &item.info);
     }

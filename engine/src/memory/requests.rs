@@ -2,20 +2,21 @@
 //! Lives on: one core, the connection's.
 //!
 //! Each connection may receive [`FREE_BYTES`] of a frame. Beyond that it reserves memory before it reads more
-//! bytes. There are two lanes, so that heavy frames (a thirty-second of the share or more) do not delay the others.
+//! bytes. There are lanes, so that heavy frames (a thirty-second of the share or more) do not delay the others, and
+//! produce requests, which may wait for a full disk, do not delay requests that read or delete.
 //! The reservation stays until the request is answered. A JoinGroup or SyncGroup that waits for other members gives
 //! it back as soon as the coordinator has its own copy, which counts as the group's state.
 //!
 //! The decoded form of a request may take many times its frame. Beyond [`FREE_DECODED_BYTES`] it has a reservation of
-//! its own, in a third lane, from right before it is decoded until the request is answered, for at most 10 s. A request
-//! that holds one waits for no other. A produce request begins before others are answered, so its decoded form counts
-//! with its frame, and its connection waits.
+//! its own, in a lane of its own, from right before it is decoded until the request is answered. It waits for that at
+//! most 10 s. A request that holds one waits for no other. A produce request begins before others are answered, so its
+//! decoded form counts with its frame, and its connection waits.
 //!
 //! A frame that is partly received may need more than is free. The first in line gets it anyway, but only one at a
 //! time. So even if several frames are stuck, one always completes.
 //!
-//! Bound: the room of the lanes, and one more frame in each of the first two (`socket.request.max.bytes`) and one more
-//! decoded form (40 MiB).
+//! Bound: the room of the lanes, and one more frame in each of them (`socket.request.max.bytes` in that of heavy ones)
+//! and one more decoded form (40 MiB).
 
 use crate::sync::{Notify, line::Line};
 use std::{cell::Cell, rc::Rc};
@@ -32,6 +33,8 @@ pub struct Requests {
     small_max: usize,
     heavy_from: usize,
     light: Rc<Lane>,
+    /// Light frames of produce requests.
+    produced: Rc<Lane>,
     heavy: Rc<Lane>,
     decoded: Rc<Lane>,
 }
@@ -67,7 +70,8 @@ impl Requests {
         Self {
             small_max: share / 8,
             heavy_from: share / 32,
-            light: lane(share / 2),
+            light: lane(share / 8),
+            produced: lane(share / 8 * 3),
             heavy: lane(share / 4),
             decoded: lane(share / 8),
         }
@@ -84,8 +88,12 @@ impl Requests {
     }
 
     /// An empty reservation for a frame of `frame_bytes`.
-    pub fn reservation(&self, frame_bytes: usize) -> Reservation {
-        let lane = if frame_bytes >= self.heavy_from { &self.heavy } else { &self.light };
+    pub fn reservation(&self, frame_bytes: usize, may_be_produce: bool) -> Reservation {
+        let lane = match may_be_produce {
+            _ if frame_bytes >= self.heavy_from => &self.heavy,
+            true => &self.produced,
+            false => &self.light,
+        };
         Reservation { lane: lane.clone(), bytes: 0, is_over: false }
     }
 
@@ -94,13 +102,13 @@ impl Requests {
         Reservation { lane: self.decoded.clone(), bytes: 0, is_over: false }
     }
 
-    fn lanes(&self) -> [&Rc<Lane>; 3] {
-        [&self.light, &self.heavy, &self.decoded]
+    fn lanes(&self) -> [&Rc<Lane>; 4] {
+        [&self.light, &self.produced, &self.heavy, &self.decoded]
     }
 
     /// Frames that wait for room. What is to be decoded does not count: no client can end its wait.
     pub fn waiting(&self) -> usize {
-        self.light.line.len() + self.heavy.line.len()
+        self.light.line.len() + self.produced.line.len() + self.heavy.line.len()
     }
 
     /// Bytes that are reserved.
@@ -185,9 +193,10 @@ mod tests {
     #[test]
     fn frames_that_are_partly_here_end_one_after_the_other() {
         let requests = Requests::new(320 << 10);
-        assert_eq!((requests.light.max, requests.heavy.max, requests.heavy_from), (160 << 10, 80 << 10, 10 << 10));
+        assert_eq!((requests.light.max, requests.produced.max, requests.heavy.max), (40 << 10, 120 << 10, 80 << 10));
         assert_eq!((requests.decoded.max, requests.small_max, requests.share()), (40 << 10, 40 << 10, 320 << 10));
-        let frame = || requests.reservation(1 << 20);
+        assert_eq!(requests.heavy_from, 10 << 10);
+        let frame = || requests.reservation(1 << 20, true);
         let (mut one, mut two, mut three, mut four) = (frame(), frame(), frame(), frame());
         for frame in [&mut one, &mut two, &mut three, &mut four] {
             assert!(is_ready(frame.grow(20 << 10)));
@@ -201,7 +210,7 @@ mod tests {
         assert!(!is_ready(two.grow(21 << 10)) && !is_ready(four.grow(21 << 10)));
         assert_eq!(requests.waiting(), 1, "those that gave up have left the line");
         // A light frame does not wait behind heavy ones.
-        assert!(is_ready(requests.reservation(9 << 10).grow(9 << 10)));
+        assert!(is_ready(requests.reservation(9 << 10, true).grow(9 << 10)));
         assert_eq!(requests.held(), (60 << 10) + (1 << 20));
         drop(three);
         assert!(waiting.as_mut().poll(&mut context).is_ready(), "20 KiB have become free");
@@ -216,10 +225,24 @@ mod tests {
     }
 
     #[test]
+    fn produce_requests_leave_room_for_others() {
+        let requests = Requests::new(32 << 20);
+        let frame = |may_be_produce| requests.reservation(900 << 10, may_be_produce);
+        let mut produced: Vec<Reservation> = (0..40).map(|_| frame(true)).collect();
+        let begun = produced.iter_mut().filter(|frame| is_ready_to(frame, 900 << 10)).count();
+        assert_eq!(begun, 12 * 1024 / 900 + 1, "those that fit, and one more");
+        assert!(is_ready(frame(false).grow(900 << 10)));
+    }
+
+    fn is_ready_to(frame: &mut Reservation, bytes: usize) -> bool {
+        is_ready(frame.grow(bytes))
+    }
+
+    #[test]
     fn who_waits_goes_on_when_room_is_given_back() {
         let requests = Requests::new(32 << 10);
-        let mut first = requests.reservation(100);
-        let (mut second, mut third) = (requests.reservation(100), requests.reservation(100));
+        let mut first = requests.reservation(100, false);
+        let (mut second, mut third) = (requests.reservation(100, false), requests.reservation(100, false));
         assert!(is_ready(first.grow(16 << 10)));
         assert!(is_ready(second.grow(1)) && second.is_over());
         let mut waiting = pin!(third.grow(1));

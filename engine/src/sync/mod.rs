@@ -154,6 +154,8 @@ impl Flag {
 struct Slot<T> {
     value: Option<T>,
     waker: Option<Waker>,
+    /// Wakes who is to keep the promise, once nobody waits for it.
+    keeper: Option<Waker>,
     sender_gone: bool,
 }
 
@@ -164,7 +166,7 @@ pub struct Answer<T>(Rc<RefCell<Slot<T>>>);
 pub struct Promise<T>(Rc<RefCell<Slot<T>>>);
 
 pub fn promise<T>() -> (Promise<T>, Answer<T>) {
-    let slot = Rc::new(RefCell::new(Slot { value: None, waker: None, sender_gone: false }));
+    let slot = Rc::new(RefCell::new(Slot { value: None, waker: None, keeper: None, sender_gone: false }));
     (Promise(slot.clone()), Answer(slot))
 }
 
@@ -176,6 +178,18 @@ impl<T> Promise<T> {
     /// Whether the answer was dropped, so that no task waits for it any more.
     pub fn is_abandoned(&self) -> bool {
         Rc::strong_count(&self.0) == 1
+    }
+
+    /// Resolves once the answer was dropped.
+    pub async fn abandoned(&self) {
+        poll_fn(|context| {
+            if self.is_abandoned() {
+                return Poll::Ready(());
+            }
+            self.0.borrow_mut().keeper = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -193,6 +207,13 @@ impl<T> Drop for Promise<T> {
         let waker = slot.waker.take();
         drop(slot);
         waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        let keeper = self.0.borrow_mut().keeper.take();
+        keeper.into_iter().for_each(Waker::wake);
     }
 }
 

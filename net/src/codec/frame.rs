@@ -112,6 +112,12 @@ impl FrameDecoder {
         self.expected().min(held + READ_BYTES_MIN.max(held).max(self.proven))
     }
 
+    /// The first two bytes of the frame being received: a Kafka request's key. `None` until they have arrived.
+    pub fn key(&self) -> Option<i16> {
+        let key = self.buffer.get(PREFIX_BYTES..PREFIX_BYTES + 2)?;
+        Some(i16::from_be_bytes(key.try_into().expect("two bytes")))
+    }
+
     /// Bytes received after the frames already returned.
     pub fn received(&self) -> usize {
         self.buffer.len()

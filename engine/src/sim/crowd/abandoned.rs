@@ -113,7 +113,7 @@ fn frames_and_turns_end_with_their_client() {
         async move {
             // One that fits, one that exceeds the room, and one that waits.
             let bytes = core.memory.requests.share() / 4;
-            let mut frames = [(); 3].map(|()| core.memory.requests.reservation(bytes));
+            let mut frames = [(); 3].map(|()| core.memory.requests.reservation(bytes, true));
             for frame in &mut frames {
                 frame.grow(bytes).await;
             }
@@ -144,7 +144,9 @@ fn batches_that_wait_for_room_end_with_their_client() {
             break begun;
         }
     };
+    let since = calm.world.time();
     vanishes(&calm, node, "room in the ring", &waits);
+    assert!(calm.world.time() - since < Duration::from_secs(1), "not at its timeout");
 }
 
 /// A timeout of 24 days holds memory and places no longer than any other.
@@ -176,7 +178,7 @@ fn requests_end_however_long_their_clients_would_wait() {
 }
 
 #[test]
-fn batches_in_a_lane_go_on_and_leave_it() {
+fn batches_in_a_lane_leave_it_with_their_client() {
     let calm = Calm::new(4, 1);
     let (node, client) = (&calm.nodes[0], client());
     let core = node.core().expect("it runs");

@@ -122,7 +122,7 @@ impl Cluster {
         exec::world().spawn(node.process, async move {
             let world = exec::world();
             let serving = async {
-                let mut reserved = core.memory.requests.reservation(sent.bytes);
+                let mut reserved = core.memory.requests.reservation(sent.bytes, true);
                 if sent.bytes > FREE_BYTES {
                     // The second half of the frame comes later.
                     reserved.grow(sent.bytes / 2).await;

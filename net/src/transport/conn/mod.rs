@@ -262,6 +262,11 @@ impl FrameReader {
         self.decoder.expected()
     }
 
+    /// The first two bytes of that frame, which are a Kafka request's key. `None` until they have arrived.
+    pub fn key(&self) -> Option<i16> {
+        self.decoder.key()
+    }
+
     /// How many bytes of that frame the buffer should hold next.
     pub fn next_goal(&self) -> usize {
         self.decoder.next_goal()
