@@ -154,6 +154,8 @@ pub struct Core {
     pub beside: Line,
     /// Decoders of batches that are unfolded over several turns.
     pub decoders: Decoders,
+    /// Fetches' reads from the disk.
+    pub cold_reads: Places<COLD_READS>,
     /// Lookups of timestamps that may read from the disk.
     pub lookups: Places<LOOKUPS>,
     /// Grants turns to read for lagging replicas.
@@ -223,6 +225,7 @@ impl Core {
             mesh: parts.mesh,
             beside: Line::default(),
             decoders: Decoders::default(),
+            cold_reads: Places::default(),
             lookups: Places::default(),
             pace: Pace::new(parts.config.replica_catch_up_bytes_per_second),
             inherited: Inherited::new(&parts.config),
@@ -470,6 +473,8 @@ impl Core {
     }
 }
 
+/// Fetches' reads from the disk at a time. A fast disk is busy with so many.
+const COLD_READS: usize = 8;
 /// Lookups of timestamps at a time. Each may read a batch from the disk.
 const LOOKUPS: usize = 8;
 

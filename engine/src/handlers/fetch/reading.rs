@@ -420,13 +420,13 @@ async fn read_cold(
     let bytes = limit.bytes_max.min(core.memory.cold_answers.answer_max()) + READ_AHEAD;
     let Some(held) = room.hold(&core.memory.cold_answers, bytes).await else { return Ok(nothing) };
     let (range, offset) = ((nothing.log_start, nothing.high_watermark), nothing.end);
-    let (mut held, batches) = to_its_end(held, read).await?;
+    let (mut held, batches) = to_its_end(core, held, read).await?;
     let mut found = Found::new(range, offset, batches, false);
     let mut came = found.bytes();
     while came > 0 && found.has_more() && found.bytes() < wanted.min(limit.bytes_max) {
         let left = limit.bytes_max - found.bytes();
         let FetchRead::Cold(read) = partition.read(core, found.end, found.high_watermark, left, false) else { break };
-        let (still, batches) = to_its_end(held, read).await?;
+        let (still, batches) = to_its_end(core, held, read).await?;
         held = still;
         let next = Found::new(range, found.end, batches, false);
         came = next.bytes();
@@ -442,14 +442,18 @@ async fn read_cold(
 }
 
 /// Runs a read to its end, even if the fetch is dropped meanwhile: the disk writes to its buffers until then, so their
-/// memory stays held.
-async fn to_its_end(held: Held, read: ColdFetch) -> Result<(Held, Vec<Bytes>), ErrorCode> {
+/// memory stays held. Few reads of a core run at a time: each is up to 4 MiB, which the kernel maps when it begins, and
+/// the core checks when it ends.
+async fn to_its_end(core: &Rc<Core>, held: Held, read: ColdFetch) -> Result<(Held, Vec<Bytes>), ErrorCode> {
+    let place = core.cold_reads.join();
+    place.first().await;
     let (promise, answer) = sync::promise();
     rt::spawn(async move {
         if !promise.is_abandoned() {
             let batches = read.await;
             promise.keep((held, batches));
         }
+        drop(place);
     });
     let (held, batches) = answer.await.ok_or(ErrorCode::KafkaStorageError)?;
     Ok((held, batches?))

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The queues in which something of a client's request may wait (ARCHITECTURE.md, "Queues"), and their lengths.
-pub(super) fn queues(core: &Core) -> [(&'static str, usize); 16] {
+pub(super) fn queues(core: &Core) -> [(&'static str, usize); 17] {
     let acks = core.partitions().iter().map(|partition| partition.waiters()).sum();
     let (reads, writes) = core.long_work.waiting();
     let (requests, answers, cold_answers) = (&core.memory.requests, &core.memory.answers, &core.memory.cold_answers);
@@ -23,6 +23,7 @@ pub(super) fn queues(core: &Core) -> [(&'static str, usize); 16] {
         ("turns to write", writes),
         ("decoders", core.decoders.waiting()),
         ("lookups by timestamp", core.lookups.len()),
+        ("reads from the disk", core.cold_reads.len()),
         ("turns for laggards", core.pace.waiting()),
         ("group coordinators", core.coordinators.unanswered()),
         ("receipts of group coordinators", core.receipts.len()),
