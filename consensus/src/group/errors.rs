@@ -2,7 +2,7 @@
 
 use crate::metadata::DecodeError;
 
-/// Why the data of an entry can't be read or applied.
+/// Why the data of an entry can't be read or applied. Small, since each entry's check returns it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     #[error("this version does not know its type {0}")]
@@ -20,11 +20,11 @@ pub enum EntryError {
     #[error("it moves the log's start to offset {to}, but the log is committed up to {committed}")]
     LogStartUncommitted { to: u64, committed: u64 },
     #[error(transparent)]
-    Members(#[from] ConfigurationError),
-    #[error("the members do not allow {change}: {why}")]
-    MembersRefused { change: String, why: String },
+    Members(Box<ConfigurationError>),
+    #[error("the members do not allow {}: {}", .0.change, .0.why)]
+    MembersRefused(Box<MembersRefused>),
     #[error(transparent)]
-    Commands(#[from] DecodeError),
+    Commands(Box<DecodeError>),
     #[error("group ids from {first} exceed the last id {last}")]
     GroupIds { first: u64, last: u64 },
 }
@@ -36,6 +36,25 @@ pub enum EntryDataError {
     UnknownKind(u8),
     #[error("kind {kind} is {expected} bytes, not {found}")]
     Length { kind: u8, expected: usize, found: usize },
+}
+
+/// A membership change that raft-rs refuses, and its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembersRefused {
+    pub change: String,
+    pub why: String,
+}
+
+impl From<ConfigurationError> for EntryError {
+    fn from(error: ConfigurationError) -> Self {
+        Self::Members(Box::new(error))
+    }
+}
+
+impl From<DecodeError> for EntryError {
+    fn from(error: DecodeError) -> Self {
+        Self::Commands(Box::new(error))
+    }
 }
 
 /// Why bytes can't be read as a group's configuration, or as a change of it.

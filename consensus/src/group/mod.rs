@@ -29,7 +29,7 @@ mod tests;
 
 pub use crate::group::{
     check::{INDEX_MAX, TERM_MAX, Unfit},
-    errors::{ConfigurationError, EntryError},
+    errors::{ConfigurationError, EntryError, MembersRefused},
     interface::{
         ENTRY_NORMAL, Entry, GroupConfig, MembersError, PeerProgress, ProposeError, ReadIndex, Ready, RestoreError,
         Restored, SnapshotMark, Succession, Unreadable, Wanted, election_jitter,
@@ -559,7 +559,8 @@ impl Group {
                 Err(error) => {
                     self.raw.advance_apply_to(at - 1);
                     let why = error.to_string();
-                    return self.stop(at, EntryError::MembersRefused { change: format!("{change:?}"), why });
+                    let refused = MembersRefused { change: format!("{change:?}"), why };
+                    return self.stop(at, EntryError::MembersRefused(Box::new(refused)));
                 }
             }
             if self.is_leader() && !self.raw.raft.promotable() {
