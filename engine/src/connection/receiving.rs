@@ -50,7 +50,7 @@ impl FrameMemory {
     pub async fn grow(&mut self, core: &Core, connection: &Connection, more: usize) -> Option<()> {
         let goal = self.reserved() + more;
         let mut receiving = Receiving { connection, reserved: self.reserved.take() };
-        let grown = receiving.reserve(core, goal, goal).await;
+        let grown = receiving.reserve(core, Some(ApiKey::Produce as i16), goal, goal).await;
         self.reserved = receiving.reserved.take();
         grown
     }

@@ -229,21 +229,17 @@ mod tests {
         let requests = Requests::new(32 << 20);
         let frame = |may_be_produce| requests.reservation(900 << 10, may_be_produce);
         let mut produced: Vec<Reservation> = (0..40).map(|_| frame(true)).collect();
-        let begun = produced.iter_mut().filter(|frame| is_ready_to(frame, 900 << 10)).count();
+        let begun = produced.iter_mut().map(|frame| is_ready(frame.grow(900 << 10))).filter(|begun| *begun).count();
         assert_eq!(begun, 12 * 1024 / 900 + 1, "those that fit, and one more");
         assert!(is_ready(frame(false).grow(900 << 10)));
-    }
-
-    fn is_ready_to(frame: &mut Reservation, bytes: usize) -> bool {
-        is_ready(frame.grow(bytes))
     }
 
     #[test]
     fn who_waits_goes_on_when_room_is_given_back() {
         let requests = Requests::new(32 << 10);
-        let mut first = requests.reservation(100, false);
-        let (mut second, mut third) = (requests.reservation(100, false), requests.reservation(100, false));
-        assert!(is_ready(first.grow(16 << 10)));
+        let mut first = requests.reservation(100, true);
+        let (mut second, mut third) = (requests.reservation(100, true), requests.reservation(100, true));
+        assert!(is_ready(first.grow(12 << 10)));
         assert!(is_ready(second.grow(1)) && second.is_over());
         let mut waiting = pin!(third.grow(1));
         let mut context = Context::from_waker(Waker::noop());
