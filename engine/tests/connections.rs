@@ -458,10 +458,11 @@ fn vain_fetch(topic: &str, max_wait_ms: i32, bytes: usize) -> FetchRequest {
     FetchRequest { forgotten, ..wire::fetch_request(topic, 0, 0, max_wait_ms, 1) }
 }
 
-/// Takes all memory for frames below 256 KiB, for as long as the first of these fetches waits.
+/// Takes all memory for frames below 256 KiB of requests that do not produce, for as long as the first of these fetches
+/// waits.
 fn hold_memory(broker: &Broker, topic: &str, max_wait_ms: i32) -> Client {
     const BYTES: usize = 250_000;
-    const COUNT: usize = 17;
+    const COUNT: usize = 5;
     let mut holder = wire::connect(broker);
     for n in 0..COUNT {
         send(&mut holder, ApiKey::Fetch, vain_fetch(topic, if n == 0 { max_wait_ms } else { 0 }, BYTES).into());
