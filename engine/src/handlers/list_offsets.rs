@@ -2,6 +2,7 @@
 
 use super::owners::{Found, Placed, Question, answer_all, ask_owners};
 use crate::{
+    clock,
     cluster::meta::{self, META_CORE, META_GROUP},
     core::{
         Core, decoders,
@@ -175,10 +176,19 @@ impl<'a> Named<'a> {
 
 /// On the owner of the partitions: finds the positions.
 pub async fn find_all(core: Rc<Core>, questions: Placed<Where>) -> Found<Place> {
+    // All lookups of a request together wait this long for memory. With little memory, the rest are told to ask again.
+    let until = clock::now() + PATIENCE;
+    let find =
+        async |work: &mut Work<'_>, partition: Rc<Partition>, asked: Where| find(work, partition, asked, until).await;
     answer_all(core, questions, find).await
 }
 
-async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Result<Place, ErrorCode> {
+async fn find(
+    work: &mut Work<'_>,
+    partition: Rc<Partition>,
+    asked: Where,
+    until: Duration,
+) -> Result<Place, ErrorCode> {
     let core = work.core();
     partition.check_epoch(core, asked.leader_epoch)?;
     let (start, end) = (partition.log_start(core), partition.high_watermark());
@@ -189,7 +199,7 @@ async fn find(work: &mut Work<'_>, partition: Rc<Partition>, asked: Where) -> Re
         timestamp::LATEST_TIERED => Ok(NOWHERE),
         // KIP-734 asks for the record with the largest timestamp. The broker keeps no index for that.
         timestamp::MAX_TIMESTAMP => Err(ErrorCode::UnsupportedVersion),
-        wanted if wanted >= 0 => by_timestamp(work, &partition, wanted, end).await,
+        wanted if wanted >= 0 => by_timestamp(work, &partition, wanted, end, until).await,
         _ => Err(ErrorCode::InvalidRequest),
     }
 }
@@ -208,9 +218,15 @@ pub fn find_in_metadata(core: &Core, timestamp: i64) -> Result<Place, ErrorCode>
 }
 
 /// The first record whose timestamp is at least `wanted`.
-async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, end: u64) -> Result<Place, ErrorCode> {
+async fn by_timestamp(
+    work: &mut Work<'_>,
+    partition: &Partition,
+    wanted: i64,
+    end: u64,
+    until: Duration,
+) -> Result<Place, ErrorCode> {
     let core = work.core();
-    let Some((found, _held)) = look_up(core, partition, wanted, end).await? else { return Ok(NOWHERE) };
+    let Some((found, _held)) = look_up(core, partition, wanted, end, until).await? else { return Ok(NOWHERE) };
     let batch = (partition.group(), found.index, found.term);
     if core.unreadable.knows(&batch) {
         return Err(ErrorCode::CorruptMessage);
@@ -229,7 +245,7 @@ async fn by_timestamp(work: &mut Work<'_>, partition: &Partition, wanted: i64, e
 
 /// A batch up to this size is not counted: the smallest read from the disk is as large.
 const LIGHT_BYTES: usize = 64 << 10;
-/// How long a lookup waits for memory for its batch.
+/// How long the lookups of a request wait for memory for their batches.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The batch that has the record, and memory for it. Few lookups at a time may read from the disk. One that finds no
@@ -239,6 +255,7 @@ async fn look_up(
     partition: &Partition,
     wanted: i64,
     end: u64,
+    until: Duration,
 ) -> Result<Option<(Batch, Option<Held>)>, ErrorCode> {
     let mut held = None;
     loop {
@@ -257,7 +274,8 @@ async fn look_up(
             return Ok(Some((found, held)));
         }
         drop((found, place));
-        let waited = core.memory.cold_answers.hold(&core.metrics, bytes, PATIENCE).await;
+        let left = until.saturating_sub(clock::now());
+        let waited = core.memory.cold_answers.hold(&core.metrics, bytes, left).await;
         // Clients look up again.
         held = Some(waited.ok_or(ErrorCode::LeaderNotAvailable)?);
     }
