@@ -1,4 +1,4 @@
-//! What a command prints, and why it fails.
+//! The output of a command, and its failures.
 //! Lives on: the main thread.
 
 use crate::config::ConfigError;

@@ -103,7 +103,7 @@ fn a_broker_whose_disk_was_emptied_takes_its_place_once_its_session_has_ended() 
     wait_until_whole(&cluster);
 }
 
-/// What a member of the cluster says of itself.
+/// The introduction of a member of the cluster.
 fn hello_of(broker: &Broker) -> Hello {
     let mut peer = BlockingPeer::connect(broker.peer(), PATIENCE).expect("the broker accepts");
     let me = peer_wire::encode_hello(&Hello::of_tool("test"));

@@ -105,7 +105,7 @@ pub fn election_jitter(seed: u64, group: GroupId, election_ticks: usize) -> usiz
     fastrand::Rng::with_seed(seed ^ group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=election_ticks)
 }
 
-/// What has become of a leadership.
+/// The fate of a leadership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Succession {
     /// This replica still leads, or leads again.

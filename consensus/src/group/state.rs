@@ -99,7 +99,7 @@ impl Group {
         Some(self.raw.raft.leader_id).filter(|leader| *leader != 0)
     }
 
-    /// What has become of the leadership that this replica had in `term`.
+    /// The fate of the leadership that this replica had in `term`.
     pub fn succession(&self, term: Term) -> Succession {
         match self.leader() {
             _ if self.is_leader() => Succession::Leads,

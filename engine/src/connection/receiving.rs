@@ -15,7 +15,7 @@ use crate::{
 };
 use bytes::Bytes;
 use net::{
-    codec::api::ApiKey,
+    codec::{api::ApiKey, frame},
     transport::conn::{ConnError, FrameReader, PeerEnd},
 };
 use std::{rc::Rc, time::Duration};
@@ -92,8 +92,7 @@ pub async fn next_frame(
     loop {
         if let Some(bytes) = reader.buffered_frame().await? {
             // It may have arrived in one read with earlier frames.
-            let key = bytes.first_chunk::<2>().map(|key| i16::from_be_bytes(*key));
-            if receiving.reserve(core, key, bytes.len(), bytes.len()).await.is_none() {
+            if receiving.reserve(core, frame::key_of(&bytes), bytes.len(), bytes.len()).await.is_none() {
                 return Ok(None);
             }
             let reserved = receiving.reserved.take();

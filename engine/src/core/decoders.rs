@@ -24,11 +24,8 @@ pub struct Decoders {
 
 /// Whether a batch needs its place even for its first turn.
 pub fn is_wide(window: usize) -> bool {
-    window > WINDOW_USUAL_MAX.max(2 * SNAPPY)
+    window > WINDOW_USUAL_MAX
 }
-
-/// Snappy's decoder keeps up to this many bytes, twice.
-const SNAPPY: usize = 1 << 20;
 
 impl Decoders {
     /// Joins a line for a decoder with this window. It may unfold once the place is the first of its line.

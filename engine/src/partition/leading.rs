@@ -338,7 +338,7 @@ impl Partition {
         self.replica.with(|raft| raft.term())
     }
 
-    /// What has become of the leadership that this replica had in `term`.
+    /// The fate of the leadership that this replica had in `term`.
     pub fn succession(&self, term: Term) -> Succession {
         self.replica.with(|raft| raft.succession(term))
     }

@@ -19,6 +19,7 @@ use crate::{
     metrics::{CoreMetrics, Metrics},
     rt,
     start_error::StartError,
+    sync::Notify,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -86,6 +87,8 @@ pub(super) struct Node {
     count_max: usize,
     /// By number, once their stores are open.
     cores: RefCell<BTreeMap<usize, Rc<Core>>>,
+    /// Notified when the store of a core is open.
+    opened: Notify,
     /// How many cores serve.
     serving: Cell<usize>,
     /// How often the process was started.
@@ -124,6 +127,7 @@ impl Node {
             count: Cell::new(1),
             count_max,
             cores: RefCell::default(),
+            opened: Notify::default(),
             serving: Cell::new(0),
             starts: Cell::new(0),
             down: Cell::new(true),
@@ -159,10 +163,11 @@ impl Node {
     /// The core that takes connections from this core of another broker. It may have to start first.
     pub(super) async fn core_for(&self, theirs: usize) -> Rc<Core> {
         loop {
+            let seen = self.opened.version();
             if let Some(core) = self.cores.borrow().get(&(theirs % self.count.get())) {
                 return core.clone();
             }
-            rt::sleep(Duration::from_millis(1)).await;
+            self.opened.past(seen).await;
         }
     }
 
@@ -284,6 +289,7 @@ impl Node {
         let number = mesh.me().0;
         let core = broker::begin_core(about, mesh, inbox, self.store_config(number), metrics, shares).await?;
         self.cores.borrow_mut().insert(number, core.clone());
+        self.opened.notify();
         if number == 0 {
             let node = self.clone();
             let accept = async move { exec::world().net.listen(node) };

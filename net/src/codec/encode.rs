@@ -1,4 +1,4 @@
-//! What the encoders of requests and responses share.
+//! Functions that the encoders of requests and responses share.
 
 use bytes::{BufMut, BytesMut};
 use kafka_protocol::protocol::Encodable;

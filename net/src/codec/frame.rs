@@ -114,8 +114,7 @@ impl FrameDecoder {
 
     /// The first two bytes of the frame being received: a Kafka request's key. `None` until they have arrived.
     pub fn key(&self) -> Option<i16> {
-        let key = self.buffer.get(PREFIX_BYTES..PREFIX_BYTES + 2)?;
-        Some(i16::from_be_bytes(key.try_into().expect("two bytes")))
+        key_of(self.buffer.get(PREFIX_BYTES..)?)
     }
 
     /// Bytes received after the frames already returned.
@@ -179,6 +178,11 @@ impl FrameDecoder {
     pub fn buffer_bytes(&self) -> usize {
         self.buffer.capacity()
     }
+}
+
+/// The first two bytes of a frame without its prefix: a Kafka request's key. `None`: the frame is shorter.
+pub fn key_of(frame: &[u8]) -> Option<i16> {
+    frame.first_chunk().map(|key| i16::from_be_bytes(*key))
 }
 
 /// Detects another protocol by a connection's first four bytes. Read as lengths they would be 369 MB or more for TLS

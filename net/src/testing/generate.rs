@@ -53,7 +53,7 @@ struct Generator<'a> {
     version: i16,
     flexible: bool,
     with_tags: bool,
-    /// What the error messages are, unless they are random.
+    /// The error messages, unless they are random.
     messages: Option<Option<&'static str>>,
     rng: &'a mut Rng,
     out: BytesMut,

@@ -1,4 +1,4 @@
-//! What a coordinator leaves behind when it resigns: requests to answer, and memory to free. Both are done in turns. A
+//! The remains of a coordinator that has resigned: requests to answer, and memory to free. Both are done in turns. A
 //! coordinator may have 100,000 groups, and one group as many offsets.
 
 use net::{StrBytes, errors::ErrorCode};
