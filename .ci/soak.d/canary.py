@@ -2,7 +2,7 @@
 
 A canary process sleeps 10 ms at a time and notes how late it wakes. Another one writes and syncs 4 KiB twice a second on the file
 system that holds the brokers' disks, and notes how long that takes. Each failure is printed with the worst of both around it, and with what
-other programs took.
+other programs took. A limit on time is longer by what a stalled disk took of it.
 """
 
 import multiprocessing
@@ -13,6 +13,8 @@ import time
 from others import Others
 
 KEEP = 600
+# Seconds of one sync from which on the disk counts as stalled, so that limits grow.
+STALL = 0.25
 
 
 def sleeper(out):
@@ -60,12 +62,21 @@ class Canary:
             while self.late and self.late[0][1] < time.monotonic() - KEEP:
                 self.late.pop(0)
 
-    def between(self, begin, end):
-        """The machine's worst in that time, a second more on both sides, as words."""
+    def _worst(self, begin, end):
         time.sleep(0.05)
         worst = {"wake": 0.0, "sync": 0.0}
         for what, at, took in list(self.late):
             if at + took > begin - 1 and at < end + 1:
                 worst[what] = max(worst[what], took)
+        return worst
+
+    def allowance(self, begin, end):
+        """Seconds that a stalled disk took in that time: a record that comes during one sync waits for it and for its own."""
+        sync = self._worst(begin, end)["sync"]
+        return 2 * sync if sync >= STALL else 0.0
+
+    def between(self, begin, end):
+        """The machine's worst in that time, a second more on both sides, as words."""
+        worst = self._worst(begin, end)
         words = {what: f"{took:.2f} s" if took else "< 0.1 s" for what, took in worst.items()}
         return f"machine: woke {words['wake']} late, synced in {words['sync']}; {self.others.between(begin, end)}"
