@@ -3,7 +3,6 @@
 pub mod admin;
 pub mod broker;
 pub mod cli;
-pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod connection;
@@ -16,9 +15,10 @@ pub mod liveness;
 pub mod memory;
 pub mod metrics;
 pub mod partition;
-pub mod rt;
 pub mod serve;
 #[cfg(test)]
 mod sim;
 pub mod start_error;
-pub mod sync;
+
+use runtime as rt;
+use runtime::{clock, sync};

@@ -13,7 +13,6 @@ pub mod codec;
 pub mod errors;
 pub mod peer;
 pub mod records;
-mod rt;
 #[cfg(test)]
 mod testing;
 pub mod transport;

@@ -14,7 +14,7 @@
 //! | [`checkpoint`] | the encoding of state that need not be read from the ring any more |
 //! | [`store`] | one core's ring, logs, checkpoints and snapshots, recovered as a unit; reads, flushes |
 //! | [`manifest`] | the data directory, and changing the number of cores |
-//! | [`disk::sim`], [`sim_exec`], [`planted`] | for tests: a disk that loses unsynced data, a seeded executor, bugs |
+//! | [`disk::sim`], [`sim_exec`] | for tests: a disk that loses unsynced data, a seeded executor |
 //!
 //! The crate knows nothing of Kafka, Raft's rules or sockets: group, index and term are plain numbers here.
 
@@ -25,11 +25,8 @@ pub mod disk;
 pub mod errors;
 pub mod log;
 pub mod manifest;
-pub mod planted;
 pub mod record;
 pub mod ring;
-mod rt;
 pub mod segment;
-pub mod signal;
 pub mod sim_exec;
 pub mod store;

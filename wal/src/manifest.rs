@@ -26,12 +26,12 @@ use crate::{
     record::Held,
     ring::{RingConfig, journal::slot_of},
     segment::files::{read_file, remove_if_there, replace_file},
-    signal::beside,
     store::{
         AppState, FlushHost, LogPos, OpenError, Store, StoreConfig, StoreDirs, checkpoint::settled_state, flush::round,
         reserve::RESERVE_FILE, state::State,
     },
 };
+use runtime::sync::{Either, race};
 use std::{
     future::pending,
     path::{Path, PathBuf},
@@ -324,9 +324,11 @@ async fn move_in<D: Disk>(
         }
         Ok(())
     };
-    match beside(write, store.run_journal()).await {
-        Ok(written) => written,
-        Err(ended) => Err(stopped(ended.err().map_or_else(|| "the ring closed".to_owned(), |poisoned| poisoned.0))),
+    match race(write, store.run_journal()).await {
+        Either::First(written) => written,
+        Either::Second(ended) => {
+            Err(stopped(ended.err().map_or_else(|| "the ring closed".to_owned(), |poisoned| poisoned.0)))
+        }
     }
 }
 

@@ -23,8 +23,6 @@
 //!
 //! Before a log is replayed, the view must show every topic that has commits in it.
 
-#[cfg(test)]
-use crate::sim::{self, Bug};
 use crate::{
     clock,
     cluster::meta,
@@ -47,6 +45,7 @@ use net::{
     records::batch::{BatchHeader, Batches},
     turn::Share,
 };
+use runtime::planted;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
@@ -354,9 +353,7 @@ impl Seat {
             return Err(ErrorCode::RequestTimedOut);
         }
         let info = BatchHeader::read(&batch).expect("the coordinator writes whole batches");
-        let acks = Acks::All;
-        #[cfg(test)]
-        let acks = if sim::planted(Bug::CommitAcknowledgedTooEarly) { Acks::Leader } else { acks };
+        let acks = if planted!(CommitAcknowledgedTooEarly) { Acks::Leader } else { Acks::All };
         let committed = self.partition.append(core, batch, &info, clock::wall_ms(), acks)?;
         self.appends.borrow_mut().push_back((id, committed));
         self.appended.notify();

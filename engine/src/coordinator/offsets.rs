@@ -10,9 +10,7 @@ use net::{
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     },
 };
-
-#[cfg(test)]
-use crate::sim::{self, Bug};
+use runtime::planted;
 
 use super::{
     config::{Config, STRING_BYTES_MAX},
@@ -39,12 +37,10 @@ impl<T> Group<T> {
         }
         if generation >= 0 || !request.member_id.is_empty() || request.group_instance_id.is_some() {
             let is_member = self.validate_member(&request.member_id, request.group_instance_id.as_ref());
-            #[cfg(test)]
-            let is_member = match is_member {
-                Err(ErrorCode::FencedInstanceId) if sim::planted(Bug::FencedMemberCommits) => Ok(()),
-                sure => sure,
-            };
-            is_member?;
+            match is_member {
+                Err(ErrorCode::FencedInstanceId) if planted!(FencedMemberCommits) => {}
+                is_member => is_member?,
+            }
             if generation != self.generation {
                 return Err(ErrorCode::IllegalGeneration);
             }

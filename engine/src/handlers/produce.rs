@@ -27,6 +27,7 @@ use net::{
     records::batch::{BatchError, BatchHeader, Check, Checked, Compressed},
     turn::Share,
 };
+use runtime::planted;
 use std::{
     pin::Pin,
     rc::Rc,
@@ -375,8 +376,7 @@ async fn append_in_turn(
     if let Either::First(Some(())) = admitted {
         return append(&core, item, clock::wall_ms());
     }
-    #[cfg(test)]
-    if crate::sim::planted(crate::sim::Bug::AbandonedTurnStays) {
+    if planted!(AbandonedTurnStays) {
         std::mem::forget(turn);
     }
     if let Either::First(None) = admitted {

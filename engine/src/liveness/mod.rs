@@ -23,6 +23,7 @@ use consensus::{
     plane::node_of,
     wire::{Beat, PeerMessage},
 };
+use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -97,9 +98,8 @@ impl Groups {
     }
 
     /// A planted bug: a resting group ignores brokers that come and go, whether by beats or by the metadata.
-    #[cfg(test)]
     pub(crate) fn sleeps_on(&self, group: GroupId) -> bool {
-        crate::sim::planted(crate::sim::Bug::QuietGroupSleepsOn) && !self.awake.borrow().contains(&group)
+        planted!(QuietGroupSleepsOn) && !self.awake.borrow().contains(&group)
     }
 
     /// Number of groups whose timers run.
@@ -266,11 +266,9 @@ fn mark_silent(core: &Rc<Core>, now: Duration) {
     }
     for (node, of) in lost {
         let cores = core.view(|view| view.broker(node).map(|broker| broker.cores)).unwrap_or(1);
-        let concerned = concerned(core, node, of, cores);
+        let mut concerned = concerned(core, node, of, cores);
         tracing::info!(node, core = of, partitions = concerned.len(), "a core of another broker is silent");
-        #[cfg(test)]
-        let concerned: Vec<_> =
-            concerned.into_iter().filter(|partition| !core.groups.sleeps_on(partition.group())).collect();
+        concerned.retain(|partition| !core.groups.sleeps_on(partition.group()));
         concerned.iter().for_each(|partition| partition.loses(core, node));
     }
 }

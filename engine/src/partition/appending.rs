@@ -22,6 +22,7 @@ use net::{
     errors::ErrorCode,
     records::batch::{self, Assigned, BatchHeader},
 };
+use runtime::planted;
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::Span;
 
@@ -209,8 +210,7 @@ impl Partition {
             // The usual case.
             Verdict::New if state.gaps.is_empty() => return None,
             Verdict::New if state.producers.knows(producer) => None,
-            #[cfg(test)]
-            Verdict::New if crate::sim::planted(crate::sim::Bug::BegunBehindRefused) => None,
+            Verdict::New if planted!(BegunBehindRefused) => None,
             Verdict::New => state.gaps.before(producer, epoch, sequence, gap_patience(core)),
             Verdict::Duplicate(original) => {
                 let stable = self.replica.with(|raft| raft.stable());
@@ -269,8 +269,7 @@ impl Partition {
 /// the batch may be waiting in a socket.
 fn gap_patience(core: &Core) -> Patience {
     let now = core.groups.ran_for();
-    #[cfg(test)]
-    if crate::sim::planted(crate::sim::Bug::GapsGivenNoTime) {
+    if planted!(GapsGivenNoTime) {
         return Patience { now, timeout: Duration::ZERO };
     }
     Patience { now, timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }

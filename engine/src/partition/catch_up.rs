@@ -11,8 +11,6 @@
 //! Each read waits for its turn on this core, see [`Pace`](crate::core::pace::Pace), unless a commit waits for it.
 
 use super::{Partition, peering::has_batch};
-#[cfg(test)]
-use crate::sim::{self, Bug};
 use crate::{
     core::{Core, pace::Turn},
     partition::replica,
@@ -24,6 +22,7 @@ use consensus::{
     wire::PeerMessage,
 };
 use net::peer::Lane;
+use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -112,8 +111,7 @@ impl Partition {
             });
             match payload {
                 Some(payload) => payloads.push((place, payload)),
-                #[cfg(test)]
-                None if sim::planted(Bug::AppendWithoutPayload) => {}
+                None if planted!(AppendWithoutPayload) => {}
                 None => return None,
             }
         }

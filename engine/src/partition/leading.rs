@@ -245,7 +245,6 @@ impl Partition {
 
     /// A core of another broker is reachable, perhaps as a new peer.
     pub fn meets(self: &Rc<Self>, core: &Rc<Core>) {
-        #[cfg(test)]
         if core.groups.sleeps_on(self.group()) {
             return;
         }

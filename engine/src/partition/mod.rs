@@ -57,6 +57,7 @@ use consensus::group::{
     descriptor::{self, EntryData},
 };
 use net::{errors::ErrorCode, records::batch::BatchHeader};
+use runtime::planted;
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -429,8 +430,7 @@ impl Replicated for Partition {
         let keep = state.tail.partition_point(|entry| entry.index < index);
         state.tail_bytes -= state.tail.drain(keep..).map(|entry| entry.bytes).sum::<usize>();
         state.end = state.tail.back().map_or(state.high_watermark, |last| last.end);
-        #[cfg(test)]
-        if crate::sim::planted(crate::sim::Bug::ProducersKeptOnTruncation) {
+        if planted!(ProducersKeptOnTruncation) {
             return state.end;
         }
         state.producers.truncate_from(index);

@@ -5,8 +5,6 @@
 //! batches are there and fit. Batches that are not in memory are read first, see `catch_up`.
 
 use super::Partition;
-#[cfg(test)]
-use crate::sim::{self, Bug};
 use crate::{
     core::Core,
     partition::replica::{self, Payload},
@@ -20,6 +18,7 @@ use net::{
     peer::Lane,
     records::batch::{self, HEADER_BYTES},
 };
+use runtime::planted;
 use std::rc::Rc;
 use types::{Position, Term};
 use wal::record::Span;
@@ -175,8 +174,7 @@ fn checked(message: &Message, payloads: Vec<(usize, Bytes)>) -> Result<Vec<(Posi
         let data = if is_normal { EntryData::decode(&entry.data).ok() } else { Some(EntryData::Nothing) };
         let descriptor = match (data.ok_or("an entry can't be read; it was written by a newer version")?, &batch) {
             (EntryData::Batch(descriptor), Some(_)) => descriptor,
-            #[cfg(test)]
-            (EntryData::Batch(_), None) if sim::planted(Bug::AppendWithoutPayload) => continue,
+            (EntryData::Batch(_), None) if planted!(AppendWithoutPayload) => continue,
             (EntryData::Batch(_), None) => return Err("a batch is missing"),
             (_, None) => continue,
             (_, Some(_)) => return Err("a batch came with an entry that needs none"),

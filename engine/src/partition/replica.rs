@@ -16,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use consensus::group::{Entry, Group, Message, ProposeError, ReadIndex, Ready, SnapshotMark};
 use net::records::batch::HEADER_BYTES;
+use runtime::planted;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -150,13 +151,9 @@ impl Replica {
             ready.entries.first().filter(|first| store.log(self.id).is_some_and(|log| first.index <= log.last_index))
         {
             // A new leader's entries replace entries that were never committed.
-            #[cfg(test)]
-            let first = &Entry {
-                index: first.index - u64::from(crate::sim::planted(crate::sim::Bug::TruncatedTooFar)),
-                ..first.clone()
-            };
-            let state = self.with(|raft| raft.hard_state_with(first.index - 1));
-            store.truncate(self.id, state, first.index, group.truncated(first.index))?;
+            let from = first.index - u64::from(planted!(TruncatedTooFar));
+            let state = self.with(|raft| raft.hard_state_with(from - 1));
+            store.truncate(self.id, state, from, group.truncated(from))?;
         }
         for entry in ready.entries.drain(..) {
             let state = self.with(|raft| raft.hard_state_with(entry.index));

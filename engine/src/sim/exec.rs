@@ -3,18 +3,21 @@
 //! A broker uses its runtime only through [`crate::rt`] and [`crate::clock`], which call this module while a simulation
 //! runs. A task belongs to the process that spawned it. Process 0 is the outside world, which neither stops nor ends.
 
-use crate::rt::Timers;
+use runtime::{
+    backend::{self, Backend, LocalTask, QueueEnd},
+    planted::{Bug, plant},
+    timer::Timers,
+};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    pin::Pin,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Wake, Waker},
     time::Duration,
 };
-use wal::{disk::sim::SimDisk, planted::Mistake};
+use wal::disk::sim::SimDisk;
 
 /// A process, counted from 0.
 pub(super) type ProcessId = usize;
@@ -44,7 +47,7 @@ impl Wake for TaskWaker {
 struct Task {
     process: ProcessId,
     /// `None` while the task is being polled.
-    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    future: Option<LocalTask>,
     waker: Waker,
     is_ready: bool,
 }
@@ -72,37 +75,35 @@ pub(super) struct World {
     events: RefCell<BTreeMap<(Duration, u64), Event>>,
     next_event: Cell<u64>,
     pub(super) net: super::net::Net,
-    pub(super) bug: Option<super::Bug>,
 }
 
 thread_local! {
     static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
 }
 
-/// Whether this thread runs a simulation.
-pub(crate) fn is_running() -> bool {
-    WORLD.with_borrow(Option::is_some)
-}
-
 pub(super) fn world() -> Rc<World> {
     WORLD.with_borrow(|world| world.clone().expect("a simulation runs"))
 }
 
-/// The time on the current process's clock.
-pub(crate) fn now() -> Option<Duration> {
-    WORLD.with_borrow(|world| world.as_ref().map(|world| world.clock(world.current.get())))
+/// What the broker's code runs on.
+impl Backend for World {
+    fn now(&self) -> Duration {
+        self.clock(self.current.get())
+    }
+
+    fn spawn(&self, task: LocalTask) {
+        self.spawn_boxed(self.current.get(), task);
+    }
+
+    fn queue(&self, capacity: usize) -> (Box<dyn QueueEnd>, Box<dyn QueueEnd>) {
+        super::queue::pair(capacity)
+    }
 }
 
 /// The current process, and the virtual time since the beginning.
 pub(super) fn present() -> Option<(ProcessId, Duration)> {
     let present = |world: &Rc<World>| (world.current.get(), world.time.get() - BEGINNING);
     WORLD.with_borrow(|world| world.as_ref().map(present))
-}
-
-/// Spawns a task in the current process.
-pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
-    let world = world();
-    world.spawn(world.current.get(), future);
 }
 
 /// The disk of the current process.
@@ -112,16 +113,11 @@ pub(crate) fn disk() -> SimDisk {
     processes[world.current.get()].disk.clone().expect("the process was given a disk")
 }
 
-/// Whether this bug is planted in the running simulation.
-pub(crate) fn planted(bug: super::Bug) -> bool {
-    WORLD.with_borrow(|world| world.as_ref().is_some_and(|world| world.bug == Some(bug)))
-}
-
 /// Ends the simulation when it is dropped, also after a panic.
 pub(super) struct Running(Rc<World>);
 
 impl Running {
-    pub(super) fn begin(seed: u64, bug: Option<super::Bug>) -> Self {
+    pub(super) fn begin(seed: u64, bug: Option<Bug>) -> Self {
         fastrand::seed(seed ^ 0x5EED);
         let world = Rc::new(World {
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
@@ -133,16 +129,12 @@ impl Running {
             events: RefCell::default(),
             next_event: Cell::new(0),
             net: super::net::Net::default(),
-            bug,
         });
         WORLD.with_borrow_mut(|running| {
             assert!(running.replace(world.clone()).is_none(), "a thread runs one simulation at a time");
         });
-        wal::planted::plant(match bug {
-            Some(super::Bug::RingRecycledTooEarly) => Some(Mistake::RecycledTooEarly),
-            Some(super::Bug::StaleLapAccepted) => Some(Mistake::StaleLapAccepted),
-            _ => None,
-        });
+        backend::install(Some(world.clone()));
+        plant(bug);
         assert_eq!(world.add_process(), OUTSIDE);
         Self(world)
     }
@@ -155,7 +147,8 @@ impl Drop for Running {
         self.0.events.take();
         self.0.net.clear();
         Rc::<Timers>::default().install();
-        wal::planted::plant(None);
+        plant(None);
+        backend::install(None);
         WORLD.take();
     }
 }
@@ -181,11 +174,15 @@ impl World {
     }
 
     pub(super) fn spawn(&self, process: ProcessId, future: impl Future<Output = ()> + 'static) {
+        self.spawn_boxed(process, Box::pin(future));
+    }
+
+    fn spawn_boxed(&self, process: ProcessId, future: LocalTask) {
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
         let task = entry.key();
         let waker = Waker::from(Arc::new(TaskWaker { task, woken: self.woken.clone() }));
-        entry.insert(Task { process, future: Some(Box::pin(future)), waker, is_ready: true });
+        entry.insert(Task { process, future: Some(future), waker, is_ready: true });
         self.processes.borrow_mut()[process].ready.push(task);
     }
 

@@ -48,39 +48,6 @@ mod tests;
 
 mod turns;
 
-pub(crate) use exec::{disk, is_running, now, planted, spawn};
+pub(crate) use exec::disk;
 pub(crate) use net::Outgoing;
-pub(crate) use queue::End;
-
-/// A bug that can be planted, to show that the simulation detects it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bug {
-    /// Leaders send entries without their batches, and followers accept them.
-    AppendWithoutPayload,
-    /// A follower truncates one entry more of its log than it has to replace.
-    TruncatedTooFar,
-    /// Groups at rest do not notice that brokers fail or return.
-    QuietGroupSleepsOn,
-    /// A partition remembers the batches of idempotent producers although it has truncated them.
-    ProducersKeptOnTruncation,
-    /// If a batch arrives before its predecessor, the broker gives up on the predecessor at once.
-    GapsGivenNoTime,
-    /// An unknown producer may begin behind a batch of its own that the broker has just rejected.
-    BegunBehindRefused,
-    /// A produce request that times out while it waits for room in the ring stays in the queue.
-    AbandonedTurnStays,
-    /// Whatever a broker has begun for a client stays when the client's connection breaks.
-    AbandonedRequestStays,
-    /// The coordinator acknowledges a commit of offsets before it is committed in the log.
-    CommitAcknowledgedTooEarly,
-    /// A static member can still commit after another member has taken over its instance.
-    FencedMemberCommits,
-    /// A message between two cores is lost.
-    MeshMessageLost,
-    /// Two messages of one lane between two cores change places.
-    MeshMessagesSwapped,
-    /// A bug of `wal`.
-    RingRecycledTooEarly,
-    /// A bug of `wal`.
-    StaleLapAccepted,
-}
+pub(crate) use runtime::planted::Bug;

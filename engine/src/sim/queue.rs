@@ -2,8 +2,11 @@
 //!
 //! A message takes some microseconds, now and then some milliseconds, as if the receiving core were busy.
 
-use super::{Bug, exec};
-use crate::{clock, rt};
+use super::exec;
+use runtime::{
+    backend::{Later, Moving, QueueEnd},
+    clock, planted,
+};
 use std::{
     collections::VecDeque,
     future::poll_fn,
@@ -20,9 +23,9 @@ const SELDOM_SHARE: f64 = 0.01;
 const LOST: f64 = 0.002;
 const SWAPPED: f64 = 0.2;
 
-struct State<T> {
+struct State {
     /// Each with the moment from which on it can be received.
-    values: VecDeque<(Duration, T)>,
+    values: VecDeque<(Duration, Moving)>,
     capacity: usize,
     /// Ends that have connected.
     connected: usize,
@@ -32,21 +35,21 @@ struct State<T> {
     waiting: Vec<Waker>,
 }
 
-impl<T> State<T> {
+impl State {
     fn changed(&mut self) {
         self.waiting.drain(..).for_each(Waker::wake);
     }
 
-    fn push(&mut self, value: T) {
+    fn push(&mut self, value: Moving) {
         let world = exec::world();
-        if exec::planted(Bug::MeshMessageLost) && world.chance(LOST) {
+        if planted!(MeshMessageLost) && world.chance(LOST) {
             return;
         }
         let most = if world.chance(SELDOM_SHARE) { SELDOM } else { USUAL };
         let due = clock::now() + world.draw(Duration::ZERO..most);
         let last = self.values.back().map_or(due, |(last, _)| *last);
         self.values.push_back((due.max(last), value));
-        if exec::planted(Bug::MeshMessagesSwapped) && self.values.len() > 1 && world.chance(SWAPPED) {
+        if planted!(MeshMessagesSwapped) && self.values.len() > 1 && world.chance(SWAPPED) {
             let behind = self.values.len() - 1;
             self.values.swap(behind - 1, behind);
         }
@@ -55,9 +58,16 @@ impl<T> State<T> {
 }
 
 /// One end of a queue.
-pub(crate) struct End<T>(Arc<Mutex<State<T>>>);
+struct End(Arc<Mutex<State>>);
 
-impl<T> Drop for End<T> {
+/// The sending and the receiving end of a queue.
+pub(super) fn pair(capacity: usize) -> (Box<dyn QueueEnd>, Box<dyn QueueEnd>) {
+    let (values, waiting) = (VecDeque::new(), Vec::new());
+    let state = Arc::new(Mutex::new(State { values, capacity, connected: 0, is_cut: false, waiting }));
+    (Box::new(End(state.clone())), Box::new(End(state)))
+}
+
+impl Drop for End {
     fn drop(&mut self) {
         let mut state = self.state();
         state.is_cut = true;
@@ -65,20 +75,13 @@ impl<T> Drop for End<T> {
     }
 }
 
-impl<T> End<T> {
-    /// The sending and the receiving end of a queue.
-    pub(crate) fn pair(capacity: usize) -> (Self, Self) {
-        let (values, waiting) = (VecDeque::new(), Vec::new());
-        let state = Arc::new(Mutex::new(State { values, capacity, connected: 0, is_cut: false, waiting }));
-        (Self(state.clone()), Self(state))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+impl End {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `what` returns something. It is asked again after each change.
-    async fn until<R>(&self, mut what: impl FnMut(&mut State<T>) -> Option<R>) -> R {
+    async fn until<R>(&self, mut what: impl FnMut(&mut State) -> Option<R>) -> R {
         poll_fn(|context: &mut Context<'_>| {
             let mut state = self.state();
             match what(&mut state) {
@@ -91,20 +94,21 @@ impl<T> End<T> {
         })
         .await
     }
+}
 
-    /// Waits until both ends have connected.
-    pub(crate) async fn connect(self) -> Self {
-        {
-            let mut state = self.state();
-            state.connected += 1;
-            state.changed();
-        }
-        self.until(|state| (state.connected == 2).then_some(())).await;
-        self
+impl QueueEnd for End {
+    fn connected(&self) -> Later<'_, ()> {
+        Box::pin(async {
+            {
+                let mut state = self.state();
+                state.connected += 1;
+                state.changed();
+            }
+            self.until(|state| (state.connected == 2).then_some(())).await;
+        })
     }
 
-    /// Returns the value if the queue is full. `None`: it was sent, or the other end is gone.
-    pub(crate) fn try_send(&self, value: T) -> Option<T> {
+    fn try_send(&self, value: Moving) -> Option<Moving> {
         let mut state = self.state();
         if state.is_cut {
             return None;
@@ -116,10 +120,9 @@ impl<T> End<T> {
         None
     }
 
-    /// Waits for room. `false`: the other end is gone.
-    pub(crate) async fn send(&self, value: T) -> bool {
+    fn send(&self, value: Moving) -> Later<'_, bool> {
         let mut value = Some(value);
-        self.until(|state| {
+        Box::pin(self.until(move |state| {
             if state.is_cut {
                 return Some(false);
             }
@@ -128,28 +131,28 @@ impl<T> End<T> {
             }
             state.push(value.take()?);
             Some(true)
-        })
-        .await
+        }))
     }
 
-    /// `None`: the other end is gone, and everything that it sent has been received.
-    pub(crate) async fn recv(&self) -> Option<T> {
-        loop {
-            let due = self
-                .until(|state| match state.values.front() {
-                    Some((due, _)) => Some(Some(*due)),
-                    None => state.is_cut.then_some(None),
-                })
-                .await?;
-            let now = clock::now();
-            if due > now {
-                rt::sleep(due - now).await;
-                continue;
+    fn receive(&self) -> Later<'_, Option<Moving>> {
+        Box::pin(async {
+            loop {
+                let due = self
+                    .until(|state| match state.values.front() {
+                        Some((due, _)) => Some(Some(*due)),
+                        None => state.is_cut.then_some(None),
+                    })
+                    .await?;
+                let now = clock::now();
+                if due > now {
+                    runtime::sleep(due - now).await;
+                    continue;
+                }
+                let mut state = self.state();
+                let next = state.values.pop_front().map(|(_, value)| value);
+                state.changed();
+                return next;
             }
-            let mut state = self.state();
-            let next = state.values.pop_front().map(|(_, value)| value);
-            state.changed();
-            return next;
-        }
+        })
     }
 }

@@ -425,7 +425,7 @@ mod tests {
     /// Serves one connection on this thread's executor. Returns the result of reading its first frame.
     fn first_frame(listener: &std::net::TcpListener) -> Result<Option<PeerFrame>, PeerError> {
         let (stream, from) = listener.accept().unwrap();
-        crate::rt::run(async move {
+        runtime::block_on(async move {
             let (mut reader, _writer) = open(Accepted::new(stream, from).unwrap()).unwrap();
             read(&mut reader).await
         })
@@ -480,7 +480,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let copy = stream.try_clone().unwrap();
-        crate::rt::run(async move {
+        runtime::block_on(async move {
             let _halves = open(Accepted::new(stream, listener.local_addr().unwrap()).unwrap()).unwrap();
             let socket = SockRef::from(&copy);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(SILENCE_MAX));
@@ -502,7 +502,7 @@ mod tests {
             answer
         });
         let (stream, from) = listener.accept().unwrap();
-        crate::rt::run(async move {
+        runtime::block_on(async move {
             let (mut reader, mut writer) = open(Accepted::new(stream, from).unwrap()).unwrap();
             let asked = read(&mut reader).await.unwrap().unwrap();
             assert_eq!((asked.kind, &asked.bytes[..]), (Kind::Hello, &b"who"[..]));

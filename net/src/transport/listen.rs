@@ -4,9 +4,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use runtime::Watched;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-
-use crate::rt::Watched;
 
 /// The maximum number of established connections that wait to be accepted. The kernel drops further ones, and their
 /// clients retry.

@@ -7,10 +7,7 @@ use crate::{
     disk::{Disk, Durability, File, OpenMode, modified_ms},
 };
 use bytes::Bytes;
-use glommio::{
-    GlommioError,
-    io::{Directory, DmaFile, OpenOptions},
-};
+use runtime::files::{self, Directory, DmaFile, GlommioError, OpenOptions};
 use std::{
     io,
     path::{self, Path, PathBuf},
@@ -59,11 +56,11 @@ impl Disk for GlommioDisk {
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        glommio::io::rename(from, to).await.map_err(io_error)
+        files::rename(from, to).await.map_err(io_error)
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        match glommio::io::remove(path).await.map_err(io_error) {
+        match files::remove(path).await.map_err(io_error) {
             Err(error) if error.raw_os_error() == Some(libc::EISDIR) => std::fs::remove_dir(path),
             removed => removed,
         }

@@ -12,7 +12,6 @@ use crate::{
         RingConfig,
         journal::{Journal, RingBody},
     },
-    rt,
     store::LogPos,
 };
 use bytes::Bytes;
@@ -25,7 +24,7 @@ use types::{GroupId, HardState, Term};
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().to_owned();
-    rt::block_on(move || main(path));
+    runtime::block_on(main(path));
 }
 
 fn blocks(fill: u8, count: usize) -> Bytes {
@@ -105,7 +104,7 @@ async fn carries_the_ring(disk: impl Disk, dir: &Path) {
             .collect();
         assert!(found.iter().copied().eq(index - found.len() as u64 + 1..=index), "{found:?} of {index}");
         let writer = journal.clone();
-        rt::spawn(async move { writer.run().await.unwrap() });
+        runtime::spawn(async move { writer.run().await.unwrap() });
         for burst in 0..40 {
             for _ in 0..burst {
                 index += 1;

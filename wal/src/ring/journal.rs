@@ -15,9 +15,9 @@ use crate::{
         format::{RING_VERSION, Record},
         recovery::{RecoveryError, recover},
     },
-    signal::Signal,
 };
 use bytes::Bytes;
+use runtime::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
     hash::{BuildHasher, Hasher, RandomState},
@@ -89,13 +89,13 @@ struct Inner<D: Disk> {
     stats: Cell<JournalStats>,
     observer: RefCell<Option<Observer>>,
     /// Something was staged, or the shutdown was requested.
-    work: Signal,
+    work: Notify,
     /// The durable mark moved, or never will again.
-    moved: Signal,
+    moved: Notify,
     /// Segments were released, or never will be again.
-    freed: Signal,
+    freed: Notify,
     /// The ring took memory for its writes.
-    memory: Signal,
+    memory: Notify,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,10 +180,10 @@ impl<D: Disk> Journal<D> {
             closing: Cell::new(Closing::No),
             stats: Cell::default(),
             observer: RefCell::default(),
-            work: Signal::default(),
-            moved: Signal::default(),
-            freed: Signal::default(),
-            memory: Signal::default(),
+            work: Notify::default(),
+            moved: Notify::default(),
+            freed: Notify::default(),
+            memory: Notify::default(),
         };
         let ring = RecoveredRing {
             records: recovered.records,
@@ -290,7 +290,7 @@ impl<D: Disk> Journal<D> {
     /// Waits until [`Journal::durable`] is above `past`, then returns it.
     pub async fn durable_past(&self, past: LogPos) -> Result<LogPos, Poisoned> {
         loop {
-            let seen = self.inner.moved.count();
+            let seen = self.inner.moved.version();
             let durable = self.durable();
             if durable > past {
                 return Ok(durable);
@@ -344,7 +344,7 @@ impl<D: Disk> Journal<D> {
 
     /// Waits until the ring releases space after the call, or never will again.
     pub async fn space_freed(&self) {
-        let seen = self.inner.freed.count();
+        let seen = self.inner.freed.version();
         if self.inner.poison.borrow().is_none() {
             self.inner.freed.past(seen).await;
         }
@@ -384,7 +384,7 @@ impl<D: Disk> Journal<D> {
     pub async fn memory_wanted(&self) -> usize {
         let bytes = self.inner.ring.borrow().chunk_bytes();
         loop {
-            let seen = self.inner.memory.count();
+            let seen = self.inner.memory.version();
             let in_use = self.inner.ring.borrow().chunks().0 > 0;
             if in_use && pool::lacks(bytes, WARM_CHUNKS) {
                 return bytes;
@@ -404,7 +404,7 @@ impl<D: Disk> Journal<D> {
     pub async fn run(&self) -> Result<(), Poisoned> {
         let inner = &*self.inner;
         loop {
-            let seen = inner.work.count();
+            let seen = inner.work.version();
             if let Some(poisoned) = self.poisoned() {
                 return Err(poisoned);
             }
@@ -454,7 +454,7 @@ impl<D: Disk> Journal<D> {
             self.inner.work.notify();
         }
         loop {
-            let seen = self.inner.moved.count();
+            let seen = self.inner.moved.version();
             if let Some(poisoned) = self.poisoned() {
                 return Err(poisoned);
             }

@@ -11,7 +11,6 @@
 use crate::{
     buf::BLOCK,
     disk::File,
-    planted::{self, Mistake},
     record::LogPos,
     ring::{
         RingStart,
@@ -19,6 +18,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use runtime::planted;
 use std::{collections::BTreeMap, io};
 
 /// The header found where the next write should begin.
@@ -318,7 +318,7 @@ impl<F: File> Scan<'_, F> {
                     && header.epoch == self.epoch
                     && (header.segment, header.pos) == (number, at)
                     && fits;
-                if ours || (fits && planted::is(Mistake::StaleLapAccepted)) {
+                if ours || (fits && planted!(StaleLapAccepted)) {
                     (HeaderCase::Ours, Some(WriteHeader { segment: number, pos: at, ..header }))
                 } else {
                     (HeaderCase::Other, None)
@@ -344,7 +344,7 @@ impl<F: File> Scan<'_, F> {
     ) -> Result<Option<Vec<RingRecord>>, RecoveryError> {
         let write = window.get(self, slot, offset, header.write_bytes() as usize).await?;
         let body = write.slice(HEADER_BYTES..HEADER_BYTES + header.length as usize);
-        if body_crc(header.segment, &body) != header.body_crc && !planted::is(Mistake::StaleLapAccepted) {
+        if body_crc(header.segment, &body) != header.body_crc && !planted!(StaleLapAccepted) {
             return Ok(None);
         }
         Ok(decode_body(&body, LogPos(header.pos.0 + HEADER_BYTES as u64), header.count))

@@ -24,7 +24,6 @@ use crate::{
     disk::{Disk, Durability, File, OpenMode},
     errors::{FlushError, is_full, lacks_room},
     log::Log,
-    planted::{self, Mistake},
     segment::{
         SparseIndex,
         files::{remove_if_there, replace_file},
@@ -37,6 +36,7 @@ use crate::{
         state::{Shared, State},
     },
 };
+use runtime::planted;
 use std::{
     collections::BTreeSet,
     io,
@@ -59,7 +59,7 @@ pub(crate) async fn checkpoint<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn Flush
     shared.count(|stats| stats.checkpoints += 1);
     shared.besides.set((cut.bytes.len() as u64).saturating_sub(shared.state.borrow().carried_bytes));
     let mut needed = cut.needs_ring_from;
-    if planted::is(Mistake::RecycledTooEarly) {
+    if planted!(RingRecycledTooEarly) {
         needed = shared.journal.durable();
     }
     shared.journal.release_below(needed);

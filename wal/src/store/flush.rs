@@ -27,7 +27,6 @@ use crate::{
         format::{FrameHeader, SegmentId},
         tells_age,
     },
-    signal::join_all,
     store::{
         checkpoint::checkpoint,
         cuts::cut_segments,
@@ -37,6 +36,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use runtime::sync::all;
 use std::{cell::RefCell, collections::VecDeque, io, pin::Pin, rc::Rc};
 use types::GroupId;
 
@@ -50,7 +50,7 @@ const UNTOUCHED_A_TURN: usize = 8;
 pub(crate) async fn run<D: Disk>(shared: &Rc<Shared<D>>, host: &dyn FlushHost) -> Result<(), Poisoned> {
     let mut attempt = 0;
     loop {
-        let seen = shared.wanted.count();
+        let seen = shared.wanted.version();
         if let Some(poisoned) = shared.poisoned() {
             shared.rounds.notify();
             return Err(poisoned);
@@ -178,7 +178,7 @@ async fn flush_groups<D: Disk>(
         };
         Box::pin(worker) as Pin<Box<dyn Future<Output = ()> + '_>>
     });
-    join_all(work).await;
+    all(work.collect()).await;
     let mut state = shared.state.borrow_mut();
     for group in left.into_inner() {
         state.mark_dirty(group);

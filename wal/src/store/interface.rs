@@ -158,7 +158,7 @@ pub trait FlushHost {
     fn back_off(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()>>>;
     /// Yields between two turns of long work. Returns once all other ready tasks have run.
     fn give_way(&self) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(crate::signal::yield_now())
+        Box::pin(runtime::yield_now())
     }
     /// Called between two large writes of a flush that is not urgent. Returns after a pause in which the disk can
     /// make the first write durable.

@@ -276,7 +276,7 @@ impl<D: Disk> Store<D> {
     pub async fn flush_now(&self) -> Result<(), Poisoned> {
         let asked = self.shared.ask_flush();
         loop {
-            let seen = self.shared.rounds.count();
+            let seen = self.shared.rounds.version();
             if let Some(poisoned) = self.shared.poisoned() {
                 return Err(poisoned);
             }
@@ -501,7 +501,7 @@ impl<D: Disk> Store<D> {
     /// Resolves when the snapshot group's entries hold at least `flush_trigger_bytes` of the ring.
     pub async fn snapshot_wanted(&self) -> Result<(), Poisoned> {
         loop {
-            let seen = self.shared.snapshot.count();
+            let seen = self.shared.snapshot.version();
             if let Some(poisoned) = self.shared.poisoned() {
                 return Err(poisoned);
             }

@@ -34,7 +34,6 @@ use crate::{
         files::{Files, read_file, remove_if_there, segment_name},
         lru::Lru,
     },
-    signal::Signal,
     store::{
         AppState, LogPos, OpenError, RecoveredGroup, RecoveryReport, Store, StoreConfig, StoreDirs, StoreStats,
         checkpoint::collect,
@@ -46,6 +45,7 @@ use crate::{
 use types::GroupId;
 
 use bytes::Bytes;
+use runtime::sync::Notify;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
@@ -132,9 +132,9 @@ pub(crate) async fn open<D: Disk>(
         ahead: RefCell::new(Lru::new(config.read_ahead_bytes)),
         journal,
         config,
-        wanted: Signal::default(),
-        rounds: Signal::default(),
-        snapshot: Signal::default(),
+        wanted: Notify::default(),
+        rounds: Notify::default(),
+        snapshot: Notify::default(),
         stats: Cell::new(StoreStats::default()),
         host: RefCell::new(None),
         besides: Cell::new(besides),

@@ -11,12 +11,12 @@ use crate::{
     log::Log,
     ring::journal::Journal,
     segment::{Scanner, Segment, SparseIndex, files::Files, format::SegmentId, lru::Lru},
-    signal::{Signal, yield_now},
     store::{
         ahead::{Ahead, Next},
         interface::{FlushHost, LogPos, Poisoned, StoreConfig, StoreDirs, StoreStats},
     },
 };
+use runtime::{sync::Notify, yield_now};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
@@ -39,11 +39,11 @@ pub(crate) struct Shared<D: Disk> {
     pub file_times: RefCell<BTreeMap<SegmentId, i64>>,
     pub ahead: RefCell<Lru<(GroupId, Next), Ahead>>,
     /// A flush is wanted.
-    pub wanted: Signal,
+    pub wanted: Notify,
     /// A flush ended, successfully or not, or the store stopped.
-    pub rounds: Signal,
+    pub rounds: Notify,
     /// The snapshot group's entries changed, or the part that a snapshot covers.
-    pub snapshot: Signal,
+    pub snapshot: Notify,
     pub stats: Cell<StoreStats>,
     /// The flusher's host, while the flusher runs.
     pub host: RefCell<Option<Weak<dyn FlushHost>>>,

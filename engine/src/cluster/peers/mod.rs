@@ -45,7 +45,7 @@ use consensus::{
 use net::{
     peer::{
         Kind, Lane, PeerError,
-        auth::{Handshake, Secret},
+        auth::{self, Handshake, Nonce, Secret},
     },
     transport::listen::Accepted,
 };
@@ -75,6 +75,11 @@ const BULK_BYTES_MAX: usize = 4 << 20;
 const DATA_BYTES_MAX: usize = 64 << 20;
 /// Approximate size of one frame.
 const FRAME_BYTES: usize = 1 << 20;
+
+/// Draws a nonce for a handshake. It was never used before.
+fn draw_nonce() -> Nonce {
+    auth::nonce_of([rt::draw_uuid(), rt::draw_uuid()])
+}
 
 /// The answer to a tool's request.
 pub type Answering = Pin<Box<dyn Future<Output = ToolResponse>>>;
@@ -258,7 +263,7 @@ impl Peers {
 
     /// The handshake of this side, for an incoming connection of a broker or tool.
     pub(crate) fn answering(&self) -> Handshake {
-        Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), rt::draw_nonce())
+        Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), draw_nonce())
     }
 
     /// Number of strangers evicted.

@@ -1,7 +1,6 @@
 //! One connection to another broker, on one lane. Frames only go out; only the hello and the end come in.
 
-use super::{CONNECT_PATIENCE, LinkError, in_time, resolve, within};
-use crate::rt;
+use super::{CONNECT_PATIENCE, LinkError, draw_nonce, in_time, resolve, within};
 use bytes::Bytes;
 use consensus::wire::{self, Frame, Hello, PeerMessage};
 use net::{
@@ -30,9 +29,9 @@ impl Outgoing {
         me: &Hello,
         secret: Option<Secret>,
     ) -> Result<(Self, Hello), LinkError> {
-        let handshake = Handshake::caller(secret, lane, wire::encode_hello(me), rt::draw_nonce());
+        let handshake = Handshake::caller(secret, lane, wire::encode_hello(me), draw_nonce());
         #[cfg(test)]
-        if crate::sim::is_running() {
+        if runtime::backend::is_simulated() {
             let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me.node, handshake)).await?;
             let (outgoing, there) = connected?;
             return Ok((Self::Simulated(outgoing), wire::decode_hello(&there)?));

@@ -7,7 +7,6 @@ mod queues;
 mod requests;
 
 use super::{
-    Bug,
     clients::{Target, ask_within, text},
     cluster::Cluster,
     exec::{self, OUTSIDE, World},
@@ -25,6 +24,7 @@ use net::{
     messages::{CreateTopicsRequest, FindCoordinatorRequest, TopicName, create_topics_request::CreatableTopic},
 };
 use requests::Sent;
+use runtime::planted;
 use std::{rc::Rc, time::Duration};
 
 /// The crowd's own topic and group.
@@ -145,7 +145,7 @@ impl Cluster {
                     rt::sleep(exec::world().draw(Duration::ZERO..ms(3_000))).await;
                     drop(unread);
                 }
-                Either::Second(()) if exec::planted(Bug::AbandonedRequestStays) => std::mem::forget(serving),
+                Either::Second(()) if planted!(AbandonedRequestStays) => std::mem::forget(serving),
                 Either::Second(()) => {}
             }
         });

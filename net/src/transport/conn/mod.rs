@@ -14,11 +14,11 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
+use runtime::Watched;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::codec::frame::{FrameDecoder, FrameError};
 use crate::codec::parts::Parts;
-use crate::rt::{self, Watched};
 use crate::transport::listen::Accepted;
 use crate::turn::BYTES_A_TURN;
 
@@ -97,7 +97,7 @@ impl Turn {
         if self.left == 0 {
             // First, because the caller may be dropped while it waits.
             *self = Turn::default();
-            rt::yield_now().await;
+            runtime::yield_now().await;
         }
     }
 }
@@ -221,7 +221,7 @@ impl FrameReader {
         let frame = self.decoder.next_frame()?;
         if frame.is_some() {
             // A peer that sends without pause must not keep other tasks off the core.
-            rt::yield_if_needed().await;
+            runtime::yield_if_needed().await;
         }
         Ok(frame)
     }

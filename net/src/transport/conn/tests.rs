@@ -25,7 +25,6 @@ use crate::codec::request::{self, Request};
 use crate::codec::response::{self, Response};
 use crate::errors::ErrorCode;
 use crate::records::build::BatchBuilder;
-use crate::rt;
 use crate::transport::conn::{self, ConnError, FrameReader, FrameWriter, MOVED_BYTES_MAX, PeerEnd};
 use crate::transport::listen::{self, BindError, Bound, Listener};
 
@@ -48,7 +47,7 @@ where
 {
     let (bound, addr) = bound();
     let server = thread::spawn(move || {
-        rt::run(async {
+        runtime::block_on(async {
             let accepted = Listener::new(bound).unwrap().accept().await.unwrap();
             let (reader, writer) = conn::open(accepted, FRAME_BYTES_MAX).unwrap();
             handle(reader, writer).await
@@ -100,7 +99,7 @@ async fn most_between_two_turns(total: u64, moved: impl Fn() -> u64) -> u64 {
         let now = moved();
         most = most.max(now - before);
         before = now;
-        rt::yield_now().await;
+        runtime::yield_now().await;
     }
     most
 }
@@ -112,12 +111,12 @@ fn a_large_frame_leaves_other_tasks_their_turns() {
     let total = framed(&body).len() as u64;
     let (addr, server) = serve(async move |mut reader, mut writer| {
         let handle = reader.handle();
-        let received = rt::spawn(most_between_two_turns(total, move || handle.received_bytes()));
+        let received = runtime::spawn_task(most_between_two_turns(total, move || handle.received_bytes()));
         let frame = reader.read_frame().await.unwrap().unwrap();
         let handle = reader.handle();
-        let sent = rt::spawn(most_between_two_turns(total, move || handle.sent_bytes()));
+        let sent = runtime::spawn_task(most_between_two_turns(total, move || handle.sent_bytes()));
         writer.write(Parts::from(Bytes::from(framed(&frame)))).await.unwrap();
-        (received.await, sent.await)
+        (received.join().await, sent.join().await)
     });
     let mut peer = TcpStream::connect(addr).unwrap();
     peer.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -189,10 +188,10 @@ fn what_is_not_kafka_ends_only_its_connection() {
 #[test]
 fn shutdown_wakes_a_waiting_reader() {
     let (addr, server) = serve(async |mut reader, writer| {
-        let waiting = rt::spawn(async move { reader.read_frame().await });
-        rt::yield_if_needed().await;
+        let waiting = runtime::spawn_task(async move { reader.read_frame().await });
+        runtime::yield_if_needed().await;
         writer.shutdown();
-        matches!(waiting.await, Ok(None))
+        matches!(waiting.join().await, Ok(None))
     });
     let _peer = TcpStream::connect(addr).unwrap();
     assert!(server.join().unwrap());
@@ -267,7 +266,7 @@ fn an_accepted_connection_can_go_to_another_core() {
     let (bound, addr) = bound();
     let (hand_over, receive) = mpsc::channel();
     let acceptor = thread::spawn(move || {
-        rt::run(async {
+        runtime::block_on(async {
             let listener = Listener::new(bound).unwrap();
             assert_eq!(listener.addr(), addr);
             hand_over.send(listener.accept().await.unwrap()).unwrap();
@@ -275,13 +274,13 @@ fn an_accepted_connection_can_go_to_another_core() {
     });
     let owner = thread::spawn(move || {
         let accepted = receive.recv_timeout(TIMEOUT).unwrap();
-        rt::run(async {
+        runtime::block_on(async {
             let (mut reader, mut writer) = conn::open(accepted, FRAME_BYTES_MAX).unwrap();
             let frame = reader.read_frame().await.unwrap().unwrap();
             writer.write(Parts::from(frame)).await.unwrap();
         });
     });
-    let answer = rt::run(async {
+    let answer = runtime::block_on(async {
         let accepted = conn::connect(addr).await.unwrap();
         assert_eq!(accepted.peer(), addr);
         let (mut reader, mut writer) = conn::open(accepted, FRAME_BYTES_MAX).unwrap();
@@ -296,7 +295,7 @@ fn an_accepted_connection_can_go_to_another_core() {
 #[test]
 fn connecting_to_nobody_is_an_error() {
     let free = TcpListener::bind(LOCAL).unwrap().local_addr().unwrap();
-    let error = rt::run(conn::connect(free)).unwrap_err();
+    let error = runtime::block_on(conn::connect(free)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     let error = Client::connect(&free.to_string(), "test", TIMEOUT).unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");

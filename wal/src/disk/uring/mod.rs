@@ -9,10 +9,10 @@
 use crate::{
     buf::{BLOCK, Chunk, block_ceil},
     disk::{Disk, Durability, File, OpenMode, modified_ms},
-    rt,
 };
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, squeue, types};
+use runtime::{Alarm, Watched};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +21,7 @@ use std::{
     future::Future,
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -105,25 +105,6 @@ struct Ring {
 #[derive(Clone)]
 pub struct UringDisk(Rc<Ring>);
 
-/// The eventfd that the kernel signals when there are completions to reap.
-struct Bell(OwnedFd);
-
-impl Bell {
-    /// Resets the eventfd, before the completions are looked at.
-    fn silence(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: reads eight bytes into a live buffer of that size. It fails only if nothing was signalled, which is
-        // fine.
-        unsafe { libc::read(self.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    }
-}
-
-impl AsRawFd for Bell {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 impl UringDisk {
     /// Sets up the ring. Must be called on the core's executor, which watches the ring from then on.
     pub fn new() -> io::Result<Self> {
@@ -137,16 +118,10 @@ impl UringDisk {
             .setup_defer_taskrun()
             .build(DEPTH)
             .or_else(|_| IoUring::builder().build(DEPTH))?;
-        // Polling the ring's own descriptor would miss deferred work; the kernel signals an eventfd for it.
-        // SAFETY: plain system call; the descriptor that it returns is ours alone.
-        let bell = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        if bell < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just created, owned by nobody else.
-        let bell = Bell(unsafe { OwnedFd::from_raw_fd(bell) });
+        // Polling the ring's own descriptor would miss deferred work; the kernel rings an alarm for it.
+        let bell = Alarm::new()?;
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let watched = rt::Watched::new(bell)?;
+        let watched = Watched::new(bell)?;
         let ring = Rc::new(Ring {
             uring: RefCell::new(uring),
             ops: RefCell::default(),
@@ -154,7 +129,7 @@ impl UringDisk {
             buffered: Cell::new(false),
             sync_by,
         });
-        rt::spawn(reap(Rc::downgrade(&ring), watched));
+        runtime::spawn(reap(Rc::downgrade(&ring), watched));
         Ok(Self(ring))
     }
 
@@ -181,7 +156,7 @@ impl UringDisk {
 }
 
 /// Reaps completions as long as the disk is in use.
-async fn reap(ring: Weak<Ring>, bell: rt::Watched<Bell>) {
+async fn reap(ring: Weak<Ring>, bell: Watched<Alarm>) {
     while bell.readable().await.is_ok() {
         bell.get().silence();
         match ring.upgrade() {

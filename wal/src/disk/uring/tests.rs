@@ -6,7 +6,7 @@ use crate::disk::uring::*;
 fn on_a_core<F: Future<Output = ()> + 'static>(main: impl FnOnce(UringDisk, PathBuf) -> F + Send + 'static) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
-    rt::block_on(|| async move { main(UringDisk::new().unwrap(), path).await });
+    runtime::block_on(async move { main(UringDisk::new().unwrap(), path).await });
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn more_operations_than_the_ring_is_deep_all_complete() {
         let writes = 3 * u64::from(DEPTH);
         for n in 0..writes {
             let (file, done) = (file.clone(), done.clone());
-            rt::spawn(async move {
+            runtime::spawn(async move {
                 let data = Chunk::of(&[n as u8; BLOCK]);
                 file.write(n * BLOCK as u64, data.frozen(0, BLOCK), Durability::Cached).await.unwrap();
                 done.set(done.get() + 1);

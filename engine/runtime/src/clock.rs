@@ -1,12 +1,12 @@
 //! The clock for leases and turns, and the clock for the timestamps of records.
 
+use crate::backend::simulated;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Time since the machine started, with the time that it was suspended (CLOCK_BOOTTIME): a lease must not outlive a
 /// suspension. Never goes back.
 pub fn now() -> Duration {
-    #[cfg(test)]
-    if let Some(now) = crate::sim::now() {
+    if let Some(now) = simulated(|backend| backend.now()) {
         return now;
     }
     read(libc::CLOCK_BOOTTIME)
@@ -14,8 +14,7 @@ pub fn now() -> Duration {
 
 /// Wall-clock time in ms since the epoch, for timestamps of records and topics. Never for timeouts.
 pub fn wall_ms() -> i64 {
-    #[cfg(test)]
-    if let Some(now) = crate::sim::now() {
+    if let Some(now) = simulated(|backend| backend.now()) {
         return now.as_millis() as i64;
     }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)

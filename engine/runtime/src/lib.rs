@@ -1,0 +1,32 @@
+//! The runtime of every other crate: one executor per core, timers, queues between cores, descriptors that a core
+//! watches, clocks, and waiting within a core. No other crate names glommio.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`clock`] | the clock for leases and turns, and the clock for the timestamps of records |
+//! | [`sync`] | waiting within one core: notifications, promises, lines of waiters, races |
+//! | [`executor`] | threads pinned to CPUs, tasks, blocking work, turns |
+//! | [`timer`] | sleeping, and deadlines |
+//! | [`queue`](mod@queue) | bounded queues from one core to another |
+//! | [`fd`] | descriptors that a core watches, and an alarm that any thread may ring |
+//! | [`files`] | glommio's own files, for comparison with the ring that the broker uses |
+//! | [`backend`] | the seam at which a simulation takes the place of all this |
+//! | [`planted`](mod@planted) | bugs that a simulation plants, to show that it detects them |
+
+pub mod backend;
+pub mod clock;
+pub mod executor;
+pub mod fd;
+pub mod files;
+pub mod planted;
+pub mod queue;
+pub mod sync;
+pub mod timer;
+
+pub use executor::{
+    CoreThread, Task, Turns, any_allowed_cpu, block_on, blocking, draw_uuid, give_way, spawn, spawn_core, spawn_task,
+    spawn_thread, yield_if_needed, yield_now,
+};
+pub use fd::{Alarm, Watched};
+pub use queue::{QueueReceiver, QueueSender, Receiver, Sender, queue};
+pub use timer::{Sleep, sleep, timeout};

@@ -1,0 +1,88 @@
+//! Bugs that a simulation plants on its thread, to show that it would detect them. Production code has a line
+//! `if planted!(Name)` where such a bug would be. It is false unless a simulation has planted that bug.
+
+use std::cell::Cell;
+
+/// A bug that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Leaders send entries without their batches, and followers accept them.
+    AppendWithoutPayload,
+    /// A follower truncates one entry more of its log than it has to replace.
+    TruncatedTooFar,
+    /// Groups at rest do not notice that brokers fail or return.
+    QuietGroupSleepsOn,
+    /// A partition remembers the batches of idempotent producers although it has truncated them.
+    ProducersKeptOnTruncation,
+    /// If a batch arrives before its predecessor, the broker gives up on the predecessor at once.
+    GapsGivenNoTime,
+    /// An unknown producer may begin behind a batch of its own that the broker has just rejected.
+    BegunBehindRefused,
+    /// A produce request that times out while it waits for room in the ring stays in the queue.
+    AbandonedTurnStays,
+    /// Whatever a broker has begun for a client stays when the client's connection breaks.
+    AbandonedRequestStays,
+    /// The coordinator acknowledges a commit of offsets before it is committed in the log.
+    CommitAcknowledgedTooEarly,
+    /// A static member can still commit after another member has taken over its instance.
+    FencedMemberCommits,
+    /// A message between two cores is lost.
+    MeshMessageLost,
+    /// Two messages of one lane between two cores change places.
+    MeshMessagesSwapped,
+    /// A core still handles messages of the mesh after it was drained.
+    MeshDeliveredAfterDrain,
+    /// A core shows an older view of the metadata after a newer one.
+    MeshViewOutOfOrder,
+    /// A core that asks another one, which has ended, waits for ever.
+    MeshReplyToGoneCore,
+    /// The ring frees everything durable, whether or not a checkpoint covers it.
+    RingRecycledTooEarly,
+    /// Recovery accepts bytes left by an earlier lap of the ring as if this lap had written them.
+    StaleLapAccepted,
+}
+
+impl Bug {
+    pub const ALL: [Bug; 17] = [
+        Bug::AppendWithoutPayload,
+        Bug::TruncatedTooFar,
+        Bug::QuietGroupSleepsOn,
+        Bug::ProducersKeptOnTruncation,
+        Bug::GapsGivenNoTime,
+        Bug::BegunBehindRefused,
+        Bug::AbandonedTurnStays,
+        Bug::AbandonedRequestStays,
+        Bug::CommitAcknowledgedTooEarly,
+        Bug::FencedMemberCommits,
+        Bug::MeshMessageLost,
+        Bug::MeshMessagesSwapped,
+        Bug::MeshDeliveredAfterDrain,
+        Bug::MeshViewOutOfOrder,
+        Bug::MeshReplyToGoneCore,
+        Bug::RingRecycledTooEarly,
+        Bug::StaleLapAccepted,
+    ];
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Plants a bug on this thread, or removes it with `None`.
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// See [`planted!`](crate::planted!).
+#[inline]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether a simulation has planted this [`Bug`] on this thread.
+#[macro_export]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::planted::is_planted($crate::planted::Bug::$bug)
+    };
+}
