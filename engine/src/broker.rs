@@ -263,7 +263,7 @@ fn open_disk() -> Result<Disk, OpenError> {
     disk::open().map_err(|source| OpenError::Io { what: "io_uring".to_owned(), source })
 }
 
-pub(crate) async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, StartError> {
+pub async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Result<Manifest, StartError> {
     let data = &config.data_dir;
     let disk = open_disk()?;
     let manifest = match Manifest::read(&disk, data).await? {
@@ -411,7 +411,7 @@ async fn run_core(
 }
 
 /// The facts about this broker that all its cores share.
-pub(crate) struct About {
+pub struct About {
     pub config: Arc<Config>,
     pub cluster_id: Arc<str>,
     pub identity: Arc<Identity>,
@@ -426,7 +426,7 @@ pub(crate) struct About {
 
 impl About {
     /// Describes a broker that belongs to a cluster, at these addresses.
-    pub(crate) fn new(
+    pub fn new(
         manifest: &Manifest,
         config: Arc<Config>,
         secret: Option<Secret>,
@@ -453,7 +453,7 @@ impl About {
 }
 
 /// Opens a core's store and starts every task that needs only the store.
-pub(crate) async fn begin_core(
+pub async fn begin_core(
     about: &About,
     mesh: Mesh<Core>,
     inbox: MeshInbox<Core>,
@@ -500,7 +500,7 @@ pub(crate) async fn begin_core(
 }
 
 /// Starts the background tasks of a core that serves.
-pub(crate) fn serve_partitions(core: &Rc<Core>) {
+pub fn serve_partitions(core: &Rc<Core>) {
     rt::spawn(crate::partition::retention::run(core.clone()));
     rt::spawn(crate::partition::producers::share::run(core.clone()));
     rt::spawn(liveness::rebalance(core.clone()));
@@ -554,7 +554,7 @@ async fn stop_when_told(core: Rc<Core>, stop: Arc<Stop>) {
 }
 
 /// On core 0: asks every core to hand over its leaderships and to take no more requests.
-pub(crate) async fn begin_stop(core: &Rc<Core>) {
+pub async fn begin_stop(core: &Rc<Core>) {
     let cores = (0..core.cores()).map(CoreId);
     sync::all(cores.clone().map(|to| core.ask(to, HandOver {})).collect()).await;
     for to in cores {
@@ -563,7 +563,7 @@ pub(crate) async fn begin_stop(core: &Rc<Core>) {
 }
 
 /// Answers requests in flight, then leaves the disk so that the next start has nothing to replay.
-pub(crate) async fn drain(core: &Rc<Core>) {
+pub async fn drain(core: &Rc<Core>) {
     core.connections.close_all();
     // Members that wait in JoinGroup would wait for a rebalance. Now they look for the group's next coordinator
     // instead.

@@ -16,8 +16,6 @@ pub mod memory;
 pub mod metrics;
 pub mod partition;
 pub mod serve;
-#[cfg(test)]
-mod sim;
 pub mod start_error;
 
 use runtime as rt;

@@ -30,12 +30,12 @@ pub enum Bug {
     MeshMessageLost,
     /// Two messages of one lane between two cores change places.
     MeshMessagesSwapped,
-    /// A core still handles messages of the mesh after it was drained.
+    /// A core that has drained does not wait for the others, which still ask it.
     MeshDeliveredAfterDrain,
-    /// A core shows an older view of the metadata after a newer one.
+    /// A core shows a change of the metadata after a later one.
     MeshViewOutOfOrder,
-    /// A core that asks another one, which has ended, waits for ever.
-    MeshReplyToGoneCore,
+    /// A core forgets an ask whose caller is gone, although its reply is on the way.
+    MeshReplyToGoneCaller,
     /// The ring frees everything durable, whether or not a checkpoint covers it.
     RingRecycledTooEarly,
     /// Recovery accepts bytes left by an earlier lap of the ring as if this lap had written them.
@@ -58,7 +58,7 @@ impl Bug {
         Bug::MeshMessagesSwapped,
         Bug::MeshDeliveredAfterDrain,
         Bug::MeshViewOutOfOrder,
-        Bug::MeshReplyToGoneCore,
+        Bug::MeshReplyToGoneCaller,
         Bug::RingRecycledTooEarly,
         Bug::StaleLapAccepted,
     ];

@@ -143,10 +143,9 @@ impl Coordinators {
     }
 }
 
-#[cfg(test)]
 impl Coordinators {
     /// Requests and appends of all coordinators that are not answered.
-    pub(crate) fn unanswered(&self) -> usize {
+    pub fn unanswered(&self) -> usize {
         let of = |seat: &Rc<Seat>| seat.coordinator.borrow().as_ref().map_or(0, Coordinator::unanswered);
         self.seats.borrow().values().map(of).sum()
     }

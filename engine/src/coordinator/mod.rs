@@ -118,10 +118,9 @@ pub struct Coordinator<T> {
     out: Vec<Output<T>>,
 }
 
-#[cfg(test)]
 impl<T> Coordinator<T> {
     /// Requests that wait for members or for the log, and all other appends whose outcome is open.
-    pub(crate) fn unanswered(&self) -> usize {
+    pub fn unanswered(&self) -> usize {
         let members = self.groups.values().flat_map(|group| group.members.values());
         let waits = |member: &group::Member<T>| member.joining.is_some() || member.syncing.is_some();
         members.filter(|member| waits(member)).count() + self.appends.open.len() + self.appends.deletions.len()

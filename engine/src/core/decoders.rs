@@ -37,7 +37,6 @@ impl Decoders {
     }
 
     /// Batches that have a place or wait for one.
-    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.usual.len() + self.wide.len()
     }

@@ -31,10 +31,9 @@ pub struct LongWork {
     next: Cell<Duration>,
 }
 
-#[cfg(test)]
 impl LongWork {
     /// Requests that have a turn or wait for one: those that read, and those that write.
-    pub(crate) fn waiting(&self) -> (usize, usize) {
+    pub fn waiting(&self) -> (usize, usize) {
         (self.reads.len(), self.writes.len())
     }
 }

@@ -142,6 +142,9 @@ notices! { Core:
 
         /// To the core that counts an address: a connection from it is gone. This follows its `EnterAddress`.
         LeaveAddress { from: IpAddr } = |core| core.connections.addresses.leave(from);
+
+        /// Another core, or this one, has drained. This follows the last of its asks.
+        Drained = |core| core.count_drained();
     }
     in Control {
         /// A client's connection, for the core that is to serve it.
@@ -203,9 +206,6 @@ notices! { Core:
 
         /// The broker stops: the core is to take no more connections and requests.
         BeginStop = |core| core.begin_stop();
-
-        /// Another core, or this one, has drained.
-        Drained = |core| core.count_drained();
     }
 }
 
@@ -229,8 +229,8 @@ mod tests {
     #[test]
     fn what_depends_on_order_shares_a_lane() {
         let (id, from) = ((CoreId(0), 1), IpAddr::from([10, 0, 0, 1]));
-        // These follow an ask.
-        for notice in [Notice::CallBackFetch { id }, Notice::LeaveAddress { from }] {
+        // These follow asks.
+        for notice in [Notice::CallBackFetch { id }, Notice::LeaveAddress { from }, Notice::Drained] {
             assert_eq!(notice.lane(), Lane::Work);
         }
         // These change slices and views in log order, and tell how far that is.

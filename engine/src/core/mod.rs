@@ -76,6 +76,7 @@ use consensus::{
     metadata::{Slice, View},
     plane::Acks,
 };
+use runtime::planted;
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
@@ -461,7 +462,10 @@ impl Core {
         for to in (0..self.cores()).map(CoreId) {
             self.tell(to, Notice::Drained);
         }
-        self.lifecycle.drained.wait().await;
+        if !planted!(MeshDeliveredAfterDrain) {
+            self.lifecycle.drained.wait().await;
+        }
+        self.mesh.end();
     }
 
     fn count_drained(&self) {

@@ -43,10 +43,9 @@ impl Pace {
     }
 }
 
-#[cfg(test)]
 impl Pace {
     /// Tasks that have a turn or wait for one.
-    pub(crate) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.line.len()
     }
 }

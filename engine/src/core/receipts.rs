@@ -45,10 +45,9 @@ impl Receipts {
     }
 }
 
-#[cfg(test)]
 impl Receipts {
     /// Receipts that are waited for.
-    pub(crate) fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.awaited.borrow().len()
     }
 }
@@ -87,6 +86,6 @@ mod tests {
         receipts.receive(third_id);
         assert_eq!(notified.each_ref().map(|notify| notify.version()), [0, 1, 0]);
         drop((first, second));
-        assert_eq!(receipts.len(), 0);
+        assert_eq!(receipts.waiting(), 0);
     }
 }

@@ -13,10 +13,9 @@ pub struct Client {
     copied: Rc<Notify>,
 }
 
-#[cfg(test)]
 impl Client {
     /// Produce requests that are not handed over yet.
-    pub(crate) fn in_lane(&self) -> usize {
+    pub fn in_lane(&self) -> usize {
         self.lane.len()
     }
 }

@@ -58,7 +58,6 @@ pub enum Reply {
 }
 
 impl Reply {
-    #[cfg(test)]
     pub fn response(self) -> Option<Response> {
         match self {
             Reply::Send(response) | Reply::SendHeld(response, _) => Some(response),

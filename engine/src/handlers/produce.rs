@@ -57,9 +57,8 @@ const TOPIC_CHARS_TOLD: usize = 249;
 #[derive(Default)]
 pub struct Lane(Line);
 
-#[cfg(test)]
 impl Lane {
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 }

@@ -8,3 +8,4 @@ pub mod data_dir;
 pub mod disk;
 pub mod limits;
 pub mod logging;
+pub mod machine;

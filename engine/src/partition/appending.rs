@@ -87,16 +87,15 @@ impl IfLeading {
     }
 }
 
-#[cfg(test)]
 impl Partition {
     /// Requests that wait for an entry to become durable, or for this replica to confirm that it leads.
-    pub(crate) fn waiters(&self) -> usize {
+    pub fn waiters(&self) -> usize {
         let state = self.state.borrow();
         state.waiting.len() + state.waiting_here.len() + state.unsure.len() + self.held.borrow().len()
     }
 
     /// Bytes of entries above the last applied.
-    pub(crate) fn unapplied_bytes(&self) -> usize {
+    pub fn unapplied_bytes(&self) -> usize {
         self.state.borrow().tail_bytes
     }
 }

@@ -43,9 +43,7 @@ pub use asks::{
 };
 pub use largest::why_largest;
 pub use log::{LogWatch, log_range, read_log, watch_log};
-#[cfg(test)]
-pub(crate) use reports::leader_commands;
-pub use reports::{Mark, watermarks_here};
+pub use reports::{Mark, leader_commands, watermarks_here};
 pub use snapshots::snapshot;
 use snapshots::snapshot_when_wanted;
 pub use start::start;

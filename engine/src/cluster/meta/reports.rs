@@ -68,7 +68,7 @@ fn has_others(core: &Core) -> bool {
 }
 
 /// Builds the commands, at least one per topic. Leaves out what the metadata shows already.
-pub(crate) fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
+pub fn leader_commands(view: &View, node: i32, led: &BTreeMap<GroupId, Led>) -> Vec<Command> {
     let mut by_topic: BTreeMap<&Arc<str>, Vec<LeaderReport>> = BTreeMap::new();
     for (group, Led { name: TopicPartition { topic, partition }, epoch, in_sync, .. }) in led {
         let term = *epoch as u64;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Why a connection to or from a broker failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+pub enum LinkError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]

@@ -135,7 +135,7 @@ impl Peers {
     }
 
     /// Checks and passes on the messages in one frame from a broker.
-    pub(crate) fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
+    pub fn take_frame(&self, frame: &PeerFrame, there: &Hello, host: &dyn Host) -> Result<(), LinkError> {
         self.check_gone(there.node, there.peer)?;
         let mut messages = match frame.kind {
             Kind::Messages => wire::decode(&frame.bytes)?,
@@ -167,8 +167,7 @@ impl Peers {
     }
 
     /// Makes the same checks for a connection in a simulation.
-    #[cfg(test)]
-    pub(crate) fn meet(&self, there: &Hello) -> Result<(), LinkError> {
+    pub fn meet(&self, there: &Hello) -> Result<(), LinkError> {
         self.check_cluster(there)?;
         self.take_caller(there)
     }

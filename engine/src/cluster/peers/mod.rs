@@ -27,7 +27,7 @@ mod strangers;
 mod tests;
 mod tools;
 
-pub(crate) use error::LinkError;
+pub use error::LinkError;
 use outgoing::{Outgoing, frame_bytes, frames};
 use strangers::{STRANGERS_MAX, Strangers};
 use tools::ToolShare;
@@ -262,7 +262,7 @@ impl Peers {
     }
 
     /// The handshake of this side, for an incoming connection of a broker or tool.
-    pub(crate) fn answering(&self) -> Handshake {
+    pub fn answering(&self) -> Handshake {
         Handshake::answerer(self.secret.clone(), wire::encode_hello(&self.me), draw_nonce())
     }
 

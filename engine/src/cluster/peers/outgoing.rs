@@ -1,6 +1,7 @@
 //! One connection to another broker, on one lane. Frames only go out; only the hello and the end come in.
 
 use super::{CONNECT_PATIENCE, LinkError, draw_nonce, in_time, resolve, within};
+use crate::host::machine::{self, PeerConnection};
 use bytes::Bytes;
 use consensus::wire::{self, Frame, Hello, PeerMessage};
 use net::{
@@ -13,12 +14,8 @@ use net::{
 use std::io;
 
 pub(super) enum Outgoing {
-    Tcp {
-        reader: FrameReader,
-        writer: FrameWriter,
-    },
-    #[cfg(test)]
-    Simulated(crate::sim::Outgoing),
+    Tcp { reader: FrameReader, writer: FrameWriter },
+    Simulated(Box<dyn PeerConnection>),
 }
 
 impl Outgoing {
@@ -30,9 +27,8 @@ impl Outgoing {
         secret: Option<Secret>,
     ) -> Result<(Self, Hello), LinkError> {
         let handshake = Handshake::caller(secret, lane, wire::encode_hello(me), draw_nonce());
-        #[cfg(test)]
-        if runtime::backend::is_simulated() {
-            let connected = in_time(CONNECT_PATIENCE, crate::sim::Outgoing::open(&address, me.node, handshake)).await?;
+        if let Some(machine) = machine::installed() {
+            let connected = in_time(CONNECT_PATIENCE, machine.connect(address, me.node, handshake)).await?;
             let (outgoing, there) = connected?;
             return Ok((Self::Simulated(outgoing), wire::decode_hello(&there)?));
         }
@@ -47,7 +43,6 @@ impl Outgoing {
     pub(super) fn push(&mut self, kind: Kind, lane: Lane, parts: Vec<Bytes>) {
         match self {
             Self::Tcp { writer, .. } => peer::push_parts(writer, kind, lane, parts),
-            #[cfg(test)]
             Self::Simulated(outgoing) => outgoing.push(kind, lane, parts),
         }
     }
@@ -56,7 +51,6 @@ impl Outgoing {
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp { writer, .. } => writer.flush().await,
-            #[cfg(test)]
             Self::Simulated(outgoing) => outgoing.flush().await,
         }
     }
@@ -69,7 +63,6 @@ impl Outgoing {
                 Ok(Some(_)) => PeerError::NoBroker,
                 Err(error) => error,
             },
-            #[cfg(test)]
             Self::Simulated(outgoing) => outgoing.ended().await,
         }
     }

@@ -23,6 +23,7 @@ use crate::{
     sync::{Answer, Either, Flag, Notify, Promise, promise, race},
 };
 use list::{AskKind, AskList, NoticeList};
+use runtime::planted;
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
@@ -202,6 +203,8 @@ pub struct Mesh<C: HasMesh> {
     stats: MeshStats,
     /// Messages sent since the start, by kind.
     by_kind: Vec<Cell<u64>>,
+    /// See [`Mesh::end`].
+    ended: Cell<bool>,
     /// A tool measures round trips; see [`crate::core::mesh_probe`].
     pub(crate) probing: Cell<bool>,
 }
@@ -215,6 +218,8 @@ pub struct MeshStats {
     pub received: Cell<u64>,
     /// Notices of the control lane that arrived.
     pub posted: Cell<u64>,
+    /// Asks that came after [`Mesh::end`]. There should be none.
+    pub late: Cell<u64>,
 }
 
 fn add_one(cell: &Cell<u64>) {
@@ -261,6 +266,7 @@ impl<C: HasMesh> MeshSeed<C> {
             jobs: RefCell::default(),
             stats: MeshStats::default(),
             by_kind: kinds::<C>().map(|_| Cell::default()).collect(),
+            ended: Cell::new(false),
             probing: Cell::new(false),
         };
         (mesh, MeshInbox { queues })
@@ -314,7 +320,12 @@ fn receive<C: HasMesh>(core: &Rc<C>, from: CoreId, message: Message<C>) {
     let mesh = core.mesh();
     add_one(if message.is_post() { &mesh.stats.posted } else { &mesh.stats.received });
     match message {
-        Message::Ask(token, ask) => start(core, from, token, ask),
+        Message::Ask(token, ask) => {
+            if mesh.ended.get() {
+                add_one(&mesh.stats.late);
+            }
+            start(core, from, token, ask);
+        }
         Message::Cancel(token) => mesh.end_job(from, token),
         Message::Reply(token, reply) => mesh.replied(token, reply),
         Message::Notice(notice) => notice.take(core),
@@ -374,7 +385,15 @@ impl<C: HasMesh> Mesh<C> {
             add_one(&self.stats.sent);
         }
         add_one(&self.by_kind[message.kind()]);
-        self.outlet(to, message.lane()).push(message)
+        let lane = if self.is_misplaced(&message) { Lane::Work } else { message.lane() };
+        self.outlet(to, lane).push(message)
+    }
+
+    /// A planted bug: every other change of the view takes the other lane.
+    fn is_misplaced(&self, message: &Message<C>) -> bool {
+        planted!(MeshViewOutOfOrder)
+            && kinds::<C>().nth(message.kind()) == Some("Show")
+            && self.by_kind[message.kind()].get() % 2 == 0
     }
 
     fn reply(&self, to: CoreId, token: Token, reply: Option<C::Reply>) {
@@ -402,7 +421,15 @@ impl<C: HasMesh> Mesh<C> {
             self.open.borrow_mut().remove(token);
             return;
         }
+        if planted!(MeshReplyToGoneCaller) {
+            self.open.borrow_mut().remove(token);
+        }
         self.push(to, Message::Cancel(token));
+    }
+
+    /// All cores have drained: none asks another one any more.
+    pub fn end(&self) {
+        self.ended.set(true);
     }
 
     /// Tells another core: one message, no reply.
