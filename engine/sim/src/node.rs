@@ -240,6 +240,7 @@ impl Node {
         }
         self.ailment.set(Ailment { broken: false, ..self.ailment.get() });
         // An operator changes the number of cores now and then.
+        let before = self.count.get();
         let is_first = self.starts.get() == 0 && !self.is_count_given.get();
         if self.count_max > 1 && (is_first || world.chance(0.1)) {
             self.count.set(1 + world.place(self.count_max));
@@ -251,7 +252,17 @@ impl Node {
         self.down.set(false);
         let node = self.clone();
         world.spawn(self.process, async move {
-            if let Err(why) = node.boot().await {
+            let mut booted = node.boot().await;
+            // An operator who cannot change the number of cores, because the disk is full, goes back to the former one.
+            if node.ailment.get().full && node.count.get() != before {
+                if let Err(why) = &booted
+                    && why.contains("cannot change the number of cores")
+                {
+                    node.count.set(before);
+                    booted = node.boot().await;
+                }
+            }
+            if let Err(why) = booted {
                 *node.refused.borrow_mut() = Some(why);
             }
         });

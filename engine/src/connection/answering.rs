@@ -1,6 +1,6 @@
 //! Sends a connection's answers, and decides what becomes of its requests when its client is gone.
 
-use super::{Connection, InFlight, aside, closed};
+use super::{Connection, GoingOn, InFlight, aside, closed};
 use crate::{
     clock,
     core::Core,
@@ -165,8 +165,7 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
     requests.append(&mut connection.answers.borrow_mut());
     connection.in_flight.set(0);
     connection.answered.notify();
-    core.connections.ended_early.update(|count| count + 1);
-    let (core, until) = (core.clone(), clock::now() + UNREAD_PRODUCE_MAX);
+    let (going_on, until) = (GoingOn::of(core), clock::now() + UNREAD_PRODUCE_MAX);
     rt::spawn(async move {
         for InFlight { header, answer, memory: _held } in requests {
             match Orphan::of(header.api) {
@@ -177,8 +176,7 @@ fn end_early(core: &Rc<Core>, connection: &Connection, request: InFlight) {
                 Orphan::Dropped | Orphan::DroppedAtEnd => drop(answer),
             }
         }
-        core.connections.ended_early.update(|count| count - 1);
-        core.connections.changed.notify();
+        drop(going_on);
     });
 }
 

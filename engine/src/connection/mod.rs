@@ -82,6 +82,23 @@ pub struct Connections {
     changed: Notify,
 }
 
+/// Requests that go on without a connection. A core that drains waits for them.
+pub struct GoingOn(Rc<Core>);
+
+impl GoingOn {
+    pub fn of(core: &Rc<Core>) -> Self {
+        core.connections.ended_early.update(|count| count + 1);
+        Self(core.clone())
+    }
+}
+
+impl Drop for GoingOn {
+    fn drop(&mut self) {
+        self.0.connections.ended_early.update(|count| count - 1);
+        self.0.connections.changed.notify();
+    }
+}
+
 struct Connection {
     peer: SocketAddr,
     closing: Notify,

@@ -12,7 +12,7 @@ use super::{
     node::Node,
 };
 use bytes::Bytes;
-use engine::{core::Core, handlers, partition::producers::CACHED_BATCHES};
+use engine::{connection::GoingOn, core::Core, handlers, partition::producers::CACHED_BATCHES};
 use net::{
     StrBytes,
     codec::{
@@ -81,7 +81,11 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
             if place > 0 {
                 rt::sleep(world.draw(Duration::ZERO..apart)).await;
             }
+            if core.is_stopping() {
+                return;
+            }
             let header = RequestHeader { api: request.api(), version, correlation_id: 0, client_id: None };
+            let going_on = GoingOn::of(&core);
             let answering = handlers::start(&core, &client, &header, request);
             let (left, this) = promise();
             let before = before.replace(this);
@@ -94,6 +98,7 @@ async fn ask_in_order(node: &Rc<Node>, requests: Vec<Request>, version: i16, pat
                     answered.keep(response);
                     left.keep(());
                 }
+                drop(going_on);
             });
         }
     });

@@ -14,6 +14,7 @@ use super::{
     node::Node,
 };
 use engine::{
+    connection::GoingOn,
     coordinator::partition_of,
     handlers::{self, Client, OFFSETS_TOPIC},
     memory::FREE_BYTES,
@@ -124,6 +125,7 @@ impl Cluster {
         let cluster = self.clone();
         exec::world().spawn(node.process, async move {
             let world = exec::world();
+            let _going_on = GoingOn::of(&core);
             let serving = async {
                 let mut reserved = core.memory.requests.reservation(sent.bytes, true);
                 if sent.bytes > FREE_BYTES {

@@ -109,7 +109,7 @@ pub async fn watermarks(core: Rc<Core>) {
     let mut told: AHashMap<GroupId, (u64, u64)> = AHashMap::new();
     while !core.lifecycle.metadata_ended.is_set() {
         rt::sleep(WATERMARKS_EVERY).await;
-        if !has_others(&core) {
+        if !has_others(&core) || core.lifecycle.metadata_ended.is_set() {
             continue;
         }
         let marks = (0..core.cores()).map(|to| core.ask(CoreId(to), Watermarks {}));

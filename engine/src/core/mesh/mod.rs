@@ -323,6 +323,8 @@ fn receive<C: HasMesh>(core: &Rc<C>, from: CoreId, message: Message<C>) {
         Message::Ask(token, ask) => {
             if mesh.ended.get() {
                 add_one(&mesh.stats.late);
+                let kind = C::Ask::NAMES[ask.kind()];
+                tracing::warn!(core = mesh.me.0, from = from.0, kind, "a core asks although all have drained");
             }
             start(core, from, token, ask);
         }
@@ -393,7 +395,7 @@ impl<C: HasMesh> Mesh<C> {
     fn is_misplaced(&self, message: &Message<C>) -> bool {
         planted!(MeshViewOutOfOrder)
             && kinds::<C>().nth(message.kind()) == Some("Show")
-            && self.by_kind[message.kind()].get() % 2 == 0
+            && self.by_kind[message.kind()].get().is_multiple_of(2)
     }
 
     fn reply(&self, to: CoreId, token: Token, reply: Option<C::Reply>) {
