@@ -7,8 +7,7 @@ use super::{
     ledger::{Value, Violation, expect},
 };
 use bytes::Bytes;
-use engine::partition::{FetchRead, Partition};
-use net::errors::ErrorCode;
+use engine::partition::{FetchRead, Partition, PartitionError};
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 /// Time that reading one log may take.
@@ -62,18 +61,18 @@ impl Cluster {
             let found = match partition.read(core, at, partition.high_watermark(), 64 << 10, true) {
                 FetchRead::Hot(found) => Ok(found),
                 FetchRead::Cold(read) => read.await,
-                FetchRead::Refused(code) => Err(code),
+                FetchRead::Refused(error) => Err(error),
             };
             let found: Vec<Bytes> = match found {
                 Ok(found) => found,
                 // Retention goes on meanwhile.
-                Err(ErrorCode::OffsetOutOfRange) if at < partition.log_start(core) => {
+                Err(PartitionError::OffsetOutOfRange) if at < partition.log_start(core) => {
                     log.clear();
                     at = partition.log_start(core);
                     continue;
                 }
-                Err(code) => {
-                    self.violated(format!("{target:?}: offset {at} can't be read: {code:?}"));
+                Err(error) => {
+                    self.violated(format!("{target:?}: offset {at} can't be read: {error}"));
                     return log;
                 }
             };

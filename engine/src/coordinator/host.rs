@@ -34,7 +34,7 @@ use crate::{
     core::{Core, long_work::Work, messages::Notice, receipts::ReceiptId},
     handlers::{METADATA_TOPIC, metadata_log},
     memory::Budget,
-    partition::{Acks, Committed, FetchRead, Partition, admission::Turn},
+    partition::{Acks, Committed, FetchRead, Partition, PartitionError, admission::Turn},
     rt,
     sync::{Either, Flag, Notify, Promise, promise, race},
 };
@@ -433,7 +433,7 @@ async fn load(core: &Rc<Core>, seat: &Seat) -> Result<usize, ErrorCode> {
         let batches = match seat.partition.read(core, offset, end, LOAD_BYTES, true) {
             FetchRead::Hot(batches) => batches,
             FetchRead::Cold(read) => read.await?,
-            FetchRead::Refused(code) => return Err(code),
+            FetchRead::Refused(error) => return Err(error.into()),
         };
         for (header, batch) in batches.into_iter().flat_map(Batches::new).flatten() {
             offset = header.next_offset() as u64;
@@ -486,7 +486,8 @@ async fn follow_appends(core: Rc<Core>, seat: Rc<Seat>) {
         let next = seat.appends.borrow_mut().pop_front();
         match next {
             Some((id, committed)) => {
-                let outcome = committed.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)).map(drop);
+                let outcome = committed.await.unwrap_or(Err(PartitionError::NotLeader));
+                let outcome = outcome.map(drop).map_err(ErrorCode::from);
                 seat.call(&core, |coordinator, now, _| coordinator.appended(now, id, outcome));
             }
             None => seat.appended.past(seen).await,

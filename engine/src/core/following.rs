@@ -5,7 +5,7 @@ use super::{Core, CoreId, Leadership, Led, messages::Notice};
 use crate::{
     cluster::meta::{META_CORE, META_GROUP},
     config::{topic::TopicConfig, value::HostPort},
-    partition::{Partition, TopicPartition},
+    partition::{Partition, RecoverError, TopicPartition},
 };
 use consensus::{
     group::{Entry, Group, GroupConfig, Restored, descriptor},
@@ -133,10 +133,9 @@ impl Core {
                 self.store.set_options(group, config.log_options());
                 let gone = Position { index: recovered.first_index - 1, term: recovered.first_prev_term };
                 let found = Restored { gone: Some(gone), ..restored(recovered) };
-                Group::new(identity, found).map_err(|error| error.to_string()).and_then(|raft| {
-                    let opened = Partition::recovered(name.clone(), raft, config, replicas, recovered);
-                    opened.map_err(|error| error.to_string())
-                })
+                Group::new(identity, found)
+                    .map_err(RecoverError::from)
+                    .and_then(|raft| Partition::recovered(name.clone(), raft, config, replicas, recovered))
             }
         };
         match opened {
@@ -151,7 +150,7 @@ impl Core {
                 self.ready_loop.wake(partition);
             }
             Err(why) => {
-                tracing::error!(partition = %name, why, "cannot recover a partition; it stays without a leader");
+                tracing::error!(partition = %name, %why, "cannot recover a partition; it stays without a leader");
                 self.opening.give_up(group);
                 let notice = format!("partition {name} cannot be recovered, and stays without a leader here: {why}");
                 self.metrics.stopped.add(group, notice);

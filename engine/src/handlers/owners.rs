@@ -61,7 +61,7 @@ pub async fn answer_all<T, R>(
         work.entry().await;
         let found = match core.partition(group) {
             Some(partition) if partition.leads() => answer(&mut work, partition, what).await,
-            Some(partition) => Err(partition.why_not_led_here(&core)),
+            Some(partition) => Err(partition.why_not_led_here(&core).into()),
             None => Err(ErrorCode::NotLeaderOrFollower),
         };
         answers.push((place, found));

@@ -8,7 +8,7 @@ use crate::{
     clock,
     cluster::meta,
     core::{Core, decoders, long_work::Work, messages::Append},
-    partition::{Acks, Appended, Committed, admission::Turn},
+    partition::{Acks, Appended, Committed, PartitionError, admission::Turn},
     rt,
     sync::{
         self, Either, Promise,
@@ -399,7 +399,7 @@ async fn finish(core: Rc<Core>, begun: Vec<(usize, Begun)>, deadline: Duration) 
             Ok(committed) => match before(deadline, committed).await {
                 // A promise dropped without an answer means that the partition was closed here: deleted or
                 // moved.
-                Some(outcome) => outcome.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)),
+                Some(outcome) => outcome.unwrap_or(Err(PartitionError::NotLeader)).map_err(ErrorCode::from),
                 None => Err(too_late(&core)),
             },
             Err(code) => Err(code),
@@ -462,7 +462,7 @@ type Started = Result<Committed, ErrorCode>;
 
 fn append(core: &Rc<Core>, item: Item, now_ms: i64) -> Started {
     let partition = core.partition(item.group).ok_or(ErrorCode::NotLeaderOrFollower)?;
-    partition.append(core, item.batch, &item.info, now_ms, item.acks)
+    Ok(partition.append(core, item.batch, &item.info, now_ms, item.acks)?)
 }
 
 /// The answer being built. Outcomes are in the order of the request's partitions.

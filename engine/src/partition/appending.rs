@@ -5,6 +5,7 @@ use super::{Partition, State};
 use crate::{
     core::Core,
     partition::{
+        errors::PartitionError,
         producers::{
             Verdict, WrittenBatch,
             gaps::{Gap, Patience},
@@ -14,20 +15,13 @@ use crate::{
     sync::{Answer, Promise, promise},
 };
 use bytes::Bytes;
-use consensus::group::{
-    ProposeError,
-    descriptor::{Descriptor, EntryData},
-};
-use net::{
-    errors::ErrorCode,
-    records::batch::{self, Assigned, BatchHeader},
-};
+use consensus::group::descriptor::{Descriptor, EntryData};
+use net::records::batch::{self, Assigned, BatchHeader};
 use runtime::planted;
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 use wal::record::Span;
 
-/// Unapplied bytes that one partition may hold. Beyond it, appends are rejected with NOT_ENOUGH_REPLICAS, and
-/// clients retry.
+/// Unapplied bytes that one partition may hold. Beyond it, appends are rejected, and clients retry.
 const TAIL_BYTES_MAX: usize = 64 << 20;
 
 /// The answer to an appended batch.
@@ -40,7 +34,7 @@ pub struct Appended {
 }
 
 /// An append's answer, given once its entry is as durable as the request asked for.
-pub type Committed = Answer<Result<Appended, ErrorCode>>;
+pub type Committed = Answer<Result<Appended, PartitionError>>;
 
 /// When an append is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +48,7 @@ pub enum Acks {
 pub(super) struct Waiting {
     pub(super) index: u64,
     pub(super) appended: Appended,
-    pub(super) promise: Promise<Result<Appended, ErrorCode>>,
+    pub(super) promise: Promise<Result<Appended, PartitionError>>,
 }
 
 /// An answer that holds only if this replica still leads.
@@ -65,24 +59,24 @@ pub(super) struct Unsure {
 }
 
 pub(super) enum IfLeading {
-    /// Rejects an append with this code.
-    Refusal(ErrorCode, Promise<Result<Appended, ErrorCode>>),
+    /// Rejects an append with this error.
+    Refusal(PartitionError, Promise<Result<Appended, PartitionError>>),
     /// A read of state that is derived from the log.
-    Read(Promise<Result<(), ErrorCode>>),
+    Read(Promise<Result<(), PartitionError>>),
 }
 
 impl IfLeading {
     pub(super) fn confirm(self) {
         match self {
-            Self::Refusal(code, promise) => promise.keep(Err(code)),
+            Self::Refusal(error, promise) => promise.keep(Err(error)),
             Self::Read(promise) => promise.keep(Ok(())),
         }
     }
 
-    pub(super) fn deny(self, code: ErrorCode) {
+    pub(super) fn deny(self, error: PartitionError) {
         match self {
-            Self::Refusal(_, promise) => promise.keep(Err(code)),
-            Self::Read(promise) => promise.keep(Err(code)),
+            Self::Refusal(_, promise) => promise.keep(Err(error)),
+            Self::Read(promise) => promise.keep(Err(error)),
         }
     }
 }
@@ -109,12 +103,12 @@ impl Partition {
         info: &BatchHeader,
         now_ms: i64,
         acks: Acks,
-    ) -> Result<Committed, ErrorCode> {
-        if let Some(code) = self.refusal(core, batch.len(), acks) {
-            if code != ErrorCode::MessageTooLarge {
+    ) -> Result<Committed, PartitionError> {
+        if let Some(error) = self.refusal(core, batch.len(), acks) {
+            if error != PartitionError::TooLarge {
                 self.was_not_appended(core, info);
             }
-            return self.refuse(code);
+            return self.refuse(error);
         }
         if info.is_idempotent()
             && let Some(answer) = self.answer_by_sequence(core, info, acks)
@@ -145,7 +139,7 @@ impl Partition {
             Err(error) => {
                 drop(state);
                 self.was_not_appended(core, info);
-                return self.refuse(refusal(error));
+                return self.refuse(error.into());
             }
         };
         self.runs_ahead(core, position.index, descriptor.bytes as usize);
@@ -160,9 +154,10 @@ impl Partition {
 
     /// Rejects an append. During a handover the answer waits for its end. A client that is rejected at once finds no
     /// leader yet, and backs off longer before each retry.
-    fn refuse(&self, code: ErrorCode) -> Result<Committed, ErrorCode> {
-        if code != ErrorCode::NotLeaderOrFollower || self.handing_over_until.get().is_none() {
-            return Err(code);
+    fn refuse(&self, error: PartitionError) -> Result<Committed, PartitionError> {
+        let is_passing = matches!(error, PartitionError::NotLeader | PartitionError::NoProposals);
+        if !is_passing || self.handing_over_until.get().is_none() {
+            return Err(error);
         }
         let (promise, answer) = promise();
         self.held.borrow_mut().push(promise);
@@ -180,19 +175,19 @@ impl Partition {
 
     /// Checks everything but the sequence number: leadership, in-sync replicas, size and room. Returns the error,
     /// if any.
-    fn refusal(&self, core: &Core, bytes: usize, acks: Acks) -> Option<ErrorCode> {
+    fn refusal(&self, core: &Core, bytes: usize, acks: Acks) -> Option<PartitionError> {
         if !self.leads() {
             return Some(self.why_not_led_here(core));
         }
         let config = self.config.borrow();
         if acks == Acks::All && self.in_sync.borrow().len() < config.min_insync_replicas {
-            return Some(ErrorCode::NotEnoughReplicas);
+            return Some(PartitionError::TooFewInSync);
         }
         if bytes > config.max_message_bytes.min(core.largest_entry()) {
-            return Some(ErrorCode::MessageTooLarge);
+            return Some(PartitionError::TooLarge);
         }
         let waiting = self.state.borrow().tail_bytes;
-        (waiting > 0 && waiting + bytes > TAIL_BYTES_MAX).then_some(ErrorCode::NotEnoughReplicas)
+        (waiting > 0 && waiting + bytes > TAIL_BYTES_MAX).then_some(PartitionError::TooMuchUncommitted)
     }
 
     /// Checks the batch's sequence number. Returns `None` if the batch may be appended, else the answer to send.
@@ -201,7 +196,7 @@ impl Partition {
         core: &Rc<Core>,
         info: &BatchHeader,
         acks: Acks,
-    ) -> Option<Result<Committed, ErrorCode>> {
+    ) -> Option<Result<Committed, PartitionError>> {
         let (producer, epoch, sequence) = (info.producer_id, info.producer_epoch, info.base_sequence);
         let mut state = self.state.borrow_mut();
         let verdict = state.producers.check(producer, epoch, sequence, info.record_count);
@@ -225,31 +220,31 @@ impl Partition {
         tracing::debug!(partition = %self.name, producer, sequence, ?verdict, ?gap, "a batch was refused");
         if gap.is_some() {
             core.metrics.produce_gaps_total.add(1);
-            return Some(Err(ErrorCode::NotLeaderOrFollower));
+            return Some(Err(PartitionError::Gap));
         }
-        let code = verdict.refusal().expect("all others are answered above");
+        let error = verdict.refusal().expect("all others are answered above");
         drop(state);
-        Some(Ok(self.refuse_if_leading(core, code)))
+        Some(Ok(self.refuse_if_leading(core, error)))
     }
 
     /// Rejects a batch because of its producer's state, once this replica has confirmed that it still leads. A
     /// broker that was paused or cut off may have missed what the producer wrote elsewhere, and producers give up
     /// on such an error.
-    fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, code: ErrorCode) -> Committed {
+    fn refuse_if_leading(self: &Rc<Self>, core: &Rc<Core>, error: PartitionError) -> Committed {
         let (promise, answer) = promise();
-        self.make_sure(core, IfLeading::Refusal(code, promise));
+        self.make_sure(core, IfLeading::Refusal(error, promise));
         answer
     }
 
     /// Returns once a quorum has confirmed, after this call, that this replica still leads. It then has everything
     /// committed before the call.
-    pub async fn still_leading(self: &Rc<Self>, core: &Rc<Core>) -> Result<(), ErrorCode> {
+    pub async fn still_leading(self: &Rc<Self>, core: &Rc<Core>) -> Result<(), PartitionError> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
         }
         let (promise, answer) = promise();
         self.make_sure(core, IfLeading::Read(promise));
-        answer.await.unwrap_or(Err(ErrorCode::NotLeaderOrFollower))
+        answer.await.unwrap_or(Err(PartitionError::NotLeader))
     }
 
     fn make_sure(self: &Rc<Self>, core: &Rc<Core>, what: IfLeading) {
@@ -272,13 +267,6 @@ fn gap_patience(core: &Core) -> Patience {
         return Patience { now, timeout: Duration::ZERO };
     }
     Patience { now, timeout: Duration::from_millis(core.config.producer_gap_timeout_ms) }
-}
-
-/// A leader that is handing over can't append, so clients treat it as no leader.
-pub(super) fn refusal(error: ProposeError) -> ErrorCode {
-    match error {
-        ProposeError::NotLeader | ProposeError::Full => ErrorCode::NotLeaderOrFollower,
-    }
 }
 
 impl State {
@@ -318,17 +306,17 @@ impl State {
     }
 
     /// Takes all appends that wait for their entry to become durable.
-    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Promise<Result<Appended, ErrorCode>>> {
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Promise<Result<Appended, PartitionError>>> {
         self.waiting.drain(..).chain(self.waiting_here.drain(..)).map(|waiting| waiting.promise)
     }
 
-    /// Fails all waiting requests with `code`.
-    pub(super) fn refuse_all(&mut self, code: ErrorCode) {
+    /// Fails all waiting requests with `error`.
+    pub(super) fn refuse_all(&mut self, error: PartitionError) {
         for waiting in self.waiting.drain(..).chain(self.waiting_here.drain(..)) {
-            waiting.promise.keep(Err(code));
+            waiting.promise.keep(Err(error));
         }
         for unsure in self.unsure.drain(..) {
-            unsure.what.deny(code);
+            unsure.what.deny(error);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! is committed. Its timers then stand still, and the heartbeats between the brokers' cores replace its own (see
 //! [`crate::liveness`]). Any event wakes the group.
 
-use super::Partition;
+use super::{Partition, errors::PartitionError};
 use crate::{
     core::{Core, Led},
     liveness,
@@ -15,7 +15,6 @@ use consensus::{
     plane::node_of,
     wire::{PeerMessage, Rest},
 };
-use net::errors::ErrorCode;
 use std::{rc::Rc, time::Duration};
 use types::{Position, Term};
 
@@ -48,7 +47,7 @@ impl Partition {
             if self.handing_over_until.get().is_some() {
                 self.held.borrow_mut().extend(state.take_waiting());
             }
-            state.refuse_all(ErrorCode::NotLeaderOrFollower);
+            state.refuse_all(PartitionError::NotLeader);
             state.gaps.clear();
             drop(state);
             core.coordinators.resign(self.group());
@@ -95,7 +94,7 @@ impl Partition {
     /// A leader is known, or the hand-over has failed: appends that met it are answered.
     pub(super) fn end_hand_over(&self) {
         if self.handing_over_until.take().is_some() {
-            self.held.take().into_iter().for_each(|held| held.keep(Err(ErrorCode::NotLeaderOrFollower)));
+            self.held.take().into_iter().for_each(|held| held.keep(Err(PartitionError::NotLeader)));
         }
     }
 
@@ -213,7 +212,7 @@ impl Partition {
             // These batches are in the log and may survive, but with fewer replicas than `min.insync.replicas` asks
             // for.
             for waiting in self.state.borrow_mut().waiting.drain(..) {
-                waiting.promise.keep(Err(ErrorCode::NotEnoughReplicasAfterAppend));
+                waiting.promise.keep(Err(PartitionError::TooFewInSyncSince));
             }
         }
     }

@@ -13,6 +13,8 @@
 //! | `reads` | consumers' reads |
 //! | `peering` | messages from and to the group's other replicas |
 //! | `catch_up` | sends a lagging replica the entries that it lacks |
+//! | `errors` | why a partition rejects a request |
+//! | `recovery` | the producers of a recovered partition |
 //! | `snapshots` | for a replica that lacks entries which the log no longer holds |
 //! | `health` | the metrics of partitions without a leader, or with a replica that is not in sync |
 //! | `leading` | a leader's timed work: in-sync replicas, rest, members, handover |
@@ -23,20 +25,24 @@
 pub mod admission;
 mod appending;
 mod catch_up;
+mod errors;
 mod health;
 mod leading;
 mod pacing;
 mod peering;
 pub mod producers;
 mod reads;
+mod recovery;
 pub mod replica;
 pub mod retention;
 mod snapshots;
 
 pub use appending::{Acks, Appended, Committed};
+pub use errors::PartitionError;
 pub use reads::{ColdFetch, FetchRead};
+pub use recovery::RecoverError;
 
-use appending::{Unsure, Waiting, refusal};
+use appending::{Unsure, Waiting};
 use catch_up::CatchUp;
 use health::Health;
 use pacing::Pacing;
@@ -56,7 +62,7 @@ use consensus::group::{
     ENTRY_NORMAL, Entry, EntryError, Group, Message, ReadIndex, SnapshotMark,
     descriptor::{self, EntryData},
 };
-use net::{errors::ErrorCode, records::batch::BatchHeader};
+use net::records::batch::BatchHeader;
 use runtime::planted;
 use slab::Slab;
 use std::{
@@ -139,7 +145,7 @@ pub struct Partition {
     /// The latest end of a handover that began here. Until then, appends that meet it are held.
     handing_over_until: Cell<Option<Duration>>,
     /// Appends that met the handover. They are rejected when the next leader is known.
-    held: RefCell<Vec<Promise<Result<Appended, ErrorCode>>>>,
+    held: RefCell<Vec<Promise<Result<Appended, PartitionError>>>>,
     /// Set after the leader was lost: ticks until this replica stands for election.
     stands_in: Cell<Option<u32>>,
     /// A snapshot that is being stepped.
@@ -179,7 +185,7 @@ impl Partition {
         });
         let tail: VecDeque<Tail> = tail.collect();
         let state = State {
-            producers: recover_producers(recovered)?,
+            producers: recovery::producers(recovered)?,
             end: recovered.next_offset,
             high_watermark,
             // A term that begins above the applied index is added when its first entry is applied.
@@ -260,11 +266,11 @@ impl Partition {
 
     /// The error for a client that takes this replica for the leader. It sends the client to find the leader, or
     /// reports failed storage while no other node leads.
-    pub fn why_not_led_here(&self, core: &Core) -> ErrorCode {
+    pub fn why_not_led_here(&self, core: &Core) -> PartitionError {
         let is_led_elsewhere = || core.leader_of(self.group()).is_some_and(|leader| leader.node != core.node());
         match self.state.borrow().failed && !is_led_elsewhere() {
-            true => ErrorCode::KafkaStorageError,
-            false => ErrorCode::NotLeaderOrFollower,
+            true => PartitionError::Storage,
+            false => PartitionError::NotLeader,
         }
     }
 
@@ -310,9 +316,9 @@ impl Partition {
 impl Partition {
     /// Moves the log's start to `offset`. This takes a log entry like any other, so every replica moves its start
     /// too.
-    pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), ErrorCode> {
+    pub fn trim(self: &Rc<Self>, core: &Rc<Core>, offset: u64) -> Result<(), PartitionError> {
         assert!(offset <= self.high_watermark(), "only committed records are trimmed");
-        self.replica.propose(EntryData::LogStart { offset }.encode(), None).map_err(refusal)?;
+        self.replica.propose(EntryData::LogStart { offset }.encode(), None)?;
         self.stir(core);
         replica::stage(core, &**self);
         Ok(())
@@ -535,7 +541,7 @@ impl Replicated for Partition {
     fn storage_failed(&self) {
         let mut state = self.state.borrow_mut();
         state.failed = true;
-        state.refuse_all(ErrorCode::KafkaStorageError);
+        state.refuse_all(PartitionError::Storage);
         drop(state);
         self.end_hand_over();
         self.pacing.freed.notify();
@@ -568,30 +574,4 @@ impl Partition {
         }
         None
     }
-}
-
-/// Why a partition can't be brought back.
-#[derive(Debug, thiserror::Error)]
-#[error("group {group}: {why}")]
-pub struct RecoverError {
-    group: GroupId,
-    why: String,
-}
-
-/// Restores the producers of the last checkpoint, then replays the batch headers after it up to the log's end.
-fn recover_producers(recovered: &RecoveredGroup) -> Result<Producers, RecoverError> {
-    let failed = |why: String| RecoverError { group: recovered.id, why };
-    let mut producers = match &recovered.app.blob {
-        blob if blob.is_empty() => Producers::default(),
-        blob => Producers::restore(blob).map_err(|error| failed(error.to_string()))?,
-    };
-    for entry in recovered.tail.iter().filter(|entry| entry.index > recovered.app.index) {
-        if let Some((span, payload)) = &entry.payload {
-            let info = BatchHeader::read(payload).map_err(|error| failed(error.to_string()))?;
-            if info.is_idempotent() {
-                producers.append(entry.index, &info, span.base_offset, span.max_timestamp);
-            }
-        }
-    }
-    Ok(producers)
 }

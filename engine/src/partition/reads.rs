@@ -1,14 +1,13 @@
 //! Consumers' reads of a partition: whole batches below its high watermark.
 
-use super::Partition;
+use super::{Partition, errors::PartitionError};
 use crate::core::Core;
 use bytes::Bytes;
-use net::errors::ErrorCode;
 use std::pin::Pin;
 use wal::store::read::{self as log_read, Read, ReadError};
 
 /// The rest of a read that needs the disk.
-pub type ColdFetch = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ErrorCode>>>>;
+pub type ColdFetch = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, PartitionError>>>>;
 
 /// A fetch's result from one partition.
 pub enum FetchRead {
@@ -16,20 +15,19 @@ pub enum FetchRead {
     Hot(Vec<Bytes>),
     /// From segments.
     Cold(ColdFetch),
-    Refused(ErrorCode),
+    Refused(PartitionError),
 }
 
 impl Partition {
-    /// KIP-320: a client with an older leader epoch is fenced. One with a newer epoch gets UNKNOWN_LEADER_EPOCH,
-    /// and retries.
-    pub fn check_epoch(&self, core: &Core, client: i32) -> Result<(), ErrorCode> {
+    /// KIP-320: a client with an older leader epoch is fenced. One with a newer epoch retries.
+    pub fn check_epoch(&self, core: &Core, client: i32) -> Result<(), PartitionError> {
         if !self.leads() {
             return Err(self.why_not_led_here(core));
         }
         match client.cmp(&self.leader_epoch()) {
             _ if client < 0 => Ok(()),
-            std::cmp::Ordering::Less => Err(ErrorCode::FencedLeaderEpoch),
-            std::cmp::Ordering::Greater => Err(ErrorCode::UnknownLeaderEpoch),
+            std::cmp::Ordering::Less => Err(PartitionError::EpochFenced),
+            std::cmp::Ordering::Greater => Err(PartitionError::EpochUnknown),
             std::cmp::Ordering::Equal => Ok(()),
         }
     }
@@ -44,15 +42,15 @@ impl Partition {
                 FetchRead::Cold(Box::pin(async move {
                     read.await.map(bytes).map_err(|error| {
                         if matches!(error, ReadError::Changed) {
-                            return ErrorCode::NotLeaderOrFollower;
+                            return PartitionError::LogChanged;
                         }
                         tracing::error!(partition = %name, offset, %error, "cannot read a segment");
-                        ErrorCode::KafkaStorageError
+                        PartitionError::Storage
                     })
                 }))
             }
-            Read::OffsetOutOfRange { .. } => FetchRead::Refused(ErrorCode::OffsetOutOfRange),
-            Read::UnknownGroup => FetchRead::Refused(ErrorCode::NotLeaderOrFollower),
+            Read::OffsetOutOfRange { .. } => FetchRead::Refused(PartitionError::OffsetOutOfRange),
+            Read::UnknownGroup => FetchRead::Refused(PartitionError::NotLeader),
         }
     }
 }

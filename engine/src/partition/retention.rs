@@ -62,7 +62,7 @@ fn look_at(core: &Rc<Core>, partition: &Rc<Partition>) {
     {
         tracing::info!(partition = %partition.name, start, "retention moves the log start");
         if let Err(error) = partition.trim(core, start) {
-            tracing::warn!(partition = %partition.name, ?error, "cannot move the log start");
+            tracing::warn!(partition = %partition.name, %error, "cannot move the log start");
         }
     }
 }

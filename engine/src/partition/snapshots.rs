@@ -41,6 +41,8 @@ enum BeginError {
     Short,
     #[error("its log begins at offset {0}, beyond the last offset {OFFSET_MAX}")]
     Offset(u64),
+    #[error("its log begins at offset {offset}, but records up to {committed} are committed here")]
+    BelowCommitted { offset: u64, committed: u64 },
     #[error(transparent)]
     Producers(#[from] RestoreError),
 }
@@ -116,11 +118,8 @@ impl Partition {
             return;
         }
         if index > self.replica.with(|raft| raft.commit()) && offset < self.high_watermark() {
-            let why = format!(
-                "its log begins at offset {offset}, but records up to {} are committed here",
-                self.high_watermark()
-            );
-            return tracing::warn!(partition = %self.name, why, "a snapshot was dropped");
+            let why = BeginError::BelowCommitted { offset, committed: self.high_watermark() };
+            return tracing::warn!(partition = %self.name, %why, "a snapshot was dropped");
         }
         self.coming.replace(Some(Coming { index, offset, producers, blob }));
         self.replica.with(|raft| raft.step_snapshot(message));

@@ -402,7 +402,7 @@ async fn read_partition(
             let nothing = Found::new(range, offset, Vec::new(), false);
             read_cold(core, partition, nothing, read, limit, wanted, room).await
         }
-        FetchRead::Refused(code) => Err(code),
+        FetchRead::Refused(error) => Err(error.into()),
     }
 }
 

@@ -24,11 +24,14 @@ use std::{
 
 use ahash::RandomState;
 use bytes::Bytes;
-use net::{errors::ErrorCode, records::batch::BatchHeader};
+use net::records::batch::BatchHeader;
 
-use crate::partition::producers::{
-    gaps::{Gap, is_ahead},
-    share::{Cut, Written},
+use crate::partition::{
+    errors::PartitionError,
+    producers::{
+        gaps::{Gap, is_ahead},
+        share::{Cut, Written},
+    },
 };
 
 pub use crate::partition::producers::blob::RestoreError;
@@ -83,11 +86,11 @@ impl Verdict {
     }
 
     /// The error for the producer, if the batch is rejected.
-    pub fn refusal(self) -> Option<ErrorCode> {
+    pub fn refusal(self) -> Option<PartitionError> {
         match self {
             Verdict::New | Verdict::Duplicate(_) => None,
-            Verdict::OutOfOrder { .. } => Some(ErrorCode::OutOfOrderSequenceNumber),
-            Verdict::Fenced { .. } => Some(ErrorCode::InvalidProducerEpoch),
+            Verdict::OutOfOrder { .. } => Some(PartitionError::OutOfSequence),
+            Verdict::Fenced { .. } => Some(PartitionError::ProducerFenced),
         }
     }
 }

@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use net::records::batch::BatchHeader;
 
-use crate::partition::producers::{Producers, RestoreError, Verdict};
+use crate::partition::{
+    errors::PartitionError,
+    producers::{Producers, RestoreError, Verdict},
+};
 
 fn header(producer_id: i64, epoch: i16, sequence: i32, count: i32) -> BatchHeader {
     BatchHeader {
@@ -132,10 +135,10 @@ fn what_is_committed_is_not_truncated() {
 }
 
 #[test]
-fn refusals_have_kafkas_codes() {
+fn a_verdict_that_rejects_has_an_error() {
     assert_eq!(Verdict::New.refusal(), None);
-    assert_eq!(Verdict::OutOfOrder { expected: 1, got: 2 }.refusal().map(|e| e.code()), Some(45));
-    assert_eq!(Verdict::Fenced { current_epoch: 1 }.refusal().map(|e| e.code()), Some(47));
+    assert_eq!(Verdict::OutOfOrder { expected: 1, got: 2 }.refusal(), Some(PartitionError::OutOfSequence));
+    assert_eq!(Verdict::Fenced { current_epoch: 1 }.refusal(), Some(PartitionError::ProducerFenced));
 }
 
 #[test]
