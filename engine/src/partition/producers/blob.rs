@@ -107,45 +107,57 @@ pub(crate) fn decode(blob: &[u8]) -> Result<(u64, HashMap<i64, Producer, RandomS
     }
     let mut producers = HashMap::with_capacity_and_hasher(count, RandomState::default());
     for _ in 0..count {
-        if rest.len() < PRODUCER_BYTES {
-            return Err(short);
-        }
-        let producer_id = rest.get_i64_le();
-        let mut producer = Producer::new(rest.get_i16_le());
-        let batches = usize::from(rest.get_u8());
-        rest.advance(1);
-        let impossible = RestoreError::Producer { producer_id };
-        if producer_id < 0 || batches == 0 || batches > CACHED_BATCHES {
-            return Err(impossible);
-        }
-        if rest.len() < batches * BATCH_BYTES {
-            return Err(short);
-        }
-        let mut newest = 0;
-        for _ in 0..batches {
-            let (first_sequence, last_sequence) = (rest.get_i32_le(), rest.get_i32_le());
-            let base_offset = rest.get_u64_le();
-            let last_offset = base_offset.checked_add(rest.get_u32_le().into()).filter(|last| *last <= OFFSET_MAX);
-            let (timestamp, at) = (rest.get_i64_le(), rest.get_u64_le());
-            if first_sequence < 0 || last_sequence < 0 || at <= newest || at > index {
-                return Err(impossible);
-            }
-            newest = at;
-            producer.push(WrittenBatch {
-                first_sequence,
-                last_sequence,
-                base_offset,
-                last_offset: last_offset.ok_or(impossible)?,
-                timestamp,
-                index: at,
-            });
-        }
+        let (producer_id, producer) = decode_producer(&mut rest, index, short)?;
         if producers.insert(producer_id, producer).is_some() {
-            return Err(impossible);
+            return Err(RestoreError::Producer { producer_id });
         }
     }
     match rest.len() {
         0 => Ok((index, producers)),
         bytes => Err(RestoreError::Trailing { bytes }),
     }
+}
+
+/// Takes one producer, all of whose batches are at or below the committed `index`. `short`: the error if bytes are
+/// missing.
+fn decode_producer(rest: &mut &[u8], index: u64, short: RestoreError) -> Result<(i64, Producer), RestoreError> {
+    if rest.len() < PRODUCER_BYTES {
+        return Err(short);
+    }
+    let producer_id = rest.get_i64_le();
+    let mut producer = Producer::new(rest.get_i16_le());
+    let batches = usize::from(rest.get_u8());
+    rest.advance(1);
+    let impossible = RestoreError::Producer { producer_id };
+    if producer_id < 0 || batches == 0 || batches > CACHED_BATCHES {
+        return Err(impossible);
+    }
+    if rest.len() < batches * BATCH_BYTES {
+        return Err(short);
+    }
+    let mut newest = 0;
+    for _ in 0..batches {
+        let batch =
+            decode_batch(rest).filter(|batch| newest < batch.index && batch.index <= index).ok_or(impossible)?;
+        newest = batch.index;
+        producer.push(batch);
+    }
+    Ok((producer_id, producer))
+}
+
+/// Takes one batch, whose bytes are there. `None`: no producer wrote such a batch.
+fn decode_batch(rest: &mut &[u8]) -> Option<WrittenBatch> {
+    let (first_sequence, last_sequence) = (rest.get_i32_le(), rest.get_i32_le());
+    let base_offset = rest.get_u64_le();
+    let last_offset = base_offset.checked_add(rest.get_u32_le().into()).filter(|last| *last <= OFFSET_MAX);
+    let (timestamp, index) = (rest.get_i64_le(), rest.get_u64_le());
+    let is_possible = first_sequence >= 0 && last_sequence >= 0;
+    last_offset.filter(|_| is_possible).map(|last_offset| WrittenBatch {
+        first_sequence,
+        last_sequence,
+        base_offset,
+        last_offset,
+        timestamp,
+        index,
+    })
 }
