@@ -264,7 +264,7 @@ pub async fn accept(core: Rc<Core>, bound: Bound) -> std::io::Result<()> {
                         // The count comes first, so that a client that sees the end finds itself counted.
                         core.metrics.connections_refused_total.add(1);
                         drop(accepted);
-                        closed(&core, peer, &why);
+                        closed(&core, peer, &why.to_string());
                     }
                 }
             }

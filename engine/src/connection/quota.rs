@@ -146,27 +146,33 @@ fn core_of(from: IpAddr, cores: usize) -> CoreId {
     CoreId((bits % cores as u128) as usize)
 }
 
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedConnection {
+    #[error("{max} connections from {from} are open (max.connections.per.ip); close some, or raise it")]
+    PerAddress { max: usize, from: IpAddr },
+    #[error(
+        "{max} connections are open (max.connections, or fewer if the limit of open files is low); close some, or raise \
+         it"
+    )]
+    Broker { max: usize },
+}
+
 /// Counts a connection from this address, or returns why it is refused. After `Ok`, the caller must [`leave`] at
 /// the end.
-pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), String> {
+pub async fn enter(core: &Rc<Core>, from: IpAddr) -> Result<(), RefusedConnection> {
     let from = from.to_canonical();
     if let Some(max) = core.config.max_connections_per_ip() {
         let to = core_of(from, core.cores());
         if !core.ask(to, EnterAddress { from, max }).await {
-            return Err(format!(
-                "{max} connections from {from} are open (max.connections.per.ip); close some, or raise it"
-            ));
+            return Err(RefusedConnection::PerAddress { max, from });
         }
     }
     let spread = &core.connections.spread;
     while !spread.enter() {
         let Some(on) = spread.most_silent() else {
             leave_address(core, from);
-            return Err(format!(
-                "{} connections are open (max.connections, or fewer if the limit of open files is low); close some, or \
-                 raise it",
-                spread.max
-            ));
+            return Err(RefusedConnection::Broker { max: spread.max });
         };
         core.ask(on, CloseOldest {}).await;
     }
