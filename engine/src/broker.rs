@@ -18,9 +18,9 @@ use crate::{
         meta::{self, META_CORE},
         node_id::Members,
         peers::Peers,
-        secret,
+        secret::{self, ClusterSecretError},
     },
-    config::{Config, ConfigError, value::Seeds},
+    config::{Config, value::Seeds},
     connection::{self, Spread},
     core::{
         Core, CoreParts, Identity, core_of,
@@ -80,25 +80,18 @@ const LAST_FLUSH_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    #[error(transparent)]
-    Bind(#[from] BindError),
+    #[error("{setting}: {source}")]
+    Bind { setting: &'static str, source: BindError },
     #[error("core {core}: {why}")]
     Core { core: usize, why: StartError },
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Secret(#[from] ClusterSecretError),
     #[error("data directory: {0}")]
     DataDir(StartError),
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
-}
-
-impl BrokerError {
-    /// Whether the data directory is damaged, so that no restart helps.
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Core { why, .. } | Self::DataDir(why) if why.is_damage())
-    }
 }
 
 /// Messages from the cores to the main thread.
@@ -148,9 +141,10 @@ impl Broker {
         let secret = secret::load(&config)?;
         let manifest = prepare_data_dir(&config, cpus, memory_per_core)?;
         let manifest = into_cluster(manifest, &config, secret.clone(), cpus, &stopped)?;
-        let mut bound = bind(config.kafka_addr, cpus.len())?.into_iter();
+        let bind = |setting, addr, count| bind(addr, count).map_err(|source| BrokerError::Bind { setting, source });
+        let mut bound = bind("kafka.addr", config.kafka_addr, cpus.len())?.into_iter();
         let kafka_addr = bound.as_slice()[0].addr();
-        let peer_bound = bind(config.peer_addr, 1)?.pop().expect("bind returns a listener per core");
+        let peer_bound = bind("peer.addr", config.peer_addr, 1)?.pop().expect("bind returns a listener per core");
         let peer_addr = peer_bound.addr();
         let mut peer_bound = Some(peer_bound);
         let (news, heard) = mpsc::channel();
@@ -269,7 +263,7 @@ pub async fn prepare(config: &Config, cores: usize, memory_per_core: u64) -> Res
     let manifest = match Manifest::read(&disk, data).await? {
         Some(manifest) if manifest.node != config.node_id => {
             let (owner, node) = (manifest.node, config.node_id);
-            return Err(StartError::other(DataDirError::OtherBroker { dir: data.clone(), owner, node }));
+            return Err(StartError::OtherBroker(DataDirError::OtherBroker { dir: data.clone(), owner, node }));
         }
         Some(manifest) => manifest,
         None => Manifest {
@@ -398,7 +392,7 @@ async fn run_core(
         meta::start(&core, accept, &members).await?;
     }
     if core.until_serving().await {
-        shared.news.send(News::Ready).map_err(|_| StartError::other("the broker's start was abandoned"))?;
+        shared.news.send(News::Ready).map_err(|_| StartError::Abandoned)?;
         rt::spawn(connection::close_idle(core.clone()));
         rt::spawn(connection::close_stalled(core.clone()));
         rt::spawn(crate::core::turn_probe::run(core.clone()));

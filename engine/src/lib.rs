@@ -8,7 +8,6 @@ pub mod config;
 pub mod connection;
 pub mod coordinator;
 pub mod core;
-pub mod failure;
 pub mod handlers;
 pub mod host;
 pub mod liveness;
@@ -17,6 +16,7 @@ pub mod metrics;
 pub mod partition;
 pub mod serve;
 pub mod start_error;
+mod stdout;
 
 use runtime as rt;
 use runtime::{clock, sync};

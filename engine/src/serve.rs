@@ -23,44 +23,84 @@ use signal_hook::{
 
 use crate::{
     admin::{
-        self, Admin,
+        self, Admin, AdminError,
         pages::{About, Site},
     },
     broker::{Broker, BrokerError},
-    cluster::secret,
-    config::Config,
-    failure::{Failure, print},
+    cluster::secret::{self, ClusterSecretError},
+    config::{Config, Conflict},
     host::{
         banner,
         cgroup::Cgroups,
-        cpus,
-        data_dir::DataDir,
-        limits::{self, Budget},
+        cpus::{self, CorePlan, CpuError},
+        data_dir::{DataDir, DataDirError},
+        limits::{self, Budget, Descriptors, LimitError, UringError},
         logging,
     },
     metrics::Metrics,
+    stdout::{StdoutError, print},
 };
 
+/// Why the broker does not start, or does not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    #[error(transparent)]
+    Secret(#[from] ClusterSecretError),
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
+    #[error(transparent)]
+    Limits(#[from] LimitError),
+    #[error(transparent)]
+    Uring(#[from] UringError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+    #[error(transparent)]
+    Stdout(#[from] StdoutError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// What the system grants this process.
+struct Grants {
+    plan: CorePlan,
+    budget: Budget,
+    open_files: u64,
+    descriptors: Descriptors,
+    memlock: Option<u64>,
+}
+
+impl Grants {
+    /// Raises the limits as far as allowed. Fails if the broker needs more, or if the settings do not fit the cores.
+    fn obtain(config: &mut Config) -> Result<Self, ServeError> {
+        let cgroups = Cgroups::discover();
+        let plan = cpus::plan(config.cores.as_ref(), &cgroups)?;
+        let cores = plan.cpus.len();
+        config.fit_rings(cores);
+        config.check_cores(cores)?;
+        secret::check(config)?;
+        let budget = Budget::new(config, &cgroups, cores)?;
+        let open_files = limits::raise_open_files()?;
+        let descriptors = limits::descriptors(config, open_files, cores, admin::DESCRIPTORS)?;
+        let memlock = limits::raise_memlock()?;
+        limits::check_io_uring()?;
+        Ok(Self { plan, budget, open_files, descriptors, memlock })
+    }
+}
+
 /// Runs the broker until SIGTERM or SIGINT.
-pub fn run(mut config: Config) -> Result<(), Failure> {
+pub fn run(mut config: Config) -> Result<(), ServeError> {
     logging::start(&config.log_filter);
     logging::abort_on_panic();
-    let cgroups = Cgroups::discover();
-    let plan = cpus::plan(config.cores.as_ref(), &cgroups).map_err(Failure::other)?;
-    let cores = plan.cpus.len();
-    config.fit_rings(cores);
-    config.check_cores(cores)?;
-    secret::check(&config)?;
-    let budget = Budget::new(&config, &cgroups, cores).map_err(Failure::other)?;
-    let open_files = limits::raise_open_files().map_err(Failure::other)?;
-    let descriptors = limits::descriptors(&config, open_files, cores, admin::DESCRIPTORS).map_err(Failure::other)?;
-    let memlock = limits::raise_memlock().map_err(Failure::other)?;
-    limits::check_io_uring().map_err(Failure::other)?;
-    let data_dir = DataDir::open(&config.data_dir).map_err(Failure::other)?;
-    let o_direct = data_dir.takes_o_direct().map_err(|e| {
-        Failure::Other(format!("cannot write in the data directory {}: {e}", data_dir.path().display()))
-    })?;
-    let admin = Admin::bind(config.admin_addr).map_err(Failure::other)?;
+    let Grants { plan, budget, open_files, descriptors, memlock } = Grants::obtain(&mut config)?;
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let o_direct = data_dir.takes_o_direct()?;
+    let admin = Admin::bind(config.admin_addr)?;
     let found = banner::Found {
         plan: &plan,
         budget: &budget,
@@ -73,9 +113,9 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
         o_direct,
     };
     print(&banner::beginning(&config, &found))?;
-    let signals = Signals::new().map_err(|e| Failure::Other(format!("cannot wait for signals: {e}")))?;
+    let signals = Signals::new().map_err(ServeError::Signals)?;
 
-    let metrics = Arc::new(Metrics::new(cores));
+    let metrics = Arc::new(Metrics::new(plan.cpus.len()));
     let about = About {
         node_id: config.node_id,
         cpus: plan.cpus.clone(),
@@ -85,15 +125,14 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     };
     let site = Arc::new(Site::new(about, metrics.clone()));
     let admin_addr = admin.addr();
-    admin.start(site.clone()).map_err(Failure::other)?;
+    admin.start(site.clone())?;
 
     config.segment_files_max = descriptors.segment_files;
     config.max_connections = descriptors.connections;
     config.peer_max_connections = descriptors.peer_connections;
     config.data_dir = data_dir.path().to_owned();
     let config = Arc::new(config);
-    let stopped = || signals.is_pending();
-    let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, stopped).map_err(failure)?;
+    let broker = Broker::start(config.clone(), &plan, budget.per_core_bytes, metrics, || signals.is_pending())?;
     if broker.serves() {
         site.ready(broker.kafka_addr(), broker.cluster_id());
         print(&banner::listening(&config, broker.kafka_addr(), admin_addr))?;
@@ -101,14 +140,10 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
 
     signals.wait();
     site.stopping();
-    broker.stop().map_err(Failure::other)?;
+    broker.stop()?;
     // Hold the lock until nothing writes to the directory any more.
     drop(data_dir);
     Ok(())
-}
-
-fn failure(error: BrokerError) -> Failure {
-    if error.is_damage() { Failure::Damaged(error.to_string()) } else { Failure::other(error) }
 }
 
 /// SIGTERM and SIGINT. The first one asks for a clean stop, even during the start. The second one ends the process.

@@ -1,14 +1,25 @@
-//! The documented tables of settings equal those in the code.
+//! The documented tables of settings and of exit statuses equal those in the code.
 
-use engine::cli::config as cli_config;
+use engine::cli::{config as cli_config, status};
+use std::path::Path;
 
-/// Compares the part of deploy/docs/configuration.md between two marks with the table that the code makes.
-fn compare(begin: &str, end: &str, expected: &str) {
-    let reference =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/docs/configuration.md")).unwrap();
+/// Compares the part of a page between two marks with the table that the code makes.
+fn compare_in(page: &str, begin: &str, end: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/docs").join(page);
+    let reference = std::fs::read_to_string(path).unwrap();
     let (_, rest) = reference.split_once(begin).expect("the page has the table's first mark");
     let (table, _) = rest.split_once(end).expect("the page has the table's last mark");
-    assert!(table == expected, "deploy/docs/configuration.md differs; after '{}' belongs:\n\n{expected}", begin.trim());
+    assert!(table == expected, "deploy/docs/{page} differs; after '{}' belongs:\n\n{expected}", begin.trim());
+}
+
+fn compare(begin: &str, end: &str, expected: &str) {
+    compare_in("configuration.md", begin, end, expected);
+}
+
+#[test]
+fn the_manual_lists_the_exit_statuses_as_they_are() {
+    let begin = "<!-- exit statuses: made by the code; a test compares -->\n";
+    compare_in("operating.md", begin, "<!-- end of exit statuses -->", &status::markdown());
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub use command::{
     Command, DecodeError, LeaderReport, Origin, Request, WatermarkReport, decode, decode_requests, encode,
     encode_requests,
 };
+pub use encoding::RestoreError;
 pub use names::{NameError, check_topic_name};
 pub use query::{
     ANSWERS_BYTES_MAX, Assignment, QUERIES_MAX, Query, QueryAnswer, decode_queries, decode_query_answers,

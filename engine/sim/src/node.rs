@@ -34,7 +34,7 @@ use wal::{
         sim::{Fate, Kind, SimDisk},
     },
     ring::RingConfig,
-    store::StoreConfig,
+    store::{OpenError, StoreConfig},
 };
 
 const DATA: &str = "/data";
@@ -256,30 +256,30 @@ impl Node {
             // An operator who cannot change the number of cores, because the disk is full, goes back to the former one.
             if node.ailment.get().full && node.count.get() != before {
                 if let Err(why) = &booted
-                    && why.contains("cannot change the number of cores")
+                    && why.to_string().contains("cannot change the number of cores")
                 {
                     node.count.set(before);
                     booted = node.boot().await;
                 }
             }
             if let Err(why) = booted {
-                *node.refused.borrow_mut() = Some(why);
+                *node.refused.borrow_mut() = Some(why.to_string());
             }
         });
     }
 
-    async fn boot(self: &Rc<Self>) -> Result<(), String> {
+    async fn boot(self: &Rc<Self>) -> Result<(), StartError> {
         let disk = self.disk.borrow().clone();
-        let refused = |error: std::io::Error| error.to_string();
-        disk.create_dir(DATA.as_ref()).await.map_err(refused)?;
-        disk.sync_dir("/".as_ref()).await.map_err(refused)?;
+        let failed = |source| OpenError::Io { what: DATA.to_owned(), source };
+        disk.create_dir(DATA.as_ref()).await.map_err(failed)?;
+        disk.sync_dir("/".as_ref()).await.map_err(failed)?;
         let config = Arc::new(self.config());
         let count = self.count.get();
-        let mut manifest = broker::prepare(&config, count, MEMORY).await.map_err(|error| error.to_string())?;
+        let mut manifest = broker::prepare(&config, count, MEMORY).await?;
         if manifest.cluster_id.is_none() {
             manifest.founding = self.founding.peers(self.id, manifest.peer).await;
             manifest.cluster_id = Some("simulated".to_owned());
-            manifest.write(&disk, DATA.as_ref()).await.map_err(|error| error.to_string())?;
+            manifest.write(&disk, DATA.as_ref()).await?;
         }
         let about = Rc::new(About::new(
             &manifest,

@@ -9,7 +9,7 @@ use net::{
     StrBytes,
     client::blocking::Client,
     codec::api::ApiKey,
-    errors,
+    errors::{self, ErrorCode},
     messages::{
         DescribeClusterRequest, DescribeClusterResponse, DescribeQuorumRequest, DescribeQuorumResponse,
         MetadataRequest, MetadataResponse, TopicName,
@@ -19,10 +19,7 @@ use net::{
 };
 use serde_json::{Value, json};
 
-use crate::{
-    cli::client::{self, connect, failed},
-    failure::Failure,
-};
+use crate::cli::client::{self, CommandError, Refused, connect};
 
 /// Kafka's name for the metadata log.
 const METADATA_TOPIC: &str = "__cluster_metadata";
@@ -58,7 +55,7 @@ pub fn command() -> Command {
 }
 
 /// Runs the command and returns the text to print.
-pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
+pub fn run(matches: &ArgMatches) -> Result<String, CommandError> {
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let bootstrap = matches.get_one::<String>("bootstrap").expect("it has a default");
     let cluster = ask(&mut connect(bootstrap)?)?;
@@ -68,33 +65,25 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     })
 }
 
-fn ask(client: &mut Client) -> Result<Cluster, Failure> {
-    let fenced = client.version(ApiKey::DescribeCluster).map_err(failed)? >= FENCED_FROM;
+fn ask(client: &mut Client) -> Result<Cluster, CommandError> {
+    let fenced = client.version(ApiKey::DescribeCluster)? >= FENCED_FROM;
     let request = DescribeClusterRequest::default().with_include_fenced_brokers(fenced);
-    let described = client.call(request).map_err(failed)?;
-    refusal("describe the cluster", described.error_code, described.error_message.as_ref())?;
+    let described = client.call(request)?;
+    Refused::check("the broker can't describe the cluster", described.error_code, described.error_message.as_ref())?;
 
     let partition = describe_quorum_request::PartitionData::default();
     let topic = TopicData::default()
         .with_topic_name(TopicName(StrBytes::from_static_str(METADATA_TOPIC)))
         .with_partitions(vec![partition]);
-    let quorum = client.call(DescribeQuorumRequest::default().with_topics(vec![topic])).map_err(failed)?;
+    let quorum = client.call(DescribeQuorumRequest::default().with_topics(vec![topic]))?;
 
     let request = MetadataRequest::default().with_topics(None).with_allow_auto_topic_creation(false);
-    let metadata = client.call(request).map_err(failed)?;
+    let metadata = client.call(request)?;
     if let Some(topic) = metadata.topics.iter().find(|topic| topic.error_code != errors::NONE) {
         let name = topic.name.as_ref().map_or("", |name| name.0.as_str());
-        refusal(&format!("describe topic '{name}'"), topic.error_code, None)?;
+        Refused::check(format!("the broker can't describe topic '{name}'"), topic.error_code, None)?;
     }
     Ok(Cluster::from(&described, &quorum, &metadata))
-}
-
-/// Turns a broker's error into a failure of the command.
-fn refusal(what: &str, code: i16, message: Option<&StrBytes>) -> Result<(), Failure> {
-    errors::check(code).map_err(|error| match message.filter(|message| !message.is_empty()) {
-        Some(message) => Failure::Other(format!("the broker can't {what}: {message} ({error:?})")),
-        None => Failure::Other(format!("the broker can't {what}: {error} ({error:?})")),
-    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,11 +141,31 @@ struct Quorum {
     high_watermark: i64,
 }
 
+/// Why the metadata quorum is unknown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum QuorumError {
+    /// The broker's own words.
+    #[error("{0}")]
+    Told(String),
+    #[error("{0}")]
+    Code(ErrorCode),
+    #[error("the broker's answer has no quorum")]
+    Missing,
+}
+
+impl QuorumError {
+    fn check(code: i16, message: Option<&StrBytes>) -> Result<(), Self> {
+        errors::check(code).map_err(|code| match message.filter(|message| !message.is_empty()) {
+            Some(message) => Self::Told(message.to_string()),
+            None => Self::Code(code),
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Cluster {
     id: String,
-    /// `Err`: why it is unknown.
-    quorum: Result<Quorum, String>,
+    quorum: Result<Quorum, QuorumError>,
     nodes: BTreeMap<i32, Node>,
     partitions: usize,
     under_replicated: usize,
@@ -170,28 +179,11 @@ impl Cluster {
             let address = Some((broker.host.to_string(), broker.port));
             nodes.insert(broker.broker_id.0, Node { address, fenced: broker.is_fenced, ..UNKNOWN });
         }
-        let quorum = quorum_of(quorum);
         let id = described.cluster_id.to_string();
-        let mut cluster =
-            Cluster { id, quorum: Err(String::new()), nodes, partitions: 0, under_replicated: 0, leaderless: 0 };
-        cluster.quorum = quorum.map(|partition| cluster.add_members(partition));
+        let quorum = quorum_of(quorum).map(|partition| add_members(&mut nodes, partition));
+        let mut cluster = Cluster { id, quorum, nodes, partitions: 0, under_replicated: 0, leaderless: 0 };
         cluster.count(metadata);
         cluster
-    }
-
-    fn add_members(&mut self, partition: &PartitionData) -> Quorum {
-        let leader = partition.leader_id.0;
-        let members = || partition.current_voters.iter().chain(&partition.observers);
-        let of_leader = members().find(|member| member.replica_id.0 == leader);
-        let voters = partition.current_voters.iter().map(|member| (member, Role::Voter));
-        for (member, role) in voters.chain(partition.observers.iter().map(|member| (member, Role::Observer))) {
-            let node = self.nodes.entry(member.replica_id.0).or_insert(UNKNOWN);
-            node.role = if member.replica_id.0 == leader { Role::Leader } else { role };
-            // Compared by the leader's own clock, whatever time it shows.
-            node.heard_ms_ago = of_leader.and_then(|leader| known(leader).zip(known(member))).map(|(now, at)| now - at);
-            node.lag = of_leader.map(|leader| (leader.log_end_offset - member.log_end_offset).max(0));
-        }
-        Quorum { leader, epoch: partition.leader_epoch, high_watermark: partition.high_watermark }
     }
 
     fn count(&mut self, metadata: &MetadataResponse) {
@@ -276,7 +268,7 @@ impl Cluster {
             Ok(Quorum { leader, epoch, high_watermark }) => {
                 json!({ "leader": leader, "epoch": epoch, "committed": high_watermark })
             }
-            Err(why) => json!({ "leader": null, "error": why }),
+            Err(why) => json!({ "leader": null, "error": why.to_string() }),
         };
         json!({
             "cluster_id": self.id,
@@ -290,18 +282,28 @@ impl Cluster {
 }
 
 /// The only partition in the answer, or why there is none.
-fn quorum_of(response: &DescribeQuorumResponse) -> Result<&PartitionData, String> {
-    let told = |code: i16, message: &Option<StrBytes>| {
-        errors::check(code).map_err(|error| match message {
-            Some(message) if !message.is_empty() => message.to_string(),
-            _ => error.to_string(),
-        })
-    };
-    told(response.error_code, &response.error_message)?;
+fn quorum_of(response: &DescribeQuorumResponse) -> Result<&PartitionData, QuorumError> {
+    QuorumError::check(response.error_code, response.error_message.as_ref())?;
     let partition = response.topics.first().and_then(|topic| topic.partitions.first());
-    let partition = partition.ok_or("the broker's answer has no quorum")?;
-    told(partition.error_code, &partition.error_message)?;
+    let partition = partition.ok_or(QuorumError::Missing)?;
+    QuorumError::check(partition.error_code, partition.error_message.as_ref())?;
     Ok(partition)
+}
+
+/// Adds the members of the metadata quorum to the brokers.
+fn add_members(nodes: &mut BTreeMap<i32, Node>, partition: &PartitionData) -> Quorum {
+    let leader = partition.leader_id.0;
+    let members = || partition.current_voters.iter().chain(&partition.observers);
+    let of_leader = members().find(|member| member.replica_id.0 == leader);
+    let voters = partition.current_voters.iter().map(|member| (member, Role::Voter));
+    for (member, role) in voters.chain(partition.observers.iter().map(|member| (member, Role::Observer))) {
+        let node = nodes.entry(member.replica_id.0).or_insert(UNKNOWN);
+        node.role = if member.replica_id.0 == leader { Role::Leader } else { role };
+        // Compared by the leader's own clock, whatever time it shows.
+        node.heard_ms_ago = of_leader.and_then(|leader| known(leader).zip(known(member))).map(|(now, at)| now - at);
+        node.lag = of_leader.map(|leader| (leader.log_end_offset - member.log_end_offset).max(0));
+    }
+    Quorum { leader, epoch: partition.leader_epoch, high_watermark: partition.high_watermark }
 }
 
 /// The time at which the leader last heard from a member, in ms since the epoch by the leader's clock. `None` if the
@@ -415,12 +417,12 @@ mod tests {
     #[test]
     fn a_quorum_that_is_not_known_leaves_the_rest() {
         let refused = DescribeQuorumResponse::default()
-            .with_error_code(errors::ErrorCode::NotLeaderOrFollower.code())
+            .with_error_code(ErrorCode::NotLeaderOrFollower.code())
             .with_error_message(Some(StrBytes::from_static_str("there is none")));
         let told = cluster(refused);
         assert!(told.text().contains("metadata    no leader is known: there is none\n"), "{}", told.text());
         assert!(told.text().contains("1       host:9092  alive   -     -    -"), "{}", told.text());
         assert_eq!(told.json()["metadata"], json!({ "leader": null, "error": "there is none" }));
-        assert!(cluster(DescribeQuorumResponse::default()).quorum.unwrap_err().contains("no quorum"));
+        assert_eq!(cluster(DescribeQuorumResponse::default()).quorum, Err(QuorumError::Missing));
     }
 }

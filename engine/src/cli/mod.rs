@@ -4,6 +4,7 @@
 pub mod client;
 pub mod cluster;
 pub mod config;
+pub mod status;
 pub mod topic;
 pub mod wal;
 
@@ -12,14 +13,15 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::PathBufValueParser};
 
 use crate::{
+    cli::status::{Failure, Status},
     config::{
         Config, ConfigError, SETTINGS,
         layers::{self, FlagValue},
         setting,
         value::Kind,
     },
-    failure::{Failure, print},
     serve,
+    stdout::print,
 };
 
 const ABOUT: &str = "Millrace, a Kafka-compatible streaming broker: one pinned thread per core";
@@ -44,42 +46,41 @@ Examples:
   millrace serve --kafka-addr 0.0.0.0:9092 --advertised-kafka-addr kafka.example:9092
   MILLRACE_DATA_DIR=/srv/millrace millrace serve --set log.retention.hours=24";
 
-/// Exit status for an invalid command line or setting. `clap` uses the same.
-const REFUSED: u8 = 2;
-/// Exit status for a damaged data directory.
-const DAMAGED: u8 = 3;
-
 /// Runs the program.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
-            // Help and version arrive here too. They go to stdout with status 0. A closed pipe is no error.
+            // Help and version arrive here too. They go to stdout, and are no error. A closed pipe is none either.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
+            return exit(if error.use_stderr() { Status::Refused } else { Status::Done });
         }
     };
-    let done = match matches.subcommand() {
-        None => settings(&matches).and_then(serve::run),
-        Some(("serve", matches)) => settings(matches).and_then(serve::run),
-        Some(("config", matches)) => settings(matches).and_then(|config| print(&self::config::listing(&config))),
-        Some(("topic", matches)) => topic::run(matches).and_then(|text| print(&text)),
-        Some(("cluster", matches)) => cluster::run(matches).and_then(|text| print(&text)),
-        Some(("wal", matches)) => wal::run(matches).and_then(|text| print(&text)),
-        Some(("version", _)) => print(&format!("millrace {}\n", env!("CARGO_PKG_VERSION"))),
-        Some((other, _)) => unreachable!("clap knows no subcommand '{other}'"),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match run_command(&matches) {
+        Ok(()) => exit(Status::Done),
         Err(failure) => {
             eprintln!("millrace: {failure}");
-            match failure {
-                Failure::Config(_) => ExitCode::from(REFUSED),
-                Failure::Damaged(_) => ExitCode::from(DAMAGED),
-                Failure::Other(_) => ExitCode::FAILURE,
-            }
+            exit(failure.status())
         }
     }
+}
+
+fn exit(status: Status) -> ExitCode {
+    ExitCode::from(status as u8)
+}
+
+fn run_command(matches: &ArgMatches) -> Result<(), Failure> {
+    let text = match matches.subcommand() {
+        None => return Ok(serve::run(settings(matches)?)?),
+        Some(("serve", matches)) => return Ok(serve::run(settings(matches)?)?),
+        Some(("config", matches)) => self::config::listing(&settings(matches)?),
+        Some(("topic", matches)) => topic::run(matches)?,
+        Some(("cluster", matches)) => cluster::run(matches)?,
+        Some(("wal", matches)) => wal::run(matches)?,
+        Some(("version", _)) => format!("millrace {}\n", env!("CARGO_PKG_VERSION")),
+        Some((other, _)) => unreachable!("clap knows no subcommand '{other}'"),
+    };
+    Ok(print(&text)?)
 }
 
 fn command() -> Command {
@@ -91,8 +92,8 @@ fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .after_help(EXAMPLES)
-        .subcommand(with_settings(serve).after_help(SERVE_EXAMPLES))
+        .after_help(format!("{EXAMPLES}\n\n{}", status::help()))
+        .subcommand(with_settings(serve).after_help(format!("{SERVE_EXAMPLES}\n\n{}", status::help())))
         .subcommand(topic::command())
         .subcommand(cluster::command())
         .subcommand(wal::command())
@@ -138,15 +139,19 @@ fn with_settings(command: Command) -> Command {
         )
 }
 
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("write it as NAME=VALUE")]
+pub struct NoNameAndValue;
+
 /// Parses `NAME=VALUE`. The value may contain further equals signs.
-pub fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub fn name_and_value(text: &str) -> Result<(String, String), NoNameAndValue> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write it as NAME=VALUE".to_owned()),
+        _ => Err(NoNameAndValue),
     }
 }
 
-fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
+fn settings(matches: &ArgMatches) -> Result<Config, ConfigError> {
     let own = SETTINGS.iter().filter_map(|setting| {
         let flag = format!("--{}", setting.flag?);
         let value = matches.get_one::<String>(setting.name)?;
@@ -158,7 +163,7 @@ fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
     let flags: Vec<FlagValue> = by_name.chain(own).collect();
     for (at, flag) in flags.iter().enumerate() {
         if setting(&flag.name).is_some() && flags[..at].iter().any(|earlier| earlier.name == flag.name) {
-            return Err(ConfigError(format!("{} is given more than once; give it once", flag.name)).into());
+            return Err(ConfigError::Twice { name: flag.name.clone() });
         }
     }
     // A value that is not UTF-8 is invalid. The loop must still report it if the variable is ours, or it would be lost
@@ -168,16 +173,14 @@ fn settings(matches: &ArgMatches) -> Result<Config, Failure> {
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => variables.push((name, value)),
             (Ok(name), Err(_)) if name.starts_with(crate::config::VARIABLE_PREFIX) => {
-                return Err(
-                    ConfigError(format!("environment variable {name} is not UTF-8; correct or unset it")).into()
-                );
+                return Err(ConfigError::NotUtf8 { name });
             }
             _ => {}
         }
     }
     let file = matches.get_one::<PathBuf>("config").cloned();
     let file = file.or_else(|| std::env::var_os("MILLRACE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from));
-    Ok(layers::load(file.as_deref(), variables.into_iter(), &flags)?)
+    layers::load(file.as_deref(), variables.into_iter(), &flags)
 }
 
 #[cfg(test)]
@@ -217,6 +220,20 @@ mod tests {
         ] {
             let refusal = parse(args).unwrap_err();
             assert!(refusal.contains(part), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_the_broker_lists_every_exit_status() {
+        let mut command = command();
+        command.build();
+        let serve = command.find_subcommand_mut("serve").expect("the broker is a subcommand").render_help();
+        for help in [command.render_help(), serve] {
+            let help = help.to_string();
+            for (status, meaning) in status::STATUSES {
+                let line = format!("  {}  {}\n", *status as u8, meaning.trim());
+                assert!(help.contains(&line), "no '{line}' in: {help}");
+            }
         }
     }
 

@@ -8,7 +8,6 @@ use net::{
     StrBytes,
     client::blocking::Client,
     codec::api::ApiKey,
-    errors::{self, ErrorCode},
     messages::{
         CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest, MetadataRequest, MetadataResponse, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
@@ -22,10 +21,10 @@ use net::{
 
 use crate::{
     cli::{
-        client::{self, TIMEOUT, connect, failed},
+        client::{self, CommandError, Refused, TIMEOUT, connect},
         name_and_value,
     },
-    failure::Failure,
+    stdout::print,
 };
 
 /// From this version on, DeleteTopics names topics by name or id.
@@ -88,7 +87,7 @@ pub fn command() -> Command {
 }
 
 /// Runs the command and returns the text to print.
-pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
+pub fn run(matches: &ArgMatches) -> Result<String, CommandError> {
     let (verb, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let bootstrap = matches.get_one::<String>("bootstrap").expect("it has a default");
     let mut client = connect(bootstrap)?;
@@ -106,17 +105,8 @@ fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
 
-/// Turns a broker's error for one topic into text: its code, and its message if there is one.
-fn refusal(what: &str, code: i16, message: Option<&StrBytes>) -> Result<(), String> {
-    errors::check(code).map_err(|error| match message.filter(|message| !message.is_empty()) {
-        Some(message) => format!("{what}: {message} ({error:?})"),
-        None if error == ErrorCode::UnknownTopicOrPartition => format!("{what}: there is no such topic"),
-        None => format!("{what}: {error} ({error:?})"),
-    })
-}
-
 /// Prints the successes even if something else failed.
-fn outcome(lines: Vec<Result<String, String>>) -> Result<String, Failure> {
+fn outcome(lines: impl Iterator<Item = Result<String, Refused>>) -> Result<String, CommandError> {
     let (mut done, mut refused) = (String::new(), Vec::new());
     for line in lines {
         match line {
@@ -127,11 +117,11 @@ fn outcome(lines: Vec<Result<String, String>>) -> Result<String, Failure> {
     if refused.is_empty() {
         return Ok(done);
     }
-    crate::failure::print(&done)?;
-    Err(Failure::Other(refused.join("\nmillrace: ")))
+    print(&done)?;
+    Err(CommandError::Refused(refused))
 }
 
-fn create(client: &mut Client, names: &[&str], matches: &ArgMatches) -> Result<String, Failure> {
+fn create(client: &mut Client, names: &[&str], matches: &ArgMatches) -> Result<String, CommandError> {
     let configs = matches.get_many::<(String, String)>("config").into_iter().flatten().map(|(name, value)| {
         CreatableTopicConfig::default()
             .with_name(StrBytes::from_string(name.clone()))
@@ -143,16 +133,16 @@ fn create(client: &mut Client, names: &[&str], matches: &ArgMatches) -> Result<S
         .with_configs(configs.collect());
     let topics = names.iter().map(|name| template.clone().with_name(topic_name(name))).collect();
     let request = CreateTopicsRequest::default().with_topics(topics).with_timeout_ms(timeout_ms());
-    let response = client.call(request).map_err(failed)?;
+    let response = client.call(request)?;
     let lines = response.topics.iter().map(|topic| {
         let name = topic.name.0.as_str();
-        refusal(&format!("cannot create topic '{name}'"), topic.error_code, topic.error_message.as_ref())?;
+        Refused::check(format!("cannot create topic '{name}'"), topic.error_code, topic.error_message.as_ref())?;
         Ok(match topic.num_partitions {
             count @ 1.. => format!("created {name}: partitions {count}, replicas {}\n", topic.replication_factor),
             _ => format!("created {name}\n"),
         })
     });
-    outcome(lines.collect())
+    outcome(lines)
 }
 
 /// Half of the connection's timeout, so that the broker's own answer arrives before it.
@@ -160,24 +150,24 @@ fn timeout_ms() -> i32 {
     i32::try_from(TIMEOUT.as_millis() / 2).expect("the time is short")
 }
 
-fn metadata(client: &mut Client, names: Option<&[&str]>) -> Result<MetadataResponse, Failure> {
+fn metadata(client: &mut Client, names: Option<&[&str]>) -> Result<MetadataResponse, CommandError> {
     let topics = names.map(|names| {
         names.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name)))).collect()
     });
     // Looking at a topic must not create it.
     let request = MetadataRequest::default().with_topics(topics).with_allow_auto_topic_creation(false);
-    client.call(request).map_err(failed)
+    Ok(client.call(request)?)
 }
 
 fn name_of(topic: &MetadataResponseTopic) -> &str {
     topic.name.as_ref().map_or("", |name| name.0.as_str())
 }
 
-fn list(client: &mut Client) -> Result<String, Failure> {
+fn list(client: &mut Client) -> Result<String, CommandError> {
     let mut response = metadata(client, None)?;
     response.topics.sort_by(|a, b| name_of(a).cmp(name_of(b)));
     for topic in &response.topics {
-        refusal(&format!("cannot list topic '{}'", name_of(topic)), topic.error_code, None).map_err(Failure::Other)?;
+        Refused::check(format!("cannot list topic '{}'", name_of(topic)), topic.error_code, None)?;
     }
     let names: Vec<&str> = response.topics.iter().map(name_of).collect();
     let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
@@ -188,7 +178,7 @@ fn list(client: &mut Client) -> Result<String, Failure> {
     Ok(rows.collect())
 }
 
-fn describe(client: &mut Client, names: &[&str]) -> Result<String, Failure> {
+fn describe(client: &mut Client, names: &[&str]) -> Result<String, CommandError> {
     let response = metadata(client, Some(names))?;
     let resources = names.iter().map(|name| {
         DescribeConfigsResource::default()
@@ -197,18 +187,18 @@ fn describe(client: &mut Client, names: &[&str]) -> Result<String, Failure> {
             .with_configuration_keys(None)
     });
     let request = DescribeConfigsRequest::default().with_resources(resources.collect());
-    let configs = client.call(request).map_err(failed)?.results;
+    let configs = client.call(request)?.results;
     let lines = response.topics.iter().map(|topic| {
         let name = name_of(topic);
-        refusal(&format!("cannot describe topic '{name}'"), topic.error_code, None)?;
+        Refused::check(format!("cannot describe topic '{name}'"), topic.error_code, None)?;
         let configs = configs.iter().find(|result| result.resource_name.as_str() == name);
         if let Some(result) = configs {
             let what = format!("cannot describe the settings of topic '{name}'");
-            refusal(&what, result.error_code, result.error_message.as_ref())?;
+            Refused::check(what, result.error_code, result.error_message.as_ref())?;
         }
         Ok(describe_topic(topic, configs))
     });
-    outcome(lines.collect())
+    outcome(lines)
 }
 
 fn describe_topic(topic: &MetadataResponseTopic, configs: Option<&DescribeConfigsResult>) -> String {
@@ -240,21 +230,21 @@ fn describe_topic(topic: &MetadataResponseTopic, configs: Option<&DescribeConfig
     out
 }
 
-fn delete(client: &mut Client, names: &[&str]) -> Result<String, Failure> {
+fn delete(client: &mut Client, names: &[&str]) -> Result<String, CommandError> {
     let request = DeleteTopicsRequest::default().with_timeout_ms(timeout_ms());
-    let request = if client.version(ApiKey::DeleteTopics).map_err(failed)? >= DELETE_BY_STATE_FROM {
+    let request = if client.version(ApiKey::DeleteTopics)? >= DELETE_BY_STATE_FROM {
         let state = |name: &&str| DeleteTopicState::default().with_name(Some(topic_name(name)));
         request.with_topics(names.iter().map(state).collect())
     } else {
         request.with_topic_names(names.iter().map(|name| topic_name(name)).collect())
     };
-    let response = client.call(request).map_err(failed)?;
+    let response = client.call(request)?;
     let lines = response.responses.iter().map(|topic| {
         let name = topic.name.as_ref().map_or("", |name| name.0.as_str());
-        refusal(&format!("cannot delete topic '{name}'"), topic.error_code, topic.error_message.as_ref())?;
+        Refused::check(format!("cannot delete topic '{name}'"), topic.error_code, topic.error_message.as_ref())?;
         Ok(format!("deleted {name}\n"))
     });
-    outcome(lines.collect())
+    outcome(lines)
 }
 
 #[cfg(test)]
@@ -297,20 +287,5 @@ mod tests {
              \x20 partition 0  leader 1  epoch 3  replicas 1,2  in sync 1\n\
              \x20 partition 1  leader none  epoch 3  replicas 1,2  in sync 1\n"
         );
-    }
-
-    #[test]
-    fn refusals_have_the_brokers_words() {
-        assert_eq!(refusal("x", 0, None), Ok(()));
-        let words = StrBytes::from_static_str("topic 'a' already exists");
-        assert_eq!(
-            refusal("cannot create topic 'a'", 36, Some(&words)).unwrap_err(),
-            "cannot create topic 'a': topic 'a' already exists (TopicAlreadyExists)"
-        );
-        assert_eq!(
-            refusal("cannot delete topic 'a'", 3, None).unwrap_err(),
-            "cannot delete topic 'a': there is no such topic"
-        );
-        assert!(refusal("x", 36, Some(&StrBytes::from_static_str(""))).unwrap_err().contains("(TopicAlreadyExists)"));
     }
 }

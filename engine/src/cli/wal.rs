@@ -23,9 +23,43 @@ use wal::{
 };
 
 use crate::{
-    failure::{self, Failure},
     metrics::line,
+    stdout::{StdoutError, print},
 };
+
+/// Why rings cannot be dumped, or not to their ends.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {why}", path.display())]
+    NoSegment { path: PathBuf, why: NoSegment },
+    #[error("{} holds no ring segments (ring-NNNN.seg)", .0.display())]
+    Empty(PathBuf),
+    /// A write that was synced is lost in one of these files, or more.
+    #[error("not readable to its end: {}", names(.0))]
+    Damaged(Vec<PathBuf>),
+    /// A newer version wrote these files.
+    #[error("not readable to its end: {}", names(.0))]
+    Newer(Vec<PathBuf>),
+    #[error(transparent)]
+    Stdout(#[from] StdoutError),
+}
+
+fn names(files: &[PathBuf]) -> String {
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a file is no segment of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSegment {
+    #[error("{0} bytes are not a ring segment, which has one or more blocks of {BLOCK} bytes")]
+    Bytes(u64),
+    #[error("the first block has no ring header: not a ring segment, or its first write is torn or damaged")]
+    Header,
+    #[error("the first write claims position {0}, which is not the start of its segment")]
+    Position(u64),
+}
 
 pub fn command() -> Command {
     let path = Arg::new("path").value_name("PATH").required(true).value_parser(PathBufValueParser::new());
@@ -47,28 +81,30 @@ pub fn command() -> Command {
 
 /// Dumps the segments and returns the text that remains to be printed. Damage, and data of a newer version, is a
 /// failure.
-pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
+pub fn run(matches: &ArgMatches) -> Result<String, DumpError> {
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
     let path = matches.get_one::<PathBuf>("path").expect("it is required");
-    let cannot = |path: &Path, e: io::Error| Failure::Other(format!("cannot read {}: {e}", path.display()));
-    let files = match fs::metadata(path).map_err(|e| cannot(path, e))?.is_dir() {
-        true => segments_in(path).map_err(|e| cannot(path, e))?,
+    let unreadable = |source| DumpError::Read { path: path.clone(), source };
+    let files = match fs::metadata(path).map_err(unreadable)?.is_dir() {
+        true => segments_in(path).map_err(unreadable)?,
         false => vec![path.clone()],
     };
     if files.is_empty() {
-        return Err(Failure::Other(format!("{} holds no ring segments (ring-NNNN.seg)", path.display())));
+        return Err(DumpError::Empty(path.clone()));
     }
-    let mut bad = Vec::new();
+    let (mut bad, mut is_damaged) = (Vec::new(), false);
     for file in files {
-        let (text, verdict) = dump(&file).map_err(|e| cannot(&file, e))?;
-        failure::print(&text)?;
+        let (text, verdict) = dump(&file)?;
+        print(&text)?;
+        is_damaged |= verdict == Verdict::Damaged;
         if matches!(verdict, Verdict::Damaged | Verdict::Newer) {
-            bad.push(file.display().to_string());
+            bad.push(file);
         }
     }
     match bad.is_empty() {
         true => Ok(String::new()),
-        false => Err(Failure::Other(format!("not readable to its end: {}", bad.join(", ")))),
+        false if is_damaged => Err(DumpError::Damaged(bad)),
+        false => Err(DumpError::Newer(bad)),
     }
 }
 
@@ -190,15 +226,16 @@ impl Segment {
 }
 
 /// The text of one segment file, and the verdict of recovery at its tail.
-fn dump(path: &Path) -> io::Result<(String, Verdict)> {
-    let (file, name) = (File::open(path)?, path.display());
-    let bytes = file.metadata()?.len();
+fn dump(path: &Path) -> Result<(String, Verdict), DumpError> {
+    let unreadable = |source| DumpError::Read { path: path.to_owned(), source };
+    let no_segment = |why| DumpError::NoSegment { path: path.to_owned(), why };
+    let (file, name) = (File::open(path).map_err(unreadable)?, path.display());
+    let bytes = file.metadata().map_err(unreadable)?.len();
     let mut out = String::new();
     if bytes == 0 || !bytes.is_multiple_of(BLOCK as u64) {
-        let what = format!("{bytes} bytes are not a ring segment, which has one or more blocks of {BLOCK} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        return Err(no_segment(NoSegment::Bytes(bytes)));
     }
-    let first = match WriteHeader::look(&read(&file, 0, BLOCK)?) {
+    let first = match WriteHeader::look(&read(&file, 0, BLOCK).map_err(unreadable)?) {
         SeenHeader::Header(header) => header,
         SeenHeader::Zero => {
             line(&mut out, format_args!("{name}: {bytes} bytes, never written"));
@@ -208,22 +245,24 @@ fn dump(path: &Path) -> io::Result<(String, Verdict)> {
             line(&mut out, format_args!("{name}: written in format {version} by a newer version; use that version"));
             return Ok((out, Verdict::Newer));
         }
-        SeenHeader::Garbage => {
-            let what = "the first block has no ring header: not a ring segment, or its first write is torn or damaged";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
+        SeenHeader::Garbage => return Err(no_segment(NoSegment::Header)),
     };
-    let segment = Segment { others: others(path, &first)?, file, bytes, first };
+    let segment = Segment { others: others(path, &first).map_err(unreadable)?, file, bytes, first };
     let WriteHeader { ring_id, epoch, segment: number, .. } = first;
     line(&mut out, format_args!("{name}: segment {number} of ring {ring_id:016x}, epoch {epoch}, {bytes} bytes"));
     if first.pos != segment.position(0) {
-        let what = format!("the first write claims position {}, which is not the start of its segment", first.pos.0);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        return Err(no_segment(NoSegment::Position(first.pos.0)));
     }
     let freed = segment.others.iter().map(|other| other.freed).max().unwrap_or_default().max(first.freed);
     if freed >= segment.position(bytes) {
         line(&mut out, format_args!("freed: everything here is in partition segments and checkpoints"));
     }
+    let verdict = dump_writes(&segment, &mut out).map_err(unreadable)?;
+    Ok((out, verdict))
+}
+
+/// Adds all writes of a segment, and the verdict at its tail.
+fn dump_writes(segment: &Segment, out: &mut String) -> io::Result<Verdict> {
     let (mut offset, mut writes, mut record_count) = (0, 0u64, 0);
     let row = loop {
         let seen = segment.look(offset)?;
@@ -234,15 +273,15 @@ fn dump(path: &Path) -> io::Result<(String, Verdict)> {
         };
         let row = judge(seen.case, body, segment.beyond(offset, body)?);
         let (Verdict::Take, Some(header), Some(records)) = (row.verdict, seen.header, seen.records) else { break row };
-        write(&mut out, &header, &records);
+        write(out, &header, &records);
         writes += 1;
         record_count += records.len();
         offset += header.write_bytes();
     };
     let at = segment.position(offset).0;
-    line(&mut out, format_args!("{writes} writes, {record_count} records, {offset} of {bytes} bytes"));
-    line(&mut out, format_args!("verdict at {at}: {}; {}", row.name, meaning(row)));
-    Ok((out, row.verdict))
+    line(out, format_args!("{writes} writes, {record_count} records, {offset} of {} bytes", segment.bytes));
+    line(out, format_args!("verdict at {at}: {}; {}", row.name, meaning(row)));
+    Ok(row.verdict)
 }
 
 fn others(path: &Path, first: &WriteHeader) -> io::Result<Vec<WriteHeader>> {

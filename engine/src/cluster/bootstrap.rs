@@ -13,6 +13,7 @@ use super::{
 };
 use crate::config::value::{HostPort, Seeds};
 use consensus::{
+    metadata::Rejection,
     plane::node_of,
     wire::{self, Caller, Hello},
 };
@@ -53,20 +54,36 @@ pub struct Cluster {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    #[error("cannot listen on {addr} for other brokers: {source}")]
+    #[error("cannot listen on {addr} (peer.addr) for other brokers: {source}; choose another (--peer-addr)")]
     Listen { addr: SocketAddr, source: io::Error },
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    NotJoined(#[from] JoinError),
     #[error("stopped while waiting for the seeds")]
     Stopped,
 }
 
+/// Why this broker must not join the cluster of its seeds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// Each with its cluster.
+    #[error("the seeds belong to different clusters: {}; check --seeds", .0.join(", "))]
+    Clusters(Vec<String>),
+    /// Without a secret, anyone at a seed's address could capture this broker.
+    #[error(
+        "the seeds belong to the cluster {cluster}, but its founder broker {founder} is not in --seeds, here {seeds:?}; \
+         name all founders there, or give all brokers of the cluster the same cluster.secret.file"
+    )]
+    UnknownFounder { cluster: String, founder: i32, seeds: Vec<i32> },
+    #[error(transparent)]
+    NodeIdTaken(Rejection),
+}
+
 /// One seed's answer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Answer {
     pub node: i32,
     pub address: String,
-    pub hello: Result<Hello, String>,
+    pub hello: Result<Hello, CallError>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +93,7 @@ pub enum Decision {
     /// Found a cluster with these peers, ascending.
     Found(Vec<u64>),
     Join(Cluster),
-    Refuse(String),
+    Refuse(JoinError),
 }
 
 /// A cluster of one broker.
@@ -112,11 +129,12 @@ pub fn run(
             }
             Decision::Found(founding) => break Ok(Cluster { id: new_id(), founding }),
             Decision::Join(cluster) => match may_join(me, &cluster, secret.as_ref(), &answers, &mut node_id) {
-                Claim::Free => break Ok(cluster),
-                Claim::Wait(why) => why,
-                Claim::Refused(why) => break Err(BootstrapError::Refused(why)),
+                Ok(Claim::Free) => break Ok(cluster),
+                Ok(Claim::Wait(why)) => why.to_string(),
+                Ok(Claim::Taken(why)) => break Err(JoinError::NodeIdTaken(why).into()),
+                Err(why) => break Err(why.into()),
             },
-            Decision::Refuse(why) => break Err(BootstrapError::Refused(why)),
+            Decision::Refuse(why) => break Err(why.into()),
         };
         if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
             told = Some(Instant::now());
@@ -133,7 +151,7 @@ fn ask_all(me: &Hello, secret: Option<&Secret>, seeds: &Seeds) -> Vec<Answer> {
     let others = seeds.iter().filter(|(node, _)| *node != me.node);
     let ask_one = |(node, address): &(i32, HostPort)| {
         let address = address.to_string();
-        let hello = ask(me, secret.cloned(), &address).map_err(|error| error.to_string());
+        let hello = ask(me, secret.cloned(), &address);
         Answer { node: *node, address, hello }
     };
     others.map(ask_one).collect()
@@ -141,16 +159,20 @@ fn ask_all(me: &Hello, secret: Option<&Secret>, seeds: &Seeds) -> Vec<Answer> {
 
 /// Whether this broker may join the cluster now. Founders must: without them there may be nobody who can tell whose
 /// their node ids are.
-fn may_join(me: &Hello, cluster: &Cluster, secret: Option<&Secret>, answers: &[Answer], node_id: &mut NodeId) -> Claim {
-    if let Some(why) = refuse_cluster(me, cluster, secret.is_some()) {
-        return Claim::Refused(why);
-    }
+fn may_join(
+    me: &Hello,
+    cluster: &Cluster,
+    secret: Option<&Secret>,
+    answers: &[Answer],
+    node_id: &mut NodeId,
+) -> Result<Claim, JoinError> {
+    check_founders(me, cluster, secret.is_some())?;
     if cluster.founding.contains(&me.peer) {
-        return Claim::Free;
+        return Ok(Claim::Free);
     }
     let is_member = |answer: &&Answer| answer.hello.as_ref().is_ok_and(|hello| hello.cluster_id.is_some());
     let members = answers.iter().filter(is_member);
-    node_id.claim(Instant::now(), members.map(|member| ask_holder(me.node, secret.cloned(), &member.address)))
+    Ok(node_id.claim(Instant::now(), members.map(|member| ask_holder(me.node, secret.cloned(), &member.address))))
 }
 
 /// Decides from one round of answers.
@@ -159,14 +181,9 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
         answers.iter().filter_map(|answer| Some((answer, answer.hello.as_ref().ok()?))).collect();
     let clusters: BTreeSet<&String> = heard.iter().filter_map(|(_, hello)| hello.cluster_id.as_ref()).collect();
     if clusters.len() > 1 {
-        let names: Vec<String> = heard
-            .iter()
-            .filter_map(|(answer, hello)| Some(format!("{} of {}", answer.address, hello.cluster_id.as_ref()?)))
-            .collect();
-        return Decision::Refuse(format!(
-            "the seeds belong to different clusters: {}; check --seeds",
-            names.join(", ")
-        ));
+        let of =
+            |(answer, hello): &(&Answer, &Hello)| Some(format!("{} of {}", answer.address, hello.cluster_id.as_ref()?));
+        return Decision::Refuse(JoinError::Clusters(heard.iter().filter_map(of).collect()));
     }
     let member = heard.iter().find_map(|(_, hello)| Some((hello.cluster_id.clone()?, hello.founding.clone())));
     if let Some((id, founding)) = member {
@@ -199,18 +216,17 @@ pub fn decide(me: &Hello, answers: &[Answer]) -> Decision {
     Decision::Wait(why)
 }
 
-/// Why this broker must not join a cluster; `None`: it may. With a secret, the handshake has already proved that the
-/// cluster knows it. Without one, all founders must be among the seeds. Otherwise anyone at a seed's address could
-/// capture this broker.
-fn refuse_cluster(me: &Hello, cluster: &Cluster, is_secured: bool) -> Option<String> {
-    let stranger = cluster.founding.iter().map(|peer| node_of(*peer)).find(|node| !me.seeds.contains(node))?;
-    (!is_secured).then(|| {
-        format!(
-            "the seeds belong to the cluster {}, but its founder broker {stranger} is not in --seeds, here {:?}; name \
-             all founders there, or give all brokers of the cluster the same cluster.secret.file",
-            cluster.id, me.seeds
-        )
-    })
+/// Checks that this broker may join a cluster of these founders. With a secret, the handshake has already proved that
+/// the cluster knows it. Without one, all founders must be among the seeds.
+fn check_founders(me: &Hello, cluster: &Cluster, is_secured: bool) -> Result<(), JoinError> {
+    let mut founders = cluster.founding.iter().map(|peer| node_of(*peer));
+    match founders.find(|node| !me.seeds.contains(node)) {
+        Some(founder) if !is_secured => {
+            let (cluster, seeds) = (cluster.id.clone(), me.seeds.clone());
+            Err(JoinError::UnknownFounder { cluster, founder, seeds })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The hello of the broker at this address.
@@ -408,8 +424,8 @@ mod tests {
         Hello { cluster_id: Some(id.to_owned()), founding: vec![5], ..hello(node) }
     }
 
-    fn answer(node: i32, hello: Result<Hello, &str>) -> Answer {
-        Answer { node, address: format!("h{node}:1"), hello: hello.map_err(str::to_owned) }
+    fn answer(node: i32, hello: Result<Hello, io::ErrorKind>) -> Answer {
+        Answer { node, address: format!("h{node}:1"), hello: hello.map_err(|kind| io::Error::from(kind).into()) }
     }
 
     #[test]
@@ -425,7 +441,7 @@ mod tests {
     fn one_that_is_missing_or_disagrees_keeps_all_waiting() {
         let other_seeds = Hello { seeds: vec![1, 2], ..hello(3) };
         for (third, why) in [
-            (Err("connection refused"), "3@h3:1 (connection refused)"),
+            (Err(io::ErrorKind::ConnectionRefused), "3@h3:1 (connection refused)"),
             (Ok(other_seeds), "its --seeds are [1, 2], here they are [1, 2, 3]"),
             (Ok(hello(4)), "broker 4 answers"),
         ] {
@@ -440,7 +456,7 @@ mod tests {
     fn whoever_belongs_to_a_cluster_decides() {
         let cluster = Cluster { id: "c".to_owned(), founding: vec![5] };
         // This holds even for a founder whose data was erased, and even if a seed is missing.
-        let answers = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Err("gone"))];
+        let answers = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Err(io::ErrorKind::ConnectionReset))];
         assert_eq!(decide(&hello(1), &answers), Decision::Join(cluster.clone()));
         // It also holds for a broker that is no seed.
         let joiner = Hello { seeds: vec![2, 3], ..hello(9) };
@@ -448,7 +464,9 @@ mod tests {
         let new = [answer(2, Ok(hello(2))), answer(3, Ok(hello(3)))];
         assert!(matches!(decide(&joiner, &new), Decision::Wait(_)));
         let torn = [answer(2, Ok(of_cluster(2, "c"))), answer(3, Ok(of_cluster(3, "d")))];
-        assert!(matches!(decide(&hello(1), &torn), Decision::Refuse(why) if why.contains("h2:1 of c, h3:1 of d")));
+        assert!(
+            matches!(decide(&hello(1), &torn), Decision::Refuse(why) if why.to_string().contains("h2:1 of c, h3:1 of d"))
+        );
     }
 
     #[test]
@@ -457,11 +475,11 @@ mod tests {
             id: "c".to_owned(),
             founding: founders.iter().map(|node| peer_id(*node, 7)).collect(),
         };
-        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 2, 3]), false), None);
-        assert_eq!(refuse_cluster(&hello(9), &cluster(&[1]), false), None);
-        let refused = refuse_cluster(&hello(2), &cluster(&[1, 4]), false).unwrap();
+        assert_eq!(check_founders(&hello(2), &cluster(&[1, 2, 3]), false), Ok(()));
+        assert_eq!(check_founders(&hello(9), &cluster(&[1]), false), Ok(()));
+        let refused = check_founders(&hello(2), &cluster(&[1, 4]), false).unwrap_err().to_string();
         assert!(refused.contains("its founder broker 4") && refused.contains("cluster.secret.file"), "{refused}");
-        assert_eq!(refuse_cluster(&hello(2), &cluster(&[1, 4]), true), None, "it knows the secret");
+        assert_eq!(check_founders(&hello(2), &cluster(&[1, 4]), true), Ok(()), "it knows the secret");
     }
 
     /// Loopback addresses that were free a moment ago.

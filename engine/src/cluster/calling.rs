@@ -18,7 +18,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const CALL_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
+pub enum CallError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]

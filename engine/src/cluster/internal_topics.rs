@@ -8,7 +8,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 
 /// The internal topic of the group coordinator.
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
@@ -83,6 +83,20 @@ pub fn in_force<'a>(name: &str, stored: &'a BTreeMap<String, String>) -> Cow<'a,
     Cow::Owned(settings)
 }
 
+/// Why clients may not change a setting of an internal topic, or not to this value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InternalTopicError {
+    #[error("{name} of the internal topic {topic} is always {fixed}, so that nothing in it is lost; leave it out")]
+    Fixed { name: String, topic: &'static str, fixed: &'static str },
+    #[error(
+        "'{name}' of the internal topic {topic} follows the brokers' own settings; clients may change: {}",
+        free.join(", ")
+    )]
+    NotFree { name: String, topic: &'static str, free: &'static [&'static str] },
+    #[error("{MIN_INSYNC} = '{wanted}': the internal topic {topic} has {replicas} replicas; set 1 to {replicas}")]
+    InSyncAboveReplicas { wanted: usize, topic: &'static str, replicas: usize },
+}
+
 impl InternalTopic {
     /// Partitions of a new topic. The number never changes, because it decides which partition a key belongs to.
     pub fn partitions(&self, config: &Config) -> usize {
@@ -101,27 +115,21 @@ impl InternalTopic {
 
     /// Checks whether clients may give a setting this value; `None` removes the topic's own value. `replicas`: of
     /// each of the topic's partitions. The value itself is checked elsewhere.
-    pub fn check_change(&self, name: &str, value: Option<&str>, replicas: usize) -> Result<(), ConfigError> {
+    pub fn check_change(&self, name: &str, value: Option<&str>, replicas: usize) -> Result<(), InternalTopicError> {
         let topic = self.name;
         if let Some((_, fixed)) = self.fixed.iter().find(|(known, _)| *known == name) {
             return match value {
                 Some(value) if value == *fixed => Ok(()),
-                _ => Err(ConfigError(format!(
-                    "{name} of the internal topic {topic} is always {fixed}, so that nothing in it is lost; leave it out"
-                ))),
+                _ => Err(InternalTopicError::Fixed { name: name.to_owned(), topic, fixed }),
             };
         }
         if !self.free.contains(&name) {
-            let free = self.free.join(", ");
-            let message = format!(
-                "'{name}' of the internal topic {topic} follows the brokers' own settings; clients may change: {free}"
-            );
-            return Err(ConfigError(message));
+            return Err(InternalTopicError::NotFree { name: name.to_owned(), topic, free: self.free });
         }
         match value.and_then(|value| value.parse::<usize>().ok()) {
-            Some(wanted) if name == MIN_INSYNC && wanted > replicas => Err(ConfigError(format!(
-                "{MIN_INSYNC} = '{wanted}': the internal topic {topic} has {replicas} replicas; set 1 to {replicas}"
-            ))),
+            Some(wanted) if name == MIN_INSYNC && wanted > replicas => {
+                Err(InternalTopicError::InSyncAboveReplicas { wanted, topic, replicas })
+            }
             _ => Ok(()),
         }
     }
@@ -174,7 +182,8 @@ mod tests {
 
     #[test]
     fn clients_change_what_loses_nothing() {
-        let check = |name, value, replicas| offsets().check_change(name, value, replicas).map_err(|error| error.0);
+        let check =
+            |name, value, replicas| offsets().check_change(name, value, replicas).map_err(|error| error.to_string());
         for (name, value) in [
             ("retention.ms", Some("-1")),
             ("segment.bytes", Some("1048576")),

@@ -7,7 +7,7 @@
 //! returned in between, the leader's answer goes to the holder, since brokers reach each other by node id. So a broker
 //! that hears nothing of its registration asks the members again.
 
-use super::calling::call;
+use super::calling::{CallError, call};
 use crate::{
     config::{Config, value::Seeds},
     rt,
@@ -16,22 +16,73 @@ use consensus::{
     metadata::{Broker, BrokerStatus, Query, QueryAnswer, Rejection},
     wire::{self, Consistency, Hello, ToolAnswer, ToolAsk, ToolRequest},
 };
-use net::peer::{Kind, Lane, PeerFrame, auth::Secret};
+use net::peer::{Kind, Lane, PeerError, PeerFrame, auth::Secret};
 use std::{
-    error::Error,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// The registered broker with the node id, if there is one. `Err`: the member cannot tell.
-pub(super) type Holder = Result<Option<Arc<Broker>>, String>;
+pub(super) type Holder = Result<Option<Arc<Broker>>, HolderError>;
 
-#[derive(Debug, PartialEq, Eq)]
+/// Why a member of the cluster cannot tell which broker has a node id.
+#[derive(Debug, thiserror::Error)]
+#[error("{address} ({why})")]
+pub(super) struct HolderError {
+    address: String,
+    why: AskError,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Wire(#[from] wire::WireError),
+    /// The member's own words.
+    #[error("{0}")]
+    Failed(String),
+    #[error("an unexpected answer: {0:?}")]
+    Unexpected(Box<ToolAnswer>),
+}
+
+#[derive(Debug)]
 pub(super) enum Claim {
     Free,
     /// Not yet, for this reason.
-    Wait(String),
-    Refused(String),
+    Wait(Wait),
+    /// Another broker keeps the node id.
+    Taken(Rejection),
+}
+
+/// Why a new broker does not have its node id yet.
+#[derive(Debug)]
+pub(super) enum Wait {
+    /// No member can tell whether the node id is free.
+    Unknown { node: i32, members: Vec<HolderError> },
+    /// The broker at this address has it.
+    Held { node: i32, address: String, patience: Duration },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { node, members } => {
+                let why: Vec<String> = members.iter().map(ToString::to_string).collect();
+                let why = why.join(", ");
+                write!(f, "waiting for a member of the cluster that can tell whether node id {node} is free: {why}")
+            }
+            Self::Held { node, address, patience } => write!(
+                f,
+                "waiting for the session of broker {node} at {address} to end: it has the node id of this broker; if \
+                 it stays alive, this broker gives up after {} s",
+                patience.as_secs()
+            ),
+        }
+    }
 }
 
 /// After this many sessions in which another broker has this one's node id, this one gives up. One ends while a
@@ -96,7 +147,7 @@ impl NodeId {
 
     /// Decides by the first member that can tell. The others are not asked.
     pub(super) fn claim(&mut self, now: Instant, holders: impl Iterator<Item = Holder>) -> Claim {
-        let mut why = Vec::new();
+        let mut members = Vec::new();
         for holder in holders {
             match holder {
                 Ok(Some(holder)) if holder.peer != self.peer && holder.status == BrokerStatus::Alive => {
@@ -106,34 +157,28 @@ impl NodeId {
                     self.taken_since = None;
                     return Claim::Free;
                 }
-                Err(error) => why.push(error),
+                Err(error) => members.push(error),
             }
         }
-        let (node, why) = (self.node, why.join(", "));
-        Claim::Wait(format!("waiting for a member of the cluster that can tell whether node id {node} is free: {why}"))
+        Claim::Wait(Wait::Unknown { node: self.node, members })
     }
 
     fn wait_for(&mut self, now: Instant, holder: &Broker) -> Claim {
+        let (node, patience) = (self.node, self.patience);
         let address = format!("{}:{}", holder.kafka.host, holder.kafka.port);
-        if now < *self.taken_since.get_or_insert(now) + self.patience {
-            return Claim::Wait(format!(
-                "waiting for the session of broker {} at {address} to end: it has the node id of this broker; if it \
-                 stays alive, this broker gives up after {} s",
-                self.node,
-                self.patience.as_secs()
-            ));
+        if now < *self.taken_since.get_or_insert(now) + patience {
+            return Claim::Wait(Wait::Held { node, address, patience });
         }
-        let (node, incarnation, address) = (self.node, holder.incarnation, address.into());
-        Claim::Refused(Rejection::NodeIdTaken { node, incarnation, address }.to_string())
+        Claim::Taken(Rejection::NodeIdTaken { node, incarnation: holder.incarnation, address: address.into() })
     }
 }
 
 /// Asks a member of the cluster which broker is registered with this node id.
 pub(super) fn ask_holder(node: i32, secret: Option<Secret>, address: &str) -> Holder {
-    ask(node, secret, address).map_err(|error| format!("{address} ({error})"))
+    ask(node, secret, address).map_err(|why| HolderError { address: address.to_owned(), why })
 }
 
-fn ask(node: i32, secret: Option<Secret>, address: &str) -> Result<Option<Arc<Broker>>, Box<dyn Error>> {
+fn ask(node: i32, secret: Option<Secret>, address: &str) -> Result<Option<Arc<Broker>>, AskError> {
     let (mut peer, _) = call(&Hello::of_tool(env!("CARGO_PKG_VERSION")), secret, address)?;
     // An older answer could name a broker that is long gone, or miss one that has just come.
     let ask = ToolAsk::Read { consistency: Consistency::Linearizable, queries: vec![Query::GetBroker { node }] };
@@ -143,10 +188,10 @@ fn ask(node: i32, secret: Option<Secret>, address: &str) -> Result<Option<Arc<Br
         ToolAnswer::Answers(answers) => match &answers[..] {
             [QueryAnswer::NotFound] => Ok(None),
             [QueryAnswer::Brokers(found)] => Ok(found.first().cloned()),
-            other => Err(format!("an unexpected answer: {other:?}").into()),
+            _ => Err(AskError::Unexpected(Box::new(ToolAnswer::Answers(answers)))),
         },
-        ToolAnswer::Failed { message, .. } => Err(message.into()),
-        other => Err(format!("an unexpected answer: {other:?}").into()),
+        ToolAnswer::Failed { message, .. } => Err(AskError::Failed(message)),
+        other => Err(AskError::Unexpected(Box::new(other))),
     }
 }
 
@@ -181,19 +226,22 @@ mod tests {
         let (ours, theirs) = (peer_id(2, 8), peer_id(2, 7));
         let mut claim = NodeId { node: 2, peer: ours, patience: PATIENCE, taken_since: None };
         let now = Instant::now();
-        let unknown = || Err("a:1 (why)".to_owned());
+        let unknown = || Err(HolderError { address: "a:1".to_owned(), why: AskError::Failed("why".to_owned()) });
         for free in [Ok(None), registered(theirs, Fenced), registered(ours, Alive)] {
-            assert_eq!(claim.claim(now, [unknown(), free].into_iter()), Claim::Free);
+            assert!(matches!(claim.claim(now, [unknown(), free].into_iter()), Claim::Free));
         }
         let Claim::Wait(why) = claim.claim(now, [unknown()].into_iter()) else { panic!("nobody can tell") };
+        let why = why.to_string();
         assert!(why.ends_with("whether node id 2 is free: a:1 (why)"), "{why}");
         let mut taken = |after| claim.claim(now + after, [registered(theirs, Alive), Ok(None)].into_iter());
         for after in [Duration::ZERO, PATIENCE - Duration::from_millis(1)] {
             let Claim::Wait(why) = taken(after) else { panic!("it waits for the session's end") };
+            let why = why.to_string();
             assert!(why.contains("broker 2 at host:9092"), "{why}");
         }
-        let Claim::Refused(why) = taken(PATIENCE) else { panic!("the holder stays alive") };
+        let Claim::Taken(why) = taken(PATIENCE) else { panic!("the holder stays alive") };
         assert!(claim.is_taken());
+        let why = why.to_string();
         for part in ["node id 2 belongs to the broker at host:9092", "choose another, or stop it first"] {
             assert!(why.contains(part), "{why}");
         }

@@ -1,38 +1,51 @@
 //! The secret that authenticates the brokers and tools of a cluster to each other on the peer port. Selects the
 //! secret that this broker uses. Lives on: the main thread, at start.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use net::peer::auth::{self as peer_auth, SECRET_BYTES_MIN, SECRET_FILE, Secret};
 
-use crate::config::{Config, ConfigError, value::Seeds};
+use crate::config::{Config, value::Seeds};
 
 /// How to make a secret by hand.
 const HOW: &str = "`head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > FILE` makes one";
 
-/// Checks that the settings say how to authenticate others on the peer port.
-pub fn check(config: &Config) -> Result<(), ConfigError> {
-    if config.cluster_secret_file.is_some() || config.peer_allow_insecure {
-        return Ok(());
-    }
-    let give = format!(
+/// Why this broker has no secret for its peer port.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterSecretError {
+    #[error(
+        "peer.addr = {addr}: anyone who reaches it could read and change everything, because this broker has no cluster \
+         secret; {}",
+        remedy()
+    )]
+    Exposed { addr: SocketAddr },
+    #[error("seeds names broker {node}, but this broker has no secret to share with it; {}", remedy())]
+    NotShared { node: i32 },
+    #[error("{0} (cluster.secret.file)")]
+    File(#[from] peer_auth::SecretError),
+}
+
+fn remedy() -> String {
+    format!(
         "set cluster.secret.file (--cluster-secret-file) to a file of {SECRET_BYTES_MIN} bytes or more that all \
          brokers and tools of the cluster share ({HOW}), or set peer.allow.insecure=true if nobody else can reach \
          that port"
-    );
+    )
+}
+
+/// Checks that the settings say how to authenticate others on the peer port.
+pub fn check(config: &Config) -> Result<(), ClusterSecretError> {
+    if config.cluster_secret_file.is_some() || config.peer_allow_insecure {
+        return Ok(());
+    }
     let addr = config.peer_addr;
     if !addr.ip().is_loopback() {
-        return Err(ConfigError(format!(
-            "peer.addr = {addr}: anyone who reaches it could read and change everything, because this broker has no \
-             cluster secret; {give}"
-        )));
+        return Err(ClusterSecretError::Exposed { addr });
     }
-    if let Some(other) = others(config).next() {
-        return Err(ConfigError(format!(
-            "seeds names broker {other}, but this broker has no secret to share with it; {give}"
-        )));
+    match others(config).next() {
+        Some(node) => Err(ClusterSecretError::NotShared { node }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The other brokers among the seeds.
@@ -43,12 +56,11 @@ fn others(config: &Config) -> impl Iterator<Item = i32> {
 }
 
 /// The secret in force; `None`: nobody needs one. A broker without other seeds makes its own at its first start.
-pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
+pub fn load(config: &Config) -> Result<Option<Secret>, ClusterSecretError> {
     check(config)?;
-    let failed = |error: peer_auth::SecretError| ConfigError(format!("{error} (cluster.secret.file)"));
     if let Some(file) = &config.cluster_secret_file {
         warn_of_readers(file);
-        return Secret::read(file).map(Some).map_err(failed);
+        return Ok(Some(Secret::read(file)?));
     }
     if config.peer_allow_insecure {
         tracing::warn!(
@@ -59,7 +71,7 @@ pub fn load(config: &Config) -> Result<Option<Secret>, ConfigError> {
     }
     let file = config.data_dir.join(SECRET_FILE);
     warn_of_readers(&file);
-    Secret::read_or_make(&file).map(Some).map_err(failed)
+    Ok(Some(Secret::read_or_make(&file)?))
 }
 
 fn warn_of_readers(file: &Path) {
@@ -102,10 +114,10 @@ mod tests {
                 }
             }
             config.peer_allow_insecure = true;
-            assert_eq!(check(&config), Ok(()));
+            check(&config).unwrap();
             config.peer_allow_insecure = false;
             config.cluster_secret_file = Some("/no/such".into());
-            assert_eq!(check(&config), Ok(()));
+            check(&config).unwrap();
             assert!(load(&config).unwrap_err().to_string().contains("/no/such"));
         }
     }

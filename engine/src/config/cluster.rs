@@ -4,7 +4,7 @@
 
 use consensus::{metadata::ClusterConfig, plane::Acks};
 
-use crate::config::{Config, ConfigError, ConfigSource, Described, Setting, setting, setting_type, value::Unfit};
+use crate::config::{Config, ConfigSource, Described, RuntimeSettingError, Setting, setting, setting_type};
 
 /// How the broker acknowledges metadata writes that do not choose it themselves.
 const METADATA_ACKS: &str = "metadata.acks";
@@ -25,29 +25,25 @@ fn row(name: &str) -> &'static Setting {
 }
 
 /// Checks whether the setting may be changed for `node` (`None`: for all brokers).
-pub fn check_name(node: Option<i32>, name: &str) -> Result<(), ConfigError> {
+pub fn check_name(node: Option<i32>, name: &str) -> Result<(), RuntimeSettingError> {
     match DYNAMIC.iter().find(|(dynamic, _)| *dynamic == name) {
         Some((_, per_broker)) if node.is_none() || *per_broker => Ok(()),
-        Some(_) => Err(ConfigError(format!(
-            "'{name}' applies to the whole cluster: change it for all brokers, with an empty broker name"
-        ))),
-        None if setting(name).is_some() => Err(ConfigError(format!(
-            "'{name}' is read-only: it is read at start; change it in the broker's file, environment or flags and restart it"
-        ))),
-        None => {
-            let names: Vec<&str> = DYNAMIC.iter().map(|(name, _)| *name).collect();
-            Err(ConfigError(format!("unknown setting '{name}'; brokers accept at run time: {}", names.join(", "))))
-        }
+        Some((name, _)) => Err(RuntimeSettingError::WholeCluster { name }),
+        None => Err(match setting(name) {
+            Some(Setting { name, .. }) => RuntimeSettingError::ReadOnly { name },
+            None => {
+                let known: Vec<&str> = DYNAMIC.iter().map(|(name, _)| *name).collect();
+                RuntimeSettingError::Unknown { name: name.to_owned(), known: known.join(", ") }
+            }
+        }),
     }
 }
 
 /// Checks a value, and returns it in normal form.
-pub fn check_value(name: &str, value: &str) -> Result<String, ConfigError> {
-    let Unfit(why) = match row(name).kind.normalise(value) {
-        Ok(normal) => return Ok(normal),
-        Err(unfit) => unfit,
-    };
-    Err(ConfigError(format!("{name} = '{value}': it {why}")))
+pub fn check_value(name: &str, value: &str) -> Result<String, RuntimeSettingError> {
+    let row = row(name);
+    let refuse = |why| RuntimeSettingError::Value { name: row.name, value: value.to_owned(), why };
+    row.kind.normalise(value).map_err(refuse)
 }
 
 /// All values of a dynamic setting on a node with their sources. The first is in force.

@@ -3,7 +3,9 @@
 
 use std::{fs, path::Path};
 
-use crate::config::{Config, ConfigError, Place, SETTINGS, Setting, Source, VARIABLE_PREFIX, setting, value::nearest};
+use crate::config::{
+    Config, ConfigError, Place, SETTINGS, Setting, Source, VARIABLE_PREFIX, errors::Meant, setting, value::nearest,
+};
 
 /// Kafka's settings that users may bring along, and the settings that replace them here.
 const INSTEAD: &[(&str, &str)] = &[
@@ -45,9 +47,8 @@ pub fn load(
 ) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     if let Some(path) = file {
-        let text = fs::read_to_string(path).map_err(|e| {
-            ConfigError(format!("cannot read the configuration file {}: {e}; name one that exists", path.display()))
-        })?;
+        let failed = |source| ConfigError::File { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(failed)?;
         read_toml(&mut config, &text, &path.display().to_string())?;
     }
     read_variables(&mut config, variables)?;
@@ -62,19 +63,16 @@ pub fn load(
 fn find(name: &str, place: &Place) -> Result<&'static Setting, ConfigError> {
     setting(name).ok_or_else(|| {
         let instead = INSTEAD.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
-        let remedy = match (instead, nearest(name, SETTINGS.iter().map(|setting| setting.name))) {
-            (Some(ours), _) => format!("use '{ours}' here;"),
-            (None, Some(near)) => format!("did you mean '{near}'?"),
-            (None, None) => "remove it;".to_owned(),
-        };
-        ConfigError(format!("unknown setting '{name}' ({place}): {remedy} `millrace config` lists all settings"))
+        let near = || nearest(name, SETTINGS.iter().map(|setting| setting.name));
+        let meant = instead.map(Meant::Replaced).or_else(|| near().map(Meant::Near)).unwrap_or(Meant::Unknown);
+        ConfigError::UnknownSetting { name: name.to_owned(), place: place.clone(), meant }
     })
 }
 
 /// TOML treats dotted names as tables, so `log.retention.ms = 1` and `[log.retention]` with `ms = 1` are the same.
 fn read_toml(config: &mut Config, text: &str, path: &str) -> Result<(), ConfigError> {
-    let table: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| ConfigError(format!("{path} is not TOML; correct it: {e}")))?;
+    let failed = |source| ConfigError::Toml { path: path.to_owned(), source: Box::new(source) };
+    let table: toml::Table = text.parse().map_err(failed)?;
     let place = Place { source: Source::File, named: path.to_owned() };
     walk(config, "", &table, &place)
 }
@@ -92,10 +90,7 @@ fn walk(config: &mut Config, prefix: &str, table: &toml::Table, place: &Place) -
             toml::Value::Boolean(word) => word.to_string(),
             other => {
                 find(&name, place)?;
-                let kind = other.type_str();
-                return Err(ConfigError(format!(
-                    "{name} ({place}): the value is a TOML {kind}; give a string, an integer or a boolean"
-                )));
+                return Err(ConfigError::TomlType { name, place: place.clone(), found: other.type_str() });
             }
         };
         config.set(find(&name, place)?, &text, place)?;
@@ -112,11 +107,9 @@ fn read_variables(config: &mut Config, variables: impl Iterator<Item = (String, 
             let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
             let meant = known.iter().map(|known| &known[VARIABLE_PREFIX.len()..]);
             let lower: Vec<String> = meant.map(|known| known.to_ascii_lowercase().replace('_', ".")).collect();
-            let remedy = match nearest(&name[VARIABLE_PREFIX.len()..], lower.iter().map(String::as_str)) {
-                Some(near) => format!("did you mean {VARIABLE_PREFIX}{}?", near.to_ascii_uppercase().replace('.', "_")),
-                None => "unset it;".to_owned(),
-            };
-            return Err(ConfigError(format!("unknown {place}: {remedy} `millrace config` lists all settings")));
+            let near = nearest(&name[VARIABLE_PREFIX.len()..], lower.iter().map(String::as_str));
+            let near = near.map(|near| near.to_ascii_uppercase().replace('.', "_"));
+            return Err(ConfigError::UnknownVariable { place, near });
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod cpu_list;
+mod errors;
 pub mod layers;
 pub mod reach;
 pub mod setting_type;
@@ -15,6 +16,8 @@ pub mod timestamps;
 pub mod topic;
 pub mod unobeyed;
 pub mod value;
+
+pub use errors::{ConfigError, Conflict, RuntimeSettingError, TopicSettingError};
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -295,11 +298,6 @@ settings! {
     group_max_size: usize = "group.max.size", "10000", count(1, INT_MAX);
 }
 
-/// Why the broker does not start with these settings. Reads as a sentence: the error, the limit, the remedy.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
-
 /// Finds a setting by its name.
 pub fn setting(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
@@ -322,19 +320,12 @@ impl fmt::Display for Place {
 impl Config {
     /// Sets one value, unless a higher layer has set it.
     pub fn set(&mut self, setting: &'static Setting, text: &str, place: &Place) -> Result<(), ConfigError> {
-        let refuse = |Unfit(why): Unfit| {
-            let default = match setting.default {
-                "" => "leave it out".to_owned(),
-                default => format!("leave it out for the default, {default}"),
-            };
-            ConfigError(format!("{} = '{text}' ({place}): it {why}; change it, or {default}", setting.name))
-        };
+        let refuse = |why| ConfigError::Value { setting, value: text.to_owned(), place: place.clone(), why };
         let normal = setting.kind.normalise(text).map_err(refuse)?;
         if self.source(setting.name) > place.source {
             return Ok(());
         }
-        let assigned = self.assign(setting.name, &normal);
-        assigned.ok_or_else(|| refuse(Unfit(format!("is out of the range of its type ({})", setting.kind))))?;
+        self.assign(setting.name, &normal).ok_or_else(|| refuse(Unfit::Type(setting.kind)))?;
         self.sources.insert(setting.name, place.source);
         Ok(())
     }
@@ -344,47 +335,31 @@ impl Config {
     }
 
     /// Checks that the settings fit each other.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let refuse = |message: String| Err(ConfigError(message));
-        let Config { message_max_bytes, socket_request_max_bytes, queued_max_request_bytes, .. } = self;
-        if message_max_bytes > socket_request_max_bytes {
-            return refuse(format!(
-                "message.max.bytes = {message_max_bytes}: such a batch does not fit into a request of at most \
-                 {socket_request_max_bytes} bytes; lower it, or raise socket.request.max.bytes"
-            ));
+    pub fn check(&self) -> Result<(), Conflict> {
+        let (batch, request) = (self.message_max_bytes, self.socket_request_max_bytes);
+        if batch > request {
+            return Err(Conflict::BatchAboveRequest { batch, request });
         }
-        if queued_max_request_bytes < socket_request_max_bytes {
-            return refuse(format!(
-                "queued.max.request.bytes = {queued_max_request_bytes}: below the size of one request, \
-                 {socket_request_max_bytes} bytes; raise it, or lower socket.request.max.bytes"
-            ));
+        let queued = self.queued_max_request_bytes;
+        if queued < request {
+            return Err(Conflict::QueueBelowRequest { queued, request });
         }
         let (min, max) = (self.group_min_session_timeout_ms, self.group_max_session_timeout_ms);
         if min > max {
-            return refuse(format!(
-                "group.min.session.timeout.ms = {min}: above group.max.session.timeout.ms, {max}; no session would be \
-                 allowed; lower the one or raise the other"
-            ));
+            return Err(Conflict::Sessions { min, max });
         }
         if self.kafka_addr.ip().is_unspecified() && self.advertised_kafka_addr.is_none() {
-            return refuse(format!(
-                "kafka.addr = {}: clients can't connect to that address as it stands; set advertised.kafka.addr \
-                 (--advertised-kafka-addr) to the host and port at which they reach this broker",
-                self.kafka_addr
-            ));
+            return Err(Conflict::HiddenFromClients { addr: self.kafka_addr });
         }
         reach::check(self)?;
-        let (insync, replicas) = (self.min_insync_replicas, self.default_replication_factor);
-        if i64::from(insync) > i64::from(replicas) {
-            return refuse(format!(
-                "min.insync.replicas = {insync}: above default.replication.factor, {replicas}; topics with the defaults would \
-                 take no writes with acks=all; lower the one or raise the other"
-            ));
+        let (in_sync, replicas) = (self.min_insync_replicas.into(), self.default_replication_factor.into());
+        if in_sync > replicas {
+            return Err(Conflict::InSyncAboveReplicas { in_sync, replicas });
         }
         let ports = [("kafka.addr", self.kafka_addr), ("peer.addr", self.peer_addr), ("admin.addr", self.admin_addr)];
-        for (at, (name, addr)) in ports.iter().enumerate() {
-            if let Some((other, _)) = ports[..at].iter().find(|(_, taken)| taken == addr && addr.port() != 0) {
-                return refuse(format!("{name} = {addr}: {other} uses that address already; choose another port"));
+        for (at, (name, addr)) in ports.into_iter().enumerate() {
+            if let Some(&(other, _)) = ports[..at].iter().find(|(_, taken)| *taken == addr && addr.port() != 0) {
+                return Err(Conflict::SameAddress { name, addr, other });
             }
         }
         Ok(())
@@ -403,16 +378,9 @@ impl Config {
     }
 
     /// Checks that the rings are large enough for the number of cores that share them.
-    pub fn check_cores(&self, cores: usize) -> Result<(), ConfigError> {
-        let least = self.least_ring_bytes(cores);
-        if self.wal_ring_bytes < least {
-            return Err(ConfigError(format!(
-                "wal.ring.bytes = {}: {cores} cores with message.max.bytes = {} need at least {least}, since each core's ring \
-                 holds four batches of that size and their headers; raise it to {least}, lower message.max.bytes, or use fewer cores",
-                self.wal_ring_bytes, self.message_max_bytes
-            )));
-        }
-        Ok(())
+    pub fn check_cores(&self, cores: usize) -> Result<(), Conflict> {
+        let (rings, batch, least) = (self.wal_ring_bytes, self.message_max_bytes, self.least_ring_bytes(cores));
+        if rings < least { Err(Conflict::SmallRings { rings, cores, batch, least }) } else { Ok(()) }
     }
 
     /// Host and port at which the broker tells clients to connect. `bound`: the address on which it really serves

@@ -4,29 +4,24 @@
 use std::net::IpAddr;
 
 use crate::config::{
-    Config, ConfigError,
+    Config, Conflict,
     value::{HostPort, Seeds},
 };
 
 /// Rejects addresses at which no other broker would find this one.
-pub fn check(config: &Config) -> Result<(), ConfigError> {
-    let told = match &config.advertised_peer_addr {
-        Some(told) => told.clone(),
+pub fn check(config: &Config) -> Result<(), Conflict> {
+    let advertised = match &config.advertised_peer_addr {
+        Some(advertised) => advertised.clone(),
         None if config.peer_addr.ip().is_unspecified() => {
-            return Err(ConfigError(format!(
-                "peer.addr = {}: other brokers can't connect to that address as it stands; set advertised.peer.addr \
-                 (--advertised-peer-addr) to the host and port at which they reach this broker",
-                config.peer_addr
-            )));
+            return Err(Conflict::HiddenFromBrokers { addr: config.peer_addr });
         }
         None => HostPort { host: config.peer_addr.ip().to_string(), port: config.peer_addr.port() },
     };
     let own = config.seeds.iter().flat_map(Seeds::iter).find(|(node, _)| *node == config.node_id);
     match own {
-        Some((node, seed)) if differ(seed, &told) => Err(ConfigError(format!(
-            "seeds lists this broker, {node}, at {seed}, but it advertises {told}; list that address in seeds, or \
-             set advertised.peer.addr (--advertised-peer-addr) to the one in seeds"
-        ))),
+        Some((node, seed)) if differ(seed, &advertised) => {
+            Err(Conflict::OwnSeed { node: *node, seed: seed.clone(), advertised })
+        }
         _ => Ok(()),
     }
 }

@@ -9,10 +9,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 use wal::log::LogOptions;
 
 use crate::config::{
-    Config, ConfigError, ConfigSource, Described, Source,
+    Config, ConfigSource, Described, Source, TopicSettingError,
     setting_type::{self, LIST},
     unobeyed::{self, UNOBEYED, Unobeyed},
-    value::{Kind, Unfit, Unit, nearest},
+    value::{Kind, Unit, nearest},
 };
 
 const MS_MAX: i64 = i64::MAX / 1000;
@@ -147,15 +147,12 @@ pub static TOPIC_SETTINGS: &[TopicSetting] = &[
     ),
 ];
 
-fn find(name: &str) -> Result<&'static TopicSetting, ConfigError> {
+fn find(name: &str) -> Result<&'static TopicSetting, TopicSettingError> {
     if let Some(row) = TOPIC_SETTINGS.iter().find(|row| row.name == name) {
         return Ok(row);
     }
-    let remedy = match nearest(name, TOPIC_SETTINGS.iter().map(|row| row.name)) {
-        Some(near) => format!("did you mean '{near}'?"),
-        None => "leave it out".to_owned(),
-    };
-    Err(ConfigError(format!("topics have no setting '{name}'; {remedy}")))
+    let near = nearest(name, TOPIC_SETTINGS.iter().map(|row| row.name));
+    Err(TopicSettingError::Unknown { name: name.to_owned(), near })
 }
 
 /// A topic's own value of a setting, in normal form. Costs nothing if the topic does not set it.
@@ -165,17 +162,17 @@ pub(crate) fn own(configs: &BTreeMap<String, String>, name: &str) -> Option<Stri
 }
 
 /// Checks whether a topic may set this setting to this value.
-pub fn validate(name: &str, value: &str) -> Result<(), ConfigError> {
+pub fn validate(name: &str, value: &str) -> Result<(), TopicSettingError> {
     if let Some(unobeyed) = unobeyed::find(name) {
         return unobeyed.check(Some(value));
     }
     let row = find(name)?;
-    let refuse = |Unfit(why)| ConfigError(format!("{name} = '{value}': it {why}"));
+    let refuse = |why| TopicSettingError::Value { name: row.name, value: value.to_owned(), why };
     row.kind.normalise(value).map(drop).map_err(refuse)
 }
 
 /// Checks whether the setting exists, for a change that removes a topic's own value.
-pub fn validate_name(name: &str) -> Result<(), ConfigError> {
+pub fn validate_name(name: &str) -> Result<(), TopicSettingError> {
     match unobeyed::find(name) {
         Some(unobeyed) => unobeyed.check(None),
         None => find(name).map(drop),

@@ -3,7 +3,7 @@
 //! Pure.
 
 use crate::config::{
-    ConfigError,
+    TopicSettingError,
     setting_type::{BOOLEAN, DOUBLE, INT, LIST, LONG, STRING},
 };
 
@@ -71,15 +71,15 @@ pub fn find(name: &str) -> Option<&'static Unobeyed> {
 
 impl Unobeyed {
     /// Checks whether a topic may have this value. `None`: whether there is any value that it may have.
-    pub fn check(&self, value: Option<&str>) -> Result<(), ConfigError> {
-        let Unobeyed { name, why, .. } = self;
+    pub fn check(&self, value: Option<&str>) -> Result<(), TopicSettingError> {
+        let Unobeyed { name, why, .. } = *self;
         let Some(only) = self.value else {
-            return Err(ConfigError(format!("'{name}' is not supported by this broker ({why}); leave it out")));
+            return Err(TopicSettingError::Unsupported { name, why });
         };
         match value {
-            Some(value) if !self.is_same(only, value.trim()) => Err(ConfigError(format!(
-                "{name} = '{value}': it is not supported by this broker ({why}) and must be '{only}'; leave it out"
-            ))),
+            Some(value) if !self.is_same(only, value.trim()) => {
+                Err(TopicSettingError::OnlyDefault { name, value: value.to_owned(), why, only })
+            }
             _ => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use crate::config::cpu_list::CpuList;
+use crate::config::cpu_list::{CpuList, CpuListError};
 
 /// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Unit {
 }
 
 /// The values that a setting may have.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Bool,
     /// From `min` to `max`, both included.
@@ -54,15 +54,27 @@ pub enum Kind {
 }
 
 /// Why a value was rejected. Reads as the end of a sentence that begins with the setting's name and value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfit(pub String);
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error("must be {0}")]
+    Kind(Kind),
+    /// The resolver's words.
+    #[error("must be {kind} that can be resolved ({0})", kind = Kind::Addr)]
+    Unresolved(String),
+    #[error("must be {} that can be resolved (the name has no address)", Kind::Addr)]
+    NoAddress,
+    #[error("must be {kind}: {0}", kind = Kind::Cpus)]
+    Cpus(#[from] CpuListError),
+    #[error("is out of the range of its type ({0})")]
+    Type(Kind),
+}
 
 impl Kind {
     /// Checks `text` and returns it in normal form: the only form that [`Value::parse`] accepts, and the one that is
     /// shown.
     pub fn normalise(self, text: &str) -> Result<String, Unfit> {
         let text = text.trim();
-        let unfit = || Unfit(format!("must be {self}"));
+        let unfit = || Unfit::Kind(self);
         match self {
             Kind::Bool => match text.to_ascii_lowercase().as_str() {
                 word @ ("true" | "false") => Ok(word.to_owned()),
@@ -80,10 +92,7 @@ impl Kind {
                 Some(word) => Ok((*word).to_owned()),
                 None => Err(unfit()),
             },
-            Kind::Addr => match resolve(text) {
-                Ok(addr) => Ok(addr.to_string()),
-                Err(why) => Err(Unfit(format!("must be {self}{why}"))),
-            },
+            Kind::Addr => Ok(resolve(text)?.to_string()),
             Kind::HostPort => {
                 let reachable = text.parse::<HostPort>().ok().filter(|addr| !addr.is_unspecified());
                 reachable.map(|addr| addr.to_string()).ok_or_else(unfit)
@@ -98,9 +107,7 @@ impl Kind {
                 }
                 Ok(text.to_owned())
             }
-            Kind::Cpus => {
-                text.parse::<CpuList>().map(|list| list.to_string()).map_err(|e| Unfit(format!("must be {self}: {e}")))
-            }
+            Kind::Cpus => Ok(text.parse::<CpuList>()?.to_string()),
             Kind::LogFilter => {
                 // A bare word would pass as the name of a target.
                 let level_or_target =
@@ -189,15 +196,15 @@ impl fmt::Display for Range {
 }
 
 /// A host name may stand for several addresses. The first one counts.
-fn resolve(text: &str) -> Result<SocketAddr, String> {
+fn resolve(text: &str) -> Result<SocketAddr, Unfit> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
     }
     if text.parse::<HostPort>().is_err() && !text.ends_with(":0") {
-        return Err(String::new());
+        return Err(Unfit::Kind(Kind::Addr));
     }
-    let mut addrs = text.to_socket_addrs().map_err(|e| format!(" that can be resolved ({e})"))?;
-    addrs.next().ok_or_else(|| " that can be resolved (the name has no address)".to_owned())
+    let mut addrs = text.to_socket_addrs().map_err(|error| Unfit::Unresolved(error.to_string()))?;
+    addrs.next().ok_or(Unfit::NoAddress)
 }
 
 /// An unresolved host, and a port.
@@ -421,8 +428,9 @@ mod tests {
 
     #[test]
     fn ranges_are_told_with_their_unit() {
-        assert_eq!(COUNT.normalise("0"), Err(Unfit("must be 1 to 9".to_owned())));
-        assert_eq!(LIMIT.normalise("-5"), Err(Unfit("must be 0 ms or more, or -1 (no limit)".to_owned())));
+        let told = |kind: Kind, text| kind.normalise(text).unwrap_err().to_string();
+        assert_eq!(told(COUNT, "0"), "must be 1 to 9");
+        assert_eq!(told(LIMIT, "-5"), "must be 0 ms or more, or -1 (no limit)");
         assert_eq!(Kind::Int { min: 1, max: 1, unit: Unit::Count }.to_string(), "1");
         assert_eq!(SIZE.to_string(), "10 to 1099511627776 bytes");
         assert_eq!([SIZE, LIMIT, COUNT, Kind::Bool].map(Kind::unit), ["bytes", "ms", "", ""]);

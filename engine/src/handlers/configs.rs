@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     cluster::{internal_topics, meta},
-    config::{ConfigError, Described, cluster as config_cluster, topic as config_topic},
+    config::{Described, RuntimeSettingError, cluster as config_cluster, topic as config_topic},
     core::{Core, long_work::Work},
 };
 use ahash::AHashSet;
@@ -190,12 +190,10 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
             };
             let internal = internal_topics::find(&topic.name);
             let replicas = topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
-            let allowed = |name: &str, value: Option<&str>| {
-                internal.map_or(Ok(()), |internal| internal.check_change(name, value, replicas))
-            };
             let check = |name: &str, value: Option<&str>| {
-                let checked = check(name, value).and_then(|kept| allowed(name, value).map(|()| kept));
-                checked.map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))
+                let kept = check(name, value).map_err(Refusal::invalid_config)?;
+                let allowed = internal.map_or(Ok(()), |internal| internal.check_change(name, value, replicas));
+                allowed.map(|()| kept).map_err(Refusal::invalid_config)
             };
             Ok(Command::UpdateTopicConfig {
                 name: topic.name.clone(),
@@ -206,10 +204,10 @@ fn check_change(core: &Core, resource: &AlterConfigsResource) -> Result<Command,
         RESOURCE_BROKER => {
             let node = broker(core, name)?;
             let check = |name: &str, value: Option<&str>| {
-                let refuse = |code| move |error: ConfigError| Refusal::new(code, error.to_string());
-                config_cluster::check_name(node, name).map_err(refuse(ErrorCode::InvalidRequest))?;
+                let refuse = |error: RuntimeSettingError| Refusal::new(ErrorCode::InvalidRequest, error.to_string());
+                config_cluster::check_name(node, name).map_err(refuse)?;
                 let value = value.map(|value| config_cluster::check_value(name, value));
-                value.unwrap_or_else(|| Ok(String::new())).map_err(refuse(ErrorCode::InvalidConfig))
+                value.unwrap_or_else(|| Ok(String::new())).map_err(Refusal::invalid_config)
             };
             // None of the settings that can be changed is a list.
             Ok(Command::UpdateClusterConfig { node, changes: changes(resource, check, |_| None)? })
@@ -316,8 +314,7 @@ mod tests {
         let resource = AlterConfigsResource::default().with_configs(vec![config]);
         let check = |name: &str, value: Option<&str>| {
             let checked = value.map_or_else(|| config_topic::validate_name(name), |v| config_topic::validate(name, v));
-            let refuse = |error: ConfigError| Refusal::new(ErrorCode::InvalidConfig, error.to_string());
-            checked.map(|()| value.unwrap_or_default().to_owned()).map_err(refuse)
+            checked.map(|()| value.unwrap_or_default().to_owned()).map_err(Refusal::invalid_config)
         };
         let list = |name: &str| config_topic::list(name, &BTreeMap::new(), &crate::config::Config::default());
         Ok(changes(&resource, check, list)?.remove(0).1)

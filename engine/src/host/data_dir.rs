@@ -70,7 +70,11 @@ impl DataDir {
 
     /// Whether files here support writes that bypass the page cache. Returns an error for every failure except 'not
     /// supported'.
-    pub fn takes_o_direct(&self) -> io::Result<bool> {
+    pub fn takes_o_direct(&self) -> Result<bool, DataDirError> {
+        self.probe_o_direct().map_err(|source| DataDirError::Write { dir: self.path.clone(), source })
+    }
+
+    fn probe_o_direct(&self) -> io::Result<bool> {
         let file = match nameless(&self.path, libc::O_DIRECT) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
             file => file?,

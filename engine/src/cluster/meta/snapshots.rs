@@ -216,7 +216,7 @@ impl Meta {
         rt::spawn(async move {
             let meta = core.meta();
             if let Err(why) = stage(&core, at, arrived.bytes.freeze(), message).await {
-                tracing::warn!(index = at.index, why, "cannot install the leader's metadata snapshot");
+                tracing::warn!(index = at.index, %why, "cannot install the leader's metadata snapshot");
             }
             meta.snapshots.staging.set(false);
         });
@@ -237,16 +237,27 @@ async fn send_pieces(core: &Rc<Core>, to: u64, at: Position, blob: &Bytes, annou
     core.peers().send_bulk(to, PeerMessage::Raft { group: META_GROUP, message: announcement }).await
 }
 
+/// Why a leader's snapshot cannot be installed.
+#[derive(Debug, thiserror::Error)]
+enum StageError {
+    #[error(transparent)]
+    Content(#[from] metadata::RestoreError),
+    #[error("its content is of index {0}")]
+    Index(u64),
+    #[error(transparent)]
+    Store(#[from] SnapshotError),
+}
+
 /// Makes a snapshot durable beside the log, then steps the group with it.
-async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> Result<(), String> {
-    let (index, slices) = metadata::restore(&blob).map_err(|error| error.to_string())?;
+async fn stage(core: &Rc<Core>, at: Position, blob: Bytes, message: Message) -> Result<(), StageError> {
+    let (index, slices) = metadata::restore(&blob)?;
     if index != at.index {
-        return Err(format!("its content is of index {index}"));
+        return Err(StageError::Index(index));
     }
     let members = message.get_snapshot().get_metadata().get_conf_state();
     let conf_state = conf_state_bytes(members);
     let app = AppState { index, blob: blob.clone(), conf_state: conf_state.clone() };
-    core.store.stage_snapshot(META_GROUP, at.term, &app).await.map_err(|error| error.to_string())?;
+    core.store.stage_snapshot(META_GROUP, at.term, &app).await?;
     let meta = core.meta();
     *meta.snapshots.staged.borrow_mut() = Some((SnapshotMark { at, conf_state }, slices, blob));
     meta.happens(core, |plane, raft, now| {

@@ -7,7 +7,6 @@ use crate::{
         internal_topics,
         node_id::{Claim, Members, NodeId},
     },
-    config::ring_bytes_for,
     core::{Core, core_of_slice, messages::Notice, restored},
     memory::Lasting,
     rt,
@@ -20,6 +19,7 @@ use consensus::{
     plane::{Plane, PlaneConfig},
 };
 use std::{
+    path::PathBuf,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -55,7 +55,7 @@ pub async fn start(
     let (slices, applied) = match &recovered {
         Some(recovered) if !recovered.app.blob.is_empty() => {
             let restored = metadata::restore(&recovered.app.blob);
-            let (index, slices) = restored.map_err(|error| unreadable(core, recovered, &error.to_string()))?;
+            let (index, slices) = restored.map_err(|why| StartError::snapshot(snapshot_path(core, recovered), why))?;
             assert_eq!(index, recovered.app.index, "a snapshot knows its index");
             (slices, index)
         }
@@ -65,7 +65,7 @@ pub async fn start(
         core.store.create_group(META_GROUP, LogOptions::default());
     }
     let found = recovered.as_ref().map_or_else(Restored::default, restored);
-    let raft = Group::new(group_config(core), found).map_err(StartError::other)?;
+    let raft = Group::new(group_config(core), found)?;
     let group_high = slices.iter().map(Slice::group_high).max().unwrap_or(META_GROUP.0);
     let image: Arc<[Delta]> = slices.iter().flat_map(Slice::image).collect();
     let mut plane = Plane::new(plane_config(core), applied, group_high);
@@ -92,7 +92,7 @@ pub async fn start(
     // Joining takes room in the ring, and perhaps only a snapshot can make it.
     rt::spawn(snapshot_when_wanted(core.clone()));
     match race(join(core, members), core.lifecycle.stopping.wait()).await {
-        Either::First(joined) => joined.map_err(StartError::Other)?,
+        Either::First(joined) => joined?,
         // The metadata is not complete, so no core may conclude from it that something was deleted.
         Either::Second(()) => return Ok(()),
     }
@@ -104,12 +104,9 @@ pub async fn start(
     Ok(())
 }
 
-/// The error for a snapshot whose content cannot be read. Nothing else holds what it covers, so this broker would know
-/// no topics.
-fn unreadable(core: &Core, found: &RecoveredGroup, why: &str) -> StartError {
+fn snapshot_path(core: &Core, found: &RecoveredGroup) -> PathBuf {
     let dirs = StoreDirs::new(&core.config.data_dir, 0, 0);
-    let path = snapshot::path(&dirs, META_GROUP, found.flushed_index, found.flushed_term);
-    StartError::Damaged(format!("the metadata's snapshot {}: {why}", path.display()))
+    snapshot::path(&dirs, META_GROUP, found.flushed_index, found.flushed_term)
 }
 
 fn group_config(core: &Core) -> GroupConfig {
@@ -153,7 +150,7 @@ fn jitter(node: i32) -> usize {
 
 /// Registers this broker with the cluster. When this returns, this broker's view shows the registration and
 /// everything before it. `Err`: the cluster rejects this broker for good.
-async fn join(core: &Rc<Core>, members: &Members) -> Result<(), String> {
+async fn join(core: &Rc<Core>, members: &Members) -> Result<(), StartError> {
     let mut told = None;
     let mut node_id = NodeId::new(core.node(), core.identity.peer, core.config.broker_session_timeout());
     let takes = largest::taken_here(core).await;
@@ -161,15 +158,18 @@ async fn join(core: &Rc<Core>, members: &Members) -> Result<(), String> {
         let failure = match submit_with(core, vec![registration(core, takes)], Submitting::default()).await {
             Ok(results) => match results.into_iter().next().expect("a command has a result") {
                 Ok(_) => break,
-                Err(Rejection::LargestEntry { largest, .. }) => return Err(too_small(core, takes, largest)),
+                Err(Rejection::LargestEntry { largest, .. }) => {
+                    let (rings, cores) = (core.config.wal_ring_bytes, core.cores());
+                    return Err(StartError::SmallRings { rings, cores, takes, largest });
+                }
                 Err(rejection) => rejection.to_string(),
             },
             Err(error) => error.to_string(),
         };
         // If another broker has the node id, the answer went to that one.
         let failure = match node_id.claim(Instant::now(), members.holders().await.into_iter()) {
-            Claim::Refused(why) => return Err(why),
-            Claim::Wait(why) if node_id.is_taken() => why,
+            Claim::Taken(rejection) => return Err(StartError::NodeIdTaken(rejection)),
+            Claim::Wait(why) if node_id.is_taken() => why.to_string(),
             Claim::Wait(_) | Claim::Free => failure,
         };
         let now = clock::now();
@@ -211,18 +211,6 @@ async fn register_again(core: Rc<Core>, largest_entry: u64) {
             tracing::debug!(%error, "cannot register this broker's limits yet; retrying");
         }
     }
-}
-
-/// The error for a broker whose rings take batches of at most `takes` bytes.
-fn too_small(core: &Core, takes: u64, largest: u64) -> String {
-    let cores = core.cores();
-    format!(
-        "wal.ring.bytes = {}: with {cores} cores, each core's ring takes batches of at most {takes} bytes, but \
-         partitions of this cluster may hold batches of {largest} bytes; set wal.ring.bytes to at least {}, or use \
-         fewer cores",
-        core.config.wal_ring_bytes,
-        ring_bytes_for(largest as usize, cores)
-    )
 }
 
 fn registration(core: &Core, largest_entry: u64) -> Command {

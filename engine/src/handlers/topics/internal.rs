@@ -81,9 +81,8 @@ pub fn check_new(core: &Core, internal: &'static InternalTopic, asked: &Creatabl
     let mut chosen = BTreeMap::new();
     for config in &asked.configs {
         let (name, value) = (config.name.as_str(), super::value_of(config)?);
-        config_topic::validate(name, value)
-            .and_then(|()| internal.check_change(name, Some(value), replicas(core, internal)))
-            .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
+        config_topic::validate(name, value).map_err(Refusal::invalid_config)?;
+        internal.check_change(name, Some(value), replicas(core, internal)).map_err(Refusal::invalid_config)?;
         chosen.insert(name.to_owned(), value.to_owned());
     }
     command(core, internal, chosen)

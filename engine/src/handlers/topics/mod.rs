@@ -328,8 +328,7 @@ pub(super) fn check_new_topic(core: &Core, topic: &CreatableTopic, room: &Asked)
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
         let value = value_of(config)?;
-        config_topic::validate(config.name.as_str(), value)
-            .map_err(|error| Refusal::new(ErrorCode::InvalidConfig, error.to_string()))?;
+        config_topic::validate(config.name.as_str(), value).map_err(Refusal::invalid_config)?;
         configs.insert(config.name.to_string(), value.to_string());
     }
     let replicas = match topic.assignments.is_empty() {

@@ -4,11 +4,10 @@ use super::{collisions, internal};
 use crate::handlers::refusal::Refusal;
 use crate::{
     cluster::internal_topics,
-    config::{ConfigError, cluster as config_cluster, topic as config_topic},
+    config::{cluster as config_cluster, topic as config_topic},
     core::Core,
 };
 use consensus::metadata::Command;
-use net::errors::ErrorCode;
 
 /// Rejects commands that would lose or hide what the broker keeps in internal topics, and settings that no request
 /// may set.
@@ -18,7 +17,10 @@ pub fn check(core: &Core, command: &Command) -> Result<(), Refusal> {
             internal::check_reserved(name)?;
             internal::check_name(name)?;
             collisions::check(core, name)?;
-            configs.iter().try_for_each(|(name, value)| config_topic::validate(name, value)).map_err(unfit)
+            configs
+                .iter()
+                .try_for_each(|(name, value)| config_topic::validate(name, value))
+                .map_err(Refusal::invalid_config)
         }
         Command::CreatePartitions { name, .. } | Command::DeleteTopic { name, .. } => internal::check_name(name),
         Command::UpdateTopicConfig { name, changes, .. } => {
@@ -29,7 +31,7 @@ pub fn check(core: &Core, command: &Command) -> Result<(), Refusal> {
                 config_cluster::check_name(*node, name)?;
                 value.as_ref().map_or(Ok(()), |value| config_cluster::check_value(name, value).map(drop))
             };
-            changes.iter().try_for_each(check).map_err(unfit)
+            changes.iter().try_for_each(check).map_err(Refusal::invalid_config)
         }
         _ => Ok(()),
     }
@@ -40,15 +42,11 @@ fn check_setting(core: &Core, topic: &str, name: &str, value: Option<&str>) -> R
         Some(value) => config_topic::validate(name, value),
         None => config_topic::validate_name(name),
     }
-    .map_err(unfit)?;
+    .map_err(Refusal::invalid_config)?;
     let Some(known) = internal_topics::find(topic) else { return Ok(()) };
     let replicas = core.view(|view| {
         let partitions = view.topic(topic).map(|topic| topic.partitions.iter());
         partitions.into_iter().flatten().map(|partition| partition.replicas.len()).min().unwrap_or(0)
     });
-    known.check_change(name, value, replicas).map_err(unfit)
-}
-
-fn unfit(error: ConfigError) -> Refusal {
-    Refusal::new(ErrorCode::InvalidConfig, error.to_string())
+    known.check_change(name, value, replicas).map_err(Refusal::invalid_config)
 }
